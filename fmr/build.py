@@ -1,0 +1,222 @@
+"""From the tape to the graph: each event in turn becomes nodes, edges and scopes."""
+
+import sys
+import weakref
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
+from types import CodeType
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fmr.guard import extent, overlap, storage_key
+from fmr.ids import OPAQUE, Parent, TensorId, op_id
+from fmr.nodes import Nest, Node, Scope, leaves, outputs, shape_of, tree_map
+from fmr.recorder import ENTER, EXIT, INSIDE, RAISED, Event, Tape
+from fmr.scopes import Call
+
+ALIAS = "alias"
+_LONGEST = 64
+
+
+class Owner(NamedTuple):
+    """Which node a live tensor object stands for, and when it came to."""
+
+    tensor: "weakref.ref[Tensor]"
+    node: int
+    since: int
+
+
+class Write(NamedTuple):
+    """An op that overwrote bytes of a storage."""
+
+    time: int
+    node: int
+    extent: tuple[int, int]
+
+
+class Builder:
+    """Turns the events of one pass into nodes and scopes, one event at a time.
+
+    An ID denotes a value. A tensor object is only looked up by identity while it lives, and a tensor whose storage
+    was overwritten through another one since is a new value: an `alias` node, which reads the old view and the write.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self.names, self.number, self.kind = tape.names, tape.number, type(tape.root).__name__
+        self.nodes: list[Node] = []
+        self.values: list[Tensor | None] = []
+        self.keys: list[Hashable] = []
+        self.scopes: list[Scope] = []
+        self.calls = [Call(tape.root)]
+        self._owners: dict[int, Owner] = {}
+        self._writes: dict[int, list[Write]] = {}
+        self._transform: tuple[Parent, ...] = ()
+        self._time = 0
+        self._open: list[int] = []
+        self._unguarded: list[int] = []
+        for name, tensor in tape.inputs:
+            self._source(name, tensor)
+        self._open_scope(tree_map(self._id_of, (tape.args, tape.kwargs)))
+
+    def feed(self, event: Event) -> None:
+        """Take the next event."""
+        self._time += 1
+        head = event[0]
+        if head is ENTER:
+            self._enter(*event[1:])
+        elif head is EXIT:
+            self._exit(event[1])
+        elif head is INSIDE:
+            known = [self._owner(tensor) for tensor in event[1]]
+            self._transform += tuple(Parent(self.nodes[o.node].id, "") for o in known if o is not None)
+        else:
+            self._op(*event)
+
+    def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
+        given = tree_map(self._id_of, (args, kwargs))
+        self.calls.append(self.calls[-1].enter(module, self.names))
+        self._open_scope(given)
+
+    def _open_scope(self, inputs: Nest) -> None:
+        call, above = self.calls[-1], self.calls[-2].path if len(self.calls) > 1 else None
+        self._open.append(len(self.scopes))
+        self.scopes.append(Scope(call.path, call.static, type(call.module).__name__, above, inputs, None))
+
+    def _exit(self, out: Any) -> None:
+        place = self._open.pop()
+        scope = self.scopes[place]
+        if out is not RAISED:
+            given = tuple(Parent(name, "") for name in ids_in(scope.inputs))
+            self.scopes[place] = replace(scope, output=tree_map(lambda tensor: self._id_of(tensor, given), out))
+        self.calls.pop()
+
+    def _op(self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: CodeType | None, lasti: int) -> None:
+        call = self.calls[-1]
+        if op.reflected:
+            args = args[::-1]
+        parents: list[Parent] = []
+        plain: dict[str, Any] = {}
+        for position, arg in enumerate(args):
+            self._argument(arg, str(position), parents, plain)
+        if kwargs:
+            for name, arg in kwargs.items():
+                self._argument(arg, name, parents, plain)
+        k, where, place = call.number(op.name), _where(code, lasti), len(self.nodes)
+        for index, tensor in outputs(out):
+            node_id = op_id(call.path, op.name, k, index)
+            self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where)
+            self.keys.append((self.number, self._time - 1, index))
+        for tensor in written or ():
+            self._overwrite(tensor, place)
+
+    def _argument(self, arg: Any, at: str, parents: list[Parent], plain: dict[str, Any]) -> None:
+        """Sort one argument of an op: tensors are parents, the rest stays as it is."""
+        kind = arg.__class__
+        if isinstance(arg, Tensor):
+            parents.append(Parent(self._id_of(arg), at))
+        elif kind is tuple or kind is list or kind is dict:
+            if any(True for _ in leaves(arg)):
+                items = arg.items() if kind is dict else enumerate(arg)
+                for key, item in items:
+                    self._argument(item, f"{at}.{key}", parents, plain)
+            else:
+                plain[at] = arg if len(arg) <= _LONGEST else f"{kind.__name__} of {len(arg)}"
+        else:
+            plain[at] = arg
+
+    def _add(self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str) -> None:
+        node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where)
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), self._time)
+        self.nodes.append(node)
+        self.values.append(tensor)
+
+    def _source(self, name: str, tensor: Tensor) -> None:
+        op = name.partition(":")[0]
+        self._add(tensor, TensorId(name), op, "", (), {}, "")
+        self.keys.append((self.number, name))
+
+    def _owner(self, tensor: Tensor) -> Owner | None:
+        owner = self._owners.get(id(tensor))
+        return owner if owner is not None and owner.tensor() is tensor else None
+
+    def _id_of(self, tensor: Tensor, given: tuple[Parent, ...] = ()) -> TensorId:
+        """The ID of the value that a tensor holds now; a tensor not met before becomes a source or an opaque node."""
+        owner = self._owner(tensor)
+        if owner is None:
+            known = self.names.tensors.get(id(tensor))
+            if known is not None and known[1] is tensor:
+                self._source(known[0], tensor)
+            else:
+                self._unseen(tensor, given)
+        if self._writes:
+            self._refresh(tensor)
+        return self.nodes[self._owners[id(tensor)].node].id
+
+    def _unseen(self, tensor: Tensor, given: tuple[Parent, ...]) -> None:
+        """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""
+        parents = tuple(dict.fromkeys(self._transform or given))
+        parents = tuple(Parent(parent, str(at)) for at, parent in enumerate(parents))
+        call = self.calls[-1]
+        self._add(tensor, op_id(call.path, OPAQUE, call.number(OPAQUE)), OPAQUE, call.path, parents, {}, "")
+        self._unkeyed()
+        self._transform = ()
+
+    def _unkeyed(self) -> None:
+        """Remember that the last node's value is not one that the guard saves: a later write takes it away."""
+        self._unguarded.append(len(self.nodes) - 1)
+        self.keys.append(None)
+
+    def _overwrite(self, tensor: Tensor, node: int) -> None:
+        """Note that the op that made `node` has just overwritten this tensor."""
+        storage = storage_key(tensor)
+        if storage is None:
+            return
+        for place in self._unguarded:
+            value = self.values[place]
+            if value is not None and storage_key(value) == storage and overlap(value, tensor):
+                self.values[place] = None
+        low, high = extent(tensor)
+        before = self._writes.get(storage, [])
+        kept = [write for write in before if write.extent[0] < low or write.extent[1] > high]
+        self._writes[storage] = [*kept, Write(self._time, node, (low, high))]
+
+    def _refresh(self, tensor: Tensor) -> None:
+        """Give a tensor a new value if its bytes were overwritten, through another tensor, since its last one."""
+        owner = self._owners[id(tensor)]
+        writes = [w for w in self._writes.get(storage_key(tensor) or 0, ()) if w.time > owner.since]
+        low, high = extent(tensor) if writes else (0, 0)
+        hit = [w.node for w in writes if w.node != owner.node and w.extent[0] < high and low < w.extent[1]]
+        if hit:
+            parents = tuple(Parent(self.nodes[node].id, str(at)) for at, node in enumerate([owner.node, *hit]))
+            call = self.calls[-1]
+            self._add(tensor, op_id(call.path, ALIAS, call.number(ALIAS)), ALIAS, call.path, parents, {}, "")
+            self._unkeyed()
+
+
+def ids_in(nest: Nest) -> Iterator[TensorId]:
+    """Every ID in a nest of them."""
+    if isinstance(nest, str):
+        yield TensorId(nest)
+    elif nest is not None:
+        for item in nest.values() if isinstance(nest, dict) else nest:
+            yield from ids_in(item)
+
+
+_lines: dict[tuple[int, int], tuple[CodeType, str]] = {}
+
+
+def _where(code: CodeType | None, lasti: int) -> str:
+    """`file:line` of an instruction, the file as it is imported, without the directory of the installation."""
+    if code is None:
+        return ""
+    known = _lines.get((id(code), lasti))
+    if known is None:
+        line = next((n for start, end, n in code.co_lines() if start <= lasti < end), None)
+        known = _lines[id(code), lasti] = code, f"{_short(code.co_filename)}:{line or code.co_firstlineno}"
+    return known[1]
+
+
+def _short(filename: str) -> str:
+    roots = [root + "/" for root in sys.path if root and filename.startswith(root + "/")]
+    return filename[len(max(roots, key=len)) :] if roots else filename

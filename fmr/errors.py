@@ -1,0 +1,40 @@
+"""Every error of fmr: what happened with the value, what was expected, what to do."""
+
+from difflib import get_close_matches
+from typing import Iterable
+
+
+class FmrError(Exception):
+    """Root of all errors that fmr raises on purpose."""
+
+
+class TrackError(FmrError):
+    """Tracking was asked for where it cannot see: nothing ran, compiled code, another thread."""
+
+
+class IdError(FmrError, KeyError):
+    """An ID that a graph or a run does not have."""
+
+    __str__ = Exception.__str__  # KeyError would print the message as a quoted string
+
+
+class GraphError(FmrError):
+    """A graph that breaks one of its own invariants."""
+
+
+class StoreError(FmrError):
+    """A file that is truncated, damaged, foreign or newer than this version of fmr."""
+
+
+class DrawError(FmrError):
+    """A picture that cannot be drawn here."""
+
+
+class StructureError(FmrError):
+    """A question about structure that the graph cannot answer."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """The closing sentence of an unknown-name error: the closest names that exist."""
+    close = get_close_matches(name, list(known), n=n, cutoff=0.5)
+    return f" Nearest that exist: {', '.join(close)}." if close else ""

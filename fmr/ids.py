@@ -1,0 +1,135 @@
+"""Names of values: `{scope}/{op}#{k}`, `{scope}/{op}#{k}:{i}`, `param:NAME`, `buffer:NAME`, `input:NAME`."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from fmr.errors import IdError
+
+SOURCES = ("param:", "buffer:", "input:")
+OPAQUE = "opaque"
+_OP = re.compile(r"^(?P<op>[^/#:]+)#(?P<k>\d+)(?::(?P<i>\d+))?$")
+
+
+class TensorId(str):
+    """The name of one value in a graph: a plain string with its parts as properties.
+
+    >>> TensorId("h.3.attn/softmax#0").scope
+    'h.3.attn'
+    """
+
+    __slots__ = ()
+
+    @property
+    def is_source(self) -> bool:
+        """Whether the value came from outside the pass: a parameter, a buffer or an input."""
+        return self.startswith(SOURCES)
+
+    @property
+    def scope(self) -> str:
+        """The module call (or fused op) that the op ran in; empty for the root and for sources."""
+        return "" if self.is_source else self.rpartition("/")[0]
+
+    @property
+    def parts(self) -> "OpPart":
+        """The op's name, its running number and the index of the output (None for the only one)."""
+        found = None if self.is_source else _OP.match(self.rpartition("/")[2])
+        if found is None or "/" not in self:
+            raise IdError(
+                f"{str(self)!r} is not the ID of an op. Expected '{{scope}}/{{op}}#{{k}}', as in "
+                f"'h.0.attn/softmax#0', with an empty scope for the root: '/add#0'."
+            )
+        index = found["i"]
+        return OpPart(found["op"], int(found["k"]), None if index is None else int(index))
+
+
+class OpPart(NamedTuple):
+    """The last part of an op's ID."""
+
+    op: str
+    k: int
+    index: int | None
+
+
+def op_id(scope: str, op: str, k: int, index: int | None = None) -> TensorId:
+    """The ID of output `index` of the k-th op of this name in a scope."""
+    return TensorId(f"{scope}/{op}#{k}" if index is None else f"{scope}/{op}#{k}:{index}")
+
+
+class Parent(TensorId):
+    """The ID of a value that an op reads, which also knows the argument that it fills.
+
+    `at` is the argument's position: "0", "mask", or "0.2" for the third tensor of a list given first.
+    """
+
+    __slots__ = ("at",)
+    at: str
+
+    def __new__(cls, id: str, at: str) -> "Parent":
+        parent = super().__new__(cls, id)
+        parent.at = at
+        return parent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parent, (str(self), self.at)
+
+    @property
+    def id(self) -> TensorId:
+        return TensorId(self)
+
+
+Index = int | slice | list[int] | torch.Tensor | None
+
+_LAYOUTS = {
+    1: ("units",),
+    2: ("examples", "units"),
+    3: ("examples", "positions", "units"),
+    4: ("examples", "heads", "positions", "units"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """An ID plus a selection inside its tensor.
+
+    >>> Site("h.3.attn/softmax#0", heads=5)
+    Site('h.3.attn/softmax#0', heads=5)
+
+    `layout` names the tensor's dimensions in order. The default reads (examples, positions, units) for three
+    dimensions and (examples, heads, positions, units) for four; a tensor laid out otherwise states its own.
+    """
+
+    id: TensorId
+    positions: Index = None
+    heads: Index = None
+    units: Index = None
+    examples: Index = None
+    layout: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", TensorId(self.id))
+
+    @property
+    def selection(self) -> dict[str, Index]:
+        """The axes that are narrowed, with what is taken of each."""
+        axes = {"positions": self.positions, "heads": self.heads, "units": self.units, "examples": self.examples}
+        return {axis: index for axis, index in axes.items() if index is not None}
+
+    def of(self, value: torch.Tensor) -> torch.Tensor:
+        """The selected part of the tensor; an int drops its axis, a slice or a list keeps it."""
+        layout = self.layout or _LAYOUTS.get(value.dim(), ())
+        for axis in self.selection:
+            if axis not in layout:
+                raise IdError(
+                    f"{self!r} selects {axis}, but {str(self.id)!r} has shape {tuple(value.shape)} "
+                    f"with axes {layout}. Pass layout=(...) that names one axis per dimension."
+                )
+        for axis, index in sorted(self.selection.items(), key=lambda item: -layout.index(item[0])):
+            value = value[(slice(None),) * layout.index(axis) + (index,)]
+        return value
+
+    def __repr__(self) -> str:
+        chosen = "".join(f", {axis}={index!r}" for axis, index in self.selection.items())
+        return f"Site({str(self.id)!r}{chosen})"

@@ -1,0 +1,105 @@
+"""The inner values of a fused op, on demand: its plain form, traced like a model, under the IDs of the op's own scope."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmr.build import Builder
+from fmr.errors import IdError
+from fmr.fused import EXPLAINED
+from fmr.ids import Parent, TensorId
+from fmr.nodes import Node, leaves
+from fmr.recorder import Event, Recorder, Tape
+from fmr.watch import unwatched, watching
+
+
+class _Explained(nn.Module):
+    """The plain form of a fused op, as a model whose inputs are the op's arguments by position."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return EXPLAINED[self.op](*args, **kwargs)
+
+
+def is_fused(node: Node) -> bool:
+    """Whether the op of a node has inner values that can be asked for."""
+    return node.op in EXPLAINED
+
+
+def scope_of(node: Node) -> str:
+    """The scope that holds the inner values of a fused op, the same for each of its outputs."""
+    part = node.id.parts
+    return f"{node.scope}/{part.op}#{part.k}"
+
+
+def inner_nodes(node: Node, parents: Mapping[str, Node]) -> tuple[Node, ...]:
+    """The nodes inside a fused op, traced on the meta device from the shapes of its parents."""
+    tensors = {name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)}
+    nodes, _ = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
+    return tuple(replace(inner, device=node.device, where=node.where) for inner in nodes)
+
+
+def inner_value(name: TensorId, node: Node, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The value of an ID inside a fused op, computed from the tensors that the op read; None where it has none.
+
+    The random state stays as it was and no history is recorded. What lies behind active dropout has no value.
+    """
+    return value_inside(name, node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
+
+
+def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> Tensor | None:
+    """The same for a call that is under way: `op` with these arguments, whose scope is `scope`."""
+    devices = {t.device for _, t in leaves((args, kwargs)) if t.device.type not in ("cpu", "meta")}
+    kind = next(iter(devices)).type if devices else "cuda"
+    with torch.no_grad(), torch.random.fork_rng([d.index for d in devices], device_type=kind):
+        nodes, values = _trace(op, scope, args, kwargs, names)
+    known = dict(zip((node.id for node in nodes), values, strict=True))
+    if name in known:
+        return None if name in _random(nodes) else known[name]
+    for node in nodes:
+        if is_fused(node) and name.startswith(scope_of(node) + "/"):
+            return inner_value(name, node, {**names, **known})
+    return None
+
+
+def _random(nodes: list[Node]) -> set[str]:
+    """The values that active dropout makes, and all that depend on them."""
+    found: set[str] = set()
+    for node in nodes:
+        if (node.op == "dropout" and node.argument("training", 2, True)) or found.intersection(node.parents):
+            found.add(node.id)
+    return found
+
+
+def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> tuple[list[Node], list[Tensor]]:
+    """The nodes inside a fused op with their values; what the op read keeps its outer ID from `names`."""
+    builders: list[Builder] = []
+
+    def begin(tape: Tape) -> Callable[[Event], None]:
+        builders.append(Builder(tape))
+        return builders[0].feed
+
+    recorder = Recorder(None, begin, lambda tape: None)
+    with unwatched(), watching(recorder), recorder:
+        _Explained(op)(*args, **kwargs)
+    outer = {id(tensor): name for name, tensor in names.items()}
+    made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
+    rename = {n.id: TensorId(outer.get(id(v), n.id)) if n.id.is_source else TensorId(scope + n.id) for n, v in made}
+    made = [(n, v) for n, v in made if not n.id.is_source]
+    nodes = [replace(n, id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents)) for n, _ in made]
+    return nodes, [value for _, value in made]
+
+
+def call_arguments(node: Node, tensors: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments of an op's call, from its parents' tensors and its other arguments."""
+    given: dict[str, Any] = {**node.args, **{parent.at: tensors[parent] for parent in node.parents}}
+    if any("." in at for at in given):
+        raise IdError(f"{node.id} was called with tensors inside a list; fmr cannot look inside such a call.")
+    positions = sorted((at for at in given if at.isdigit()), key=int)
+    return tuple(given[at] for at in positions), {at: value for at, value in given.items() if not at.isdigit()}

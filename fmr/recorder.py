@@ -1,0 +1,176 @@
+"""The watcher: a `TorchFunctionMode` that writes one small tuple per tensor operation and module call on a tape."""
+
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmr.guard import Guard
+from fmr.nodes import Nest, leaves
+from fmr.ops import PASS, WRITE, Op, _known, is_tensor_result, op_of
+from fmr.scopes import Names, name_inputs, refuse_compiled
+from fmr.watch import WatcherMode
+
+ENTER, EXIT, INSIDE = "enter", "exit", "inside"
+"""The events of a tape that are no op: a module call begins, ends, or an op ran inside a functorch transform."""
+
+Event = tuple[Any, ...]
+"""`(op, args, kwargs, out, written, code, lasti)` for an op; `(ENTER, module, args, kwargs)`, `(EXIT, output)`, `(INSIDE, tensors)`."""
+
+RAISED = object()
+"""Stands for the output of a module call that ended in an exception."""
+
+_functorch_level = torch._C._functorch.peek_interpreter_stack
+_is_internal: dict[str, bool] = {}
+_HERE = __file__.rpartition("/")[0] + "/"
+_TORCH = torch.__file__.rpartition("/")[0] + "/"
+
+
+def call_site(frame: FrameType | None) -> tuple[CodeType | None, int]:
+    """The innermost frame outside torch and fmr, as a code object and an instruction offset."""
+    while frame is not None:
+        code = frame.f_code
+        name = code.co_filename
+        internal = _is_internal.get(name)
+        if internal is None:
+            internal = _is_internal[name] = name.startswith((_TORCH, _HERE))
+        if not internal:
+            return code, frame.f_lasti
+        frame = frame.f_back
+    return None, -1
+
+
+class Tape:
+    """The events of one pass, in order, and what was known when it began."""
+
+    def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard, number: int) -> None:
+        self.root, self.args, self.kwargs, self.guard, self.number = root, args, kwargs, guard, number
+        self.names = Names(root)
+        self.inputs: list[tuple[str, Tensor]] = name_inputs(root, args, kwargs)
+        self.events: list[Event] = []
+        self.output: Nest = None
+
+    def sources(self) -> list[tuple[str, Tensor]]:
+        """The named values that exist before the first op: inputs, parameters, buffers."""
+        return [*self.inputs, *self.names.tensors.values()]
+
+
+Begin = Callable[[Tape], Callable[[Event], None]]
+End = Callable[[Tape], None]
+
+
+class Recorder(WatcherMode):
+    """Sees every op and module call of each outermost call of `root`, or of any module where none is given.
+
+    At the start of a pass `begin` is given its tape and answers with the function that takes each event; `end` is
+    called when the pass is over, also when it raised.
+    """
+
+    def __init__(self, root: nn.Module | None, begin: Begin, end: End) -> None:
+        super().__init__()
+        self.root, self.begin, self.end = root, begin, end
+        self.guard, self.passes = Guard(), 0
+        self.emit: Callable[[Event], None] | None = None
+        self.missed: list[nn.Module] = []
+        self.foreign: list[nn.Module] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        op = _known.get(func) or op_of(func)
+        if op.kind == PASS:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if op.kind == WRITE or (kwargs and "out" in kwargs):
+            return self._write(op, func, args, kwargs)
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        emit = self.emit
+        if emit is not None and (out.__class__ is Tensor or is_tensor_result(out)):
+            if _functorch_level() is not None:
+                emit((INSIDE, _unwrapped(args)))
+                return out
+            for arg in args:
+                if arg.__class__ is list:
+                    args = _frozen(args)
+                    break
+            code, lasti = call_site(sys._getframe(1))
+            emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti))
+        return out
+
+    def _write(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        """An op that may overwrite tensors: what is kept of them is saved before it runs."""
+        kwargs = kwargs or {}
+        if _functorch_level() is not None:
+            return func(*args, **kwargs)
+        written = written_by(op, args, kwargs)
+        self.guard.before_write(written)
+        out = func(*args, **kwargs)
+        made = out if is_tensor_result(out) else made_by_writing(written)
+        if self.emit is not None and made is not None:
+            code, lasti = call_site(sys._getframe(1))
+            self.emit((op, _frozen(args), kwargs, tuple(made) if made.__class__ is list else made, written, code, lasti))
+        return out
+
+    def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module call, with its beginning and its end on the tape; an outermost one is a pass."""
+        if self.emit is None:
+            return self._pass(proceed, module, args, kwargs)
+        emit = self.emit
+        emit((ENTER, module, args, kwargs))
+        out = RAISED
+        try:
+            out = proceed(module, *args, **kwargs)
+            return out
+        finally:
+            emit((EXIT, out))
+
+    def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not self._is_outermost(module):
+            return proceed(module, *args, **kwargs)
+        refuse_compiled(module)
+        tape = Tape(module, args, kwargs, self.guard, self.passes)
+        self.passes += 1
+        self.emit = emit = self.begin(tape)
+        out = RAISED
+        try:
+            out = tape.output = proceed(module, *args, **kwargs)
+            return out
+        finally:
+            self.emit = None
+            emit((EXIT, out))
+            self.end(tape)
+
+    def _is_outermost(self, module: nn.Module) -> bool:
+        """Whether this call, made outside any pass, begins one. Recomputation during backward begins none."""
+        if torch._C._current_graph_task_id() != -1:
+            return False
+        if self.root is None or module is self.root:
+            return True
+        self.missed.append(module)
+        return False
+
+
+def written_by(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a call overwrites."""
+    written = op.writes(args, kwargs) if op.writes else []
+    return written + [tensor for _, tensor in leaves(kwargs.get("out"))]
+
+
+def made_by_writing(written: list[Tensor]) -> Nest:
+    """What a function that returns no tensor (`__setitem__`) made: the new value of what it overwrote."""
+    return None if not written else written[0] if len(written) == 1 else tuple(written)
+
+
+def _frozen(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with each list copied: the model may change its list after the call."""
+    return tuple(tuple(arg) if arg.__class__ is list else arg for arg in args)
+
+
+def _unwrapped(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The plain tensors under the wrappers that functorch gave to its function."""
+    found = []
+    for _, tensor in leaves(args):
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        found.append(tensor)
+    return tuple(found)

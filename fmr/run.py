@@ -1,0 +1,228 @@
+"""What a tracked block leaves: passes with their values by ID, and the graph of each."""
+
+import os
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from fmr.build import Builder
+from fmr.errors import IdError, TrackError, nearest
+from fmr.graph import Graph, Key, id_of
+from fmr.ids import Site, TensorId
+from fmr.inner import inner_value, is_fused, scope_of
+from fmr.nodes import Nest
+from fmr.recorder import Tape
+
+last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
+"""The graph recorded last of each living model: what a later run is compared with when it misses an ID."""
+
+
+class Pass:
+    """One outermost call of the tracked model: its values by ID, its graph and its output."""
+
+    def __init__(self, history: bool) -> None:
+        self.output: Nest = None
+        self.history = history
+        self.values: dict[TensorId, Tensor] = {}
+        self.grads: dict[Hashable, Tensor] = {}
+        self.keys: dict[TensorId, Hashable] = {}
+        self.saved: Mapping[Hashable, Tensor] = {}
+        self._graph: Graph | None = None
+        self._pending: Callable[[], None] | None = None
+
+    # ---- filling, by the tracker
+
+    def defer(self, tape: Tape) -> None:
+        """Build graph and values from this tape when they are first asked for."""
+        self._pending = lambda: self._from_tape(tape)
+
+    def _from_tape(self, tape: Tape) -> None:
+        builder = Builder(tape)
+        for event in tape.events:
+            builder.feed(event)
+        for node, value, key in zip(builder.nodes, builder.values, builder.keys, strict=True):
+            self.keys[node.id] = key
+            if value is not None:
+                self.values[node.id] = value
+        self.finish(builder, tape)
+
+    def finish(self, builder: Builder, tape: Tape) -> None:
+        """Take the graph of a builder that has seen the whole pass."""
+        self.saved = tape.guard.saved
+        self._graph = last_graph[tape.root] = Graph(builder.nodes, builder.scopes, builder.kind)
+
+    def set_graph(self, graph: Graph) -> None:
+        """Take a graph that was loaded."""
+        self._graph = graph
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending()
+
+    # ---- reading
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of this pass, built when it is first asked for."""
+        self._settle()
+        if self._graph is None:
+            raise TrackError(
+                "This run read a few IDs and recorded no graph. Expected a run with keep='all', keep='none' or a glob; "
+                "fmr.run(model, *inputs, keep='none').graph records the graph alone."
+            )
+        return self._graph
+
+    def __contains__(self, key: Key) -> bool:
+        self._settle()
+        return id_of(key) in self.values
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """The value of an ID, a node or a site; inner values of fused ops are computed here."""
+        self._settle()
+        value = self._value(id_of(key))
+        return key.of(value) if isinstance(key, Site) else value
+
+    def _value(self, name: TensorId) -> Tensor:
+        value = self.saved.get(self.keys.get(name), self.values.get(name))  # type: ignore[arg-type]
+        if value is None:
+            return self._inner(name)
+        return value if self.history else value.detach()
+
+    def _inner(self, name: TensorId) -> Tensor:
+        if self._graph is None:
+            raise IdError(f"This run did not keep {str(name)!r}.{nearest(name, self.values)}")
+        node = self._graph[name]
+        owner = next((n for n in self._graph.nodes if is_fused(n) and name.startswith(scope_of(n) + "/")), None)
+        if owner is None:
+            raise IdError(self._why_missing(name))
+        value = inner_value(name, owner, {parent: self._value(parent.id) for parent in owner.parents})
+        if value is None:
+            raise IdError(
+                f"{str(name)!r} depends on the random mask of {owner.id}, which the kernel does not give. "
+                f"Expected a value before its dropout; or run the model in eval mode."
+            )
+        return value.to(node.dtype)
+
+    def _why_missing(self, name: TensorId) -> str:
+        if self.keys.get(name, name) is None:
+            return (
+                f"{str(name)!r} was overwritten in place later in the pass and fmr could not see what made it, so its "
+                f"value is gone. Read it in a run of its own: fmr.run(model, *inputs, keep=[{str(name)!r}], stop=True)."
+            )
+        return f"This run did not keep {str(name)!r}. Ask for it when tracking: keep=[{str(name)!r}] or keep='all'."
+
+    @property
+    def grad(self) -> "Gradients":
+        """The gradients of the kept values, by ID, after `backward()`; the run must be tracked with grad=True."""
+        return Gradients(self)
+
+    def __repr__(self) -> str:
+        self._settle()
+        size = sum(storage.nbytes() for storage in _storages(self.values.values()))
+        head = repr(self._graph).partition("\n")[0] if self._graph is not None else f"{len(self.values)} IDs read, no graph"
+        return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB"
+
+
+def _storages(values: Any) -> list[Any]:
+    found = {}
+    for value in values:
+        if value.layout == torch.strided and not value.is_nested:
+            storage = value.untyped_storage()
+            found[storage._cdata] = storage
+    return list(found.values())
+
+
+class Gradients(Mapping[str, Tensor]):
+    """Gradients by ID. The gradient of an ID is that of the value, also where it was overwritten later."""
+
+    def __init__(self, owner: Pass) -> None:
+        self._pass = owner
+
+    def __getitem__(self, key: Key) -> Tensor:
+        here, name = self._pass, id_of(key)
+        if not here.history:
+            raise TrackError(f"No gradient of {str(name)!r}: the run kept no history. Track with grad=True.")
+        value = here[name]
+        grad = here.grads.get(here.keys.get(name, name))
+        if grad is None and value.is_leaf:
+            grad = value.grad
+        if grad is None:
+            raise IdError(
+                f"{str(name)!r} has no gradient. Expected backward() from a loss that depends on it, and a value that "
+                f"the model itself computed (inner values of fused ops lie beside the path)."
+            )
+        return key.of(grad) if isinstance(key, Site) else grad
+
+    def __iter__(self) -> Any:
+        return (name for name, key in self._pass.keys.items() if key in self._pass.grads)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Run:
+    """One tracked execution: `run[id]` is a value, `run.graph` the graph, `run.passes` one entry for each model call.
+
+    >>> run = fmr.run(model, input_ids)
+    >>> run["h.0.attn/softmax#0"].shape
+    torch.Size([1, 12, 32, 32])
+
+    Values are references: they live as long as the run, and the memory of keep="all" is that of the storages.
+    """
+
+    def __init__(self) -> None:
+        self.passes: list[Pass] = []
+
+    @property
+    def last(self) -> Pass:
+        """The last pass."""
+        if not self.passes:
+            raise TrackError("Nothing has run yet: call the model inside the block before reading from the run.")
+        return self.passes[-1]
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """The value of an ID, a node or a site in the last pass."""
+        last = self.last
+        try:
+            return last[key]
+        except IdError:
+            others = [n for n, one in enumerate(self.passes[:-1]) if key in one]
+            if not others:
+                raise
+            raise IdError(
+                f"The last of {len(self.passes)} passes has no {str(id_of(key))!r}; passes {others} have. "
+                f"Read run.passes[{others[-1]}][id]."
+            ) from None
+
+    def __contains__(self, key: Key) -> bool:
+        return bool(self.passes) and key in self.last
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the last pass."""
+        return self.last.graph
+
+    @property
+    def output(self) -> Nest:
+        """What the model returned in the last pass."""
+        return self.last.output
+
+    @property
+    def grad(self) -> Gradients:
+        """The gradients of the last pass, by ID."""
+        return self.last.grad
+
+    def save(self, path: str | os.PathLike[str], *, params: bool = False) -> None:
+        """Write graphs and values to one file, or to a directory where the path has no suffix; see `fmr.load`."""
+        from fmr.store import save_run
+
+        save_run(self, path, params)
+
+    def __repr__(self) -> str:
+        if not self.passes:
+            return "Run: nothing has run yet"
+        return f"Run of {len(self.passes)} passes\n  " + "\n  ".join(f"[{n}] {one!r}" for n, one in enumerate(self.passes[:8]))

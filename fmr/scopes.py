@@ -1,0 +1,144 @@
+"""Where a call takes place: registered names of modules and tensors, and the dynamic path of each module call."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from fmr.errors import TrackError
+
+
+class Names:
+    """The names that a module tree gives to its modules, parameters and buffers, read once at the start of a pass.
+
+    A tensor or module registered in several places keeps all its paths, in order of registration.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.paths: dict[int, list[str]] = {}
+        self.tensors: dict[int, tuple[str, Tensor]] = {}
+        for path, module in walk(root):
+            self.paths.setdefault(id(module), []).append(path)
+            if len(self.paths[id(module)]) == 1:
+                self._register("param", path, module._parameters)
+                self._register("buffer", path, module._buffers)
+
+    def _register(self, kind: str, path: str, tensors: "dict[str, Any]") -> None:
+        for name, tensor in tensors.items():
+            if tensor is not None and id(tensor) not in self.tensors:
+                self.tensors[id(tensor)] = f"{kind}:{path}.{name}" if path else f"{kind}:{name}", tensor
+
+
+def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every registered path of a module tree, in order; a module registered inside itself is not entered again."""
+    waiting: list[tuple[str, nn.Module, tuple[int, ...]]] = [("", root, ())]
+    while waiting:
+        path, module, above = waiting.pop()
+        yield path, module
+        if module._modules:
+            above = (*above, id(module))
+            below = [
+                (f"{path}.{name}" if path else name, child, above)
+                for name, child in module._modules.items()
+                if child is not None and id(child) not in above
+            ]
+            waiting.extend(reversed(below))
+
+
+class Call:
+    """A module call under way: its dynamic path, and how often each op has run inside it.
+
+    `entered` counts the calls of each path and is shared by all calls of a pass.
+    """
+
+    __slots__ = ("entered", "module", "ops", "path", "static")
+
+    def __init__(self, module: nn.Module, path: str = "", static: str = "", entered: dict[str, int] | None = None) -> None:
+        self.module, self.path, self.static = module, path, static
+        self.ops: dict[str, int] = {}
+        self.entered: dict[str, int] = {} if entered is None else entered
+
+    def number(self, op: str) -> int:
+        """The running number of the next op of this name."""
+        k = self.ops.get(op, 0)
+        self.ops[op] = k + 1
+        return k
+
+    def enter(self, module: nn.Module, names: Names) -> "Call":
+        """The call of a module inside this one; the second of a path is called `@1`."""
+        relative, static = self._locate(module, names)
+        path = f"{self.path}.{relative}" if self.path else relative
+        k = self.entered.get(path, 0)
+        self.entered[path] = k + 1
+        return Call(module, f"{path}@{k}" if k else path, static, self.entered)
+
+    def _locate(self, module: nn.Module, names: Names) -> tuple[str, str]:
+        """The path from here, and the registered path: under this call's own path where the module has several."""
+        paths = names.paths.get(id(module), [])
+        prefix = f"{self.static}." if self.static else ""
+        for path in paths:
+            if path.startswith(prefix) and path != self.static:
+                return path[len(prefix) :], path
+        if paths:
+            return paths[0] or "root", paths[0]
+        relative = _unregistered(self.module, module)
+        return relative, prefix + relative
+
+
+def _unregistered(parent: nn.Module, module: nn.Module) -> str:
+    """A name for a module that its root does not register: the attribute of the caller that leads to it."""
+    for path, child in walk(parent):
+        if child is module and path:
+            return path
+    for name, value in vars(parent).items():
+        if value is module:
+            return name
+        if isinstance(value, (list, tuple)) and any(item is module for item in value):
+            return f"{name}.{[item is module for item in value].index(True)}"
+    return type(module).__name__.lower()
+
+
+def refuse_compiled(root: nn.Module) -> None:
+    """Raise if any module of the tree is compiled: compiled code never meets the tracker."""
+    for path, module in walk(root):
+        wrapped = type(module).__module__.startswith("torch._dynamo")
+        if wrapped or module._compiled_call_impl is not None:
+            place = f"its module {path!r}" if path else "it"
+            remedy = "track the module underneath, `model._orig_mod`" if wrapped else "track a model that was not compiled"
+            raise TrackError(
+                f"fmr cannot track {type(root).__name__}: {place} is compiled ({type(module).__name__}), and compiled "
+                f"code runs outside the Python that fmr watches. Expected a plain module; {remedy}."
+            )
+
+
+@lru_cache(maxsize=128)
+def _positional(forward: Callable[..., Any]) -> tuple[str, ...]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)
+
+
+def name_inputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """The tensors given to a call, each under its name in the forward's signature, nested by key."""
+    names = _positional(type(root).forward)[1:] if args else ()
+    given = {names[i] if i < len(names) else f"args.{i - len(names)}": value for i, value in enumerate(args)}
+    return [(f"input:{at}", tensor) for at, tensor in _tensors_in({**given, **kwargs}, "", ())]
+
+
+def _tensors_in(value: Any, at: str, above: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors inside an argument: containers by key, other objects (a key-value cache) by attribute."""
+    if isinstance(value, Tensor):
+        yield at, value
+        return
+    if isinstance(value, Mapping):
+        children = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        children = [(str(index), item) for index, item in enumerate(value)]
+    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not callable(value):
+        children = list(vars(value).items())
+    else:
+        return
+    if id(value) not in above and len(above) < 6:
+        for key, item in children:
+            yield from _tensors_in(item, f"{at}.{key}" if at else key, (*above, id(value)))

@@ -1,0 +1,275 @@
+"""Opening a tracked block: what to keep decides who watches."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatchcase
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmr.build import ALIAS, Builder
+from fmr.errors import IdError, TrackError, nearest
+from fmr.graph import Graph, Key, id_of
+from fmr.guard import storage_key
+from fmr.ids import OPAQUE, Site, TensorId
+from fmr.inner import inner_nodes, is_fused, scope_of, value_inside
+from fmr.nodes import Node, outputs
+from fmr.ops import Op
+from fmr.plan import Plan, Reader, Stop, is_plannable, outermost
+from fmr.recorder import Event, Recorder, Tape
+from fmr.run import Pass, Run, last_graph
+from fmr.watch import unwatched, watching
+
+Keep = str | Key | Iterable[Key] | Callable[[Node], bool]
+Emit = Callable[[Event], None]
+
+
+@contextmanager
+def track(
+    model: nn.Module | None = None,
+    *,
+    keep: Keep = "all",
+    to: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    grad: bool = False,
+    stop: bool = False,
+) -> Iterator[Run]:
+    """Record every tensor operation of a model while it runs inside the block.
+
+    >>> with fmr.track(model) as run:
+    ...     model(**inputs)
+    >>> run["h.0.attn/softmax#0"]
+
+    model: the root of the IDs; without it each outermost module call in the block is a root. Each call of it is a pass.
+    keep: "all" values, "none" (the graph alone), IDs, nodes, sites, globs ("*attn*/softmax#*"), or a predicate on nodes.
+        A set of IDs costs about what hooks cost: only the module calls that hold them are watched, and no graph is made.
+    to, dtype: where and in which type to keep values, as "cpu" and torch.float32. grad: keep the autograd history and
+    gradients, for `run.grad[id]` after `backward()`. stop: end the forward after the last of the kept IDs; what follows
+    the model's call in the block is then not run.
+
+    The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
+    is not.
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TrackError(
+            f"fmr.track got {type(model).__name__}, expected a torch.nn.Module. Pass the module itself, or no model to "
+            f"track whatever module runs inside the block."
+        )
+    run = Run()
+    tracker = _Tracker(run, keep, to, dtype, grad, stop)
+    watcher = tracker.watcher(model)
+    try:
+        with watching(watcher), watcher if isinstance(watcher, Recorder) else nullcontext():
+            yield run
+    except Stop:
+        pass
+    if not run.passes:
+        raise TrackError(_nothing_ran(model, watcher))
+    tracker.check_reached(model, watcher)
+
+
+def run(
+    model: nn.Module,
+    *args: Any,
+    keep: Keep = "all",
+    to: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    grad: bool = False,
+    stop: bool = False,
+    **kwargs: Any,
+) -> Run:
+    """Call the model once under `fmr.track` and return the run; without grad=True no autograd history is made.
+
+    >>> fmr.run(model, input_ids, keep="*softmax#*").graph
+
+    The named arguments are those of `fmr.track`; all others go to the model.
+    """
+    with track(model, keep=keep, to=to, dtype=dtype, grad=grad, stop=stop) as result:
+        with nullcontext() if grad else torch.no_grad():
+            model(*args, **kwargs)
+    return result
+
+
+class _Tracker:
+    """Fills the passes of a run from what a watcher sees."""
+
+    def __init__(self, run: Run, keep: Keep, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
+        self.run, self.to, self.dtype, self.grad = run, to, dtype, grad
+        self.ids, self.globs, self.wanted = _parse(keep)
+        planned = self.ids and not self.globs and all(is_plannable(name) for name in self.ids)
+        self.plan = Plan(self.ids) if planned else None
+        self.stop = stop
+        if stop and self.plan is None:
+            raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
+
+    def watcher(self, model: nn.Module | None) -> Recorder | Reader:
+        if self.plan is not None:
+            return Reader(model, self.plan, self._new_pass, self._deliver, self._end_plan, self.stop)
+        if self.wanted is None and self.to is None and self.dtype is None:
+            return Recorder(model, self._begin_tape, self._end)
+        return Recorder(model, self._begin_stream, self._end)
+
+    def _new_pass(self) -> Pass:
+        here = Pass(self.grad)
+        self.run.passes.append(here)
+        return here
+
+    def _end(self, tape: Tape) -> None:
+        self.run.passes[-1].output = tape.output
+
+    # ---- every value as it is: the tape is the record, and the graph is made when it is asked for
+
+    def _begin_tape(self, tape: Tape) -> Emit:
+        here = self._new_pass()
+        here.defer(tape)
+        tape.guard.add_tape(tape)
+        if not self.grad:
+            return tape.events.append
+
+        def emit(event: Event) -> None:
+            if isinstance(event[0], Op):
+                place = tape.number, len(tape.events)
+                for index, tensor in outputs(event[3]):
+                    _hook(tensor, here.grads, (*place, index))
+            tape.events.append(event)
+
+        return emit
+
+    # ---- some values, or all of them elsewhere: each event becomes nodes at once
+
+    def _begin_stream(self, tape: Tape) -> Emit:
+        here, builder, done = self._new_pass(), Builder(tape), 0
+
+        def emit(event: Event) -> None:
+            nonlocal done
+            builder.feed(event)
+            for place in range(done, len(builder.nodes)):
+                node, value = builder.nodes[place], builder.values[place]
+                if value is not None and (self.wanted is None or self.wanted(node)):
+                    self._keep(here, node.id, value, tape)
+                builder.values[place] = None
+            done = len(builder.nodes)
+            if isinstance(event[0], Op) and self.wanted is not None and is_fused(builder.nodes[-1]):
+                self._keep_inner(here, builder, event)
+            if not builder.calls:
+                here.finish(builder, tape)
+
+        return emit
+
+    def _keep(self, here: Pass, name: TensorId, value: Tensor, tape: Tape) -> None:
+        key = here.keys[name] = (tape.number, "kept", name)
+        if self.grad:
+            _hook(value, here.grads, key)
+        kept = here.values[name] = self._cast(value)
+        if kept is value:
+            tape.guard.keep(value, key)
+
+    def _keep_inner(self, here: Pass, builder: Builder, event: Event) -> None:
+        """Compute the wanted values inside a fused op while its arguments are at hand."""
+        assert self.wanted is not None
+        node = builder.nodes[-1]
+        known = {n.id: n for n in builder.nodes}
+        for inner in inner_nodes(node, {parent: known[parent.id] for parent in node.parents}):
+            if self.wanted(inner):
+                value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {}, {})
+                if value is not None:
+                    here.values[inner.id] = self._cast(value)
+
+    # ---- a few IDs: only what the plan delivers
+
+    def _deliver(self, name: TensorId, value: Tensor, shared: bool) -> None:
+        here = self.run.passes[-1]
+        if self.grad and shared:
+            _hook(value, here.grads, name)
+        with unwatched():
+            kept = self._cast(value if self.grad else value.detach())
+            is_copy = not shared or storage_key(kept) != storage_key(value)
+            here.values[name] = kept if is_copy or name.startswith("param:") else kept.clone()
+
+    def _end_plan(self, out: Any) -> None:
+        self.run.passes[-1].output = out
+
+    def _cast(self, value: Tensor) -> Tensor:
+        if self.to is None and self.dtype is None:
+            return value
+        dtype = self.dtype if value.is_floating_point() else None
+        return value.to(device=self.to, dtype=dtype)
+
+    # ---- what was asked for and never came
+
+    def check_reached(self, model: nn.Module | None, watcher: Recorder | Reader) -> None:
+        """Raise if a kept ID or glob was met in no pass."""
+        for name in self.ids:
+            if any(name in one.values for one in self.run.passes):
+                continue
+            graph = last_graph.get(model) if model is not None else None
+            where = _departure(name, graph, watcher.ran) if isinstance(watcher, Reader) else ""
+            known = {n for one in self.run.passes for n in one.values} | ({n.id for n in graph.nodes} if graph else set())
+            raise IdError(f"No pass reached {str(name)!r}.{where}{nearest(name, known - {name})}")
+        for pattern in self.globs:
+            if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.values):
+                raise IdError(
+                    f"keep={pattern!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*'; "
+                    f"fmr.run(model, *inputs, keep='none').graph lists them."
+                )
+
+
+def _hook(value: Tensor, grads: dict[Any, Tensor], key: Any) -> None:
+    """Store the gradient of a value when backward reaches it; that of a parameter or another leaf is its own `.grad`."""
+    if value.requires_grad and not value.is_leaf:
+
+        def add(grad: Tensor) -> None:
+            grads[key] = grads[key] + grad if key in grads else grad
+
+        value.register_hook(add)
+
+
+def _parse(keep: Keep) -> tuple[list[TensorId], list[str], Callable[[Node], bool] | None]:
+    """What to keep as exact IDs, globs, and a predicate on nodes (None: everything)."""
+    if isinstance(keep, str) and keep in ("all", "none"):
+        return [], [], None if keep == "all" else lambda node: False
+    if callable(keep) and not isinstance(keep, (str, Node, Site)):
+        return [], [], keep
+    keys = [keep] if isinstance(keep, (str, Node, Site)) else list(keep)  # type: ignore[arg-type]
+    if not keys:
+        raise TrackError("keep is empty. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes.")
+    names = [id_of(key) for key in keys]
+    globs = [str(name) for name in names if any(character in name for character in "*?[")]
+    ids = [name for name in names if str(name) not in globs]
+    for name in ids:
+        if not name.is_source:
+            _ = name.parts
+    exact = frozenset(ids)
+    return ids, globs, lambda node: node.id in exact or any(fnmatchcase(node.id, glob) for glob in globs)
+
+
+def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
+    if watcher.foreign:
+        return (
+            f"fmr saw {len(watcher.foreign)} module calls on other threads (first: {type(watcher.foreign[0]).__name__}) and "
+            f"none on the thread that opened the block. A TorchFunctionMode sees its own thread only: open fmr.track in "
+            f"the thread that calls the model."
+        )
+    if model is not None and watcher.missed:
+        return (
+            f"The tracked {type(model).__name__} was never called inside the block; {type(watcher.missed[0]).__name__} was. "
+            f"Call the tracked module itself, or track the module that you call."
+        )
+    what = f"The tracked {type(model).__name__}" if model is not None else "No module"
+    return f"{what} was {'never ' if model is not None else ''}called inside the block. Expected a call such as model(**inputs) there."
+
+
+def _departure(name: TensorId, graph: Graph | None, ran: dict[str, list[str]]) -> str:
+    """Where this run left the recorded graph, as far as the watched module call shows."""
+    scope = outermost(name).scope
+    if scope not in ran:
+        return f" The module call {scope!r} did not take place." if not name.is_source else " The pass had no such source."
+    here = ran[scope]
+    recorded = list(dict.fromkeys(n.id.partition("#")[0].rpartition("/")[2] + f"#{n.id.parts.k}" for n in graph.nodes if n.scope == scope and not n.id.is_source and n.op not in (OPAQUE, ALIAS))) if graph else []
+    for k, (then, now) in enumerate(zip_longest(recorded, here)):
+        if recorded and then != now:
+            before = f"after {here[k - 1]}" if k else "at its first op"
+            return f" In {scope!r} the run left the recorded graph {before}: recorded {then or 'nothing more'}, now {now or 'nothing more'}."
+    return f" {scope!r} ran {', '.join(here[-6:]) or 'no op'} and nothing of that name."
