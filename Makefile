@@ -1,0 +1,78 @@
+# `make help` says what there is. Each target makes the virtual environment it needs, once.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
+DEV := $(VENV)/.dev
+DEMO := $(VENV)/.demo
+
+.PHONY: help demo test bench graphviz clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    see fmr at work on a small trained model"
+	@echo "make test    style, types and tests: all that a change must pass"
+	@echo "make bench   what tracking costs, as ratios to the plain forward"
+	@echo "make clean   remove $(VENV) and what the tools left behind"
+	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
+
+demo: $(DEMO) graphviz
+	@$(PY) -m fmr demo
+
+test: export OMP_NUM_THREADS := 1
+test: $(DEV) graphviz
+	@echo "ruff:   style"
+	@$(PY) -m ruff check -q .
+	@$(PY) -m ruff format -q --check .
+	@echo "mypy:   types"
+	@$(PY) -m mypy --no-error-summary
+	@echo "pytest: behaviour"
+	@$(PY) -m pytest -n 2
+
+bench: $(DEV)
+	@$(PY) etc/bench/engine.py $(BENCH)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+# torch comes first and by its exact pin, so that nothing that follows chooses another build of it.
+$(VENV)/.torch: constraints.txt
+	@$(find_python); echo "python: $(VENV) with $$($$python --version)"; $$python -m venv $(VENV)
+	@echo "pip:    torch"
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(DEMO): $(VENV)/.torch pyproject.toml
+	@echo "pip:    fmr with what the demo needs"
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(DEV): $(VENV)/.torch pyproject.toml
+	@echo "pip:    fmr with what its tests need"
+	@$(PIP) -e '.[dev]'
+	@touch $(DEMO) $@
+
+graphviz:
+	@command -v dot >/dev/null || { $(install_graphviz); }
+
+define find_python
+for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python3.10 none; do \
+  if [ $$python = none ]; then \
+    echo "fmr needs Python 3.10 or newer with its venv module and found none. Install it, or name it: make PYTHON=/path/to/python3"; exit 1; \
+  fi; \
+  $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && break; \
+done
+endef
+
+# Graphviz lays graphs out as SVG. Everything else works without it, so its absence stops nothing.
+define install_graphviz
+sudo=none; [ "$$(id -u)" = 0 ] && sudo= || { sudo -n true >/dev/null 2>&1 && sudo="sudo -n"; }; \
+echo "dot:    missing, installing graphviz"; \
+if command -v apt-get >/dev/null && [ "$$sudo" != none ]; then \
+  $$sudo apt-get update -qq >/dev/null 2>&1; \
+  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends graphviz >/dev/null 2>&1; \
+elif command -v brew >/dev/null; then \
+  brew install -q graphviz >/dev/null 2>&1; \
+fi; \
+command -v dot >/dev/null || echo "dot:    still missing: SVG pictures need it (package graphviz), DOT files work without"
+endef
