@@ -1,7 +1,46 @@
-"""fmr"""
-from fmr.errors import FmrError, GraphError, IdError, StoreError, StructureError, TrackError
+"""fmr looks inside any PyTorch model while it runs.
+
+>>> with fmr.track(model) as run:
+...     model(input_ids)
+>>> run.graph
+Graph of GPT2LMHeadModel: 127 ops in 31 module calls, reading 1 input, 28 params
+  most used: view 24, add 14, transpose 10, mul 10, addmm 8, dropout 7
+  input   input:input_ids int64[1, 16]
+  output  lm_head/linear#0 float32[1, 16, 128] <- /getitem#0, param:transformer.wte.weight  at ...
+>>> fmr.locate(run)
+Structure of GPT2LMHeadModel: 2 attentions, 0 candidates rejected
+  attention[0]  transformer.h.0.attn  self  4 heads of 16  certified: pattern 9e-08, rows 9e-08, z 1e-07, out 2e-07 ...
+  attention[1]  transformer.h.1.attn  self  4 heads of 16  certified: pattern 1e-07, rows 9e-08, z 1e-07, out 2e-07 ...
+>>> run["transformer.h.0.attn/softmax#0"].shape
+torch.Size([1, 4, 16, 16])
+"""
+
+from fmr.census import census
+from fmr.errors import DrawError, FmrError, GraphError, IdError, StoreError, StructureError, TrackError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.run import Run
+from fmr.store import load
+from fmr.structure import locate
 from fmr.track import run, track
+
+__all__ = [
+    "DrawError",
+    "FmrError",
+    "Graph",
+    "GraphError",
+    "IdError",
+    "Node",
+    "Run",
+    "Site",
+    "StoreError",
+    "StructureError",
+    "TensorId",
+    "TrackError",
+    "census",
+    "load",
+    "locate",
+    "run",
+    "track",
+]

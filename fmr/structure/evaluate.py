@@ -1,0 +1,124 @@
+"""Recomputing a part of a graph from its values, in double precision: what every certificate rests on."""
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fmr.errors import StructureError
+from fmr.graph import HANDED_ON, Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+
+Values = Callable[[TensorId], Tensor]
+"""Gives the recorded value of an ID: a run, or anything that reads like one."""
+
+_BINARY: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": operator.pow,
+    "remainder": operator.mod,
+    "floor_divide": operator.floordiv,
+}
+
+
+def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> Tensor:
+    """The value of `target` when some of the values that it depends on are given anew.
+
+    What does not depend on a given value is taken as it was recorded. Everything is computed in float64.
+    """
+    cone = _cone(graph, target, given)
+    known = {name: _double(tensor) for name, tensor in given.items()}
+    for node in cone:
+        if node.id not in known:
+            tensors = {p.id: known[p.id] if p.id in known else _double(value(p.id)) for p in node.parents}
+            known.update(_execute(node, tensors))
+    if target not in known:
+        raise StructureError(f"{target} does not depend on any of {', '.join(given)}.")
+    return known[target]
+
+
+def _cone(graph: Graph, target: TensorId, given: Iterable[TensorId]) -> list[Node]:
+    """The nodes between what is given and the target, in order."""
+    starts = set(given)
+    reached: dict[TensorId, bool] = {}
+    order: list[Node] = []
+    waiting = [(target, False)]
+    while waiting:
+        name, back = waiting.pop()
+        node = graph[name]
+        if back:
+            reached[name] = any(reached[parent.id] for parent in node.parents)
+            if reached[name]:
+                order.append(node)
+        elif name not in reached:
+            if name in starts:
+                reached[name] = True
+                continue
+            reached[name] = False
+            waiting.append((name, True))
+            waiting.extend((parent.id, False) for parent in node.parents)
+    return order
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
+
+
+def _execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, Tensor]:
+    """Run the op of a node again."""
+    args, kwargs = call_of(node, tensors)
+    kwargs = {name: item for name, item in kwargs.items() if name not in ("dtype", "out", "inplace")}
+    if node.op == "to":
+        floating = node.dtype.is_floating_point
+        return {node.id: args[0].to(torch.float64 if floating else node.dtype)}
+    if node.op == "dropout" or (node.parents and node.parents[0].at == HANDED_ON):
+        return {node.id: tensors[node.parents[0].id]}
+    if node.op == "getitem":
+        return {node.id: args[0][_index(args[1])]}
+    out = _function(node, args, kwargs)(*args, **kwargs)
+    index = node.id.parts.index
+    return {node.id: out if index is None else out[index]}
+
+
+def _index(index: Any) -> Any:
+    return tuple(index) if isinstance(index, list) and any(isinstance(i, (slice, Tensor, type(None))) for i in index) else index
+
+
+def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
+    if node.op in _BINARY and len(args) == 2 and not kwargs:
+        return _BINARY[node.op]
+    if node.op == "where" and isinstance(args[0], Tensor) and args[0].dtype == torch.bool:
+        return torch.where
+    if node.op == "softmax":
+        return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim)
+    for home in (Tensor, torch, F):
+        if hasattr(home, node.op):
+            found: Callable[..., Any] = getattr(home, node.op)
+            return found
+    raise StructureError(f"{node.id} cannot be recomputed: torch has no function {node.op!r}.")
+
+
+def call_of(node: Node, tensors: Mapping[TensorId, Tensor]) -> tuple[list[Any], dict[str, Any]]:
+    """The positional and the named arguments of an op, nests restored, with these tensors for its parents."""
+    tree: dict[str, Any] = {}
+    for at, item in [*node.args.items(), *((parent.at, tensors[parent.id]) for parent in node.parents)]:
+        *path, last = at.split(".")
+        place = tree
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = item
+    restored = {key: _restore(item) for key, item in tree.items()}
+    positions = sorted((key for key in restored if key.isdigit()), key=int)
+    return [restored[key] for key in positions], {key: item for key, item in restored.items() if not key.isdigit()}
+
+
+def _restore(item: Any) -> Any:
+    if isinstance(item, dict) and item and all(isinstance(key, str) and key.isdigit() for key in item):
+        return [_restore(item[key]) for key in sorted(item, key=int)]
+    return item
