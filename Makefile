@@ -12,7 +12,7 @@ DEMO := $(VENV)/.demo
 help:
 	@echo "make demo    see fmr at work on a small trained model"
 	@echo "make test    style, types and tests: all that a change must pass"
-	@echo "make bench   what tracking costs, as ratios to the plain forward"
+	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
 	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
 

@@ -1,0 +1,215 @@
+"""The rules of the house, read off its own source: floors, sizes, words that do not belong, what an import may load."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import fmr
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(str(path.relative_to(ROOT)) for house in ("fmr", "analyzers") for path in (ROOT / house).rglob("*.py"))
+LINES, FUNCTION_LINES, PUBLIC_NAMES = 400, 60, 24
+
+FLOORS = (
+    {"errors", "ops", "fused", "watch"},
+    {"ids", "scopes", "files"},
+    {"nodes", "tensors"},
+    {"guard"},
+    {"recorder"},
+    {"build"},
+    {"inner", "census"},
+    {"graph", "plan", "picture"},
+    {"run", "draw", "structure.match", "structure.evaluate"},
+    {"track", "store", "structure.attention"},
+    {"structure.certify"},
+    {"structure.locate"},
+    {"structure"},
+    {""},
+    {"__main__"},
+)
+"""The files of fmr, ground floor first, "" for fmr/__init__.py; a file imports only from floors below its own."""
+
+UPWARD = {
+    ("guard", "recorder", "typing"),
+    ("picture", "graph", "typing"),
+    ("run", "store", "call"),
+}
+"""The exceptions: who names whom on its own floor or above, for a type checker alone or at the moment of a call."""
+
+BUILD_MODELS = ("fmr/zoo", "fmr/__main__.py")
+"""What makes models, and so may say which."""
+
+ENGLISH = {"align", "beam", "funnel", "radio"}
+"""Families that are called like a word that code needs."""
+
+SHORT = {"gpt", "t5", "mt5", "vit", "glm", "mpt", "xlm"}
+"""Families with names shorter than four letters that mean nothing else."""
+
+PICKLES = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+HEAVY = ("transformers", "networkx", "graphviz", "matplotlib", "sklearn", "pandas")
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text())
+
+
+def name_of(file: str) -> str:
+    """The name of a file in FLOORS: `structure.match`, `structure` for its package, "" for fmr itself."""
+    parts = Path(file).with_suffix("").parts[1:]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(node: ast.AST, how: str = "load") -> Iterator[tuple[str, str]]:
+    """Every module that a file imports, and when: as it loads, in a call, or for a type checker alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"line {child.lineno}: a relative import; expected its full name"
+            yield child.module or "", how
+        elif isinstance(child, ast.Import):
+            yield from ((alias.name, how) for alias in child.names)
+        elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            yield from imports(child, "typing")
+        else:
+            yield from imports(child, "call" if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else how)
+
+
+def imports_within_fmr(file: str) -> set[tuple[str, str]]:
+    return {(name.partition(".")[2], how) for name, how in imports(tree(file)) if name.partition(".")[0] == "fmr"}
+
+
+def floor(name: str) -> int:
+    number = next((number for number, names in enumerate(FLOORS) if name in names), None)
+    assert number is not None, f"fmr.{name} stands on no floor. Give it one in FLOORS, above everything that it imports."
+    return number
+
+
+def functions(file: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree(file)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def public_definitions(file: str) -> list[Definition]:
+    """The functions and classes that a file offers to others."""
+    return [node for node in tree(file).body if isinstance(node, Definition) and not node.name.startswith("_")]
+
+
+def without_docstrings(file: str) -> str:
+    """The text of a file with its docstrings blanked and its comments kept."""
+    lines = (ROOT / file).read_text().splitlines()
+    for node in ast.walk(tree(file)):
+        for here in getattr(node, "body", []) if isinstance(getattr(node, "body", None), list) else []:
+            if isinstance(here, ast.Expr) and isinstance(here.value, ast.Constant) and isinstance(here.value.value, str):
+                lines[here.lineno - 1 : here.end_lineno] = [""] * (here.end_lineno - here.lineno + 1)
+    return "\n".join(lines)
+
+
+@cache
+def family_names() -> re.Pattern[str]:
+    from transformers import CONFIG_MAPPING
+
+    families = {key.lower() for key in CONFIG_MAPPING if len(key) >= 4} - ENGLISH | SHORT
+    spelled = "|".join(re.sub("[-_]", "[-_]?", family) for family in sorted(families, key=len, reverse=True))
+    return re.compile(rf"(?<![a-z0-9])(?:{spelled})(?![a-z])")
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_are_short(file: str) -> None:
+    assert len((ROOT / file).read_text().splitlines()) < LINES
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_functions_are_short(file: str) -> None:
+    assert [f.name for f in functions(file) if f.end_lineno - f.lineno >= FUNCTION_LINES] == []
+
+
+# ---- floors
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("fmr/")])
+def test_a_file_imports_from_floors_below_its_own(file: str) -> None:
+    here = name_of(file)
+    upward = {(here, other, how) for other, how in imports_within_fmr(file) if floor(other) >= floor(here)}
+    assert upward - UPWARD == set()
+
+
+def test_every_exception_to_the_floors_is_used() -> None:
+    used = {(name_of(file), other, how) for file in FILES for other, how in imports_within_fmr(file)}
+    assert used >= UPWARD
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("fmr/")])
+def test_fmr_knows_no_analyzer(file: str) -> None:
+    assert [name for name, _ in imports(tree(file)) if name.partition(".")[0] == "analyzers"] == []
+
+
+# ---- words
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith(BUILD_MODELS)])
+def test_no_file_knows_a_model_family(file: str) -> None:
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", without_docstrings(file)).lower()
+    assert sorted(set(family_names().findall(apart))) == []
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "model_type == 'llama'", "is_bert", "T5Stack", "GPTNeoX", "gpt-neo"])
+def test_a_family_name_is_recognised(name: str) -> None:
+    assert family_names().search(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_pickle(file: str) -> None:
+    assert [name for name, _ in imports(tree(file)) if name.partition(".")[0] in PICKLES] == []
+    attributes = [ast.unparse(node) for node in ast.walk(tree(file)) if isinstance(node, ast.Attribute)]
+    assert [name for name in attributes if name in ("torch.load", "torch.save")] == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_error_is_swallowed(file: str) -> None:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: `except:` takes everything; name the exception"
+            broad = ast.unparse(node.type) in ("Exception", "BaseException")
+            silent = all(isinstance(step, ast.Pass | ast.Continue) for step in node.body)
+            assert not (broad and silent), f"line {node.lineno}: any error vanishes here; name the exception"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_left_to_do(file: str) -> None:
+    assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b", (ROOT / file).read_text()) == []
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "fmr/__main__.py"])
+def test_only_the_command_line_prints(file: str) -> None:
+    calls = [node.func for node in ast.walk(tree(file)) if isinstance(node, ast.Call)]
+    assert [f"line {call.lineno}" for call in calls if isinstance(call, ast.Name) and call.id == "print"] == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_public_things_say_what_they_are(file: str) -> None:
+    assert ast.get_docstring(tree(file)), f"{file} has no docstring"
+    assert [node.name for node in public_definitions(file) if not ast.get_docstring(node)] == []
+
+
+# ---- the front door
+
+
+def test_importing_fmr_loads_no_heavy_library() -> None:
+    code = f"import sys, fmr; print([name for name in {HEAVY} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "[]"
+
+
+def test_the_public_names_are_few() -> None:
+    assert len(fmr.__all__) <= PUBLIC_NAMES
+    assert all(hasattr(fmr, name) for name in fmr.__all__)
