@@ -2,14 +2,14 @@
 
 import sys
 import weakref
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from types import CodeType
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fmr.guard import extent, overlap, storage_key
+from fmr.guard import extent, is_dense, read_key, storage_key
 from fmr.ids import OPAQUE, Parent, TensorId, op_id
 from fmr.nodes import Nest, Node, Scope, leaves, outputs, shape_of, tree_map
 from fmr.recorder import ENTER, EXIT, INSIDE, RAISED, Event, Tape
@@ -51,10 +51,10 @@ class Builder:
         self.calls = [Call(tape.root)]
         self._owners: dict[int, Owner] = {}
         self._writes: dict[int, list[Write]] = {}
-        self._transform: tuple[Parent, ...] = ()
-        self._time = 0
+        self._transform: dict[TensorId, None] = {}
+        self._was_inside = False
+        self._time, self._event = 0, -1
         self._open: list[int] = []
-        self._unguarded: list[int] = []
         for name, tensor in tape.inputs:
             self._source(name, tensor)
         self._open_scope(tree_map(self._id_of, (tape.args, tape.kwargs)))
@@ -62,16 +62,30 @@ class Builder:
     def feed(self, event: Event) -> None:
         """Take the next event."""
         self._time += 1
+        self._event += 1
         head = event[0]
         if head is ENTER:
             self._enter(*event[1:])
         elif head is EXIT:
             self._exit(event[1])
         elif head is INSIDE:
-            known = [self._owner(tensor) for tensor in event[1]]
-            self._transform += tuple(Parent(self.nodes[o.node].id, "") for o in known if o is not None)
+            self._inside(*event[1:])
         else:
             self._op(*event)
+        self._was_inside = head is INSIDE
+
+    def _inside(self, tensors: tuple[Tensor, ...], written: tuple[Tensor, ...]) -> None:
+        """An op inside a functorch transform: what it read from outside, the transform read; what it overwrote, too."""
+        if not self._was_inside:
+            self._transform = {}
+        for tensor in tensors:
+            if self._owner(tensor) is not None or self._name(tensor) is not None:
+                self._transform[self._id_of(tensor)] = None
+        for tensor in written:
+            if storage_key(tensor) in {storage_key(t) for t in (o.tensor() for o in self._owners.values()) if t is not None}:
+                self._time += 1
+                self._opaque(tensor, self._transform)
+                self._overwrite(tensor, len(self.nodes) - 1)
 
     def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
         given = tree_map(self._id_of, (args, kwargs))
@@ -90,6 +104,7 @@ class Builder:
             given = tuple(Parent(name, "") for name in ids_in(scope.inputs))
             self.scopes[place] = replace(scope, output=tree_map(lambda tensor: self._id_of(tensor, given), out))
         self.calls.pop()
+        self._transform = {}
 
     def _op(self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: CodeType | None, lasti: int) -> None:
         call = self.calls[-1]
@@ -103,10 +118,12 @@ class Builder:
             for name, arg in kwargs.items():
                 self._argument(arg, name, parents, plain)
         k, where, place = call.number(op.name), _where(code, lasti), len(self.nodes)
+        if written:
+            self._time += 1
         for index, tensor in outputs(out):
             node_id = op_id(call.path, op.name, k, index)
             self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where)
-            self.keys.append((self.number, self._time - 1, index))
+            self.keys.append((self.number, self._event, index))
         for tensor in written or ():
             self._overwrite(tensor, place)
 
@@ -126,27 +143,33 @@ class Builder:
             plain[at] = arg
 
     def _add(self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str) -> None:
-        node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where)
-        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), self._time)
+        self._own(tensor, Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where))
+
+    def _own(self, tensor: Tensor, node: Node) -> None:
+        since = 0 if node.id.is_source else self._time
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), since)
         self.nodes.append(node)
         self.values.append(tensor)
 
     def _source(self, name: str, tensor: Tensor) -> None:
-        op = name.partition(":")[0]
-        self._add(tensor, TensorId(name), op, "", (), {}, "")
+        self._own(tensor, source_node(name, tensor))
         self.keys.append((self.number, name))
 
     def _owner(self, tensor: Tensor) -> Owner | None:
         owner = self._owners.get(id(tensor))
         return owner if owner is not None and owner.tensor() is tensor else None
 
+    def _name(self, tensor: Tensor) -> str | None:
+        """The name of a parameter or buffer."""
+        known = self.names.tensors.get(id(tensor))
+        return known[0] if known is not None and known[1] is tensor else None
+
     def _id_of(self, tensor: Tensor, given: tuple[Parent, ...] = ()) -> TensorId:
         """The ID of the value that a tensor holds now; a tensor not met before becomes a source or an opaque node."""
-        owner = self._owner(tensor)
-        if owner is None:
-            known = self.names.tensors.get(id(tensor))
-            if known is not None and known[1] is tensor:
-                self._source(known[0], tensor)
+        if self._owner(tensor) is None:
+            name = self._name(tensor)
+            if name is not None:
+                self._source(name, tensor)
             else:
                 self._unseen(tensor, given)
         if self._writes:
@@ -155,31 +178,32 @@ class Builder:
 
     def _unseen(self, tensor: Tensor, given: tuple[Parent, ...]) -> None:
         """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""
-        parents = tuple(dict.fromkeys(self._transform or given))
-        parents = tuple(Parent(parent, str(at)) for at, parent in enumerate(parents))
+        self._opaque(tensor, self._transform or given)
+
+    def _opaque(self, tensor: Tensor, reads: Iterable[str]) -> None:
+        parents = tuple(Parent(name, str(at)) for at, name in enumerate(dict.fromkeys(reads)))
         call = self.calls[-1]
         self._add(tensor, op_id(call.path, OPAQUE, call.number(OPAQUE)), OPAQUE, call.path, parents, {}, "")
-        self._unkeyed()
-        self._transform = ()
+        self.keys.append(read_key(self.number, self._event, tensor))
 
-    def _unkeyed(self) -> None:
-        """Remember that the last node's value is not one that the guard saves: a later write takes it away."""
-        self._unguarded.append(len(self.nodes) - 1)
-        self.keys.append(None)
+    def foresee(self, read: Any) -> None:
+        """Give each of the tensors that an op is about to read its ID, before the op overwrites one of them."""
+        for _, tensor in leaves(read):
+            self._id_of(tensor)
 
     def _overwrite(self, tensor: Tensor, node: int) -> None:
         """Note that the op that made `node` has just overwritten this tensor."""
         storage = storage_key(tensor)
         if storage is None:
             return
-        for place in self._unguarded:
-            value = self.values[place]
-            if value is not None and storage_key(value) == storage and overlap(value, tensor):
-                self.values[place] = None
+        owner = self._owner(tensor)
+        if owner is not None and owner.node >= node:
+            node = owner.node
         low, high = extent(tensor)
         before = self._writes.get(storage, [])
-        kept = [write for write in before if write.extent[0] < low or write.extent[1] > high]
-        self._writes[storage] = [*kept, Write(self._time, node, (low, high))]
+        if is_dense(tensor):
+            before = [write for write in before if write.extent[0] < low or write.extent[1] > high]
+        self._writes[storage] = [*before, Write(self._time, node, (low, high))]
 
     def _refresh(self, tensor: Tensor) -> None:
         """Give a tensor a new value if its bytes were overwritten, through another tensor, since its last one."""
@@ -191,7 +215,13 @@ class Builder:
             parents = tuple(Parent(self.nodes[node].id, str(at)) for at, node in enumerate([owner.node, *hit]))
             call = self.calls[-1]
             self._add(tensor, op_id(call.path, ALIAS, call.number(ALIAS)), ALIAS, call.path, parents, {}, "")
-            self._unkeyed()
+            self.keys.append(read_key(self.number, self._event, tensor))
+
+
+def source_node(name: str, tensor: Tensor) -> Node:
+    """The node of a parameter, a buffer or an input."""
+    kind = name.partition(":")[0]
+    return Node(TensorId(name), kind, "", (), shape_of(tensor), tensor.dtype, tensor.device, {}, "")
 
 
 def ids_in(nest: Nest) -> Iterator[TensorId]:

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
-import tempfile
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -14,64 +17,119 @@ from fmr.errors import StoreError
 SCHEMA = 1
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it: a killed writer leaves the old file whole."""
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends: a killed writer leaves the old file whole.
+
+    It is written under a temporary name beside the target, flushed to disk and renamed; after an error it is removed.
+    """
     target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        file = open(temporary, "xb")  # noqa: SIM115
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{target} cannot be written: there is no folder {target.parent}. Create it first.") from None
+    try:
+        with file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
+    _flush_folder(target.parent)
 
 
-def digest(data: bytes) -> str:
+def _flush_folder(folder: Path) -> None:
+    """Have the renaming itself reach the disk, where the system can do that for a folder."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a reader, at any moment, finds the old content or the new."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
+    """The content of a file; where there is none, one clear error that says what was expected."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise StoreError(unreadable(path, expected, error)) from None
+
+
+def unreadable(path: str | os.PathLike[str], expected: str, error: OSError) -> str:
+    """The message for a path that does not open."""
+    return f"{os.fspath(path)} cannot be read ({error.strerror}). Expected {expected}; check the path, or save it again."
+
+
+@contextmanager
+def understood(source: str) -> Iterator[None]:
+    """Turn whatever goes wrong while foreign or damaged content is taken apart into one clear error."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise StoreError(
+            f"{source} is not a file of fmr, or it is damaged ({type(error).__name__}: {str(error)[:80]}). Expected what "
+            f"fmr writes with schema {SCHEMA}; save it again from the run."
+        ) from None
+
+
+def digest(data: bytes | memoryview) -> str:
     """A checksum that changes with any byte."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def seal(kind: str, body: dict[str, Any]) -> bytes:
     """A body as JSON under its kind, its schema version and its checksum."""
-    text = json.dumps(body, separators=(",", ":"))
-    return json.dumps({"format": f"fmr.{kind}", "schema": SCHEMA, "digest": digest(text.encode()), "body": text}).encode()
+    text = json.dumps(body, separators=(",", ":"), allow_nan=False)
+    form = f"fmr.{kind}"
+    return json.dumps({"format": form, "schema": SCHEMA, "digest": _mark(form, SCHEMA, text), "body": text}).encode()
+
+
+def _mark(form: str, schema: int, text: str) -> str:
+    return digest(f"{form} {schema} {text}".encode("utf-8", "surrogatepass"))
 
 
 def unseal(kind: str, data: bytes, source: str) -> dict[str, Any]:
     """The body of a sealed file; anything else is one clear error."""
-    try:
+    with understood(source):
         outer = json.loads(data)
         form, schema, mark, text = outer["format"], outer["schema"], outer["digest"], outer["body"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{source} is not a file of fmr, or it is damaged ({type(error).__name__}). Expected JSON with the fields "
-            f"format, schema, digest and body; save it again from the run."
-        ) from None
     if form != f"fmr.{kind}":
         raise StoreError(f"{source} holds {form!r}, expected 'fmr.{kind}'. Load it with the function for its kind.")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise StoreError(f"{source} has schema {schema!r}, this version of fmr reads up to {SCHEMA}. Upgrade fmr.")
-    if not isinstance(text, str) or digest(text.encode("utf-8", "surrogatepass")) != mark:
+    if not isinstance(text, str) or _mark(form, schema, text) != mark:
         raise StoreError(f"{source} is damaged: its checksum does not match its content. Save it again from the run.")
     body: dict[str, Any] = json.loads(text)
     return body
 
 
-_PLAIN = (str, int, bool, type(None))
 _TORCH = (torch.dtype, torch.device, torch.memory_format, torch.layout)
+_LONGEST = 200
 
 
 def encode(value: Any) -> Any:
     """A non-tensor argument of an op as JSON; what has no JSON form becomes its printed form, marked as such."""
-    if isinstance(value, float):
-        return value if value - value == 0 else {"float": repr(value)}
-    if type(value) in _PLAIN:
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if value - value == 0 else {"float": repr(float(value))}
     if isinstance(value, (tuple, list)):
-        return {type(value).__name__ if type(value) in (tuple, list) else "tuple": [encode(item) for item in value]}
+        return {"list" if type(value) is list else "tuple": [encode(item) for item in value]}
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, slice):
@@ -79,10 +137,19 @@ def encode(value: Any) -> Any:
     if value is Ellipsis:
         return {"ellipsis": True}
     if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
+        return {"complex": [encode(value.real), encode(value.imag)]}
     if isinstance(value, _TORCH):
         return {"torch": [type(value).__name__, str(value)]}
-    return {"printed": repr(value)}
+    return {"printed": _printed(value)}
+
+
+def _printed(value: Any) -> str:
+    """What an object prints, without its address in memory and no longer than a line or two."""
+    try:
+        text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def decode(value: Any) -> Any:
@@ -104,7 +171,15 @@ def decode(value: Any) -> Any:
         case "ellipsis":
             return Ellipsis
         case "complex":
-            return complex(*item)
+            return complex(*(decode(part) for part in item))
         case "torch":
-            return torch.device(item[1]) if item[0] == "device" else getattr(torch, item[1].removeprefix("torch."))
+            return torch.device(item[1]) if item[0] == "device" else _of_torch(item[1])
     return item
+
+
+def _of_torch(name: str) -> Any:
+    """A dtype, layout or memory format by its name; no other attribute of torch is ever taken from a file."""
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, _TORCH):
+        raise StoreError(f"{name} is no dtype, layout or memory format of torch {torch.__version__}. Upgrade torch.")
+    return found

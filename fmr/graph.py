@@ -4,21 +4,23 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmr.build import ids_in
 from fmr.errors import GraphError, IdError, nearest
-from fmr.files import decode, encode, seal, unseal, write_whole
+from fmr.files import decode, encode, read_whole, seal, understood, unseal, write_whole
 from fmr.ids import OPAQUE, Parent, Site, TensorId
-from fmr.inner import inner_nodes, is_fused, scope_of
+from fmr.inner import Inner, inner_nodes, is_fused, scope_of
 from fmr.nodes import Nest, Node, Scope
 
 if TYPE_CHECKING:
     import networkx
+
+HANDED_ON = "inner"
+"""The argument position under which a fused op of an unfused graph reads the result of its inner nodes."""
 
 Key = str | Node | Site
 """What names a value: an ID, a node or a site."""
@@ -44,7 +46,7 @@ class Graph:
         self.scopes = tuple(scopes)
         self.model = model
         self._place = {node.id: place for place, node in enumerate(self.nodes)}
-        self._inner: dict[str, tuple[Node, ...]] = {}
+        self._inner: dict[str, Inner] = {}
 
     # ---- looking things up
 
@@ -112,12 +114,12 @@ class Graph:
     def inner(self, key: Key) -> tuple[Node, ...]:
         """The values inside a fused op; empty for any other op."""
         node = self[key]
-        return self._expand(node, self._lookup) if is_fused(node) else ()
+        return self._expand(node, self._lookup).nodes if is_fused(node) else ()
 
     def _lookup(self, name: str) -> Node:
         return self[name]
 
-    def _expand(self, node: Node, lookup: Callable[[str], Node]) -> tuple[Node, ...]:
+    def _expand(self, node: Node, lookup: Callable[[str], Node]) -> Inner:
         scope = scope_of(node)
         if scope not in self._inner:
             self._inner[scope] = inner_nodes(node, {name: lookup(name) for name in node.parents})
@@ -132,7 +134,7 @@ class Graph:
             if owner is None:
                 return found
             local = {node.id: node for node in found}
-            found = self._expand(owner, lambda key, local=local: local.get(TensorId(key)) or self[key])  # type: ignore[misc]
+            found = self._expand(owner, lambda key, local=local: local.get(TensorId(key)) or self[key]).nodes  # type: ignore[misc]
             if name.scope == scope_of(owner):
                 return found
             nodes = found
@@ -149,6 +151,28 @@ class Graph:
 
         for node in self.nodes:
             yield from unfold(node)
+
+    @cached_property
+    def unfused(self) -> "Graph":
+        """The same pass with each fused op written out: its inner nodes stand before it, and it hands on their result."""
+        nodes: list[Node] = []
+        known: dict[str, Node] = {}
+
+        def add(node: Node) -> None:
+            if is_fused(node):
+                inner = self._expand(node, known.__getitem__)
+                for one in inner.nodes:
+                    if one.id not in known:
+                        add(one)
+                index = node.id.parts.index
+                result = inner.output if index is None or inner.output is None else inner.output[index]
+                node = replace(node, parents=(Parent(result, HANDED_ON),)) if isinstance(result, str) else node
+            known[node.id] = node
+            nodes.append(node)
+
+        for node in self.nodes:
+            add(node)
+        return Graph(nodes, self.scopes, self.model)
 
     def _ids(self) -> Iterator[str]:
         return (node.id for node in self._with_inner())
@@ -246,7 +270,9 @@ class Graph:
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Graph":
         """Read a graph that `save` wrote; a damaged, foreign or newer file is a `StoreError`."""
-        return Graph.from_dict(unseal("graph", Path(path).read_bytes(), str(path)))
+        body = unseal("graph", read_whole(path, "a graph that graph.save(path) wrote"), str(path))
+        with understood(str(path)):
+            return Graph.from_dict(body)
 
     def to_dict(self) -> dict[str, Any]:
         """The graph in plain types for JSON."""
@@ -260,7 +286,8 @@ class Graph:
     @staticmethod
     def from_dict(body: dict[str, Any]) -> "Graph":
         """The graph that `to_dict` gave."""
-        scopes = [Scope(*row[:4], _as_ids(decode(row[4])), _as_ids(decode(row[5]))) for row in body["scopes"]]
+        rows = [(*row[:4], _as_ids(decode(row[4])), _as_ids(decode(row[5]))) for row in body["scopes"]]
+        scopes = [Scope(path, module, kind, above, given, out) for path, module, kind, above, given, out in rows]
         return Graph([_unpack(row) for row in body["nodes"]], scopes, body["model"])
 
     # ---- printing

@@ -1,13 +1,13 @@
 """Copy on write: a kept value is cloned just before an op overwrites the storage that it lives in."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from fmr.nodes import outputs
+from fmr.nodes import leaves, outputs
 from fmr.ops import Op
-from fmr.watch import unwatched
 
 if TYPE_CHECKING:
     from fmr.recorder import Tape
@@ -32,21 +32,37 @@ def extent(tensor: Tensor) -> tuple[int, int]:
     return low * size, (high + 1) * size
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor fills its extent without a gap."""
+    low, high = extent(tensor)
+    return not tensor.is_nested and tensor.numel() * tensor.element_size() == high - low
+
+
 def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors on one storage may share bytes (interleaved views count as sharing)."""
     (low_a, high_a), (low_b, high_b) = extent(a), extent(b)
     return low_a < high_b and low_b < high_a
 
 
+def _touches(tensor: Tensor, written: Sequence[Tensor]) -> bool:
+    """Whether writing these tensors may change a tensor's bytes."""
+    storage = storage_key(tensor)
+    return storage is not None and any(storage_key(target) == storage and overlap(tensor, target) for target in written)
+
+
 class Guard:
     """Knows which values are kept, by storage; `saved` holds those that had to be cloned, by their key.
 
-    Tapes are indexed only when the first write comes, and then only their new events.
+    Tapes are indexed only when the first write comes, and then only their new events. What an op or a module read is
+    kept under its reading when it is no kept value (any more): `read_key`. `foresee` learns of a write to come.
     """
 
     def __init__(self) -> None:
         self.saved: dict[Hashable, Tensor] = {}
+        self.history = False
+        self.foresee: Callable[[Any], None] | None = None
         self._cells: dict[int, list[tuple[Tensor, Hashable]]] = {}
+        self._kept: dict[int, Tensor] = {}
         self._tapes: list[tuple[Tape, int]] = []
 
     def add_tape(self, tape: "Tape") -> None:
@@ -58,23 +74,51 @@ class Guard:
         storage = storage_key(tensor)
         if storage is not None:
             self._cells.setdefault(storage, []).append((tensor, key))
+            self._kept[id(tensor)] = tensor
 
-    def before_write(self, written: Iterable[Tensor]) -> None:
-        """Clone each kept value that shares bytes with what is about to be written."""
-        self._index()
-        for target in written:
-            cells = self._cells.get(storage_key(target) or 0)
-            hit = [cell for cell in cells if overlap(cell[0], target)] if cells else []
-            if cells and hit:
-                with unwatched():
+    def close(self) -> None:
+        """Forget what was kept, when no write is watched any more; `saved` stays."""
+        self.foresee = None
+        for known in (self._cells, self._kept, self._tapes):
+            known.clear()
+
+    def before_write(self, written: Sequence[Tensor], read: Any) -> None:
+        """Clone each kept value that shares bytes with what is about to be written by an op with these arguments."""
+        if not written:
+            return
+        with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
+            if self.foresee is not None:
+                self.foresee(read)
+            self._index()
+            if self._tapes:
+                self._save_read(read, written)
+            for target in written:
+                cells = self._cells.get(storage_key(target) or 0)
+                hit = [cell for cell in cells if overlap(cell[0], target)] if cells else []
+                if cells and hit:
                     self._save(hit, cells)
+
+    def _save_read(self, read: Any, written: Sequence[Tensor]) -> None:
+        """Clone what the op reads and overwrites at once, where no kept value stands for it."""
+        tape, event = self._tapes[-1]
+        for _, tensor in leaves(read):
+            if id(tensor) not in self._kept and _touches(tensor, written):
+                self.saved[read_key(tape.number, event, tensor)] = self._copy(tensor)
 
     def _save(self, hit: list[tuple[Tensor, Hashable]], cells: list[tuple[Tensor, Hashable]]) -> None:
         for cell in hit:
             tensor, key = cell
-            self.saved[key] = tensor.clone()
+            self.saved[key] = self._copy(tensor)
+            self._kept.pop(id(tensor), None)
         keys = {id(cell) for cell in hit}
         cells[:] = [cell for cell in cells if id(cell) not in keys]
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """The value; without history, nothing that autograd knows about the tensor is asked for or changed."""
+        if self.history:
+            return tensor.clone()
+        with torch.no_grad():
+            return tensor.detach().clone()
 
     def _index(self) -> None:
         for place, (tape, done) in enumerate(self._tapes):
@@ -86,7 +130,20 @@ class Guard:
             self._tapes[place] = tape, len(tape.events)
 
     def _keep_event(self, event: Any, place: tuple[int, int]) -> None:
-        if isinstance(event[0], Op):
-            for index, tensor in outputs(event[3]):
-                self.keep(tensor, (*place, index))
+        if not isinstance(event[0], Op):
+            self._keep_read(event[1:], place)
+            return
+        self._keep_read(event[1:3], place, event[4])
+        for index, tensor in outputs(event[3]):
+            self.keep(tensor, (*place, index))
+
+    def _keep_read(self, read: Any, place: tuple[int, int], written: Sequence[Tensor] | None = None) -> None:
+        for _, tensor in leaves(read):
+            if id(tensor) not in self._kept and not (written and _touches(tensor, written)):
+                self.keep(tensor, read_key(*place, tensor))
+
+
+def read_key(number: int, event: int, tensor: Tensor) -> Hashable:
+    """The key of a value that no visible op made, by the pass and the event that read it first."""
+    return number, event, "read", id(tensor)
 

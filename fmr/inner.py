@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from fmr.build import Builder
 from fmr.errors import IdError
 from fmr.fused import EXPLAINED
 from fmr.ids import Parent, TensorId
-from fmr.nodes import Node, leaves
+from fmr.nodes import Nest, Node, leaves, rename_ids
 from fmr.recorder import Event, Recorder, Tape
-from fmr.watch import unwatched, watching
+from fmr.watch import unwatched
 
 
 class _Explained(nn.Module):
@@ -38,11 +38,21 @@ def scope_of(node: Node) -> str:
     return f"{node.scope}/{part.op}#{part.k}"
 
 
-def inner_nodes(node: Node, parents: Mapping[str, Node]) -> tuple[Node, ...]:
-    """The nodes inside a fused op, traced on the meta device from the shapes of its parents."""
-    tensors = {name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)}
-    nodes, _ = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
-    return tuple(replace(inner, device=node.device, where=node.where) for inner in nodes)
+class Inner(NamedTuple):
+    """The nodes inside a fused op, and which of them it returns."""
+
+    nodes: tuple[Node, ...]
+    output: Nest
+
+
+def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
+    """The nodes inside a fused op, traced on the meta device from the shapes of its parents; none for ragged ones."""
+    if any(-1 in parents[name].shape for name in node.parents):
+        return Inner((), None)
+    with unwatched():
+        tensors = {name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)}
+        nodes, _, output = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
+    return Inner(tuple(replace(inner, device=node.device, where=node.where) for inner in nodes), output)
 
 
 def inner_value(name: TensorId, node: Node, tensors: Mapping[str, Tensor]) -> Tensor | None:
@@ -55,10 +65,12 @@ def inner_value(name: TensorId, node: Node, tensors: Mapping[str, Tensor]) -> Te
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> Tensor | None:
     """The same for a call that is under way: `op` with these arguments, whose scope is `scope`."""
+    if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
+        return None
     devices = {t.device for _, t in leaves((args, kwargs)) if t.device.type not in ("cpu", "meta")}
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.no_grad(), torch.random.fork_rng([d.index for d in devices], device_type=kind):
-        nodes, values = _trace(op, scope, args, kwargs, names)
+        nodes, values, _ = _trace(op, scope, args, kwargs, names)
     known = dict(zip((node.id for node in nodes), values, strict=True))
     if name in known:
         return None if name in _random(nodes) else known[name]
@@ -77,8 +89,8 @@ def _random(nodes: list[Node]) -> set[str]:
     return found
 
 
-def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> tuple[list[Node], list[Tensor]]:
-    """The nodes inside a fused op with their values; what the op read keeps its outer ID from `names`."""
+def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> tuple[list[Node], list[Tensor], Nest]:
+    """The nodes inside a fused op with their values, and the IDs that it returns; what the op read keeps its outer ID from `names`."""
     builders: list[Builder] = []
 
     def begin(tape: Tape) -> Callable[[Event], None]:
@@ -86,14 +98,14 @@ def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tens
         return builders[0].feed
 
     recorder = Recorder(None, begin, lambda tape: None)
-    with unwatched(), watching(recorder), recorder:
-        _Explained(op)(*args, **kwargs)
+    with unwatched(), recorder:
+        recorder.record(_Explained.forward, _Explained(op), args, kwargs)
     outer = {id(tensor): name for name, tensor in names.items()}
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
     rename = {n.id: TensorId(outer.get(id(v), n.id)) if n.id.is_source else TensorId(scope + n.id) for n, v in made}
     made = [(n, v) for n, v in made if not n.id.is_source]
     nodes = [replace(n, id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents)) for n, _ in made]
-    return nodes, [value for _, value in made]
+    return nodes, [value for _, value in made], rename_ids(builders[0].scopes[0].output, rename)
 
 
 def call_arguments(node: Node, tensors: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -128,3 +128,12 @@ def shape_of(value: Tensor) -> tuple[int, ...]:
     if value.is_nested:
         return (value.size(0),) + (-1,) * (value.dim() - 1)
     return tuple(value.shape)
+
+
+def rename_ids(nest: Nest, names: Mapping[Any, Any]) -> Nest:
+    """A nest of IDs with each replaced by another."""
+    if isinstance(nest, str):
+        return names.get(nest, nest)
+    if isinstance(nest, dict):
+        return {key: rename_ids(item, names) for key, item in nest.items()}
+    return tuple(rename_ids(item, names) for item in nest) if nest is not None else None

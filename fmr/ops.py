@@ -44,6 +44,7 @@ SPELLINGS = {
     "not_equal": "ne",
     "or": "bitwise_or",
     "rshift": "bitwise_right_shift",
+    "safe_softmax": "softmax",
     "short": "to",
     "subtract": "sub",
     "swapaxes": "transpose",

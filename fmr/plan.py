@@ -1,23 +1,25 @@
 """Reading a few IDs in a later run: the watching mode is on only inside the module calls that hold one of them."""
 
+import re
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _pop_mode, _push_mode
+from torch.overrides import _get_current_function_mode, _pop_mode, _push_mode
 
 from fmr.ids import SOURCES, TensorId
 from fmr.inner import value_inside
 from fmr.nodes import outputs
-from fmr.ops import PASS, is_tensor_result, op_of
+from fmr.ops import PASS, Op, _known, is_tensor_result, op_of
 from fmr.recorder import _functorch_level, made_by_writing, written_by
-from fmr.scopes import Call, Names, name_inputs, refuse_compiled
+from fmr.scopes import Call, Names, Paths, name_inputs
 from fmr.watch import WatcherMode
 
 
 class Stop(BaseException):
-    """Ends a forward after the last planned ID; it never leaves the tracked block."""
+    """Ends a forward after the last planned ID; it never leaves the block of the reader that it carries."""
 
 
 class Want(NamedTuple):
@@ -32,7 +34,7 @@ class Plan:
     """Which ops to wait for, by scope, op name and running number; `sources` are read when a pass begins."""
 
     def __init__(self, ids: Iterable[TensorId]) -> None:
-        self.ids = tuple(dict.fromkeys(ids))
+        self.ids = tuple(ids)
         self.sources = [name for name in self.ids if name.is_source]
         self.ops: dict[str, dict[str, dict[int, list[Want]]]] = {}
         for name in self.ids:
@@ -42,6 +44,14 @@ class Plan:
                 by_op = self.ops.setdefault(outer.scope, {}).setdefault(part.op, {})
                 by_op.setdefault(part.k, []).append(Want(name, part.index, outer is not name))
         self.prefixes = {prefix for scope in self.ops for prefix in _prefixes(scope)}
+        self.registered = tuple({_bare(prefix) for prefix in self.prefixes})
+        self._paths: tuple[weakref.ref[nn.Module], Paths] | None = None
+
+    def paths(self, root: nn.Module) -> Paths:
+        """The modules of this root on the way to the planned IDs, remembered from the last run of the same model."""
+        if self._paths is None or self._paths[0]() is not root or not self._paths[1].fit(root):
+            self._paths = weakref.ref(root), Paths(root, self.registered)
+        return self._paths[1]
 
 
 def outermost(name: TensorId) -> TensorId:
@@ -50,6 +60,14 @@ def outermost(name: TensorId) -> TensorId:
         head, _, tail = name.partition("/")
         name = TensorId(f"{head}/{tail.partition('/')[0]}")
     return name
+
+
+_REPETITION = re.compile(r"@\d+(?=\.|$)")
+
+
+def _bare(scope: str) -> str:
+    """A dynamic path without its repetition marks."""
+    return _REPETITION.sub("", scope)
 
 
 def _prefixes(scope: str) -> list[str]:
@@ -72,40 +90,63 @@ class Reader(WatcherMode):
         self.foreign: list[nn.Module] = []
         self.missed: list[nn.Module] = []
         self.ran: dict[str, list[str]] = {}
-        self._names: Names | None = None
+        self._trail: list[str] = []
+        self._followed: dict[int, list[str]] | None = None
+        self._names: Names | Paths | None = None
         self._here: Call | None = None
         self._wanted: dict[str, dict[int, list[Want]]] | None = None
         self._left = 0
+        self._on = False
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call; follow it if a planned ID lies below."""
-        above = self._here
+        above, followed = self._here, self._followed
         if above is None:
             if self._names is None and self._is_outermost(module):
                 return self._pass(proceed, module, args, kwargs)
             return proceed(module, *args, **kwargs)
-        assert self._names is not None
-        here = above.enter(module, self._names)
-        return self._run(here if here.path in self.plan.prefixes else None, proceed, module, args, kwargs)
+        if _functorch_level() is not None:
+            return proceed(module, *args, **kwargs)
+        here = None
+        if followed is None or id(module) in followed:
+            assert self._names is not None
+            here = above.enter(module, self._names)
+            if here.path not in self.plan.prefixes:
+                here = None
+        elif self._wanted is None:
+            self._here = None
+            try:
+                return proceed(module, *args, **kwargs)
+            finally:
+                self._here = above
+        return self._run(here, proceed, module, args, kwargs)
 
     def _run(self, here: Call | None, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The call, with the mode on if its own ops are planned and off if they are not."""
         above, was = self._here, self._wanted
         wanted = self.plan.ops.get(here.path) if here is not None else None
-        if was is not None:
-            _pop_mode()
+        on = self._switch(wanted is not None)
         self._here, self._wanted = here, wanted
-        if wanted is not None:
-            self.ran[here.path] = []  # type: ignore[union-attr]
-            _push_mode(self)
+        if wanted is not None and here is not None:
+            self._trail = self.ran[here.path] = []
         try:
             return proceed(module, *args, **kwargs)
         finally:
-            if wanted is not None:
-                _pop_mode()
+            self._switch(on)
             self._here, self._wanted = above, was
-            if was is not None:
-                _push_mode(self)
+            if was is not None and above is not None:
+                self._trail = self.ran[above.path]
+
+    def _switch(self, on: bool) -> bool:
+        """Put this mode on or take it off, and tell which it was; under a mode of the model's own it stays where it is."""
+        was = self._on
+        if on and not was:
+            _push_mode(self)
+            self._on = True
+        elif was and not on and _get_current_function_mode() is self:
+            _pop_mode()
+            self._on = False
+        return was
 
     def _is_outermost(self, module: nn.Module) -> bool:
         if torch._C._current_graph_task_id() != -1:
@@ -116,8 +157,10 @@ class Reader(WatcherMode):
         return False
 
     def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        refuse_compiled(module)
-        self._names, self._left, self.ran = Names(module), len(self.plan.ids), {}
+        paths = self.plan.paths(module)
+        self._names = paths if paths.complete else Names(module)
+        self._followed = paths.paths if paths.complete else None
+        self._left, self.ran = len(self.plan.ids), {}
         self.begin()
         out = None
         try:
@@ -130,30 +173,34 @@ class Reader(WatcherMode):
             self.end(out)
 
     def _deliver_sources(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        assert self._names is not None
         given = dict(name_inputs(module, args, kwargs))
-        given.update(self._names.tensors.values())
+        given.update(Names(module).tensors.values())
         for name in self.plan.sources:
             if name in given:
-                self._found(name, given[name], False)
+                self._found(name, given[name], True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        op = op_of(func)
+        op = _known.get(func) or op_of(func)
         out = func(*args, **kwargs) if kwargs else func(*args)
-        if op.kind == PASS:
+        if op.kind == PASS or self._wanted is None:
             return out
-        made = out if is_tensor_result(out) else made_by_writing(written_by(op, args, kwargs or {}))
+        if out.__class__ is Tensor or is_tensor_result(out):
+            made = out
+        else:
+            made = made_by_writing(written_by(op, args, kwargs or {}))
         if made is not None and _functorch_level() is None:
-            self._made(op.name, made, args[::-1] if op.reflected else args, kwargs or {})
+            self._trail.append(op.name)
+            wanted = self._wanted.get(op.name)
+            if wanted is not None:
+                self._made(op, wanted, made, args, kwargs or {})
         return out
 
-    def _made(self, op: str, made: Any, args: Any, kwargs: Any) -> None:
-        assert self._here is not None and self._wanted is not None
-        k = self._here.number(op)
-        self.ran[self._here.path].append(f"{op}#{k}")
-        for want in self._wanted.get(op, {}).get(k, ()):
+    def _made(self, op: Op, wanted: dict[int, list[Want]], made: Any, args: Any, kwargs: Any) -> None:
+        assert self._here is not None
+        k = self._here.number(op.name)
+        for want in wanted.get(k, ()):
             if want.inside:
-                value = value_inside(want.id, op, f"{self._here.path}/{op}#{k}", args, kwargs, {})
+                value = value_inside(want.id, op.name, f"{self._here.path}/{op.name}#{k}", args, kwargs, {})
             else:
                 value = next((tensor for index, tensor in outputs(made) if index == want.index), None)
             if value is not None:
@@ -163,7 +210,7 @@ class Reader(WatcherMode):
         self.deliver(name, value, shared)
         self._left -= 1
         if self.stop and self._left == 0:
-            raise Stop
+            raise Stop(self)
 
 
 def is_plannable(name: str) -> bool:

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from fmr.guard import Guard
 from fmr.nodes import Nest, leaves
 from fmr.ops import PASS, WRITE, Op, _known, is_tensor_result, op_of
-from fmr.scopes import Names, name_inputs, refuse_compiled
+from fmr.scopes import Names, name_inputs
 from fmr.watch import WatcherMode
 
 ENTER, EXIT, INSIDE = "enter", "exit", "inside"
 """The events of a tape that are no op: a module call begins, ends, or an op ran inside a functorch transform."""
 
 Event = tuple[Any, ...]
-"""`(op, args, kwargs, out, written, code, lasti)` for an op; `(ENTER, module, args, kwargs)`, `(EXIT, output)`, `(INSIDE, tensors)`."""
+"""`(op, args, kwargs, out, written, code, lasti)` for an op; `(ENTER, module, args, kwargs)`, `(EXIT, output)`,
+`(INSIDE, tensors, written)`."""
 
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""
@@ -49,13 +50,14 @@ class Tape:
     def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], guard: Guard, number: int) -> None:
         self.root, self.args, self.kwargs, self.guard, self.number = root, args, kwargs, guard, number
         self.names = Names(root)
+        self.tensors = self.names.tensors  # read now: torch.func.functional_call puts others in place for the call only
         self.inputs: list[tuple[str, Tensor]] = name_inputs(root, args, kwargs)
         self.events: list[Event] = []
         self.output: Nest = None
 
     def sources(self) -> list[tuple[str, Tensor]]:
         """The named values that exist before the first op: inputs, parameters, buffers."""
-        return [*self.inputs, *self.names.tensors.values()]
+        return [*self.inputs, *self.tensors.values()]
 
 
 Begin = Callable[[Tape], Callable[[Event], None]]
@@ -87,7 +89,7 @@ class Recorder(WatcherMode):
         emit = self.emit
         if emit is not None and (out.__class__ is Tensor or is_tensor_result(out)):
             if _functorch_level() is not None:
-                emit((INSIDE, _unwrapped(args)))
+                emit((INSIDE, _unwrapped((args, kwargs)), ()))
                 return out
             for arg in args:
                 if arg.__class__ is list:
@@ -101,9 +103,9 @@ class Recorder(WatcherMode):
         """An op that may overwrite tensors: what is kept of them is saved before it runs."""
         kwargs = kwargs or {}
         if _functorch_level() is not None:
-            return func(*args, **kwargs)
+            return self._write_inside(op, func, args, kwargs)
         written = written_by(op, args, kwargs)
-        self.guard.before_write(written)
+        self.guard.before_write(written, (args, kwargs))
         out = func(*args, **kwargs)
         made = out if is_tensor_result(out) else made_by_writing(written)
         if self.emit is not None and made is not None:
@@ -111,10 +113,25 @@ class Recorder(WatcherMode):
             self.emit((op, _frozen(args), kwargs, tuple(made) if made.__class__ is list else made, written, code, lasti))
         return out
 
+    def _write_inside(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        """The same inside a functorch transform, which may write through its wrappers to a tensor outside it."""
+        written = _unwrapped(written_by(op, args, kwargs))
+        self.guard.before_write(written, ())
+        out = func(*args, **kwargs)
+        if self.emit is not None:
+            self.emit((INSIDE, _unwrapped((args, kwargs)), written))
+        return out
+
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run a module call, with its beginning and its end on the tape; an outermost one is a pass."""
+        """Run a module call, with its beginning and its end on the tape; an outermost one is a pass.
+
+        A call inside a functorch transform is part of the transform and has no scope.
+        """
         if self.emit is None:
-            return self._pass(proceed, module, args, kwargs)
+            begins = self._is_outermost(module)
+            return self.record(proceed, module, args, kwargs) if begins else proceed(module, *args, **kwargs)
+        if _functorch_level() is not None:
+            return proceed(module, *args, **kwargs)
         emit = self.emit
         emit((ENTER, module, args, kwargs))
         out = RAISED
@@ -124,10 +141,8 @@ class Recorder(WatcherMode):
         finally:
             emit((EXIT, out))
 
-    def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self._is_outermost(module):
-            return proceed(module, *args, **kwargs)
-        refuse_compiled(module)
+    def record(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a call as a pass."""
         tape = Tape(module, args, kwargs, self.guard, self.passes)
         self.passes += 1
         self.emit = emit = self.begin(tape)
@@ -166,10 +181,10 @@ def _frozen(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tuple(arg) if arg.__class__ is list else arg for arg in args)
 
 
-def _unwrapped(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+def _unwrapped(nest: Nest) -> tuple[Tensor, ...]:
     """The plain tensors under the wrappers that functorch gave to its function."""
     found = []
-    for _, tensor in leaves(args):
+    for _, tensor in leaves(nest):
         while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             tensor = torch._C._functorch.get_unwrapped(tensor)
         found.append(tensor)

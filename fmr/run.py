@@ -1,8 +1,8 @@
 """What a tracked block leaves: passes with their values by ID, and the graph of each."""
 
 import os
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,16 +28,18 @@ class Pass:
         self.history = history
         self.values: dict[TensorId, Tensor] = {}
         self.grads: dict[Hashable, Tensor] = {}
+        self.leaves: dict[Hashable, Tensor] = {}
         self.keys: dict[TensorId, Hashable] = {}
         self.saved: Mapping[Hashable, Tensor] = {}
+        self.unsaved: Mapping[TensorId, str] = {}
         self._graph: Graph | None = None
-        self._pending: Callable[[], None] | None = None
+        self._pending: Callable[[Pass], None] | None = None
 
     # ---- filling, by the tracker
 
     def defer(self, tape: Tape) -> None:
         """Build graph and values from this tape when they are first asked for."""
-        self._pending = lambda: self._from_tape(tape)
+        self._pending = lambda here: here._from_tape(tape)
 
     def _from_tape(self, tape: Tape) -> None:
         builder = Builder(tape)
@@ -54,14 +56,28 @@ class Pass:
         self.saved = tape.guard.saved
         self._graph = last_graph[tape.root] = Graph(builder.nodes, builder.scopes, builder.kind)
 
-    def set_graph(self, graph: Graph) -> None:
-        """Take a graph that was loaded."""
-        self._graph = graph
+    def restore(
+        self,
+        values: Mapping[TensorId, Tensor],
+        grads: Mapping[TensorId, Tensor],
+        lost: Iterable[TensorId],
+        unsaved: Mapping[TensorId, str],
+        graph: Callable[[], Graph] | None,
+    ) -> None:
+        """Take what was loaded; `unsaved` says of an ID why its value was left out, `graph` is called on first use."""
+        self.values, self.grads = cast("dict[TensorId, Tensor]", values), cast("dict[Hashable, Tensor]", grads)
+        self.keys = {**dict.fromkeys(lost), **{name: name for name in grads}}
+        self.unsaved = unsaved
+
+        def make(here: Pass) -> None:
+            here._graph = graph() if graph is not None else None
+
+        self._pending = make
 
     def _settle(self) -> None:
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending()
+            pending(self)
 
     # ---- reading
 
@@ -75,6 +91,12 @@ class Pass:
                 "fmr.run(model, *inputs, keep='none').graph records the graph alone."
             )
         return self._graph
+
+    @property
+    def kept(self) -> tuple[TensorId, ...]:
+        """The IDs whose values this pass holds."""
+        self._settle()
+        return tuple(self.values)
 
     def __contains__(self, key: Key) -> bool:
         self._settle()
@@ -93,6 +115,8 @@ class Pass:
         return value if self.history else value.detach()
 
     def _inner(self, name: TensorId) -> Tensor:
+        if name in self.unsaved:
+            raise IdError(self.unsaved[name])
         if self._graph is None:
             raise IdError(f"This run did not keep {str(name)!r}.{nearest(name, self.values)}")
         node = self._graph[name]
@@ -122,9 +146,15 @@ class Pass:
 
     def __repr__(self) -> str:
         self._settle()
-        size = sum(storage.nbytes() for storage in _storages(self.values.values()))
+        size = _nbytes(self.values)
         head = repr(self._graph).partition("\n")[0] if self._graph is not None else f"{len(self.values)} IDs read, no graph"
         return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB"
+
+
+def _nbytes(values: Any) -> int:
+    """The memory under the values, or their size in the file where they were not read from it."""
+    stored: int | None = getattr(values, "nbytes", None)
+    return sum(storage.nbytes() for storage in _storages(values.values())) if stored is None else stored
 
 
 def _storages(values: Any) -> list[Any]:
@@ -146,10 +176,11 @@ class Gradients(Mapping[str, Tensor]):
         here, name = self._pass, id_of(key)
         if not here.history:
             raise TrackError(f"No gradient of {str(name)!r}: the run kept no history. Track with grad=True.")
-        value = here[name]
-        grad = here.grads.get(here.keys.get(name, name))
-        if grad is None and value.is_leaf:
-            grad = value.grad
+        here._value(name)
+        key_of_value = here.keys.get(name, name)
+        grad = here.grads.get(key_of_value)
+        if grad is None and key_of_value in here.leaves:
+            grad = here.leaves[key_of_value].grad
         if grad is None:
             raise IdError(
                 f"{str(name)!r} has no gradient. Expected backward() from a loss that depends on it, and a value that "
@@ -217,7 +248,15 @@ class Run:
         return self.last.grad
 
     def save(self, path: str | os.PathLike[str], *, params: bool = False) -> None:
-        """Write graphs and values to one file, or to a directory where the path has no suffix; see `fmr.load`."""
+        """Write every pass to one file, or to a folder where the path has no suffix or is one; `fmr.load` reads it.
+
+        >>> run.save("facts.fmr")
+        >>> fmr.load("facts.fmr")["h.0.attn/softmax#0"]
+
+        params: store parameters and buffers too; they belong to the model, which has its own files. Graphs, kept values
+        and gradients are saved, `run.output` is not. A killed writer leaves the earlier save whole. A value that has no
+        plain elements (sparse, nested, meta) is a `StoreError` before anything is written.
+        """
         from fmr.store import save_run
 
         save_run(self, path, params)

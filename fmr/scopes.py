@@ -1,8 +1,8 @@
 """Where a call takes place: registered names of modules and tensors, and the dynamic path of each module call."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,25 +10,72 @@ from torch import Tensor, nn
 from fmr.errors import TrackError
 
 
+class Paths:
+    """The registered paths of those modules of a tree that a few dynamic paths lead through.
+
+    `complete` tells that each of these is registered under one path alone; then no other path has to be known.
+    """
+
+    def __init__(self, root: nn.Module, wanted: tuple[str, ...]) -> None:
+        self.wanted = wanted
+        self.found = [id(_at(root, path)) for path in wanted]
+        self.paths = {module: [path] for module, path in zip(self.found, wanted, strict=True)}
+        registered = all(_at(root, path) is not None for path in wanted)
+        self.complete = registered and len(self.paths) == len(wanted) and not self._met_twice(root)
+
+    def fit(self, root: nn.Module) -> bool:
+        """Whether the same modules still stand at these paths."""
+        return self.complete and [id(_at(root, path)) for path in self.wanted] == self.found
+
+    def _met_twice(self, root: nn.Module) -> bool:
+        """Whether any of the modules is registered a second time somewhere in the tree."""
+        seen, waiting = {id(root)}, [root]
+        while waiting:
+            for child in waiting.pop()._modules.values():
+                if child is not None and id(child) not in seen:
+                    seen.add(id(child))
+                    waiting.append(child)
+                elif child is not None and id(child) in self.paths:
+                    return True
+        return False
+
+
+def _at(root: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        module = dict(module._modules.items()).get(name) if module is not None else None
+    return module
+
+
 class Names:
     """The names that a module tree gives to its modules, parameters and buffers, read once at the start of a pass.
 
-    A tensor or module registered in several places keeps all its paths, in order of registration.
+    A module registered in several places keeps all its paths, a tensor its first, in order of registration.
     """
 
     def __init__(self, root: nn.Module) -> None:
+        self.modules = list(walk(root))
         self.paths: dict[int, list[str]] = {}
-        self.tensors: dict[int, tuple[str, Tensor]] = {}
-        for path, module in walk(root):
-            self.paths.setdefault(id(module), []).append(path)
-            if len(self.paths[id(module)]) == 1:
-                self._register("param", path, module._parameters)
-                self._register("buffer", path, module._buffers)
+        for path, module in self.modules:
+            if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+                _refuse_compiled(root, path, module)
+            known = self.paths.get(id(module))
+            if known is None:
+                self.paths[id(module)] = [path]
+            else:
+                known.append(path)
 
-    def _register(self, kind: str, path: str, tensors: "dict[str, Any]") -> None:
-        for name, tensor in tensors.items():
-            if tensor is not None and id(tensor) not in self.tensors:
-                self.tensors[id(tensor)] = f"{kind}:{path}.{name}" if path else f"{kind}:{name}", tensor
+    @cached_property
+    def tensors(self) -> dict[int, tuple[str, Tensor]]:
+        """Parameters and buffers by identity, each with its name; the tensor stands beside it to check the identity."""
+        found: dict[int, tuple[str, Tensor]] = {}
+        for path, module in self.modules:
+            dot = f"{path}." if path else ""
+            for kind, tensors in (("param", module._parameters), ("buffer", module._buffers)):
+                for name, tensor in tensors.items():
+                    if tensor is not None and id(tensor) not in found:
+                        found[id(tensor)] = f"{kind}:{dot}{name}", tensor
+        return found
 
 
 def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -37,14 +84,13 @@ def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     while waiting:
         path, module, above = waiting.pop()
         yield path, module
-        if module._modules:
+        children = module._modules
+        if children:
             above = (*above, id(module))
-            below = [
-                (f"{path}.{name}" if path else name, child, above)
-                for name, child in module._modules.items()
-                if child is not None and id(child) not in above
-            ]
-            waiting.extend(reversed(below))
+            dot = f"{path}." if path else ""
+            for name, child in reversed(list(children.items())):
+                if child is not None and id(child) not in above:
+                    waiting.append((dot + name, child, above))
 
 
 class Call:
@@ -66,7 +112,7 @@ class Call:
         self.ops[op] = k + 1
         return k
 
-    def enter(self, module: nn.Module, names: Names) -> "Call":
+    def enter(self, module: nn.Module, names: Names | Paths) -> "Call":
         """The call of a module inside this one; the second of a path is called `@1`."""
         relative, static = self._locate(module, names)
         path = f"{self.path}.{relative}" if self.path else relative
@@ -74,7 +120,7 @@ class Call:
         self.entered[path] = k + 1
         return Call(module, f"{path}@{k}" if k else path, static, self.entered)
 
-    def _locate(self, module: nn.Module, names: Names) -> tuple[str, str]:
+    def _locate(self, module: nn.Module, names: Names | Paths) -> tuple[str, str]:
         """The path from here, and the registered path: under this call's own path where the module has several."""
         paths = names.paths.get(id(module), [])
         prefix = f"{self.static}." if self.static else ""
@@ -100,17 +146,16 @@ def _unregistered(parent: nn.Module, module: nn.Module) -> str:
     return type(module).__name__.lower()
 
 
-def refuse_compiled(root: nn.Module) -> None:
-    """Raise if any module of the tree is compiled: compiled code never meets the tracker."""
-    for path, module in walk(root):
-        wrapped = type(module).__module__.startswith("torch._dynamo")
-        if wrapped or module._compiled_call_impl is not None:
-            place = f"its module {path!r}" if path else "it"
-            remedy = "track the module underneath, `model._orig_mod`" if wrapped else "track a model that was not compiled"
-            raise TrackError(
-                f"fmr cannot track {type(root).__name__}: {place} is compiled ({type(module).__name__}), and compiled "
-                f"code runs outside the Python that fmr watches. Expected a plain module; {remedy}."
-            )
+def _refuse_compiled(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Raise for a compiled module: compiled code never meets the tracker."""
+    wrapped = type(module).__module__.startswith("torch._dynamo")
+    if wrapped or module._compiled_call_impl is not None:
+        place = f"its module {path!r}" if path else "it"
+        remedy = "track the module underneath, `model._orig_mod`" if wrapped else "track a model that was not compiled"
+        raise TrackError(
+            f"fmr cannot track {type(root).__name__}: {place} is compiled ({type(module).__name__}), and compiled "
+            f"code runs outside the Python that fmr watches. Expected a plain module; {remedy}."
+        )
 
 
 @lru_cache(maxsize=128)

@@ -1,15 +1,18 @@
 """Opening a tracked block: what to keep decides who watches."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _len_torch_function_stack
 
-from fmr.build import ALIAS, Builder
+from fmr.build import ALIAS, Builder, source_node
 from fmr.errors import IdError, TrackError, nearest
 from fmr.graph import Graph, Key, id_of
 from fmr.guard import storage_key
@@ -63,8 +66,12 @@ def track(
     try:
         with watching(watcher), watcher if isinstance(watcher, Recorder) else nullcontext():
             yield run
-    except Stop:
-        pass
+    except Stop as stopped:
+        if stopped.args[0] is not watcher:
+            raise
+    finally:
+        if isinstance(watcher, Recorder):
+            watcher.guard.close()
     if not run.passes:
         raise TrackError(_nothing_ran(model, watcher))
     tracker.check_reached(model, watcher)
@@ -97,9 +104,7 @@ class _Tracker:
 
     def __init__(self, run: Run, keep: Keep, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
         self.run, self.to, self.dtype, self.grad = run, to, dtype, grad
-        self.ids, self.globs, self.wanted = _parse(keep)
-        planned = self.ids and not self.globs and all(is_plannable(name) for name in self.ids)
-        self.plan = Plan(self.ids) if planned else None
+        self.ids, self.globs, self.wanted, self.plan = _parse(keep)
         self.stop = stop
         if stop and self.plan is None:
             raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
@@ -125,14 +130,17 @@ class _Tracker:
         here = self._new_pass()
         here.defer(tape)
         tape.guard.add_tape(tape)
+        tape.guard.history = self.grad
         if not self.grad:
             return tape.events.append
+        for name, tensor in tape.sources():
+            _hook(tensor, here, (tape.number, name))
 
         def emit(event: Event) -> None:
             if isinstance(event[0], Op):
                 place = tape.number, len(tape.events)
                 for index, tensor in outputs(event[3]):
-                    _hook(tensor, here.grads, (*place, index))
+                    _hook(tensor, here, (*place, index))
             tape.events.append(event)
 
         return emit
@@ -140,30 +148,45 @@ class _Tracker:
     # ---- some values, or all of them elsewhere: each event becomes nodes at once
 
     def _begin_stream(self, tape: Tape) -> Emit:
-        here, builder, done = self._new_pass(), Builder(tape), 0
+        with torch._C.DisableTorchFunction():
+            here, builder, done = self._new_pass(), Builder(tape), 0
+            for name, tensor in tape.sources():
+                if self.wanted is None or self.wanted(source_node(name, tensor)):
+                    tape.guard.keep(tensor, (tape.number, name))
 
-        def emit(event: Event) -> None:
+        def keep_new() -> None:
             nonlocal done
-            builder.feed(event)
             for place in range(done, len(builder.nodes)):
                 node, value = builder.nodes[place], builder.values[place]
                 if value is not None and (self.wanted is None or self.wanted(node)):
                     self._keep(here, node.id, value, tape)
                 builder.values[place] = None
             done = len(builder.nodes)
+
+        def foresee(read: Any) -> None:
+            builder.foresee(read)
+            keep_new()
+
+        def emit(event: Event) -> None:
+            with torch._C.DisableTorchFunction():
+                builder.feed(event)
+                keep_new()
             if isinstance(event[0], Op) and self.wanted is not None and is_fused(builder.nodes[-1]):
                 self._keep_inner(here, builder, event)
             if not builder.calls:
+                tape.guard.foresee = None
                 here.finish(builder, tape)
 
+        tape.guard.foresee, tape.guard.history = foresee, self.grad
         return emit
 
     def _keep(self, here: Pass, name: TensorId, value: Tensor, tape: Tape) -> None:
-        key = here.keys[name] = (tape.number, "kept", name)
-        if self.grad:
-            _hook(value, here.grads, key)
+        value = tape.guard.saved.get((tape.number, name), value)
         kept = here.values[name] = self._cast(value)
-        if kept is value:
+        key = here.keys[name] = (tape.number, name) if kept is value else (tape.number, "cast", name)
+        if self.grad:
+            _hook(value, here, key)
+        if kept is value and not name.is_source:
             tape.guard.keep(value, key)
 
     def _keep_inner(self, here: Pass, builder: Builder, event: Event) -> None:
@@ -182,11 +205,13 @@ class _Tracker:
     def _deliver(self, name: TensorId, value: Tensor, shared: bool) -> None:
         here = self.run.passes[-1]
         if self.grad and shared:
-            _hook(value, here.grads, name)
-        with unwatched():
-            kept = self._cast(value if self.grad else value.detach())
-            is_copy = not shared or storage_key(kept) != storage_key(value)
-            here.values[name] = kept if is_copy or name.startswith("param:") else kept.clone()
+            _hook(value, here, name)
+        with unwatched() if _len_torch_function_stack() else nullcontext():
+            kept = value if self.grad else value.detach()
+            if self.to is not None or self.dtype is not None:
+                kept = self._cast(kept)
+            alone = not shared or storage_key(kept) != storage_key(value)
+            here.values[name] = kept if alone else kept.clone()
 
     def _end_plan(self, out: Any) -> None:
         self.run.passes[-1].output = out
@@ -216,9 +241,12 @@ class _Tracker:
                 )
 
 
-def _hook(value: Tensor, grads: dict[Any, Tensor], key: Any) -> None:
+def _hook(value: Tensor, here: Pass, key: Any) -> None:
     """Store the gradient of a value when backward reaches it; that of a parameter or another leaf is its own `.grad`."""
-    if value.requires_grad and not value.is_leaf:
+    if value.is_leaf:
+        here.leaves[key] = value
+    elif value.requires_grad:
+        grads = here.grads
 
         def add(grad: Tensor) -> None:
             grads[key] = grads[key] + grad if key in grads else grad
@@ -226,23 +254,36 @@ def _hook(value: Tensor, grads: dict[Any, Tensor], key: Any) -> None:
         value.register_hook(add)
 
 
-def _parse(keep: Keep) -> tuple[list[TensorId], list[str], Callable[[Node], bool] | None]:
-    """What to keep as exact IDs, globs, and a predicate on nodes (None: everything)."""
+class _Wanted(NamedTuple):
+    """What to keep: exact IDs, globs, the predicate they make (None: everything), and a plan where IDs are all there is."""
+
+    ids: tuple[TensorId, ...]
+    globs: tuple[str, ...]
+    predicate: Callable[[Node], bool] | None
+    plan: Plan | None
+
+
+def _parse(keep: Keep) -> _Wanted:
     if isinstance(keep, str) and keep in ("all", "none"):
-        return [], [], None if keep == "all" else lambda node: False
+        return _Wanted((), (), None if keep == "all" else lambda node: False, None)
     if callable(keep) and not isinstance(keep, (str, Node, Site)):
-        return [], [], keep
+        return _Wanted((), (), keep, None)
     keys = [keep] if isinstance(keep, (str, Node, Site)) else list(keep)  # type: ignore[arg-type]
     if not keys:
         raise TrackError("keep is empty. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes.")
-    names = [id_of(key) for key in keys]
-    globs = [str(name) for name in names if any(character in name for character in "*?[")]
-    ids = [name for name in names if str(name) not in globs]
+    return _named(tuple(id_of(key) for key in keys))
+
+
+@lru_cache(maxsize=64)
+def _named(names: tuple[TensorId, ...]) -> _Wanted:
+    """The IDs and globs of a keep list; the same list in a later run needs no second thought."""
+    globs = tuple(str(name) for name in names if any(character in name for character in "*?["))
+    ids = tuple(dict.fromkeys(name for name in names if name not in globs))
     for name in ids:
-        if not name.is_source:
-            _ = name.parts
+        _ = name.is_source or name.parts
+    plan = Plan(ids) if ids and not globs and all(is_plannable(name) for name in ids) else None
     exact = frozenset(ids)
-    return ids, globs, lambda node: node.id in exact or any(fnmatchcase(node.id, glob) for glob in globs)
+    return _Wanted(ids, globs, lambda node: node.id in exact or any(fnmatchcase(node.id, g) for g in globs), plan)
 
 
 def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
@@ -264,12 +305,33 @@ def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
 def _departure(name: TensorId, graph: Graph | None, ran: dict[str, list[str]]) -> str:
     """Where this run left the recorded graph, as far as the watched module call shows."""
     scope = outermost(name).scope
+    if name.is_source:
+        return " The pass had no such source."
     if scope not in ran:
-        return f" The module call {scope!r} did not take place." if not name.is_source else " The pass had no such source."
-    here = ran[scope]
-    recorded = list(dict.fromkeys(n.id.partition("#")[0].rpartition("/")[2] + f"#{n.id.parts.k}" for n in graph.nodes if n.scope == scope and not n.id.is_source and n.op not in (OPAQUE, ALIAS))) if graph else []
-    for k, (then, now) in enumerate(zip_longest(recorded, here)):
-        if recorded and then != now:
-            before = f"after {here[k - 1]}" if k else "at its first op"
-            return f" In {scope!r} the run left the recorded graph {before}: recorded {then or 'nothing more'}, now {now or 'nothing more'}."
-    return f" {scope!r} ran {', '.join(here[-6:]) or 'no op'} and nothing of that name."
+        return f" The module call {scope!r} did not take place."
+    now = _numbered(ran[scope])
+    then = _recorded(graph, scope) if graph is not None else []
+    for k, (before, after) in enumerate(zip_longest(then, now)):
+        if then and before != after:
+            place = f"after {now[k - 1]}" if k else "at its first op"
+            return (
+                f" In {scope!r} this run left the recorded graph {place}: "
+                f"recorded {before or 'nothing more'}, now {after or 'nothing more'}."
+            )
+    return f" {scope!r} ran {', '.join(now[-6:]) or 'no op'} and nothing of that name."
+
+
+def _numbered(ops: list[str]) -> list[str]:
+    """The ops of a module call in order, each with its running number."""
+    counts: Counter[str] = Counter()
+    names = []
+    for op in ops:
+        names.append(f"{op}#{counts[op]}")
+        counts[op] += 1
+    return names
+
+
+def _recorded(graph: Graph, scope: str) -> list[str]:
+    """The same for a module call of a recorded graph."""
+    parts = [n.id.parts for n in graph.nodes if n.scope == scope and not n.id.is_source and n.op not in (OPAQUE, ALIAS)]
+    return list(dict.fromkeys(f"{part.op}#{part.k}" for part in parts))
