@@ -186,10 +186,13 @@ class Builder:
         self._add(tensor, op_id(call.path, OPAQUE, call.number(OPAQUE)), OPAQUE, call.path, parents, {}, "")
         self.keys.append(read_key(self.number, self._event, tensor))
 
-    def foresee(self, read: Any) -> None:
-        """Give each of the tensors that an op is about to read its ID, before the op overwrites one of them."""
-        for _, tensor in leaves(read):
-            self._id_of(tensor)
+    def reading(self, tensor: Tensor) -> Hashable | None:
+        """The key for the value of a tensor that the next op reads; None where a node stands for that value already."""
+        owner = self._owner(tensor)
+        if owner is None and self._name(tensor) is None:
+            return read_key(self.number, self._event + 1, tensor)
+        stale = self._writes_since(tensor, owner)
+        return read_key(self.number, self._event + 1, tensor) if stale else None
 
     def _overwrite(self, tensor: Tensor, node: int) -> None:
         """Note that the op that made `node` has just overwritten this tensor."""
@@ -208,14 +211,19 @@ class Builder:
     def _refresh(self, tensor: Tensor) -> None:
         """Give a tensor a new value if its bytes were overwritten, through another tensor, since its last one."""
         owner = self._owners[id(tensor)]
-        writes = [w for w in self._writes.get(storage_key(tensor) or 0, ()) if w.time > owner.since]
-        low, high = extent(tensor) if writes else (0, 0)
-        hit = [w.node for w in writes if w.node != owner.node and w.extent[0] < high and low < w.extent[1]]
+        hit = self._writes_since(tensor, owner)
         if hit:
             parents = tuple(Parent(self.nodes[node].id, str(at)) for at, node in enumerate([owner.node, *hit]))
             call = self.calls[-1]
             self._add(tensor, op_id(call.path, ALIAS, call.number(ALIAS)), ALIAS, call.path, parents, {}, "")
             self.keys.append(read_key(self.number, self._event, tensor))
+
+    def _writes_since(self, tensor: Tensor, owner: Owner | None) -> list[int]:
+        """The nodes of the ops that overwrote a tensor's bytes since its last value; without one, since the pass began."""
+        node, since = (owner.node, owner.since) if owner is not None else (-1, 0)
+        writes = [w for w in self._writes.get(storage_key(tensor) or 0, ()) if w.time > since and w.node != node]
+        low, high = extent(tensor) if writes else (0, 0)
+        return [w.node for w in writes if w.extent[0] < high and low < w.extent[1]]
 
 
 def source_node(name: str, tensor: Tensor) -> Node:

@@ -50,17 +50,20 @@ def _touches(tensor: Tensor, written: Sequence[Tensor]) -> bool:
     return storage is not None and any(storage_key(target) == storage and overlap(tensor, target) for target in written)
 
 
+Reading = Callable[[Tensor], Hashable | None]
+
+
 class Guard:
     """Knows which values are kept, by storage; `saved` holds those that had to be cloned, by their key.
 
     Tapes are indexed only when the first write comes, and then only their new events. What an op or a module read is
-    kept under its reading when it is no kept value (any more): `read_key`. `foresee` learns of a write to come.
+    kept under its reading when it is no kept value (any more): `reading` gives the key for a tensor about to be read.
     """
 
     def __init__(self) -> None:
         self.saved: dict[Hashable, Tensor] = {}
         self.history = False
-        self.foresee: Callable[[Any], None] | None = None
+        self.reading: Reading | None = None
         self._cells: dict[int, list[tuple[Tensor, Hashable]]] = {}
         self._kept: dict[int, Tensor] = {}
         self._tapes: list[tuple[Tape, int]] = []
@@ -68,6 +71,7 @@ class Guard:
     def add_tape(self, tape: "Tape") -> None:
         """Keep every value of this tape, as far as its events go when a write comes; its number is part of their keys."""
         self._tapes.append((tape, -1))
+        self.reading = self._reading
 
     def keep(self, tensor: Tensor, key: Hashable) -> None:
         """Keep one value."""
@@ -78,7 +82,7 @@ class Guard:
 
     def close(self) -> None:
         """Forget what was kept, when no write is watched any more; `saved` stays."""
-        self.foresee = None
+        self.reading = None
         for known in (self._cells, self._kept, self._tapes):
             known.clear()
 
@@ -87,23 +91,25 @@ class Guard:
         if not written:
             return
         with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
-            if self.foresee is not None:
-                self.foresee(read)
             self._index()
-            if self._tapes:
-                self._save_read(read, written)
+            if self.reading is not None:
+                self._save_read(self.reading, read, written)
             for target in written:
                 cells = self._cells.get(storage_key(target) or 0)
                 hit = [cell for cell in cells if overlap(cell[0], target)] if cells else []
                 if cells and hit:
                     self._save(hit, cells)
 
-    def _save_read(self, read: Any, written: Sequence[Tensor]) -> None:
-        """Clone what the op reads and overwrites at once, where no kept value stands for it."""
-        tape, event = self._tapes[-1]
+    def _save_read(self, reading: Reading, read: Any, written: Sequence[Tensor]) -> None:
+        """Clone what the op reads and overwrites at once, where no value met before stands for it."""
         for _, tensor in leaves(read):
-            if id(tensor) not in self._kept and _touches(tensor, written):
-                self.saved[read_key(tape.number, event, tensor)] = self._copy(tensor)
+            key = reading(tensor) if _touches(tensor, written) else None
+            if key is not None:
+                self.saved[key] = self._copy(tensor)
+
+    def _reading(self, tensor: Tensor) -> Hashable | None:
+        tape, event = self._tapes[-1]
+        return None if id(tensor) in self._kept else read_key(tape.number, event, tensor)
 
     def _save(self, hit: list[tuple[Tensor, Hashable]], cells: list[tuple[Tensor, Hashable]]) -> None:
         for cell in hit:

@@ -159,13 +159,9 @@ class _Tracker:
             for place in range(done, len(builder.nodes)):
                 node, value = builder.nodes[place], builder.values[place]
                 if value is not None and (self.wanted is None or self.wanted(node)):
-                    self._keep(here, node.id, value, tape)
+                    self._keep(here, node.id, tape.guard.saved.get(builder.keys[place], value), tape)
                 builder.values[place] = None
             done = len(builder.nodes)
-
-        def foresee(read: Any) -> None:
-            builder.foresee(read)
-            keep_new()
 
         def emit(event: Event) -> None:
             with torch._C.DisableTorchFunction():
@@ -174,14 +170,13 @@ class _Tracker:
             if isinstance(event[0], Op) and self.wanted is not None and is_fused(builder.nodes[-1]):
                 self._keep_inner(here, builder, event)
             if not builder.calls:
-                tape.guard.foresee = None
+                tape.guard.reading = None
                 here.finish(builder, tape)
 
-        tape.guard.foresee, tape.guard.history = foresee, self.grad
+        tape.guard.reading, tape.guard.history = builder.reading, self.grad
         return emit
 
     def _keep(self, here: Pass, name: TensorId, value: Tensor, tape: Tape) -> None:
-        value = tape.guard.saved.get((tape.number, name), value)
         kept = here.values[name] = self._cast(value)
         key = here.keys[name] = (tape.number, name) if kept is value else (tape.number, "cast", name)
         if self.grad:
