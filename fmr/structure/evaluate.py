@@ -12,6 +12,7 @@ from fmr.errors import StructureError
 from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.ops import EDGES
 
 Values = Callable[[TensorId], Tensor]
 """Gives the recorded value of an ID: a run, or anything that reads like one."""
@@ -97,6 +98,8 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
         return torch.where
     if node.op == "softmax":
         return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim)
+    if node.op in EDGES:
+        return lambda x: getattr(x, node.op)
     for home in (Tensor, torch, F):
         if hasattr(home, node.op):
             found: Callable[..., Any] = getattr(home, node.op)

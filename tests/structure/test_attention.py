@@ -1,0 +1,222 @@
+"""Attention is found by dataflow, is what the model itself computes, and is proven or rejected with a reason."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import fmr
+from fmr.errors import StructureError
+from tests.models import build
+
+LENGTH = 7
+
+
+def _bert(attn: str) -> nn.Module:
+    config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    return BertModel._from_config(config, attn_implementation=attn)
+
+
+def _gpt2(attn: str) -> nn.Module:
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel._from_config(config, attn_implementation=attn)
+
+
+def _llama(attn: str) -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=64, pad_token_id=0, bos_token_id=0, eos_token_id=0, **sizes, **heads)
+    return LlamaForCausalLM._from_config(config, attn_implementation=attn)
+
+
+FAMILIES: dict[str, Callable[[str], nn.Module]] = {"bert": _bert, "gpt2": _gpt2, "llama": _llama}
+
+
+def made(family: str, attn: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    model = FAMILIES[family](attn).eval()
+    ids = torch.randint(1, 64, (2, LENGTH))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    return model, {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patterns_are_the_ones_the_model_returns(family: str, attn: str) -> None:
+    model, inputs = made(family, attn)
+    run = fmr.run(model, **inputs)
+    found = fmr.locate(run)
+    eager, _ = made(family, "eager")
+    with torch.no_grad():
+        truth = eager(**inputs, output_attentions=True).attentions
+    assert len(found.attention) == len(truth) == 2
+    assert not found.rejected
+    for block, expected in zip(found.attention, truth, strict=True):
+        real = inputs["attention_mask"].bool()[:, None, :, None].expand_as(expected)
+        close = 0.0 if attn == "eager" else 1e-6
+        assert float((run[block.pattern] - expected)[real].abs().max()) <= close
+        assert (block.n_heads, block.head_dim, block.kind) == (4, 8, "self")
+        assert block.n_kv_heads == (2 if family == "llama" else 4)
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_finding_is_certified_from_its_parts(family: str, attn: str) -> None:
+    model, inputs = made(family, attn)
+    structure = fmr.locate(fmr.run(model, **inputs))
+    for block in structure.attention:
+        assert block.certified is not None
+        assert set(block.certified.errors) == {"pattern", "rows", "z", "out"}
+        assert max(block.certified.errors.values()) < 1e-5
+        assert "certified: pattern" in repr(block)
+
+
+def test_a_graph_alone_finds_and_proves_nothing() -> None:
+    model, inputs = made("gpt2", "sdpa")
+    run = fmr.run(model, **inputs)
+    block = fmr.locate(run.graph).attention[1]
+    assert block.certified is None
+    assert "not computed" in repr(block)
+    assert block.check(run).ok
+
+
+def test_a_check_fails_on_a_run_whose_values_do_not_belong_together() -> None:
+    model, inputs = made("gpt2", "eager")
+    run = fmr.run(model, **inputs)
+    block = fmr.locate(run).attention[0]
+    other = fmr.run(model, **{**inputs, "input_ids": inputs["input_ids"].flip(1)})
+    run.last.values[block.found.pattern] = other[block.pattern]
+    certificate = block.check(run)
+    assert not certificate.ok
+    assert repr(certificate).startswith("NOT certified: pattern")
+
+
+def test_the_same_sites_read_a_later_run_and_a_loaded_one(tmp_path: Path) -> None:
+    model, inputs = made("llama", "sdpa")
+    run = fmr.run(model, **inputs)
+    block = fmr.locate(run).attention[1]
+    later = fmr.run(model, keep=[block.pattern], stop=True, **inputs)
+    assert torch.equal(later[block.pattern], run[block.pattern])
+    run.save(tmp_path / "run.fmr", params=True)
+    loaded = fmr.load(tmp_path / "run.fmr")
+    again = fmr.locate(loaded).attention[1]
+    assert again.certified == block.certified
+    assert torch.equal(loaded[again.pattern], run[block.pattern])
+
+
+def test_a_head_is_the_slice_of_its_block() -> None:
+    model, inputs = made("gpt2", "eager")
+    run = fmr.run(model, **inputs)
+    block = fmr.locate(run).attention[0]
+    head = block.head(2)
+    assert torch.equal(run[head.pattern], run[block.pattern][:, 2])
+    assert run[head.z].shape == (2, LENGTH, 8)
+    with pytest.raises(StructureError, match=r"Head 4 of 'transformer.h.0.attn': expected 0 to 3"):
+        block.head(4)
+
+
+def test_cross_attention_is_told_from_self_attention() -> None:
+    model, args, kwargs = build("transformer")
+    kinds = [block.kind for block in fmr.locate(fmr.run(model, *args, **kwargs)).attention]
+    half = len(kinds) // 3
+    assert kinds == ["self"] * half + ["self", "cross"] * half
+
+
+def test_active_dropout_is_a_reason_that_names_the_remedy() -> None:
+    model, inputs = made("gpt2", "eager")
+    structure = fmr.locate(fmr.run(model.train(), **inputs))
+    assert not structure.attention
+    assert "dropout is active" in repr(structure.rejected[0])
+    assert "run the model in eval mode" in repr(structure.rejected[0])
+
+
+class Block(nn.Module):
+    """Attention in one forward without submodules; `mix` is the spelling under test."""
+
+    def __init__(self, mix: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.qkv = nn.Parameter(torch.randn(3, 4, 16, 4) / 4)
+        self.o = nn.Parameter(torch.randn(16, 16) / 4)
+        self.mix = mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.stack([x @ w for w in heads], 1) for heads in self.qkv)
+        z = self.mix(q, k, v)
+        return x + z.transpose(1, 2).reshape(x.shape) @ self.o
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.mT / 2, -1) @ v
+
+
+def method(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q * 0.5).matmul(k.transpose(-1, -2)).softmax(-1).matmul(v)
+
+
+def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    causal = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
+    return F.softmax((torch.tanh(q @ k.mT / 5) * 5).masked_fill(causal, float("-inf")), dim=-1) @ v
+
+
+def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    a, b, c = (t.reshape(-1, *t.shape[2:]) for t in (q, k, v))
+    return torch.bmm(F.softmax(torch.bmm(a, b.transpose(1, 2)), -1), c).view(q.shape)
+
+
+def sink(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.cat([q @ k.mT, torch.zeros(*q.shape[:3], 1)], -1)
+    return scores.softmax(-1)[..., :-1] @ v
+
+
+def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.baddbmm(torch.ones(1, 1, 1), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=0.5).softmax(-1).bmm(
+        v.flatten(0, 1)
+    ).unflatten(0, q.shape[:2])
+
+
+@pytest.mark.parametrize("mix", [plain, method, capped, folded, sink, biased], ids=lambda mix: mix.__name__)
+def test_one_forward_without_submodules(mix: Any) -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Block(mix), torch.randn(2, 5, 16))
+    structure = fmr.locate(run)
+    assert [(b.n_heads, b.head_dim) for b in structure.attention] == [(4, 4)], structure
+    assert structure.attention[0].certified
+    assert run[structure.attention[0].pattern].shape[-1] == 5
+
+
+class Router(nn.Module):
+    """A mixture of two experts with a softmax gate: no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(8, 2), nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.gate(x).softmax(-1)
+        return (torch.stack([expert(x) for expert in self.experts], -1) * weight.unsqueeze(-2)).sum(-1)
+
+
+@pytest.mark.parametrize("name", ["cnn", "gru", "mamba"])
+def test_no_attention_where_there_is_none(name: str) -> None:
+    model, args, kwargs = build(name)
+    assert not fmr.locate(fmr.run(model, *args, **kwargs)).attention
+
+
+def test_a_router_is_rejected_with_a_reason() -> None:
+    structure = fmr.locate(fmr.run(Router(), torch.randn(3, 4, 8)))
+    assert not structure.attention
+    assert repr(structure.rejected[0]) == "/softmax#0 is no attention: no product of two activations lies above the softmax"
+
+
+def test_a_run_without_values_says_what_to_keep() -> None:
+    model, inputs = made("gpt2", "eager")
+    with pytest.raises(fmr.IdError, match="keep='all'"):
+        fmr.locate(fmr.run(model, keep="none", **inputs))
+    with pytest.raises(StructureError, match=r"fmr.locate got GPT2LMHeadModel, expected a run or a graph"):
+        fmr.locate(model)  # type: ignore[arg-type]
