@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
+from tests.small import Fn
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 seeds = st.integers(0, 10**9)
@@ -246,3 +247,161 @@ def test_sources_keep_the_values_they_had_when_the_pass_began(seed: int, mode: A
     for node in run.graph.sources:
         same(run[node.id], begin[node.id])
         same(tracked(seed, mode, [node.id])[node.id], begin[node.id])
+
+
+# ---- each way of writing by name: one op, its ID, and what the op before it returned
+
+
+def filled(x: Tensor, write: Function) -> tuple[Tensor, Tensor]:
+    """What `x * 2` returned before the write, and what it holds afterwards."""
+    doubled = x * 2
+    before = doubled.clone()
+    write(doubled)
+    return before, doubled
+
+
+BY_NAME: list[tuple[str, Function]] = [
+    ("add", lambda t: t.add_(1)),
+    ("relu", lambda t: t.relu_()),
+    ("relu", lambda t: F.relu(t, inplace=True)),
+    ("relu6", lambda t: F.relu6(t, inplace=True)),
+    ("leaky_relu", lambda t: F.leaky_relu(t, 0.1, True)),
+    ("silu", lambda t: F.silu(t, inplace=True)),
+    ("dropout", lambda t: F.dropout(t, 0.5, True, True)),
+    ("alpha_dropout", lambda t: F.alpha_dropout(t, 0.5, True, inplace=True)),
+    ("copy", lambda t: t.copy_(torch.zeros(3, 4))),
+    ("setitem", lambda t: t.__setitem__((slice(None), 1), 7.0)),
+    ("index_put", lambda t: t.index_put_((torch.tensor([0]),), torch.tensor(-1.0))),
+    ("index_put", lambda t: torch.index_put_(t, (torch.tensor([0]),), torch.tensor(-1.0), accumulate=True)),
+    ("index_copy", lambda t: t.index_copy_(0, torch.tensor([1]), torch.zeros(1, 4))),
+    ("index_add", lambda t: t.index_add_(0, torch.tensor([1]), torch.ones(1, 4))),
+    ("scatter", lambda t: t.scatter_(0, torch.zeros(1, 4, dtype=torch.long), 5.0)),
+    ("masked_fill", lambda t: t.masked_fill_(t > 0, -3.0)),
+    ("masked_scatter", lambda t: t.masked_scatter_(t > 0, torch.zeros(12))),
+    ("clamp", lambda t: torch.clamp(t, 0, 1, out=t)),
+    ("matmul", lambda t: torch.matmul(torch.ones(3, 3), torch.ones(3, 4), out=t)),
+    ("resize", lambda t: t.resize_(2, 2)),
+    ("swap", lambda t: t.data.zero_()),
+    ("normal", lambda t: nn.init.normal_(t)),
+    ("exponential", lambda t: t.exponential_()),
+    ("foreach_add", lambda t: torch._foreach_add_([t], 1.0)),
+    ("addmm", lambda t: t.addmm_(torch.ones(3, 2), torch.ones(2, 4))),
+    ("iand", lambda t: t.__ipow__(2)),
+    ("view", lambda t: t.view(-1)[3:5].fill_(9.0)),
+    ("base", lambda t: t.T[0].zero_()),
+    ("set_data", lambda t: setattr(t, "data", torch.zeros(2))),
+]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("keep", ["all", "/mul#0"])
+@pytest.mark.parametrize("write", [w for _, w in BY_NAME], ids=[f"{n}-{i}" for i, (n, _) in enumerate(BY_NAME)])
+def test_a_value_survives_every_way_of_writing(write: Function, keep: str, mode: Any) -> None:
+    model = Fn(lambda self, x: filled(x, write))
+    with mode(), fmr.track(model, keep=keep) as run:
+        before, after = model(torch.linspace(-1, 1, 12).view(3, 4))
+    same(run["/mul#0"], before)
+    assert after.shape != before.shape or not torch.equal(after, before), "the write of this test writes nothing"
+
+
+@pytest.mark.parametrize("keep", ["all", "*"])
+def test_running_statistics_are_kept_as_they_were_at_each_call(keep: str) -> None:
+    norm = nn.BatchNorm1d(4)
+    model = Fn(lambda self, x: self.norm(self.norm(self.norm(x) + 1) * 3), norm=norm).train()
+    seen = []
+    handle = norm.register_forward_pre_hook(lambda module, args: seen.append(copy(module.running_mean)))
+    with torch.no_grad(), fmr.track(model, keep=keep) as run:
+        model(torch.randn(5, 4))
+    handle.remove()
+    run.graph.lint()
+    reads = [run.graph[f"norm{k}/batch_norm#0"].parent("running_mean", 1) for k in ("", "@1", "@2")]
+    for read, value in zip(reads, seen, strict=True):
+        assert read is not None
+        same(run[read.id], value)
+    assert reads[0] == "buffer:norm.running_mean"
+    assert "norm/batch_norm#0" in {str(node.id) for node in run.graph.ancestors("norm@1/batch_norm#0")}
+
+
+@pytest.mark.parametrize("keep", ["all", "*", ["param:line.weight", "line/linear#0", "input:args.0"]])
+def test_an_optimizer_step_inside_the_block_changes_nothing_kept(keep: Any) -> None:
+    model = Fn(lambda self, x: self.line(x).relu(), line=nn.Linear(4, 4))
+    x = torch.randn(2, 4)
+    weight, inside = copy(model.line.weight), copy(model.line(x))
+    step = torch.optim.Adam(model.parameters(), lr=0.1)
+    with fmr.track(model, keep=keep, grad=True) as run:
+        model(x).sum().backward()
+        step.step()
+        x.zero_()
+    assert not torch.equal(model.line.weight, weight)
+    same(run["param:line.weight"], weight)
+    same(run["line/linear#0"], inside)
+    same(run.grad["param:line.weight"], model.line.weight.grad)
+    assert run["input:args.0"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("keep", ["all", "*"])
+def test_what_is_written_after_the_pass_but_inside_the_block_changes_no_alias_and_no_opaque_value(keep: str) -> None:
+    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        buffer = x * 1
+        buffer[0] = 5.0
+        part = buffer[1]
+        buffer.add_(1.0)
+        return part * 2, torch.func.vmap(torch.sin)(x)
+
+    model = Fn(forward)
+    with torch.no_grad(), fmr.track(model, keep=keep) as run:
+        doubled, hidden = model(torch.ones(2, 3))
+        expected = doubled / 2, copy(hidden)
+        hidden.zero_()
+    (alias,) = [node for node in run.graph.nodes if node.op == "alias"]
+    (opaque,) = run.graph.opaque
+    same(run[alias.id], expected[0])
+    same(run[opaque.id], expected[1])
+
+
+def test_several_outputs_written_by_out_are_values_of_their_own() -> None:
+    def forward(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        best, at = torch.zeros(3), torch.zeros(3, dtype=torch.long)
+        views = best[:2], at[:2]
+        torch.max(x, 0, out=(best, at))
+        return views[0] + 1, views[1] + 1
+
+    run = fmr.run(Fn(forward), torch.eye(3) * 4)
+    run.graph.lint()
+    same(run["/max#0:0"], torch.full((3,), 4.0))
+    same(run["/max#0:1"], torch.arange(3))
+    parents = [[str(p) for p in node.parents] for node in run.graph.nodes if node.op == "alias"]
+    assert parents == [["/getitem#0", "/max#0:0"], ["/getitem#1", "/max#0:1"]]
+
+
+def test_a_strided_write_does_not_hide_the_write_before_it() -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        part = x[:, 1]
+        x.mul_(2.0)
+        x[:, ::3].zero_()
+        return part + 1
+
+    run = fmr.run(Fn(forward), torch.ones(2, 4))
+    assert "/mul#0" in {str(node.id) for node in run.graph.ancestors("/add#0")}
+    same(run["/add#0"], torch.full((2,), 3.0))
+
+
+def test_kept_copies_do_not_wake_autograd() -> None:
+    """A view of a base that began to need gradients is refused by torch when written; a copy of it would heal it."""
+
+    def forward(self: nn.Module, x: Tensor, weight: Tensor) -> str:
+        base = x * 1
+        view = base[0]
+        base.copy_(weight)
+        try:
+            view.fill_(0.25)
+        except RuntimeError:
+            return "refused"
+        return "written"
+
+    x, weight = torch.zeros(2, 2), torch.ones(2, 2, requires_grad=True)
+    plain = Fn(forward)(x, weight)
+    for keep in ("all", "*", "/getitem#0"):
+        model = Fn(forward)
+        with fmr.track(model, keep=keep):
+            assert model(x, weight) == plain
