@@ -189,7 +189,7 @@ class _Tracker:
         assert self.wanted is not None
         node = builder.nodes[-1]
         known = {n.id: n for n in builder.nodes}
-        for inner in inner_nodes(node, {parent: known[parent.id] for parent in node.parents}):
+        for inner in inner_nodes(node, {parent: known[parent.id] for parent in node.parents}).nodes:
             if self.wanted(inner):
                 value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {}, {})
                 if value is not None:
