@@ -41,9 +41,9 @@ def load(path: str | os.PathLike[str]) -> Run:
     A file that is missing, damaged, foreign or newer is a `StoreError`, here or when the damaged value is read.
     """
     where = Path(path)
-    body, file = _open_folder(where) if where.is_dir() else _open_file(where)
     run = Run()
-    with understood(str(where)):
+    with unwatched(), understood(str(where)):
+        body, file = _open_folder(where) if where.is_dir() else _open_file(where)
         run.passes = [_restored(row, file, str(where)) for row in body["passes"]]
     return run
 
@@ -129,6 +129,7 @@ class _Content:
         self.params = params
         self.reads: dict[Entry, Callable[[], Tensor]] = {}
         self._known: dict[Hashable, str] = {}
+        self._alive: list[Tensor] = []
 
     def add(self, number: int, one: Pass) -> dict[str, Any]:
         """One pass in plain types; its tensors become entries."""
@@ -148,8 +149,13 @@ class _Content:
         """The entry, shape and strides of a value; an entry is made where its elements are not yet known."""
         value = read()
         _refuse(name, value)
-        # the elements of a loaded run are new tensors at each reading, so that their place in memory says nothing
-        identity = owner.identity(name) if isinstance(owner, Stored) else _identity(value)
+        # the values of a loaded run are new tensors at each reading, so that their place in memory says nothing;
+        # that of all others does while they live
+        if isinstance(owner, Stored):
+            identity = owner.identity(name)
+        else:
+            identity = _identity(value)
+            self._alive.append(value)
         if identity not in self._known:
             elements = _elements(value)
             kind = str(value.dtype).removeprefix("torch.")
