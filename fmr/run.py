@@ -50,6 +50,8 @@ class Pass:
             if value is not None:
                 self.values[node.id] = value
         self.finish(builder, tape)
+        if builder.calls:  # read while the model runs: what follows is still to come
+            self.defer(tape)
 
     def finish(self, builder: Builder, tape: Tape) -> None:
         """Take the graph of a builder that has seen the whole pass."""
@@ -123,7 +125,11 @@ class Pass:
         owner = next((n for n in self._graph.nodes if is_fused(n) and name.startswith(scope_of(n) + "/")), None)
         if owner is None:
             raise IdError(self._why_missing(name))
-        value = inner_value(name, owner, {parent: self._value(parent.id) for parent in owner.parents})
+        try:
+            read = {parent: self._value(parent.id) for parent in owner.parents}
+        except IdError:
+            raise IdError(self._why_missing(name)) from None
+        value = inner_value(name, owner, read)
         if value is None:
             raise IdError(
                 f"{str(name)!r} depends on the random mask of {owner.id}, which the kernel does not give. "
@@ -135,13 +141,14 @@ class Pass:
         if self.keys.get(name, name) is None:
             return (
                 f"{str(name)!r} was overwritten in place later in the pass and fmr could not see what made it, so its "
-                f"value is gone. Read it in a run of its own: fmr.run(model, *inputs, keep=[{str(name)!r}], stop=True)."
+                f"value is gone. Read it in a run of its own: fmr.run(model, *inputs, keep=[{str(name)!r}])."
             )
         return f"This run did not keep {str(name)!r}. Ask for it when tracking: keep=[{str(name)!r}] or keep='all'."
 
     @property
     def grad(self) -> "Gradients":
         """The gradients of the kept values, by ID, after `backward()`; the run must be tracked with grad=True."""
+        self._settle()
         return Gradients(self)
 
     def __repr__(self) -> str:
