@@ -1,6 +1,6 @@
 """The inner values of a fused op, on demand: its plain form, traced like a model, under the IDs of the op's own scope."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -53,6 +53,17 @@ def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
         tensors = {name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)}
         nodes, _, output = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
     return Inner(tuple(replace(inner, device=node.device, where=node.where) for inner in nodes), output)
+
+
+def all_inside(node: Node, known: dict[TensorId, Node]) -> Iterator[Node]:
+    """The nodes inside a fused op and inside the fused ops among them; `known` holds what it reads and takes what is met."""
+    opened: set[str] = set()
+    for inner in inner_nodes(node, {parent: known[parent.id] for parent in node.parents}).nodes:
+        known[inner.id] = inner
+        yield inner
+        if is_fused(inner) and scope_of(inner) not in opened:
+            opened.add(scope_of(inner))
+            yield from all_inside(inner, known)
 
 
 def inner_value(name: TensorId, node: Node, tensors: Mapping[str, Tensor]) -> Tensor | None:

@@ -17,12 +17,13 @@ from fmr.errors import IdError, TrackError, nearest
 from fmr.graph import Graph, Key, id_of
 from fmr.guard import storage_key
 from fmr.ids import OPAQUE, Site, TensorId
-from fmr.inner import inner_nodes, is_fused, scope_of, value_inside
+from fmr.inner import all_inside, is_fused, scope_of, value_inside
 from fmr.nodes import Node, outputs
 from fmr.ops import Op
 from fmr.plan import Plan, Reader, Stop, is_plannable, outermost
 from fmr.recorder import Event, Recorder, Tape
 from fmr.run import Pass, Run, last_graph
+from fmr.scopes import Names
 from fmr.watch import unwatched, watching
 
 Keep = str | Key | Iterable[Key] | Callable[[Node], bool]
@@ -188,8 +189,7 @@ class _Tracker:
         """Compute the wanted values inside a fused op while its arguments are at hand."""
         assert self.wanted is not None
         node = builder.nodes[-1]
-        known = {n.id: n for n in builder.nodes}
-        for inner in inner_nodes(node, {parent: known[parent.id] for parent in node.parents}).nodes:
+        for inner in all_inside(node, {n.id: n for n in builder.nodes}):
             if self.wanted(inner):
                 value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {}, {})
                 if value is not None:
@@ -224,6 +224,8 @@ class _Tracker:
         for name in self.ids:
             if any(name in one.values for one in self.run.passes):
                 continue
+            if model is not None:
+                Names(model)  # which refuses a model with a compiled part
             graph = last_graph.get(model) if model is not None else None
             where = _departure(name, graph, watcher.ran) if isinstance(watcher, Reader) else ""
             known = {n for one in self.run.passes for n in one.values} | ({n.id for n in graph.nodes} if graph else set())
