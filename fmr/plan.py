@@ -14,7 +14,7 @@ from fmr.inner import value_inside
 from fmr.nodes import outputs
 from fmr.ops import PASS, Op, _known, is_tensor_result, op_of
 from fmr.recorder import _functorch_level, made_by_writing, written_by
-from fmr.scopes import Call, Names, Paths, name_inputs
+from fmr.scopes import Call, Names, Paths, name_inputs, refuse_transformed
 from fmr.watch import WatcherMode
 
 
@@ -152,11 +152,15 @@ class Reader(WatcherMode):
         if torch._C._current_graph_task_id() != -1:
             return False
         if self.root is None or module is self.root:
+            if _functorch_level() is not None:
+                refuse_transformed(module)
             return True
         self.missed.append(module)
         return False
 
     def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            Names(module)  # which refuses it
         paths = self.plan.paths(module)
         self._names = paths if paths.complete else Names(module)
         self._followed = paths.paths if paths.complete else None

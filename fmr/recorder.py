@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fmr.guard import Guard
 from fmr.nodes import Nest, leaves
 from fmr.ops import PASS, WRITE, Op, _known, is_tensor_result, op_of
-from fmr.scopes import Names, name_inputs
+from fmr.scopes import Names, name_inputs, refuse_transformed
 from fmr.watch import WatcherMode
 
 ENTER, EXIT, INSIDE = "enter", "exit", "inside"
@@ -160,6 +160,8 @@ class Recorder(WatcherMode):
         if torch._C._current_graph_task_id() != -1:
             return False
         if self.root is None or module is self.root:
+            if _functorch_level() is not None:
+                refuse_transformed(module)
             return True
         self.missed.append(module)
         return False

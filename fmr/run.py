@@ -196,7 +196,11 @@ class Gradients(Mapping[str, Tensor]):
         return key.of(grad) if isinstance(key, Site) else grad
 
     def __iter__(self) -> Any:
-        return (name for name, key in self._pass.keys.items() if key in self._pass.grads)
+        here = self._pass
+        for name in {**here.keys, **here.values}:
+            key = here.keys.get(name, name)
+            if key in here.grads or (key in here.leaves and here.leaves[key].grad is not None):
+                yield name
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

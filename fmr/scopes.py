@@ -158,6 +158,14 @@ def _refuse_compiled(root: nn.Module, path: str, module: nn.Module) -> None:
         )
 
 
+def refuse_transformed(root: nn.Module) -> None:
+    """Raise for a model that is called inside a functorch transform: its values are wrappers that mean nothing outside."""
+    raise TrackError(
+        f"{type(root).__name__} was called inside a torch.func transform (vmap, grad, jvp), whose tensors are only "
+        f"stand-ins. Expected a plain call; track the function of the transform from outside, as a module that calls it."
+    )
+
+
 @lru_cache(maxsize=128)
 def _positional(forward: Callable[..., Any]) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
