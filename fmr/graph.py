@@ -73,6 +73,10 @@ class Graph:
                 return node
         raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{nearest(name, self._ids())}")
 
+    def place(self, key: Key) -> int:
+        """The position of a value in execution order."""
+        return self._place[id_of(key)]
+
     def find(self, pattern: str) -> tuple[Node, ...]:
         """The nodes whose ID matches a glob, in execution order; inner values of fused ops stand after their op.
 

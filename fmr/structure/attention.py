@@ -8,10 +8,9 @@ from fmr.fused import EXPLAINED
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import MASKING, SAME, SHAPE, Contraction, climb, contraction, descend, is_weight
+from fmr.structure.match import MASKING, SAME, SHAPE, Contraction, climb, contraction, descend, product, projection, settled, unshaped, weights
 
-IDENTITY = SAME | EXPLAINED.keys()
-AFTER = IDENTITY | SHAPE | {"masked_fill", "mul", "where", "div"}
+AFTER = SAME | SHAPE | {"masked_fill", "mul", "where", "div"}
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
 
 BEFORE = SAME | SHAPE | MASKING
@@ -56,14 +55,14 @@ def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
 
 
 def _attention(graph: Graph, softmax: Node) -> Attention | Rejected:
-    product = _product(graph, softmax)
-    if product is None:
+    scored = _scored(graph, softmax)
+    if scored is None:
         return Rejected(softmax.id, "attention", "no product of two activations lies above the softmax")
     mixed = _mix(graph, softmax)
     if mixed is None:
         return Rejected(softmax.id, "attention", "nothing below the softmax multiplies values by it")
     use, pattern, v = mixed
-    q, k = product.left, _untransposed(graph, product.right)
+    q, k = scored.left, _untransposed(graph, scored.right)
     heads = _heads(graph, q, k)
     if heads is None:
         return Rejected(softmax.id, "attention", f"the heads cannot be read off the shape {list(graph[q].shape)} of its queries")
@@ -74,23 +73,19 @@ def _attention(graph: Graph, softmax: Node) -> Attention | Rejected:
     return Attention(softmax.id, q, k, v, scores, pattern, z.id, out, *heads, kind, _module_scope(softmax.scope))
 
 
-def _product(graph: Graph, softmax: Node) -> Contraction | None:
+def _scored(graph: Graph, softmax: Node) -> Contraction | None:
     """The nearest product of two activations above a softmax."""
-    for node in climb(graph, softmax.parents[0].id, lambda n: n.op in BEFORE):
-        found = contraction(graph, node)
-        if found is not None and not is_weight(graph, found.left) and not is_weight(graph, found.right):
-            return found
-    return None
+    above = climb(graph, softmax.parents[0].id, lambda node: node.op in BEFORE and contraction(node) is None)
+    return next((found for node in above if (found := product(graph, node)) is not None), None)
 
 
 def _mix(graph: Graph, softmax: Node) -> tuple[Contraction, TensorId, TensorId] | None:
     """The product with the values below a softmax, the pattern as it acts in it, and the values."""
-    for node, way in descend(graph, softmax, graph.readers, lambda n: n.op in AFTER):
-        found = contraction(graph, node)
+    for node, way in descend(graph, softmax, lambda node: node.op in AFTER):
+        found = contraction(node)
         if found is not None and node is not softmax:
-            left = found.left == way[-1].id
-            values = found.right if left else found.left
-            if not is_weight(graph, values):
+            values = found.right if found.left == way[-1].id else found.left
+            if not weights(graph, values):
                 return found, _acting(way), values
     return None
 
@@ -149,22 +144,11 @@ def _count(node: Node) -> int:
 
 def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
     """The activations that the projection of queries or keys reads."""
-    roots = set()
-    for node in climb(graph, name, lambda n: contraction(graph, n) is None and not n.id.is_source):
-        found = contraction(graph, node)
+    for node in climb(graph, name, lambda node: contraction(node) is None and not node.id.is_source):
+        found = projection(graph, node)
         if found is not None:
-            data = [side for side in (found.left, found.right) if not is_weight(graph, side)]
-            roots.update(_unshaped(graph, side) for side in data)
-            break
-    return roots
-
-
-def _unshaped(graph: Graph, name: TensorId) -> TensorId:
-    """The value that a view or a cast was made of."""
-    node = graph[name]
-    while node.op in SAME | {"view", "reshape", "flatten", "contiguous"} and len(node.parents) == 1:
-        node = graph[node.parents[0].id]
-    return node.id
+            return {unshaped(graph, found.data)}
+    return set()
 
 
 def _handed_on(graph: Graph, node: Node) -> Node:
@@ -178,25 +162,11 @@ def _handed_on(graph: Graph, node: Node) -> Node:
 
 def _projection(graph: Graph, z: Node) -> TensorId | None:
     """The output projection: the first contraction with a weight below the heads, with what reshapes its result."""
-    for node, way in descend(graph, z, graph.readers, lambda n: n.op in IDENTITY | SHAPE | {"mul"}):
-        found = contraction(graph, node)
-        if found is not None and way and is_weight(graph, found.right if found.left == way[-1].id else found.left):
-            return _settled(graph, node).id
+    for node, way in descend(graph, z, lambda node: node.op in SAME | SHAPE | {"mul"}):
+        found = projection(graph, node) if way else None
+        if found is not None and found.data == way[-1].id:
+            return settled(graph, node).id
     return None
-
-
-def _settled(graph: Graph, node: Node) -> Node:
-    """The last of the views and bias adds that alone read a projection's result."""
-    while True:
-        readers = graph.readers(node.id)
-        if len(readers) != 1:
-            return node
-        after = readers[0]
-        others = [parent for parent in after.parents if parent.id != node.id]
-        biased = after.op == "add" and others and all(is_weight(graph, parent.id) for parent in others)
-        if not (after.op in ("view", "reshape", "unflatten") or biased or after.op in EXPLAINED):
-            return node
-        node = after
 
 
 def _module_scope(scope: str) -> str:

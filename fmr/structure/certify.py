@@ -10,6 +10,8 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.attention import Attention
 from fmr.structure.evaluate import Values, evaluate
+from fmr.structure.memory import Memory
+from fmr.structure.residual import Stream
 
 TOLERANCE = 1e-4
 """The largest error, relative to the largest value, in float32; half precision is allowed a hundred times more."""
@@ -43,12 +45,18 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     q, k, pattern, z = (value(name) for name in (found.q, found.k, found.pattern, found.z))
     errors = {
         "pattern": error(evaluate(graph, found.pattern, {found.q: q, found.k: k}, value), pattern),
-        "rows": max(float((pattern.double().sum(-1) - 1).clamp(min=0).max()), float((-pattern).clamp(min=0).max())),
+        "rows": _excess(pattern),
         "z": error(evaluate(graph, found.z, {found.pattern: pattern, found.v: value(found.v)}, value), z),
     }
     if found.out is not None:
         errors["out"] = error(_sum_of_heads(graph, found, z, value), value(found.out))
-    return Certificate(errors, TOLERANCE if pattern.dtype in (torch.float32, torch.float64) else 100 * TOLERANCE)
+    return Certificate(errors, _tolerance(pattern))
+
+
+def _excess(pattern: Tensor) -> float:
+    """How far a pattern goes below zero or its rows go above one."""
+    known = pattern.double().nan_to_num(0.0)
+    return max(float((known.sum(-1) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
 
 
 def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> Tensor:
@@ -64,17 +72,48 @@ def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> T
     return total
 
 
+def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
+    """Recompute the coefficients from what the keys read, and the output as the sum of the values that they weigh."""
+    post, out = value(found.post), value(found.out)
+    errors = {"post": error(evaluate(graph, found.post, {found.source: value(found.source)}, value), post)}
+    values = value(found.w_out).detach().double()
+    if values.dim() == 2 and post.shape[-1] in values.shape:
+        bias = evaluate(graph, found.out, {found.post: torch.zeros_like(post)}, value)
+        total = post.double() @ (values.mT if found.out_columns else values)
+        errors["out"] = error(total.reshape(out.shape) + bias, out)
+    else:
+        errors["out"] = error(evaluate(graph, found.out, {found.post: post}, value), out)
+    return Certificate(errors, _tolerance(post))
+
+
+def certify_stream(stream: Stream, value: Values) -> Certificate:
+    """Compare each write with the difference that it makes."""
+    worst = 0.0
+    for write in stream.writes:
+        before, added, after = (value(name).double() for name in write)
+        worst = max(worst, error(before + added, after))
+    return Certificate({"writes": worst}, _tolerance(value(stream.writes[0].after)))
+
+
+def _tolerance(value: Tensor) -> float:
+    return TOLERANCE if value.dtype in (torch.float32, torch.float64) else 100 * TOLERANCE
+
+
 def by_head(z: Tensor, n_heads: int) -> Tensor:
     """The mixed values with the heads as second dimension, also where they were folded into the batch."""
     return z if z.dim() == 4 else z.reshape(-1, n_heads, *z.shape[1:])
 
 
 def error(recomputed: Tensor, recorded: Tensor) -> float:
-    """The maximum absolute difference relative to the largest recorded value; infinite where the shapes differ."""
+    """The maximum absolute difference relative to the largest recorded value; infinite where the shapes differ.
+
+    Rows that are masked as a whole are NaN in some models; they are compared nowhere.
+    """
     if recomputed.shape != recorded.shape:
         return float("inf")
-    difference = (recomputed.double() - recorded.double()).abs()
-    if not bool(torch.isfinite(difference).all()):
-        return float("inf")
-    return float(difference.max() / recorded.double().abs().max().clamp(min=1e-12)) if difference.numel() else 0.0
-
+    finite = torch.isfinite(recorded)
+    difference = (recomputed.double() - recorded.double())[finite].abs()
+    if not difference.numel():
+        return 0.0 if not recorded.numel() else float("inf")
+    worst = float(difference.max() / recorded[finite].double().abs().max().clamp(min=1e-12))
+    return worst if worst == worst else float("inf")

@@ -78,6 +78,10 @@ def _execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, T
     if node.op == "to":
         floating = node.dtype.is_floating_point
         return {node.id: args[0].to(torch.float64 if floating else node.dtype)}
+    if node.op == "alias":
+        raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
+    if node.op == "setitem":
+        return {node.id: _written(args[0], _index(args[1]), args[2])}
     if node.op == "dropout" or (node.parents and node.parents[0].at == HANDED_ON):
         return {node.id: tensors[node.parents[0].id]}
     if node.op == "getitem":
@@ -85,6 +89,12 @@ def _execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, T
     out = _function(node, args, kwargs)(*args, **kwargs)
     index = node.id.parts.index
     return {node.id: out if index is None else out[index]}
+
+
+def _written(base: Tensor, index: Any, item: Any) -> Tensor:
+    base = base.clone()
+    base[index] = item
+    return base
 
 
 def _index(index: Any) -> Any:

@@ -1,182 +1,207 @@
-"""What `fmr.locate` finds: attention by layer, each with its sites, its certificate, and what was not certified."""
+"""`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together layer by layer."""
 
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from fmr.errors import StructureError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.run import Pass, Run
-from fmr.structure.attention import Attention, Rejected, find_attention
-from fmr.structure.certify import Certificate, certify_attention
-from fmr.structure.match import is_random
+from fmr.structure.attention import Rejected, find_attention
+from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
+from fmr.structure.match import SAME, SHAPE, climb, is_random, projection
+from fmr.structure.memory import Memory, find_memories
+from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
+from fmr.structure.residual import Stream, Write, find_streams, writers
 
-_AXES = ("examples", "heads", "positions", "units")
-
-
-@dataclass(frozen=True)
-class AttentionBlock:
-    """One attention of a model: the sites of its values, the shape of its heads and its certificate.
-
-    >>> run[structure.attention[3].pattern].shape  # (examples, heads, queries, keys)
-    torch.Size([2, 12, 32, 32])
-
-    `q`, `k`, `v` are the operands as the product reads them (keys and values already repeated for grouped queries);
-    `scores` enter the softmax, `pattern` acts on the values, `z` is what the heads mix, `out` the projection's output
-    (None where z is used as it is). `kind` is "self" or "cross"; `certified` is None when found from a graph alone.
-    """
-
-    found: Attention
-    graph: Graph = field(repr=False)
-    certified: Certificate | None = None
-
-    @property
-    def q(self) -> Site:
-        return self._site(self.found.q)
-
-    @property
-    def k(self) -> Site:
-        return self._site(self.found.k)
-
-    @property
-    def v(self) -> Site:
-        return self._site(self.found.v)
-
-    @property
-    def scores(self) -> Site:
-        return self._site(self.found.scores)
-
-    @property
-    def pattern(self) -> Site:
-        return self._site(self.found.pattern)
-
-    @property
-    def z(self) -> Site:
-        return self._site(self.found.z)
-
-    @property
-    def out(self) -> Site | None:
-        return None if self.found.out is None else Site(self.found.out)
-
-    @property
-    def n_heads(self) -> int:
-        return self.found.n_heads
-
-    @property
-    def n_kv_heads(self) -> int:
-        return self.found.n_kv_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.found.head_dim
-
-    @property
-    def kind(self) -> str:
-        return self.found.kind
-
-    @property
-    def scope(self) -> str:
-        """The module call that holds it."""
-        return self.found.scope
-
-    def head(self, index: int) -> "Head":
-        """The sites of one head."""
-        if not 0 <= index < self.n_heads:
-            raise StructureError(f"Head {index} of {self.scope!r}: expected 0 to {self.n_heads - 1}.")
-        return Head(*(self._site(name, index) for name in self.found[1:7]))
-
-    def check(self, run: Run | Pass) -> Certificate:
-        """Recompute pattern, z and output from their parts in another run of the same code and report the errors."""
-        return certify_attention(self.graph, self.found, run.__getitem__)
-
-    def _site(self, name: TensorId, head: int | None = None) -> Site:
-        folded = len(self.graph[name].shape) == 3
-        return Site(name, heads=head, layout=_AXES[1:] if folded else _AXES)
-
-    def __repr__(self) -> str:
-        groups = f" ({self.n_kv_heads} key-value)" if self.n_kv_heads != self.n_heads else ""
-        proof = "not computed" if self.certified is None else repr(self.certified)
-        return f"{self.scope or 'root'}  {self.kind}  {self.n_heads} heads of {self.head_dim}{groups}  {proof}"
-
-
-@dataclass(frozen=True)
-class Head:
-    """The sites of one attention head."""
-
-    q: Site
-    k: Site
-    v: Site
-    scores: Site
-    pattern: Site
-    z: Site
-
-
-@dataclass(frozen=True)
-class Structure:
-    """The parts of a model that its graph shows, in execution order; `rejected` says why a candidate is not among them."""
-
-    model: str
-    attention: tuple[AttentionBlock, ...]
-    rejected: tuple[Rejected, ...]
-
-    @property
-    def roles(self) -> dict[TensorId, str]:
-        """The role of each value that has one: q, k, v, scores, pattern, z, out."""
-        found: dict[TensorId, str] = {}
-        for block in self.attention:
-            for role in ("q", "k", "v", "scores", "pattern", "z", "out"):
-                name = getattr(block.found, role)
-                if name is not None:
-                    found.setdefault(name, role)
-        return found
-
-    def __repr__(self) -> str:
-        lines = [f"Structure of {self.model}: {len(self.attention)} attentions, {len(self.rejected)} candidates rejected"]
-        lines += [f"  attention[{n}]  {block!r}" for n, block in enumerate(self.attention)]
-        lines += [f"  rejected      {one!r}" for one in self.rejected]
-        return "\n".join(lines)
+Found = TypeVar("Found")
+Value = Callable[[TensorId], Tensor]
 
 
 def locate(source: Run | Pass | Graph) -> Structure:
-    """Find the attention of a model in its graph, by dataflow alone, and certify each finding from the run's values.
+    """Find attention, memories and residual stream of a model in its graph, and certify each from the run's values.
 
     >>> structure = fmr.locate(run)
-    >>> structure.attention[0].pattern
+    >>> structure.layers[0].attention.pattern
     Site('h.0.attn/softmax#0')
 
     source: a run that kept its values (keep="all"), or a graph; from a graph nothing is proven and `certified` is None.
     A candidate whose parts do not reproduce the run is not returned: it stands in `rejected` with the reason.
     """
     if isinstance(source, Graph):
-        return _collect(source, None)
+        return _Search(source, None).structure()
     if not isinstance(source, (Run, Pass)):
         raise StructureError(f"fmr.locate got {type(source).__name__}, expected a run or a graph, as in fmr.locate(run).")
-    return _collect(source.graph, source)
+    return _Search(source.graph, source.__getitem__).structure()
 
 
-def _collect(graph: Graph, run: Run | Pass | None) -> Structure:
-    plain = graph.unfused
-    blocks: list[AttentionBlock] = []
-    rejected: list[Rejected] = []
-    for found in find_attention(plain):
-        if isinstance(found, Rejected):
-            rejected.append(found)
-            continue
-        certificate = None if run is None else certify_attention(plain, found, partial(_value, run))
-        if certificate is None or certificate.ok:
-            blocks.append(AttentionBlock(found, plain, certificate))
+class _Search:
+    """One search: the graph with fused ops written out, where values come from, and what was rejected so far."""
+
+    def __init__(self, graph: Graph, value: Value | None) -> None:
+        self.model, self.graph, self.value = graph.model, graph.unfused, value
+        self.rejected: list[Rejected] = []
+
+    def structure(self) -> Structure:
+        streams = self._streams()
+        attention, mlps = self._attention(), self._memories(streams)
+        residuals = tuple(self._residual(stream) for stream in streams)
+        layers = tuple(layer for stream in streams for layer in layers_of(self.graph, stream, attention, mlps))
+        last = streams[-1] if streams else None
+        return Structure(
+            model=self.model,
+            attention=tuple(attention),
+            mlps=tuple(mlps),
+            streams=residuals,
+            layers=layers,
+            embedding=_embedding(self.graph, last),
+            unembedding=_unembedding(self.graph, last),
+            final_norm=Site(last.final_norm) if last and last.final_norm else None,
+            rejected=tuple(self.rejected),
+        )
+
+    def _attention(self) -> list[AttentionBlock]:
+        blocks = []
+        for found in find_attention(self.graph):
+            if isinstance(found, Rejected):
+                self.rejected.append(found)
+                continue
+            ends = found.softmax, found.out or found.z
+            certificate, ok = self._certify(certify_attention, found, "attention", *ends)
+            if ok:
+                blocks.append(AttentionBlock(found, self.graph, certificate))
+        return blocks
+
+    def _memories(self, streams: list[Stream]) -> list[MemoryBlock]:
+        sums = frozenset(write.after for stream in streams for write in stream.writes)
+        written = {node.id for stream in streams for write in stream.writes for node in writers(self.graph, write)}
+        blocks = []
+        for found in find_memories(self.graph, sums):
+            if found.down not in written:
+                self.rejected.append(Rejected(found.down, "memory", "its output is not written to a residual stream"))
+                continue
+            certificate, ok = self._certify(certify_memory, found, "memory", found.pre, found.out)
+            if ok:
+                names = [name for name in (found.w_in, found.w_gate, found.w_out) if name is not None]
+                weights = {name: self.value(name) for name in names} if self.value is not None else {}
+                blocks.append(MemoryBlock(found, self.graph, weights, certificate))
+        return blocks
+
+    def _streams(self) -> list[Stream]:
+        found = sorted(find_streams(self.graph), key=lambda stream: self.graph.place(stream.writes[-1].after))
+        kept = []
+        for stream in found:
+            start, end = stream.writes[0].before, stream.writes[-1].after
+            _, ok = self._certify(lambda graph, one, value: certify_stream(one, value), stream, "residual stream", start, end)
+            if ok:
+                kept.append(stream)
+        return kept
+
+    def _certify(
+        self, certify: Callable[[Graph, Found, Value], Certificate], found: Found, what: str, start: TensorId, end: TensorId
+    ) -> tuple[Certificate | None, bool]:
+        """The certificate of a finding, and whether it may be claimed; otherwise the reason is noted."""
+        if self.value is None:
+            return None, True
+        try:
+            certificate = certify(self.graph, found, self.value)
+        except (StructureError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = f"it cannot be recomputed: {error}".partition("\n")[0]
         else:
-            rejected.append(Rejected(found.softmax, "attention", _why(plain, found, certificate)))
-    return Structure(graph.model, tuple(blocks), tuple(rejected))
+            if certificate.ok:
+                return certificate, True
+            random = next((node for node in self.graph.between(start, end) if is_random(node)), None)
+            reason = repr(certificate)
+            if random is not None:
+                reason = f"dropout is active ({random.id}), so it cannot be recomputed; run the model in eval mode"
+        self.rejected.append(Rejected(end if what == "residual stream" else start, what, reason))
+        return None, False
+
+    def _residual(self, stream: Stream) -> Residual:
+        who = tuple(tuple(node.id for node in writers(self.graph, write)) for write in stream.writes)
+        read = tuple(tuple(node.id for node in self.graph.readers(point)) for point in stream.points)
+        return Residual(stream, who, read)
 
 
-def _why(graph: Graph, found: Attention, certificate: Certificate) -> str:
-    random = [node for node in graph.between(found.softmax, found.out or found.z) if is_random(node)]
-    if random:
-        return f"dropout is active ({random[0].id}), so it cannot be recomputed; run the model in eval mode"
-    return repr(certificate)
+def layers_of(graph: Graph, stream: Stream, attention: list[AttentionBlock], mlps: list[MemoryBlock]) -> list[Layer]:
+    """The layers of a stream: its writes in groups, each with the attentions and memories that write in it."""
+    who = [{node.id for node in writers(graph, write)} for write in stream.writes]
+    blocks = [[a for a in attention if _writes(graph, a, names)] for names in who]
+    memories = [[m for m in mlps if m.found.down in names] for names in who]
+    layers = []
+    for start, end in _groups(graph, stream.writes, blocks, memories):
+        here = [a for n in range(start, end) for a in blocks[n]]
+        there = [m for n in range(start, end) for m in memories[n]]
+        if here or there:
+            after = stream.writes[end].before if end < len(stream.writes) else stream.points[-1]
+            middle = next((n for n in range(start + 1, end) if memories[n] and not blocks[n] and here), None)
+            pre, mid = stream.writes[start].before, stream.writes[middle].before if middle is not None else None
+            layers.append(Layer(tuple(here), tuple(there), Site(pre), Site(mid) if mid else None, Site(_post(stream, end, after))))
+    return layers
 
 
-def _value(run: Run | Pass, name: TensorId) -> Any:
-    return run[name]
+def _post(stream: Stream, end: int, after: TensorId) -> TensorId:
+    """The stream after a layer: where a norm stands on the stream itself, its normalised value."""
+    if end < len(stream.writes):
+        return after
+    normed = len(stream.writes) > 1 and stream.writes[-1].before != stream.writes[-2].after
+    return stream.final_norm if normed and stream.final_norm else stream.writes[-1].after
+
+
+def _writes(graph: Graph, block: AttentionBlock, names: set[TensorId]) -> bool:
+    out = block.found.out or block.found.z
+    return any(node.id in names for node in climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add"}))
+
+
+def _groups(
+    graph: Graph, writes: tuple[Write, ...], blocks: list[list[Any]], memories: list[list[Any]]
+) -> list[tuple[int, int]]:
+    """Which writes make up a layer: those in one repeated module call, else up to and with each memory."""
+    keys = _module_keys([graph[write.after].scope for write in writes])
+    sizes = [keys.count(key) for key in dict.fromkeys(keys)]
+    both = [bool(blocks[n]) and bool(memories[n]) for n in range(len(writes))]
+    by_module = len(sizes) > 1 and (max(sizes) > 1 or all(both))
+    ends = [
+        n + 1
+        for n in range(len(writes))
+        if n + 1 == len(writes) or (keys[n + 1] != keys[n] if by_module else bool(memories[n]) or not blocks[n + 1 : n + 2])
+    ]
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def _module_keys(scopes: list[str]) -> list[str]:
+    """For each scope the part of its path just below what all have in common."""
+    paths = [scope.partition("/")[0].split(".") for scope in scopes]
+    depth = 0
+    while all(len(path) > depth for path in paths) and len({path[depth] for path in paths}) == 1:
+        depth += 1
+    return [".".join(path[: depth + 1]) for path in paths]
+
+
+def _embedding(graph: Graph, stream: Stream | None) -> Site | None:
+    """The look-up of the input tokens that a stream begins with."""
+    if stream is None:
+        return None
+    for node in climb(graph, stream.writes[0].before, lambda node: node.op != "embedding" and projection(graph, node) is None):
+        if node.op == "embedding":
+            index = node.parent("input", 0)
+            above = climb(graph, index.id, lambda one: one.op in SAME | SHAPE) if index is not None else iter(())
+            if any(one.op == "input" for one in above):
+                return Site(node.id)
+    return None
+
+
+def _unembedding(graph: Graph, stream: Stream | None) -> Site | None:
+    """The projection of a stream's end that nothing else reads: the logits."""
+    if stream is None:
+        return None
+    end = stream.final_norm or stream.writes[-1].after
+    ends: Iterable[Any] = graph.readers(end)
+    for _ in range(3):
+        for node in ends:
+            if projection(graph, node) is not None and graph[node.id].shape[-1] > graph[end].shape[-1]:
+                return Site(node.id)
+        ends = [after for node in ends if node.op in SAME | SHAPE for after in graph.readers(node.id)]
+    return None

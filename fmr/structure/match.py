@@ -1,24 +1,47 @@
-"""The vocabulary of the matchers: contractions, and ops that only reshape, rescale or mask what passes through them."""
+"""The vocabulary of the matchers: contractions, weights, and ops that only reshape, rescale or mask what passes through.
 
-from collections.abc import Callable, Iterable, Iterator
+A new idiom is usually one word in one of these sets; the certificates tell whether the new reading is true.
+"""
+
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from fmr.fused import EXPLAINED
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 
-SAME = frozenset({"to", "dropout", "contiguous", "clone", "detach", "alias", "data", "alpha_dropout", "nan_to_num"})
-"""Ops that hand on the same numbers, up to a cast, a copy or dropout."""
+SAME = frozenset("alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()) | EXPLAINED.keys()
+"""Ops that hand on the same numbers, up to a cast, a copy or dropout; a fused op hands on what its inner nodes made."""
 
 SHAPE = frozenset(
-    {"view", "reshape", "transpose", "permute", "t", "T", "mT", "unsqueeze", "squeeze", "flatten", "unflatten", "movedim",
-     "expand", "expand_as", "view_as", "reshape_as", "repeat_interleave", "repeat", "split", "chunk", "unbind", "getitem",
-     "select", "narrow", "stack", "cat", "split_with_sizes", "tensor_split", "pad", "roll", "flip", "index_select"}
-)  # fmt: skip
-"""Ops that only move numbers about."""
+    """cat chunk diagonal expand expand_as flatten flip getitem index_select masked_select movedim narrow pad permute
+    pixel_shuffle repeat repeat_interleave reshape reshape_as roll select split split_with_sizes squeeze stack t T mT
+    tensor_split transpose unbind unflatten unfold unsqueeze view view_as gather take_along_dim as_strided setitem
+    index_put copy index_add scatter scatter_add as_subclass new_zeros zeros_like""".split()
+)
+"""Ops that only move numbers about, or add up those that meet."""
 
-MASKING = frozenset({"add", "sub", "mul", "div", "masked_fill", "where", "tanh", "clamp", "maximum", "max", "minimum", "min", "setitem"})
-"""Elementwise ops that scale, cap, bias or mask attention scores."""
+MASKING = frozenset("add sub mul div masked_fill where tanh clamp maximum max minimum min".split())
+"""Elementwise ops that scale, bias, cap or mask attention scores."""
+
+NONLINEAR = frozenset(
+    """celu elu erf exp gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu relu6
+    rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp max maximum xielu abs rsqrt""".split()
+)
+"""Elementwise ops that bend their input."""
+
+ELEMENTWISE = NONLINEAR | MASKING | frozenset("neg expm1 log1p log reciprocal".split())
+"""Ops that work number by number."""
+
+NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm normalize".split())
+"""Normalisations that are one op."""
+
+NORM_PARTS = frozenset("to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp sum var_mean".split())
+"""What a normalisation written out is made of."""
+
+LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
+"""Contractions with a window: over the channels, for each position."""
 
 
 class Contraction(NamedTuple):
@@ -29,65 +52,132 @@ class Contraction(NamedTuple):
     right: TensorId
 
 
-def contraction(graph: Graph, node: Node) -> Contraction | None:
+class Projection(NamedTuple):
+    """A contraction of an activation with a weight."""
+
+    node: Node
+    data: TensorId
+    weight: TensorId
+
+
+def contraction(node: Node) -> Contraction | None:
     """The product that a node computes, if it is one of two tensors."""
     match node.op:
-        case "matmul" | "bmm" | "mm":
-            left, right = node.parent("input", 0), node.parent("mat2", 1) or node.parent("other", 1)
+        case "matmul" | "bmm" | "mm" | "mv" | "grouped_mm":
+            pair = node.parent("input", 0), node.parent("mat2", 1) or node.parent("other", 1)
         case "baddbmm" | "addmm" | "addbmm":
-            left, right = node.parent("batch1", 1) or node.parent("mat1", 1), node.parent("batch2", 2) or node.parent("mat2", 2)
+            pair = node.parent("batch1", 1) or node.parent("mat1", 1), node.parent("batch2", 2) or node.parent("mat2", 2)
         case "einsum":
-            operands = list(node.parents)
-            left, right = (operands[0], operands[1]) if len(operands) == 2 else (None, None)
-        case "linear":
-            left, right = node.parent("input", 0), node.parent("weight", 1)
+            pair = node.parents if len(node.parents) == 2 else (None, None)  # type: ignore[assignment]
+        case "linear" | "conv1d" | "conv2d" | "conv3d" | "conv_transpose1d" | "conv_transpose2d":
+            pair = node.parent("input", 0), node.parent("weight", 1)
         case _:
             return None
+    left, right = pair
     return Contraction(node, left.id, right.id) if left is not None and right is not None else None
 
 
-def is_weight(graph: Graph, name: TensorId) -> bool:
-    """Whether a value is made of parameters alone: no input flows into it."""
-    waiting, seen = [name], set()
+def projection(graph: Graph, node: Node) -> Projection | None:
+    """The contraction of a node, if one operand is a weight and the other is not."""
+    found = contraction(node)
+    if found is None:
+        return None
+    left, right = bool(weights(graph, found.left)), bool(weights(graph, found.right))
+    if left == right:
+        return None
+    return Projection(node, found.right, found.left) if left else Projection(node, found.left, found.right)
+
+
+def product(graph: Graph, node: Node) -> Contraction | None:
+    """The contraction of a node, if it is one of two activations."""
+    found = contraction(node)
+    if found is None or node.op in LINEAR or weights(graph, found.left) or weights(graph, found.right):
+        return None
+    return found
+
+
+def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
+    """The parameters and buffers that a value consists of; empty where anything else flows in.
+
+    A weight may be cast, reshaped, transposed, scaled or masked by other weights on its way; a parameter that was
+    projected or normalised (a learned query) is an activation.
+    """
+    waiting, seen, found = [name], {name}, []
     while waiting:
-        here = waiting.pop()
-        if here in seen:
-            continue
-        seen.add(here)
-        node = graph[here]
-        if node.op == "input" or (not node.parents and not here.is_source) or len(seen) > 12:
+        node = graph[waiting.pop()]
+        if node.op in ("param", "buffer"):
+            found.append(node.id)
+        elif node.op not in SAME | SHAPE | MASKING or not node.parents or len(seen) > 16:
+            return ()
+        for parent in node.parents:
+            if parent not in seen:
+                seen.add(parent.id)
+                waiting.append(parent.id)
+    return tuple(found)
+
+
+def is_constant(graph: Graph, name: TensorId) -> bool:
+    """Whether no input flows into a value."""
+    waiting, seen = [name], {name}
+    while waiting:
+        node = graph[waiting.pop()]
+        if node.op in ("input", "opaque") or len(seen) > 64:
             return False
-        waiting.extend(parent.id for parent in node.parents)
+        for parent in node.parents:
+            if parent not in seen:
+                seen.add(parent.id)
+                waiting.append(parent.id)
     return True
 
 
 def is_random(node: Node) -> bool:
     """Whether a node is dropout that drops."""
-    return node.op.endswith("dropout") and node.argument("training", 2, True) and node.argument("p", 1, 0.5) > 0
+    return node.op.endswith("dropout") and bool(node.argument("training", 2, True)) and node.argument("p", 1, 0.5) > 0
 
 
 def climb(graph: Graph, start: TensorId, through: Callable[[Node], bool]) -> Iterator[Node]:
     """The ancestors of a value, nearest first, not going above a node that `through` refuses."""
     waiting, seen = [start], {start}
-    while waiting:
-        node = graph[waiting.pop(0)]
+    for name in waiting:
+        node = graph[name]
         yield node
         if through(node):
             for parent in node.parents:
-                if parent.id not in seen:
+                if parent not in seen:
                     seen.add(parent.id)
                     waiting.append(parent.id)
 
 
-def descend(graph: Graph, start: Node, readers: Callable[[Node], Iterable[Node]], through: Callable[[Node], bool]) -> Iterator[tuple[Node, tuple[Node, ...]]]:
-    """The descendants of a node, nearest first, each with the nodes on the way, not going below one that `through` refuses."""
+def descend(graph: Graph, start: Node, through: Callable[[Node], bool]) -> Iterator[tuple[Node, tuple[Node, ...]]]:
+    """The descendants of a node, nearest first, each with the nodes on the way, not going below one that is refused."""
     waiting: list[tuple[Node, tuple[Node, ...]]] = [(start, ())]
     seen = {start.id}
-    while waiting:
-        node, way = waiting.pop(0)
+    for node, way in waiting:
         yield node, way
         if node is start or through(node):
-            for reader in readers(node):
+            for reader in graph.readers(node.id):
                 if reader.id not in seen:
                     seen.add(reader.id)
                     waiting.append((reader, (*way, node)))
+
+
+def unshaped(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:
+    """The value that a view, a cast or a copy was made of."""
+    node = graph[name]
+    while node.op in ops and len(node.parents) == 1:
+        node = graph[node.parents[0].id]
+    return node.id
+
+
+def settled(graph: Graph, node: Node) -> Node:
+    """The last of the views and bias adds that alone read a projection's result."""
+    while True:
+        readers = graph.readers(node.id)
+        if len(readers) != 1:
+            return node
+        after = readers[0]
+        others = [parent.id for parent in after.parents if parent != node.id]
+        biased = after.op == "add" and others and all(weights(graph, name) for name in others)
+        if not (after.op in ("view", "reshape", "unflatten") or biased or after.op in EXPLAINED):
+            return node
+        node = after

@@ -1,0 +1,129 @@
+"""Feed-forward memories by dataflow: a contraction with keys, a nonlinearity, a contraction with values."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.match import ELEMENTWISE, LINEAR, NONLINEAR, SAME, SHAPE, Projection, contraction, projection, settled, unshaped, weights
+
+
+_THROUGH = SAME | SHAPE | ELEMENTWISE
+
+
+class Memory(NamedTuple):
+    """The IDs of one feed-forward memory: what enters its nonlinearity, its coefficients, its output, its weights.
+
+    `in_rows`: the keys are the rows of `w_in`; `out_columns`: the values are the columns of `w_out`. `up` and `down` are
+    the projections' results; with `fused_gate` one projection makes the gate and what it gates.
+    """
+
+    pre: TensorId
+    post: TensorId
+    out: TensorId
+    w_in: TensorId
+    w_gate: TensorId | None
+    w_out: TensorId
+    source: TensorId
+    up: TensorId
+    down: TensorId
+    in_rows: bool
+    out_columns: bool
+    fused_gate: bool
+    scope: str
+
+
+def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]:
+    """Each second projection of an unfused graph whose input is an elementwise nonlinear function of a first one.
+
+    `stream` are the sums of the residual stream, beyond which no memory reaches.
+    """
+    for node in graph.nodes:
+        down = projection(graph, node)
+        if down is not None and (found := _memory(graph, down, stream)) is not None:
+            yield found
+
+
+class _Way(NamedTuple):
+    """A first projection, and whether the path from it to the second one bends (goes through a nonlinearity)."""
+
+    up: Projection
+    bent: bool
+    pre: TensorId
+
+
+def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
+    ways = _ups(graph, down.data, stream)
+    if not ways or not any(way.bent for way in ways):
+        return None
+    sources = {unshaped(graph, way.up.data) for way in ways}
+    ups = {way.up.node.id for way in ways}
+    if len(ups) > 2 or len(sources) > 1:
+        return None
+    gate = min((way for way in ways if way.bent), key=lambda way: graph.place(way.pre))
+    value = next((way for way in ways if way.up.node.id != gate.up.node.id), gate)
+    post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
+    return Memory(
+        pre=gate.pre,
+        post=post,
+        out=settled(graph, down.node).id,
+        w_in=weights(graph, value.up.weight)[0],
+        w_gate=weights(graph, gate.up.weight)[0] if value is not gate else None,
+        w_out=weights(graph, down.weight)[0],
+        source=sources.pop(),
+        up=settled(graph, value.up.node).id,
+        down=down.node.id,
+        in_rows=rows_are_outputs(graph, value.up),
+        out_columns=rows_are_outputs(graph, down),
+        fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[-1] == 2 * graph[post].shape[-1],
+        scope=_scope(gate.up.node, down.node),
+    )
+
+
+def rows_are_outputs(graph: Graph, found: Projection) -> bool:
+    """Whether row i of the weight makes output i: the layout (out, in), turned over by each transposition on the way."""
+    flips, node = 0, graph[found.weight]
+    while node.op not in ("param", "buffer"):
+        flips += node.op in ("t", "T", "mT", "transpose", "permute", "movedim")
+        node = graph[next(parent.id for parent in node.parents if weights(graph, parent.id))]
+    stored = found.node.op in LINEAR or found.node.op == "linear" or contraction(found.node).left == found.weight  # type: ignore[union-attr]
+    return stored != bool(flips % 2)
+
+
+def _ups(graph: Graph, start: TensorId, stream: frozenset[TensorId]) -> list[_Way]:
+    """The first projections above a value, through elementwise ops alone; empty where anything else flows in."""
+    found: list[_Way] = []
+    waiting: list[tuple[TensorId, bool, TensorId]] = [(start, False, start)]
+    seen = {(start, False)}
+    while waiting:
+        name, bent, pre = waiting.pop()
+        node = graph[name]
+        if contraction(node) is not None:
+            up = projection(graph, node)
+            if up is None:
+                return []
+            found.append(_Way(up, bent, pre if bent else name))
+        elif weights(graph, name) or (not node.parents and node.op not in ("input", "opaque")):
+            continue
+        elif node.op in _THROUGH and name not in stream:
+            bends = node.op in NONLINEAR
+            for parent in node.parents:
+                step = (parent.id, bent or bends)
+                if step not in seen:
+                    seen.add(step)
+                    waiting.append((*step, parent.id if bends else pre))
+        else:
+            return []
+    return found
+
+
+def _scope(first: Node, last: Node) -> str:
+    """The innermost module call that holds both projections."""
+    a, b = first.scope.partition("/")[0].split("."), last.scope.partition("/")[0].split(".")
+    common = []
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        common.append(x)
+    return ".".join(common)

@@ -1,0 +1,171 @@
+"""The residual stream by dataflow: the chain of adds in which a value meets what was computed from it."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.match import LINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, weights
+
+_COMPUTES = LINEAR | frozenset("linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding".split())
+_HANDED = SAME | frozenset("view reshape flatten unflatten transpose permute squeeze unsqueeze getitem roll pad".split())
+"""What may lie on the stream between two adds: no new numbers."""
+
+
+class Write(NamedTuple):
+    """One add of the stream: `before` it, what is `added`, and the sum `after`."""
+
+    before: TensorId
+    added: TensorId
+    after: TensorId
+
+
+class Stream(NamedTuple):
+    """One residual stream: its writes in order, and the values that it takes, normalised ones included."""
+
+    writes: tuple[Write, ...]
+    points: tuple[TensorId, ...]
+    final_norm: TensorId | None
+
+
+def find_streams(graph: Graph) -> Iterator[Stream]:
+    """The residual streams of an unfused graph, longest first; one inside a write of another is not one."""
+    writes = [write for node in graph.nodes if (write := _write(graph, node)) is not None]
+    chains = sorted(_chains(graph, writes), key=len, reverse=True)
+    taken: list[tuple[int, int]] = []
+    for chain in chains:
+        start, end = graph.place(chain[0].before), graph.place(chain[-1].after)
+        if not any(low < start and end < high for low, high in taken):
+            taken += [(graph.place(write.before), graph.place(write.after)) for write in chain]
+            yield _stream(graph, chain)
+
+
+def _write(graph: Graph, node: Node) -> Write | None:
+    """The add of a node as a write to a stream: one operand was computed from the other by a weight."""
+    if node.op != "add" or len(node.parents) != 2 or not node.dtype.is_floating_point:
+        return None
+    a, b = (parent.id for parent in node.parents)
+    for before, added in ((a, b), (b, a)):
+        if graph[before].shape == node.shape and _computed_from(graph, added, before):
+            return Write(unchanged(graph, before), added, node.id)
+    return None
+
+
+def _computed_from(graph: Graph, name: TensorId, origin: TensorId) -> bool:
+    """Whether a value depends on another through at least one contraction with a weight."""
+    target = base(graph, origin)
+    first = graph.place(target)
+    waiting, seen = [(name, False)], {(name, False)}
+    while waiting:
+        here, computed = waiting.pop()
+        if here in (target, origin):
+            if computed:
+                return True
+            continue
+        node = graph[here]
+        computed = computed or node.op in _COMPUTES
+        for parent in node.parents:
+            step = (parent.id, computed)
+            if graph.place(parent) >= first and step not in seen:
+                seen.add(step)
+                waiting.append(step)
+    return False
+
+
+def unchanged(graph: Graph, name: TensorId) -> TensorId:
+    """The value under casts to its own type and other ops that hand on the very same numbers."""
+    node = graph[name]
+    while node.op in ("to", "contiguous", "detach") and node.parents:
+        above = graph[node.parents[0].id]
+        if (above.shape, above.dtype) != (node.shape, node.dtype):
+            break
+        node = above
+    return node.id
+
+
+def base(graph: Graph, name: TensorId) -> TensorId:
+    """The value that a stream carries, seen through casts, dropout, reshaping and scaling by a constant."""
+    node = graph[name]
+    while True:
+        data = [parent.id for parent in node.parents if not weights(graph, parent.id)]
+        if len(data) != 1 or not (node.op in _HANDED or (node.op in ("mul", "div") and not node.id.is_source)):
+            return node.id
+        node = graph[data[0]]
+
+
+def _chains(graph: Graph, writes: list[Write]) -> list[list[Write]]:
+    """The writes linked up: each begins where another ended, or at its normalised value."""
+    chains: dict[TensorId, list[Write]] = {}
+    for write in writes:
+        root = base(graph, write.before)
+        above = root if root in chains else _under_norm(graph, root)
+        chain = chains.pop(above, []) if above is not None else []
+        chains[write.after] = [*chain, write]
+    return list(chains.values())
+
+
+def _under_norm(graph: Graph, name: TensorId) -> TensorId | None:
+    """The value that was normalised to this one; None where it is no normalised value."""
+    node = graph[name]
+    if node.op in NORMS:
+        return base(graph, node.parents[0].id)
+    if node.op not in ("mul", "add", "to"):
+        return None
+    waiting, seen, roots, parts = [name], {name}, set(), set()
+    while waiting:
+        node = graph[waiting.pop()]
+        parts.add(node.op)
+        for parent in node.parents:
+            above = graph[parent.id]
+            if weights(graph, parent.id) or parent in seen:
+                continue
+            seen.add(parent.id)
+            if above.op in NORM_PARTS and above.op != "add" or (above.op == "add" and len(above.parents) == 1):
+                waiting.append(parent.id)
+            else:
+                roots.add(parent.id)
+    if len(roots) == 1 and parts & {"mean", "var", "norm", "vector_norm", "var_mean", "std"}:
+        return base(graph, roots.pop())
+    return None
+
+
+def _stream(graph: Graph, chain: list[Write]) -> Stream:
+    points: dict[TensorId, None] = {}
+    for write in chain:
+        points.update(dict.fromkeys((write.before, write.after)))
+    last = chain[-1].after
+    norm = final_norm(graph, last)
+    return Stream(tuple(chain), tuple(points) + ((norm,) if norm is not None else ()), norm)
+
+
+def final_norm(graph: Graph, name: TensorId) -> TensorId | None:
+    """The normalised value that a stream ends in, one op or written out; None where nothing normalises it."""
+    for reader in graph.readers(name):
+        if reader.op in NORMS:
+            return reader.id
+    seen, waiting, last = {name}, [name], None
+    while waiting:
+        for reader in graph.readers(waiting.pop()):
+            if reader.id not in seen and reader.op in NORM_PARTS and contraction(reader) is None:
+                seen.add(reader.id)
+                waiting.append(reader.id)
+                last = reader if last is None or graph.place(reader) > graph.place(last) else last
+    ops = {graph[one].op for one in seen}
+    return last.id if last is not None and ops & {"mean", "var", "norm", "vector_norm", "var_mean"} else None
+
+
+def writers(graph: Graph, write: Write) -> tuple[Node, ...]:
+    """The contractions whose results are summed up into what a write adds."""
+    through = SAME | SHAPE | NORMS | NORM_PARTS | frozenset({"mul", "add", "masked_fill", "where", "sum", "sigmoid", "tanh"})
+    found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
+    while waiting:
+        node = graph[waiting.pop()]
+        if contraction(node) is not None:
+            found.append(node)
+        elif node.op in through:
+            for parent in node.parents:
+                if parent not in seen:
+                    seen.add(parent.id)
+                    waiting.append(parent.id)
+    return tuple(found)
