@@ -4,10 +4,9 @@ Each function takes the arguments of the op that it explains. They are traced li
 values their IDs, `...attn/scaled_dot_product_attention#0/softmax#0`, and run only when such a value is asked for.
 """
 
-import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -41,10 +40,11 @@ def scaled_dot_product_attention(
 
 
 def multi_head_attention_forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """torch's own function, entered instead of dispatched, so that its inner ops show."""
-    with _lock, patch.object(F, "has_torch_function", lambda _: False):
-        result: tuple[Tensor, Tensor | None] = F.multi_head_attention_forward(*args, **kwargs)
-        return result
+    """torch's own function, entered instead of dispatched, so that its inner ops show: a copy that never asks for overrides."""
+    own = F.multi_head_attention_forward
+    entered = FunctionType(own.__code__, {**vars(F), "has_torch_function": lambda _: False}, own.__name__, own.__defaults__)
+    result: tuple[Tensor, Tensor | None] = entered(*args, **kwargs)
+    return result
 
 
 def _native_multi_head_attention(
@@ -122,5 +122,3 @@ EXPLAINED: dict[str, Callable[..., Any]] = {
     "transformer_encoder_layer_fwd": _transformer_encoder_layer_fwd,
 }
 """The fused ops by canonical name."""
-
-_lock = threading.RLock()

@@ -95,6 +95,8 @@ class Recorder(WatcherMode):
                 if arg.__class__ is list:
                     args = _frozen(args)
                     break
+            if kwargs:
+                kwargs = _frozen_kwargs(kwargs)
             code, lasti = call_site(sys._getframe(1))
             emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti))
         return out
@@ -110,7 +112,7 @@ class Recorder(WatcherMode):
         made = out if is_tensor_result(out) else made_by_writing(written)
         if self.emit is not None and made is not None:
             code, lasti = call_site(sys._getframe(1))
-            self.emit((op, _frozen(args), kwargs, tuple(made) if made.__class__ is list else made, written, code, lasti))
+            self.emit((op, _frozen(args), _frozen_kwargs(kwargs), tuple(made) if made.__class__ is list else made, written, code, lasti))
         return out
 
     def _write_inside(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
@@ -181,6 +183,14 @@ def made_by_writing(written: list[Tensor]) -> Nest:
 def _frozen(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments with each list copied: the model may change its list after the call."""
     return tuple(tuple(arg) if arg.__class__ is list else arg for arg in args)
+
+
+def _frozen_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same for arguments by name."""
+    for arg in kwargs.values():
+        if arg.__class__ is list:
+            return dict(zip(kwargs, _frozen(tuple(kwargs.values())), strict=True))
+    return kwargs
 
 
 def _unwrapped(nest: Nest) -> tuple[Tensor, ...]:
