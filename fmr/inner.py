@@ -71,11 +71,24 @@ def inner_value(name: TensorId, node: Node, tensors: Mapping[str, Tensor]) -> Te
 
     The random state stays as it was and no history is recorded. What lies behind active dropout has no value.
     """
-    return value_inside(name, node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
+    detached = {parent: tensor.detach() for parent, tensor in tensors.items()}
+    return _value(name, node.op, scope_of(node), *call_arguments(node, detached), names=detached)
 
 
-def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> Tensor | None:
-    """The same for a call that is under way: `op` with these arguments, whose scope is `scope`."""
+def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
+    """The same for a call that is under way: `op` with these arguments, whose scope is `scope`.
+
+    Arguments are detached in both, since kernels round differently for tensors that require gradients; one given twice
+    stays one, since the plain forms ask whether query and key are the same.
+    """
+    with torch._C.DisableTorchFunction():
+        alone = {id(tensor): tensor.detach() for _, tensor in leaves((args, kwargs))}
+    args = tuple(alone.get(id(arg), arg) for arg in args)
+    kwargs = {at: alone.get(id(arg), arg) for at, arg in kwargs.items()}
+    return _value(name, op, scope, args, kwargs, {f"input:{at}": tensor for at, tensor in leaves((args, kwargs))})
+
+
+def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> Tensor | None:
     if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
         return None
     devices = {t.device for _, t in leaves((args, kwargs)) if t.device.type not in ("cpu", "meta")}

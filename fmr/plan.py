@@ -204,7 +204,7 @@ class Reader(WatcherMode):
         k = self._here.number(op.name)
         for want in wanted.get(k, ()):
             if want.inside:
-                value = value_inside(want.id, op.name, f"{self._here.path}/{op.name}#{k}", args, kwargs, {})
+                value = value_inside(want.id, op.name, f"{self._here.path}/{op.name}#{k}", args, kwargs)
             else:
                 value = next((tensor for index, tensor in outputs(made) if index == want.index), None)
             if value is not None:

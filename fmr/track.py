@@ -191,7 +191,7 @@ class _Tracker:
         node = builder.nodes[-1]
         for inner in all_inside(node, {n.id: n for n in builder.nodes}):
             if self.wanted(inner):
-                value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {}, {})
+                value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {})
                 if value is not None:
                     here.values[inner.id] = self._cast(value)
 
