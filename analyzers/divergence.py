@@ -1,0 +1,138 @@
+"""Sums over the attention of many heads: Jensen-Shannon divergence of each pair, and where each head looks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from analyzers.protocol import AnalyzerError
+
+COLUMNS = 8192
+"""Attention weights of one head taken at a time: a block of them, for all heads, stays in the processor's cache."""
+
+LOOKS = ("previous", "next", "self", "first", "last")
+
+
+@dataclass
+class Sums:
+    """What was counted of n heads: sums in float64, so that shards add."""
+
+    divergence: Tensor
+    entropy: Tensor
+    looks: dict[str, Tensor]
+    asked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LOOKS, 0))
+    tokens: int = 0
+    examples: int = 0
+    skipped: int = 0
+
+    @classmethod
+    def zeros(cls, n: int) -> "Sums":
+        nothing = torch.zeros(n, dtype=torch.float64)
+        return cls(torch.zeros(n, n, dtype=torch.float64), nothing.clone(), {look: nothing.clone() for look in LOOKS})
+
+    def __len__(self) -> int:
+        return len(self.entropy)
+
+    def add(self, other: "Sums") -> None:
+        self.divergence += other.divergence
+        self.entropy += other.entropy
+        for look in LOOKS:
+            self.looks[look] += other.looks[look]
+            self.asked[look] += other.asked[look]
+        self.tokens += other.tokens
+        self.examples += other.examples
+        self.skipped += other.skipped
+
+
+def count(patterns: Sequence[Tensor], real: Tensor, smoothing: float) -> Sums:
+    """The sums of one batch.
+
+    >>> count([torch.eye(5).expand(2, 12, 5, 5)], torch.ones(2, 5, dtype=torch.bool), 0.0).tokens
+    10
+
+    patterns: attention weights by layer, (examples, heads, queries, keys). real: which tokens are no padding,
+    (examples, positions). smoothing: the share of uniform attention over the real keys mixed into each row.
+    """
+    sums = Sums.zeros(sum(pattern.shape[1] for pattern in patterns))
+    waiting: list[Tensor] = []
+    for rows, places, n_skipped in _examples(patterns, real):
+        sums.skipped += n_skipped
+        if not len(places):
+            continue
+        sums.examples += 1
+        sums.tokens += len(places)
+        sums.entropy += _entropy(rows).sum((1, 2)).cpu()
+        _look(sums, rows, places)
+        waiting.append(((1 - smoothing) * rows + smoothing / rows.shape[-1] if smoothing else rows).flatten(1))
+        if sum(block.shape[1] for block in waiting) >= 2 * COLUMNS:
+            sums.divergence += divergences(torch.cat(waiting, 1))
+            waiting = []
+    if waiting:
+        sums.divergence += divergences(torch.cat(waiting, 1))
+    return sums
+
+
+def divergences(weights: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of each pair of heads in bits, summed over all their rows: (heads, heads).
+
+    >>> divergences(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    tensor([[0., 1.],
+            [1., 0.]])
+
+    weights: (heads, weights), one head's rows one after the other. JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 is
+    taken weight by weight before anything is summed: equal heads then give exactly 0.
+
+    Source: J. Lin, "Divergence measures based on the Shannon entropy", 1991.
+    """
+    n = len(weights)
+    total = weights.new_zeros(n, n)
+    for block in weights.split(COLUMNS, 1):
+        own = _entropy(block)
+        for i in range(n - 1):
+            mixed = _entropy((block[i] + block[i + 1 :]).mul_(0.5))
+            total[i, i + 1 :] += mixed.sub_(own[i + 1 :].add(own[i]), alpha=0.5).sum(1)
+    return (total + total.T).cpu()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """-p log2 p of each weight, 0 for a weight of 0."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log2_().mul_(p).neg_()
+
+
+def _examples(patterns: Sequence[Tensor], real: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Each example's rows (heads, queries, keys) in float64 over its real keys, their places, and the queries left out.
+
+    A query of which some head keeps no weight on real keys says nothing about that head and is left out for all.
+    """
+    for e in range(len(real)):
+        places = real[e].nonzero().flatten()
+        rows = torch.cat([_wide(pattern[e])[:, places][:, :, places] for pattern in patterns])
+        mass = rows.sum(-1, keepdim=True)
+        if not bool(mass.isfinite().all()):
+            raise AnalyzerError(
+                f"Example {e} has attention weights that are not finite. Expected probabilities: run the model in float32, "
+                f"and give it an attention mask in which each real token may attend to something."
+            )
+        kept = (mass > 0).all(0).flatten().nonzero().flatten()
+        yield rows[:, kept] / mass[:, kept], kept.cpu(), len(places) - len(kept)
+
+
+def _wide(pattern: Tensor) -> Tensor:
+    """The pattern in float64, on the CPU where its own device has none."""
+    return pattern.detach().to("cpu" if pattern.device.type == "mps" else pattern.device).double()
+
+
+def _look(sums: Sums, rows: Tensor, places: Tensor) -> None:
+    """Add the weight that each head gives to the neighbours, to the token itself and to the ends."""
+    n = rows.shape[-1]
+    for look, keys in {
+        "previous": places - 1,
+        "next": places + 1,
+        "self": places,
+        "first": 0 * places,
+        "last": 0 * places + n - 1,
+    }.items():
+        there = ((keys >= 0) & (keys < n)).nonzero().flatten()
+        sums.looks[look] += rows[:, there, keys[there]].sum(1).cpu()
+        sums.asked[look] += len(there)

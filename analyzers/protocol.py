@@ -1,0 +1,96 @@
+"""What every analyzer is: sums that batches add to, that merge across shards, and a frozen result made from them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fmr.errors import FmrError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+Batch = Mapping[str, Any]
+"""Named arguments of one forward, as a tokenizer returns them; `attention_mask` (examples, positions) is 0 on padding."""
+
+
+class AnalyzerError(FmrError):
+    """An analyzer got what it cannot count, or was asked for a result that it cannot give."""
+
+
+class Result(Protocol):
+    """The numbers that an analyzer leaves: a frozen dataclass."""
+
+    def table(self) -> "DataFrame": ...
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes": ...
+
+
+R = TypeVar("R", bound=Result)
+
+
+class Analyzer(ABC, Generic[R]):
+    """A measurement over a data set, of which no part need be in memory twice.
+
+    >>> analyzer = SomeAnalyzer(model)
+    >>> analyzer.over(batches).result().plot()
+
+    Whoever writes one keeps sums, never averages: then how the data is cut into batches and shards changes nothing.
+    """
+
+    @abstractmethod
+    def update(self, batch: Batch) -> "Self":
+        """Count one batch and return the analyzer."""
+
+    @abstractmethod
+    def merge(self, other: "Self") -> "Self":
+        """Add what another analyzer of the same settings counted on other data, and return this one."""
+
+    @abstractmethod
+    def result(self) -> R:
+        """The numbers so far; more batches may follow."""
+
+    def over(self, batches: Iterable[Batch], *, progress: bool | None = None) -> "Self":
+        """Count every batch of a loader and return the analyzer.
+
+        >>> analyzer.over(loader)
+
+        progress: show a bar; None shows it on a terminal only.
+        """
+        for batch in tqdm(
+            batches, desc=type(self).__name__, unit="batch", disable=None if progress is None else not progress
+        ):
+            self.update(batch)
+        return self
+
+
+def checked(batch: Batch) -> dict[str, Any]:
+    """The batch as keyword arguments; it must be a mapping that holds a tensor."""
+    if not isinstance(batch, Mapping):
+        raise AnalyzerError(
+            f"A batch is a {type(batch).__name__}, expected a mapping of the model's arguments to tensors. "
+            f"Pass what the tokenizer returns, or {{'input_ids': tensor}}."
+        )
+    if not any(isinstance(value, Tensor) for value in batch.values()):
+        kinds = ", ".join(f"{name}: {type(value).__name__}" for name, value in batch.items()) or "nothing"
+        raise AnalyzerError(f"The batch holds no tensor ({kinds}). Call the tokenizer with return_tensors='pt'.")
+    return dict(batch)
+
+
+def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
+    """Which tokens are not padding, (examples, positions) in booleans on the CPU; without a mask, all are."""
+    if mask is None:
+        return torch.ones(examples, positions, dtype=torch.bool)
+    mask = torch.as_tensor(mask)
+    if mask.shape != (examples, positions):
+        raise AnalyzerError(
+            f"The mask has shape {tuple(mask.shape)}, expected (examples, positions) = {(examples, positions)} as in the "
+            f"attention patterns. Pass one row per example, 1 for a token and 0 for padding."
+        )
+    return mask.detach().cpu() != 0
