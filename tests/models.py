@@ -97,7 +97,12 @@ def bert() -> Built:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
-        num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, max_position_embeddings=32, **TOKENS
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        **TOKENS,
     )
     return BertModel(config), (), {"input_ids": tokens(2, 6), "attention_mask": padding()}
 

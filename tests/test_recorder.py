@@ -1,5 +1,6 @@
 """The tape: one event an op, begin and end of each module call, call sites, passes, and reading while it runs."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,17 +25,21 @@ def record(model: nn.Module, *args: Any, root: nn.Module | None = None, **kwargs
 
     recorder = Recorder(root, begin, lambda tape: None)
     with watching(recorder), recorder:
-        try:
+        with contextlib.suppress(ZeroDivisionError):
             model(*args, **kwargs)
-        except ZeroDivisionError:
-            pass
     return tapes
 
 
 def names(tape: Tape) -> list[str]:
     """The events in short: op names, module class names, and how calls ended."""
-    short = {EXIT: lambda event: "raised" if event[1] is RAISED else "exit", ENTER: lambda event: f"enter {type(event[1]).__name__}"}
-    return [event[0].name if isinstance(event[0], Op) else short.get(event[0], lambda event: event[0])(event) for event in tape.events]
+    short = {
+        EXIT: lambda event: "raised" if event[1] is RAISED else "exit",
+        ENTER: lambda event: f"enter {type(event[1]).__name__}",
+    }
+    return [
+        event[0].name if isinstance(event[0], Op) else short.get(event[0], lambda event: event[0])(event)
+        for event in tape.events
+    ]
 
 
 def test_the_tape_of_a_call() -> None:
@@ -171,7 +176,12 @@ def test_a_mode_that_the_model_enters_itself_keeps_its_place() -> None:
     full = fmr.run(model, x, grad=True)
     assert bits(full.output) == plain
     ids = [node.id for node in full.graph if not node.id.is_source]
-    for keep in (*([name] for name in ids), ids, ["/relu#1", "inner.0/linear#0"], ["inner/tanh#0"] if "inner/tanh#0" in ids else "all"):
+    for keep in (
+        *([name] for name in ids),
+        ids,
+        ["/relu#1", "inner.0/linear#0"],
+        ["inner/tanh#0"] if "inner/tanh#0" in ids else "all",
+    ):
         with fmr.track(model, keep=keep, grad=True) as run:
             assert bits(model(x)) == plain
         for name in keep if isinstance(keep, list) else ids:
@@ -183,7 +193,9 @@ def test_a_run_can_be_read_while_the_model_runs_and_is_whole_afterwards() -> Non
     model, args, _ = build("chain")
     seen: list[Any] = []
     with torch.no_grad(), fmr.track(model) as run:
-        model.down.register_forward_pre_hook(lambda *_: seen.append((run["/softmax#0"], "down/linear#0" in run, len(run.graph))))
+        model.down.register_forward_pre_hook(
+            lambda *_: seen.append((run["/softmax#0"], "down/linear#0" in run, len(run.graph)))
+        )
         model(*args)
     ((value, before, size),) = seen
     assert torch.equal(value, run["/softmax#0"])

@@ -57,7 +57,13 @@ def test_every_call_of_the_model_is_a_pass() -> None:
 def test_each_step_of_generation_is_a_pass_with_the_same_ids(cache: bool) -> None:
     model, _, _ = build("gpt2")
     prompt = torch.randint(3, 32, (2, 5), generator=torch.Generator().manual_seed(0))
-    options = {"max_new_tokens": 4, "do_sample": False, "use_cache": cache, "eos_token_id": None, "attention_mask": prompt * 0 + 1}
+    options = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "use_cache": cache,
+        "eos_token_id": None,
+        "attention_mask": prompt * 0 + 1,
+    }
     plain = model.generate(prompt, **options)
     with fmr.track(model) as run:
         out = model.generate(prompt, **options)
@@ -92,7 +98,9 @@ def test_none_keeps_the_graph_alone() -> None:
     run = fmr.run(model, x, keep="none")
     assert run.graph.fingerprint == fmr.run(model, x).graph.fingerprint
     assert not any(node in run for node in run.graph)
-    with pytest.raises(fmr.IdError, match=r"This run did not keep '/gelu#0'\. Ask for it when tracking: keep=\['/gelu#0'\] or keep='all'\."):
+    with pytest.raises(
+        fmr.IdError, match=r"This run did not keep '/gelu#0'\. Ask for it when tracking: keep=\['/gelu#0'\] or keep='all'\."
+    ):
         run["/gelu#0"]
 
 
@@ -128,7 +136,9 @@ def test_keep_takes_the_nodes_of_a_graph() -> None:
 def test_ids_make_no_graph_and_the_error_says_how_to_get_one() -> None:
     model, x = chain()
     run = fmr.run(model, x, keep=["/gelu#0"])
-    with pytest.raises(fmr.TrackError, match=r"This run read a few IDs and recorded no graph\. Expected a run with keep='all'"):
+    with pytest.raises(
+        fmr.TrackError, match=r"This run read a few IDs and recorded no graph\. Expected a run with keep='all'"
+    ):
         _ = run.graph
 
 
@@ -207,7 +217,9 @@ def test_a_gradient_that_is_not_there_says_why() -> None:
     with pytest.raises(fmr.TrackError, match=r"No gradient of '/gelu#0': the run kept no history\. Track with grad=True\."):
         fmr.run(model, x).grad["/gelu#0"]
     run = fmr.run(model, x, grad=True)
-    with pytest.raises(fmr.IdError, match=r"'/gelu#0' has no gradient\. Expected backward\(\) from a loss that depends on it"):
+    with pytest.raises(
+        fmr.IdError, match=r"'/gelu#0' has no gradient\. Expected backward\(\) from a loss that depends on it"
+    ):
         run.grad["/gelu#0"]
 
 
@@ -326,14 +338,20 @@ def test_a_thread_beside_a_tracked_call_leaves_no_trace_in_it() -> None:
 
 def test_something_else_than_a_module() -> None:
     for wrong in (42, "gpt2", nn.Linear, torch.zeros(2)):
-        with pytest.raises(fmr.TrackError, match=rf"fmr\.track got {type(wrong).__name__}, expected a torch\.nn\.Module\. Pass the module itself"):
+        with pytest.raises(
+            fmr.TrackError,
+            match=rf"fmr\.track got {type(wrong).__name__}, expected a torch\.nn\.Module\. Pass the module itself",
+        ):
             with fmr.track(wrong):  # type: ignore[arg-type]
                 pass
 
 
 def test_nothing_ran() -> None:
     model, _ = chain()
-    with pytest.raises(fmr.TrackError, match=r"The tracked Chain was never called inside the block\. Expected a call such as model\(\*\*inputs\) there\."):
+    with pytest.raises(
+        fmr.TrackError,
+        match=r"The tracked Chain was never called inside the block\. Expected a call such as model\(\*\*inputs\) there\.",
+    ):
         with fmr.track(model):
             pass
     with pytest.raises(fmr.TrackError, match=r"No module was called inside the block\. Expected a call"):
@@ -347,7 +365,8 @@ def test_another_module_ran(keep: Any) -> None:
     other = nn.Linear(4, 4)
     with pytest.raises(
         fmr.TrackError,
-        match=r"The tracked Chain was never called inside the block; Linear was\. Call the tracked module itself, or track the module that you call\.",
+        match=r"The tracked Chain was never called inside the block; Linear was\. "
+        r"Call the tracked module itself, or track the module that you call\.",
     ):
         with fmr.track(model, keep=keep):
             other(x)
@@ -359,14 +378,16 @@ def test_compiled_models_are_refused(keep: Any) -> None:
     wrapped = torch.compile(nn.Sequential(nn.Linear(4, 4)), backend="eager")
     with pytest.raises(
         fmr.TrackError,
-        match=r"fmr cannot track OptimizedModule: it is compiled \(OptimizedModule\), and compiled code runs outside the Python that "
-        r"fmr watches\. Expected a plain module; track the module underneath, `model\._orig_mod`\.",
+        match=r"fmr cannot track OptimizedModule: it is compiled \(OptimizedModule\), and compiled code runs outside "
+        r"the Python that fmr watches\. Expected a plain module; track the module underneath, `model\._orig_mod`\.",
     ):
         fmr.run(wrapped, x, keep=keep)
     assert fmr.run(wrapped._orig_mod, x)["0/linear#0"].shape == (2, 4)
     model = nn.Sequential(nn.Linear(4, 4))
     model.compile(backend="eager")
-    with pytest.raises(fmr.TrackError, match=r"cannot track Sequential: it is compiled .*; track a model that was not compiled\."):
+    with pytest.raises(
+        fmr.TrackError, match=r"cannot track Sequential: it is compiled .*; track a model that was not compiled\."
+    ):
         fmr.run(model, x, keep=keep)
 
 
@@ -384,7 +405,9 @@ def test_an_empty_keep() -> None:
     for empty in ([], (), set(), ""):
         with pytest.raises(fmr.FmrError, match=r"Expected"):
             fmr.run(model, x, keep=empty)
-    with pytest.raises(fmr.TrackError, match=r"keep is empty\. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes\."):
+    with pytest.raises(
+        fmr.TrackError, match=r"keep is empty\. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes\."
+    ):
         fmr.run(model, x, keep=[])
 
 
@@ -392,7 +415,8 @@ def test_a_name_that_is_no_id() -> None:
     model, x = chain()
     with pytest.raises(
         fmr.IdError,
-        match=r"'softmax' is not the ID of an op\. Expected '\{scope\}/\{op\}#\{k\}', as in 'h\.0\.attn/softmax#0', with an empty scope for the root: '/add#0'\.",
+        match=r"'softmax' is not the ID of an op\. Expected '\{scope\}/\{op\}#\{k\}', as in 'h\.0\.attn/softmax#0', "
+        r"with an empty scope for the root: '/add#0'\.",
     ):
         fmr.run(model, x, keep="softmax")
 
@@ -402,7 +426,11 @@ def test_an_id_that_no_pass_reached_names_the_nearest_and_where_the_run_left_the
     fmr.run(model, x, keep="none")
     with pytest.raises(fmr.IdError, match=r"^No pass reached '/gelu#1'\. .*Nearest that exist: /gelu#0"):
         fmr.run(model, x, keep=["/gelu#1"])
-    with pytest.raises(fmr.IdError, match=r"^No pass reached 'upp/linear#0'\. The module call 'upp' did not take place\. Nearest that exist: up/linear#0, down/linear#0"):
+    with pytest.raises(
+        fmr.IdError,
+        match=r"^No pass reached 'upp/linear#0'\. The module call 'upp' did not take place\. "
+        r"Nearest that exist: up/linear#0, down/linear#0",
+    ):
         fmr.run(model, x, keep=["upp/linear#0"])
     with pytest.raises(fmr.IdError, match=r"^No pass reached 'input:y'\. The pass had no such source\."):
         fmr.run(model, x, keep=["input:y"])
@@ -441,20 +469,27 @@ def test_an_id_of_an_earlier_pass_names_the_pass() -> None:
     with fmr.track(model) as run:
         model(torch.ones(2), True)
         model(torch.ones(2), False)
-    with pytest.raises(fmr.IdError, match=r"The last of 2 passes has no '/exp#0'; passes \[0\] have\. Read run\.passes\[0\]\[id\]\."):
+    with pytest.raises(
+        fmr.IdError, match=r"The last of 2 passes has no '/exp#0'; passes \[0\] have\. Read run\.passes\[0\]\[id\]\."
+    ):
         run["/exp#0"]
 
 
 def test_a_glob_that_matches_nothing() -> None:
     model, x = chain()
-    with pytest.raises(fmr.IdError, match=r"keep='\*attention\*' matched no value of the run\. Expected a glob over IDs such as '\*attn\*/softmax#\*'"):
+    with pytest.raises(
+        fmr.IdError,
+        match=r"keep='\*attention\*' matched no value of the run\. Expected a glob over IDs such as '\*attn\*/softmax#\*'",
+    ):
         fmr.run(model, x, keep="*attention*")
 
 
 def test_stop_without_ids() -> None:
     model, x = chain()
     for keep in ("all", "none", "*gelu*"):
-        with pytest.raises(fmr.TrackError, match=r"stop=True with keep='.*': expected a set of IDs, after the last of which to stop\."):
+        with pytest.raises(
+            fmr.TrackError, match=r"stop=True with keep='.*': expected a set of IDs, after the last of which to stop\."
+        ):
             fmr.run(model, x, keep=keep, stop=True)
 
 

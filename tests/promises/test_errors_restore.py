@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,14 @@ class Panic(BaseException):
 
 
 KEEPS = {"all": "all", "none": "none", "glob": "*linear*", "ids": ["up/linear#0", "/softmax#0"]}
-ERRORS = [ValueError("at an op"), KeyboardInterrupt(), Panic(3), StopIteration(1), GeneratorExit(), fmr.IdError("the model's own")]
+ERRORS = [
+    ValueError("at an op"),
+    KeyboardInterrupt(),
+    Panic(3),
+    StopIteration(1),
+    GeneratorExit(),
+    fmr.IdError("the model's own"),
+]
 
 
 @contextmanager
@@ -60,47 +68,35 @@ def caught(error: BaseException, act: Any) -> None:
 def test_an_error_at_every_op_leaves_unchanged(keep: str, error: BaseException) -> None:
     model, args, _ = build("chain")
     plain = bits(model(*args))
-    broken = 0
-    while True:
-        finished = False
+    with Break(1000, error) as counter:
+        model(*args)
+    ops = 1000 - counter.left
+    assert ops >= 6
 
-        def act() -> None:
-            nonlocal finished
-            with Break(broken, error), fmr.track(model, keep=KEEPS[keep]):
-                model(*args)
-                finished = True
+    def act(k: int) -> None:
+        with Break(k, error), fmr.track(model, keep=KEEPS[keep]):
+            model(*args)
 
+    for k in range(ops):
         with unchanged(model):
-            caught(error, act) if not _finishes(broken, model, args) else act()
-        if finished:
-            break
-        broken += 1
-    assert broken >= 5
+            caught(error, partial(act, k))
+    act(ops)
     with fmr.track(model, keep=KEEPS[keep]):
         assert bits(model(*args)) == plain
-
-
-def _finishes(k: int, model: nn.Module, args: Any) -> bool:
-    with Break(k, Panic()) as mode:
-        try:
-            model(*args)
-        except Panic:
-            return False
-    return mode.left >= 0
 
 
 @pytest.mark.parametrize("keep", KEEPS)
 def test_an_error_from_a_mode_inside_the_block_leaves_unchanged(keep: str) -> None:
     model, args, _ = build("chain")
+    error = ValueError("from above")
+
+    def act(k: int) -> None:
+        with fmr.track(model, keep=KEEPS[keep]), Break(k, error):
+            model(*args)
+
     for k in range(5):
-        error = ValueError(k)
-
-        def act() -> None:
-            with fmr.track(model, keep=KEEPS[keep]), Break(k, error):
-                model(*args)
-
         with unchanged(model):
-            caught(error, act)
+            caught(error, partial(act, k))
 
 
 @pytest.mark.parametrize("keep", KEEPS)
