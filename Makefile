@@ -2,7 +2,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install -q --disable-pip-version-check -c constraints.txt
+PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
@@ -22,8 +22,8 @@ demo: $(DEMO) graphviz
 test: export OMP_NUM_THREADS := 1
 test: $(DEV) graphviz
 	@echo "ruff:   style"
-	@$(PY) -m ruff check -q .
-	@$(PY) -m ruff format -q --check .
+	@$(PY) -m ruff check -q --output-format concise .
+	@$(PY) -m ruff format -q --check --output-format concise .
 	@echo "mypy:   types"
 	@$(PY) -m mypy --no-error-summary
 	@echo "pytest: behaviour"
@@ -67,12 +67,13 @@ endef
 # Graphviz lays graphs out as SVG. Everything else works without it, so its absence stops nothing.
 define install_graphviz
 sudo=none; [ "$$(id -u)" = 0 ] && sudo= || { sudo -n true >/dev/null 2>&1 && sudo="sudo -n"; }; \
-echo "dot:    missing, installing graphviz"; \
 if command -v apt-get >/dev/null && [ "$$sudo" != none ]; then \
+  echo "apt:    graphviz"; \
   $$sudo apt-get update -qq >/dev/null 2>&1; \
   $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends graphviz >/dev/null 2>&1; \
 elif command -v brew >/dev/null; then \
+  echo "brew:   graphviz"; \
   brew install -q graphviz >/dev/null 2>&1; \
 fi; \
-command -v dot >/dev/null || echo "dot:    still missing: SVG pictures need it (package graphviz), DOT files work without"
+command -v dot >/dev/null || echo "dot:    missing: SVG pictures need it (package graphviz), DOT files work without"
 endef
