@@ -15,8 +15,9 @@ Structure of GPT2LMHeadModel: 2 attentions, 0 candidates rejected
 torch.Size([1, 4, 16, 16])
 """
 
+import fmr.zoo as zoo
 from fmr.census import census
-from fmr.errors import DrawError, FmrError, GraphError, IdError, StoreError, StructureError, TrackError
+from fmr.errors import DrawError, FmrError, GraphError, IdError, StoreError, StructureError, TrackError, ZooError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
@@ -38,9 +39,11 @@ __all__ = [
     "StructureError",
     "TensorId",
     "TrackError",
+    "ZooError",
     "census",
     "load",
     "locate",
     "run",
     "track",
+    "zoo",
 ]

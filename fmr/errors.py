@@ -26,6 +26,10 @@ class StoreError(FmrError):
     """A file that is truncated, damaged, foreign or newer than this version of fmr."""
 
 
+class ZooError(FmrError):
+    """A model of the zoo that does not exist, is damaged, or needs a package that is missing."""
+
+
 class DrawError(FmrError):
     """A picture that cannot be drawn here."""
 
