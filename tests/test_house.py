@@ -17,17 +17,21 @@ FILES = sorted(str(path.relative_to(ROOT)) for house in ("fmr", "analyzers") for
 LINES, FUNCTION_LINES, PUBLIC_NAMES = 400, 60, 24
 
 FLOORS = (
-    {"errors", "ops", "fused", "watch", "zoo.models", "zoo.world"},
-    {"ids", "scopes", "files", "zoo.shelf", "zoo.tasks"},
-    {"nodes", "tensors", "zoo.measures"},
+    {"errors", "ops", "fused", "watch"},
+    {"ids", "scopes", "files"},
+    {"nodes", "tensors"},
     {"guard", "zoo"},
     {"recorder"},
     {"build"},
     {"inner", "census"},
-    {"graph", "plan", "picture"},
-    {"run", "draw", "structure.match", "structure.evaluate"},
-    {"track", "store", "structure.attention"},
+    {"plan", "picture"},
+    {"captions"},
+    {"draw"},
+    {"graph"},
+    {"run", "structure.match", "structure.evaluate"},
+    {"track", "store", "structure.attention", "structure.memory", "structure.residual"},
     {"structure.certify"},
+    {"structure.parts"},
     {"structure.locate"},
     {"structure"},
     {""},
@@ -38,6 +42,8 @@ FLOORS = (
 UPWARD = {
     ("guard", "recorder", "typing"),
     ("picture", "graph", "typing"),
+    ("captions", "graph", "typing"),
+    ("draw", "graph", "typing"),
     ("run", "store", "call"),
 }
 """The exceptions: who names whom on its own floor or above, for a type checker alone or at the moment of a call."""
