@@ -143,16 +143,16 @@ class Builder:
             plain[at] = arg
 
     def _add(self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str) -> None:
-        self._own(tensor, Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where))
-
-    def _own(self, tensor: Tensor, node: Node) -> None:
-        since = 0 if node.id.is_source else self._time
-        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), since)
+        node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where)
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), self._time)
         self.nodes.append(node)
         self.values.append(tensor)
 
     def _source(self, name: str, tensor: Tensor) -> None:
-        self._own(tensor, source_node(name, tensor))
+        """A value that was there before the pass began, whenever it is met."""
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), 0)
+        self.nodes.append(source_node(name, tensor))
+        self.values.append(tensor)
         self.keys.append((self.number, name))
 
     def _owner(self, tensor: Tensor) -> Owner | None:

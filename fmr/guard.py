@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 def storage_key(tensor: Tensor) -> int | None:
     """The identity of the storage under a tensor while the tensor lives; None where it has none (sparse)."""
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return None
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
     """The first and the last-plus-one byte that a tensor can touch in its storage."""
-    if tensor.is_nested or tensor.numel() == 0:
-        return (0, 1 << 62) if tensor.is_nested else (0, 0)
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return 0, 1 << 62
+    if tensor.numel() == 0:
+        return 0, 0
     size = tensor.element_size()
     low = high = tensor.storage_offset()
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         high += (length - 1) * stride
-    return low * size, (high + 1) * size
+    return int(low * size), int((high + 1) * size)
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -46,8 +48,13 @@ def overlap(a: Tensor, b: Tensor) -> bool:
 
 def _touches(tensor: Tensor, written: Sequence[Tensor]) -> bool:
     """Whether writing these tensors may change a tensor's bytes."""
+    return any(_home(target) == _home(tensor) and overlap(tensor, target) for target in written)
+
+
+def _home(tensor: Tensor) -> int:
+    """Where a tensor's bytes are: its storage, or for a sparse one the tensor itself."""
     storage = storage_key(tensor)
-    return storage is not None and any(storage_key(target) == storage and overlap(tensor, target) for target in written)
+    return -id(tensor) if storage is None else storage
 
 
 Reading = Callable[[Tensor], Hashable | None]
@@ -75,10 +82,8 @@ class Guard:
 
     def keep(self, tensor: Tensor, key: Hashable) -> None:
         """Keep one value."""
-        storage = storage_key(tensor)
-        if storage is not None:
-            self._cells.setdefault(storage, []).append((tensor, key))
-            self._kept[id(tensor)] = tensor
+        self._cells.setdefault(_home(tensor), []).append((tensor, key))
+        self._kept[id(tensor)] = tensor
 
     def close(self) -> None:
         """Forget what was kept, when no write is watched any more; `saved` stays."""
@@ -95,7 +100,7 @@ class Guard:
             if self.reading is not None:
                 self._save_read(self.reading, read, written)
             for target in written:
-                cells = self._cells.get(storage_key(target) or 0)
+                cells = self._cells.get(_home(target))
                 hit = [cell for cell in cells if overlap(cell[0], target)] if cells else []
                 if cells and hit:
                     self._save(hit, cells)

@@ -15,15 +15,28 @@ from tests.small import Fn
 
 SPELLINGS: dict[str, list[Callable[[Tensor], Any]]] = {
     "add": [lambda x: x + 1, lambda x: 1 + x, lambda x: torch.add(x, 1), lambda x: x.add(1), lambda x: x.clone().add_(1)],
-    "sub": [lambda x: x - 1, lambda x: 1 - x, lambda x: torch.sub(x, 1), lambda x: x.subtract(1), lambda x: torch.subtract(x, 1)],
-    "mul": [lambda x: x * 2, lambda x: 2 * x, lambda x: torch.multiply(x, x), lambda x: x.mul(2), lambda x: x.clone().mul_(2)],
+    "sub": [
+        lambda x: x - 1, lambda x: 1 - x, lambda x: torch.sub(x, 1),
+        lambda x: x.subtract(1), lambda x: torch.subtract(x, 1),
+    ],
+    "mul": [
+        lambda x: x * 2, lambda x: 2 * x, lambda x: torch.multiply(x, x),
+        lambda x: x.mul(2), lambda x: x.clone().mul_(2),
+    ],
     "div": [
-        lambda x: x / 2, lambda x: 2 / x, lambda x: torch.true_divide(x, 2), lambda x: x.divide(2), lambda x: torch.div(x, 2),
+        lambda x: x / 2, lambda x: 2 / x, lambda x: torch.true_divide(x, 2), lambda x: x.divide(2),
+        lambda x: torch.div(x, 2),
         lambda x: x.clone().div_(2), lambda x: operator.itruediv(x.clone(), 2),
     ],
-    "floor_divide": [lambda x: x // 2, lambda x: 2 // x, lambda x: torch.floor_divide(x, 2), lambda x: operator.ifloordiv(x.clone(), 2)],
+    "floor_divide": [
+        lambda x: x // 2, lambda x: 2 // x,
+        lambda x: torch.floor_divide(x, 2), lambda x: operator.ifloordiv(x.clone(), 2),
+    ],
     "remainder": [lambda x: x % 2, lambda x: 2 % x, lambda x: torch.remainder(x, 2)],
-    "pow": [lambda x: x**2, lambda x: 2**x, lambda x: torch.pow(x, 2), lambda x: x.pow(2), lambda x: operator.ipow(x.clone(), 2)],
+    "pow": [
+        lambda x: x**2, lambda x: 2**x, lambda x: torch.pow(x, 2),
+        lambda x: x.pow(2), lambda x: operator.ipow(x.clone(), 2),
+    ],
     "matmul": [lambda x: x @ x, lambda x: torch.matmul(x, x), lambda x: x.matmul(x), lambda x: operator.matmul(x, x)],
     "neg": [lambda x: -x, lambda x: x.neg(), lambda x: torch.negative(x), lambda x: x.clone().neg_()],
     "abs": [lambda x: abs(x), lambda x: x.abs(), lambda x: torch.absolute(x)],
@@ -32,8 +45,10 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Any]]] = {
         lambda x: torch.special.softmax(x, -1), lambda x: torch._safe_softmax(x, -1),
     ],
     "log_softmax": [lambda x: x.log_softmax(-1), lambda x: F.log_softmax(x, -1), lambda x: torch.special.log_softmax(x, -1)],
-    "relu": [lambda x: x.relu(), lambda x: torch.relu(x), lambda x: F.relu(x), lambda x: x.clone().relu_(),
-             lambda x: F.relu(x.clone(), inplace=True), lambda x: F.relu_(x.clone())],
+    "relu": [
+        lambda x: x.relu(), lambda x: torch.relu(x), lambda x: F.relu(x), lambda x: x.clone().relu_(),
+        lambda x: F.relu(x.clone(), inplace=True), lambda x: F.relu_(x.clone()),
+    ],
     "sigmoid": [lambda x: x.sigmoid(), lambda x: torch.sigmoid(x), lambda x: F.sigmoid(x)],
     "tanh": [lambda x: x.tanh(), lambda x: torch.tanh(x), lambda x: F.tanh(x), lambda x: x.clone().tanh_()],
     "dropout": [lambda x: F.dropout(x, 0.0), lambda x: torch.dropout(x, 0.0, True)],
@@ -41,9 +56,11 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Any]]] = {
     "expit": [lambda x: torch.special.expit(x)],
     "norm": [lambda x: x.norm(), lambda x: torch.linalg.norm(x)],
     "inv": [lambda x: torch.linalg.inv(x + 3 * torch.eye(2))],
-    "to": [lambda x: x.double(), lambda x: x.half(), lambda x: x.to(torch.int), lambda x: x.bool(), lambda x: x.type(torch.double),
-           lambda x: x.long(), lambda x: x.type_as(x), lambda x: x.cpu(), lambda x: x.bfloat16()],
-    "gt": [lambda x: x > 0, lambda x: torch.gt(x, 0), lambda x: x.greater(0), lambda x: 0 < x],
+    "to": [
+        lambda x: x.double(), lambda x: x.half(), lambda x: x.to(torch.int), lambda x: x.bool(), lambda x: x.type(torch.double),
+        lambda x: x.long(), lambda x: x.type_as(x), lambda x: x.cpu(), lambda x: x.bfloat16(),
+    ],
+    "gt": [lambda x: x > 0, lambda x: torch.gt(x, 0), lambda x: x.greater(0), lambda x: operator.lt(0, x)],
     "le": [lambda x: x <= 0, lambda x: x.less_equal(0), lambda x: torch.le(x, 0)],
     "eq": [lambda x: x == 0, lambda x: x.eq(0)],
     "ne": [lambda x: x != 0, lambda x: x.not_equal(0)],
@@ -62,7 +79,7 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Any]]] = {
     "data": [lambda x: x.data],
     "getitem": [lambda x: x[0], lambda x: x[:, None], lambda x: x[..., -1]],
     "setitem": [lambda x: operator.setitem(x.clone(), 0, 1.0)],
-    "unbind": [lambda x: list(x), lambda x: x.unbind(0), lambda x: [*x][0]],
+    "unbind": [lambda x: list(x), lambda x: x.unbind(0), lambda x: tuple(x)],
     "linear": [lambda x: F.linear(x, x)],
     "einsum": [lambda x: torch.einsum("ij,jk->ik", x, x)],
 }  # fmt: skip
@@ -118,7 +135,8 @@ def test_a_spelling_is_stripped_to_the_canonical_name(spelling: str, name: str) 
         (torch.relu, READ), (Tensor.relu_, WRITE), (Tensor.size, PASS), (Tensor.item, PASS), (Tensor.__setitem__, WRITE),
         (Tensor.shape.__get__, PASS), (Tensor.T.__get__, READ), (Tensor.grad.__get__, READ), (Tensor.is_contiguous, PASS),
         (Tensor.__bool__, PASS), (F.relu, WRITE), (F.batch_norm, WRITE), (F.gelu, READ), (torch.einsum, READ),
-        (Tensor.__iadd__, WRITE), (Tensor.__add__, READ), (Tensor.__len__, PASS), (Tensor.__index__, PASS), (torch.nn.init.normal_, WRITE),
+        (Tensor.__iadd__, WRITE), (Tensor.__add__, READ), (Tensor.__len__, PASS), (Tensor.__index__, PASS),
+        (torch.nn.init.normal_, WRITE),
     ],
 )  # fmt: skip
 def test_what_the_tracker_does_with_a_function(func: Callable[..., Any], kind: int) -> None:
@@ -134,15 +152,23 @@ def written(func: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Tensor]
 def test_what_a_call_overwrites() -> None:
     x, mean, var = torch.ones(2, 3), torch.zeros(3), torch.ones(3)
     for call in (
-        written(Tensor.add_, x, 1), written(F.relu, x, True), written(F.relu, x, inplace=True), written(F.relu, input=x, inplace=True),
-        written(Tensor.__setitem__, x, 0, 1), written(torch.relu_, x), written(Tensor.__imul__, x, 2), written(Tensor.copy_, x, x),
-        written(F.dropout, x, 0.5, True, True), written(torch.nn.init.zeros_, tensor=x), written(F.embedding, mean, x, max_norm=1.0),
+        written(Tensor.add_, x, 1), written(F.relu, x, True), written(F.relu, x, inplace=True),
+        written(F.relu, input=x, inplace=True),
+        written(Tensor.__setitem__, x, 0, 1), written(torch.relu_, x), written(Tensor.__imul__, x, 2),
+        written(Tensor.copy_, x, x),
+        written(F.dropout, x, 0.5, True, True), written(torch.nn.init.zeros_, tensor=x),
+        written(F.embedding, mean, x, max_norm=1.0),
     ):  # fmt: skip
         assert len(call) == 1
         assert call[0] is x
     assert [id(t) for t in written(F.batch_norm, x, mean, var, training=True)] == [id(mean), id(var)]
     assert [id(t) for t in written(torch._foreach_add_, [mean, var], 1)] == [id(mean), id(var)]
-    for call in (written(F.relu, x), written(F.relu, x, False), written(F.batch_norm, x, mean, var), written(torch.add, x, x)):
+    for call in (
+        written(F.relu, x),
+        written(F.relu, x, False),
+        written(F.batch_norm, x, mean, var),
+        written(torch.add, x, x),
+    ):
         assert call == []
 
 

@@ -155,7 +155,9 @@ def test_parents_inside_lead_to_what_the_op_read() -> None:
 # ---- nn.MultiheadAttention
 
 
-def heads_by_hand(module: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def heads_by_hand(
+    module: nn.MultiheadAttention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pattern (batch, heads, queries, keys) and output of a batch-first module, head by head, from its weights."""
     if module.in_proj_weight is not None:
         wq, wk, wv = module.in_proj_weight.chunk(3)
@@ -240,7 +242,9 @@ def test_multihead_attention_shows_its_pattern_under_a_mask(train: bool, how: st
     ids=["bias_kv", "zero_attn", "kdim_vdim"],
 )
 @pytest.mark.parametrize("train", [True, False])
-def test_multihead_attention_with_more_keys_or_other_sizes(train: bool, options: dict[str, Any], key: int, value: int) -> None:
+def test_multihead_attention_with_more_keys_or_other_sizes(
+    train: bool, options: dict[str, Any], key: int, value: int
+) -> None:
     module = multihead(train, **options)
     q, k, v = words(3), words(4, key), words(4, value)
     run = fmr.run(module, q, k, v)

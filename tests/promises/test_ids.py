@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fmr
 from tests.models import build
-from tests.small import OPS, Fn, Tree, random_tree, trees_in
+from tests.small import OPS, Fn, random_tree, trees_in
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 FAMILIES = ["gpt2", "llama", "bert", "t5"]
@@ -49,7 +49,8 @@ def test_ids_are_equal_across_batch_and_length(name: str) -> None:
 def test_ids_inside_the_layers_are_equal_for_a_single_example(name: str) -> None:
     """transformers makes masks and positions of one example in another way; what the layers do is the same."""
     one, two = (
-        [str(n.id) for n in graph_of(name, batch=batch, length=17).nodes if re.search(r"\.\d+\.", n.scope)] for batch in (1, 2)
+        [str(n.id) for n in graph_of(name, batch=batch, length=17).nodes if re.search(r"\.\d+\.", n.scope)]
+        for batch in (1, 2)
     )
     assert len(one) > 30
     assert one == two
@@ -220,7 +221,9 @@ def counts(graph: fmr.Graph, scope: str) -> dict[str, int]:
 
 def test_a_module_called_again_gets_its_repetition_in_the_path() -> None:
     cell = nn.Linear(4, 4)
-    model = Fn(lambda self, x: self.block(self.cell(self.cell(self.cell(x)))), cell=cell, block=nn.Sequential(cell, nn.ReLU(), cell))
+    model = Fn(
+        lambda self, x: self.block(self.cell(self.cell(self.cell(x)))), cell=cell, block=nn.Sequential(cell, nn.ReLU(), cell)
+    )
     names = ops(fmr.run(model, torch.ones(1, 4)).graph)
     assert names == [
         "cell/linear#0", "cell@1/linear#0", "cell@2/linear#0",

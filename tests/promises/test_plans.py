@@ -57,7 +57,15 @@ def test_each_id_alone_has_the_value_of_the_full_run() -> None:
     model, x, more = everything()
     full = fmr.run(model, x, **more)
     names = readable(full)
-    kinds = {"param:cell.weight", "buffer:shift", "input:x", "input:more.bias", "cell@1/linear#0", "block@1.1/relu#0", "/split#0:1"}
+    kinds = {
+        "param:cell.weight",
+        "buffer:shift",
+        "input:x",
+        "input:more.bias",
+        "cell@1/linear#0",
+        "block@1.1/relu#0",
+        "/split#0:1",
+    }
     assert kinds <= set(names)
     for name in names:
         for stop in (False, True):
@@ -98,7 +106,9 @@ def test_plans_find_their_way_in_random_trees_of_modules(seed: int) -> None:
 def test_the_outputs_of_every_module_of_a_transformer(name: str) -> None:
     model, args, kwargs = build(name)
     full = fmr.run(model, *args, **kwargs)
-    leaves = [scope for scope in full.graph.scopes if isinstance(scope.output, str) and not scope.output.startswith("input:")]
+    leaves = [
+        scope for scope in full.graph.scopes if isinstance(scope.output, str) and not scope.output.startswith("input:")
+    ]
     names = sorted({str(scope.output) for scope in leaves if "opaque" not in scope.output})
     assert len(names) > 15
     run = fmr.run(model, *args, keep=names, **kwargs)

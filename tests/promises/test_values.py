@@ -374,6 +374,13 @@ def test_several_outputs_written_by_out_are_values_of_their_own() -> None:
     assert parents == [["/getitem#0", "/max#0:0"], ["/getitem#1", "/max#0:1"]]
 
 
+@pytest.mark.parametrize("keep", ["all", "*", "/to_sparse#0"])
+def test_a_sparse_value_survives_a_write(keep: str) -> None:
+    run = fmr.run(Fn(lambda self, x: x.to_sparse().mul_(2.0).to_dense()), torch.eye(3), keep=keep)
+    same(run["/to_sparse#0"].to_dense(), torch.eye(3))
+    assert run.output.sum() == 6
+
+
 def test_a_strided_write_does_not_hide_the_write_before_it() -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         part = x[:, 1]
