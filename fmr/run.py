@@ -111,7 +111,7 @@ class Pass:
         return key.of(value) if isinstance(key, Site) else value
 
     def _value(self, name: TensorId) -> Tensor:
-        value = self.saved.get(self.keys.get(name), self.values.get(name))  # type: ignore[arg-type]
+        value = self.saved.get(self.keys.get(name), self.values.get(name))
         if value is None:
             return self._inner(name)
         return value if self.history else value.detach()
@@ -128,6 +128,8 @@ class Pass:
         try:
             read = {parent: self._value(parent.id) for parent in owner.parents}
         except IdError:
+            if any(parent in self.unsaved for parent in owner.parents):
+                raise
             raise IdError(self._why_missing(name)) from None
         value = inner_value(name, owner, read)
         if value is None:
