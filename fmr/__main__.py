@@ -15,6 +15,7 @@ SENTENCES = ("The cat sat on the mat because it was tired.", "When Mary met John
 
 
 def main() -> int:
+    """Read the command line and run the demo."""
     parser = argparse.ArgumentParser(prog="python -m fmr", description="Look inside any PyTorch model while it runs.")
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="track a real pretrained encoder from end to end")
@@ -71,6 +72,7 @@ def strongest(pattern: torch.Tensor, tokens: list[str], layer: int) -> str:
 
 
 def draw(run: fmr.Run, structure: Any, out: Path) -> None:
+    """Write the graph at module depth and one attention in full, as DOT and, where Graphviz is installed, as SVG."""
     out.mkdir(parents=True, exist_ok=True)
     scope = structure.attention[0].scope
     pictures: dict[str, dict[str, Any]] = {"graph": {"depth": 3}, "attention": {"around": scope, "hops": 1}}
@@ -85,6 +87,7 @@ def draw(run: fmr.Run, structure: Any, out: Path) -> None:
 
 
 def say(title: str, *lines: str) -> None:
+    """Print a step of the tour and what it shows."""
     if title:
         print(f"\n{title}")
     for line in lines:

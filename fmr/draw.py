@@ -1,30 +1,50 @@
-"""How a picture of a graph looks, as DOT for Graphviz and as SVG."""
+"""How a picture of a graph looks, in the DOT language and as SVG."""
 
 import html
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fmr.build import ids_in
+from fmr.captions import Captions, Line
 from fmr.errors import DrawError
 from fmr.files import write_whole
-from fmr.inner import is_fused, scope_of
-from fmr.nodes import Nest, Node, Scope
-from fmr.picture import Box, Picture, View, paths, picture
+from fmr.ids import OPAQUE
+from fmr.picture import Box, Picture, View, picture, roles_of
 
 if TYPE_CHECKING:
     import graphviz
 
     from fmr.graph import Graph
 
-FONT = "Helvetica,Arial,sans-serif"
-INK, GREY, PALE, BLUE, RED = "#222222", "#767676", "#B8B8B8", "#0072B2", "#B34700"
-_LONGEST = 160
-_LISTED = 12
-_TOP = 4
+INK, SOFT, GREY, PALE, BLUE, VIOLET, RED = "#222222", "#555555", "#767676", "#B8B8B8", "#0072B2", "#5A5470", "#B34700"
+TITLE, LARGE, SMALL = 15, 12, 9.5
+"""Font sizes, in points: at the last two, Graphviz reserves nearly the width that a browser then needs."""
+
+SHEET = {
+    **{
+        "rankdir": "TB",
+        "newrank": "true",
+        "ranksep": "0.3",
+        "nodesep": "0.24",
+        "compound": "true",
+        "outputorder": "edgesfirst",
+    },
+    **{"pad": "0.3", "bgcolor": "#FFFFFF", "labelloc": "t", "labeljust": "l", "fontname": "Helvetica,Arial,sans-serif"},
+}
+NODE = {"fontname": SHEET["fontname"], "margin": "0.11,0.045", "height": "0.2", "width": "0.3", "penwidth": "0.9"}
+EDGE = {"color": "#5A5A5A", "arrowsize": "0.55", "penwidth": "0.9"}
+FRAMES = ("#FCFCFC", "#F5F5F5", "#EEEEEE", "#F8F8F8")
+
+MANY_BOXES = 1000
+"""From here on the horizontal places are improved for a limited time: without a limit it grows with the square."""
+
+MANY_READERS = 4
+"""Edges of a value with more readers than this are pale: masks and positions go everywhere."""
+
+TOP_INPUTS = 4
+"""Up to so many inputs stand side by side at the top; more would draw long lines through the whole picture."""
 
 
 @dataclass(frozen=True)
@@ -32,410 +52,290 @@ class Look:
     """How a kind of box is drawn, and what the legend says of it."""
 
     legend: str
-    fill: str
-    line: str
-    shape: str = "box"
+    fill: str = "#FFFFFF"
+    line: str = "#6E6E6E"
     style: str = "rounded,filled"
     ink: str = INK
+    shape: str = "box"
     sides: int = 1
 
 
 LOOKS = {
     "input": Look("input", "#3D3D3D", "#3D3D3D", ink="#FFFFFF"),
-    "param": Look("parameter", "#DCEAF6", BLUE, style="filled"),
-    "buffer": Look("buffer", "#FFFFFF", BLUE, style="filled,dashed"),
-    "op": Look("op", "#FFFFFF", "#6E6E6E"),
+    "param": Look("parameter", "#DCEAF6", BLUE, "filled"),
+    "buffer": Look("buffer", "#FFFFFF", BLUE, "filled,dashed"),
+    "op": Look("op"),
     "fused": Look("fused op", "#FFF3D6", "#8A6100", sides=2),
-    "opaque": Look("opaque: producer not seen", "#FDE7DC", RED, style="rounded,filled,dashed"),
-    "module": Look("module call, closed", "#E4E1EC", "#5A5470", style="filled"),
-    "fold": Look("equal module calls in a row", "#E4E1EC", "#5A5470", style="filled", sides=2),
-    "run": Look("ops that no parameter reaches", "#F2F2F2", "#6E6E6E", style="rounded,filled,dotted"),
+    "opaque": Look("opaque: its producer could not be seen", "#FDE7DC", RED, "rounded,filled,dashed"),
+    "module": Look("module call, closed", "#E4E1EC", VIOLET, "filled"),
+    "fold": Look("equal module calls in a row", "#E4E1EC", VIOLET, "filled", sides=2),
+    "run": Look("ops that no parameter reaches", "#F2F2F2", style="rounded,filled,dotted"),
     "output": Look("output", "#3D3D3D", "#3D3D3D", ink="#FFFFFF"),
-    "cut": Look("more beyond the cut", "#FFFFFF", "#FFFFFF", shape="plaintext", style="", ink=GREY, sides=0),
+    "cut": Look("… more beyond the cut", line="#FFFFFF", style="", ink=GREY, shape="plaintext", sides=0),
 }
 ROLES = (
-    ("#56B4E9", INK),
-    ("#E69F00", INK),
-    ("#3DB48C", INK),
-    ("#F0E442", INK),
-    ("#DD8FB8", INK),
-    ("#0072B2", "#FFFFFF"),
-    ("#D55E00", "#FFFFFF"),
-    ("#999999", INK),
+    *(("#56B4E9", INK), ("#E69F00", INK), ("#3DB48C", INK), ("#F0E442", INK)),
+    *(("#DD8FB8", INK), ("#0072B2", "#FFFFFF"), ("#C25400", "#FFFFFF"), ("#999999", INK)),
 )
 """Fill and ink of roles, after Okabe and Ito: told apart with any colour vision. A role's name stands in its box as well."""
 
 
-def dot(graph: "Graph", **view: Any) -> str:
-    """The picture of a graph in the DOT language.
+def save_dot(
+    graph: "Graph",
+    path: str | os.PathLike[str],
+    *,
+    depth: int | None = None,
+    around: Any = None,
+    hops: int = 2,
+    structure: Any = None,
+    fold: bool = True,
+) -> None:
+    """Write the graph as a picture in the DOT language, for Graphviz and whatever else reads it.
 
-    >>> dot(graph, depth=1).startswith("digraph")
-    True
+    >>> graph.save_dot("model.dot", depth=2)
 
-    The arguments are those of `Graph.save_dot`. The same graph and arguments give the same text.
+    The arguments are those of `save_svg`. Nothing but Python is needed, and the same graph gives the same text.
     """
-    return str(_drawing(graph, **view).source)
+    write_whole(path, dot(graph, depth=depth, around=around, hops=hops, structure=structure, fold=fold).encode())
 
 
-def svg(graph: "Graph", **view: Any) -> bytes:
-    """The picture of a graph as SVG; without Graphviz's program `dot` a `DrawError` that says how to get it."""
+def save_svg(
+    graph: "Graph",
+    path: str | os.PathLike[str],
+    *,
+    depth: int | None = None,
+    around: Any = None,
+    hops: int = 2,
+    structure: Any = None,
+    fold: bool = True,
+) -> None:
+    """Write the graph as an SVG picture whose tooltips hold full IDs, arguments and call sites.
+
+    >>> graph.save_svg("model.svg", depth=2)
+    >>> graph.save_svg("attention.svg", around="h.0.attn", hops=1, structure=fmr.locate(run))
+
+    `depth` is the number of levels of called modules that are open, so that a large model fits a screen: deeper ones
+    become a box each, and the ops that no parameter reaches (masks, positions) one box where they hang together; None
+    opens all. `fold` draws equal closed modules in a row as one. `around` is an ID, a node or the path of a module
+    call: only what lies within `hops` edges of it is drawn, and the modules that hold it are open. `structure` colours
+    and names values by their role: what `fmr.locate` returns, or a mapping from IDs to names.
+
+    Without Graphviz's program `dot` this is a `DrawError` that says how to get it; `save_dot` needs no program.
+    """
+    write_whole(path, svg(graph, depth=depth, around=around, hops=hops, structure=structure, fold=fold))
+
+
+def dot(graph: "Graph", *, structure: Any = None, **view: Any) -> str:
+    """The text that `save_dot` writes."""
+    return str(_sheet(graph, View(roles=roles_of(structure), **view)).source)
+
+
+def svg(graph: "Graph", *, structure: Any = None, **view: Any) -> bytes:
+    """The bytes that `save_svg` writes."""
     import graphviz
 
     try:
-        return bytes(_drawing(graph, **view).pipe(format="svg", quiet=True))
+        return bytes(_sheet(graph, View(roles=roles_of(structure), **view)).pipe(format="svg", quiet=True))
     except graphviz.ExecutableNotFound:
         raise DrawError(
-            "Drawing SVG needs Graphviz's program 'dot', which is not on the PATH. Expected it from `apt-get install graphviz`, "
-            "`brew install graphviz` or `conda install -c conda-forge graphviz`. graph.save_dot(path) works without it."
+            "An SVG picture needs Graphviz's program 'dot', and there is none on the PATH. Get it with `apt-get install "
+            "graphviz`, `brew install graphviz` or `conda install -c conda-forge graphviz`. Expected nothing else: "
+            "graph.save_dot(path) works without it."
         ) from None
     except graphviz.CalledProcessError as error:
         raise DrawError(
-            f"Graphviz's 'dot' could not draw this picture: {error}. Expected it to end with status 0. Draw less, with depth= or "
-            f"around=, or write the text with graph.save_dot(path) and draw it elsewhere."
+            f"Graphviz's program 'dot' ended with status {error.returncode} on a picture of {graph.model}. Expected 0. "
+            f"Draw less of it, with depth= or around=, or write the text with graph.save_dot(path) and draw it elsewhere."
         ) from error
 
 
-def save_dot(graph: "Graph", path: str | os.PathLike[str], **view: Any) -> None:
-    """Write the picture in the DOT language, whole or not at all."""
-    write_whole(path, dot(graph, **view).encode())
+def _sheet(graph: "Graph", view: View) -> "graphviz.Digraph":
+    shown = picture(graph, view)
+    return _Sheet(shown, Captions(graph, shown, view.roles)).draw(graph.model)
 
 
-def save_svg(graph: "Graph", path: str | os.PathLike[str], **view: Any) -> None:
-    """Write the picture as SVG, whole or not at all."""
-    write_whole(path, svg(graph, **view))
-
-
-def roles_of(structure: Any) -> Mapping[str, str]:
-    """The roles by ID that a structure has, or a mapping that was given itself."""
-    if structure is None:
-        return {}
-    roles = getattr(structure, "roles", structure)
-    if not isinstance(roles, Mapping):
-        raise DrawError(
-            f"structure={structure!r} names no roles. Expected what fmr.locate returns, or a mapping from IDs to roles as "
-            f"{{'h.0.attn/softmax#0': 'pattern'}}."
-        )
-    return {str(name): str(role) for name, role in roles.items()}
-
-
-# ---- the drawing
-
-
-def _drawing(graph: "Graph", structure: Any = None, **options: Any) -> "graphviz.Digraph":
-    view = View(roles=roles_of(structure), **options)
-    return _Drawing(graph, picture(graph, view), view.roles).draw()
-
-
-class _Drawing:
+class _Sheet:
     """One picture on its way to DOT."""
 
-    def __init__(self, graph: "Graph", shown: Picture, roles: Mapping[str, str]) -> None:
-        self.graph, self.shown, self.roles = graph, shown, roles
-        self.scopes = {scope.path: scope for scope in graph.scopes}
-        self.names = dict.fromkeys(self._role(box) for box in shown.boxes)
-        self.colours = {name: ROLES[n % len(ROLES)] for n, name in enumerate(name for name in self.names if name)}
-        self.clusters = 0
-        self.frames: dict[str | None, str] = {}
-        sources = {place for place, box in enumerate(shown.boxes) if box.look in ("param", "buffer")}
-        self.parametric = {head for tail, head in shown.edges if tail in sources}
-        count = Counter(box.place for box in shown.boxes if box.look not in ("param", "buffer", "cut"))
-        self.single = {place for place, times in count.items() if times == 1}
+    def __init__(self, shown: Picture, words: Captions) -> None:
+        self.shown, self.words = shown, words
+        roles = dict.fromkeys(role for box in shown.boxes if (role := words.role(box)))
+        self.colours = {role: ROLES[n % len(ROLES)] for n, role in enumerate(roles)}
+        self.contents = _contents(shown)
+        self.fed = {head for tail, head in shown.edges if shown.boxes[tail].is_weight}
+        self.readers = Counter(tail for tail, _ in shown.edges)
+        self.entrances: dict[str | None, str] = {}
+        self.frames = 0
 
-    def draw(self) -> "graphviz.Digraph":
+    def draw(self, name: str) -> "graphviz.Digraph":
+        """The whole picture."""
         import graphviz
 
-        heavy = len(self.shown.boxes) > 3000
-        sheet = graphviz.Digraph(
-            self.graph.model,
-            graph_attr={
-                **{"rankdir": "TB", "ranksep": "0.3", "nodesep": "0.24", "pad": "0.3", "fontname": FONT, "fontsize": "11"},
-                **{"labelloc": "t", "labeljust": "l", "label": self._title(), "tooltip": _safe(self.graph.model)},
-                **{"splines": "polyline" if heavy else "true", "bgcolor": "#FFFFFF", "compound": "true", "newrank": "true", "outputorder": "edgesfirst"},
-            },
-            node_attr={"fontname": FONT, "fontsize": "10", "margin": "0.11,0.045", "height": "0.2", "width": "0.3", "penwidth": "0.9"},
-            edge_attr={"color": "#5A5A5A", "arrowsize": "0.55", "penwidth": "0.9"},
-        )
-        self._fill(sheet, None, self._contents())
-        inputs = [number for number, box in enumerate(self.shown.boxes) if box.look == "input"]
-        if inputs and len(inputs) <= _TOP:
+        limit = {"nslimit": "0.5"} if len(self.shown.boxes) > MANY_BOXES else {}
+        attributes = {**SHEET, **limit, "label": self._legend(), "tooltip": _plain([name])}
+        sheet = graphviz.Digraph(name, graph_attr=attributes, node_attr=NODE, edge_attr=EDGE)
+        self._fill(sheet, None, 0)
+        inputs = [f"n{number}" for number, box in enumerate(self.shown.boxes) if box.look == "input"]
+        if 1 < len(inputs) <= TOP_INPUTS:
             with sheet.subgraph(graph_attr={"rank": "same"}) as top:
-                for number in inputs:
-                    top.node(f"n{number}")
+                for each in inputs:
+                    top.node(each)
         for tail, head in self.shown.edges:
-            self._edge(sheet, tail, head)
-        for tail, head in dict.fromkeys((*_early(self.shown), *_loose(self.shown))):
+            sheet.edge(f"n{tail}", f"n{head}", tooltip=_plain(self.words.about_edge(tail, head)), **self._edge(tail, head))
+        for tail, head in dict.fromkeys((*_below_inputs(self.shown), *_in_turn(self.shown))):
             sheet.edge(f"n{tail}", f"n{head}", style="invis", weight="0")
         return sheet
 
-    def _contents(self) -> dict[str | None, list[str | int]]:
-        """For each place its boxes and the clusters right inside it, in the order of the boxes."""
-        contents: dict[str | None, dict[str | int, None]] = {None: {}}
-        for number, box in enumerate(self.shown.boxes):
-            place, item = box.place, number  # type: str | None, str | int
-            while True:
-                known = place in contents
-                contents.setdefault(place, {})[item] = None
-                if place is None or known:
-                    break
-                place, item = (self.scopes[place].parent if place in self.scopes else None), place
-        return {place: list(items) for place, items in contents.items()}
-
-    def _fill(self, sheet: "graphviz.Digraph", place: str | None, contents: dict[str | None, list[str | int]], level: int = 0) -> None:
-        for item in contents[place]:
+    def _fill(self, sheet: "graphviz.Digraph", place: str | None, level: int) -> None:
+        """Draw the boxes of a module call, and the module calls in it as frames."""
+        for item in self.contents[place]:
             if isinstance(item, int):
-                self._node(sheet, item)
+                sheet.node(f"n{item}", **self._node(self.shown.boxes[item]))
                 continue
-            self.clusters += 1
-            name = f"cluster_{self.clusters}"
-            if item in self.single and all(isinstance(inner, int) for inner in contents[item]):
-                self.frames[item] = name
-            with sheet.subgraph(name=name, graph_attr=self._cluster(item, level)) as inner:
-                self._fill(inner, item, contents, level + 1)
+            self.frames += 1
+            name = f"cluster_{self.frames}"
+            if self._has_one_entrance(item):
+                self.entrances[item] = name
+            with sheet.subgraph(name=name, graph_attr=self._frame(item, level)) as inner:
+                self._fill(inner, item, level + 1)
 
-    def _cluster(self, path: str, level: int) -> dict[str, str]:
-        scope = self.scopes.get(path, Scope(path, path, "", None, None, None))
-        name = _line([(f"{self._relative(scope)} ", INK, True), (f"· {scope.kind}", GREY, False)] if scope.path else [(scope.kind, GREY, False)], 12)
+    def _has_one_entrance(self, place: str) -> bool:
+        """Whether a frame holds a single op: arrows then end at the frame and leave its caption legible."""
+        items = self.contents[place]
+        boxes = [self.shown.boxes[item] for item in items if isinstance(item, int)]
+        return len(boxes) == len(items) and sum(not box.is_weight and box.look != "cut" for box in boxes) == 1
+
+    def _frame(self, path: str, level: int) -> dict[str, str]:
+        scope = self.shown.scopes[path]
+        look = {"style": "rounded,filled", "fillcolor": FRAMES[level % len(FRAMES)], "color": PALE, "margin": "9"}
         return {
-            "label": f"<{name}>",
-            "tooltip": _safe(self._about_scope(scope)),
-            "style": "rounded,filled",
-            "fillcolor": ("#FCFCFC", "#F5F5F5", "#EEEEEE", "#F8F8F8")[level % 4],
-            "color": PALE,
-            "margin": "9",
+            "label": f"<{_html(self.words.frame(scope), INK, GREY)}>",
+            "tooltip": _plain([self.words.about_call(scope)]),
+            **look,
         }
 
-    def _node(self, sheet: "graphviz.Digraph", number: int) -> None:
-        box = self.shown.boxes[number]
-        look, role = LOOKS[box.look], self._role(box)
+    def _node(self, box: Box) -> dict[str, str]:
+        look, role = LOOKS[box.look], self.words.role(box)
         fill, ink = self.colours[role] if role else (look.fill, look.ink)
-        sheet.node(
-            f"n{number}",
-            label=f"<{'<BR/>'.join(self._lines(box, ink))}>",
-            tooltip=_safe("\n".join(self._about(box))),
-            **{"shape": look.shape, "style": look.style, "fillcolor": fill, "color": look.line, "peripheries": str(look.sides)},
-        )
+        line = RED if any(node.op == OPAQUE for node in box.nodes) and box.look != "output" else look.line
+        text = "<BR/>".join(_html(each, ink, SOFT if ink == INK and not role else ink) for each in self.words.lines(box))
+        shape = {"shape": look.shape, "style": look.style, "peripheries": str(look.sides), "fillcolor": fill, "color": line}
+        return {"label": f"<{text}>", "tooltip": _plain(self.words.about(box)), **shape}
 
-    def _edge(self, sheet: "graphviz.Digraph", tail: int, head: int) -> None:
-        boxes = self.shown.boxes
-        style = {"weight": "2"}
-        if "cut" in (boxes[tail].look, boxes[head].look):
-            style = {"style": "dashed", "color": PALE}
-        elif _carries_sources(boxes[tail], boxes[head]):
-            style = {"color": "#7FA8C9", "penwidth": "0.7"}
-        elif head in self.parametric and boxes[tail].place != boxes[head].place:
-            style |= {"minlen": "2"}
-        if boxes[tail].place != boxes[head].place and (frame := self.frames.get(boxes[head].place)):
-            style |= {"lhead": frame}
-        sheet.edge(f"n{tail}", f"n{head}", tooltip=_safe("\n".join(_reads(boxes[tail], boxes[head]))), **style)
+    def _edge(self, tail: int, head: int) -> dict[str, str]:
+        source, target = self.shown.boxes[tail], self.shown.boxes[head]
+        entering = source.place != target.place
+        look = {"lhead": self.entrances[target.place]} if entering and target.place in self.entrances else {}
+        if "cut" in (source.look, target.look):
+            return {"style": "dashed", "color": PALE}
+        if target.look != "output" and all(
+            parent.startswith(("param:", "buffer:")) for parent, _ in self.shown.flow(tail, head)
+        ):
+            return {**look, "color": "#7FA8C9", "penwidth": "0.7"}
+        if entering and head in self.fed:
+            look["minlen"] = "2"  # leaves a rank for the parameters, inside the frame
+        return {**look, "color": "#A5A5A5"} if self.readers[tail] > MANY_READERS else {**look, "weight": "2"}
 
-    # ---- words
-
-    def _role(self, box: Box) -> str | None:
-        return self.roles.get(box.nodes[0].id) if len(box.nodes) == 1 and not box.scopes and box.look != "output" else None
-
-    def _relative(self, scope: Scope) -> str:
-        """The path of a module call as seen from the one around it."""
-        above = f"{scope.parent}." if scope.parent else ""
-        return scope.path.removeprefix(above)
-
-    def _lines(self, box: Box, ink: str) -> Iterator[str]:
-        """The lines of a box, as HTML."""
-        pale = ink if ink != INK else "#555555"
-        if role := self._role(box):
-            yield _line([(role, ink, True)], 12)
-        match box.look:
-            case "cut":
-                yield _line([(f"… {box.hidden} more", ink, False)], 9.5)
-            case "output":
-                yield _line([("output", ink, True)], 12)
-                yield from _shortened([_line([(text, ink, False)], 9.5) for text in self._returned()])
-            case "module" | "fold":
-                yield from self._call_lines(box, pale)
-            case "run":
-                names = list(dict.fromkeys(node.op for node in box.nodes))
-                yield _line([(f"{len(box.nodes)} ops ", ink, True), ("without parameters", pale, False)], 12)
-                yield _line([(", ".join(names[:3]) + (", …" if len(names) > 3 else ""), pale, False)], 9.5)
-                yield _line([(_size(box.nodes[-1]), pale, False)], 9.5)
-            case _:
-                yield _line([(self._name(box), ink, False)], 12)
-                yield _line([(_size(box.nodes[0]), pale, False)], 9.5)
-        if held := self._held(box):
-            yield _line([("holds " + ", ".join(held), ink, True)], 11)
-
-    def _call_lines(self, box: Box, pale: str) -> Iterator[str]:
-        names = [self._relative(scope) for scope in (box.scopes[0], box.scopes[-1])]
-        times, count = len(box.scopes), len(box.ops) // len(box.scopes)
-        yield _line([(" … ".join(dict.fromkeys(names)) + (f"  × {times}" if times > 1 else "") or self.graph.model, INK, True)], 12)
-        ops = f"{count} op{'s' * (count != 1)}" + (" each" if times > 1 else "")
-        yield _line([(f"{box.scopes[0].kind} · {ops}", pale, False)], 9.5)
-        opaque = sum(node.op == "opaque" for node in box.nodes)
-        if opaque:
-            yield _line([(f"{opaque} opaque inside", RED, True)], 9.5)
-        sizes = [_size(self.graph[name]) for name in ids_in(box.scopes[-1].output)]
-        if sizes:
-            yield _line([("→ " + ", ".join(sizes[:2]) + (f", … {len(sizes) - 2} more" if len(sizes) > 2 else ""), pale, False)], 9.5)
-
-    def _name(self, box: Box) -> str:
-        """A value's name inside its cluster: the end of its ID, or the registered name of a source."""
-        node = box.nodes[0]
-        if not node.id.is_source:
-            return node.id.rpartition("/")[2]
-        name = node.id.partition(":")[2]
-        module = self.scopes[box.place].module if box.place in self.scopes else ""
-        return name.removeprefix(f"{module}.") if module else name
-
-    def _held(self, box: Box) -> list[str]:
-        """The roles of values that have no box of their own: inside a closed module call or a fused op."""
-        if not self.roles or box.look in ("output", "cut"):
-            return []
-        inside = {str(node.id) for node in box.nodes} if len(box.nodes) > 1 or box.scopes else set()
-        fused = tuple(scope_of(node) + "/" for node in box.nodes if is_fused(node))
-        names = [role for name, role in self.roles.items() if name in inside or (fused and name.startswith(fused))]
-        return list(dict.fromkeys(names))
-
-    def _returned(self) -> list[str]:
-        return [f"{at} {_size(self.graph[name])}".strip() for at, name in _named(self.graph.scopes[0].output)]
-
-    def _about(self, box: Box) -> Iterator[str]:
-        """The tooltip of a box."""
-        if box.look == "output":
-            yield from _shortened([f"{at} = {name}" if at else name for at, name in _named(self.graph.scopes[0].output)])
-        elif box.look == "cut":
-            yield f"{box.hidden} neighbours are not shown: raise hops="
-        elif box.scopes:
-            yield from _shortened([self._about_scope(scope) for scope in box.scopes])
-        elif len(box.nodes) > 1:
-            yield from _shortened([node.id for node in box.nodes], 40)
-        else:
-            yield from _about_node(box.nodes[0])
-
-    def _about_scope(self, scope: Scope) -> str:
-        out = ", ".join(list(ids_in(scope.output))[:3])
-        return f"{scope.path or 'root'} ({scope.kind})" + (f" -> {out}" if out else "")
-
-    # ---- title and legend
-
-    def _title(self) -> str:
-        """Title and legend as one HTML table: only what the picture has."""
-        ops = sum(not node.id.is_source for node in self.graph.nodes)
-        size = f"{ops} ops in {len(self.graph.scopes)} module calls"
-        head = _line([(f"{self.graph.model}   ", INK, True)], 15) + _line([(size, GREY, False)], 11)
-        cells = [_cell(look.legend, look.fill, look.line, look.ink, look) for name, look in LOOKS.items() if self._has(name)]
-        cells += [_cell(role, fill, GREY, ink, LOOKS["op"]) for role, (fill, ink) in self.colours.items()]
-        rows = "".join(f"<TR>{''.join(cells[n : n + 6])}</TR>" for n in range(0, len(cells), 6))
-        table = f'<TABLE BORDER="0" CELLBORDER="1" CELLSPACING="5" CELLPADDING="3">{rows}</TABLE>'
-        return f'<<TABLE BORDER="0" CELLSPACING="2"><TR><TD ALIGN="LEFT">{head}</TD></TR><TR><TD ALIGN="LEFT">{table}</TD></TR></TABLE>>'
+    def _legend(self) -> str:
+        """Title and legend as one HTML table, with what this picture has."""
+        title = self.words.title()
+        looks = [_cell(look, look.fill, look.ink, look.legend) for name, look in LOOKS.items() if self._has(name)]
+        roles = [_cell(LOOKS["op"], fill, ink, role) for role, (fill, ink) in self.colours.items()]
+        rows = [*_even_rows(looks), *_even_rows(roles)]
+        tables = [f'<TABLE BORDER="0" CELLSPACING="5" CELLPADDING="3"><TR>{"".join(row)}</TR></TABLE>' for row in rows]
+        lines = "".join(f'<TR><TD ALIGN="LEFT">{line}</TD></TR>' for line in (_html(title, INK, GREY, TITLE), *tables))
+        return f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="2">{lines}</TABLE>>'
 
     def _has(self, look: str) -> bool:
         return any(box.look == look for box in self.shown.boxes)
 
 
-def _cell(text: str, fill: str, line: str, ink: str, look: Look) -> str:
-    style = ",".join(part for part in look.style.split(",") if part != "filled") or "radial"
-    style = f' STYLE="{style}"' if style != "radial" else ""
-    return f'<TD BGCOLOR="{fill}" COLOR="{line}"{style}>{_line([(text, ink, False)], 9.5)}</TD>'
+def _contents(shown: Picture) -> dict[str | None, list[int | str]]:
+    """What each module call holds directly, in execution order: numbers of boxes, and paths of module calls."""
+    contents: dict[str | None, list[int | str]] = {None: []}
+    for number, box in enumerate(shown.boxes):
+        place: str | None = box.place
+        item: int | str = number
+        while place is not None and place not in contents:
+            contents[place] = [item]
+            item, place = place, shown.scopes[place].parent
+        contents[place].append(item)
+    return contents
 
 
-def _about_node(node: Node) -> Iterator[str]:
-    yield node.id
-    yield f"{node.kind} {list(node.shape)} on {node.device}"
-    for parent in node.parents:
-        yield f"{parent.at or 'reads'} = {parent}"
-    for at, value in node.args.items():
-        yield f"{at} = {_printed(value)}"
-    if node.where:
-        yield node.where
+# ---- hints for the layout: edges that are not drawn, each from what shall stand above to what shall stand below
 
 
-def _reads(tail: Box, head: Box) -> list[str]:
-    """The values that flow along an edge, each with the argument that it fills."""
-    if head.look == "output":
-        return [node.id for node in tail.nodes if node in head.nodes]
-    given = {node.id for node in tail.nodes}
-    found = [f"{p} -> {node.id} ({p.at})" for node in head.nodes for p in node.parents if p in given]
-    return _shortened(found) or [""]
-
-
-def _early(shown: Picture) -> Iterator[tuple[int, int]]:
-    """Pairs that keep the inputs above everything: (first input, what nothing else keeps down)."""
+def _below_inputs(shown: Picture) -> Iterator[tuple[int, int]]:
+    """Inputs stand at the top: above what reads nothing and is read first."""
     heads = {head for _, head in shown.edges}
-    low = {head for tail, head in shown.edges if tail in heads}
-    first = next((place for place, box in enumerate(shown.boxes) if box.look == "input"), None)
+    later = {head for tail, head in shown.edges if tail in heads}
+    first = next((number for number, box in enumerate(shown.boxes) if box.look == "input"), None)
     for tail, head in shown.edges:
-        if first is not None and tail not in heads and head not in low and shown.boxes[tail].look != "input":
+        if first is not None and tail not in heads and head not in later and shown.boxes[tail].look not in ("input", "cut"):
             yield first, tail
 
 
-def _loose(shown: Picture) -> Iterator[tuple[int, int]]:
-    """Pairs that keep what hangs together with nothing else near the box that ran before it: (before, loose)."""
+def _in_turn(shown: Picture) -> Iterator[tuple[int, int]]:
+    """What hangs together with nothing else, such as the counter of a batch norm, stands below what ran before it."""
     group = list(range(len(shown.boxes)))
 
-    def root(place: int) -> int:
-        while group[place] != place:
-            group[place] = place = group[group[place]]
-        return place
+    def root(number: int) -> int:
+        while group[number] != number:
+            group[number] = number = group[group[number]]
+        return number
 
     for tail, head in shown.edges:
-        if shown.boxes[tail].look not in ("param", "buffer"):
+        if not shown.boxes[tail].is_weight:
             group[root(head)] = root(tail)
-    firm = [place for place, box in enumerate(shown.boxes) if box.look not in ("param", "buffer", "input", "output", "cut")]
-    main, _ = Counter(root(place) for place in firm).most_common(1)[0] if firm else (0, 0)
-    done = {main}
-    before = None
-    for place in firm:
-        if root(place) == main:
-            before = place
-        elif root(place) not in done and before is not None:
-            done.add(root(place))
-            yield before, place
+    inner = [n for n, box in enumerate(shown.boxes) if not box.is_weight and box.look not in ("input", "output", "cut")]
+    main = Counter(map(root, inner)).most_common(1)[0][0] if inner else None
+    before, placed = None, {main}
+    for number in inner:
+        if root(number) == main:
+            before = number
+        elif root(number) not in placed and before is not None:
+            placed.add(root(number))
+            yield before, number
 
 
-def _carries_sources(tail: Box, head: Box) -> bool:
-    """Whether only parameters and buffers flow along an edge."""
-    read = {parent for node in head.nodes for parent in node.parents}
-    return head.look != "output" and all(node.op in ("param", "buffer") for node in tail.nodes if node.id in read)
+# ---- text
 
 
-def _shortened(lines: list[str], most: int = _LISTED) -> list[str]:
-    return lines if len(lines) <= most else [*lines[: most - 1], f"… {len(lines) - most + 1} more"]
+def _even_rows(cells: list[str], most: int = 6) -> Iterator[list[str]]:
+    rows = -(-len(cells) // most)
+    yield from (cells[len(cells) * n // rows : len(cells) * (n + 1) // rows] for n in range(rows))
 
 
-def _named(nest: Nest, at: str = "") -> Iterator[tuple[str, str]]:
-    """Every ID in a nest of them, with its position."""
-    if isinstance(nest, str):
-        yield at, nest
-    elif nest is not None:
-        for key, item in nest.items() if isinstance(nest, dict) else enumerate(nest):
-            yield from _named(item, f"{at}.{key}" if at else str(key))
+def _cell(look: Look, fill: str, ink: str, text: str) -> str:
+    """One sample of the legend."""
+    kept = [part for part in look.style.split(",") if part not in ("filled", "")]
+    border = f'BORDER="{look.sides}" COLOR="{look.line}"' + (f' STYLE="{",".join(kept)}"' if kept else "")
+    return f'<TD BGCOLOR="{fill}" {border}>{_html(Line(plain=text, small=True), ink, ink)}</TD>'
 
 
-def _size(node: Node) -> str:
-    """A shape as 1×16×64, with the dtype where it is not a floating one."""
-    size = "×".join(str(length) for length in node.shape) or "scalar"
-    return size if node.dtype.is_floating_point else f"{size} {node.kind}"
+def _html(line: Line, ink: str, pale: str, large: float = LARGE) -> str:
+    """A line as an HTML-like label of Graphviz."""
+    size = SMALL if line.small else large
+    parts = [(f"<B>{_marked(line.strong)}</B>", ink)] if line.strong else []
+    parts += [(_marked(text), colour) for text, colour in ((line.plain, ink), (line.pale, pale)) if text]
+    return "".join(f'<FONT POINT-SIZE="{size}" COLOR="{colour}">{text}</FONT>' for text, colour in parts)
 
 
-def _printed(value: Any) -> str:
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+def _marked(text: str) -> str:
+    """Text for an HTML-like label; spaces at its end count."""
+    body = text.rstrip(" ")
+    return html.escape(_visible(body).replace("\n", " ")) + "&#160;" * (len(text) - len(body))
+
+
+def _plain(lines: Iterable[str]) -> str:
+    """Text for any other attribute: backslashes are no escapes, angle brackets no markup, ampersands no entities."""
+    import graphviz
+
+    text: str = graphviz.escape(_visible("\n".join(lines)).replace("&", "&amp;"))
+    return text
 
 
 def _visible(text: str) -> str:
-    """The text with characters that XML does not allow written out."""
+    """The text with what XML does not allow written out."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def _safe(text: str) -> str:
-    """Text for a plain DOT attribute: backslashes are no escapes and angle brackets no markup."""
-    import graphviz
-
-    return graphviz.escape(_visible(text))
-
-
-def _line(parts: Iterable[tuple[str, str, bool]], size: float) -> str:
-    """One line of an HTML label, from texts with their colour and weight."""
-    texts = [(html.escape(_visible(text).replace("\n", " ")), ink, bold) for text, ink, bold in parts if text]
-    texts = [(text.rstrip() + "&#160;" * (len(text) - len(text.rstrip())), ink, bold) for text, ink, bold in texts]
-    return "".join(
-        f'<FONT POINT-SIZE="{size}" COLOR="{ink}">{f"<B>{text}</B>" if bold else text}</FONT>' for text, ink, bold in texts
-    )

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fmr.build import ids_in
+from fmr.draw import save_dot, save_svg
 from fmr.errors import GraphError, IdError, nearest
 from fmr.files import decode, encode, read_whole, seal, understood, unseal, write_whole
 from fmr.ids import OPAQUE, Parent, Site, TensorId
@@ -168,7 +169,7 @@ class Graph:
                 for one in inner.nodes:
                     if one.id not in known:
                         add(one)
-                index = node.id.parts.index
+                index = node.id.parts.output
                 result = inner.output if index is None or inner.output is None else inner.output[index]
                 node = replace(node, parents=(Parent(result, HANDED_ON),)) if isinstance(result, str) else node
             known[node.id] = node
@@ -293,6 +294,9 @@ class Graph:
         rows = [(*row[:4], _as_ids(decode(row[4])), _as_ids(decode(row[5]))) for row in body["scopes"]]
         scopes = [Scope(path, module, kind, above, given, out) for path, module, kind, above, given, out in rows]
         return Graph([_unpack(row) for row in body["nodes"]], scopes, body["model"])
+
+    save_dot = save_dot
+    save_svg = save_svg
 
     # ---- printing
 

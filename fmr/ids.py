@@ -50,7 +50,7 @@ class OpPart(NamedTuple):
 
     op: str
     k: int
-    index: int | None
+    output: int | None
 
 
 def op_id(scope: str, op: str, k: int, index: int | None = None) -> TensorId:

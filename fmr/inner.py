@@ -66,7 +66,7 @@ def all_inside(node: Node, known: dict[TensorId, Node]) -> Iterator[Node]:
             yield from all_inside(inner, known)
 
 
-def inner_value(name: TensorId, node: Node, tensors: Mapping[str, Tensor]) -> Tensor | None:
+def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor]) -> Tensor | None:
     """The value of an ID inside a fused op, computed from the tensors that the op read; None where it has none.
 
     The random state stays as it was and no history is recorded. What lies behind active dropout has no value.
@@ -88,7 +88,7 @@ def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) ->
     return _value(name, op, scope, args, kwargs, {f"input:{at}": tensor for at, tensor in leaves((args, kwargs))})
 
 
-def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> Tensor | None:
+def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]) -> Tensor | None:
     if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
         return None
     devices = {t.device for _, t in leaves((args, kwargs)) if t.device.type not in ("cpu", "meta")}
@@ -113,7 +113,7 @@ def _random(nodes: list[Node]) -> set[str]:
     return found
 
 
-def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tensor]) -> tuple[list[Node], list[Tensor], Nest]:
+def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]) -> tuple[list[Node], list[Tensor], Nest]:
     """The nodes inside a fused op with their values, and the IDs that it returns; what the op read keeps its outer ID from `names`."""
     builders: list[Builder] = []
 
@@ -132,7 +132,7 @@ def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[str, Tens
     return nodes, [value for _, value in made], rename_ids(builders[0].scopes[0].output, rename)
 
 
-def call_arguments(node: Node, tensors: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(node: Node, tensors: Mapping[Any, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments of an op's call, from its parents' tensors and its other arguments."""
     given: dict[str, Any] = {**node.args, **{parent.at: tensors[parent] for parent in node.parents}}
     if any("." in at for at in given):

@@ -139,7 +139,7 @@ def _classify(func: Callable[..., Any]) -> Op:
 
 def _property(func: Any, spelling: str) -> Op:
     owner = getattr(func, "__self__", None)
-    name = getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", "property")
+    name = str(getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", "property"))
     if spelling == "__get__":
         return Op(name, READ if name in EDGES else PASS)
     return Op(f"set_{name}", WRITE, writes=_first) if name == "data" else Op(name, PASS)

@@ -26,7 +26,7 @@ class Want(NamedTuple):
     """One planned ID: the output of an op, or a value inside it."""
 
     id: TensorId
-    index: int | None
+    output: int | None
     inside: bool
 
 
@@ -42,7 +42,7 @@ class Plan:
                 outer = outermost(name)
                 part = outer.parts
                 by_op = self.ops.setdefault(outer.scope, {}).setdefault(part.op, {})
-                by_op.setdefault(part.k, []).append(Want(name, part.index, outer is not name))
+                by_op.setdefault(part.k, []).append(Want(name, part.output, outer is not name))
         self.prefixes = {prefix for scope in self.ops for prefix in _prefixes(scope)}
         self.registered = tuple({_bare(prefix) for prefix in self.prefixes})
         self._paths: tuple[weakref.ref[nn.Module], Paths] | None = None
@@ -206,7 +206,7 @@ class Reader(WatcherMode):
             if want.inside:
                 value = value_inside(want.id, op.name, f"{self._here.path}/{op.name}#{k}", args, kwargs)
             else:
-                value = next((tensor for index, tensor in outputs(made) if index == want.index), None)
+                value = next((tensor for index, tensor in outputs(made) if index == want.output), None)
             if value is not None:
                 self._found(want.id, value, not want.inside)
 

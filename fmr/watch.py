@@ -104,7 +104,7 @@ def watching(watcher: Watcher) -> Iterator[None]:
     with _lock:
         _everywhere.append(watcher)
         _exchange(_body.__code__)
-        torch.overrides.has_torch_function = _overridden  # type: ignore[assignment]
+        torch.overrides.has_torch_function = _overridden
     watchers.append(watcher)
     try:
         yield

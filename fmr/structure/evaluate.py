@@ -87,7 +87,7 @@ def _execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, T
     if node.op == "getitem":
         return {node.id: args[0][_index(args[1])]}
     out = _function(node, args, kwargs)(*args, **kwargs)
-    index = node.id.parts.index
+    index = node.id.parts.output
     return {node.id: out if index is None else out[index]}
 
 

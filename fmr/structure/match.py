@@ -68,7 +68,7 @@ def contraction(node: Node) -> Contraction | None:
         case "baddbmm" | "addmm" | "addbmm":
             pair = node.parent("batch1", 1) or node.parent("mat1", 1), node.parent("batch2", 2) or node.parent("mat2", 2)
         case "einsum":
-            pair = node.parents if len(node.parents) == 2 else (None, None)  # type: ignore[assignment]
+            pair = node.parents if len(node.parents) == 2 else (None, None)
         case "linear" | "conv1d" | "conv2d" | "conv3d" | "conv_transpose1d" | "conv_transpose2d":
             pair = node.parent("input", 0), node.parent("weight", 1)
         case _:

@@ -31,7 +31,12 @@ class Stream(NamedTuple):
 
 def find_streams(graph: Graph) -> Iterator[Stream]:
     """The residual streams of an unfused graph, longest first; one inside a write of another is not one."""
-    writes = [write for node in graph.nodes if (write := _write(graph, node)) is not None]
+    found: dict[TensorId, Write] = {}
+    for node in graph.nodes:
+        write = _write(graph, node, found)
+        if write is not None:
+            found[write.after] = write
+    writes = list(found.values())
     chains = sorted(_chains(graph, writes), key=len, reverse=True)
     taken: list[tuple[int, int]] = []
     for chain in chains:
@@ -41,14 +46,22 @@ def find_streams(graph: Graph) -> Iterator[Stream]:
             yield _stream(graph, chain)
 
 
-def _write(graph: Graph, node: Node) -> Write | None:
-    """The add of a node as a write to a stream: one operand was computed from the other by a weight."""
+def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | None:
+    """The add of a node as a write to a stream: one operand was computed from the other by a weight.
+
+    Parallel blocks add up one after the other what they all computed from the same value; then it is an earlier sum.
+    """
     if node.op != "add" or len(node.parents) != 2 or not node.dtype.is_floating_point:
         return None
     a, b = (parent.id for parent in node.parents)
     for before, added in ((a, b), (b, a)):
-        if graph[before].shape == node.shape and _computed_from(graph, added, before):
-            return Write(unchanged(graph, before), added, node.id)
+        if graph[before].shape == node.shape:
+            origins, write = [before], found.get(base(graph, before))
+            while write is not None and len(origins) < 4:
+                origins.append(write.before)
+                write = found.get(base(graph, write.before))
+            if any(_computed_from(graph, added, origin) for origin in origins):
+                return Write(unchanged(graph, before), added, node.id)
     return None
 
 

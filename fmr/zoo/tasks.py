@@ -67,7 +67,7 @@ def digits() -> Digits:
     torch.Size([360, 1, 8, 8])
     """
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise ZooError("The digits come with scikit-learn, which is not installed: pip install 'fmr[analysis]'") from error
     found = load_digits()
