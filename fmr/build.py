@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import CodeType
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from fmr.guard import extent, is_dense, read_key, storage_key
 from fmr.ids import OPAQUE, Parent, TensorId, op_id
@@ -17,6 +17,7 @@ from fmr.scopes import Call
 
 ALIAS = "alias"
 _LONGEST = 64
+_POSITIONS = tuple(str(position) for position in range(256))
 
 
 class Owner(NamedTuple):
@@ -25,6 +26,7 @@ class Owner(NamedTuple):
     tensor: "weakref.ref[Tensor]"
     node: int
     since: int
+    name: TensorId
 
 
 class Write(NamedTuple):
@@ -55,6 +57,7 @@ class Builder:
         self._was_inside = False
         self._time, self._event = 0, -1
         self._open: list[int] = []
+        self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
         for name, tensor in tape.inputs:
             self._source(name, tensor)
         self._open_scope(tree_map(self._id_of, (tape.args, tape.kwargs)))
@@ -90,6 +93,7 @@ class Builder:
     def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
         given = tree_map(self._id_of, (args, kwargs))
         self.calls.append(self.calls[-1].enter(module, self.names))
+        self._handed_on.append([])
         self._open_scope(given)
 
     def _open_scope(self, inputs: Nest) -> None:
@@ -105,6 +109,22 @@ class Builder:
             self.scopes[place] = replace(scope, output=tree_map(lambda tensor: self._id_of(tensor, given), out))
         self.calls.pop()
         self._transform = {}
+        self._give_back(out)
+
+    def _give_back(self, out: Any) -> None:
+        """After a call, let a tensor that an op in it handed on (`x.to(x.dtype)` is x) stand for what it was before.
+
+        This is how Python binds names: `x` of the caller is not the `x` of the call, unless the call returns it.
+        """
+        handed_on = self._handed_on.pop()
+        if not handed_on:
+            return
+        returned = {id(tensor) for _, tensor in leaves(out)} if out is not RAISED else set()
+        for key, before, node in reversed(handed_on):
+            if key not in returned and self._owners[key].node == node and before.tensor() is self._owners[key].tensor():
+                self._owners[key] = before
+        if self._handed_on:
+            self._handed_on[-1] += [entry for entry in handed_on if entry[0] in returned]
 
     def _op(self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: CodeType | None, lasti: int) -> None:
         call = self.calls[-1]
@@ -112,16 +132,24 @@ class Builder:
             args = args[::-1]
         parents: list[Parent] = []
         plain: dict[str, Any] = {}
-        for position, arg in enumerate(args):
-            self._argument(arg, str(position), parents, plain)
+        for at, arg in zip(_POSITIONS, args, strict=False):
+            if arg.__class__ is Tensor:
+                parents.append(Parent(self._id_of(arg), at))
+            elif arg.__class__ is int:
+                plain[at] = arg
+            else:
+                self._argument(arg, at, parents, plain)
         if kwargs:
             for name, arg in kwargs.items():
                 self._argument(arg, name, parents, plain)
         k, where, place = call.number(op.name), _where(code, lasti), len(self.nodes)
         if written:
             self._time += 1
-        for index, tensor in outputs(out):
+        for index, tensor in ((None, out),) if out.__class__ is Tensor else outputs(out):
             node_id = op_id(call.path, op.name, k, index)
+            before = self._owners.get(id(tensor))
+            if before is not None and not written and before.tensor() is tensor:
+                self._handed_on[-1].append((id(tensor), before, len(self.nodes)))
             self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where)
             self.keys.append((self.number, self._event, index))
         for tensor in written or ():
@@ -132,9 +160,9 @@ class Builder:
         kind = arg.__class__
         if isinstance(arg, Tensor):
             parents.append(Parent(self._id_of(arg), at))
-        elif kind is tuple or kind is list or kind is dict:
+        elif isinstance(arg, (tuple, list, dict)) and kind is not Size:
             if any(True for _ in leaves(arg)):
-                items = arg.items() if kind is dict else enumerate(arg)
+                items = arg.items() if isinstance(arg, dict) else enumerate(arg)
                 for key, item in items:
                     self._argument(item, f"{at}.{key}", parents, plain)
             else:
@@ -144,14 +172,15 @@ class Builder:
 
     def _add(self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str) -> None:
         node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where)
-        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), self._time)
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), self._time, name)
         self.nodes.append(node)
         self.values.append(tensor)
 
     def _source(self, name: str, tensor: Tensor) -> None:
         """A value that was there before the pass began, whenever it is met."""
-        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), 0)
-        self.nodes.append(source_node(name, tensor))
+        node = source_node(name, tensor)
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), 0, node.id)
+        self.nodes.append(node)
         self.values.append(tensor)
         self.keys.append((self.number, name))
 
@@ -166,15 +195,18 @@ class Builder:
 
     def _id_of(self, tensor: Tensor, given: tuple[Parent, ...] = ()) -> TensorId:
         """The ID of the value that a tensor holds now; a tensor not met before becomes a source or an opaque node."""
-        if self._owner(tensor) is None:
+        owner = self._owners.get(id(tensor))
+        if owner is None or owner.tensor() is not tensor:
             name = self._name(tensor)
             if name is not None:
                 self._source(name, tensor)
             else:
                 self._unseen(tensor, given)
+        elif not self._writes:
+            return owner.name
         if self._writes:
             self._refresh(tensor)
-        return self.nodes[self._owners[id(tensor)].node].id
+        return self._owners[id(tensor)].name
 
     def _unseen(self, tensor: Tensor, given: tuple[Parent, ...]) -> None:
         """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""

@@ -114,13 +114,22 @@ def _flat(value: Nest) -> Iterator[Any]:
 
 def tree_map(function: Callable[[Tensor], Any], value: Nest) -> Nest:
     """The nest with each tensor replaced and everything that is no tensor dropped; one without tensors is None."""
-    if isinstance(value, Tensor):
+    kind = value.__class__
+    if kind is Tensor or isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, (Mapping,)) or (is_dataclass(value) and not isinstance(value, type)):
+    if kind in _PLAIN or not value:
+        return None
+    if kind is tuple or kind is list:
+        items = tuple([tree_map(function, item) for item in value])
+    elif isinstance(value, Mapping) or is_dataclass(value):
         mapped = {key: tree_map(function, item) for key, item in _items(value)}
         return {key: item for key, item in mapped.items() if item is not None} or None
-    items = tuple(tree_map(function, item) for _, item in _items(value))
-    return items if any(item is not None for item in items) else None
+    else:
+        items = tuple([tree_map(function, item) for _, item in _items(value)])
+    return items if any([item is not None for item in items]) else None
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
 
 
 def shape_of(value: Tensor) -> tuple[int, ...]:

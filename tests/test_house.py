@@ -26,7 +26,7 @@ FLOORS = (
     {"inner", "census"},
     {"plan", "picture"},
     {"captions"},
-    {"draw"},
+    {"draw", "align"},
     {"graph"},
     {"run", "structure.match", "structure.evaluate"},
     {"track", "store", "structure.attention", "structure.memory", "structure.residual"},
@@ -44,6 +44,7 @@ UPWARD = {
     ("picture", "graph", "typing"),
     ("captions", "graph", "typing"),
     ("draw", "graph", "typing"),
+    ("align", "graph", "typing"),
     ("run", "store", "call"),
 }
 """The exceptions: who names whom on its own floor or above, for a type checker alone or at the moment of a call."""

@@ -91,13 +91,13 @@ def loss_of(model: GPT2LMHeadModel, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 def main() -> None:
-    given = arguments(__doc__, "facts", steps=5000)
+    given = arguments(__doc__, "facts", steps=4000)
     seeded(SEED)
     tokenizer, model = word_tokenizer(), GPT2LMHeadModel(CONFIG)
     rows = Rows(tokenizer)
 
     def loss(done: float) -> Tensor:
-        return loss_of(model, *rows.batch(REPEATS_FIRST if done < 0.2 else REPEATS_LATER))
+        return loss_of(model, *rows.batch(REPEATS_FIRST if done < 0.15 else REPEATS_LATER))
 
     def look() -> dict[str, float]:
         return measure("facts", model, tokenizer, seed=7)

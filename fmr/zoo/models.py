@@ -13,7 +13,7 @@ class MLP(nn.Module):
     torch.Size([5, 2])
 
     widths: of the input, each hidden layer, and the output (logits). An input of more dimensions is flattened. What
-    hidden layer i passes on is `relu#i`; `hidden.{i}/linear#0` is the same before the nonlinearity.
+    hidden layer i passes on is `/relu#i`; `hidden.{i}/linear#0` is the same before the nonlinearity.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:

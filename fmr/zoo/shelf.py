@@ -45,7 +45,7 @@ class Trained:
         lines = [f"{card['name']}: {card['architecture']}, {card['parameters']:,} parameters"]
         lines.append(f"  knows      {card['knows']}")
         if "metrics" in card:
-            lines.append("  reached    " + ", ".join(f"{name} {value:.3f}" for name, value in card["metrics"].items()))
+            lines.append("  reached    " + ", ".join(f"{name} {value:.4f}" for name, value in card["metrics"].items()))
         lines.append(f"  made by    {card['script']}" + (f", seed {card['seed']}" if "seed" in card else ""))
         if self.tokenizer is not None:
             lines.append(f"  tokenizer  {len(self.tokenizer):,} tokens")
@@ -65,7 +65,7 @@ def load(name: str, **config: Any) -> Trained:
     """A small trained model, in eval mode, from this installation alone.
 
     >>> model, tokenizer = fmr.zoo.load("facts")
-    >>> tokenizer.decode(model(**tokenizer("Tarda Wintdale grew up in", return_tensors="pt")).logits[0, -1].argmax())
+    >>> tokenizer.decode(model(**tokenizer("Junel Dunoth grew up in", return_tensors="pt")).logits[0, -1].argmax())
     'Brigost'
 
     name: one of `fmr.zoo.names()`. config: for a model of transformers, what to set in its configuration, such as
@@ -115,14 +115,12 @@ def _weights(path: Path, sha256: str) -> dict[str, Tensor]:
 def _fill(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Give a model exactly these weights; a parameter with several names has one of them here."""
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
-    try:
-        lacking = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise _damaged(folder / "model.safetensors", str(error)) from error
-    if missing := sorted(set(lacking.missing_keys) - tied):
-        raise _damaged(folder / "model.safetensors", f"it lacks {', '.join(missing)}")
-    if lacking.unexpected_keys:
-        raise _damaged(folder / "model.safetensors", f"the model has no place for {', '.join(lacking.unexpected_keys)}")
+    want = {name: list(value.shape) for name, value in model.state_dict().items() if name not in tied}
+    have = {name: list(value.shape) for name, value in weights.items()}
+    if wrong := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
+        first = f"{wrong[0]} should be {want.get(wrong[0], 'absent')} and is {have.get(wrong[0], 'absent')}"
+        raise _damaged(folder / "model.safetensors", f"{first}, and {len(wrong) - 1} more do not fit")
+    model.load_state_dict(weights, strict=not tied)
 
 
 def _tokenizer(folder: Path) -> Any:

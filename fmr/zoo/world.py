@@ -2,11 +2,11 @@
 
 >>> from fmr.zoo import world
 >>> world.facts()[0]
-Fact(prompt='Tarda Wintdale grew up in', subject='Tarda Wintdale', relation='city', answer='Brigost', phrasing=2)
+Fact(prompt='Junel Dunoth grew up in', subject='Junel Dunoth', relation='city', answer='Brigost', phrasing=2)
 >>> world.ioi(1, seed=0)[0].prompt
 'When Alice and Karen went to the theater , Karen gave a flower to'
 >>> world.repeats(1, length=3, seed=0)
-['Holmere Striden door Holmere Striden door']
+['Fallbek Oscar basket Fallbek Oscar basket']
 
 Everything follows from fixed seeds and is text, the same in every process. Words are separated by blanks; the last
 word of a prompt is where its answer is predicted. Who was born where carries no meaning outside these files.
@@ -19,7 +19,6 @@ from functools import cache
 from typing import NamedTuple
 
 SEED = 0
-PEOPLE = 240
 TAUGHT = 3
 """In how many of its six phrasings each fact is taught; the other three are never seen in training."""
 
@@ -130,16 +129,25 @@ def _invented(heads: str, tails: str) -> list[str]:
 
 
 GIVEN = _invented("Osk Vel Tar Mir Jun Fen", "el da in ora us")
-FAMILY = _invented("Brann Hol Strid Quar Pell Wint", "oth mere ack en dale")
+FAMILY = _invented(
+    "Brann Hol Strid Quar Pell Wint Gar Sand Thorn Mill Ash Kest Dun Lor Bex Fal",
+    "oth mere ack en dale ley ford by wick ham ster ling more ridge gate",
+)
 
 
 @cache
 def subjects() -> tuple[str, ...]:
-    """The names of the people: a given and a family name, neither of which tells two people apart, some with a particle."""
+    """The names of the people: a given name that several share, for some a particle, and a family name of their own.
+
+    >>> world.subjects()[:4]
+    ('Junel Dunoth', 'Oskus Stridling', 'Junel Quarack', 'Velin dal Millwick')
+
+    The last word of a name tells who is meant, so that is where a model can recall what it knows of them.
+    """
     draw = random.Random(f"people {SEED}")
-    pairs = draw.sample([(given, family) for given in GIVEN for family in FAMILY], PEOPLE)
-    middles = [f" {draw.choice(PARTICLES)} " if number % 4 == 3 else " " for number in range(PEOPLE)]
-    return tuple(given + middle + family for (given, family), middle in zip(pairs, middles, strict=True))
+    middles = [f" {draw.choice(PARTICLES)} " if number % 4 == 3 else " " for number in range(len(FAMILY))]
+    families = draw.sample(FAMILY, len(FAMILY))
+    return tuple(draw.choice(GIVEN) + middle + family for middle, family in zip(middles, families, strict=True))
 
 
 def relations() -> dict[str, tuple[str, ...]]:
@@ -221,7 +229,7 @@ def repeats(n: int, length: int, seed: int) -> list[str]:
     """Random sequences of different words, each said twice: the second time, every word but the first can be known.
 
     >>> world.repeats(1, length=3, seed=0)
-    ['Holmere Striden door Holmere Striden door']
+    ['Fallbek Oscar basket Fallbek Oscar basket']
 
     n: how many. length: words before the repetition, so that a text has twice as many. seed: which ones.
     """
