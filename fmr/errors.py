@@ -1,7 +1,7 @@
 """Every error of fmr: what happened with the value, what was expected, what to do."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class FmrError(Exception):

@@ -40,7 +40,7 @@ def scaled_dot_product_attention(
 
 
 def multi_head_attention_forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """torch's own function, entered instead of dispatched, so that its inner ops show: a copy that never asks for overrides."""
+    """torch's own function, entered instead of dispatched, so that its inner ops show: a copy that asks for no overrides."""
     own = F.multi_head_attention_forward
     entered = FunctionType(own.__code__, {**vars(F), "has_torch_function": lambda _: False}, own.__name__, own.__defaults__)
     result: tuple[Tensor, Tensor | None] = entered(*args, **kwargs)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from fmr.align import align, diff
 from fmr.build import ids_in
 from fmr.draw import save_dot, save_svg
 from fmr.errors import GraphError, IdError, nearest
@@ -229,14 +230,8 @@ class Graph:
         lines = (f"{node.id} {node.op} {[(str(p), p.at) for p in node.parents]}\n" for node in self.nodes)
         return hashlib.blake2b("".join(lines).encode(), digest_size=8).hexdigest()
 
-    def diff(self, other: "Graph") -> "GraphDiff":
-        """What another graph has more, has less, and computes otherwise, by ID."""
-        changed = [n.id for n in self.nodes if n.id in other._place and _changed(n, other[n.id])]
-        return GraphDiff(
-            added=tuple(node.id for node in other.nodes if node.id not in self._place),
-            removed=tuple(node.id for node in self.nodes if node.id not in other._place),
-            changed=tuple(changed),
-        )
+    align = align
+    diff = diff
 
     def lint(self) -> None:
         """Check the graph's invariants; raise `GraphError` with everything that is wrong.
@@ -246,11 +241,13 @@ class Graph:
         problems: list[str] = []
         seen: set[str] = set()
         for node in self.nodes:
-            problems += [f"{node.id} reads {parent}, which does not come before it" for parent in node.parents if parent not in seen]
+            late = [parent for parent in node.parents if parent not in seen]
+            problems += [f"{node.id} reads {parent}, which does not come before it" for parent in late]
             problems += [f"{node.id} stands twice"] if node.id in seen else []
             seen.add(node.id)
         for scope in self.scopes:
-            problems += [f"the output of {scope.path!r} has no producer {name}" for name in ids_in(scope.output) if name not in seen]
+            lost = [name for name in ids_in(scope.output) if name not in seen]
+            problems += [f"the output of {scope.path!r} has no producer {name}" for name in lost]
         if problems:
             raise GraphError(f"The graph of {self.model} breaks {len(problems)} rules: " + "; ".join(problems[:5]) + ".")
 
@@ -262,7 +259,8 @@ class Graph:
 
         result = networkx.MultiDiGraph(model=self.model, fingerprint=self.fingerprint)
         for node in self.nodes:
-            result.add_node(str(node.id), op=node.op, scope=node.scope, shape=str(node.shape), dtype=node.kind, where=node.where)
+            told = {"op": node.op, "scope": node.scope, "shape": str(node.shape), "dtype": node.kind, "where": node.where}
+            result.add_node(str(node.id), **told)
         for node in self.nodes:
             for parent in node.parents:
                 result.add_edge(str(parent), str(node.id), at=parent.at)
@@ -346,29 +344,8 @@ class ModuleCall:
         return tuple(self._nodes(item) for item in nest) if nest is not None else None
 
     def __repr__(self) -> str:
-        return f"{self.scope.path or 'root'} ({self.scope.kind}): {len(self.nodes)} ops, output {list(ids_in(self.scope.output))}"
-
-
-@dataclass(frozen=True)
-class GraphDiff:
-    """IDs that were added, removed, or have another op or other parents."""
-
-    added: tuple[TensorId, ...]
-    removed: tuple[TensorId, ...]
-    changed: tuple[TensorId, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.removed or self.changed)
-
-    def __repr__(self) -> str:
-        rows = [f"{len(self.added)} added, {len(self.removed)} removed, {len(self.changed)} changed"]
-        for mark, names in (("+", self.added), ("-", self.removed), ("~", self.changed)):
-            rows += [f"  {mark} {name}" for name in names[:8]] + ([f"  {mark} ... {len(names) - 8} more"] if len(names) > 8 else [])
-        return "\n".join(rows)
-
-
-def _changed(a: Node, b: Node) -> bool:
-    return a.op != b.op or [(str(p), p.at) for p in a.parents] != [(str(p), p.at) for p in b.parents]
+        path = self.scope.path or "root"
+        return f"{path} ({self.scope.kind}): {len(self.nodes)} ops, output {list(ids_in(self.scope.output))}"
 
 
 def _pack(node: Node) -> list[Any]:

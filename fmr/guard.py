@@ -157,4 +157,3 @@ class Guard:
 def read_key(number: int, event: int, tensor: Tensor) -> Hashable:
     """The key of a value that no visible op made, by the pass and the event that read it first."""
     return number, event, "read", id(tensor)
-

@@ -50,7 +50,9 @@ def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
     if any(-1 in parents[name].shape for name in node.parents):
         return Inner((), None)
     with unwatched():
-        tensors = {name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)}
+        tensors = {
+            name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)
+        }
         nodes, _, output = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
     return Inner(tuple(replace(inner, device=node.device, where=node.where) for inner in nodes), output)
 
@@ -113,8 +115,10 @@ def _random(nodes: list[Node]) -> set[str]:
     return found
 
 
-def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]) -> tuple[list[Node], list[Tensor], Nest]:
-    """The nodes inside a fused op with their values, and the IDs that it returns; what the op read keeps its outer ID from `names`."""
+def _trace(
+    op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]
+) -> tuple[list[Node], list[Tensor], Nest]:
+    """The nodes inside a fused op with their values, and what it returns; what it read keeps its outer ID from `names`."""
     builders: list[Builder] = []
 
     def begin(tape: Tape) -> Callable[[Event], None]:
@@ -128,7 +132,9 @@ def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tens
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
     rename = {n.id: TensorId(outer.get(id(v), n.id)) if n.id.is_source else TensorId(scope + n.id) for n, v in made}
     made = [(n, v) for n, v in made if not n.id.is_source]
-    nodes = [replace(n, id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents)) for n, _ in made]
+    nodes = [
+        replace(n, id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents)) for n, _ in made
+    ]
     return nodes, [value for _, value in made], rename_ids(builders[0].scopes[0].output, rename)
 
 

@@ -126,7 +126,7 @@ def tree_map(function: Callable[[Tensor], Any], value: Nest) -> Nest:
         return {key: item for key, item in mapped.items() if item is not None} or None
     else:
         items = tuple([tree_map(function, item) for _, item in _items(value)])
-    return items if any([item is not None for item in items]) else None
+    return items if any(item is not None for item in items) else None
 
 
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})

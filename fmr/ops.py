@@ -4,7 +4,8 @@
 """
 
 import inspect
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,7 +76,9 @@ REFLECTED = {
 }
 """Dunder names whose two operands stand in the other order."""
 
-IN_PLACE_DUNDERS = {f"__i{name}__" for name in "add and div floordiv lshift matmul mod mul or pow rshift sub truediv xor".split()}
+IN_PLACE_DUNDERS = {
+    f"__i{name}__" for name in "add and div floordiv lshift matmul mod mul or pow rshift sub truediv xor".split()
+}
 
 EDGES = {"H", "T", "data", "grad", "imag", "mH", "mT", "real"}
 """Properties of a tensor whose value is a tensor: edges of the graph. All other properties pass unseen."""

@@ -219,4 +219,6 @@ class Reader(WatcherMode):
 
 def is_plannable(name: str) -> bool:
     """Whether a plan can wait for an ID: one of a source, or of an op that the mode sees."""
-    return name.startswith(SOURCES) or ("#" in name and not any(c in name for c in "*?[") and "/opaque#" not in name and "/alias#" not in name)
+    return name.startswith(SOURCES) or (
+        "#" in name and not any(c in name for c in "*?[") and "/opaque#" not in name and "/alias#" not in name
+    )

@@ -112,7 +112,17 @@ class Recorder(WatcherMode):
         made = out if is_tensor_result(out) else made_by_writing(written)
         if self.emit is not None and made is not None:
             code, lasti = call_site(sys._getframe(1))
-            self.emit((op, _frozen(args), _frozen_kwargs(kwargs), tuple(made) if made.__class__ is list else made, written, code, lasti))
+            self.emit(
+                (
+                    op,
+                    _frozen(args),
+                    _frozen_kwargs(kwargs),
+                    tuple(made) if made.__class__ is list else made,
+                    written,
+                    code,
+                    lasti,
+                )
+            )
         return out
 
     def _write_inside(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:

@@ -277,4 +277,6 @@ class Run:
     def __repr__(self) -> str:
         if not self.passes:
             return "Run: nothing has run yet"
-        return f"Run of {len(self.passes)} passes\n  " + "\n  ".join(f"[{n}] {one!r}" for n, one in enumerate(self.passes[:8]))
+        return f"Run of {len(self.passes)} passes\n  " + "\n  ".join(
+            f"[{n}] {one!r}" for n, one in enumerate(self.passes[:8])
+        )

@@ -1,7 +1,7 @@
 """Where a call takes place: registered names of modules and tensors, and the dynamic path of each module call."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 

@@ -295,8 +295,8 @@ def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
             f"The tracked {type(model).__name__} was never called inside the block; {type(watcher.missed[0]).__name__} was. "
             f"Call the tracked module itself, or track the module that you call."
         )
-    what = f"The tracked {type(model).__name__}" if model is not None else "No module"
-    return f"{what} was {'never ' if model is not None else ''}called inside the block. Expected a call such as model(**inputs) there."
+    what = f"The tracked {type(model).__name__} was never" if model is not None else "No module was"
+    return f"{what} called inside the block. Expected a call such as model(**inputs) there."
 
 
 def _departure(name: TensorId, graph: Graph | None, ran: dict[str, list[str]]) -> str:

@@ -8,7 +8,20 @@ from fmr.fused import EXPLAINED
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import MASKING, SAME, SHAPE, Contraction, climb, contraction, descend, product, projection, settled, unshaped, weights
+from fmr.structure.match import (
+    MASKING,
+    SAME,
+    SHAPE,
+    Contraction,
+    climb,
+    contraction,
+    descend,
+    product,
+    projection,
+    settled,
+    unshaped,
+    weights,
+)
 
 AFTER = SAME | SHAPE | {"masked_fill", "mul", "where", "div"}
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
@@ -65,7 +78,9 @@ def _attention(graph: Graph, softmax: Node) -> Attention | Rejected:
     q, k = scored.left, _untransposed(graph, scored.right)
     heads = _heads(graph, q, k)
     if heads is None:
-        return Rejected(softmax.id, "attention", f"the heads cannot be read off the shape {list(graph[q].shape)} of its queries")
+        return Rejected(
+            softmax.id, "attention", f"the heads cannot be read off the shape {list(graph[q].shape)} of its queries"
+        )
     z = _handed_on(graph, use.node)
     kind = "self" if _roots(graph, q) & _roots(graph, k) else "cross"
     scores = softmax.parents[0].id
@@ -92,7 +107,11 @@ def _mix(graph: Graph, softmax: Node) -> tuple[Contraction, TensorId, TensorId] 
 
 def _acting(way: tuple[Node, ...]) -> TensorId:
     """The last node on the way to the product that changes the numbers, dropout and reshaping aside."""
-    changing = [n for n in way if n.op not in ("dropout", "alpha_dropout") and (n.op not in SHAPE | SAME or n.op in ("getitem", "to"))]
+    changing = [
+        n
+        for n in way
+        if n.op not in ("dropout", "alpha_dropout") and (n.op not in SHAPE | SAME or n.op in ("getitem", "to"))
+    ]
     return (changing or [way[0]])[-1].id
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from fmr.graph import Graph
-from fmr.ids import TensorId
 from fmr.structure.attention import Attention
 from fmr.structure.evaluate import Values, evaluate
 from fmr.structure.memory import Memory

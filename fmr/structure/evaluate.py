@@ -98,7 +98,9 @@ def _written(base: Tensor, index: Any, item: Any) -> Tensor:
 
 
 def _index(index: Any) -> Any:
-    return tuple(index) if isinstance(index, list) and any(isinstance(i, (slice, Tensor, type(None))) for i in index) else index
+    return (
+        tuple(index) if isinstance(index, list) and any(isinstance(i, (slice, Tensor, type(None))) for i in index) else index
+    )
 
 
 def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:

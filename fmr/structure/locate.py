@@ -12,7 +12,7 @@ from fmr.run import Pass, Run
 from fmr.structure.attention import Rejected, find_attention
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.match import SAME, SHAPE, climb, is_random, projection
-from fmr.structure.memory import Memory, find_memories
+from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, Write, find_streams, writers
 
@@ -94,7 +94,9 @@ class _Search:
         kept = []
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after
-            _, ok = self._certify(lambda graph, one, value: certify_stream(one, value), stream, "residual stream", start, end)
+            _, ok = self._certify(
+                lambda graph, one, value: certify_stream(one, value), stream, "residual stream", start, end
+            )
             if ok:
                 kept.append(stream)
         return kept
@@ -138,7 +140,9 @@ def layers_of(graph: Graph, stream: Stream, attention: list[AttentionBlock], mlp
             after = stream.writes[end].before if end < len(stream.writes) else stream.points[-1]
             middle = next((n for n in range(start + 1, end) if memories[n] and not blocks[n] and here), None)
             pre, mid = stream.writes[start].before, stream.writes[middle].before if middle is not None else None
-            layers.append(Layer(tuple(here), tuple(there), Site(pre), Site(mid) if mid else None, Site(_post(stream, end, after))))
+            layers.append(
+                Layer(tuple(here), tuple(there), Site(pre), Site(mid) if mid else None, Site(_post(stream, end, after)))
+            )
     return layers
 
 
@@ -152,7 +156,10 @@ def _post(stream: Stream, end: int, after: TensorId) -> TensorId:
 
 def _writes(graph: Graph, block: AttentionBlock, names: set[TensorId]) -> bool:
     out = block.found.out or block.found.z
-    return any(node.id in names for node in climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add"}))
+    return any(
+        node.id in names
+        for node in climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add"})
+    )
 
 
 def _groups(
@@ -184,7 +191,9 @@ def _embedding(graph: Graph, stream: Stream | None) -> Site | None:
     """The look-up of the input tokens that a stream begins with."""
     if stream is None:
         return None
-    for node in climb(graph, stream.writes[0].before, lambda node: node.op != "embedding" and projection(graph, node) is None):
+    for node in climb(
+        graph, stream.writes[0].before, lambda node: node.op != "embedding" and projection(graph, node) is None
+    ):
         if node.op == "embedding":
             index = node.parent("input", 0)
             above = climb(graph, index.id, lambda one: one.op in SAME | SHAPE) if index is not None else iter(())

@@ -11,7 +11,10 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 
-SAME = frozenset("alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()) | EXPLAINED.keys()
+SAME = (
+    frozenset("alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split())
+    | EXPLAINED.keys()
+)
 """Ops that hand on the same numbers, up to a cast, a copy or dropout; a fused op hands on what its inner nodes made."""
 
 SHAPE = frozenset(
@@ -37,7 +40,9 @@ ELEMENTWISE = NONLINEAR | MASKING | frozenset("neg expm1 log1p log reciprocal".s
 NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm normalize".split())
 """Normalisations that are one op."""
 
-NORM_PARTS = frozenset("to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp sum var_mean".split())
+NORM_PARTS = frozenset(
+    "to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp sum var_mean".split()
+)
 """What a normalisation written out is made of."""
 
 LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())

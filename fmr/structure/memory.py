@@ -6,8 +6,20 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import ELEMENTWISE, LINEAR, NONLINEAR, NORMS, SAME, SHAPE, Projection, contraction, projection, settled, unshaped, weights
-
+from fmr.structure.match import (
+    ELEMENTWISE,
+    LINEAR,
+    NONLINEAR,
+    NORMS,
+    SAME,
+    SHAPE,
+    Projection,
+    contraction,
+    projection,
+    settled,
+    unshaped,
+    weights,
+)
 
 _THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var"}
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""

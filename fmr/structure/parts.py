@@ -79,7 +79,9 @@ class AttentionBlock:
 
     def __repr__(self) -> str:
         groups = f" ({self.n_kv_heads} key-value)" if self.n_kv_heads != self.n_heads else ""
-        return f"{self.scope or 'root'}  {self.kind}  {self.n_heads} heads of {self.head_dim}{groups}  {_proof(self.certified)}"
+        return (
+            f"{self.scope or 'root'}  {self.kind}  {self.n_heads} heads of {self.head_dim}{groups}  {_proof(self.certified)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -240,4 +242,3 @@ class Structure:
 
 def _proof(certificate: Certificate | None) -> str:
     return "not computed" if certificate is None else repr(certificate)
-

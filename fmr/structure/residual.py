@@ -134,7 +134,7 @@ def _under_norm(graph: Graph, name: TensorId) -> TensorId | None:
             if weights(graph, parent.id) or parent in seen:
                 continue
             seen.add(parent.id)
-            if above.op in NORM_PARTS and above.op != "add" or (above.op == "add" and len(above.parents) == 1):
+            if (above.op in NORM_PARTS and above.op != "add") or (above.op == "add" and len(above.parents) == 1):
                 waiting.append(parent.id)
             else:
                 roots.add(parent.id)

@@ -175,9 +175,12 @@ def sink(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.baddbmm(torch.ones(1, 1, 1), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=0.5).softmax(-1).bmm(
-        v.flatten(0, 1)
-    ).unflatten(0, q.shape[:2])
+    return (
+        torch.baddbmm(torch.ones(1, 1, 1), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=0.5)
+        .softmax(-1)
+        .bmm(v.flatten(0, 1))
+        .unflatten(0, q.shape[:2])
+    )
 
 
 @pytest.mark.parametrize("mix", [plain, method, capped, folded, sink, biased], ids=lambda mix: mix.__name__)
