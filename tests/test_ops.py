@@ -58,7 +58,8 @@ SPELLINGS: dict[str, list[Callable[[Tensor], Any]]] = {
     "inv": [lambda x: torch.linalg.inv(x + 3 * torch.eye(2))],
     "to": [
         lambda x: x.double(), lambda x: x.half(), lambda x: x.to(torch.int), lambda x: x.bool(),
-        lambda x: x.type(torch.double), lambda x: x.long(), lambda x: x.type_as(x), lambda x: x.cpu(), lambda x: x.bfloat16(),
+        lambda x: x.type(torch.double), lambda x: x.long(), lambda x: x.type_as(x),
+        lambda x: x.cpu(), lambda x: x.bfloat16(),
     ],
     "gt": [lambda x: x > 0, lambda x: torch.gt(x, 0), lambda x: x.greater(0), lambda x: operator.lt(0, x)],
     "le": [lambda x: x <= 0, lambda x: x.less_equal(0), lambda x: torch.le(x, 0)],

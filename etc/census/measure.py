@@ -52,7 +52,7 @@ def is_map(value: Tensor) -> bool:
 
 
 def compare(truth: Iterable[Tensor], found: Iterable[Tensor]) -> dict[str, Any]:
-    """How many true values are among those found, how many are not, and what else was found. A model may return one twice."""
+    """How many true values are among those found, how many are not, and what else was found; a true value may come twice."""
     known = list(found)
     hits: set[int] = set()
     missing = []
