@@ -80,7 +80,7 @@ def draw(run: fmr.Run, structure: Any, out: Path) -> None:
     """Write the graph at module depth and one attention in full, as DOT and, where Graphviz is installed, as SVG."""
     out.mkdir(parents=True, exist_ok=True)
     scope = structure.attention[0].scope
-    pictures: dict[str, dict[str, Any]] = {"graph": {"depth": 3}, "attention": {"around": scope, "hops": 1}}
+    pictures: dict[str, dict[str, Any]] = {"graph": {"depth": 2}, "attention": {"around": scope, "hops": 1}}
     for name, options in pictures.items():
         run.graph.save_dot(out / f"{name}.dot", structure=structure, **options)
         say("", f"{out / name}.dot")

@@ -3,11 +3,10 @@
 import sys
 import weakref
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import replace
 from types import CodeType
 from typing import Any, NamedTuple
 
-from torch import Size, Tensor
+from torch import Size, Tensor, device, dtype
 
 from fmr.guard import extent, is_dense, read_key, storage_key
 from fmr.ids import OPAQUE, Parent, TensorId, op_id
@@ -17,6 +16,7 @@ from fmr.scopes import Call
 
 ALIAS = "alias"
 _LONGEST = 64
+_SCALARS = frozenset({int, float, bool, type(None), str, dtype, device})
 _POSITIONS = tuple(str(position) for position in range(256))
 
 
@@ -49,14 +49,14 @@ class Builder:
         self.nodes: list[Node] = []
         self.values: list[Tensor | None] = []
         self.keys: list[Hashable] = []
-        self.scopes: list[Scope] = []
+        self.scopes: list[Scope] = []  # in the order in which the calls began; a call's output comes when it ends
         self.calls = [Call(tape.root)]
         self._owners: dict[int, Owner] = {}
         self._writes: dict[int, list[Write]] = {}
         self._transform: dict[TensorId, None] = {}
         self._was_inside = False
         self._time, self._event = 0, -1
-        self._open: list[int] = []
+        self._open: list[tuple[int, Nest]] = []
         self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
         for name, tensor in tape.inputs:
             self._source(name, tensor)
@@ -97,16 +97,18 @@ class Builder:
         self._open_scope(given)
 
     def _open_scope(self, inputs: Nest) -> None:
+        self._open.append((len(self.scopes), inputs))
+        self.scopes.append(self._scope(inputs, None))
+
+    def _scope(self, inputs: Nest, output: Nest) -> Scope:
         call, above = self.calls[-1], self.calls[-2].path if len(self.calls) > 1 else None
-        self._open.append(len(self.scopes))
-        self.scopes.append(Scope(call.path, call.static, type(call.module).__name__, above, inputs, None))
+        return Scope(call.path, call.static, type(call.module).__name__, above, inputs, output)
 
     def _exit(self, out: Any) -> None:
-        place = self._open.pop()
-        scope = self.scopes[place]
+        place, given = self._open.pop()
         if out is not RAISED:
-            given = tuple(Parent(name, "") for name in ids_in(scope.inputs))
-            self.scopes[place] = replace(scope, output=tree_map(lambda tensor: self._id_of(tensor, given), out))
+            output = self._id_of(out, given) if out.__class__ is Tensor else tree_map(lambda t: self._id_of(t, given), out)
+            self.scopes[place] = self._scope(given, output)
         self.calls.pop()
         self._transform = {}
         self._give_back(out)
@@ -133,9 +135,9 @@ class Builder:
         parents: list[Parent] = []
         plain: dict[str, Any] = {}
         for at, arg in zip(_POSITIONS, args, strict=False):
-            if arg.__class__ is Tensor:
+            if isinstance(arg, Tensor):
                 parents.append(Parent(self._id_of(arg), at))
-            elif arg.__class__ is int:
+            elif arg.__class__ in _SCALARS:
                 plain[at] = arg
             else:
                 self._argument(arg, at, parents, plain)
@@ -193,7 +195,7 @@ class Builder:
         known = self.names.tensors.get(id(tensor))
         return known[0] if known is not None and known[1] is tensor else None
 
-    def _id_of(self, tensor: Tensor, given: tuple[Parent, ...] = ()) -> TensorId:
+    def _id_of(self, tensor: Tensor, given: Nest = None) -> TensorId:
         """The ID of the value that a tensor holds now; a tensor not met before becomes a source or an opaque node."""
         owner = self._owners.get(id(tensor))
         if owner is None or owner.tensor() is not tensor:
@@ -208,9 +210,9 @@ class Builder:
             self._refresh(tensor)
         return self._owners[id(tensor)].name
 
-    def _unseen(self, tensor: Tensor, given: tuple[Parent, ...]) -> None:
+    def _unseen(self, tensor: Tensor, given: Nest) -> None:
         """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""
-        self._opaque(tensor, self._transform or given)
+        self._opaque(tensor, self._transform or ids_in(given))
 
     def _opaque(self, tensor: Tensor, reads: Iterable[str]) -> None:
         parents = tuple(Parent(name, str(at)) for at, name in enumerate(dict.fromkeys(reads)))
