@@ -1,5 +1,6 @@
 """The inner values of a fused op, on demand: its plain form, traced like a model, under the IDs of the op's own scope."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,9 +12,10 @@ from fmr.build import Builder
 from fmr.errors import IdError
 from fmr.fused import EXPLAINED
 from fmr.ids import Parent, TensorId
-from fmr.nodes import Nest, Node, leaves, rename_ids
+from fmr.nodes import Nest, Node, leaves, outputs, rename_ids
+from fmr.ops import PASS, is_tensor_result, op_of
 from fmr.recorder import Event, Recorder, Tape
-from fmr.watch import unwatched
+from fmr.watch import WatcherMode, unwatched
 
 
 class _Explained(nn.Module):
@@ -53,8 +55,8 @@ def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
         tensors = {
             name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)
         }
-        nodes, _, output = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
-    return Inner(tuple(replace(inner, device=node.device, where=node.where) for inner in nodes), output)
+        traced = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
+    return Inner(tuple(replace(inner, device=node.device, where=node.where) for inner in traced.nodes), traced.output)
 
 
 def all_inside(node: Node, known: dict[TensorId, Node]) -> Iterator[Node]:
@@ -74,7 +76,7 @@ def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor]) -> Te
     The random state stays as it was and no history is recorded. What lies behind active dropout has no value.
     """
     detached = {parent: tensor.detach() for parent, tensor in tensors.items()}
-    return _value(name, node.op, scope_of(node), *call_arguments(node, detached), names=detached)
+    return _value(name, node.op, scope_of(node), *call_arguments(node, detached))
 
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
@@ -87,38 +89,67 @@ def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) ->
         alone = {id(tensor): tensor.detach() for _, tensor in leaves((args, kwargs))}
     args = tuple(alone.get(id(arg), arg) for arg in args)
     kwargs = {at: alone.get(id(arg), arg) for at, arg in kwargs.items()}
-    return _value(name, op, scope, args, kwargs, {f"input:{at}": tensor for at, tensor in leaves((args, kwargs))})
+    return _value(name, op, scope, args, kwargs)
 
 
-def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]) -> Tensor | None:
+def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
     if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
         return None
-    devices = {t.device for _, t in leaves((args, kwargs)) if t.device.type not in ("cpu", "meta")}
-    kind = next(iter(devices)).type if devices else "cuda"
-    with torch.no_grad(), torch.random.fork_rng([d.index for d in devices], device_type=kind):
-        nodes, values, _ = _trace(op, scope, args, kwargs, names)
-    known = dict(zip((node.id for node in nodes), values, strict=True))
-    if name in known:
-        return None if name in _random(nodes) else known[name]
-    for node in nodes:
-        if is_fused(node) and name.startswith(scope_of(node) + "/"):
-            return inner_value(name, node, {**names, **known})
+    catch = _Catch(name, scope)
+    try:
+        with torch.no_grad(), unwatched(), catch:
+            EXPLAINED[op](*args, **kwargs)
+    except _Caught:
+        return catch.value
     return None
 
 
-def _random(nodes: list[Node]) -> set[str]:
-    """The values that active dropout makes, and all that depend on them."""
-    found: set[str] = set()
-    for node in nodes:
-        if (node.op == "dropout" and node.argument("training", 2, True)) or found.intersection(node.parents):
-            found.add(node.id)
-    return found
+class _Caught(BaseException):
+    """Ends the plain form of a fused op where the wanted value is known, or known to be random."""
 
 
-def _trace(
-    op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]
-) -> tuple[list[Node], list[Tensor], Nest]:
-    """The nodes inside a fused op with their values, and what it returns; what it read keeps its outer ID from `names`."""
+class _Catch(WatcherMode):
+    """Waits for one value inside the plain form of a fused op and stops there; it goes no further than active dropout."""
+
+    def __init__(self, name: TensorId, scope: str) -> None:
+        super().__init__()
+        self.name, self.scope = name, scope
+        self.value: Tensor | None = None
+        self.counts: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        op, kwargs = op_of(func), kwargs or {}
+        if op.kind == PASS:
+            return func(*args, **kwargs)
+        here = f"{self.scope}/{op.name}#{self.counts[op.name]}"
+        if self.name.startswith(here + "/"):
+            self.value = _value(self.name, op.name, here, args, kwargs)
+            raise _Caught
+        if _drops(op.name, args, kwargs):
+            raise _Caught
+        out = func(*args, **kwargs)
+        if is_tensor_result(out):
+            self.counts[op.name] += 1
+            found = {here if index is None else f"{here}:{index}": tensor for index, tensor in outputs(out)}
+            if self.name in found:
+                self.value = found[self.name]
+                raise _Caught
+        return out
+
+
+def _drops(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is dropout that drops, alone or inside a kernel: it would use random numbers."""
+    if op == "dropout":
+        return bool(_argument(args, kwargs, "training", 2, True)) and _argument(args, kwargs, "p", 1, 0.5) > 0
+    return op == "scaled_dot_product_attention" and _argument(args, kwargs, "dropout_p", 4, 0.0) > 0
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, position: int, default: Any) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]) -> Inner:
+    """The nodes inside a fused op and what it returns; what it read keeps its outer ID from `names`."""
     builders: list[Builder] = []
 
     def begin(tape: Tape) -> Callable[[Event], None]:
@@ -131,11 +162,12 @@ def _trace(
     outer = {id(tensor): name for name, tensor in names.items()}
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
     rename = {n.id: TensorId(outer.get(id(v), n.id)) if n.id.is_source else TensorId(scope + n.id) for n, v in made}
-    made = [(n, v) for n, v in made if not n.id.is_source]
     nodes = [
-        replace(n, id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents)) for n, _ in made
+        replace(n, id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents))
+        for n, _ in made
+        if not n.id.is_source
     ]
-    return nodes, [value for _, value in made], rename_ids(builders[0].scopes[0].output, rename)
+    return Inner(tuple(nodes), rename_ids(builders[0].scopes[0].output, rename))
 
 
 def call_arguments(node: Node, tensors: Mapping[Any, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -102,7 +102,7 @@ def main() -> None:
     def look() -> dict[str, float]:
         return measure("facts", model, tokenizer, seed=7)
 
-    optimised(model, loss, steps=given.steps, rate=2e-3, decay=0.01, look=look, every=500)
+    optimised(model, loss, steps=given.steps, rate=1e-3, decay=0.01, look=look, every=500)
     people, relations = len(world.subjects()), len(world.relations())
     write(
         given.out, model, tokenizer,
