@@ -30,7 +30,7 @@ FLOORS = (
     {"graph"},
     {"run", "structure.match", "structure.evaluate"},
     {"track", "store", "structure.attention", "structure.memory", "structure.residual"},
-    {"structure.certify"},
+    {"structure.certify", "structure.additive", "structure.deformable"},
     {"structure.parts"},
     {"structure.locate"},
     {"structure"},

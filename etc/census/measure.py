@@ -37,7 +37,10 @@ def measure(name: str) -> dict[str, Any]:
     maps = [t for path in truth["attentions"] for t in tensors[path] if is_map(t)] if TYPES[name]["maps"] else []
     if TYPES[name]["maps"] == TYPES[name]["attention"]:
         maps = [t for path in truth["attentions"] for t in tensors[path]]
-    row["attention"] = compare(maps, [run[block.pattern] for block in found.attention])
+    patterns = [run[block.pattern] for block in found.attention]
+    row["attention"] = compare(maps, patterns + [part for pattern in patterns for part in slices(pattern, maps)])
+    row["attention"]["extra"] = row["attention"]["extra"][: max(0, len(patterns) - row["attention"]["found"])]
+    row["heads"] = heads(maps, found.attention, patterns)
     hidden = [t for path in truth["hidden_states"] for t in tensors[path]]
     row["hidden"] = compare(hidden, [run[point] for stream in found.streams for point in stream.points])
     if TYPES[name]["mlp"]:
@@ -64,6 +67,24 @@ def compare(truth: Iterable[Tensor], found: Iterable[Tensor]) -> dict[str, Any]:
             hits.add(hit)
     extra = [list(other.shape) for n, other in enumerate(known) if n not in hits]
     return {"true": len(values), "found": len(values) - len(missing), "missing": missing[:8], "extra": extra[:8]}
+
+
+def slices(pattern: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    """The parts of a pattern over two sets of keys, where a model returns them one by one."""
+    widths = {t.shape[-1] for t in maps if t.dim() == pattern.dim() and t.shape[:-1] == pattern.shape[:-1]}
+    rest = pattern.shape[-1]
+    return [part for w in widths if 0 < w < rest for part in (pattern[..., :w], pattern[..., w:])]
+
+
+def heads(maps: list[Tensor], blocks: Iterable[Any], patterns: list[Tensor]) -> dict[str, Any]:
+    """Whether the heads counted are those of the returned map, (examples, heads, queries, keys)."""
+    wrong, total = [], 0
+    for block, pattern in zip(blocks, patterns, strict=True):
+        hit = next((t for t in maps if t.dim() == 4 and same(t, pattern)), None)
+        if hit is not None:
+            total += 1
+            wrong += [] if block.n_heads in hit.shape[1:3] else [[block.n_heads, list(hit.shape)]]
+    return {"true": total, "found": total - len(wrong), "missing": wrong[:8], "extra": []}
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -95,7 +116,7 @@ def main() -> int:
 def report(rows: list[dict[str, Any]]) -> None:
     """The table: architectures whose truth is located in full, of those that have one."""
     print(f"{len(rows)} architectures, {sum('error' in row for row in rows)} with an error")
-    for kind in ("attention", "hidden", "mlp"):
+    for kind in ("attention", "heads", "hidden", "mlp"):
         known = [row for row in rows if row.get(kind, {}).get("true")]
         whole = [row for row in known if not row[kind]["missing"]]
         values = sum(row[kind]["true"] for row in known), sum(row[kind]["found"] for row in known)

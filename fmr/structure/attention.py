@@ -1,7 +1,7 @@
-"""Attention by dataflow: two contractions around a softmax."""
+"""Attention by dataflow: two contractions around a softmax, and what is shared by all that weigh values by a softmax."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from fmr.fused import EXPLAINED
@@ -10,6 +10,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.match import (
     MASKING,
+    NORMS,
     SAME,
     SHAPE,
     Contraction,
@@ -29,9 +30,15 @@ AFTER = SAME | SHAPE | {"masked_fill", "mul", "where", "div"}
 BEFORE = SAME | SHAPE | MASKING
 """What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink."""
 
+_LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
+"""Ops that lay a pattern out for a banded product; the pattern is what they are given."""
+
 
 class Attention(NamedTuple):
-    """The IDs of one attention and the shape of its heads, as read off the graph."""
+    """The IDs of one attention and the shape of its heads, as read off the graph.
+
+    `axes` is the dimension that counts the heads in q, k, v, scores, pattern and z; None where heads lie in the batch.
+    """
 
     softmax: TensorId
     q: TensorId
@@ -46,6 +53,7 @@ class Attention(NamedTuple):
     head_dim: int
     kind: str
     scope: str
+    axes: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
@@ -60,32 +68,37 @@ class Rejected:
         return f"{self.id} is no {self.what}: {self.reason}"
 
 
-def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
-    """Each softmax of an unfused graph as an attention, or with the reason why it is none."""
-    for node in graph.nodes:
-        if node.op == "softmax":
-            yield _attention(graph, node)
-
-
-def _attention(graph: Graph, softmax: Node) -> Attention | Rejected:
+def dot_product(graph: Graph, softmax: Node) -> Attention | str:
+    """The attention around a softmax of products of queries with keys, or the reason why it is none."""
     scored = _scored(graph, softmax)
     if scored is None:
-        return Rejected(softmax.id, "attention", "no product of two activations lies above the softmax")
-    mixed = _mix(graph, softmax)
+        return "no product of two activations lies above the softmax"
+    mixed = mix(graph, softmax)
     if mixed is None:
-        return Rejected(softmax.id, "attention", "nothing below the softmax multiplies values by it")
+        return "nothing below the softmax multiplies values by it"
     use, pattern, v = mixed
     q, k = scored.left, _untransposed(graph, scored.right)
-    heads = _heads(graph, q, k)
-    if heads is None:
-        return Rejected(
-            softmax.id, "attention", f"the heads cannot be read off the shape {list(graph[q].shape)} of its queries"
-        )
-    z = _handed_on(graph, use.node)
+    if len(graph[q].shape) < 3:
+        return f"the heads cannot be read off the shape {list(graph[q].shape)} of its queries"
+    n_heads = _count_heads(graph, q, scored)
     kind = "self" if _roots(graph, q) & _roots(graph, k) else "cross"
-    scores = softmax.parents[0].id
-    out = _projection(graph, z)
-    return Attention(softmax.id, q, k, v, scores, pattern, z.id, out, *heads, kind, _module_scope(softmax.scope))
+    z = handed_on(graph, use.node)
+    return Attention(
+        softmax=softmax.id,
+        q=q,
+        k=k,
+        v=v,
+        scores=softmax.parents[0].id,
+        pattern=pattern,
+        z=z.id,
+        out=output_projection(graph, z),
+        n_heads=n_heads,
+        n_kv_heads=max(1, round(n_heads / _repeated(graph, k))),
+        head_dim=graph[q].shape[-1],
+        kind=kind,
+        scope=softmax.scope.partition("/")[0],
+        axes=_axes(graph, scored, use, (q, k, v, softmax.parents[0].id, pattern, z.id), n_heads),
+    )
 
 
 def _scored(graph: Graph, softmax: Node) -> Contraction | None:
@@ -94,25 +107,27 @@ def _scored(graph: Graph, softmax: Node) -> Contraction | None:
     return next((found for node in above if (found := product(graph, node)) is not None), None)
 
 
-def _mix(graph: Graph, softmax: Node) -> tuple[Contraction, TensorId, TensorId] | None:
+def mix(graph: Graph, softmax: Node) -> tuple[Contraction, TensorId, TensorId] | None:
     """The product with the values below a softmax, the pattern as it acts in it, and the values."""
     for node, way in descend(graph, softmax, lambda node: node.op in AFTER):
         found = contraction(node)
         if found is not None and node is not softmax:
             values = found.right if found.left == way[-1].id else found.left
             if not weights(graph, values):
-                return found, _acting(way), values
+                return found, _acting(graph, way), values
     return None
 
 
-def _acting(way: tuple[Node, ...]) -> TensorId:
-    """The last node on the way to the product that changes the numbers, dropout and reshaping aside."""
-    changing = [
-        n
-        for n in way
-        if n.op not in ("dropout", "alpha_dropout") and (n.op not in SHAPE | SAME or n.op in ("getitem", "to"))
-    ]
-    return (changing or [way[0]])[-1].id
+def _acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
+    """The last node on the way to the product that changes the numbers; dropout and the layout of a band do not count."""
+    acting = way[0]
+    for before, node in pairwise(way):
+        if node.op in _LAID_OUT:
+            break
+        cut = node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
+        if cut or node.op == "to" or node.op not in SHAPE | SAME:
+            acting = node
+    return acting.id
 
 
 def _untransposed(graph: Graph, k: TensorId) -> TensorId:
@@ -125,22 +140,65 @@ def _untransposed(graph: Graph, k: TensorId) -> TensorId:
     return k
 
 
-def _heads(graph: Graph, q: TensorId, k: TensorId) -> tuple[int, int, int] | None:
-    """Query heads, key-value heads and head size."""
+def _count_heads(graph: Graph, q: TensorId, scored: Contraction) -> int:
+    """How many heads the queries have: where their width was split into heads of their size, else a batch dimension."""
     shape = graph[q].shape
-    if len(shape) < 3:
-        return None
-    n_heads = shape[1] if len(shape) == 4 else _folded_heads(graph, q)
-    return (n_heads, max(1, round(n_heads / _repeated(graph, k))), shape[-1]) if n_heads else None
+    split = _split(graph, q, shape[-1])
+    inner = shape[1:-1] if scored.node.op == "einsum" else shape[:-2]
+    if split is not None and (split in inner or (len(shape) == 3 and inner[0] % split == 0)):
+        return split
+    return shape[1] if len(shape) == 4 else _folded(graph, q)
 
 
-def _folded_heads(graph: Graph, q: TensorId) -> int:
-    """The heads of queries that were folded into the batch, from the four-dimensional view above them."""
+def _folded(graph: Graph, q: TensorId) -> int:
+    """The heads of queries that were folded into the batch, from the four-dimensional value above them."""
     folded = graph[q]
-    for node in climb(graph, q, lambda n: n.op in SHAPE | SAME):
+    for node in climb(graph, q, lambda node: node.op in SHAPE | SAME):
         if len(node.shape) == 4 and node.shape[-1] == folded.shape[-1] and folded.shape[0] == node.shape[0] * node.shape[1]:
             return node.shape[1]
     return 1
+
+
+def _split(graph: Graph, q: TensorId, size: int) -> int | None:
+    """The number of heads in the view that split the width of a projection into heads of `size` units."""
+    through = SHAPE | SAME | MASKING | NORMS | {"neg", "rsqrt", "pow", "mean", "sigmoid"}
+    for node in climb(graph, q, lambda node: node.op in through and contraction(node) is None):
+        if node.op in ("view", "reshape", "unflatten", "rearrange") and len(node.shape) >= 3 and node.parents:
+            above = graph[node.parents[0].id].shape
+            merged = above and above[-1] != node.shape[-1] and above[-1] % (node.shape[-1] * node.shape[-2]) == 0
+            if merged and node.shape[-1] % size == 0 and len(node.shape) > len(above):
+                return node.shape[-2]
+    return None
+
+
+def _axes(
+    graph: Graph, scored: Contraction, use: Contraction, roles: tuple[TensorId, ...], n_heads: int
+) -> tuple[int | None, ...]:
+    """The dimension of the heads in each role's value."""
+    if scored.node.op == use.node.op == "einsum":
+        (left, right), scores = subscripts(scored.node)
+        (a, b), z = subscripts(use.node)
+        shared = [letter for letter in scores if letter in left and letter in right]
+        sizes = dict(zip(left, graph[scored.left].shape, strict=False))
+        head = next((letter for letter in reversed(shared) if sizes.get(letter) == n_heads), None)
+        if head is not None:
+            mapped = head if head in a and head in b else next((x for x in a if x in b and x in z), head)
+            pattern, v = (a, b) if use.right == roles[2] else (b, a)
+            letters = ((left, head), (right, head), (v, mapped), (scores, head), (pattern, mapped), (z, mapped))
+            return tuple(word.index(letter) if letter in word else None for word, letter in letters)
+    return tuple(_axis(graph[name].shape, n_heads) for name in roles)
+
+
+def _axis(shape: tuple[int, ...], n_heads: int) -> int | None:
+    """The batch dimension with as many entries as there are heads, the last one first; the batch itself is none."""
+    return next((axis for axis in range(len(shape) - 3, 0, -1) if shape[axis] == n_heads), None)
+
+
+def subscripts(node: Node) -> tuple[list[str], str]:
+    """The subscripts of the operands and of the result of an einsum, without spaces and dots."""
+    equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "").replace("...", "")
+    operands, _, result = equation.partition("->")
+    return operands.split(","), result
 
 
 def _repeated(graph: Graph, k: TensorId) -> float:
@@ -170,7 +228,7 @@ def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
     return set()
 
 
-def _handed_on(graph: Graph, node: Node) -> Node:
+def handed_on(graph: Graph, node: Node) -> Node:
     """The output of the fused op that a node is the result of, else the node."""
     while True:
         outer = [r for r in graph.readers(node.id) if r.op in EXPLAINED and r.parents[0].id == node.id]
@@ -179,14 +237,10 @@ def _handed_on(graph: Graph, node: Node) -> Node:
         node = outer[0]
 
 
-def _projection(graph: Graph, z: Node) -> TensorId | None:
+def output_projection(graph: Graph, z: Node) -> TensorId | None:
     """The output projection: the first contraction with a weight below the heads, with what reshapes its result."""
     for node, way in descend(graph, z, lambda node: node.op in SAME | SHAPE | {"mul"}):
         found = projection(graph, node) if way else None
         if found is not None and found.data == way[-1].id:
             return settled(graph, node).id
     return None
-
-
-def _module_scope(scope: str) -> str:
-    return scope.partition("/")[0]

@@ -47,7 +47,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
         "rows": _excess(pattern),
         "z": error(evaluate(graph, found.z, {found.pattern: pattern, found.v: value(found.v)}, value), z),
     }
-    if found.out is not None:
+    if found.out is not None and found.kind in ("self", "cross"):
         errors["out"] = error(_sum_of_heads(graph, found, z, value), value(found.out))
     return Certificate(errors, _tolerance(pattern))
 
@@ -61,13 +61,15 @@ def _excess(pattern: Tensor) -> float:
 def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> Tensor:
     """The output as the sum of what each head writes alone, plus the bias once."""
     assert found.out is not None
-    heads = by_head(z, found.n_heads)
+    axis = found.axes[5]
+    heads = z.movedim(axis, 1) if axis is not None else z.reshape(-1, found.n_heads, *z.shape[1:])
     bias = evaluate(graph, found.out, {found.z: torch.zeros_like(z)}, value)
     total = bias.clone()
     for head in range(found.n_heads):
         alone = torch.zeros_like(heads)
         alone[:, head] = heads[:, head]
-        total += evaluate(graph, found.out, {found.z: alone.reshape(z.shape)}, value) - bias
+        alone = alone.movedim(1, axis) if axis is not None else alone.reshape(z.shape)
+        total += evaluate(graph, found.out, {found.z: alone}, value) - bias
     return total
 
 
@@ -98,21 +100,16 @@ def _tolerance(value: Tensor) -> float:
     return TOLERANCE if value.dtype in (torch.float32, torch.float64) else 100 * TOLERANCE
 
 
-def by_head(z: Tensor, n_heads: int) -> Tensor:
-    """The mixed values with the heads as second dimension, also where they were folded into the batch."""
-    return z if z.dim() == 4 else z.reshape(-1, n_heads, *z.shape[1:])
-
-
 def error(recomputed: Tensor, recorded: Tensor) -> float:
     """The maximum absolute difference relative to the largest recorded value; infinite where the shapes differ.
 
-    Rows that are masked as a whole are NaN in some models; they are compared nowhere.
+    A model may compute NaN (rows that are masked as a whole); then the recomputation must say so too.
     """
-    if recomputed.shape != recorded.shape:
+    if recomputed.shape != recorded.shape or not torch.equal(recomputed.isnan(), recorded.isnan()):
         return float("inf")
     finite = torch.isfinite(recorded)
     difference = (recomputed.double() - recorded.double())[finite].abs()
     if not difference.numel():
-        return 0.0 if not recorded.numel() else float("inf")
+        return 0.0
     worst = float(difference.max() / recorded[finite].double().abs().max().clamp(min=1e-12))
     return worst if worst == worst else float("inf")

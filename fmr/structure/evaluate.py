@@ -109,7 +109,8 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
     if node.op == "where" and isinstance(args[0], Tensor) and args[0].dtype == torch.bool:
         return torch.where
     if node.op == "softmax":
-        return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim)
+        safe = "/" in node.scope  # inside a kernel, where a row that is masked as a whole is zero and not NaN
+        return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim) if safe else torch.softmax(x, dim)
     if node.op in EDGES:
         return lambda x: getattr(x, node.op)
     for home in (Tensor, torch, F):

@@ -1,6 +1,6 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together layer by layer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -9,8 +9,10 @@ from fmr.errors import StructureError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.run import Pass, Run
-from fmr.structure.attention import Rejected, find_attention
+from fmr.structure.additive import additive
+from fmr.structure.attention import Attention, Rejected, dot_product
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
+from fmr.structure.deformable import deformable
 from fmr.structure.match import SAME, SHAPE, climb, is_random, projection
 from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
@@ -35,6 +37,19 @@ def locate(source: Run | Pass | Graph) -> Structure:
     if not isinstance(source, (Run, Pass)):
         raise StructureError(f"fmr.locate got {type(source).__name__}, expected a run or a graph, as in fmr.locate(run).")
     return _Search(source.graph, source.__getitem__).structure()
+
+
+MATCHERS = (dot_product, deformable, additive)
+"""What a softmax may belong to, tried in this order; each answers with an attention or with the reason why not."""
+
+
+def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
+    """Each softmax of an unfused graph as an attention, or with the reason why it is none."""
+    for node in graph.nodes:
+        if node.op == "softmax":
+            answers = [matcher(graph, node) for matcher in MATCHERS]
+            found = next((answer for answer in answers if isinstance(answer, Attention)), None)
+            yield found or Rejected(node.id, "attention", str(answers[0]))
 
 
 class _Search:

@@ -15,8 +15,6 @@ from fmr.structure.certify import Certificate, certify_attention, certify_memory
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream, Write
 
-HEADED = ("examples", "heads", "positions", "units")
-
 
 class Head(NamedTuple):
     """The sites of one attention head."""
@@ -45,12 +43,12 @@ class AttentionBlock:
     graph: Graph = field(repr=False)
     certified: Certificate | None = None
 
-    q = property(lambda self: self._site(self.found.q), doc="Queries, (examples, heads, positions, units).")
-    k = property(lambda self: self._site(self.found.k), doc="Keys, as the product reads them, not transposed.")
-    v = property(lambda self: self._site(self.found.v), doc="Values, as the product reads them.")
-    scores = property(lambda self: self._site(self.found.scores), doc="What enters the softmax: scaled, biased, masked.")
-    pattern = property(lambda self: self._site(self.found.pattern), doc="(examples, heads, queries, keys), before dropout.")
-    z = property(lambda self: self._site(self.found.z), doc="What each head mixes from its values.")
+    q = property(lambda self: self._site("q"), doc="Queries, (examples, heads, positions, units).")
+    k = property(lambda self: self._site("k"), doc="Keys, as the product reads them, not transposed.")
+    v = property(lambda self: self._site("v"), doc="Values, as the product reads them.")
+    scores = property(lambda self: self._site("scores"), doc="What enters the softmax: scaled, biased, masked.")
+    pattern = property(lambda self: self._site("pattern"), doc="(examples, heads, queries, keys), before dropout.")
+    z = property(lambda self: self._site("z"), doc="What each head mixes from its values.")
     n_heads = property(lambda self: self.found.n_heads, doc="Query heads.")
     n_kv_heads = property(lambda self: self.found.n_kv_heads, doc="Key-value heads; fewer where queries share them.")
     head_dim = property(lambda self: self.found.head_dim, doc="Units of a query or key head.")
@@ -66,16 +64,23 @@ class AttentionBlock:
         """The sites of one head."""
         if not 0 <= index < self.n_heads:
             raise StructureError(f"Head {index} of {self.scope!r}: expected 0 to {self.n_heads - 1}.")
-        names = (getattr(self.found, role) for role in Head._fields)
-        return Head(*(self._site(name, index) for name in names))
+        return Head(*(self._site(role, index) for role in Head._fields))
 
     def check(self, run: Run | Pass) -> Certificate:
         """Recompute pattern, z and output from their parts in another run of the same code and report the errors."""
         return certify_attention(self.graph, self.found, run.__getitem__)
 
-    def _site(self, name: TensorId, head: int | None = None) -> Site:
-        folded = len(self.graph[name].shape) == 3
-        return Site(name, heads=head, layout=HEADED[1:] if folded else HEADED)
+    def _site(self, role: str, head: int | None = None) -> Site:
+        name = getattr(self.found, role)
+        axis, size = self.found.axes[Head._fields.index(role)], len(self.graph[name].shape)
+        names = ["examples", *("heads" if n == axis else f"axis {n}" for n in range(1, size - 2)), "positions", "units"]
+        if axis is not None and axis >= size - 2:
+            names = ["examples", *("heads" if n == axis else "positions" for n in range(1, size - 1)), "units"]
+        if head is not None and axis is None:
+            raise StructureError(
+                f"{name} folds its heads into the batch: no dimension of {list(self.graph[name].shape)} is theirs."
+            )
+        return Site(name, heads=head, layout=tuple(names[-size:]))
 
     def __repr__(self) -> str:
         groups = f" ({self.n_kv_heads} key-value)" if self.n_kv_heads != self.n_heads else ""

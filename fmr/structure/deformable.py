@@ -1,0 +1,52 @@
+"""Deformable attention (Zhu et al. 2021): each query weighs values sampled at a few places that it chooses itself."""
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.attention import Attention, output_projection
+from fmr.structure.match import SAME, SHAPE, climb, contraction, descend, projection, unshaped
+
+
+def deformable(graph: Graph, softmax: Node) -> Attention | str:
+    """The attention around a softmax of a projection of the queries that weighs values sampled on a grid.
+
+    `q` are the queries that the weights are projected from, `k` the places that are looked at, `v` the sampled values.
+    """
+    above = climb(graph, softmax.parents[0].id, lambda node: node.op in SAME | SHAPE and contraction(node) is None)
+    scored = next((found for node in above if (found := projection(graph, node)) is not None), None)
+    weighed = _weighed(graph, softmax)
+    if scored is None or weighed is None:
+        return "no product of two activations lies above the softmax, and it weighs no sampled values"
+    v, grid, z = weighed
+    shape = graph[softmax.id].shape
+    heads = shape[2] if len(shape) > 3 else shape[1]
+    units = graph[v].shape
+    return Attention(
+        softmax=softmax.id,
+        q=unshaped(graph, scored.data),
+        k=grid,
+        v=v,
+        scores=softmax.parents[0].id,
+        pattern=softmax.id,
+        z=z.id,
+        out=output_projection(graph, z),
+        n_heads=heads,
+        n_kv_heads=heads,
+        head_dim=units[1] if len(units) > 1 else 1,
+        kind="deformable",
+        scope=softmax.scope.partition("/")[0],
+        axes=(None, None, None, 2, 2, None),
+    )
+
+
+def _weighed(graph: Graph, softmax: Node) -> tuple[TensorId, TensorId, Node] | None:
+    """The sampled values that a softmax multiplies, the grid of their places, and the sum."""
+    for node, way in descend(graph, softmax, lambda node: node.op in SAME | SHAPE):
+        if node.op == "mul" and way:
+            other = next((parent.id for parent in node.parents if parent != way[-1].id), None)
+            sampled = list(climb(graph, other, lambda one: one.op in SAME | SHAPE)) if other else []
+            grid = next((one.parent("grid", 1) for one in sampled if one.op == "grid_sample"), None)
+            total = next((after for after in graph.readers(node.id) if after.op == "sum"), None)
+            if other is not None and grid is not None and total is not None:
+                return other, grid.id, total
+    return None
