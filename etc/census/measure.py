@@ -70,10 +70,14 @@ def compare(truth: Iterable[Tensor], found: Iterable[Tensor]) -> dict[str, Any]:
 
 
 def slices(pattern: Tensor, maps: list[Tensor]) -> list[Tensor]:
-    """The parts of a pattern over two sets of keys, where a model returns them one by one."""
-    widths = {t.shape[-1] for t in maps if t.dim() == pattern.dim() and t.shape[:-1] == pattern.shape[:-1]}
-    rest = pattern.shape[-1]
-    return [part for w in widths if 0 < w < rest for part in (pattern[..., :w], pattern[..., w:])]
+    """The parts of a pattern where a model returns only some of it: two sets of keys one by one, padding cut off."""
+    parts = []
+    for turned in (pattern, pattern.transpose(1, 2) if pattern.dim() == 4 else pattern):
+        for size in {t.shape for t in maps if t.dim() == turned.dim() and t.shape != turned.shape}:
+            if all(a <= b for a, b in zip(size, turned.shape, strict=True)):
+                parts.append(turned[tuple(slice(length) for length in size)])
+                parts.append(turned[tuple(slice(-length, None) for length in size)])
+    return parts
 
 
 def heads(maps: list[Tensor], blocks: Iterable[Any], patterns: list[Tensor]) -> dict[str, Any]:

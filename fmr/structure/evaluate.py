@@ -111,6 +111,8 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
     if node.op == "softmax":
         safe = "/" in node.scope  # inside a kernel, where a row that is masked as a whole is zero and not NaN
         return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim) if safe else torch.softmax(x, dim)
+    if node.op == "grouped_mm":
+        return _grouped
     if node.op in EDGES:
         return lambda x: getattr(x, node.op)
     for home in (Tensor, torch, F):
@@ -118,6 +120,13 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
             found: Callable[..., Any] = getattr(home, node.op)
             return found
     raise StructureError(f"{node.id} cannot be recomputed: torch has no function {node.op!r}.")
+
+
+def _grouped(rows: Tensor, matrices: Tensor, offs: Tensor, *rest: Any, **more: Any) -> Tensor:
+    """The product of each group of rows with its own matrix; `offs` are the ends of the groups."""
+    ends = offs.tolist()
+    parts = [rows[start:end] @ matrix for start, end, matrix in zip([0, *ends], ends, matrices, strict=False)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
 
 
 def call_of(node: Node, tensors: Mapping[TensorId, Tensor]) -> tuple[list[Any], dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import LINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, weights
+from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, weights
 
 _COMPUTES = LINEAR | frozenset("linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding".split())
 _HANDED = SAME | frozenset("view reshape flatten unflatten transpose permute squeeze unsqueeze getitem roll pad".split())
@@ -102,6 +102,8 @@ def base(graph: Graph, name: TensorId) -> TensorId:
     node = graph[name]
     while True:
         data = [parent.id for parent in node.parents if not weights(graph, parent.id)]
+        if node.op == "to":
+            data = data[:1]  # `x.type_as(y)` reads y for its type alone
         if len(data) != 1 or not (node.op in _HANDED or (node.op in ("mul", "div") and not node.id.is_source)):
             return node.id
         node = graph[data[0]]
@@ -121,7 +123,7 @@ def _chains(graph: Graph, writes: list[Write]) -> list[list[Write]]:
 def _under_norm(graph: Graph, name: TensorId) -> TensorId | None:
     """The value that was normalised to this one; None where it is no normalised value."""
     node = graph[name]
-    if node.op in NORMS:
+    if node.op in NORMS or (node.op in NONLINEAR and len(node.parents) == 1):
         return base(graph, node.parents[0].id)
     if node.op not in ("mul", "add", "to"):
         return None
@@ -146,9 +148,12 @@ def _under_norm(graph: Graph, name: TensorId) -> TensorId | None:
 def _stream(graph: Graph, chain: list[Write]) -> Stream:
     points: dict[TensorId, None] = {}
     for write in chain:
-        points.update(dict.fromkeys((write.before, write.after)))
+        scaled = graph[write.before].op in ("mul", "div")
+        points.update(dict.fromkeys((*([base(graph, write.before)] if scaled else []), write.before, write.after)))
     last = chain[-1].after
     norm = final_norm(graph, last)
+    if norm is None and len(graph.readers(last)) == 1 and graph.readers(last)[0].op in NONLINEAR:
+        points[graph.readers(last)[0].id] = None
     return Stream(tuple(chain), tuple(points) + ((norm,) if norm is not None else ()), norm)
 
 
