@@ -10,21 +10,7 @@ import fmr
 from tests.models import bits, build, tensors
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-MODELS = (
-    "gpt2",
-    "gpt2_eager",
-    "bert",
-    "llama",
-    "mixtral",
-    "t5",
-    "vit",
-    "whisper",
-    "encoder",
-    "attention",
-    "lstm",
-    "cnn",
-    "in_place",
-)
+MODELS = ("gpt2", "gpt2_eager", "bert", "llama", "mixtral", "t5", "vit", "whisper", "encoder", "lstm", "cnn")
 
 
 def moved(name: str, device: str, dtype: torch.dtype) -> tuple[nn.Module, Any, Any]:
