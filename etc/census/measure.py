@@ -42,7 +42,8 @@ def measure(name: str) -> dict[str, Any]:
     row["attention"]["extra"] = row["attention"]["extra"][: max(0, len(patterns) - row["attention"]["found"])]
     row["heads"] = heads(maps, found.attention, patterns)
     hidden = [t for path in truth["hidden_states"] for t in tensors[path]]
-    row["hidden"] = compare(hidden, [run[point] for stream in found.streams for point in stream.points])
+    points = [run[point] for stream in found.streams for point in stream.points]
+    row["hidden"] = compare(hidden, points + [part for point in points for part in slices(point, hidden)])
     if TYPES[name]["mlp"]:
         posts = [t for key, inside in tensors.items() if key.startswith("mlp:") for t in inside]
         row["mlp"] = compare(posts, [run[block.post] for block in found.mlps])

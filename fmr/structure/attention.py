@@ -165,9 +165,9 @@ def _split(graph: Graph, q: TensorId, size: int) -> int | None:
     for node in climb(graph, q, lambda node: node.op in through and contraction(node) is None):
         if node.op in ("view", "reshape", "unflatten", "rearrange") and len(node.shape) >= 3 and node.parents:
             above = graph[node.parents[0].id].shape
-            merged = above and above[-1] != node.shape[-1] and above[-1] % (node.shape[-1] * node.shape[-2]) == 0
-            if merged and node.shape[-1] % size == 0 and len(node.shape) > len(above):
-                return node.shape[-2]
+            if above and node.shape[-1] % size == 0 and above[-1] > node.shape[-1] and above[-1] % node.shape[-1] == 0:
+                whole = above[-1] % (node.shape[-1] * node.shape[-2]) == 0
+                return node.shape[-2] if whole and len(node.shape) > len(above) else above[-1] // node.shape[-1]
     return None
 
 
@@ -179,13 +179,17 @@ def _axes(
         (left, right), scores = subscripts(scored.node)
         (a, b), z = subscripts(use.node)
         shared = [letter for letter in scores if letter in left and letter in right]
-        sizes = dict(zip(left, graph[scored.left].shape, strict=False))
+        sizes = dict(zip(reversed(left), reversed(graph[scored.left].shape), strict=False))
         head = next((letter for letter in reversed(shared) if sizes.get(letter) == n_heads), None)
         if head is not None:
             mapped = head if head in a and head in b else next((x for x in a if x in b and x in z), head)
             pattern, v = (a, b) if use.right == roles[2] else (b, a)
             letters = ((left, head), (right, head), (v, mapped), (scores, head), (pattern, mapped), (z, mapped))
-            return tuple(word.index(letter) if letter in word else None for word, letter in letters)
+            dims = [len(graph[name].shape) for name in roles]
+            return tuple(
+                size - len(word) + word.index(letter) if letter in word else None
+                for (word, letter), size in zip(letters, dims, strict=True)
+            )
     return tuple(_axis(graph[name].shape, n_heads) for name in roles)
 
 

@@ -15,6 +15,7 @@ from fmr.structure.match import (
     SHAPE,
     Projection,
     contraction,
+    is_constant,
     projection,
     settled,
     unshaped,
@@ -126,7 +127,7 @@ def _ups(graph: Graph, start: TensorId, stream: frozenset[TensorId]) -> list[_Wa
                 if step not in seen:
                     seen.add(step)
                     waiting.append((*step, parent.id if bends else pre))
-        else:
+        elif not is_constant(graph, name):
             return []
     return found
 

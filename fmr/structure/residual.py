@@ -38,12 +38,32 @@ def find_streams(graph: Graph) -> Iterator[Stream]:
             found[write.after] = write
     writes = list(found.values())
     chains = sorted(_chains(graph, writes), key=len, reverse=True)
-    taken: list[tuple[int, int]] = []
+    taken: list[Write] = []
     for chain in chains:
-        start, end = graph.place(chain[0].before), graph.place(chain[-1].after)
-        if not any(low < start and end < high for low, high in taken):
-            taken += [(graph.place(write.before), graph.place(write.after)) for write in chain]
+        if not any(_inside(graph, chain, write) for write in taken):
+            taken += chain
             yield _stream(graph, chain)
+
+
+def _inside(graph: Graph, chain: list[Write], write: Write) -> bool:
+    """Whether a chain lies between the value before a write and what it adds."""
+    start, end = chain[0].before, chain[-1].after
+    if not graph.place(write.before) < graph.place(start) < graph.place(end) < graph.place(write.after):
+        return False
+    return _reaches(graph, start, write.before) and _reaches(graph, write.added, end)
+
+
+def _reaches(graph: Graph, name: TensorId, origin: TensorId) -> bool:
+    """Whether a value depends on another."""
+    first, waiting, seen = graph.place(origin), [name], {name}
+    for here in waiting:
+        if here == origin:
+            return True
+        for parent in graph[here].parents:
+            if parent not in seen and graph.place(parent) >= first:
+                seen.add(parent.id)
+                waiting.append(parent.id)
+    return False
 
 
 def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | None:
