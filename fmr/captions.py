@@ -1,6 +1,7 @@
 """What is written in the boxes of a picture, and in the tooltips behind them."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,8 +33,8 @@ class Line(NamedTuple):
 class Captions:
     """The captions and tooltips of one picture."""
 
-    def __init__(self, graph: "Graph", shown: Picture, roles: Mapping[str, str]) -> None:
-        self.graph, self.shown, self.roles = graph, shown, roles
+    def __init__(self, graph: "Graph", shown: Picture, roles: Mapping[str, str], notes: Mapping[str, str]) -> None:
+        self.graph, self.shown, self.roles, self.notes = graph, shown, roles, notes
 
     def role(self, box: Box) -> str | None:
         """The role of the one value that a box stands for."""
@@ -46,9 +47,10 @@ class Captions:
         return Line(strong=f"{self.graph.model}   ", pale=f"{_count(ops, 'op')} in {_count(calls, 'module call')}")
 
     def frame(self, scope: Scope) -> Line:
-        """The caption of a module call that is open: its place in the one around it, and its class."""
+        """The caption of a module call that is open: its place in the one around it, its class, what was found in it."""
         name = self._relative(scope)
-        return Line(strong=f"{name} ", pale=f"· {scope.kind}") if name else Line(pale=scope.kind)
+        told = " · ".join((scope.kind, *filter(None, [self.notes.get(scope.path)])))
+        return Line(strong=f"{name} ", pale=f"· {told}") if name else Line(pale=told)
 
     def lines(self, box: Box) -> Iterator[Line]:
         """The caption of a box."""
@@ -72,6 +74,8 @@ class Captions:
                 yield Line(pale=size(box.nodes[0]), small=True)
         if held := self._held(box):
             yield Line(plain="holds " + ", ".join(held), small=True)
+        if found := self._found(box):
+            yield Line(plain=", ".join(_few(found, 3)), small=True)
 
     def _call(self, box: Box) -> Iterator[Line]:
         """The caption of closed module calls: path, class, ops in each, what comes out."""
@@ -115,6 +119,18 @@ class Captions:
         held = (role for name, role in self.roles.items() if name in inside or (name.startswith(fused) and name not in own))
         return list(dict.fromkeys(held))
 
+    def _found(self, box: Box) -> list[str]:
+        """The notes on a closed module call and on what is in it, each once, with how often it is said."""
+        if not box.scopes:
+            return []
+        path = box.scopes[0].path
+        inside = Counter(
+            note
+            for scope, note in self.notes.items()
+            if not path or scope == path or scope.startswith((f"{path}.", f"{path}/"))
+        )
+        return [note + (f" {TIMES} {times}" if times > 1 else "") for note, times in inside.items()]
+
     # ---- tooltips
 
     def about(self, box: Box) -> list[str]:
@@ -147,7 +163,7 @@ def _about(node: Node) -> Iterator[str]:
     yield node.id
     yield f"{node.kind} {list(node.shape)} on {node.device}"
     yield from (f"{parent.at or 'reads'} = {parent}" for parent in node.parents)
-    yield from (f"{at} = {_printed(value)}" for at, value in node.args.items())
+    yield from (f"{at} = {printed(value)}" for at, value in node.args.items())
     if node.where:
         yield node.where
 
@@ -180,7 +196,7 @@ def _named(nest: Nest, at: str = "") -> Iterator[tuple[str, str]]:
             yield from _named(item, f"{at}.{key}" if at else str(key))
 
 
-def _printed(value: Any) -> str:
+def printed(value: Any) -> str:
     """An argument as text that is the same in every process: without addresses, and not longer than it is useful."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

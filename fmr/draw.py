@@ -11,7 +11,7 @@ from fmr.captions import Captions, Line
 from fmr.errors import DrawError
 from fmr.files import write_whole
 from fmr.ids import OPAQUE
-from fmr.picture import Box, Picture, View, picture, roles_of
+from fmr.picture import Box, Picture, View, notes_of, picture, roles_of
 
 if TYPE_CHECKING:
     import graphviz
@@ -76,8 +76,12 @@ LOOKS = {
 ROLES = (
     *(("#56B4E9", INK), ("#E69F00", INK), ("#3DB48C", INK), ("#F0E442", INK)),
     *(("#DD8FB8", INK), ("#0072B2", "#FFFFFF"), ("#C25400", "#FFFFFF"), ("#999999", INK)),
+    *(("#005F47", "#FFFFFF"), ("#BFE6F5", INK)),
 )
-"""Fill and ink of roles, after Okabe and Ito: told apart with any colour vision. A role's name stands in its box as well."""
+"""Fill and ink of roles, after Okabe and Ito: told apart with any colour vision. A role's name stands in its box as well.
+
+They are given out in the order of the roles in the structure, so that a role looks the same in each of its pictures.
+"""
 
 
 def save_dot(
@@ -127,7 +131,7 @@ def save_svg(
 
 def dot(graph: "Graph", *, structure: Any = None, **view: Any) -> str:
     """The text that `save_dot` writes."""
-    return str(_sheet(graph, View(roles=roles_of(structure), **view)).source)
+    return str(_sheet(graph, _view(structure, view)).source)
 
 
 def svg(graph: "Graph", *, structure: Any = None, **view: Any) -> bytes:
@@ -135,7 +139,7 @@ def svg(graph: "Graph", *, structure: Any = None, **view: Any) -> bytes:
     import graphviz
 
     try:
-        return bytes(_sheet(graph, View(roles=roles_of(structure), **view)).pipe(format="svg", quiet=True))
+        return bytes(_sheet(graph, _view(structure, view)).pipe(format="svg", quiet=True))
     except graphviz.ExecutableNotFound:
         raise DrawError(
             "An SVG picture needs Graphviz's program 'dot', and there is none on the PATH. Get it with `apt-get install "
@@ -149,9 +153,13 @@ def svg(graph: "Graph", *, structure: Any = None, **view: Any) -> bytes:
         ) from error
 
 
+def _view(structure: Any, view: dict[str, Any]) -> View:
+    return View(roles=roles_of(structure), notes=notes_of(structure), **view)
+
+
 def _sheet(graph: "Graph", view: View) -> "graphviz.Digraph":
     shown = picture(graph, view)
-    return _Sheet(shown, Captions(graph, shown, view.roles)).draw(graph.model)
+    return _Sheet(shown, Captions(graph, shown, view.roles, view.notes)).draw(graph.model)
 
 
 class _Sheet:
@@ -159,8 +167,7 @@ class _Sheet:
 
     def __init__(self, shown: Picture, words: Captions) -> None:
         self.shown, self.words = shown, words
-        roles = dict.fromkeys(role for box in shown.boxes if (role := words.role(box)))
-        self.colours = {role: ROLES[n % len(ROLES)] for n, role in enumerate(roles)}
+        self.colours = {role: ROLES[n % len(ROLES)] for n, role in enumerate(dict.fromkeys(words.roles.values()))}
         self.contents = _contents(shown)
         self.fed = {head for tail, head in shown.edges if shown.boxes[tail].is_weight}
         self.readers = Counter(tail for tail, _ in shown.edges)
@@ -240,7 +247,8 @@ class _Sheet:
         """Title and legend as one HTML table, with what this picture has."""
         title = self.words.title()
         looks = [_cell(look, look.fill, look.ink, look.legend) for name, look in LOOKS.items() if self._has(name)]
-        roles = [_cell(LOOKS["op"], fill, ink, role) for role, (fill, ink) in self.colours.items()]
+        shown = {self.words.role(box) for box in self.shown.boxes}
+        roles = [_cell(LOOKS["op"], fill, ink, role) for role, (fill, ink) in self.colours.items() if role in shown]
         rows = [*_even_rows(looks), *_even_rows(roles)]
         tables = [f'<TABLE BORDER="0" CELLSPACING="5" CELLPADDING="3"><TR>{"".join(row)}</TR></TABLE>' for row in rows]
         lines = "".join(f'<TR><TD ALIGN="LEFT">{line}</TD></TR>' for line in (_html(title, INK, GREY, TITLE), *tables))

@@ -13,10 +13,12 @@ from fmr.align import align, diff
 from fmr.build import ids_in
 from fmr.draw import save_dot, save_svg
 from fmr.errors import GraphError, IdError, nearest
+from fmr.explorer import save_explorer
 from fmr.files import decode, encode, read_whole, seal, understood, unseal, write_whole
 from fmr.ids import OPAQUE, Parent, Site, TensorId
 from fmr.inner import Inner, inner_nodes, is_fused, scope_of
 from fmr.nodes import Nest, Node, Scope
+from fmr.notebook import drawn, preformatted
 
 if TYPE_CHECKING:
     import networkx
@@ -254,7 +256,12 @@ class Graph:
     # ---- leaving
 
     def to_networkx(self) -> "networkx.MultiDiGraph":
-        """The graph for networkx: a node per ID with op, scope, shape and dtype, an edge per argument with its position."""
+        """The graph for networkx: a node per ID with op, scope, shape and dtype, an edge per argument with its position.
+
+        >>> networkx.write_graphml(graph.to_networkx(), "model.graphml")
+
+        Every attribute is a text, so that GraphML and other formats take the graph as it is.
+        """
         import networkx
 
         result = networkx.MultiDiGraph(model=self.model, fingerprint=self.fingerprint)
@@ -295,6 +302,7 @@ class Graph:
 
     save_dot = save_dot
     save_svg = save_svg
+    save_explorer = save_explorer
 
     # ---- printing
 
@@ -309,6 +317,16 @@ class Graph:
         lines += [f"  output  {self[name]}" for name in list(ids_in(self.scopes[0].output))[:3]] if self.scopes else []
         lines += [f"  opaque  {len(self.opaque)} values whose producer could not be seen"] if self.opaque else []
         return "\n".join(lines)
+
+    @cached_property
+    def _drawn(self) -> str | None:
+        return drawn(self)
+
+    def _repr_svg_(self) -> str | None:
+        return self._drawn
+
+    def _repr_html_(self) -> str | None:
+        return None if self._drawn else preformatted(self)
 
 
 @dataclass(frozen=True)

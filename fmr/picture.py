@@ -19,7 +19,8 @@ class View:
     """How much of a graph to show.
 
     `depth` counts called modules from the root down; deeper ones become one box each. `around` and `hops` keep only a
-    neighbourhood. `fold` puts equal module calls in a row into one box. `roles` names values by ID.
+    neighbourhood. `fold` puts equal module calls in a row into one box. `roles` names values by ID, `notes` says more
+    of module calls by path.
     """
 
     depth: int | None = None
@@ -27,6 +28,7 @@ class View:
     hops: int = 2
     fold: bool = True
     roles: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.depth is not None and not (isinstance(self.depth, int) and self.depth >= 0):
@@ -48,6 +50,12 @@ def roles_of(structure: Any) -> Mapping[str, str]:
             f"{{'h.0.attn/softmax#0': 'pattern'}}."
         )
     return {str(name): str(role) for name, role in roles.items()}
+
+
+def notes_of(structure: Any) -> Mapping[str, str]:
+    """What a structure says of module calls, by path; nothing where it says nothing."""
+    notes = getattr(structure, "notes", {})
+    return notes if isinstance(notes, Mapping) else {}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fmr.graph import Graph, Key, id_of
 from fmr.ids import Site, TensorId
 from fmr.inner import inner_value, is_fused, scope_of
 from fmr.nodes import Nest
+from fmr.notebook import preformatted
 from fmr.recorder import Tape
 
 last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
@@ -159,6 +160,8 @@ class Pass:
         head = repr(self._graph).partition("\n")[0] if self._graph is not None else f"{len(self.values)} IDs read, no graph"
         return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB"
 
+    _repr_html_ = preformatted
+
 
 def _nbytes(values: Any) -> int:
     """The memory under the values, or their size in the file where they were not read from it."""
@@ -280,3 +283,5 @@ class Run:
         return f"Run of {len(self.passes)} passes\n  " + "\n  ".join(
             f"[{n}] {one!r}" for n, one in enumerate(self.passes[:8])
         )
+
+    _repr_html_ = preformatted

@@ -78,7 +78,7 @@ class _Search:
         )
 
     def _attention(self) -> list[AttentionBlock]:
-        blocks = []
+        blocks: list[AttentionBlock] = []
         for found in find_attention(self.graph):
             if isinstance(found, Rejected):
                 self.rejected.append(found)
@@ -86,13 +86,13 @@ class _Search:
             ends = found.softmax, found.out or found.z
             certificate, ok = self._certify(certify_attention, found, "attention", *ends)
             if ok:
-                blocks.append(AttentionBlock(found, self.graph, certificate))
+                blocks.append(AttentionBlock(found, self.graph, certificate, len(blocks)))
         return blocks
 
     def _memories(self, streams: list[Stream]) -> list[MemoryBlock]:
         sums = frozenset(write.after for stream in streams for write in stream.writes)
         written = {node.id for stream in streams for write in stream.writes for node in writers(self.graph, write)}
-        blocks = []
+        blocks: list[MemoryBlock] = []
         for found in find_memories(self.graph, sums):
             if found.down not in written:
                 self.rejected.append(Rejected(found.down, "memory", "its output is not written to a residual stream"))

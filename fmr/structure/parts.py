@@ -1,19 +1,24 @@
 """The parts of a model as values: attention, memories, residual stream and layers, each with its sites."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from fmr.errors import StructureError
+from fmr.errors import IdError, StructureError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.notebook import table
 from fmr.run import Pass, Run
 from fmr.structure.attention import Attention, Rejected
 from fmr.structure.certify import Certificate, certify_attention, certify_memory
+from fmr.structure.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream, Write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Head(NamedTuple):
@@ -37,11 +42,13 @@ class AttentionBlock:
     `q`, `k`, `v` are the operands as the products read them (keys and values already repeated for grouped queries);
     `scores` enter the softmax, `pattern` acts on the values, `z` is what the heads mix, `out` the projection's output
     (None where z is used as it is). `kind` is "self" or "cross"; `certified` is None when found from a graph alone.
+    `index` is its place in `structure.attention`.
     """
 
     found: Attention
     graph: Graph = field(repr=False)
     certified: Certificate | None = None
+    index: int | None = None
 
     q = property(lambda self: self._site("q"), doc="Queries, (examples, heads, positions, units).")
     k = property(lambda self: self._site("k"), doc="Keys, as the product reads them, not transposed.")
@@ -70,6 +77,38 @@ class AttentionBlock:
         """Recompute pattern, z and output from their parts in another run of the same code and report the errors."""
         return certify_attention(self.graph, self.found, run.__getitem__)
 
+    def plot(
+        self,
+        run: Run | Pass,
+        tokens: Tokens = None,
+        heads: int | Sequence[int] | None = None,
+        example: int = 0,
+    ) -> "Figure":
+        """Draw a heat map per head as one matplotlib Figure: queries down, keys across, all on one scale from 0 to 1.
+
+        >>> tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
+        >>> structure.attention[3].plot(run, tokens).savefig("heads.png")
+
+        run: one that kept the pattern; `fmr.run(model, keep=[structure.attention[3].pattern], **inputs)` is enough.
+        tokens: one per position, or a tuple (queries, keys) where those differ; None draws positions. heads: which ones,
+        in larger panels with every token named; None draws all. example: which one of the batch; windows of a windowed
+        attention count as examples. A wrong number of tokens is a `DrawError`, a head or an example that is not there a
+        `StructureError`, a run without the values an `IdError`; matplotlib comes with `pip install 'fmr[analysis]'`.
+        """
+        maps = of_heads(self._pattern(run), self.found.axes[4], self.n_heads, example)
+        numbers = chosen(heads, self.n_heads)
+        labels = Labels.of(tokens, *maps.shape[-2:])
+        number = "" if self.index is None else f"[{self.index}]"
+        note = f"{self.kind}-attention, {self.n_heads} heads of {self.head_dim}, example {example}"
+        sizes = SMALL if heads is None else LARGE
+        return draw(maps[numbers], numbers, labels, f"attention{number}  {self.scope or 'root'}", note, sizes)
+
+    def _pattern(self, run: Run | Pass) -> Tensor:
+        try:
+            return run[self.pattern]
+        except IdError as error:
+            raise IdError(f"{error} Expected a run that kept it: fmr.run(model, *inputs, keep=[block.pattern]).") from None
+
     def _site(self, role: str, head: int | None = None) -> Site:
         name = getattr(self.found, role)
         axis, size = self.found.axes[Head._fields.index(role)], len(self.graph[name].shape)
@@ -82,11 +121,14 @@ class AttentionBlock:
             )
         return Site(name, heads=head, layout=tuple(names[-size:]))
 
-    def __repr__(self) -> str:
+    @property
+    def size(self) -> str:
+        """Heads and their size in words."""
         groups = f" ({self.n_kv_heads} key-value)" if self.n_kv_heads != self.n_heads else ""
-        return (
-            f"{self.scope or 'root'}  {self.kind}  {self.n_heads} heads of {self.head_dim}{groups}  {_proof(self.certified)}"
-        )
+        return f"{self.n_heads} heads of {self.head_dim}{groups}"
+
+    def __repr__(self) -> str:
+        return f"{self.scope or 'root'}  {self.kind}  {self.size}  {_proof(self.certified)}"
 
 
 @dataclass(frozen=True)
@@ -133,9 +175,13 @@ class MemoryBlock:
         """Recompute coefficients and output in another run of the same code and report the errors."""
         return certify_memory(self.graph, self.found, run.__getitem__)
 
+    @property
+    def size(self) -> str:
+        """How many memories it holds, in words."""
+        return f"{self.n}{' gated' if self.w_gate is not None or self.found.fused_gate else ''} memories"
+
     def __repr__(self) -> str:
-        gate = " gated" if self.w_gate is not None or self.found.fused_gate else ""
-        return f"{self.scope or 'root'}  {self.n}{gate} memories  {_proof(self.certified)}"
+        return f"{self.scope or 'root'}  {self.size}  {_proof(self.certified)}"
 
 
 @dataclass(frozen=True)
@@ -231,9 +277,20 @@ class Structure:
                 found.setdefault(name, "resid")
         return found
 
+    @property
+    def _parts(self) -> tuple[AttentionBlock | MemoryBlock, ...]:
+        return (*self.attention, *self.mlps)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What pictures say of module calls, by path: heads and memories with their sizes."""
+        found: dict[str, dict[str, None]] = {}
+        for part in self._parts:
+            found.setdefault(part.scope, {})[part.size] = None
+        return {scope: ", ".join(sizes) for scope, sizes in found.items()}
+
     def __repr__(self) -> str:
-        counts = f"{len(self.layers)} layers, {len(self.attention)} attentions, {len(self.mlps)} memories"
-        lines = [f"Structure of {self.model}: {counts}, {len(self.rejected)} candidates rejected"]
+        lines = [self._headline]
         lines += [f"  embedding     {self.embedding.id}"] if self.embedding else []
         lines += [f"  attention[{n}]  {block!r}" for n, block in enumerate(self.attention)]
         lines += [f"  mlps[{n}]       {block!r}" for n, block in enumerate(self.mlps)]
@@ -243,6 +300,32 @@ class Structure:
         lines += [f"  rejected      {one!r}" for one in self.rejected[:8]]
         lines += [f"  rejected      ... and {len(self.rejected) - 8} more"] if len(self.rejected) > 8 else []
         return "\n".join(lines)
+
+    @property
+    def _headline(self) -> str:
+        counts = f"{len(self.layers)} layers, {len(self.attention)} attentions, {len(self.mlps)} memories"
+        return f"Structure of {self.model}: {counts}, {len(self.rejected)} candidates rejected"
+
+    def _repr_html_(self) -> str:
+        placed = {id(part) for layer in self.layers for part in (*layer.attentions, *layer.mlps)}
+        groups: list[tuple[str, tuple[AttentionBlock | MemoryBlock, ...]]]
+        groups = [(f"layers[{n}]", (*layer.attentions, *layer.mlps)) for n, layer in enumerate(self.layers)]
+        groups += [("", (part,)) for part in self._parts if id(part) not in placed]
+        rows = [
+            (name if n == 0 else "", part.scope, part.size, _short(part))
+            for name, parts in groups
+            for n, part in enumerate(parts)
+        ]
+        rejected = [f"rejected: {one!r}" for one in self.rejected[:8]]
+        more = [f"rejected: ... and {len(self.rejected) - 8} more"] if len(self.rejected) > 8 else []
+        return table(self._headline, ("layer", "where", "what", "certificate"), rows, "\n".join(rejected + more))
+
+
+def _short(part: AttentionBlock | MemoryBlock) -> str:
+    """A certificate in few words: the largest of its errors."""
+    if part.certified is None:
+        return "not computed"
+    return f"{'certified' if part.certified else 'NOT certified'}, error {max(part.certified.errors.values()):.0e}"
 
 
 def _proof(certificate: Certificate | None) -> str:

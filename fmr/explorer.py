@@ -1,0 +1,124 @@
+"""A graph in the format of Model Explorer, a viewer that browses tens of thousands of nodes module by module."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fmr.build import ids_in
+from fmr.captions import printed, size
+from fmr.draw import ROLES
+from fmr.files import write_whole
+from fmr.nodes import Node, Scope
+from fmr.picture import notes_of, roles_of
+
+if TYPE_CHECKING:
+    from fmr.graph import Graph
+
+Json = dict[str, Any]
+
+
+def save_explorer(graph: "Graph", path: str | os.PathLike[str], *, structure: Any = None) -> None:
+    """Write the graph for Model Explorer (https://github.com/google-ai-edge/model-explorer), a viewer for large graphs.
+
+    >>> graph.save_explorer("model.json", structure=fmr.locate(run))
+    >>> # pip install ai-edge-model-explorer; model-explorer model.json
+
+    path: a file whose name ends in .json, by which the viewer knows the format. structure: colours and names values by
+    their role, as in `save_svg`. Module calls become layers that open and close, every value keeps its ID, and searching
+    finds it. fmr itself needs neither the viewer nor anything else for this.
+    """
+    write_whole(path, json.dumps(explorer(graph, structure), indent=1).encode())
+
+
+def explorer(graph: "Graph", structure: Any = None) -> Json:
+    """What `save_explorer` writes, in plain types."""
+    return _Export(graph, roles_of(structure), notes_of(structure)).whole()
+
+
+class _Export:
+    """One graph on its way to the viewer's format."""
+
+    def __init__(self, graph: "Graph", roles: Mapping[str, str], notes: Mapping[str, str]) -> None:
+        self.graph, self.roles, self.notes = graph, roles, notes
+        self.colours = {role: ROLES[n % len(ROLES)][0] for n, role in enumerate(dict.fromkeys(roles.values()))}
+        self.scopes = {scope.path: scope for scope in graph.scopes}
+        self.layers = {"": ""}
+        self.reader: dict[str, Node] = {}
+        for node in graph.nodes:
+            for parent in node.parents:
+                self.reader.setdefault(parent, node)
+
+    def whole(self) -> Json:
+        layers = {self.layer(scope.path): dict(self._told(scope)) for scope in self.graph.scopes}
+        nodes = [self._node(node) for node in self.graph.nodes]
+        return {
+            "label": self.graph.model,
+            "graphs": [{"id": self.graph.model, "nodes": nodes, "groupNodeAttributes": layers}],
+        }
+
+    def layer(self, path: str) -> str:
+        """The viewer's name of a module call: the names of the calls around it and its own, each as seen from the last."""
+        if path not in self.layers:
+            scope = self.scopes.get(path)
+            above = path.rpartition("/")[0] if scope is None else scope.parent or ""  # a fused op is a place as well
+            own = path[len(above) :] if path.startswith((f"{above}.", f"{above}/")) else path
+            self.layers[path] = f"{self.layer(above)}/{_word(own.lstrip('./'))}".lstrip("/")
+        return self.layers[path]
+
+    def _node(self, node: Node) -> Json:
+        place = node.scope if not node.id.is_source else self._home(node)
+        role = self.roles.get(node.id)
+        style = {"style": {"backgroundColor": self.colours[role]}} if role else {}
+        made = {"shape": size(node), "dtype": node.kind, "device": str(node.device)}
+        return {
+            "id": str(node.id),
+            "label": f"{role}: {self._label(node)}" if role else self._label(node),
+            "namespace": self.layer(place),
+            "attrs": _pairs({"role": role} if role else {}, self._about(node)),
+            "incomingEdges": [
+                {"sourceNodeId": str(parent), "sourceNodeOutputId": "0", "targetNodeInputId": str(n)}
+                for n, parent in enumerate(node.parents)
+            ],
+            "inputsMetadata": [
+                {"id": str(n), "attrs": _pairs({"__tensor_tag": parent.at})} for n, parent in enumerate(node.parents)
+            ],
+            "outputsMetadata": [{"id": "0", "attrs": _pairs(made)}],
+            **style,
+        }
+
+    def _home(self, source: Node) -> str:
+        """Where a source is drawn: a weight in the module call that reads it first, an input outside of all."""
+        reader = self.reader.get(source.id)
+        return reader.scope if reader is not None and source.op != "input" else ""
+
+    def _label(self, node: Node) -> str:
+        """What a node is called in its layer: the end of its ID, or what its module calls the parameter."""
+        if not node.id.is_source:
+            return node.id.rpartition("/")[2]
+        home = self.scopes.get(self._home(node))
+        return node.id.partition(":")[2].removeprefix(f"{home.module}." if home and home.module else "")
+
+    def _about(self, node: Node) -> dict[str, str]:
+        kind = {"kind": node.op} if node.id.is_source else {"op": node.op}
+        where = {"call site": node.where} if node.where else {}
+        return {**kind, **{at: printed(value) for at, value in node.args.items()}, **where}
+
+    def _told(self, scope: Scope) -> Iterator[tuple[str, str]]:
+        """What the viewer says of a module call."""
+        yield "class", scope.kind
+        yield "path", scope.path or "root"
+        made = list(ids_in(scope.output))
+        if made:
+            yield "output", ", ".join(made[:8]) + (", …" if len(made) > 8 else "")
+        if scope.path in self.notes:
+            yield "structure", self.notes[scope.path]
+
+
+def _word(name: str) -> str:
+    """A name without what separates layers in the viewer."""
+    return name.replace("/", "|").replace(";", "|")
+
+
+def _pairs(*told: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for each in told for key, value in each.items()]
