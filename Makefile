@@ -6,18 +6,20 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
-.PHONY: help demo test bench graphviz clean
+.PHONY: help demo test bench bench-peers graphviz clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    see fmr at work on a small trained model"
+	@echo "make demo    the tour: a trained language model, a pretrained encoder, pictures in out/"
 	@echo "make test    style, types and tests: all that a change must pass"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
+	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens and pyvene, each beside fmr in its own environment"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
 	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
 
 demo: $(DEMO) graphviz
 	@$(PY) -m fmr demo
+	@$(PY) -m analyzers
 
 test: export OMP_NUM_THREADS := 1
 test: $(DEV) graphviz
@@ -32,8 +34,11 @@ test: $(DEV) graphviz
 bench: $(DEV)
 	@$(PY) etc/bench/engine.py $(BENCH)
 
+bench-peers:
+	@$(find_python); $$python etc/bench/peers.py $(BENCH)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 # torch comes first and by its exact pin, so that nothing that follows chooses another build of it.
 $(VENV)/.torch: constraints.txt

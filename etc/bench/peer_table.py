@@ -1,0 +1,132 @@
+"""The rows of the bench beside the peers, and how they print. Only the standard library: the driver has nothing else."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+EVERYTHING, WITH_GRAPH = "record everything", "record everything, with its graph"
+PATTERNS, GRAPH = "the attention patterns in a later run", "the graph alone"
+WORK = {
+    WITH_GRAPH: 'fmr.run(model, ids, keep="all").graph',
+    EVERYTHING: 'fmr.run(model, ids, keep="all")',
+    PATTERNS: "fmr.run(model, ids, keep=[an ID a layer])",
+    GRAPH: 'fmr.run(model, ids, keep="none").graph',
+}
+"""The kinds of work in the order of the table, and how fmr does each."""
+
+SHAPES = {"tiny": "2 layers, 64 wide, 4 heads, 16 tokens", "small": "12 layers, 768 wide, 12 heads, 32 tokens"}
+
+
+class Row(NamedTuple):
+    """One kind of work on one model: what the peer and fmr captured, at which ratio to the plain forward."""
+
+    peer: str
+    what: str
+    how: str
+    shape: str
+    captured: str = ""
+    ratio: float = 0.0
+    fmr_captured: str = ""
+    fmr_ratio: float = 0.0
+    those_ratio: float = 0.0
+    values: str = ""
+    found: str = ""
+    error: str = ""
+
+
+class Peer(NamedTuple):
+    """What one environment measured: its versions, the noise of the plain forward, and the rows."""
+
+    name: str
+    versions: Mapping[str, str]
+    again: Sequence[float]
+    rows: Sequence[Row]
+
+
+class Line(NamedTuple):
+    """The cells of one line of the table."""
+
+    how: str
+    captured: str
+    tiny: str
+    small: str
+    fmr_captured: str
+    fmr_tiny: str
+    fmr_small: str
+    values: str
+
+
+HEAD = Line("peer", "captures", "tiny", "small", "fmr captures", "tiny", "small", "peer's values against fmr's")
+
+
+def sections(peers: Sequence[Peer]) -> Iterator[tuple[str, list[Line]]]:
+    """The lines under each kind of work."""
+    rows = [row for peer in peers for row in peer.rows]
+    for what in WORK:
+        mine = sorted((row for row in rows if row.what == what), key=lambda row: (row.peer, row.how))
+        lines = [_line({row.shape: row for row in same}) for _, same in groupby(mine, key=lambda row: (row.peer, row.how))]
+        if lines:
+            yield what, lines
+
+
+def _line(at: Mapping[str, Row]) -> Line:
+    row = next(iter(at.values()))
+    both = [at.get(shape) for shape in SHAPES]
+    those = [f" ({one.those_ratio:.2f})" if one and one.those_ratio else "" for one in both]
+    return Line(
+        f"{row.peer}: {row.how}",
+        _joined(one and one.captured for one in both),
+        *(_ratio(one and one.ratio, one and one.error) for one in both),
+        _joined(one and one.fmr_captured for one in both),
+        *(_ratio(one and one.fmr_ratio) + also for one, also in zip(both, those, strict=True)),
+        _verdict([one for one in both if one]),
+    )
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    said = dict.fromkeys(row.error or row.values for row in rows)
+    found = dict.fromkeys(row.found for row in rows if row.found)
+    return "; ".join([*filter(None, said), *([f"{' / '.join(found)} found"] if found else [])])
+
+
+def _joined(cells: Iterator[str | None]) -> str:
+    """`2 / 12 tensors` for "2 tensors" and "12 tensors"."""
+    counts = [cell.split() for cell in cells if cell]
+    return f"{' / '.join(count for count, _ in counts)} {counts[0][1]}" if counts else ""
+
+
+def _ratio(value: float | None, error: str | None = None) -> str:
+    if error:
+        return "FAILS"
+    return "-" if not value else f"{value:.0f}" if value >= 20 else f"{value:.1f}" if value >= 5 else f"{value:.2f}"
+
+
+def as_text(peers: Sequence[Peer]) -> str:
+    """The table for a terminal."""
+    parts = list(sections(peers))
+    every = [HEAD, *(line for _, lines in parts for line in lines)]
+    widths = [max(len(line[column]) for line in every) for column in range(len(HEAD))]
+    out = [_padded(HEAD, widths)]
+    for what, lines in parts:
+        out += ["", f"{what}; fmr: {WORK[what]}", *(_padded(line, widths) for line in lines)]
+    return "\n".join(out)
+
+
+def _padded(line: Line, widths: Sequence[int]) -> str:
+    left = {0, 1, 4, 7}
+    return "  ".join(
+        cell.ljust(wide) if column in left else cell.rjust(wide)
+        for column, (cell, wide) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+
+
+def as_markdown(peers: Sequence[Peer]) -> str:
+    """The table for a README."""
+    out = [_piped(HEAD), "|---|---|--:|--:|---|--:|--:|---|"]
+    for what, lines in sections(peers):
+        out += [_piped((f"**{what}**", "", "", "", f"`{WORK[what]}`", "", "", "")), *(_piped(line) for line in lines)]
+    return "\n".join(out)
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
