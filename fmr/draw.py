@@ -246,11 +246,13 @@ class _Sheet:
     def _legend(self) -> str:
         """Title and legend as one HTML table, with what this picture has."""
         title = self.words.title()
-        looks = [_cell(look, look.fill, look.ink, look.legend) for name, look in LOOKS.items() if self._has(name)]
+        looks = [(look, look.fill, look.ink, look.legend) for name, look in LOOKS.items() if self._has(name)]
         shown = {self.words.role(box) for box in self.shown.boxes}
-        roles = [_cell(LOOKS["op"], fill, ink, role) for role, (fill, ink) in self.colours.items() if role in shown]
-        rows = [*_even_rows(looks), *_even_rows(roles)]
-        tables = [f'<TABLE BORDER="0" CELLSPACING="5" CELLPADDING="3"><TR>{"".join(row)}</TR></TABLE>' for row in rows]
+        roles = [(LOOKS["op"], fill, ink, role) for role, (fill, ink) in self.colours.items() if role in shown]
+        rows = [*_even_rows(looks, 6), *_even_rows(roles, 10)]
+        widths = [sum(11 + 0.55 * SMALL * len(sample[3]) for sample in row) for row in rows]
+        widest = max([0.6 * TITLE * len("".join(map(str, title[:3]))), *widths])
+        tables = [_row(row, widest - width) for row, width in zip(rows, widths, strict=True)]
         lines = "".join(f'<TR><TD ALIGN="LEFT">{line}</TD></TR>' for line in (_html(title, INK, GREY, TITLE), *tables))
         return f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="2">{lines}</TABLE>>'
 
@@ -310,9 +312,19 @@ def _in_turn(shown: Picture) -> Iterator[tuple[int, int]]:
 # ---- text
 
 
-def _even_rows(cells: list[str], most: int = 6) -> Iterator[list[str]]:
+Sample = tuple[Look, str, str, str]
+"""One sample of the legend: look, fill, ink and text."""
+
+
+def _even_rows(cells: list[Sample], most: int) -> Iterator[list[Sample]]:
     rows = -(-len(cells) // most)
     yield from (cells[len(cells) * n // rows : len(cells) * (n + 1) // rows] for n in range(rows))
+
+
+def _row(samples: list[Sample], rest: float) -> str:
+    """A row of the legend; `rest` points are left over beside it, which Graphviz would give to the samples."""
+    cells = "".join(_cell(*sample) for sample in samples) + (f'<TD WIDTH="{rest:.0f}"></TD>' if rest >= 1 else "")
+    return f'<TABLE BORDER="0" CELLSPACING="5" CELLPADDING="3"><TR>{cells}</TR></TABLE>'
 
 
 def _cell(look: Look, fill: str, ink: str, text: str) -> str:

@@ -93,7 +93,7 @@ def dot_product(graph: Graph, softmax: Node) -> Attention | str:
         z=z.id,
         out=output_projection(graph, z),
         n_heads=n_heads,
-        n_kv_heads=max(1, round(n_heads / _repeated(graph, k))),
+        n_kv_heads=_count_shared(graph, q, k, n_heads),
         head_dim=graph[q].shape[-1],
         kind=kind,
         scope=softmax.scope.partition("/")[0],
@@ -175,20 +175,20 @@ def _axes(
     graph: Graph, scored: Contraction, use: Contraction, roles: tuple[TensorId, ...], n_heads: int
 ) -> tuple[int | None, ...]:
     """The dimension of the heads in each role's value."""
+    dims = [len(graph[name].shape) for name in roles]
     if scored.node.op == use.node.op == "einsum":
         (left, right), scores = subscripts(scored.node)
         (a, b), z = subscripts(use.node)
-        shared = [letter for letter in scores if letter in left and letter in right]
+        pattern, v = (a, b) if use.right == roles[2] else (b, a)
         sizes = dict(zip(reversed(left), reversed(graph[scored.left].shape), strict=False))
-        head = next((letter for letter in reversed(shared) if sizes.get(letter) == n_heads), None)
-        if head is not None:
-            mapped = head if head in a and head in b else next((x for x in a if x in b and x in z), head)
-            pattern, v = (a, b) if use.right == roles[2] else (b, a)
-            letters = ((left, head), (right, head), (v, mapped), (scores, head), (pattern, mapped), (z, mapped))
-            dims = [len(graph[name].shape) for name in roles]
+        heads = [letter for letter in reversed(left) if letter in scores and sizes[letter] == n_heads]
+        head = next((letter for letter in heads if letter in right), heads[0] if heads else None)
+        if head is not None and len(pattern) == len(scores):
+            same = pattern[scores.index(head)]
+            words = ((left, head), (right, head), (v, same), (scores, head), (pattern, same), (z, same))
             return tuple(
                 size - len(word) + word.index(letter) if letter in word else None
-                for (word, letter), size in zip(letters, dims, strict=True)
+                for (word, letter), size in zip(words, dims, strict=True)
             )
     return tuple(_axis(graph[name].shape, n_heads) for name in roles)
 
@@ -203,6 +203,16 @@ def subscripts(node: Node) -> tuple[list[str], str]:
     equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "").replace("...", "")
     operands, _, result = equation.partition("->")
     return operands.split(","), result
+
+
+def _count_shared(graph: Graph, q: TensorId, k: TensorId, n_heads: int) -> int:
+    """Key-value heads: fewer than queries where keys were repeated, or are broadcast, over several of them."""
+    queries, keys = graph[q].shape, graph[k].shape
+    if len(keys) < len(queries):
+        return 1
+    if len(keys) == len(queries) == 4 and n_heads not in keys[1:3] and keys[1] == 1:
+        return 1
+    return max(1, round(n_heads / _repeated(graph, k)))
 
 
 def _repeated(graph: Graph, k: TensorId) -> float:

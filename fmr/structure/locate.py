@@ -13,10 +13,10 @@ from fmr.structure.additive import additive
 from fmr.structure.attention import Attention, Rejected, dot_product
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.deformable import deformable
-from fmr.structure.match import SAME, SHAPE, climb, is_random, projection
+from fmr.structure.match import NORMS, SAME, SHAPE, climb, is_random, projection
 from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
-from fmr.structure.residual import Stream, Write, find_streams, writers
+from fmr.structure.residual import Stream, Write, find_streams, reaches, writers
 
 Found = TypeVar("Found")
 Value = Callable[[TensorId], Tensor]
@@ -153,12 +153,17 @@ def layers_of(graph: Graph, stream: Stream, attention: list[AttentionBlock], mlp
         there = [m for n in range(start, end) for m in memories[n]]
         if here or there:
             after = stream.writes[end].before if end < len(stream.writes) else stream.points[-1]
-            middle = next((n for n in range(start + 1, end) if memories[n] and not blocks[n] and here), None)
+            middle = next((n for n in range(start + 1, end) if here and _reads(graph, memories[n], stream.writes[n])), None)
             pre, mid = stream.writes[start].before, stream.writes[middle].before if middle is not None else None
             layers.append(
                 Layer(tuple(here), tuple(there), Site(pre), Site(mid) if mid else None, Site(_post(stream, end, after)))
             )
     return layers
+
+
+def _reads(graph: Graph, memories: list[MemoryBlock], write: Write) -> bool:
+    """Whether memories that write at an add read the stream just before it; in a parallel block they read it earlier."""
+    return any(reaches(graph, memory.found.source, write.before) for memory in memories)
 
 
 def _post(stream: Stream, end: int, after: TensorId) -> TensorId:
@@ -227,5 +232,5 @@ def _unembedding(graph: Graph, stream: Stream | None) -> Site | None:
         for node in ends:
             if projection(graph, node) is not None and graph[node.id].shape[-1] > graph[end].shape[-1]:
                 return Site(node.id)
-        ends = [after for node in ends if node.op in SAME | SHAPE for after in graph.readers(node.id)]
+        ends = [after for node in ends if node.op in SAME | SHAPE | NORMS for after in graph.readers(node.id)]
     return None

@@ -115,6 +115,8 @@ class AttentionBlock:
         names = ["examples", *("heads" if n == axis else f"axis {n}" for n in range(1, size - 2)), "positions", "units"]
         if axis is not None and axis >= size - 2:
             names = ["examples", *("heads" if n == axis else "positions" for n in range(1, size - 1)), "units"]
+        if axis is None and role in ("k", "v") and self.n_kv_heads == 1:
+            head = None  # all heads share it
         if head is not None and axis is None:
             raise StructureError(
                 f"{name} folds its heads into the batch: no dimension of {list(self.graph[name].shape)} is theirs."

@@ -50,10 +50,10 @@ def _inside(graph: Graph, chain: list[Write], write: Write) -> bool:
     start, end = chain[0].before, chain[-1].after
     if not graph.place(write.before) < graph.place(start) < graph.place(end) < graph.place(write.after):
         return False
-    return _reaches(graph, start, write.before) and _reaches(graph, write.added, end)
+    return reaches(graph, start, write.before) and reaches(graph, write.added, end)
 
 
-def _reaches(graph: Graph, name: TensorId, origin: TensorId) -> bool:
+def reaches(graph: Graph, name: TensorId, origin: TensorId) -> bool:
     """Whether a value depends on another."""
     first, waiting, seen = graph.place(origin), [name], {name}
     for here in waiting:

@@ -1,0 +1,127 @@
+"""The whole of a structure: idioms beyond the dot product, models that have none, structure without weights."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import fmr
+
+
+class Einsum(nn.Module):
+    """Heads in the third dimension, written with einsum; keys and values shared by all heads where asked."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 2 if shared else 8), nn.Linear(8, 2 if shared else 8)
+        self.o, self.shared = nn.Linear(8, 8), shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).view(*x.shape[:2], 4, 2)
+        k, v = self.k(x), self.v(x)
+        if self.shared:
+            pattern = torch.einsum("bqhd,bkd->bhqk", q, k).softmax(-1)
+            z = torch.einsum("bhqk,bkd->bqhd", pattern, v)
+        else:
+            k, v = k.view(q.shape), v.view(q.shape)
+            pattern = (torch.einsum("bqhd,bkhd->bhqk", q, k) / 2**0.5).softmax(-1)
+            z = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+        return x + self.o(z.reshape(x.shape))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_einsum_with_heads_in_the_middle(shared: bool) -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Einsum(shared), torch.randn(2, 5, 8))
+    block = fmr.locate(run).attention[0]
+    assert block.certified
+    assert (block.n_heads, block.n_kv_heads, block.head_dim) == (4, 1 if shared else 4, 2)
+    assert run[block.pattern].shape == (2, 4, 5, 5)
+    assert torch.equal(run[block.head(3).pattern], run[block.pattern][:, 3])
+    assert torch.equal(run[block.head(3).q], run[block.q][:, :, 3])
+
+
+class Additive(nn.Module):
+    """A recurrent step that looks over a sequence with additive scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.query, self.score = nn.Linear(6, 5), nn.Linear(4, 5), nn.Linear(5, 1, bias=False)
+
+    def forward(self, seen: Tensor, state: Tensor) -> Tensor:
+        summed = torch.tanh(self.key(seen) + self.query(state).unsqueeze(1))
+        return self.score(summed).softmax(1).transpose(1, 2) @ seen
+
+
+def test_additive_attention() -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Additive(), torch.randn(2, 7, 6), torch.randn(2, 4))
+    (block,) = fmr.locate(run).attention
+    assert (block.kind, block.n_heads, block.head_dim) == ("additive", 1, 5)
+    assert block.certified
+
+
+class Deformable(nn.Module):
+    """Each query weighs three places of a map that it chooses itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.weights = nn.Linear(4, 2 * 3 * 2), nn.Linear(4, 2 * 3)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        grid = self.places(x).view(batch, length, 2, 3, 2).tanh().transpose(1, 2).flatten(0, 1)
+        weights = self.weights(x).view(batch, length, 2, 3).softmax(-1).transpose(1, 2).reshape(batch * 2, 1, length, 3)
+        sampled = F.grid_sample(seen.repeat(2, 1, 1, 1), grid, align_corners=False)
+        return (sampled * weights).sum(-1).view(batch, -1, length).transpose(1, 2)
+
+
+def test_deformable_attention() -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Deformable(), torch.randn(1, 5, 4), torch.randn(1, 2, 6, 6))
+    (block,) = fmr.locate(run).attention
+    assert (block.kind, block.n_heads) == ("deformable", 2)
+    assert block.certified
+
+
+class Mixer(nn.Module):
+    """Tokens mixed by a multilayer perceptron: memories, no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 5))
+        self.channels = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(x)
+
+
+def test_a_mixer_has_memories_and_no_attention() -> None:
+    structure = fmr.locate(fmr.run(Mixer(), torch.randn(2, 5, 8)))
+    assert not structure.attention
+    assert [block.n for block in structure.mlps] == [7, 12]
+
+
+def test_structure_without_weights_on_the_meta_device() -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 1000}
+    config = LlamaConfig(num_attention_heads=16, num_key_value_heads=4, **sizes)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).eval()
+        graph = fmr.run(model, torch.zeros(1, 16, dtype=torch.long), keep="none").graph
+    structure = fmr.locate(graph)
+    assert [(layer.attention.n_heads, layer.attention.n_kv_heads, layer.mlp.n) for layer in structure.layers] == [
+        (16, 4, 2048)
+    ] * 6
+    assert all(block.certified is None for block in structure.attention)
+    assert "not computed" in repr(structure)
+
+
+def test_a_structure_prints_on_one_screen() -> None:
+    torch.manual_seed(0)
+    structure = fmr.locate(fmr.run(Einsum(False), torch.randn(2, 5, 8)))
+    assert (
+        repr(structure).splitlines()[0] == "Structure of Einsum: 1 layers, 1 attentions, 0 memories, 0 candidates rejected"
+    )
+    assert structure.roles[structure.attention[0].found.pattern] == "pattern"

@@ -1,0 +1,138 @@
+"""Feed-forward memories: keys, coefficients and values are the ones that the model computes with."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fmr
+from fmr.errors import StructureError
+from tests.models import build
+
+
+class Residual(nn.Module):
+    """x + mlp(x), twice, so that there is a stream to write to."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+class Plain(nn.Module):
+    def __init__(self, bend: Callable[[Tensor], Tensor] = F.gelu) -> None:
+        super().__init__()
+        self.up, self.down, self.bend = nn.Linear(6, 10), nn.Linear(10, 6), bend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.bend(self.up(x)))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (nn.Linear(a, b, bias=False) for a, b in ((6, 10), (6, 10), (10, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class FusedGate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.down = nn.Linear(6, 20, bias=False), nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.both(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class Transposed(nn.Module):
+    """Weights stored (in, out), as some libraries do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w_in, self.w_out = nn.Parameter(torch.randn(6, 10)), nn.Parameter(torch.randn(10, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.w_in) @ self.w_out
+
+
+def by_hand(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(0.79788456 * (x + 0.044715 * x.pow(3))))
+
+
+FORMS = {
+    "plain": (Plain, "up.weight", None, "down.weight"),
+    "written out": (lambda: Plain(by_hand), "up.weight", None, "down.weight"),
+    "gated": (Gated, "up.weight", "gate.weight", "down.weight"),
+    "fused gate": (FusedGate, "both.weight", None, "down.weight"),
+    "transposed": (Transposed, "w_in", None, "w_out"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_keys_coefficients_and_values(form: str) -> None:
+    torch.manual_seed(0)
+    make, w_in, w_gate, w_out = FORMS[form]
+    model = Residual(make(), make())
+    posts: list[Tensor] = []
+    for block in model.blocks:
+        if hasattr(block, "down"):
+            block.down.register_forward_pre_hook(lambda module, args: posts.append(args[0]))
+    x = torch.randn(2, 3, 6)
+    run = fmr.run(model, x)
+    structure = fmr.locate(run)
+    assert [block.scope for block in structure.mlps] == ["blocks.0", "blocks.1"], structure
+    for number, block in enumerate(structure.mlps):
+        assert block.certified
+        assert block.n == 10
+        names = [f"param:blocks.{number}.{name}" if name else None for name in (w_in, w_gate, w_out)]
+        assert [block.w_in, block.w_gate, block.w_out] == names
+        if posts:
+            assert torch.equal(run[block.post], posts[number])
+        values = torch.stack([block.memory(i)[1] for i in range(block.n)])
+        written = run[block.post] @ values
+        bias = getattr(getattr(model.blocks[number], "down", None), "bias", None)
+        torch.testing.assert_close(written + (0 if bias is None else bias.detach()), run[block.out])
+
+
+@pytest.mark.parametrize("form", ["plain", "transposed"])
+def test_a_key_is_what_the_stream_is_multiplied_with(form: str) -> None:
+    torch.manual_seed(0)
+    model = Residual(FORMS[form][0]())
+    x = torch.randn(2, 3, 6)
+    run = fmr.run(model, x)
+    block = fmr.locate(run).mlps[0]
+    bias = model.blocks[0].up.bias[4] if form == "plain" else 0
+    torch.testing.assert_close(run[block.pre][..., 4], (x @ block.memory(4)[0] + bias).detach())
+
+
+def test_experts_are_memories_and_their_router_is_no_attention() -> None:
+    model, args, kwargs = build("mixtral")
+    structure = fmr.locate(fmr.run(model, *args, **kwargs))
+    assert structure.mlps
+    assert all(block.certified for block in structure.mlps)
+    assert len(structure.attention) == len(structure.layers)
+    with pytest.raises(StructureError, match="one matrix per expert"):
+        structure.mlps[0].memory(0)
+
+
+def test_a_gate_for_channels_that_no_stream_reads_is_rejected() -> None:
+    structure = fmr.locate(fmr.run(Plain(), torch.randn(2, 3, 6)))
+    assert not structure.mlps
+    assert "down/linear#0 is no memory: its output is not written to a residual stream" in repr(structure)
+
+
+def test_questions_that_cannot_be_answered() -> None:
+    run = fmr.run(Residual(Plain()), torch.randn(2, 3, 6))
+    with pytest.raises(StructureError, match=r"Memory 10 of 'blocks.0': expected 0 to 9"):
+        fmr.locate(run).mlps[0].memory(10)
+    with pytest.raises(StructureError, match=r"found in a graph alone, which holds no weights. Use fmr.locate\(run\)"):
+        fmr.locate(run.graph).mlps[0].memory(0)
