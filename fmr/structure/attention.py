@@ -144,7 +144,7 @@ def _count_heads(graph: Graph, q: TensorId, scored: Contraction) -> int:
     """How many heads the queries have: where their width was split into heads of their size, else a batch dimension."""
     shape = graph[q].shape
     split = _split(graph, q, shape[-1])
-    inner = shape[1:-1] if scored.node.op == "einsum" else shape[:-2]
+    inner = shape[1:-1] if scored.node.op == "einsum" else shape[1:-2] or shape[:1]
     if split is not None and (split in inner or (len(shape) == 3 and inner[0] % split == 0)):
         return split
     return shape[1] if len(shape) == 4 else _folded(graph, q)
