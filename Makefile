@@ -6,12 +6,13 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
-.PHONY: help demo test bench bench-peers graphviz clean
+.PHONY: help demo test notebooks bench bench-peers graphviz clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    the tour: a trained language model, a pretrained encoder, pictures in out/"
 	@echo "make test    style, types and tests: all that a change must pass"
+	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
 	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens and pyvene, each beside fmr in its own environment"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
@@ -30,6 +31,9 @@ test: $(DEV) graphviz
 	@$(PY) -m mypy --no-error-summary
 	@echo "pytest: behaviour"
 	@$(PY) -m pytest -n 2
+
+notebooks: $(DEV) graphviz
+	@$(PY) etc/notebooks.py
 
 bench: $(DEV)
 	@$(PY) etc/bench/engine.py $(BENCH)
