@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmr.build import ids_in
 from fmr.captions import printed, size
-from fmr.draw import ROLES
+from fmr.draw import INK, ROLES
 from fmr.files import write_whole
 from fmr.nodes import Node, Scope
 from fmr.picture import notes_of, roles_of
@@ -28,7 +28,7 @@ def save_explorer(graph: "Graph", path: str | os.PathLike[str], *, structure: An
     their role, as in `save_svg`. Module calls become layers that open and close, every value keeps its ID, and searching
     finds it. fmr itself needs neither the viewer nor anything else for this.
     """
-    write_whole(path, json.dumps(explorer(graph, structure), indent=1).encode())
+    write_whole(path, json.dumps(explorer(graph, structure)).encode())
 
 
 def explorer(graph: "Graph", structure: Any = None) -> Json:
@@ -41,7 +41,7 @@ class _Export:
 
     def __init__(self, graph: "Graph", roles: Mapping[str, str], notes: Mapping[str, str]) -> None:
         self.graph, self.roles, self.notes = graph, roles, notes
-        self.colours = {role: ROLES[n % len(ROLES)][0] for n, role in enumerate(dict.fromkeys(roles.values()))}
+        self.styles = {role: _style(*ROLES[n % len(ROLES)]) for n, role in enumerate(dict.fromkeys(roles.values()))}
         self.scopes = {scope.path: scope for scope in graph.scopes}
         self.layers = {"": ""}
         self.reader: dict[str, Node] = {}
@@ -69,7 +69,7 @@ class _Export:
     def _node(self, node: Node) -> Json:
         place = node.scope if not node.id.is_source else self._home(node)
         role = self.roles.get(node.id)
-        style = {"style": {"backgroundColor": self.colours[role]}} if role else {}
+        style = {"style": self.styles[role]} if role else {}
         made = {"shape": size(node), "dtype": node.kind, "device": str(node.device)}
         return {
             "id": str(node.id),
@@ -102,7 +102,8 @@ class _Export:
     def _about(self, node: Node) -> dict[str, str]:
         kind = {"kind": node.op} if node.id.is_source else {"op": node.op}
         where = {"call site": node.where} if node.where else {}
-        return {**kind, **{at: printed(value) for at, value in node.args.items()}, **where}
+        kind["ID"] = str(node.id)  # the viewer's search reads attributes, not IDs
+        return {**kind, **{f"argument {at}": printed(value) for at, value in node.args.items()}, **where}
 
     def _told(self, scope: Scope) -> Iterator[tuple[str, str]]:
         """What the viewer says of a module call."""
@@ -113,6 +114,13 @@ class _Export:
             yield "output", ", ".join(made[:8]) + (", …" if len(made) > 8 else "")
         if scope.path in self.notes:
             yield "structure", self.notes[scope.path]
+
+
+def _style(fill: str, ink: str) -> dict[str, str]:
+    """The look of a role; the viewer writes in dark ink, so what needs light ink is made paler and keeps its border."""
+    parts = [int(fill[n : n + 2], 16) for n in (1, 3, 5)]
+    paler = "#" + "".join(f"{(part + 255) // 2:02X}" for part in parts)
+    return {"backgroundColor": fill if ink == INK else paler, "borderColor": fill if ink != INK else "#6E6E6E"}
 
 
 def _word(name: str) -> str:

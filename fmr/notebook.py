@@ -11,7 +11,7 @@ from fmr.picture import View, picture
 if TYPE_CHECKING:
     from fmr.graph import Graph
 
-MOST_BOXES = 48
+MOST_BOXES = 32
 """A picture with more boxes than this does not fit a notebook."""
 
 DEPTHS = (3, 2, 1)

@@ -12,6 +12,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
+import fmr
 from analyzers import AnalyzerError, HeadClustering, sentences
 from analyzers.divergence import divergences
 from analyzers.embed import group, plane, separation, stress
