@@ -52,10 +52,9 @@ class _Export:
     def whole(self) -> Json:
         layers = {self.layer(scope.path): dict(self._told(scope)) for scope in self.graph.scopes}
         nodes = [self._node(node) for node in self.graph.nodes]
-        return {
-            "label": self.graph.model,
-            "graphs": [{"id": self.graph.model, "nodes": nodes, "groupNodeAttributes": layers}],
-        }
+        shown = {"layoutConfigs": {"keepLayersWithASingleChild": True}}  # else a module call of one op would vanish
+        graph = {"id": self.graph.model, "nodes": nodes, "groupNodeAttributes": layers, **shown}
+        return {"label": self.graph.model, "graphs": [graph]}
 
     def layer(self, path: str) -> str:
         """The viewer's name of a module call: the names of the calls around it and its own, each as seen from the last."""

@@ -122,7 +122,7 @@ class Graph:
     def inner(self, key: Key) -> tuple[Node, ...]:
         """The values inside a fused op; empty for any other op."""
         node = self[key]
-        return self._expand(node, self._lookup).nodes if is_fused(node) else ()
+        return self._expand(node, self._lookup).nodes if _is_closed(node) else ()
 
     def _lookup(self, name: str) -> Node:
         return self[name]
@@ -138,7 +138,7 @@ class Graph:
         nodes: Sequence[Node] = self.nodes
         found: tuple[Node, ...] = ()
         while True:
-            owner = next((n for n in nodes if is_fused(n) and name.startswith(scope_of(n) + "/")), None)
+            owner = next((n for n in nodes if _is_closed(n) and name.startswith(scope_of(n) + "/")), None)
             if owner is None:
                 return found
             local = {node.id: node for node in found}
@@ -152,7 +152,7 @@ class Graph:
 
         def unfold(node: Node) -> Iterator[Node]:
             yield node
-            if is_fused(node) and scope_of(node) not in seen:
+            if _is_closed(node) and scope_of(node) not in seen:
                 seen.add(scope_of(node))
                 for inner in self.inner(node.id):
                     yield from unfold(inner)
@@ -167,7 +167,7 @@ class Graph:
         known: dict[str, Node] = {}
 
         def add(node: Node) -> None:
-            if is_fused(node):
+            if _is_closed(node):
                 inner = self._expand(node, known.__getitem__)
                 for one in inner.nodes:
                     if one.id not in known:
@@ -364,6 +364,11 @@ class ModuleCall:
     def __repr__(self) -> str:
         path = self.scope.path or "root"
         return f"{path} ({self.scope.kind}): {len(self.nodes)} ops, output {list(ids_in(self.scope.output))}"
+
+
+def _is_closed(node: Node) -> bool:
+    """Whether a node is a fused op whose inner values do not stand in the graph already."""
+    return is_fused(node) and not any(parent.at == HANDED_ON for parent in node.parents)
 
 
 def _pack(node: Node) -> list[Any]:

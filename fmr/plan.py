@@ -12,7 +12,7 @@ from torch.overrides import _get_current_function_mode, _pop_mode, _push_mode
 from fmr.ids import SOURCES, TensorId
 from fmr.inner import value_inside
 from fmr.nodes import outputs
-from fmr.ops import PASS, Op, _known, is_tensor_result, op_of
+from fmr.ops import PASS, READ, Op, _known, is_tensor_result, op_of
 from fmr.recorder import _functorch_level, made_by_writing, written_by
 from fmr.scopes import Call, Names, Paths, name_inputs, refuse_transformed
 from fmr.watch import WatcherMode
@@ -45,6 +45,7 @@ class Plan:
                 by_op.setdefault(part.k, []).append(Want(name, part.output, outer is not name))
         self.prefixes = {prefix for scope in self.ops for prefix in _prefixes(scope)}
         self.registered = tuple({_bare(prefix) for prefix in self.prefixes})
+        self.skip: dict[str, set[Callable[..., Any]]] = {scope: set() for scope in self.ops}
         self._paths: tuple[weakref.ref[nn.Module], Paths] | None = None
 
     def paths(self, root: nn.Module) -> Paths:
@@ -89,8 +90,9 @@ class Reader(WatcherMode):
         self.end: Callable[[Any], None] = end
         self.foreign: list[nn.Module] = []
         self.missed: list[nn.Module] = []
-        self.ran: dict[str, list[str]] = {}
-        self._trail: list[str] = []
+        self.ran: dict[str, list[Callable[..., Any]]] = {}
+        self._trail: list[Callable[..., Any]] = []
+        self._skip: set[Callable[..., Any]] = set()
         self._followed: dict[int, list[str]] | None = None
         self._names: Names | Paths | None = None
         self._here: Call | None = None
@@ -129,13 +131,14 @@ class Reader(WatcherMode):
         self._here, self._wanted = here, wanted
         if wanted is not None and here is not None:
             self._trail = self.ran[here.path] = []
+            self._skip = self.plan.skip[here.path]
         try:
             return proceed(module, *args, **kwargs)
         finally:
             self._switch(on)
             self._here, self._wanted = above, was
             if was is not None and above is not None:
-                self._trail = self.ran[above.path]
+                self._trail, self._skip = self.ran[above.path], self.plan.skip[above.path]
 
     def _switch(self, on: bool) -> bool:
         """Put this mode on or take it off, and tell which it was; under a mode of the model's own it stays where it is."""
@@ -184,19 +187,25 @@ class Reader(WatcherMode):
                 self._found(name, given[name], True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        op = _known.get(func) or op_of(func)
         out = func(*args, **kwargs) if kwargs else func(*args)
-        if op.kind == PASS or self._wanted is None:
+        if func in self._skip and not (kwargs and "out" in kwargs):
+            self._trail.append(func)
             return out
-        if out.__class__ is Tensor or is_tensor_result(out):
-            made = out
-        else:
-            made = made_by_writing(written_by(op, args, kwargs or {}))
-        if made is not None and _functorch_level() is None:
-            self._trail.append(op.name)
-            wanted = self._wanted.get(op.name)
+        return self._met(func, out, args, kwargs or {})
+
+    def _met(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        """A function that may be one of those waited for; one that can not be is skipped from now on."""
+        if self._wanted is None:
+            return out
+        op = _known.get(func) or op_of(func)
+        wanted = self._wanted.get(op.name)
+        if op.kind == PASS or (op.kind == READ and wanted is None):
+            self._skip.add(func)
+        made = out if is_tensor_result(out) else made_by_writing(written_by(op, args, kwargs))
+        if op.kind != PASS and made is not None and _functorch_level() is None:
+            self._trail.append(func)
             if wanted is not None:
-                self._made(op, wanted, made, args, kwargs or {})
+                self._made(op, wanted, made, args, kwargs)
         return out
 
     def _made(self, op: Op, wanted: dict[int, list[Want]], made: Any, args: Any, kwargs: Any) -> None:
@@ -215,6 +224,11 @@ class Reader(WatcherMode):
         self._left -= 1
         if self.stop and self._left == 0:
             raise Stop(self)
+
+
+def ops_of(trail: list[Callable[..., Any]]) -> list[str]:
+    """The names of the ops among the functions that ran in a planned module call."""
+    return [op.name for op in map(op_of, trail) if op.kind != PASS]
 
 
 def is_plannable(name: str) -> bool:

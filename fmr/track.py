@@ -1,7 +1,7 @@
 """Opening a tracked block: what to keep decides who watches."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -20,7 +20,7 @@ from fmr.ids import OPAQUE, Site, TensorId
 from fmr.inner import all_inside, is_fused, scope_of, value_inside
 from fmr.nodes import Node, outputs
 from fmr.ops import Op
-from fmr.plan import Plan, Reader, Stop, is_plannable, outermost
+from fmr.plan import Plan, Reader, Stop, is_plannable, ops_of, outermost
 from fmr.recorder import Event, Recorder, Tape
 from fmr.run import Pass, Run, last_graph
 from fmr.scopes import Names
@@ -299,14 +299,14 @@ def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
     return f"{what} called inside the block. Expected a call such as model(**inputs) there."
 
 
-def _departure(name: TensorId, graph: Graph | None, ran: dict[str, list[str]]) -> str:
+def _departure(name: TensorId, graph: Graph | None, ran: Mapping[str, Any]) -> str:
     """Where this run left the recorded graph, as far as the watched module call shows."""
     scope = outermost(name).scope
     if name.is_source:
         return " The pass had no such source."
     if scope not in ran:
         return f" The module call {scope!r} did not take place."
-    now = _numbered(ran[scope])
+    now = _numbered(ops_of(ran[scope]))
     then = _recorded(graph, scope) if graph is not None else []
     for k, (before, after) in enumerate(zip_longest(then, now)):
         if then and before != after:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import fmr
 from fmr import Graph, Site
-from fmr.draw import dot
+from fmr.draw import ROLES, dot
 from fmr.errors import DrawError, IdError
 from fmr.inner import is_fused
 from fmr.picture import View, picture
@@ -427,6 +427,40 @@ def test_a_role_without_a_box_of_its_own_is_told_by_the_box_that_holds_it() -> N
     assert [caption(node)[0] for node in boxes(fused).values() if "holds transposed keys" in caption(node)] == [
         op.id.rpartition("/")[2]
     ]
+
+
+def test_a_role_has_one_colour_in_every_picture_of_a_structure() -> None:
+    graph = zoo("gpt2_eager")
+    structure = fmr.locate(graph)
+    assert len(set(structure.roles.values())) <= len(ROLES) == len(set(ROLES))
+    fills: dict[str, set[str]] = {}
+    for around in ("transformer.h.0.attn", "transformer.h.1.mlp", "transformer.h.1"):
+        for box in boxes(read(dot(graph, around=around, structure=structure))).values():
+            if caption(box)[0] in structure.roles.values():
+                fills.setdefault(caption(box)[0], set()).add(box["fillcolor"])
+    assert set(fills) == {"q", "k", "v", "scores", "pattern", "z", "out", "pre", "post", "resid"}
+    assert {len(found) for found in fills.values()} == {1}
+    assert len(set.union(*fills.values())) == len(fills)
+
+
+def test_heads_and_memories_stand_on_frames_and_on_closed_modules() -> None:
+    graph = zoo("gpt2_eager")
+    structure = fmr.locate(graph)
+    opened = [part.attributes.get("label", "") for part in read(dot(graph, structure=structure)).walk()]
+    assert sum("2 heads of 8" in label for label in opened) == sum("64 memories" in label for label in opened) == 2
+    (folded,) = [
+        caption(box) for box in boxes(read(dot(graph, depth=2, structure=structure))).values() if " x 2" in caption(box)[0]
+    ]
+    assert folded[-1] == "2 heads of 8, 64 memories"
+    closed = [line for box in boxes(read(dot(graph, depth=1, structure=structure))).values() for line in caption(box)]
+    assert "2 heads of 8 x 2, 64 memories x 2" in closed
+    bare = SimpleNamespace(roles=structure.roles)
+    assert "heads of" not in dot(graph, structure=bare)
+
+
+def test_samples_of_the_legend_are_as_wide_as_their_words() -> None:
+    legend = read(dot(tower(), structure={"input:args.0": "start"})).attributes["label"]
+    assert re.search(r'<TD WIDTH="\d+"></TD></TR>', legend)
 
 
 # ---- the text

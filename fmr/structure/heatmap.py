@@ -147,9 +147,7 @@ def _ticks(ax: "Axes", side: str, labels: list[str] | None, count: int, cell: fl
 def _colours() -> Any:
     from matplotlib import colormaps
 
-    colours = colormaps[COLOURS].copy()
-    colours.set_bad(UNKNOWN)
-    return colours
+    return colormaps[COLOURS].with_extremes(bad=UNKNOWN)
 
 
 def _pyplot() -> Any:
