@@ -6,7 +6,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
-.PHONY: help demo test notebooks bench bench-peers graphviz clean
+.PHONY: help demo test notebooks bench bench-peers census graphviz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
 	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens and pyvene, each beside fmr in its own environment"
+	@echo "make census  how much of the structure of 408 architectures is located"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
 	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
 
@@ -40,6 +41,9 @@ bench: $(DEV)
 
 bench-peers:
 	@$(find_python); $$python etc/bench/peers.py $(BENCH)
+
+census: $(DEV)
+	@$(PY) etc/census/measure.py
 
 clean:
 	rm -rf $(VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
