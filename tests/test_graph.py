@@ -137,6 +137,18 @@ def test_networkx_gets_every_node_and_every_argument(graph: fmr.Graph) -> None:
     assert all(type(name) is str for name in there.nodes)
 
 
+def test_a_graph_with_its_fused_ops_written_out_answers_like_any_other() -> None:
+    gpt2, args, kwargs = build("gpt2")
+    graph = fmr.run(gpt2, *args, keep="none", **kwargs).graph
+    opened = graph.unfused
+    (pattern, _) = opened.find("*/softmax#0")
+    assert opened[pattern.id] == graph[pattern.id]
+    assert len(graph.inner(pattern.scope)) > len(opened.inner(pattern.scope)) == 0
+    assert [node.id for node in opened.unfused] == [node.id for node in opened]
+    with pytest.raises(fmr.IdError, match="Nearest that exist"):
+        opened[pattern.id.replace("softmax#0", "softmax#7")]
+
+
 # ---- comparing
 
 

@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,6 +188,22 @@ def llama(clock: Clock) -> None:
     )
 
 
+def locating() -> None:
+    """Structure from the graph alone, of a 32-layer decoder and of one twice as deep."""
+    seconds = {}
+    for layers in (32, 64):
+        config = LlamaConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=layers, num_attention_heads=8)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config).eval()
+            graph = fmr.run(model, torch.zeros(1, 16, dtype=torch.long), keep="none").graph
+        start = time.process_time()
+        fmr.locate(graph)
+        seconds[layers] = time.process_time() - start
+    verdict = "ok" if seconds[32] < 1.0 else "OVER"
+    twice = f"64 layers take {seconds[64] / seconds[32]:.2f} times as long"
+    row("locate in the graph of 32 layers", f"{seconds[32]:.3f} s", "", "1.000 s", verdict, twice)
+
+
 def llama_case() -> Case:
     """A 70B-parameter Llama shape without its weights; without a cache its forward would ask a mask for its values."""
     with torch.device("meta"):
@@ -238,6 +255,7 @@ def main(quick: bool) -> None:
     recording(long, clock, 1.10, None, None)
     fused = gpt2("sdpa", **TINY)
     fused_patterns(Case("tiny 1x16 sdpa", fused, token_ids(fused, 16), 8), clock)
+    locating()
     llama(Clock(clock.rounds, 15.0, 3))
     importing(2 if quick else 5)
     if raise_mmap_threshold():
