@@ -1,6 +1,7 @@
 """How things look at the end of a notebook cell: a picture where one is small enough, else a table or plain text."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,26 @@ if TYPE_CHECKING:
 MOST_BOXES = 32
 """A picture with more boxes than this does not fit a notebook."""
 
+WIDEST = 1200
+"""Points of a picture's width; a wider one would be made too small to read."""
+
 DEPTHS = (3, 2, 1)
 """How many levels of modules a notebook's picture opens: as many of these as fit."""
 
 
 def drawn(graph: "Graph") -> str | None:
     """The picture of a graph for a notebook; None where Graphviz is missing or no depth gives a small one."""
-    depth = next((d for d in DEPTHS if len(picture(graph, View(depth=d)).boxes) <= MOST_BOXES), None)
-    if depth is None:
-        return None
-    try:
-        text = svg(graph, depth=depth).decode()
-    except (DrawError, OSError):
-        return None
-    return text[text.index("<svg") :].replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1)
+    for depth in DEPTHS:
+        if len(picture(graph, View(depth=depth)).boxes) > MOST_BOXES:
+            continue
+        try:
+            text = svg(graph, depth=depth).decode()
+        except (DrawError, OSError):
+            return None
+        width = re.search(r'<svg width="(\d+)', text)
+        if width is not None and int(width[1]) <= WIDEST:
+            return text[width.start() :].replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1)
+    return None
 
 
 def preformatted(value: object) -> str:
@@ -41,9 +48,10 @@ def preformatted(value: object) -> str:
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], after: str = "") -> str:
     """A compact HTML table with a title above it and lines of text below; everything is escaped."""
-    cells = "".join(_row("th", head)) + "".join(_row("td", row) for row in rows)
+    cells = "".join(_row("td", row) for row in rows)
+    cells = f"<table>{_row('th', head)}{cells}</table>" if cells else ""
     below = f'<pre style="margin:0.3em 0">{html.escape(after)}</pre>' if after else ""
-    return f"<div><b>{html.escape(title)}</b><table>{cells}</table>{below}</div>"
+    return f"<div><b>{html.escape(title)}</b>{cells}{below}</div>"
 
 
 def _row(kind: str, cells: Sequence[str]) -> str:

@@ -70,16 +70,17 @@ def test_a_picture_that_is_too_large_gives_way_to_the_summary() -> None:
                 x = x * self.weight
             return x
 
-    large = fmr.run(Wide(), torch.ones(1, 3)).graph
-    assert large._repr_svg_() is None
-    assert Read(large._repr_html_() or "").texts == [repr(large)]
+    side_by_side = tracked("gru").graph
+    for large in (fmr.run(Wide(), torch.ones(1, 3)).graph, side_by_side):
+        assert large._repr_svg_() is None
+        assert Read(large._repr_html_() or "").texts == [repr(large)]
 
 
 def test_without_dot_the_summary_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    graph = tracked("gru").graph
-    assert graph._repr_svg_() is None
-    assert Read(graph._repr_html_() or "").texts == [repr(graph)]
+    for graph in (tracked().graph, fmr.Graph([], [], "Empty")):
+        assert graph._repr_svg_() is None
+        assert Read(graph._repr_html_() or "").texts == [repr(graph)]
 
 
 # ---- runs and structures
@@ -102,6 +103,7 @@ def test_a_structure_is_a_table_of_layers_heads_sizes_and_certificates() -> None
     assert sum(text.startswith("certified, error ") for text in read.texts) == 4
     assert page == fmr.locate(tracked())._repr_html_()
     assert "not computed" in fmr.locate(tracked().graph)._repr_html_()
+    assert "table" not in Read(fmr.locate(tracked("gru"))._repr_html_()).tags
 
 
 def test_what_was_rejected_stands_below_and_parts_outside_of_layers_have_rows() -> None:
