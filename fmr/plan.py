@@ -5,7 +5,6 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode, _pop_mode, _push_mode
 
@@ -13,9 +12,8 @@ from fmr.ids import SOURCES, TensorId
 from fmr.inner import value_inside
 from fmr.nodes import outputs
 from fmr.ops import PASS, READ, Op, _known, is_tensor_result, op_of
-from fmr.recorder import _functorch_level, made_by_writing, written_by
-from fmr.scopes import Call, Names, Paths, name_inputs, refuse_transformed
-from fmr.watch import WatcherMode
+from fmr.recorder import RootWatcher, _functorch_level, made_by_writing, written_by
+from fmr.scopes import Call, Names, Paths, name_inputs
 
 
 class Stop(BaseException):
@@ -76,20 +74,18 @@ def _prefixes(scope: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(len(parts) + 1)]
 
 
-class Reader(WatcherMode):
+class Reader(RootWatcher):
     """Runs a plan: `deliver(id, tensor)` gets each planned value once a pass; `begin` and `end` enclose a pass.
 
     Only ops that run directly in a planned module call meet the mode; it is off in every call below and beside it.
     """
 
     def __init__(self, root: nn.Module | None, plan: Plan, begin: Any, deliver: Any, end: Any, stop: bool) -> None:
-        super().__init__()
-        self.root, self.plan, self.stop = root, plan, stop
+        super().__init__(root)
+        self.plan, self.stop = plan, stop
         self.begin: Callable[[], None] = begin
         self.deliver: Callable[[TensorId, Tensor, bool], None] = deliver
         self.end: Callable[[Any], None] = end
-        self.foreign: list[nn.Module] = []
-        self.missed: list[nn.Module] = []
         self.ran: dict[str, list[Callable[..., Any]]] = {}
         self._trail: list[Callable[..., Any]] = []
         self._skip: set[Callable[..., Any]] = set()
@@ -104,7 +100,7 @@ class Reader(WatcherMode):
         """Run a module call; follow it if a planned ID lies below."""
         above, followed = self._here, self._followed
         if above is None:
-            if self._names is None and self._is_outermost(module):
+            if self._names is None and self.begins_pass(module):
                 return self._pass(proceed, module, args, kwargs)
             return proceed(module, *args, **kwargs)
         if _functorch_level() is not None:
@@ -150,16 +146,6 @@ class Reader(WatcherMode):
             _pop_mode()
             self._on = False
         return was
-
-    def _is_outermost(self, module: nn.Module) -> bool:
-        if torch._C._current_graph_task_id() != -1:
-            return False
-        if self.root is None or module is self.root:
-            if _functorch_level() is not None:
-                refuse_transformed(module)
-            return True
-        self.missed.append(module)
-        return False
 
     def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if module._compiled_call_impl is not None or "_orig_mod" in module._modules:

@@ -64,7 +64,28 @@ Begin = Callable[[Tape], Callable[[Event], None]]
 End = Callable[[Tape], None]
 
 
-class Recorder(WatcherMode):
+class RootWatcher(WatcherMode):
+    """A mode that knows where a pass begins: at each outermost call of `root`, or of any module where none is given."""
+
+    def __init__(self, root: nn.Module | None) -> None:
+        super().__init__()
+        self.root = root
+        self.missed: list[nn.Module] = []
+        self.foreign: list[nn.Module] = []
+
+    def begins_pass(self, module: nn.Module) -> bool:
+        """Whether this call, made outside any pass, begins one. Recomputation during backward begins none."""
+        if torch._C._current_graph_task_id() != -1:
+            return False
+        if self.root is None or module is self.root:
+            if _functorch_level() is not None:
+                refuse_transformed(module)
+            return True
+        self.missed.append(module)
+        return False
+
+
+class Recorder(RootWatcher):
     """Sees every op and module call of each outermost call of `root`, or of any module where none is given.
 
     At the start of a pass `begin` is given its tape and answers with the function that takes each event; `end` is
@@ -72,12 +93,10 @@ class Recorder(WatcherMode):
     """
 
     def __init__(self, root: nn.Module | None, begin: Begin, end: End) -> None:
-        super().__init__()
-        self.root, self.begin, self.end = root, begin, end
+        super().__init__(root)
+        self.begin, self.end = begin, end
         self.guard, self.passes = Guard(), 0
         self.emit: Callable[[Event], None] | None = None
-        self.missed: list[nn.Module] = []
-        self.foreign: list[nn.Module] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         op = _known.get(func) or op_of(func)
@@ -140,7 +159,7 @@ class Recorder(WatcherMode):
         A call inside a functorch transform is part of the transform and has no scope.
         """
         if self.emit is None:
-            begins = self._is_outermost(module)
+            begins = self.begins_pass(module)
             return self.record(proceed, module, args, kwargs) if begins else proceed(module, *args, **kwargs)
         if _functorch_level() is not None:
             return proceed(module, *args, **kwargs)
@@ -166,17 +185,6 @@ class Recorder(WatcherMode):
             self.emit = None
             emit((EXIT, out))
             self.end(tape)
-
-    def _is_outermost(self, module: nn.Module) -> bool:
-        """Whether this call, made outside any pass, begins one. Recomputation during backward begins none."""
-        if torch._C._current_graph_task_id() != -1:
-            return False
-        if self.root is None or module is self.root:
-            if _functorch_level() is not None:
-                refuse_transformed(module)
-            return True
-        self.missed.append(module)
-        return False
 
 
 def written_by(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
