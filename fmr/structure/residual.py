@@ -13,6 +13,10 @@ _HANDED = SAME | frozenset("view reshape flatten unflatten transpose permute squ
 """What may lie on the stream between two adds: no new numbers."""
 
 
+_OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter slice_scatter".split())
+"""What writes over a part of the stream from outside; the rest of it goes on."""
+
+
 class Write(NamedTuple):
     """One add of the stream: `before` it, what is `added`, and the sum `after`."""
 
@@ -122,9 +126,9 @@ def base(graph: Graph, name: TensorId) -> TensorId:
     node = graph[name]
     while True:
         data = [parent.id for parent in node.parents if not weights(graph, parent.id)]
-        if node.op == "to":
+        if node.op == "to" or node.op in _OVERWRITES:
             data = data[:1]  # `x.type_as(y)` reads y for its type alone
-        if len(data) != 1 or not (node.op in _HANDED or (node.op in ("mul", "div") and not node.id.is_source)):
+        if len(data) != 1 or not (node.op in _HANDED | _OVERWRITES or (node.op in ("mul", "div") and not node.id.is_source)):
             return node.id
         node = graph[data[0]]
 
@@ -171,6 +175,9 @@ def _stream(graph: Graph, chain: list[Write]) -> Stream:
         scaled = graph[write.before].op in ("mul", "div")
         points.update(dict.fromkeys((*([base(graph, write.before)] if scaled else []), write.before, write.after)))
     last = chain[-1].after
+    while (over := _overwritten(graph, last)) is not None:
+        last = over.id
+        points[last] = None
     norm = final_norm(graph, last)
     if norm is None and len(graph.readers(last)) == 1 and graph.readers(last)[0].op in NONLINEAR:
         points[graph.readers(last)[0].id] = None
@@ -191,6 +198,13 @@ def final_norm(graph: Graph, name: TensorId) -> TensorId | None:
                 last = reader if last is None or graph.place(reader) > graph.place(last) else last
     ops = {graph[one].op for one in seen}
     return last.id if last is not None and ops & {"mean", "var", "norm", "vector_norm", "var_mean"} else None
+
+
+def _overwritten(graph: Graph, name: TensorId) -> Node | None:
+    """The value that goes on where a part of the stream was written over from outside, in place or in a copy."""
+    readers = [reader for reader in graph.readers(name) if reader.parents[0] == name]
+    copies = [after for reader in readers if reader.op == "clone" for after in graph.readers(reader.id)]
+    return next((reader for reader in readers + copies if reader.op in _OVERWRITES), None)
 
 
 def writers(graph: Graph, write: Write) -> tuple[Node, ...]:
