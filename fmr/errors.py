@@ -18,6 +18,10 @@ class IdError(FmrError, KeyError):
     __str__ = Exception.__str__  # KeyError would print the message as a quoted string
 
 
+class RandomError(IdError):
+    """A value that depends on random numbers which a kernel keeps to itself."""
+
+
 class GraphError(FmrError):
     """A graph that breaks one of its own invariants."""
 

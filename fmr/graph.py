@@ -197,7 +197,8 @@ class Graph:
 
     def readers(self, key: Key) -> tuple[Node, ...]:
         """The nodes that read a value."""
-        return self._readers[self[key].id]
+        name = self[key].id
+        return self._readers[name] if name in self._readers else self.unfused.readers(name)
 
     def ancestors(self, key: Key) -> tuple[Node, ...]:
         """Every node that a value depends on, in execution order."""

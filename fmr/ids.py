@@ -130,6 +130,12 @@ class Site:
             value = value[(slice(None),) * layout.index(axis) + (index,)]
         return value
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Site) and repr(self) == repr(other) and self.layout == other.layout
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
     def __repr__(self) -> str:
         chosen = "".join(f", {axis}={index!r}" for axis, index in self.selection.items())
         return f"Site({str(self.id)!r}{chosen})"

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from fmr.build import Builder
-from fmr.errors import IdError, TrackError, nearest
+from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph import Graph, Key, id_of
 from fmr.ids import Site, TensorId
 from fmr.inner import inner_value, is_fused, scope_of
 from fmr.nodes import Nest
 from fmr.notebook import preformatted
 from fmr.recorder import Tape
+from fmr.watch import unwatched
 
 last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
 """The graph recorded last of each living model: what a later run is compared with when it misses an ID."""
@@ -108,8 +109,9 @@ class Pass:
     def __getitem__(self, key: Key) -> Tensor:
         """The value of an ID, a node or a site; inner values of fused ops are computed here."""
         self._settle()
-        value = self._value(id_of(key))
-        return key.of(value) if isinstance(key, Site) else value
+        with unwatched():
+            value = self._value(id_of(key))
+            return key.of(value) if isinstance(key, Site) else value
 
     def _value(self, name: TensorId) -> Tensor:
         value = self.saved.get(self.keys.get(name), self.values.get(name))
@@ -134,7 +136,7 @@ class Pass:
             raise IdError(self._why_missing(name)) from None
         value = inner_value(name, owner, read)
         if value is None:
-            raise IdError(
+            raise RandomError(
                 f"{str(name)!r} depends on the random mask of {owner.id}, which the kernel does not give. "
                 f"Expected a value before its dropout; or run the model in eval mode."
             )

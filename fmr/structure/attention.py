@@ -1,5 +1,6 @@
 """Attention by dataflow: two contractions around a softmax, and what is shared by all that weigh values by a softmax."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from fmr.fused import EXPLAINED
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.heads import Heads, axes_of, heads_in_rows, shared_heads
 from fmr.structure.match import (
     MASKING,
     NORMS,
@@ -78,11 +80,12 @@ def dot_product(graph: Graph, softmax: Node) -> Attention | str:
         return "nothing below the softmax multiplies values by it"
     use, pattern, v = mixed
     q, k = scored.left, _untransposed(graph, scored.right)
-    if len(graph[q].shape) < 3:
-        return f"the heads cannot be read off the shape {list(graph[q].shape)} of its queries"
-    n_heads = _count_heads(graph, q, scored)
-    kind = "self" if _roots(graph, q) & _roots(graph, k) else "cross"
     z = handed_on(graph, use.node)
+    out, way, end = projected(graph, z)
+    heads = (heads_in_rows(graph, z, way, end) if end is not None else None) or _unprojected(graph, z, q)
+    if heads is None:
+        return "how many heads it has cannot be read off the way of its values into a projection"
+    roles = (q, k, v, softmax.parents[0].id, pattern, z.id)
     return Attention(
         softmax=softmax.id,
         q=q,
@@ -91,14 +94,24 @@ def dot_product(graph: Graph, softmax: Node) -> Attention | str:
         scores=softmax.parents[0].id,
         pattern=pattern,
         z=z.id,
-        out=output_projection(graph, z),
-        n_heads=n_heads,
-        n_kv_heads=_count_shared(graph, q, k, n_heads),
+        out=out,
+        n_heads=heads.number,
+        n_kv_heads=shared_heads(graph, scored, k, z, heads, _repeated(graph, k)),
         head_dim=graph[q].shape[-1],
-        kind=kind,
+        kind="self" if _roots(graph, q) & _roots(graph, k) else "cross",
         scope=softmax.scope.partition("/")[0],
-        axes=_axes(graph, scored, use, (q, k, v, softmax.parents[0].id, pattern, z.id), n_heads),
+        axes=axes_of(graph, scored, use, roles, heads),
     )
+
+
+def _unprojected(graph: Graph, z: Node, q: TensorId) -> Heads | None:
+    """The heads of values that no projection reads row by row: where the width of the queries was split into them."""
+    size = graph[q].shape[-1]
+    split = _split(graph, q, size)
+    if split is None:
+        return Heads(1, (), False) if len(z.shape) == 3 else None
+    dims = [n for n in range(len(z.shape) - 2, 0, -1) if z.shape[n] == split]
+    return Heads(split, (dims[-1],), False) if dims else Heads(split, (0,), True)
 
 
 def _scored(graph: Graph, softmax: Node) -> Contraction | None:
@@ -140,25 +153,6 @@ def _untransposed(graph: Graph, k: TensorId) -> TensorId:
     return k
 
 
-def _count_heads(graph: Graph, q: TensorId, scored: Contraction) -> int:
-    """How many heads the queries have: where their width was split into heads of their size, else a batch dimension."""
-    shape = graph[q].shape
-    split = _split(graph, q, shape[-1])
-    inner = shape[1:-1] if scored.node.op == "einsum" else shape[1:-2] or shape[:1]
-    if split is not None and (split in inner or (len(shape) == 3 and inner[0] % split == 0)):
-        return split
-    return shape[1] if len(shape) == 4 else _folded(graph, q)
-
-
-def _folded(graph: Graph, q: TensorId) -> int:
-    """The heads of queries that were folded into the batch, from the four-dimensional value above them."""
-    folded = graph[q]
-    for node in climb(graph, q, lambda node: node.op in SHAPE | SAME):
-        if len(node.shape) == 4 and node.shape[-1] == folded.shape[-1] and folded.shape[0] == node.shape[0] * node.shape[1]:
-            return node.shape[1]
-    return 1
-
-
 def _split(graph: Graph, q: TensorId, size: int) -> int | None:
     """The number of heads in the view that split the width of a projection into heads of `size` units."""
     through = SHAPE | SAME | MASKING | NORMS | {"neg", "rsqrt", "pow", "mean", "sigmoid"}
@@ -166,53 +160,11 @@ def _split(graph: Graph, q: TensorId, size: int) -> int | None:
         if node.op in ("view", "reshape", "unflatten", "rearrange") and len(node.shape) >= 3 and node.parents:
             above = graph[node.parents[0].id].shape
             if above and node.shape[-1] % size == 0 and above[-1] > node.shape[-1] and above[-1] % node.shape[-1] == 0:
+                if above[-2:] and math.prod(above[-2:]) == math.prod(node.shape[-2:]) != above[-1]:
+                    return node.shape[-2]
                 whole = above[-1] % (node.shape[-1] * node.shape[-2]) == 0
                 return node.shape[-2] if whole and len(node.shape) > len(above) else above[-1] // node.shape[-1]
     return None
-
-
-def _axes(
-    graph: Graph, scored: Contraction, use: Contraction, roles: tuple[TensorId, ...], n_heads: int
-) -> tuple[int | None, ...]:
-    """The dimension of the heads in each role's value."""
-    dims = [len(graph[name].shape) for name in roles]
-    if scored.node.op == use.node.op == "einsum":
-        (left, right), scores = subscripts(scored.node)
-        (a, b), z = subscripts(use.node)
-        pattern, v = (a, b) if use.right == roles[2] else (b, a)
-        sizes = dict(zip(reversed(left), reversed(graph[scored.left].shape), strict=False))
-        heads = [letter for letter in reversed(left) if letter in scores and sizes[letter] == n_heads]
-        head = next((letter for letter in heads if letter in right), heads[0] if heads else None)
-        if head is not None and len(pattern) == len(scores):
-            same = pattern[scores.index(head)]
-            words = ((left, head), (right, head), (v, same), (scores, head), (pattern, same), (z, same))
-            return tuple(
-                size - len(word) + word.index(letter) if letter in word else None
-                for (word, letter), size in zip(words, dims, strict=True)
-            )
-    return tuple(_axis(graph[name].shape, n_heads) for name in roles)
-
-
-def _axis(shape: tuple[int, ...], n_heads: int) -> int | None:
-    """The batch dimension with as many entries as there are heads, the last one first; the batch itself is none."""
-    return next((axis for axis in range(len(shape) - 3, 0, -1) if shape[axis] == n_heads), None)
-
-
-def subscripts(node: Node) -> tuple[list[str], str]:
-    """The subscripts of the operands and of the result of an einsum, without spaces and dots."""
-    equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "").replace("...", "")
-    operands, _, result = equation.partition("->")
-    return operands.split(","), result
-
-
-def _count_shared(graph: Graph, q: TensorId, k: TensorId, n_heads: int) -> int:
-    """Key-value heads: fewer than queries where keys were repeated, or are broadcast, over several of them."""
-    queries, keys = graph[q].shape, graph[k].shape
-    if len(keys) < len(queries):
-        return 1
-    if len(keys) == len(queries) == 4 and n_heads not in keys[1:3] and keys[1] == 1:
-        return 1
-    return max(1, round(n_heads / _repeated(graph, k)))
 
 
 def _repeated(graph: Graph, k: TensorId) -> float:
@@ -251,10 +203,18 @@ def handed_on(graph: Graph, node: Node) -> Node:
         node = outer[0]
 
 
-def output_projection(graph: Graph, z: Node) -> TensorId | None:
-    """The output projection: the first contraction with a weight below the heads, with what reshapes its result."""
+def projected(graph: Graph, z: Node) -> tuple[TensorId | None, tuple[Node, ...], Node | None]:
+    """The output projection with what reshapes its result, the way of z into it, and the projection itself.
+
+    It is the first contraction with a weight below the heads; all None where z is used as it is.
+    """
     for node, way in descend(graph, z, lambda node: node.op in SAME | SHAPE | {"mul"}):
         found = projection(graph, node) if way else None
         if found is not None and found.data == way[-1].id:
-            return settled(graph, node).id
-    return None
+            return settled(graph, node).id, way, node
+    return None, (), None
+
+
+def output_projection(graph: Graph, z: Node) -> TensorId | None:
+    """The output of the projection that reads z; None where it is used as it is."""
+    return projected(graph, z)[0]

@@ -54,7 +54,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
 
 def _excess(pattern: Tensor) -> float:
     """How far a pattern goes below zero or its rows go above one."""
-    known = pattern.double().nan_to_num(0.0)
+    known = pattern.detach().double().nan_to_num(0.0)
     return max(float((known.sum(-1) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
 
 
@@ -62,13 +62,13 @@ def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> T
     """The output as the sum of what each head writes alone, plus the bias once."""
     assert found.out is not None
     axis = found.axes[5]
-    heads = z.movedim(axis, 1) if axis is not None else z.reshape(-1, found.n_heads, *z.shape[1:])
+    number = torch.arange(z[..., 0].numel()).reshape(z.shape[:-1])
+    if axis is not None:
+        number = torch.arange(z.shape[axis]).reshape([-1 if n == axis else 1 for n in range(z.dim() - 1)])
     bias = evaluate(graph, found.out, {found.z: torch.zeros_like(z)}, value)
     total = bias.clone()
     for head in range(found.n_heads):
-        alone = torch.zeros_like(heads)
-        alone[:, head] = heads[:, head]
-        alone = alone.movedim(1, axis) if axis is not None else alone.reshape(z.shape)
+        alone = z * (number % found.n_heads == head).to(z.device).unsqueeze(-1)
         total += evaluate(graph, found.out, {found.z: alone}, value) - bias
     return total
 
@@ -105,6 +105,7 @@ def error(recomputed: Tensor, recorded: Tensor) -> float:
 
     A model may compute NaN (rows that are masked as a whole); then the recomputation must say so too.
     """
+    recorded = recorded.detach()
     if recomputed.shape != recorded.shape or not torch.equal(recomputed.isnan(), recorded.isnan()):
         return float("inf")
     finite = torch.isfinite(recorded)

@@ -38,7 +38,7 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     for node in cone:
         if node.id not in known:
             tensors = {p.id: known[p.id] if p.id in known else _double(value(p.id)) for p in node.parents}
-            known.update(_execute(node, tensors))
+            known.update(execute(node, tensors))
     if target not in known:
         raise StructureError(f"{target} does not depend on any of {', '.join(given)}.")
     return known[target]
@@ -71,7 +71,7 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
 
 
-def _execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, Tensor]:
+def execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, Tensor]:
     """Run the op of a node again."""
     args, kwargs = call_of(node, tensors)
     kwargs = {name: item for name, item in kwargs.items() if name not in ("dtype", "out", "inplace")}

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from fmr.errors import StructureError
+from fmr.errors import RandomError, StructureError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.run import Pass, Run
@@ -124,7 +124,7 @@ class _Search:
             return None, True
         try:
             certificate = certify(self.graph, found, self.value)
-        except (StructureError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        except (StructureError, RandomError, RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = f"it cannot be recomputed: {error}".partition("\n")[0]
         else:
             if certificate.ok:

@@ -5,15 +5,17 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
-from fmr.errors import IdError, StructureError
+from fmr.errors import IdError, StructureError, TrackError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.notebook import table
 from fmr.run import Pass, Run
 from fmr.structure.attention import Attention, Rejected
 from fmr.structure.certify import Certificate, certify_attention, certify_memory
+from fmr.structure.evaluate import evaluate
 from fmr.structure.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream, Write
@@ -80,7 +82,7 @@ class AttentionBlock:
 
     def check(self, run: Run | Pass) -> Certificate:
         """Recompute pattern, z and output from their parts in another run of the same code and report the errors."""
-        return certify_attention(self.graph, self.found, run.__getitem__)
+        return certify_attention(_graph_of(run, self.graph), self.found, run.__getitem__)
 
     def plot(
         self,
@@ -175,12 +177,25 @@ class MemoryBlock:
         keys, values = self.weights[self.w_in], self.weights[self.w_out]
         if keys.dim() != 2 or values.dim() != 2:
             raise StructureError(f"{self.scope!r} holds its weights as {tuple(keys.shape)}: one matrix per expert, not one.")
-        key = keys[index] if self.found.in_rows else keys[:, index]
+        row = self._row(index) if self.found.fused_gate else index
+        key = keys[row] if self.found.in_rows else keys[:, row]
         return key, values[:, index] if self.found.out_columns else values[index]
+
+    def _row(self, index: int) -> int:
+        """Which unit of a projection that makes gates and what they gate is the key of a memory: the one that is gated."""
+        up, pre = self.graph[self.found.up], self.graph[self.found.pre]
+        units = torch.arange(up.shape[-1], dtype=torch.float64).expand(up.shape)
+        gates = (
+            evaluate(self.graph, pre.id, {up.id: units}, lambda name: units).reshape(-1, pre.shape[-1])[0].long().tolist()
+        )
+        gated = sorted(set(range(up.shape[-1])) - set(gates))
+        if len(gated) != self.n:
+            raise StructureError(f"{self.scope!r}: the units of {self.w_in} that are gated cannot be told from the gates.")
+        return gated[index]
 
     def check(self, run: Run | Pass) -> Certificate:
         """Recompute coefficients and output in another run of the same code and report the errors."""
-        return certify_memory(self.graph, self.found, run.__getitem__)
+        return certify_memory(_graph_of(run, self.graph), self.found, run.__getitem__)
 
     @property
     def size(self) -> str:
@@ -333,6 +348,14 @@ def _short(part: AttentionBlock | MemoryBlock) -> str:
     if part.certified is None:
         return "not computed"
     return f"{'certified' if part.certified else 'NOT certified'}, error {max(part.certified.errors.values()):.0e}"
+
+
+def _graph_of(run: Run | Pass, graph: Graph) -> Graph:
+    """The graph to recompute a run in: its own, whose shapes are those of its values, where it recorded one."""
+    try:
+        return run.graph.unfused
+    except TrackError:
+        return graph
 
 
 def _rows(blocks: Sequence[AttentionBlock | MemoryBlock]) -> Iterator[str]:

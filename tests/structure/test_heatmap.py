@@ -128,9 +128,10 @@ def test_queries_and_keys_may_have_tokens_of_their_own() -> None:
 def test_a_long_text_names_every_nth_token_in_small_panels_and_each_in_large_ones() -> None:
     class Attend(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
+            x = x.unflatten(-1, (16, 4)).transpose(1, 2)
             return (x @ x.mT).softmax(-1) @ x
 
-    run = fmr.run(Attend(), torch.randn(1, 16, 96, 4))
+    run = fmr.run(Attend(), torch.randn(1, 96, 64))
     (block,) = fmr.locate(run).attention
     words = [f"w{n}" for n in range(96)]
     small, large = block.plot(run, words), block.plot(run, words, heads=[3])

@@ -123,3 +123,75 @@ def test_a_structure_prints_on_one_screen() -> None:
     structure = fmr.locate(fmr.run(Einsum(False), torch.randn(2, 5, 8)))
     assert repr(structure).splitlines()[0] == "Structure of Einsum: 1 layers, 1 attentions, 0 memories, 0 rejected"
     assert structure.roles[structure.attention[0].found.pattern] == "pattern"
+
+
+class Grouped(nn.Module):
+    """Four query heads over two or one key-value heads, in the layouts that people write."""
+
+    def __init__(self, form: str, shared: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(32, n) for n in (32, 8 * shared, 8 * shared, 32))
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        match self.form:
+            case "heads first":
+                q, k, v = (z.view(b, t, 4, 8).permute(2, 0, 1, 3) for z in (q, k, v))
+                z = ((q @ k.mT).softmax(-1) @ v).permute(1, 2, 0, 3)
+            case "einsum":
+                q, k, v = q.view(b, t, 2, 2, 8), k.view(b, t, 2, 8), v.view(b, t, 2, 8)
+                z = torch.einsum("bkgts,bskd->btkgd", torch.einsum("btkgd,bskd->bkgts", q, k).softmax(-1), v)
+            case "five dimensions":
+                q = q.view(b, t, 2, 2, 8).permute(0, 2, 3, 1, 4)
+                k, v = (z.view(b, t, 2, 1, 8).permute(0, 2, 3, 1, 4) for z in (k, v))
+                z = ((q @ k.mT).softmax(-1) @ v).permute(0, 3, 1, 2, 4)
+            case "broadcast":
+                z = ((q.view(b, t, 4, 8).transpose(1, 2) @ k[:, None].mT).softmax(-1) @ v[:, None]).transpose(1, 2)
+            case "among positions":
+                z = (q.reshape(b, t * 4, 8) @ k.mT).softmax(-1) @ v
+        return x + self.o(z.reshape(b, t, 32))
+
+
+LAYOUTS = {"heads first": 4, "einsum": 2, "five dimensions": 2, "broadcast": 1, "among positions": 1}
+
+
+@pytest.mark.parametrize("sizes", [(2, 5), (3, 4), (4, 4), (1, 6)], ids=str)
+@pytest.mark.parametrize("form", LAYOUTS)
+def test_heads_are_counted_whatever_the_sizes(form: str, sizes: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Grouped(form, LAYOUTS[form]), torch.randn(*sizes, 32))
+    (block,) = fmr.locate(run).attention
+    assert (block.n_heads, block.n_kv_heads, block.head_dim) == (4, LAYOUTS[form], 8)
+    assert block.certified
+
+
+def test_a_certificate_is_computed_for_other_sizes_too() -> None:
+    torch.manual_seed(0)
+    model = Grouped("broadcast", 1)
+    block = fmr.locate(fmr.run(model, torch.randn(1, 6, 32))).attention[0]
+    assert block.check(fmr.run(model, torch.randn(3, 9, 32))).ok
+
+
+def test_what_a_kernel_drops_at_random_is_a_reason() -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    structure = fmr.locate(fmr.run(layer, torch.randn(1, 4, 32)))
+    assert not structure.attention
+    assert "random mask" in structure.rejected[0].reason
+
+
+def test_the_key_of_an_interleaved_gate() -> None:
+    class Interleaved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.down = nn.Linear(6, 20, bias=False), nn.Linear(10, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.both(x)
+            return x + self.down(F.silu(y[..., ::2]) * y[..., 1::2])
+
+    torch.manual_seed(0)
+    model = Interleaved()
+    (block,) = fmr.locate(fmr.run(model, torch.randn(2, 3, 6))).mlps
+    assert torch.equal(block.memory(3)[0], model.both.weight[7])
