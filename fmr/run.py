@@ -104,7 +104,12 @@ class Pass:
 
     def __contains__(self, key: Key) -> bool:
         self._settle()
-        return id_of(key) in self.values
+        if id_of(key) in self.values:
+            return True
+        try:
+            return self[id_of(key)] is not None
+        except IdError:
+            return False
 
     def __getitem__(self, key: Key) -> Tensor:
         """The value of an ID, a node or a site; inner values of fused ops are computed here."""

@@ -265,9 +265,10 @@ def _parse(keep: Keep) -> _Wanted:
         return _Wanted((), (), None if keep == "all" else lambda node: False, None)
     if callable(keep) and not isinstance(keep, (str, Node, Site)):
         return _Wanted((), (), keep, None)
-    keys = [keep] if isinstance(keep, (str, Node, Site)) else list(keep)
-    if not keys:
-        raise TrackError("keep is empty. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes.")
+    keys = [keep] if isinstance(keep, (str, Node, Site)) else list(keep) if isinstance(keep, Iterable) else []
+    if not keys or not all(isinstance(key, (str, Node, Site)) for key in keys):
+        what = "empty" if isinstance(keep, Iterable) and not keys else repr(keep)
+        raise TrackError(f"keep is {what}. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes.")
     return _named(tuple(id_of(key) for key in keys))
 
 

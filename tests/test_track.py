@@ -509,3 +509,21 @@ def test_a_model_inside_a_transform_of_functorch() -> None:
 
 def test_tokens_of_the_zoo_leave_the_special_ones_out() -> None:
     assert tokens(4, 4).min() >= 3
+
+
+@pytest.mark.parametrize("keep", [3, None, [4]], ids=repr)
+def test_what_cannot_be_kept_is_named(keep: object) -> None:
+    with pytest.raises(fmr.TrackError, match=r"keep is .*(3|None|\[4\])\. Expected 'all', 'none', IDs"):
+        fmr.run(torch.nn.ReLU(), torch.ones(1), keep=keep)  # type: ignore[arg-type]
+
+
+def test_a_value_inside_a_fused_op_is_in_the_run_that_can_compute_it() -> None:
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    class Attend(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return attend(x, x, x)
+
+    run = fmr.run(Attend(), torch.ones(1, 2, 3, 4))
+    assert "/scaled_dot_product_attention#0/softmax#0" in run
+    assert "/scaled_dot_product_attention#0/softmax#1" not in run
