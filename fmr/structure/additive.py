@@ -1,5 +1,7 @@
 """Additive attention (Bahdanau, Cho, Bengio 2015): the scores are a weighted sum over a nonlinearity of query plus key."""
 
+import math
+
 from fmr.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.attention import BEFORE, Attention, handed_on, mix, output_projection
@@ -20,7 +22,7 @@ def additive(graph: Graph, softmax: Node) -> Attention | str:
     mixed = mix(graph, softmax)
     if summed is None or mixed is None:
         return "its scores are neither products of queries with keys nor read off a sum of the two"
-    a, b = sorted((parent.id for parent in summed.parents), key=lambda name: _size(graph[name]))
+    a, b = sorted((parent.id for parent in summed.parents), key=lambda name: math.prod(graph[name].shape))
     use, pattern, v = mixed
     z = handed_on(graph, use.node)
     return Attention(
@@ -50,10 +52,3 @@ def _sum(graph: Graph, name: str) -> Node | None:
             both = not any(weights(graph, parent.id) for parent in node.parents)
             return node if both else None
     return None
-
-
-def _size(node: Node) -> int:
-    total = 1
-    for length in node.shape:
-        total *= length
-    return total

@@ -173,16 +173,9 @@ def _repeated(graph: Graph, k: TensorId) -> float:
     while node.op in SHAPE | SAME and len(node.parents) == 1 and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
         above = graph[node.parents[0].id]
         if node.op in ("expand", "repeat_interleave", "repeat", "expand_as"):
-            ratio *= _count(node) / max(1, _count(above))
+            ratio *= math.prod(node.shape) / max(1, math.prod(above.shape))
         node = above
     return ratio
-
-
-def _count(node: Node) -> int:
-    total = 1
-    for length in node.shape:
-        total *= length
-    return total
 
 
 def _roots(graph: Graph, name: TensorId) -> set[TensorId]:

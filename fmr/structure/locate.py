@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from fmr.errors import RandomError, StructureError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
@@ -13,13 +11,13 @@ from fmr.structure.additive import additive
 from fmr.structure.attention import Attention, Rejected, dot_product
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.deformable import deformable
+from fmr.structure.evaluate import Values
 from fmr.structure.match import NORMS, SAME, SHAPE, climb, is_random, projection
 from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, Write, find_streams, reaches, writers
 
 Found = TypeVar("Found")
-Value = Callable[[TensorId], Tensor]
 
 
 def locate(source: Run | Pass | Graph) -> Structure:
@@ -47,15 +45,21 @@ def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
     """Each softmax of an unfused graph as an attention, or with the reason why it is none."""
     for node in graph.nodes:
         if node.op == "softmax":
-            answers = [matcher(graph, node) for matcher in MATCHERS]
-            found = next((answer for answer in answers if isinstance(answer, Attention)), None)
-            yield found or Rejected(node.id, "attention", str(answers[0]))
+            reason = ""
+            for matcher in MATCHERS:
+                answer = matcher(graph, node)
+                if isinstance(answer, Attention):
+                    yield answer
+                    break
+                reason = reason or answer
+            else:
+                yield Rejected(node.id, "attention", reason)
 
 
 class _Search:
     """One search: the graph with fused ops written out, where values come from, and what was rejected so far."""
 
-    def __init__(self, graph: Graph, value: Value | None) -> None:
+    def __init__(self, graph: Graph, value: Values | None) -> None:
         self.model, self.graph, self.value = graph.model, graph.unfused, value
         self.rejected: list[Rejected] = []
 
@@ -117,7 +121,7 @@ class _Search:
         return kept
 
     def _certify(
-        self, certify: Callable[[Graph, Found, Value], Certificate], found: Found, what: str, start: TensorId, end: TensorId
+        self, certify: Callable[[Graph, Found, Values], Certificate], found: Found, what: str, start: TensorId, end: TensorId
     ) -> tuple[Certificate | None, bool]:
         """The certificate of a finding, and whether it may be claimed; otherwise the reason is noted."""
         if self.value is None:
