@@ -3,6 +3,7 @@
 import sys
 import weakref
 from collections.abc import Hashable, Iterable, Iterator
+from functools import lru_cache
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from fmr.recorder import ENTER, EXIT, INSIDE, RAISED, Event, Tape
 from fmr.scopes import Call
 
 ALIAS = "alias"
+_name = lru_cache(maxsize=1 << 15)(op_id)
+_parent = lru_cache(maxsize=1 << 15)(Parent)
 _LONGEST = 64
 _SCALARS = frozenset({int, float, bool, type(None), str, dtype, device})
 _POSITIONS = tuple(str(position) for position in range(256))
@@ -136,7 +139,7 @@ class Builder:
         plain: dict[str, Any] = {}
         for at, arg in zip(_POSITIONS, args, strict=False):
             if isinstance(arg, Tensor):
-                parents.append(Parent(self._id_of(arg), at))
+                parents.append(_parent(self._id_of(arg), at))
             elif arg.__class__ in _SCALARS:
                 plain[at] = arg
             else:
@@ -148,7 +151,7 @@ class Builder:
         if written:
             self._time += 1
         for index, tensor in ((None, out),) if out.__class__ is Tensor else outputs(out):
-            node_id = op_id(call.path, op.name, k, index)
+            node_id = _name(call.path, op.name, k, index)
             before = self._owners.get(id(tensor))
             if before is not None and not written and before.tensor() is tensor:
                 self._handed_on[-1].append((id(tensor), before, len(self.nodes)))
@@ -161,9 +164,10 @@ class Builder:
         """Sort one argument of an op: tensors are parents, the rest stays as it is."""
         kind = arg.__class__
         if isinstance(arg, Tensor):
-            parents.append(Parent(self._id_of(arg), at))
+            parents.append(_parent(self._id_of(arg), at))
         elif isinstance(arg, (tuple, list, dict)) and kind is not Size:
-            if any(True for _ in leaves(arg)):
+            inside = arg.values() if isinstance(arg, dict) else arg
+            if any(item.__class__ not in _SCALARS for item in inside) and any(True for _ in leaves(arg)):
                 items = arg.items() if isinstance(arg, dict) else enumerate(arg)
                 for key, item in items:
                     self._argument(item, f"{at}.{key}", parents, plain)

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -174,7 +174,7 @@ class Graph:
                         add(one)
                 index = node.id.parts.output
                 result = inner.output if index is None or inner.output is None else inner.output[index]
-                node = replace(node, parents=(Parent(result, HANDED_ON),)) if isinstance(result, str) else node
+                node = node._replace(parents=(Parent(result, HANDED_ON),)) if isinstance(result, str) else node
             known[node.id] = node
             nodes.append(node)
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +55,7 @@ def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
             name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)
         }
         traced = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
-    return Inner(tuple(replace(inner, device=node.device, where=node.where) for inner in traced.nodes), traced.output)
+    return Inner(tuple(inner._replace(device=node.device, where=node.where) for inner in traced.nodes), traced.output)
 
 
 def all_inside(node: Node, known: dict[TensorId, Node]) -> Iterator[Node]:
@@ -163,7 +162,7 @@ def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tens
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
     rename = {n.id: TensorId(outer.get(id(v), n.id)) if n.id.is_source else TensorId(scope + n.id) for n, v in made}
     nodes = [
-        replace(n, id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents))
+        n._replace(id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents))
         for n, _ in made
         if not n.id.is_source
     ]

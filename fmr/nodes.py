@@ -1,8 +1,8 @@
 """What a graph is made of: a node for each value, a scope for each module call."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ Nest = Any
 """A value, or a nest of tuples and dicts of values."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One value of a pass and the op that made it.
 
     `parents` are the IDs of the tensors that the op read, each with the argument it fills (`parent.at`);
@@ -54,8 +53,7 @@ class Node:
         return f"{self.id} {self.kind}{list(self.shape)}" + (f" <- {reads}" if reads else "") + place
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(NamedTuple):
     """One call of a module: its place, and the IDs that went in and came out.
 
     `path` is the dynamic path (`cell@2`), `module` the registered one (`cell`), `kind` the class's name for display.
@@ -126,7 +124,7 @@ def tree_map(function: Callable[[Tensor], Any], value: Nest) -> Nest:
         return {key: item for key, item in mapped.items() if item is not None} or None
     else:
         items = tuple([tree_map(function, item) for _, item in _items(value)])
-    return items if any(item is not None for item in items) else None
+    return items if items.count(None) < len(items) else None
 
 
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})

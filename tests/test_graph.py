@@ -1,7 +1,6 @@
 """The graph as a value: looking up, following edges, comparing, checking itself, leaving for networkx."""
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import networkx
@@ -174,7 +173,7 @@ def test_a_difference_lists_what_was_added_removed_and_changed() -> None:
 
 
 def broken(graph: fmr.Graph, name: str, **changes: Any) -> fmr.Graph:
-    nodes = [replace(node, **changes) if node.id == name else node for node in graph.nodes]
+    nodes = [node._replace(**changes) if node.id == name else node for node in graph.nodes]
     return fmr.Graph(nodes, graph.scopes, graph.model)
 
 
@@ -189,7 +188,7 @@ def test_a_broken_graph_is_told_apart(graph: fmr.Graph) -> None:
         (broken(graph, "block/mul#0", parents=(Parent("block/mul#0", "0"),)), "block/mul#0"),
         (broken(graph, "block/mul#0", id=TensorId("block/add#0")), "block/add#0"),
         (fmr.Graph(graph.nodes[:-1], graph.scopes, graph.model), "/add#0"),
-        (fmr.Graph(graph.nodes, [replace(s, output=TensorId("/ghost#0")) for s in graph.scopes], graph.model), "/ghost#0"),
+        (fmr.Graph(graph.nodes, [s._replace(output=TensorId("/ghost#0")) for s in graph.scopes], graph.model), "/ghost#0"),
     ]
     for case, name in cases:
         with pytest.raises(fmr.GraphError, match="The graph of Fn breaks") as error:
