@@ -43,6 +43,12 @@ class StructureError(FmrError):
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """The closing sentence of an unknown-name error: the closest names that exist."""
-    close = get_close_matches(name, list(known), n=n, cutoff=0.5)
+    """The closing sentence of an unknown-name error: the closest names that exist.
+
+    First what is called the same below the same place (`attn/softmax#0` may lie inside a fused op), then what is spelled alike.
+    """
+    names = list(known)
+    place, slash, last = name.rpartition("/")
+    below = [one for one in names if slash and one.startswith(f"{place}/") and one.endswith(f"/{last}")]
+    close = list(dict.fromkeys([*below, *get_close_matches(name, names, n=n, cutoff=0.5)]))[:n]
     return f" Nearest that exist: {', '.join(close)}." if close else ""

@@ -32,7 +32,11 @@ Key = str | Node | Site
 
 def id_of(key: Key) -> TensorId:
     """The ID that a key names."""
-    return key.id if isinstance(key, (Node, Site)) else TensorId(key)
+    if isinstance(key, str):
+        return TensorId(key)
+    if not isinstance(key, (Node, Site)):
+        raise IdError(f"{key!r} names no value: expected an ID, a node or a site. Passes are counted in run.passes[i].")
+    return key.id
 
 
 class Graph:
@@ -75,7 +79,7 @@ class Graph:
         for node in self._inside(name):
             if node.id == name:
                 return node
-        raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{nearest(name, self._ids())}")
+        raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{nearest(name, self.ids())}")
 
     def place(self, key: Key) -> int:
         """The position of a value in execution order."""
@@ -182,7 +186,8 @@ class Graph:
             add(node)
         return Graph(nodes, self.scopes, self.model)
 
-    def _ids(self) -> Iterator[str]:
+    def ids(self) -> Iterator[TensorId]:
+        """Every ID, those inside fused ops included."""
         return (node.id for node in self._with_inner())
 
     # ---- dataflow

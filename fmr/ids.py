@@ -126,9 +126,16 @@ class Site:
                     f"{self!r} selects {axis}, but {str(self.id)!r} has shape {tuple(value.shape)} "
                     f"with axes {layout}. Pass layout=(...) that names one axis per dimension."
                 )
+        chosen = value
         for axis, index in sorted(self.selection.items(), key=lambda item: -layout.index(item[0])):
-            value = value[(slice(None),) * layout.index(axis) + (index,)]
-        return value
+            try:
+                chosen = chosen[(slice(None),) * layout.index(axis) + (index,)]
+            except IndexError:
+                raise IdError(
+                    f"{self!r} selects {axis}={index!r}, but {str(self.id)!r} has shape {tuple(value.shape)}: expected "
+                    f"indices below {value.shape[layout.index(axis)]} along {axis}."
+                ) from None
+        return chosen
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Site) and repr(self) == repr(other) and self.layout == other.layout

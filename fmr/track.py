@@ -228,7 +228,7 @@ class _Tracker:
                 Names(model)  # which refuses a model with a compiled part
             graph = last_graph.get(model) if model is not None else None
             where = _departure(name, graph, watcher.ran) if isinstance(watcher, Reader) else ""
-            known = {n for one in self.run.passes for n in one.values} | ({n.id for n in graph.nodes} if graph else set())
+            known = {n for one in self.run.passes for n in one.values} | (set(graph.ids()) if graph else set())
             raise IdError(f"No pass reached {str(name)!r}.{where}{nearest(name, known - {name})}")
         for pattern in self.globs:
             if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.values):

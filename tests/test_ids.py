@@ -88,6 +88,13 @@ def test_a_site_that_does_not_fit_says_which_axes_there_are() -> None:
     assert "layout=" in str(error.value)
 
 
+@pytest.mark.parametrize("index", [3, -4, [0, 3]])
+def test_a_site_beyond_the_end_says_how_long_the_axis_is(index: object) -> None:
+    with pytest.raises(fmr.IdError, match=r"has shape \(2, 3, 4, 5\): expected indices below 3 along heads") as error:
+        fmr.Site("/add#0", heads=index, units=0).of(VALUE)  # type: ignore[arg-type]
+    assert f"heads={index!r}" in str(error.value)
+
+
 def test_a_site_prints_what_it_takes() -> None:
     assert repr(fmr.Site("h.3.attn/softmax#0", heads=5)) == "Site('h.3.attn/softmax#0', heads=5)"
     assert repr(fmr.Site("/add#0")) == "Site('/add#0')"

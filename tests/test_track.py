@@ -104,6 +104,12 @@ def test_none_keeps_the_graph_alone() -> None:
         run["/gelu#0"]
 
 
+def test_what_names_no_value_is_told_where_passes_are() -> None:
+    model, x = chain()
+    with pytest.raises(fmr.IdError, match=r"^0 names no value: expected an ID, a node or a site\. .*run\.passes\[i\]"):
+        fmr.run(model, x)[0]  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("keep", "kept"),
     [
