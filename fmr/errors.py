@@ -45,7 +45,7 @@ class StructureError(FmrError):
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """The closing sentence of an unknown-name error: the closest names that exist.
 
-    First what is called the same below the same place (`attn/softmax#0` may lie inside a fused op), then what is spelled alike.
+    First the same op below the same place (`attn/softmax#0` may lie inside a fused op), then what is spelled alike.
     """
     names = list(known)
     place, slash, last = name.rpartition("/")
