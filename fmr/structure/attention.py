@@ -36,6 +36,10 @@ _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
 
 
+_GATHERED = SAME | SHAPE | NORMS | {"mul", "sub", "div"}
+"""What may lie between the values of the heads and their projection: a gate, or a norm, as one op or written out."""
+
+
 class Attention(NamedTuple):
     """The IDs of one attention and the shape of its heads, as read off the graph.
 
@@ -201,7 +205,7 @@ def projected(graph: Graph, z: Node) -> tuple[TensorId | None, tuple[Node, ...],
 
     It is the first contraction with a weight below the heads; all None where z is used as it is.
     """
-    for node, way in descend(graph, z, lambda node: node.op in SAME | SHAPE | {"mul"}):
+    for node, way in descend(graph, z, lambda node: node.op in _GATHERED):
         found = projection(graph, node) if way else None
         if found is not None and found.data == way[-1].id:
             return settled(graph, node).id, way, node

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from fmr.graph import Graph
-from fmr.structure.attention import Attention
+from fmr.structure.attention import Attention, projected
 from fmr.structure.evaluate import Values, evaluate
+from fmr.structure.heads import moved
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream
 
@@ -59,17 +60,23 @@ def _excess(pattern: Tensor) -> float:
 
 
 def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> Tensor:
-    """The output as the sum of what each head writes alone, plus the bias once."""
+    """The output as the sum of what each head writes alone through the projection, plus the bias once.
+
+    The heads are told apart in what the projection reads: a norm may stand between it and z.
+    """
     assert found.out is not None
+    _, way, _ = projected(graph, graph[found.z])
     axis = found.axes[5]
-    number = torch.arange(z[..., 0].numel()).reshape(z.shape[:-1])
+    number = torch.arange(z[..., 0].numel(), dtype=torch.float64).reshape(z.shape[:-1]) % found.n_heads
     if axis is not None:
         number = torch.arange(z.shape[axis]).reshape([-1 if n == axis else 1 for n in range(z.dim() - 1)])
-    bias = evaluate(graph, found.out, {found.z: torch.zeros_like(z)}, value)
+    whose = moved(number.unsqueeze(-1).expand(z.shape), way)
+    read = way[-1].id
+    bias = evaluate(graph, found.out, {read: torch.zeros_like(value(read))}, value)
     total = bias.clone()
     for head in range(found.n_heads):
-        alone = z * (number % found.n_heads == head).to(z.device).unsqueeze(-1)
-        total += evaluate(graph, found.out, {found.z: alone}, value) - bias
+        alone = value(read) * (whose == head).to(z.device)
+        total += evaluate(graph, found.out, {read: alone}, value) - bias
     return total
 
 

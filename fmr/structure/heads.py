@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fmr.errors import StructureError
 from fmr.graph import Graph
@@ -31,13 +32,9 @@ def heads_in_rows(graph: Graph, z: Node, way: tuple[Node, ...], end: Node) -> He
     lead = z.shape[:-1]
     if not math.prod(z.shape):
         return None
-    value = torch.arange(math.prod(lead), dtype=torch.float64).reshape(*lead, 1).expand(z.shape)
+    numbers = torch.arange(math.prod(lead), dtype=torch.float64).reshape(*lead, 1).expand(z.shape)
     try:
-        for before, node in pairwise(way):
-            if node.op in SHAPE:
-                value = execute(node, {parent.id: value for parent in node.parents if parent == before.id})[
-                    node.id
-                ].contiguous()
+        value = moved(numbers, way)
     except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
         return None
     rows = value.movedim(1, -1) if end.op in LINEAR else value
@@ -49,6 +46,14 @@ def heads_in_rows(graph: Graph, z: Node, way: tuple[Node, ...], end: Node) -> He
     dims = tuple(n for n, place in enumerate(places) if len(place.unique()) > 1)
     folded = math.prod(len(places[n].unique()) for n in dims) != math.prod(lead[n] for n in dims)
     return Heads(len(met), dims, folded)
+
+
+def moved(value: Tensor, way: tuple[Node, ...]) -> Tensor:
+    """A value at the beginning of a way as the ops that only move numbers leave it at the end; other ops are passed over."""
+    for before, node in pairwise(way):
+        if node.op in SHAPE:
+            value = execute(node, {before.id: value})[node.id].contiguous()
+    return value
 
 
 def axes_of(

@@ -29,12 +29,13 @@ MASKING = frozenset("add sub mul div masked_fill where tanh clamp maximum max mi
 """Elementwise ops that scale, bias, cap or mask attention scores."""
 
 NONLINEAR = frozenset(
-    """celu elu erf exp gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu relu6
-    rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp max maximum xielu abs rsqrt""".split()
+    """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
+    relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp max maximum min minimum xielu abs rsqrt
+    sign gt ge lt le""".split()
 )
 """Elementwise ops that bend their input."""
 
-ELEMENTWISE = NONLINEAR | MASKING | frozenset("neg expm1 log1p log reciprocal".split())
+ELEMENTWISE = NONLINEAR | MASKING | frozenset("neg log1p log reciprocal".split())
 """Ops that work number by number."""
 
 NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm normalize".split())

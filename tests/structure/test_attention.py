@@ -139,16 +139,18 @@ def test_active_dropout_is_a_reason_that_names_the_remedy() -> None:
 class Block(nn.Module):
     """Attention in one forward without submodules; `mix` is the spelling under test."""
 
-    def __init__(self, mix: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, mix: Callable[[Tensor, Tensor, Tensor], Tensor], norm: Callable[[Tensor], Tensor] = lambda z: z
+    ) -> None:
         super().__init__()
         self.qkv = nn.Parameter(torch.randn(3, 4, 16, 4) / 4)
         self.o = nn.Parameter(torch.randn(16, 16) / 4)
-        self.mix = mix
+        self.mix, self.norm = mix, norm
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (torch.stack([x @ w for w in heads], 1) for heads in self.qkv)
         z = self.mix(q, k, v)
-        return x + z.transpose(1, 2).reshape(x.shape) @ self.o
+        return x + self.norm(z.transpose(1, 2).reshape(x.shape)) @ self.o
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -191,6 +193,21 @@ def test_one_forward_without_submodules(mix: Any) -> None:
     assert [(b.n_heads, b.head_dim) for b in structure.attention] == [(4, 4)], structure
     assert structure.attention[0].certified
     assert run[structure.attention[0].pattern].shape[-1] == 5
+
+
+def written_out(z: Tensor) -> Tensor:
+    z = z - z.mean(-1, keepdim=True)
+    return z / torch.sqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize("norm", [written_out, lambda z: F.layer_norm(z, (16,))], ids=["written_out", "one_op"])
+def test_a_norm_between_the_heads_and_their_projection(norm: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    block = fmr.locate(fmr.run(Block(plain, norm), torch.randn(2, 5, 16))).attention[0]
+    assert block.out is not None
+    assert (block.n_heads, block.head_dim, block.out.id) == (4, 4, "/matmul#14")
+    assert block.certified is not None
+    assert set(block.certified.errors) == {"pattern", "rows", "z", "out"}
 
 
 class Router(nn.Module):

@@ -68,9 +68,14 @@ def by_hand(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(0.79788456 * (x + 0.044715 * x.pow(3))))
 
 
+def in_pieces(x: Tensor) -> Tensor:
+    return torch.where(x > 0, 0.8 * x * x + 0.5 * x, (torch.expm1(torch.min(x, torch.tensor(-1e-6))) - x) * 0.8 + 0.5 * x)
+
+
 FORMS = {
     "plain": (Plain, "up.weight", None, "down.weight"),
     "written out": (lambda: Plain(by_hand), "up.weight", None, "down.weight"),
+    "in pieces": (lambda: Plain(in_pieces), "up.weight", None, "down.weight"),
     "gated": (Gated, "up.weight", "gate.weight", "down.weight"),
     "fused gate": (FusedGate, "both.weight", None, "down.weight"),
     "transposed": (Transposed, "w_in", None, "w_out"),
