@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode, _pop_mode, _push_mode
+from torch._C import _pop_torch_function_stack as _pop
+from torch._C import _push_on_torch_function_stack as _push
 
 from fmr.ids import SOURCES, TensorId
 from fmr.inner import value_inside
@@ -98,54 +99,57 @@ class Reader(RootWatcher):
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call; follow it if a planned ID lies below."""
-        above, followed = self._here, self._followed
+        above = self._here
         if above is None:
             if self._names is None and self.begins_pass(module):
                 return self._pass(proceed, module, args, kwargs)
             return proceed(module, *args, **kwargs)
         if _functorch_level() is not None:
             return proceed(module, *args, **kwargs)
-        here = None
-        if followed is None or id(module) in followed:
+        if self._followed is None or id(module) in self._followed:
             assert self._names is not None
             here = above.enter(module, self._names)
-            if here.path not in self.plan.prefixes:
-                here = None
-        elif self._wanted is None:
-            self._here = None
-            try:
-                return proceed(module, *args, **kwargs)
-            finally:
-                self._here = above
-        return self._run(here, proceed, module, args, kwargs)
+            if here.path in self.plan.prefixes:
+                return self._follow(here, proceed, module, args, kwargs)
+        return self._pass_by(proceed, module, args, kwargs)
 
-    def _run(self, here: Call | None, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """The call, with the mode on if its own ops are planned and off if they are not."""
-        above, was = self._here, self._wanted
-        wanted = self.plan.ops.get(here.path) if here is not None else None
-        on = self._switch(wanted is not None)
-        self._here, self._wanted = here, wanted
-        if wanted is not None and here is not None:
-            self._trail = self.ran[here.path] = []
-            self._skip = self.plan.skip[here.path]
+    def _pass_by(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A call that holds no planned ID: neither it nor what it calls is followed."""
+        above, wanted, on = self._here, self._wanted, self._on
+        self._here = self._wanted = None
+        if on:
+            self._switch(False)
         try:
             return proceed(module, *args, **kwargs)
         finally:
-            self._switch(on)
-            self._here, self._wanted = above, was
-            if was is not None and above is not None:
-                self._trail, self._skip = self.ran[above.path], self.plan.skip[above.path]
+            if on:
+                self._switch(True)
+            self._here, self._wanted = above, wanted
 
-    def _switch(self, on: bool) -> bool:
-        """Put this mode on or take it off, and tell which it was; under a mode of the model's own it stays where it is."""
-        was = self._on
-        if on and not was:
-            _push_mode(self)
+    def _follow(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A call on the way to planned IDs, with the mode on if its own ops are planned and off if they are not."""
+        before = self._here, self._wanted, self._trail, self._skip, self._on
+        self._here, self._wanted = here, self.plan.ops.get(here.path)
+        if self._wanted is not None:
+            self._trail = self.ran[here.path] = []
+            self._skip = self.plan.skip[here.path]
+        self._switch(self._wanted is not None)
+        try:
+            return proceed(module, *args, **kwargs)
+        finally:
+            self._here, self._wanted, self._trail, self._skip, on = before
+            self._switch(on)
+
+    def _switch(self, on: bool) -> None:
+        """Put this mode on or take it off; under a mode of the model's own it stays where it is."""
+        if on and not self._on:
+            _push(self)
             self._on = True
-        elif was and not on and _get_current_function_mode() is self:
-            _pop_mode()
-            self._on = False
-        return was
+        elif self._on and not on:
+            top = _pop()
+            self._on = top is not self
+            if self._on:
+                _push(top)
 
     def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
@@ -159,7 +163,7 @@ class Reader(RootWatcher):
         try:
             if self.plan.sources:
                 self._deliver_sources(module, args, kwargs)
-            out = self._run(Call(module), proceed, module, args, kwargs)
+            out = self._follow(Call(module), proceed, module, args, kwargs)
             return out
         finally:
             self._names = None

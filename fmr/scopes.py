@@ -11,21 +11,34 @@ from fmr.errors import TrackError
 
 
 class Paths:
-    """The registered paths of those modules of a tree that a few dynamic paths lead through.
+    """The registered paths of those modules of a tree that a few dynamic paths lead through, with every path above them.
 
     `complete` tells that each of these is registered under one path alone; then no other path has to be known.
     """
 
     def __init__(self, root: nn.Module, wanted: tuple[str, ...]) -> None:
-        self.wanted = wanted
-        self.found = [id(_at(root, path)) for path in wanted]
-        self.paths = {module: [path] for module, path in zip(self.found, wanted, strict=True)}
-        registered = all(_at(root, path) is not None for path in wanted)
-        self.complete = registered and len(self.paths) == len(wanted) and not self._met_twice(root)
+        paths = sorted(wanted, key=lambda path: path.count(".") + bool(path))
+        places = {path: place for place, path in enumerate(paths)}
+        self._steps = [(places[above], name) for above, _, name in (path.rpartition(".") for path in paths[1:])]
+        self.found = self._modules(root)
+        self.paths = {module: [path] for module, path in zip(self.found, paths, strict=False)}
+        registered = len(self.found) == len(self.paths) == len(paths)
+        self.complete = registered and not self._met_twice(root)
 
     def fit(self, root: nn.Module) -> bool:
         """Whether the same modules still stand at these paths."""
-        return self.complete and [id(_at(root, path)) for path in self.wanted] == self.found
+        return self.complete and self._modules(root) == self.found
+
+    def _modules(self, root: nn.Module) -> list[int]:
+        """The identities of the modules on the paths, a caller before what it calls, up to the first that is missing."""
+        found = [root]
+        for above, name in self._steps:
+            children = found[above]._modules
+            child = children[name] if name in children else None  # noqa: SIM401 - a scripted module's has no get
+            if child is None:
+                break
+            found.append(child)
+        return [id(module) for module in found]
 
     def _met_twice(self, root: nn.Module) -> bool:
         """Whether any of the modules is registered a second time somewhere in the tree."""
@@ -38,13 +51,6 @@ class Paths:
                 elif child is not None and id(child) in self.paths:
                     return True
         return False
-
-
-def _at(root: nn.Module, path: str) -> nn.Module | None:
-    module: nn.Module | None = root
-    for name in path.split(".") if path else ():
-        module = dict(module._modules.items()).get(name) if module is not None else None
-    return module
 
 
 class Names:

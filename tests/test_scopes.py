@@ -42,9 +42,9 @@ def test_a_module_registered_twice_keeps_both_paths_and_a_plan_over_it_knows_tha
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     assert Names(model).paths[id(shared)] == ["0", "2"]
-    assert Paths(model, ["1"]).complete
-    assert not Paths(model, ["0"]).complete
-    assert not Paths(model, ["nowhere"]).complete
+    assert Paths(model, ("", "1")).complete
+    assert not Paths(model, ("", "0")).complete
+    assert not Paths(model, ("", "nowhere")).complete
 
 
 def test_a_call_numbers_its_ops_by_name() -> None:
