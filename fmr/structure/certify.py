@@ -60,9 +60,10 @@ def _excess(pattern: Tensor) -> float:
 
 
 def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> Tensor:
-    """The output as the sum of what each head writes alone through the projection, plus the bias once.
+    """The output as the sum of what each head writes alone, plus the bias once.
 
-    The heads are told apart in what the projection reads: a norm may stand between it and z.
+    The heads are told apart in what the projection reads, as a norm may stand between it and z; in z itself where that
+    is put together from several.
     """
     assert found.out is not None
     _, way, _ = projected(graph, graph[found.z])
@@ -70,8 +71,9 @@ def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> T
     number = torch.arange(z[..., 0].numel(), dtype=torch.float64).reshape(z.shape[:-1]) % found.n_heads
     if axis is not None:
         number = torch.arange(z.shape[axis]).reshape([-1 if n == axis else 1 for n in range(z.dim() - 1)])
-    whose = moved(number.unsqueeze(-1).expand(z.shape), way)
-    read = way[-1].id
+    whose, read = moved(number.unsqueeze(-1).expand(z.shape), way), way[-1].id
+    if whose is None:
+        whose, read = number.unsqueeze(-1), found.z
     bias = evaluate(graph, found.out, {read: torch.zeros_like(value(read))}, value)
     total = bias.clone()
     for head in range(found.n_heads):

@@ -33,9 +33,8 @@ def heads_in_rows(graph: Graph, z: Node, way: tuple[Node, ...], end: Node) -> He
     if not math.prod(z.shape):
         return None
     numbers = torch.arange(math.prod(lead), dtype=torch.float64).reshape(*lead, 1).expand(z.shape)
-    try:
-        value = moved(numbers, way)
-    except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
+    value = moved(numbers, way)
+    if value is None:
         return None
     rows = value.movedim(1, -1) if end.op in LINEAR else value
     row = rows.reshape(-1, rows.shape[-1])[0]
@@ -48,11 +47,17 @@ def heads_in_rows(graph: Graph, z: Node, way: tuple[Node, ...], end: Node) -> He
     return Heads(len(met), dims, folded)
 
 
-def moved(value: Tensor, way: tuple[Node, ...]) -> Tensor:
-    """A value at the beginning of a way as the ops that only move numbers leave it at the end; other ops are passed over."""
-    for before, node in pairwise(way):
-        if node.op in SHAPE:
-            value = execute(node, {before.id: value})[node.id].contiguous()
+def moved(value: Tensor, way: tuple[Node, ...]) -> Tensor | None:
+    """A value at the beginning of a way as the ops that only move numbers leave it at the end; other ops are passed over.
+
+    None where something else is moved in beside it.
+    """
+    try:
+        for before, node in pairwise(way):
+            if node.op in SHAPE:
+                value = execute(node, {before.id: value.contiguous()})[node.id]
+    except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
+        return None
     return value
 
 
