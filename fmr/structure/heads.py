@@ -100,7 +100,8 @@ def shared_heads(graph: Graph, scored: Contraction, k: TensorId, z: Node, heads:
     count = 1
     for dim in heads.dims:
         place = dim - len(z.shape)
-        count *= shape[place] if -place <= len(shape) else 1
+        if place != -2:  # heads among the queries of one product share its keys
+            count *= shape[place] if -place <= len(shape) else 1
     return max(1, round(count / repeated))
 
 
