@@ -70,6 +70,7 @@ def track(
     except Stop as stopped:
         if stopped.args[0] is not watcher:
             raise
+        stopped.__traceback__ = None  # whose frames hold values
     finally:
         if isinstance(watcher, Recorder):
             watcher.guard.close()
