@@ -15,8 +15,8 @@ import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # what is measured is the checkout in which this file stands
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # what is measured is the checkout in which this file stands
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import groundtruth
 import memories
 import modules
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import fmr
 
-TYPES: dict[str, dict[str, Any]] = json.loads((HERE / "types.json").read_text())
+TYPES: dict[str, dict[str, Any]] = json.loads(pathlib.Path(__file__).with_name("types.json").read_text())
 
 QUICK = """
 bart bert big_bird bloom canine clap_text_model cvt d_fine dbrx deberta-v2 deepseek_v3 falcon flaubert gemma2 gpt2 gpt_neox

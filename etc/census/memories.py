@@ -92,7 +92,7 @@ def rows(module: nn.Module) -> Tensor:
 
 
 def producers(post: Tensor, outputs: Mapping[str, Tensor]) -> Iterator[tuple[str, str | None, slice]]:
-    """The projections whose results, one bent and multiplied by the other, make coefficients, and the units that are keys."""
+    """The projections whose results, one bent and multiplied by the other, make coefficients; which units are keys."""
     n = post.shape[-1]
     whole = {
         name: out.reshape(post.shape) for name, out in outputs.items() if out.numel() == post.numel() and out.shape[-1] == n
