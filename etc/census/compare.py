@@ -21,16 +21,19 @@ def plain(values: Iterable[Tensor]) -> list[Plain]:
     return [Plain(value, tuple(map(float, value.aminmax())) if value.numel() else ()) for value in numbers]
 
 
-def match(truth: Sequence[Plain], found: Sequence[Plain], tolerance: float = 0.0) -> list[int | None]:
+def match(
+    truth: Sequence[Plain], found: Sequence[Plain], tolerance: float = 0.0, rearranged: bool = False
+) -> list[int | None]:
     """For each true value the place of the located one that equals it, None where there is none.
 
     Of several the first after the one before it is taken, so that places rise wherever the order is the true one.
+    tolerance, rearranged: as in `same`.
     """
     places: list[int | None] = []
     last = -1
     for value in truth:
         order = [*range(last + 1, len(found)), *range(last + 1)]
-        place = next((n for n in order if same(value, found[n], tolerance)), None)
+        place = next((n for n in order if same(value, found[n], tolerance, rearranged)), None)
         places.append(place)
         last = last if place is None else max(last, place)
     return places
@@ -42,16 +45,29 @@ def in_order(places: Sequence[int | None]) -> list[bool]:
     return [place > max([-1, *known[:n]]) for n, place in enumerate(known)]
 
 
-def same(truth: Plain, found: Plain, tolerance: float = 0.0) -> bool:
+def same(truth: Plain, found: Plain, tolerance: float = 0.0, rearranged: bool = False) -> bool:
     """Whether a located value is the true one, bit by bit or within a tolerance, up to a view of the whole or a slice.
 
     A view may permute the dimensions. A slice is what a model returns of a pattern over two sets of keys, or of one that
-    was padded; it begins or ends where the located value does.
+    was padded; it begins or ends where the located value does. rearranged: the vectors of the last dimension may come in
+    another order, as the windows of a picture do.
     """
-    if truth.value.numel() == found.value.numel():
-        alike = all(abs(a - b) <= tolerance for a, b in zip(truth.ends, found.ends, strict=True))
-        return alike and any(_near(truth.value, view, tolerance) for view in _views(truth.value.shape, found.value))
-    return any(_near(truth.value, part, tolerance) for part in _slices(truth.value.shape, found.value))
+    if truth.value.numel() != found.value.numel():
+        return any(_near(truth.value, part, tolerance) for part in _slices(truth.value.shape, found.value))
+    if any(abs(a - b) > tolerance for a, b in zip(truth.ends, found.ends, strict=True)):
+        return False
+    views = _views(truth.value.shape, found.value)
+    return any(_near(truth.value, view, tolerance) for view in views) or (
+        rearranged and _same_rows(truth.value, found.value)
+    )
+
+
+def _same_rows(a: Tensor, b: Tensor) -> bool:
+    """Whether two values hold the same vectors, whatever their order."""
+    if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-1]:
+        return False
+    (rows, counts), (others, times) = (torch.unique(one.flatten(0, -2), dim=0, return_counts=True) for one in (a, b))
+    return torch.equal(rows, others) and torch.equal(counts, times)
 
 
 def _near(truth: Tensor, found: Tensor, tolerance: float) -> bool:

@@ -7,14 +7,16 @@ modules count and, by hooks, what enters and leaves its feed-forward projections
 import argparse
 import collections
 import json
+import os
 import pathlib
 import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # what is measured is the checkout in which this file stands
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import groundtruth
@@ -23,6 +25,7 @@ import modules
 import tinymodels
 import torch
 from compare import in_order, match, plain
+from inputs import flat
 from torch import Tensor, nn
 
 import fmr
@@ -46,7 +49,7 @@ KINDS = {
     "head dim": "units of a query head, as the module says",
     "mlp": "hooked feed-forward coefficients are located, bit for bit, in order",
     "keys": "w_in, w_gate and w_out, and by them the vectors of the first and the last memory",
-    "hidden": "returned hidden states are points of the residual stream",
+    "hidden": "returned hidden states are points of the residual stream, up to a view or the order of positions",
     "writes": "attentions and memories write to the residual stream in a layer",
     "certified": "findings are recomputed from their parts within 1e-4",
     "reasons": "reasons of what is rejected are in words",
@@ -56,6 +59,9 @@ KINDS = {
 RAW = r"\(\) |argument|object|dtype|size of tensor|must match|Expected"
 """What tells the words of an exception from those for a reader."""
 
+ERRORS = ("pattern", "rows", "z", "out", "post", "writes")
+"""What certificates compare."""
+
 Parts = Iterable[tuple[str, bool]]
 
 
@@ -63,7 +69,7 @@ def measure(name: str) -> dict[str, Any]:
     """One architecture: for each kind how many truths there are, how many are located, and which are not."""
     began = time.perf_counter()
     model, inputs = tinymodels.build(name)
-    truth = groundtruth.truth(model, inputs, tensors=True)
+    truth = groundtruth.truth(model, inputs)
     with fmr.track(model) as run:
         tinymodels.run(model, inputs)
     start = time.perf_counter()
@@ -74,24 +80,23 @@ def measure(name: str) -> dict[str, Any]:
     if maps:
         row |= fused(name, model, inputs, maps)
     if TYPES[name]["mlp"]:
-        posts = {key[4:]: values[0] for key, values in truth["tensors"].items() if key.startswith("mlp:")}
-        row |= feed_forward(model, inputs, run, found, posts)
+        row |= feed_forward(model, inputs, run, found, {name: values[0] for name, values in truth.seconds.items()})
     row |= residual(run, found, truth)
-    row |= certificates(found)
+    row |= certificates(run, found)
     return row | {"seconds": round(time.perf_counter() - began, 2)}
 
 
-def returned_maps(name: str, truth: dict[str, Any]) -> dict[str, list[Tensor]]:
+def returned_maps(name: str, truth: groundtruth.Truth) -> dict[str, list[Tensor]]:
     """The sequences of attention maps that a model returns, by their names in its output; none where they are no maps."""
     if not TYPES[name]["maps"]:
         return {}
     whole = TYPES[name]["maps"] == TYPES[name]["attention"]
     maps = {}
-    for path, nest in groundtruth.named_outputs(truth["output"], "attentions"):
+    for path, nest in groundtruth.named_outputs(truth.output, "attentions"):
         nested = isinstance(nest, (list, tuple)) and all(isinstance(one, (list, tuple)) for one in nest)
         inner = {f"[{n}]": one for n, one in enumerate(nest)} if nested else {"": nest}
         for key, one in inner.items():
-            maps[f"{path}{key}"] = [t for t in tinymodels.flat(one) if whole or is_map(t)]
+            maps[f"{path}{key}"] = [t for t in flat(one) if whole or is_map(t)]
     return maps
 
 
@@ -110,23 +115,17 @@ def attention(model: nn.Module, run: fmr.Run, found: Any, maps: dict[str, list[T
     patterns = plain(run[block.pattern] for block in found.attention)
     places = {path: match(plain(values), patterns) for path, values in maps.items()}
     hits = {place: maps[path][n] for path, known in places.items() for n, place in enumerate(known) if place is not None}
-    others = [block for n, block in enumerate(found.attention) if n not in hits]
-    told = [(block, modules.shape_of(model, block.scope), hits.get(n)) for n, block in enumerate(found.attention)]
+    blocks = list(enumerate(found.attention))
+    shapes = [(block, modules.shape_of(model, block.scope)) for _, block in blocks]
+    numbers = [(block, shape.n_heads or by_map(hits.get(n))) for n, (block, shape) in enumerate(shapes)]
     return {
         "attention": tally((f"{path}[{n}]", place is not None) for path, n, place in listed(places)),
         "order": tally((f"{path}[{n}]", ok) for path, n, ok in listed({p: in_order(known) for p, known in places.items()})),
-        "only": tally(
-            (block.scope, n in hits or modules.is_attention(model, block.scope)) for n, block in enumerate(found.attention)
-        ),
-        "returned": sum(map(len, maps.values())),
-        "extra": [f"{block.scope}: {block.kind}, {block.size}" for block in others],
-        "heads": tally(
-            says(block, "n_heads", shape.n_heads or by_map(value))
-            for block, shape, value in told
-            if shape.n_heads or by_map(value)
-        ),
-        "kv heads": tally(says(block, "n_kv_heads", shape.n_kv_heads) for block, shape, _ in told if shape.n_kv_heads),
-        "head dim": tally(says(block, "head_dim", shape.head_dim) for block, shape, _ in told if shape.head_dim),
+        "only": tally((block.scope, n in hits or modules.is_attention(model, block.scope)) for n, block in blocks),
+        "extra": [f"{block.scope}: {block.kind}, {block.size}" for n, block in blocks if n not in hits],
+        "heads": tally(says(block, "n_heads", number) for block, number in numbers if number),
+        "kv heads": tally(says(block, "n_kv_heads", shape.n_kv_heads) for block, shape in shapes if shape.n_kv_heads),
+        "head dim": tally(says(block, "head_dim", shape.head_dim) for block, shape in shapes if shape.head_dim),
     }
 
 
@@ -145,7 +144,7 @@ def says(block: Any, what: str, truth: int) -> tuple[str, bool]:
 
 def fused(name: str, model: nn.Module, inputs: dict[str, Any], maps: dict[str, list[Tensor]]) -> dict[str, Any]:
     """Whether the eager maps are located inside the fused kernels that the model runs with by default."""
-    other = tinymodels.make_model(name, None, model.census["rung"])
+    other = tinymodels.make_model(name, None, model.rung)
     other.load_state_dict(model.state_dict())
     with fmr.track(other) as run:
         after = tinymodels.run(other, inputs)
@@ -155,16 +154,14 @@ def fused(name: str, model: nn.Module, inputs: dict[str, Any], maps: dict[str, l
     places = {path: in_order(match(plain(values), patterns, 1e-5)) for path, values in maps.items()}
     result = tally((f"{path}[{n}]", ok) for path, n, ok in listed(places))
     before = tinymodels.run(model, inputs)
-    comparable = all(alike(a, b) for a, b in zip(tinymodels.flat(before), tinymodels.flat(after), strict=True))
+    comparable = all(alike(a, b) for a, b in zip(flat(before), flat(after), strict=True))
     return {"sdpa": result} if comparable or not result["missing"] else {"another result": True}
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
     """Whether two outputs are one up to rounding."""
-    a, b = a.float(), b.float()
-    return a.shape == b.shape and torch.allclose(
-        a, b, rtol=1e-3, atol=1e-3 * max(plain([a])[0].ends, default=0.0), equal_nan=True
-    )
+    near = 1e-3 * max(map(abs, plain([a])[0].ends), default=0.0)
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=0.0, atol=near, equal_nan=True)
 
 
 def feed_forward(
@@ -180,10 +177,10 @@ def feed_forward(
     }
 
 
-def residual(run: fmr.Run, found: Any, truth: dict[str, Any]) -> dict[str, Any]:
+def residual(run: fmr.Run, found: Any, truth: groundtruth.Truth) -> dict[str, Any]:
     """Which hidden states are points of a stream, and which attentions and memories stand in a layer."""
     points = plain(run[point] for stream in found.streams for point in stream.points)
-    hidden = {path: match(plain(truth["tensors"][path]), points) for path in truth["hidden_states"]}
+    hidden = {path: match(plain(values), points, rearranged=True) for path, values in truth.hidden.items()}
     layers = {id(part) for layer in found.layers for part in (*layer.attentions, *layer.mlps)}
     return {
         "hidden": tally((f"{path}[{n}]", place is not None) for path, n, place in listed(hidden)),
@@ -191,15 +188,15 @@ def residual(run: fmr.Run, found: Any, truth: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def certificates(found: Any) -> dict[str, Any]:
+def certificates(run: fmr.Run, found: Any) -> dict[str, Any]:
     """The largest error of each thing that is recomputed, and the reasons of what was rejected."""
+    proofs = [(part.scope, part.certified) for part in (*found.attention, *found.mlps)]
+    proofs += [(str(stream.points[0]), stream.check(run)) for stream in found.streams]
     worst: dict[str, float] = {}
-    parts = (*found.attention, *found.mlps)
-    for part in parts:
-        for what, error in part.certified.errors.items():
-            worst[what] = max(error, worst.get(what, 0.0))
+    for _, proof in proofs:
+        worst |= {what: max(error, worst.get(what, 0.0)) for what, error in proof.errors.items()}
     return {
-        "certified": tally((part.scope, part.certified.ok and part.certified.tolerance <= 1e-4) for part in parts),
+        "certified": tally((name, proof.ok and proof.tolerance <= 1e-4) for name, proof in proofs),
         "reasons": tally((one.reason, not re.search(RAW, one.reason)) for one in found.rejected),
         "worst": worst,
         "rejected": [[one.what, one.reason, str(one.id)] for one in found.rejected],
@@ -232,32 +229,33 @@ def report(rows: list[dict[str, Any]]) -> None:
     for kind, meaning in KINDS.items():
         known = [row for row in rows if row.get(kind, {}).get("true")]
         whole = sum(not row[kind]["missing"] for row in known)
-        values = sum(row[kind]["found"] for row in known), sum(row[kind]["true"] for row in known)
-        print(f"  {kind:10s} {whole:3d} of {len(known):3d} architectures, {values[0]:5d} of {values[1]:5d}   {meaning}")
-    worst: dict[str, float] = {}
-    for row in rows:
-        for what, error in row.get("worst", {}).items():
-            worst[what] = max(error, worst.get(what, 0.0))
-    print("  largest errors  " + ", ".join(f"{what} {error:.0e}" for what, error in worst.items()))
+        values, true = (sum(row[kind][what] for row in known) for what in ("found", "true"))
+        print(f"  {kind:10s} {whole:3d} of {len(known):3d} architectures, {values:5d} of {true:5d}   {meaning}")
+    worst = {what: max(row["worst"].get(what, 0.0) for row in rows if "worst" in row) for what in ERRORS}
+    print("  largest errors: " + ", ".join(f"{what} {error:.0e}" for what, error in worst.items()))
     extra = [row for row in rows if row.get("extra")]
-    print(f"  not returned    {sum(len(row['extra']) for row in extra)} located attentions in {len(extra)} architectures")
+    print(f"  not returned: {sum(len(row['extra']) for row in extra)} located attentions in {len(extra)} architectures")
     other = [row["type"] for row in rows if "another result" in row]
-    print(f"  not comparable  {', '.join(other) or 'none'}: the model itself computes something else under sdpa")
+    print(f"  the model itself computes something else under sdpa: {', '.join(other) or 'none'}")
     for kind in KINDS:
-        names = [
-            f"{row['type']} {row[kind]['found']}/{row[kind]['true']}" for row in rows if row.get(kind, {}).get("missing")
-        ]
+        names = [f"{row['type']} {row[kind]['found']}/{row[kind]['true']}" for row in rows if missing(row, kind)]
         if names:
             print(f"  {kind}: " + ", ".join(names))
     for row in failed:
         print(f"  error in {row['type']}: {row['error']}")
-    reasons = collections.Counter(
-        f"no {what}: {reason if re.search(RAW, reason) else reason.partition(':')[0]}"
-        for row in rows
-        for what, reason, _ in row.get("rejected", ())
-    )
-    for reason, number in reasons.most_common(12):
+    for reason, number in collections.Counter(reasons(rows)).most_common(12):
         print(f"  rejected {number:5d}  {reason}")
+
+
+def missing(row: dict[str, Any], kind: str) -> bool:
+    return bool(row.get(kind, {}).get("missing"))
+
+
+def reasons(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Why things were rejected, without the names in it where it is in words."""
+    for row in rows:
+        for what, reason, _ in row.get("rejected", ()):
+            yield f"no {what}: {reason if re.search(RAW, reason) else reason.partition(':')[0]}"
 
 
 if __name__ == "__main__":

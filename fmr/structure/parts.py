@@ -13,7 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.notebook import table
 from fmr.run import Pass, Run
 from fmr.structure.attention import Attention, Rejected
-from fmr.structure.certify import Certificate, certify_attention, certify_memory
+from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
 from fmr.structure.memory import Memory, count, vectors
 from fmr.structure.residual import Stream, Write
@@ -207,6 +207,10 @@ class Residual:
     def writes(self) -> tuple[Write, ...]:
         """Each add: the value before it, what is added, the sum."""
         return self.stream.writes
+
+    def check(self, run: Run | Pass) -> Certificate:
+        """Compare each write with the difference that it makes in another run of the same code."""
+        return certify_stream(self.stream, run.__getitem__)
 
     def __repr__(self) -> str:
         return f"{len(self.writes)} writes from {self.points[0]} to {self.points[-1]}"
