@@ -15,7 +15,7 @@ GROUPS = "num_key_value_groups num_heads_per_kv".split()
 SIZE = "qk_head_dim head_dim attention_head_size key_value_proj_dim d_head dim_head head_size d_kv d_k dim_per_head".split()
 QUERY = "q_proj query q_lin q Wq query_proj wq linear_q to_q q_linear q_b_proj project_q query_layer".split()
 KEY = "k_proj key k_lin k Wk key_proj wk linear_k to_k k_linear project_k key_layer".split()
-FUSED = "qkv qkv_proj c_attn query_key_value in_proj Wqkv qkv_linear att_proj to_qkv Wqkv".split()
+FUSED = "qkv qkv_proj c_attn query_key_value in_proj Wqkv qkv_linear att_proj to_qkv".split()
 
 
 class Shape(NamedTuple):
@@ -63,8 +63,8 @@ def _said(module: nn.Module, names: list[str]) -> int | None:
 def _value(one: Any, name: str) -> Any:
     try:
         return getattr(one, name, None)
-    except Exception as error:  # some configurations refuse to answer for all of their parts at once
-        return error
+    except Exception:
+        return None  # some configurations refuse to answer for all of their parts at once
 
 
 def _width(module: nn.Module, names: list[str]) -> int | None:

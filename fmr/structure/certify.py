@@ -102,7 +102,7 @@ def certify_stream(stream: Stream, value: Values) -> Certificate:
     for write in stream.writes:
         before, added, after = (value(name).double() for name in write)
         worst = max(worst, error(before + added, after))
-    return Certificate({"writes": worst}, _tolerance(value(stream.points[0])))
+    return Certificate({"writes": worst}, _tolerance(value(stream.points[-1])))
 
 
 def _tolerance(value: Tensor) -> float:
