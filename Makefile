@@ -15,7 +15,7 @@ help:
 	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
 	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens and pyvene, each beside fmr in its own environment"
-	@echo "make census  how much of the structure of 408 architectures is located"
+	@echo "make census  how much of the structure of 408 architectures is located (CENSUS=--quick: a few dozen)"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
 	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
 
@@ -43,7 +43,7 @@ bench-peers:
 	@$(find_python); $$python etc/bench/peers.py $(BENCH)
 
 census: $(DEV)
-	@$(PY) etc/census/measure.py
+	@$(PY) etc/census/measure.py $(CENSUS)
 
 clean:
 	rm -rf $(VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

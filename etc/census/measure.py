@@ -1,112 +1,216 @@
 """How much of the structure of hundreds of architectures `fmr.locate` finds: `python etc/census/measure.py [TYPE ...]`.
 
-The truth is what each model says of itself: the attentions and hidden states that it returns and, by hooks, the inputs
-of its second feed-forward projections. A row counts the values that are located exactly, are missing, or are extra.
+The truth is what each model says of itself: the attentions and hidden states that it returns, the heads that its attention
+modules count and, by hooks, what enters and leaves its feed-forward projections.
 """
 
 import argparse
+import collections
 import json
+import os
 import pathlib
+import re
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # what is measured is the checkout in which this file stands
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import groundtruth
+import memories
+import modules
 import tinymodels
 import torch
-from torch import Tensor
+from compare import in_order, match, plain
+from inputs import flat
+from torch import Tensor, nn
 
 import fmr
 
-TYPES: dict[str, dict[str, Any]] = json.loads((pathlib.Path(__file__).parent / "types.json").read_text())
+TYPES: dict[str, dict[str, Any]] = json.loads(pathlib.Path(__file__).with_name("types.json").read_text())
+
+QUICK = """
+bart bert big_bird bloom canine clap_text_model cvt d_fine dbrx deberta-v2 deepseek_v3 falcon flaubert gemma2 gpt2 gpt_neox
+gpt_oss granitemoehybrid jamba led llama llama4_text longt5 mamba mixtral modernbert moonshine moshi nystromformer olmo2
+openai-gpt owlvit perceiver phi3 prophetnet qwen2_vl qwen3_next roformer siglip t5 t5gemma2_decoder whisper xlnet
+""".split()
+"""Types of every idiom that are measured in seconds."""
+
+KINDS = {
+    "attention": "returned maps are located patterns, bit for bit up to a view or a slice",
+    "order": "and in the order in which they are returned",
+    "sdpa": "located inside the fused kernels within 1e-5 of the eager maps, in order",
+    "only": "located patterns are returned, or made in a module that is called attention",
+    "heads": "query heads, as the module or the map says",
+    "kv heads": "key-value heads, by the widths of the projections or as the module says",
+    "head dim": "units of a query head, as the module says",
+    "mlp": "hooked feed-forward coefficients are located, bit for bit, in order",
+    "keys": "w_in, w_gate and w_out, and by them the vectors of the first and the last memory",
+    "hidden": "returned hidden states are points of the residual stream, up to a view or the order of positions",
+    "writes": "attentions and memories write to the residual stream in a layer",
+    "certified": "findings are recomputed from their parts within 1e-4",
+    "reasons": "reasons of what is rejected are in words",
+}
+"""The kinds of truth and what is counted of each."""
+
+RAW = r"\(\) |argument|object|dtype|size of tensor|must match|Expected"
+"""What tells the words of an exception from those for a reader."""
+
+ERRORS = ("pattern", "rows", "z", "out", "post", "writes")
+"""What certificates compare."""
+
+Parts = Iterable[tuple[str, bool]]
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One architecture: what its own truth says and what was located."""
+    """One architecture: for each kind how many truths there are, how many are located, and which are not."""
+    began = time.perf_counter()
     model, inputs = tinymodels.build(name)
-    truth = groundtruth.truth(model, inputs, tensors=True)
+    truth = groundtruth.truth(model, inputs)
     with fmr.track(model) as run:
         tinymodels.run(model, inputs)
     start = time.perf_counter()
     found = fmr.locate(run)
-    row: dict[str, Any] = {"type": name, "ops": len(run.graph), "seconds": round(time.perf_counter() - start, 2)}
-    tensors = truth["tensors"]
-    maps = [t for path in truth["attentions"] for t in tensors[path] if is_map(t)] if TYPES[name]["maps"] else []
-    if TYPES[name]["maps"] == TYPES[name]["attention"]:
-        maps = [t for path in truth["attentions"] for t in tensors[path]]
-    patterns = [run[block.pattern] for block in found.attention]
-    row["attention"] = compare(maps, patterns + [part for pattern in patterns for part in slices(pattern, maps)])
-    row["attention"]["extra"] = row["attention"]["extra"][: max(0, len(patterns) - row["attention"]["found"])]
-    row["heads"] = heads(maps, found.attention, patterns)
-    hidden = [t for path in truth["hidden_states"] for t in tensors[path]]
-    points = [run[point] for stream in found.streams for point in stream.points]
-    row["hidden"] = compare(hidden, points + [part for point in points for part in slices(point, hidden)])
+    row: dict[str, Any] = {"type": name, "ops": len(run.graph), "locate": round(time.perf_counter() - start, 2)}
+    maps = returned_maps(name, truth)
+    row |= attention(model, run, found, maps)
+    if maps:
+        row |= fused(name, model, inputs, maps)
     if TYPES[name]["mlp"]:
-        posts = [t for key, inside in tensors.items() if key.startswith("mlp:") for t in inside]
-        row["mlp"] = compare(posts, [run[block.post] for block in found.mlps])
-    row["rejected"] = [repr(one)[:240] for one in found.rejected[:6]]
-    return row
+        row |= feed_forward(model, inputs, run, found, {name: values[0] for name, values in truth.seconds.items()})
+    row |= residual(run, found, truth)
+    row |= certificates(run, found)
+    return row | {"seconds": round(time.perf_counter() - began, 2)}
+
+
+def returned_maps(name: str, truth: groundtruth.Truth) -> dict[str, list[Tensor]]:
+    """The sequences of attention maps that a model returns, by their names in its output; none where they are no maps."""
+    if not TYPES[name]["maps"]:
+        return {}
+    whole = TYPES[name]["maps"] == TYPES[name]["attention"]
+    maps = {}
+    for path, nest in groundtruth.named_outputs(truth.output, "attentions"):
+        nested = isinstance(nest, (list, tuple)) and all(isinstance(one, (list, tuple)) for one in nest)
+        inner = {f"[{n}]": one for n, one in enumerate(nest)} if nested else {"": nest}
+        for key, one in inner.items():
+            maps[f"{path}{key}"] = [t for t in flat(one) if whole or is_map(t)]
+    return maps
 
 
 def is_map(value: Tensor) -> bool:
     return bool(torch.isfinite(value).all() and value.dim() and (value.float().sum(-1) - 1).abs().max() < 1e-3)
 
 
-def compare(truth: Iterable[Tensor], found: Iterable[Tensor]) -> dict[str, Any]:
-    """How many true values are among those found, how many are not, and what else was found; a true value may come twice."""
-    known = list(found)
-    hits: set[int] = set()
-    missing = []
-    for number, value in enumerate(values := list(truth)):
-        hit = next((n for n, other in enumerate(known) if same(value, other)), None)
-        if hit is None:
-            missing.append([number, list(value.shape)])
-        else:
-            hits.add(hit)
-    extra = [list(other.shape) for n, other in enumerate(known) if n not in hits]
-    return {"true": len(values), "found": len(values) - len(missing), "missing": missing[:8], "extra": extra[:8]}
+def tally(parts: Parts) -> dict[str, Any]:
+    """How many of these hold, and which do not."""
+    known = list(parts)
+    return {"true": len(known), "found": sum(ok for _, ok in known), "missing": [name for name, ok in known if not ok][:8]}
 
 
-def slices(pattern: Tensor, maps: list[Tensor]) -> list[Tensor]:
-    """The parts of a pattern where a model returns only some of it: two sets of keys one by one, padding cut off."""
-    parts = []
-    for turned in (pattern, pattern.transpose(1, 2) if pattern.dim() == 4 else pattern):
-        for size in {t.shape for t in maps if t.dim() == turned.dim() and t.shape != turned.shape}:
-            if all(a <= b for a, b in zip(size, turned.shape, strict=True)):
-                parts.append(turned[tuple(slice(length) for length in size)])
-                parts.append(turned[tuple(slice(-length, None) for length in size)])
-    return parts
+def attention(model: nn.Module, run: fmr.Run, found: Any, maps: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """Which returned maps are located, whether nothing else is, and the shape of the heads."""
+    patterns = plain(run[block.pattern] for block in found.attention)
+    places = {path: match(plain(values), patterns) for path, values in maps.items()}
+    hits = {place: maps[path][n] for path, known in places.items() for n, place in enumerate(known) if place is not None}
+    blocks = list(enumerate(found.attention))
+    shapes = [(block, modules.shape_of(model, block.scope)) for _, block in blocks]
+    numbers = [(block, shape.n_heads or by_map(hits.get(n))) for n, (block, shape) in enumerate(shapes)]
+    return {
+        "attention": tally((f"{path}[{n}]", place is not None) for path, n, place in listed(places)),
+        "order": tally((f"{path}[{n}]", ok) for path, n, ok in listed({p: in_order(known) for p, known in places.items()})),
+        "only": tally((block.scope, n in hits or modules.is_attention(model, block.scope)) for n, block in blocks),
+        "extra": [f"{block.scope}: {block.kind}, {block.size}" for n, block in blocks if n not in hits],
+        "heads": tally(says(block, "n_heads", number) for block, number in numbers if number),
+        "kv heads": tally(says(block, "n_kv_heads", shape.n_kv_heads) for block, shape in shapes if shape.n_kv_heads),
+        "head dim": tally(says(block, "head_dim", shape.head_dim) for block, shape in shapes if shape.head_dim),
+    }
 
 
-def heads(maps: list[Tensor], blocks: Iterable[Any], patterns: list[Tensor]) -> dict[str, Any]:
-    """Whether the heads counted are those of the returned map, (examples, heads, queries, keys)."""
-    wrong, total = [], 0
-    for block, pattern in zip(blocks, patterns, strict=True):
-        hit = next((t for t in maps if t.dim() == 4 and same(t, pattern)), None)
-        if hit is not None:
-            total += 1
-            wrong += [] if block.n_heads in hit.shape[1:3] else [[block.n_heads, list(hit.shape)]]
-    return {"true": total, "found": total - len(wrong), "missing": wrong[:8], "extra": []}
+def listed(named: dict[str, Sequence[Any]]) -> Iterable[tuple[str, int, Any]]:
+    return ((path, n, one) for path, known in named.items() for n, one in enumerate(known))
 
 
-def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers bit by bit, up to a view (reshaped or transposed)."""
-    if a.numel() != b.numel():
-        return False
-    a, b = a.detach().float().reshape(-1).nan_to_num(), b.detach().float().reshape(-1).nan_to_num()
-    return torch.equal(a, b) or (bool(a.sum() - b.sum() < 1) and torch.equal(a.sort().values, b.sort().values))
+def by_map(value: Tensor | None) -> int | None:
+    """The heads of a returned map in the usual layout, (examples, heads, queries, keys)."""
+    return value.shape[1] if value is not None and value.dim() == 4 else None
+
+
+def says(block: Any, what: str, truth: int) -> tuple[str, bool]:
+    return f"{block.scope}: {getattr(block, what)}, truly {truth}", getattr(block, what) == truth
+
+
+def fused(name: str, model: nn.Module, inputs: dict[str, Any], maps: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """Whether the eager maps are located inside the fused kernels that the model runs with by default."""
+    other = tinymodels.make_model(name, None, model.rung)
+    other.load_state_dict(model.state_dict())
+    with fmr.track(other) as run:
+        after = tinymodels.run(other, inputs)
+    if not any(node.op == "scaled_dot_product_attention" for node in run.graph.nodes):
+        return {}
+    patterns = plain(run[block.pattern] for block in fmr.locate(run).attention)
+    places = {path: in_order(match(plain(values), patterns, 1e-5)) for path, values in maps.items()}
+    result = tally((f"{path}[{n}]", ok) for path, n, ok in listed(places))
+    before = tinymodels.run(model, inputs)
+    comparable = all(alike(a, b) for a, b in zip(flat(before), flat(after), strict=True))
+    return {"sdpa": result} if comparable or not result["missing"] else {"another result": True}
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs are one up to rounding."""
+    near = 1e-3 * max(map(abs, plain([a])[0].ends), default=0.0)
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=0.0, atol=near, equal_nan=True)
+
+
+def feed_forward(
+    model: nn.Module, inputs: dict[str, Any], run: fmr.Run, found: Any, posts: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Which coefficients are located, and whether the keys and values are the parameters that make and read them."""
+    posts, keys = memories.keys_of(model, inputs, posts)
+    places = match(plain(posts.values()), plain(run[block.post] for block in found.mlps))
+    located = {name: found.mlps[place] for name, place in zip(posts, places, strict=True) if place is not None}
+    return {
+        "mlp": tally(zip(posts, in_order(places), strict=True)),
+        "keys": tally((name, name in located and memories.agrees(located[name], truth)) for name, truth in keys.items()),
+    }
+
+
+def residual(run: fmr.Run, found: Any, truth: groundtruth.Truth) -> dict[str, Any]:
+    """Which hidden states are points of a stream, and which attentions and memories stand in a layer."""
+    points = plain(run[point] for stream in found.streams for point in stream.points)
+    hidden = {path: match(plain(values), points, rearranged=True) for path, values in truth.hidden.items()}
+    layers = {id(part) for layer in found.layers for part in (*layer.attentions, *layer.mlps)}
+    return {
+        "hidden": tally((f"{path}[{n}]", place is not None) for path, n, place in listed(hidden)),
+        "writes": tally((part.scope, id(part) in layers) for part in (*found.attention, *found.mlps)),
+    }
+
+
+def certificates(run: fmr.Run, found: Any) -> dict[str, Any]:
+    """The largest error of each thing that is recomputed, and the reasons of what was rejected."""
+    proofs = [(part.scope, part.certified) for part in (*found.attention, *found.mlps)]
+    proofs += [(str(stream.points[0]), stream.check(run)) for stream in found.streams]
+    worst: dict[str, float] = {}
+    for _, proof in proofs:
+        worst |= {what: max(error, worst.get(what, 0.0)) for what, error in proof.errors.items()}
+    return {
+        "certified": tally((name, proof.ok and proof.tolerance <= 1e-4) for name, proof in proofs),
+        "reasons": tally((one.reason, not re.search(RAW, one.reason)) for one in found.rejected),
+        "worst": worst,
+        "rejected": [[one.what, one.reason, str(one.id)] for one in found.rejected],
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="architectures; all of types.json where none is named")
+    parser.add_argument("--quick", action="store_true", help="a few dozen types of every idiom")
     parser.add_argument("--out", type=pathlib.Path, help="write one JSON line per architecture to this file")
     given = parser.parse_args()
     rows = []
-    for name in given.types or TYPES:
+    for name in given.types or (QUICK if given.quick else TYPES):
         try:
             rows.append(measure(name))
         except Exception as error:
@@ -115,17 +219,43 @@ def main() -> int:
             with given.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     report(rows)
-    return 0
+    return int(any("error" in row for row in rows))
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """The table: architectures whose truth is located in full, of those that have one."""
-    print(f"{len(rows)} architectures, {sum('error' in row for row in rows)} with an error")
-    for kind in ("attention", "heads", "hidden", "mlp"):
+    """The table: architectures whose truth is located in full, of those that have one; below it the others."""
+    failed = [row for row in rows if "error" in row]
+    print(f"{len(rows)} architectures, {len(failed)} with an error")
+    for kind, meaning in KINDS.items():
         known = [row for row in rows if row.get(kind, {}).get("true")]
-        whole = [row for row in known if not row[kind]["missing"]]
-        values = sum(row[kind]["true"] for row in known), sum(row[kind]["found"] for row in known)
-        print(f"  {kind:10s} {len(whole)} of {len(known)} architectures, {values[1]} of {values[0]} values")
+        whole = sum(not row[kind]["missing"] for row in known)
+        values, true = (sum(row[kind][what] for row in known) for what in ("found", "true"))
+        print(f"  {kind:10s} {whole:3d} of {len(known):3d} architectures, {values:5d} of {true:5d}   {meaning}")
+    worst = {what: max(row["worst"].get(what, 0.0) for row in rows if "worst" in row) for what in ERRORS}
+    print("  largest errors: " + ", ".join(f"{what} {error:.0e}" for what, error in worst.items()))
+    extra = [row for row in rows if row.get("extra")]
+    print(f"  not returned: {sum(len(row['extra']) for row in extra)} located attentions in {len(extra)} architectures")
+    other = [row["type"] for row in rows if "another result" in row]
+    print(f"  the model itself computes something else under sdpa: {', '.join(other) or 'none'}")
+    for kind in KINDS:
+        names = [f"{row['type']} {row[kind]['found']}/{row[kind]['true']}" for row in rows if missing(row, kind)]
+        if names:
+            print(f"  {kind}: " + ", ".join(names))
+    for row in failed:
+        print(f"  error in {row['type']}: {row['error']}")
+    for reason, number in collections.Counter(reasons(rows)).most_common(12):
+        print(f"  rejected {number:5d}  {reason}")
+
+
+def missing(row: dict[str, Any], kind: str) -> bool:
+    return bool(row.get(kind, {}).get("missing"))
+
+
+def reasons(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Why things were rejected, without the names in it where it is in words."""
+    for row in rows:
+        for what, reason, _ in row.get("rejected", ()):
+            yield f"no {what}: {reason if re.search(RAW, reason) else reason.partition(':')[0]}"
 
 
 if __name__ == "__main__":

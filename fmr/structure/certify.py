@@ -86,7 +86,7 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     """Recompute the coefficients from what the keys read, and the output as the sum of the values that they weigh."""
     post, out = value(found.post), value(found.out)
     errors = {"post": error(evaluate(graph, found.post, {found.source: value(found.source)}, value), post)}
-    values = value(found.w_out).detach().double()
+    values = value(found.values).detach().double()
     if values.dim() == 2 and post.shape[-1] in values.shape:
         bias = evaluate(graph, found.out, {found.post: torch.zeros_like(post)}, value)
         total = post.double() @ (values.mT if found.out_columns else values)
@@ -102,7 +102,7 @@ def certify_stream(stream: Stream, value: Values) -> Certificate:
     for write in stream.writes:
         before, added, after = (value(name).double() for name in write)
         worst = max(worst, error(before + added, after))
-    return Certificate({"writes": worst}, _tolerance(value(stream.writes[0].after)))
+    return Certificate({"writes": worst}, _tolerance(value(stream.points[-1])))
 
 
 def _tolerance(value: Tensor) -> float:

@@ -115,7 +115,7 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
         return _grouped
     if node.op in EDGES:
         return lambda x: getattr(x, node.op)
-    for home in (Tensor, torch, F):
+    for home in (Tensor, F, torch):
         if hasattr(home, node.op):
             found: Callable[..., Any] = getattr(home, node.op)
             return found

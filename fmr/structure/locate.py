@@ -103,8 +103,7 @@ class _Search:
                 continue
             certificate, ok = self._certify(certify_memory, found, "memory", found.pre, found.out)
             if ok:
-                names = [name for name in (found.w_in, found.w_gate, found.w_out) if name is not None]
-                weights = {name: self.value(name) for name in names} if self.value is not None else {}
+                weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
                 blocks.append(MemoryBlock(found, self.graph, weights, certificate))
         return blocks
 

@@ -1,11 +1,17 @@
 """Feed-forward memories by dataflow: a contraction with keys, a nonlinearity, a contraction with values."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from fmr.errors import StructureError
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.evaluate import evaluate
 from fmr.structure.match import (
     ELEMENTWISE,
     LINEAR,
@@ -29,8 +35,9 @@ _THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var"}
 class Memory(NamedTuple):
     """The IDs of one feed-forward memory: what enters its nonlinearity, its coefficients, its output, its weights.
 
-    `in_rows`: the keys are the rows of `w_in`; `out_columns`: the values are the columns of `w_out`. `up` and `down` are
-    the projections' results; with `fused_gate` one projection makes the gate and what it gates.
+    `keys` and `values` are `w_in` and `w_out` as the projections read them: `in_rows` if a key is a row of the one,
+    `out_columns` if a value is a column of the other. `up` and `down` are the projections' results; with `fused_gate` one
+    projection makes the gate and what it gates.
     """
 
     pre: TensorId
@@ -42,6 +49,8 @@ class Memory(NamedTuple):
     source: TensorId
     up: TensorId
     down: TensorId
+    keys: TensorId
+    values: TensorId
     in_rows: bool
     out_columns: bool
     fused_gate: bool
@@ -88,21 +97,68 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         source=sources.pop(),
         up=settled(graph, value.up.node).id,
         down=down.node.id,
-        in_rows=rows_are_outputs(graph, value.up),
-        out_columns=rows_are_outputs(graph, down),
+        keys=value.up.weight,
+        values=down.weight,
+        in_rows=rows_are_outputs(value.up),
+        out_columns=rows_are_outputs(down),
         fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[-1] == 2 * graph[post].shape[-1],
         scope=_scope(gate.up.node, down.node),
     )
 
 
-def rows_are_outputs(graph: Graph, found: Projection) -> bool:
-    """Whether row i of the weight makes output i: the layout (out, in), turned over by each transposition on the way."""
-    flips, node = 0, graph[found.weight]
-    while node.op not in ("param", "buffer"):
-        flips += node.op in ("t", "T", "mT", "transpose", "permute", "movedim")
-        node = graph[next(parent.id for parent in node.parents if weights(graph, parent.id))]
-    stored = found.node.op in LINEAR or found.node.op == "linear" or contraction(found.node).left == found.weight  # type: ignore[union-attr]
-    return stored != bool(flips % 2)
+def rows_are_outputs(found: Projection) -> bool:
+    """Whether row i of the weight, as the projection reads it, makes output i: the layout (out, in)."""
+    node, product = found.node, contraction(found.node)
+    first = product is not None and product.left == found.weight
+    if node.op == "einsum":
+        operands, _, result = str(node.argument("equation", 0)).replace(" ", "").partition("->")
+        return operands.split(",")[0 if first else 1][-2] in result
+    return first or node.op == "linear" or (node.op in LINEAR and "transpose" not in node.op)
+
+
+def count(graph: Graph, found: Memory) -> int:
+    """How many memories there are: the units of the coefficients, which are channels where a window reads them."""
+    windows = len(graph[found.values].shape) - 2 if graph[found.down].op in LINEAR else 0
+    return graph[found.post].shape[-1 - windows]
+
+
+def vectors(
+    graph: Graph, found: Memory, weights: Mapping[TensorId, Tensor], index: int, expert: int | None
+) -> tuple[Tensor, Tensor]:
+    """The key and the value of one memory: slices of the weights as the projections read them."""
+    keys, values = weights[found.keys], weights[found.values]
+    if keys.dim() == values.dim() == 3 and graph[found.down].op not in LINEAR:
+        if expert is None:
+            raise StructureError(f"{found.scope!r} has {len(keys)} experts. Name one: block.memory({index}, expert=0).")
+        if not 0 <= expert < len(keys):
+            raise StructureError(f"Expert {expert} of {found.scope!r}: expected 0 to {len(keys) - 1}.")
+        keys, values = keys[expert], values[expert]
+    elif expert is not None:
+        raise StructureError(f"{found.scope!r} has one matrix for all: expected block.memory({index}) without expert=.")
+    known = count(graph, found) * (2 if found.fused_gate else 1), count(graph, found)
+    rows, columns = (0 if found.in_rows else 1), (1 if found.out_columns else 0)
+    if (keys.shape[rows : rows + 1], values.shape[columns : columns + 1]) != tuple((size,) for size in known):
+        shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
+        raise StructureError(f"{found.scope!r} holds its weights as {shapes}: no row or column is that of one memory.")
+    row = _gated(graph, found, keys.shape[rows], index) if found.fused_gate else index
+    return _vector(keys.select(rows, row)), _vector(values.select(columns, index))
+
+
+def _vector(weight: Tensor) -> Tensor:
+    """The weights of one unit without the sizes of a window of one place."""
+    return weight.flatten() if weight.numel() == len(weight) else weight
+
+
+def _gated(graph: Graph, found: Memory, size: int, index: int) -> int:
+    """Which unit of a projection that makes gates and what they gate is the key of a memory: the one that is gated."""
+    up, pre = graph[found.up].shape, graph[found.pre].shape
+    split = next(n for n in range(len(up) + 1) if math.prod(up[n:]) <= size)
+    units = torch.arange(size, dtype=torch.float64).reshape(up[split:]).expand(up)
+    gates = evaluate(graph, found.pre, {found.up: units}, lambda name: units).reshape(-1, pre[-1])[0].long().tolist()
+    gated = sorted(set(range(size)) - set(gates))
+    if len(gated) != count(graph, found):
+        raise StructureError(f"{found.scope!r}: the units of {found.w_in} that are gated cannot be told from the gates.")
+    return gated[index]
 
 
 def _ups(graph: Graph, start: TensorId, stream: frozenset[TensorId]) -> list[_Way]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fmr.errors import IdError, StructureError, TrackError
@@ -14,10 +13,9 @@ from fmr.ids import Site, TensorId
 from fmr.notebook import table
 from fmr.run import Pass, Run
 from fmr.structure.attention import Attention, Rejected
-from fmr.structure.certify import Certificate, certify_attention, certify_memory
-from fmr.structure.evaluate import evaluate
+from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
-from fmr.structure.memory import Memory
+from fmr.structure.memory import Memory, count, vectors
 from fmr.structure.residual import Stream, Write
 
 if TYPE_CHECKING:
@@ -65,7 +63,7 @@ class AttentionBlock:
     z = property(lambda self: self._site("z"), doc="What each head mixes from its values.")
     n_heads = property(lambda self: self.found.n_heads, doc="Query heads.")
     n_kv_heads = property(lambda self: self.found.n_kv_heads, doc="Key-value heads; fewer where queries share them.")
-    head_dim = property(lambda self: self.found.head_dim, doc="Units of a query or key head.")
+    head_dim = property(lambda self: self.found.head_dim, doc="Units of a query head: what a score sums over.")
     kind = property(lambda self: self.found.kind, doc='"self" or "cross".')
     scope = property(lambda self: self.found.scope, doc="The module call that holds it.")
 
@@ -166,32 +164,18 @@ class MemoryBlock:
     @property
     def n(self) -> int:
         """How many memories it holds."""
-        return self.graph[self.found.post].shape[-1]
+        return count(self.graph, self.found)
 
-    def memory(self, index: int) -> tuple[Tensor, Tensor]:
-        """The key vector and the value vector of one memory, as slices of the parameters."""
+    def memory(self, index: int, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        """The key vector and the value vector of one memory, as slices of the parameters.
+
+        expert: which one, where one parameter holds a matrix for each of several.
+        """
         if not 0 <= index < self.n:
             raise StructureError(f"Memory {index} of {self.scope!r}: expected 0 to {self.n - 1}.")
         if not self.weights:
             raise StructureError(f"{self.scope!r} was found in a graph alone, which holds no weights. Use fmr.locate(run).")
-        keys, values = self.weights[self.w_in], self.weights[self.w_out]
-        if keys.dim() != 2 or values.dim() != 2:
-            raise StructureError(f"{self.scope!r} holds its weights as {tuple(keys.shape)}: one matrix per expert, not one.")
-        row = self._row(index) if self.found.fused_gate else index
-        key = keys[row] if self.found.in_rows else keys[:, row]
-        return key, values[:, index] if self.found.out_columns else values[index]
-
-    def _row(self, index: int) -> int:
-        """Which unit of a projection that makes gates and what they gate is the key of a memory: the one that is gated."""
-        up, pre = self.graph[self.found.up], self.graph[self.found.pre]
-        units = torch.arange(up.shape[-1], dtype=torch.float64).expand(up.shape)
-        gates = (
-            evaluate(self.graph, pre.id, {up.id: units}, lambda name: units).reshape(-1, pre.shape[-1])[0].long().tolist()
-        )
-        gated = sorted(set(range(up.shape[-1])) - set(gates))
-        if len(gated) != self.n:
-            raise StructureError(f"{self.scope!r}: the units of {self.w_in} that are gated cannot be told from the gates.")
-        return gated[index]
+        return vectors(self.graph, self.found, self.weights, index, expert)
 
     def check(self, run: Run | Pass) -> Certificate:
         """Recompute coefficients and output in another run of the same code and report the errors."""
@@ -223,6 +207,10 @@ class Residual:
     def writes(self) -> tuple[Write, ...]:
         """Each add: the value before it, what is added, the sum."""
         return self.stream.writes
+
+    def check(self, run: Run | Pass) -> Certificate:
+        """Compare each write with the difference that it makes in another run of the same code."""
+        return certify_stream(self.stream, run.__getitem__)
 
     def __repr__(self) -> str:
         return f"{len(self.writes)} writes from {self.points[0]} to {self.points[-1]}"

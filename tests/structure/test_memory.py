@@ -64,6 +64,53 @@ class Transposed(nn.Module):
         return torch.relu(x @ self.w_in) @ self.w_out
 
 
+class Einsum(nn.Module):
+    """Both layouts, named by letters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w_in, self.w_out = nn.Parameter(torch.randn(10, 6)), nn.Parameter(torch.randn(10, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("btf,fd->btd", torch.relu(torch.einsum("btd,fd->btf", x, self.w_in)), self.w_out)
+
+
+class Stacked(nn.Module):
+    """One parameter for the keys of all layers, one for their values, of which each layer reads its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w_in, self.w_out = nn.Parameter(torch.randn(2, 6, 10)), nn.Parameter(torch.randn(2, 10, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for w_in, w_out in zip(self.w_in, self.w_out, strict=True):
+            x = x + torch.relu(x @ w_in) @ w_out
+        return x
+
+
+class Windows(nn.Module):
+    """A memory for each place of a picture, whose coefficients are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(6, 10, 3, padding=1), nn.Conv2d(10, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(x)))
+
+
+class GateInTwo(nn.Module):
+    """One projection for gate and gated, taken apart by a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.down = nn.Linear(6, 20, bias=False), nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.both(x).view(*x.shape[:2], 2, -1)
+        return self.down(F.silu(both[..., 0, :]) * both[..., 1, :])
+
+
 def by_hand(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(0.79788456 * (x + 0.044715 * x.pow(3))))
 
@@ -78,6 +125,8 @@ FORMS = {
     "in pieces": (lambda: Plain(in_pieces), "up.weight", None, "down.weight"),
     "gated": (Gated, "up.weight", "gate.weight", "down.weight"),
     "fused gate": (FusedGate, "both.weight", None, "down.weight"),
+    "gate in two": (GateInTwo, "both.weight", None, "down.weight"),
+    "by letters": (Einsum, "w_in", None, "w_out"),
     "transposed": (Transposed, "w_in", None, "w_out"),
 }
 
@@ -108,7 +157,7 @@ def test_keys_coefficients_and_values(form: str) -> None:
         torch.testing.assert_close(written + (0 if bias is None else bias.detach()), run[block.out])
 
 
-@pytest.mark.parametrize("form", ["plain", "transposed"])
+@pytest.mark.parametrize("form", ["plain", "transposed", "by letters"])
 def test_a_key_is_what_the_stream_is_multiplied_with(form: str) -> None:
     torch.manual_seed(0)
     model = Residual(FORMS[form][0]())
@@ -125,8 +174,42 @@ def test_experts_are_memories_and_their_router_is_no_attention() -> None:
     assert structure.mlps
     assert all(block.certified for block in structure.mlps)
     assert len(structure.attention) == len(structure.layers)
-    with pytest.raises(StructureError, match="one matrix per expert"):
-        structure.mlps[0].memory(0)
+    block, experts = structure.mlps[0], model.model.layers[0].mlp.experts
+    assert torch.equal(block.memory(3, expert=1)[0], experts.gate_up_proj[1, block.n + 3])
+    assert torch.equal(block.memory(3, expert=1)[1], experts.down_proj[1, :, 3])
+    with pytest.raises(StructureError, match=r"has 3 experts. Name one: block.memory\(0, expert=0\)"):
+        block.memory(0)
+    with pytest.raises(StructureError, match=r"Expert 3 of .*: expected 0 to 2"):
+        block.memory(0, expert=3)
+
+
+def test_a_gate_that_a_view_took_apart_leaves_the_second_half_as_keys() -> None:
+    model = Residual(GateInTwo())
+    (block,) = fmr.locate(fmr.run(model, torch.randn(2, 3, 6))).mlps
+    assert torch.equal(block.memory(4)[0], model.blocks[0].both.weight[14])
+
+
+def test_a_layer_reads_its_own_matrices_of_a_stack() -> None:
+    torch.manual_seed(0)
+    model = Stacked()
+    blocks = fmr.locate(fmr.run(model, torch.randn(2, 3, 6))).mlps
+    assert [block.w_in for block in blocks] == ["param:w_in"] * 2
+    for layer, block in enumerate(blocks):
+        key, value = block.memory(7)
+        assert torch.equal(key, model.w_in[layer, :, 7])
+        assert torch.equal(value, model.w_out[layer, 7])
+    with pytest.raises(StructureError, match=r"one matrix for all: expected block.memory\(7\) without expert="):
+        blocks[0].memory(7, expert=0)
+
+
+def test_memories_of_a_picture_are_its_channels() -> None:
+    torch.manual_seed(0)
+    model = Windows()
+    (block,) = fmr.locate(fmr.run(model, torch.randn(2, 6, 5, 7))).mlps
+    key, value = block.memory(9)
+    assert block.n == 10
+    assert torch.equal(key, model.up.weight[9])
+    assert torch.equal(value, model.down.weight[:, 9].flatten())
 
 
 def test_a_gate_for_channels_that_no_stream_reads_is_rejected() -> None:
