@@ -208,7 +208,10 @@ class MemoryBlock:
 
 @dataclass(frozen=True)
 class Residual:
-    """A residual stream: its values in order, each write, and who wrote it."""
+    """A residual stream: its values in order, each write, and who wrote it; a plain stack of layers has no writes.
+
+    The points of a stack are the values that each of its layers reads: no data goes past any of them.
+    """
 
     stream: Stream
     writers: tuple[tuple[TensorId, ...], ...]
@@ -225,6 +228,8 @@ class Residual:
         return self.stream.writes
 
     def __repr__(self) -> str:
+        if not self.writes:
+            return f"no writes, a plain stack of {len(self.points)} states from {self.points[0]} to {self.points[-1]}"
         return f"{len(self.writes)} writes from {self.points[0]} to {self.points[-1]}"
 
 
@@ -278,7 +283,7 @@ class Structure:
     @property
     def residual(self) -> Residual:
         """The residual stream that ends last: the only one of most models, the decoder's of an encoder-decoder."""
-        if not self.streams:
+        if not self.streams or not self.streams[-1].writes:
             raise StructureError(f"{self.model} has no residual stream: no value is added to what was computed from it.")
         return self.streams[-1]
 

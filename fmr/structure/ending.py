@@ -1,0 +1,93 @@
+"""What becomes of a residual stream after its last write: overwritten in parts, bent, pooled, normalised, returned."""
+
+from math import prod
+
+from fmr.build import ids_in
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.dominate import Flow
+from fmr.structure.match import NONLINEAR, NORMS, contraction, projection
+from fmr.structure.passage import HANDED, OVERWRITES, POOLS, handed, norms
+
+
+def ending(
+    graph: Graph, flow: Flow, before: TensorId, last: TensorId, sums: frozenset[TensorId]
+) -> tuple[list[TensorId], TensorId | None]:
+    """The values that a stream takes after its last write, and the final norm among them, None where there is none.
+
+    `before` and `last` are that write's; `sums` are those of all writes, beyond which another stream begins.
+    """
+    points = []
+    while (over := _overwritten(graph, before, last)) is not None:
+        before, last = last, over.id
+        points.append(last)
+    norm = _final_norm(graph, last)
+    if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
+        points.append(readers[0].id)
+    points += [norm] if norm is not None else []
+    known = {handed(graph, name): None for name in [last, *points]}
+    points += [name for name in _exits(graph, flow, last, sums, norm is None) if handed(graph, name) not in known]
+    return list(dict.fromkeys(points)), norm
+
+
+def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
+    """The value that goes on where a part of the stream was written over, in place or in a copy.
+
+    Either the stream is written over from outside, or it is a part itself and written back into the whole.
+    """
+    whole = handed(graph, before) if graph[before].op == "getitem" else None
+    readers = [one for one in graph.readers(last) if one.parents[0] == last or handed(graph, one.parents[0].id) == whole]
+    copies = [after for reader in readers if reader.op == "clone" for after in graph.readers(reader.id)]
+    return next((reader for reader in readers + copies if reader.op in OVERWRITES), None)
+
+
+def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
+    """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last."""
+    norm = None
+    name: TensorId | None = last
+    while name is not None:
+        found = norms(graph, name)
+        norm = found[0] if found else norm
+        name = found[0] if found else None if norm is not None and len(graph.readers(name)) != 1 else _step(graph, name)
+    return norm
+
+
+def _step(graph: Graph, name: TensorId) -> TensorId | None:
+    """The only reader of a value, where it is a view, a pool or a nonlinearity of it alone."""
+    readers = graph.readers(name)
+    if len(readers) != 1 or readers[0].op not in HANDED | POOLS | NONLINEAR:
+        return None
+    return readers[0].id if len(readers[0].parents) == 1 else None
+
+
+def _exits(graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId], bare: bool) -> list[TensorId]:
+    """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
+    carried = _carried(graph, flow, last, sums)
+    returned = [name for name in ids_in(graph.scopes[0].output) if name in carried] if graph.scopes else []
+    found = [name for name in carried if graph[name].op in NORMS]
+    for name in returned:
+        whole = handed(graph, name)
+        found.append(whole if prod(graph[whole].shape) == prod(graph[name].shape) else name)
+    if bare:
+        layers = (projection(graph, reader) for name in carried for reader in graph.readers(name))
+        found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in carried]
+    return sorted(dict.fromkeys(found), key=graph.place)
+
+
+def _carried(graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId]) -> dict[TensorId, None]:
+    """The values into which data comes from one value alone, and from there without a projection."""
+    seen, waiting = {last: None}, [last]
+    while waiting:
+        for reader in graph.readers(waiting.pop()):
+            elsewhere = reader.id in seen or reader.id in sums or not flow.dominates(last, reader.id)
+            if not elsewhere and not _computes(graph, flow, reader):
+                seen[reader.id] = None
+                waiting.append(reader.id)
+    return seen
+
+
+def _computes(graph: Graph, flow: Flow, node: Node) -> bool:
+    """Whether a node is a product with a weight or of two values that carry data."""
+    found = contraction(node)
+    return found is not None and (projection(graph, node) is not None or (found.left in flow) == (found.right in flow))
