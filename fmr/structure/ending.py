@@ -1,5 +1,6 @@
 """What becomes of a residual stream after its last write: overwritten in parts, bent, pooled, normalised, returned."""
 
+from collections.abc import Iterable
 from math import prod
 
 from fmr.build import ids_in
@@ -27,8 +28,21 @@ def ending(
         points.append(readers[0].id)
     points += [norm] if norm is not None else []
     known = {handed(graph, name): None for name in [last, *points]}
-    points += [name for name in _exits(graph, flow, last, sums, norm is None) if handed(graph, name) not in known]
-    return list(dict.fromkeys(points)), norm
+    points += [name for name in _leaving(graph, flow, last, sums, norm is None) if handed(graph, name) not in known]
+    points += [reader.id for reader in graph.readers(norm or last) if reader.op in ("split", "chunk", "tensor_split")]
+    return sorted(dict.fromkeys(points), key=graph.place), norm
+
+
+def exits(graph: Graph, points: Iterable[TensorId], last: TensorId) -> list[TensorId]:
+    """The norms through which values of a stream leave it on the way: nothing that is written to it depends on them."""
+    needed, waiting = {last}, [last]
+    while waiting:
+        for parent in graph[waiting.pop()].parents:
+            if parent not in needed:
+                needed.add(parent.id)
+                waiting.append(parent.id)
+    readers = (reader for point in points if point != last for reader in graph.readers(point))
+    return [reader.id for reader in readers if reader.op in NORMS and reader.id not in needed]
 
 
 def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
@@ -61,7 +75,7 @@ def _step(graph: Graph, name: TensorId) -> TensorId | None:
     return readers[0].id if len(readers[0].parents) == 1 else None
 
 
-def _exits(graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId], bare: bool) -> list[TensorId]:
+def _leaving(graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId], bare: bool) -> list[TensorId]:
     """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
     carried = _carried(graph, flow, last, sums)
     returned = [name for name in ids_in(graph.scopes[0].output) if name in carried] if graph.scopes else []

@@ -18,13 +18,19 @@ from fmr.structure.match import (
     weights,
 )
 
-HANDED = SAME | frozenset("view reshape flatten unflatten transpose permute squeeze unsqueeze getitem roll pad".split())
+HANDED = SAME | frozenset(
+    """view reshape flatten unflatten transpose permute squeeze unsqueeze expand getitem select narrow unbind roll
+    pad""".split()
+)
 """What may lie on the stream between two adds: no new numbers."""
 
 OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter slice_scatter".split())
 """What writes over a part of the stream from outside; the rest of it goes on."""
 
-POOLS = frozenset("avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d".split())
+POOLS = frozenset(
+    """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_max_pool2d""".split()
+)
 """What makes one position of several."""
 
 _STATISTICS = frozenset({"mean", "var", "norm", "vector_norm", "var_mean", "std"})

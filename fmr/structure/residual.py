@@ -1,13 +1,14 @@
 """The residual stream by dataflow: the chain of adds in which a value meets what was computed from it."""
 
 from collections.abc import Container, Iterator, Mapping
+from itertools import takewhile
 from typing import NamedTuple
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
-from fmr.structure.ending import ending
+from fmr.structure.ending import ending, exits
 from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction
 from fmr.structure.passage import base, handed, passage, shortcut, unchanged, under_norm
 
@@ -147,11 +148,18 @@ def _chains(graph: Graph, found: dict[TensorId, Write], origins: dict[TensorId, 
     """The writes linked up: each begins where another ended, or at its normalised value."""
     chains: dict[TensorId, list[Write]] = {}
     for write in found.values():
-        root = base(graph, origins[write.after])
-        above = root if root in chains else under_norm(graph, root)
+        above = next((name for name in _normed(graph, origins[write.after]) if name in chains), None)
         chain = chains.pop(above, []) if above is not None else []
         chains[write.after] = [*chain, write]
     return list(chains.values())
+
+
+def _normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
+    """The base of a value, the value that was normalised or bent to it, and so on."""
+    above: TensorId | None = base(graph, name)
+    while above is not None:
+        yield above
+        above = under_norm(graph, above)
 
 
 def _stream(
@@ -161,10 +169,11 @@ def _stream(
     points: dict[TensorId, None] = dict.fromkeys(_beginning(graph, first))
     for write in chain:
         origin = origins[write.after]
+        normed = list(takewhile(lambda name: name not in points, _normed(graph, origin)))[:0:-1] if points else []
         way = _way(graph, origin) if graph[origin].op in ("mul", "div", "matmul") else []
-        points.update(dict.fromkeys((*way, origin, write.before, write.after)))
+        points.update(dict.fromkeys((*normed, *way, origin, write.before, write.after)))
     after, norm = ending(graph, flow, chain[-1].before, chain[-1].after, sums)
-    points.update(dict.fromkeys(after))
+    points.update(dict.fromkeys((*exits(graph, points, chain[-1].after), *after)))
     return Stream(tuple(chain), tuple(points), norm)
 
 

@@ -11,7 +11,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.dominate import Flow
 from fmr.structure.match import projection
-from fmr.structure.passage import base, handed
+from fmr.structure.passage import POOLS, base, handed
 from fmr.structure.residual import Stream
 
 LAYERS = 3
@@ -22,12 +22,21 @@ def find_stacks(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> Iterator
     """The plain stacks of an unfused graph, each as a stream without writes; what lies in a residual stream is none."""
     taken = _taken(graph, flow, streams)
     layers = (projection(graph, node) for node in graph.nodes)
-    read = {handed(graph, layer.data) for layer in layers if layer is not None}
-    returned = {handed(graph, name) for name in ids_in(graph.scopes[0].output)} if graph.scopes else set()
+    read = {name for layer in layers if layer is not None for name in _pooled(graph, layer.data)}
+    returned = {one for name in ids_in(graph.scopes[0].output) for one in _pooled(graph, name)} if graph.scopes else set()
     for chain in _chains(graph, flow):
         plain = [name for name in chain if name not in taken]
         if len(read.intersection(plain)) >= LAYERS:
             yield Stream((), tuple(name for name in plain if name in read or name in returned), None)
+
+
+def _pooled(graph: Graph, name: TensorId) -> Iterator[TensorId]:
+    """The value of which one is a view and, where that one was pooled, those that it was pooled from."""
+    name = handed(graph, name)
+    yield name
+    while graph[name].op in POOLS:
+        name = handed(graph, graph[name].parents[0].id)
+        yield name
 
 
 def _taken(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> set[TensorId]:
