@@ -27,8 +27,7 @@ def ending(
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
         points.append(readers[0].id)
     points += [norm] if norm is not None else []
-    known = {handed(graph, name): None for name in [last, *points]}
-    points += [name for name in _leaving(graph, flow, last, sums, norm is None) if handed(graph, name) not in known]
+    points += _leaving(graph, flow, last, sums, {_whole(graph, name) for name in [last, *points]}, norm is None)
     points += [reader.id for reader in graph.readers(norm or last) if reader.op in ("split", "chunk", "tensor_split")]
     return sorted(dict.fromkeys(points), key=graph.place), norm
 
@@ -58,12 +57,12 @@ def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
 
 def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
     """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last."""
-    norm = None
+    norm: TensorId | None = None
     name: TensorId | None = last
-    while name is not None:
+    while name is not None and (norm is None or len(graph.readers(name)) == 1):
         found = norms(graph, name)
         norm = found[0] if found else norm
-        name = found[0] if found else None if norm is not None and len(graph.readers(name)) != 1 else _step(graph, name)
+        name = found[0] if found else _step(graph, name)
     return norm
 
 
@@ -75,18 +74,23 @@ def _step(graph: Graph, name: TensorId) -> TensorId | None:
     return readers[0].id if len(readers[0].parents) == 1 else None
 
 
-def _leaving(graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId], bare: bool) -> list[TensorId]:
+def _leaving(
+    graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId], known: set[TensorId], bare: bool
+) -> list[TensorId]:
     """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
     carried = _carried(graph, flow, last, sums)
     returned = [name for name in ids_in(graph.scopes[0].output) if name in carried] if graph.scopes else []
-    found = [name for name in carried if graph[name].op in NORMS]
-    for name in returned:
-        whole = handed(graph, name)
-        found.append(whole if prod(graph[whole].shape) == prod(graph[name].shape) else name)
+    found = [name for name in carried if graph[name].op in NORMS] + [_whole(graph, name) for name in returned]
     if bare:
         layers = (projection(graph, reader) for name in carried for reader in graph.readers(name))
         found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in carried]
-    return sorted(dict.fromkeys(found), key=graph.place)
+    return [name for name in found if name not in known]
+
+
+def _whole(graph: Graph, name: TensorId) -> TensorId:
+    """The value of which one is a view; the view itself where it is a part of it."""
+    whole = handed(graph, name)
+    return whole if prod(graph[whole].shape) == prod(graph[name].shape) else name
 
 
 def _carried(graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId]) -> dict[TensorId, None]:

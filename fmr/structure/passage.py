@@ -19,7 +19,7 @@ from fmr.structure.match import (
 )
 
 HANDED = SAME | frozenset(
-    """view reshape flatten unflatten transpose permute squeeze unsqueeze expand getitem select narrow unbind roll
+    """view reshape flatten unflatten transpose permute squeeze unsqueeze getitem select narrow unbind roll
     pad""".split()
 )
 """What may lie on the stream between two adds: no new numbers."""

@@ -10,7 +10,7 @@ from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
 from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction
-from fmr.structure.passage import base, handed, passage, shortcut, unchanged, under_norm
+from fmr.structure.passage import OVERWRITES, base, handed, passage, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset("linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding".split())
 
@@ -145,13 +145,21 @@ def _computed_from(
 
 
 def _chains(graph: Graph, found: dict[TensorId, Write], origins: dict[TensorId, TensorId]) -> list[list[Write]]:
-    """The writes linked up: each begins where another ended, or at its normalised value."""
+    """The writes linked up: each begins where another ended, at its normalised value, or at a whole that it is a part of."""
     chains: dict[TensorId, list[Write]] = {}
     for write in found.values():
-        above = next((name for name in _normed(graph, origins[write.after]) if name in chains), None)
+        origin = origins[write.after]
+        above = next((name for name in (*_returned(graph, origin, found), *_normed(graph, origin)) if name in chains), None)
         chain = chains.pop(above, []) if above is not None else []
         chains[write.after] = [*chain, write]
     return list(chains.values())
+
+
+def _returned(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> list[TensorId]:
+    """The sums that were written back into a value on the way to this one: a part of it was a stream for one write."""
+    whole = [graph[one] for one in passage(graph, name) if graph[one].op in OVERWRITES]
+    parts = [(parent.id, node.parents[0].id) for node in whole for parent in node.parents[1:] if parent in found]
+    return [part for part, into in parts if handed(graph, found[part].before) == handed(graph, into)]
 
 
 def _normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
@@ -170,7 +178,7 @@ def _stream(
     for write in chain:
         origin = origins[write.after]
         normed = list(takewhile(lambda name: name not in points, _normed(graph, origin)))[:0:-1] if points else []
-        way = _way(graph, origin) if graph[origin].op in ("mul", "div", "matmul") else []
+        way = _way(graph, origin) if graph[origin].op in ("mul", "div", "matmul", "getitem") else []
         points.update(dict.fromkeys((*normed, *way, origin, write.before, write.after)))
     after, norm = ending(graph, flow, chain[-1].before, chain[-1].after, sums)
     points.update(dict.fromkeys((*exits(graph, points, chain[-1].after), *after)))
@@ -179,16 +187,16 @@ def _stream(
 
 def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:
     """The values above the first one of a stream that were normalised to it."""
-    node = graph[handed(graph, name)]
+    node = graph[base(graph, name)]
     above = None if node.op in NONLINEAR | {"batch_norm"} else under_norm(graph, node.id)
     return [*_beginning(graph, above), above] if above is not None else []
 
 
 def _way(graph: Graph, name: TensorId) -> list[TensorId]:
-    """The value that was scaled or mixed to one, and those on the way that something else reads too."""
+    """The value that was scaled, mixed or cut to one, and those on the way that were written over or are read twice."""
     way = passage(graph, name)
-    found = [way[-1], *(handed(graph, one) for one in reversed(way[1:-1]) if len(graph.readers(one)) > 1)]
-    return list(dict.fromkeys(found))
+    on = [one for one in way[1:-1] if len(graph.readers(one)) > 1 or graph[one].op in OVERWRITES]
+    return list(dict.fromkeys((way[-1], *(handed(graph, one) for one in reversed(on)))))
 
 
 def _joined(graph: Graph, streams: list[Stream]) -> Iterator[Stream]:
