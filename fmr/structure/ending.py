@@ -34,14 +34,15 @@ def ending(
 
 def exits(graph: Graph, points: Iterable[TensorId], last: TensorId) -> list[TensorId]:
     """The norms through which values of a stream leave it on the way: nothing that is written to it depends on them."""
-    needed, waiting = {last}, [last]
+    readers = (reader for point in points if point != last for reader in graph.readers(point))
+    found = [reader.id for reader in readers if reader.op in NORMS]
+    needed, waiting = {last}, [last] if found else []
     while waiting:
         for parent in graph[waiting.pop()].parents:
             if parent not in needed:
                 needed.add(parent.id)
                 waiting.append(parent.id)
-    readers = (reader for point in points if point != last for reader in graph.readers(point))
-    return [reader.id for reader in readers if reader.op in NORMS and reader.id not in needed]
+    return [name for name in found if name not in needed]
 
 
 def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:

@@ -107,7 +107,7 @@ def _projected(
     if node.op == "add" and len(node.parents) == 2 and origin is not None:
         a, b = (parent.id for parent in node.parents)
         for before, added in ((a, b), (b, a)):
-            if graph[before].shape == node.shape and before != origin:
+            if graph[before].shape == graph[added].shape and before != origin:
                 projected = shortcut(graph, before, origin)
                 through = _BENDS if projected else _COMPUTES
                 if projected is not None and _computed_from(graph, added, origin, through, found):
