@@ -266,6 +266,8 @@ class Layer:
 class Structure:
     """The parts of a model that its graph shows, in execution order; `rejected` says why a candidate is not among them.
 
+    `streams` are the plain stacks of layers, which have no writes, and then the residual streams.
+
     >>> structure.layers[3].attention.pattern
     Site('h.3.attn/softmax#0')
     """
@@ -299,9 +301,8 @@ class Structure:
         for memory in self.mlps:
             for role in ("pre", "post", "out"):
                 found.setdefault(getattr(memory.found, role), role)
-        for stream in self.streams:
-            for name in stream.points:
-                found.setdefault(name, "resid")
+        for name in (point for stream in self.streams if stream.writes for point in stream.points):
+            found.setdefault(name, "resid")
         return found
 
     @property
@@ -321,7 +322,7 @@ class Structure:
         lines += [f"  embedding     {self.embedding.id}"] if self.embedding else []
         lines += [f"  attention{row}" for row in _rows(self.attention)]
         lines += [f"  mlps{row}" for row in _rows(self.mlps)]
-        lines += [f"  residual      {stream!r}" for stream in self.streams]
+        lines += [f"  {'residual' if one.writes else 'stack   '}      {one!r}" for one in self.streams]
         lines += [f"  final norm    {self.final_norm.id}"] if self.final_norm else []
         lines += [f"  unembedding   {self.unembedding.id}"] if self.unembedding else []
         lines += [f"  rejected      {one!r}" for one in self.rejected[:8]]

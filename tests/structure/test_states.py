@@ -160,6 +160,7 @@ def test_the_states_of_a_plain_stack() -> None:
     with pytest.raises(StructureError, match="no residual stream"):
         _ = structure.residual
     assert not structure.layers
+    assert not structure.roles
 
 
 class Beside(nn.Module):
