@@ -11,11 +11,13 @@ from fmr.structure.additive import additive
 from fmr.structure.attention import Attention, Rejected, dot_product
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.deformable import deformable
+from fmr.structure.dominate import Flow
 from fmr.structure.evaluate import Values
 from fmr.structure.match import NORMS, SAME, SHAPE, climb, is_random, projection
 from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, Write, find_streams, reaches, writers
+from fmr.structure.stack import find_stacks
 
 Found = TypeVar("Found")
 
@@ -67,8 +69,10 @@ class _Search:
         streams = self._streams()
         attention, mlps = self._attention(), self._memories(streams)
         residuals = tuple(self._residual(stream) for stream in streams)
-        layers = tuple(layer for stream in streams for layer in layers_of(self.graph, stream, attention, mlps))
-        last = streams[-1] if streams else None
+        layers = tuple(
+            layer for stream in streams if stream.writes for layer in layers_of(self.graph, stream, attention, mlps)
+        )
+        last = streams[-1] if streams and streams[-1].writes else None
         return Structure(
             model=self.model,
             attention=tuple(attention),
@@ -108,8 +112,9 @@ class _Search:
         return blocks
 
     def _streams(self) -> list[Stream]:
-        found = sorted(find_streams(self.graph), key=lambda stream: self.graph.place(stream.writes[-1].after))
-        kept = []
+        flow = Flow(self.graph)
+        found = sorted(find_streams(self.graph, flow), key=lambda stream: self.graph.place(stream.writes[-1].after))
+        kept = list(find_stacks(self.graph, flow, found))
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after
             _, ok = self._certify(
@@ -147,6 +152,8 @@ class _Search:
 
 def layers_of(graph: Graph, stream: Stream, attention: list[AttentionBlock], mlps: list[MemoryBlock]) -> list[Layer]:
     """The layers of a stream: its writes in groups, each with the attentions and memories that write in it."""
+    if not stream.writes:
+        return []
     who = [{node.id for node in writers(graph, write)} for write in stream.writes]
     blocks = [[a for a in attention if _writes(graph, a, names)] for names in who]
     memories = [[m for m in mlps if m.found.down in names] for names in who]

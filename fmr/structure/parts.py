@@ -192,7 +192,10 @@ class MemoryBlock:
 
 @dataclass(frozen=True)
 class Residual:
-    """A residual stream: its values in order, each write, and who wrote it."""
+    """A residual stream: its values in order, each write, and who wrote it; a plain stack of layers has no writes.
+
+    The points of a stack are the values that each of its layers reads: no data goes past any of them.
+    """
 
     stream: Stream
     writers: tuple[tuple[TensorId, ...], ...]
@@ -213,6 +216,8 @@ class Residual:
         return certify_stream(self.stream, run.__getitem__)
 
     def __repr__(self) -> str:
+        if not self.writes:
+            return f"no writes, a plain stack of {len(self.points)} states from {self.points[0]} to {self.points[-1]}"
         return f"{len(self.writes)} writes from {self.points[0]} to {self.points[-1]}"
 
 
@@ -249,6 +254,8 @@ class Layer:
 class Structure:
     """The parts of a model that its graph shows, in execution order; `rejected` says why a candidate is not among them.
 
+    `streams` are the plain stacks of layers, which have no writes, and then the residual streams.
+
     >>> structure.layers[3].attention.pattern
     Site('h.3.attn/softmax#0')
     """
@@ -266,7 +273,7 @@ class Structure:
     @property
     def residual(self) -> Residual:
         """The residual stream that ends last: the only one of most models, the decoder's of an encoder-decoder."""
-        if not self.streams:
+        if not self.streams or not self.streams[-1].writes:
             raise StructureError(f"{self.model} has no residual stream: no value is added to what was computed from it.")
         return self.streams[-1]
 
@@ -282,9 +289,8 @@ class Structure:
         for memory in self.mlps:
             for role in ("pre", "post", "out"):
                 found.setdefault(getattr(memory.found, role), role)
-        for stream in self.streams:
-            for name in stream.points:
-                found.setdefault(name, "resid")
+        for name in (point for stream in self.streams if stream.writes for point in stream.points):
+            found.setdefault(name, "resid")
         return found
 
     @property
@@ -304,7 +310,7 @@ class Structure:
         lines += [f"  embedding     {self.embedding.id}"] if self.embedding else []
         lines += [f"  attention{row}" for row in _rows(self.attention)]
         lines += [f"  mlps{row}" for row in _rows(self.mlps)]
-        lines += [f"  residual      {stream!r}" for stream in self.streams]
+        lines += [f"  {'residual' if one.writes else 'stack   '}      {one!r}" for one in self.streams]
         lines += [f"  final norm    {self.final_norm.id}"] if self.final_norm else []
         lines += [f"  unembedding   {self.unembedding.id}"] if self.unembedding else []
         lines += [f"  rejected      {one!r}" for one in self.rejected[:8]]

@@ -1,20 +1,21 @@
 """The residual stream by dataflow: the chain of adds in which a value meets what was computed from it."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
+from itertools import takewhile
 from typing import NamedTuple
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, weights
+from fmr.structure.dominate import Flow
+from fmr.structure.ending import ending, exits
+from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction
+from fmr.structure.passage import OVERWRITES, base, handed, passage, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset("linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding".split())
-_HANDED = SAME | frozenset("view reshape flatten unflatten transpose permute squeeze unsqueeze getitem roll pad".split())
-"""What may lie on the stream between two adds: no new numbers."""
 
-
-_OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter slice_scatter".split())
-"""What writes over a part of the stream from outside; the rest of it goes on."""
+_BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
+"""What makes a branch more than a linear map; what norms are written with does not count."""
 
 
 class Write(NamedTuple):
@@ -33,20 +34,25 @@ class Stream(NamedTuple):
     final_norm: TensorId | None
 
 
-def find_streams(graph: Graph) -> Iterator[Stream]:
+def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
     """The residual streams of an unfused graph, longest first; one inside a write of another is not one."""
     found: dict[TensorId, Write] = {}
+    origins: dict[TensorId, TensorId] = {}
     for node in graph.nodes:
-        write = _write(graph, node, found)
+        write, origin = _write(graph, node, found), None
+        if write is None:
+            write, origin = _projected(graph, flow, node, found)
         if write is not None:
             found[write.after] = write
-    writes = list(found.values())
-    chains = sorted(_chains(graph, writes), key=len, reverse=True)
+            origins[write.after] = origin or write.before
+    chains = sorted(_chains(graph, found, origins), key=len, reverse=True)
     taken: list[Write] = []
+    streams = []
     for chain in chains:
         if not any(_inside(graph, chain, write) for write in taken):
             taken += chain
-            yield _stream(graph, chain)
+            streams.append(_stream(graph, flow, chain, origins, frozenset(found)))
+    yield from _joined(graph, streams)
 
 
 def _inside(graph: Graph, chain: list[Write], write: Write) -> bool:
@@ -89,8 +95,34 @@ def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | No
     return None
 
 
-def _computed_from(graph: Graph, name: TensorId, origin: TensorId) -> bool:
-    """Whether a value depends on another through at least one contraction with a weight."""
+def _projected(
+    graph: Graph, flow: Flow, node: Node, found: Mapping[TensorId, Write]
+) -> tuple[Write | None, TensorId | None]:
+    """The add of a node as a write to a stream that changes its width: one operand is the stream, projected or normed.
+
+    Both operands come from one value, the first by a linear path and the other by a branch that bends. A branch with
+    writes of its own is no layer: that is a skip across stages.
+    """
+    origin = flow.above.get(node.id)
+    if node.op == "add" and len(node.parents) == 2 and origin is not None:
+        a, b = (parent.id for parent in node.parents)
+        for before, added in ((a, b), (b, a)):
+            if graph[before].shape == graph[added].shape and before != origin:
+                projected = shortcut(graph, before, origin)
+                through = _BENDS if projected else _COMPUTES
+                if projected is not None and _computed_from(graph, added, origin, through, found):
+                    return Write(before, added, node.id), origin
+    return None, None
+
+
+def _computed_from(
+    graph: Graph,
+    name: TensorId,
+    origin: TensorId,
+    through: frozenset[str] = _COMPUTES,
+    never: Container[TensorId] = (),
+) -> bool:
+    """Whether a value depends on another through at least one of these ops, contractions if not said otherwise."""
     target = base(graph, origin)
     first = graph.place(target)
     waiting, seen = [(name, False)], {(name, False)}
@@ -100,8 +132,10 @@ def _computed_from(graph: Graph, name: TensorId, origin: TensorId) -> bool:
             if computed:
                 return True
             continue
+        if here in never:
+            return False
         node = graph[here]
-        computed = computed or node.op in _COMPUTES
+        computed = computed or node.op in through
         for parent in node.parents:
             step = (parent.id, computed)
             if graph.place(parent) >= first and step not in seen:
@@ -110,101 +144,74 @@ def _computed_from(graph: Graph, name: TensorId, origin: TensorId) -> bool:
     return False
 
 
-def unchanged(graph: Graph, name: TensorId) -> TensorId:
-    """The value under casts to its own type and other ops that hand on the very same numbers."""
-    node = graph[name]
-    while node.op in ("to", "contiguous", "detach") and node.parents:
-        above = graph[node.parents[0].id]
-        if (above.shape, above.dtype) != (node.shape, node.dtype):
-            break
-        node = above
-    return node.id
-
-
-def base(graph: Graph, name: TensorId) -> TensorId:
-    """The value that a stream carries, seen through casts, dropout, reshaping and scaling by a constant."""
-    node = graph[name]
-    while True:
-        data = [parent.id for parent in node.parents if not weights(graph, parent.id)]
-        if node.op == "to" or node.op in _OVERWRITES:
-            data = data[:1]  # `x.type_as(y)` reads y for its type alone
-        if len(data) != 1 or not (node.op in _HANDED | _OVERWRITES or (node.op in ("mul", "div") and not node.id.is_source)):
-            return node.id
-        node = graph[data[0]]
-
-
-def _chains(graph: Graph, writes: list[Write]) -> list[list[Write]]:
-    """The writes linked up: each begins where another ended, or at its normalised value."""
+def _chains(graph: Graph, found: dict[TensorId, Write], origins: dict[TensorId, TensorId]) -> list[list[Write]]:
+    """The writes linked up: each begins where another ended, at its normalised value, or at a whole that it is a part of."""
     chains: dict[TensorId, list[Write]] = {}
-    for write in writes:
-        root = base(graph, write.before)
-        above = root if root in chains else _under_norm(graph, root)
+    for write in found.values():
+        origin = origins[write.after]
+        above = next((name for name in (*_returned(graph, origin, found), *_normed(graph, origin)) if name in chains), None)
         chain = chains.pop(above, []) if above is not None else []
         chains[write.after] = [*chain, write]
     return list(chains.values())
 
 
-def _under_norm(graph: Graph, name: TensorId) -> TensorId | None:
-    """The value that was normalised to this one; None where it is no normalised value."""
-    node = graph[name]
-    if node.op in NORMS or (node.op in NONLINEAR and len(node.parents) == 1):
-        return base(graph, node.parents[0].id)
-    if node.op not in ("mul", "add", "to"):
-        return None
-    waiting, seen, roots, parts = [name], {name}, set(), set()
-    while waiting:
-        node = graph[waiting.pop()]
-        parts.add(node.op)
-        for parent in node.parents:
-            above = graph[parent.id]
-            if weights(graph, parent.id) or parent in seen:
-                continue
-            seen.add(parent.id)
-            if (above.op in NORM_PARTS and above.op != "add") or (above.op == "add" and len(above.parents) == 1):
-                waiting.append(parent.id)
-            else:
-                roots.add(parent.id)
-    if len(roots) == 1 and parts & {"mean", "var", "norm", "vector_norm", "var_mean", "std"}:
-        return base(graph, roots.pop())
-    return None
+def _returned(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> list[TensorId]:
+    """The sums that were written back into a value on the way to this one: a part of it was a stream for one write."""
+    whole = [graph[one] for one in passage(graph, name) if graph[one].op in OVERWRITES]
+    parts = [(parent.id, node.parents[0].id) for node in whole for parent in node.parents[1:] if parent in found]
+    return [part for part, into in parts if handed(graph, found[part].before) == handed(graph, into)]
 
 
-def _stream(graph: Graph, chain: list[Write]) -> Stream:
-    points: dict[TensorId, None] = {}
+def _normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
+    """The base of a value, the value that was normalised or bent to it, and so on."""
+    above: TensorId | None = base(graph, name)
+    while above is not None:
+        yield above
+        above = under_norm(graph, above)
+
+
+def _stream(
+    graph: Graph, flow: Flow, chain: list[Write], origins: Mapping[TensorId, TensorId], sums: frozenset[TensorId]
+) -> Stream:
+    first = origins[chain[0].after]
+    points: dict[TensorId, None] = dict.fromkeys(_beginning(graph, first))
     for write in chain:
-        scaled = graph[write.before].op in ("mul", "div")
-        points.update(dict.fromkeys((*([base(graph, write.before)] if scaled else []), write.before, write.after)))
-    last = chain[-1].after
-    while (over := _overwritten(graph, last)) is not None:
-        last = over.id
-        points[last] = None
-    norm = final_norm(graph, last)
-    if norm is None and len(graph.readers(last)) == 1 and graph.readers(last)[0].op in NONLINEAR:
-        points[graph.readers(last)[0].id] = None
-    return Stream(tuple(chain), tuple(points) + ((norm,) if norm is not None else ()), norm)
+        origin = origins[write.after]
+        normed = list(takewhile(lambda name: name not in points, _normed(graph, origin)))[:0:-1] if points else []
+        way = _way(graph, origin) if graph[origin].op in ("mul", "div", "matmul", "getitem") else []
+        points.update(dict.fromkeys((*normed, *way, origin, write.before, write.after)))
+    after, norm = ending(graph, flow, chain[-1].before, chain[-1].after, sums)
+    points.update(dict.fromkeys((*exits(graph, points, chain[-1].after), *after)))
+    return Stream(tuple(chain), tuple(points), norm)
 
 
-def final_norm(graph: Graph, name: TensorId) -> TensorId | None:
-    """The normalised value that a stream ends in, one op or written out; None where nothing normalises it."""
-    for reader in graph.readers(name):
-        if reader.op in NORMS:
-            return reader.id
-    seen, waiting, last = {name}, [name], None
-    while waiting:
-        for reader in graph.readers(waiting.pop()):
-            if reader.id not in seen and reader.op in NORM_PARTS and contraction(reader) is None:
-                seen.add(reader.id)
-                waiting.append(reader.id)
-                last = reader if last is None or graph.place(reader) > graph.place(last) else last
-    ops = {graph[one].op for one in seen}
-    return last.id if last is not None and ops & {"mean", "var", "norm", "vector_norm", "var_mean"} else None
+def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:
+    """The values above the first one of a stream that were normalised to it."""
+    node = graph[base(graph, name)]
+    above = None if node.op in NONLINEAR | {"batch_norm"} else under_norm(graph, node.id)
+    return [*_beginning(graph, above), above] if above is not None else []
 
 
-def _overwritten(graph: Graph, name: TensorId) -> Node | None:
-    """The value that goes on where a part of the stream was written over from outside, in place or in a copy."""
-    readers = [reader for reader in graph.readers(name) if reader.parents[0] == name]
-    copies = [after for reader in readers if reader.op == "clone" for after in graph.readers(reader.id)]
-    return next((reader for reader in readers + copies if reader.op in _OVERWRITES), None)
+def _way(graph: Graph, name: TensorId) -> list[TensorId]:
+    """The value that was scaled, mixed or cut to one, and those on the way that were written over or are read twice."""
+    way = passage(graph, name)
+    on = [one for one in way[1:-1] if len(graph.readers(one)) > 1 or graph[one].op in OVERWRITES]
+    return list(dict.fromkeys((way[-1], *(handed(graph, one) for one in reversed(on)))))
+
+
+def _joined(graph: Graph, streams: list[Stream]) -> Iterator[Stream]:
+    """The streams, each with the value in which its last one is laid beside that of another."""
+    ends = {
+        handed(graph, point): n for n, one in enumerate(streams) for point in (one.writes[-1].after, one.final_norm) if point
+    }
+    joins: dict[int, TensorId] = {}
+    for node in graph.nodes:
+        if node.op in ("cat", "stack"):
+            parts = [ends.get(handed(graph, parent.id)) for parent in node.parents]
+            if None not in parts and len(set(parts)) > 1:
+                joins[max(part for part in parts if part is not None)] = node.id
+    for n, stream in enumerate(streams):
+        yield stream._replace(points=(*stream.points, joins[n])) if n in joins else stream
 
 
 def writers(graph: Graph, write: Write) -> tuple[Node, ...]:

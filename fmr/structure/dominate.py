@@ -1,0 +1,77 @@
+"""Through which values the data of a model must pass: the dominators of its dataflow.
+
+A value dominates another if every path from the inputs to that one runs through it: what the later value knows of the
+inputs, it knows from the earlier one alone. Such values form a tree (Lengauer and Tarjan 1979). In a graph without
+cycles one pass makes it, as the place of a value in the tree is below the nearest value that dominates all its parents.
+"""
+
+from functools import cached_property
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+
+
+class Flow:
+    """The dominator tree of the values that carry data: floating point inputs, look-ups, and what is made of them.
+
+    What is made of parameters, positions or masks alone carries none, so that no mask is a way past a layer.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.above: dict[TensorId, TensorId | None] = {}
+        self._depth: dict[TensorId | None, int] = {None: 0}
+        fed: set[TensorId] = set()
+        for node in graph.nodes:
+            given = any(parent in fed for parent in node.parents) or node.op in ("input", "opaque")
+            fed |= {node.id} if given else set()
+            parents = [parent.id for parent in node.parents if parent in self.above]
+            begins = given and node.op in ("input", "opaque", "embedding")
+            if node.dtype.is_floating_point and (parents or begins):
+                nearest = self._meet(parents) if parents else None
+                self.above[node.id], self._depth[node.id] = nearest, self._depth[nearest] + 1
+
+    def __contains__(self, name: TensorId) -> bool:
+        """Whether a value carries data."""
+        return name in self.above
+
+    def dominates(self, name: TensorId, other: TensorId) -> bool:
+        """Whether all data of a value comes through another one, or is that one."""
+        if name not in self._span or other not in self._span:
+            return False
+        start, end = self._span[name]
+        return start <= self._span[other][0] <= end
+
+    def _meet(self, names: list[TensorId]) -> TensorId | None:
+        """The nearest value that dominates all of these."""
+        found: TensorId | None = names[0]
+        for name in names[1:]:
+            other: TensorId | None = name
+            while found != other:
+                if self._depth[found] < self._depth[other]:
+                    found, other = other, found
+                found = self.above[found] if found is not None else None
+        return found
+
+    @cached_property
+    def below(self) -> dict[TensorId | None, list[TensorId]]:
+        """The values of which each is the nearest dominator, in execution order."""
+        found: dict[TensorId | None, list[TensorId]] = {}
+        for name, nearest in self.above.items():
+            found.setdefault(nearest, []).append(name)
+        return found
+
+    @cached_property
+    def _span(self) -> dict[TensorId, tuple[int, int]]:
+        """Where a walk over the tree enters and leaves what each value dominates."""
+        entered: dict[TensorId, int] = {}
+        left: dict[TensorId, tuple[int, int]] = {}
+        waiting = [(name, False) for name in self.below.get(None, ())]
+        while waiting:
+            name, back = waiting.pop()
+            if back:
+                left[name] = entered[name], len(entered) - 1
+                continue
+            entered[name] = len(entered)
+            waiting.append((name, True))
+            waiting.extend((child, False) for child in self.below.get(name, ()))
+        return left

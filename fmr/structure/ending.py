@@ -1,0 +1,112 @@
+"""What becomes of a residual stream after its last write: overwritten in parts, bent, pooled, normalised, returned."""
+
+from collections.abc import Iterable
+from math import prod
+
+from fmr.build import ids_in
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.dominate import Flow
+from fmr.structure.match import NONLINEAR, NORMS, contraction, projection
+from fmr.structure.passage import HANDED, OVERWRITES, POOLS, handed, norms
+
+
+def ending(
+    graph: Graph, flow: Flow, before: TensorId, last: TensorId, sums: frozenset[TensorId]
+) -> tuple[list[TensorId], TensorId | None]:
+    """The values that a stream takes after its last write, and the final norm among them, None where there is none.
+
+    `before` and `last` are that write's; `sums` are those of all writes, beyond which another stream begins.
+    """
+    points = []
+    while (over := _overwritten(graph, before, last)) is not None:
+        before, last = last, over.id
+        points.append(last)
+    norm = _final_norm(graph, last)
+    if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
+        points.append(readers[0].id)
+    points += [norm] if norm is not None else []
+    points += _leaving(graph, flow, last, sums, {_whole(graph, name) for name in [last, *points]}, norm is None)
+    points += [reader.id for reader in graph.readers(norm or last) if reader.op in ("split", "chunk", "tensor_split")]
+    return sorted(dict.fromkeys(points), key=graph.place), norm
+
+
+def exits(graph: Graph, points: Iterable[TensorId], last: TensorId) -> list[TensorId]:
+    """The norms through which values of a stream leave it on the way: nothing that is written to it depends on them."""
+    readers = (reader for point in points if point != last for reader in graph.readers(point))
+    found = [reader.id for reader in readers if reader.op in NORMS]
+    needed, waiting = {last}, [last] if found else []
+    while waiting:
+        for parent in graph[waiting.pop()].parents:
+            if parent not in needed:
+                needed.add(parent.id)
+                waiting.append(parent.id)
+    return [name for name in found if name not in needed]
+
+
+def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
+    """The value that goes on where a part of the stream was written over, in place or in a copy.
+
+    Either the stream is written over from outside, or it is a part itself and written back into the whole.
+    """
+    whole = handed(graph, before) if graph[before].op == "getitem" else None
+    readers = [one for one in graph.readers(last) if one.parents[0] == last or handed(graph, one.parents[0].id) == whole]
+    copies = [after for reader in readers if reader.op == "clone" for after in graph.readers(reader.id)]
+    return next((reader for reader in readers + copies if reader.op in OVERWRITES), None)
+
+
+def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
+    """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last."""
+    norm: TensorId | None = None
+    name: TensorId | None = last
+    while name is not None and (norm is None or len(graph.readers(name)) == 1):
+        found = norms(graph, name)
+        norm = found[0] if found else norm
+        name = found[0] if found else _step(graph, name)
+    return norm
+
+
+def _step(graph: Graph, name: TensorId) -> TensorId | None:
+    """The only reader of a value, where it is a view, a pool or a nonlinearity of it alone."""
+    readers = graph.readers(name)
+    if len(readers) != 1 or readers[0].op not in HANDED | POOLS | NONLINEAR:
+        return None
+    return readers[0].id if len(readers[0].parents) == 1 else None
+
+
+def _leaving(
+    graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId], known: set[TensorId], bare: bool
+) -> list[TensorId]:
+    """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
+    carried = _carried(graph, flow, last, sums)
+    returned = [name for name in ids_in(graph.scopes[0].output) if name in carried] if graph.scopes else []
+    found = [name for name in carried if graph[name].op in NORMS] + [_whole(graph, name) for name in returned]
+    if bare:
+        layers = (projection(graph, reader) for name in carried for reader in graph.readers(name))
+        found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in carried]
+    return [name for name in found if name not in known]
+
+
+def _whole(graph: Graph, name: TensorId) -> TensorId:
+    """The value of which one is a view; the view itself where it is a part of it."""
+    whole = handed(graph, name)
+    return whole if prod(graph[whole].shape) == prod(graph[name].shape) else name
+
+
+def _carried(graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId]) -> dict[TensorId, None]:
+    """The values into which data comes from one value alone, and from there without a projection."""
+    seen, waiting = {last: None}, [last]
+    while waiting:
+        for reader in graph.readers(waiting.pop()):
+            elsewhere = reader.id in seen or reader.id in sums or not flow.dominates(last, reader.id)
+            if not elsewhere and not _computes(graph, flow, reader):
+                seen[reader.id] = None
+                waiting.append(reader.id)
+    return seen
+
+
+def _computes(graph: Graph, flow: Flow, node: Node) -> bool:
+    """Whether a node is a product with a weight or of two values that carry data."""
+    found = contraction(node)
+    return found is not None and (projection(graph, node) is not None or (found.left in flow) == (found.right in flow))

@@ -1,0 +1,161 @@
+"""What a residual stream passes between two of its writes: views, scaling, norms, mixing, a projected shortcut."""
+
+from math import prod
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.match import (
+    NONLINEAR,
+    NORM_PARTS,
+    NORMS,
+    SAME,
+    climb,
+    contraction,
+    is_constant,
+    product,
+    projection,
+    weights,
+)
+
+HANDED = SAME | frozenset(
+    """view reshape flatten unflatten transpose permute squeeze unsqueeze getitem select narrow unbind roll
+    pad""".split()
+)
+"""What may lie on the stream between two adds: no new numbers."""
+
+OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter slice_scatter".split())
+"""What writes over a part of the stream from outside; the rest of it goes on."""
+
+POOLS = frozenset(
+    """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
+    adaptive_max_pool2d""".split()
+)
+"""What makes one position of several."""
+
+_STATISTICS = frozenset({"mean", "var", "norm", "vector_norm", "var_mean", "std"})
+
+
+def unchanged(graph: Graph, name: TensorId) -> TensorId:
+    """The value under casts to its own type and other ops that hand on the very same numbers."""
+    node = graph[name]
+    while node.op in ("to", "contiguous", "detach") and node.parents:
+        above = graph[node.parents[0].id]
+        if (above.shape, above.dtype) != (node.shape, node.dtype):
+            break
+        node = above
+    return node.id
+
+
+def handed(graph: Graph, name: TensorId) -> TensorId:
+    """The value that a view, a cast, dropout or padding was made of."""
+    node = graph[name]
+    while node.op in HANDED and node.parents:
+        node = graph[node.parents[0].id]
+    return node.id
+
+
+def base(graph: Graph, name: TensorId) -> TensorId:
+    """The value that a stream carries, seen through casts, dropout, views, mixing, constant scales and constant biases."""
+    return passage(graph, name)[-1]
+
+
+def passage(graph: Graph, name: TensorId) -> list[TensorId]:
+    """A value, what it was made of without new numbers but scales and biases, and so on up to the base."""
+    way = [graph[name].id]
+    while (above := _carried(graph, graph[way[-1]])) is not None:
+        way.append(above)
+    return way
+
+
+def _carried(graph: Graph, node: Node) -> TensorId | None:
+    """The value that a node hands on; None where it makes a new one."""
+    if node.op == "to" or node.op in OVERWRITES:
+        return node.parents[0].id if node.parents else None  # `x.type_as(y)` reads y for its type alone
+    if node.op in HANDED or (node.op in ("mul", "div") and not node.id.is_source):
+        data = [parent.id for parent in node.parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
+        return data[0] if len(data) == 1 else None
+    if node.op == "add" and len(node.parents) == 2:
+        data = [parent.id for parent in node.parents if not _is_bias(graph, parent.id)]
+        return data[0] if len(data) == 1 else None
+    return mixed(graph, node)
+
+
+def _is_bias(graph: Graph, name: TensorId) -> bool:
+    """Whether a value is a learned vector: one number for each unit."""
+    shape = graph[name].shape
+    return prod(shape) == max(shape, default=1) and bool(weights(graph, name))
+
+
+def mixed(graph: Graph, node: Node) -> TensorId | None:
+    """The streams that a small matrix for each position mixes (hyper-connections, Zhu et al. 2024); None for another op.
+
+    The matrix is square in the dimension before the last and projected from a value; a pattern of attention, the product
+    of two activations, is none.
+    """
+    found = product(graph, node)
+    if found is None or len(node.shape) < 4 or graph[found.right].shape != node.shape:
+        return None
+    if graph[found.left].shape != (*node.shape[:-1], node.shape[-2]):
+        return None
+    streams = base(graph, found.right)
+    above = climb(graph, found.left, lambda one: one.id != streams and contraction(one) is None)
+    if any(product(graph, one) is not None for one in above if one.id != streams):
+        return None
+    return found.right
+
+
+def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
+    """How many projections, none or one, lead from an origin to a value through views, norms and pools alone; else None."""
+    node, projected = graph[name], 0
+    while node.id != origin:
+        found = projection(graph, node)
+        if found is not None:
+            projected, above = projected + 1, found.data
+        elif (node.op in HANDED | NORMS | POOLS) and node.parents:
+            above = node.parents[0].id
+        else:
+            return None
+        node = graph[above]
+    return projected if projected < 2 else None
+
+
+def under_norm(graph: Graph, name: TensorId) -> TensorId | None:
+    """The value that was normalised or bent to this one; None where it is no such value."""
+    node = graph[name]
+    if node.op in NORMS or (node.op in NONLINEAR and len(node.parents) == 1):
+        return base(graph, node.parents[0].id)
+    if node.op not in ("mul", "add", "to"):
+        return None
+    waiting, seen, roots, parts = [name], {name}, set(), set()
+    while waiting:
+        node = graph[waiting.pop()]
+        parts.add(node.op)
+        for parent in node.parents:
+            above = graph[parent.id]
+            if weights(graph, parent.id) or parent in seen:
+                continue
+            seen.add(parent.id)
+            if (above.op in NORM_PARTS and above.op != "add") or (above.op == "add" and len(above.parents) == 1):
+                waiting.append(parent.id)
+            else:
+                roots.add(parent.id)
+    if len(roots) == 1 and parts & _STATISTICS:
+        return base(graph, roots.pop())
+    return None
+
+
+def norms(graph: Graph, name: TensorId) -> list[TensorId]:
+    """The values normalised from one, each norm one op or written out."""
+    found = [reader.id for reader in graph.readers(name) if reader.op in NORMS]
+    if found:
+        return found
+    seen, waiting, last = {name}, [name], None
+    while waiting:
+        for reader in graph.readers(waiting.pop()):
+            if reader.id not in seen and reader.op in NORM_PARTS and contraction(reader) is None:
+                seen.add(reader.id)
+                waiting.append(reader.id)
+                last = reader if last is None or graph.place(reader) > graph.place(last) else last
+    ops = {graph[one].op for one in seen}
+    return [last.id] if last is not None and ops & _STATISTICS else []

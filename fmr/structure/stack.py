@@ -1,0 +1,73 @@
+"""Plain stacks: layers without a shortcut, one behind the other. Their states are the values that all data comes through.
+
+Convolution networks without residual adds are such stacks, and so are the stems, the stage changes and the necks of
+those that have streams. That nothing goes past a state is proven by the dominator tree of the dataflow.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from fmr.build import ids_in
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.structure.dominate import Flow
+from fmr.structure.match import projection
+from fmr.structure.passage import POOLS, base, handed
+from fmr.structure.residual import Stream
+
+LAYERS = 3
+"""How many plain layers make a stack: two with a nonlinearity between them are a memory or a head."""
+
+
+def find_stacks(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> Iterator[Stream]:
+    """The plain stacks of an unfused graph, each as a stream without writes; what lies in a residual stream is none."""
+    taken = _taken(graph, flow, streams)
+    layers = (projection(graph, node) for node in graph.nodes)
+    read = {name for layer in layers if layer is not None for name in _pooled(graph, layer.data)}
+    returned = {one for name in ids_in(graph.scopes[0].output) for one in _pooled(graph, name)} if graph.scopes else set()
+    for chain in _chains(graph, flow):
+        plain = [name for name in chain if name not in taken]
+        if len(read.intersection(plain)) >= LAYERS:
+            yield Stream((), tuple(name for name in plain if name in read or name in returned), None)
+
+
+def _pooled(graph: Graph, name: TensorId) -> Iterator[TensorId]:
+    """The value of which one is a view and, where that one was pooled, those that it was pooled from."""
+    name = handed(graph, name)
+    yield name
+    while graph[name].op in POOLS:
+        name = handed(graph, graph[name].parents[0].id)
+        yield name
+
+
+def _taken(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> set[TensorId]:
+    """The values on the streams and in the branches that write to them."""
+    taken: set[TensorId] = set()
+    for stream in streams:
+        taken.update(stream.points)
+        for write in stream.writes:
+            start = base(graph, write.before)
+            first, waiting = graph.place(start), [write.after]
+            taken |= {start, write.after}
+            while waiting:
+                for parent in graph[waiting.pop()].parents:
+                    if parent not in taken and parent in flow and graph.place(parent) > first:
+                        taken.add(parent.id)
+                        waiting.append(parent.id)
+    return taken
+
+
+def _chains(graph: Graph, flow: Flow) -> Iterator[list[TensorId]]:
+    """The dominator tree in chains: each value is followed by that value below it under which the pass goes on longest."""
+    latest = {name: graph.place(name) for name in flow.above}
+    for name in reversed(list(flow.above)):
+        nearest = flow.above[name]
+        if nearest is not None:
+            latest[nearest] = max(latest[nearest], latest[name])
+    following = {name: max(below, key=latest.__getitem__) for name, below in flow.below.items() if name is not None}
+    later = set(following.values())
+    for name in flow.above:
+        if name not in later:
+            chain = [name]
+            while chain[-1] in following:
+                chain.append(following[chain[-1]])
+            yield chain

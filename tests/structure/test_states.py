@@ -1,0 +1,209 @@
+"""States that a stream takes in unusual ways, each on the smallest model that shows it; and what is no state."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fmr
+from fmr.errors import StructureError
+from fmr.structure.parts import Structure
+
+
+def located(model: nn.Module, *inputs: Tensor) -> tuple[Structure, "fmr.Run"]:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    run = fmr.run(model.eval(), *inputs)
+    structure = fmr.locate(run)
+    for stream in structure.streams:
+        for write in stream.writes:
+            torch.testing.assert_close(run[write.before] + run[write.added], run[write.after])
+    return structure, run
+
+
+class Feed(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 12), nn.Linear(12, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Model(nn.Module):
+    """Three layers; `step` says how a layer writes, `first` and `last` what is done before and after."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.embed, self.layers = kind, nn.Embedding(9, 8), nn.ModuleList(Feed() for _ in range(3))
+        self.norm, self.other, self.head = nn.LayerNorm(8), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.scale, self.bias, self.gate = (nn.Parameter(torch.rand(8)) for _ in range(3))
+
+    def step(self, x: Tensor, layer: nn.Module) -> Tensor:
+        match self.kind:
+            case "convex":
+                keep = torch.sigmoid(self.gate)
+                return torch.sqrt(1 - keep**2) * x + keep * layer(x)
+            case "affine":
+                return (x + self.bias) * self.scale + layer(x) * self.gate
+            case "normed":
+                y = self.norm(x)
+                return 2.0 * y + layer(y)
+            case "two norms":
+                return self.other(self.norm(x + layer(x)))
+            case "part":
+                x = x.clone()
+                part = x[:, 1:]
+                x[:, 1:] = part + layer(part)
+                return x
+        return x + layer(x)
+
+    def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, ...]:
+        states = [self.embed(ids)]
+        for layer in self.layers:
+            states.append(self.step(states[-1], layer))
+        x = states[-1]
+        match self.kind:
+            case "pooled":
+                states.append(self.norm(F.avg_pool1d(x.mT, 2).mT))
+            case "normed twice":
+                states.append(self.other(self.norm(x)))
+            case "cut":
+                return x[:, 1:].contiguous(), self.head(x[:, 0])
+            case "weighed":
+                states.append((x * self.head(x).softmax(1)[..., :1]).sum(1))
+            case "side exits":
+                return torch.stack([self.norm(state) for state in states[1:]]), self.head(x)
+        self.states = states
+        return self.head(states[-1])
+
+
+KINDS = ["convex", "affine", "normed", "two norms", "part", "pooled", "normed twice", "weighed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_state_is_a_point(kind: str) -> None:
+    model = Model(kind)
+    structure, run = located(model, torch.arange(6)[None])
+    points = [run[point] for stream in structure.streams for point in stream.points]
+    for number, state in enumerate(model.states):
+        assert any(torch.equal(state, point) for point in points if point.shape == state.shape), f"{number}: {structure}"
+    assert len(structure.residual.writes) == 3
+
+
+def test_what_is_cut_from_the_last_state_and_returned_is_a_point() -> None:
+    structure, run = located(Model("cut"), torch.arange(6)[None])
+    assert any(torch.equal(run[point], run.output[0]) for point in structure.residual.points if run[point].shape[1] == 5)
+
+
+def test_norms_through_which_a_stream_is_left_are_points() -> None:
+    structure, _ = located(Model("side exits"), torch.arange(6)[None])
+    assert {"norm/layer_norm#0", "norm@1/layer_norm#0", "norm@2/layer_norm#0"} <= set(structure.residual.points)
+    assert "layers.1.norm/layer_norm#0" not in structure.residual.points
+
+
+class Hyper(nn.Module):
+    """Hyper-connections: four streams that a small matrix for each position mixes at every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layers = nn.Embedding(9, 8), nn.ModuleList(Feed() for _ in range(2))
+        self.maps = nn.ModuleList(nn.Linear(32, 24) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.states = [self.embed(ids)[:, :, None].expand(-1, -1, 4, -1).contiguous()]
+        for layer, mixer in zip(self.layers, self.maps, strict=True):
+            x = self.states[-1]
+            into, out, mix = mixer(F.normalize(x.flatten(2), dim=-1)).split([4, 4, 16], -1)
+            added = layer((into.sigmoid()[..., None] * x).sum(2))
+            mixing = mix.unflatten(-1, (4, 4)).softmax(-1)
+            self.states.append(out[..., None] * added[:, :, None] + mixing @ x)
+        return self.states[-1].mean(2)
+
+
+def test_streams_that_are_mixed_go_on() -> None:
+    model = Hyper()
+    structure, run = located(model, torch.arange(6)[None])
+    assert len(structure.residual.writes) == 2
+    for state in model.states:
+        assert any(torch.equal(state, run[point]) for point in structure.residual.points if run[point].shape == state.shape)
+
+
+class Stage(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(width, out, 3, 1 + (out > width), 1), nn.Conv2d(out, out, 3, 1, 1)
+        self.norm = nn.BatchNorm2d(out)
+        self.short = nn.Conv2d(width, out, 1, 2) if out > width else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.short(x) + self.norm(self.b(self.a(x).relu()))).relu()
+
+
+def test_a_projected_shortcut_is_one_write_of_one_stream() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), Stage(4, 8), Stage(8, 8), Stage(8, 16))
+    structure, _ = located(model, torch.randn(1, 3, 18, 18))
+    (stream,) = (stream for stream in structure.streams if stream.writes)
+    assert [write.before for write in stream.writes] == ["3.short/conv2d#0", "3/relu#1", "5.short/conv2d#0"]
+    assert {"2/max_pool2d#0", "3/relu#1", "4/relu#1", "5/relu#1"} <= set(stream.points)
+
+
+def test_the_states_of_a_plain_stack() -> None:
+    layers = [nn.Sequential(nn.Conv2d(n, n + 1, 3), nn.ReLU(), nn.MaxPool2d(2)) for n in range(3, 6)]
+    structure, _ = located(nn.Sequential(*layers, nn.Conv2d(6, 2, 1)), torch.randn(1, 3, 32, 32))
+    (stack,) = structure.streams
+    pools = [point for n in range(3) for point in (f"{n}.1/relu#0", f"{n}.2/max_pool2d#0")]
+    assert stack.points == ("input:input", *pools, "3/conv2d#0")
+    assert not stack.writes
+    assert repr(stack).startswith("no writes, a plain stack of")
+    with pytest.raises(StructureError, match="no residual stream"):
+        _ = structure.residual
+    assert not structure.layers
+    assert not structure.roles
+
+
+class Beside(nn.Module):
+    """Sums that are no write to a stream."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+        self.layers = nn.ModuleList(Feed() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "low rank":
+            return self.a(x) + self.c(self.b(x))
+        if self.kind == "two branches":
+            return self.a(x).relu() + self.b(x).tanh()
+        y = self.a(x)
+        for layer in self.layers:
+            y = y + layer(y)
+        return self.b(x) + self.c(y).relu()
+
+
+@pytest.mark.parametrize(("kind", "writes"), [("low rank", 0), ("two branches", 0), ("skip across layers", 2)])
+def test_other_sums_are_no_writes(kind: str, writes: int) -> None:
+    structure, _ = located(Beside(kind), torch.randn(1, 3, 8))
+    assert sum(len(stream.writes) for stream in structure.streams) == writes
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_memory_or_a_head_is_no_stack(layers: int) -> None:
+    model = nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(8, 8), nn.ReLU())))
+    assert not located(model, torch.randn(1, 8))[0].streams
+
+
+def test_a_pattern_of_attention_does_not_mix_streams() -> None:
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.feed = nn.Linear(8, 8), nn.Linear(8, 8), Feed()
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = (self.q(x) @ self.k(x).mT).softmax(-1) @ x
+            return z + self.feed(z)
+
+    structure, _ = located(Attend(), torch.randn(1, 2, 3, 8))
+    assert structure.residual.points[0] == "/matmul#1"
