@@ -30,6 +30,7 @@ FLOORS = (
     {"explorer", "notebook"},
     {"graph"},
     {"run", "structure.match", "structure.evaluate", "structure.heatmap"},
+    {"structure.letters", "structure.softmax"},
     {"structure.heads"},
     {"track", "store", "structure.attention", "structure.memory", "structure.residual"},
     {"structure.certify", "structure.additive", "structure.deformable"},

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fmr.graph import Graph
+from fmr.ids import TensorId
 from fmr.structure.attention import Attention
 from fmr.structure.evaluate import Values, evaluate
+from fmr.structure.match import NORMS, climb
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream
 
@@ -39,36 +41,49 @@ class Certificate:
 def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
     """Recompute the pattern from q, k, mask and scale, z from pattern and v, and the output from the single heads.
 
-    The pattern must also be a distribution: nothing negative, no row above one.
+    The pattern must also be a distribution: nothing negative, no row above one. Where a norm lies between the heads and
+    their projection, what single heads write is not defined, and the output is recomputed from all of them at once.
     """
     q, k, pattern, z = (value(name) for name in (found.q, found.k, found.pattern, found.z))
     errors = {
         "pattern": error(evaluate(graph, found.pattern, {found.q: q, found.k: k}, value), pattern),
-        "rows": _excess(pattern),
+        "rows": min(_excess(pattern, -1), _excess(pattern, found.dim)),
         "z": error(evaluate(graph, found.z, {found.pattern: pattern, found.v: value(found.v)}, value), z),
     }
     if found.out is not None and found.kind in ("self", "cross"):
-        errors["out"] = error(_sum_of_heads(graph, found, z, value), value(found.out))
+        normed = _normed(graph, found.z, found.out)
+        whole = evaluate(graph, found.out, {found.z: z}, value) if normed else _sum_of_heads(graph, found, z, value)
+        errors["out"] = error(whole, value(found.out))
     return Certificate(errors, _tolerance(pattern))
 
 
-def _excess(pattern: Tensor) -> float:
-    """How far a pattern goes below zero or its rows go above one."""
+def _normed(graph: Graph, start: TensorId, end: TensorId) -> bool:
+    """Whether a normalisation lies between two values."""
+    first = graph.place(start)
+    above = climb(graph, end, lambda node: graph.place(node.id) > first)
+    return any(
+        node.op in NORMS | {"rsqrt", "var", "std", "norm", "vector_norm"} for node in above if graph.place(node.id) > first
+    )
+
+
+def _excess(pattern: Tensor, dim: int) -> float:
+    """How far a pattern goes below zero or its rows, along a dimension, go above one."""
     known = pattern.detach().double().nan_to_num(0.0)
-    return max(float((known.sum(-1) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
+    return max(float((known.sum(dim) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
 
 
 def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> Tensor:
     """The output as the sum of what each head writes alone, plus the bias once."""
     assert found.out is not None
-    axis = found.axes[5]
-    number = torch.arange(z[..., 0].numel()).reshape(z.shape[:-1])
+    layout = found.layouts[5] or ()
+    axis = layout.index("heads") if "heads" in layout else None
+    number = torch.arange(z[..., 0].numel()).reshape(*z.shape[:-1], 1)
     if axis is not None:
-        number = torch.arange(z.shape[axis]).reshape([-1 if n == axis else 1 for n in range(z.dim() - 1)])
+        number = torch.arange(z.shape[axis]).reshape([-1 if n == axis else 1 for n in range(z.dim())])
     bias = evaluate(graph, found.out, {found.z: torch.zeros_like(z)}, value)
     total = bias.clone()
     for head in range(found.n_heads):
-        alone = z * (number % found.n_heads == head).to(z.device).unsqueeze(-1)
+        alone = z * (number % found.n_heads == head).to(z.device)
         total += evaluate(graph, found.out, {found.z: alone}, value) - bias
     return total
 

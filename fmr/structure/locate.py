@@ -16,6 +16,7 @@ from fmr.structure.match import NORMS, SAME, SHAPE, climb, is_random, projection
 from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, Write, find_streams, reaches, writers
+from fmr.structure.softmax import softmaxes
 
 Found = TypeVar("Found")
 
@@ -43,17 +44,16 @@ MATCHERS = (dot_product, deformable, additive)
 
 def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
     """Each softmax of an unfused graph as an attention, or with the reason why it is none."""
-    for node in graph.nodes:
-        if node.op == "softmax":
-            reason = ""
-            for matcher in MATCHERS:
-                answer = matcher(graph, node)
-                if isinstance(answer, Attention):
-                    yield answer
-                    break
-                reason = reason or answer
-            else:
-                yield Rejected(node.id, "attention", reason)
+    for softmax in softmaxes(graph):
+        reason = ""
+        for matcher in MATCHERS:
+            answer = matcher(graph, softmax)
+            if isinstance(answer, Attention):
+                yield answer
+                break
+            reason = reason or answer
+        else:
+            yield Rejected(softmax.node.id, "attention", reason)
 
 
 class _Search:
@@ -182,7 +182,7 @@ def _writes(graph: Graph, block: AttentionBlock, names: set[TensorId]) -> bool:
     out = block.found.out or block.found.z
     return any(
         node.id in names
-        for node in climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add"})
+        for node in climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add", "sum"})
     )
 
 

@@ -59,23 +59,27 @@ def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]
             yield found
 
 
+STRAIGHT, GATED, BENT = range(3)
+
+
 class _Way(NamedTuple):
-    """A first projection, and whether the path from it to the second one bends (goes through a nonlinearity)."""
+    """A first projection, and what it meets on its path to the second one: nothing, another one, a nonlinearity."""
 
     up: Projection
-    bent: bool
+    bent: int
     pre: TensorId
 
 
 def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
-    ways = _ups(graph, down.data, stream)
-    if not ways or not any(way.bent for way in ways):
+    ways = _whole(graph, _ups(graph, down, stream))
+    most = max((way.bent for way in ways), default=STRAIGHT)
+    if most == STRAIGHT:
         return None
     sources = {unshaped(graph, way.up.data) for way in ways}
     ups = {way.up.node.id for way in ways}
     if len(ups) > 2 or len(sources) > 1:
         return None
-    gate = min((way for way in ways if way.bent), key=lambda way: graph.place(way.pre))
+    gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
     value = next((way for way in ways if way.up.node.id != gate.up.node.id), gate)
     post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
     return Memory(
@@ -105,11 +109,22 @@ def rows_are_outputs(graph: Graph, found: Projection) -> bool:
     return stored != bool(flips % 2)
 
 
-def _ups(graph: Graph, start: TensorId, stream: frozenset[TensorId]) -> list[_Way]:
-    """The first projections above a value, through elementwise ops alone; empty where anything else flows in."""
+def _whole(graph: Graph, ways: list[_Way]) -> list[_Way]:
+    """The ways without small updates of another: projections of what is itself projected from the same value."""
+    sources = {unshaped(graph, way.up.data) for way in ways}
+    kept = []
+    for way in ways:
+        below = projection(graph, graph[unshaped(graph, way.up.data, SAME | {"view", "reshape", "mul"})])
+        if below is None or unshaped(graph, below.data) not in sources - {unshaped(graph, way.up.data)}:
+            kept.append(way)
+    return kept
+
+
+def _ups(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[_Way]:
+    """The first projections above a second one, through elementwise ops alone; empty where anything else flows in."""
     found: list[_Way] = []
-    waiting: list[tuple[TensorId, bool, TensorId]] = [(start, False, start)]
-    seen = {(start, False)}
+    waiting: list[tuple[TensorId, int, TensorId]] = [(down.data, STRAIGHT, down.data)]
+    seen = {(down.data, STRAIGHT)}
     while waiting:
         name, bent, pre = waiting.pop()
         node = graph[name]
@@ -120,16 +135,34 @@ def _ups(graph: Graph, start: TensorId, stream: frozenset[TensorId]) -> list[_Wa
             found.append(_Way(up, bent, pre if bent else name))
         elif weights(graph, name) or (not node.parents and node.op not in ("input", "opaque")):
             continue
-        elif node.op in _THROUGH and name not in stream:
-            bends = node.op in NONLINEAR
-            for parent in node.parents:
-                step = (parent.id, bent or bends)
+        elif (node.op in _THROUGH or _is_choice(node)) and name not in stream:
+            for parent in _coefficients(graph, node, down):
+                here = _bends(graph, node)
+                step = (parent, max(bent, here))
                 if step not in seen:
                     seen.add(step)
-                    waiting.append((*step, parent.id if bends else pre))
+                    waiting.append((*step, parent if here > STRAIGHT and here >= bent else pre))
         elif not is_constant(graph, name):
             return []
     return found
+
+
+def _bends(graph: Graph, node: Node) -> int:
+    if node.op in NONLINEAR or _is_choice(node):
+        return BENT
+    several = len({parent.id for parent in node.parents if not weights(graph, parent.id)}) > 1
+    return GATED if node.op == "mul" and several else STRAIGHT
+
+
+def _is_choice(node: Node) -> bool:
+    """Whether a node is a softmax over units: it weighs the values, as in a memory that is read by attention."""
+    return node.op == "softmax" and node.argument("dim", 1) in (-1, len(node.shape) - 1)
+
+
+def _coefficients(graph: Graph, node: Node, down: Projection) -> list[TensorId]:
+    """The operands of a node that have a number for each memory; one for all of them is only a share."""
+    wide = [p.id for p in node.parents if down.node.op in LINEAR or not node.shape or graph[p.id].shape[-1:] != (1,)]
+    return wide if node.op in ("mul", "div") and wide else [parent.id for parent in node.parents]
 
 
 def _scope(first: Node, last: Node) -> str:

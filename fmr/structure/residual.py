@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, weights
+from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, product, weights
 
 _COMPUTES = LINEAR | frozenset("linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding".split())
 _HANDED = SAME | frozenset("view reshape flatten unflatten transpose permute squeeze unsqueeze getitem roll pad".split())
@@ -208,14 +208,15 @@ def _overwritten(graph: Graph, name: TensorId) -> Node | None:
 
 
 def writers(graph: Graph, write: Write) -> tuple[Node, ...]:
-    """The contractions whose results are summed up into what a write adds."""
+    """The contractions whose results are summed up, weighed by one another or not, into what a write adds."""
     through = SAME | SHAPE | NORMS | NORM_PARTS | frozenset({"mul", "add", "masked_fill", "where", "sum", "sigmoid", "tanh"})
     found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
     while waiting:
         node = graph[waiting.pop()]
-        if contraction(node) is not None:
+        made = contraction(node)
+        if made is not None:
             found.append(node)
-        elif node.op in through:
+        if (made is None and node.op in through) or product(graph, node) is not None:
             for parent in node.parents:
                 if parent not in seen:
                     seen.add(parent.id)
