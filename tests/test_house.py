@@ -31,6 +31,7 @@ FLOORS = (
     {"graph"},
     {"run", "structure.match", "structure.evaluate", "structure.heatmap"},
     {"structure.letters", "structure.softmax"},
+    {"structure.operands"},
     {"structure.heads"},
     {"track", "store", "structure.attention", "structure.memory", "structure.residual"},
     {"structure.certify", "structure.additive", "structure.deformable"},

@@ -4,8 +4,9 @@ import math
 
 from fmr.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.attention import BEFORE, Attention, acting, handed_on, mix, output_projection
+from fmr.structure.attention import Attention, acting, handed_on, output_projection
 from fmr.structure.match import NONLINEAR, SAME, SHAPE, climb, contraction, projection, weights
+from fmr.structure.operands import BEFORE, mix
 from fmr.structure.softmax import Softmax
 
 

@@ -5,40 +5,29 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
-
 from fmr.fused import EXPLAINED
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.heads import Heads, Layout, Use, heads_in_rows, key_heads, layouts, read_dims, use_of
-from fmr.structure.letters import carried, letters_of
+from fmr.structure.heads import Layout, head_size, heads_in_queries, heads_in_rows, key_heads, layouts
 from fmr.structure.match import (
-    MASKING,
     NORM_PARTS,
     NORMS,
     SAME,
     SHAPE,
-    Contraction,
     Projection,
     climb,
     contraction,
     depends,
     descend,
     is_constant,
-    product,
     projection,
     settled,
-    weighed_sum,
+    unshaped,
     weights,
 )
+from fmr.structure.operands import find_scores, mix, oriented
 from fmr.structure.softmax import Softmax
-
-AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu".split())
-"""What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
-
-BEFORE = SAME | SHAPE | MASKING
-"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink."""
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
@@ -82,120 +71,35 @@ class Rejected:
 
 def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     """The attention around a softmax of products of queries with keys, or the reason why it is none."""
-    scored = _scored(graph, softmax)
-    if scored is None:
+    scores = find_scores(graph, softmax)
+    if scores is None:
         return "no product of two activations lies above the softmax"
-    above = _way(graph, scored.node, graph[softmax.scores])
-    use = mix(graph, softmax, above)
+    use = mix(graph, softmax, scores)
     if use is None:
         return "nothing below the softmax multiplies values by it"
-    q, k = scored.left, _untransposed(graph, scored.right)
+    scores = oriented(graph, scores, use)
     z = handed_on(graph, use.node)
     out, way, end = projected(graph, z, (use.v, softmax.node.id))
-    heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or _unprojected(graph, z, q)
+    heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or heads_in_queries(graph, scores, use)
     if heads is None:
-        return "how many heads it has cannot be read off the way of its values into a projection"
-    sizes = dict(zip(letters_of(graph, scored).left, graph[q].shape, strict=True))
+        return "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
     return Attention(
         softmax=softmax.node.id,
-        q=q,
-        k=k,
+        q=scores.q,
+        k=scores.k,
         v=use.v,
         scores=softmax.scores,
         pattern=acting(graph, use.way),
         z=z.id,
         out=out,
         n_heads=heads.number,
-        n_kv_heads=key_heads(graph, use, heads, _repeated(graph, k)),
-        head_dim=math.prod(sizes[letter] for letter in letters_of(graph, scored).summed),
-        kind="self" if _roots(graph, q) & _roots(graph, k) else "cross",
+        n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k)),
+        head_dim=head_size(graph, scores),
+        kind="self" if _roots(graph, scores.q) & _roots(graph, scores.k) else "cross",
         scope=softmax.node.scope.partition("/")[0],
         dim=softmax.dim,
-        layouts=layouts(graph, scored, use, heads, above, k != scored.right),
+        layouts=layouts(graph, scores, use, heads),
     )
-
-
-def _unprojected(graph: Graph, z: Node, q: TensorId) -> Heads | None:
-    """The heads of values that no projection reads row by row: where the width of the queries was split into them."""
-    size = graph[q].shape[-1]
-    split = _split(graph, q, size)
-    if split is None:
-        return Heads(1, (), (), False) if len(z.shape) == 3 else None
-    dims = [n for n in range(len(z.shape) - 2, 0, -1) if z.shape[n] == split]
-    return Heads(split, (dims[-1],), (split,), False) if dims else Heads(split, (0,), (split,), True)
-
-
-def _scored(graph: Graph, softmax: Softmax) -> Contraction | None:
-    """The nearest product of two activations above a softmax; heads may have been mixed on the way."""
-    for product_of in (product, weighed_sum):
-        above = climb(graph, softmax.scores, lambda node: node.op in BEFORE and contraction(node) is None)
-        found = next((found for node in above if (found := product_of(graph, node)) is not None), None)
-        if found is not None:
-            return found
-    for node in climb(graph, softmax.scores, lambda node: node.op in BEFORE or projection(graph, node) is not None):
-        found = product(graph, node)
-        if found is not None and _way(graph, node, graph[softmax.scores]):
-            return found
-    return None
-
-
-def _way(graph: Graph, start: Node, end: Node) -> tuple[Node, ...]:
-    """The nodes from a product of queries and keys to its softmax; empty where more than heads is mixed between them."""
-    before: tuple[Node, ...] = ()
-    while True:
-        for node, way in descend(graph, start, lambda node: node.op in BEFORE and contraction(node) is None):
-            if node is end:
-                return (*before, *way, node)
-            if way and mixes_heads(graph, (*before, *way), node):
-                before, start = (*before, *way), node
-                break
-        else:
-            return ()
-
-
-def mixes_heads(graph: Graph, way: tuple[Node, ...], node: Node) -> bool:
-    """Whether a node is a projection that leaves queries and keys where they are; the way to it begins at their product."""
-    found, scored = projection(graph, node), product(graph, way[0]) or weighed_sum(graph, way[0])
-    if found is None or scored is None or found.data != way[-1].id or len(way[-1].shape) < 3:
-        return False
-    letters = letters_of(graph, scored)
-    places = letters.alone(letters.left) + letters.alone(letters.right)
-    shape = [size if letter in places else 1 for letter, size in zip(letters.result, way[0].shape, strict=True)]
-    number = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape).expand(way[0].shape)
-    value = carried(graph, number, way)
-    if value is None or not value.numel():
-        return False
-    dims = read_dims(graph, found)
-    rows = value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
-    return bool((rows == rows[..., :1]).all())
-
-
-def mix(graph: Graph, softmax: Softmax, above: tuple[Node, ...] = ()) -> Use | None:
-    """The product with the values below a softmax; `above` is the way of the scores to it, where they are a product."""
-    before: tuple[Node, ...] = ()
-    start = softmax.node
-    while True:
-        for node, way in descend(graph, start, _hands_on):
-            if node is softmax.node or node is start:
-                continue
-            found = contraction(node) or weighed_sum(graph, node)
-            if found is not None and not weights(graph, _values(found, way)):
-                return use_of(graph, found, (*before, *way))
-            if above and mixes_heads(graph, (*above, *before, *way), node):
-                before, start = (*before, *way), node
-                break
-        else:
-            return None
-
-
-def _hands_on(node: Node) -> bool:
-    """Whether what a node makes of a pattern is a pattern: masked, cast, divided by its sum."""
-    return node.op in AFTER or (node.op == "add" and len(node.parents) == 1)
-
-
-def _values(found: Contraction, way: tuple[Node, ...]) -> TensorId:
-    """The operand of a product that is not on a way."""
-    return found.right if found.left in {node.id for node in way} else found.left
 
 
 def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
@@ -208,30 +112,6 @@ def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
         if cut or node.op == "to" or node.op not in SHAPE | SAME:
             last = node
     return last.id
-
-
-def _untransposed(graph: Graph, k: TensorId) -> TensorId:
-    """The keys as (..., positions, units), where the product reads them transposed."""
-    node = graph[k]
-    if node.op in ("transpose", "permute", "mT", "t", "T", "movedim") and len(node.parents) == 1:
-        before = graph[node.parents[0].id]
-        if before.shape == (*node.shape[:-2], node.shape[-1], node.shape[-2]):
-            return before.id
-    return k
-
-
-def _split(graph: Graph, q: TensorId, size: int) -> int | None:
-    """The number of heads in the view that split the width of a projection into heads of `size` units."""
-    through = SHAPE | SAME | MASKING | NORMS | {"neg", "rsqrt", "pow", "mean", "sigmoid"}
-    for node in climb(graph, q, lambda node: node.op in through and contraction(node) is None):
-        if node.op in ("view", "reshape", "unflatten", "rearrange") and len(node.shape) >= 3 and node.parents:
-            above = graph[node.parents[0].id].shape
-            if above and node.shape[-1] % size == 0 and above[-1] > node.shape[-1] and above[-1] % node.shape[-1] == 0:
-                if above[-2:] and math.prod(above[-2:]) == math.prod(node.shape[-2:]) != above[-1]:
-                    return node.shape[-2]
-                whole = above[-1] % (node.shape[-1] * node.shape[-2]) == 0
-                return node.shape[-2] if whole and len(node.shape) > len(above) else above[-1] // node.shape[-1]
-    return None
 
 
 def _repeated(graph: Graph, k: TensorId) -> float:
@@ -249,7 +129,7 @@ def _roots(graph: Graph, name: TensorId) -> set[object]:
     """What queries or keys were projected from, and what that was made of by norms and further projections alone."""
     above = climb(graph, name, lambda node: contraction(node) is None and not node.id.is_source)
     data = [found.data for node in above if (found := projection(graph, node)) is not None]
-    return set().union(*(_linear(graph, one) for one in (name, *data)))
+    return {unshaped(graph, one) for one in data}.union(*(_linear(graph, one) for one in (name, *data)))
 
 
 def _linear(graph: Graph, name: TensorId) -> set[object]:

@@ -8,12 +8,19 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fmr.graph import Graph
-from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.letters import Letters, carried, letters_of, sources
-from fmr.structure.match import LINEAR, Contraction, Projection, contraction
+from fmr.structure.letters import carried, letters_of, sources
+from fmr.structure.match import MASKING, NORMS, SAME, SHAPE, Projection, climb, contraction, projection, weights
+from fmr.structure.operands import Scores, Use, read_dims
+
+Layout = tuple[str, ...]
+"""What each dimension of a value counts."""
+
+_SPLITS = SHAPE | SAME | MASKING | NORMS | frozenset("neg rsqrt pow mean sigmoid".split())
+"""What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
 
 
 class Heads(NamedTuple):
@@ -23,30 +30,6 @@ class Heads(NamedTuple):
     dims: tuple[int, ...]
     counts: tuple[int, ...]
     folded: bool
-
-
-class Use(NamedTuple):
-    """The product of a pattern with values, its letters, and the way of the pattern into it."""
-
-    node: Node
-    letters: Letters
-    weighs: str
-    values: str
-    v: TensorId
-    way: tuple[Node, ...]
-
-    @property
-    def units(self) -> tuple[int, ...]:
-        """The dimensions of the result that count the units of a value."""
-        return tuple(self.letters.result.index(letter) for letter in self.letters.alone(self.values))
-
-
-def use_of(graph: Graph, found: Contraction, way: tuple[Node, ...]) -> Use:
-    """A product with values, on a way that began at a softmax."""
-    letters, names = letters_of(graph, found), [node.id for node in way]
-    if found.left in names:
-        return Use(found.node, letters, letters.left, letters.right, found.right, way[: names.index(found.left) + 1])
-    return Use(found.node, letters, letters.right, letters.left, found.left, way[: names.index(found.right) + 1])
 
 
 def heads_in_rows(graph: Graph, use: Use, z: Node, way: tuple[Node, ...], end: Projection) -> Heads | None:
@@ -66,18 +49,9 @@ def heads_in_rows(graph: Graph, use: Use, z: Node, way: tuple[Node, ...], end: P
     places = [place.unique() for place in torch.unravel_index(met, lead)]
     several = tuple(n for n, place in enumerate(places) if len(place) > 1)
     counts = tuple(len(places[n]) for n in several)
+    if len(shape) > 3 and any(count != shape[n] for count, n in zip(counts, several, strict=True)):
+        return None
     return Heads(len(met), several, counts, math.prod(counts) != math.prod(shape[n] for n in several))
-
-
-def read_dims(graph: Graph, end: Projection) -> tuple[int, ...]:
-    """The dimensions of what a projection reads in which its weight differs: those that it sums over, and its heads."""
-    shape, found = graph[end.weight].shape, contraction(end.node)
-    if end.node.op in LINEAR or found is None:
-        return (len(graph[end.data].shape) - len(shape) + 1,)
-    letters = letters_of(graph, found)
-    data, weight = (letters.left, letters.right) if found.left == end.data else (letters.right, letters.left)
-    sizes = dict(zip(weight, shape, strict=True))
-    return tuple(n for n, letter in enumerate(data) if sizes.get(letter, 1) > 1)
 
 
 def key_heads(graph: Graph, use: Use, heads: Heads, repeated: float) -> int:
@@ -87,17 +61,64 @@ def key_heads(graph: Graph, use: Use, heads: Heads, repeated: float) -> int:
     return max(1, round(math.prod(own) / repeated))
 
 
-Layout = tuple[str, ...]
-"""What each dimension of a value counts."""
+def head_size(graph: Graph, scores: Scores) -> int:
+    """The units of a query or key that a score sums over."""
+    sizes = dict(zip(scores.in_q, graph[scores.q].shape, strict=True))
+    return math.prod(sizes[letter] for letter in scores.letters.summed)
 
 
-def layouts(
-    graph: Graph, scored: Contraction, use: Use, heads: Heads, above: tuple[Node, ...], turned: bool
-) -> tuple[Layout, ...]:
-    """What the dimensions of q, k, v, scores, pattern and z count; `above` is the way of the scores to the softmax.
+def heads_in_queries(graph: Graph, scores: Scores, use: Use) -> Heads | None:
+    """The heads that the units of a projection were split into on their way to the queries."""
+    above = list(climb(graph, scores.q, lambda node: node.op in _SPLITS and contraction(node) is None))
+    projected = (node for node in above if projection(graph, node) is not None)
+    made = next(projected, next((node for node in above if node.op not in _SPLITS and not weights(graph, node.id)), None))
+    if made is None:
+        return Heads(1, (), (), False) if len(use.node.shape) == 3 else None
+    value = carried(graph, _units(graph, made), (made, graph[scores.q]))
+    if value is None or value.min() < 0:
+        return None
+    number, rest = divmod(len(value.unique()), head_size(graph, scores))
+    if rest or not number:
+        return None
+    several = [n for n, letter in enumerate(scores.in_q) if letter not in scores.letters.summed and _varies(value, n)]
+    dims = [_in_result(graph, scores, use, scores.in_q[n]) for n in several]
+    counts = tuple(value.shape[n] for n in several)
+    if math.prod(counts) == number and None not in dims:
+        return Heads(number, tuple(n for n in dims if n is not None), counts, False)
+    return Heads(number, (0,), (number,), True)
 
-    `turned` says that the keys are given as they were before a transposition.
-    """
+
+def _units(graph: Graph, made: Node) -> Tensor:
+    """The units of a value by number: what a weight makes of one position, or the last dimension."""
+    found, data = contraction(made), projection(graph, made)
+    shape = [1] * (len(made.shape) - 1) + [made.shape[-1]]
+    if found is not None and data is not None:
+        letters = letters_of(graph, found)
+        weight = letters.right if found.left == data.data else letters.left
+        sizes = dict(zip(weight, graph[data.weight].shape, strict=True))
+        shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(letters.result, made.shape, strict=True)]
+    return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape).expand(made.shape)
+
+
+def _varies(value: Tensor, dim: int) -> bool:
+    return bool((value != value.narrow(dim, 0, 1)).any())
+
+
+def _in_result(graph: Graph, scores: Scores, use: Use, letter: str) -> int | None:
+    """The dimension of the mixed values that a letter of the queries is."""
+    place: int | None = scores.letters.result.index(letter)
+    for way in (scores.way, use.way):
+        below = sources(graph, way)
+        place = below.index(place) if place in below else None
+    return (
+        use.letters.result.index(use.weighs[place])
+        if place is not None and use.weighs[place] in use.letters.result
+        else None
+    )
+
+
+def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layout, ...]:
+    """What the dimensions of q, k, v, scores, pattern and z count."""
     one = len(heads.dims) == 1 and not heads.folded
     head = use.letters.result[heads.dims[0]] if one else ""
     z = dict.fromkeys(use.letters.alone(use.values)[-1:], "units")
@@ -106,15 +127,13 @@ def layouts(
     v = z | dict.fromkeys(use.letters.summed[-1:], "positions") | own
     weighs = z | dict.fromkeys(use.letters.summed[-1:], "units") | own
     pattern = _moved(graph, _named(use.weighs, weighs), use.way)
-    letters = letters_of(graph, scored)
-    scores = _moved(graph, pattern, above)
-    by_letter = {letter: name for letter, name in zip(letters.result, scores, strict=True) if name != "units"}
-    q = by_letter | dict.fromkeys(letters.summed[-1:], "units")
-    k = q | {letter: "positions" for letter in letters.alone(letters.right)[-1:] if by_letter.get(letter) != "heads"}
-    right = letters.right[:-2] + letters.right[:-3:-1] if turned else letters.right
+    above = _moved(graph, pattern, scores.way)
+    named = {letter: name for letter, name in zip(scores.letters.result, above, strict=True) if name != "units"}
+    q = named | dict.fromkeys(scores.letters.summed[-1:], "units")
+    k = q | {letter: "positions" for letter in scores.letters.alone(scores.in_k)[-1:] if named.get(letter) != "heads"}
     return (
-        _named(letters.left, q),
-        _named(right, k),
+        _named(scores.in_q, q),
+        _named(scores.in_k, k),
         _named(use.values, v),
         pattern,
         pattern,

@@ -1,6 +1,7 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together layer by layer."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import Any, TypeVar
 
 from fmr.errors import RandomError, StructureError
@@ -189,15 +190,16 @@ def _writes(graph: Graph, block: AttentionBlock, names: set[TensorId]) -> bool:
 def _groups(
     graph: Graph, writes: tuple[Write, ...], blocks: list[list[Any]], memories: list[list[Any]]
 ) -> list[tuple[int, int]]:
-    """Which writes make up a layer: those in one repeated module call, else up to and with each memory."""
+    """Which writes make up a layer: those in one repeated module call, else up to and with each memory, else each."""
     keys = _module_keys([graph[write.after].scope for write in writes])
     sizes = [keys.count(key) for key in dict.fromkeys(keys)]
     both = [bool(blocks[n]) and bool(memories[n]) for n in range(len(writes))]
-    by_module = len(sizes) > 1 and (max(sizes) > 1 or all(both))
+    whole = len(list(groupby(keys))) == len(sizes)
+    by_module = whole and len(sizes) > 1 and (max(sizes) > 1 or all(both))
     ends = [
         n + 1
         for n in range(len(writes))
-        if n + 1 == len(writes) or (keys[n + 1] != keys[n] if by_module else bool(memories[n]) or not blocks[n + 1 : n + 2])
+        if n + 1 == len(writes) or (keys[n + 1] != keys[n] if by_module else bool(memories[n]) or not any(memories))
     ]
     return list(zip([0, *ends], ends, strict=False))
 

@@ -83,11 +83,13 @@ def contraction(node: Node) -> Contraction | None:
 
 
 def projection(graph: Graph, node: Node) -> Projection | None:
-    """The contraction of a node, if one operand is a weight and the other is not."""
+    """The contraction of a node, if one operand is a weight and the other is not; or is a parameter that is projected."""
     found = contraction(node)
     if found is None:
         return None
     left, right = bool(weights(graph, found.left)), bool(weights(graph, found.right))
+    if left and right and (node.op == "linear" or node.op in LINEAR):
+        return Projection(node, found.left, found.right)
     if left == right:
         return None
     return Projection(node, found.right, found.left) if left else Projection(node, found.left, found.right)
@@ -134,7 +136,7 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
         node = graph[waiting.pop()]
         if node.op in ("param", "buffer"):
             found.append(node.id)
-        elif node.op not in SAME | SHAPE | MASKING or not node.parents or len(seen) > 16:
+        elif node.op not in SAME | SHAPE | MASKING | {"weight_norm", "norm"} or not node.parents or len(seen) > 16:
             return ()
         for parent in node.parents:
             if parent not in seen:

@@ -30,7 +30,7 @@ class Seen(NamedTuple):
         if "h" not in self.layout:
             return self.pattern[None]
         rest = [letter for letter in self.layout if letter not in "hqk"]
-        return self.pattern.permute(*(self.layout.index(letter) for letter in ["h", *rest, "q", "k"]))
+        return self.pattern.permute(*(self.layout.index(letter) for letter in ["h", *rest, *"qk"] if letter in self.layout))
 
 
 @dataclass

@@ -9,8 +9,21 @@ from torch import Tensor
 import fmr
 from fmr.run import Run
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
-from tests.structure import memories, projections, scores
-from tests.structure.idioms import TOLD, Case, Heads, Plain, Seen, Stack, Truth
+from tests.structure import memories, others, projections, scores, wholes
+from tests.structure.idioms import TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
+
+
+def ids(examples: int, length: int) -> Tensor:
+    return torch.randint(TOKENS, (examples, length))
+
+
+def features(examples: int, length: int) -> tuple[Tensor]:
+    return (torch.randn(examples, length, 7),)
+
+
+def image(examples: int, length: int) -> tuple[Tensor]:
+    return (torch.randn(examples, 3, 8, 12),)
+
 
 CASES: dict[str, Case] = {
     **{f"scores {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain)) for mix in scores.FOUND},
@@ -20,13 +33,72 @@ CASES: dict[str, Case] = {
         for kind in memories.FOUND
     },
     **{f"nothing {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain)) for mix in scores.NOT_FOUND},
+    **{
+        f"block {kind.__name__}": Case(lambda kind=kind: wholes.Layers(kind(), kind()))
+        for kind in (
+            wholes.Block,
+            wholes.Parallel,
+            wholes.ParallelFirst,
+            wholes.Sandwich,
+            wholes.PostNorm,
+            wholes.ReZero,
+            wholes.LayerScale,
+            wholes.GatedWrite,
+            wholes.HalfSteps,
+            wholes.InPlace,
+        )
+    },
+    "one forward": Case(wholes.OneForward),
+    "one block twice": Case(lambda: wholes.Layers(*[wholes.Block()] * 2)),
+    "translator": Case(wholes.Translator, lambda b, t: (ids(b, t), ids(b, t + 2)), 4),
+    "detector": Case(wholes.Detector, image, None),
+    "perceiver": Case(wholes.Perceiver, features, 2),
+    "sets": Case(wholes.Sets, features, None),
+    "slots": Case(wholes.Slots, features, None),
+    "pool": Case(wholes.Pool, features, None),
+    "torch": Case(wholes.Torch, lambda b, t: (torch.randn(b, t, 32), torch.randn(b, t + 2, 32)), None),
+    "torch, batch first": Case(
+        lambda: wholes.Torch(batch_first=True, bias=False),
+        lambda b, t: (torch.randn(b, t, 32), torch.randn(b, t + 2, 32)),
+        None,
+    ),
+    "torch, other widths": Case(
+        lambda: wholes.Torch(kdim=6, vdim=6, add_bias_kv=True, add_zero_attn=True),
+        lambda b, t: (torch.randn(b, t, 32), torch.randn(b, t + 2, 6)),
+        None,
+    ),
+    "resumed": Case(
+        wholes.Resumed, lambda b, t: (torch.randn(b, 1, 32), torch.randn(b, 4, t, 8), torch.randn(b, 4, t, 8)), None
+    ),
+    "compressed": Case(wholes.Compressed, lambda b, t: (torch.randn(b, 5, 32),), None),
+    "vision": Case(others.Vision, image),
+    "axial": Case(others.Axial, image),
+    "denoiser": Case(others.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
+    **{f"steps {kind.__name__}": Case(kind, features, None) for kind in (others.Decoder, others.Multiplicative)},
+    **{
+        f"nothing {kind.__name__}": Case(kind, features, None)
+        for kind in (
+            others.Concatenated,
+            others.Pointer,
+            others.Scan,
+            others.Classifier,
+            others.MeanWeighed,
+            others.Forget,
+            others.Neighbours,
+        )
+    },
+    "mixer": Case(others.Mixer, lambda b, t: (torch.randn(b, 5, 7),), None),
+    "separable": Case(others.Separable, image, None),
 }
 SIZES = [(2, 5), (1, 4)]
 """Examples and positions; one example, and as many positions as heads, must not be mistaken for anything else."""
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == b.numel() and torch.equal(a.detach().reshape(-1).sort().values, b.detach().reshape(-1).sort().values)
+    """Whether two tensors hold the same numbers, up to a view and the last bits."""
+    if a.numel() != b.numel():
+        return False
+    return torch.allclose(*(t.detach().double().reshape(-1).sort().values for t in (a, b)), atol=1e-6)
 
 
 def ran(case: Case, examples: int, length: int) -> tuple[Run, Truth]:
