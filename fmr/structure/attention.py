@@ -11,6 +11,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.heads import Layout, head_size, heads_in_queries, heads_in_rows, key_heads, layouts
 from fmr.structure.match import (
+    NONLINEAR,
     NORM_PARTS,
     NORMS,
     SAME,
@@ -78,8 +79,10 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     if use is None:
         return "nothing below the softmax multiplies values by it"
     scores = oriented(graph, scores, use)
+    if is_constant(graph, scores.k) and not is_constant(graph, use.v):
+        return "its keys are weights and its values are not: it chooses among experts"
     z = handed_on(graph, use.node)
-    out, way, end = projected(graph, z, (use.v, softmax.node.id))
+    out, way, end = projected(graph, z, (unshaped(graph, use.v, SAME | SHAPE), softmax.node.id))
     heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or heads_in_queries(graph, scores, use)
     if heads is None:
         return "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
@@ -140,7 +143,8 @@ def _linear(graph: Graph, name: TensorId) -> set[object]:
         if node.op == "add" and sum(not weights(graph, parent.id) for parent in node.parents) > 1:
             found.add((node.op, *sorted(node.parents)))
             return False
-        return node.op in SAME | SHAPE | NORMS | NORM_PARTS or projection(graph, node) is not None
+        moved = node.op in SAME | SHAPE and len({parent.id for parent in node.parents}) == 1  # `cat` adds keys of others
+        return moved or node.op in NORMS | NORM_PARTS or projection(graph, node) is not None
 
     found.update(node.id for node in climb(graph, name, through) if not is_constant(graph, node.id))
     return found
@@ -167,7 +171,7 @@ def projected(
     def through(node: Node) -> bool:
         if node.op == "add":
             return bool(own) and all(any(depends(graph, parent.id, one) for one in own) for parent in node.parents)
-        return node.op in SAME | SHAPE | NORMS | {"mul"}
+        return node.op in SAME | SHAPE | NORMS | {"mul"} or (node.op in NONLINEAR and len(node.parents) == 1)
 
     for node, way in descend(graph, z, through):
         found = projection(graph, node) if way else None

@@ -10,7 +10,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.attention import Attention
 from fmr.structure.evaluate import Values, evaluate
-from fmr.structure.match import NORMS, climb
+from fmr.structure.match import NONLINEAR, NORMS, climb
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream
 
@@ -41,8 +41,8 @@ class Certificate:
 def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
     """Recompute the pattern from q, k, mask and scale, z from pattern and v, and the output from the single heads.
 
-    The pattern must also be a distribution: nothing negative, no row above one. Where a norm lies between the heads and
-    their projection, what single heads write is not defined, and the output is recomputed from all of them at once.
+    The pattern must also be a distribution: nothing negative, no row above one. Where a norm or a nonlinearity lies between
+    the heads and their projection, what one head writes is not defined; then the output is recomputed from all at once.
     """
     q, k, pattern, z = (value(name) for name in (found.q, found.k, found.pattern, found.z))
     errors = {
@@ -51,18 +51,20 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
         "z": error(evaluate(graph, found.z, {found.pattern: pattern, found.v: value(found.v)}, value), z),
     }
     if found.out is not None and found.kind in ("self", "cross"):
-        normed = _normed(graph, found.z, found.out)
-        whole = evaluate(graph, found.out, {found.z: z}, value) if normed else _sum_of_heads(graph, found, z, value)
+        bent = _bent(graph, found.z, found.out)
+        whole = evaluate(graph, found.out, {found.z: z}, value) if bent else _sum_of_heads(graph, found, z, value)
         errors["out"] = error(whole, value(found.out))
     return Certificate(errors, _tolerance(pattern))
 
 
-def _normed(graph: Graph, start: TensorId, end: TensorId) -> bool:
-    """Whether a normalisation lies between two values."""
+def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
+    """Whether a normalisation or a nonlinearity lies between two values."""
     first = graph.place(start)
     above = climb(graph, end, lambda node: graph.place(node.id) > first)
     return any(
-        node.op in NORMS | {"rsqrt", "var", "std", "norm", "vector_norm"} for node in above if graph.place(node.id) > first
+        node.op in NORMS | NONLINEAR | {"var", "std", "norm", "vector_norm"}
+        for node in above
+        if graph.place(node.id) > first
     )
 
 

@@ -19,7 +19,7 @@ from fmr.structure.operands import Scores, Use, read_dims
 Layout = tuple[str, ...]
 """What each dimension of a value counts."""
 
-_SPLITS = SHAPE | SAME | MASKING | NORMS | frozenset("neg rsqrt pow mean sigmoid".split())
+_SPLITS = SHAPE | SAME | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
 """What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
 
 
@@ -71,12 +71,16 @@ def heads_in_queries(graph: Graph, scores: Scores, use: Use) -> Heads | None:
     """The heads that the units of a projection were split into on their way to the queries."""
     above = list(climb(graph, scores.q, lambda node: node.op in _SPLITS and contraction(node) is None))
     projected = (node for node in above if projection(graph, node) is not None)
-    made = next(projected, next((node for node in above if node.op not in _SPLITS and not weights(graph, node.id)), None))
+    whole = (node for node in above if node.op not in _SPLITS and len(node.shape) < 4 and not weights(graph, node.id))
+    made = next(projected, next(whole, None))
     if made is None:
         return Heads(1, (), (), False) if len(use.node.shape) == 3 else None
     value = carried(graph, _units(graph, made), (made, graph[scores.q]))
     if value is None or value.min() < 0:
         return None
+    summed = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.summed]
+    if not any(_varies(value, n) for n in summed):
+        return None  # it compares units over positions
     number, rest = divmod(len(value.unique()), head_size(graph, scores))
     if rest or not number:
         return None

@@ -113,11 +113,20 @@ def carried(graph: Graph, value: Tensor, way: tuple[Node, ...]) -> Tensor | None
             if node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph[p.id]) for p in node.parents}
                 known[node.id] = execute(node, tensors)[node.id].contiguous()
+            elif met and node.op in ("sum", "mean"):
+                known[node.id] = _reduced(known[met[0]], node)
             elif met:
                 known[node.id] = known[met[0]].expand(node.shape)
     except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
         return None
     return known.get(way[-1].id)
+
+
+def _reduced(value: Tensor, node: Node) -> Tensor:
+    """What is left of numbers that are summed up: those that are the same all along."""
+    dim, keep = node.argument("dim", 1), len(node.shape) == value.dim()
+    most, least = (function(value, dim=dim, keepdim=keep) for function in (torch.amax, torch.amin))
+    return torch.where(most == least, most, -1.0)
 
 
 def _between(graph: Graph, start: Node, end: Node) -> list[Node]:

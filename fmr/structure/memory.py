@@ -21,6 +21,7 @@ from fmr.structure.match import (
     unshaped,
     weights,
 )
+from fmr.structure.operands import read_dims
 
 _THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var"}
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
@@ -121,42 +122,65 @@ def _whole(graph: Graph, ways: list[_Way]) -> list[_Way]:
 
 
 def _ups(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[_Way]:
-    """The first projections above a second one, through elementwise ops alone; empty where anything else flows in."""
+    """The first projections above a second one, through elementwise ops alone; empty where anything else flows in.
+
+    A convolution of each unit alone may lie below the projection, but nothing may bend between the two.
+    """
     found: list[_Way] = []
-    waiting: list[tuple[TensorId, int, TensorId]] = [(down.data, STRAIGHT, down.data)]
-    seen = {(down.data, STRAIGHT)}
+    waiting = [_Step(down.data, STRAIGHT, down.data, False)]
+    seen = {waiting[0][:2]}
     while waiting:
-        name, bent, pre = waiting.pop()
+        name, bent, pre, windowed = waiting.pop()
         node = graph[name]
-        if contraction(node) is not None:
+        alone = _is_depthwise(graph, node)
+        if contraction(node) is not None and not alone:
             up = projection(graph, node)
             if up is None:
                 return []
             found.append(_Way(up, bent, pre if bent else name))
         elif weights(graph, name) or (not node.parents and node.op not in ("input", "opaque")):
             continue
-        elif (node.op in _THROUGH or _is_choice(node)) and name not in stream:
-            for parent in _coefficients(graph, node, down):
-                here = _bends(graph, node)
-                step = (parent, max(bent, here))
-                if step not in seen:
-                    seen.add(step)
-                    waiting.append((*step, parent if here > STRAIGHT and here >= bent else pre))
+        elif (alone or node.op in _THROUGH or _is_choice(graph, node, down)) and name not in stream:
+            here = _bends(graph, node)
+            if windowed and here == BENT:
+                return []
+            for parent in [node.parents[0].id] if alone else _coefficients(graph, node, down):
+                over = here > STRAIGHT and here >= bent
+                step = _Step(parent, max(bent, here), parent if over else pre, windowed or alone)
+                if step[:2] not in seen:
+                    seen.add(step[:2])
+                    waiting.append(step)
         elif not is_constant(graph, name):
             return []
     return found
 
 
+class _Step(NamedTuple):
+    """A value on the way up, what was met below it, what entered that, and whether a convolution lies below."""
+
+    name: TensorId
+    bent: int
+    pre: TensorId
+    windowed: bool
+
+
+def _is_depthwise(graph: Graph, node: Node) -> bool:
+    """Whether a node is a convolution of each unit alone."""
+    shape = graph[node.parents[1].id].shape if node.op in LINEAR and len(node.parents) > 1 else ()
+    return len(shape) > 2 and shape[1] == 1 < shape[0] and max(shape[2:]) > 1
+
+
 def _bends(graph: Graph, node: Node) -> int:
-    if node.op in NONLINEAR or _is_choice(node):
+    if node.op in NONLINEAR | {"softmax"}:
         return BENT
     several = len({parent.id for parent in node.parents if not weights(graph, parent.id)}) > 1
     return GATED if node.op == "mul" and several else STRAIGHT
 
 
-def _is_choice(node: Node) -> bool:
-    """Whether a node is a softmax over units: it weighs the values, as in a memory that is read by attention."""
-    return node.op == "softmax" and node.argument("dim", 1) in (-1, len(node.shape) - 1)
+def _is_choice(graph: Graph, node: Node, down: Projection) -> bool:
+    """Whether a node is a softmax over the units that a projection reads: a memory that is read by attention."""
+    last = node.argument("dim", 1) in (-1, len(node.shape) - 1)
+    return node.op == "softmax" and last and read_dims(graph, down) == (len(graph[down.data].shape) - 1,)
 
 
 def _coefficients(graph: Graph, node: Node, down: Projection) -> list[TensorId]:

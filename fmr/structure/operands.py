@@ -12,6 +12,7 @@ from fmr.structure.letters import Letters, carried, letters_of, sources
 from fmr.structure.match import (
     LINEAR,
     MASKING,
+    NORMS,
     SAME,
     SHAPE,
     Contraction,
@@ -172,8 +173,8 @@ def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | N
 
 
 def _hands_on(node: Node) -> bool:
-    """Whether what a node makes of a pattern is a pattern: masked, cast, divided by its sum."""
-    return node.op in AFTER or (node.op == "add" and len(node.parents) == 1)
+    """Whether what a node makes of a pattern may still weigh values: masked, cast, divided by its sum, normalised."""
+    return node.op in AFTER | NORMS or (node.op == "add" and len(node.parents) == 1)
 
 
 def _values(found: Contraction, way: tuple[Node, ...]) -> TensorId:

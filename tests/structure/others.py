@@ -255,6 +255,25 @@ class MeanWeighed(nn.Module):
         return (self.score(x).softmax(1) * x).sum(1)
 
 
+class SoftExperts(nn.Module):
+    """Experts that see mixtures of tokens, and tokens that get mixtures of what the experts say: a router, no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.slots, self.experts = (
+            nn.Linear(7, WIDTH),
+            weight(3, WIDTH),
+            nn.ModuleList(Plain() for _ in range(3)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = carries(self.enter(x))
+        scores = F.normalize(x, dim=-1) @ F.normalize(self.slots, dim=-1).T
+        seen = scores.softmax(1).mT @ x
+        said = torch.stack([expert(seen[:, n]) for n, expert in enumerate(self.experts)], 1)
+        return carries(x + scores.softmax(2) @ said)
+
+
 class Forget(nn.Module):
     """A gate on the stream itself, as in a highway."""
 

@@ -45,6 +45,7 @@ CASES: dict[str, Case] = {
             wholes.LayerScale,
             wholes.GatedWrite,
             wholes.HalfSteps,
+            wholes.Convolved,
             wholes.InPlace,
         )
     },
@@ -84,6 +85,7 @@ CASES: dict[str, Case] = {
             others.Classifier,
             others.MeanWeighed,
             others.Forget,
+            others.SoftExperts,
             others.Neighbours,
         )
     },

@@ -152,6 +152,22 @@ class HalfSteps(Block):
         return self.d(x)
 
 
+class Convolved(Block):
+    """A gated convolution beside attention, which mixes positions: no memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Conv1d(WIDTH, 2 * WIDTH, 1), nn.Conv1d(WIDTH, WIDTH, 1)
+        self.near, self.batch = nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH), nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        x = carries(x + self.attend(y, y))
+        y = F.glu(self.enter(self.c(x).mT), 1)
+        x = carries(x + self.leave(F.silu(self.batch(self.near(y)))).mT)
+        return carries(x + self.memory(self.b(x)))
+
+
 class InPlace(Block):
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
