@@ -31,7 +31,8 @@ class Memory(NamedTuple):
     """The IDs of one feed-forward memory: what enters its nonlinearity, its coefficients, its output, its weights.
 
     `in_rows`: the keys are the rows of `w_in`; `out_columns`: the values are the columns of `w_out`. `up` and `down` are
-    the projections' results; with `fused_gate` one projection makes the gate and what it gates.
+    the projections' results; with `fused_gate` one projection makes the gate and what it gates. `axis` is the dimension of
+    the coefficients that counts the memories.
     """
 
     pre: TensorId
@@ -47,6 +48,7 @@ class Memory(NamedTuple):
     out_columns: bool
     fused_gate: bool
     scope: str
+    axis: int = -1
 
 
 def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]:
@@ -76,6 +78,8 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     most = max((way.bent for way in ways), default=STRAIGHT)
     if most == STRAIGHT:
         return None
+    if any(_is_filter(graph, one) for one in (down, *(way.up for way in ways))):
+        return None
     sources = {unshaped(graph, way.up.data) for way in ways}
     ups = {way.up.node.id for way in ways}
     if len(ups) > 2 or len(sources) > 1:
@@ -83,6 +87,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
     value = next((way for way in ways if way.up.node.id != gate.up.node.id), gate)
     post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
+    axis = 1 - len(graph[down.weight].shape) if down.node.op in LINEAR else -1
     return Memory(
         pre=gate.pre,
         post=post,
@@ -95,7 +100,8 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         down=down.node.id,
         in_rows=rows_are_outputs(graph, value.up),
         out_columns=rows_are_outputs(graph, down),
-        fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[-1] == 2 * graph[post].shape[-1],
+        fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[axis] == 2 * graph[post].shape[axis],
+        axis=axis,
         scope=_scope(gate.up.node, down.node),
     )
 
@@ -153,6 +159,12 @@ def _ups(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[_W
         elif not is_constant(graph, name):
             return []
     return found
+
+
+def _is_filter(graph: Graph, found: Projection) -> bool:
+    """Whether a projection is a filter over an image: its weight is no vector for each unit."""
+    shape = graph[found.weight].shape
+    return found.node.op in LINEAR and len(shape) > 3 and max(shape[2:]) > 1
 
 
 class _Step(NamedTuple):

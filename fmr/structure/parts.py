@@ -170,7 +170,7 @@ class MemoryBlock:
     @property
     def n(self) -> int:
         """How many memories it holds."""
-        return self.graph[self.found.post].shape[-1]
+        return self.graph[self.found.post].shape[self.found.axis]
 
     def memory(self, index: int) -> tuple[Tensor, Tensor]:
         """The key vector and the value vector of one memory, as slices of the parameters."""
@@ -178,7 +178,7 @@ class MemoryBlock:
             raise StructureError(f"Memory {index} of {self.scope!r}: expected 0 to {self.n - 1}.")
         if not self.weights:
             raise StructureError(f"{self.scope!r} was found in a graph alone, which holds no weights. Use fmr.locate(run).")
-        keys, values = self.weights[self.w_in], self.weights[self.w_out]
+        keys, values = (_matrix(self.weights[name]) for name in (self.w_in, self.w_out))
         if keys.dim() != 2 or values.dim() != 2:
             raise StructureError(f"{self.scope!r} holds its weights as {tuple(keys.shape)}: one matrix per expert, not one.")
         row = self._row(index) if self.found.fused_gate else index
@@ -345,6 +345,11 @@ class Structure:
         rejected = [f"rejected: {one!r}" for one in self.rejected[:8]]
         more = [f"rejected: ... and {len(self.rejected) - 8} more"] if len(self.rejected) > 8 else []
         return table(self._headline, ("layer", "where", "what", "certificate"), rows, "\n".join(rejected + more))
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A weight without the window of a convolution, where that is a single position."""
+    return weight.flatten(1) if weight.dim() > 2 and weight[0, 0].numel() == 1 else weight
 
 
 def _short(part: AttentionBlock | MemoryBlock) -> str:

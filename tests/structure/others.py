@@ -256,20 +256,20 @@ class MeanWeighed(nn.Module):
 
 
 class SoftExperts(nn.Module):
-    """Experts that see mixtures of tokens, and tokens that get mixtures of what the experts say: a router, no attention."""
+    """Slots that are learned look at the tokens, an expert works on each, and tokens choose among what they say.
+
+    The first is an attention with learned queries; the second a router: its keys are weights, its values are not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.slots, self.experts = (
-            nn.Linear(7, WIDTH),
-            weight(3, WIDTH),
-            nn.ModuleList(Plain() for _ in range(3)),
-        )
+        self.enter, self.slots = nn.Linear(7, WIDTH), weight(3, WIDTH)
+        self.experts = nn.ModuleList(Plain() for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = carries(self.enter(x))
         scores = F.normalize(x, dim=-1) @ F.normalize(self.slots, dim=-1).T
-        seen = scores.softmax(1).mT @ x
+        seen = attends(scores.softmax(1), "bkq", heads=1, size=WIDTH, kind="cross").mT @ x
         said = torch.stack([expert(seen[:, n]) for n, expert in enumerate(self.experts)], 1)
         return carries(x + scores.softmax(2) @ said)
 

@@ -10,7 +10,7 @@ import fmr
 from fmr.run import Run
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
 from tests.structure import memories, others, projections, scores, wholes
-from tests.structure.idioms import TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
+from tests.structure.idioms import HIDDEN, TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
 
 
 def ids(examples: int, length: int) -> Tensor:
@@ -85,11 +85,11 @@ CASES: dict[str, Case] = {
             others.Classifier,
             others.MeanWeighed,
             others.Forget,
-            others.SoftExperts,
             others.Neighbours,
         )
     },
     "mixer": Case(others.Mixer, lambda b, t: (torch.randn(b, 5, 7),), None),
+    "soft experts": Case(others.SoftExperts, features, None),
     "separable": Case(others.Separable, image, None),
 }
 SIZES = [(2, 5), (1, 4)]
@@ -128,6 +128,7 @@ def faults(case: Case, run: Run, truth: Truth) -> list[str]:
             for block in found.attention
             if same(seen.pattern, run[block.pattern])
         ),
+        *(f"{block.scope}: {block.n} memories" for block in found.mlps if block.n not in (HIDDEN, 5)),
         *(
             f"{block.scope} is in no layer"
             for block in (*found.attention, *found.mlps)
