@@ -57,7 +57,8 @@ def heads_in_rows(graph: Graph, use: Use, z: Node, way: tuple[Node, ...], end: P
 def key_heads(graph: Graph, use: Use, heads: Heads, repeated: float) -> int:
     """Key-value heads: fewer where values are repeated, or broadcast, over several query heads."""
     sizes = dict(zip(use.values, graph[use.v].shape, strict=True))
-    own = [n for place, n in zip(heads.dims, heads.counts, strict=True) if sizes.get(use.letters.result[place], 1) > 1]
+    least = 0 if heads.folded else 1
+    own = [n for place, n in zip(heads.dims, heads.counts, strict=True) if sizes.get(use.letters.result[place], 0) > least]
     return max(1, round(math.prod(own) / repeated))
 
 
@@ -74,22 +75,38 @@ def heads_in_queries(graph: Graph, scores: Scores, use: Use) -> Heads | None:
     whole = (node for node in above if node.op not in _SPLITS and len(node.shape) < 4 and not weights(graph, node.id))
     made = next(projected, next(whole, None))
     if made is None:
-        return Heads(1, (), (), False) if len(use.node.shape) == 3 else None
+        return _in_view(graph, scores, use) or (Heads(1, (), (), False) if len(use.node.shape) == 3 else None)
     value = carried(graph, _units(graph, made), (made, graph[scores.q]))
     if value is None or value.min() < 0:
-        return None
+        return _in_view(graph, scores, use)
     summed = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.summed]
     if not any(_varies(value, n) for n in summed):
         return None  # it compares units over positions
     number, rest = divmod(len(value.unique()), head_size(graph, scores))
     if rest or not number:
-        return None
+        return _in_view(graph, scores, use)
     several = [n for n, letter in enumerate(scores.in_q) if letter not in scores.letters.summed and _varies(value, n)]
     dims = [_in_result(graph, scores, use, scores.in_q[n]) for n in several]
     counts = tuple(value.shape[n] for n in several)
     if math.prod(counts) == number and None not in dims:
         return Heads(number, tuple(n for n in dims if n is not None), counts, False)
     return Heads(number, (0,), (number,), True)
+
+
+def _in_view(graph: Graph, scores: Scores, use: Use) -> Heads | None:
+    """The heads of the view that split the units of the queries, where the units themselves cannot be followed."""
+    size, z = head_size(graph, scores), use.node.shape
+    for node in climb(graph, scores.q, lambda node: node.op in _SPLITS and contraction(node) is None):
+        if node.op in ("view", "reshape", "unflatten") and len(node.shape) > 2 and node.parents:
+            above = graph[node.parents[0].id].shape
+            wide = size * node.shape[-2]
+            if node.shape[-1] == size != above[-1] and wide in (above[-1], math.prod(above[-2:])):
+                number = node.shape[-2]
+                dims = [n for n in range(1, len(z) - 1) if z[n] == number]
+                return (
+                    Heads(number, (dims[0],), (number,), False) if len(dims) == 1 else Heads(number, (0,), (number,), True)
+                )
+    return None
 
 
 def _units(graph: Graph, made: Node) -> Tensor:

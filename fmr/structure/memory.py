@@ -148,7 +148,7 @@ def _ups(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[_W
             continue
         elif (alone or node.op in _THROUGH or _is_choice(graph, node, down)) and name not in stream:
             here = _bends(graph, node)
-            if windowed and here == BENT:
+            if windowed and here > STRAIGHT:
                 return []
             for parent in [node.parents[0].id] if alone else _coefficients(graph, node, down):
                 over = here > STRAIGHT and here >= bent

@@ -44,7 +44,7 @@ def find_streams(graph: Graph) -> Iterator[Stream]:
     chains = sorted(_chains(graph, writes), key=len, reverse=True)
     taken: list[Write] = []
     for chain in chains:
-        if not any(_inside(graph, chain, write) for write in taken):
+        if len(chain) > 2 or not any(_inside(graph, chain, write) for write in taken):
             taken += chain
             yield _stream(graph, chain)
 
