@@ -4,16 +4,18 @@ import math
 
 from fmr.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.attention import BEFORE, Attention, handed_on, mix, output_projection
+from fmr.structure.attention import Attention, acting, handed_on, output_projection
 from fmr.structure.match import NONLINEAR, SAME, SHAPE, climb, contraction, projection, weights
+from fmr.structure.operands import BEFORE, mix
+from fmr.structure.softmax import Softmax
 
 
-def additive(graph: Graph, softmax: Node) -> Attention | str:
+def additive(graph: Graph, softmax: Softmax) -> Attention | str:
     """The attention around a softmax of scores that a weight vector reads off a nonlinearity of two summed activations."""
     scored = next(
         (
             found
-            for node in climb(graph, softmax.parents[0].id, lambda node: node.op in BEFORE and contraction(node) is None)
+            for node in climb(graph, softmax.scores, lambda node: node.op in BEFORE and contraction(node) is None)
             if (found := projection(graph, node)) is not None and node.shape[-1] == 1
         ),
         None,
@@ -23,23 +25,22 @@ def additive(graph: Graph, softmax: Node) -> Attention | str:
     if summed is None or mixed is None:
         return "its scores are neither products of queries with keys nor read off a sum of the two"
     a, b = sorted((parent.id for parent in summed.parents), key=lambda name: math.prod(graph[name].shape))
-    use, pattern, v = mixed
-    z = handed_on(graph, use.node)
+    z = handed_on(graph, mixed.node)
     return Attention(
-        softmax=softmax.id,
+        softmax=softmax.node.id,
         q=a,
         k=b,
-        v=v,
-        scores=softmax.parents[0].id,
-        pattern=pattern,
+        v=mixed.v,
+        scores=softmax.scores,
+        pattern=acting(graph, mixed.way),
         z=z.id,
         out=output_projection(graph, z),
         n_heads=1,
         n_kv_heads=1,
         head_dim=summed.shape[-1],
         kind="additive",
-        scope=softmax.scope.partition("/")[0],
-        axes=(None,) * 6,
+        scope=softmax.node.scope.partition("/")[0],
+        dim=softmax.dim,
     )
 
 

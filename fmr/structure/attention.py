@@ -9,28 +9,26 @@ from fmr.fused import EXPLAINED
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.heads import Heads, axes_of, heads_in_rows, shared_heads
+from fmr.structure.heads import Layout, head_size, heads_in_queries, heads_in_rows, key_heads, layouts
 from fmr.structure.match import (
-    MASKING,
+    NONLINEAR,
+    NORM_PARTS,
     NORMS,
     SAME,
     SHAPE,
-    Contraction,
+    Projection,
     climb,
     contraction,
+    depends,
     descend,
-    product,
+    is_constant,
     projection,
     settled,
     unshaped,
     weights,
 )
-
-AFTER = SAME | SHAPE | {"masked_fill", "mul", "where", "div"}
-"""What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
-
-BEFORE = SAME | SHAPE | MASKING
-"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink."""
+from fmr.structure.operands import find_scores, mix, oriented
+from fmr.structure.softmax import Softmax
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
@@ -43,7 +41,8 @@ _GATHERED = SAME | SHAPE | NORMS | {"mul", "sub", "div"}
 class Attention(NamedTuple):
     """The IDs of one attention and the shape of its heads, as read off the graph.
 
-    `axes` is the dimension that counts the heads in q, k, v, scores, pattern and z; None where heads lie in the batch.
+    `layouts` says of q, k, v, scores, pattern and z what each dimension counts: "heads" is not there where heads lie in the
+    batch, and of scores and pattern "positions" are the queries and "units" the keys. `dim` is normalised by the softmax.
     """
 
     softmax: TensorId
@@ -59,7 +58,8 @@ class Attention(NamedTuple):
     head_dim: int
     kind: str
     scope: str
-    axes: tuple[int | None, ...]
+    dim: int = -1
+    layouts: tuple[Layout | None, ...] = (None,) * 6
 
 
 @dataclass(frozen=True)
@@ -74,101 +74,51 @@ class Rejected:
         return f"{self.id} is no {self.what}: {self.reason}"
 
 
-def dot_product(graph: Graph, softmax: Node) -> Attention | str:
+def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     """The attention around a softmax of products of queries with keys, or the reason why it is none."""
-    scored = _scored(graph, softmax)
-    if scored is None:
+    scores = find_scores(graph, softmax)
+    if scores is None:
         return "no product of two activations lies above the softmax"
-    mixed = mix(graph, softmax)
-    if mixed is None:
+    use = mix(graph, softmax, scores)
+    if use is None:
         return "nothing below the softmax multiplies values by it"
-    use, pattern, v = mixed
-    q, k = scored.left, _untransposed(graph, scored.right)
+    scores = oriented(graph, scores, use)
+    if is_constant(graph, scores.k) and not is_constant(graph, use.v):
+        return "its keys are weights and its values are not: it chooses among experts"
     z = handed_on(graph, use.node)
-    out, way, end = projected(graph, z)
-    heads = (heads_in_rows(graph, z, way, end) if end is not None else None) or _unprojected(graph, z, q)
+    out, way, end = projected(graph, z, (unshaped(graph, use.v, SAME | SHAPE), softmax.node.id))
+    heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or heads_in_queries(graph, scores, use)
     if heads is None:
-        return "how many heads it has cannot be read off the way of its values into a projection"
-    roles = (q, k, v, softmax.parents[0].id, pattern, z.id)
+        return "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
     return Attention(
-        softmax=softmax.id,
-        q=q,
-        k=k,
-        v=v,
-        scores=softmax.parents[0].id,
-        pattern=pattern,
+        softmax=softmax.node.id,
+        q=scores.q,
+        k=scores.k,
+        v=use.v,
+        scores=softmax.scores,
+        pattern=acting(graph, use.way),
         z=z.id,
         out=out,
         n_heads=heads.number,
-        n_kv_heads=shared_heads(graph, scored, k, z, heads, _repeated(graph, k)),
-        head_dim=graph[q].shape[-1],
-        kind="self" if _roots(graph, q) & _roots(graph, k) else "cross",
-        scope=softmax.scope.partition("/")[0],
-        axes=axes_of(graph, scored, use, roles, heads),
+        n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k)),
+        head_dim=head_size(graph, scores),
+        kind="self" if _roots(graph, scores.q) & _roots(graph, scores.k) else "cross",
+        scope=softmax.node.scope.partition("/")[0],
+        dim=softmax.dim,
+        layouts=layouts(graph, scores, use, heads),
     )
 
 
-def _unprojected(graph: Graph, z: Node, q: TensorId) -> Heads | None:
-    """The heads of values that no projection reads row by row: where the width of the queries was split into them."""
-    size = graph[q].shape[-1]
-    split = _split(graph, q, size)
-    if split is None:
-        return Heads(1, (), False) if len(z.shape) == 3 else None
-    dims = [n for n in range(len(z.shape) - 2, 0, -1) if z.shape[n] == split]
-    return Heads(split, (dims[-1],), False) if dims else Heads(split, (0,), True)
-
-
-def _scored(graph: Graph, softmax: Node) -> Contraction | None:
-    """The nearest product of two activations above a softmax."""
-    above = climb(graph, softmax.parents[0].id, lambda node: node.op in BEFORE and contraction(node) is None)
-    return next((found for node in above if (found := product(graph, node)) is not None), None)
-
-
-def mix(graph: Graph, softmax: Node) -> tuple[Contraction, TensorId, TensorId] | None:
-    """The product with the values below a softmax, the pattern as it acts in it, and the values."""
-    for node, way in descend(graph, softmax, lambda node: node.op in AFTER):
-        found = contraction(node)
-        if found is not None and node is not softmax:
-            values = found.right if found.left == way[-1].id else found.left
-            if not weights(graph, values):
-                return found, _acting(graph, way), values
-    return None
-
-
-def _acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
+def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
     """The last node on the way to the product that changes the numbers; dropout and the layout of a band do not count."""
-    acting = way[0]
+    last = way[0]
     for before, node in pairwise(way):
-        if node.op in _LAID_OUT:
+        if node.op in _LAID_OUT or contraction(node) is not None:
             break
         cut = node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
         if cut or node.op == "to" or node.op not in SHAPE | SAME:
-            acting = node
-    return acting.id
-
-
-def _untransposed(graph: Graph, k: TensorId) -> TensorId:
-    """The keys as (..., positions, units), where the product reads them transposed."""
-    node = graph[k]
-    if node.op in ("transpose", "permute", "mT", "t", "T", "movedim") and len(node.parents) == 1:
-        before = graph[node.parents[0].id]
-        if before.shape == (*node.shape[:-2], node.shape[-1], node.shape[-2]):
-            return before.id
-    return k
-
-
-def _split(graph: Graph, q: TensorId, size: int) -> int | None:
-    """The number of heads in the view that split the width of a projection into heads of `size` units."""
-    through = SHAPE | SAME | MASKING | NORMS | {"neg", "rsqrt", "pow", "mean", "sigmoid"}
-    for node in climb(graph, q, lambda node: node.op in through and contraction(node) is None):
-        if node.op in ("view", "reshape", "unflatten", "rearrange") and len(node.shape) >= 3 and node.parents:
-            above = graph[node.parents[0].id].shape
-            if above and node.shape[-1] % size == 0 and above[-1] > node.shape[-1] and above[-1] % node.shape[-1] == 0:
-                if above[-2:] and math.prod(above[-2:]) == math.prod(node.shape[-2:]) != above[-1]:
-                    return node.shape[-2]
-                whole = above[-1] % (node.shape[-1] * node.shape[-2]) == 0
-                return node.shape[-2] if whole and len(node.shape) > len(above) else above[-1] // node.shape[-1]
-    return None
+            last = node
+    return last.id
 
 
 def _repeated(graph: Graph, k: TensorId) -> float:
@@ -182,13 +132,26 @@ def _repeated(graph: Graph, k: TensorId) -> float:
     return ratio
 
 
-def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
-    """The activations that the projection of queries or keys reads."""
-    for node in climb(graph, name, lambda node: contraction(node) is None and not node.id.is_source):
-        found = projection(graph, node)
-        if found is not None:
-            return {unshaped(graph, found.data)}
-    return set()
+def _roots(graph: Graph, name: TensorId) -> set[object]:
+    """What queries or keys were projected from, and what that was made of by norms and further projections alone."""
+    above = climb(graph, name, lambda node: contraction(node) is None and not node.id.is_source)
+    data = [found.data for node in above if (found := projection(graph, node)) is not None]
+    return {unshaped(graph, one) for one in data}.union(*(_linear(graph, one) for one in (name, *data)))
+
+
+def _linear(graph: Graph, name: TensorId) -> set[object]:
+    """The activations that a value is a normalised linear function of, up to a sum; one that is computed twice is one."""
+    found: set[object] = set()
+
+    def through(node: Node) -> bool:
+        if node.op == "add" and sum(not weights(graph, parent.id) for parent in node.parents) > 1:
+            found.add((node.op, *sorted(node.parents)))
+            return False
+        moved = node.op in SAME | SHAPE and len({parent.id for parent in node.parents}) == 1  # `cat` adds keys of others
+        return moved or node.op in NORMS | NORM_PARTS or projection(graph, node) is not None
+
+    found.update(node.id for node in climb(graph, name, through) if not is_constant(graph, node.id))
+    return found
 
 
 def handed_on(graph: Graph, node: Node) -> Node:
@@ -200,15 +163,27 @@ def handed_on(graph: Graph, node: Node) -> Node:
         node = outer[0]
 
 
-def projected(graph: Graph, z: Node) -> tuple[TensorId | None, tuple[Node, ...], Node | None]:
+def projected(
+    graph: Graph, z: Node, own: tuple[TensorId, ...] = ()
+) -> tuple[TensorId | None, tuple[Node, ...], Projection | None]:
     """The output projection with what reshapes its result, the way of z into it, and the projection itself.
 
-    It is the first contraction with a weight below the heads; all None where z is used as it is.
+    It is the first contraction with a weight below the heads, and their sum where each head is projected alone; all None
+    where z is used as it is. What is made of its `own` values or pattern in another way may be added to z.
     """
-    for node, way in descend(graph, z, lambda node: node.op in _GATHERED):
+
+    def through(node: Node) -> bool:
+        if node.op == "add":
+            return bool(own) and all(any(depends(graph, parent.id, one) for one in own) for parent in node.parents)
+        return node.op in SAME | SHAPE | NORMS | {"mul", "sub", "div"} or (node.op in NONLINEAR and len(node.parents) == 1)
+
+    for node, way in descend(graph, z, through):
         found = projection(graph, node) if way else None
         if found is not None and found.data == way[-1].id:
-            return settled(graph, node).id, way, node
+            last = settled(graph, node)
+            readers = graph.readers(last.id)
+            alone = len(readers) == 1 and readers[0].op == "sum" and len(node.shape) > 3
+            return (settled(graph, readers[0]) if alone else last).id, way, found
     return None, (), None
 
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from fmr.graph import Graph
+from fmr.ids import TensorId
 from fmr.structure.attention import Attention, projected
 from fmr.structure.evaluate import Values, evaluate
-from fmr.structure.heads import moved
+from fmr.structure.letters import carried
+from fmr.structure.match import NONLINEAR, NORMS, climb
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream
 
@@ -40,23 +42,37 @@ class Certificate:
 def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
     """Recompute the pattern from q, k, mask and scale, z from pattern and v, and the output from the single heads.
 
-    The pattern must also be a distribution: nothing negative, no row above one.
+    The pattern must also be a distribution: nothing negative, no row above one. Where a norm or a nonlinearity lies between
+    the heads and their projection, what one head writes is not defined; then the output is recomputed from all at once.
     """
     q, k, pattern, z = (value(name) for name in (found.q, found.k, found.pattern, found.z))
     errors = {
         "pattern": error(evaluate(graph, found.pattern, {found.q: q, found.k: k}, value), pattern),
-        "rows": _excess(pattern),
+        "rows": min(_excess(pattern, -1), _excess(pattern, found.dim)),
         "z": error(evaluate(graph, found.z, {found.pattern: pattern, found.v: value(found.v)}, value), z),
     }
     if found.out is not None and found.kind in ("self", "cross"):
-        errors["out"] = error(_sum_of_heads(graph, found, z, value), value(found.out))
+        bent = _bent(graph, found.z, found.out)
+        whole = evaluate(graph, found.out, {found.z: z}, value) if bent else _sum_of_heads(graph, found, z, value)
+        errors["out"] = error(whole, value(found.out))
     return Certificate(errors, _tolerance(pattern))
 
 
-def _excess(pattern: Tensor) -> float:
-    """How far a pattern goes below zero or its rows go above one."""
+def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
+    """Whether a normalisation or a nonlinearity lies between two values."""
+    first = graph.place(start)
+    above = climb(graph, end, lambda node: graph.place(node.id) > first)
+    return any(
+        node.op in NORMS | NONLINEAR | {"var", "std", "norm", "vector_norm"}
+        for node in above
+        if graph.place(node.id) > first
+    )
+
+
+def _excess(pattern: Tensor, dim: int) -> float:
+    """How far a pattern goes below zero or its rows, along a dimension, go above one."""
     known = pattern.detach().double().nan_to_num(0.0)
-    return max(float((known.sum(-1) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
+    return max(float((known.sum(dim) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
 
 
 def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> Tensor:
@@ -66,18 +82,21 @@ def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> T
     is put together from several.
     """
     assert found.out is not None
-    _, way, _ = projected(graph, graph[found.z])
-    axis = found.axes[5]
-    number = torch.arange(z[..., 0].numel(), dtype=torch.float64).reshape(z.shape[:-1]) % found.n_heads
+    layout = found.layouts[5] or ()
+    axis = layout.index("heads") if "heads" in layout else None
+    number = torch.arange(z[..., 0].numel(), dtype=torch.float64).reshape(*z.shape[:-1], 1)
     if axis is not None:
-        number = torch.arange(z.shape[axis]).reshape([-1 if n == axis else 1 for n in range(z.dim() - 1)])
-    whose, read = moved(number.unsqueeze(-1).expand(z.shape), way), way[-1].id
-    if whose is None:
-        whose, read = number.unsqueeze(-1), found.z
+        number = torch.arange(z.shape[axis], dtype=torch.float64).reshape([-1 if n == axis else 1 for n in range(z.dim())])
+    _, way, _ = projected(graph, graph[found.z], (found.v, found.softmax))
+    whose, read = carried(graph, number.expand(z.shape), way), way[-1].id
+    if whose is None or bool((whose < 0).any()):
+        if _bent(graph, found.z, found.out):
+            return evaluate(graph, found.out, {found.z: z}, value)
+        whose, read = number, found.z
     bias = evaluate(graph, found.out, {read: torch.zeros_like(value(read))}, value)
     total = bias.clone()
     for head in range(found.n_heads):
-        alone = value(read) * (whose == head).to(z.device)
+        alone = value(read) * (whose % found.n_heads == head).to(z.device)
         total += evaluate(graph, found.out, {read: alone}, value) - bias
     return total
 

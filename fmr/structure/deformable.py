@@ -5,37 +5,40 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention import Attention, output_projection
 from fmr.structure.match import SAME, SHAPE, climb, contraction, descend, projection, unshaped
+from fmr.structure.softmax import Softmax
+
+_LAYOUT = ("examples", "positions", "heads", "units")
 
 
-def deformable(graph: Graph, softmax: Node) -> Attention | str:
+def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
     """The attention around a softmax of a projection of the queries that weighs values sampled on a grid.
 
     `q` are the queries that the weights are projected from, `k` the places that are looked at, `v` the sampled values.
     """
-    above = climb(graph, softmax.parents[0].id, lambda node: node.op in SAME | SHAPE and contraction(node) is None)
+    above = climb(graph, softmax.scores, lambda node: node.op in SAME | SHAPE and contraction(node) is None)
     scored = next((found for node in above if (found := projection(graph, node)) is not None), None)
-    weighed = _weighed(graph, softmax)
+    weighed = _weighed(graph, softmax.node)
     if scored is None or weighed is None:
         return "no product of two activations lies above the softmax, and it weighs no sampled values"
     v, grid, z = weighed
-    shape = graph[softmax.id].shape
+    shape = softmax.node.shape
     heads = shape[2] if len(shape) > 3 else shape[1]
     units = graph[v].shape
     return Attention(
-        softmax=softmax.id,
+        softmax=softmax.node.id,
         q=unshaped(graph, scored.data),
         k=grid,
         v=v,
-        scores=softmax.parents[0].id,
-        pattern=softmax.id,
+        scores=softmax.scores,
+        pattern=softmax.node.id,
         z=z.id,
         out=output_projection(graph, z),
         n_heads=heads,
         n_kv_heads=heads,
         head_dim=units[1] if len(units) > 1 else 1,
         kind="deformable",
-        scope=softmax.scope.partition("/")[0],
-        axes=(None, None, None, 2, 2, None),
+        scope=softmax.node.scope.partition("/")[0],
+        layouts=(None, None, None, _LAYOUT, _LAYOUT, None),
     )
 
 

@@ -74,7 +74,7 @@ def _double(tensor: Tensor) -> Tensor:
 def execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, Tensor]:
     """Run the op of a node again."""
     args, kwargs = call_of(node, tensors)
-    kwargs = {name: item for name, item in kwargs.items() if name not in ("dtype", "out", "inplace")}
+    kwargs = {name: item for name, item in kwargs.items() if name not in ("dtype", "out", "inplace", "_stacklevel")}
     if node.op == "to":
         floating = node.dtype.is_floating_point
         return {node.id: args[0].to(torch.float64 if floating else node.dtype)}

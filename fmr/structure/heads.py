@@ -5,118 +5,172 @@ number, the numbers are sent along that way, and those that meet in one row are 
 """
 
 import math
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fmr.errors import StructureError
 from fmr.graph import Graph
-from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.evaluate import execute
-from fmr.structure.match import LINEAR, SHAPE, Contraction
+from fmr.structure.letters import carried, letters_of, sources
+from fmr.structure.match import MASKING, NORMS, SAME, SHAPE, Projection, climb, contraction, projection, weights
+from fmr.structure.operands import Scores, Use, read_dims
+
+Layout = tuple[str, ...]
+"""What each dimension of a value counts."""
+
+_SPLITS = SHAPE | SAME | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
+"""What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
 
 
 class Heads(NamedTuple):
-    """The number of heads, the dimensions of z that count them, and whether such a dimension counts something else too."""
+    """The number of heads, the dimensions of z that count them and how many each does, and whether one counts more too."""
 
     number: int
     dims: tuple[int, ...]
+    counts: tuple[int, ...]
     folded: bool
 
 
-def heads_in_rows(graph: Graph, z: Node, way: tuple[Node, ...], end: Node) -> Heads | None:
+def heads_in_rows(graph: Graph, use: Use, z: Node, way: tuple[Node, ...], end: Projection) -> Heads | None:
     """The heads whose values meet in a row that the projection `end` reads; None where its rows are not made of z."""
-    lead = z.shape[:-1]
-    if not math.prod(z.shape):
+    shape, units = z.shape, use.units
+    lead = tuple(1 if n in units else size for n, size in enumerate(shape))
+    if not math.prod(shape):
         return None
-    numbers = torch.arange(math.prod(lead), dtype=torch.float64).reshape(*lead, 1).expand(z.shape)
-    value = moved(numbers, way)
+    value = carried(graph, torch.arange(math.prod(lead), dtype=torch.float64).reshape(lead).expand(shape), way)
     if value is None:
         return None
-    rows = value.movedim(1, -1) if end.op in LINEAR else value
-    row = rows.reshape(-1, rows.shape[-1])[0]
+    dims = read_dims(graph, end)
+    row = value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)[0]
     met = row.unique().long()
-    if len(met) * z.shape[-1] != len(row):
+    if met[0] < 0 or len(met) * math.prod(shape[n] for n in units) != len(row):
         return None
-    places = torch.unravel_index(met, lead)
-    dims = tuple(n for n, place in enumerate(places) if len(place.unique()) > 1)
-    folded = math.prod(len(places[n].unique()) for n in dims) != math.prod(lead[n] for n in dims)
-    return Heads(len(met), dims, folded)
-
-
-def moved(value: Tensor, way: tuple[Node, ...]) -> Tensor | None:
-    """A value at the beginning of a way as the ops that only move numbers leave it at the end; other ops are passed over.
-
-    None where something else is moved in beside it.
-    """
-    try:
-        for before, node in pairwise(way):
-            if node.op in SHAPE:
-                value = execute(node, {before.id: value.contiguous()})[node.id]
-    except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
+    places = [place.unique() for place in torch.unravel_index(met, lead)]
+    several = tuple(n for n, place in enumerate(places) if len(place) > 1)
+    counts = tuple(len(places[n]) for n in several)
+    if len(shape) > 3 and any(count != shape[n] for count, n in zip(counts, several, strict=True)):
         return None
-    return value
+    return Heads(len(met), several, counts, math.prod(counts) != math.prod(shape[n] for n in several))
 
 
-def axes_of(
-    graph: Graph, scored: Contraction, use: Contraction, roles: tuple[TensorId, ...], heads: Heads
-) -> tuple[int | None, ...]:
-    """The dimension of the heads in q, k, v, scores, pattern and z; None where they share one or are spread over two."""
-    q, k, v, scores, pattern, z = (graph[name].shape for name in roles)
-    if heads.folded or len(heads.dims) != 1:
-        return (None,) * 6
-    here = heads.dims[0] - len(z)
-    if use.node.op == "einsum":
-        (a, b), word = subscripts(use.node)
-        weighs, values = (a, b) if use.right == roles[2] else (b, a)
-        letter = word[here]
-        in_pattern, in_v = _from_right(weighs, letter), _from_right(values, letter)
-    else:
-        in_pattern = in_v = here
-    in_q = in_k = in_pattern
-    if scored.node.op == "einsum" and in_pattern is not None:
-        (left, right), word = subscripts(scored.node)
-        in_q, in_k = _from_right(left, word[in_pattern]), _from_right(right, word[in_pattern])
-    places = zip((q, k, v, scores, pattern, z), (in_q, in_k, in_v, in_pattern, in_pattern, here), strict=True)
-    return tuple(_dimension(shape, place, heads.number) for shape, place in places)
+def key_heads(graph: Graph, use: Use, heads: Heads, repeated: float) -> int:
+    """Key-value heads: fewer where values are repeated, or broadcast, over several query heads."""
+    sizes = dict(zip(use.values, graph[use.v].shape, strict=True))
+    least = 0 if heads.folded else 1
+    own = [n for place, n in zip(heads.dims, heads.counts, strict=True) if sizes.get(use.letters.result[place], 0) > least]
+    return max(1, round(math.prod(own) / repeated))
 
 
-def shared_heads(graph: Graph, scored: Contraction, k: TensorId, z: Node, heads: Heads, repeated: float) -> int:
-    """Key-value heads: fewer where keys were repeated, or are broadcast, over several query heads."""
-    if heads.folded:
-        among_positions = len(z.shape) - 2 in heads.dims
-        return 1 if among_positions else max(1, round(heads.number / repeated))
-    shape = graph[k].shape
-    if scored.node.op == "einsum":
-        (_, right), _ = subscripts(scored.node)
-        sizes = dict(zip(reversed(right), reversed(graph[scored.right].shape), strict=False))
-        (left, _), scores = subscripts(scored.node)
-        own = [letter for letter in left if letter in scores and letter in right]
-        count = math.prod(sizes[letter] for letter in own[1:])
-        return max(1, round(min(count, heads.number) / repeated))
-    count = 1
-    for dim in heads.dims:
-        place = dim - len(z.shape)
-        if place != -2:  # heads among the queries of one product share its keys
-            count *= shape[place] if -place <= len(shape) else 1
-    return max(1, round(count / repeated))
+def head_size(graph: Graph, scores: Scores) -> int:
+    """The units of a query or key that a score sums over."""
+    sizes = dict(zip(scores.in_q, graph[scores.q].shape, strict=True))
+    return math.prod(sizes[letter] for letter in scores.letters.summed)
 
 
-def subscripts(node: Node) -> tuple[list[str], str]:
-    """The subscripts of the operands and of the result of an einsum, without spaces and dots."""
-    equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "").replace("...", "")
-    operands, _, result = equation.partition("->")
-    return operands.split(","), result
+def heads_in_queries(graph: Graph, scores: Scores, use: Use) -> Heads | None:
+    """The heads that the units of a projection were split into on their way to the queries."""
+    above = list(climb(graph, scores.q, lambda node: node.op in _SPLITS and contraction(node) is None))
+    projected = (node for node in above if projection(graph, node) is not None)
+    whole = (node for node in above if node.op not in _SPLITS and len(node.shape) < 4 and not weights(graph, node.id))
+    made = next(projected, next(whole, None))
+    if made is None:
+        return _in_view(graph, scores, use) or (Heads(1, (), (), False) if len(use.node.shape) == 3 else None)
+    value = carried(graph, _units(graph, made), (made, graph[scores.q]))
+    if value is None or value.min() < 0:
+        return _in_view(graph, scores, use)
+    summed = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.summed]
+    if not any(_varies(value, n) for n in summed):
+        return None  # it compares units over positions
+    number, rest = divmod(len(value.unique()), head_size(graph, scores))
+    if rest or not number:
+        return _in_view(graph, scores, use)
+    several = [n for n, letter in enumerate(scores.in_q) if letter not in scores.letters.summed and _varies(value, n)]
+    dims = [_in_result(graph, scores, use, scores.in_q[n]) for n in several]
+    counts = tuple(value.shape[n] for n in several)
+    if math.prod(counts) == number and None not in dims:
+        return Heads(number, tuple(n for n in dims if n is not None), counts, False)
+    return Heads(number, (0,), (number,), True)
 
 
-def _from_right(word: str, letter: str) -> int | None:
-    return word.index(letter) - len(word) if letter in word else None
+def _in_view(graph: Graph, scores: Scores, use: Use) -> Heads | None:
+    """The heads of the view that split the units of the queries, where the units themselves cannot be followed."""
+    size, z = head_size(graph, scores), use.node.shape
+    for node in climb(graph, scores.q, lambda node: node.op in _SPLITS and contraction(node) is None):
+        if node.op in ("view", "reshape", "unflatten") and len(node.shape) > 2 and node.parents:
+            above = graph[node.parents[0].id].shape
+            wide = size * node.shape[-2]
+            if node.shape[-1] == size != above[-1] and wide in (above[-1], math.prod(above[-2:])):
+                number = node.shape[-2]
+                dims = [n for n in range(1, len(z) - 1) if z[n] == number]
+                return (
+                    Heads(number, (dims[0],), (number,), False) if len(dims) == 1 else Heads(number, (0,), (number,), True)
+                )
+    return None
 
 
-def _dimension(shape: tuple[int, ...], place: int | None, count: int) -> int | None:
-    if place is None or -place > len(shape) or shape[place] != count:
-        return None
-    return len(shape) + place
+def _units(graph: Graph, made: Node) -> Tensor:
+    """The units of a value by number: what a weight makes of one position, or the last dimension."""
+    found, data = contraction(made), projection(graph, made)
+    shape = [1] * (len(made.shape) - 1) + [made.shape[-1]]
+    if found is not None and data is not None:
+        letters = letters_of(graph, found)
+        weight = letters.right if found.left == data.data else letters.left
+        sizes = dict(zip(weight, graph[data.weight].shape, strict=True))
+        shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(letters.result, made.shape, strict=True)]
+    return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape).expand(made.shape)
+
+
+def _varies(value: Tensor, dim: int) -> bool:
+    return bool((value != value.narrow(dim, 0, 1)).any())
+
+
+def _in_result(graph: Graph, scores: Scores, use: Use, letter: str) -> int | None:
+    """The dimension of the mixed values that a letter of the queries is."""
+    place: int | None = scores.letters.result.index(letter)
+    for way in (scores.way, use.way):
+        below = sources(graph, way)
+        place = below.index(place) if place in below else None
+    return (
+        use.letters.result.index(use.weighs[place])
+        if place is not None and use.weighs[place] in use.letters.result
+        else None
+    )
+
+
+def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layout, ...]:
+    """What the dimensions of q, k, v, scores, pattern and z count."""
+    one = len(heads.dims) == 1 and not heads.folded
+    head = use.letters.result[heads.dims[0]] if one else ""
+    z = dict.fromkeys(use.letters.alone(use.values)[-1:], "units")
+    z |= dict.fromkeys(use.letters.alone(use.weighs).replace(head, "")[-1:], "positions")
+    own = {head: "heads"} if head else {}
+    v = z | dict.fromkeys(use.letters.summed[-1:], "positions") | own
+    weighs = z | dict.fromkeys(use.letters.summed[-1:], "units") | own
+    pattern = _moved(graph, _named(use.weighs, weighs), use.way)
+    above = _moved(graph, pattern, scores.way)
+    named = {letter: name for letter, name in zip(scores.letters.result, above, strict=True) if name != "units"}
+    q = named | dict.fromkeys(scores.letters.summed[-1:], "units")
+    k = q | {letter: "positions" for letter in scores.letters.alone(scores.in_k)[-1:] if named.get(letter) != "heads"}
+    return (
+        _named(scores.in_q, q),
+        _named(scores.in_k, k),
+        _named(use.values, v),
+        pattern,
+        pattern,
+        _named(use.letters.result, z | own),
+    )
+
+
+def _named(word: str, names: dict[str, str]) -> Layout:
+    """The name of each letter; of those that have none the first counts examples."""
+    first = next((n for n, letter in enumerate(word) if letter not in names), None)
+    return tuple(names.get(letter, "examples" if n == first else f"axis {n}") for n, letter in enumerate(word))
+
+
+def _moved(graph: Graph, layout: Layout, way: tuple[Node, ...]) -> Layout:
+    """What the dimensions at the beginning of a way count, known what they count at its end."""
+    rank = len(way[0].shape)
+    places = {place: name for place, name in zip(sources(graph, way), layout, strict=True) if place is not None}
+    usual = ("examples", *(f"axis {n}" for n in range(1, rank - 2)), "positions", "units")[-rank:]
+    return tuple(places.get(n, "" if usual[n] in places.values() else usual[n]) or f"axis {n}" for n in range(rank))

@@ -1,6 +1,7 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together layer by layer."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import Any, TypeVar
 
 from fmr.errors import RandomError, StructureError
@@ -17,6 +18,7 @@ from fmr.structure.match import NORMS, SAME, SHAPE, climb, is_random, projection
 from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, Write, find_streams, reaches, writers
+from fmr.structure.softmax import softmaxes
 from fmr.structure.stack import find_stacks
 
 Found = TypeVar("Found")
@@ -45,17 +47,16 @@ MATCHERS = (dot_product, deformable, additive)
 
 def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
     """Each softmax of an unfused graph as an attention, or with the reason why it is none."""
-    for node in graph.nodes:
-        if node.op == "softmax":
-            reason = ""
-            for matcher in MATCHERS:
-                answer = matcher(graph, node)
-                if isinstance(answer, Attention):
-                    yield answer
-                    break
-                reason = reason or answer
-            else:
-                yield Rejected(node.id, "attention", reason)
+    for softmax in softmaxes(graph):
+        reason = ""
+        for matcher in MATCHERS:
+            answer = matcher(graph, softmax)
+            if isinstance(answer, Attention):
+                yield answer
+                break
+            reason = reason or answer
+        else:
+            yield Rejected(softmax.node.id, "attention", reason)
 
 
 class _Search:
@@ -188,22 +189,23 @@ def _writes(graph: Graph, block: AttentionBlock, names: set[TensorId]) -> bool:
     out = block.found.out or block.found.z
     return any(
         node.id in names
-        for node in climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add"})
+        for node in climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add", "sum"})
     )
 
 
 def _groups(
     graph: Graph, writes: tuple[Write, ...], blocks: list[list[Any]], memories: list[list[Any]]
 ) -> list[tuple[int, int]]:
-    """Which writes make up a layer: those in one repeated module call, else up to and with each memory."""
+    """Which writes make up a layer: those in one repeated module call, else up to and with each memory, else each."""
     keys = _module_keys([graph[write.after].scope for write in writes])
     sizes = [keys.count(key) for key in dict.fromkeys(keys)]
     both = [bool(blocks[n]) and bool(memories[n]) for n in range(len(writes))]
-    by_module = len(sizes) > 1 and (max(sizes) > 1 or all(both))
+    whole = len(list(groupby(keys))) == len(sizes)
+    by_module = whole and len(sizes) > 1 and (max(sizes) > 1 or all(both))
     ends = [
         n + 1
         for n in range(len(writes))
-        if n + 1 == len(writes) or (keys[n + 1] != keys[n] if by_module else bool(memories[n]) or not blocks[n + 1 : n + 2])
+        if n + 1 == len(writes) or (keys[n + 1] != keys[n] if by_module else bool(memories[n]) or not any(memories))
     ]
     return list(zip([0, *ends], ends, strict=False))
 

@@ -25,7 +25,7 @@ SHAPE = frozenset(
 )
 """Ops that only move numbers about, or add up those that meet."""
 
-MASKING = frozenset("add sub mul div masked_fill where tanh clamp maximum max minimum min".split())
+MASKING = frozenset("add sub mul div masked_fill where tanh clamp maximum max minimum min tril triu".split())
 """Elementwise ops that scale, bias, cap or mask attention scores."""
 
 NONLINEAR = frozenset(
@@ -84,11 +84,13 @@ def contraction(node: Node) -> Contraction | None:
 
 
 def projection(graph: Graph, node: Node) -> Projection | None:
-    """The contraction of a node, if one operand is a weight and the other is not."""
+    """The contraction of a node, if one operand is a weight and the other is not; or is a parameter that is projected."""
     found = contraction(node)
     if found is None:
         return None
     left, right = bool(weights(graph, found.left)), bool(weights(graph, found.right))
+    if left and right and (node.op == "linear" or node.op in LINEAR):
+        return Projection(node, found.left, found.right)
     if left == right:
         return None
     return Projection(node, found.right, found.left) if left else Projection(node, found.left, found.right)
@@ -102,6 +104,28 @@ def product(graph: Graph, node: Node) -> Contraction | None:
     return found
 
 
+def weighed_sum(graph: Graph, node: Node) -> Contraction | None:
+    """The contraction that a node computes as the sum of a multiplication of two activations."""
+    factors = graph[node.parents[0].id] if node.op == "sum" and node.parents else None
+    if factors is None or factors.op != "mul" or len(factors.parents) != 2 or node.argument("dim", 1) is None:
+        return None
+    left, right = (_without_ones(graph, parent.id) for parent in factors.parents)
+    if left == right or weights(graph, left) or weights(graph, right):
+        return None
+    return Contraction(node, left, right)
+
+
+def _without_ones(graph: Graph, name: TensorId) -> TensorId:
+    """The value that was given dimensions of size one to be repeated along."""
+    node = graph[name]
+    while node.op in ("unsqueeze", "getitem", "view", "reshape") and len(node.parents) == 1:
+        above = graph[node.parents[0].id]
+        if len(above.shape) >= len(node.shape) or [n for n in above.shape if n != 1] != [n for n in node.shape if n != 1]:
+            break
+        node = above
+    return node.id
+
+
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
@@ -113,7 +137,7 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
         node = graph[waiting.pop()]
         if node.op in ("param", "buffer"):
             found.append(node.id)
-        elif node.op not in SAME | SHAPE | MASKING or not node.parents or len(seen) > 16:
+        elif node.op not in SAME | SHAPE | MASKING | {"weight_norm", "norm"} or not node.parents or len(seen) > 16:
             return ()
         for parent in node.parents:
             if parent not in seen:
@@ -165,6 +189,12 @@ def descend(graph: Graph, start: Node, through: Callable[[Node], bool]) -> Itera
                 if reader.id not in seen:
                     seen.add(reader.id)
                     waiting.append((reader, (*way, node)))
+
+
+def depends(graph: Graph, name: TensorId, origin: TensorId) -> bool:
+    """Whether a value is computed from another."""
+    first = graph.place(origin)
+    return any(node.id == origin for node in climb(graph, name, lambda node: graph.place(node.id) > first))
 
 
 def unshaped(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:

@@ -27,6 +27,7 @@ from fmr.structure.match import (
     unshaped,
     weights,
 )
+from fmr.structure.operands import read_dims
 
 _THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var"}
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
@@ -37,7 +38,7 @@ class Memory(NamedTuple):
 
     `keys` and `values` are `w_in` and `w_out` as the projections read them: `in_rows` if a key is a row of the one,
     `out_columns` if a value is a column of the other. `up` and `down` are the projections' results; with `fused_gate` one
-    projection makes the gate and what it gates.
+    projection makes the gate and what it gates. `axis` is the dimension of the coefficients that counts the memories.
     """
 
     pre: TensorId
@@ -55,6 +56,7 @@ class Memory(NamedTuple):
     out_columns: bool
     fused_gate: bool
     scope: str
+    axis: int = -1
 
 
 def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]:
@@ -68,25 +70,32 @@ def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]
             yield found
 
 
+STRAIGHT, GATED, BENT = range(3)
+
+
 class _Way(NamedTuple):
-    """A first projection, and whether the path from it to the second one bends (goes through a nonlinearity)."""
+    """A first projection, and what it meets on its path to the second one: nothing, another one, a nonlinearity."""
 
     up: Projection
-    bent: bool
+    bent: int
     pre: TensorId
 
 
 def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
-    ways = _ups(graph, down.data, stream)
-    if not ways or not any(way.bent for way in ways):
+    ways = _whole(graph, _ups(graph, down, stream))
+    most = max((way.bent for way in ways), default=STRAIGHT)
+    if most == STRAIGHT:
+        return None
+    if any(_is_filter(graph, one) for one in (down, *(way.up for way in ways))):
         return None
     sources = {unshaped(graph, way.up.data) for way in ways}
     ups = {way.up.node.id for way in ways}
     if len(ups) > 2 or len(sources) > 1:
         return None
-    gate = min((way for way in ways if way.bent), key=lambda way: graph.place(way.pre))
+    gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
     value = next((way for way in ways if way.up.node.id != gate.up.node.id), gate)
     post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
+    axis = 1 - len(graph[down.weight].shape) if down.node.op in LINEAR else -1
     return Memory(
         pre=gate.pre,
         post=post,
@@ -101,7 +110,8 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         values=down.weight,
         in_rows=rows_are_outputs(value.up),
         out_columns=rows_are_outputs(down),
-        fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[-1] == 2 * graph[post].shape[-1],
+        fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[axis] == 2 * graph[post].shape[axis],
+        axis=axis,
         scope=_scope(gate.up.node, down.node),
     )
 
@@ -118,8 +128,7 @@ def rows_are_outputs(found: Projection) -> bool:
 
 def count(graph: Graph, found: Memory) -> int:
     """How many memories there are: the units of the coefficients, which are channels where a window reads them."""
-    windows = len(graph[found.values].shape) - 2 if graph[found.down].op in LINEAR else 0
-    return graph[found.post].shape[-1 - windows]
+    return graph[found.post].shape[found.axis]
 
 
 def vectors(
@@ -161,31 +170,89 @@ def _gated(graph: Graph, found: Memory, size: int, index: int) -> int:
     return gated[index]
 
 
-def _ups(graph: Graph, start: TensorId, stream: frozenset[TensorId]) -> list[_Way]:
-    """The first projections above a value, through elementwise ops alone; empty where anything else flows in."""
+def _whole(graph: Graph, ways: list[_Way]) -> list[_Way]:
+    """The ways without small updates of another: projections of what is itself projected from the same value."""
+    sources = {unshaped(graph, way.up.data) for way in ways}
+    kept = []
+    for way in ways:
+        below = projection(graph, graph[unshaped(graph, way.up.data, SAME | {"view", "reshape", "mul"})])
+        if below is None or unshaped(graph, below.data) not in sources - {unshaped(graph, way.up.data)}:
+            kept.append(way)
+    return kept
+
+
+def _ups(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[_Way]:
+    """The first projections above a second one, through elementwise ops alone; empty where anything else flows in.
+
+    A convolution of each unit alone may lie below the projection, but nothing may bend between the two.
+    """
     found: list[_Way] = []
-    waiting: list[tuple[TensorId, bool, TensorId]] = [(start, False, start)]
-    seen = {(start, False)}
+    waiting = [_Step(down.data, STRAIGHT, down.data, False)]
+    seen = {waiting[0][:2]}
     while waiting:
-        name, bent, pre = waiting.pop()
+        name, bent, pre, windowed = waiting.pop()
         node = graph[name]
-        if contraction(node) is not None:
+        alone = _is_depthwise(graph, node)
+        if contraction(node) is not None and not alone:
             up = projection(graph, node)
             if up is None:
                 return []
             found.append(_Way(up, bent, pre if bent else name))
         elif weights(graph, name) or (not node.parents and node.op not in ("input", "opaque")):
             continue
-        elif node.op in _THROUGH and name not in stream:
-            bends = node.op in NONLINEAR
-            for parent in node.parents:
-                step = (parent.id, bent or bends)
-                if step not in seen:
-                    seen.add(step)
-                    waiting.append((*step, parent.id if bends else pre))
+        elif (alone or node.op in _THROUGH or _is_choice(graph, node, down)) and name not in stream:
+            here = _bends(graph, node)
+            if windowed and here > STRAIGHT:
+                return []
+            for parent in [node.parents[0].id] if alone else _coefficients(graph, node, down):
+                over = here > STRAIGHT and here >= bent
+                step = _Step(parent, max(bent, here), parent if over else pre, windowed or alone)
+                if step[:2] not in seen:
+                    seen.add(step[:2])
+                    waiting.append(step)
         elif not is_constant(graph, name):
             return []
     return found
+
+
+def _is_filter(graph: Graph, found: Projection) -> bool:
+    """Whether a projection is a filter over an image: its weight is no vector for each unit."""
+    shape = graph[found.weight].shape
+    return found.node.op in LINEAR and len(shape) > 3 and max(shape[2:]) > 1
+
+
+class _Step(NamedTuple):
+    """A value on the way up, what was met below it, what entered that, and whether a convolution lies below."""
+
+    name: TensorId
+    bent: int
+    pre: TensorId
+    windowed: bool
+
+
+def _is_depthwise(graph: Graph, node: Node) -> bool:
+    """Whether a node is a convolution of each unit alone."""
+    shape = graph[node.parents[1].id].shape if node.op in LINEAR and len(node.parents) > 1 else ()
+    return len(shape) > 2 and shape[1] == 1 < shape[0] and max(shape[2:]) > 1
+
+
+def _bends(graph: Graph, node: Node) -> int:
+    if node.op in NONLINEAR | {"softmax"}:
+        return BENT
+    several = len({parent.id for parent in node.parents if not weights(graph, parent.id)}) > 1
+    return GATED if node.op == "mul" and several else STRAIGHT
+
+
+def _is_choice(graph: Graph, node: Node, down: Projection) -> bool:
+    """Whether a node is a softmax over the units that a projection reads: a memory that is read by attention."""
+    last = node.argument("dim", 1) in (-1, len(node.shape) - 1)
+    return node.op == "softmax" and last and read_dims(graph, down) == (len(graph[down.data].shape) - 1,)
+
+
+def _coefficients(graph: Graph, node: Node, down: Projection) -> list[TensorId]:
+    """The operands of a node that have a number for each memory; one for all of them is only a share."""
+    wide = [p.id for p in node.parents if down.node.op in LINEAR or not node.shape or graph[p.id].shape[-1:] != (1,)]
+    return wide if node.op in ("mul", "div") and wide else [parent.id for parent in node.parents]
 
 
 def _scope(first: Node, last: Node) -> str:

@@ -100,7 +100,7 @@ class AttentionBlock:
         attention count as examples. A wrong number of tokens is a `DrawError`, a head or an example that is not there a
         `StructureError`, a run without the values an `IdError`; matplotlib comes with `pip install 'fmr[analysis]'`.
         """
-        maps = of_heads(self._pattern(run), self.found.axes[4], self.n_heads, example)
+        maps = of_heads(self._pattern(run), self._layout("pattern"), self.n_heads, example)
         numbers = chosen(heads, self.n_heads)
         labels = Labels.of(tokens, *maps.shape[-2:])
         number = "" if self.index is None else f"[{self.index}]"
@@ -116,17 +116,21 @@ class AttentionBlock:
 
     def _site(self, role: str, head: int | None = None) -> Site:
         name = getattr(self.found, role)
-        axis, size = self.found.axes[Head._fields.index(role)], len(self.graph[name].shape)
-        names = ["examples", *("heads" if n == axis else f"axis {n}" for n in range(1, size - 2)), "positions", "units"]
-        if axis is not None and axis >= size - 2:
-            names = ["examples", *("heads" if n == axis else "positions" for n in range(1, size - 1)), "units"]
+        layout = self._layout(role)
+        axis = layout.index("heads") if "heads" in layout else None
         if axis is None and role in ("k", "v") and self.n_kv_heads == 1:
             head = None  # all heads share it
         if head is not None and axis is None:
             raise StructureError(
                 f"{name} folds its heads into the batch: no dimension of {list(self.graph[name].shape)} is theirs."
             )
-        return Site(name, heads=head, layout=tuple(names[-size:]))
+        return Site(name, heads=head, layout=layout)
+
+    def _layout(self, role: str) -> tuple[str, ...]:
+        """What each dimension of a value counts."""
+        rank = len(self.graph[getattr(self.found, role)].shape)
+        usual = ("examples", *(f"axis {n}" for n in range(1, rank - 2)), "positions", "units")
+        return self.found.layouts[Head._fields.index(role)] or usual[-rank:]
 
     @property
     def size(self) -> str:
@@ -335,6 +339,11 @@ class Structure:
         rejected = [f"rejected: {one!r}" for one in self.rejected[:8]]
         more = [f"rejected: ... and {len(self.rejected) - 8} more"] if len(self.rejected) > 8 else []
         return table(self._headline, ("layer", "where", "what", "certificate"), rows, "\n".join(rejected + more))
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A weight without the window of a convolution, where that is a single position."""
+    return weight.flatten(1) if weight.dim() > 2 and weight[0, 0].numel() == 1 else weight
 
 
 def _short(part: AttentionBlock | MemoryBlock) -> str:

@@ -9,7 +9,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
-from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction
+from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, product
 from fmr.structure.passage import OVERWRITES, base, handed, passage, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset("linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding".split())
@@ -49,7 +49,7 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
     taken: list[Write] = []
     streams = []
     for chain in chains:
-        if not any(_inside(graph, chain, write) for write in taken):
+        if len(chain) > 2 or not any(_inside(graph, chain, write) for write in taken):
             taken += chain
             streams.append(_stream(graph, flow, chain, origins, frozenset(found)))
     yield from _joined(graph, streams)
@@ -215,14 +215,15 @@ def _joined(graph: Graph, streams: list[Stream]) -> Iterator[Stream]:
 
 
 def writers(graph: Graph, write: Write) -> tuple[Node, ...]:
-    """The contractions whose results are summed up into what a write adds."""
+    """The contractions whose results are summed up, weighed by one another or not, into what a write adds."""
     through = SAME | SHAPE | NORMS | NORM_PARTS | frozenset({"mul", "add", "masked_fill", "where", "sum", "sigmoid", "tanh"})
     found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
     while waiting:
         node = graph[waiting.pop()]
-        if contraction(node) is not None:
+        made = contraction(node)
+        if made is not None:
             found.append(node)
-        elif node.op in through:
+        if (made is None and node.op in through) or product(graph, node) is not None:
             for parent in node.parents:
                 if parent not in seen:
                     seen.add(parent.id)

@@ -71,10 +71,13 @@ def test_heads_that_lie_in_the_batch_come_apart() -> None:
 
 def test_heads_are_found_in_any_dimension() -> None:
     maps = torch.rand(2, 3, 4, 5)
-    for value, axis in ((maps, 1), (maps.permute(0, 2, 1, 3), 2), (maps.permute(0, 2, 3, 1), 3), (maps.flatten(0, 1), None)):
-        assert torch.equal(of_heads(value, axis, 3, 1), maps[1])
+    names = {"e": "examples", "h": "heads", "q": "positions", "k": "units", "w": "axis 1"}
+    for order in ("ehqk", "eqhk", "eqkh", "ehkq", "heqk"):
+        value = maps.permute(*("ehqk".index(letter) for letter in order))
+        assert torch.equal(of_heads(value, tuple(names[letter] for letter in order), 3, 1), maps[1])
+    assert torch.equal(of_heads(maps.flatten(0, 1), ("examples", "positions", "units"), 3, 1), maps[1])
     windows = torch.rand(2, 4, 3, 5, 5)
-    assert torch.equal(of_heads(windows, 2, 3, 5), windows[1, 1])
+    assert torch.equal(of_heads(windows, tuple(names[letter] for letter in "ewhqk"), 3, 5), windows[1, 1])
 
 
 def test_all_panels_share_one_scale_and_one_bar() -> None:

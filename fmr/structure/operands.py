@@ -1,0 +1,201 @@
+"""The two products of an attention: queries with keys above a softmax, the pattern with values below it."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.letters import Letters, carried, letters_of, sources
+from fmr.structure.match import (
+    LINEAR,
+    MASKING,
+    NORMS,
+    SAME,
+    SHAPE,
+    Contraction,
+    Projection,
+    climb,
+    contraction,
+    descend,
+    product,
+    projection,
+    unshaped,
+    weighed_sum,
+    weights,
+)
+from fmr.structure.softmax import Softmax
+
+AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu".split())
+"""What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
+
+BEFORE = SAME | SHAPE | MASKING
+"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink."""
+
+
+class Scores(NamedTuple):
+    """The product of queries and keys, its letters, and its way to the softmax."""
+
+    node: Node
+    letters: Letters
+    q: TensorId
+    k: TensorId
+    in_q: str
+    in_k: str
+    way: tuple[Node, ...]
+
+
+class Use(NamedTuple):
+    """The product of a pattern with values, its letters, and the way of the pattern into it."""
+
+    node: Node
+    letters: Letters
+    weighs: str
+    values: str
+    v: TensorId
+    way: tuple[Node, ...]
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The dimensions of the result that count the units of a value."""
+        return tuple(self.letters.result.index(letter) for letter in self.letters.alone(self.values))
+
+
+def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
+    """The nearest product of queries and keys above a softmax; heads may have been mixed on the way."""
+    end = graph[softmax.scores]
+    for product_of in (product, weighed_sum, _learned):
+        for node in climb(graph, end.id, lambda node: node.op in BEFORE and contraction(node) is None):
+            found = product_of(graph, node)
+            way = _way(graph, node, end, found) if found is not None else ()
+            if found is not None and way and (product_of is not _learned or _over_keys(graph, softmax, found, way)):
+                return _scores(graph, found, way)
+    for node in climb(graph, end.id, lambda node: node.op in BEFORE or projection(graph, node) is not None):
+        found = product(graph, node)
+        if found is not None and (way := _way(graph, node, end, found)):
+            return _scores(graph, found, way)
+    return None
+
+
+def _scores(graph: Graph, found: Contraction, way: tuple[Node, ...]) -> Scores:
+    letters = letters_of(graph, found)
+    q, k = (found.right, found.left) if weights(graph, found.right) else (found.left, found.right)
+    in_q, in_k = (letters.left, letters.right) if q == found.left else (letters.right, letters.left)
+    return Scores(found.node, letters, q, k, in_q, in_k, way)
+
+
+def _learned(graph: Graph, node: Node) -> Contraction | None:
+    """The contraction of queries that are weights with keys that were projected themselves."""
+    found = projection(graph, node)
+    if found is None or node.op in LINEAR:
+        return None
+    keys = graph[unshaped(graph, found.data, SAME | SHAPE)]
+    return contraction(node) if projection(graph, keys) is not None else None
+
+
+def _over_keys(graph: Graph, softmax: Softmax, found: Contraction, way: tuple[Node, ...]) -> bool:
+    """Whether a softmax is over what is projected: over what a weight makes of it, a softmax chooses among experts."""
+    scores = _scores(graph, found, way)
+    place = sources(graph, way)[softmax.dim]
+    return place is not None and scores.letters.result[place] in scores.letters.alone(scores.in_k)
+
+
+def oriented(graph: Graph, scores: Scores, use: Use) -> Scores:
+    """The scores with queries and keys told apart: keys are what the product with the values sums over."""
+    place: int | None = use.weighs.index(use.letters.summed[-1]) if use.letters.summed else None
+    for way in (use.way, scores.way):
+        place = sources(graph, way)[place] if place is not None else None
+    if place is not None and scores.letters.result[place] in scores.letters.alone(scores.in_q):
+        scores = scores._replace(q=scores.k, k=scores.q, in_q=scores.in_k, in_k=scores.in_q)
+    q, in_q = _upright(graph, scores.q, scores.in_q, scores.letters)
+    k, in_k = _upright(graph, scores.k, scores.in_k, scores.letters)
+    return scores._replace(q=q, k=k, in_q=in_q, in_k=in_k)
+
+
+def _upright(graph: Graph, name: TensorId, word: str, letters: Letters) -> tuple[TensorId, str]:
+    """Queries or keys as (..., positions, units), where the product reads them transposed."""
+    node = graph[name]
+    if word[-2:-1] in letters.summed and node.op in ("transpose", "permute", "mT", "t", "T", "movedim") and len(word) > 1:
+        before = graph[node.parents[0].id]
+        if before.shape == (*node.shape[:-2], node.shape[-1], node.shape[-2]):
+            return before.id, word[:-2] + word[-1] + word[-2]
+    return name, word
+
+
+def _way(graph: Graph, start: Node, end: Node, scored: Contraction) -> tuple[Node, ...]:
+    """The nodes from a product of queries and keys to its softmax; empty where more than heads is mixed between them."""
+    before: tuple[Node, ...] = ()
+    while True:
+        for node, way in descend(graph, start, lambda node: node.op in BEFORE and contraction(node) is None):
+            if node is end:
+                return (*before, *way, node)
+            if way and mixes_heads(graph, letters_of(graph, scored), (*before, *way), node):
+                before, start = (*before, *way), node
+                break
+        else:
+            return ()
+
+
+def mixes_heads(graph: Graph, letters: Letters, way: tuple[Node, ...], node: Node) -> bool:
+    """Whether a node is a projection that leaves queries and keys where they are; the way to it begins at their product."""
+    found = projection(graph, node)
+    if found is None or found.data != way[-1].id or len(way[-1].shape) < 3:
+        return False
+    places = letters.alone(letters.left) + letters.alone(letters.right)
+    shape = [size if letter in places else 1 for letter, size in zip(letters.result, way[0].shape, strict=True)]
+    number = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape).expand(way[0].shape)
+    value = carried(graph, number, way)
+    if value is None or not value.numel():
+        return False
+    dims = read_dims(graph, found)
+    rows = value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
+    return bool((rows == rows[..., :1]).all())
+
+
+def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | None:
+    """The product with the values below a softmax, which takes what the scores are made of to see where heads are mixed."""
+    before: tuple[Node, ...] = ()
+    start = softmax.node
+    while True:
+        for node, way in descend(graph, start, _hands_on):
+            if node is softmax.node or node is start:
+                continue
+            found = contraction(node) or weighed_sum(graph, node)
+            if found is not None and not weights(graph, _values(found, way)):
+                return use_of(graph, found, (*before, *way))
+            if scores is not None and mixes_heads(graph, scores.letters, (*scores.way, *before, *way), node):
+                before, start = (*before, *way), node
+                break
+        else:
+            return None
+
+
+def _hands_on(node: Node) -> bool:
+    """Whether what a node makes of a pattern may still weigh values: masked, cast, divided by its sum, normalised."""
+    return node.op in AFTER | NORMS or (node.op == "add" and len(node.parents) == 1)
+
+
+def _values(found: Contraction, way: tuple[Node, ...]) -> TensorId:
+    """The operand of a product that is not on a way."""
+    return found.right if found.left in {node.id for node in way} else found.left
+
+
+def use_of(graph: Graph, found: Contraction, way: tuple[Node, ...]) -> Use:
+    """A product with values, on a way that began at a softmax."""
+    letters, names = letters_of(graph, found), [node.id for node in way]
+    if found.left in names:
+        return Use(found.node, letters, letters.left, letters.right, found.right, way[: names.index(found.left) + 1])
+    return Use(found.node, letters, letters.right, letters.left, found.left, way[: names.index(found.right) + 1])
+
+
+def read_dims(graph: Graph, end: Projection) -> tuple[int, ...]:
+    """The dimensions of what a projection reads in which its weight differs: those that it sums over, and its heads."""
+    shape, found = graph[end.weight].shape, contraction(end.node)
+    if end.node.op in LINEAR or found is None:
+        return (len(graph[end.data].shape) - len(shape) + 1,)
+    letters = letters_of(graph, found)
+    data, weight = (letters.left, letters.right) if found.left == end.data else (letters.right, letters.left)
+    sizes = dict(zip(weight, shape, strict=True))
+    return tuple(n for n, letter in enumerate(data) if sizes.get(letter, 1) > 1)

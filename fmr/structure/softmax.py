@@ -1,0 +1,83 @@
+"""Every softmax of a graph: one op, or exponentials over their sum."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.match import SAME, SHAPE, climb, unshaped
+
+
+class Softmax(NamedTuple):
+    """A softmax: its result, what enters it, and the dimension along which it adds up to one."""
+
+    node: Node
+    scores: TensorId
+    dim: int
+
+
+def softmaxes(graph: Graph) -> Iterator[Softmax]:
+    """Each softmax of a graph, in order."""
+    for node in graph.nodes:
+        found = _softmax(graph, node)
+        if found is not None:
+            yield found
+
+
+def _softmax(graph: Graph, node: Node) -> Softmax | None:
+    match node.op:
+        case "softmax":
+            return Softmax(node, node.parents[0].id, _dim(graph, node))
+        case "exp" if node.parents:
+            return _of_logarithms(graph, node)
+        case "div" if len(node.parents) == 2:
+            return _over_sum(graph, node)
+    return None
+
+
+def _of_logarithms(graph: Graph, node: Node) -> Softmax | None:
+    """exp(log_softmax(s)), or exp(s - logsumexp(s))."""
+    above = graph[unshaped(graph, node.parents[0].id, SAME)]
+    if above.op == "log_softmax":
+        return Softmax(node, above.parents[0].id, _dim(graph, above))
+    total = _statistic(graph, above, frozenset({"logsumexp"}))
+    return Softmax(node, above.parents[0].id, _dim(graph, total)) if total is not None else None
+
+
+def _over_sum(graph: Graph, node: Node) -> Softmax | None:
+    """e / sum(e), where e = exp(s) or exp(s - max(s)), masked or not; something may be added to the sum."""
+    above, below = (unshaped(graph, parent.id, SAME) for parent in node.parents)
+    through = SAME | SHAPE | {"add", "clamp", "maximum"}
+    sums = (one for one in climb(graph, below, lambda one: one.op in through) if one.op == "sum" and one.parents)
+    total = next((one for one in sums if unshaped(graph, one.parents[0].id, SAME) == above), None)
+    bent = next(
+        (
+            one
+            for one in climb(graph, above, lambda one: one.op in SAME | {"mul", "masked_fill", "where"})
+            if one.op == "exp"
+        ),
+        None,
+    )
+    if total is None or bent is None:
+        return None
+    scores = graph[unshaped(graph, bent.parents[0].id, SAME)]
+    least = _statistic(graph, scores, frozenset({"max", "amax", "logsumexp"}))
+    return Softmax(node, scores.parents[0].id if least is not None else scores.id, _dim(graph, total))
+
+
+def _statistic(graph: Graph, node: Node, ops: frozenset[str]) -> Node | None:
+    """The one of `ops` that is taken of a value and subtracted from it."""
+    if node.op != "sub" or len(node.parents) != 2:
+        return None
+    value = unshaped(graph, node.parents[0].id, SAME)
+    above = climb(graph, node.parents[1].id, lambda one: one.op in SAME | SHAPE)
+    return next((one for one in above if one.op in ops and unshaped(graph, one.parents[0].id, SAME) == value), None)
+
+
+def _dim(graph: Graph, node: Node) -> int:
+    """The dimension that an op works along, counted from the right."""
+    dim = node.argument("dim", 1)
+    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+    rank = len(graph[node.parents[0].id].shape)
+    return -1 if not isinstance(dim, int) else dim if dim < 0 else dim - rank

@@ -1,0 +1,240 @@
+"""Feed-forward layers as modules (examples, positions, width) to itself: gates, experts, layouts."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.structure.idioms import HIDDEN, WIDTH, remembers
+from tests.structure.projections import weight
+
+EXPERTS = 3
+
+
+class Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, HIDDEN, bias=False), nn.Linear(HIDDEN, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(remembers(F.relu(self.up(x)) ** 2))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = weight(WIDTH, HIDDEN), weight(WIDTH, HIDDEN), weight(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return remembers(F.silu(x @ self.gate) * (x @ self.up)) @ self.down
+
+
+class Bilinear(Gated):
+    """A gate without a nonlinearity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return remembers((x @ self.gate) * (x @ self.up)) @ self.down
+
+
+class Fused(nn.Module):
+    """Gate and what is gated from one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.down = nn.Linear(WIDTH, 2 * HIDDEN), nn.Linear(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.both(x).chunk(2, dim=-1)
+        return self.down(remembers(up * F.gelu(gate)))
+
+
+class FusedOp(Fused):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(remembers(F.glu(self.both(x), -1)))
+
+
+class FusedStrided(Fused):
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.both(x)
+        return self.down(remembers(both[..., ::2] * torch.sigmoid(both[..., 1::2])))
+
+
+class ByEinsum(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        pre = torch.einsum("btm,mh->bth", x, self.up)
+        return torch.einsum("bth,hm->btm", remembers(F.gelu(pre, approximate="tanh")), self.down)
+
+
+class ByHand(Gated):
+    """A swish of its own and the tokens of all examples in one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pre = torch.mm(x.reshape(-1, WIDTH), self.up)
+        return torch.mm(remembers(pre * torch.sigmoid(1.702 * pre)), self.down).view(x.shape)
+
+
+class Normed(nn.Module):
+    """A norm on the coefficients, and one on what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.inner, self.outer = nn.LayerNorm(HIDDEN), nn.RMSNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.down(remembers(self.inner(F.gelu(self.up(x))))))
+
+
+class Channels(nn.Module):
+    """Channels first, by convolutions of width one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv1d(WIDTH, HIDDEN, 1), nn.GELU())
+        self.down = nn.Conv1d(HIDDEN, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(remembers(self.net(x.transpose(1, 2)))).transpose(1, 2)
+
+
+class Near(nn.Module):
+    """Each unit is convolved over positions before it is bent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.near = nn.Conv1d(HIDDEN, HIDDEN, 3, padding=1, groups=HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(remembers(F.gelu(self.near(self.up(x).mT).mT)))
+
+
+class LowRank(Squared):
+    """Small updates beside the trained projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = weight(3, WIDTH), weight(HIDDEN, 3), weight(3, HIDDEN), weight(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        post = remembers(F.gelu(self.up(x) + F.linear(F.linear(F.dropout(x, 0.1, False), self.a), self.b)))
+        return self.down(post) + F.linear(F.linear(post, self.c), self.d)
+
+
+class KeyValue(nn.Module):
+    """Keys and values by name, weighed by a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.values = weight(HIDDEN, WIDTH), weight(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return remembers(torch.softmax(x @ self.keys.T, -1)) @ self.values
+
+
+class Experts(nn.Module):
+    """Every expert for every token, weighed by the router: matrices in one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, EXPERTS)
+        self.up, self.down = weight(EXPERTS, WIDTH, HIDDEN), weight(EXPERTS, HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        post = remembers(torch.einsum("btm,emh->bteh", x, self.up).relu())
+        out = torch.einsum("bteh,ehm->btem", post, self.down)
+        return (out * self.router(x).softmax(-1).unsqueeze(-1)).sum(2)
+
+
+class ExpertsEinsum(Experts):
+    """The weighing is one more product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        post = remembers(torch.einsum("btm,emh->beth", x, self.up).relu())
+        out = torch.einsum("beth,ehm->betm", post, self.down)
+        return torch.einsum("betm,bte->btm", out, self.router(x).softmax(-1))
+
+
+class ExpertsWeighedFirst(Experts):
+    """The router weighs the coefficients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("btm,emh->bteh", x, self.up).relu() * self.router(x).softmax(-1)[..., None]
+        return torch.einsum("bteh,ehm->btm", remembers(hidden), self.down)
+
+
+class ExpertsBatched(Experts):
+    """All tokens repeated for each expert, and batched products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(1, -1, WIDTH).expand(EXPERTS, -1, -1)
+        out = torch.bmm(remembers(F.gelu(torch.bmm(rows, self.up))), self.down)
+        share = self.router(x).softmax(-1).view(-1, EXPERTS).T.unsqueeze(-1)
+        return (share * out).sum(0).view(x.shape)
+
+
+class Modules(nn.Module):
+    """Experts as modules, the best two of which see a token."""
+
+    def __init__(self, best: int = 2) -> None:
+        super().__init__()
+        self.router, self.best = nn.Linear(WIDTH, EXPERTS, bias=False), best
+        self.experts = nn.ModuleList(Squared() for _ in range(EXPERTS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, WIDTH)
+        share, chosen = self.router(rows).softmax(-1).topk(self.best, -1)
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            token, place = torch.where(chosen == number)
+            if len(token):
+                out.index_add_(0, token, expert(rows[token]) * share[token, place, None])
+        return out.view(x.shape)
+
+
+class ModulesMasked(Modules):
+    """All experts run; a mask of the chosen weighs what they say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.router(x)
+        share = scores.masked_fill(scores < scores.topk(self.best, -1).values[..., -1:], float("-inf")).softmax(-1)
+        return sum(share[..., n : n + 1] * expert(x) for n, expert in enumerate(self.experts))
+
+
+class ModulesWritten(Modules):
+    """The best expert of a token, written into its rows."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, chosen = self.router(x).softmax(-1).max(-1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            here = chosen == number
+            if here.any():
+                out[here] = share[here].unsqueeze(-1) * expert(x[here])
+        return out
+
+
+FOUND = (
+    Squared,
+    Gated,
+    Bilinear,
+    Fused,
+    FusedOp,
+    FusedStrided,
+    ByEinsum,
+    ByHand,
+    Normed,
+    Channels,
+    Near,
+    LowRank,
+    KeyValue,
+    Experts,
+    ExpertsEinsum,
+    ExpertsWeighedFirst,
+    ExpertsBatched,
+    Modules,
+    ModulesMasked,
+    ModulesWritten,
+)

@@ -1,0 +1,220 @@
+"""Attention as a function of queries, keys and values (examples, heads, positions, units): masks, biases, softmaxes."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.structure.idioms import HEADS, SIZE, attends, causal
+
+INF = float("inf")
+
+
+def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    p = attends((torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(SIZE)).softmax(-1))
+    return torch.einsum("bhqk,bhkd->bhqd", p, v)
+
+
+def dots(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    p = attends(torch.einsum("...qd,...kd->...qk", q, k).softmax(dim=-1))
+    return torch.einsum("...qk,...kd->...qd", p, v)
+
+
+def by_lists(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    p = attends(torch.einsum(q, [0, 1, 2, 4], k, [0, 1, 3, 4], [0, 1, 2, 3]).softmax(-1))
+    return torch.einsum(p, [0, 1, 2, 3], v, [0, 1, 3, 4], [0, 1, 2, 4])
+
+
+def exp_over_sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (q @ k.mT).masked_fill(causal(q @ k.mT), -INF)
+    e = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return attends(e / e.sum(-1, keepdim=True)) @ v
+
+
+def exp_over_sum_late(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The division comes after the product with the values, as in flash attention: the pattern is nowhere."""
+    scores = q @ k.mT
+    e = torch.exp(scores - scores.max(-1, keepdim=True).values)
+    return (e @ v) / e.sum(-1, keepdim=True)
+
+
+def log_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attends(F.log_softmax(q @ k.mT, -1).exp()) @ v
+
+
+def logsumexp(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    return attends((scores - scores.logsumexp(-1, True)).exp()) @ v
+
+
+def off_by_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    e = torch.exp(q @ k.mT)
+    return attends(e / (1 + e.sum(-1, keepdim=True))) @ v
+
+
+def upcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (q @ k.mT).to(torch.float64) + torch.where(causal(q @ k.mT), -1e9, 0.0)
+    return attends(torch.softmax(scores, -1, dtype=torch.float64).type_as(q)) @ v
+
+
+def masked_after(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    p = (q @ k.mT).softmax(-1) * (~causal(q @ k.mT)).float()
+    return attends(p) @ v
+
+
+def renormed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    p = (q @ k.mT).softmax(-1).tril()
+    return attends(p / (p.sum(-1, keepdim=True) + 1e-9)) @ v
+
+
+def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    places = torch.arange(scores.shape[-1])
+    near = (places[:, None] - places).abs() < 2
+    return attends(torch.where(near, scores, torch.finfo(scores.dtype).min).softmax(-1)) @ v
+
+
+def in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.matmul(q, k.transpose(-2, -1))
+    scores *= SIZE**-0.5
+    scores.masked_fill_(causal(scores), -INF)
+    return attends(F.softmax(scores, -1)).matmul(v)
+
+
+def slice_filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    scores[:, :, causal(scores)] = -INF
+    return attends(scores.softmax(-1)) @ v
+
+
+def sink_key(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A key and a value of zeros that every query may look at."""
+    none = torch.zeros_like(k[:, :, :1])
+    k, v = torch.cat([none, k], 2), torch.cat([none, v], 2)
+    return attends((q @ k.mT).softmax(-1)) @ v
+
+
+def sink_logit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    p = torch.cat([scores, torch.full_like(scores[..., :1], 0.3)], -1).softmax(-1)
+    return attends(p[..., :-1]) @ v
+
+
+def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attends((30 * torch.tanh(q @ k.mT / 30)).softmax(-1)) @ v
+
+
+def cosine(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attends((F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * 10).softmax(-1)) @ v
+
+
+def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    places = torch.arange(k.shape[2])
+    slopes = 2.0 ** -torch.arange(1, HEADS + 1)
+    bias = slopes[:, None, None] * (places - places[:, None]).clamp(max=0)
+    return attends((q @ k.mT + bias).softmax(-1)) @ v
+
+
+def strongest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Only the three best keys of each query."""
+    scores = q @ k.mT
+    least = scores.topk(3, -1).values[..., -1:]
+    return attends(scores.masked_fill(scores < least, -INF).softmax(-1)) @ v
+
+
+def turned(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Keys times queries, and a softmax down the columns."""
+    p = torch.softmax(k @ q.mT, dim=-2)
+    attends(p, "bhkq")
+    return (v.mT @ p).mT
+
+
+def summed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Both products written as a multiplication and a sum."""
+    p = attends((q.unsqueeze(3) * k.unsqueeze(2)).sum(-1).softmax(-1))
+    return (p.unsqueeze(-1) * v.unsqueeze(2)).sum(3)
+
+
+def interleaved(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Rotary positions by complex numbers."""
+
+    def rotate(x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(x.shape[2]), 0.1 ** torch.arange(SIZE // 2)).float()
+        turns = torch.polar(torch.ones_like(angles), angles)
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(3)
+
+    return attends((rotate(q) @ rotate(k).mT).softmax(-1)) @ v
+
+
+def half(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Rotary positions by halves."""
+    angles = torch.outer(torch.arange(q.shape[2]), 0.1 ** torch.arange(SIZE // 2)).float().repeat(1, 2)
+
+    def rotate(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-b, a], -1) * angles.sin()
+
+    return F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+
+
+def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    a, b, c = (t.flatten(0, 1) for t in (q, k, v))
+    p = torch.bmm(a, b.transpose(1, 2)).softmax(-1)
+    attends(p.view(*q.shape[:2], *p.shape[1:]))
+    return torch.bmm(p, c).view_as(q)
+
+
+def query_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two queries at a time, to save memory: each chunk is an attention of its own."""
+    return torch.cat([attends((part @ k.mT).softmax(-1)) @ v for part in q.split(2, 2)], 2)
+
+
+def differential(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two softmaxes, one taken from the other: what acts on the values is no distribution."""
+    (a, b), (c, d) = q.chunk(2, -1), k.chunk(2, -1)
+    return ((a @ c.mT).softmax(-1) - 0.4 * (b @ d.mT).softmax(-1)) @ v
+
+
+def sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.sigmoid(q @ k.mT - math.log(q.shape[2])) @ v
+
+
+def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Kernel features in place of the softmax: no pattern is ever made."""
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    return q @ (k.mT @ v) / (q @ k.sum(2, keepdim=True).mT)
+
+
+def efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two softmaxes over units and over positions, and no map of queries to keys."""
+    return q.softmax(-1) @ (k.softmax(-2).mT @ v)
+
+
+FOUND = (
+    einsum,
+    dots,
+    by_lists,
+    exp_over_sum,
+    log_softmax,
+    logsumexp,
+    off_by_one,
+    upcast,
+    masked_after,
+    renormed,
+    windowed,
+    in_place,
+    slice_filled,
+    sink_key,
+    sink_logit,
+    capped,
+    cosine,
+    alibi,
+    strongest,
+    turned,
+    summed,
+    interleaved,
+    folded,
+    query_chunks,
+)
+NOT_FOUND = (exp_over_sum_late, differential, sigmoid, linear, efficient)

@@ -1,0 +1,174 @@
+"""What is found in code that nobody has seen is what the code itself tells, no more and no less."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+import fmr
+from fmr.run import Run
+from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
+from tests.structure import memories, others, projections, scores, wholes
+from tests.structure.idioms import HIDDEN, TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
+
+
+def ids(examples: int, length: int) -> Tensor:
+    return torch.randint(TOKENS, (examples, length))
+
+
+def features(examples: int, length: int) -> tuple[Tensor]:
+    return (torch.randn(examples, length, 7),)
+
+
+def image(examples: int, length: int) -> tuple[Tensor]:
+    return (torch.randn(examples, 3, 8, 12),)
+
+
+CASES: dict[str, Case] = {
+    **{f"scores {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain)) for mix in scores.FOUND},
+    **{f"heads {kind.__name__}": Case(lambda kind=kind: Stack(kind, Plain)) for kind in projections.FOUND},
+    **{
+        f"memory {kind.__name__}": Case(lambda kind=kind: Stack(lambda: Heads(scores.einsum), kind))
+        for kind in memories.FOUND
+    },
+    **{f"nothing {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain)) for mix in scores.NOT_FOUND},
+    **{
+        f"block {kind.__name__}": Case(lambda kind=kind: wholes.Layers(kind(), kind()))
+        for kind in (
+            wholes.Block,
+            wholes.Parallel,
+            wholes.ParallelFirst,
+            wholes.Sandwich,
+            wholes.PostNorm,
+            wholes.ReZero,
+            wholes.LayerScale,
+            wholes.GatedWrite,
+            wholes.HalfSteps,
+            wholes.Convolved,
+            wholes.InPlace,
+        )
+    },
+    "one forward": Case(wholes.OneForward),
+    "one block twice": Case(lambda: wholes.Layers(*[wholes.Block()] * 2)),
+    "translator": Case(wholes.Translator, lambda b, t: (ids(b, t), ids(b, t + 2)), 4),
+    "detector": Case(wholes.Detector, image, None),
+    "perceiver": Case(wholes.Perceiver, features, 2),
+    "sets": Case(wholes.Sets, features, None),
+    "slots": Case(wholes.Slots, features, None),
+    "pool": Case(wholes.Pool, features, None),
+    "torch": Case(wholes.Torch, lambda b, t: (torch.randn(b, t, 32), torch.randn(b, t + 2, 32)), None),
+    "torch, batch first": Case(
+        lambda: wholes.Torch(batch_first=True, bias=False),
+        lambda b, t: (torch.randn(b, t, 32), torch.randn(b, t + 2, 32)),
+        None,
+    ),
+    "torch, other widths": Case(
+        lambda: wholes.Torch(kdim=6, vdim=6, add_bias_kv=True, add_zero_attn=True),
+        lambda b, t: (torch.randn(b, t, 32), torch.randn(b, t + 2, 6)),
+        None,
+    ),
+    "resumed": Case(
+        wholes.Resumed, lambda b, t: (torch.randn(b, 1, 32), torch.randn(b, 4, t, 8), torch.randn(b, 4, t, 8)), None
+    ),
+    "compressed": Case(wholes.Compressed, lambda b, t: (torch.randn(b, 5, 32),), None),
+    "vision": Case(others.Vision, image),
+    "axial": Case(others.Axial, image),
+    "denoiser": Case(others.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
+    **{f"steps {kind.__name__}": Case(kind, features, None) for kind in (others.Decoder, others.Multiplicative)},
+    **{
+        f"nothing {kind.__name__}": Case(kind, features, None)
+        for kind in (
+            others.Concatenated,
+            others.Pointer,
+            others.Scan,
+            others.Classifier,
+            others.MeanWeighed,
+            others.Forget,
+            others.Neighbours,
+        )
+    },
+    "mixer": Case(others.Mixer, lambda b, t: (torch.randn(b, 5, 7),), None),
+    "soft experts": Case(others.SoftExperts, features, None),
+    "separable": Case(others.Separable, image, None),
+}
+SIZES = [(2, 5), (1, 4)]
+"""Examples and positions; one example, and as many positions as heads, must not be mistaken for anything else."""
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, up to a view and the last bits."""
+    if a.numel() != b.numel():
+        return False
+    return torch.allclose(*(t.detach().double().reshape(-1).sort().values for t in (a, b)), atol=1e-6)
+
+
+def ran(case: Case, examples: int, length: int) -> tuple[Run, Truth]:
+    torch.manual_seed(0)
+    model = case.make().eval()
+    inputs = case.inputs(examples, length)
+    TOLD.append(Truth())
+    return fmr.run(model, *inputs), TOLD.pop()
+
+
+def faults(case: Case, run: Run, truth: Truth) -> list[str]:
+    """Everything in which what is located differs from what the model told."""
+    found = fmr.locate(run)
+    return [
+        *unlike("pattern", [seen.pattern for seen in truth.attention], [run[block.pattern] for block in found.attention]),
+        *unlike("post", truth.posts, [run[block.post] for block in found.mlps]),
+        *[
+            f"a value of the stream is missing: {tuple(point.shape)}"
+            for point in truth.points
+            if not any(same(point, run[name]) for stream in found.streams for name in stream.points)
+        ],
+        *itertools.chain.from_iterable(
+            shapes(run, seen, block)
+            for seen in truth.attention
+            for block in found.attention
+            if same(seen.pattern, run[block.pattern])
+        ),
+        *(f"{block.scope}: {block.n} memories" for block in found.mlps if block.n not in (HIDDEN, 5)),
+        *(
+            f"{block.scope} is in no layer"
+            for block in (*found.attention, *found.mlps)
+            if case.layers and not _placed(found, block)
+        ),
+        *([] if case.layers in (None, len(found.layers)) else [f"{len(found.layers)} layers, not {case.layers}"]),
+        *(repr(one) for one in found.rejected if "Error" in repr(one) or len(repr(one)) > 300),
+    ]
+
+
+def _placed(found: Structure, block: AttentionBlock | MemoryBlock) -> bool:
+    return any(block is other for layer in found.layers for other in (*layer.attentions, *layer.mlps))
+
+
+def unlike(what: str, true: list[Tensor], found: list[Tensor]) -> list[str]:
+    """What is missing and what is there without being true."""
+    left = list(found)
+    missing = []
+    for value in true:
+        hit = next((n for n, other in enumerate(left) if same(value, other)), None)
+        if hit is None:
+            missing.append(f"a {what} is missing: {tuple(value.shape)}")
+        else:
+            left.pop(hit)
+    return missing + [f"an extra {what}: {tuple(value.shape)}" for value in left]
+
+
+def shapes(run: Run, seen: Seen, block: AttentionBlock) -> list[str]:
+    """Where the heads of an attention are not the true ones."""
+    told = (seen.heads, seen.groups, seen.size, seen.kind)
+    read = (block.n_heads, block.n_kv_heads, block.head_dim, block.kind)
+    wrong = [] if told == read else [f"{block.scope}: heads, key-value heads, size, kind are {read}, not {told}"]
+    if "heads" in (block.pattern.layout or ()) and seen.heads == block.n_heads > 1:
+        alike = all(same(run[block.head(n).pattern], seen.maps[n]) for n in range(seen.heads))
+        wrong += [] if alike else [f"{block.scope}: a head's pattern is not its own"]
+    return wrong
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_located_is_what_is_true(name: str, size: tuple[int, int]) -> None:
+    run, truth = ran(CASES[name], *size)
+    assert faults(CASES[name], run, truth) == []
