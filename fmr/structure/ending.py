@@ -13,11 +13,11 @@ from fmr.structure.passage import HANDED, OVERWRITES, POOLS, handed, norms
 
 
 def ending(
-    graph: Graph, flow: Flow, before: TensorId, last: TensorId, sums: frozenset[TensorId]
+    graph: Graph, flow: Flow, before: TensorId, last: TensorId, others: frozenset[TensorId]
 ) -> tuple[list[TensorId], TensorId | None]:
     """The values that a stream takes after its last write, and the final norm among them, None where there is none.
 
-    `before` and `last` are that write's; `sums` are those of all writes, beyond which another stream begins.
+    `before` and `last` are that write's; `others` are the sums of all writes and the beginnings of all streams.
     """
     points = []
     while (over := _overwritten(graph, before, last)) is not None:
@@ -27,7 +27,7 @@ def ending(
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
         points.append(readers[0].id)
     points += [norm] if norm is not None else []
-    points += _leaving(graph, flow, last, sums, {_whole(graph, name) for name in [last, *points]}, norm is None)
+    points += _leaving(graph, flow, last, others, {_whole(graph, name) for name in [last, *points]}, norm is None)
     points += [reader.id for reader in graph.readers(norm or last) if reader.op in ("split", "chunk", "tensor_split")]
     return sorted(dict.fromkeys(points), key=graph.place), norm
 
@@ -76,10 +76,10 @@ def _step(graph: Graph, name: TensorId) -> TensorId | None:
 
 
 def _leaving(
-    graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId], known: set[TensorId], bare: bool
+    graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId], known: set[TensorId], bare: bool
 ) -> list[TensorId]:
     """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
-    carried = _carried(graph, flow, last, sums)
+    carried = _carried(graph, flow, last, others)
     returned = [name for name in ids_in(graph.scopes[0].output) if name in carried] if graph.scopes else []
     found = [name for name in carried if graph[name].op in NORMS] + [_whole(graph, name) for name in returned]
     if bare:
@@ -94,12 +94,12 @@ def _whole(graph: Graph, name: TensorId) -> TensorId:
     return whole if prod(graph[whole].shape) == prod(graph[name].shape) else name
 
 
-def _carried(graph: Graph, flow: Flow, last: TensorId, sums: frozenset[TensorId]) -> dict[TensorId, None]:
+def _carried(graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
     """The values into which data comes from one value alone, and from there without a projection."""
     seen, waiting = {last: None}, [last]
     while waiting:
         for reader in graph.readers(waiting.pop()):
-            elsewhere = reader.id in seen or reader.id in sums or not flow.dominates(last, reader.id)
+            elsewhere = reader.id in seen or reader.id in others or not flow.dominates(last, reader.id)
             if not elsewhere and not _computes(graph, flow, reader):
                 seen[reader.id] = None
                 waiting.append(reader.id)

@@ -46,12 +46,13 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
             found[write.after] = write
             origins[write.after] = origin or write.before
     chains = sorted(_chains(graph, found, origins), key=len, reverse=True)
+    others = frozenset(found) | {origins[chain[0].after] for chain in chains}
     taken: list[Write] = []
     streams = []
     for chain in chains:
         if len(chain) > 2 or not any(_inside(graph, chain, write) for write in taken):
             taken += chain
-            streams.append(_stream(graph, flow, chain, origins, frozenset(found)))
+            streams.append(_stream(graph, flow, chain, origins, others))
     yield from _joined(graph, streams)
 
 
@@ -171,7 +172,7 @@ def _normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
 
 
 def _stream(
-    graph: Graph, flow: Flow, chain: list[Write], origins: Mapping[TensorId, TensorId], sums: frozenset[TensorId]
+    graph: Graph, flow: Flow, chain: list[Write], origins: Mapping[TensorId, TensorId], others: frozenset[TensorId]
 ) -> Stream:
     first = origins[chain[0].after]
     points: dict[TensorId, None] = dict.fromkeys(_beginning(graph, first))
@@ -180,7 +181,7 @@ def _stream(
         normed = list(takewhile(lambda name: name not in points, _normed(graph, origin)))[:0:-1] if points else []
         way = _way(graph, origin) if graph[origin].op in ("mul", "div", "matmul", "getitem") else []
         points.update(dict.fromkeys((*normed, *way, origin, write.before, write.after)))
-    after, norm = ending(graph, flow, chain[-1].before, chain[-1].after, sums)
+    after, norm = ending(graph, flow, chain[-1].before, chain[-1].after, others)
     points.update(dict.fromkeys((*exits(graph, points, chain[-1].after), *after)))
     return Stream(tuple(chain), tuple(points), norm)
 

@@ -177,13 +177,17 @@ class Beside(nn.Module):
             return self.a(x) + self.c(self.b(x))
         if self.kind == "two branches":
             return self.a(x).relu() + self.b(x).tanh()
+        if self.kind == "one for all positions":
+            return self.a(x) + self.c(self.b(x.mean(1, keepdim=True)).relu())
         y = self.a(x)
         for layer in self.layers:
             y = y + layer(y)
         return self.b(x) + self.c(y).relu()
 
 
-@pytest.mark.parametrize(("kind", "writes"), [("low rank", 0), ("two branches", 0), ("skip across layers", 2)])
+@pytest.mark.parametrize(
+    ("kind", "writes"), [("low rank", 0), ("two branches", 0), ("one for all positions", 0), ("skip across layers", 2)]
+)
 def test_other_sums_are_no_writes(kind: str, writes: int) -> None:
     structure, _ = located(Beside(kind), torch.randn(1, 3, 8))
     assert sum(len(stream.writes) for stream in structure.streams) == writes
