@@ -14,7 +14,7 @@ from fmr.errors import StructureError
 from fmr.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.evaluate import execute
-from fmr.structure.match import LINEAR, SHAPE, Contraction
+from fmr.structure.match import LINEAR, SHAPE, Contraction, climb, contraction
 
 _BATCH, _SPACE = "ABCDEFGH", "STUVW"
 
@@ -108,7 +108,7 @@ def carried(graph: Graph, value: Tensor, way: tuple[Node, ...]) -> Tensor | None
     """
     known = {way[0].id: value}
     try:
-        for node in _between(graph, way[0], way[-1]):
+        for node in _between(graph, way):
             met = [parent.id for parent in node.parents if parent in known]
             if node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph[p.id]) for p in node.parents}
@@ -129,15 +129,14 @@ def _reduced(value: Tensor, node: Node) -> Tensor:
     return torch.where(most == least, most, -1.0)
 
 
-def _between(graph: Graph, start: Node, end: Node) -> list[Node]:
-    """What lies above `end` and not before `start`, in order, without `start`."""
-    first, waiting, seen = graph.place(start.id), [end.id], {end.id, start.id}
-    for name in waiting:
-        for parent in graph[name].parents:
-            if parent not in seen and graph.place(parent) > first:
-                seen.add(parent.id)
-                waiting.append(parent.id)
-    return [graph[name] for name in sorted(waiting, key=graph.place) if name != start.id]
+def _between(graph: Graph, way: tuple[Node, ...]) -> list[Node]:
+    """What lies above the end of a way and not before its start, up to other contractions, in order."""
+    first, own = graph.place(way[0].id), {node.id for node in way}
+    above = climb(
+        graph, way[-1].id, lambda node: node.id in own or (graph.place(node.id) > first and contraction(node) is None)
+    )
+    between = {node.id for node in above if graph.place(node.id) > first}
+    return [graph[name] for name in sorted(between, key=graph.place)]
 
 
 def _foreign(node: Node) -> Tensor:

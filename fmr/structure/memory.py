@@ -33,6 +33,10 @@ _THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var"}
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
 
 
+_MOST = 128
+"""How many ops may lie between the two projections; recurrent models have endless ones."""
+
+
 class Memory(NamedTuple):
     """The IDs of one feed-forward memory: what enters its nonlinearity, its coefficients, its output, its weights.
 
@@ -189,7 +193,7 @@ def _ups(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[_W
     found: list[_Way] = []
     waiting = [_Step(down.data, STRAIGHT, down.data, False)]
     seen = {waiting[0][:2]}
-    while waiting:
+    while waiting and len(seen) < _MOST:
         name, bent, pre, windowed = waiting.pop()
         node = graph[name]
         alone = _is_depthwise(graph, node)
@@ -201,7 +205,7 @@ def _ups(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[_W
         elif weights(graph, name) or (not node.parents and node.op not in ("input", "opaque")):
             continue
         elif (alone or node.op in _THROUGH or _is_choice(graph, node, down)) and name not in stream:
-            here = _bends(graph, node)
+            here = _bends(graph, node, bent == STRAIGHT or windowed)
             if windowed and here > STRAIGHT:
                 return []
             for parent in [node.parents[0].id] if alone else _coefficients(graph, node, down):
@@ -212,7 +216,7 @@ def _ups(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[_W
                     waiting.append(step)
         elif not is_constant(graph, name):
             return []
-    return found
+    return [] if waiting else found
 
 
 def _is_filter(graph: Graph, found: Projection) -> bool:
@@ -236,11 +240,12 @@ def _is_depthwise(graph: Graph, node: Node) -> bool:
     return len(shape) > 2 and shape[1] == 1 < shape[0] and max(shape[2:]) > 1
 
 
-def _bends(graph: Graph, node: Node) -> int:
+def _bends(graph: Graph, node: Node, gates: bool) -> int:
     if node.op in NONLINEAR | {"softmax"}:
         return BENT
-    several = len({parent.id for parent in node.parents if not weights(graph, parent.id)}) > 1
-    return GATED if node.op == "mul" and several else STRAIGHT
+    if not gates or node.op != "mul" or len(node.parents) < 2 or any(weights(graph, parent.id) for parent in node.parents):
+        return STRAIGHT
+    return GATED
 
 
 def _is_choice(graph: Graph, node: Node, down: Projection) -> bool:

@@ -6,6 +6,23 @@ from torch.nn import functional as F
 
 from tests.structure.idioms import HEADS, HIDDEN, SIZE, TOKENS, WIDTH, Plain, attends, carries
 from tests.structure.projections import weight
+from tests.structure.wholes import Block
+
+
+class Inside(nn.Module):
+    """A transformer with a stream of its own inside a residual block of an image model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.inner, self.leave = nn.Conv2d(3, WIDTH, 2, 2), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = carries(self.enter(image))
+        y = carries(self.inner(x.flatten(2).mT))
+        for block in self.blocks:
+            y = block(y)
+        return carries(x + self.leave(y).mT.view(x.shape))
 
 
 class Windows(nn.Module):

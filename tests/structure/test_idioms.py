@@ -73,6 +73,7 @@ CASES: dict[str, Case] = {
     ),
     "compressed": Case(wholes.Compressed, lambda b, t: (torch.randn(b, 5, 32),), None),
     "vision": Case(others.Vision, image),
+    "inside": Case(others.Inside, image),
     "axial": Case(others.Axial, image),
     "denoiser": Case(others.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
     **{f"steps {kind.__name__}": Case(kind, features, None) for kind in (others.Decoder, others.Multiplicative)},
