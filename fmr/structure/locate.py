@@ -1,12 +1,13 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together layer by layer."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, TypeVar
 
 from fmr.errors import RandomError, StructureError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.nodes import Node
 from fmr.run import Pass, Run
 from fmr.structure.additive import additive
 from fmr.structure.attention import Attention, Rejected, dot_product
@@ -14,7 +15,7 @@ from fmr.structure.certify import Certificate, certify_attention, certify_memory
 from fmr.structure.deformable import deformable
 from fmr.structure.dominate import Flow
 from fmr.structure.evaluate import Values
-from fmr.structure.match import NORMS, SAME, SHAPE, climb, is_random, projection
+from fmr.structure.match import NORMS, SAME, SHAPE, climb, descend, is_random, projection, weights
 from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, Write, find_streams, reaches, writers
@@ -74,14 +75,15 @@ class _Search:
             layer for stream in streams if stream.writes for layer in layers_of(self.graph, stream, attention, mlps)
         )
         last = streams[-1] if streams and streams[-1].writes else None
+        embedding = _embedding(self.graph, last)
         return Structure(
             model=self.model,
             attention=tuple(attention),
             mlps=tuple(mlps),
             streams=residuals,
             layers=layers,
-            embedding=_embedding(self.graph, last),
-            unembedding=_unembedding(self.graph, last),
+            embedding=embedding,
+            unembedding=_unembedding(self.graph, last, embedding),
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
             rejected=tuple(self.rejected),
         )
@@ -197,7 +199,8 @@ def _groups(
     graph: Graph, writes: tuple[Write, ...], blocks: list[list[Any]], memories: list[list[Any]]
 ) -> list[tuple[int, int]]:
     """Which writes make up a layer: those in one repeated module call, else up to and with each memory, else each."""
-    keys = _module_keys([graph[write.after].scope for write in writes])
+    active = [bool(blocks[n]) or bool(memories[n]) for n in range(len(writes))]
+    keys = _module_keys([graph[write.after].scope for write in writes], active)
     sizes = [keys.count(key) for key in dict.fromkeys(keys)]
     both = [bool(blocks[n]) and bool(memories[n]) for n in range(len(writes))]
     whole = len(list(groupby(keys))) == len(sizes)
@@ -210,11 +213,12 @@ def _groups(
     return list(zip([0, *ends], ends, strict=False))
 
 
-def _module_keys(scopes: list[str]) -> list[str]:
-    """For each scope the part of its path just below what all have in common."""
+def _module_keys(scopes: list[str], active: list[bool]) -> list[str]:
+    """For each scope the part of its path just below what all active ones have in common."""
     paths = [scope.partition("/")[0].split(".") for scope in scopes]
+    common = [path for path, here in zip(paths, active, strict=True) if here] or paths
     depth = 0
-    while all(len(path) > depth for path in paths) and len({path[depth] for path in paths}) == 1:
+    while all(len(path) > depth for path in common) and len({path[depth] for path in common}) == 1:
         depth += 1
     return [".".join(path[: depth + 1]) for path in paths]
 
@@ -234,15 +238,23 @@ def _embedding(graph: Graph, stream: Stream | None) -> Site | None:
     return None
 
 
-def _unembedding(graph: Graph, stream: Stream | None) -> Site | None:
-    """The projection of a stream's end that nothing else reads: the logits."""
+def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) -> Site | None:
+    """The projection of a stream's end to logits: by the table of the embedding, to as many as it has rows, or to more
+    than the stream has units."""
     if stream is None:
         return None
     end = stream.final_norm or stream.writes[-1].after
-    ends: Iterable[Any] = graph.readers(end)
-    for _ in range(3):
-        for node in ends:
-            if projection(graph, node) is not None and graph[node.id].shape[-1] > graph[end].shape[-1]:
+    width, table = graph[end].shape[-1], graph[embedding.id].parent("weight", 1) if embedding is not None else None
+    rows = graph[table].shape[0] if table is not None else None
+    for node, _ in descend(graph, graph[end], lambda node: node.op in SAME | SHAPE | NORMS or _scales(graph, node)):
+        found = projection(graph, node)
+        if found is not None:
+            tied = table is not None and table in weights(graph, found.weight)
+            if tied or node.shape[-1] > width or node.shape[-1] == rows != width:
                 return Site(node.id)
-        ends = [after for node in ends if node.op in SAME | SHAPE | NORMS for after in graph.readers(node.id)]
     return None
+
+
+def _scales(graph: Graph, node: Node) -> bool:
+    """Whether a node multiplies one value by constants."""
+    return node.op in ("mul", "div") and sum(not weights(graph, parent.id) for parent in node.parents) == 1
