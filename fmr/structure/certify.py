@@ -48,7 +48,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     q, k, pattern, z = (value(name) for name in (found.q, found.k, found.pattern, found.z))
     errors = {
         "pattern": error(evaluate(graph, found.pattern, {found.q: q, found.k: k}, value), pattern),
-        "rows": min(_excess(pattern, -1), _excess(pattern, found.dim)),
+        "rows": min(_excess(pattern, dim) for dim in {-1, found.dim}),
         "z": error(evaluate(graph, found.z, {found.pattern: pattern, found.v: value(found.v)}, value), z),
     }
     if found.out is not None and found.kind in ("self", "cross"):
