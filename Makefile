@@ -15,7 +15,7 @@ help:
 	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
 	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens and pyvene, each beside fmr in its own environment"
-	@echo "make census  how much of the structure of 408 architectures is located (CENSUS=--quick: a few dozen)"
+	@echo "make census  how much of the structure of 408 architectures is located (CENSUS=--quick: a few dozen; --others: the rest)"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
 	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
 

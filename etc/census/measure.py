@@ -56,6 +56,9 @@ KINDS = {
 }
 """The kinds of truth and what is counted of each."""
 
+HUGE = frozenset({"videoprism"})
+"""Types whose smallest form takes more than 16 GB."""
+
 RAW = r"\(\) |argument|object|dtype|size of tensor|must match|Expected"
 """What tells the words of an exception from those for a reader."""
 
@@ -79,18 +82,32 @@ def measure(name: str) -> dict[str, Any]:
     row |= attention(model, run, found, maps)
     if maps:
         row |= fused(name, model, inputs, maps)
-    if TYPES[name]["mlp"]:
+    if known_of(name, truth)["mlp"]:
         row |= feed_forward(model, inputs, run, found, {name: values[0] for name, values in truth.seconds.items()})
     row |= residual(run, found, truth)
     row |= certificates(run, found)
     return row | {"seconds": round(time.perf_counter() - began, 2)}
 
 
+def known_of(name: str, truth: groundtruth.Truth) -> dict[str, Any]:
+    """What is known of the truth of a type; of one that types.json does not list, what its tensors tell."""
+    return TYPES.get(name) or {"maps": True, "attention": None, "mlp": truth.reliable}
+
+
+def others() -> list[str]:
+    """The types of the installed library that types.json does not list, as far as their smallest form fits in memory."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    tinymodels.MAX_PARAMETERS = 100e6
+    return [name for name in CONFIG_MAPPING if name not in TYPES and name not in HUGE]
+
+
 def returned_maps(name: str, truth: groundtruth.Truth) -> dict[str, list[Tensor]]:
     """The sequences of attention maps that a model returns, by their names in its output; none where they are no maps."""
-    if not TYPES[name]["maps"]:
+    known = known_of(name, truth)
+    if not known["maps"]:
         return {}
-    whole = TYPES[name]["maps"] == TYPES[name]["attention"]
+    whole = known["maps"] == known["attention"]
     maps = {}
     for path, nest in groundtruth.named_outputs(truth.output, "attentions"):
         nested = isinstance(nest, (list, tuple)) and all(isinstance(one, (list, tuple)) for one in nest)
@@ -207,12 +224,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="architectures; all of types.json where none is named")
     parser.add_argument("--quick", action="store_true", help="a few dozen types of every idiom")
+    parser.add_argument("--others", action="store_true", help="the library's types that types.json does not list")
     parser.add_argument("--out", type=pathlib.Path, help="write one JSON line per architecture to this file")
     given = parser.parse_args()
     rows = []
-    for name in given.types or (QUICK if given.quick else TYPES):
+    for name in given.types or (QUICK if given.quick else others() if given.others else TYPES):
         try:
             rows.append(measure(name))
+        except tinymodels.CannotBuild as reason:
+            rows.append({"type": name, "not built" if given.others else "error": f"{reason}"})
         except Exception as error:
             rows.append({"type": name, "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-800:]})
         if given.out:
@@ -224,8 +244,9 @@ def main() -> int:
 
 def report(rows: list[dict[str, Any]]) -> None:
     """The table: architectures whose truth is located in full, of those that have one; below it the others."""
-    failed = [row for row in rows if "error" in row]
-    print(f"{len(rows)} architectures, {len(failed)} with an error")
+    failed, built = [row for row in rows if "error" in row], [row for row in rows if "not built" not in row]
+    aside = f"; {len(rows) - len(built)} more do not build here" if len(built) < len(rows) else ""
+    print(f"{len(built)} architectures, {len(failed)} with an error{aside}")
     for kind, meaning in KINDS.items():
         known = [row for row in rows if row.get(kind, {}).get("true")]
         whole = sum(not row[kind]["missing"] for row in known)
