@@ -103,7 +103,9 @@ class Recorder(RootWatcher):
         if op.kind == PASS:
             return func(*args, **kwargs) if kwargs else func(*args)
         if op.kind == WRITE or (kwargs and "out" in kwargs):
-            return self._write(op, func, args, kwargs)
+            written = written_by(op, args, kwargs or {})
+            if written:
+                return self._write(op, func, args, kwargs or {}, written)
         out = func(*args, **kwargs) if kwargs else func(*args)
         emit = self.emit
         if emit is not None and (out.__class__ is Tensor or is_tensor_result(out)):
@@ -120,12 +122,10 @@ class Recorder(RootWatcher):
             emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti))
         return out
 
-    def _write(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
-        """An op that may overwrite tensors: what is kept of them is saved before it runs."""
-        kwargs = kwargs or {}
+    def _write(self, op: Op, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Any:
+        """An op that overwrites tensors: what is kept of them is saved before it runs."""
         if _functorch_level() is not None:
-            return self._write_inside(op, func, args, kwargs)
-        written = written_by(op, args, kwargs)
+            return self._write_inside(func, args, kwargs, _unwrapped(written))
         self.guard.before_write(written, (args, kwargs))
         out = func(*args, **kwargs)
         made = out if is_tensor_result(out) else made_by_writing(written)
@@ -144,9 +144,8 @@ class Recorder(RootWatcher):
             )
         return out
 
-    def _write_inside(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+    def _write_inside(self, func: Any, args: Any, kwargs: Any, written: tuple[Tensor, ...]) -> Any:
         """The same inside a functorch transform, which may write through its wrappers to a tensor outside it."""
-        written = _unwrapped(written_by(op, args, kwargs))
         self.guard.before_write(written, ())
         out = func(*args, **kwargs)
         if self.emit is not None:
@@ -190,7 +189,7 @@ class Recorder(RootWatcher):
 def written_by(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that a call overwrites."""
     written = op.writes(args, kwargs) if op.writes else []
-    return written + [tensor for _, tensor in leaves(kwargs.get("out"))]
+    return written + [tensor for _, tensor in leaves(kwargs["out"])] if "out" in kwargs else written
 
 
 def made_by_writing(written: list[Tensor]) -> Nest:
