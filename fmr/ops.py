@@ -174,27 +174,26 @@ def _writes_by_argument(func: Any) -> Callable[[tuple[Any, ...], dict[str, Any]]
         signature = inspect.signature(func)
     except (TypeError, ValueError):
         return None
-    names = signature.parameters
-    if "inplace" in names:
-        return lambda args, kwargs: _first(args, kwargs) if _bound(signature, args, kwargs).get("inplace") else []
-    if "running_mean" in names:
-        return lambda args, kwargs: _running(_bound(signature, args, kwargs))
-    if "max_norm" in names and "weight" in names:
-        return lambda args, kwargs: _renormed(_bound(signature, args, kwargs))
+    places = {name: place for place, name in enumerate(signature.parameters)}
+
+    def given(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = places[name]
+        return args[place] if place < len(args) else kwargs.get(name, signature.parameters[name].default)
+
+    if "inplace" in places:
+        return lambda args, kwargs: _first(args, kwargs) if given("inplace", args, kwargs) else []
+    if "running_mean" in places:
+        flag = "training" if "training" in places else "use_input_stats"
+        return lambda args, kwargs: (
+            [t for name in ("running_mean", "running_var") for t in _tensors(given(name, args, kwargs))]
+            if given(flag, args, kwargs)
+            else []
+        )
+    if "max_norm" in places and "weight" in places:
+        return lambda args, kwargs: (
+            _tensors(given("weight", args, kwargs)) if given("max_norm", args, kwargs) is not None else []
+        )
     return None
-
-
-def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return signature.bind_partial(*args, **kwargs).arguments
-
-
-def _running(given: dict[str, Any]) -> list[Tensor]:
-    updates = given.get("training", given.get("use_input_stats", False))
-    return [t for n in ("running_mean", "running_var") for t in _tensors(given.get(n))] if updates else []
-
-
-def _renormed(given: dict[str, Any]) -> list[Tensor]:
-    return _tensors(given.get("weight")) if given.get("max_norm") is not None else []
 
 
 _known: dict[Callable[..., Any], Op] = {}

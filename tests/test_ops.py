@@ -163,6 +163,8 @@ def test_what_a_call_overwrites() -> None:
         assert len(call) == 1
         assert call[0] is x
     assert [id(t) for t in written(F.batch_norm, x, mean, var, training=True)] == [id(mean), id(var)]
+    assert [id(t) for t in written(F.instance_norm, x, mean, var)] == [id(mean), id(var)]
+    assert not written(F.instance_norm, x, mean, var, use_input_stats=False)
     assert [id(t) for t in written(torch._foreach_add_, [mean, var], 1)] == [id(mean), id(var)]
     for call in (
         written(F.relu, x),
