@@ -157,5 +157,13 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
                 seen.add(reader.id)
                 waiting.append(reader.id)
                 last = reader if last is None or graph.place(reader) > graph.place(last) else last
-    ops = {graph[one].op for one in seen}
-    return [last.id] if last is not None and ops & _STATISTICS else []
+    if last is None or not {graph[one].op for one in seen} & _STATISTICS:
+        return []
+    return [_unscaled(graph, last).id]
+
+
+def _unscaled(graph: Graph, node: Node) -> Node:
+    """A norm without the plain number that it is multiplied by after its weight."""
+    above = graph[node.parents[0].id]
+    gained = above.op in ("mul", "add") and any(weights(graph, parent.id) for parent in above.parents)
+    return above if node.op in ("mul", "div") and len(node.parents) == 1 and gained else node

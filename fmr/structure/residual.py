@@ -12,7 +12,10 @@ from fmr.structure.ending import ending, exits
 from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, product
 from fmr.structure.passage import OVERWRITES, base, handed, passage, shortcut, unchanged, under_norm
 
-_COMPUTES = LINEAR | frozenset("linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding".split())
+_COMPUTES = LINEAR | frozenset(
+    """linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2
+    fft_rfftn""".split()
+)
 
 _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
 """What makes a branch more than a linear map; what norms are written with does not count."""
@@ -45,6 +48,7 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
         if write is not None:
             found[write.after] = write
             origins[write.after] = origin or write.before
+    found = _carried_on(graph, found)
     chains = sorted(_chains(graph, found, origins), key=len, reverse=True)
     others = frozenset(found) | {origins[chain[0].after] for chain in chains}
     taken: list[Write] = []
@@ -54,6 +58,15 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
             taken += chain
             streams.append(_stream(graph, flow, chain, origins, others))
     yield from _joined(graph, streams)
+
+
+def _carried_on(graph: Graph, found: Mapping[TensorId, Write]) -> dict[TensorId, Write]:
+    """The writes without sums that only look like one: what such a sum "adds" goes on as a stream of its own.
+
+    Positions that are learned and added to each layer's queries are the case: `x + positions` is read, `x` is written to.
+    """
+    states = {base(graph, write.before) for write in found.values()}
+    return {after: write for after, write in found.items() if base(graph, write.added) not in states}
 
 
 def _inside(graph: Graph, chain: list[Write], write: Write) -> bool:

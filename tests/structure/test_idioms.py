@@ -52,7 +52,7 @@ CASES: dict[str, Case] = {
     "one forward": Case(wholes.OneForward),
     "one block twice": Case(lambda: wholes.Layers(*[wholes.Block()] * 2)),
     "translator": Case(wholes.Translator, lambda b, t: (ids(b, t), ids(b, t + 2)), 4),
-    "detector": Case(wholes.Detector, image, None),
+    "detector": Case(wholes.Detector, image, 2),
     "perceiver": Case(wholes.Perceiver, features, 2),
     "sets": Case(wholes.Sets, features, None),
     "slots": Case(wholes.Slots, features, None),

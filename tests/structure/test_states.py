@@ -52,6 +52,8 @@ class Model(nn.Module):
                 return 2.0 * y + layer(y)
             case "two norms":
                 return self.other(self.norm(x + layer(x)))
+            case "fourier":
+                return x + torch.fft.fftn(x, dim=(1, 2)).real * self.gate
             case "part":
                 x = x.clone()
                 part = x[:, 1:]
@@ -69,6 +71,9 @@ class Model(nn.Module):
                 states.append(self.norm(F.avg_pool1d(x.mT, 2).mT))
             case "normed twice":
                 states.append(self.other(self.norm(x)))
+            case "scaled":
+                states.append(self.scale * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)))
+                return self.head(states[-1] / 4.0), states[-1]
             case "cut":
                 return x[:, 1:].contiguous(), self.head(x[:, 0])
             case "weighed":
@@ -79,7 +84,7 @@ class Model(nn.Module):
         return self.head(states[-1])
 
 
-KINDS = ["convex", "affine", "normed", "two norms", "part", "pooled", "normed twice", "weighed"]
+KINDS = ["convex", "fourier", "affine", "normed", "two norms", "part", "pooled", "normed twice", "weighed"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,6 +100,12 @@ def test_every_state_is_a_point(kind: str) -> None:
 def test_what_is_cut_from_the_last_state_and_returned_is_a_point() -> None:
     structure, run = located(Model("cut"), torch.arange(6)[None])
     assert any(torch.equal(run[point], run.output[0]) for point in structure.residual.points if run[point].shape[1] == 5)
+
+
+def test_a_number_that_a_norm_is_divided_by_is_not_of_the_norm() -> None:
+    structure, run = located(Model("scaled"), torch.arange(6)[None])
+    assert structure.final_norm is not None
+    assert torch.equal(run[structure.final_norm], run.output[1])
 
 
 def test_norms_through_which_a_stream_is_left_are_points() -> None:
