@@ -22,20 +22,17 @@ from fmr.structure.match import (
     depends,
     descend,
     is_constant,
+    product,
     projection,
     settled,
     unshaped,
     weights,
 )
-from fmr.structure.operands import find_scores, mix, oriented
+from fmr.structure.operands import BEFORE, Scores, Use, find_scores, mix, oriented
 from fmr.structure.softmax import Softmax
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
-
-
-_GATHERED = SAME | SHAPE | NORMS | {"mul", "sub", "div"}
-"""What may lie between the values of the heads and their projection: a gate, or a norm, as one op or written out."""
 
 
 class Attention(NamedTuple):
@@ -85,7 +82,8 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     scores = oriented(graph, scores, use)
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
-    z = handed_on(graph, use.node)
+    z, pattern = handed_on(graph, use.node), acting(graph, use.way)
+    z, pattern = _whole(graph, use, z) or (z, pattern)
     out, way, end = projected(graph, z, (unshaped(graph, use.v, SAME | SHAPE), softmax.node.id))
     heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or heads_in_queries(graph, scores, use)
     if heads is None:
@@ -96,17 +94,45 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
         k=scores.k,
         v=use.v,
         scores=softmax.scores,
-        pattern=acting(graph, use.way),
+        pattern=pattern,
         z=z.id,
         out=out,
         n_heads=heads.number,
         n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k)),
         head_dim=head_size(graph, scores),
-        kind="self" if _roots(graph, scores.q) & _roots(graph, scores.k) else "cross",
+        kind=_kind(graph, softmax, scores),
         scope=softmax.node.scope.partition("/")[0],
         dim=softmax.dim,
         layouts=layouts(graph, scores, use, heads),
     )
+
+
+def _kind(graph: Graph, softmax: Softmax, scores: Scores) -> str:
+    """Self-attention where queries and keys, or some of the keys, were projected from the same."""
+    above = climb(graph, softmax.scores, lambda node: node.op in BEFORE and contraction(node) is None)
+    pairs = [(scores.q, scores.k), *((one.left, one.right) for node in above if (one := product(graph, node)) is not None)]
+    return "self" if any(_roots(graph, q) & _roots(graph, k) for q, k in pairs) else "cross"
+
+
+def _is_cut(before: Node, node: Node) -> bool:
+    """Whether a node takes some of the keys of a pattern."""
+    return node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
+
+
+def _whole(graph: Graph, use: Use, z: Node) -> tuple[Node, TensorId] | None:
+    """The sum of values and the pattern where its keys are cut in two and each part weighs values of its own."""
+    place = next((n for n, (before, node) in enumerate(pairwise(use.way)) if _is_cut(before, node)), None)
+    if place is None:
+        return None
+    whole = use.way[place]
+    for total in graph.readers(z.id):
+        for parent in total.parents if total.op == "add" else ():
+            made = graph[unshaped(graph, parent.id, SAME | SHAPE)]
+            found = product(graph, made) if parent != z.id else None
+            read = [graph[unshaped(graph, one)] for one in (found.left, found.right)] if found is not None else []
+            if any(_is_cut(whole, one) and one.parents[0] == whole.id for one in read):
+                return total, acting(graph, use.way[: place + 1])
+    return None
 
 
 def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
@@ -115,8 +141,7 @@ def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
     for before, node in pairwise(way):
         if node.op in _LAID_OUT or contraction(node) is not None:
             break
-        cut = node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
-        if cut or node.op == "to" or node.op not in SHAPE | SAME:
+        if _is_cut(before, node) or node.op == "to" or node.op not in SHAPE | SAME:
             last = node
     return last.id
 

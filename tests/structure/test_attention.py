@@ -176,6 +176,12 @@ def sink(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1)[..., :-1] @ v
 
 
+def two_kinds_of_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    near, far = (k[:, :, 2:], v[:, :, 2:]), (k[:, :, :2], v[:, :, :2])
+    pattern = torch.cat([q @ far[0].mT, q @ near[0].mT], -1).softmax(-1)
+    return pattern[..., :2] @ far[1] + pattern[..., 2:] @ near[1]
+
+
 def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (
         torch.baddbmm(torch.ones(1, 1, 1), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=0.5)
@@ -185,7 +191,9 @@ def biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("mix", [plain, method, capped, folded, sink, biased], ids=lambda mix: mix.__name__)
+@pytest.mark.parametrize(
+    "mix", [plain, method, capped, folded, sink, two_kinds_of_keys, biased], ids=lambda mix: mix.__name__
+)
 def test_one_forward_without_submodules(mix: Any) -> None:
     torch.manual_seed(0)
     run = fmr.run(Block(mix), torch.randn(2, 5, 16))
@@ -193,6 +201,8 @@ def test_one_forward_without_submodules(mix: Any) -> None:
     assert [(b.n_heads, b.head_dim) for b in structure.attention] == [(4, 4)], structure
     assert structure.attention[0].certified
     assert run[structure.attention[0].pattern].shape[-1] == 5
+    assert structure.attention[0].kind == "self"
+    assert structure.attention[0].out is not None
 
 
 def written_out(z: Tensor) -> Tensor:
