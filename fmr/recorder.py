@@ -118,9 +118,7 @@ class Recorder(RootWatcher):
                     break
             if kwargs:
                 kwargs = _frozen_kwargs(kwargs)
-            frame = sys._getframe(1)
-            inside = _is_internal.get(frame.f_code.co_filename, True)
-            code, lasti = call_site(frame) if inside else (frame.f_code, frame.f_lasti)
+            code, lasti = call_site(sys._getframe(1))
             emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti))
         return out
 

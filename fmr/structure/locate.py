@@ -15,10 +15,10 @@ from fmr.structure.certify import Certificate, certify_attention, certify_memory
 from fmr.structure.deformable import deformable
 from fmr.structure.dominate import Flow
 from fmr.structure.evaluate import Values
-from fmr.structure.match import NORMS, SAME, SHAPE, climb, descend, is_random, projection, weights
+from fmr.structure.match import NORMS, SAME, SHAPE, climb, depends, descend, is_random, projection, weights
 from fmr.structure.memory import find_memories
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
-from fmr.structure.residual import Stream, Write, find_streams, reaches, writers
+from fmr.structure.residual import Stream, Write, find_streams, writers
 from fmr.structure.softmax import softmaxes
 from fmr.structure.stack import find_stacks
 
@@ -69,11 +69,9 @@ class _Search:
 
     def structure(self) -> Structure:
         streams = self._streams()
-        attention, mlps = self._attention(), self._memories(streams)
         residuals = tuple(self._residual(stream) for stream in streams)
-        layers = tuple(
-            layer for stream in streams if stream.writes for layer in layers_of(self.graph, stream, attention, mlps)
-        )
+        attention, mlps = self._attention(), self._memories(residuals)
+        layers = tuple(layer for residual in residuals for layer in layers_of(self.graph, residual, attention, mlps))
         last = streams[-1] if streams and streams[-1].writes else None
         embedding = _embedding(self.graph, last)
         return Structure(
@@ -100,9 +98,9 @@ class _Search:
                 blocks.append(AttentionBlock(found, self.graph, certificate, len(blocks)))
         return blocks
 
-    def _memories(self, streams: list[Stream]) -> list[MemoryBlock]:
-        sums = frozenset(write.after for stream in streams for write in stream.writes)
-        written = {node.id for stream in streams for write in stream.writes for node in writers(self.graph, write)}
+    def _memories(self, residuals: tuple[Residual, ...]) -> list[MemoryBlock]:
+        sums = frozenset(write.after for residual in residuals for write in residual.writes)
+        written = {name for residual in residuals for names in residual.writers for name in names}
         blocks: list[MemoryBlock] = []
         for found in find_memories(self.graph, sums):
             if found.down not in written:
@@ -153,11 +151,11 @@ class _Search:
         return Residual(stream, who, read)
 
 
-def layers_of(graph: Graph, stream: Stream, attention: list[AttentionBlock], mlps: list[MemoryBlock]) -> list[Layer]:
+def layers_of(graph: Graph, residual: Residual, attention: list[AttentionBlock], mlps: list[MemoryBlock]) -> list[Layer]:
     """The layers of a stream: its writes in groups, each with the attentions and memories that write in it."""
+    stream, who = residual.stream, [set(names) for names in residual.writers]
     if not stream.writes:
         return []
-    who = [{node.id for node in writers(graph, write)} for write in stream.writes]
     blocks = [[a for a in attention if _writes(graph, a, names)] for names in who]
     memories = [[m for m in mlps if m.found.down in names] for names in who]
     layers = []
@@ -176,7 +174,7 @@ def layers_of(graph: Graph, stream: Stream, attention: list[AttentionBlock], mlp
 
 def _reads(graph: Graph, memories: list[MemoryBlock], write: Write) -> bool:
     """Whether memories that write at an add read the stream just before it; in a parallel block they read it earlier."""
-    return any(reaches(graph, memory.found.source, write.before) for memory in memories)
+    return any(depends(graph, memory.found.source, write.before) for memory in memories)
 
 
 def _post(stream: Stream, end: int, after: TensorId) -> TensorId:

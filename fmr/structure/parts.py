@@ -341,11 +341,6 @@ class Structure:
         return table(self._headline, ("layer", "where", "what", "certificate"), rows, "\n".join(rejected + more))
 
 
-def _matrix(weight: Tensor) -> Tensor:
-    """A weight without the window of a convolution, where that is a single position."""
-    return weight.flatten(1) if weight.dim() > 2 and weight[0, 0].numel() == 1 else weight
-
-
 def _short(part: AttentionBlock | MemoryBlock) -> str:
     """A certificate in few words: the largest of its errors."""
     if part.certified is None:

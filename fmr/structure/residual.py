@@ -9,7 +9,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
-from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, product
+from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, depends, product
 from fmr.structure.passage import OVERWRITES, base, handed, passage, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset(
@@ -74,20 +74,7 @@ def _inside(graph: Graph, chain: list[Write], write: Write) -> bool:
     start, end = chain[0].before, chain[-1].after
     if not graph.place(write.before) < graph.place(start) < graph.place(end) < graph.place(write.after):
         return False
-    return reaches(graph, start, write.before) and reaches(graph, write.added, end)
-
-
-def reaches(graph: Graph, name: TensorId, origin: TensorId) -> bool:
-    """Whether a value depends on another."""
-    first, waiting, seen = graph.place(origin), [name], {name}
-    for here in waiting:
-        if here == origin:
-            return True
-        for parent in graph[here].parents:
-            if parent not in seen and graph.place(parent) >= first:
-                seen.add(parent.id)
-                waiting.append(parent.id)
-    return False
+    return depends(graph, start, write.before) and depends(graph, write.added, end)
 
 
 def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | None:
