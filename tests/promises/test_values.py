@@ -324,6 +324,7 @@ def test_running_statistics_are_kept_as_they_were_at_each_call(keep: str) -> Non
 
 @pytest.mark.parametrize("keep", ["all", "*", ["param:line.weight", "line/linear#0", "input:args.0"]])
 def test_an_optimizer_step_inside_the_block_changes_nothing_kept(keep: Any) -> None:
+    torch.manual_seed(0)  # of one seed in a hundred every unit is dead and the step changes no weight
     model = Fn(lambda self, x: self.line(x).relu(), line=nn.Linear(4, 4))
     x = torch.randn(2, 4)
     weight, inside = copy(model.line.weight), copy(model.line(x))
