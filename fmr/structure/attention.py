@@ -28,7 +28,7 @@ from fmr.structure.match import (
     unshaped,
     weights,
 )
-from fmr.structure.operands import BEFORE, Scores, Use, find_scores, mix, oriented
+from fmr.structure.operands import BEFORE, Parts, Scores, find_scores, mix, oriented, parts_of
 from fmr.structure.softmax import Softmax
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
@@ -40,6 +40,7 @@ class Attention(NamedTuple):
 
     `layouts` says of q, k, v, scores, pattern and z what each dimension counts: "heads" is not there where heads lie in the
     batch, and of scores and pattern "positions" are the queries and "units" the keys. `dim` is normalised by the softmax.
+    Where one softmax is over keys of several kinds, `k` and `v` are those of one of them.
     """
 
     softmax: TensorId
@@ -79,11 +80,12 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     use = mix(graph, softmax, scores)
     if use is None:
         return "nothing below the softmax multiplies values by it"
-    scores = oriented(graph, scores, use)
+    parts = parts_of(graph, softmax, use)
+    use = parts.first(graph, scores)
+    scores = oriented(graph, scores, use, softmax.dim)
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
-    z, pattern = handed_on(graph, use.node), acting(graph, use.way)
-    z, pattern = _whole(graph, use, z) or (z, pattern)
+    z = handed_on(graph, parts.total)
     out, way, end = projected(graph, z, (unshaped(graph, use.v, SAME | SHAPE), softmax.node.id))
     heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or heads_in_queries(graph, scores, use)
     if heads is None:
@@ -94,45 +96,24 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
         k=scores.k,
         v=use.v,
         scores=softmax.scores,
-        pattern=pattern,
+        pattern=acting(graph, parts.whole(use)),
         z=z.id,
         out=out,
         n_heads=heads.number,
         n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k)),
         head_dim=head_size(graph, scores),
-        kind=_kind(graph, softmax, scores),
+        kind="self" if any(_roots(graph, scores.q) & _roots(graph, k) for k in _keys(graph, scores, parts)) else "cross",
         scope=softmax.node.scope.partition("/")[0],
         dim=softmax.dim,
         layouts=layouts(graph, scores, use, heads),
     )
 
 
-def _kind(graph: Graph, softmax: Softmax, scores: Scores) -> str:
-    """Self-attention where queries and keys, or some of the keys, were projected from the same."""
-    above = climb(graph, softmax.scores, lambda node: node.op in BEFORE and contraction(node) is None)
-    pairs = [(scores.q, scores.k), *((one.left, one.right) for node in above if (one := product(graph, node)) is not None)]
-    return "self" if any(_roots(graph, q) & _roots(graph, k) for q, k in pairs) else "cross"
-
-
-def _is_cut(before: Node, node: Node) -> bool:
-    """Whether a node takes some of the keys of a pattern."""
-    return node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
-
-
-def _whole(graph: Graph, use: Use, z: Node) -> tuple[Node, TensorId] | None:
-    """The sum of values and the pattern where its keys are cut in two and each part weighs values of its own."""
-    place = next((n for n, (before, node) in enumerate(pairwise(use.way)) if _is_cut(before, node)), None)
-    if place is None:
-        return None
-    whole = use.way[place]
-    for total in graph.readers(z.id):
-        for parent in total.parents if total.op == "add" else ():
-            made = graph[unshaped(graph, parent.id, SAME | SHAPE)]
-            found = product(graph, made) if parent != z.id else None
-            read = [graph[unshaped(graph, one)] for one in (found.left, found.right)] if found is not None else []
-            if any(_is_cut(whole, one) and one.parents[0] == whole.id for one in read):
-                return total, acting(graph, use.way[: place + 1])
-    return None
+def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
+    """The keys of an attention: of each part those that its queries are multiplied with."""
+    above = climb(graph, scores.way[-1].id, lambda node: node.op in BEFORE and contraction(node) is None)
+    found = [one for node in above if (one := product(graph, node)) is not None] if len(parts.uses) > 1 else []
+    return {scores.k} | {one.left if one.right == scores.q else one.right for one in found}
 
 
 def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
@@ -141,7 +122,8 @@ def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
     for before, node in pairwise(way):
         if node.op in _LAID_OUT or contraction(node) is not None:
             break
-        if _is_cut(before, node) or node.op == "to" or node.op not in SHAPE | SAME:
+        cut = node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
+        if cut or node.op == "to" or node.op not in SHAPE | SAME:
             last = node
     return last.id
 

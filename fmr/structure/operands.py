@@ -1,6 +1,7 @@
 """The two products of an attention: queries with keys above a softmax, the pattern with values below it."""
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -102,11 +103,14 @@ def _over_keys(graph: Graph, softmax: Softmax, found: Contraction, way: tuple[No
     return place is not None and scores.letters.result[place] in scores.letters.alone(scores.in_k)
 
 
-def oriented(graph: Graph, scores: Scores, use: Use) -> Scores:
-    """The scores with queries and keys told apart: keys are what the product with the values sums over."""
+def oriented(graph: Graph, scores: Scores, use: Use, dim: int = -1) -> Scores:
+    """The scores with queries and keys told apart: keys are what the product with the values sums over.
+
+    dim: what the softmax is over, which tells where only a part of the keys reaches the product.
+    """
     place: int | None = use.weighs.index(use.letters.summed[-1]) if use.letters.summed else None
-    for way in (use.way, scores.way):
-        place = sources(graph, way)[place] if place is not None else None
+    place = sources(graph, use.way)[place] if place is not None else None
+    place = sources(graph, scores.way)[dim if place is None else place]
     if place is not None and scores.letters.result[place] in scores.letters.alone(scores.in_q):
         scores = scores._replace(q=scores.k, k=scores.q, in_q=scores.in_k, in_k=scores.in_q)
     q, in_q = _upright(graph, scores.q, scores.in_q, scores.letters)
@@ -170,6 +174,52 @@ def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | N
                 break
         else:
             return None
+
+
+class Parts(NamedTuple):
+    """The products of the parts of a pattern with values of their own, and the sum of all."""
+
+    uses: tuple[Use, ...]
+    total: Node
+
+    def first(self, graph: Graph, scores: Scores) -> Use:
+        """The product with the values that belong to these keys: with as many."""
+        keys = math.prod(_size(graph[scores.k], scores.in_k, scores.letters.alone(scores.in_k)[-1:]))
+        alike = (u for u in self.uses if math.prod(_size(graph[u.v], u.values, u.letters.summed)) == keys)
+        return next(alike, self.uses[0])
+
+    def whole(self, use: Use) -> tuple[Node, ...]:
+        """The way of the pattern to where it is cut."""
+        others = [{node.id for node in one.way} for one in self.uses]
+        return tuple(node for node in use.way if all(node.id in names for names in others))
+
+
+def parts_of(graph: Graph, softmax: Softmax, use: Use) -> Parts:
+    """The product with the values alone, or all whose sum it is part of, where each weighs by a cut of the pattern."""
+    if not _cut(use.way, softmax.dim):
+        return Parts((use,), use.node)
+    uses = [use]
+    for node, way in descend(graph, softmax.node, _hands_on):
+        found = contraction(node) if way and node is not use.node else None
+        if found is not None and not weights(graph, _values(found, way)) and node.shape == use.node.shape:
+            other = use_of(graph, found, way)
+            if _cut(other.way, softmax.dim):
+                uses.append(other)
+    own = {one.node.id for one in uses}
+    for node, _ in descend(graph, use.node, lambda node: node.op in SAME | {"add"}):
+        above = climb(graph, node.id, lambda one: one.op in SAME | {"add"} and one.id not in own)
+        if node.op == "add" and len(uses) > 1 and own <= {one.id for one in above}:
+            return Parts(tuple(uses), node)
+    return Parts((use,), use.node)
+
+
+def _cut(way: tuple[Node, ...], dim: int) -> bool:
+    """Whether a part is taken of the dimension that a softmax is over."""
+    return any(len(a.shape) == len(b.shape) and b.shape[dim] < a.shape[dim] and b.op in SHAPE for a, b in pairwise(way))
+
+
+def _size(node: Node, word: str, letters: str) -> list[int]:
+    return [size for letter, size in zip(word, node.shape, strict=True) if letter in letters]
 
 
 def _hands_on(node: Node) -> bool:

@@ -101,6 +101,20 @@ def sink_logit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends(p[..., :-1]) @ v
 
 
+def two_kinds(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One softmax over two summaries and the keys themselves, whose values are weighed apart."""
+    few, means = ((t.cumsum(2)[:, :, -2:] / t.shape[2]) for t in (k, v))
+    p = attends(torch.cat([q @ few.mT, (q @ k.mT).masked_fill(causal(q @ k.mT), -INF)], -1).softmax(-1))
+    return p[..., :2] @ means + p[..., 2:] @ v
+
+
+def cut_in_two(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The two halves of a pattern weigh their values in two einsums, the later ones first."""
+    p = attends(torch.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k), -1))
+    (a, b), (c, d) = p.split([2, p.shape[-1] - 2], -1), v.split([2, v.shape[2] - 2], 2)
+    return torch.einsum("bhqk,bhkd->bhqd", b, d) + torch.einsum("bhqk,bhkd->bhqd", a, c)
+
+
 def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends((30 * torch.tanh(q @ k.mT / 30)).softmax(-1)) @ v
 
@@ -207,6 +221,8 @@ FOUND = (
     slice_filled,
     sink_key,
     sink_logit,
+    two_kinds,
+    cut_in_two,
     capped,
     cosine,
     alibi,
