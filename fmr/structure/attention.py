@@ -1,6 +1,7 @@
 """Attention by dataflow: two contractions around a softmax, and what is shared by all that weigh values by a softmax."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from fmr.fused import EXPLAINED
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.heads import Layout, head_size, heads_in_queries, heads_in_rows, key_heads, layouts
+from fmr.structure.heads import Layout, compares_units, head_size, heads_in_queries, heads_in_rows, key_heads, layouts
 from fmr.structure.match import (
     NONLINEAR,
     NORM_PARTS,
@@ -28,11 +29,18 @@ from fmr.structure.match import (
     unshaped,
     weights,
 )
-from fmr.structure.operands import BEFORE, Parts, Scores, find_scores, mix, oriented, parts_of
+from fmr.structure.operands import BEFORE, Parts, Scores, find_scores, mix, oriented, parts_of, unused
 from fmr.structure.softmax import Softmax
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
+
+
+_GATHERED = SAME | SHAPE | NORMS | {"mul", "sub", "div"}
+"""What may lie between the values of the heads and their projection: a gate, or a norm, as one op or written out."""
+
+_TOTAL = SAME | SHAPE | {"add", "clamp", "reciprocal"}
+"""What may lie between a sum of weights and the division by it."""
 
 
 class Attention(NamedTuple):
@@ -79,7 +87,7 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
         return "no product of two activations lies above the softmax"
     use = mix(graph, softmax, scores)
     if use is None:
-        return "nothing below the softmax multiplies values by it"
+        return unused(graph, softmax)
     parts = parts_of(graph, softmax, use)
     use = parts.first(graph, scores)
     scores = oriented(graph, scores, use, softmax.dim)
@@ -88,6 +96,8 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     z = handed_on(graph, parts.total)
     out, way, end = projected(graph, z, (unshaped(graph, use.v, SAME | SHAPE), softmax.node.id))
     heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or heads_in_queries(graph, scores, use)
+    if heads is None and compares_units(graph, scores):
+        return "its scores sum over positions: it weighs units by units, not positions"
     if heads is None:
         return "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
     return Attention(
@@ -107,6 +117,21 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
         dim=softmax.dim,
         layouts=layouts(graph, scores, use, heads),
     )
+
+
+def undivided(graph: Graph) -> Iterator[Rejected]:
+    """Each product with values whose weights are divided by their sum only afterwards: a softmax that is nowhere."""
+    for node in graph.nodes:
+        if node.op not in ("div", "mul") or len(node.parents) != 2:
+            continue
+        above = climb(graph, node.parents[0].id, lambda one: one.op in SAME | SHAPE)
+        mixed = next((found for one in above if (found := product(graph, one)) is not None), None)
+        sums = [one for one in climb(graph, node.parents[1].id, lambda one: one.op in _TOTAL) if one.op == "sum"]
+        totals = {unshaped(graph, one.parents[0].id, SAME) for one in sums if one.parents}
+        for name in {unshaped(graph, one, SAME) for one in (mixed.left, mixed.right)} & totals if mixed else ():
+            bent = graph[name]
+            if bent.op == "exp" and find_scores(graph, Softmax(bent, bent.parents[0].id, -1)) is not None:
+                yield Rejected(bent.id, "attention", "its pattern is never computed: the division comes after the values")
 
 
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:

@@ -68,12 +68,28 @@ def head_size(graph: Graph, scores: Scores) -> int:
     return math.prod(sizes[letter] for letter in scores.letters.summed)
 
 
-def heads_in_queries(graph: Graph, scores: Scores, use: Use) -> Heads | None:
-    """The heads that the units of a projection were split into on their way to the queries."""
+def compares_units(graph: Graph, scores: Scores) -> bool:
+    """Whether a score sums over positions: then the map is one of units by units."""
+    made = _projected(graph, scores)
+    value = carried(graph, _units(graph, made), (made, graph[scores.q])) if made is not None else None
+    if value is None or value.min() < 0:
+        return False
+    alone = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.alone(scores.in_q)]
+    summed = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.summed]
+    return any(_varies(value, n) for n in alone) and not any(_varies(value, n) for n in summed)
+
+
+def _projected(graph: Graph, scores: Scores) -> Node | None:
+    """What the queries were split from: the projection, else a whole that is no weight."""
     above = list(climb(graph, scores.q, lambda node: node.op in _SPLITS and contraction(node) is None))
     projected = (node for node in above if projection(graph, node) is not None)
     whole = (node for node in above if node.op not in _SPLITS and len(node.shape) < 4 and not weights(graph, node.id))
-    made = next(projected, next(whole, None))
+    return next(projected, next(whole, None))
+
+
+def heads_in_queries(graph: Graph, scores: Scores, use: Use) -> Heads | None:
+    """The heads that the units of a projection were split into on their way to the queries."""
+    made = _projected(graph, scores)
     if made is None:
         return _in_view(graph, scores, use) or (Heads(1, (), (), False) if len(use.node.shape) == 3 else None)
     value = carried(graph, _units(graph, made), (made, graph[scores.q]))

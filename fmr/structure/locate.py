@@ -10,7 +10,7 @@ from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.run import Pass, Run
 from fmr.structure.additive import additive
-from fmr.structure.attention import Attention, Rejected, dot_product
+from fmr.structure.attention import Attention, Rejected, dot_product, undivided
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.deformable import deformable
 from fmr.structure.dominate import Flow
@@ -58,6 +58,7 @@ def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
             reason = reason or answer
         else:
             yield Rejected(softmax.node.id, "attention", reason)
+    yield from undivided(graph)
 
 
 class _Search:

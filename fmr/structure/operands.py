@@ -163,7 +163,7 @@ def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | N
     before: tuple[Node, ...] = ()
     start = softmax.node
     while True:
-        for node, way in descend(graph, start, _hands_on):
+        for node, way in descend(graph, start, lambda node: _hands_on(node) or _mixture(graph, node, softmax)):
             if node is softmax.node or node is start:
                 continue
             found = contraction(node) or weighed_sum(graph, node)
@@ -225,6 +225,30 @@ def _size(node: Node, word: str, letters: str) -> list[int]:
 def _hands_on(node: Node) -> bool:
     """Whether what a node makes of a pattern may still weigh values: masked, cast, divided by its sum, normalised."""
     return node.op in AFTER | NORMS or (node.op == "add" and len(node.parents) == 1)
+
+
+def _mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
+    """Whether a node adds up a softmax and one that looks at no keys: of positions alone, of weights."""
+    if node.op != "add" or len(node.parents) != 2:
+        return False
+    above = [list(climb(graph, parent.id, _hands_on)) for parent in node.parents]
+    others = [one for names in above if softmax.node not in names for one in names]
+    return any(
+        one.op == "softmax" and find_scores(graph, Softmax(one, one.parents[0].id, softmax.dim)) is None for one in others
+    )
+
+
+def unused(graph: Graph, softmax: Softmax) -> str:
+    """Why a softmax of scores is no attention: nothing is multiplied by it alone."""
+    for node, way in descend(graph, softmax.node, _adds_on):
+        summed = contraction(node) is not None and any(one.op in ("add", "sub") for one in way)
+        if summed and sum(one.op == "softmax" for one in climb(graph, way[-1].id, _adds_on)) > 1:
+            return "it is added to another softmax or taken from it before the values: what weighs them is neither"
+    return "nothing below the softmax multiplies values by it"
+
+
+def _adds_on(node: Node) -> bool:
+    return _hands_on(node) or node.op in ("add", "sub", "neg")
 
 
 def _values(found: Contraction, way: tuple[Node, ...]) -> TensorId:

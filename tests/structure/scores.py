@@ -190,6 +190,19 @@ def differential(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((a @ c.mT).softmax(-1) - 0.4 * (b @ d.mT).softmax(-1)) @ v
 
 
+def of_places(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each head has its share of a second softmax that looks at positions alone."""
+    places, rate = torch.arange(k.shape[2]), torch.arange(1, HEADS + 1)[:, None, None] / 8
+    near = (-(places[:, None] - places).abs() * rate).softmax(-1)
+    p = (1 - rate) * (q @ k.mT).softmax(-1) + rate * near
+    return attends(p / p.sum(-1, keepdim=True)) @ v
+
+
+def of_units(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Units look at units: the scores sum over positions."""
+    return (v @ (k.mT @ q).softmax(-2)).contiguous()
+
+
 def sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.sigmoid(q @ k.mT - math.log(q.shape[2])) @ v
 
@@ -224,6 +237,7 @@ FOUND = (
     two_kinds,
     cut_in_two,
     capped,
+    of_places,
     cosine,
     alibi,
     strongest,
@@ -233,4 +247,12 @@ FOUND = (
     folded,
     query_chunks,
 )
-NOT_FOUND = (exp_over_sum_late, differential, sigmoid, linear, efficient)
+NOT_FOUND = {
+    exp_over_sum_late: "the division comes after the values",
+    differential: "added to another softmax or taken from it",
+    of_units: "units by units",
+    sigmoid: "",
+    linear: "",
+    efficient: "",
+}
+"""What is no attention, and the reason in which it is told; no reason where there is no softmax of scores."""

@@ -32,7 +32,10 @@ CASES: dict[str, Case] = {
         f"memory {kind.__name__}": Case(lambda kind=kind: Stack(lambda: Heads(scores.einsum), kind))
         for kind in memories.FOUND
     },
-    **{f"nothing {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain)) for mix in scores.NOT_FOUND},
+    **{
+        f"nothing {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain), reason=reason)
+        for mix, reason in scores.NOT_FOUND.items()
+    },
     **{
         f"block {kind.__name__}": Case(lambda kind=kind: wholes.Layers(kind(), kind()))
         for kind in (
@@ -136,6 +139,11 @@ def faults(case: Case, run: Run, truth: Truth) -> list[str]:
             if case.layers and not _placed(found, block)
         ),
         *([] if case.layers in (None, len(found.layers)) else [f"{len(found.layers)} layers, not {case.layers}"]),
+        *(
+            []
+            if not case.reason or any(case.reason in one.reason for one in found.rejected)
+            else [f"not told: {case.reason}"]
+        ),
         *(repr(one) for one in found.rejected if "Error" in repr(one) or len(repr(one)) > 300),
     ]
 
