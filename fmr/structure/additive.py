@@ -1,55 +1,141 @@
-"""Additive attention (Bahdanau, Cho, Bengio 2015): the scores are a weighted sum over a nonlinearity of query plus key."""
+"""Additive attention (Bahdanau, Cho, Bengio 2015): what a score is read off is a sum over a query and a key.
+
+A vector reads it off the sum of the two, or off the two side by side; or each is projected to one number, and these are
+added for all pairs (Veličković et al. 2018). A nonlinearity keeps the query from adding the same to all scores.
+"""
 
 import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from fmr.graph import Graph
+from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention import Attention, acting, handed_on, output_projection
-from fmr.structure.match import NONLINEAR, SAME, SHAPE, climb, contraction, projection, weights
-from fmr.structure.operands import BEFORE, mix
+from fmr.structure.letters import carried
+from fmr.structure.match import (
+    NONLINEAR,
+    SAME,
+    SHAPE,
+    Projection,
+    climb,
+    contraction,
+    is_constant,
+    projection,
+    unshaped,
+    weights,
+)
+from fmr.structure.operands import BEFORE, Use, mix
 from fmr.structure.softmax import Softmax
 
 
+class _Pair(NamedTuple):
+    """What is read off queries and keys, and how many units of each."""
+
+    q: TensorId
+    k: TensorId
+    units: int
+
+
 def additive(graph: Graph, softmax: Softmax) -> Attention | str:
-    """The attention around a softmax of scores that a weight vector reads off a nonlinearity of two summed activations."""
-    scored = next(
-        (
-            found
-            for node in climb(graph, softmax.scores, lambda node: node.op in BEFORE and contraction(node) is None)
-            if (found := projection(graph, node)) is not None and node.shape[-1] == 1
-        ),
-        None,
-    )
-    summed = _sum(graph, scored.data) if scored is not None else None
+    """The attention around a softmax of scores that are read off a sum over two activations."""
+    above = list(climb(graph, softmax.scores, lambda node: node.op in BEFORE | NONLINEAR and contraction(node) is None))
+    bent = any(node.op in NONLINEAR for node in above)
+    scored = next((p for node in above if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
+    pair = (_read_off(graph, softmax, scored, bent) if scored is not None else None) or _all_pairs(graph, softmax, above)
     mixed = mix(graph, softmax)
-    if summed is None or mixed is None:
+    if pair is None or mixed is None:
         return "its scores are neither products of queries with keys nor read off a sum of the two"
-    a, b = sorted((parent.id for parent in summed.parents), key=lambda name: math.prod(graph[name].shape))
     z = handed_on(graph, mixed.node)
+    heads = _heads(graph, mixed)
     return Attention(
         softmax=softmax.node.id,
-        q=a,
-        k=b,
+        q=pair.q,
+        k=pair.k,
         v=mixed.v,
         scores=softmax.scores,
         pattern=acting(graph, mixed.way),
         z=z.id,
         out=output_projection(graph, z),
-        n_heads=1,
-        n_kv_heads=1,
-        head_dim=summed.shape[-1],
+        n_heads=heads,
+        n_kv_heads=heads,
+        head_dim=pair.units,
         kind="additive",
         scope=softmax.node.scope.partition("/")[0],
         dim=softmax.dim,
     )
 
 
-def _sum(graph: Graph, name: str) -> Node | None:
-    """The sum of two activations under a nonlinearity."""
-    bent = False
-    for node in climb(graph, graph[name].id, lambda node: node.op in SAME | SHAPE | NONLINEAR):
+def _read_off(graph: Graph, softmax: Softmax, scored: Projection, bent: bool) -> _Pair | None:
+    """The query and the key that a vector reads a score off: their sum under a nonlinearity, or both side by side."""
+    beside = _beside(graph, softmax, scored) if bent else None
+    for node in climb(graph, scored.data, lambda node: node.op in SAME | SHAPE | NONLINEAR):
         bent = bent or node.op in NONLINEAR
+        first = projection(graph, node)
+        if first is not None and bent:
+            beside = beside or _beside(graph, softmax, first)
         if node.op == "add" and bent and len(node.parents) == 2:
-            both = not any(weights(graph, parent.id) for parent in node.parents)
-            return node if both else None
+            a, b = sorted((parent.id for parent in node.parents), key=lambda name: math.prod(graph[name].shape))
+            return None if weights(graph, a) or weights(graph, b) else _Pair(a, b, node.shape[-1])
+    return beside
+
+
+def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
+    """The query and the key that a projection reads side by side: all keys meet the same query."""
+    data = graph[found.data]
+    joined = graph[unshaped(graph, found.data)]
+    place = len(softmax.node.shape) + softmax.dim
+    sides = [graph[parent.id].shape for parent in joined.parents] if joined.op == "cat" else []
+    beside = len(sides) == 2 and all(side[:-1] == joined.shape[:-1] for side in sides)
+    if not beside or place >= len(data.shape) - 1 or data.shape[-1] != sum(side[-1] for side in sides):
+        return None
+    start, same = 0, []
+    for parent in joined.parents:
+        value, size = _told_apart(graph, graph[parent.id]), graph[parent.id].shape[-1]
+        if value is None:
+            return None
+        whole = torch.full(joined.shape, -1.0, dtype=torch.float64)
+        whole.narrow(-1, start, size).copy_(value)
+        read = carried(graph, whole, (joined, data))
+        if read is None or not read.numel():
+            return None
+        part = read.narrow(-1, start, size)
+        same.append(bool((part == part.narrow(place, 0, 1)).all()))
+        start += size
+    if sum(same) != 1:
+        return None
+    q, k = joined.parents if same[0] else joined.parents[::-1]
+    return _Pair(q.id, k.id, graph[q.id].shape[-1])
+
+
+def _told_apart(graph: Graph, node: Node) -> Tensor | None:
+    """A number for each number of a value: the same for those that were repeated."""
+    source = graph[unshaped(graph, node.id, SAME | SHAPE)]
+    number = torch.arange(math.prod(source.shape), dtype=torch.float64).reshape(source.shape)
+    return carried(graph, number, (source, node))
+
+
+def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | None:
+    """The numbers of queries and keys that are added, each with each, under a nonlinearity."""
+    dim = softmax.dim
+    for node in (graph[unshaped(graph, one.parents[0].id, SAME)] for one in above if one.op in NONLINEAR and one.parents):
+        if node.op != "add" or len(node.parents) != 2 or len(node.shape) != len(softmax.node.shape):
+            continue
+        q, k = sorted((graph[parent.id] for parent in node.parents), key=lambda one: one.shape[dim:][:1])
+        wide = len(q.shape) == len(k.shape) and q.shape[dim] == 1 < k.shape[dim]
+        crossed = wide and any(a > 1 == b for a, b in zip(q.shape, k.shape, strict=True))
+        if crossed and not is_constant(graph, q.id) and not is_constant(graph, k.id):
+            return _Pair(q.id, k.id, 1)
     return None
+
+
+def _heads(graph: Graph, mixed: Use) -> int:
+    """The heads that the units of a projection to the values were split into."""
+    made = graph[unshaped(graph, mixed.v, SAME | SHAPE)]
+    sizes = dict(zip(mixed.values, graph[mixed.v].shape, strict=True))
+    size = math.prod(sizes[letter] for letter in mixed.letters.alone(mixed.values))
+    if projection(graph, made) is None or not size or made.shape[-1] % size:
+        return 1
+    return made.shape[-1] // size

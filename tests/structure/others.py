@@ -175,7 +175,21 @@ class Concatenated(Decoder):
     def look(self, state: Tensor, seen: Tensor) -> Tensor:
         beside = torch.cat([state.unsqueeze(1).repeat(1, seen.shape[1], 1), seen], 2)
         p = F.softmax(self.score(torch.tanh(self.both(beside))).squeeze(2), 1)
+        attends(p, "bk", heads=1, size=WIDTH, kind="additive")
         return torch.bmm(p.unsqueeze(1), seen).squeeze(1)
+
+
+class TwoDirections(Decoder):
+    """What lies side by side are the two directions of a sequence: every value is weighed by itself, no query looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.back, self.both = nn.GRU(7, WIDTH, batch_first=True), nn.Linear(2 * WIDTH, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.cat([self.encoder(x)[0], self.back(x.flip(1))[0].flip(1)], 2)
+        p = self.score(torch.tanh(self.both(seen))).softmax(1)
+        return self.logits((p.mT @ seen).squeeze(1))
 
 
 class Pointer(Decoder):
@@ -198,7 +212,24 @@ class Neighbours(nn.Module):
         a, b = ((h * w[:, None]).sum(-1) for w in (self.out_of, self.into))
         edges = torch.ones(x.shape[1], x.shape[1]).tril().bool()
         scores = F.leaky_relu(a.unsqueeze(3) + b.unsqueeze(2), 0.2).masked_fill(~edges, float("-inf"))
-        return (scores.softmax(-1) @ h).transpose(1, 2).flatten(2)
+        return (attends(scores.softmax(-1), size=1, kind="additive") @ h).transpose(1, 2).flatten(2)
+
+
+class Pairs(nn.Module):
+    """A graph: one vector reads two nodes side by side; then one reads their bent sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.vector = nn.Linear(7, WIDTH), weight(2 * WIDTH, 1)
+        self.a, self.b, self.score = nn.Linear(WIDTH, HIDDEN), nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, n = self.enter(x), x.shape[1]
+        sides = h.repeat_interleave(n, 1), h.repeat(1, n, 1)
+        scores = F.leaky_relu(torch.cat(sides, -1).view(-1, n, n, 2 * WIDTH) @ self.vector, 0.2).squeeze(3)
+        h = F.elu(attends(scores.softmax(-1), "bqk", heads=1, size=WIDTH, kind="additive") @ h)
+        scores = self.score(F.leaky_relu(self.a(h).unsqueeze(2) + self.b(h).unsqueeze(1))).squeeze(3)
+        return attends(scores.softmax(-1), "bqk", heads=1, size=HIDDEN, kind="additive") @ h
 
 
 class Mixer(nn.Module):

@@ -79,19 +79,22 @@ CASES: dict[str, Case] = {
     "inside": Case(others.Inside, image),
     "axial": Case(others.Axial, image),
     "denoiser": Case(others.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
-    **{f"steps {kind.__name__}": Case(kind, features, None) for kind in (others.Decoder, others.Multiplicative)},
+    **{
+        f"steps {kind.__name__}": Case(kind, features, None)
+        for kind in (others.Decoder, others.Multiplicative, others.Concatenated)
+    },
     **{
         f"nothing {kind.__name__}": Case(kind, features, None)
         for kind in (
-            others.Concatenated,
             others.Pointer,
+            others.TwoDirections,
             others.Scan,
             others.Classifier,
             others.MeanWeighed,
             others.Forget,
-            others.Neighbours,
         )
     },
+    **{f"graph {kind.__name__}": Case(kind, features, None) for kind in (others.Neighbours, others.Pairs)},
     "mixer": Case(others.Mixer, lambda b, t: (torch.randn(b, 5, 7),), None),
     "soft experts": Case(others.SoftExperts, features, None),
     "separable": Case(others.Separable, image, None),
