@@ -55,6 +55,8 @@ def letters_of(graph: Graph, found: Contraction) -> Letters:
             return Letters(batch + "k" + space, "nk" + space.lower(), batch + "n" + space)
         case "sum":
             return _summed(graph, found)
+        case "tensordot":
+            return _tensordot(found.node, left, right)
     a = _BATCH[: max(0, left - 2)][::-1] + "mk"[-left:]
     b = _BATCH[: max(0, right - 2)][::-1] + "kn"[:right]
     batch = max(a[:-2], b[:-2], key=len)
@@ -74,6 +76,16 @@ def _einsum(node: Node, *ranks: int) -> Letters:
     left, right = (word.replace(".", dots.get(word, "")) for word in before.split(","))
     once = "".join(sorted(letter for letter in set(left + right) - set(widest) if (left + right).count(letter) == 1))
     return Letters(left, right, after.replace(".", widest) if arrow else widest + once)
+
+
+def _tensordot(node: Node, left: int, right: int) -> Letters:
+    """The letters of a product that sums over pairs of dimensions, the last with the first where only told how many."""
+    dims = node.argument("dims", 2)
+    pairs = ([*range(left - dims, left)], [*range(dims)]) if isinstance(dims, int) else dims
+    a, b = list(_BATCH[:left]), list(_SPACE[:right])
+    for one, other in zip(*pairs, strict=True):
+        b[other] = a[one] = a[one].lower()
+    return Letters("".join(a), "".join(b), "".join(letter for letter in (*a, *b) if letter.isupper()))
 
 
 def _summed(graph: Graph, found: Contraction) -> Letters:

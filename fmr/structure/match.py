@@ -31,7 +31,7 @@ MASKING = frozenset("add sub mul div masked_fill where tanh clamp maximum max mi
 NONLINEAR = frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
     relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp max maximum min minimum xielu abs rsqrt
-    sign gt ge lt le""".split()
+    sign gt ge lt le sin cos amax amin""".split()
 )
 """Elementwise ops that bend their input."""
 
@@ -69,7 +69,7 @@ class Projection(NamedTuple):
 def contraction(node: Node) -> Contraction | None:
     """The product that a node computes, if it is one of two tensors."""
     match node.op:
-        case "matmul" | "bmm" | "mm" | "mv" | "grouped_mm":
+        case "matmul" | "bmm" | "mm" | "mv" | "grouped_mm" | "tensordot":
             pair = node.parent("input", 0), node.parent("mat2", 1) or node.parent("other", 1)
         case "baddbmm" | "addmm" | "addbmm":
             pair = node.parent("batch1", 1) or node.parent("mat1", 1), node.parent("batch2", 2) or node.parent("mat2", 2)

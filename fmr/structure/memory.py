@@ -93,11 +93,11 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     if any(_is_filter(graph, one) for one in (down, *(way.up for way in ways))):
         return None
     sources = {unshaped(graph, way.up.data) for way in ways}
-    ups = {way.up.node.id for way in ways}
+    ups = {(unshaped(graph, way.up.data), way.up.weight) for way in ways}
     if len(ups) > 2 or len(sources) > 1:
         return None
     gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
-    value = next((way for way in ways if way.up.node.id != gate.up.node.id), gate)
+    value = next((way for way in ways if way.up.weight != gate.up.weight), gate)
     post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
     axis = 1 - len(graph[down.weight].shape) if down.node.op in LINEAR else -1
     return Memory(
@@ -127,6 +127,8 @@ def rows_are_outputs(found: Projection) -> bool:
     if node.op == "einsum":
         operands, _, result = str(node.argument("equation", 0)).replace(" ", "").partition("->")
         return operands.split(",")[0 if first else 1][-2] in result
+    if node.op == "tensordot" and not isinstance(dims := node.argument("dims", 2), int):
+        return dims[0 if first else 1][0] in (1, -1)
     return first or node.op == "linear" or (node.op in LINEAR and "transpose" not in node.op)
 
 

@@ -64,6 +64,40 @@ class ByEinsum(Gated):
         return torch.einsum("bth,hm->btm", remembers(F.gelu(pre, approximate="tanh")), self.down)
 
 
+class ByTensordot(Gated):
+    """The first weight is read by its rows, the second by its columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = weight(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pre = torch.tensordot(x, self.keys, dims=([2], [1]))
+        return torch.tensordot(remembers(F.relu(pre)), self.down, dims=1)
+
+
+class Twice(Gated):
+    """The gate is projected anew where it is used again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return remembers((x @ self.gate) * torch.sigmoid(x @ self.gate) * (x @ self.up)) @ self.down
+
+
+class Sine(Gated):
+    """Waves: a unit plus the square of its sine."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pre = x @ self.up
+        return remembers(pre + torch.sin(pre) ** 2) @ self.down
+
+
+class Largest(Fused):
+    """Of two units side by side the larger one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(remembers(self.both(x).unflatten(-1, (HIDDEN, 2)).amax(-1)))
+
+
 class ByHand(Gated):
     """A swish of its own and the tokens of all examples in one row."""
 
@@ -225,6 +259,10 @@ FOUND = (
     FusedStrided,
     ByEinsum,
     ByHand,
+    ByTensordot,
+    Twice,
+    Sine,
+    Largest,
     Normed,
     Channels,
     Near,
