@@ -12,6 +12,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.evaluate import evaluate
+from fmr.structure.letters import carried
 from fmr.structure.match import (
     ELEMENTWISE,
     LINEAR,
@@ -20,6 +21,7 @@ from fmr.structure.match import (
     SAME,
     SHAPE,
     Projection,
+    climb,
     contraction,
     is_constant,
     projection,
@@ -150,18 +152,35 @@ def vectors(
         keys, values = keys[expert], values[expert]
     elif expert is not None:
         raise StructureError(f"{found.scope!r} has one matrix for all: expected block.memory({index}) without expert=.")
-    known = count(graph, found) * (2 if found.fused_gate else 1), count(graph, found)
     rows, columns = (0 if found.in_rows else 1), (1 if found.out_columns else 0)
+    among = _among(graph, found, keys.shape[rows]) if keys.dim() == 2 and not found.fused_gate else None
+    known = count(graph, found) * (2 if found.fused_gate else 1), count(graph, found)
+    known = (keys.shape[rows] if among else known[0]), known[1]
     if (keys.shape[rows : rows + 1], values.shape[columns : columns + 1]) != tuple((size,) for size in known):
         shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
         raise StructureError(f"{found.scope!r} holds its weights as {shapes}: no row or column is that of one memory.")
-    row = _gated(graph, found, keys.shape[rows], index) if found.fused_gate else index
+    row = _gated(graph, found, keys.shape[rows], index) if found.fused_gate else among[index] if among else index
     return _vector(keys.select(rows, row)), _vector(values.select(columns, index))
 
 
 def _vector(weight: Tensor) -> Tensor:
     """The weights of one unit without the sizes of a window of one place."""
     return weight.flatten() if weight.numel() == len(weight) else weight
+
+
+def _among(graph: Graph, found: Memory, size: int) -> list[int] | None:
+    """Which units of a projection that makes more than a memory are its keys: what is gated, where there is a gate."""
+    up, n = graph[found.up], count(graph, found)
+    if size == n or up.shape[-1:] != (size,):
+        return None
+    cuts = []
+    for node in climb(graph, found.post, lambda node: node.op in _THROUGH and node.id != up.id):
+        if node.shape[-1:] == (n,) and unshaped(graph, node.id, SAME | SHAPE) == up.id:
+            units = carried(graph, torch.arange(size, dtype=torch.float64).expand(up.shape), (up, node))
+            cuts.append((node.id == found.pre, units.reshape(-1, n).long() if units is not None else torch.zeros(0, n)))
+    whole = [(gates, units[0].tolist()) for gates, units in cuts if len(units) and bool((units == units[0]).all())]
+    gates = next((units for gate, units in whole if gate), None)
+    return next((units for _, units in whole if units != gates), gates)
 
 
 def _gated(graph: Graph, found: Memory, size: int, index: int) -> int:

@@ -50,6 +50,8 @@ CASES: dict[str, Case] = {
             wholes.HalfSteps,
             wholes.Convolved,
             wholes.InPlace,
+            wholes.OneProjection,
+            wholes.OneProjectionGated,
         )
     },
     "one forward": Case(wholes.OneForward),

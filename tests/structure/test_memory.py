@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import fmr
 from fmr.errors import StructureError
 from tests.models import build
+from tests.structure import wholes
+from tests.structure.idioms import WIDTH
 
 
 class Residual(nn.Module):
@@ -200,6 +202,15 @@ def test_a_layer_reads_its_own_matrices_of_a_stack() -> None:
         assert torch.equal(value, model.w_out[layer, 7])
     with pytest.raises(StructureError, match=r"one matrix for all: expected block.memory\(7\) without expert="):
         blocks[0].memory(7, expert=0)
+
+
+@pytest.mark.parametrize("kind", [wholes.OneProjection, wholes.OneProjectionGated])
+def test_keys_are_told_from_queries_of_the_same_projection(kind: type[wholes.OneProjection]) -> None:
+    model = wholes.Layers(kind())
+    (block,) = fmr.locate(fmr.run(model, torch.arange(5)[None])).mlps
+    key, value = block.memory(7)
+    assert torch.equal(key, model.blocks[0].enter.weight[3 * WIDTH + 7])
+    assert torch.equal(value, model.blocks[0].memory.down.weight[:, 7])
 
 
 def test_memories_of_a_picture_are_its_channels() -> None:
