@@ -24,6 +24,7 @@ from fmr.structure.match import (
     climb,
     contraction,
     is_constant,
+    product,
     projection,
     settled,
     unshaped,
@@ -63,6 +64,12 @@ class Memory(NamedTuple):
     fused_gate: bool
     scope: str
     axis: int = -1
+    first: int | None = None
+
+    def own(self, values: Tensor, n: int) -> Tensor:
+        """What the second projection holds for its `n` memories; it may read other units beside them."""
+        columns = 1 if self.out_columns else 0
+        return values if self.first is None else values.narrow(columns, self.first, n)
 
 
 def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]:
@@ -72,8 +79,29 @@ def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]
     """
     for node in graph.nodes:
         down = projection(graph, node)
-        if down is not None and (found := _memory(graph, down, stream)) is not None:
+        if down is None:
+            continue
+        found = _memory(graph, down, stream) or _beside_heads(graph, down, stream)
+        if found is not None:
             yield found
+
+
+def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
+    """The memory whose coefficients a projection reads side by side with the mixed values of an attention."""
+    joined = graph[unshaped(graph, down.data)]
+    matrix = len(graph[down.weight].shape) == 2 and joined.shape == graph[down.data].shape
+    if joined.op != "cat" or len(joined.parents) != 2 or not matrix:
+        return None
+    parts = [graph[parent.id] for parent in joined.parents]
+    for part, other, start in zip(parts, parts[::-1], (0, parts[0].shape[-1]), strict=True):
+        mixed = climb(graph, other.id, lambda node: node.op in SAME | SHAPE and node.id not in stream)
+        if joined.shape == (*part.shape[:-1], part.shape[-1] + other.shape[-1]) and any(
+            product(graph, node) is not None for node in mixed
+        ):
+            found = _memory(graph, down._replace(data=part.id), stream)
+            if found is not None:
+                return found._replace(first=start)
+    return None
 
 
 STRAIGHT, GATED, BENT = range(3)
@@ -143,7 +171,7 @@ def vectors(
     graph: Graph, found: Memory, weights: Mapping[TensorId, Tensor], index: int, expert: int | None
 ) -> tuple[Tensor, Tensor]:
     """The key and the value of one memory: slices of the weights as the projections read them."""
-    keys, values = weights[found.keys], weights[found.values]
+    keys, values = weights[found.keys], found.own(weights[found.values], count(graph, found))
     if keys.dim() == values.dim() == 3 and graph[found.down].op not in LINEAR:
         if expert is None:
             raise StructureError(f"{found.scope!r} has {len(keys)} experts. Name one: block.memory({index}, expert=0).")

@@ -9,7 +9,7 @@ from torch import Tensor
 import fmr
 from fmr.run import Run
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
-from tests.structure import memories, others, projections, scores, wholes
+from tests.structure import joint, memories, others, projections, scores, wholes
 from tests.structure.idioms import HIDDEN, TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
 
 
@@ -50,8 +50,9 @@ CASES: dict[str, Case] = {
             wholes.HalfSteps,
             wholes.Convolved,
             wholes.InPlace,
-            wholes.OneProjection,
-            wholes.OneProjectionGated,
+            joint.OneOutput,
+            joint.OneProjection,
+            joint.OneProjectionGated,
         )
     },
     "one forward": Case(wholes.OneForward),

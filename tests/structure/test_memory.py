@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import fmr
 from fmr.errors import StructureError
 from tests.models import build
-from tests.structure import wholes
+from tests.structure import joint, wholes
 from tests.structure.idioms import WIDTH
 
 
@@ -204,13 +204,22 @@ def test_a_layer_reads_its_own_matrices_of_a_stack() -> None:
         blocks[0].memory(7, expert=0)
 
 
-@pytest.mark.parametrize("kind", [wholes.OneProjection, wholes.OneProjectionGated])
-def test_keys_are_told_from_queries_of_the_same_projection(kind: type[wholes.OneProjection]) -> None:
+@pytest.mark.parametrize("kind", [joint.OneProjection, joint.OneProjectionGated])
+def test_keys_are_told_from_queries_of_the_same_projection(kind: type[joint.OneProjection]) -> None:
     model = wholes.Layers(kind())
     (block,) = fmr.locate(fmr.run(model, torch.arange(5)[None])).mlps
     key, value = block.memory(7)
     assert torch.equal(key, model.blocks[0].enter.weight[3 * WIDTH + 7])
     assert torch.equal(value, model.blocks[0].memory.down.weight[:, 7])
+
+
+def test_values_are_told_from_the_heads_that_the_same_projection_reads() -> None:
+    model = wholes.Layers(joint.OneOutput())
+    (block,) = fmr.locate(fmr.run(model, torch.arange(5)[None])).mlps
+    key, value = block.memory(7)
+    assert block.certified
+    assert torch.equal(key, model.blocks[0].memory.up.weight[7])
+    assert torch.equal(value, model.blocks[0].leave.weight[:, WIDTH + 7])
 
 
 def test_memories_of_a_picture_are_its_channels() -> None:

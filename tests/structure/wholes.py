@@ -176,26 +176,6 @@ class InPlace(Block):
         return self.memory(y).add_(x)
 
 
-class OneProjection(Block):
-    """Queries, keys, values and what enters the memory come from one projection."""
-
-    gates = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter = nn.Linear(WIDTH, 3 * WIDTH + (1 + self.gates) * HIDDEN)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v, *units = self.enter(self.a(x)).split([WIDTH] * 3 + [HIDDEN] * (1 + self.gates), -1)
-        p = attends((split(q) @ split(k).mT * SIZE**-0.5).softmax(-1))
-        post = remembers(units[0] * F.silu(units[1]) if self.gates else F.gelu(units[0]))
-        return carries(x + self.attend.out(joined(p @ split(v))) + self.memory.down(post))
-
-
-class OneProjectionGated(OneProjection):
-    gates = 1
-
-
 class Layers(nn.Module):
     """Blocks over tokens; one block may come more than once."""
 
