@@ -187,29 +187,38 @@ def _post(stream: Stream, end: int, after: TensorId) -> TensorId:
 
 
 def _writes(graph: Graph, block: AttentionBlock, names: set[TensorId]) -> bool:
+    """Whether what an attention makes is one of the writers, or is made one by the second half of a factored projection."""
     out = block.found.out or block.found.z
-    return any(
-        node.id in names
-        for node in climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add", "sum"})
-    )
+    above = climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add", "sum"})
+    below = (node for node, _ in descend(graph, graph[out], lambda node: node.op in SAME | SHAPE))
+    return any(node.id in names for node in (*above, *below))
 
 
 def _groups(
     graph: Graph, writes: tuple[Write, ...], blocks: list[list[Any]], memories: list[list[Any]]
 ) -> list[tuple[int, int]]:
-    """Which writes make up a layer: those in one repeated module call, else up to and with each memory, else each."""
+    """Which writes make up a layer: those in one repeated module call, else those between which memories come back in
+    the same order, else up to and with each memory, else each."""
     active = [bool(blocks[n]) or bool(memories[n]) for n in range(len(writes))]
     keys = _module_keys([graph[write.after].scope for write in writes], active)
     sizes = [keys.count(key) for key in dict.fromkeys(keys)]
     both = [bool(blocks[n]) and bool(memories[n]) for n in range(len(writes))]
     whole = len(list(groupby(keys))) == len(sizes)
     by_module = whole and len(sizes) > 1 and (max(sizes) > 1 or all(both))
+    period = _period([bool(known) for known in memories])
     ends = [
         n + 1
         for n in range(len(writes))
-        if n + 1 == len(writes) or (keys[n + 1] != keys[n] if by_module else bool(memories[n]) or not any(memories))
+        if n + 1 == len(writes)
+        or (keys[n + 1] != keys[n] if by_module else (n + 1) % period == 0 if period else bool(memories[n]))
     ]
     return list(zip([0, *ends], ends, strict=False))
+
+
+def _period(kinds: list[bool]) -> int:
+    """After how many entries a sequence repeats itself, to its end; zero where it does not."""
+    sizes = (size for size in range(1, len(kinds) // 2 + 1) if len(kinds) % size == 0)
+    return next((size for size in sizes if kinds[size:] == kinds[:-size]), 0 if any(kinds) else 1)
 
 
 def _module_keys(scopes: list[str], active: list[bool]) -> list[str]:

@@ -129,15 +129,19 @@ def _without_ones(graph: Graph, name: TensorId) -> TensorId:
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
-    A weight may be cast, reshaped, transposed, scaled or masked by other weights on its way; a parameter that was
-    projected or normalised (a learned query) is an activation.
+    A weight may be cast, reshaped, transposed, standardised, scaled or masked by other weights on its way; a parameter
+    that was projected or normalised (a learned query) is an activation.
     """
     waiting, seen, found = [name], {name}, []
     while waiting:
         node = graph[waiting.pop()]
         if node.op in ("param", "buffer"):
             found.append(node.id)
-        elif node.op not in SAME | SHAPE | MASKING | {"weight_norm", "norm"} or not node.parents or len(seen) > 16:
+        elif (
+            node.op not in SAME | SHAPE | MASKING | {"weight_norm", "norm", "batch_norm"}
+            or not node.parents
+            or len(seen) > 16
+        ):
             return ()
         for parent in node.parents:
             if parent not in seen:

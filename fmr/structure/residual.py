@@ -10,7 +10,7 @@ from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
 from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, depends, product
-from fmr.structure.passage import OVERWRITES, base, handed, passage, shortcut, unchanged, under_norm
+from fmr.structure.passage import OVERWRITES, POOLS, base, handed, passage, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset(
     """linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2
@@ -187,9 +187,11 @@ def _stream(
 
 
 def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:
-    """The values above the first one of a stream that were normalised to it."""
+    """The values above the first one of a stream that were normalised to it, or the pool that ends a stem above it."""
     node = graph[base(graph, name)]
-    above = None if node.op in NONLINEAR | {"batch_norm"} else under_norm(graph, node.id)
+    if node.op in NONLINEAR | {"batch_norm"}:
+        return [one for one in _normed(graph, name) if graph[one].op in POOLS]
+    above = under_norm(graph, node.id)
     return [*_beginning(graph, above), above] if above is not None else []
 
 

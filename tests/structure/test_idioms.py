@@ -49,6 +49,7 @@ CASES: dict[str, Case] = {
             wholes.GatedWrite,
             wholes.HalfSteps,
             wholes.Convolved,
+            wholes.Factored,
             wholes.InPlace,
             joint.OneOutput,
             joint.OneProjection,
@@ -56,6 +57,7 @@ CASES: dict[str, Case] = {
         )
     },
     "one forward": Case(wholes.OneForward),
+    "one forward, half steps": Case(wholes.OneForwardHalfSteps),
     "one block twice": Case(lambda: wholes.Layers(*[wholes.Block()] * 2)),
     "translator": Case(wholes.Translator, lambda b, t: (ids(b, t), ids(b, t + 2)), 4),
     "detector": Case(wholes.Detector, image, 2),

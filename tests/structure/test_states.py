@@ -160,6 +160,35 @@ def test_a_projected_shortcut_is_one_write_of_one_stream() -> None:
     assert {"2/max_pool2d#0", "3/relu#1", "4/relu#1", "5/relu#1"} <= set(stream.points)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is standardised each time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.batch_norm(self.weight.reshape(1, len(self.weight), -1), None, None, training=True)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+class BentFirst(nn.Module):
+    """A layer that normalises and bends what it reads, also for its projected shortcut."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm, self.short = nn.GroupNorm(2, width), Standardised(width, out, 1)
+        self.a, self.b = Standardised(width, out, 3, 1, 1), Standardised(out, out, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x).relu()
+        return self.short(y) + self.b(self.a(y).relu())
+
+
+def test_a_stem_ends_with_its_pool_and_weights_may_be_standardised() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), BentFirst(4, 8), BentFirst(8, 16))
+    structure, _ = located(model, torch.randn(1, 3, 18, 18))
+    (stream,) = (stream for stream in structure.streams if stream.writes)
+    assert [write.after for write in stream.writes] == ["2/add#0", "3/add#0"]
+    assert stream.points[0] == "1/max_pool2d#0"
+
+
 def test_the_states_of_a_plain_stack() -> None:
     layers = [nn.Sequential(nn.Conv2d(n, n + 1, 3), nn.ReLU(), nn.MaxPool2d(2)) for n in range(3, 6)]
     structure, _ = located(nn.Sequential(*layers, nn.Conv2d(6, 2, 1)), torch.randn(1, 3, 32, 32))

@@ -45,6 +45,20 @@ class OneForward(nn.Module):
         return F.layer_norm(x, (WIDTH,)) @ self.tokens.T
 
 
+class OneForwardHalfSteps(OneForward):
+    """The same with two memories around each attention."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = carries(self.tokens[ids])
+        for qkv, o, up, down in zip(self.qkv, self.o, self.up, self.down, strict=True):
+            x = carries(x + 0.5 * (remembers(F.gelu(F.layer_norm(x, (WIDTH,)) @ up)) @ down))
+            q, k, v = torch.einsum("btm,chmd->cbhtd", F.layer_norm(x, (WIDTH,)), qkv)
+            p = attends((torch.einsum("bhqd,bhkd->bhqk", q, k) / SIZE**0.5).softmax(-1))
+            x = carries(x + torch.einsum("bhqd,hdm->bqm", torch.einsum("bhqk,bhkd->bhqd", p, v), o))
+            x = carries(x + 0.5 * (remembers(F.silu(F.layer_norm(x, (WIDTH,)) @ up)) @ down))
+        return F.layer_norm(x, (WIDTH,)) @ self.tokens.T
+
+
 class Attention(nn.Module):
     """Queries of one value, keys and values of another."""
 
@@ -165,6 +179,19 @@ class Convolved(Block):
         x = carries(x + self.attend(y, y))
         y = F.glu(self.enter(self.c(x).mT), 1)
         x = carries(x + self.leave(F.silu(self.batch(self.near(y)))).mT)
+        return carries(x + self.memory(self.b(x)))
+
+
+class Factored(Block):
+    """The output of the attention is projected in two steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        x = carries(x + self.up(self.attend(y, y)))
         return carries(x + self.memory(self.b(x)))
 
 
