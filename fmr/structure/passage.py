@@ -24,6 +24,9 @@ HANDED = SAME | frozenset(
 )
 """What may lie on the stream between two adds: no new numbers."""
 
+_CUTS = frozenset({"getitem", "select", "narrow", "unbind"})
+"""What hands on a part; one part is no shortcut around what another one goes through."""
+
 OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter slice_scatter".split())
 """What writes over a part of the stream from outside; the rest of it goes on."""
 
@@ -105,6 +108,28 @@ def mixed(graph: Graph, node: Node) -> TensorId | None:
     return found.right
 
 
+def gated(graph: Graph, node: Node) -> tuple[TensorId, TensorId, TensorId] | None:
+    """What is kept and what is added by a sum `(1 - gate) * x + gate * y`, and its x; None for another op."""
+    if node.op != "add" or len(node.parents) != 2:
+        return None
+    a, b = (parent.id for parent in node.parents)
+    for kept, added in ((a, b), (b, a)):
+        factors, others = _factors(graph, kept), [handed(graph, name) for name in _factors(graph, added)]
+        for gate, x in zip(factors, reversed(factors), strict=True):
+            made = graph[handed(graph, gate)]
+            rest = (
+                made.argument("input", 0) == 1 if made.op == "sub" else made.op == "rsub" and made.argument("other", 1) == 1
+            )
+            if rest and handed(graph, made.parents[0].id) in others and graph[x].shape == node.shape:
+                return kept, added, x
+    return None
+
+
+def _factors(graph: Graph, name: TensorId) -> list[TensorId]:
+    node = graph[name]
+    return [parent.id for parent in node.parents] if node.op == "mul" and len(node.parents) == 2 else []
+
+
 def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
     """How many projections, none or one, lead from an origin to a value through views, norms and pools alone; else None."""
     node, projected = graph[name], 0
@@ -112,7 +137,7 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
         found = projection(graph, node)
         if found is not None:
             projected, above = projected + 1, found.data
-        elif (node.op in HANDED | NORMS | POOLS) and node.parents:
+        elif (node.op in (HANDED - _CUTS) | NORMS | POOLS) and node.parents:
             above = node.parents[0].id
         else:
             return None

@@ -10,7 +10,7 @@ from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
 from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, depends, product
-from fmr.structure.passage import OVERWRITES, POOLS, base, handed, passage, shortcut, unchanged, under_norm
+from fmr.structure.passage import OVERWRITES, POOLS, base, gated, handed, passage, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset(
     """linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2
@@ -44,7 +44,7 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
     for node in graph.nodes:
         write, origin = _write(graph, node, found), None
         if write is None:
-            write, origin = _projected(graph, flow, node, found)
+            write, origin = _gated(graph, flow, node) or _projected(graph, flow, node, found)
         if write is not None:
             found[write.after] = write
             origins[write.after] = origin or write.before
@@ -94,6 +94,17 @@ def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | No
             if any(_computed_from(graph, added, origin) for origin in origins):
                 return Write(unchanged(graph, before), added, node.id)
     return None
+
+
+def _gated(graph: Graph, flow: Flow, node: Node) -> tuple[Write, TensorId] | None:
+    """The add of a node as a write to a stream that a gate keeps a share of, and the stream before it.
+
+    All data of the rest comes from the stream: a recurrent cell that reads another input at each step writes to none.
+    """
+    found = gated(graph, node)
+    if found is None or not flow.dominates(found[2], node.id) or not _computed_from(graph, found[1], found[2]):
+        return None
+    return Write(found[0], found[1], node.id), found[2]
 
 
 def _projected(

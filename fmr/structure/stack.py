@@ -44,10 +44,9 @@ def _taken(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> set[TensorId]
     taken: set[TensorId] = set()
     for stream in streams:
         taken.update(stream.points)
-        for write in stream.writes:
-            start = base(graph, write.before)
+        for start, write in zip([stream.points[0], *(write.after for write in stream.writes)], stream.writes, strict=False):
             first, waiting = graph.place(start), [write.after]
-            taken |= {start, write.after}
+            taken |= {base(graph, write.before), write.after}
             while waiting:
                 for parent in graph[waiting.pop()].parents:
                     if parent not in taken and parent in flow and graph.place(parent) > first:

@@ -141,6 +141,48 @@ def test_streams_that_are_mixed_go_on() -> None:
         assert any(torch.equal(state, run[point]) for point in structure.residual.points if run[point].shape == state.shape)
 
 
+class Gate(nn.Module):
+    """A gated recurrent unit written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b, c, d, e, f = self.maps
+        reset, gate = torch.sigmoid(a(y) + b(x)), torch.sigmoid(c(y) + d(x) - 2.0)
+        return (1 - gate) * x + gate * torch.tanh(e(y) + f(reset * x))
+
+
+class Gated(nn.Module):
+    """Layers that a gate writes; or steps that read one more token each."""
+
+    def __init__(self, deep: bool) -> None:
+        super().__init__()
+        self.deep, self.embed, self.head = deep, nn.Embedding(9, 8), nn.Linear(8, 20)
+        self.layers, self.gates = (nn.ModuleList(kind() for _ in range(2)) for kind in (Feed, Gate))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        tokens = self.embed(ids)
+        self.states = [tokens if self.deep else tokens[:, :1]]
+        for n, (layer, gate) in enumerate(zip(self.layers, self.gates, strict=True)):
+            x = self.states[-1]
+            self.states.append(gate(x, layer(x) if self.deep else tokens[:, n + 1 : n + 2]))
+        return self.head(self.states[-1])
+
+
+def test_a_gate_that_keeps_a_share_writes_to_a_stream() -> None:
+    model = Gated(deep=True)
+    structure, run = located(model, torch.arange(6)[None])
+    (stream,) = structure.streams
+    assert [write.after for write in stream.writes] == ["gates.0/add#3", "gates.1/add#3"]
+    assert all(any(torch.equal(state, run[point]) for point in stream.points) for state in model.states)
+
+
+def test_steps_that_read_other_tokens_write_to_no_stream() -> None:
+    assert not any(stream.writes for stream in located(Gated(deep=False), torch.arange(6)[None])[0].streams)
+
+
 class Stage(nn.Module):
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
