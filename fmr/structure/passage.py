@@ -24,9 +24,6 @@ HANDED = SAME | frozenset(
 )
 """What may lie on the stream between two adds: no new numbers."""
 
-_CUTS = frozenset({"getitem", "select", "narrow", "unbind"})
-"""What hands on a part; one part is no shortcut around what another one goes through."""
-
 OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter slice_scatter".split())
 """What writes over a part of the stream from outside; the rest of it goes on."""
 
@@ -137,12 +134,17 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
         found = projection(graph, node)
         if found is not None:
             projected, above = projected + 1, found.data
-        elif (node.op in (HANDED - _CUTS) | NORMS | POOLS) and node.parents:
+        elif (node.op in HANDED | NORMS | POOLS) and node.parents and not _cut(graph, node):
             above = node.parents[0].id
         else:
             return None
         node = graph[above]
     return projected if projected < 2 else None
+
+
+def _cut(graph: Graph, node: Node) -> bool:
+    """Whether a node hands on a part of a value: it is no shortcut around what another part may go through."""
+    return node.op in ("getitem", "select", "narrow", "unbind") and prod(node.shape) < prod(graph[node.parents[0].id].shape)
 
 
 def under_norm(graph: Graph, name: TensorId) -> TensorId | None:
