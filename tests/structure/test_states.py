@@ -275,6 +275,26 @@ def test_other_sums_are_no_writes(kind: str, writes: int) -> None:
     assert sum(len(stream.writes) for stream in structure.streams) == writes
 
 
+class Placed(nn.Module):
+    """Positions, weighed by the stream, are added to what a layer reads, not to the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.rand(3, 8))
+        self.layers, self.rates = nn.ModuleList(Feed() for _ in range(2)), nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, rate in zip(self.layers, self.rates, strict=True):
+            x = x + layer(x + self.places * rate(x))
+        return x
+
+
+def test_a_sum_that_only_a_branch_reads_is_no_write() -> None:
+    structure, _ = located(Placed(), torch.randn(1, 3, 8))
+    assert [write.after for write in structure.residual.writes] == ["/add#1", "/add#3"]
+    assert len(structure.streams) == 1
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_memory_or_a_head_is_no_stack(layers: int) -> None:
     model = nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(8, 8), nn.ReLU())))
