@@ -48,7 +48,8 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
         if write is not None:
             found[write.after] = write
             origins[write.after] = origin or write.before
-    found = _carried_on(graph, found)
+    for name in _dropped(graph, found, origins):
+        del found[name]
     chains = sorted(_chains(graph, found, origins), key=len, reverse=True)
     others = frozenset(found) | {origins[chain[0].after] for chain in chains}
     taken: list[Write] = []
@@ -60,13 +61,27 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
     yield from _joined(graph, streams)
 
 
-def _carried_on(graph: Graph, found: Mapping[TensorId, Write]) -> dict[TensorId, Write]:
-    """The writes without sums that only look like one: what such a sum "adds" goes on as a stream of its own.
+def _dropped(graph: Graph, found: Mapping[TensorId, Write], origins: Mapping[TensorId, TensorId]) -> list[TensorId]:
+    """The sums that nothing is written to, in a branch of a write that begins where they do: positions given to queries.
 
-    Positions that are learned and added to each layer's queries are the case: `x + positions` is read, `x` is written to.
+    What such a sum was made of goes on without it: the stream, or the positions that are added to it once more.
     """
-    states = {base(graph, write.before) for write in found.values()}
-    return {after: write for after, write in found.items() if base(graph, write.added) not in states}
+    begun: dict[TensorId, list[Write]] = {}
+    for write in found.values():
+        origin = origins[write.after]
+        for name in (*_returned(graph, origin, found), *_normed(graph, origin)):
+            begun.setdefault(name, []).append(write)
+    dropped = []
+    for sum_, write in found.items():
+        beside = (
+            other
+            for operand in (origins[sum_], write.before, write.added)
+            for name in _normed(graph, operand)
+            for other in begun.get(name, ())
+        )
+        if sum_ not in begun and any(other is not write and depends(graph, other.added, sum_) for other in beside):
+            dropped.append(sum_)
+    return dropped
 
 
 def _inside(graph: Graph, chain: list[Write], write: Write) -> bool:

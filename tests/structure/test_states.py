@@ -313,3 +313,34 @@ def test_a_pattern_of_attention_does_not_mix_streams() -> None:
 
     structure, _ = located(Attend(), torch.randn(1, 2, 3, 8))
     assert structure.residual.points[0] == "/matmul#1"
+
+
+class Spectral(nn.Module):
+    """Layers that mix by a Fourier transform and then remember, and a norm written out that is scaled after its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layers = nn.Embedding(9, 8), nn.ModuleList(Feed() for _ in range(2))
+        self.norms, self.weight = nn.ModuleList(nn.LayerNorm(8) for _ in range(2)), nn.Parameter(torch.ones(8))
+        self.head = nn.Linear(8, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.states = [self.embed(ids)]
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(self.states[-1] + torch.fft.fftn(self.states[-1], dim=(-2, -1)).real)
+            self.states.append(x + layer(x))
+        x = self.states[-1]
+        self.states.append(self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)))
+        return self.head(self.states[-1] / 4)
+
+
+def test_a_fourier_transform_writes_and_a_norm_ends_with_its_weight() -> None:
+    model = Spectral()
+    structure, run = located(model, torch.arange(6)[None])
+    (stream,) = structure.streams
+    assert len(stream.writes) == 4
+    assert len(structure.layers) == 2
+    assert structure.final_norm is not None
+    assert torch.equal(run[structure.final_norm.id], model.states[-1])
+    for state in model.states:
+        assert any(torch.equal(state, run[point]) for point in stream.points), structure
