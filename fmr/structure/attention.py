@@ -207,7 +207,8 @@ def projected(
     def through(node: Node) -> bool:
         if node.op == "add":
             return bool(own) and all(any(depends(graph, parent.id, one) for one in own) for parent in node.parents)
-        return node.op in SAME | SHAPE | NORMS | {"mul", "sub", "div"} or (node.op in NONLINEAR and len(node.parents) == 1)
+        alone = sum(not weights(graph, parent.id) for parent in node.parents) == 1
+        return node.op in SAME | SHAPE | NORMS | {"mul", "sub", "div"} or (node.op in NONLINEAR and alone)
 
     for node, way in descend(graph, z, through):
         found = projection(graph, node) if way else None

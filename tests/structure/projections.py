@@ -307,6 +307,19 @@ class Normed(Fused):
         return self.out(self.norm(joined(attends((q @ k.mT).softmax(-1)) @ v)))
 
 
+class Clipped(Fused):
+    """Each projection is clipped to what it met in training, before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = (nn.Buffer(torch.tensor(bound)) for bound in (-1.5, 1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(self.qkv(x.clamp(self.low, self.high)).clamp(self.low, self.high))
+        z = joined(attends((q @ k.mT).softmax(-1)) @ v)
+        return self.out(z.clamp(self.low, self.high)).clamp(self.low, self.high)
+
+
 class LowRank(Fused):
     """A trained projection with a small update beside it, on the way in and out."""
 
@@ -372,6 +385,7 @@ FOUND = (
     Disentangled,
     Gated,
     Normed,
+    Clipped,
     LowRank,
     Image,
     ImageOneHead,
