@@ -6,6 +6,7 @@ modules count and, by hooks, what enters and leaves its feed-forward projections
 
 import argparse
 import collections
+import copy
 import json
 import os
 import pathlib
@@ -24,7 +25,7 @@ import memories
 import modules
 import tinymodels
 import torch
-from compare import in_order, match, plain
+from compare import Plain, in_order, match, plain
 from inputs import flat
 from torch import Tensor, nn
 
@@ -84,7 +85,7 @@ def measure(name: str) -> dict[str, Any]:
         row |= fused(name, model, inputs, maps)
     if known_of(name, truth)["mlp"]:
         row |= feed_forward(model, inputs, run, found, {name: values[0] for name, values in truth.seconds.items()})
-    row |= residual(run, found, truth)
+    row |= residual(name, model, inputs, run, found, truth)
     row |= certificates(run, found)
     return row | {"seconds": round(time.perf_counter() - began, 2)}
 
@@ -160,19 +161,47 @@ def says(block: Any, what: str, truth: int) -> tuple[str, bool]:
 
 
 def fused(name: str, model: nn.Module, inputs: dict[str, Any], maps: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """Whether the eager maps are located inside the fused kernels that the model runs with by default."""
+    """Whether the eager maps are located inside the fused kernels that the model runs with by default.
+
+    Where they are not, because what rounding did to the layers above is in the queries, both are run in double precision.
+    """
     other = tinymodels.make_model(name, None, model.rung)
     other.load_state_dict(model.state_dict())
     with fmr.track(other) as run:
         after = tinymodels.run(other, inputs)
     if not any(node.op == "scaled_dot_product_attention" for node in run.graph.nodes):
         return {}
+    result = inside(run, maps)
+    if result["missing"]:
+        before = tinymodels.run(model, inputs)
+        if not all(alike(a, b) for a, b in zip(flat(before), flat(after), strict=True)):
+            return {"another result": True}
+        result = in_double(name, model, other, inputs) or result
+    return {"sdpa": result}
+
+
+def inside(run: fmr.Run, maps: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """Which maps are located in a run, in order and within 1e-5."""
     patterns = plain(run[block.pattern] for block in fmr.locate(run).attention)
     places = {path: in_order(match(plain(values), patterns, 1e-5)) for path, values in maps.items()}
-    result = tally((f"{path}[{n}]", ok) for path, n, ok in listed(places))
-    before = tinymodels.run(model, inputs)
-    comparable = all(alike(a, b) for a, b in zip(flat(before), flat(after), strict=True))
-    return {"sdpa": result} if comparable or not result["missing"] else {"another result": True}
+    return tally((f"{path}[{n}]", ok) for path, n, ok in listed(places))
+
+
+def in_double(name: str, *given: Any) -> dict[str, Any] | None:
+    """The same, where the eager model and the other one compute in float64; None where one of them cannot."""
+    model, other, inputs = (copy.deepcopy(one) for one in given)
+    inputs = {key: item.double() if is_floating(item) else item for key, item in inputs.items()}
+    try:
+        maps = returned_maps(name, groundtruth.truth(model.double(), inputs))
+        with fmr.track(other.double()) as run:
+            tinymodels.run(other, inputs)
+        return inside(run, maps)
+    except (RuntimeError, TypeError, ValueError):
+        return None  # what it holds besides its parameters stayed in float32
+
+
+def is_floating(item: Any) -> bool:
+    return torch.is_tensor(item) and item.is_floating_point()
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
@@ -194,15 +223,31 @@ def feed_forward(
     }
 
 
-def residual(run: fmr.Run, found: Any, truth: groundtruth.Truth) -> dict[str, Any]:
-    """Which hidden states are points of a stream, and which attentions and memories stand in a layer."""
-    points = plain(run[point] for stream in found.streams for point in stream.points)
+def residual(
+    name: str, model: nn.Module, inputs: dict[str, Any], run: fmr.Run, found: Any, truth: groundtruth.Truth
+) -> dict[str, Any]:
+    """Which hidden states are points of a stream, and which attentions and memories stand in a layer.
+
+    A state that is only computed when it is to be returned is looked for where it is.
+    """
+    points, aside = points_of(run, found), groundtruth.NO_STATES.get(name, ("$^", ""))
     hidden = {path: match(plain(values), points, rearranged=True) for path, values in truth.hidden.items()}
+    if any(None in places for places in hidden.values()):
+        with fmr.track(model) as asked:
+            groundtruth.truth(model, inputs)
+        points += points_of(asked, fmr.locate(asked))
+        hidden = {path: match(plain(values), points, rearranged=True) for path, values in truth.hidden.items()}
+    states = [(f"{path}[{n}]", place is not None) for path, n, place in listed(hidden)]
     layers = {id(part) for layer in found.layers for part in (*layer.attentions, *layer.mlps)}
     return {
-        "hidden": tally((f"{path}[{n}]", place is not None) for path, n, place in listed(hidden)),
+        "hidden": tally((state, ok) for state, ok in states if not re.search(aside[0], state)),
+        "no states": [[state, aside[1]] for state, _ in states if re.search(aside[0], state)],
         "writes": tally((part.scope, id(part) in layers) for part in (*found.attention, *found.mlps)),
     }
+
+
+def points_of(run: fmr.Run, found: Any) -> list[Plain]:
+    return plain(run[point] for stream in found.streams for point in stream.points)
 
 
 def certificates(run: fmr.Run, found: Any) -> dict[str, Any]:
@@ -257,6 +302,9 @@ def report(rows: list[dict[str, Any]]) -> None:
     extra = [row for row in rows if row.get("extra")]
     print(f"  not returned: {sum(len(row['extra']) for row in extra)} located attentions in {len(extra)} architectures")
     other = [row["type"] for row in rows if "another result" in row]
+    for row in rows:
+        if row.get("no states"):
+            print(f"  returned, but on no stream: {len(row['no states'])} of {row['type']}, {row['no states'][0][1]}")
     print(f"  the model itself computes something else under sdpa: {', '.join(other) or 'none'}")
     for kind in KINDS:
         names = [f"{row['type']} {row[kind]['found']}/{row[kind]['true']}" for row in rows if missing(row, kind)]
