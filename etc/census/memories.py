@@ -39,6 +39,7 @@ def keys_of(
     }
     outputs = outputs_of(model, inputs, {*seconds, *(n for names in firsts.values() for n in names)})
     seconds = {name: seconds[name] for name in outputs if name in seconds}
+    names = {id(parameter): f"param:{name}" for name, parameter in model.named_parameters()}  # of a tied one, its first
     found = {}
     for name, post in seconds.items():
         pair = next(producers(post, {n: outputs[n] for n in firsts[name] if n in outputs}), None)
@@ -46,7 +47,8 @@ def keys_of(
             up, gate, units = pair
             keys, values = rows(modules[up])[units], rows(modules[name]).mT
             ends = tuple((keys[i], values[i]) for i in (0, -1))
-            found[name] = Keys(f"param:{up}.weight", f"param:{gate}.weight" if gate else None, f"param:{name}.weight", ends)
+            w_in, w_out = (names[id(modules[one].weight)] for one in (up, name))
+            found[name] = Keys(w_in, names[id(modules[gate].weight)] if gate else None, w_out, ends)
     return seconds, found
 
 
