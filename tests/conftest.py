@@ -1,4 +1,4 @@
-"""What every test shares: one thread, so that results are the same on any machine."""
+"""What every test shares: one thread and one seed, so that results are the same on any machine and in any order."""
 
 import pytest
 import torch
@@ -15,3 +15,7 @@ OF_TORCH = (
 def pytest_configure(config: pytest.Config) -> None:
     for line in OF_TORCH:
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)

@@ -36,6 +36,9 @@ class Head(NamedTuple):
 _FOLD = 12
 """How many blocks of one size are printed one by one."""
 
+_STACKS = 4
+"""How many plain stacks are printed, the longest; detectors have dozens of short ones."""
+
 
 @dataclass(frozen=True)
 class AttentionBlock:
@@ -314,7 +317,7 @@ class Structure:
         lines += [f"  embedding     {self.embedding.id}"] if self.embedding else []
         lines += [f"  attention{row}" for row in _rows(self.attention)]
         lines += [f"  mlps{row}" for row in _rows(self.mlps)]
-        lines += [f"  {'residual' if one.writes else 'stack   '}      {one!r}" for one in self.streams]
+        lines += _stream_rows(self.streams)
         lines += [f"  final norm    {self.final_norm.id}"] if self.final_norm else []
         lines += [f"  unembedding   {self.unembedding.id}"] if self.unembedding else []
         lines += [f"  rejected      {one!r}" for one in self.rejected[:8]]
@@ -370,6 +373,15 @@ def _rows(blocks: Sequence[AttentionBlock | MemoryBlock]) -> Iterator[str]:
             kind = f"{getattr(alike[0], 'kind', '')}  ".lstrip()
             yield f"[{start}..{start + len(alike) - 1}]  {names}  {kind}{alike[0].size}  {proof}"
         start += len(alike)
+
+
+def _stream_rows(streams: Sequence[Residual]) -> Iterator[str]:
+    """A row for each stream and for the longest of the plain stacks."""
+    stacks = sorted((one for one in streams if not one.writes), key=lambda one: -len(one.points))
+    short = stacks[_STACKS:]
+    yield from (f"  stack         {one!r}" for one in streams if not one.writes and one not in short)
+    yield from [f"  stack         ... and {len(short)} shorter ones"] if short else []
+    yield from (f"  residual      {one!r}" for one in streams if one.writes)
 
 
 def _worst(proofs: Sequence[Certificate]) -> Certificate:

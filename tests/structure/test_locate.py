@@ -157,6 +157,25 @@ class Grouped(nn.Module):
 LAYOUTS = {"heads first": 4, "einsum": 2, "five dimensions": 2, "broadcast": 1, "among positions": 1}
 
 
+def test_of_many_plain_stacks_the_longest_are_printed() -> None:
+    heads = [nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(4 + n // 4))) for n in range(6)]
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleList(heads)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [head(x) for head in self.heads]
+
+    structure = fmr.locate(fmr.run(Heads(), torch.randn(2, 4)))
+    assert len(structure.streams) == 6
+    lines = [line for line in str(structure).splitlines() if line.startswith("  stack")]
+    assert len(lines) == 5
+    assert lines[-1] == "  stack         ... and 2 shorter ones"
+    assert any("heads.5" in line for line in lines)
+
+
 @pytest.mark.parametrize("sizes", [(2, 5), (3, 4), (4, 4), (1, 6)], ids=str)
 @pytest.mark.parametrize("form", LAYOUTS)
 def test_heads_are_counted_whatever_the_sizes(form: str, sizes: tuple[int, int]) -> None:
