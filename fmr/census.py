@@ -1,7 +1,9 @@
 """Is the graph complete? A second witness, below the mode, counts the kernels that no recorded op accounts for."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +50,14 @@ def census(model: nn.Module, *args: Any, **kwargs: Any) -> Census:
     """
     witness = _Witness()
     recorder = _Marking(model, witness)
-    with torch.no_grad(), watching(recorder), recorder, witness:
+    with torch.no_grad(), _as_written(), watching(recorder), recorder, witness:
         model(*args, **kwargs)
     return Census(witness.kernels, dict(witness.unseen))
+
+
+def _as_written() -> AbstractContextManager[Any]:
+    """A block in which functions that the model compiled run as they are written: torch compiles none under a witness."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _Witness(TorchDispatchMode):

@@ -13,7 +13,7 @@ from fmr.ids import SOURCES, TensorId
 from fmr.inner import value_inside
 from fmr.nodes import outputs
 from fmr.ops import PASS, READ, Op, _known, is_tensor_result, op_of
-from fmr.recorder import RootWatcher, _functorch_level, made_by_writing, written_by
+from fmr.recorder import RootWatcher, _functorch_level, _is_traced, made_by_writing, written_by
 from fmr.scopes import Call, Names, Paths, name_inputs
 
 
@@ -178,6 +178,8 @@ class Reader(RootWatcher):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs) if kwargs else func(*args)
+        if _is_traced():
+            return out
         if func in self._skip and not (kwargs and "out" in kwargs):
             self._trail.append(func)
             return out

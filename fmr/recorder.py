@@ -24,6 +24,7 @@ Event = tuple[Any, ...]
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""
 
+_is_traced = torch.compiler.is_dynamo_compiling
 _functorch_level = torch._C._functorch.peek_interpreter_stack
 _is_internal: dict[str, bool] = {}
 _HERE = __file__.rpartition("/")[0] + "/"
@@ -99,6 +100,8 @@ class Recorder(RootWatcher):
         self.emit: Callable[[Event], None] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _is_traced():  # by torch.compile, of a function that the model calls: what runs later never comes here
+            return func(*args, **(kwargs or {}))
         op = _known.get(func) or op_of(func)
         if op.kind == PASS:
             return func(*args, **kwargs) if kwargs else func(*args)

@@ -113,6 +113,8 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
         return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim) if safe else torch.softmax(x, dim)
     if node.op == "grouped_mm":
         return _grouped
+    if node.op == "copy":
+        return lambda x, y, *rest: y.expand_as(x)
     if node.op in EDGES:
         return lambda x: getattr(x, node.op)
     for home in (Tensor, F, torch):

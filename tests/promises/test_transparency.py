@@ -196,6 +196,35 @@ def test_scripted_code_is_one_opaque_value_and_says_so() -> None:
     assert "1 values whose producer could not be seen" in repr(run.graph)
 
 
+class Compiles(nn.Module):
+    """A model that calls a compiled function, which must not be left for the interpreter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.bent = torch.compile(lambda x: (x * 2).relu(), backend="eager", fullgraph=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.bent(self.linear(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_function_compiles_as_always_whoever_watches() -> None:
+    model, x = Compiles(), torch.randn(2, 4)
+    expected = model(x)
+    run = fmr.run(model, x)
+    assert torch.equal(run.output, expected)
+    assert [node.id for node in run.graph.nodes if not node.id.is_source] == [
+        "linear/linear#0",
+        "/mul#0",
+        "/relu#0",
+        "linear@1/linear#0",
+    ]
+    assert torch.equal(fmr.run(model, x, keep=["/relu#0"])["/relu#0"], run["/relu#0"])
+    assert fmr.census(model, x).complete
+    assert torch.equal(model(x), expected)
+
+
 def test_a_scripted_module_is_one_opaque_value_that_reads_its_inputs() -> None:
     inner = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
     model = nn.Sequential(nn.Linear(4, 4), inner)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import fmr
@@ -203,6 +204,28 @@ def test_one_forward_without_submodules(mix: Any) -> None:
     assert run[structure.attention[0].pattern].shape[-1] == 5
     assert structure.attention[0].kind == "self"
     assert structure.attention[0].out is not None
+
+
+def causal_mask(length: int) -> Any:
+    return create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("masked", [False, True])
+def test_flexible_attention_is_seen_through(masked: bool) -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found: Tensor = flex_attention(q, k, v, block_mask=causal_mask(q.shape[-2]) if masked else None)
+        return found
+
+    model, x = Block(mix), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        expected = model(x)
+        run = fmr.run(model, x)
+    assert torch.equal(run.output, expected)
+    (block,) = fmr.locate(run).attention
+    assert block.certified
+    assert (block.n_heads, block.head_dim, run[block.pattern].shape) == (4, 4, (2, 4, 5, 5))
+    assert bool((run[block.pattern].triu(1) == 0).all()) == masked
 
 
 def written_out(z: Tensor) -> Tensor:
