@@ -55,7 +55,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
         bent = _bent(graph, found.z, found.out)
         whole = evaluate(graph, found.out, {found.z: z}, value) if bent else _sum_of_heads(graph, found, z, value)
         errors["out"] = error(whole, value(found.out))
-    return Certificate(errors, _tolerance(pattern))
+    return Certificate(errors, _tolerance(pattern, z))
 
 
 def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
@@ -112,7 +112,7 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
         errors["out"] = error(total.reshape(out.shape) + bias, out)
     else:
         errors["out"] = error(evaluate(graph, found.out, {found.post: post}, value), out)
-    return Certificate(errors, _tolerance(post))
+    return Certificate(errors, _tolerance(post, out))
 
 
 def certify_stream(stream: Stream, value: Values) -> Certificate:
@@ -124,8 +124,9 @@ def certify_stream(stream: Stream, value: Values) -> Certificate:
     return Certificate({"writes": worst}, _tolerance(value(stream.points[-1])))
 
 
-def _tolerance(value: Tensor) -> float:
-    return TOLERANCE if value.dtype in (torch.float32, torch.float64) else 100 * TOLERANCE
+def _tolerance(*values: Tensor) -> float:
+    """What the least precise of these allows: under autocast a pattern is float32 and what it mixes is not."""
+    return TOLERANCE if all(value.dtype in (torch.float32, torch.float64) for value in values) else 100 * TOLERANCE
 
 
 def error(recomputed: Tensor, recorded: Tensor) -> float:

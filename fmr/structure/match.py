@@ -4,6 +4,7 @@ A new idiom is usually one word in one of these sets; the certificates tell whet
 """
 
 from collections.abc import Callable, Iterator
+from math import prod
 from typing import NamedTuple
 
 from fmr.fused import EXPLAINED
@@ -46,6 +47,14 @@ NORM_PARTS = frozenset(
 )
 """What a normalisation written out is made of."""
 
+_OF_WEIGHTS = (
+    SAME
+    | SHAPE
+    | ELEMENTWISE
+    | frozenset("weight_norm batch_norm norm vector_norm mean sum std var round ceil floor softmax".split())
+)
+"""Ops that make weights of weights: standardised, quantised, masked, bent; nothing that multiplies one by another."""
+
 LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
 """Contractions with a window: over the channels, for each position."""
 
@@ -84,12 +93,18 @@ def contraction(node: Node) -> Contraction | None:
 
 
 def projection(graph: Graph, node: Node) -> Projection | None:
-    """The contraction of a node, if one operand is a weight and the other is not; or is a parameter that is projected."""
+    """The contraction of a node, if one operand is a weight and the other is not; or is a parameter that is projected.
+
+    What stands in the place of a weight and is made of parameters alone is one (a merged update, a normalised weight).
+    """
     found = contraction(node)
     if found is None:
         return None
     left, right = bool(weights(graph, found.left)), bool(weights(graph, found.right))
-    if left and right and (node.op == "linear" or node.op in LINEAR):
+    placed = node.op == "linear" or node.op in LINEAR
+    if placed and not left and not right:
+        right = is_constant(graph, found.right) and not is_constant(graph, found.left)
+    if placed and left and right:
         return Projection(node, found.left, found.right)
     if left == right:
         return None
@@ -129,22 +144,19 @@ def _without_ones(graph: Graph, name: TensorId) -> TensorId:
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
-    A weight may be cast, reshaped, transposed, standardised, scaled or masked by other weights on its way; a parameter
-    that was projected or normalised (a learned query) is an activation.
+    A weight may be reshaped, standardised, quantised, bent, or scaled by one number that is made of weights (a spectral
+    norm) on its way; a parameter that was projected or normalised (a learned query) is an activation.
     """
     waiting, seen, found = [name], {name}, []
     while waiting:
         node = graph[waiting.pop()]
         if node.op in ("param", "buffer"):
             found.append(node.id)
-        elif (
-            node.op not in SAME | SHAPE | MASKING | {"weight_norm", "norm", "batch_norm"}
-            or not node.parents
-            or len(seen) > 16
-        ):
+        elif node.op not in _OF_WEIGHTS or not node.parents or len(seen) > 32:
             return ()
         for parent in node.parents:
-            if parent not in seen:
+            scale = len(node.parents) > 1 and prod(graph[parent.id].shape) == 1 and is_constant(graph, parent.id)
+            if parent not in seen and not scale:
                 seen.add(parent.id)
                 waiting.append(parent.id)
     return tuple(found)

@@ -134,9 +134,9 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         pre=gate.pre,
         post=post,
         out=settled(graph, down.node).id,
-        w_in=weights(graph, value.up.weight)[0],
-        w_gate=weights(graph, gate.up.weight)[0] if value is not gate else None,
-        w_out=weights(graph, down.weight)[0],
+        w_in=_held(graph, value.up.weight),
+        w_gate=_held(graph, gate.up.weight) if value is not gate else None,
+        w_out=_held(graph, down.weight),
         source=sources.pop(),
         up=settled(graph, value.up.node).id,
         down=down.node.id,
@@ -148,6 +148,12 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         axis=axis,
         scope=_scope(gate.up.node, down.node),
     )
+
+
+def _held(graph: Graph, weight: TensorId) -> TensorId:
+    """The parameter that a weight was made of; the weight itself where it is made of several."""
+    made = [node.id for node in climb(graph, weight, lambda _: True) if node.op in ("param", "buffer")]
+    return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
 
 
 def rows_are_outputs(found: Projection) -> bool:

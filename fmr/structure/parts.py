@@ -152,7 +152,8 @@ class MemoryBlock:
     >>> key, value = structure.mlps[2].memory(7)
 
     `pre` enters the nonlinearity, `post` is read by the second projection, `out` is its output. `w_in`, `w_gate` (None
-    where nothing gates) and `w_out` name the parameters; `n` counts the memories.
+    where nothing gates) and `w_out` name the parameters, or the weight where one is the product of several; `n` counts
+    the memories.
     """
 
     found: Memory

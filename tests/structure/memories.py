@@ -19,6 +19,43 @@ class Squared(nn.Module):
         return self.down(remembers(F.relu(self.up(x)) ** 2))
 
 
+class Merged(Squared):
+    """Each weight has a small update of low rank, which is added before it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = weight(2, WIDTH), weight(HIDDEN, 2)
+
+    def made(self, w: Tensor) -> Tensor:
+        update = self.b @ self.a
+        return w + (update if w.shape == update.shape else update.T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        coefficients = remembers(F.relu(F.linear(x, self.made(self.up.weight))) ** 2)
+        return F.linear(coefficients, self.made(self.down.weight))
+
+
+class Ternary(Merged):
+    """Weights of three values and a scale, with gradients as if they were not."""
+
+    def made(self, w: Tensor) -> Tensor:
+        scale = w.abs().mean().clamp(min=1e-5)
+        return w + ((w / scale).round().clamp(-1, 1) * scale - w).detach()
+
+
+class UnitRows(Merged):
+    def made(self, w: Tensor) -> Tensor:
+        return F.normalize(w, dim=-1)
+
+
+class Spectral(Merged):
+    """Weights over their largest stretch."""
+
+    def made(self, w: Tensor) -> Tensor:
+        u, v = self.b.flatten()[: len(w)], self.b.flatten()[: w.shape[1]]
+        return w / torch.dot(u, torch.mv(w, v))
+
+
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -252,6 +289,10 @@ class ModulesWritten(Modules):
 
 FOUND = (
     Squared,
+    Merged,
+    Ternary,
+    UnitRows,
+    Spectral,
     Gated,
     Bilinear,
     Fused,

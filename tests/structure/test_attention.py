@@ -228,6 +228,15 @@ def test_flexible_attention_is_seen_through(masked: bool) -> None:
     assert bool((run[block.pattern].triu(1) == 0).all()) == masked
 
 
+def test_the_tolerance_is_that_of_the_least_precise_value() -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        run = fmr.run(Block(lambda q, k, v: (q @ k.mT).softmax(-1, dtype=torch.float32) @ v), torch.randn(2, 5, 16))
+    (block,) = fmr.locate(run).attention
+    assert (run[block.pattern].dtype, run[block.z].dtype) == (torch.float32, torch.bfloat16)
+    assert block.certified
+    assert block.certified.tolerance == 1e-2
+
+
 def written_out(z: Tensor) -> Tensor:
     z = z - z.mean(-1, keepdim=True)
     return z / torch.sqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)

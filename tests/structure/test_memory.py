@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import fmr
 from fmr.errors import StructureError
 from tests.models import build
-from tests.structure import joint, wholes
+from tests.structure import joint, memories, wholes
 from tests.structure.idioms import WIDTH
 
 
@@ -183,6 +183,18 @@ def test_experts_are_memories_and_their_router_is_no_attention() -> None:
         block.memory(0)
     with pytest.raises(StructureError, match=r"Expert 3 of .*: expected 0 to 2"):
         block.memory(0, expert=3)
+
+
+@pytest.mark.parametrize("kind", [memories.Merged, memories.Ternary, memories.UnitRows, memories.Spectral])
+def test_a_weight_that_is_made_on_the_way_holds_the_vectors(kind: type[memories.Merged]) -> None:
+    layer = kind()
+    block = fmr.locate(fmr.run(Residual(layer), torch.randn(2, 5, WIDTH))).mlps[0]
+    key, value = block.memory(7)
+    assert torch.equal(key, layer.made(layer.up.weight)[7])
+    assert torch.equal(value, layer.made(layer.down.weight)[:, 7])
+    merged = kind is memories.Merged
+    assert block.w_in.startswith("param:") != merged
+    assert block.w_out.endswith("down.weight") != merged
 
 
 def test_a_gate_that_a_view_took_apart_leaves_the_second_half_as_keys() -> None:
