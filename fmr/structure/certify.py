@@ -106,7 +106,7 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     post, out = value(found.post), value(found.out)
     errors = {"post": error(evaluate(graph, found.post, {found.source: value(found.source)}, value), post)}
     values = found.own(value(found.values).detach().double(), post.shape[-1])
-    if values.dim() == 2 and post.shape[-1] in values.shape:
+    if values.dim() == 2 and found.axis == -1 and post.shape[-1] in values.shape:
         bias = evaluate(graph, found.out, {found.post: torch.zeros_like(post)}, value)
         total = post.double() @ (values.mT if found.out_columns else values)
         errors["out"] = error(total.reshape(out.shape) + bias, out)

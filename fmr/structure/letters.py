@@ -57,6 +57,9 @@ def letters_of(graph: Graph, found: Contraction) -> Letters:
             return _summed(graph, found)
         case "tensordot":
             return _tensordot(found.node, left, right)
+        case "inner":
+            a, b = _BATCH[: left - 1], _SPACE[: right - 1]
+            return Letters(a + "k", b + "k", a + b)
     a = _BATCH[: max(0, left - 2)][::-1] + "mk"[-left:]
     b = _BATCH[: max(0, right - 2)][::-1] + "kn"[:right]
     batch = max(a[:-2], b[:-2], key=len)

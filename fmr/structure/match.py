@@ -78,7 +78,7 @@ class Projection(NamedTuple):
 def contraction(node: Node) -> Contraction | None:
     """The product that a node computes, if it is one of two tensors."""
     match node.op:
-        case "matmul" | "bmm" | "mm" | "mv" | "grouped_mm" | "tensordot":
+        case "matmul" | "bmm" | "mm" | "mv" | "grouped_mm" | "tensordot" | "inner":
             pair = node.parent("input", 0), node.parent("mat2", 1) or node.parent("other", 1)
         case "baddbmm" | "addmm" | "addbmm":
             pair = node.parent("batch1", 1) or node.parent("mat1", 1), node.parent("batch2", 2) or node.parent("mat2", 2)
@@ -160,6 +160,12 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
                 seen.add(parent.id)
                 waiting.append(parent.id)
     return tuple(found)
+
+
+def once(graph: Graph, weight: TensorId) -> TensorId:
+    """A weight before it was repeated along dimensions of size one, for each example of a batch; else itself."""
+    node = graph[unshaped(graph, weight, SAME)]
+    return _without_ones(graph, node.parents[0].id) if node.op in ("expand", "expand_as", "repeat") else weight
 
 
 def is_constant(graph: Graph, name: TensorId) -> bool:

@@ -12,7 +12,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.evaluate import evaluate
-from fmr.structure.letters import carried
+from fmr.structure.letters import carried, letters_of
 from fmr.structure.match import (
     ELEMENTWISE,
     LINEAR,
@@ -24,6 +24,7 @@ from fmr.structure.match import (
     climb,
     contraction,
     is_constant,
+    once,
     product,
     projection,
     settled,
@@ -128,8 +129,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         return None
     gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
     value = next((way for way in ways if way.up.weight != gate.up.weight), gate)
-    post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
-    axis = 1 - len(graph[down.weight].shape) if down.node.op in LINEAR else -1
+    post, axis = unshaped(graph, down.data, frozenset({"view", "reshape"})), _summed(graph, down)
     return Memory(
         pre=gate.pre,
         post=post,
@@ -140,14 +140,23 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         source=sources.pop(),
         up=settled(graph, value.up.node).id,
         down=down.node.id,
-        keys=value.up.weight,
-        values=down.weight,
+        keys=once(graph, value.up.weight),
+        values=once(graph, down.weight),
         in_rows=rows_are_outputs(value.up),
         out_columns=rows_are_outputs(down),
         fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[axis] == 2 * graph[post].shape[axis],
         axis=axis,
         scope=_scope(gate.up.node, down.node),
     )
+
+
+def _summed(graph: Graph, down: Projection) -> int:
+    """The dimension of the coefficients that the second projection sums over, counted from the right."""
+    found = contraction(down.node)
+    assert found is not None
+    letters = letters_of(graph, found)
+    data = letters.left if found.left == down.data else letters.right
+    return max(n for n, letter in enumerate(data) if letter in letters.summed) - len(data)
 
 
 def _held(graph: Graph, weight: TensorId) -> TensorId:
@@ -165,7 +174,7 @@ def rows_are_outputs(found: Projection) -> bool:
         return operands.split(",")[0 if first else 1][-2] in result
     if node.op == "tensordot" and not isinstance(dims := node.argument("dims", 2), int):
         return dims[0 if first else 1][0] in (1, -1)
-    return first or node.op == "linear" or (node.op in LINEAR and "transpose" not in node.op)
+    return first or node.op in ("linear", "inner") or (node.op in LINEAR and "transpose" not in node.op)
 
 
 def count(graph: Graph, found: Memory) -> int:

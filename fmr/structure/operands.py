@@ -21,6 +21,7 @@ from fmr.structure.match import (
     climb,
     contraction,
     descend,
+    once,
     product,
     projection,
     unshaped,
@@ -271,5 +272,6 @@ def read_dims(graph: Graph, end: Projection) -> tuple[int, ...]:
         return (len(graph[end.data].shape) - len(shape) + 1,)
     letters = letters_of(graph, found)
     data, weight = (letters.left, letters.right) if found.left == end.data else (letters.right, letters.left)
+    own = weight[len(weight) - len(graph[once(graph, end.weight)].shape) :]
     sizes = dict(zip(weight, shape, strict=True))
-    return tuple(n for n, letter in enumerate(data) if sizes.get(letter, 1) > 1)
+    return tuple(n for n, letter in enumerate(data) if letter in own and sizes[letter] > 1)

@@ -18,6 +18,10 @@ class Squared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.down(remembers(F.relu(self.up(x)) ** 2))
 
+    def made(self, w: Tensor) -> Tensor:
+        """What a weight is made of its parameter before it is used."""
+        return w
+
 
 class Merged(Squared):
     """Each weight has a small update of low rank, which is added before it is used."""
@@ -54,6 +58,28 @@ class Spectral(Merged):
     def made(self, w: Tensor) -> Tensor:
         u, v = self.b.flatten()[: len(w)], self.b.flatten()[: w.shape[1]]
         return w / torch.dot(u, torch.mv(w, v))
+
+
+class ForEachExample(Squared):
+    """The weights are repeated for a product of batches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, down = (layer.weight.T.expand(len(x), -1, -1) for layer in (self.up, self.down))
+        return torch.bmm(remembers(F.relu(torch.bmm(x, up))), down)
+
+
+class UnitsFirst(Squared):
+    """Weights times columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        coefficients = F.relu(self.up.weight @ x.mT)
+        remembers(coefficients.mT)
+        return (self.down.weight @ coefficients).mT
+
+
+class ByInner(Squared):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.inner(remembers(F.relu(torch.inner(x, self.up.weight))), self.down.weight)
 
 
 class Gated(nn.Module):
@@ -293,6 +319,9 @@ FOUND = (
     Ternary,
     UnitRows,
     Spectral,
+    ForEachExample,
+    UnitsFirst,
+    ByInner,
     Gated,
     Bilinear,
     Fused,

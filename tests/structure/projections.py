@@ -307,6 +307,15 @@ class Normed(Fused):
         return self.out(self.norm(joined(attends((q @ k.mT).softmax(-1)) @ v)))
 
 
+class Repeated(Fused):
+    """The weights are repeated for each example."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv, out = (layer.weight.mT.unsqueeze(0).expand(len(x), -1, -1) for layer in (self.qkv, self.out))
+        q, k, v = self.parts(x.bmm(qkv) + self.qkv.bias)
+        return torch.baddbmm(self.out.bias, joined(attends((q @ k.mT * SIZE**-0.5).softmax(-1)) @ v), out)
+
+
 class Clipped(Fused):
     """Each projection is clipped to what it met in training, before and after."""
 
@@ -385,6 +394,7 @@ FOUND = (
     Disentangled,
     Gated,
     Normed,
+    Repeated,
     Clipped,
     LowRank,
     Image,

@@ -11,7 +11,18 @@ import fmr
 from fmr.errors import StructureError
 from tests.models import build
 from tests.structure import joint, memories, wholes
-from tests.structure.idioms import WIDTH
+from tests.structure.idioms import HIDDEN, WIDTH
+
+MADE = (
+    memories.Merged,
+    memories.Ternary,
+    memories.UnitRows,
+    memories.Spectral,
+    memories.ForEachExample,
+    memories.UnitsFirst,
+    memories.ByInner,
+)
+"""Layers whose weights are made of their parameters, or read in another place than usual."""
 
 
 class Residual(nn.Module):
@@ -185,14 +196,15 @@ def test_experts_are_memories_and_their_router_is_no_attention() -> None:
         block.memory(0, expert=3)
 
 
-@pytest.mark.parametrize("kind", [memories.Merged, memories.Ternary, memories.UnitRows, memories.Spectral])
-def test_a_weight_that_is_made_on_the_way_holds_the_vectors(kind: type[memories.Merged]) -> None:
+@pytest.mark.parametrize("kind", MADE)
+def test_a_weight_that_is_made_on_the_way_holds_the_vectors(kind: type[memories.Squared]) -> None:
     layer = kind()
     block = fmr.locate(fmr.run(Residual(layer), torch.randn(2, 5, WIDTH))).mlps[0]
     key, value = block.memory(7)
     assert torch.equal(key, layer.made(layer.up.weight)[7])
     assert torch.equal(value, layer.made(layer.down.weight)[:, 7])
     merged = kind is memories.Merged
+    assert block.n == HIDDEN
     assert block.w_in.startswith("param:") != merged
     assert block.w_out.endswith("down.weight") != merged
 
