@@ -13,8 +13,8 @@ from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAP
 from fmr.structure.passage import OVERWRITES, POOLS, base, gated, handed, passage, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset(
-    """linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2
-    fft_rfftn""".split()
+    """linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn
+    fft_rfft fft_rfft2 fft_rfftn""".split()
 )
 
 _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
