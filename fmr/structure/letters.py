@@ -121,7 +121,7 @@ def carried(graph: Graph, value: Tensor, way: tuple[Node, ...]) -> Tensor | None
 
     What comes from elsewhere is -1.
     """
-    known = {way[0].id: value}
+    known = {way[0].id: value.contiguous()}
     try:
         for node in _between(graph, way):
             met = [parent.id for parent in node.parents if parent in known]

@@ -179,7 +179,15 @@ class MultiQueryFolded(MultiQuery):
         k, v = self.kv(x).chunk(2, -1)
         p = torch.bmm(self.q(x).view(len(x), -1, SIZE), k.mT).softmax(-1)
         attends(p.view(len(x), -1, HEADS, p.shape[-1]), "bqhk", groups=1)
-        return self.out(torch.bmm(p, v).reshape(x.shape))
+        return self.out(self.unfolded(torch.bmm(p, v), x))
+
+    def unfolded(self, z: Tensor, x: Tensor) -> Tensor:
+        return z.reshape(x.shape)
+
+
+class MultiQueryViewed(MultiQueryFolded):
+    def unfolded(self, z: Tensor, x: Tensor) -> Tensor:
+        return z.view(x.shape)
 
 
 class Grouped(nn.Module):
@@ -385,6 +393,7 @@ FOUND = (
     MultiQuery,
     MultiQueryBroadcast,
     MultiQueryFolded,
+    MultiQueryViewed,
     Grouped,
     GroupedRepeated,
     TalkingHeads,
