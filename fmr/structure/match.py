@@ -32,7 +32,7 @@ MASKING = frozenset("add sub mul div masked_fill where tanh clamp maximum max mi
 NONLINEAR = frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
     relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp max maximum min minimum xielu abs rsqrt
-    sign gt ge lt le sin cos amax amin""".split()
+    sign gt ge lt le sin cos amax amin clamp_min clamp_max threshold hardshrink softshrink tanhshrink""".split()
 )
 """Elementwise ops that bend their input."""
 
@@ -145,7 +145,8 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
     A weight may be reshaped, standardised, quantised, bent, or scaled by one number that is made of weights (a spectral
-    norm) on its way; a parameter that was projected or normalised (a learned query) is an activation.
+    norm) on its way, and chosen among several matrices; a parameter that was projected or normalised (a learned query),
+    or a row of one (an embedding), is an activation.
     """
     waiting, seen, found = [name], {name}, []
     while waiting:
@@ -154,7 +155,8 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
             found.append(node.id)
         elif node.op not in _OF_WEIGHTS or not node.parents or len(seen) > 32:
             return ()
-        for parent in node.parents:
+        chosen = node.op == "getitem" and len(graph[node.parents[0].id].shape) > 2
+        for parent in node.parents[:1] if chosen else node.parents:
             scale = len(node.parents) > 1 and prod(graph[parent.id].shape) == 1 and is_constant(graph, parent.id)
             if parent not in seen and not scale:
                 seen.add(parent.id)

@@ -33,7 +33,7 @@ from fmr.structure.match import (
 )
 from fmr.structure.operands import read_dims
 
-_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var"}
+_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var", "topk", "kthvalue", "quantile", "median"}
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
 
 
@@ -140,8 +140,8 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         source=sources.pop(),
         up=settled(graph, value.up.node).id,
         down=down.node.id,
-        keys=once(graph, value.up.weight),
-        values=once(graph, down.weight),
+        keys=_matrices(graph, value.up.weight),
+        values=_matrices(graph, down.weight),
         in_rows=rows_are_outputs(value.up),
         out_columns=rows_are_outputs(down),
         fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[axis] == 2 * graph[post].shape[axis],
@@ -157,6 +157,12 @@ def _summed(graph: Graph, down: Projection) -> int:
     letters = letters_of(graph, found)
     data = letters.left if found.left == down.data else letters.right
     return max(n for n, letter in enumerate(data) if letter in letters.summed) - len(data)
+
+
+def _matrices(graph: Graph, weight: TensorId) -> TensorId:
+    """A weight before it was repeated for each example, or the matrices among which one was chosen for each position."""
+    node = graph[unshaped(graph, weight, SAME)]
+    return node.parents[0].id if node.op == "getitem" and len(node.parents) > 1 else once(graph, weight)
 
 
 def _held(graph: Graph, weight: TensorId) -> TensorId:

@@ -82,6 +82,14 @@ class ByInner(Squared):
         return torch.inner(remembers(F.relu(torch.inner(x, self.up.weight))), self.down.weight)
 
 
+class Thresholded(Squared):
+    """Only the largest coefficients stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x).clamp_min(0)
+        return self.down(remembers(torch.where(h >= h.topk(5, -1).values[..., -1:], h, 0.0)))
+
+
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -259,6 +267,15 @@ class ExpertsWeighedFirst(Experts):
         return torch.einsum("bteh,ehm->btm", remembers(hidden), self.down)
 
 
+class ExpertsChosen(Experts):
+    """The matrices of one expert are looked up for each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, chosen = self.router(x).softmax(-1).max(-1)
+        post = remembers(F.relu(torch.einsum("btm,btmh->bth", x, self.up[chosen])))
+        return torch.einsum("bth,bthm->btm", post, self.down[chosen]) * share[..., None]
+
+
 class ExpertsBatched(Experts):
     """All tokens repeated for each expert, and batched products."""
 
@@ -322,6 +339,7 @@ FOUND = (
     ForEachExample,
     UnitsFirst,
     ByInner,
+    Thresholded,
     Gated,
     Bilinear,
     Fused,
@@ -341,6 +359,7 @@ FOUND = (
     Experts,
     ExpertsEinsum,
     ExpertsWeighedFirst,
+    ExpertsChosen,
     ExpertsBatched,
     Modules,
     ModulesMasked,

@@ -209,6 +209,14 @@ def test_a_weight_that_is_made_on_the_way_holds_the_vectors(kind: type[memories.
     assert block.w_out.endswith("down.weight") != merged
 
 
+def test_the_vectors_of_an_expert_that_is_looked_up_are_those_of_its_matrix() -> None:
+    layer = memories.ExpertsChosen()
+    block = fmr.locate(fmr.run(Residual(layer), torch.randn(2, 5, WIDTH))).mlps[0]
+    key, value = block.memory(7, expert=2)
+    assert torch.equal(key, layer.up[2, :, 7])
+    assert torch.equal(value, layer.down[2, 7])
+
+
 def test_a_gate_that_a_view_took_apart_leaves_the_second_half_as_keys() -> None:
     model = Residual(GateInTwo())
     (block,) = fmr.locate(fmr.run(model, torch.randn(2, 3, 6))).mlps
