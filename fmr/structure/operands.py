@@ -33,7 +33,7 @@ from fmr.structure.softmax import Softmax
 AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
 
-BEFORE = SAME | SHAPE | MASKING
+BEFORE = SAME | SHAPE | MASKING | {"topk"}
 """What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink."""
 
 

@@ -179,6 +179,13 @@ def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(p, c).view_as(q)
 
 
+def nearest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each query mixes the values of the three keys that score highest, and of no others."""
+    scores, places = (q @ k.mT).topk(3, -1)
+    near = v.unsqueeze(2).expand(-1, -1, q.shape[2], -1, -1).gather(3, places[..., None].expand(-1, -1, -1, -1, SIZE))
+    return (attends(scores.softmax(-1))[..., None] * near).sum(-2)
+
+
 def query_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two queries at a time, to save memory: each chunk is an attention of its own."""
     return torch.cat([attends((part @ k.mT).softmax(-1)) @ v for part in q.split(2, 2)], 2)
@@ -245,6 +252,7 @@ FOUND = (
     summed,
     interleaved,
     folded,
+    nearest,
     query_chunks,
 )
 NOT_FOUND = {
