@@ -12,6 +12,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.heads import Layout, compares_units, head_size, heads_in_queries, heads_in_rows, key_heads, layouts
 from fmr.structure.match import (
+    MEANS,
     NONLINEAR,
     NORM_PARTS,
     NORMS,
@@ -93,8 +94,10 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     scores = oriented(graph, scores, use, softmax.dim)
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
+    if _of_patterns(graph, use.v):
+        return "its values are themselves made of patterns"
     z = handed_on(graph, parts.total)
-    out, way, end = projected(graph, z, (unshaped(graph, use.v, SAME | SHAPE), softmax.node.id))
+    out, way, end = projected(graph, z, own_parts(graph, scores.q, use.v, softmax.node.id))
     heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or heads_in_queries(graph, scores, use)
     if heads is None and compares_units(graph, scores):
         return "its scores sum over positions: it weighs units by units, not positions"
@@ -132,6 +135,13 @@ def undivided(graph: Graph) -> Iterator[Rejected]:
             bent = graph[name]
             if bent.op == "exp" and find_scores(graph, Softmax(bent, bent.parents[0].id, -1)) is not None:
                 yield Rejected(bent.id, "attention", "its pattern is never computed: the division comes after the values")
+
+
+def _of_patterns(graph: Graph, name: TensorId) -> bool:
+    """Whether a value is made of the results of softmaxes alone: a step of an approximation, and no values yet."""
+    above = list(climb(graph, name, lambda node: node.op != "softmax" and projection(graph, node) is None))
+    made = any(node.op in ("input", "opaque") or projection(graph, node) is not None for node in above)
+    return not made and any(node.op == "softmax" for node in above)
 
 
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
@@ -180,10 +190,17 @@ def _linear(graph: Graph, name: TensorId) -> set[object]:
             found.add((node.op, *sorted(node.parents)))
             return False
         moved = node.op in SAME | SHAPE and len({parent.id for parent in node.parents}) == 1  # `cat` adds keys of others
-        return moved or node.op in NORMS | NORM_PARTS or projection(graph, node) is not None
+        return moved or node.op in NORMS | NORM_PARTS | MEANS or projection(graph, node) is not None
 
     found.update(node.id for node in climb(graph, name, through) if not is_constant(graph, node.id))
     return found
+
+
+def own_parts(graph: Graph, q: TensorId, v: TensorId, softmax: TensorId) -> tuple[TensorId, ...]:
+    """What may be added to mixed values before their projection: more of the values, the pattern, the split queries."""
+    queries = unshaped(graph, q, SAME | {"mul", "div"})
+    split = (queries,) if len(graph[queries].shape) > 3 else ()
+    return (unshaped(graph, v, SAME | SHAPE), softmax, *split)
 
 
 def handed_on(graph: Graph, node: Node) -> Node:
@@ -201,7 +218,7 @@ def projected(
     """The output projection with what reshapes its result, the way of z into it, and the projection itself.
 
     It is the first contraction with a weight below the heads, and their sum where each head is projected alone; all None
-    where z is used as it is. What is made of its `own` values or pattern in another way may be added to z.
+    where z is used as it is. What is made of its `own` parts in another way may be added to z.
     """
 
     def through(node: Node) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.attention import Attention, projected
+from fmr.structure.attention import Attention, own_parts, projected
 from fmr.structure.evaluate import Values, evaluate
 from fmr.structure.letters import carried
 from fmr.structure.match import NONLINEAR, NORMS, climb
@@ -87,7 +87,7 @@ def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> T
     number = torch.arange(z[..., 0].numel(), dtype=torch.float64).reshape(*z.shape[:-1], 1)
     if axis is not None:
         number = torch.arange(z.shape[axis], dtype=torch.float64).reshape([-1 if n == axis else 1 for n in range(z.dim())])
-    _, way, _ = projected(graph, graph[found.z], (found.v, found.softmax))
+    _, way, _ = projected(graph, graph[found.z], own_parts(graph, found.q, found.v, found.softmax))
     whose, read = carried(graph, number.expand(z.shape), way), way[-1].id
     if whose is None or bool((whose < 0).any()):
         if _bent(graph, found.z, found.out):
@@ -106,7 +106,7 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     post, out = value(found.post), value(found.out)
     errors = {"post": error(evaluate(graph, found.post, {found.source: value(found.source)}, value), post)}
     values = found.own(value(found.values).detach().double(), post.shape[-1])
-    if values.dim() == 2 and post.shape[-1] in values.shape:
+    if values.dim() == 2 and found.axis == -1 and post.shape[-1] in values.shape:
         bias = evaluate(graph, found.out, {found.post: torch.zeros_like(post)}, value)
         total = post.double() @ (values.mT if found.out_columns else values)
         errors["out"] = error(total.reshape(out.shape) + bias, out)

@@ -46,6 +46,9 @@ NORM_PARTS = frozenset(
 )
 """What a normalisation written out is made of."""
 
+MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())
+"""Means over a window, for each channel."""
+
 LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
 """Contractions with a window: over the channels, for each position."""
 
@@ -129,8 +132,8 @@ def _without_ones(graph: Graph, name: TensorId) -> TensorId:
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
-    A weight may be cast, reshaped, transposed, standardised, scaled or masked by other weights on its way; a parameter
-    that was projected or normalised (a learned query) is an activation.
+    A weight may be cast, reshaped, transposed, standardised, scaled, masked by other weights or brought to length one on
+    its way; a parameter that was projected or normalised by a layer norm (a learned query) is an activation.
     """
     waiting, seen, found = [name], {name}, []
     while waiting:
@@ -138,7 +141,7 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
         if node.op in ("param", "buffer"):
             found.append(node.id)
         elif (
-            node.op not in SAME | SHAPE | MASKING | {"weight_norm", "norm", "batch_norm"}
+            node.op not in SAME | SHAPE | MASKING | {"weight_norm", "norm", "normalize", "batch_norm"}
             or not node.parents
             or len(seen) > 16
         ):

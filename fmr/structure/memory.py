@@ -12,7 +12,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.evaluate import evaluate
-from fmr.structure.letters import carried
+from fmr.structure.letters import carried, letters_of
 from fmr.structure.match import (
     ELEMENTWISE,
     LINEAR,
@@ -129,7 +129,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
     value = next((way for way in ways if way.up.weight != gate.up.weight), gate)
     post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
-    axis = 1 - len(graph[down.weight].shape) if down.node.op in LINEAR else -1
+    axis = _axis(graph, down)
     return Memory(
         pre=gate.pre,
         post=post,
@@ -148,6 +148,17 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         axis=axis,
         scope=_scope(gate.up.node, down.node),
     )
+
+
+def _axis(graph: Graph, down: Projection) -> int:
+    """The dimension that a projection sums over in what it reads, counted from the right."""
+    found = contraction(down.node)
+    if down.node.op in LINEAR or found is None:
+        return 1 - len(graph[down.weight].shape)
+    letters = letters_of(graph, found)
+    data = letters.left if found.left == down.data else letters.right
+    summed = [n for n, letter in enumerate(data) if letter in letters.summed]
+    return summed[-1] - len(data) if summed else -1
 
 
 def rows_are_outputs(found: Projection) -> bool:

@@ -168,7 +168,9 @@ def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | N
                 continue
             found = contraction(node) or weighed_sum(graph, node)
             if found is not None and not weights(graph, _values(found, way)):
-                return use_of(graph, found, (*before, *way))
+                use = use_of(graph, found, (*before, *way))
+                if use.units:
+                    return use
             if scores is not None and mixes_heads(graph, scores.letters, (*scores.way, *before, *way), node):
                 before, start = (*before, *way), node
                 break
