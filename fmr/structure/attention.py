@@ -85,7 +85,11 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     """The attention around a softmax of products of queries with keys, or the reason why it is none."""
     scores = find_scores(graph, softmax)
     if scores is None:
-        return "no product of two activations lies above the softmax"
+        hidden = (node for node in climb(graph, softmax.scores, lambda node: node.op in BEFORE) if node.op == "opaque")
+        return next(
+            (f"its scores come from code that is hidden from torch: {node.id}" for node in hidden),
+            "no product of two activations lies above the softmax",
+        )
     use = mix(graph, softmax, scores)
     if use is None:
         return unused(graph, softmax)

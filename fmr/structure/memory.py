@@ -161,6 +161,29 @@ def _axis(graph: Graph, down: Projection) -> int:
     return summed[-1] - len(data) if summed else -1
 
 
+def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
+    """Whether what a memory makes reaches the sums of a stream only repeated, to weigh what another part writes."""
+    waiting, seen = [(graph[found.down], False)], set()
+    for node, weighs in waiting:
+        for reader in graph.readers(node.id):
+            here = reader.id, weighs or _is_share(graph, node, reader)
+            if here not in seen:
+                seen.add(here)
+                if reader.id not in sums and (reader.op in _THROUGH | {"sum"} or product(graph, reader) is not None):
+                    waiting.append((reader, here[1]))
+    return {weighs for name, weighs in seen if name in sums} == {True}
+
+
+def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
+    """Whether a node multiplies a value with one that has more dimensions, which the first is repeated along."""
+    found = product(graph, reader)
+    if found is None:
+        return reader.op == "mul" and math.prod(node.shape) < math.prod(reader.shape)
+    letters = letters_of(graph, found)
+    own, other = (letters.left, letters.right) if found.left == node.id else (letters.right, letters.left)
+    return bool(letters.alone(other)) and not letters.alone(own)
+
+
 def rows_are_outputs(found: Projection) -> bool:
     """Whether row i of the weight, as the projection reads it, makes output i: the layout (out, in)."""
     node, product = found.node, contraction(found.node)

@@ -20,6 +20,7 @@ from fmr.structure.match import (
     Projection,
     climb,
     contraction,
+    depends,
     descend,
     product,
     projection,
@@ -32,8 +33,9 @@ from fmr.structure.softmax import Softmax
 AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
 
-BEFORE = SAME | SHAPE | MASKING
-"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink."""
+BEFORE = SAME | SHAPE | MASKING | frozenset("neg pow square sqrt".split())
+"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink; of a distance its
+square."""
 
 
 class Scores(NamedTuple):
@@ -67,7 +69,7 @@ class Use(NamedTuple):
 def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
     """The nearest product of queries and keys above a softmax; heads may have been mixed on the way."""
     end = graph[softmax.scores]
-    for product_of in (product, weighed_sum, _learned):
+    for product_of in (product, weighed_sum, _distance, _learned):
         for node in climb(graph, end.id, lambda node: node.op in BEFORE and contraction(node) is None):
             found = product_of(graph, node)
             way = _way(graph, node, end, found) if found is not None else ()
@@ -85,6 +87,14 @@ def _scores(graph: Graph, found: Contraction, way: tuple[Node, ...]) -> Scores:
     q, k = (found.right, found.left) if weights(graph, found.right) else (found.left, found.right)
     in_q, in_k = (letters.left, letters.right) if q == found.left else (letters.right, letters.left)
     return Scores(found.node, letters, q, k, in_q, in_k, way)
+
+
+def _distance(graph: Graph, node: Node) -> Contraction | None:
+    """The distances of queries from keys."""
+    left, right = node.parent("x1", 0), node.parent("x2", 1)
+    if node.op != "cdist" or left is None or right is None or weights(graph, left.id) or weights(graph, right.id):
+        return None
+    return Contraction(node, left.id, right.id)
 
 
 def _learned(graph: Graph, node: Node) -> Contraction | None:
@@ -135,7 +145,8 @@ def _way(graph: Graph, start: Node, end: Node, scored: Contraction) -> tuple[Nod
         for node, way in descend(graph, start, lambda node: node.op in BEFORE and contraction(node) is None):
             if node is end:
                 return (*before, *way, node)
-            if way and mixes_heads(graph, letters_of(graph, scored), (*before, *way), node):
+            mixed = way and mixes_heads(graph, letters_of(graph, scored), (*before, *way), node)
+            if mixed and depends(graph, end.id, node.id):
                 before, start = (*before, *way), node
                 break
         else:

@@ -123,6 +123,10 @@ def cosine(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends((F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * 10).softmax(-1)) @ v
 
 
+def distances(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attends((-(torch.cdist(q, k) ** 2) * 0.1).softmax(-1)) @ v
+
+
 def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     places = torch.arange(k.shape[2])
     slopes = 2.0 ** -torch.arange(1, HEADS + 1)
@@ -213,6 +217,11 @@ def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q @ (k.mT @ v) / (q @ k.sum(2, keepdim=True).mT)
 
 
+def hidden(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores that are scaled where torch does not see it."""
+    return torch.from_numpy((q @ k.mT).detach().numpy() / 2).softmax(-1) @ v
+
+
 def efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two softmaxes over units and over positions, and no map of queries to keys."""
     return q.softmax(-1) @ (k.softmax(-2).mT @ v)
@@ -239,6 +248,7 @@ FOUND = (
     capped,
     of_places,
     cosine,
+    distances,
     alibi,
     strongest,
     turned,
@@ -250,6 +260,7 @@ FOUND = (
 NOT_FOUND = {
     exp_over_sum_late: "the division comes after the values",
     differential: "added to another softmax or taken from it",
+    hidden: "hidden from torch",
     of_units: "units by units",
     sigmoid: "",
     linear: "",
