@@ -40,7 +40,7 @@ _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_
 _GATHERED = SAME | SHAPE | NORMS | {"mul", "sub", "div"}
 """What may lie between the values of the heads and their projection: a gate, or a norm, as one op or written out."""
 
-_TOTAL = SAME | SHAPE | {"add", "clamp", "reciprocal"}
+_TOTAL = SAME | SHAPE | {"add", "clamp", "clamp_min", "reciprocal"}
 """What may lie between a sum of weights and the division by it."""
 
 
@@ -162,7 +162,7 @@ def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
         if node.op in _LAID_OUT or contraction(node) is not None:
             break
         cut = node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
-        if cut or node.op == "to" or node.op not in SHAPE | SAME:
+        if cut or node.op in ("to", "scatter") or node.op not in SHAPE | SAME:
             last = node
     return last.id
 

@@ -25,13 +25,15 @@ SHAPE = frozenset(
 )
 """Ops that only move numbers about, or add up those that meet."""
 
-MASKING = frozenset("add sub mul div masked_fill where tanh clamp maximum max minimum min tril triu".split())
+MASKING = frozenset(
+    "add sub mul div masked_fill where tanh clamp clamp_min clamp_max maximum max minimum min tril triu".split()
+)
 """Elementwise ops that scale, bias, cap or mask attention scores."""
 
 NONLINEAR = frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
-    relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp max maximum min minimum xielu abs rsqrt
-    sign gt ge lt le sin cos amax amin""".split()
+    relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp clamp_min clamp_max max maximum min minimum
+    xielu abs rsqrt sign gt ge lt le sin cos amax amin""".split()
 )
 """Elementwise ops that bend their input."""
 
@@ -42,7 +44,7 @@ NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm norma
 """Normalisations that are one op."""
 
 NORM_PARTS = frozenset(
-    "to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp sum var_mean".split()
+    "to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp clamp_min sum var_mean".split()
 )
 """What a normalisation written out is made of."""
 
@@ -132,8 +134,8 @@ def _without_ones(graph: Graph, name: TensorId) -> TensorId:
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
-    A weight may be cast, reshaped, transposed, standardised, scaled, masked by other weights or brought to length one on
-    its way; a parameter that was projected or normalised by a layer norm (a learned query) is an activation.
+    A weight may be cast, reshaped, transposed, standardised, scaled, bent, masked by other weights or brought to length
+    one on its way; a parameter that was projected or normalised by a layer norm (a learned query) is an activation.
     """
     waiting, seen, found = [name], {name}, []
     while waiting:
@@ -141,7 +143,7 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
         if node.op in ("param", "buffer"):
             found.append(node.id)
         elif (
-            node.op not in SAME | SHAPE | MASKING | {"weight_norm", "norm", "normalize", "batch_norm"}
+            node.op not in SAME | SHAPE | MASKING | NONLINEAR | {"weight_norm", "norm", "normalize", "batch_norm", "softmax"}
             or not node.parents
             or len(seen) > 16
         ):

@@ -22,6 +22,7 @@ from fmr.structure.match import (
     contraction,
     depends,
     descend,
+    is_constant,
     product,
     projection,
     unshaped,
@@ -30,12 +31,12 @@ from fmr.structure.match import (
 )
 from fmr.structure.softmax import Softmax
 
-AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu".split())
-"""What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
+AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu pow square".split())
+"""What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""
 
-BEFORE = SAME | SHAPE | MASKING | frozenset("neg pow square sqrt".split())
-"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink; of a distance its
-square."""
+BEFORE = SAME | SHAPE | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
+"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink, norm, choice of the
+best; of a distance its square."""
 
 
 class Scores(NamedTuple):
@@ -143,9 +144,9 @@ def _way(graph: Graph, start: Node, end: Node, scored: Contraction) -> tuple[Nod
     before: tuple[Node, ...] = ()
     while True:
         for node, way in descend(graph, start, lambda node: node.op in BEFORE and contraction(node) is None):
-            if node is end:
+            mixed = bool(way) and mixes_heads(graph, letters_of(graph, scored), (*before, *way), node)
+            if node is end and (mixed or not way or contraction(node) is None):
                 return (*before, *way, node)
-            mixed = way and mixes_heads(graph, letters_of(graph, scored), (*before, *way), node)
             if mixed and depends(graph, end.id, node.id):
                 before, start = (*before, *way), node
                 break
@@ -241,9 +242,11 @@ def _hands_on(node: Node) -> bool:
 
 
 def _mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
-    """Whether a node adds up a softmax and one that looks at no keys: of positions alone, of weights."""
+    """Whether a node adds up a softmax and a constant, or one that looks at no keys: of positions alone, of weights."""
     if node.op != "add" or len(node.parents) != 2:
         return False
+    if any(is_constant(graph, parent.id) for parent in node.parents):
+        return True
     above = [list(climb(graph, parent.id, _hands_on)) for parent in node.parents]
     others = [one for names in above if softmax.node not in names for one in names]
     return any(

@@ -63,6 +63,36 @@ def masked_after(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends(p) @ v
 
 
+def masked_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    e = torch.exp(scores - scores.max(-1, keepdim=True)[0].detach()) * (~causal(scores)).float()
+    return attends(e / e.sum(-1, keepdim=True).clamp_min(1e-6)) @ v
+
+
+def of_length_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Powers of two whose absolute values add up to one."""
+    return attends(F.normalize(torch.exp2(q @ k.mT), p=1.0, dim=-1)) @ v
+
+
+def negated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attends(F.softmin(-(q @ k.mT), dim=-1)) @ v
+
+
+def sharpened(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    p = (q @ k.mT).softmax(-1).pow(1.5)
+    return attends(p / p.sum(-1, keepdim=True)) @ v
+
+
+def itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Half of every pattern is the query's own place."""
+    return attends((q @ k.mT).softmax(-1) / 2 + torch.eye(q.shape[2]) / 2) @ v
+
+
+def normed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    return attends(F.layer_norm(scores, scores.shape[-1:]).softmax(-1)) @ v
+
+
 def renormed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     p = (q @ k.mT).softmax(-1).tril()
     return attends(p / (p.sum(-1, keepdim=True) + 1e-9)) @ v
@@ -139,6 +169,20 @@ def strongest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.mT
     least = scores.topk(3, -1).values[..., -1:]
     return attends(scores.masked_fill(scores < least, -INF).softmax(-1)) @ v
+
+
+def strongest_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The softmax is over the three best keys, and then put where they are."""
+    scores = q @ k.mT
+    best, where = scores.topk(3, -1)
+    return attends(torch.zeros_like(scores).scatter(-1, where, best.softmax(-1))) @ v
+
+
+def strongest_fetched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The softmax is over the three best keys, and each query fetches their values."""
+    best, where = (q @ k.mT).topk(3, -1)
+    values = v.unsqueeze(2).expand(-1, -1, q.shape[2], -1, -1).gather(3, where[..., None].expand(-1, -1, -1, -1, SIZE))
+    return (attends(best.softmax(-1))[..., None] * values).sum(3)
 
 
 def turned(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -237,6 +281,12 @@ FOUND = (
     off_by_one,
     upcast,
     masked_after,
+    masked_by_hand,
+    of_length_one,
+    negated,
+    sharpened,
+    itself,
+    normed,
     renormed,
     windowed,
     in_place,
@@ -251,6 +301,8 @@ FOUND = (
     distances,
     alibi,
     strongest,
+    strongest_alone,
+    strongest_fetched,
     turned,
     summed,
     interleaved,
