@@ -12,6 +12,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.heads import Layout, compares_units, head_size, heads_in_queries, heads_in_rows, key_heads, layouts
 from fmr.structure.match import (
+    MEANS,
     NONLINEAR,
     NORM_PARTS,
     NORMS,
@@ -39,7 +40,7 @@ _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_
 _GATHERED = SAME | SHAPE | NORMS | {"mul", "sub", "div"}
 """What may lie between the values of the heads and their projection: a gate, or a norm, as one op or written out."""
 
-_TOTAL = SAME | SHAPE | {"add", "clamp", "reciprocal"}
+_TOTAL = SAME | SHAPE | {"add", "clamp", "clamp_min", "reciprocal"}
 """What may lie between a sum of weights and the division by it."""
 
 
@@ -84,7 +85,11 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     """The attention around a softmax of products of queries with keys, or the reason why it is none."""
     scores = find_scores(graph, softmax)
     if scores is None:
-        return "no product of two activations lies above the softmax"
+        hidden = (node for node in climb(graph, softmax.scores, lambda node: node.op in BEFORE) if node.op == "opaque")
+        return next(
+            (f"its scores come from code that is hidden from torch: {node.id}" for node in hidden),
+            "no product of two activations lies above the softmax",
+        )
     use = mix(graph, softmax, scores)
     if use is None:
         return unused(graph, softmax)
@@ -93,8 +98,10 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     scores = oriented(graph, scores, use, softmax.dim)
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
+    if _of_patterns(graph, use.v):
+        return "its values are themselves made of patterns"
     z = handed_on(graph, parts.total)
-    out, way, end = projected(graph, z, (unshaped(graph, use.v, SAME | SHAPE), softmax.node.id))
+    out, way, end = projected(graph, z, own_parts(graph, scores.q, use.v, softmax.node.id))
     heads = (heads_in_rows(graph, use, z, way, end) if end is not None else None) or heads_in_queries(graph, scores, use)
     if heads is None and compares_units(graph, scores):
         return "its scores sum over positions: it weighs units by units, not positions"
@@ -134,6 +141,13 @@ def undivided(graph: Graph) -> Iterator[Rejected]:
                 yield Rejected(bent.id, "attention", "its pattern is never computed: the division comes after the values")
 
 
+def _of_patterns(graph: Graph, name: TensorId) -> bool:
+    """Whether a value is made of the results of softmaxes alone: a step of an approximation, and no values yet."""
+    above = list(climb(graph, name, lambda node: node.op != "softmax" and projection(graph, node) is None))
+    made = any(node.op in ("input", "opaque") or projection(graph, node) is not None for node in above)
+    return not made and any(node.op == "softmax" for node in above)
+
+
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
     """The keys of an attention: of each part those that its queries are multiplied with."""
     above = climb(graph, scores.way[-1].id, lambda node: node.op in BEFORE and contraction(node) is None)
@@ -148,7 +162,7 @@ def acting(graph: Graph, way: tuple[Node, ...]) -> TensorId:
         if node.op in _LAID_OUT or contraction(node) is not None:
             break
         cut = node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
-        if cut or node.op == "to" or node.op not in SHAPE | SAME:
+        if cut or node.op in ("to", "scatter") or node.op not in SHAPE | SAME:
             last = node
     return last.id
 
@@ -180,10 +194,17 @@ def _linear(graph: Graph, name: TensorId) -> set[object]:
             found.add((node.op, *sorted(node.parents)))
             return False
         moved = node.op in SAME | SHAPE and len({parent.id for parent in node.parents}) == 1  # `cat` adds keys of others
-        return moved or node.op in NORMS | NORM_PARTS or projection(graph, node) is not None
+        return moved or node.op in NORMS | NORM_PARTS | MEANS or projection(graph, node) is not None
 
     found.update(node.id for node in climb(graph, name, through) if not is_constant(graph, node.id))
     return found
+
+
+def own_parts(graph: Graph, q: TensorId, v: TensorId, softmax: TensorId) -> tuple[TensorId, ...]:
+    """What may be added to mixed values before their projection: more of the values, the pattern, the split queries."""
+    queries = unshaped(graph, q, SAME | {"mul", "div"})
+    split = (queries,) if len(graph[queries].shape) > 3 else ()
+    return (unshaped(graph, v, SAME | SHAPE), softmax, *split)
 
 
 def handed_on(graph: Graph, node: Node) -> Node:
@@ -201,7 +222,7 @@ def projected(
     """The output projection with what reshapes its result, the way of z into it, and the projection itself.
 
     It is the first contraction with a weight below the heads, and their sum where each head is projected alone; all None
-    where z is used as it is. What is made of its `own` values or pattern in another way may be added to z.
+    where z is used as it is. What is made of its `own` parts in another way may be added to z.
     """
 
     def through(node: Node) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.attention import Attention, projected
+from fmr.structure.attention import Attention, own_parts, projected
 from fmr.structure.evaluate import Values, evaluate
 from fmr.structure.letters import carried
 from fmr.structure.match import NONLINEAR, NORMS, climb
@@ -87,7 +87,7 @@ def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> T
     number = torch.arange(z[..., 0].numel(), dtype=torch.float64).reshape(*z.shape[:-1], 1)
     if axis is not None:
         number = torch.arange(z.shape[axis], dtype=torch.float64).reshape([-1 if n == axis else 1 for n in range(z.dim())])
-    _, way, _ = projected(graph, graph[found.z], (found.v, found.softmax))
+    _, way, _ = projected(graph, graph[found.z], own_parts(graph, found.q, found.v, found.softmax))
     whose, read = carried(graph, number.expand(z.shape), way), way[-1].id
     if whose is None or bool((whose < 0).any()):
         if _bent(graph, found.z, found.out):

@@ -33,8 +33,16 @@ class Heads(NamedTuple):
 
 
 def heads_in_rows(graph: Graph, use: Use, z: Node, way: tuple[Node, ...], end: Projection) -> Heads | None:
-    """The heads whose values meet in a row that the projection `end` reads; None where its rows are not made of z."""
-    shape, units = z.shape, use.units
+    """The heads whose values meet in a row that the projection `end` reads; None where its rows are not made of z.
+
+    A pattern may weigh values of several places at once; then only the last dimension of a value counts its units.
+    """
+    found = (_meeting(graph, units, z, way, end) for units in dict.fromkeys((use.units, use.units[-1:])))
+    return next((heads for heads in found if heads is not None), None)
+
+
+def _meeting(graph: Graph, units: tuple[int, ...], z: Node, way: tuple[Node, ...], end: Projection) -> Heads | None:
+    shape = z.shape
     lead = tuple(1 if n in units else size for n, size in enumerate(shape))
     if not math.prod(shape):
         return None
@@ -63,20 +71,29 @@ def key_heads(graph: Graph, use: Use, heads: Heads, repeated: float) -> int:
 
 
 def head_size(graph: Graph, scores: Scores) -> int:
-    """The units of a query or key that a score sums over."""
-    sizes = dict(zip(scores.in_q, graph[scores.q].shape, strict=True))
-    return math.prod(sizes[letter] for letter in scores.letters.summed)
+    """The units of a query or key that a score sums over; it may sum over places too."""
+    sizes = graph[scores.q].shape
+    summed = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.summed]
+    value = _told_apart(graph, scores) if len(summed) > 1 else None
+    units = [n for n in summed if value is not None and _varies(value, n)]
+    return math.prod(sizes[n] for n in units or summed)
 
 
 def compares_units(graph: Graph, scores: Scores) -> bool:
     """Whether a score sums over positions: then the map is one of units by units."""
-    made = _projected(graph, scores)
-    value = carried(graph, _units(graph, made), (made, graph[scores.q])) if made is not None else None
-    if value is None or value.min() < 0:
+    value = _told_apart(graph, scores)
+    if value is None:
         return False
     alone = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.alone(scores.in_q)]
     summed = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.summed]
     return any(_varies(value, n) for n in alone) and not any(_varies(value, n) for n in summed)
+
+
+def _told_apart(graph: Graph, scores: Scores) -> Tensor | None:
+    """The queries, in which each unit of what they were split from has its own number."""
+    made = _projected(graph, scores)
+    value = carried(graph, _units(graph, made), (made, graph[scores.q])) if made is not None else None
+    return value if value is not None and value.numel() and value.min() >= 0 else None
 
 
 def _projected(graph: Graph, scores: Scores) -> Node | None:
@@ -92,8 +109,10 @@ def heads_in_queries(graph: Graph, scores: Scores, use: Use) -> Heads | None:
     made = _projected(graph, scores)
     if made is None:
         return _in_view(graph, scores, use) or (Heads(1, (), (), False) if len(use.node.shape) == 3 else None)
-    value = carried(graph, _units(graph, made), (made, graph[scores.q]))
-    if value is None or value.min() < 0:
+    value = _told_apart(graph, scores)
+    if _is_split(graph, made):
+        return None  # what its units are is not all that is beside them
+    if value is None:
         return _in_view(graph, scores, use)
     summed = [n for n, letter in enumerate(scores.in_q) if letter in scores.letters.summed]
     if not any(_varies(value, n) for n in summed):
@@ -123,6 +142,18 @@ def _in_view(graph: Graph, scores: Scores, use: Use) -> Heads | None:
                     Heads(number, (dims[0],), (number,), False) if len(dims) == 1 else Heads(number, (0,), (number,), True)
                 )
     return None
+
+
+def _is_split(graph: Graph, made: Node) -> bool:
+    """Whether heads were split before a projection, which makes something of each alone."""
+    found = projection(graph, made)
+    above = climb(graph, found.data, lambda node: node.op in _SPLITS and contraction(node) is None) if found else iter(())
+    first = next((node for node in above if projection(graph, node) is not None), None)
+    if found is None or first is None:
+        return False
+    value = carried(graph, _units(graph, first), (first, graph[found.data]))
+    dims = read_dims(graph, found)
+    return value is not None and any(_varies(value, n) for n in range(value.dim()) if n not in dims)
 
 
 def _units(graph: Graph, made: Node) -> Tensor:
@@ -159,15 +190,17 @@ def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layou
     one = len(heads.dims) == 1 and not heads.folded
     head = use.letters.result[heads.dims[0]] if one else ""
     z = dict.fromkeys(use.letters.alone(use.values)[-1:], "units")
-    z |= dict.fromkeys(use.letters.alone(use.weighs).replace(head, "")[-1:], "positions")
     own = {head: "heads"} if head else {}
     v = z | dict.fromkeys(use.letters.summed[-1:], "positions") | own
+    queries = use.letters.alone(use.weighs).replace(head, "") or use.letters.shared.replace(head, "")[1:]
+    z |= dict.fromkeys(queries[-1:], "positions")  # where each query has keys of its own, its place is that of a batch
     weighs = z | dict.fromkeys(use.letters.summed[-1:], "units") | own
     pattern = _moved(graph, _named(use.weighs, weighs), use.way)
     above = _moved(graph, pattern, scores.way)
     named = {letter: name for letter, name in zip(scores.letters.result, above, strict=True) if name != "units"}
     q = named | dict.fromkeys(scores.letters.summed[-1:], "units")
-    k = q | {letter: "positions" for letter in scores.letters.alone(scores.in_k)[-1:] if named.get(letter) != "heads"}
+    keys = {letter: "positions" for letter in scores.letters.alone(scores.in_k)[-1:] if named.get(letter) != "heads"}
+    k = {letter: name for letter, name in q.items() if name != "positions"} | keys
     return (
         _named(scores.in_q, q),
         _named(scores.in_k, k),

@@ -61,7 +61,7 @@ def letters_of(graph: Graph, found: Contraction) -> Letters:
             a, b = _BATCH[: left - 1], _SPACE[: right - 1]
             return Letters(a + "k", b + "k", a + b)
     a = _BATCH[: max(0, left - 2)][::-1] + "mk"[-left:]
-    b = _BATCH[: max(0, right - 2)][::-1] + "kn"[:right]
+    b = _BATCH[: max(0, right - 2)][::-1] + ("nk" if found.node.op == "cdist" else "kn"[:right])
     batch = max(a[:-2], b[:-2], key=len)
     return Letters(a, b, batch + "m"[: left - 1] + "n"[: right - 1])
 

@@ -16,7 +16,7 @@ from fmr.structure.deformable import deformable
 from fmr.structure.dominate import Flow
 from fmr.structure.evaluate import Values
 from fmr.structure.match import NORMS, SAME, SHAPE, climb, depends, descend, is_random, projection, weights
-from fmr.structure.memory import find_memories
+from fmr.structure.memory import find_memories, only_weighs
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, Write, find_streams, writers
 from fmr.structure.softmax import softmaxes
@@ -106,6 +106,9 @@ class _Search:
         for found in find_memories(self.graph, sums):
             if found.down not in written:
                 self.rejected.append(Rejected(found.down, "memory", "its output is not written to a residual stream"))
+                continue
+            if only_weighs(self.graph, found, sums):
+                self.rejected.append(Rejected(found.down, "memory", "its output only weighs what another part writes"))
                 continue
             certificate, ok = self._certify(certify_memory, found, "memory", found.pre, found.out)
             if ok:

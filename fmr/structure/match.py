@@ -26,13 +26,15 @@ SHAPE = frozenset(
 )
 """Ops that only move numbers about, or add up those that meet."""
 
-MASKING = frozenset("add sub mul div masked_fill where tanh clamp maximum max minimum min tril triu".split())
+MASKING = frozenset(
+    "add sub mul div masked_fill where tanh clamp clamp_min clamp_max maximum max minimum min tril triu".split()
+)
 """Elementwise ops that scale, bias, cap or mask attention scores."""
 
 NONLINEAR = frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
-    relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp max maximum min minimum xielu abs rsqrt
-    sign gt ge lt le sin cos amax amin clamp_min clamp_max threshold hardshrink softshrink tanhshrink""".split()
+    relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp clamp_min clamp_max max maximum min minimum
+    xielu abs rsqrt sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
 )
 """Elementwise ops that bend their input."""
 
@@ -43,7 +45,7 @@ NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm norma
 """Normalisations that are one op."""
 
 NORM_PARTS = frozenset(
-    "to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp sum var_mean".split()
+    "to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp clamp_min sum var_mean".split()
 )
 """What a normalisation written out is made of."""
 
@@ -51,9 +53,12 @@ _OF_WEIGHTS = (
     SAME
     | SHAPE
     | ELEMENTWISE
-    | frozenset("weight_norm batch_norm norm vector_norm mean sum std var round ceil floor softmax".split())
+    | frozenset("weight_norm batch_norm normalize norm vector_norm mean sum std var round ceil floor softmax".split())
 )
 """Ops that make weights of weights: standardised, quantised, masked, bent; nothing that multiplies one by another."""
+
+MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())
+"""Means over a window, for each channel."""
 
 LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
 """Contractions with a window: over the channels, for each position."""
@@ -144,9 +149,9 @@ def _without_ones(graph: Graph, name: TensorId) -> TensorId:
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
-    A weight may be reshaped, standardised, quantised, bent, or scaled by one number that is made of weights (a spectral
-    norm) on its way, and chosen among several matrices; a parameter that was projected or normalised (a learned query),
-    or a row of one (an embedding), is an activation.
+    A weight may be reshaped, standardised, quantised, bent, brought to length one or scaled by one number that is made of
+    weights (a spectral norm) on its way, and chosen among several matrices; a parameter that was projected or normalised
+    by a layer norm (a learned query), or a row of one (an embedding), is an activation.
     """
     waiting, seen, found = [name], {name}, []
     while waiting:

@@ -129,7 +129,8 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         return None
     gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
     value = next((way for way in ways if way.up.weight != gate.up.weight), gate)
-    post, axis = unshaped(graph, down.data, frozenset({"view", "reshape"})), _summed(graph, down)
+    post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
+    axis = _axis(graph, down)
     return Memory(
         pre=gate.pre,
         post=post,
@@ -150,15 +151,6 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     )
 
 
-def _summed(graph: Graph, down: Projection) -> int:
-    """The dimension of the coefficients that the second projection sums over, counted from the right."""
-    found = contraction(down.node)
-    assert found is not None
-    letters = letters_of(graph, found)
-    data = letters.left if found.left == down.data else letters.right
-    return max(n for n, letter in enumerate(data) if letter in letters.summed) - len(data)
-
-
 def _matrices(graph: Graph, weight: TensorId) -> TensorId:
     """A weight before it was repeated for each example, or the matrices among which one was chosen for each position."""
     node = graph[unshaped(graph, weight, SAME)]
@@ -169,6 +161,40 @@ def _held(graph: Graph, weight: TensorId) -> TensorId:
     """The parameter that a weight was made of; the weight itself where it is made of several."""
     made = [node.id for node in climb(graph, weight, lambda _: True) if node.op in ("param", "buffer")]
     return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
+
+
+def _axis(graph: Graph, down: Projection) -> int:
+    """The dimension that a projection sums over in what it reads, counted from the right."""
+    found = contraction(down.node)
+    if down.node.op in LINEAR or found is None:
+        return 1 - len(graph[down.weight].shape)
+    letters = letters_of(graph, found)
+    data = letters.left if found.left == down.data else letters.right
+    summed = [n for n, letter in enumerate(data) if letter in letters.summed]
+    return summed[-1] - len(data) if summed else -1
+
+
+def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
+    """Whether what a memory makes reaches the sums of a stream only repeated, to weigh what another part writes."""
+    waiting, seen = [(graph[found.down], False)], set()
+    for node, weighs in waiting:
+        for reader in graph.readers(node.id):
+            here = reader.id, weighs or _is_share(graph, node, reader)
+            if here not in seen:
+                seen.add(here)
+                if reader.id not in sums and (reader.op in _THROUGH | {"sum"} or product(graph, reader) is not None):
+                    waiting.append((reader, here[1]))
+    return {weighs for name, weighs in seen if name in sums} == {True}
+
+
+def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
+    """Whether a node multiplies a value with one that has more dimensions, which the first is repeated along."""
+    found = product(graph, reader)
+    if found is None:
+        return reader.op == "mul" and math.prod(node.shape) < math.prod(reader.shape)
+    letters = letters_of(graph, found)
+    own, other = (letters.left, letters.right) if found.left == node.id else (letters.right, letters.left)
+    return bool(letters.alone(other)) and not letters.alone(own)
 
 
 def rows_are_outputs(found: Projection) -> bool:

@@ -20,7 +20,9 @@ from fmr.structure.match import (
     Projection,
     climb,
     contraction,
+    depends,
     descend,
+    is_constant,
     once,
     product,
     projection,
@@ -30,11 +32,12 @@ from fmr.structure.match import (
 )
 from fmr.structure.softmax import Softmax
 
-AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu".split())
-"""What may lie between a softmax and the product with the values: casts, masks, a cut sink."""
+AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu pow square".split())
+"""What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""
 
-BEFORE = SAME | SHAPE | MASKING | {"topk"}
-"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink."""
+BEFORE = SAME | SHAPE | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
+"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink, norm, choice of the
+best; of a distance its square."""
 
 
 class Scores(NamedTuple):
@@ -68,7 +71,7 @@ class Use(NamedTuple):
 def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
     """The nearest product of queries and keys above a softmax; heads may have been mixed on the way."""
     end = graph[softmax.scores]
-    for product_of in (product, weighed_sum, _learned):
+    for product_of in (product, weighed_sum, _distance, _learned):
         for node in climb(graph, end.id, lambda node: node.op in BEFORE and contraction(node) is None):
             found = product_of(graph, node)
             way = _way(graph, node, end, found) if found is not None else ()
@@ -86,6 +89,14 @@ def _scores(graph: Graph, found: Contraction, way: tuple[Node, ...]) -> Scores:
     q, k = (found.right, found.left) if weights(graph, found.right) else (found.left, found.right)
     in_q, in_k = (letters.left, letters.right) if q == found.left else (letters.right, letters.left)
     return Scores(found.node, letters, q, k, in_q, in_k, way)
+
+
+def _distance(graph: Graph, node: Node) -> Contraction | None:
+    """The distances of queries from keys."""
+    left, right = node.parent("x1", 0), node.parent("x2", 1)
+    if node.op != "cdist" or left is None or right is None or weights(graph, left.id) or weights(graph, right.id):
+        return None
+    return Contraction(node, left.id, right.id)
 
 
 def _learned(graph: Graph, node: Node) -> Contraction | None:
@@ -134,9 +145,10 @@ def _way(graph: Graph, start: Node, end: Node, scored: Contraction) -> tuple[Nod
     before: tuple[Node, ...] = ()
     while True:
         for node, way in descend(graph, start, lambda node: node.op in BEFORE and contraction(node) is None):
-            if node is end:
+            mixed = bool(way) and mixes_heads(graph, letters_of(graph, scored), (*before, *way), node)
+            if node is end and (mixed or not way or contraction(node) is None):
                 return (*before, *way, node)
-            if way and mixes_heads(graph, letters_of(graph, scored), (*before, *way), node):
+            if mixed and depends(graph, end.id, node.id):
                 before, start = (*before, *way), node
                 break
         else:
@@ -169,7 +181,9 @@ def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | N
                 continue
             found = contraction(node) or weighed_sum(graph, node)
             if found is not None and not weights(graph, _values(found, way)):
-                return use_of(graph, found, (*before, *way))
+                use = use_of(graph, found, (*before, *way))
+                if use.units:
+                    return use
             if scores is not None and mixes_heads(graph, scores.letters, (*scores.way, *before, *way), node):
                 before, start = (*before, *way), node
                 break
@@ -229,9 +243,11 @@ def _hands_on(node: Node) -> bool:
 
 
 def _mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
-    """Whether a node adds up a softmax and one that looks at no keys: of positions alone, of weights."""
+    """Whether a node adds up a softmax and a constant, or one that looks at no keys: of positions alone, of weights."""
     if node.op != "add" or len(node.parents) != 2:
         return False
+    if any(is_constant(graph, parent.id) for parent in node.parents):
+        return True
     above = [list(climb(graph, parent.id, _hands_on)) for parent in node.parents]
     others = [one for names in above if softmax.node not in names for one in names]
     return any(

@@ -8,6 +8,8 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.match import SAME, SHAPE, climb, unshaped
 
+_EXP = frozenset({"exp", "exp2"})
+
 
 class Softmax(NamedTuple):
     """A softmax: its result, what enters it, and the dimension along which it adds up to one."""
@@ -27,8 +29,11 @@ def softmaxes(graph: Graph) -> Iterator[Softmax]:
 
 def _softmax(graph: Graph, node: Node) -> Softmax | None:
     match node.op:
-        case "softmax":
+        case "softmax" | "softmin":
             return Softmax(node, node.parents[0].id, _dim(graph, node))
+        case "normalize" if node.argument("p", 1, 2.0) == 1 and graph[node.parents[0].id].op in _EXP:
+            bent = graph[node.parents[0].id]
+            return Softmax(node, bent.parents[0].id, _dim(graph, node) if "dim" in node.args else 1 - len(node.shape))
         case "exp" if node.parents:
             return _of_logarithms(graph, node)
         case "div" if len(node.parents) == 2:
@@ -48,15 +53,11 @@ def _of_logarithms(graph: Graph, node: Node) -> Softmax | None:
 def _over_sum(graph: Graph, node: Node) -> Softmax | None:
     """e / sum(e), where e = exp(s) or exp(s - max(s)), masked or not; something may be added to the sum."""
     above, below = (unshaped(graph, parent.id, SAME) for parent in node.parents)
-    through = SAME | SHAPE | {"add", "clamp", "maximum"}
+    through = SAME | SHAPE | {"add", "clamp", "clamp_min", "maximum"}
     sums = (one for one in climb(graph, below, lambda one: one.op in through) if one.op == "sum" and one.parents)
     total = next((one for one in sums if unshaped(graph, one.parents[0].id, SAME) == above), None)
     bent = next(
-        (
-            one
-            for one in climb(graph, above, lambda one: one.op in SAME | {"mul", "masked_fill", "where"})
-            if one.op == "exp"
-        ),
+        (one for one in climb(graph, above, lambda one: one.op in SAME | {"mul", "masked_fill", "where"}) if one.op in _EXP),
         None,
     )
     if total is None or bent is None:

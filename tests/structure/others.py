@@ -304,10 +304,7 @@ class MeanWeighed(nn.Module):
 
 
 class SoftExperts(nn.Module):
-    """Slots that are learned look at the tokens, an expert works on each, and tokens choose among what they say.
-
-    The first is an attention with learned queries; the second a router: its keys are weights, its values are not.
-    """
+    """Learned slots pool the tokens, an expert works on each, and tokens choose among what they say: a router twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,7 +314,7 @@ class SoftExperts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = carries(self.enter(x))
         scores = F.normalize(x, dim=-1) @ F.normalize(self.slots, dim=-1).T
-        seen = attends(scores.softmax(1), "bkq", heads=1, size=WIDTH, kind="cross").mT @ x
+        seen = scores.softmax(1).mT @ x
         said = torch.stack([expert(seen[:, n]) for n, expert in enumerate(self.experts)], 1)
         return carries(x + scores.softmax(2) @ said)
 

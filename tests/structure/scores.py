@@ -63,6 +63,36 @@ def masked_after(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends(p) @ v
 
 
+def masked_by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    e = torch.exp(scores - scores.max(-1, keepdim=True)[0].detach()) * (~causal(scores)).float()
+    return attends(e / e.sum(-1, keepdim=True).clamp_min(1e-6)) @ v
+
+
+def of_length_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Powers of two whose absolute values add up to one."""
+    return attends(F.normalize(torch.exp2(q @ k.mT), p=1.0, dim=-1)) @ v
+
+
+def negated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attends(F.softmin(-(q @ k.mT), dim=-1)) @ v
+
+
+def sharpened(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    p = (q @ k.mT).softmax(-1).pow(1.5)
+    return attends(p / p.sum(-1, keepdim=True)) @ v
+
+
+def itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Half of every pattern is the query's own place."""
+    return attends((q @ k.mT).softmax(-1) / 2 + torch.eye(q.shape[2]) / 2) @ v
+
+
+def normed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    return attends(F.layer_norm(scores, scores.shape[-1:]).softmax(-1)) @ v
+
+
 def renormed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     p = (q @ k.mT).softmax(-1).tril()
     return attends(p / (p.sum(-1, keepdim=True) + 1e-9)) @ v
@@ -123,6 +153,10 @@ def cosine(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends((F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * 10).softmax(-1)) @ v
 
 
+def distances(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attends((-(torch.cdist(q, k) ** 2) * 0.1).softmax(-1)) @ v
+
+
 def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     places = torch.arange(k.shape[2])
     slopes = 2.0 ** -torch.arange(1, HEADS + 1)
@@ -135,6 +169,20 @@ def strongest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.mT
     least = scores.topk(3, -1).values[..., -1:]
     return attends(scores.masked_fill(scores < least, -INF).softmax(-1)) @ v
+
+
+def strongest_alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The softmax is over the three best keys, and then put where they are."""
+    scores = q @ k.mT
+    best, where = scores.topk(3, -1)
+    return attends(torch.zeros_like(scores).scatter(-1, where, best.softmax(-1))) @ v
+
+
+def strongest_fetched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The softmax is over the three best keys, and each query fetches their values."""
+    best, where = (q @ k.mT).topk(3, -1)
+    values = v.unsqueeze(2).expand(-1, -1, q.shape[2], -1, -1).gather(3, where[..., None].expand(-1, -1, -1, -1, SIZE))
+    return (attends(best.softmax(-1))[..., None] * values).sum(3)
 
 
 def turned(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -220,6 +268,11 @@ def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return q @ (k.mT @ v) / (q @ k.sum(2, keepdim=True).mT)
 
 
+def hidden(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores that are scaled where torch does not see it."""
+    return torch.from_numpy((q @ k.mT).detach().numpy() / 2).softmax(-1) @ v
+
+
 def efficient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two softmaxes over units and over positions, and no map of queries to keys."""
     return q.softmax(-1) @ (k.softmax(-2).mT @ v)
@@ -235,6 +288,12 @@ FOUND = (
     off_by_one,
     upcast,
     masked_after,
+    masked_by_hand,
+    of_length_one,
+    negated,
+    sharpened,
+    itself,
+    normed,
     renormed,
     windowed,
     in_place,
@@ -246,8 +305,11 @@ FOUND = (
     capped,
     of_places,
     cosine,
+    distances,
     alibi,
     strongest,
+    strongest_alone,
+    strongest_fetched,
     turned,
     summed,
     interleaved,
@@ -258,6 +320,7 @@ FOUND = (
 NOT_FOUND = {
     exp_over_sum_late: "the division comes after the values",
     differential: "added to another softmax or taken from it",
+    hidden: "hidden from torch",
     of_units: "units by units",
     sigmoid: "",
     linear: "",

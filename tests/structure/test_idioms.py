@@ -9,7 +9,7 @@ from torch import Tensor
 import fmr
 from fmr.run import Run
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
-from tests.structure import joint, memories, others, projections, scores, wholes
+from tests.structure import joint, memories, others, projections, scores, unusual, wholes
 from tests.structure.idioms import HIDDEN, TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
 
 
@@ -27,10 +27,13 @@ def image(examples: int, length: int) -> tuple[Tensor]:
 
 CASES: dict[str, Case] = {
     **{f"scores {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain)) for mix in scores.FOUND},
-    **{f"heads {kind.__name__}": Case(lambda kind=kind: Stack(kind, Plain)) for kind in projections.FOUND},
+    **{
+        f"heads {kind.__name__}": Case(lambda kind=kind: Stack(kind, Plain))
+        for kind in (*projections.FOUND, *unusual.ATTENTION)
+    },
     **{
         f"memory {kind.__name__}": Case(lambda kind=kind: Stack(lambda: Heads(scores.einsum), kind))
-        for kind in memories.FOUND
+        for kind in (*memories.FOUND, *unusual.MEMORY)
     },
     **{
         f"nothing {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain), reason=reason)
@@ -83,6 +86,9 @@ CASES: dict[str, Case] = {
     "vision": Case(others.Vision, image),
     "inside": Case(others.Inside, image),
     "axial": Case(others.Axial, image),
+    "landmarks": Case(lambda: Stack(unusual.Landmarks, Plain), layers=None),
+    "tied rows": Case(unusual.TiedRows, image),
+    "nothing Excited": Case(unusual.Excited, features, None),
     "denoiser": Case(others.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
     **{
         f"steps {kind.__name__}": Case(kind, features, None)
