@@ -16,6 +16,7 @@ from fmr.structure.match import (
     NONLINEAR,
     NORM_PARTS,
     NORMS,
+    REPEATS,
     SAME,
     SHAPE,
     Projection,
@@ -172,7 +173,7 @@ def _repeated(graph: Graph, k: TensorId) -> float:
     ratio, node = 1.0, graph[k]
     while node.op in SHAPE | SAME and len(node.parents) == 1 and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
         above = graph[node.parents[0].id]
-        if node.op in ("expand", "repeat_interleave", "repeat", "expand_as"):
+        if node.op in REPEATS:
             ratio *= math.prod(node.shape) / max(1, math.prod(above.shape))
         node = above
     return ratio

@@ -19,12 +19,16 @@ SAME = (
 """Ops that hand on the same numbers, up to a cast, a copy or dropout; a fused op hands on what its inner nodes made."""
 
 SHAPE = frozenset(
-    """cat chunk diagonal expand expand_as flatten flip getitem index_select masked_select movedim narrow pad permute
-    pixel_shuffle repeat repeat_interleave reshape reshape_as roll select split split_with_sizes squeeze stack t T mT
-    tensor_split transpose unbind unflatten unfold unsqueeze view view_as gather take_along_dim as_strided setitem
-    index_put copy index_add scatter scatter_add as_subclass new_zeros zeros_like""".split()
+    """T as_strided as_subclass broadcast_tensors broadcast_to cat chunk column_stack copy diagonal dstack expand expand_as
+    flatten flip gather getitem hstack index_add index_put index_select mT masked_select movedim narrow new_zeros pad
+    permute pixel_shuffle ravel repeat repeat_interleave reshape reshape_as roll scatter scatter_add select setitem split
+    split_with_sizes squeeze stack t take_along_dim tensor_split tile transpose unbind unflatten unfold unsqueeze view
+    view_as vstack zeros_like""".split()
 )
 """Ops that only move numbers about, or add up those that meet."""
+
+REPEATS = frozenset("expand expand_as broadcast_to repeat repeat_interleave tile".split())
+"""Ops that repeat numbers along a dimension."""
 
 MASKING = frozenset(
     "add sub mul div masked_fill where tanh clamp clamp_min clamp_max maximum max minimum min tril triu".split()
@@ -172,7 +176,11 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
 def once(graph: Graph, weight: TensorId) -> TensorId:
     """A weight before it was repeated along dimensions of size one, for each example of a batch; else itself."""
     node = graph[unshaped(graph, weight, SAME)]
-    return _without_ones(graph, node.parents[0].id) if node.op in ("expand", "expand_as", "repeat") else weight
+    if node.op not in REPEATS:
+        return weight
+    above = graph[node.parents[0].id]
+    sizes = zip(above.shape[::-1], node.shape[::-1], strict=False)
+    return _without_ones(graph, above.id) if all(before in (1, after) for before, after in sizes) else weight
 
 
 def is_constant(graph: Graph, name: TensorId) -> bool:
