@@ -9,7 +9,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.match import NONLINEAR, NORMS, contraction, projection
-from fmr.structure.passage import HANDED, OVERWRITES, POOLS, handed, norms
+from fmr.structure.passage import HANDED, OVERWRITES, POOLS, carried, handed, norms
 
 
 def ending(
@@ -22,6 +22,9 @@ def ending(
     points = []
     while (over := _overwritten(graph, before, last)) is not None:
         before, last = last, over.id
+        points.append(last)
+    while (on := _weighed(graph, last)) is not None:
+        last = on
         points.append(last)
     norm = _final_norm(graph, last)
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
@@ -56,6 +59,13 @@ def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
     return next((reader for reader in readers + copies if reader.op in OVERWRITES), None)
 
 
+def _weighed(graph: Graph, last: TensorId) -> TensorId | None:
+    """The only reader of a value, where it is that value scaled by constants, or mixed with an earlier one."""
+    readers = graph.readers(last)
+    alone = len(readers) == 1 and readers[0].op in ("mul", "div", "add") and carried(graph, readers[0]) == last
+    return readers[0].id if alone else None
+
+
 def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
     """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last."""
     norm: TensorId | None = None
@@ -79,12 +89,12 @@ def _leaving(
     graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId], known: set[TensorId], bare: bool
 ) -> list[TensorId]:
     """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
-    carried = _carried(graph, flow, last, others)
-    returned = [name for name in ids_in(graph.scopes[0].output) if name in carried] if graph.scopes else []
-    found = [name for name in carried if graph[name].op in NORMS] + [_whole(graph, name) for name in returned]
+    reached = _reached(graph, flow, last, others)
+    returned = [name for name in ids_in(graph.scopes[0].output) if name in reached] if graph.scopes else []
+    found = [name for name in reached if graph[name].op in NORMS] + [_whole(graph, name) for name in returned]
     if bare:
-        layers = (projection(graph, reader) for name in carried for reader in graph.readers(name))
-        found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in carried]
+        layers = (projection(graph, reader) for name in reached for reader in graph.readers(name))
+        found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in reached]
     return [name for name in found if name not in known]
 
 
@@ -94,7 +104,7 @@ def _whole(graph: Graph, name: TensorId) -> TensorId:
     return whole if prod(graph[whole].shape) == prod(graph[name].shape) else name
 
 
-def _carried(graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
+def _reached(graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
     """The values into which data comes from one value alone, and from there without a projection."""
     seen, waiting = {last: None}, [last]
     while waiting:

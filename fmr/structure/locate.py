@@ -235,9 +235,7 @@ def _embedding(graph: Graph, stream: Stream | None) -> Site | None:
     """The look-up of the input tokens that a stream begins with."""
     if stream is None:
         return None
-    for node in climb(
-        graph, stream.writes[0].before, lambda node: node.op != "embedding" and projection(graph, node) is None
-    ):
+    for node in climb(graph, stream.points[0], lambda node: node.op != "embedding" and projection(graph, node) is None):
         if node.op == "embedding":
             index = node.parent("input", 0)
             above = climb(graph, index.id, lambda one: one.op in SAME | SHAPE) if index is not None else iter(())
