@@ -9,7 +9,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.match import NONLINEAR, NORMS, contraction, projection
-from fmr.structure.passage import HANDED, OVERWRITES, POOLS, carried, handed, norms
+from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, carried, handed, norms
 
 
 def ending(
@@ -17,7 +17,8 @@ def ending(
 ) -> tuple[list[TensorId], TensorId | None]:
     """The values that a stream takes after its last write, and the final norm among them, None where there is none.
 
-    `before` and `last` are that write's; `others` are the sums of all writes and the beginnings of all streams.
+    `before` is the stream before that write, or the part that the last ones write to; `others` are the sums of all writes
+    and the beginnings of all streams.
     """
     points = []
     while (over := _overwritten(graph, before, last)) is not None:
@@ -53,7 +54,7 @@ def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
 
     Either the stream is written over from outside, or it is a part itself and written back into the whole.
     """
-    whole = handed(graph, before) if graph[before].op == "getitem" else None
+    whole = handed(graph, before) if graph[before].op in CUTS else None
     readers = [one for one in graph.readers(last) if one.parents[0] == last or handed(graph, one.parents[0].id) == whole]
     copies = [after for reader in readers if reader.op == "clone" for after in graph.readers(reader.id)]
     return next((reader for reader in readers + copies if reader.op in OVERWRITES), None)

@@ -11,7 +11,19 @@ from fmr.structure.depth import over_depth
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
 from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, depends, product
-from fmr.structure.passage import OVERWRITES, POOLS, base, gated, handed, passage, resumed, shortcut, unchanged, under_norm
+from fmr.structure.passage import (
+    CUTS,
+    OVERWRITES,
+    POOLS,
+    base,
+    gated,
+    handed,
+    passage,
+    resumed,
+    shortcut,
+    unchanged,
+    under_norm,
+)
 
 _COMPUTES = LINEAR | frozenset(
     """linear addmm matmul bmm baddbmm mm einsum grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2
@@ -20,6 +32,9 @@ _COMPUTES = LINEAR | frozenset(
 
 _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
 """What makes a branch more than a linear map; what norms are written with does not count."""
+
+_PARTS = CUTS | OVERWRITES | {"mul", "div", "matmul"}
+"""What a stream goes on through with other numbers, or with a part of them."""
 
 
 class Write(NamedTuple):
@@ -192,10 +207,17 @@ def _chains(
 
 
 def _returned(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> list[TensorId]:
-    """The sums that were written back into a value on the way to this one: a part of it was a stream for one write."""
+    """The sums that were written back into a value on the way to this one: a part of it was a stream for some writes."""
     whole = [graph[one] for one in passage(graph, name) if graph[one].op in OVERWRITES]
     parts = [(parent.id, node.parents[0].id) for node in whole for parent in node.parents[1:] if parent in found]
-    return [part for part, into in parts if handed(graph, found[part].before) == handed(graph, into)]
+    return [part for part, into in parts if _goes_back(graph, found, found[part], handed(graph, into))]
+
+
+def _goes_back(graph: Graph, found: Mapping[TensorId, Write], write: Write | None, whole: TensorId) -> bool:
+    """Whether a write or one before it in its stream was to a part of this value."""
+    while write is not None and handed(graph, write.before) != whole:
+        write = found.get(base(graph, write.before))
+    return write is not None
 
 
 def _normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
@@ -219,12 +241,15 @@ def _stream(
     for write in chain:
         origin = origins[write.after]
         normed = list(takewhile(lambda name: name not in points, _normed(graph, origin)))[:0:-1] if points else []
-        carried = graph[origin].op in ("mul", "div", "matmul", "getitem") or resumed(graph, graph[origin]) is not None
+        carried = (
+            graph[origin].op in CUTS | OVERWRITES | {"mul", "div", "matmul"} or resumed(graph, graph[origin]) is not None
+        )
         way = _way(graph, origin) if carried else []
         points.update(dict.fromkeys((*normed, *way, origin, write.before, write.after)))
     beside = dict.fromkeys(state for states in deep.values() if base(graph, states[-1]) in points for state in states)
     last = [chain[-1].after, *(name for name, states in deep.items() if base(graph, states[-1]) == chain[-1].after)][-1]
-    after, norm = ending(graph, flow, chain[-1].before, last, others)
+    part = next((write.before for write in reversed(chain) if graph[write.before].op in CUTS), chain[-1].before)
+    after, norm = ending(graph, flow, part, last, others)
     points.update(dict.fromkeys((*exits(graph, points, chain[-1].after), last, *after)))
     return Stream(tuple(chain), tuple({**beside, **points}), norm)
 
@@ -260,8 +285,11 @@ def _joined(graph: Graph, streams: list[Stream]) -> Iterator[Stream]:
         yield stream._replace(points=(*stream.points, joins[n])) if n in joins else stream
 
 
-def writers(graph: Graph, write: Write) -> tuple[Node, ...]:
-    """The contractions whose results are summed up, weighed by one another or not, into what a write adds."""
+def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple[Node, ...]:
+    """The contractions whose results are summed up, weighed by one another or not, into what a write adds.
+
+    Where that is another stream, or an earlier value of one, its writers are not told once more: `sums` are of all writes.
+    """
     through = SAME | SHAPE | NORMS | NORM_PARTS | frozenset({"mul", "add", "masked_fill", "where", "sum", "sigmoid", "tanh"})
     found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
     while waiting:
@@ -269,7 +297,7 @@ def writers(graph: Graph, write: Write) -> tuple[Node, ...]:
         made = contraction(node)
         if made is not None:
             found.append(node)
-        if (made is None and node.op in through) or product(graph, node) is not None:
+        if (made is None and node.op in through and node.id not in sums) or product(graph, node) is not None:
             for parent in node.parents:
                 if parent not in seen:
                     seen.add(parent.id)

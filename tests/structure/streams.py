@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.structure.idioms import TOKENS, WIDTH, carries
+from tests.structure.idioms import TOKENS, WIDTH, Plain, carries
 from tests.structure.projections import weight
-from tests.structure.wholes import Block
+from tests.structure.wholes import Attention, Block
 
 
 class Deep(nn.Module):
@@ -26,7 +26,7 @@ class Deep(nn.Module):
         return x
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.logits(carries(self.norm(carries(self.go(carries(self.tokens(ids)))))))
+        return self.logits(carries(self.norm(self.go(carries(self.tokens(ids))))))
 
 
 class FirstAgain(Deep):
@@ -99,7 +99,7 @@ class Restarted(Deep):
         y = two.a(self.look(x, z))
         z = carries(z + two.attend(y, y))
         z = carries(z + two.memory(two.b(self.look(x, z))))
-        return self.look(x, z)
+        return carries(self.look(x, z))
 
 
 class Arch(Deep):
@@ -245,10 +245,129 @@ class Joint(TwoStreams):
         return self.logits(self.norm(x)) + self.logits(self.norm(z))
 
 
+class Reversible(Deep):
+    """Two streams that write to one another."""
+
+    def go(self, x: Tensor) -> Tensor:
+        a, b = x, x
+        for block in self.blocks:
+            y = block.a(b)
+            a = carries(a + block.attend(y, y))
+            b = carries(b + block.memory(block.b(a)))
+        return (a + b) / 2
+
+
+class Halves(Deep):
+    """A stream in two halves, of which each writes to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        half = WIDTH // 2
+        self.maps = nn.ModuleList(Plain(half) for _ in range(4))
+        self.norms = nn.ModuleList(nn.LayerNorm(half) for _ in range(4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        a, b = carries(self.tokens(ids)).chunk(2, -1)
+        for n in range(2):
+            a = carries(a + self.maps[2 * n](self.norms[2 * n](b)))
+            b = carries(b + self.maps[2 * n + 1](self.norms[2 * n + 1](a)))
+        return self.logits(carries(torch.cat([a, b], -1)))
+
+
+class DepthMixed(Deep):
+    """Some tokens are gathered, go through the layer, and are scattered back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 1)
+
+    def go(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            top = self.router(x)[..., 0].topk(3, dim=1).indices.sort(1).values[..., None].expand(-1, -1, WIDTH)
+            y = block.a(part := x.gather(1, top))
+            z = part + block.attend(y, y)
+            z = z + block.memory(block.b(z))
+            x = carries(x.scatter(1, top, z))
+        return x
+
+
+class DepthMixedAdded(DepthMixed):
+    """What the layer adds to those is scattered onto the stream."""
+
+    def go(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            r = self.router(x)[..., 0]
+            top = r.topk(3, dim=1).indices.sort(1).values
+            wide = top[..., None].expand(-1, -1, WIDTH)
+            y = block.a(x.gather(1, wide))
+            x = carries(x.scatter_add(1, wide, block.attend(y, y) * r.gather(1, top)[..., None].sigmoid()))
+            x = carries(x + block.memory(block.b(x)))
+        return x
+
+
+class ClassLast(Deep):
+    """Attention of one token over all, which alone is written to, after the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mark, self.looks, self.last = weight(1, 1, WIDTH), Attention(), Plain()
+        self.a, self.b = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+
+    def go(self, x: Tensor) -> Tensor:
+        x = super().go(x)
+        mark = carries(self.mark.expand(len(x), -1, -1))
+        seen = self.a(torch.cat([mark, x], 1))
+        mark = carries(mark + self.looks(seen[:, :1], seen))
+        mark = carries(mark + self.last(self.b(mark)))
+        return torch.cat([mark, x], 1)
+
+
+class Registers(Deep):
+    """Tokens that are learned join the stream and leave it in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = weight(3, WIDTH)
+
+    def go(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](x)
+        x = self.blocks[1](carries(torch.cat([self.extra.expand(len(x), -1, -1), x], 1)))
+        return x[:, 3:]
+
+
+class Prompts(Registers):
+    """Fresh prompts are laid before the tokens at each layer, in place of those before."""
+
+    layers = 3
+
+    def go(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](x)
+        for n, block in enumerate(self.blocks[1:]):
+            x = carries(torch.cat([self.extra.expand(len(x), -1, -1) * (n + 1.0), x], 1))
+            x = block(x)[:, 3:]
+        return x
+
+
+class Highway(Deep):
+    """A gate keeps a share of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def go(self, x: Tensor) -> Tensor:
+        for n, block in enumerate(self.blocks):
+            y, gate = block.a(x), torch.sigmoid(self.gates[2 * n](x))
+            x = carries((1 - gate) * x + gate * block.attend(y, y))
+            gate = torch.sigmoid(self.gates[2 * n + 1](x))
+            x = carries((1 - gate) * x + gate * block.memory(block.b(x)))
+        return x
+
+
 FOUND = {
-    2: (Scaled, DropPath, Exits, Shortened, Merged, Modulated, LowRank, FirstAgain),
-    3: (Dense, DenseStack, DenseLook),
-    None: (Restarted,),
-    4: (Arch, ArchJoined, TwoStreams, Joint),
+    None: (Restarted, DepthMixedAdded, Halves),
+    2: (Scaled, DropPath, Exits, Shortened, Merged, Modulated, LowRank, FirstAgain, DepthMixed, Registers, Highway),
+    3: (Dense, DenseStack, DenseLook, ClassLast, Prompts),
+    4: (Arch, ArchJoined, TwoStreams, Joint, Reversible),
 }
 """What is found, by how many layers it has."""
