@@ -31,7 +31,7 @@ FLOORS = (
     {"graph"},
     {"run", "structure.match", "structure.evaluate", "structure.heatmap", "structure.dominate"},
     {"structure.letters", "structure.softmax", "structure.passage"},
-    {"structure.operands", "structure.ending"},
+    {"structure.operands", "structure.ending", "structure.depth"},
     {"structure.heads"},
     {"track", "store", "structure.attention", "structure.memory", "structure.residual"},
     {"structure.certify", "structure.additive", "structure.deformable", "structure.stack"},

@@ -9,7 +9,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.match import NONLINEAR, NORMS, contraction, projection
-from fmr.structure.passage import HANDED, OVERWRITES, POOLS, handed, norms
+from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, carried, handed, norms
 
 
 def ending(
@@ -17,11 +17,15 @@ def ending(
 ) -> tuple[list[TensorId], TensorId | None]:
     """The values that a stream takes after its last write, and the final norm among them, None where there is none.
 
-    `before` and `last` are that write's; `others` are the sums of all writes and the beginnings of all streams.
+    `before` is the stream before that write, or the part that the last ones write to; `others` are the sums of all writes
+    and the beginnings of all streams.
     """
     points = []
     while (over := _overwritten(graph, before, last)) is not None:
         before, last = last, over.id
+        points.append(last)
+    while (on := _weighed(graph, last)) is not None:
+        last = on
         points.append(last)
     norm = _final_norm(graph, last)
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
@@ -50,10 +54,17 @@ def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
 
     Either the stream is written over from outside, or it is a part itself and written back into the whole.
     """
-    whole = handed(graph, before) if graph[before].op == "getitem" else None
+    whole = handed(graph, before) if graph[before].op in CUTS else None
     readers = [one for one in graph.readers(last) if one.parents[0] == last or handed(graph, one.parents[0].id) == whole]
     copies = [after for reader in readers if reader.op == "clone" for after in graph.readers(reader.id)]
     return next((reader for reader in readers + copies if reader.op in OVERWRITES), None)
+
+
+def _weighed(graph: Graph, last: TensorId) -> TensorId | None:
+    """The only reader of a value, where it is that value scaled by constants, or mixed with an earlier one."""
+    readers = graph.readers(last)
+    alone = len(readers) == 1 and readers[0].op in ("mul", "div", "add") and carried(graph, readers[0]) == last
+    return readers[0].id if alone else None
 
 
 def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
@@ -79,12 +90,12 @@ def _leaving(
     graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId], known: set[TensorId], bare: bool
 ) -> list[TensorId]:
     """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
-    carried = _carried(graph, flow, last, others)
-    returned = [name for name in ids_in(graph.scopes[0].output) if name in carried] if graph.scopes else []
-    found = [name for name in carried if graph[name].op in NORMS] + [_whole(graph, name) for name in returned]
+    reached = _reached(graph, flow, last, others)
+    returned = [name for name in ids_in(graph.scopes[0].output) if name in reached] if graph.scopes else []
+    found = [name for name in reached if graph[name].op in NORMS] + [_whole(graph, name) for name in returned]
     if bare:
-        layers = (projection(graph, reader) for name in carried for reader in graph.readers(name))
-        found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in carried]
+        layers = (projection(graph, reader) for name in reached for reader in graph.readers(name))
+        found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in reached]
     return [name for name in found if name not in known]
 
 
@@ -94,7 +105,7 @@ def _whole(graph: Graph, name: TensorId) -> TensorId:
     return whole if prod(graph[whole].shape) == prod(graph[name].shape) else name
 
 
-def _carried(graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
+def _reached(graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
     """The values into which data comes from one value alone, and from there without a projection."""
     seen, waiting = {last: None}, [last]
     while waiting:

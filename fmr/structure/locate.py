@@ -70,7 +70,8 @@ class _Search:
 
     def structure(self) -> Structure:
         streams = self._streams()
-        residuals = tuple(self._residual(stream) for stream in streams)
+        sums = frozenset(write.after for stream in streams for write in stream.writes)
+        residuals = tuple(self._residual(stream, sums) for stream in streams)
         attention, mlps = self._attention(), self._memories(residuals)
         layers = tuple(layer for residual in residuals for layer in layers_of(self.graph, residual, attention, mlps))
         last = streams[-1] if streams and streams[-1].writes else None
@@ -149,8 +150,8 @@ class _Search:
         self.rejected.append(Rejected(end if what == "residual stream" else start, what, reason))
         return None, False
 
-    def _residual(self, stream: Stream) -> Residual:
-        who = tuple(tuple(node.id for node in writers(self.graph, write)) for write in stream.writes)
+    def _residual(self, stream: Stream, sums: frozenset[TensorId]) -> Residual:
+        who = tuple(tuple(node.id for node in writers(self.graph, write, sums)) for write in stream.writes)
         read = tuple(tuple(node.id for node in self.graph.readers(point)) for point in stream.points)
         return Residual(stream, who, read)
 
@@ -238,9 +239,7 @@ def _embedding(graph: Graph, stream: Stream | None) -> Site | None:
     """The look-up of the input tokens that a stream begins with."""
     if stream is None:
         return None
-    for node in climb(
-        graph, stream.writes[0].before, lambda node: node.op != "embedding" and projection(graph, node) is None
-    ):
+    for node in climb(graph, stream.points[0], lambda node: node.op != "embedding" and projection(graph, node) is None):
         if node.op == "embedding":
             index = node.parent("input", 0)
             above = climb(graph, index.id, lambda one: one.op in SAME | SHAPE) if index is not None else iter(())

@@ -1,5 +1,6 @@
 """What a residual stream passes between two of its writes: views, scaling, norms, mixing, a projected shortcut."""
 
+from heapq import heapify, heappop, heappush
 from math import prod
 
 from fmr.graph import Graph
@@ -18,13 +19,18 @@ from fmr.structure.match import (
     weights,
 )
 
-HANDED = SAME | frozenset(
-    """view reshape flatten unflatten transpose permute squeeze unsqueeze getitem select narrow unbind roll
-    pad""".split()
+_STILL = SAME | frozenset("view reshape flatten unflatten transpose permute squeeze unsqueeze".split())
+"""What hands on all numbers of a value."""
+
+CUTS = frozenset(
+    "getitem select narrow unbind gather take_along_dim index_select chunk split tensor_split split_with_sizes".split()
 )
+"""What hands on a part of a value."""
+
+HANDED = _STILL | CUTS | {"roll", "pad"}
 """What may lie on the stream between two adds: no new numbers."""
 
-OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter slice_scatter".split())
+OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter scatter_add slice_scatter".split())
 """What writes over a part of the stream from outside; the rest of it goes on."""
 
 POOLS = frozenset(
@@ -63,28 +69,29 @@ def base(graph: Graph, name: TensorId) -> TensorId:
 def passage(graph: Graph, name: TensorId) -> list[TensorId]:
     """A value, what it was made of without new numbers but scales and biases, and so on up to the base."""
     way = [graph[name].id]
-    while (above := _carried(graph, graph[way[-1]])) is not None:
+    while (above := carried(graph, graph[way[-1]])) is not None:
         way.append(above)
     return way
 
 
-def _carried(graph: Graph, node: Node) -> TensorId | None:
+def carried(graph: Graph, node: Node) -> TensorId | None:
     """The value that a node hands on; None where it makes a new one."""
     if node.op == "to" or node.op in OVERWRITES:
         return node.parents[0].id if node.parents else None  # `x.type_as(y)` reads y for its type alone
-    if node.op in HANDED or (node.op in ("mul", "div") and not node.id.is_source):
-        data = [parent.id for parent in node.parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
+    if node.op in HANDED or (node.op in ("mul", "div", "cat") and not node.id.is_source):
+        parents = node.parents[:1] if node.op in HANDED else node.parents
+        data = [parent.id for parent in parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
         return data[0] if len(data) == 1 else None
     if node.op == "add" and len(node.parents) == 2:
-        data = [parent.id for parent in node.parents if not _is_bias(graph, parent.id)]
-        return data[0] if len(data) == 1 else None
+        data = [parent.id for parent in node.parents if not _is_bias(graph, node, parent.id)]
+        return data[0] if len(data) == 1 else resumed(graph, node)
     return mixed(graph, node)
 
 
-def _is_bias(graph: Graph, name: TensorId) -> bool:
-    """Whether a value is a learned vector: one number for each unit."""
+def _is_bias(graph: Graph, node: Node, name: TensorId) -> bool:
+    """Whether an operand is a learned vector: one number for each unit. One of a sum's own shape is a learned token."""
     shape = graph[name].shape
-    return prod(shape) == max(shape, default=1) and bool(weights(graph, name))
+    return prod(shape) == max(shape, default=1) and shape != node.shape and bool(weights(graph, name))
 
 
 def mixed(graph: Graph, node: Node) -> TensorId | None:
@@ -103,6 +110,37 @@ def mixed(graph: Graph, node: Node) -> TensorId | None:
     if any(product(graph, one) is not None for one in above if one.id != streams):
         return None
     return found.right
+
+
+def resumed(graph: Graph, node: Node) -> TensorId | None:
+    """The later of two values that an add mixes, where the earlier is a part of it: the one has all terms of the other."""
+    if node.op != "add" or len(node.parents) != 2:
+        return None
+    sides = [parent.id for parent in node.parents]
+    whose = {sides[0]: 1, sides[1]: 2}
+    waiting, alone = [(-graph.place(name), name) for name in whose], 0
+    heapify(waiting)
+    while alone < 3 and any(whose[name] < 3 for _, name in waiting):
+        name = heappop(waiting)[1]
+        terms = _terms(graph, graph[name])
+        if not terms:
+            alone |= whose[name] % 3
+        for term in terms:
+            if term not in whose:
+                heappush(waiting, (-graph.place(term), term))
+            whose[term] = whose.get(term, 0) | whose[name]
+    later = {0: max(sides, key=graph.place), 1: sides[0], 2: sides[1]}
+    return later.get(alone)
+
+
+def _terms(graph: Graph, node: Node) -> list[TensorId]:
+    """The values that a node is a sum of, each scaled by constants or not; none where it makes a new value."""
+    if node.op in _STILL:
+        return [parent.id for parent in node.parents[:1]]
+    if node.op not in ("mul", "div", "add") or node.id.is_source:
+        return []
+    data = [parent.id for parent in node.parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
+    return data if node.op == "add" or len(data) == 1 else []
 
 
 def gated(graph: Graph, node: Node) -> tuple[TensorId, TensorId, TensorId] | None:
@@ -144,7 +182,7 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
 
 def _cut(graph: Graph, node: Node) -> bool:
     """Whether a node hands on a part of a value: it is no shortcut around what another part may go through."""
-    return node.op in ("getitem", "select", "narrow", "unbind") and prod(node.shape) < prod(graph[node.parents[0].id].shape)
+    return node.op in CUTS and prod(node.shape) < prod(graph[node.parents[0].id].shape)
 
 
 def under_norm(graph: Graph, name: TensorId) -> TensorId | None:

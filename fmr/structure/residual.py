@@ -1,16 +1,29 @@
 """The residual stream by dataflow: the chain of adds in which a value meets what was computed from it."""
 
 from collections.abc import Container, Iterator, Mapping
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.depth import over_depth
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
 from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, depends, product
-from fmr.structure.passage import OVERWRITES, POOLS, base, gated, handed, passage, shortcut, unchanged, under_norm
+from fmr.structure.passage import (
+    CUTS,
+    OVERWRITES,
+    POOLS,
+    base,
+    gated,
+    handed,
+    passage,
+    resumed,
+    shortcut,
+    unchanged,
+    under_norm,
+)
 
 _COMPUTES = LINEAR | frozenset(
     """linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn
@@ -19,6 +32,9 @@ _COMPUTES = LINEAR | frozenset(
 
 _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
 """What makes a branch more than a linear map; what norms are written with does not count."""
+
+_PARTS = CUTS | OVERWRITES | {"mul", "div", "matmul"}
+"""What a stream goes on through with other numbers, or with a part of them."""
 
 
 class Write(NamedTuple):
@@ -50,14 +66,15 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
             origins[write.after] = origin or write.before
     for name in _dropped(graph, found, origins):
         del found[name]
-    chains = sorted(_chains(graph, found, origins), key=len, reverse=True)
+    deep = over_depth(graph, flow)
+    chains = sorted(_chains(graph, found, origins, deep), key=len, reverse=True)
     others = frozenset(found) | {origins[chain[0].after] for chain in chains}
-    taken: list[Write] = []
+    taken = [Write(a, b, b) for states in deep.values() for a, b in pairwise(states)]
     streams = []
     for chain in chains:
         if len(chain) > 2 or not any(_inside(graph, chain, write) for write in taken):
             taken += chain
-            streams.append(_stream(graph, flow, chain, origins, others))
+            streams.append(_stream(graph, flow, chain, origins, others, deep))
     yield from _joined(graph, streams)
 
 
@@ -97,7 +114,7 @@ def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | No
 
     Parallel blocks add up one after the other what they all computed from the same value; then it is an earlier sum.
     """
-    if node.op != "add" or len(node.parents) != 2 or not node.dtype.is_floating_point:
+    if node.op != "add" or len(node.parents) != 2 or not node.dtype.is_floating_point or resumed(graph, node) is not None:
         return None
     a, b = (parent.id for parent in node.parents)
     for before, added in ((a, b), (b, a)):
@@ -171,22 +188,36 @@ def _computed_from(
     return False
 
 
-def _chains(graph: Graph, found: dict[TensorId, Write], origins: dict[TensorId, TensorId]) -> list[list[Write]]:
+def _chains(
+    graph: Graph,
+    found: dict[TensorId, Write],
+    origins: dict[TensorId, TensorId],
+    deep: Mapping[TensorId, list[TensorId]],
+) -> list[list[Write]]:
     """The writes linked up: each begins where another ended, at its normalised value, or at a whole that it is a part of."""
     chains: dict[TensorId, list[Write]] = {}
     for write in found.values():
         origin = origins[write.after]
-        above = next((name for name in (*_returned(graph, origin, found), *_normed(graph, origin)) if name in chains), None)
+        states = deep.get(base(graph, origin), [])
+        ends = *_returned(graph, origin, found), *_normed(graph, origin), *(base(graph, state) for state in states[-1:])
+        above = next((name for name in ends if name in chains), None)
         chain = chains.pop(above, []) if above is not None else []
         chains[write.after] = [*chain, write]
     return list(chains.values())
 
 
 def _returned(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> list[TensorId]:
-    """The sums that were written back into a value on the way to this one: a part of it was a stream for one write."""
+    """The sums that were written back into a value on the way to this one: a part of it was a stream for some writes."""
     whole = [graph[one] for one in passage(graph, name) if graph[one].op in OVERWRITES]
     parts = [(parent.id, node.parents[0].id) for node in whole for parent in node.parents[1:] if parent in found]
-    return [part for part, into in parts if handed(graph, found[part].before) == handed(graph, into)]
+    return [part for part, into in parts if _goes_back(graph, found, found[part], handed(graph, into))]
+
+
+def _goes_back(graph: Graph, found: Mapping[TensorId, Write], write: Write | None, whole: TensorId) -> bool:
+    """Whether a write or one before it in its stream was to a part of this value."""
+    while write is not None and handed(graph, write.before) != whole:
+        write = found.get(base(graph, write.before))
+    return write is not None
 
 
 def _normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
@@ -198,18 +229,29 @@ def _normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
 
 
 def _stream(
-    graph: Graph, flow: Flow, chain: list[Write], origins: Mapping[TensorId, TensorId], others: frozenset[TensorId]
+    graph: Graph,
+    flow: Flow,
+    chain: list[Write],
+    origins: Mapping[TensorId, TensorId],
+    others: frozenset[TensorId],
+    deep: Mapping[TensorId, list[TensorId]],
 ) -> Stream:
     first = origins[chain[0].after]
     points: dict[TensorId, None] = dict.fromkeys(_beginning(graph, first))
     for write in chain:
         origin = origins[write.after]
         normed = list(takewhile(lambda name: name not in points, _normed(graph, origin)))[:0:-1] if points else []
-        way = _way(graph, origin) if graph[origin].op in ("mul", "div", "matmul", "getitem") else []
+        carried = (
+            graph[origin].op in CUTS | OVERWRITES | {"mul", "div", "matmul"} or resumed(graph, graph[origin]) is not None
+        )
+        way = _way(graph, origin) if carried else []
         points.update(dict.fromkeys((*normed, *way, origin, write.before, write.after)))
-    after, norm = ending(graph, flow, chain[-1].before, chain[-1].after, others)
-    points.update(dict.fromkeys((*exits(graph, points, chain[-1].after), *after)))
-    return Stream(tuple(chain), tuple(points), norm)
+    beside = dict.fromkeys(state for states in deep.values() if base(graph, states[-1]) in points for state in states)
+    last = [chain[-1].after, *(name for name, states in deep.items() if base(graph, states[-1]) == chain[-1].after)][-1]
+    part = next((write.before for write in reversed(chain) if graph[write.before].op in CUTS), chain[-1].before)
+    after, norm = ending(graph, flow, part, last, others)
+    points.update(dict.fromkeys((*exits(graph, points, chain[-1].after), last, *after)))
+    return Stream(tuple(chain), tuple({**beside, **points}), norm)
 
 
 def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:
@@ -243,8 +285,11 @@ def _joined(graph: Graph, streams: list[Stream]) -> Iterator[Stream]:
         yield stream._replace(points=(*stream.points, joins[n])) if n in joins else stream
 
 
-def writers(graph: Graph, write: Write) -> tuple[Node, ...]:
-    """The contractions whose results are summed up, weighed by one another or not, into what a write adds."""
+def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple[Node, ...]:
+    """The contractions whose results are summed up, weighed by one another or not, into what a write adds.
+
+    Where that is another stream, or an earlier value of one, its writers are not told once more: `sums` are of all writes.
+    """
     through = SAME | SHAPE | NORMS | NORM_PARTS | frozenset({"mul", "add", "masked_fill", "where", "sum", "sigmoid", "tanh"})
     found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
     while waiting:
@@ -252,7 +297,7 @@ def writers(graph: Graph, write: Write) -> tuple[Node, ...]:
         made = contraction(node)
         if made is not None:
             found.append(node)
-        if (made is None and node.op in through) or product(graph, node) is not None:
+        if (made is None and node.op in through and node.id not in sums) or product(graph, node) is not None:
             for parent in node.parents:
                 if parent not in seen:
                     seen.add(parent.id)

@@ -1,0 +1,79 @@
+"""States laid one on another, and what layers read of them: sums over depth."""
+
+from collections.abc import Iterator
+from math import prod
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.dominate import Flow
+from fmr.structure.letters import letters_of, sources
+from fmr.structure.match import SAME, contraction, descend, weighed_sum
+from fmr.structure.passage import handed
+
+
+def over_depth(graph: Graph, flow: Flow) -> dict[TensorId, list[TensorId]]:
+    """The values that are weighed out of states laid one on another, each with these states.
+
+    All data of a later state comes from the first one: what lies one on another are no steps that read something new.
+    """
+    found = {}
+    for node in graph.nodes:
+        dim = _along(node)
+        states = list(_laid(graph, node.id, dim)) if dim is not None else []
+        if len(states) > 1 and all(flow.dominates(states[0], state) for state in states):
+            for reader in _sums(graph, node, dim or 0):
+                found[reader.id] = states
+    return found
+
+
+def _along(node: Node) -> int | None:
+    """The dimension along which a node lays values one on another or side by side; None for another op."""
+    dim = node.argument("dim", 1, 0)
+    return dim % len(node.shape) if node.op in ("stack", "cat") and isinstance(dim, int) and node.shape else None
+
+
+def _laid(graph: Graph, name: TensorId, dim: int) -> Iterator[TensorId]:
+    """The values that lie one on another in a value, each of size one along a dimension that it was given for that."""
+    node = graph[name]
+    while node.op in SAME and node.parents:
+        node = graph[node.parents[0].id]
+    if node.op == "stack" or (node.op == "unsqueeze" and node.shape[dim] == 1):
+        yield from (handed(graph, parent.id) for parent in node.parents)
+    elif _along(node) == dim:
+        for parent in node.parents:
+            yield from _laid(graph, parent.id, dim)
+    elif prod(node.shape):
+        yield name
+
+
+def _sums(graph: Graph, stack: Node, dim: int) -> Iterator[Node]:
+    """The nodes that sum up what lies one on another, after norms, views and scaling."""
+    size = prod(stack.shape)
+    below = descend(graph, stack, lambda one: contraction(one) is None and prod(one.shape) == size)
+    return (node for node, way in below if node is not stack and _over(graph, stack, dim, node))
+
+
+def _over(graph: Graph, stack: Node, dim: int, node: Node) -> bool:
+    """Whether a node sums up its operand over a dimension of a stack, and over no other."""
+    found = contraction(node) or weighed_sum(graph, node)
+    if found is not None:
+        words = letters_of(graph, found)
+        return any(
+            _is_at(graph, stack, dim, operand, [n for n, letter in enumerate(word) if letter in words.summed])
+            for operand, word in ((found.left, words.left), (found.right, words.right))
+        )
+    if node.op not in ("sum", "mean") or not node.parents:
+        return False
+    dims = node.argument("dim", 1)
+    rank = len(graph[node.parents[0].id].shape)
+    at = [n % rank for n in (dims if isinstance(dims, (list, tuple)) else [dims]) if isinstance(n, int)]
+    return _is_at(graph, stack, dim, node.parents[0].id, at)
+
+
+def _is_at(graph: Graph, stack: Node, dim: int, operand: TensorId, dims: list[int]) -> bool:
+    """Whether these dimensions of an operand are the one of a stack."""
+    if len(dims) != 1 or prod(graph[operand].shape) != prod(stack.shape):
+        return False
+    way = dict.fromkeys((stack.id, *(node.id for node in graph.between(stack.id, operand)), operand))
+    return sources(graph, tuple(graph[name] for name in way))[dims[0]] == dim
