@@ -115,10 +115,23 @@ def _transformer_encoder_layer_fwd(
     return resid_post if norm_first else norm(resid_post, norm_weight_2, norm_bias_2)
 
 
+def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    """The way from one value to another, a share of it: how gated residuals are written in one op."""
+    return input.add(end.sub(input).mul(weight))
+
+
+def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1.0) -> Tensor:
+    """A value and the product of two others: a gate or a scale on what is added to a residual stream."""
+    product = tensor1.mul(tensor2)
+    return input.add(product if value == 1.0 else product.mul(value))
+
+
 EXPLAINED: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": scaled_dot_product_attention,
     "multi_head_attention_forward": multi_head_attention_forward,
     "native_multi_head_attention": _native_multi_head_attention,
     "transformer_encoder_layer_fwd": _transformer_encoder_layer_fwd,
+    "lerp": _lerp,
+    "addcmul": _addcmul,
 }
 """The fused ops by canonical name."""

@@ -119,8 +119,8 @@ def certify_stream(stream: Stream, value: Values) -> Certificate:
     """Compare each write with the difference that it makes."""
     worst = 0.0
     for write in stream.writes:
-        before, added, after = (value(name).double() for name in write)
-        worst = max(worst, error(before + added, after))
+        before, added, after = (value(name).double() for name in (write.before, write.added, write.after))
+        worst = max(worst, error(before + write.times * added, after))
     return Certificate({"writes": worst}, _tolerance(value(stream.points[-1])))
 
 

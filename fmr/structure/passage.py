@@ -19,8 +19,11 @@ from fmr.structure.match import (
     weights,
 )
 
-_STILL = SAME | frozenset("view reshape flatten unflatten transpose permute squeeze unsqueeze".split())
+_STILL = SAME | frozenset("view reshape flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split())
 """What hands on all numbers of a value."""
+
+_OF_MASKS = frozenset("expand expand_as getitem add sub rsub mul".split())
+"""What masks are made with; what has no parents is a constant."""
 
 CUTS = frozenset(
     "getitem select narrow unbind gather take_along_dim index_select chunk split tensor_split split_with_sizes".split()
@@ -78,14 +81,21 @@ def carried(graph: Graph, node: Node) -> TensorId | None:
     """The value that a node hands on; None where it makes a new one."""
     if node.op == "to" or node.op in OVERWRITES:
         return node.parents[0].id if node.parents else None  # `x.type_as(y)` reads y for its type alone
-    if node.op in HANDED or (node.op in ("mul", "div", "cat") and not node.id.is_source):
+    if node.op in HANDED or (node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source):
         parents = node.parents[:1] if node.op in HANDED else node.parents
         data = [parent.id for parent in parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
+        data = data if len(data) == 1 else [name for name in data if not _is_mask(graph, name)]
         return data[0] if len(data) == 1 else None
-    if node.op == "add" and len(node.parents) == 2:
+    if node.op == "add" and 0 < len(node.parents) < 3:
         data = [parent.id for parent in node.parents if not _is_bias(graph, node, parent.id)]
         return data[0] if len(data) == 1 else resumed(graph, node)
     return mixed(graph, node)
+
+
+def _is_mask(graph: Graph, name: TensorId) -> bool:
+    """Whether a value is made of whole numbers or truth values alone: by casts, views and sums, as masks are."""
+    made = climb(graph, name, lambda node: node.dtype.is_floating_point and node.op in _STILL | _OF_MASKS)
+    return all(not node.dtype.is_floating_point or node.op in _STILL | _OF_MASKS for node in made)
 
 
 def _is_bias(graph: Graph, node: Node, name: TensorId) -> bool:

@@ -38,11 +38,12 @@ _PARTS = CUTS | OVERWRITES | {"mul", "div", "matmul"}
 
 
 class Write(NamedTuple):
-    """One add of the stream: `before` it, what is `added`, and the sum `after`."""
+    """One add of the stream: `before` it, what is `added`, `times` how often, and the sum `after`."""
 
     before: TensorId
     added: TensorId
     after: TensorId
+    times: float = 1.0
 
 
 class Stream(NamedTuple):
@@ -117,14 +118,15 @@ def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | No
     if node.op != "add" or len(node.parents) != 2 or not node.dtype.is_floating_point or resumed(graph, node) is not None:
         return None
     a, b = (parent.id for parent in node.parents)
-    for before, added in ((a, b), (b, a)):
+    times = node.argument("alpha", 2, 1.0)
+    for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
         if graph[before].shape == node.shape:
             origins, write = [before], found.get(base(graph, before))
             while write is not None and len(origins) < 4:
                 origins.append(write.before)
                 write = found.get(base(graph, write.before))
             if any(_computed_from(graph, added, origin) for origin in origins):
-                return Write(unchanged(graph, before), added, node.id)
+                return Write(unchanged(graph, before), added, node.id, times)
     return None
 
 

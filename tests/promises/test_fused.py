@@ -397,3 +397,19 @@ def test_an_inner_value_is_refused_where_the_arguments_were_not_kept() -> None:
     run = fmr.run(attend(), *qkv(), keep="none")
     with pytest.raises(fmr.IdError, match="did not keep"):
         run["/scaled_dot_product_attention#0/softmax#0"]
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda _, a, b: torch.lerp(a, b, 0.25),
+        lambda _, a, b: torch.addcmul(a, a, b),
+        lambda _, a, b: a.addcmul(a, b, value=2.0),
+    ],
+)
+def test_an_add_of_products_in_one_op_ends_in_an_add(op: Any) -> None:
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    run = fmr.run(Fn(op), a, b)
+    last = run.graph.unfused.nodes[-2]
+    assert last.op == "add"
+    close(run[last.id], run.output)

@@ -50,6 +50,8 @@ CASES: dict[str, Case] = {
             wholes.ReZero,
             wholes.LayerScale,
             wholes.GatedWrite,
+            wholes.Masked,
+            wholes.OneOp,
             wholes.HalfSteps,
             wholes.Convolved,
             wholes.Factored,

@@ -151,6 +151,30 @@ class GatedWrite(Block):
         return carries(x + self.memory(self.b(x)))
 
 
+class Masked(Block):
+    """Padded positions are set to zero after each write."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        real = 1 - (x[..., :1] < -9).float()
+        y = self.a(x)
+        x = carries((x + self.attend(y, y)) * real)
+        return carries((x + self.memory(self.b(x))).masked_fill(real == 0, 0.0))
+
+
+class OneOp(Block):
+    """Each write scales what it adds in one op, written in three ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = weight(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        x = carries(torch.add(x, self.attend(y, y), alpha=0.5))
+        x = carries(torch.addcmul(x, self.scale, self.memory(self.b(x))))
+        return torch.lerp(x, self.memory(self.c(x)), 0.25)
+
+
 class HalfSteps(Block):
     """Two memories around the attention, each written by half."""
 
