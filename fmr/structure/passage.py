@@ -42,6 +42,9 @@ POOLS = frozenset(
 )
 """What makes one position of several."""
 
+_REDUCED = frozenset({"max", "amax", "mean"})
+"""What pools over a dimension that positions were grouped in."""
+
 _STATISTICS = frozenset({"mean", "var", "norm", "vector_norm", "var_mean", "std"})
 
 
@@ -182,7 +185,7 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
         found = projection(graph, node)
         if found is not None:
             projected, above = projected + 1, found.data
-        elif (node.op in HANDED | NORMS | POOLS) and node.parents and not _cut(graph, node):
+        elif (node.op in HANDED | NORMS | POOLS | _REDUCED) and node.parents and not _cut(graph, node):
             above = node.parents[0].id
         else:
             return None

@@ -202,6 +202,26 @@ def test_a_projected_shortcut_is_one_write_of_one_stream() -> None:
     assert {"2/max_pool2d#0", "3/relu#1", "4/relu#1", "5/relu#1"} <= set(stream.points)
 
 
+class PooledByView(nn.Module):
+    """A layer with half as many positions: its shortcut is projected and pooled over pairs."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm, self.short = nn.LayerNorm(width), nn.Linear(width, out)
+        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        short, long = (part.unflatten(1, (2, -1)) for part in (self.short(y), self.down(self.up(y).relu())))
+        return short.max(1).values + long.mean(1)
+
+
+def test_a_shortcut_may_pool_over_a_dimension() -> None:
+    structure, _ = located(nn.Sequential(Feed(), PooledByView(8, 16), PooledByView(16, 32)), torch.randn(1, 8, 8))
+    (stream,) = (stream for stream in structure.streams if stream.writes)
+    assert [write.after for write in stream.writes] == ["1/add#0", "2/add#0"]
+
+
 class Standardised(nn.Conv2d):
     """A convolution whose weight is standardised each time."""
 
