@@ -23,8 +23,8 @@ from fmr.notebook import drawn, preformatted
 if TYPE_CHECKING:
     import networkx
 
-HANDED_ON = "inner"
-"""The argument position under which a fused op of an unfused graph reads the result of its inner nodes."""
+HANDED_ON = "result"
+"""The op of a fused node in an unfused graph: it hands on what its inner nodes made."""
 
 Key = str | Node | Site
 """What names a value: an ID, a node or a site."""
@@ -126,7 +126,7 @@ class Graph:
     def inner(self, key: Key) -> tuple[Node, ...]:
         """The values inside a fused op; empty for any other op."""
         node = self[key]
-        return self._expand(node, self._lookup).nodes if _is_closed(node) else ()
+        return self._expand(node, self._lookup).nodes if is_fused(node) else ()
 
     def _lookup(self, name: str) -> Node:
         return self[name]
@@ -142,7 +142,7 @@ class Graph:
         nodes: Sequence[Node] = self.nodes
         found: tuple[Node, ...] = ()
         while True:
-            owner = next((n for n in nodes if _is_closed(n) and name.startswith(scope_of(n) + "/")), None)
+            owner = next((n for n in nodes if is_fused(n) and name.startswith(scope_of(n) + "/")), None)
             if owner is None:
                 return found
             local = {node.id: node for node in found}
@@ -156,7 +156,7 @@ class Graph:
 
         def unfold(node: Node) -> Iterator[Node]:
             yield node
-            if _is_closed(node) and scope_of(node) not in seen:
+            if is_fused(node) and scope_of(node) not in seen:
                 seen.add(scope_of(node))
                 for inner in self.inner(node.id):
                     yield from unfold(inner)
@@ -171,14 +171,15 @@ class Graph:
         known: dict[str, Node] = {}
 
         def add(node: Node) -> None:
-            if _is_closed(node):
+            if is_fused(node):
                 inner = self._expand(node, known.__getitem__)
                 for one in inner.nodes:
                     if one.id not in known:
                         add(one)
                 index = node.id.parts.output
                 result = inner.output if index is None or inner.output is None else inner.output[index]
-                node = node._replace(parents=(Parent(result, HANDED_ON),)) if isinstance(result, str) else node
+                if isinstance(result, str):
+                    node = node._replace(op=HANDED_ON, parents=(Parent(result, "0"),))
             known[node.id] = node
             nodes.append(node)
 
@@ -370,11 +371,6 @@ class ModuleCall:
     def __repr__(self) -> str:
         path = self.scope.path or "root"
         return f"{path} ({self.scope.kind}): {len(self.nodes)} ops, output {list(ids_in(self.scope.output))}"
-
-
-def _is_closed(node: Node) -> bool:
-    """Whether a node is a fused op whose inner values do not stand in the graph already."""
-    return is_fused(node) and not any(parent.at == HANDED_ON for parent in node.parents)
 
 
 def _pack(node: Node) -> list[Any]:

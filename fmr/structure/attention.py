@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from fmr.fused import EXPLAINED
-from fmr.graph import Graph
+from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.heads import Layout, compares_units, head_size, heads_in_queries, heads_in_rows, key_heads, layouts
@@ -211,7 +210,7 @@ def own_parts(graph: Graph, q: TensorId, v: TensorId, softmax: TensorId) -> tupl
 def handed_on(graph: Graph, node: Node) -> Node:
     """The output of the fused op that a node is the result of, else the node."""
     while True:
-        outer = [r for r in graph.readers(node.id) if r.op in EXPLAINED and r.parents[0].id == node.id]
+        outer = [r for r in graph.readers(node.id) if r.op == HANDED_ON]
         if not outer:
             return node
         node = outer[0]

@@ -82,7 +82,7 @@ def execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, Te
         raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
     if node.op == "setitem":
         return {node.id: _written(args[0], _index(args[1]), args[2])}
-    if node.op == "dropout" or (node.parents and node.parents[0].at == HANDED_ON):
+    if node.op in ("dropout", HANDED_ON):
         return {node.id: tensors[node.parents[0].id]}
     if node.op == "getitem":
         return {node.id: args[0][_index(args[1])]}

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import NamedTuple
 
-from fmr.fused import EXPLAINED
-from fmr.graph import Graph
+from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 
-SAME = (
-    frozenset("alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split())
-    | EXPLAINED.keys()
-)
+SAME = frozenset("alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()) | {
+    HANDED_ON
+}
 """Ops that hand on the same numbers, up to a cast, a copy or dropout; a fused op hands on what its inner nodes made."""
 
 SHAPE = frozenset(
@@ -251,6 +249,6 @@ def settled(graph: Graph, node: Node) -> Node:
         after = readers[0]
         others = [parent.id for parent in after.parents if parent != node.id]
         biased = after.op == "add" and others and all(weights(graph, name) for name in others)
-        if not (after.op in ("view", "reshape", "unflatten") or biased or after.op in EXPLAINED):
+        if not (after.op in ("view", "reshape", "unflatten") or biased or after.op == HANDED_ON):
             return node
         node = after

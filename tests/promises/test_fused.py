@@ -413,3 +413,27 @@ def test_an_add_of_products_in_one_op_ends_in_an_add(op: Any) -> None:
     last = run.graph.unfused.nodes[-2]
     assert last.op == "add"
     close(run[last.id], run.output)
+
+
+@pytest.mark.parametrize("equation", ["ij,jk,kl->il", "ij,ik,kl->jl", "ij,jk,lk->li"])
+def test_a_product_of_three_shows_the_products_of_two(equation: str) -> None:
+    a, b, c = torch.randn(3, 3), torch.randn(3, 3), torch.randn(3, 3)
+    run = fmr.run(Fn(lambda _, a, b, c: torch.einsum(equation, a, b, c)), a, b, c)
+    first, last = run.graph.inner("/einsum#0")
+    assert [node.op for node in (first, last)] == ["einsum", "einsum"]
+    close(run[last.id], run.output)
+    assert not run.graph.inner(first.id)
+
+
+def test_a_product_of_three_multiplies_where_nothing_is_summed() -> None:
+    a, b, c = torch.randn(3, 2), torch.randn(2, 4), torch.randn(3)
+    run = fmr.run(Fn(lambda _, a, b, c: torch.einsum("ij,jk,i->ki", a, b, c)), a, b, c)
+    assert [node.op for node in run.graph.inner("/einsum#0")] == [
+        "einsum",
+        "permute",
+        "getitem",
+        "permute",
+        "getitem",
+        "mul",
+    ]
+    close(run["/einsum#0/mul#0"], run.output)

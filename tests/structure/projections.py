@@ -69,6 +69,19 @@ class HeadWrites(HeadMatrices):
         return torch.einsum("bhqd,hdm->bhqm", p @ v, self.o).sum(1)
 
 
+class HeadWritesAtOnce(HeadMatrices):
+    """Pattern, values and output matrices in one product, and a scale in that of queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = weight(HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (torch.einsum("btm,hmd->bthd", x, w) for w in (self.q, self.k, self.v))
+        p = attends(torch.einsum("bqhd,bkhd,h->bhqk", q, k, self.scale).softmax(-1))
+        return torch.einsum("bhqk,bkhd,hdm->bqm", p, v, self.o)
+
+
 class HeadsBroadcast(HeadMatrices):
     """The same by broadcasting: (examples, 1, positions, width) times (heads, width, units)."""
 
@@ -384,6 +397,7 @@ FOUND = (
     Strided,
     HeadMatrices,
     HeadWrites,
+    HeadWritesAtOnce,
     HeadsBroadcast,
     HeadsLast,
     HeadsFirst,
