@@ -152,8 +152,12 @@ def _terms(graph: Graph, node: Node) -> list[TensorId]:
         return [parent.id for parent in node.parents[:1]]
     if node.op not in ("mul", "div", "add") or node.id.is_source:
         return []
-    data = [parent.id for parent in node.parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
-    return data if node.op == "add" or len(data) == 1 else []
+    parents = [parent.id for parent in node.parents]
+    if node.op == "add" or len(parents) == 1:
+        return parents
+    data = [name for name in parents if not weights(graph, name)]
+    data = data if len(data) == 1 else [name for name in data if not is_constant(graph, name)]
+    return data if len(data) == 1 else []
 
 
 def gated(graph: Graph, node: Node) -> tuple[TensorId, TensorId, TensorId] | None:

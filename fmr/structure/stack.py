@@ -24,10 +24,24 @@ def find_stacks(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> Iterator
     layers = (projection(graph, node) for node in graph.nodes)
     read = {name for layer in layers if layer is not None for name in _pooled(graph, layer.data)}
     returned = {one for name in ids_in(graph.scopes[0].output) for one in _pooled(graph, name)} if graph.scopes else set()
-    for chain in _chains(graph, flow):
+    chains = list(_chains(graph, flow))
+    for chain in chains:
         plain = [name for name in chain if name not in taken]
         if len(read.intersection(plain)) >= LAYERS:
-            yield Stream((), tuple(name for name in plain if name in read or name in returned), None)
+            points = {name for name in plain if name in read or name in returned}
+            for branch in _beside(graph, flow, chain, chains):
+                points |= {*read.intersection(branch), handed(graph, branch[-1])}
+            yield Stream((), tuple(sorted(points, key=graph.place)), None)
+
+
+def _beside(graph: Graph, flow: Flow, chain: list[TensorId], chains: list[list[TensorId]]) -> Iterator[list[TensorId]]:
+    """The branches that hang off a stack, where it and they end in values that nothing reads, with as many channels."""
+    whole, end = set(chain), graph[chain[-1]]
+    for branch in chains:
+        last = graph[branch[-1]]
+        alike = last.shape[:2] == end.shape[:2] and len(last.shape) == len(end.shape)
+        if alike and flow.above[branch[0]] in whole and not graph.readers(last.id) and not graph.readers(end.id):
+            yield branch
 
 
 def _pooled(graph: Graph, name: TensorId) -> Iterator[TensorId]:

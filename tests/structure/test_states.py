@@ -265,6 +265,26 @@ def test_the_states_of_a_plain_stack() -> None:
     assert not structure.roles
 
 
+class Branches(nn.Module):
+    """A plain stack that ends in branches, and classes that are read off its middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*(layer for n in (3, 4) for layer in (nn.Conv2d(n, n + 1, 3), nn.ReLU())))
+        self.branches = nn.ModuleList(nn.Sequential(nn.Conv2d(5, 5, 3, 1, n, n), nn.ReLU()) for n in (1, 2, 3))
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.stem(x)
+        return (self.head(x.mean((2, 3))), *(branch(x) for branch in self.branches))
+
+
+def test_the_branches_of_a_stack_are_of_its_states_and_a_head_is_not() -> None:
+    (stack,) = located(Branches(), torch.randn(1, 3, 16, 16))[0].streams
+    ends = [f"branches.{n}.1/relu#0" for n in range(3)]
+    assert stack.points == ("input:x", "stem.1/relu#0", "stem.3/relu#0", *ends)
+
+
 class Beside(nn.Module):
     """Sums that are no write to a stream."""
 
