@@ -33,7 +33,7 @@ MASKING = frozenset(
 NONLINEAR = frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
     relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp clamp_min clamp_max max maximum min minimum
-    xielu abs rsqrt sign gt ge lt le sin cos amax amin""".split()
+    xielu abs rsqrt round floor ceil sign gt ge lt le sin cos amax amin""".split()
 )
 """Elementwise ops that bend their input."""
 
@@ -93,7 +93,7 @@ def projection(graph: Graph, node: Node) -> Projection | None:
     found = contraction(node)
     if found is None:
         return None
-    left, right = bool(weights(graph, found.left)), bool(weights(graph, found.right))
+    left, right = bool(weights(graph, found.left)), _is_weight(graph, found)
     if left and right and (node.op == "linear" or node.op in LINEAR):
         return Projection(node, found.left, found.right)
     if left == right:
@@ -104,9 +104,16 @@ def projection(graph: Graph, node: Node) -> Projection | None:
 def product(graph: Graph, node: Node) -> Contraction | None:
     """The contraction of a node, if it is one of two activations."""
     found = contraction(node)
-    if found is None or node.op in LINEAR or weights(graph, found.left) or weights(graph, found.right):
+    if found is None or node.op in LINEAR or weights(graph, found.left) or _is_weight(graph, found):
         return None
     return found
+
+
+def _is_weight(graph: Graph, found: Contraction) -> bool:
+    """Whether the right operand of a product is a weight: also one that is computed, where a layer takes its weight."""
+    return bool(weights(graph, found.right)) or (
+        (found.node.op == "linear" or found.node.op in LINEAR) and is_constant(graph, found.right)
+    )
 
 
 def weighed_sum(graph: Graph, node: Node) -> Contraction | None:
@@ -153,6 +160,12 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
                 seen.add(parent.id)
                 waiting.append(parent.id)
     return tuple(found)
+
+
+def parameter(graph: Graph, name: TensorId) -> TensorId:
+    """The parameter or buffer that a weight is, or the first of those that it is computed from; itself where it is none."""
+    above = (node.id for node in climb(graph, name, lambda _: True) if node.op in ("param", "buffer"))
+    return next(iter(weights(graph, name)), next(above, name))
 
 
 def is_constant(graph: Graph, name: TensorId) -> bool:

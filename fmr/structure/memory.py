@@ -24,6 +24,7 @@ from fmr.structure.match import (
     climb,
     contraction,
     is_constant,
+    parameter,
     product,
     projection,
     settled,
@@ -32,7 +33,7 @@ from fmr.structure.match import (
 )
 from fmr.structure.operands import read_dims
 
-_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var"}
+_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var", "norm", "vector_norm", "topk", "sort"}
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
 
 
@@ -124,7 +125,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         return None
     sources = {unshaped(graph, way.up.data) for way in ways}
     ups = {(unshaped(graph, way.up.data), way.up.weight) for way in ways}
-    if len(ups) > 2 or len(sources) > 1:
+    if len(ups) > 2 or len(sources) > 1 or _are_summed(graph, down, {way.up.node.id: way.up.weight for way in ways}):
         return None
     gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
     value = next((way for way in ways if way.up.weight != gate.up.weight), gate)
@@ -134,9 +135,9 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         pre=gate.pre,
         post=post,
         out=settled(graph, down.node).id,
-        w_in=weights(graph, value.up.weight)[0],
-        w_gate=weights(graph, gate.up.weight)[0] if value is not gate else None,
-        w_out=weights(graph, down.weight)[0],
+        w_in=parameter(graph, value.up.weight),
+        w_gate=parameter(graph, gate.up.weight) if value is not gate else None,
+        w_out=parameter(graph, down.weight),
         source=sources.pop(),
         up=settled(graph, value.up.node).id,
         down=down.node.id,
@@ -147,6 +148,20 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         fused_gate=len(ups) == 1 and graph[gate.up.node.id].shape[axis] == 2 * graph[post].shape[axis],
         axis=axis,
         scope=_scope(gate.up.node, down.node),
+    )
+
+
+def _are_summed(graph: Graph, down: Projection, ups: Mapping[TensorId, TensorId]) -> bool:
+    """Whether results of different first projections are added up: then neither is gated by the other."""
+
+    def met(name: TensorId) -> set[TensorId]:
+        above = climb(graph, name, lambda node: node.op in _THROUGH and node.id not in ups)
+        return {ups[node.id] for node in above if node.id in ups}
+
+    between = climb(graph, down.data, lambda node: node.op in _THROUGH and node.id not in ups)
+    sums = (node for node in between if node.op in ("add", "sub") and len(node.parents) == 2 and node.id not in ups)
+    return len(set(ups.values())) > 1 and any(
+        one and other and not one & other for one, other in (tuple(met(p.id) for p in node.parents) for node in sums)
     )
 
 

@@ -48,6 +48,19 @@ class UnitWeights(nn.Module):
         return F.linear(joined(attends((q @ k.mT).softmax(-1)) @ v), F.normalize(self.o, dim=0))
 
 
+class Merged(nn.Module):
+    """Every matrix has a small update of two factors, merged into it on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (weight(WIDTH, WIDTH) for _ in range(4))
+        self.a, self.b = weight(WIDTH, 2), weight(2, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split(F.linear(x, w + self.a @ self.b)) for w in (self.q, self.k, self.v))
+        return F.linear(joined(attends((q @ k.mT).softmax(-1)) @ v), self.o + self.a @ self.b)
+
+
 class Watched(Fused):
     """A pattern also weighs how long the values are, and that gates the heads."""
 
@@ -99,6 +112,45 @@ class WeightFirst(Gated):
         return (self.down.T @ remembers(torch.relu(self.up.T @ x.mT))).mT
 
 
+class Stretched(Gated):
+    """Matrices over the largest factor by which they stretch what they read, as it was last estimated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys, values = (w / torch.dot(w[0], torch.mv(w.T, w[:, 0])) for w in (self.up.T, self.down.T))
+        return F.linear(remembers(F.gelu(F.linear(x, keys))), values)
+
+
+class Thresholded(Gated):
+    """Only the coefficients that are among the best eight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pre = x @ self.up
+        return remembers(pre * (pre >= pre.topk(8, -1).values[..., -1:])) @ self.down
+
+
+class Responding(Gated):
+    """Coefficients over how strong they are at all positions, against the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        post = F.gelu(x @ self.up)
+        strong = post.norm(dim=1, keepdim=True)
+        return remembers(post * strong / (strong.mean(-1, keepdim=True) + 1e-6) + post) @ self.down
+
+
+class Rounded(Gated):
+    """What each matrix reads is rounded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return remembers((F.gelu((x * 8).round() / 8 @ self.up) * 8).round() / 8) @ self.down
+
+
+class Added(Gated):
+    """Two projections bent and added up: neither is the other's gate, and one key alone makes no coefficient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.gelu(x @ self.up) + F.silu(x @ self.gate)) @ self.down
+
+
 class TiedRows(nn.Module):
     """The rows of an image share a pattern: its scores are summed over all of them."""
 
@@ -132,5 +184,5 @@ class Excited(nn.Module):
         return x
 
 
-ATTENTION = (PooledHeads, PooledKeys, UnitWeights, Watched, Edges)
-MEMORY = (UnitsFirst, WeightFirst)
+ATTENTION = (PooledHeads, PooledKeys, UnitWeights, Merged, Watched, Edges)
+MEMORY = (UnitsFirst, WeightFirst, Stretched, Thresholded, Responding, Rounded, Added)
