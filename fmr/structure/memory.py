@@ -190,10 +190,11 @@ def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
 
 
 def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
-    """Whether a node multiplies a value with one that has more dimensions, which the first is repeated along."""
+    """Whether a node multiplies a value with one that has more dimensions, which the first alone is repeated along."""
     found = product(graph, reader)
     if found is None:
-        return reader.op == "mul" and math.prod(node.shape) < math.prod(reader.shape)
+        whole = any(graph[parent.id].shape == reader.shape for parent in reader.parents)
+        return reader.op == "mul" and whole and math.prod(node.shape) < math.prod(reader.shape)
     letters = letters_of(graph, found)
     own, other = (letters.left, letters.right) if found.left == node.id else (letters.right, letters.left)
     return bool(letters.alone(other)) and not letters.alone(own)

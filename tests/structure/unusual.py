@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.structure.idioms import HEADS, HIDDEN, SIZE, WIDTH, attends, carries, joined, remembers, split
+from tests.structure.idioms import HEADS, HIDDEN, SIZE, WIDTH, Plain, attends, carries, joined, remembers, split
 from tests.structure.memories import Gated
 from tests.structure.projections import Fused, weight
 
@@ -182,6 +182,22 @@ class Excited(nn.Module):
             y = leave(x)
             x = carries(x + y * torch.sigmoid(many(torch.relu(few(y.mean(1, keepdim=True))))))
         return x
+
+
+class Several(nn.Module):
+    """Three streams side by side: a weighed sum of them is read, and each has its share of what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.shares = nn.Linear(7, WIDTH), nn.ModuleList(nn.Linear(WIDTH, 1) for _ in range(4))
+        self.parts = nn.ModuleList([Fused(), Plain(), Fused(), Plain()])
+        self.norms, self.read = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(4)), weight(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = carries(self.enter(x)[:, :, None].repeat(1, 1, 3, 1))
+        for part, norm, share, read in zip(self.parts, self.norms, self.shares, self.read, strict=True):
+            x = carries(x + part(norm((x * read).sum(2))).unsqueeze(2) * torch.sigmoid(share(x)))
+        return x.sum(2)
 
 
 ATTENTION = (PooledHeads, PooledKeys, UnitWeights, Merged, Watched, Edges)
