@@ -168,6 +168,24 @@ class TiedRows(nn.Module):
         return x
 
 
+class Notebook(nn.Module):
+    """Each step writes to those rows of a table that are like what it has, and then reads: only that weighs values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.value, self.query, self.out = (nn.Linear(7, WIDTH) for _ in range(4))
+        self.rows = weight(6, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table, said = self.out(x[:, :1]) + self.rows, []
+        for step in x.unbind(1):
+            where = torch.einsum("bd,bnd->bn", self.key(step), table).unsqueeze(1).softmax(-1)
+            table = table + where.mT @ self.value(step).unsqueeze(1)
+            p = attends((self.query(step).unsqueeze(1) @ table.mT).softmax(-1), "bqk", 1, size=WIDTH)
+            said.append(p @ table)
+        return torch.cat(said, 1)
+
+
 class Excited(nn.Module):
     """What is written is weighed, unit by unit, by a bottleneck that reads the mean: a gate, and no memory."""
 
