@@ -30,7 +30,7 @@ from fmr.structure.match import (
     unshaped,
     weights,
 )
-from fmr.structure.operands import BEFORE, Parts, Scores, find_scores, mix, oriented, parts_of, unused
+from fmr.structure.operands import BEFORE, Parts, Scores, find_scores, hands_out, mix, oriented, parts_of, unused
 from fmr.structure.softmax import Softmax
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
@@ -98,6 +98,8 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     scores = oriented(graph, scores, use, softmax.dim)
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
+    if hands_out(graph, use, softmax.dim):
+        return "it chooses where a single value goes, and weighs none against another"
     if _of_patterns(graph, use.v):
         return "its values are themselves made of patterns"
     z = handed_on(graph, parts.total)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fmr.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.letters import carried, letters_of, sources
-from fmr.structure.match import MASKING, NORMS, SAME, SHAPE, Projection, climb, contraction, projection, weights
+from fmr.structure.match import MASKING, NORMS, SAME, SHAPE, Projection, climb, contraction, projection, unshaped, weights
 from fmr.structure.operands import Scores, Use, read_dims
 
 Layout = tuple[str, ...]
@@ -147,9 +147,8 @@ def _in_view(graph: Graph, scores: Scores, use: Use) -> Heads | None:
 def _is_split(graph: Graph, made: Node) -> bool:
     """Whether heads were split before a projection, which makes something of each alone."""
     found = projection(graph, made)
-    above = climb(graph, found.data, lambda node: node.op in _SPLITS and contraction(node) is None) if found else iter(())
-    first = next((node for node in above if projection(graph, node) is not None), None)
-    if found is None or first is None:
+    first = graph[unshaped(graph, found.data, SAME | SHAPE)] if found is not None else made
+    if found is None or projection(graph, first) is None:
         return False
     value = carried(graph, _units(graph, first), (first, graph[found.data]))
     dims = read_dims(graph, found)

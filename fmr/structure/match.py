@@ -36,7 +36,7 @@ MASKING = frozenset(
 NONLINEAR = frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
     relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp clamp_min clamp_max max maximum min minimum
-    xielu abs rsqrt sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
+    xielu abs rsqrt round floor ceil sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
 )
 """Elementwise ops that bend their input."""
 
@@ -107,11 +107,8 @@ def projection(graph: Graph, node: Node) -> Projection | None:
     found = contraction(node)
     if found is None:
         return None
-    left, right = bool(weights(graph, found.left)), bool(weights(graph, found.right))
-    placed = node.op == "linear" or node.op in LINEAR
-    if placed and not left and not right:
-        right = is_constant(graph, found.right) and not is_constant(graph, found.left)
-    if placed and left and right:
+    left, right = bool(weights(graph, found.left)), _is_weight(graph, found)
+    if left and right and (node.op == "linear" or node.op in LINEAR):
         return Projection(node, found.left, found.right)
     if left == right:
         return None
@@ -121,9 +118,16 @@ def projection(graph: Graph, node: Node) -> Projection | None:
 def product(graph: Graph, node: Node) -> Contraction | None:
     """The contraction of a node, if it is one of two activations."""
     found = contraction(node)
-    if found is None or node.op in LINEAR or weights(graph, found.left) or weights(graph, found.right):
+    if found is None or node.op in LINEAR or weights(graph, found.left) or _is_weight(graph, found):
         return None
     return found
+
+
+def _is_weight(graph: Graph, found: Contraction) -> bool:
+    """Whether the right operand of a product is a weight: also one that is computed, where a layer takes its weight."""
+    return bool(weights(graph, found.right)) or (
+        (found.node.op == "linear" or found.node.op in LINEAR) and is_constant(graph, found.right)
+    )
 
 
 def weighed_sum(graph: Graph, node: Node) -> Contraction | None:

@@ -33,7 +33,7 @@ from fmr.structure.match import (
 )
 from fmr.structure.operands import read_dims
 
-_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | {"mean", "std", "var", "topk", "kthvalue", "quantile", "median"}
+_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | frozenset("mean std var norm vector_norm topk sort kthvalue median".split())
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
 
 
@@ -125,7 +125,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         return None
     sources = {unshaped(graph, way.up.data) for way in ways}
     ups = {(unshaped(graph, way.up.data), way.up.weight) for way in ways}
-    if len(ups) > 2 or len(sources) > 1:
+    if len(ups) > 2 or len(sources) > 1 or _are_summed(graph, down, {way.up.node.id: way.up.weight for way in ways}):
         return None
     gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
     value = next((way for way in ways if way.up.weight != gate.up.weight), gate)
@@ -163,6 +163,20 @@ def _held(graph: Graph, weight: TensorId) -> TensorId:
     return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
 
 
+def _are_summed(graph: Graph, down: Projection, ups: Mapping[TensorId, TensorId]) -> bool:
+    """Whether results of different first projections are added up: then neither is gated by the other."""
+
+    def met(name: TensorId) -> set[TensorId]:
+        above = climb(graph, name, lambda node: node.op in _THROUGH and node.id not in ups)
+        return {ups[node.id] for node in above if node.id in ups}
+
+    between = climb(graph, down.data, lambda node: node.op in _THROUGH and node.id not in ups)
+    sums = (node for node in between if node.op in ("add", "sub") and len(node.parents) == 2 and node.id not in ups)
+    return len(set(ups.values())) > 1 and any(
+        one and other and not one & other for one, other in (tuple(met(p.id) for p in node.parents) for node in sums)
+    )
+
+
 def _axis(graph: Graph, down: Projection) -> int:
     """The dimension that a projection sums over in what it reads, counted from the right."""
     found = contraction(down.node)
@@ -188,10 +202,11 @@ def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
 
 
 def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
-    """Whether a node multiplies a value with one that has more dimensions, which the first is repeated along."""
+    """Whether a node multiplies a value with one that has more dimensions, which the first alone is repeated along."""
     found = product(graph, reader)
     if found is None:
-        return reader.op == "mul" and math.prod(node.shape) < math.prod(reader.shape)
+        whole = any(graph[parent.id].shape == reader.shape for parent in reader.parents)
+        return reader.op == "mul" and whole and math.prod(node.shape) < math.prod(reader.shape)
     letters = letters_of(graph, found)
     own, other = (letters.left, letters.right) if found.left == node.id else (letters.right, letters.left)
     return bool(letters.alone(other)) and not letters.alone(own)

@@ -281,6 +281,15 @@ def use_of(graph: Graph, found: Contraction, way: tuple[Node, ...]) -> Use:
     return Use(found.node, letters, letters.right, letters.left, found.left, way[: names.index(found.right) + 1])
 
 
+def hands_out(graph: Graph, use: Use, dim: int) -> bool:
+    """Whether a product hands one value out to the places that a softmax chooses among, and sums over nothing."""
+    start, end = use.way[0].shape, use.way[-1].shape
+    summed = [n for n, letter in enumerate(use.weighs) if letter in use.letters.summed]
+    if start[dim] == 1 or any(end[n] > 1 for n in summed):
+        return False
+    return any(place == dim % len(start) for n, place in enumerate(sources(graph, use.way)) if n not in summed)
+
+
 def read_dims(graph: Graph, end: Projection) -> tuple[int, ...]:
     """The dimensions of what a projection reads in which its weight differs: those that it sums over, and its heads."""
     shape, found = graph[end.weight].shape, contraction(end.node)

@@ -90,6 +90,8 @@ CASES: dict[str, Case] = {
     "inside": Case(others.Inside, image),
     "axial": Case(others.Axial, image),
     "landmarks": Case(lambda: Stack(unusual.Landmarks, Plain), layers=None),
+    "several streams": Case(unusual.Several, features),
+    "notebook": Case(unusual.Notebook, features, None),
     "tied rows": Case(unusual.TiedRows, image),
     "nothing Excited": Case(unusual.Excited, features, None),
     "denoiser": Case(others.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.structure.idioms import HEADS, HIDDEN, SIZE, WIDTH, attends, carries, joined, remembers, split
+from tests.structure.idioms import HEADS, HIDDEN, SIZE, WIDTH, Plain, attends, carries, joined, remembers, split
 from tests.structure.memories import Gated
 from tests.structure.projections import Fused, weight
 
@@ -46,6 +46,19 @@ class UnitWeights(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split(F.linear(x, F.normalize(w, dim=-1))) for w in (self.q, self.k, self.v))
         return F.linear(joined(attends((q @ k.mT).softmax(-1)) @ v), F.normalize(self.o, dim=0))
+
+
+class Merged(nn.Module):
+    """Every matrix has a small update of two factors, merged into it on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (weight(WIDTH, WIDTH) for _ in range(4))
+        self.a, self.b = weight(WIDTH, 2), weight(2, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split(F.linear(x, w + self.a @ self.b)) for w in (self.q, self.k, self.v))
+        return F.linear(joined(attends((q @ k.mT).softmax(-1)) @ v), self.o + self.a @ self.b)
 
 
 class Watched(Fused):
@@ -99,6 +112,45 @@ class WeightFirst(Gated):
         return (self.down.T @ remembers(torch.relu(self.up.T @ x.mT))).mT
 
 
+class Stretched(Gated):
+    """Matrices over the largest factor by which they stretch what they read, as it was last estimated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys, values = (w / torch.dot(w[0], torch.mv(w.T, w[:, 0])) for w in (self.up.T, self.down.T))
+        return F.linear(remembers(F.gelu(F.linear(x, keys))), values)
+
+
+class Thresholded(Gated):
+    """Only the coefficients that are among the best eight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pre = x @ self.up
+        return remembers(pre * (pre >= pre.topk(8, -1).values[..., -1:])) @ self.down
+
+
+class Responding(Gated):
+    """Coefficients over how strong they are at all positions, against the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        post = F.gelu(x @ self.up)
+        strong = post.norm(dim=1, keepdim=True)
+        return remembers(post * strong / (strong.mean(-1, keepdim=True) + 1e-6) + post) @ self.down
+
+
+class Rounded(Gated):
+    """What each matrix reads is rounded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return remembers((F.gelu((x * 8).round() / 8 @ self.up) * 8).round() / 8) @ self.down
+
+
+class Added(Gated):
+    """Two projections bent and added up: neither is the other's gate, and one key alone makes no coefficient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.gelu(x @ self.up) + F.silu(x @ self.gate)) @ self.down
+
+
 class TiedRows(nn.Module):
     """The rows of an image share a pattern: its scores are summed over all of them."""
 
@@ -114,6 +166,24 @@ class TiedRows(nn.Module):
             p = attends((torch.einsum("brihd,brjhd->bhij", q, k) * 0.1).softmax(-1))
             x = carries(x + out(torch.einsum("bhij,brjhd->brihd", p, v).flatten(3)))
         return x
+
+
+class Notebook(nn.Module):
+    """Each step writes to those rows of a table that are like what it has, and then reads: only that weighs values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.value, self.query, self.out = (nn.Linear(7, WIDTH) for _ in range(4))
+        self.rows = weight(6, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table, said = self.out(x[:, :1]) + self.rows, []
+        for step in x.unbind(1):
+            where = torch.einsum("bd,bnd->bn", self.key(step), table).unsqueeze(1).softmax(-1)
+            table = table + where.mT @ self.value(step).unsqueeze(1)
+            p = attends((self.query(step).unsqueeze(1) @ table.mT).softmax(-1), "bqk", 1, size=WIDTH)
+            said.append(p @ table)
+        return torch.cat(said, 1)
 
 
 class Excited(nn.Module):
@@ -132,5 +202,21 @@ class Excited(nn.Module):
         return x
 
 
-ATTENTION = (PooledHeads, PooledKeys, UnitWeights, Watched, Edges)
-MEMORY = (UnitsFirst, WeightFirst)
+class Several(nn.Module):
+    """Three streams side by side: a weighed sum of them is read, and each has its share of what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.shares = nn.Linear(7, WIDTH), nn.ModuleList(nn.Linear(WIDTH, 1) for _ in range(4))
+        self.parts = nn.ModuleList([Fused(), Plain(), Fused(), Plain()])
+        self.norms, self.read = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(4)), weight(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = carries(self.enter(x)[:, :, None].repeat(1, 1, 3, 1))
+        for part, norm, share, read in zip(self.parts, self.norms, self.shares, self.read, strict=True):
+            x = carries(x + part(norm((x * read).sum(2))).unsqueeze(2) * torch.sigmoid(share(x)))
+        return x.sum(2)
+
+
+ATTENTION = (PooledHeads, PooledKeys, UnitWeights, Merged, Watched, Edges)
+MEMORY = (UnitsFirst, WeightFirst, Stretched, Thresholded, Responding, Rounded, Added)
