@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fmr.errors import TrackError
@@ -178,9 +179,17 @@ def _positional(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)
 
 
+def _arguments(root: nn.Module) -> tuple[str, ...]:
+    """The names of the positional arguments of a forward; those of a scripted one stand in its schema."""
+    if isinstance(root, torch.jit.ScriptModule):
+        forward: Any = root.forward
+        return tuple(argument.name for argument in forward.schema.arguments[1:])
+    return _positional(type(root).forward)[1:]
+
+
 def name_inputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
     """The tensors given to a call, each under its name in the forward's signature, nested by key."""
-    names = _positional(type(root).forward)[1:] if args else ()
+    names = _arguments(root) if args else ()
     given = {names[i] if i < len(names) else f"args.{i - len(names)}": value for i, value in enumerate(args)}
     return [(f"input:{at}", tensor) for at, tensor in _tensors_in({**given, **kwargs}, "", ())]
 

@@ -234,6 +234,14 @@ def test_a_scripted_module_is_one_opaque_value_that_reads_its_inputs() -> None:
     assert run.graph.module("1").output == hidden
 
 
+def test_a_model_that_is_scripted_as_a_whole_is_one_opaque_value() -> None:
+    model, x = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU())), torch.randn(2, 4)
+    run = fmr.run(model, x)
+    assert torch.equal(run.output, model(x))
+    (output,) = run.graph.opaque
+    assert run.graph[output.id].parents == ("input:input",)
+
+
 def test_a_transform_of_functorch_is_one_opaque_value_that_reads_what_went_in() -> None:
     model, args, _ = build("vmapped")
     run = fmr.run(model, *args)
