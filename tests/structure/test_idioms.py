@@ -52,6 +52,7 @@ CASES: dict[str, Case] = {
             wholes.GatedWrite,
             wholes.Masked,
             wholes.OneOp,
+            wholes.SumOfList,
             wholes.HalfSteps,
             wholes.Convolved,
             wholes.Factored,
