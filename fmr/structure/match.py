@@ -4,8 +4,10 @@ A new idiom is usually one word in one of these sets; the certificates tell whet
 """
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
@@ -64,6 +66,23 @@ MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive
 
 LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
 """Contractions with a window: over the channels, for each position."""
+
+
+Answer = TypeVar("Answer")
+
+
+def remembered(function: Callable[[Graph, TensorId], Answer]) -> Callable[[Graph, TensorId], Answer]:
+    """The same function, which answers each question about a graph once: graphs do not change."""
+    known: WeakKeyDictionary[Graph, dict[str, Answer]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def answer(graph: Graph, name: TensorId) -> Answer:
+        here = known.setdefault(graph, {})
+        if name not in here:
+            here[name] = function(graph, name)
+        return here[name]
+
+    return answer
 
 
 class Contraction(NamedTuple):
@@ -152,6 +171,7 @@ def _without_ones(graph: Graph, name: TensorId) -> TensorId:
     return node.id
 
 
+@remembered
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
@@ -185,6 +205,7 @@ def once(graph: Graph, weight: TensorId) -> TensorId:
     return _without_ones(graph, above.id) if all(before in (1, after) for before, after in sizes) else weight
 
 
+@remembered
 def is_constant(graph: Graph, name: TensorId) -> bool:
     """Whether no input flows into a value."""
     waiting, seen = [name], {name}
