@@ -82,6 +82,15 @@ class ByInner(Squared):
         return torch.inner(remembers(F.relu(torch.inner(x, self.up.weight))), self.down.weight)
 
 
+class Competing(Squared):
+    """A coefficient counts by how strong its unit is over all positions, beside the other units."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.up(x))
+        strength = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+        return self.down(remembers(h + h * strength / (strength.mean(-1, keepdim=True) + 1e-6)))
+
+
 class Thresholded(Squared):
     """Only the largest coefficients stay."""
 
@@ -339,6 +348,7 @@ FOUND = (
     ForEachExample,
     UnitsFirst,
     ByInner,
+    Competing,
     Thresholded,
     Gated,
     Bilinear,
