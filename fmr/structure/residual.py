@@ -33,7 +33,7 @@ _COMPUTES = LINEAR | frozenset(
 _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
 """What makes a branch more than a linear map; what norms are written with does not count."""
 
-_PARTS = CUTS | OVERWRITES | {"mul", "div", "matmul"}
+_CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
 """What a stream goes on through with other numbers, or with a part of them."""
 
 
@@ -243,10 +243,8 @@ def _stream(
     for write in chain:
         origin = origins[write.after]
         normed = list(takewhile(lambda name: name not in points, _normed(graph, origin)))[:0:-1] if points else []
-        carried = (
-            graph[origin].op in CUTS | OVERWRITES | {"mul", "div", "matmul"} or resumed(graph, graph[origin]) is not None
-        )
-        way = _way(graph, origin) if carried else []
+        changed = graph[origin].op in _CHANGES or resumed(graph, graph[origin]) is not None
+        way = _way(graph, origin) if changed else []
         points.update(dict.fromkeys((*normed, *way, origin, write.before, write.after)))
     beside = dict.fromkeys(state for states in deep.values() if base(graph, states[-1]) in points for state in states)
     last = [chain[-1].after, *(name for name, states in deep.items() if base(graph, states[-1]) == chain[-1].after)][-1]
