@@ -36,6 +36,10 @@ class Letters(NamedTuple):
         """What both operands and the result have: the dimensions of a batch of products."""
         return "".join(letter for letter in self.left if letter in self.right and letter in self.result)
 
+    def of(self, first: bool) -> tuple[str, str]:
+        """The letters of one operand, the left one if it is the first, and those of the other."""
+        return (self.left, self.right) if first else (self.right, self.left)
+
     def alone(self, operand: str) -> str:
         """What the result has of one operand alone."""
         return "".join(letter for letter in operand if letter in self.result and letter not in self.shared)

@@ -182,7 +182,7 @@ def _axis(graph: Graph, down: Projection) -> int:
     if down.node.op in LINEAR or found is None:
         return 1 - len(graph[down.weight].shape)
     letters = letters_of(graph, found)
-    data = letters.left if found.left == down.data else letters.right
+    data, _ = letters.of(found.left == down.data)
     summed = [n for n, letter in enumerate(data) if letter in letters.summed]
     return summed[-1] - len(data) if summed else -1
 
@@ -207,7 +207,7 @@ def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
         whole = any(graph[parent.id].shape == reader.shape for parent in reader.parents)
         return reader.op == "mul" and whole and math.prod(node.shape) < math.prod(reader.shape)
     letters = letters_of(graph, found)
-    own, other = (letters.left, letters.right) if found.left == node.id else (letters.right, letters.left)
+    own, other = letters.of(found.left == node.id)
     return bool(letters.alone(other)) and not letters.alone(own)
 
 

@@ -228,9 +228,8 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
         return found
     below = [node for node, _ in descend(graph, graph[name], lambda node: node.op in NORM_PARTS)]
     parts = [node for node in below if node.op in NORM_PARTS and node.id != name]
-    if not {graph[name].op, *(node.op for node in parts)} & _STATISTICS:
-        return []
-    return [_unscaled(graph, max(parts, key=graph.place)).id] if parts else []
+    statistic = any(node.op in _STATISTICS for node in parts)
+    return [_unscaled(graph, max(parts, key=graph.place)).id] if statistic else []
 
 
 def _unscaled(graph: Graph, node: Node) -> Node:
