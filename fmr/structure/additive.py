@@ -63,7 +63,7 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | str:
         n_kv_heads=heads,
         head_dim=pair.units,
         kind="additive",
-        scope=softmax.node.scope.partition("/")[0],
+        scope=softmax.node.module,
         dim=softmax.dim,
     )
 

@@ -121,7 +121,7 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
         n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k)),
         head_dim=head_size(graph, scores),
         kind="self" if any(_roots(graph, scores.q) & _roots(graph, k) for k in _keys(graph, scores, parts)) else "cross",
-        scope=softmax.node.scope.partition("/")[0],
+        scope=softmax.node.module,
         dim=softmax.dim,
         layouts=layouts(graph, scores, use, heads),
     )

@@ -46,17 +46,13 @@ ELEMENTWISE = NONLINEAR | MASKING | frozenset("neg log1p log reciprocal".split()
 NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm normalize".split())
 """Normalisations that are one op."""
 
-NORM_PARTS = frozenset(
-    "to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp clamp_min sum var_mean".split()
-)
+STATISTICS = frozenset("mean var std var_mean norm vector_norm".split())
+"""What is told of many numbers: how large they are, and how far apart."""
+
+NORM_PARTS = STATISTICS | frozenset("to pow add rsqrt sqrt mul div sub square reciprocal clamp clamp_min sum".split())
 """What a normalisation written out is made of."""
 
-_OF_WEIGHTS = (
-    SAME
-    | SHAPE
-    | ELEMENTWISE
-    | frozenset("weight_norm batch_norm normalize norm vector_norm mean sum std var round ceil floor softmax".split())
-)
+_OF_WEIGHTS = SAME | SHAPE | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_norm normalize sum softmax".split())
 """Ops that make weights of weights: standardised, quantised, masked, bent; nothing that multiplies one by another."""
 
 MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())

@@ -20,6 +20,7 @@ from fmr.structure.match import (
     NORMS,
     SAME,
     SHAPE,
+    STATISTICS,
     Projection,
     climb,
     contraction,
@@ -33,7 +34,7 @@ from fmr.structure.match import (
 )
 from fmr.structure.operands import read_dims
 
-_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | frozenset("mean std var norm vector_norm topk sort kthvalue median".split())
+_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | STATISTICS | frozenset("topk sort kthvalue median".split())
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
 
 _MOST = 128
@@ -372,7 +373,7 @@ def _coefficients(graph: Graph, node: Node, down: Projection) -> list[TensorId]:
 
 def _scope(first: Node, last: Node) -> str:
     """The innermost module call that holds both projections."""
-    a, b = first.scope.partition("/")[0].split("."), last.scope.partition("/")[0].split(".")
+    a, b = first.module.split("."), last.module.split(".")
     common = []
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -7,10 +7,12 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.match import (
+    MEANS,
     NONLINEAR,
     NORM_PARTS,
     NORMS,
     SAME,
+    STATISTICS,
     climb,
     contraction,
     descend,
@@ -37,16 +39,11 @@ HANDED = _STILL | CUTS | {"roll", "pad"}
 OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter scatter_add slice_scatter".split())
 """What writes over a part of the stream from outside; the rest of it goes on."""
 
-POOLS = frozenset(
-    """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_max_pool2d""".split()
-)
+POOLS = MEANS | frozenset("max_pool1d max_pool2d max_pool3d adaptive_max_pool2d".split())
 """What makes one position of several."""
 
 _REDUCED = frozenset({"max", "amax", "mean"})
 """What pools over a dimension that positions were grouped in."""
-
-_STATISTICS = frozenset({"mean", "var", "norm", "vector_norm", "var_mean", "std"})
 
 
 def unchanged(graph: Graph, name: TensorId) -> TensorId:
@@ -217,7 +214,7 @@ def under_norm(graph: Graph, name: TensorId) -> TensorId | None:
 
     above = list(climb(graph, name, of_norm))
     roots = [node.id for node in above if not of_norm(node) and not weights(graph, node.id)]
-    statistic = any(node.op in _STATISTICS for node in above if of_norm(node))
+    statistic = any(node.op in STATISTICS for node in above if of_norm(node))
     return base(graph, roots[0]) if len(roots) == 1 and statistic else None
 
 
@@ -228,7 +225,7 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
         return found
     below = [node for node, _ in descend(graph, graph[name], lambda node: node.op in NORM_PARTS)]
     parts = [node for node in below if node.op in NORM_PARTS and node.id != name]
-    statistic = any(node.op in _STATISTICS for node in parts)
+    statistic = any(node.op in STATISTICS for node in parts)
     return [_unscaled(graph, max(parts, key=graph.place)).id] if statistic else []
 
 

@@ -292,7 +292,7 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
 
     Where that is another stream, or an earlier value of one, its writers are not told once more: `sums` are of all writes.
     """
-    through = SAME | SHAPE | NORMS | NORM_PARTS | frozenset({"mul", "add", "masked_fill", "where", "sum", "sigmoid", "tanh"})
+    through = SAME | SHAPE | NORMS | NORM_PARTS | {"masked_fill", "where", "sigmoid", "tanh"}
     found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
     while waiting:
         node = graph[waiting.pop()]
