@@ -43,6 +43,11 @@ class Node(NamedTuple):
         return next((parent for parent in self.parents if parent.at in at), None)
 
     @property
+    def module(self) -> str:
+        """The module call that it ran in, by its dynamic path: its scope without the fused ops."""
+        return self.scope.partition("/")[0]
+
+    @property
     def kind(self) -> str:
         """The dtype's short name, as `float32`."""
         return str(self.dtype).removeprefix("torch.")

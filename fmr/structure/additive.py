@@ -63,7 +63,7 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | str:
         n_kv_heads=heads,
         head_dim=pair.units,
         kind="additive",
-        scope=softmax.node.scope.partition("/")[0],
+        scope=softmax.node.module,
         dim=softmax.dim,
     )
 
@@ -93,7 +93,7 @@ def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
         return None
     start, same = 0, []
     for parent in joined.parents:
-        value, size = _told_apart(graph, graph[parent.id]), graph[parent.id].shape[-1]
+        value, size = _numbered(graph, graph[parent.id]), graph[parent.id].shape[-1]
         if value is None:
             return None
         whole = torch.full(joined.shape, -1.0, dtype=torch.float64)
@@ -110,7 +110,7 @@ def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
     return _Pair(q.id, k.id, graph[q.id].shape[-1])
 
 
-def _told_apart(graph: Graph, node: Node) -> Tensor | None:
+def _numbered(graph: Graph, node: Node) -> Tensor | None:
     """A number for each number of a value: the same for those that were repeated."""
     source = graph[unshaped(graph, node.id, SAME | SHAPE)]
     number = torch.arange(math.prod(source.shape), dtype=torch.float64).reshape(source.shape)

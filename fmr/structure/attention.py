@@ -36,7 +36,6 @@ from fmr.structure.softmax import Softmax
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
 
-
 _GATHERED = SAME | SHAPE | NORMS | {"mul", "sub", "div"}
 """What may lie between the values of the heads and their projection: a gate, or a norm, as one op or written out."""
 
@@ -122,7 +121,7 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
         n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k)),
         head_dim=head_size(graph, scores),
         kind="self" if any(_roots(graph, scores.q) & _roots(graph, k) for k in _keys(graph, scores, parts)) else "cross",
-        scope=softmax.node.scope.partition("/")[0],
+        scope=softmax.node.module,
         dim=softmax.dim,
         layouts=layouts(graph, scores, use, heads),
     )
@@ -231,7 +230,7 @@ def projected(
         if node.op == "add":
             return bool(own) and all(any(depends(graph, parent.id, one) for one in own) for parent in node.parents)
         alone = sum(not weights(graph, parent.id) for parent in node.parents) == 1
-        return node.op in SAME | SHAPE | NORMS | {"mul", "sub", "div"} or (node.op in NONLINEAR and alone)
+        return node.op in _GATHERED or (node.op in NONLINEAR and alone)
 
     for node, way in descend(graph, z, through):
         found = projection(graph, node) if way else None

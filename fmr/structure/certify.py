@@ -11,7 +11,7 @@ from fmr.ids import TensorId
 from fmr.structure.attention import Attention, own_parts, projected
 from fmr.structure.evaluate import Values, evaluate
 from fmr.structure.letters import carried
-from fmr.structure.match import NONLINEAR, NORMS, climb
+from fmr.structure.match import NONLINEAR, NORMS, STATISTICS, climb
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream
 
@@ -62,11 +62,8 @@ def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
     """Whether a normalisation or a nonlinearity lies between two values."""
     first = graph.place(start)
     above = climb(graph, end, lambda node: graph.place(node.id) > first)
-    return any(
-        node.op in NORMS | NONLINEAR | {"var", "std", "norm", "vector_norm"}
-        for node in above
-        if graph.place(node.id) > first
-    )
+    bends = NORMS | NONLINEAR | STATISTICS - {"mean"}
+    return any(node.op in bends for node in above if graph.place(node.id) > first)
 
 
 def _excess(pattern: Tensor, dim: int) -> float:

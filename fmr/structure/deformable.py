@@ -37,7 +37,7 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
         n_kv_heads=heads,
         head_dim=units[1] if len(units) > 1 else 1,
         kind="deformable",
-        scope=softmax.node.scope.partition("/")[0],
+        scope=softmax.node.module,
         layouts=(None, None, None, _LAYOUT, _LAYOUT, None),
     )
 

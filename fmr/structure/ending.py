@@ -8,8 +8,8 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
-from fmr.structure.match import NONLINEAR, NORMS, contraction, depends, projection
-from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, carried, handed, norms
+from fmr.structure.match import NONLINEAR, NORMS, climb, contraction, depends, projection
+from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, continued, handed, norms
 
 
 def ending(
@@ -24,7 +24,7 @@ def ending(
     while (over := _overwritten(graph, before, last)) is not None:
         before, last = last, over.id
         points.append(last)
-    while (on := _weighed(graph, last)) is not None:
+    while (on := _scaled(graph, last)) is not None:
         last = on
         points.append(last)
     norm = _final_norm(graph, last)
@@ -33,7 +33,7 @@ def ending(
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
         points.append(readers[0].id)
     points += [norm] if norm is not None else []
-    points += _leaving(graph, flow, last, others, {_whole(graph, name) for name in [last, *points]}, norm is None)
+    points += _leaving(graph, flow, last, others, {_viewed(graph, name) for name in [last, *points]}, norm is None)
     points += [reader.id for reader in graph.readers(norm or last) if reader.op in ("split", "chunk", "tensor_split")]
     return sorted(dict.fromkeys(points), key=graph.place), norm
 
@@ -42,12 +42,7 @@ def exits(graph: Graph, points: Iterable[TensorId], last: TensorId) -> list[Tens
     """The norms through which values of a stream leave it on the way: nothing that is written to it depends on them."""
     readers = (reader for point in points if point != last for reader in graph.readers(point))
     found = [reader.id for reader in readers if reader.op in NORMS]
-    needed, waiting = {last}, [last] if found else []
-    while waiting:
-        for parent in graph[waiting.pop()].parents:
-            if parent not in needed:
-                needed.add(parent.id)
-                waiting.append(parent.id)
+    needed = {node.id for node in climb(graph, last, lambda node: True)} if found else set()
     return [name for name in found if name not in needed]
 
 
@@ -62,10 +57,10 @@ def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
     return next((reader for reader in readers + copies if reader.op in OVERWRITES), None)
 
 
-def _weighed(graph: Graph, last: TensorId) -> TensorId | None:
+def _scaled(graph: Graph, last: TensorId) -> TensorId | None:
     """The only reader of a value, where it is that value scaled by constants, or mixed with an earlier one."""
     readers = graph.readers(last)
-    alone = len(readers) == 1 and readers[0].op in ("mul", "div", "add") and carried(graph, readers[0]) == last
+    alone = len(readers) == 1 and readers[0].op in ("mul", "div", "add") and continued(graph, readers[0]) == last
     return readers[0].id if alone else None
 
 
@@ -94,14 +89,14 @@ def _leaving(
     """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
     reached = _reached(graph, flow, last, others)
     returned = [name for name in ids_in(graph.scopes[0].output) if name in reached] if graph.scopes else []
-    found = [name for name in reached if graph[name].op in NORMS] + [_whole(graph, name) for name in returned]
+    found = [name for name in reached if graph[name].op in NORMS] + [_viewed(graph, name) for name in returned]
     if bare:
         layers = (projection(graph, reader) for name in reached for reader in graph.readers(name))
         found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in reached]
     return [name for name in found if name not in known]
 
 
-def _whole(graph: Graph, name: TensorId) -> TensorId:
+def _viewed(graph: Graph, name: TensorId) -> TensorId:
     """The value of which one is a view; the view itself where it is a part of it."""
     whole = handed(graph, name)
     return whole if prod(graph[whole].shape) == prod(graph[name].shape) else name

@@ -161,7 +161,7 @@ def _units(graph: Graph, made: Node) -> Tensor:
     shape = [1] * (len(made.shape) - 1) + [made.shape[-1]]
     if found is not None and data is not None:
         letters = letters_of(graph, found)
-        weight = letters.right if found.left == data.data else letters.left
+        _, weight = letters.of(found.left == data.data)
         sizes = dict(zip(weight, graph[data.weight].shape, strict=True))
         shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(letters.result, made.shape, strict=True)]
     return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape).expand(made.shape)

@@ -36,6 +36,10 @@ class Letters(NamedTuple):
         """What both operands and the result have: the dimensions of a batch of products."""
         return "".join(letter for letter in self.left if letter in self.right and letter in self.result)
 
+    def of(self, first: bool) -> tuple[str, str]:
+        """The letters of one operand, the left one if it is the first, and those of the other."""
+        return (self.left, self.right) if first else (self.right, self.left)
+
     def alone(self, operand: str) -> str:
         """What the result has of one operand alone."""
         return "".join(letter for letter in operand if letter in self.result and letter not in self.shared)
@@ -100,13 +104,13 @@ def _summed(graph: Graph, found: Contraction) -> Letters:
     kept = len(found.node.shape) == len(every)
     result = "".join(letter.lower() if n in gone else letter for n, letter in enumerate(every) if kept or n not in gone)
     left, right = (
-        _without_ones(every[len(every) - len(graph[parent].shape) :], graph[parent].shape, graph[name].shape)
+        _letters_kept(every[len(every) - len(graph[parent].shape) :], graph[parent].shape, graph[name].shape)
         for parent, name in zip(factors.parents, (found.left, found.right), strict=True)
     )
     return Letters(left, right, result)
 
 
-def _without_ones(word: str, wide: tuple[int, ...], narrow: tuple[int, ...]) -> str:
+def _letters_kept(word: str, wide: tuple[int, ...], narrow: tuple[int, ...]) -> str:
     """The letters of the dimensions that are left when some of size one were taken out."""
     ones = [n for n, size in enumerate(wide) if size == 1]
     for out in combinations(ones, len(wide) - len(narrow)):

@@ -72,7 +72,7 @@ class _Search:
         streams = self._streams()
         sums = frozenset(write.after for stream in streams for write in stream.writes)
         residuals = tuple(self._residual(stream, sums) for stream in streams)
-        attention, mlps = self._attention(), self._memories(residuals)
+        attention, mlps = self._attention(), self._memories(residuals, sums)
         layers = tuple(layer for residual in residuals for layer in layers_of(self.graph, residual, attention, mlps))
         last = streams[-1] if streams and streams[-1].writes else None
         embedding = _embedding(self.graph, last)
@@ -100,8 +100,7 @@ class _Search:
                 blocks.append(AttentionBlock(found, self.graph, certificate, len(blocks)))
         return blocks
 
-    def _memories(self, residuals: tuple[Residual, ...]) -> list[MemoryBlock]:
-        sums = frozenset(write.after for residual in residuals for write in residual.writes)
+    def _memories(self, residuals: tuple[Residual, ...], sums: frozenset[TensorId]) -> list[MemoryBlock]:
         written = {name for residual in residuals for names in residual.writers for name in names}
         blocks: list[MemoryBlock] = []
         for found in find_memories(self.graph, sums):
@@ -204,7 +203,7 @@ def _groups(
     """Which writes make up a layer: those in one repeated module call, else those between which memories come back in
     the same order, else up to and with each memory, else each."""
     active = [bool(blocks[n]) or bool(memories[n]) for n in range(len(writes))]
-    keys = _module_keys([graph[write.after].scope for write in writes], active)
+    keys = _module_keys([graph[write.after].module for write in writes], active)
     sizes = [keys.count(key) for key in dict.fromkeys(keys)]
     both = [bool(blocks[n]) and bool(memories[n]) for n in range(len(writes))]
     whole = len(list(groupby(keys))) == len(sizes)
@@ -225,9 +224,9 @@ def _period(kinds: list[bool]) -> int:
     return next((size for size in sizes if kinds[size:] == kinds[:-size]), 0 if any(kinds) else 1)
 
 
-def _module_keys(scopes: list[str], active: list[bool]) -> list[str]:
-    """For each scope the part of its path just below what all active ones have in common."""
-    paths = [scope.partition("/")[0].split(".") for scope in scopes]
+def _module_keys(modules: list[str], active: list[bool]) -> list[str]:
+    """For each module the part of its path just below what all active ones have in common."""
+    paths = [module.split(".") for module in modules]
     common = [path for path, here in zip(paths, active, strict=True) if here] or paths
     depth = 0
     while all(len(path) > depth for path in common) and len({path[depth] for path in common}) == 1:

@@ -48,17 +48,13 @@ ELEMENTWISE = NONLINEAR | MASKING | frozenset("neg log1p log reciprocal".split()
 NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm normalize".split())
 """Normalisations that are one op."""
 
-NORM_PARTS = frozenset(
-    "to pow mean add rsqrt sqrt mul div sub var square norm vector_norm reciprocal std clamp clamp_min sum var_mean".split()
-)
+STATISTICS = frozenset("mean var std var_mean norm vector_norm".split())
+"""What is told of many numbers: how large they are, and how far apart."""
+
+NORM_PARTS = STATISTICS | frozenset("to pow add rsqrt sqrt mul div sub square reciprocal clamp clamp_min sum".split())
 """What a normalisation written out is made of."""
 
-_OF_WEIGHTS = (
-    SAME
-    | SHAPE
-    | ELEMENTWISE
-    | frozenset("weight_norm batch_norm normalize norm vector_norm mean sum std var round ceil floor softmax".split())
-)
+_OF_WEIGHTS = SAME | SHAPE | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_norm normalize sum softmax".split())
 """Ops that make weights of weights: standardised, quantised, masked, bent; nothing that multiplies one by another."""
 
 MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())
@@ -154,13 +150,13 @@ def weighed_sum(graph: Graph, node: Node) -> Contraction | None:
     factors = graph[node.parents[0].id] if node.op == "sum" and node.parents else None
     if factors is None or factors.op != "mul" or len(factors.parents) != 2 or node.argument("dim", 1) is None:
         return None
-    left, right = (_without_ones(graph, parent.id) for parent in factors.parents)
+    left, right = (_squeezed(graph, parent.id) for parent in factors.parents)
     if left == right or weights(graph, left) or weights(graph, right):
         return None
     return Contraction(node, left, right)
 
 
-def _without_ones(graph: Graph, name: TensorId) -> TensorId:
+def _squeezed(graph: Graph, name: TensorId) -> TensorId:
     """The value that was given dimensions of size one to be repeated along."""
     node = graph[name]
     while node.op in ("unsqueeze", "getitem", "view", "reshape") and len(node.parents) == 1:
@@ -202,22 +198,14 @@ def once(graph: Graph, weight: TensorId) -> TensorId:
         return weight
     above = graph[node.parents[0].id]
     sizes = zip(above.shape[::-1], node.shape[::-1], strict=False)
-    return _without_ones(graph, above.id) if all(before in (1, after) for before, after in sizes) else weight
+    return _squeezed(graph, above.id) if all(before in (1, after) for before, after in sizes) else weight
 
 
 @remembered
 def is_constant(graph: Graph, name: TensorId) -> bool:
     """Whether no input flows into a value."""
-    waiting, seen = [name], {name}
-    while waiting:
-        node = graph[waiting.pop()]
-        if node.op in ("input", "opaque") or len(seen) > 64:
-            return False
-        for parent in node.parents:
-            if parent not in seen:
-                seen.add(parent.id)
-                waiting.append(parent.id)
-    return True
+    above = climb(graph, name, lambda node: True)
+    return all(node.op not in ("input", "opaque") and n < 64 for n, node in enumerate(above))
 
 
 def is_random(node: Node) -> bool:

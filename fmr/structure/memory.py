@@ -20,6 +20,7 @@ from fmr.structure.match import (
     NORMS,
     SAME,
     SHAPE,
+    STATISTICS,
     Projection,
     climb,
     contraction,
@@ -33,9 +34,8 @@ from fmr.structure.match import (
 )
 from fmr.structure.operands import read_dims
 
-_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | frozenset("mean std var norm vector_norm topk sort kthvalue median".split())
+_THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | STATISTICS | frozenset("topk sort kthvalue median".split())
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
-
 
 _MOST = 128
 """How many ops may lie between the two projections; recurrent models have endless ones."""
@@ -117,7 +117,7 @@ class _Way(NamedTuple):
 
 
 def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
-    ways = _whole(graph, _ups(graph, down, stream))
+    ways = _without_updates(graph, _ups(graph, down, stream))
     most = max((way.bent for way in ways), default=STRAIGHT)
     if most == STRAIGHT:
         return None
@@ -183,7 +183,7 @@ def _axis(graph: Graph, down: Projection) -> int:
     if down.node.op in LINEAR or found is None:
         return 1 - len(graph[down.weight].shape)
     letters = letters_of(graph, found)
-    data = letters.left if found.left == down.data else letters.right
+    data, _ = letters.of(found.left == down.data)
     summed = [n for n, letter in enumerate(data) if letter in letters.summed]
     return summed[-1] - len(data) if summed else -1
 
@@ -208,7 +208,7 @@ def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
         whole = any(graph[parent.id].shape == reader.shape for parent in reader.parents)
         return reader.op == "mul" and whole and math.prod(node.shape) < math.prod(reader.shape)
     letters = letters_of(graph, found)
-    own, other = (letters.left, letters.right) if found.left == node.id else (letters.right, letters.left)
+    own, other = letters.of(found.left == node.id)
     return bool(letters.alone(other)) and not letters.alone(own)
 
 
@@ -243,13 +243,13 @@ def vectors(
     elif expert is not None:
         raise StructureError(f"{found.scope!r} has one matrix for all: expected block.memory({index}) without expert=.")
     rows, columns = (0 if found.in_rows else 1), (1 if found.out_columns else 0)
-    among = _among(graph, found, keys.shape[rows]) if keys.dim() == 2 and not found.fused_gate else None
+    among = _key_rows(graph, found, keys.shape[rows]) if keys.dim() == 2 and not found.fused_gate else None
     known = count(graph, found) * (2 if found.fused_gate else 1), count(graph, found)
     known = (keys.shape[rows] if among else known[0]), known[1]
     if (keys.shape[rows : rows + 1], values.shape[columns : columns + 1]) != tuple((size,) for size in known):
         shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
         raise StructureError(f"{found.scope!r} holds its weights as {shapes}: no row or column is that of one memory.")
-    row = _gated(graph, found, keys.shape[rows], index) if found.fused_gate else among[index] if among else index
+    row = _gated_row(graph, found, keys.shape[rows], index) if found.fused_gate else among[index] if among else index
     return _vector(keys.select(rows, row)), _vector(values.select(columns, index))
 
 
@@ -258,7 +258,7 @@ def _vector(weight: Tensor) -> Tensor:
     return weight.flatten() if weight.numel() == len(weight) else weight
 
 
-def _among(graph: Graph, found: Memory, size: int) -> list[int] | None:
+def _key_rows(graph: Graph, found: Memory, size: int) -> list[int] | None:
     """Which units of a projection that makes more than a memory are its keys: what is gated, where there is a gate."""
     up, n = graph[found.up], count(graph, found)
     if size == n or up.shape[-1:] != (size,):
@@ -273,7 +273,7 @@ def _among(graph: Graph, found: Memory, size: int) -> list[int] | None:
     return next((units for _, units in whole if units != gates), gates)
 
 
-def _gated(graph: Graph, found: Memory, size: int, index: int) -> int:
+def _gated_row(graph: Graph, found: Memory, size: int, index: int) -> int:
     """Which unit of a projection that makes gates and what they gate is the key of a memory: the one that is gated."""
     up, pre = graph[found.up].shape, graph[found.pre].shape
     split = next(n for n in range(len(up) + 1) if math.prod(up[n:]) <= size)
@@ -285,7 +285,7 @@ def _gated(graph: Graph, found: Memory, size: int, index: int) -> int:
     return gated[index]
 
 
-def _whole(graph: Graph, ways: list[_Way]) -> list[_Way]:
+def _without_updates(graph: Graph, ways: list[_Way]) -> list[_Way]:
     """The ways without small updates of another: projections of what is itself projected from the same value."""
     sources = {unshaped(graph, way.up.data) for way in ways}
     kept = []
@@ -373,7 +373,7 @@ def _coefficients(graph: Graph, node: Node, down: Projection) -> list[TensorId]:
 
 def _scope(first: Node, last: Node) -> str:
     """The innermost module call that holds both projections."""
-    a, b = first.scope.partition("/")[0].split("."), last.scope.partition("/")[0].split(".")
+    a, b = first.module.split("."), last.module.split(".")
     common = []
     for x, y in zip(a, b, strict=False):
         if x != y:

@@ -87,7 +87,7 @@ def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
 def _scores(graph: Graph, found: Contraction, way: tuple[Node, ...]) -> Scores:
     letters = letters_of(graph, found)
     q, k = (found.right, found.left) if weights(graph, found.right) else (found.left, found.right)
-    in_q, in_k = (letters.left, letters.right) if q == found.left else (letters.right, letters.left)
+    in_q, in_k = letters.of(q == found.left)
     return Scores(found.node, letters, q, k, in_q, in_k, way)
 
 
@@ -115,7 +115,7 @@ def _over_keys(graph: Graph, softmax: Softmax, found: Contraction, way: tuple[No
     return place is not None and scores.letters.result[place] in scores.letters.alone(scores.in_k)
 
 
-def oriented(graph: Graph, scores: Scores, use: Use, dim: int = -1) -> Scores:
+def oriented(graph: Graph, scores: Scores, use: Use, dim: int) -> Scores:
     """The scores with queries and keys told apart: keys are what the product with the values sums over.
 
     dim: what the softmax is over, which tells where only a part of the keys reaches the product.
@@ -276,9 +276,9 @@ def _values(found: Contraction, way: tuple[Node, ...]) -> TensorId:
 def use_of(graph: Graph, found: Contraction, way: tuple[Node, ...]) -> Use:
     """A product with values, on a way that began at a softmax."""
     letters, names = letters_of(graph, found), [node.id for node in way]
-    if found.left in names:
-        return Use(found.node, letters, letters.left, letters.right, found.right, way[: names.index(found.left) + 1])
-    return Use(found.node, letters, letters.right, letters.left, found.left, way[: names.index(found.right) + 1])
+    first = found.left in names
+    pattern, values = (found.left, found.right) if first else (found.right, found.left)
+    return Use(found.node, letters, *letters.of(first), values, way[: names.index(pattern) + 1])
 
 
 def hands_out(graph: Graph, use: Use, dim: int) -> bool:
@@ -296,7 +296,7 @@ def read_dims(graph: Graph, end: Projection) -> tuple[int, ...]:
     if end.node.op in LINEAR or found is None:
         return (len(graph[end.data].shape) - len(shape) + 1,)
     letters = letters_of(graph, found)
-    data, weight = (letters.left, letters.right) if found.left == end.data else (letters.right, letters.left)
+    data, weight = letters.of(found.left == end.data)
     own = weight[len(weight) - len(graph[once(graph, end.weight)].shape) :]
     sizes = dict(zip(weight, shape, strict=True))
     return tuple(n for n, letter in enumerate(data) if letter in own and sizes[letter] > 1)

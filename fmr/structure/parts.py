@@ -33,11 +33,8 @@ class Head(NamedTuple):
     z: Site
 
 
-_FOLD = 12
-"""How many blocks of one size are printed one by one."""
-
-_STACKS = 4
-"""How many plain stacks are printed, the longest; detectors have dozens of short ones."""
+_FOLD, _STACKS, _REASONS = 12, 4, 8
+"""How many blocks of one size are printed one by one, how many plain stacks, the longest, and how many reasons."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ class AttentionBlock:
 
     `q`, `k`, `v` are the operands as the products read them (keys and values already repeated for grouped queries);
     `scores` enter the softmax, `pattern` acts on the values, `z` is what the heads mix, `out` the projection's output
-    (None where z is used as it is). `kind` is "self" or "cross"; `certified` is None when found from a graph alone.
-    `index` is its place in `structure.attention`.
+    (None where z is used as it is). `kind` is "self", "cross", "additive" or "deformable"; `certified` is None when found
+    from a graph alone. `index` is its place in `structure.attention`.
     """
 
     found: Attention
@@ -67,7 +64,7 @@ class AttentionBlock:
     n_heads = property(lambda self: self.found.n_heads, doc="Query heads.")
     n_kv_heads = property(lambda self: self.found.n_kv_heads, doc="Key-value heads; fewer where queries share them.")
     head_dim = property(lambda self: self.found.head_dim, doc="Units of a query head: what a score sums over.")
-    kind = property(lambda self: self.found.kind, doc='"self" or "cross".')
+    kind = property(lambda self: self.found.kind, doc='"self", "cross", "additive" or "deformable".')
     scope = property(lambda self: self.found.scope, doc="The module call that holds it.")
 
     @property
@@ -244,7 +241,7 @@ class Layer:
 
     @property
     def attention(self) -> AttentionBlock | None:
-        """The first attention of the layer, self-attention where it has both kinds."""
+        """The first attention of the layer; where it has two kinds that is self-attention, as a rule."""
         return self.attentions[0] if self.attentions else None
 
     @property
@@ -321,9 +318,13 @@ class Structure:
         lines += _stream_rows(self.streams)
         lines += [f"  final norm    {self.final_norm.id}"] if self.final_norm else []
         lines += [f"  unembedding   {self.unembedding.id}"] if self.unembedding else []
-        lines += [f"  rejected      {one!r}" for one in self.rejected[:8]]
-        lines += [f"  rejected      ... and {len(self.rejected) - 8} more"] if len(self.rejected) > 8 else []
+        lines += [f"  rejected      {row}" for row in self._reasons]
         return "\n".join(lines)
+
+    @property
+    def _reasons(self) -> list[str]:
+        more = len(self.rejected) - _REASONS
+        return [*map(repr, self.rejected[:_REASONS]), *([f"... and {more} more"] if more > 0 else [])]
 
     @property
     def _headline(self) -> str:
@@ -340,9 +341,8 @@ class Structure:
             for name, parts in groups
             for n, part in enumerate(parts)
         ]
-        rejected = [f"rejected: {one!r}" for one in self.rejected[:8]]
-        more = [f"rejected: ... and {len(self.rejected) - 8} more"] if len(self.rejected) > 8 else []
-        return table(self._headline, ("layer", "where", "what", "certificate"), rows, "\n".join(rejected + more))
+        reasons = "\n".join(f"rejected: {row}" for row in self._reasons)
+        return table(self._headline, ("layer", "where", "what", "certificate"), rows, reasons)
 
 
 def _short(part: AttentionBlock | MemoryBlock) -> str:
@@ -363,8 +363,8 @@ def _graph_of(run: Run | Pass, graph: Graph) -> Graph:
 def _rows(blocks: Sequence[AttentionBlock | MemoryBlock]) -> Iterator[str]:
     """A row for each block; where many of one size follow one another, one for all of them with their worst errors."""
     start = 0
-    for _, run in groupby(blocks, key=lambda block: (block.size, getattr(block, "kind", ""), block.certified is None)):
-        alike = list(run)
+    for _, group in groupby(blocks, key=lambda block: (block.size, getattr(block, "kind", ""), block.certified is None)):
+        alike = list(group)
         if len(alike) <= _FOLD:
             yield from (f"[{start + n}]  {block!r}" for n, block in enumerate(alike))
         else:

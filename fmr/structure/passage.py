@@ -7,12 +7,15 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.match import (
+    MEANS,
     NONLINEAR,
     NORM_PARTS,
     NORMS,
     SAME,
+    STATISTICS,
     climb,
     contraction,
+    descend,
     is_constant,
     product,
     projection,
@@ -36,16 +39,11 @@ HANDED = _STILL | CUTS | {"roll", "pad"}
 OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter scatter_add slice_scatter".split())
 """What writes over a part of the stream from outside; the rest of it goes on."""
 
-POOLS = frozenset(
-    """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_max_pool2d""".split()
-)
+POOLS = MEANS | frozenset("max_pool1d max_pool2d max_pool3d adaptive_max_pool2d".split())
 """What makes one position of several."""
 
 _REDUCED = frozenset({"max", "amax", "mean"})
 """What pools over a dimension that positions were grouped in."""
-
-_STATISTICS = frozenset({"mean", "var", "norm", "vector_norm", "var_mean", "std"})
 
 
 def unchanged(graph: Graph, name: TensorId) -> TensorId:
@@ -75,13 +73,13 @@ def base(graph: Graph, name: TensorId) -> TensorId:
 def passage(graph: Graph, name: TensorId) -> list[TensorId]:
     """A value, what it was made of without new numbers but scales and biases, and so on up to the base."""
     way = [graph[name].id]
-    while (above := carried(graph, graph[way[-1]])) is not None:
+    while (above := continued(graph, graph[way[-1]])) is not None:
         way.append(above)
     return way
 
 
-def carried(graph: Graph, node: Node) -> TensorId | None:
-    """The value that a node hands on; None where it makes a new one."""
+def continued(graph: Graph, node: Node) -> TensorId | None:
+    """The value that goes on in a node: scaled, mixed or cut; None where the node makes a new one."""
     if node.op == "to" or node.op in OVERWRITES:
         return node.parents[0].id if node.parents else None  # `x.type_as(y)` reads y for its type alone
     if node.op in HANDED or (node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source):
@@ -209,22 +207,15 @@ def under_norm(graph: Graph, name: TensorId) -> TensorId | None:
         return base(graph, node.parents[0].id)
     if node.op not in ("mul", "add", "to"):
         return None
-    waiting, seen, roots, parts = [name], {name}, set(), set()
-    while waiting:
-        node = graph[waiting.pop()]
-        parts.add(node.op)
-        for parent in node.parents:
-            above = graph[parent.id]
-            if weights(graph, parent.id) or parent in seen:
-                continue
-            seen.add(parent.id)
-            if (above.op in NORM_PARTS and above.op != "add") or (above.op == "add" and len(above.parents) == 1):
-                waiting.append(parent.id)
-            else:
-                roots.add(parent.id)
-    if len(roots) == 1 and parts & _STATISTICS:
-        return base(graph, roots.pop())
-    return None
+
+    def of_norm(node: Node) -> bool:
+        inner = node.op in NORM_PARTS and (node.op != "add" or len(node.parents) == 1)
+        return node.id == name or (inner and not weights(graph, node.id))
+
+    above = list(climb(graph, name, of_norm))
+    roots = [node.id for node in above if not of_norm(node) and not weights(graph, node.id)]
+    statistic = any(node.op in STATISTICS for node in above if of_norm(node))
+    return base(graph, roots[0]) if len(roots) == 1 and statistic else None
 
 
 def norms(graph: Graph, name: TensorId) -> list[TensorId]:
@@ -232,16 +223,10 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
     found = [reader.id for reader in graph.readers(name) if reader.op in NORMS]
     if found:
         return found
-    seen, waiting, last = {name}, [name], None
-    while waiting:
-        for reader in graph.readers(waiting.pop()):
-            if reader.id not in seen and reader.op in NORM_PARTS and contraction(reader) is None:
-                seen.add(reader.id)
-                waiting.append(reader.id)
-                last = reader if last is None or graph.place(reader) > graph.place(last) else last
-    if last is None or not {graph[one].op for one in seen} & _STATISTICS:
-        return []
-    return [_unscaled(graph, last).id]
+    below = [node for node, _ in descend(graph, graph[name], lambda node: node.op in NORM_PARTS)]
+    parts = [node for node in below if node.op in NORM_PARTS and node.id != name]
+    statistic = any(node.op in STATISTICS for node in parts)
+    return [_unscaled(graph, max(parts, key=graph.place)).id] if statistic else []
 
 
 def _unscaled(graph: Graph, node: Node) -> Node:

@@ -33,7 +33,7 @@ _COMPUTES = LINEAR | frozenset(
 _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
 """What makes a branch more than a linear map; what norms are written with does not count."""
 
-_PARTS = CUTS | OVERWRITES | {"mul", "div", "matmul"}
+_CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
 """What a stream goes on through with other numbers, or with a part of them."""
 
 
@@ -59,12 +59,9 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
     found: dict[TensorId, Write] = {}
     origins: dict[TensorId, TensorId] = {}
     for node in graph.nodes:
-        write, origin = _write(graph, node, found), None
-        if write is None:
-            write, origin = _gated(graph, flow, node) or _projected(graph, flow, node, found)
-        if write is not None:
-            found[write.after] = write
-            origins[write.after] = origin or write.before
+        made = _added(graph, node, found) or _gated(graph, flow, node) or _projected(graph, flow, node, found)
+        if made is not None:
+            found[node.id], origins[node.id] = made
     for name in _dropped(graph, found, origins):
         del found[name]
     deep = over_depth(graph, flow)
@@ -87,7 +84,7 @@ def _dropped(graph: Graph, found: Mapping[TensorId, Write], origins: Mapping[Ten
     begun: dict[TensorId, list[Write]] = {}
     for write in found.values():
         origin = origins[write.after]
-        for name in (*_returned(graph, origin, found), *_normed(graph, origin)):
+        for name in _ends(graph, origin, found):
             begun.setdefault(name, []).append(write)
     dropped = []
     for sum_, write in found.items():
@@ -110,8 +107,8 @@ def _inside(graph: Graph, chain: list[Write], write: Write) -> bool:
     return depends(graph, start, write.before) and depends(graph, write.added, end)
 
 
-def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | None:
-    """The add of a node as a write to a stream: one operand was computed from the other by a weight.
+def _added(graph: Graph, node: Node, found: dict[TensorId, Write]) -> tuple[Write, TensorId] | None:
+    """The add of a node as a write to a stream, and the stream: one operand was computed from the other by a weight.
 
     Parallel blocks add up one after the other what they all computed from the same value; then it is an earlier sum.
     """
@@ -126,7 +123,8 @@ def _write(graph: Graph, node: Node, found: dict[TensorId, Write]) -> Write | No
                 origins.append(write.before)
                 write = found.get(base(graph, write.before))
             if any(_computed_from(graph, added, origin) for origin in origins):
-                return Write(unchanged(graph, before), added, node.id, times)
+                stream = unchanged(graph, before)
+                return Write(stream, added, node.id, times), stream
     return None
 
 
@@ -141,10 +139,8 @@ def _gated(graph: Graph, flow: Flow, node: Node) -> tuple[Write, TensorId] | Non
     return Write(found[0], found[1], node.id), found[2]
 
 
-def _projected(
-    graph: Graph, flow: Flow, node: Node, found: Mapping[TensorId, Write]
-) -> tuple[Write | None, TensorId | None]:
-    """The add of a node as a write to a stream that changes its width: one operand is the stream, projected or normed.
+def _projected(graph: Graph, flow: Flow, node: Node, found: Mapping[TensorId, Write]) -> tuple[Write, TensorId] | None:
+    """The add of a node as a write to a stream that changes its width, and the stream, which is projected or normed.
 
     Both operands come from one value, the first by a linear path and the other by a branch that bends. A branch with
     writes of its own is no layer: that is a skip across stages.
@@ -158,7 +154,7 @@ def _projected(
                 through = _BENDS if projected else _COMPUTES
                 if projected is not None and _computed_from(graph, added, origin, through, found):
                     return Write(before, added, node.id), origin
-    return None, None
+    return None
 
 
 def _computed_from(
@@ -201,11 +197,17 @@ def _chains(
     for write in found.values():
         origin = origins[write.after]
         states = deep.get(base(graph, origin), [])
-        ends = *_returned(graph, origin, found), *_normed(graph, origin), *(base(graph, state) for state in states[-1:])
+        ends = *_ends(graph, origin, found), *(base(graph, state) for state in states[-1:])
         above = next((name for name in ends if name in chains), None)
         chain = chains.pop(above, []) if above is not None else []
         chains[write.after] = [*chain, write]
     return list(chains.values())
+
+
+def _ends(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> Iterator[TensorId]:
+    """Where a stream that a write begins with may have ended: written back into a whole, or normalised to it."""
+    yield from _returned(graph, name, found)
+    yield from _normed(graph, name)
 
 
 def _returned(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> list[TensorId]:
@@ -243,10 +245,8 @@ def _stream(
     for write in chain:
         origin = origins[write.after]
         normed = list(takewhile(lambda name: name not in points, _normed(graph, origin)))[:0:-1] if points else []
-        carried = (
-            graph[origin].op in CUTS | OVERWRITES | {"mul", "div", "matmul"} or resumed(graph, graph[origin]) is not None
-        )
-        way = _way(graph, origin) if carried else []
+        changed = graph[origin].op in _CHANGES or resumed(graph, graph[origin]) is not None
+        way = _way(graph, origin) if changed else []
         points.update(dict.fromkeys((*normed, *way, origin, write.before, write.after)))
     beside = dict.fromkeys(state for states in deep.values() if base(graph, states[-1]) in points for state in states)
     last = [chain[-1].after, *(name for name, states in deep.items() if base(graph, states[-1]) == chain[-1].after)][-1]
@@ -292,7 +292,7 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
 
     Where that is another stream, or an earlier value of one, its writers are not told once more: `sums` are of all writes.
     """
-    through = SAME | SHAPE | NORMS | NORM_PARTS | frozenset({"mul", "add", "masked_fill", "where", "sum", "sigmoid", "tanh"})
+    through = SAME | SHAPE | NORMS | NORM_PARTS | {"masked_fill", "where", "sigmoid", "tanh"}
     found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
     while waiting:
         node = graph[waiting.pop()]

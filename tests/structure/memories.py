@@ -68,7 +68,7 @@ class ForEachExample(Squared):
         return torch.bmm(remembers(F.relu(torch.bmm(x, up))), down)
 
 
-class UnitsFirst(Squared):
+class WeightFirst(Squared):
     """Weights times columns."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -346,7 +346,7 @@ FOUND = (
     UnitRows,
     Spectral,
     ForEachExample,
-    UnitsFirst,
+    WeightFirst,
     ByInner,
     Competing,
     Thresholded,

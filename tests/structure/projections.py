@@ -230,12 +230,6 @@ class GroupedRepeated(Grouped):
         return self.out(joined(attends((split(q) @ k.mT).softmax(-1), groups=2) @ v))
 
 
-class GroupedFused(Grouped):
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.parts(x)
-        return self.out(joined(F.scaled_dot_product_attention(split(q), k, v, is_causal=True, enable_gqa=True)))
-
-
 class TalkingHeads(Fused):
     """Heads are mixed before and after the softmax."""
 

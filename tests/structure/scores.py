@@ -209,7 +209,7 @@ def interleaved(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends((rotate(q) @ rotate(k).mT).softmax(-1)) @ v
 
 
-def half(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def halves(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Rotary positions by halves."""
     angles = torch.outer(torch.arange(q.shape[2]), 0.1 ** torch.arange(SIZE // 2)).float().repeat(1, 2)
 
@@ -217,7 +217,7 @@ def half(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         a, b = x.chunk(2, -1)
         return x * angles.cos() + torch.cat([-b, a], -1) * angles.sin()
 
-    return F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+    return attends((rotate(q) @ rotate(k).mT).softmax(-1)) @ v
 
 
 def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -225,13 +225,6 @@ def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     p = torch.bmm(a, b.transpose(1, 2)).softmax(-1)
     attends(p.view(*q.shape[:2], *p.shape[1:]))
     return torch.bmm(p, c).view_as(q)
-
-
-def nearest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Each query mixes the values of the three keys that score highest, and of no others."""
-    scores, places = (q @ k.mT).topk(3, -1)
-    near = v.unsqueeze(2).expand(-1, -1, q.shape[2], -1, -1).gather(3, places[..., None].expand(-1, -1, -1, -1, SIZE))
-    return (attends(scores.softmax(-1))[..., None] * near).sum(-2)
 
 
 def query_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -313,8 +306,8 @@ FOUND = (
     turned,
     summed,
     interleaved,
+    halves,
     folded,
-    nearest,
     query_chunks,
 )
 NOT_FOUND = {

@@ -11,12 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 MISSED = {
-    ("heads", "xlnet"),
-    ("kv heads", "longt5"),
-    ("hidden", "cvt"),
-    ("hidden", "d_fine"),
     ("writes", "d_fine"),
-    ("writes", "nystromformer"),
     ("writes", "perceiver"),
     ("writes", "siglip"),
 }

@@ -197,6 +197,11 @@ def shapes(run: Run, seen: Seen, block: AttentionBlock) -> list[str]:
     return wrong
 
 
+def test_no_case_hides_another_of_the_same_name() -> None:
+    for kinds in ((*projections.FOUND, *unusual.ATTENTION), (*memories.FOUND, *unusual.MEMORY)):
+        assert len({kind.__name__ for kind in kinds}) == len(kinds)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_located_is_what_is_true(name: str, size: tuple[int, int]) -> None:

@@ -42,26 +42,6 @@ def test_einsum_with_heads_in_the_middle(shared: bool) -> None:
     assert torch.equal(run[block.head(3).q], run[block.q][:, :, 3])
 
 
-class Additive(nn.Module):
-    """A recurrent step that looks over a sequence with additive scores."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.key, self.query, self.score = nn.Linear(6, 5), nn.Linear(4, 5), nn.Linear(5, 1, bias=False)
-
-    def forward(self, seen: Tensor, state: Tensor) -> Tensor:
-        summed = torch.tanh(self.key(seen) + self.query(state).unsqueeze(1))
-        return self.score(summed).softmax(1).transpose(1, 2) @ seen
-
-
-def test_additive_attention() -> None:
-    torch.manual_seed(0)
-    run = fmr.run(Additive(), torch.randn(2, 7, 6), torch.randn(2, 4))
-    (block,) = fmr.locate(run).attention
-    assert (block.kind, block.n_heads, block.head_dim) == ("additive", 1, 5)
-    assert block.certified
-
-
 class Deformable(nn.Module):
     """Each query weighs three places of a map that it chooses itself."""
 
@@ -83,25 +63,6 @@ def test_deformable_attention() -> None:
     (block,) = fmr.locate(run).attention
     assert (block.kind, block.n_heads) == ("deformable", 2)
     assert block.certified
-
-
-class Mixer(nn.Module):
-    """Tokens mixed by a multilayer perceptron: memories, no attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens = nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 5))
-        self.channels = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
-        return x + self.channels(x)
-
-
-def test_a_mixer_has_memories_and_no_attention() -> None:
-    structure = fmr.locate(fmr.run(Mixer(), torch.randn(2, 5, 8)))
-    assert not structure.attention
-    assert [block.n for block in structure.mlps] == [7, 12]
 
 
 def test_structure_without_weights_on_the_meta_device() -> None:

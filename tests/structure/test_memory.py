@@ -19,7 +19,7 @@ MADE = (
     memories.UnitRows,
     memories.Spectral,
     memories.ForEachExample,
-    memories.UnitsFirst,
+    memories.WeightFirst,
     memories.ByInner,
 )
 """Layers whose weights are made of their parameters, or read in another place than usual."""

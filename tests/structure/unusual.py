@@ -105,13 +105,6 @@ class UnitsFirst(Gated):
         return torch.einsum("bht,hm->btm", remembers(F.gelu(pre)), self.down)
 
 
-class WeightFirst(Gated):
-    """Matrices times columns."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.down.T @ remembers(torch.relu(self.up.T @ x.mT))).mT
-
-
 class Stretched(Gated):
     """Matrices over the largest factor by which they stretch what they read, as it was last estimated."""
 
@@ -120,7 +113,7 @@ class Stretched(Gated):
         return F.linear(remembers(F.gelu(F.linear(x, keys))), values)
 
 
-class Thresholded(Gated):
+class BestEight(Gated):
     """Only the coefficients that are among the best eight."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,4 +212,4 @@ class Several(nn.Module):
 
 
 ATTENTION = (PooledHeads, PooledKeys, UnitWeights, Merged, Watched, Edges)
-MEMORY = (UnitsFirst, WeightFirst, Stretched, Thresholded, Responding, Rounded, Added)
+MEMORY = (UnitsFirst, Stretched, BestEight, Responding, Rounded, Added)
