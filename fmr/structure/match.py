@@ -213,6 +213,25 @@ def is_random(node: Node) -> bool:
     return node.op.endswith("dropout") and bool(node.argument("training", 2, True)) and node.argument("p", 1, 0.5) > 0
 
 
+_OWN = frozenset("opaque alias bernoulli multinomial normal rand_like randn_like randint_like".split())
+"""Ops that make another value each time, or one that is not seen."""
+
+_firsts: WeakKeyDictionary[Graph, dict[str, TensorId]] = WeakKeyDictionary()
+
+
+def first(graph: Graph, name: TensorId) -> TensorId:
+    """The first value that is computed in the same way of the same values: what several layers each compute is one."""
+    if graph not in _firsts:
+        known: dict[object, TensorId] = {}
+        found = _firsts[graph] = {}
+        for node in graph.nodes:
+            read = tuple((found[parent], parent.at) for parent in node.parents)
+            own = not read or node.op in _OWN or is_random(node)
+            key = node.id if own else (node.op, read, repr(node.args), node.id.parts.output)
+            found[node.id] = known.setdefault(key, node.id)
+    return _firsts[graph][name]
+
+
 def climb(graph: Graph, start: TensorId, through: Callable[[Node], bool]) -> Iterator[Node]:
     """The ancestors of a value, nearest first, not going above a node that `through` refuses."""
     waiting, seen = [start], {start}

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.structure.idioms import HIDDEN, WIDTH, remembers
-from tests.structure.projections import weight
+from tests.structure.projections import rounded, weight
 
 EXPERTS = 3
 
@@ -106,6 +106,13 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return remembers(F.silu(x @ self.gate) * (x @ self.up)) @ self.down
+
+
+class RoundedEach(Gated):
+    """Gate and what is gated round what they read, each by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return remembers(rounded(F.silu(rounded(x) @ self.gate) * (rounded(x) @ self.up))) @ self.down
 
 
 class Bilinear(Gated):
@@ -351,6 +358,7 @@ FOUND = (
     Competing,
     Thresholded,
     Gated,
+    RoundedEach,
     Bilinear,
     Fused,
     FusedOp,
