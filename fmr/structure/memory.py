@@ -11,7 +11,6 @@ from fmr.errors import StructureError
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.evaluate import evaluate
 from fmr.structure.letters import carried, letters_of
 from fmr.structure.match import (
     ELEMENTWISE,
@@ -278,8 +277,8 @@ def _gated_row(graph: Graph, found: Memory, size: int, index: int) -> int:
     up, pre = graph[found.up].shape, graph[found.pre].shape
     split = next(n for n in range(len(up) + 1) if math.prod(up[n:]) <= size)
     units = torch.arange(size, dtype=torch.float64).reshape(up[split:]).expand(up)
-    gates = evaluate(graph, found.pre, {found.up: units}, lambda name: units).reshape(-1, pre[-1])[0].long().tolist()
-    gated = sorted(set(range(size)) - set(gates))
+    gates = carried(graph, units, (graph[found.up], graph[found.pre]))
+    gated = sorted(set(range(size)) - set(gates.reshape(-1, pre[-1])[0].long().tolist())) if gates is not None else []
     if len(gated) != count(graph, found):
         raise StructureError(f"{found.scope!r}: the units of {found.w_in} that are gated cannot be told from the gates.")
     return gated[index]
