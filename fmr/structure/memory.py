@@ -116,6 +116,7 @@ class _Way(NamedTuple):
 
 
 def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
+    """The memory whose values a projection weighs; None where what it reads is no function of one or two others."""
     ways = _without_updates(graph, _ups(graph, down, stream))
     most = max((way.bent for way in ways), default=STRAIGHT)
     if most == STRAIGHT:
@@ -351,6 +352,7 @@ def _is_depthwise(graph: Graph, node: Node) -> bool:
 
 
 def _bends(graph: Graph, node: Node, gates: bool) -> int:
+    """What a node adds to a way up; whether it `gates` is asked of products of two activations."""
     if node.op in NONLINEAR | {"softmax"}:
         return BENT
     if not gates or node.op != "mul" or len(node.parents) < 2 or any(weights(graph, parent.id) for parent in node.parents):
