@@ -138,9 +138,8 @@ def _in_view(graph: Graph, scores: Scores, use: Use) -> Heads | None:
             if node.shape[-1] == size != above[-1] and wide in (above[-1], math.prod(above[-2:])):
                 number = node.shape[-2]
                 dims = [n for n in range(1, len(z) - 1) if z[n] == number]
-                return (
-                    Heads(number, (dims[0],), (number,), False) if len(dims) == 1 else Heads(number, (0,), (number,), True)
-                )
+                alone = len(dims) == 1
+                return Heads(number, (dims[0] if alone else 0,), (number,), not alone)
     return None
 
 
@@ -177,11 +176,8 @@ def _in_result(graph: Graph, scores: Scores, use: Use, letter: str) -> int | Non
     for way in (scores.way, use.way):
         below = sources(graph, way)
         place = below.index(place) if place in below else None
-    return (
-        use.letters.result.index(use.weighs[place])
-        if place is not None and use.weighs[place] in use.letters.result
-        else None
-    )
+    named = use.weighs[place] if place is not None else None
+    return use.letters.result.index(named) if named is not None and named in use.letters.result else None
 
 
 def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layout, ...]:

@@ -160,11 +160,9 @@ def _between(graph: Graph, way: tuple[Node, ...]) -> list[Node]:
 
 def _foreign(node: Node) -> Tensor:
     """A value of a node's shape that comes from elsewhere."""
-    return (
-        torch.full(node.shape, -1.0, dtype=torch.float64)
-        if node.dtype.is_floating_point
-        else torch.zeros(node.shape, dtype=node.dtype)
-    )
+    if node.dtype.is_floating_point:
+        return torch.full(node.shape, -1.0, dtype=torch.float64)
+    return torch.zeros(node.shape, dtype=node.dtype)
 
 
 def sources(graph: Graph, way: tuple[Node, ...]) -> tuple[int | None, ...]:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from fmr.errors import RandomError, StructureError
 from fmr.graph import Graph
-from fmr.ids import Site, TensorId
+from fmr.ids import Parent, Site, TensorId
 from fmr.nodes import Node
 from fmr.run import Pass, Run
 from fmr.structure.additive import additive
@@ -75,7 +75,7 @@ class _Search:
         attention, mlps = self._attention(), self._memories(residuals, sums)
         layers = tuple(layer for residual in residuals for layer in layers_of(self.graph, residual, attention, mlps))
         last = streams[-1] if streams and streams[-1].writes else None
-        embedding = _embedding(self.graph, last)
+        embedding = _embedding(self.graph, last, sums)
         return Structure(
             model=self.model,
             attention=tuple(attention),
@@ -234,17 +234,25 @@ def _module_keys(modules: list[str], active: list[bool]) -> list[str]:
     return [".".join(path[: depth + 1]) for path in paths]
 
 
-def _embedding(graph: Graph, stream: Stream | None) -> Site | None:
-    """The look-up of the input tokens that a stream begins with."""
-    if stream is None:
-        return None
-    for node in climb(graph, stream.points[0], lambda node: node.op != "embedding" and projection(graph, node) is None):
-        if node.op == "embedding":
-            index = node.parent("input", 0)
-            above = climb(graph, index.id, lambda one: one.op in SAME | SHAPE) if index is not None else iter(())
-            if any(one.op == "input" for one in above):
-                return Site(node.id)
-    return None
+def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -> Site | None:
+    """The look-up of the input tokens that a stream begins with: the first, where their places are looked up and added.
+
+    One above the sums of another stream is meant only where there is no other.
+    """
+
+    def above(stops: frozenset[TensorId], start: TensorId) -> list[Node]:
+        ends = climb(graph, start, lambda node: not (node.op == "embedding" or node.id in stops or projection(graph, node)))
+        return [node for node in ends if node.op == "embedding" and _is_given(graph, node.parent("input", 0))]
+
+    found = (above(sums, stream.points[0]) or above(frozenset(), stream.points[0])) if stream is not None else []
+    return Site(min(found, key=graph.place).id) if found else None
+
+
+def _is_given(graph: Graph, index: Parent | None) -> bool:
+    """Whether what is looked up is an input of the model."""
+    return index is not None and any(
+        node.op == "input" for node in climb(graph, index.id, lambda node: node.op in SAME | SHAPE)
+    )
 
 
 def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) -> Site | None:

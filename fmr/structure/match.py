@@ -203,9 +203,17 @@ def once(graph: Graph, weight: TensorId) -> TensorId:
 
 @remembered
 def is_constant(graph: Graph, name: TensorId) -> bool:
-    """Whether no input flows into a value."""
-    above = climb(graph, name, lambda node: True)
-    return all(node.op not in ("input", "opaque") and n < 64 for n, node in enumerate(above))
+    """Whether no input flows into a value: the way up goes deep before it goes wide, as inputs lie far above."""
+    waiting, seen = [name], {name}
+    while waiting:
+        node = graph[waiting.pop()]
+        if node.op in ("input", "opaque") or len(seen) > 64:
+            return False
+        for parent in node.parents:
+            if parent not in seen:
+                seen.add(parent.id)
+                waiting.append(parent.id)
+    return True
 
 
 def is_random(node: Node) -> bool:

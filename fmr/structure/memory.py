@@ -11,7 +11,6 @@ from fmr.errors import StructureError
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.evaluate import evaluate
 from fmr.structure.letters import carried, letters_of
 from fmr.structure.match import (
     ELEMENTWISE,
@@ -118,6 +117,7 @@ class _Way(NamedTuple):
 
 
 def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
+    """The memory whose values a projection weighs; None where what it reads is no function of one or two others."""
     ways = _without_updates(graph, _ups(graph, down, stream))
     most = max((way.bent for way in ways), default=STRAIGHT)
     if most == STRAIGHT:
@@ -279,8 +279,8 @@ def _gated_row(graph: Graph, found: Memory, size: int, index: int) -> int:
     up, pre = graph[found.up].shape, graph[found.pre].shape
     split = next(n for n in range(len(up) + 1) if math.prod(up[n:]) <= size)
     units = torch.arange(size, dtype=torch.float64).reshape(up[split:]).expand(up)
-    gates = evaluate(graph, found.pre, {found.up: units}, lambda name: units).reshape(-1, pre[-1])[0].long().tolist()
-    gated = sorted(set(range(size)) - set(gates))
+    gates = carried(graph, units, (graph[found.up], graph[found.pre]))
+    gated = sorted(set(range(size)) - set(gates.reshape(-1, pre[-1])[0].long().tolist())) if gates is not None else []
     if len(gated) != count(graph, found):
         raise StructureError(f"{found.scope!r}: the units of {found.w_in} that are gated cannot be told from the gates.")
     return gated[index]
@@ -354,6 +354,7 @@ def _is_depthwise(graph: Graph, node: Node) -> bool:
 
 
 def _bends(graph: Graph, node: Node, gates: bool) -> int:
+    """What a node adds to a way up; whether it `gates` is asked of products of two activations."""
     if node.op in NONLINEAR | {"softmax"}:
         return BENT
     if not gates or node.op != "mul" or len(node.parents) < 2 or any(weights(graph, parent.id) for parent in node.parents):

@@ -39,4 +39,6 @@ class OneOutput(Block):
 
 
 class OneProjectionGated(OneProjection):
+    """The same with a gate for what enters the memory."""
+
     gates = 1

@@ -11,6 +11,8 @@ EXPERTS = 3
 
 
 class Squared(nn.Module):
+    """Up, the square of what is positive, down."""
+
     def __init__(self) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(WIDTH, HIDDEN, bias=False), nn.Linear(HIDDEN, WIDTH, bias=False)
@@ -48,6 +50,8 @@ class Ternary(Merged):
 
 
 class UnitRows(Merged):
+    """Every row of every matrix is brought to length one."""
+
     def made(self, w: Tensor) -> Tensor:
         return F.normalize(w, dim=-1)
 
@@ -78,6 +82,8 @@ class WeightFirst(Squared):
 
 
 class ByInner(Squared):
+    """Both products are inner products with the rows of a weight."""
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.inner(remembers(F.relu(torch.inner(x, self.up.weight))), self.down.weight)
 
@@ -100,6 +106,8 @@ class Thresholded(Squared):
 
 
 class Gated(nn.Module):
+    """A bent projection times another one."""
+
     def __init__(self) -> None:
         super().__init__()
         self.gate, self.up, self.down = weight(WIDTH, HIDDEN), weight(WIDTH, HIDDEN), weight(HIDDEN, WIDTH)
@@ -135,17 +143,23 @@ class Fused(nn.Module):
 
 
 class FusedOp(Fused):
+    """The two halves of one projection meet in one op."""
+
     def forward(self, x: Tensor) -> Tensor:
         return self.down(remembers(F.glu(self.both(x), -1)))
 
 
 class FusedStrided(Fused):
+    """Gates and what they gate take turns."""
+
     def forward(self, x: Tensor) -> Tensor:
         both = self.both(x)
         return self.down(remembers(both[..., ::2] * torch.sigmoid(both[..., 1::2])))
 
 
 class ByEinsum(Gated):
+    """Both products are einsums."""
+
     def forward(self, x: Tensor) -> Tensor:
         pre = torch.einsum("btm,mh->bth", x, self.up)
         return torch.einsum("bth,hm->btm", remembers(F.gelu(pre, approximate="tanh")), self.down)

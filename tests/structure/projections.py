@@ -34,6 +34,8 @@ class Interleaved(Fused):
 
 
 class Stacked(Fused):
+    """The three are the first dimension of a view."""
+
     def parts(self, qkv: Tensor) -> tuple[Tensor, ...]:
         return qkv.reshape(*qkv.shape[:2], 3, HEADS, SIZE).permute(2, 0, 3, 1, 4).unbind(0)
 
@@ -180,6 +182,8 @@ class MultiQuery(nn.Module):
 
 
 class MultiQueryBroadcast(MultiQuery):
+    """The key head is broadcast over those of the queries."""
+
     def forward(self, x: Tensor) -> Tensor:
         q, (k, v) = split(self.q(x)), self.kv(x).unsqueeze(1).chunk(2, -1)
         return self.out(joined(attends((q @ k.mT).softmax(-1), groups=1) @ v))
@@ -199,6 +203,8 @@ class MultiQueryFolded(MultiQuery):
 
 
 class MultiQueryViewed(MultiQueryFolded):
+    """The same with a view in place of a reshape."""
+
     def unfolded(self, z: Tensor, x: Tensor) -> Tensor:
         return z.view(x.shape)
 
@@ -224,6 +230,8 @@ class Grouped(nn.Module):
 
 
 class GroupedRepeated(Grouped):
+    """Each key head is repeated for its query heads."""
+
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)
         k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
@@ -322,7 +330,7 @@ class Normed(Fused):
         return self.out(self.norm(joined(attends((q @ k.mT).softmax(-1)) @ v)))
 
 
-class Repeated(Fused):
+class ForEachExample(Fused):
     """The weights are repeated for each example."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -429,7 +437,7 @@ FOUND = (
     Disentangled,
     Gated,
     Normed,
-    Repeated,
+    ForEachExample,
     Rounded,
     Clipped,
     LowRank,

@@ -65,6 +65,25 @@ def test_deformable_attention() -> None:
     assert block.certified
 
 
+class Placed(nn.Module):
+    """Tokens and their places are looked up, both given by the caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.kinds, self.places = nn.Embedding(9, 8), nn.Embedding(2, 8), nn.Embedding(16, 8)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, ids: Tensor, places: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.kinds(torch.zeros_like(ids)) + self.places(places)
+        return x + self.down(F.gelu(self.up(x)))
+
+
+def test_the_embedding_is_that_of_the_tokens_where_places_are_given_too() -> None:
+    structure = fmr.locate(fmr.run(Placed(), torch.randint(9, (2, 5)), torch.arange(5).expand(2, 5)))
+    assert structure.embedding is not None
+    assert structure.embedding.id == "tokens/embedding#0"
+
+
 def test_structure_without_weights_on_the_meta_device() -> None:
     sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 1000}
     config = LlamaConfig(num_attention_heads=16, num_key_value_heads=4, **sizes)

@@ -57,13 +57,13 @@ class Gated(nn.Module):
 
 
 class FusedGate(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, bend: Callable[[Tensor], Tensor] = F.silu) -> None:
         super().__init__()
-        self.both, self.down = nn.Linear(6, 20, bias=False), nn.Linear(10, 6)
+        self.both, self.down, self.bend = nn.Linear(6, 20, bias=False), nn.Linear(10, 6), bend
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.both(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(self.bend(gate) * up)
 
 
 class Transposed(nn.Module):
@@ -221,6 +221,13 @@ def test_a_gate_that_a_view_took_apart_leaves_the_second_half_as_keys() -> None:
     model = Residual(GateInTwo())
     (block,) = fmr.locate(fmr.run(model, torch.randn(2, 3, 6))).mlps
     assert torch.equal(block.memory(4)[0], model.blocks[0].both.weight[14])
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1, 1), (2, 0), (-1, 0), (0.5, -1)])
+def test_a_gate_that_is_scaled_and_shifted_leaves_the_second_half_as_keys(scale: float, shift: float) -> None:
+    model = Residual(FusedGate(lambda gate: torch.sigmoid(gate * scale + shift)))
+    (block,) = fmr.locate(fmr.run(model, torch.randn(2, 3, 6))).mlps
+    assert [torch.equal(block.memory(n)[0], model.blocks[0].both.weight[10 + n]) for n in range(10)] == [True] * 10
 
 
 def test_a_layer_reads_its_own_matrices_of_a_stack() -> None:

@@ -91,6 +91,8 @@ class Block(nn.Module):
 
 
 class Parallel(Block):
+    """Both read the same value and are written one after the other."""
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
         return carries(x + self.attend(y, y) + self.memory(y))
@@ -105,6 +107,8 @@ class ParallelFirst(Block):
 
 
 class Sandwich(Block):
+    """A norm before each of the two, and one after."""
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
         x = carries(x + self.c(self.attend(y, y)))
@@ -112,12 +116,16 @@ class Sandwich(Block):
 
 
 class PostNorm(Block):
+    """A norm on the stream after each write."""
+
     def forward(self, x: Tensor) -> Tensor:
         x = carries(self.a(x + self.attend(x, x)))
         return carries(self.b(x + self.memory(x)))
 
 
 class ReZero(Block):
+    """Each write is scaled by one number that is learned."""
+
     def __init__(self) -> None:
         super().__init__()
         self.rate = nn.Parameter(torch.tensor(0.3))
@@ -128,6 +136,8 @@ class ReZero(Block):
 
 
 class LayerScale(Block):
+    """Each write is scaled by a learned number for each unit."""
+
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((2, WIDTH), 0.2))
@@ -238,6 +248,8 @@ class Factored(Block):
 
 
 class InPlace(Block):
+    """What is written is overwritten by the sum."""
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
         x = self.attend(y, y).add_(x)
