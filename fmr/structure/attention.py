@@ -23,6 +23,7 @@ from fmr.structure.match import (
     contraction,
     depends,
     descend,
+    first,
     is_constant,
     product,
     projection,
@@ -183,7 +184,7 @@ def _roots(graph: Graph, name: TensorId) -> set[object]:
     """What queries or keys were projected from, and what that was made of by norms and further projections alone."""
     above = climb(graph, name, lambda node: contraction(node) is None and not node.id.is_source)
     data = [found.data for node in above if (found := projection(graph, node)) is not None]
-    return {unshaped(graph, one) for one in data}.union(*(_linear(graph, one) for one in (name, *data)))
+    return {first(graph, unshaped(graph, one)) for one in data}.union(*(_linear(graph, one) for one in (name, *data)))
 
 
 def _linear(graph: Graph, name: TensorId) -> set[object]:
@@ -192,12 +193,12 @@ def _linear(graph: Graph, name: TensorId) -> set[object]:
 
     def through(node: Node) -> bool:
         if node.op == "add" and sum(not weights(graph, parent.id) for parent in node.parents) > 1:
-            found.add((node.op, *sorted(node.parents)))
+            found.add(first(graph, node.id))
             return False
         moved = node.op in SAME | SHAPE and len({parent.id for parent in node.parents}) == 1  # `cat` adds keys of others
         return moved or node.op in NORMS | NORM_PARTS | MEANS or projection(graph, node) is not None
 
-    found.update(node.id for node in climb(graph, name, through) if not is_constant(graph, node.id))
+    found.update(first(graph, node.id) for node in climb(graph, name, through) if not is_constant(graph, node.id))
     return found
 
 

@@ -8,7 +8,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.letters import letters_of, sources
-from fmr.structure.match import SAME, contraction, descend, weighed_sum
+from fmr.structure.match import SAME, SHAPE, contraction, descend, weighed_sum
 from fmr.structure.passage import handed
 
 
@@ -48,10 +48,25 @@ def _laid(graph: Graph, name: TensorId, dim: int) -> Iterator[TensorId]:
 
 
 def _sums(graph: Graph, stack: Node, dim: int) -> Iterator[Node]:
-    """The nodes that sum up what lies one on another, after norms, views and scaling."""
+    """The nodes that sum up what lies one on another, after norms, views and scaling; a plain sum is an add."""
     size = prod(stack.shape)
     below = descend(graph, stack, lambda one: contraction(one) is None and prod(one.shape) == size)
-    return (node for node, way in below if node is not stack and _over(graph, stack, dim, node))
+    return (node for node, way in below if way and not _is_plain(node, way) and _over(graph, stack, dim, node))
+
+
+def _is_plain(node: Node, way: tuple[Node, ...]) -> bool:
+    return node.op == "sum" and all(one.op in SAME | SHAPE for one in way)
+
+
+def addends(graph: Graph, node: Node) -> tuple[TensorId, ...]:
+    """The two values that a node adds up: an add, or the sum of two that were laid one on another."""
+    if node.op == "sum" and len(node.parents) == 1:
+        stack = graph[node.parents[0].id]
+        dim, along = node.argument("dim", 1), _along(stack) if stack.op == "stack" else None
+        if along is None or not isinstance(dim, int) or dim % len(stack.shape) != along:
+            return ()
+        node = stack
+    return tuple(parent.id for parent in node.parents) if node.op in ("add", "stack") and len(node.parents) == 2 else ()
 
 
 def _over(graph: Graph, stack: Node, dim: int, node: Node) -> bool:

@@ -8,7 +8,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
-from fmr.structure.match import NONLINEAR, NORMS, climb, contraction, projection
+from fmr.structure.match import NONLINEAR, NORMS, climb, contraction, depends, projection
 from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, continued, handed, norms
 
 
@@ -28,6 +28,8 @@ def ending(
         last = on
         points.append(last)
     norm = _final_norm(graph, last)
+    if norm is not None and any(depends(graph, reader.id, norm) for reader in graph.readers(last) if reader.id != norm):
+        norm = None  # the stream goes on, in a way that is not understood, with what was made of its norm
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
         points.append(readers[0].id)
     points += [norm] if norm is not None else []

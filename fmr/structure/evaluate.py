@@ -117,7 +117,7 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
         return lambda x, y, *rest: y.expand_as(x)
     if node.op in EDGES:
         return lambda x: getattr(x, node.op)
-    for home in (Tensor, F, torch):
+    for home in (Tensor, F, torch, torch.linalg, torch.special):
         if hasattr(home, node.op):
             found: Callable[..., Any] = getattr(home, node.op)
             return found

@@ -15,7 +15,7 @@ from fmr.structure.certify import Certificate, certify_attention, certify_memory
 from fmr.structure.deformable import deformable
 from fmr.structure.dominate import Flow
 from fmr.structure.evaluate import Values
-from fmr.structure.match import NORMS, SAME, SHAPE, climb, depends, descend, is_random, projection, weights
+from fmr.structure.match import ELEMENTWISE, NORMS, SAME, SHAPE, climb, depends, descend, is_random, projection, weights
 from fmr.structure.memory import find_memories, only_weighs
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, Write, find_streams, writers
@@ -267,9 +267,17 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
         found = projection(graph, node)
         if found is not None:
             tied = table is not None and table in weights(graph, found.weight)
+            if _goes_on(graph, node):
+                return None
             if tied or node.shape[-1] > width or node.shape[-1] == rows != width:
                 return Site(node.id)
     return None
+
+
+def _goes_on(graph: Graph, node: Node) -> bool:
+    """Whether what a projection makes is projected again: then it makes no logits."""
+    below = descend(graph, node, lambda one: one.op in SAME | SHAPE | ELEMENTWISE | NORMS)
+    return any(projection(graph, one) is not None for one, way in below if way)
 
 
 def _scales(graph: Graph, node: Node) -> bool:

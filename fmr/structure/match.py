@@ -4,8 +4,10 @@ A new idiom is usually one word in one of these sets; the certificates tell whet
 """
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
@@ -60,6 +62,23 @@ MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive
 
 LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
 """Contractions with a window: over the channels, for each position."""
+
+
+Answer = TypeVar("Answer")
+
+
+def remembered(function: Callable[[Graph, TensorId], Answer]) -> Callable[[Graph, TensorId], Answer]:
+    """The same function, which answers each question about a graph once: graphs do not change."""
+    known: WeakKeyDictionary[Graph, dict[str, Answer]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def answer(graph: Graph, name: TensorId) -> Answer:
+        here = known.setdefault(graph, {})
+        if name not in here:
+            here[name] = function(graph, name)
+        return here[name]
+
+    return answer
 
 
 class Contraction(NamedTuple):
@@ -148,6 +167,7 @@ def _squeezed(graph: Graph, name: TensorId) -> TensorId:
     return node.id
 
 
+@remembered
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
@@ -181,6 +201,7 @@ def once(graph: Graph, weight: TensorId) -> TensorId:
     return _squeezed(graph, above.id) if all(before in (1, after) for before, after in sizes) else weight
 
 
+@remembered
 def is_constant(graph: Graph, name: TensorId) -> bool:
     """Whether no input flows into a value: the way up goes deep before it goes wide, as inputs lie far above."""
     waiting, seen = [name], {name}
@@ -198,6 +219,25 @@ def is_constant(graph: Graph, name: TensorId) -> bool:
 def is_random(node: Node) -> bool:
     """Whether a node is dropout that drops."""
     return node.op.endswith("dropout") and bool(node.argument("training", 2, True)) and node.argument("p", 1, 0.5) > 0
+
+
+_OWN = frozenset("opaque alias bernoulli multinomial normal rand_like randn_like randint_like".split())
+"""Ops that make another value each time, or one that is not seen."""
+
+_firsts: WeakKeyDictionary[Graph, dict[str, TensorId]] = WeakKeyDictionary()
+
+
+def first(graph: Graph, name: TensorId) -> TensorId:
+    """The first value that is computed in the same way of the same values: what several layers each compute is one."""
+    if graph not in _firsts:
+        known: dict[object, TensorId] = {}
+        found = _firsts[graph] = {}
+        for node in graph.nodes:
+            read = tuple((found[parent], parent.at) for parent in node.parents)
+            own = not read or node.op in _OWN or is_random(node)
+            key = node.id if own else (node.op, read, repr(node.args), node.id.parts.output)
+            found[node.id] = known.setdefault(key, node.id)
+    return _firsts[graph][name]
 
 
 def climb(graph: Graph, start: TensorId, through: Callable[[Node], bool]) -> Iterator[Node]:

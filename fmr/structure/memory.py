@@ -23,6 +23,7 @@ from fmr.structure.match import (
     Projection,
     climb,
     contraction,
+    first,
     is_constant,
     once,
     product,
@@ -123,8 +124,8 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         return None
     if any(_is_filter(graph, one) for one in (down, *(way.up for way in ways))):
         return None
-    sources = {unshaped(graph, way.up.data) for way in ways}
-    ups = {(unshaped(graph, way.up.data), way.up.weight) for way in ways}
+    sources = {first(graph, unshaped(graph, way.up.data)) for way in ways}
+    ups = {(first(graph, unshaped(graph, way.up.data)), way.up.weight) for way in ways}
     if len(ups) > 2 or len(sources) > 1 or _are_summed(graph, down, {way.up.node.id: way.up.weight for way in ways}):
         return None
     gate = min((way for way in ways if way.bent == most), key=lambda way: graph.place(way.pre))
@@ -138,7 +139,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         w_in=_held(graph, value.up.weight),
         w_gate=_held(graph, gate.up.weight) if value is not gate else None,
         w_out=_held(graph, down.weight),
-        source=sources.pop(),
+        source=unshaped(graph, value.up.data),
         up=settled(graph, value.up.node).id,
         down=down.node.id,
         keys=_matrices(graph, value.up.weight),
@@ -287,11 +288,12 @@ def _gated_row(graph: Graph, found: Memory, size: int, index: int) -> int:
 
 def _without_updates(graph: Graph, ways: list[_Way]) -> list[_Way]:
     """The ways without small updates of another: projections of what is itself projected from the same value."""
-    sources = {unshaped(graph, way.up.data) for way in ways}
+    sources = {first(graph, unshaped(graph, way.up.data)) for way in ways}
     kept = []
     for way in ways:
         below = projection(graph, graph[unshaped(graph, way.up.data, SAME | {"view", "reshape", "mul"})])
-        if below is None or unshaped(graph, below.data) not in sources - {unshaped(graph, way.up.data)}:
+        own = first(graph, unshaped(graph, way.up.data))
+        if below is None or first(graph, unshaped(graph, below.data)) not in sources - {own}:
             kept.append(way)
     return kept
 

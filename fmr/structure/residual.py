@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.depth import over_depth
+from fmr.structure.depth import addends, over_depth
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
 from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, depends, product
@@ -112,10 +112,10 @@ def _added(graph: Graph, node: Node, found: dict[TensorId, Write]) -> tuple[Writ
 
     Parallel blocks add up one after the other what they all computed from the same value; then it is an earlier sum.
     """
-    if node.op != "add" or len(node.parents) != 2 or not node.dtype.is_floating_point or resumed(graph, node) is not None:
+    pair = addends(graph, node)
+    if not pair or not node.dtype.is_floating_point or resumed(graph, node) is not None:
         return None
-    a, b = (parent.id for parent in node.parents)
-    times = node.argument("alpha", 2, 1.0)
+    (a, b), times = pair, node.argument("alpha", 2, 1.0)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
         if graph[before].shape == node.shape:
             origins, write = [before], found.get(base(graph, before))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.structure.idioms import HIDDEN, WIDTH, remembers
-from tests.structure.projections import weight
+from tests.structure.projections import rounded, weight
 
 EXPERTS = 3
 
@@ -88,6 +88,15 @@ class ByInner(Squared):
         return torch.inner(remembers(F.relu(torch.inner(x, self.up.weight))), self.down.weight)
 
 
+class Competing(Squared):
+    """A coefficient counts by how strong its unit is over all positions, beside the other units."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.up(x))
+        strength = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+        return self.down(remembers(h + h * strength / (strength.mean(-1, keepdim=True) + 1e-6)))
+
+
 class Thresholded(Squared):
     """Only the largest coefficients stay."""
 
@@ -105,6 +114,13 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return remembers(F.silu(x @ self.gate) * (x @ self.up)) @ self.down
+
+
+class RoundedEach(Gated):
+    """Gate and what is gated round what they read, each by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return remembers(rounded(F.silu(rounded(x) @ self.gate) * (rounded(x) @ self.up))) @ self.down
 
 
 class Bilinear(Gated):
@@ -353,8 +369,10 @@ FOUND = (
     ForEachExample,
     WeightFirst,
     ByInner,
+    Competing,
     Thresholded,
     Gated,
+    RoundedEach,
     Bilinear,
     Fused,
     FusedOp,

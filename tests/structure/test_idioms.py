@@ -1,6 +1,7 @@
 """What is found in code that nobody has seen is what the code itself tells, no more and no less."""
 
 import itertools
+import random
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ CASES: dict[str, Case] = {
             wholes.GatedWrite,
             wholes.Masked,
             wholes.OneOp,
+            wholes.SumOfList,
             wholes.HalfSteps,
             wholes.Convolved,
             wholes.Factored,
@@ -205,3 +207,12 @@ def test_no_case_hides_another_of_the_same_name() -> None:
 def test_what_is_located_is_what_is_true(name: str, size: tuple[int, int]) -> None:
     run, truth = ran(CASES[name], *size)
     assert faults(CASES[name], run, truth) == []
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_attention_goes_with_any_memory_whatever_the_sizes(seed: int) -> None:
+    draw = random.Random(seed)
+    attention, memory = draw.choice((*scores.FOUND, *projections.FOUND)), draw.choice(memories.FOUND)
+    kind = attention if isinstance(attention, type) else lambda: Heads(attention)
+    run, truth = ran(Case(lambda: Stack(kind, memory)), draw.choice((1, 2, 4, 8)), draw.choice((3, 4, 5, 8, 24, 32)))
+    assert faults(Case(lambda: Stack(kind, memory)), run, truth) == []

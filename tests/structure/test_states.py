@@ -8,6 +8,8 @@ from torch.nn import functional as F
 import fmr
 from fmr.errors import StructureError
 from fmr.structure.parts import Structure
+from tests.structure import wholes
+from tests.structure.idioms import TOKENS
 
 
 def located(model: nn.Module, *inputs: Tensor) -> tuple[Structure, "fmr.Run"]:
@@ -384,3 +386,11 @@ def test_a_fourier_transform_writes_and_a_norm_ends_with_its_weight() -> None:
     assert torch.equal(run[structure.final_norm.id], model.states[-1])
     for state in model.states:
         assert any(torch.equal(state, run[point]) for point in stream.points), structure
+
+
+def test_a_stream_that_goes_on_in_another_way_has_no_final_norm() -> None:
+    model = wholes.Layers(wholes.Subtracted())
+    structure, _ = located(model, torch.randint(TOKENS, (2, 5)))
+    assert len(structure.residual.writes) == 1
+    assert structure.final_norm is None
+    assert structure.unembedding is None

@@ -185,6 +185,24 @@ class OneOp(Block):
         return torch.lerp(x, self.memory(self.c(x)), 0.25)
 
 
+class SumOfList(Block):
+    """What is added is put in a list or a stack with the stream, and that is summed up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        x = carries(sum([self.attend(y, y)], x))
+        return carries(torch.stack([x, self.memory(self.b(x))]).sum(0))
+
+
+class Subtracted(Block):
+    """Steps down a slope: what is taken away is no write, and a norm on the way is not the last one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        x = carries(x + self.attend(y, y))
+        return x - self.memory.down(F.gelu(self.memory.up(self.b(x))))
+
+
 class HalfSteps(Block):
     """Two memories around the attention, each written by half."""
 
