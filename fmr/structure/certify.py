@@ -48,7 +48,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     q, k, pattern, z = (value(name) for name in (found.q, found.k, found.pattern, found.z))
     errors = {
         "pattern": error(evaluate(graph, found.pattern, {found.q: q, found.k: k}, value), pattern),
-        "rows": min(_excess(pattern, dim) for dim in {-1, found.dim}),
+        "rows": min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
         "z": error(evaluate(graph, found.z, {found.pattern: pattern, found.v: value(found.v)}, value), z),
     }
     if found.out is not None and found.kind in ("self", "cross"):
@@ -64,6 +64,12 @@ def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
     above = climb(graph, end, lambda node: graph.place(node.id) > first)
     bends = NORMS | NONLINEAR | STATISTICS - {"mean"}
     return any(node.op in bends for node in above if graph.place(node.id) > first)
+
+
+def _is_of_places(found: Attention, dim: int) -> bool:
+    """Whether a dimension of a pattern counts queries or keys: over heads or examples it need not add up to one."""
+    layout = found.layouts[4]
+    return dim == -1 or layout is None or layout[dim] not in ("heads", "examples")
 
 
 def _excess(pattern: Tensor, dim: int) -> float:

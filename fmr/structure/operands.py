@@ -182,7 +182,7 @@ def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | N
             found = contraction(node) or weighed_sum(graph, node)
             if found is not None and not weights(graph, _values(found, way)):
                 use = use_of(graph, found, (*before, *way))
-                if use.units:
+                if use.units and not _multiplied(graph, softmax, use.way):
                     return use
             if scores is not None and mixes_heads(graph, scores.letters, (*scores.way, *before, *way), node):
                 before, start = (*before, *way), node
@@ -255,12 +255,19 @@ def _mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
     )
 
 
+def _multiplied(graph: Graph, softmax: Softmax, way: tuple[Node, ...]) -> bool:
+    """Whether a softmax is multiplied with another one of scores on its way."""
+    factors = (climb(graph, parent.id, _hands_on) for node in way if node.op == "mul" for parent in node.parents)
+    others = {node.id: node for above in factors for node in above if node.op == "softmax" and node.id != softmax.node.id}
+    return any(find_scores(graph, Softmax(one, one.parents[0].id, softmax.dim)) is not None for one in others.values())
+
+
 def unused(graph: Graph, softmax: Softmax) -> str:
     """Why a softmax of scores is no attention: nothing is multiplied by it alone."""
     for node, way in descend(graph, softmax.node, _adds_on):
-        summed = contraction(node) is not None and any(one.op in ("add", "sub") for one in way)
-        if summed and sum(one.op == "softmax" for one in climb(graph, way[-1].id, _adds_on)) > 1:
-            return "it is added to another softmax or taken from it before the values: what weighs them is neither"
+        met = contraction(node) is not None and any(one.op in ("add", "sub", "mul") for one in way)
+        if met and sum(one.op == "softmax" for one in climb(graph, way[-1].id, _adds_on)) > 1:
+            return "a sum, a difference or a product of it and another softmax weighs the values"
     return "nothing below the softmax multiplies values by it"
 
 

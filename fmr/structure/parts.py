@@ -118,7 +118,7 @@ class AttentionBlock:
         name = getattr(self.found, role)
         layout = self._layout(role)
         axis = layout.index("heads") if "heads" in layout else None
-        if axis is None and role in ("k", "v") and self.n_kv_heads == 1:
+        if role in ("k", "v") and (self.n_kv_heads == 1 if axis is None else self.graph[name].shape[axis] == 1):
             head = None  # all heads share it
         if head is not None and axis is None:
             raise StructureError(

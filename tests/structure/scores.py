@@ -232,6 +232,16 @@ def query_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat([attends((part @ k.mT).softmax(-1)) @ v for part in q.split(2, 2)], 2)
 
 
+def multiplied(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two softmaxes, one times the other: what acts on the values is no distribution either."""
+    return ((q @ k.mT).softmax(-1) * (2 * q @ k.mT).softmax(-1)) @ v
+
+
+def over_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads compete for each pair of a query and a key: no query spreads its attention over keys."""
+    return (q @ k.mT).softmax(1) @ v
+
+
 def differential(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two softmaxes, one taken from the other: what acts on the values is no distribution."""
     (a, b), (c, d) = q.chunk(2, -1), k.chunk(2, -1)
@@ -312,7 +322,9 @@ FOUND = (
 )
 NOT_FOUND = {
     exp_over_sum_late: "the division comes after the values",
-    differential: "added to another softmax or taken from it",
+    differential: "and another softmax weighs the values",
+    multiplied: "and another softmax weighs the values",
+    over_heads: "NOT certified",
     hidden: "hidden from torch",
     of_units: "units by units",
     sigmoid: "",

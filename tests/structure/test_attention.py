@@ -214,6 +214,25 @@ def test_the_tolerance_is_that_of_the_least_precise_value() -> None:
     assert block.certified.tolerance == 1e-2
 
 
+class OneKey(nn.Module):
+    """One key head under four heads of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(16, 16), nn.Linear(16, 4), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (t.unflatten(-1, (4, 4)).transpose(1, 2) for t in (self.q(x), self.v(x)))
+        return x + self.o(((q @ self.k(x).unsqueeze(1).mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_key_that_all_heads_share_is_that_of_each_head() -> None:
+    run = fmr.run(OneKey(), torch.randn(2, 5, 16))
+    (block,) = fmr.locate(run).attention
+    assert torch.equal(run[block.head(2).k], run[block.k])
+    assert torch.equal(run[block.head(2).v], run[block.v][:, 2])
+
+
 def written_out(z: Tensor) -> Tensor:
     z = z - z.mean(-1, keepdim=True)
     return z / torch.sqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)
