@@ -276,6 +276,8 @@ def _key_rows(graph: Graph, found: Memory, size: int) -> list[int] | None:
 
 def _gated_row(graph: Graph, found: Memory, size: int, index: int) -> int:
     """Which unit of a projection that makes gates and what they gate is the key of a memory: the one that is gated."""
+    if graph[unshaped(graph, found.post, SAME)].op == "glu":
+        return index  # the second half gates the first
     up, pre = graph[found.up].shape, graph[found.pre].shape
     split = next(n for n in range(len(up) + 1) if math.prod(up[n:]) <= size)
     units = torch.arange(size, dtype=torch.float64).reshape(up[split:]).expand(up)

@@ -230,6 +230,13 @@ def test_a_gate_that_is_scaled_and_shifted_leaves_the_second_half_as_keys(scale:
     assert [torch.equal(block.memory(n)[0], model.blocks[0].both.weight[10 + n]) for n in range(10)] == [True] * 10
 
 
+def test_the_op_of_gates_takes_the_second_half_as_gates() -> None:
+    layer = memories.FusedOp()
+    (block,) = fmr.locate(fmr.run(Residual(layer), torch.randn(2, 5, WIDTH))).mlps
+    assert torch.equal(block.memory(7)[0], layer.both.weight[7])
+    assert torch.equal(block.memory(7)[1], layer.down.weight[:, 7])
+
+
 def test_a_layer_reads_its_own_matrices_of_a_stack() -> None:
     torch.manual_seed(0)
     model = Stacked()
