@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -16,7 +16,7 @@ from fmr.errors import GraphError, IdError, nearest
 from fmr.explorer import save_explorer
 from fmr.files import decode, encode, read_whole, seal, understood, unseal, write_whole
 from fmr.ids import OPAQUE, Parent, Site, TensorId
-from fmr.inner import Inner, inner_nodes, is_fused, scope_of
+from fmr.inner import Inner, inner_nodes, is_fused, outermost, scope_of
 from fmr.nodes import Nest, Node, Scope
 from fmr.notebook import drawn, preformatted
 
@@ -139,17 +139,20 @@ class Graph:
 
     def _inside(self, name: TensorId) -> tuple[Node, ...]:
         """The nodes of the innermost fused op whose scope an ID lies in."""
-        nodes: Sequence[Node] = self.nodes
+        owner = self.fused.get(outermost(name))
         found: tuple[Node, ...] = ()
-        while True:
-            owner = next((n for n in nodes if is_fused(n) and name.startswith(scope_of(n) + "/")), None)
-            if owner is None:
-                return found
+        while owner is not None:
             local = {node.id: node for node in found}
             found = self._expand(owner, lambda key, local=local: local.get(TensorId(key)) or self[key]).nodes  # type: ignore[misc]
             if name.scope == scope_of(owner):
                 return found
-            nodes = found
+            owner = next((n for n in found if is_fused(n) and name.startswith(scope_of(n) + "/")), None)
+        return found
+
+    @cached_property
+    def fused(self) -> Mapping[str, Node]:
+        """The fused ops by the scope that holds their inner values."""
+        return {scope_of(node): node for node in reversed(self.nodes) if is_fused(node)}
 
     def _with_inner(self) -> Iterator[Node]:
         seen: set[str] = set()

@@ -12,7 +12,7 @@ from fmr.build import Builder
 from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph import Graph, Key, id_of
 from fmr.ids import Site, TensorId
-from fmr.inner import inner_value, is_fused, scope_of
+from fmr.inner import inner_value, outermost
 from fmr.nodes import Nest
 from fmr.notebook import preformatted
 from fmr.recorder import Tape
@@ -130,7 +130,7 @@ class Pass:
         if self._graph is None:
             raise IdError(f"This run did not keep {str(name)!r}.{nearest(name, self.values)}")
         node = self._graph[name]
-        owner = next((n for n in self._graph.nodes if is_fused(n) and name.startswith(scope_of(n) + "/")), None)
+        owner = self._graph.fused.get(outermost(name))
         if owner is None:
             raise IdError(self._why_missing(name))
         try:
