@@ -14,7 +14,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention import Attention, acting, handed_on, output_projection
-from fmr.structure.letters import carried
+from fmr.structure.letters import carried, numbers
 from fmr.structure.match import (
     NONLINEAR,
     SAME,
@@ -113,8 +113,7 @@ def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
 def _numbered(graph: Graph, node: Node) -> Tensor | None:
     """A number for each number of a value: the same for those that were repeated."""
     source = graph[unshaped(graph, node.id, SAME | SHAPE)]
-    number = torch.arange(math.prod(source.shape), dtype=torch.float64).reshape(source.shape)
-    return carried(graph, number, (source, node))
+    return carried(graph, numbers(*source.shape), (source, node))
 
 
 def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | None:

@@ -121,11 +121,17 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
         n_heads=heads.number,
         n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k)),
         head_dim=head_size(graph, scores),
-        kind="self" if any(_roots(graph, scores.q) & _roots(graph, k) for k in _keys(graph, scores, parts)) else "cross",
+        kind=_kind(graph, scores, parts),
         scope=softmax.node.module,
         dim=softmax.dim,
         layouts=layouts(graph, scores, use, heads),
     )
+
+
+def _kind(graph: Graph, scores: Scores, parts: Parts) -> str:
+    """Self-attention where queries and some of the keys come from the same values, else cross-attention."""
+    asked = _roots(graph, scores.q)
+    return "self" if any(asked & _roots(graph, k) for k in _keys(graph, scores, parts)) else "cross"
 
 
 def undivided(graph: Graph) -> Iterator[Rejected]:

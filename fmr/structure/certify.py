@@ -10,7 +10,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.attention import Attention, own_parts, projected
 from fmr.structure.evaluate import Values, evaluate
-from fmr.structure.letters import carried
+from fmr.structure.letters import carried, numbers
 from fmr.structure.match import NONLINEAR, NORMS, STATISTICS, climb
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream
@@ -87,9 +87,9 @@ def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> T
     assert found.out is not None
     layout = found.layouts[5] or ()
     axis = layout.index("heads") if "heads" in layout else None
-    number = torch.arange(z[..., 0].numel(), dtype=torch.float64).reshape(*z.shape[:-1], 1)
+    number = numbers(*z.shape[:-1], 1)
     if axis is not None:
-        number = torch.arange(z.shape[axis], dtype=torch.float64).reshape([-1 if n == axis else 1 for n in range(z.dim())])
+        number = numbers(*(size if n == axis else 1 for n, size in enumerate(z.shape)))
     _, way, _ = projected(graph, graph[found.z], own_parts(graph, found.q, found.v, found.softmax))
     whose, read = carried(graph, number.expand(z.shape), way), way[-1].id
     if whose is None or bool((whose < 0).any()):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fmr.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.letters import carried, letters_of, sources
+from fmr.structure.letters import carried, letters_of, numbers, sources
 from fmr.structure.match import MASKING, NORMS, SAME, SHAPE, Projection, climb, contraction, projection, unshaped, weights
 from fmr.structure.operands import Scores, Use, read_dims
 
@@ -46,7 +46,7 @@ def _meeting(graph: Graph, units: tuple[int, ...], z: Node, way: tuple[Node, ...
     lead = tuple(1 if n in units else size for n, size in enumerate(shape))
     if not math.prod(shape):
         return None
-    value = carried(graph, torch.arange(math.prod(lead), dtype=torch.float64).reshape(lead).expand(shape), way)
+    value = carried(graph, numbers(*lead).expand(shape), way)
     if value is None:
         return None
     dims = read_dims(graph, end)
@@ -163,7 +163,7 @@ def _units(graph: Graph, made: Node) -> Tensor:
         _, weight = letters.of(found.left == data.data)
         sizes = dict(zip(weight, graph[data.weight].shape, strict=True))
         shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(letters.result, made.shape, strict=True)]
-    return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape).expand(made.shape)
+    return numbers(*shape).expand(made.shape)
 
 
 def _varies(value: Tensor, dim: int) -> bool:

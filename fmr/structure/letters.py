@@ -120,6 +120,11 @@ def _letters_kept(word: str, wide: tuple[int, ...], narrow: tuple[int, ...]) -> 
     return word
 
 
+def numbers(*shape: int) -> Tensor:
+    """A value of this shape in which each place has its own number, to be sent along a way."""
+    return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+
+
 def carried(graph: Graph, value: Tensor, way: tuple[Node, ...]) -> Tensor | None:
     """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails.
 
@@ -170,8 +175,7 @@ def sources(graph: Graph, way: tuple[Node, ...]) -> tuple[int | None, ...]:
     start, end = way[0].shape, way[-1].shape
     if not any(node.op in SHAPE for node in way[1:]):
         return tuple(range(len(end))) if len(start) == len(end) else (None,) * len(end)
-    number = torch.arange(math.prod(start), dtype=torch.float64).reshape(start)
-    value = carried(graph, number, way) if math.prod(start) else None
+    value = carried(graph, numbers(*start), way) if math.prod(start) else None
     if value is None or value.shape != end:
         return (None,) * len(end)
     return tuple(_source(value, dim, start, len(end)) for dim in range(len(end)))

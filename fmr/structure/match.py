@@ -13,9 +13,9 @@ from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 
-SAME = frozenset("alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()) | {
-    HANDED_ON
-}
+SAME = frozenset(
+    [HANDED_ON, *"alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()]
+)
 """Ops that hand on the same numbers, up to a cast, a copy or dropout; a fused op hands on what its inner nodes made."""
 
 SHAPE = frozenset(
@@ -63,17 +63,33 @@ MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive
 LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
 """Contractions with a window: over the channels, for each position."""
 
+_WITH_WEIGHTS = LINEAR | {"linear"}
+"""Contractions that have a place for their weight, the right one."""
+
 
 Answer = TypeVar("Answer")
 
 
+def told_once(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
+    """The same function, which is asked once of each graph, as long as that lives: graphs do not change."""
+    known: WeakKeyDictionary[Graph, Answer] = WeakKeyDictionary()
+
+    @wraps(function)
+    def answer(graph: Graph) -> Answer:
+        if graph not in known:
+            known[graph] = function(graph)
+        return known[graph]
+
+    return answer
+
+
 def remembered(function: Callable[[Graph, TensorId], Answer]) -> Callable[[Graph, TensorId], Answer]:
-    """The same function, which answers each question about a graph once: graphs do not change."""
-    known: WeakKeyDictionary[Graph, dict[str, Answer]] = WeakKeyDictionary()
+    """The same function, which is asked once of each value of a graph."""
+    answers: Callable[[Graph], dict[str, Answer]] = told_once(lambda graph: {})
 
     @wraps(function)
     def answer(graph: Graph, name: TensorId) -> Answer:
-        here = known.setdefault(graph, {})
+        here = answers(graph)
         if name not in here:
             here[name] = function(graph, name)
         return here[name]
@@ -123,7 +139,7 @@ def projection(graph: Graph, node: Node) -> Projection | None:
     if found is None:
         return None
     left, right = bool(weights(graph, found.left)), _is_weight(graph, found)
-    if left and right and (node.op == "linear" or node.op in LINEAR):
+    if left and right and node.op in _WITH_WEIGHTS:
         return Projection(node, found.left, found.right)
     if left == right:
         return None
@@ -140,9 +156,7 @@ def product(graph: Graph, node: Node) -> Contraction | None:
 
 def _is_weight(graph: Graph, found: Contraction) -> bool:
     """Whether the right operand of a product is a weight: also one that is computed, where a layer takes its weight."""
-    return bool(weights(graph, found.right)) or (
-        (found.node.op == "linear" or found.node.op in LINEAR) and is_constant(graph, found.right)
-    )
+    return bool(weights(graph, found.right)) or (found.node.op in _WITH_WEIGHTS and is_constant(graph, found.right))
 
 
 def weighed_sum(graph: Graph, node: Node) -> Contraction | None:
@@ -224,20 +238,23 @@ def is_random(node: Node) -> bool:
 _OWN = frozenset("opaque alias bernoulli multinomial normal rand_like randn_like randint_like".split())
 """Ops that make another value each time, or one that is not seen."""
 
-_firsts: WeakKeyDictionary[Graph, dict[str, TensorId]] = WeakKeyDictionary()
-
 
 def first(graph: Graph, name: TensorId) -> TensorId:
     """The first value that is computed in the same way of the same values: what several layers each compute is one."""
-    if graph not in _firsts:
-        known: dict[object, TensorId] = {}
-        found = _firsts[graph] = {}
-        for node in graph.nodes:
-            read = tuple((found[parent], parent.at) for parent in node.parents)
-            own = not read or node.op in _OWN or is_random(node)
-            key = node.id if own else (node.op, read, repr(node.args), node.id.parts.output)
-            found[node.id] = known.setdefault(key, node.id)
-    return _firsts[graph][name]
+    return _firsts(graph)[name]
+
+
+@told_once
+def _firsts(graph: Graph) -> dict[str, TensorId]:
+    """For each value the first that is computed in the same way."""
+    known: dict[object, TensorId] = {}
+    found: dict[str, TensorId] = {}
+    for node in graph.nodes:
+        read = tuple((found[parent], parent.at) for parent in node.parents)
+        own = not read or node.op in _OWN or is_random(node)
+        key = node.id if own else (node.op, read, repr(node.args), node.id.parts.output)
+        found[node.id] = known.setdefault(key, node.id)
+    return found
 
 
 def climb(graph: Graph, start: TensorId, through: Callable[[Node], bool]) -> Iterator[Node]:

@@ -11,7 +11,7 @@ from fmr.errors import StructureError
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.letters import carried, letters_of
+from fmr.structure.letters import carried, letters_of, numbers
 from fmr.structure.match import (
     ELEMENTWISE,
     LINEAR,
@@ -267,7 +267,7 @@ def _key_rows(graph: Graph, found: Memory, size: int) -> list[int] | None:
     cuts = []
     for node in climb(graph, found.post, lambda node: node.op in _THROUGH and node.id != up.id):
         if node.shape[-1:] == (n,) and unshaped(graph, node.id, SAME | SHAPE) == up.id:
-            units = carried(graph, torch.arange(size, dtype=torch.float64).expand(up.shape), (up, node))
+            units = carried(graph, numbers(size).expand(up.shape), (up, node))
             cuts.append((node.id == found.pre, units.reshape(-1, n).long() if units is not None else torch.zeros(0, n)))
     whole = [(gates, units[0].tolist()) for gates, units in cuts if len(units) and bool((units == units[0]).all())]
     gates = next((units for gate, units in whole if gate), None)
@@ -280,7 +280,7 @@ def _gated_row(graph: Graph, found: Memory, size: int, index: int) -> int:
         return index  # the second half gates the first
     up, pre = graph[found.up].shape, graph[found.pre].shape
     split = next(n for n in range(len(up) + 1) if math.prod(up[n:]) <= size)
-    units = torch.arange(size, dtype=torch.float64).reshape(up[split:]).expand(up)
+    units = numbers(size).reshape(up[split:]).expand(up)
     gates = carried(graph, units, (graph[found.up], graph[found.pre]))
     gated = sorted(set(range(size)) - set(gates.reshape(-1, pre[-1])[0].long().tolist())) if gates is not None else []
     if len(gated) != count(graph, found):

@@ -4,12 +4,10 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
-
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.letters import Letters, carried, letters_of, sources
+from fmr.structure.letters import Letters, carried, letters_of, numbers, sources
 from fmr.structure.match import (
     LINEAR,
     MASKING,
@@ -162,8 +160,7 @@ def mixes_heads(graph: Graph, letters: Letters, way: tuple[Node, ...], node: Nod
         return False
     places = letters.alone(letters.left) + letters.alone(letters.right)
     shape = [size if letter in places else 1 for letter, size in zip(letters.result, way[0].shape, strict=True)]
-    number = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape).expand(way[0].shape)
-    value = carried(graph, number, way)
+    value = carried(graph, numbers(*shape).expand(way[0].shape), way)
     if value is None or not value.numel():
         return False
     dims = read_dims(graph, found)
@@ -250,16 +247,19 @@ def _mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
         return True
     above = [list(climb(graph, parent.id, _hands_on)) for parent in node.parents]
     others = [one for names in above if softmax.node not in names for one in names]
-    return any(
-        one.op == "softmax" and find_scores(graph, Softmax(one, one.parents[0].id, softmax.dim)) is None for one in others
-    )
+    return any(one.op == "softmax" and not _is_of_scores(graph, one, softmax.dim) for one in others)
 
 
 def _multiplied(graph: Graph, softmax: Softmax, way: tuple[Node, ...]) -> bool:
     """Whether a softmax is multiplied with another one of scores on its way."""
     factors = (climb(graph, parent.id, _hands_on) for node in way if node.op == "mul" for parent in node.parents)
     others = {node.id: node for above in factors for node in above if node.op == "softmax" and node.id != softmax.node.id}
-    return any(find_scores(graph, Softmax(one, one.parents[0].id, softmax.dim)) is not None for one in others.values())
+    return any(_is_of_scores(graph, one, softmax.dim) for one in others.values())
+
+
+def _is_of_scores(graph: Graph, node: Node, dim: int) -> bool:
+    """Whether another softmax, over the same dimension, is of products of queries with keys."""
+    return find_scores(graph, Softmax(node, node.parents[0].id, dim)) is not None
 
 
 def unused(graph: Graph, softmax: Softmax) -> str:
