@@ -230,20 +230,25 @@ def residual(
 
     A state that is only computed when it is to be returned is looked for where it is.
     """
-    points, aside = points_of(run, found), groundtruth.NO_STATES.get(name, ("$^", ""))
-    hidden = {path: match(plain(values), points, rearranged=True) for path, values in truth.hidden.items()}
-    if any(None in places for places in hidden.values()):
+    states = among(truth.hidden, points_of(run, found))
+    if not all(states.values()):
         with fmr.track(model) as asked:
             groundtruth.truth(model, inputs)
-        points += points_of(asked, fmr.locate(asked))
-        hidden = {path: match(plain(values), points, rearranged=True) for path, values in truth.hidden.items()}
-    states = [(f"{path}[{n}]", place is not None) for path, n, place in listed(hidden)]
+        states = among(truth.hidden, points_of(run, found) + points_of(asked, fmr.locate(asked)))
+    pattern, what = groundtruth.NO_STATES.get(name, ("$^", ""))
+    aside = [state for state in states if re.search(pattern, state)]
     layers = {id(part) for layer in found.layers for part in (*layer.attentions, *layer.mlps)}
     return {
-        "hidden": tally((state, ok) for state, ok in states if not re.search(aside[0], state)),
-        "no states": [[state, aside[1]] for state, _ in states if re.search(aside[0], state)],
+        "hidden": tally((state, ok) for state, ok in states.items() if state not in aside),
+        "no states": [[state, what] for state in aside],
         "writes": tally((part.scope, id(part) in layers) for part in (*found.attention, *found.mlps)),
     }
+
+
+def among(hidden: dict[str, list[Tensor]], points: list[Plain]) -> dict[str, bool]:
+    """For each returned state, by its name in the output, whether it is one of these values."""
+    places = {path: match(plain(values), points, rearranged=True) for path, values in hidden.items()}
+    return {f"{path}[{n}]": place is not None for path, n, place in listed(places)}
 
 
 def points_of(run: fmr.Run, found: Any) -> list[Plain]:
