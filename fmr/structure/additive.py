@@ -13,21 +13,22 @@ from torch import Tensor
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.attention import Attention, acting, handed_on, output_projection
-from fmr.structure.letters import carried, numbers
+from fmr.structure.attention import Attention, acting
+from fmr.structure.carry import carried, numbers
 from fmr.structure.match import (
     NONLINEAR,
     SAME,
     SHAPE,
     Projection,
     climb,
-    contraction,
     is_constant,
     projection,
     unshaped,
     weights,
 )
-from fmr.structure.operands import BEFORE, Use, mix
+from fmr.structure.mix import Use, mix
+from fmr.structure.output import handed_on, output_of
+from fmr.structure.scores import BEFORE
 from fmr.structure.softmax import Softmax
 
 
@@ -41,15 +42,15 @@ class _Pair(NamedTuple):
 
 def additive(graph: Graph, softmax: Softmax) -> Attention | str:
     """The attention around a softmax of scores that are read off a sum over two activations."""
-    above = list(climb(graph, softmax.scores, lambda node: node.op in BEFORE | NONLINEAR and contraction(node) is None))
+    above = list(climb(graph, softmax.scores, lambda node: node.op in BEFORE | NONLINEAR))
     bent = any(node.op in NONLINEAR for node in above)
     scored = next((p for node in above if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
     pair = (_read_off(graph, softmax, scored, bent) if scored is not None else None) or _all_pairs(graph, softmax, above)
     mixed = mix(graph, softmax)
     if pair is None or mixed is None:
         return "its scores are neither products of queries with keys nor read off a sum of the two"
-    z = handed_on(graph, mixed.node)
-    heads = _heads(graph, mixed)
+    z, heads = handed_on(graph, mixed.node), _heads(graph, mixed)
+    output = output_of(graph, z)
     return Attention(
         softmax=softmax.node.id,
         q=pair.q,
@@ -58,7 +59,7 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | str:
         scores=softmax.scores,
         pattern=acting(graph, mixed.way),
         z=z.id,
-        out=output_projection(graph, z),
+        out=output.id if output is not None else None,
         n_heads=heads,
         n_kv_heads=heads,
         head_dim=pair.units,
@@ -84,30 +85,22 @@ def _read_off(graph: Graph, softmax: Softmax, scored: Projection, bent: bool) ->
 
 def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
     """The query and the key that a projection reads side by side: all keys meet the same query."""
-    data = graph[found.data]
-    joined = graph[unshaped(graph, found.data)]
+    data, joined = graph[found.data], graph[unshaped(graph, found.data)]
     place = len(softmax.node.shape) + softmax.dim
-    sides = [graph[parent.id].shape for parent in joined.parents] if joined.op == "cat" else []
-    beside = len(sides) == 2 and all(side[:-1] == joined.shape[:-1] for side in sides)
-    if not beside or place >= len(data.shape) - 1 or data.shape[-1] != sum(side[-1] for side in sides):
+    sides = [graph[parent.id] for parent in joined.parents] if joined.op == "cat" else []
+    sizes = [side.shape[-1] for side in sides]
+    beside = len(sides) == 2 and all(side.shape[:-1] == joined.shape[:-1] for side in sides)
+    if not beside or place >= len(data.shape) - 1 or data.shape[-1] != sum(sizes):
         return None
-    start, same = 0, []
-    for parent in joined.parents:
-        value, size = _numbered(graph, graph[parent.id]), graph[parent.id].shape[-1]
-        if value is None:
-            return None
-        whole = torch.full(joined.shape, -1.0, dtype=torch.float64)
-        whole.narrow(-1, start, size).copy_(value)
-        read = carried(graph, whole, (joined, data))
-        if read is None or not read.numel():
-            return None
-        part = read.narrow(-1, start, size)
-        same.append(bool((part == part.narrow(place, 0, 1)).all()))
-        start += size
+    values = [value for side in sides if (value := _numbered(graph, side)) is not None]
+    read = carried(graph, torch.cat(values, -1), (joined, data)) if len(values) == 2 else None
+    if read is None or not read.numel():
+        return None
+    same = [bool((part == part.narrow(place, 0, 1)).all()) for part in read.split(sizes, -1)]
     if sum(same) != 1:
         return None
-    q, k = joined.parents if same[0] else joined.parents[::-1]
-    return _Pair(q.id, k.id, graph[q.id].shape[-1])
+    q, k = sides if same[0] else reversed(sides)
+    return _Pair(q.id, k.id, q.shape[-1])
 
 
 def _numbered(graph: Graph, node: Node) -> Tensor | None:
@@ -133,8 +126,7 @@ def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | Non
 def _heads(graph: Graph, mixed: Use) -> int:
     """The heads that the units of a projection to the values were split into."""
     made = graph[unshaped(graph, mixed.v, SAME | SHAPE)]
-    sizes = dict(zip(mixed.values, graph[mixed.v].shape, strict=True))
-    size = math.prod(sizes[letter] for letter in mixed.letters.alone(mixed.values))
+    size = math.prod(mixed.node.shape[n] for n in mixed.units)
     if projection(graph, made) is None or not size or made.shape[-1] % size:
         return 1
     return made.shape[-1] // size

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.attention import Attention, own_parts, projected
+from fmr.structure.attention import Attention
+from fmr.structure.carry import carried, numbers
 from fmr.structure.evaluate import Values, evaluate
-from fmr.structure.letters import carried, numbers
 from fmr.structure.match import NONLINEAR, NORMS, STATISTICS, climb
 from fmr.structure.memory import Memory
+from fmr.structure.output import output_of, own_parts
 from fmr.structure.residual import Stream
 
 TOLERANCE = 1e-4
@@ -53,7 +54,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     }
     if found.out is not None and found.kind in ("self", "cross"):
         bent = _bent(graph, found.z, found.out)
-        whole = evaluate(graph, found.out, {found.z: z}, value) if bent else _sum_of_heads(graph, found, z, value)
+        whole = evaluate(graph, found.out, {found.z: z}, value) if bent else _sum_of_heads(graph, found, found.out, value)
         errors["out"] = error(whole, value(found.out))
     return Certificate(errors, _tolerance(pattern, z))
 
@@ -78,30 +79,30 @@ def _excess(pattern: Tensor, dim: int) -> float:
     return max(float((known.sum(dim) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
 
 
-def _sum_of_heads(graph: Graph, found: Attention, z: Tensor, value: Values) -> Tensor:
-    """The output as the sum of what each head writes alone, plus the bias once.
-
-    The heads are told apart in what the projection reads, as a norm may stand between it and z; in z itself where that
-    is put together from several.
-    """
-    assert found.out is not None
-    layout = found.layouts[5] or ()
-    axis = layout.index("heads") if "heads" in layout else None
-    number = numbers(*z.shape[:-1], 1)
-    if axis is not None:
-        number = numbers(*(size if n == axis else 1 for n, size in enumerate(z.shape)))
-    _, way, _ = projected(graph, graph[found.z], own_parts(graph, found.q, found.v, found.softmax))
-    whose, read = carried(graph, number.expand(z.shape), way), way[-1].id
-    if whose is None or bool((whose < 0).any()):
-        if _bent(graph, found.z, found.out):
-            return evaluate(graph, found.out, {found.z: z}, value)
-        whose, read = number, found.z
-    bias = evaluate(graph, found.out, {read: torch.zeros_like(value(read))}, value)
+def _sum_of_heads(graph: Graph, found: Attention, out: TensorId, value: Values) -> Tensor:
+    """The output as the sum of what each head writes alone, plus the bias once."""
+    read, whose = _told_apart(graph, found)
+    z = value(read)
+    bias = evaluate(graph, out, {read: torch.zeros_like(z)}, value)
     total = bias.clone()
     for head in range(found.n_heads):
-        alone = value(read) * (whose % found.n_heads == head).to(z.device)
-        total += evaluate(graph, found.out, {read: alone}, value) - bias
+        alone = z * (whose % found.n_heads == head).to(z.device)
+        total += evaluate(graph, out, {read: alone}, value) - bias
     return total
+
+
+def _told_apart(graph: Graph, found: Attention) -> tuple[TensorId, Tensor]:
+    """A value in which the heads are told apart, and the head of each of its numbers, counted on where there are more.
+
+    It is what the projection reads, as a norm may stand between it and z; z itself where that is put together from several.
+    """
+    shape, layout = graph[found.z].shape, found.layouts[5] or ()
+    lead = [size if name == "heads" else 1 for size, name in zip(shape, layout, strict=False)]
+    number = numbers(*(lead if "heads" in layout else (*shape[:-1], 1)))
+    output = output_of(graph, graph[found.z], own_parts(graph, found.q, found.v, found.softmax))
+    assert output is not None
+    whose = carried(graph, number.expand(shape), output.way)
+    return (found.z, number) if whose is None or bool((whose < 0).any()) else (output.projection.data, whose)
 
 
 def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:

@@ -3,8 +3,9 @@
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.attention import Attention, output_projection
-from fmr.structure.match import SAME, SHAPE, climb, contraction, descend, projection, unshaped
+from fmr.structure.attention import Attention
+from fmr.structure.match import SAME, SHAPE, climb, descend, projection, unshaped
+from fmr.structure.output import output_of
 from fmr.structure.softmax import Softmax
 
 _LAYOUT = ("examples", "positions", "heads", "units")
@@ -15,7 +16,7 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
 
     `q` are the queries that the weights are projected from, `k` the places that are looked at, `v` the sampled values.
     """
-    above = climb(graph, softmax.scores, lambda node: node.op in SAME | SHAPE and contraction(node) is None)
+    above = climb(graph, softmax.scores, lambda node: node.op in SAME | SHAPE)
     scored = next((found for node in above if (found := projection(graph, node)) is not None), None)
     weighed = _weighed(graph, softmax.node)
     if scored is None or weighed is None:
@@ -23,7 +24,7 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
     v, grid, z = weighed
     shape = softmax.node.shape
     heads = shape[2] if len(shape) > 3 else shape[1]
-    units = graph[v].shape
+    units, output = graph[v].shape, output_of(graph, z)
     return Attention(
         softmax=softmax.node.id,
         q=unshaped(graph, scored.data),
@@ -32,7 +33,7 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
         scores=softmax.scores,
         pattern=softmax.node.id,
         z=z.id,
-        out=output_projection(graph, z),
+        out=output.id if output is not None else None,
         n_heads=heads,
         n_kv_heads=heads,
         head_dim=units[1] if len(units) > 1 else 1,

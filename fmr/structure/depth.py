@@ -6,8 +6,9 @@ from math import prod
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.carry import sources
 from fmr.structure.dominate import Flow
-from fmr.structure.letters import letters_of, sources
+from fmr.structure.letters import letters_of
 from fmr.structure.match import SAME, SHAPE, contraction, descend, weighed_sum
 from fmr.structure.passage import handed
 

@@ -1,20 +1,14 @@
-"""The dimensions of a product by letter, and which dimension of a value became which further down.
+"""The dimensions of a product by letter: every product is an einsum, and what a projection does is read off its letters.
 
-Every product is an einsum: a letter of both operands that the result lacks is summed over.
+A letter of both operands that the result lacks is summed over.
 """
 
-import math
 from itertools import combinations
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from fmr.errors import StructureError
 from fmr.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.evaluate import execute
-from fmr.structure.match import LINEAR, SHAPE, Contraction, climb, contraction
+from fmr.structure.match import LINEAR, Contraction, Projection, contraction, once
 
 _BATCH, _SPACE = "ABCDEFGH", "STUVW"
 
@@ -36,9 +30,10 @@ class Letters(NamedTuple):
         """What both operands and the result have: the dimensions of a batch of products."""
         return "".join(letter for letter in self.left if letter in self.right and letter in self.result)
 
-    def of(self, first: bool) -> tuple[str, str]:
-        """The letters of one operand, the left one if it is the first, and those of the other."""
-        return (self.left, self.right) if first else (self.right, self.left)
+    @property
+    def turned(self) -> "Letters":
+        """The same product with its operands exchanged."""
+        return Letters(self.right, self.left, self.result)
 
     def alone(self, operand: str) -> str:
         """What the result has of one operand alone."""
@@ -56,7 +51,8 @@ def letters_of(graph: Graph, found: Contraction) -> Letters:
         case op if op in LINEAR:
             space = _SPACE[: right - 2]
             batch = "A"[: left - right + 1]
-            return Letters(batch + "k" + space, "nk" + space.lower(), batch + "n" + space)
+            weight = "kn" if "transpose" in op else "nk"
+            return Letters(batch + "k" + space, weight + space.lower(), batch + "n" + space)
         case "sum":
             return _summed(graph, found)
         case "tensordot":
@@ -120,75 +116,33 @@ def _letters_kept(word: str, wide: tuple[int, ...], narrow: tuple[int, ...]) -> 
     return word
 
 
-def numbers(*shape: int) -> Tensor:
-    """A value of this shape in which each place has its own number, to be sent along a way."""
-    return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+def of_projection(graph: Graph, found: Projection) -> Letters:
+    """The letters of a projection: on the left those of what it reads, on the right those of its weight."""
+    product = contraction(found.node)
+    assert product is not None
+    letters = letters_of(graph, product)
+    return letters if product.left == found.data else letters.turned
 
 
-def carried(graph: Graph, value: Tensor, way: tuple[Node, ...]) -> Tensor | None:
-    """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails.
-
-    What comes from elsewhere is -1.
-    """
-    known = {way[0].id: value.contiguous()}
-    try:
-        for node in _between(graph, way):
-            met = [parent.id for parent in node.parents if parent in known]
-            if node.op in SHAPE and met:
-                tensors = {p.id: known[p.id] if p.id in known else _foreign(graph[p.id]) for p in node.parents}
-                known[node.id] = execute(node, tensors)[node.id].contiguous()
-            elif met and node.op in ("sum", "mean"):
-                known[node.id] = _reduced(known[met[0]], node)
-            elif met:
-                known[node.id] = known[met[0]].expand(node.shape)
-    except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
-        return None
-    return known.get(way[-1].id)
+def read_dims(graph: Graph, found: Projection) -> tuple[int, ...]:
+    """The dimensions of what a projection reads in which its weight differs: those that it sums over, and its heads."""
+    shape = graph[found.weight].shape
+    if found.node.op in LINEAR:
+        return (len(graph[found.data].shape) - len(shape) + 1,)
+    letters = of_projection(graph, found)
+    own = letters.right[len(shape) - len(graph[once(graph, found.weight)].shape) :]
+    sizes = dict(zip(letters.right, shape, strict=True))
+    return tuple(n for n, letter in enumerate(letters.left) if letter in own and sizes[letter] > 1)
 
 
-def _reduced(value: Tensor, node: Node) -> Tensor:
-    """What is left of numbers that are summed up: those that are the same all along."""
-    dim, keep = node.argument("dim", 1), len(node.shape) == value.dim()
-    most, least = (function(value, dim=dim, keepdim=keep) for function in (torch.amax, torch.amin))
-    return torch.where(most == least, most, -1.0)
+def summed_dim(graph: Graph, found: Projection) -> int:
+    """The dimension that a projection sums over in what it reads, counted from the right."""
+    letters = of_projection(graph, found)
+    return letters.left.index(letters.summed[-1]) - len(letters.left) if letters.summed else -1
 
 
-def _between(graph: Graph, way: tuple[Node, ...]) -> list[Node]:
-    """What lies above the end of a way and not before its start, up to other contractions, in order."""
-    first, own = graph.place(way[0].id), {node.id for node in way}
-    above = climb(
-        graph, way[-1].id, lambda node: node.id in own or (graph.place(node.id) > first and contraction(node) is None)
-    )
-    between = {node.id for node in above if graph.place(node.id) > first}
-    return [graph[name] for name in sorted(between, key=graph.place)]
-
-
-def _foreign(node: Node) -> Tensor:
-    """A value of a node's shape that comes from elsewhere."""
-    if node.dtype.is_floating_point:
-        return torch.full(node.shape, -1.0, dtype=torch.float64)
-    return torch.zeros(node.shape, dtype=node.dtype)
-
-
-def sources(graph: Graph, way: tuple[Node, ...]) -> tuple[int | None, ...]:
-    """For each dimension of the last value of a way the dimension of the first that it is; None where it is none alone."""
-    start, end = way[0].shape, way[-1].shape
-    if not any(node.op in SHAPE for node in way[1:]):
-        return tuple(range(len(end))) if len(start) == len(end) else (None,) * len(end)
-    value = carried(graph, numbers(*start), way) if math.prod(start) else None
-    if value is None or value.shape != end:
-        return (None,) * len(end)
-    return tuple(_source(value, dim, start, len(end)) for dim in range(len(end)))
-
-
-def _source(value: Tensor, dim: int, start: tuple[int, ...], rank: int) -> int | None:
-    """The one dimension of the start along which a line of numbers goes; of the same place where the line is a point."""
-    line = value[tuple(slice(None) if n == dim else 0 for n in range(rank))].long()
-    line = line[line >= 0]
-    places = torch.unravel_index(line, start)
-    moving = [
-        n for n, place in enumerate(places) if len(place) == start[n] > 1 and torch.equal(place, torch.arange(start[n]))
-    ]
-    if len(line) == 1 and len(start) == rank and start[dim] == 1:
-        return dim
-    return moving[0] if len(moving) == 1 else None
+def rows_are_outputs(graph: Graph, found: Projection) -> bool:
+    """Whether row i of a weight makes output i: the layout (out, in), where a column belongs to an input."""
+    letters = of_projection(graph, found)
+    made, summed = letters.alone(letters.right), letters.summed
+    return bool(made and summed) and letters.right.index(made[-1]) < letters.right.index(summed[-1])

@@ -30,14 +30,15 @@ SHAPE = frozenset(
 REPEATS = frozenset("expand expand_as broadcast_to repeat repeat_interleave tile".split())
 """Ops that repeat numbers along a dimension."""
 
-MASKING = frozenset(
-    "add sub mul div masked_fill where tanh clamp clamp_min clamp_max maximum max minimum min tril triu".split()
-)
+CLAMPS = frozenset("clamp clamp_min clamp_max".split())
+"""Ops that keep numbers within bounds."""
+
+MASKING = CLAMPS | frozenset("add sub mul div masked_fill where tanh maximum max minimum min tril triu".split())
 """Elementwise ops that scale, bias, cap or mask attention scores."""
 
-NONLINEAR = frozenset(
+NONLINEAR = CLAMPS | frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
-    relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh clamp clamp_min clamp_max max maximum min minimum
+    relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh max maximum min minimum
     xielu abs rsqrt round floor ceil sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
 )
 """Elementwise ops that bend their input."""
@@ -51,7 +52,7 @@ NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm norma
 STATISTICS = frozenset("mean var std var_mean norm vector_norm".split())
 """What is told of many numbers: how large they are, and how far apart."""
 
-NORM_PARTS = STATISTICS | frozenset("to pow add rsqrt sqrt mul div sub square reciprocal clamp clamp_min sum".split())
+NORM_PARTS = STATISTICS | CLAMPS | frozenset("to pow add rsqrt sqrt mul div sub square reciprocal sum".split())
 """What a normalisation written out is made of."""
 
 _OF_WEIGHTS = SAME | SHAPE | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_norm normalize sum softmax".split())
@@ -270,13 +271,22 @@ def climb(graph: Graph, start: TensorId, through: Callable[[Node], bool]) -> Ite
                     waiting.append(parent.id)
 
 
-def descend(graph: Graph, start: Node, through: Callable[[Node], bool]) -> Iterator[tuple[Node, tuple[Node, ...]]]:
+Way = tuple[Node, ...]
+"""Nodes that follow one another, each reading the one before."""
+
+
+def descend(graph: Graph, start: Node, through: Callable[[Node], bool]) -> Iterator[tuple[Node, Way]]:
     """The descendants of a node, nearest first, each with the nodes on the way, not going below one that is refused."""
-    waiting: list[tuple[Node, tuple[Node, ...]]] = [(start, ())]
+    return ways(graph, start, lambda node, way: through(node))
+
+
+def ways(graph: Graph, start: Node, through: Callable[[Node, Way], bool]) -> Iterator[tuple[Node, Way]]:
+    """The descendants of a node with the ways to them, where `through` is told the way on which it meets a node."""
+    waiting: list[tuple[Node, Way]] = [(start, ())]
     seen = {start.id}
     for node, way in waiting:
         yield node, way
-        if node is start or through(node):
+        if node is start or through(node, way):
             for reader in graph.readers(node.id):
                 if reader.id not in seen:
                     seen.add(reader.id)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import SAME, SHAPE, climb, unshaped
+from fmr.structure.match import CLAMPS, SAME, SHAPE, climb, unshaped
 
 _EXP = frozenset({"exp", "exp2"})
 
@@ -53,7 +53,7 @@ def _of_logarithms(graph: Graph, node: Node) -> Softmax | None:
 def _over_sum(graph: Graph, node: Node) -> Softmax | None:
     """e / sum(e), where e = exp(s) or exp(s - max(s)), masked or not; something may be added to the sum."""
     above, below = (unshaped(graph, parent.id, SAME) for parent in node.parents)
-    through = SAME | SHAPE | {"add", "clamp", "clamp_min", "maximum"}
+    through = SAME | SHAPE | CLAMPS | {"add", "maximum"}
     sums = (one for one in climb(graph, below, lambda one: one.op in through) if one.op == "sum" and one.parents)
     total = next((one for one in sums if unshaped(graph, one.parents[0].id, SAME) == above), None)
     bent = next(

@@ -1,0 +1,93 @@
+"""Which number of a value became which further down: its places are numbered, and the numbers sent along a way."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fmr.errors import StructureError
+from fmr.graph import Graph
+from fmr.nodes import Node
+from fmr.structure.evaluate import execute
+from fmr.structure.letters import read_dims
+from fmr.structure.match import SHAPE, Projection, climb, contraction
+
+
+def numbers(*shape: int) -> Tensor:
+    """A value of this shape in which each place has its own number, to be sent along a way."""
+    return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+
+
+def carried(graph: Graph, value: Tensor, way: tuple[Node, ...]) -> Tensor | None:
+    """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails.
+
+    What comes from elsewhere is -1.
+    """
+    known = {way[0].id: value.contiguous()}
+    try:
+        for node in _between(graph, way):
+            met = [parent.id for parent in node.parents if parent in known]
+            if node.op in SHAPE and met:
+                tensors = {p.id: known[p.id] if p.id in known else _foreign(graph[p.id]) for p in node.parents}
+                known[node.id] = execute(node, tensors)[node.id].contiguous()
+            elif met and node.op in ("sum", "mean"):
+                known[node.id] = _reduced(known[met[0]], node)
+            elif met:
+                known[node.id] = known[met[0]].expand(node.shape)
+    except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
+        return None
+    return known.get(way[-1].id)
+
+
+def _reduced(value: Tensor, node: Node) -> Tensor:
+    """What is left of numbers that are summed up: those that are the same all along."""
+    dim, keep = node.argument("dim", 1), len(node.shape) == value.dim()
+    most, least = (function(value, dim=dim, keepdim=keep) for function in (torch.amax, torch.amin))
+    return torch.where(most == least, most, -1.0)
+
+
+def _between(graph: Graph, way: tuple[Node, ...]) -> list[Node]:
+    """What lies above the end of a way and not before its start, up to other contractions, in order."""
+    first, own = graph.place(way[0].id), {node.id for node in way}
+    above = climb(
+        graph, way[-1].id, lambda node: node.id in own or (graph.place(node.id) > first and contraction(node) is None)
+    )
+    between = {node.id for node in above if graph.place(node.id) > first}
+    return [graph[name] for name in sorted(between, key=graph.place)]
+
+
+def _foreign(node: Node) -> Tensor:
+    """A value of a node's shape that comes from elsewhere."""
+    if node.dtype.is_floating_point:
+        return torch.full(node.shape, -1.0, dtype=torch.float64)
+    return torch.zeros(node.shape, dtype=node.dtype)
+
+
+def sources(graph: Graph, way: tuple[Node, ...]) -> tuple[int | None, ...]:
+    """For each dimension of the last value of a way the dimension of the first that it is; None where it is none alone."""
+    start, end = way[0].shape, way[-1].shape
+    if not any(node.op in SHAPE for node in way[1:]):
+        return tuple(range(len(end))) if len(start) == len(end) else (None,) * len(end)
+    value = carried(graph, numbers(*start), way) if math.prod(start) else None
+    if value is None or value.shape != end:
+        return (None,) * len(end)
+    return tuple(_source(value, dim, start, len(end)) for dim in range(len(end)))
+
+
+def _source(value: Tensor, dim: int, start: tuple[int, ...], rank: int) -> int | None:
+    """The one dimension of the start along which a line of numbers goes; of the same place where the line is a point."""
+    line = value[tuple(slice(None) if n == dim else 0 for n in range(rank))].long()
+    line = line[line >= 0]
+    places = torch.unravel_index(line, start)
+    moving = [
+        n for n, place in enumerate(places) if len(place) == start[n] > 1 and torch.equal(place, torch.arange(start[n]))
+    ]
+    if len(line) == 1 and len(start) == rank and start[dim] == 1:
+        return dim
+    return moving[0] if len(moving) == 1 else None
+
+
+def rows_of(graph: Graph, found: Projection, value: Tensor) -> Tensor:
+    """What a projection reads, row by row: what it sums over for one place, and the heads that it tells apart there."""
+    dims = read_dims(graph, found)
+    return value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)

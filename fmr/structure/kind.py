@@ -1,0 +1,59 @@
+"""Self or cross: whether the queries of an attention and some of its keys come from the same values."""
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.match import (
+    MEANS,
+    NORM_PARTS,
+    NORMS,
+    SAME,
+    SHAPE,
+    climb,
+    contraction,
+    first,
+    is_constant,
+    product,
+    projection,
+    unshaped,
+    weights,
+)
+from fmr.structure.mix import Parts
+from fmr.structure.scores import BEFORE, Scores
+
+
+def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str:
+    """Self-attention where queries and some of the keys come from the same values, else cross-attention."""
+    asked = _roots(graph, scores.q)
+    return "self" if any(asked & _roots(graph, k) for k in _keys(graph, scores, parts)) else "cross"
+
+
+def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
+    """The keys of an attention: of each part those that its queries are multiplied with."""
+    above = climb(graph, scores.way[-1].id, lambda node: node.op in BEFORE)
+    found = [one for node in above if (one := product(graph, node)) is not None] if len(parts.uses) > 1 else []
+    return {scores.k} | {one.left if one.right == scores.q else one.right for one in found}
+
+
+def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
+    """What queries or keys were projected from, and what that was made of by norms and further projections alone."""
+    above = climb(graph, name, lambda node: contraction(node) is None and not node.id.is_source)
+    data = [found.data for node in above if (found := projection(graph, node)) is not None]
+    return {first(graph, unshaped(graph, one)) for one in data}.union(*(_linear(graph, one) for one in (name, *data)))
+
+
+def _linear(graph: Graph, name: TensorId) -> set[TensorId]:
+    """The activations that a value is a normalised linear function of, up to a sum; one that is computed twice is one."""
+    above = climb(graph, name, lambda node: not _adds_up(graph, node) and _is_linear(graph, node))
+    return {first(graph, node.id) for node in above if _adds_up(graph, node) or not is_constant(graph, node.id)}
+
+
+def _adds_up(graph: Graph, node: Node) -> bool:
+    """Whether a node is the sum of two activations."""
+    return node.op == "add" and sum(not weights(graph, parent.id) for parent in node.parents) > 1
+
+
+def _is_linear(graph: Graph, node: Node) -> bool:
+    """Whether a node moves, norms or projects one value; what lays several side by side adds keys of others."""
+    moved = node.op in SAME | SHAPE and len({parent.id for parent in node.parents}) == 1
+    return moved or node.op in NORMS | NORM_PARTS | MEANS or projection(graph, node) is not None

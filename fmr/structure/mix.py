@@ -1,0 +1,189 @@
+"""What a pattern is for: the product with the values below a softmax, or several where each weighs by a cut of it."""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.carry import sources
+from fmr.structure.letters import Letters, letters_of
+from fmr.structure.match import (
+    NORMS,
+    SAME,
+    SHAPE,
+    Way,
+    climb,
+    contraction,
+    descend,
+    is_constant,
+    ways,
+    weighed_sum,
+    weights,
+)
+from fmr.structure.scores import Scores, find_scores, mixes_heads, upright
+from fmr.structure.softmax import Softmax
+
+_AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu pow square".split())
+"""What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""
+
+_SUMMED = SAME | {"add"}
+"""What may lie between the products of the parts of a pattern and the sum of all."""
+
+
+class Use(NamedTuple):
+    """The product of a pattern with values, its letters (those of the pattern on the left), and its way into it."""
+
+    node: Node
+    letters: Letters
+    v: TensorId
+    way: Way
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The dimensions of the result that count the units of a value."""
+        return tuple(self.letters.result.index(letter) for letter in self.letters.alone(self.letters.right))
+
+
+def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | None:
+    """The product with the values below a softmax, which takes what the scores are made of to see where heads are mixed."""
+
+    def through(node: Node, way: Way) -> bool:
+        if _hands_on(node) or _is_mixture(graph, node, softmax):
+            return True
+        return scores is not None and mixes_heads(graph, scores.letters, (*scores.way, *way), node)
+
+    uses = (_use(graph, node, way) for node, way in ways(graph, softmax.node, through) if way)
+    return next((use for use in uses if use and use.units and not _is_multiplied(graph, softmax, use.way)), None)
+
+
+def _use(graph: Graph, node: Node, way: Way) -> Use | None:
+    """The product with values that a node computes, on a way that began at a softmax; None where it computes none."""
+    found = contraction(node) or weighed_sum(graph, node)
+    if found is None:
+        return None
+    names = [one.id for one in way]
+    first = found.left in names
+    pattern, values = (found.left, found.right) if first else (found.right, found.left)
+    if weights(graph, values):
+        return None
+    letters = letters_of(graph, found)
+    return Use(node, letters if first else letters.turned, values, way[: names.index(pattern) + 1])
+
+
+def _hands_on(node: Node) -> bool:
+    """Whether what a node makes of a pattern may still weigh values: masked, cast, divided by its sum, normalised."""
+    return node.op in _AFTER | NORMS or (node.op == "add" and len(node.parents) == 1)
+
+
+def _is_mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
+    """Whether a node adds up a softmax and a constant, or one that looks at no keys: of positions alone, of weights."""
+    if node.op != "add" or len(node.parents) != 2:
+        return False
+    if any(is_constant(graph, parent.id) for parent in node.parents):
+        return True
+    above = [list(climb(graph, parent.id, _hands_on)) for parent in node.parents]
+    others = [one for names in above if softmax.node not in names for one in names]
+    return any(one.op == "softmax" and not _is_of_scores(graph, one, softmax.dim) for one in others)
+
+
+def _is_multiplied(graph: Graph, softmax: Softmax, way: Way) -> bool:
+    """Whether a softmax is multiplied with another one of scores on its way."""
+    factors = (climb(graph, parent.id, _hands_on) for node in way if node.op == "mul" for parent in node.parents)
+    others = {node.id: node for above in factors for node in above if node.op == "softmax" and node.id != softmax.node.id}
+    return any(_is_of_scores(graph, one, softmax.dim) for one in others.values())
+
+
+def _is_of_scores(graph: Graph, node: Node, dim: int) -> bool:
+    """Whether another softmax, over the same dimension, is of products of queries with keys."""
+    return find_scores(graph, Softmax(node, node.parents[0].id, dim)) is not None
+
+
+def unused(graph: Graph, softmax: Softmax) -> str:
+    """Why a softmax of scores is no attention: nothing is multiplied by it alone."""
+    for node, way in descend(graph, softmax.node, _adds_on):
+        met = contraction(node) is not None and any(one.op in ("add", "sub", "mul") for one in way)
+        if met and sum(one.op == "softmax" for one in climb(graph, way[-1].id, _adds_on)) > 1:
+            return "a sum, a difference or a product of it and another softmax weighs the values"
+    return "nothing below the softmax multiplies values by it"
+
+
+def _adds_on(node: Node) -> bool:
+    return _hands_on(node) or node.op in ("add", "sub", "neg")
+
+
+class Parts(NamedTuple):
+    """The products of the parts of a pattern with values of their own, and the sum of all."""
+
+    uses: tuple[Use, ...]
+    total: Node
+
+    def first(self, graph: Graph, scores: Scores) -> Use:
+        """The product with the values that belong to these keys: with as many."""
+        letters = scores.letters
+        keys = _size(graph[scores.k], letters.right, letters.alone(letters.right)[-1:])
+        alike = (use for use in self.uses if _size(graph[use.v], use.letters.right, use.letters.summed) == keys)
+        return next(alike, self.uses[0])
+
+    def whole(self, use: Use) -> Way:
+        """The way of the pattern to where it is cut."""
+        others = [{node.id for node in one.way} for one in self.uses]
+        return tuple(node for node in use.way if all(node.id in names for names in others))
+
+
+def _size(node: Node, word: str, letters: str) -> int:
+    return math.prod(size for letter, size in zip(word, node.shape, strict=True) if letter in letters)
+
+
+def parts_of(graph: Graph, softmax: Softmax, use: Use) -> Parts:
+    """The product with the values alone, or all whose sum it is part of, where each weighs by a cut of the pattern."""
+    uses = (use, *_beside(graph, softmax, use)) if _is_cut(use, softmax.dim) else (use,)
+    total = _total(graph, uses) if len(uses) > 1 else None
+    return Parts(uses, total) if total is not None else Parts((use,), use.node)
+
+
+def _beside(graph: Graph, softmax: Softmax, use: Use) -> Iterator[Use]:
+    """The other products that weigh values by a cut of the same pattern."""
+    for node, way in descend(graph, softmax.node, _hands_on):
+        other = _use(graph, node, way) if way and node is not use.node and node.shape == use.node.shape else None
+        if other is not None and _is_cut(other, softmax.dim):
+            yield other
+
+
+def _total(graph: Graph, uses: tuple[Use, ...]) -> Node | None:
+    """The add in which the last of some products joins the sum of all."""
+    own = {use.node.id for use in uses}
+    for node, _ in descend(graph, uses[0].node, lambda node: node.op in _SUMMED):
+        above = climb(graph, node.id, lambda one: one.op in _SUMMED and one.id not in own)
+        if node.op == "add" and own <= {one.id for one in above}:
+            return node
+    return None
+
+
+def _is_cut(use: Use, dim: int) -> bool:
+    """Whether a part is taken of the dimension that a softmax is over."""
+    return any(len(a.shape) == len(b.shape) and b.shape[dim] < a.shape[dim] and b.op in SHAPE for a, b in pairwise(use.way))
+
+
+def oriented(graph: Graph, scores: Scores, use: Use, dim: int) -> Scores:
+    """The scores with queries and keys told apart: keys are what the product with the values sums over.
+
+    dim: what the softmax is over, which tells where only a part of the keys reaches the product.
+    """
+    letters = use.letters
+    place = sources(graph, use.way)[letters.left.index(letters.summed[-1])] if letters.summed else None
+    place = sources(graph, scores.way)[dim if place is None else place]
+    if place is not None and scores.letters.result[place] in scores.letters.alone(scores.letters.left):
+        scores = scores.turned
+    return upright(graph, scores)
+
+
+def hands_out(graph: Graph, use: Use, dim: int) -> bool:
+    """Whether a product hands one value out to the places that a softmax chooses among, and sums over nothing."""
+    start, end = use.way[0].shape, use.way[-1].shape
+    summed = [n for n, letter in enumerate(use.letters.left) if letter in use.letters.summed]
+    if start[dim] == 1 or any(end[n] > 1 for n in summed):
+        return False
+    return any(place == dim % len(start) for n, place in enumerate(sources(graph, use.way)) if n not in summed)

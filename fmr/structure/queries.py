@@ -1,0 +1,138 @@
+"""What a head is by its queries: the units that a projection was split into, told apart by number.
+
+The number of heads is read here where the way of the mixed values does not tell it; the size of a head always is.
+"""
+
+import math
+from functools import cached_property
+
+from torch import Tensor
+
+from fmr.graph import Graph
+from fmr.nodes import Node
+from fmr.structure.carry import carried, numbers, rows_of, sources
+from fmr.structure.heads import Heads
+from fmr.structure.letters import of_projection
+from fmr.structure.match import MASKING, NORMS, SAME, SHAPE, climb, projection, unshaped, weights
+from fmr.structure.mix import Use
+from fmr.structure.scores import Scores
+
+_SPLITS = SHAPE | SAME | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
+"""What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
+
+_VIEWS = frozenset({"view", "reshape", "unflatten"})
+
+
+class Queries:
+    """The queries of scores: which of their dimensions tell apart the units of what they were split from."""
+
+    def __init__(self, graph: Graph, scores: Scores) -> None:
+        self.graph, self.scores = graph, scores
+        self.shape = graph[scores.q].shape
+        letters = scores.letters
+        self.summed = [n for n, letter in enumerate(letters.left) if letter in letters.summed]
+        self.alone = [n for n, letter in enumerate(letters.left) if letter in letters.alone(letters.left)]
+
+    @cached_property
+    def made(self) -> Node | None:
+        """What the queries were split from: the projection, else a whole that is no weight."""
+        above = list(climb(self.graph, self.scores.q, lambda node: node.op in _SPLITS))
+        projected = (node for node in above if projection(self.graph, node) is not None)
+        wholes = (node for node in above if node.op not in _SPLITS and len(node.shape) < 4)
+        return next(projected, next((node for node in wholes if not weights(self.graph, node.id)), None))
+
+    @cached_property
+    def units(self) -> Tensor | None:
+        """The queries, in which each unit of what they were split from has its own number."""
+        if self.made is None:
+            return None
+        value = carried(self.graph, _units(self.graph, self.made), (self.made, self.graph[self.scores.q]))
+        return value if value is not None and value.numel() and value.min() >= 0 else None
+
+    @cached_property
+    def varying(self) -> frozenset[int]:
+        """The dimensions along which the units differ."""
+        value = self.units
+        return frozenset(n for n in range(value.dim()) if _varies(value, n)) if value is not None else frozenset()
+
+    @property
+    def size(self) -> int:
+        """The units of a query or key that a score sums over; it may sum over places too."""
+        units = [n for n in self.summed if n in self.varying] if len(self.summed) > 1 else []
+        return math.prod(self.shape[n] for n in units or self.summed)
+
+    @property
+    def compare_units(self) -> bool:
+        """Whether a score sums over positions: then the map is one of units by units."""
+        return bool(self.varying.intersection(self.alone)) and not self.varying.intersection(self.summed)
+
+    def heads(self, use: Use) -> Heads | None:
+        """The heads that the units of a projection were split into on their way to the queries."""
+        if self.made is None:
+            return self._heads_of_view(use) or (Heads(1, (), (), False) if len(use.node.shape) == 3 else None)
+        if _is_split(self.graph, self.made):
+            return None  # what its units are is not all that is beside them
+        if self.units is None:
+            return self._heads_of_view(use)
+        if not self.varying.intersection(self.summed):
+            return None  # it compares units over positions
+        number, rest = divmod(len(self.units.unique()), self.size)
+        return self._heads_of_view(use) if rest or not number else self._heads_of_units(number, use)
+
+    def _heads_of_units(self, number: int, use: Use) -> Heads:
+        """This many heads, with the dimensions of the mixed values that count them where those can be told."""
+        several = sorted(self.varying.difference(self.summed))
+        dims = [self._in_result(use, self.scores.letters.left[n]) for n in several]
+        counts = tuple(self.shape[n] for n in several)
+        if math.prod(counts) == number and None not in dims:
+            return Heads(number, tuple(n for n in dims if n is not None), counts, False)
+        return Heads(number, (0,), (number,), True)
+
+    def _in_result(self, use: Use, letter: str) -> int | None:
+        """The dimension of the mixed values that a letter of the queries is."""
+        place: int | None = self.scores.letters.result.index(letter)
+        for way in (self.scores.way, use.way):
+            below = sources(self.graph, way)
+            place = below.index(place) if place in below else None
+        named = use.letters.left[place] if place is not None else None
+        return use.letters.result.index(named) if named is not None and named in use.letters.result else None
+
+    def _heads_of_view(self, use: Use) -> Heads | None:
+        """The heads of the view that split the units of the queries, where the units themselves cannot be followed."""
+        z = use.node.shape
+        for node in climb(self.graph, self.scores.q, lambda node: node.op in _SPLITS):
+            if node.op in _VIEWS and len(node.shape) > 2 and node.parents:
+                above, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
+                if size == self.size != above[-1] and number * size in (above[-1], math.prod(above[-2:])):
+                    dims = [n for n in range(1, len(z) - 1) if z[n] == number]
+                    alone = len(dims) == 1
+                    return Heads(number, (dims[0] if alone else 0,), (number,), not alone)
+        return None
+
+
+def _is_split(graph: Graph, made: Node) -> bool:
+    """Whether heads were split before a projection, which makes something of each alone."""
+    found = projection(graph, made)
+    first = graph[unshaped(graph, found.data, SAME | SHAPE)] if found is not None else made
+    if found is None or projection(graph, first) is None:
+        return False
+    value = carried(graph, _units(graph, first), (first, graph[found.data]))
+    if value is None:
+        return False
+    rows = rows_of(graph, found, value)
+    return bool((rows != rows[:1]).any())
+
+
+def _units(graph: Graph, made: Node) -> Tensor:
+    """The units of a value by number: what a weight makes of one position, or the last dimension."""
+    shape = [1] * (len(made.shape) - 1) + [made.shape[-1]]
+    found = projection(graph, made)
+    if found is not None:
+        letters = of_projection(graph, found)
+        sizes = dict(zip(letters.right, graph[found.weight].shape, strict=True))
+        shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(letters.result, made.shape, strict=True)]
+    return numbers(*shape).expand(made.shape)
+
+
+def _varies(value: Tensor, dim: int) -> bool:
+    return bool((value != value.narrow(dim, 0, 1)).any())

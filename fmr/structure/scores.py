@@ -1,0 +1,139 @@
+"""The scores of an attention: the product of queries and keys above a softmax, and its way into it."""
+
+from typing import NamedTuple
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.carry import carried, numbers, rows_of, sources
+from fmr.structure.letters import Letters, letters_of
+from fmr.structure.match import (
+    LINEAR,
+    MASKING,
+    NORMS,
+    SAME,
+    SHAPE,
+    Contraction,
+    Way,
+    climb,
+    contraction,
+    product,
+    projection,
+    unshaped,
+    ways,
+    weighed_sum,
+    weights,
+)
+from fmr.structure.softmax import Softmax
+
+BEFORE = SAME | SHAPE | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
+"""What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink, norm, choice of the
+best; of a distance its square."""
+
+
+class Scores(NamedTuple):
+    """The product of queries and keys, its letters (those of the queries on the left), and its way to the softmax."""
+
+    node: Node
+    letters: Letters
+    q: TensorId
+    k: TensorId
+    way: Way
+
+    @property
+    def turned(self) -> "Scores":
+        """The same product with queries and keys exchanged."""
+        return self._replace(letters=self.letters.turned, q=self.k, k=self.q)
+
+
+def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
+    """The nearest product of queries and keys above a softmax; heads may have been mixed on the way."""
+
+    def masked(node: Node) -> bool:
+        return node.op in BEFORE
+
+    def mixed(node: Node) -> bool:
+        return node.op in BEFORE or projection(graph, node) is not None
+
+    kinds = (product, masked), (weighed_sum, masked), (_distance, masked), (_learned, masked), (product, mixed)
+    for product_of, through in kinds:
+        for node in climb(graph, softmax.scores, through):
+            found = product_of(graph, node)
+            scores = _scores(graph, found, graph[softmax.scores]) if found is not None else None
+            if scores is not None and (product_of is not _learned or _is_over_keys(graph, softmax, scores)):
+                return scores
+    return None
+
+
+def _scores(graph: Graph, found: Contraction, end: Node) -> Scores | None:
+    """The scores that a product makes; None where more than heads is mixed on the way to a softmax."""
+    letters = letters_of(graph, found)
+    way = _way(graph, found.node, end, letters)
+    scores = Scores(found.node, letters, found.left, found.right, way)
+    return (scores.turned if weights(graph, found.right) else scores) if way else None
+
+
+def _way(graph: Graph, start: Node, end: Node, letters: Letters) -> Way:
+    """The nodes from a product of queries and keys to its softmax; empty where more than heads is mixed between them."""
+
+    def through(node: Node, way: Way) -> bool:
+        return node.op in BEFORE or mixes_heads(graph, letters, way, node)
+
+    ends = (way for node, way in ways(graph, start, through) if node is end)
+    way = next(ends, None)
+    if way is None or (way and contraction(end) is not None and not mixes_heads(graph, letters, way, end)):
+        return ()
+    return (*way, end)
+
+
+def _distance(graph: Graph, node: Node) -> Contraction | None:
+    """The distances of queries from keys."""
+    left, right = node.parent("x1", 0), node.parent("x2", 1)
+    if node.op != "cdist" or left is None or right is None or weights(graph, left.id) or weights(graph, right.id):
+        return None
+    return Contraction(node, left.id, right.id)
+
+
+def _learned(graph: Graph, node: Node) -> Contraction | None:
+    """The contraction of queries that are weights with keys that were projected themselves."""
+    found = projection(graph, node)
+    if found is None or node.op in LINEAR:
+        return None
+    keys = graph[unshaped(graph, found.data, SAME | SHAPE)]
+    return contraction(node) if projection(graph, keys) is not None else None
+
+
+def _is_over_keys(graph: Graph, softmax: Softmax, scores: Scores) -> bool:
+    """Whether a softmax is over what is projected: over what a weight makes of it, a softmax chooses among experts."""
+    place = sources(graph, scores.way)[softmax.dim]
+    return place is not None and scores.letters.result[place] in scores.letters.alone(scores.letters.right)
+
+
+def mixes_heads(graph: Graph, letters: Letters, way: Way, node: Node) -> bool:
+    """Whether a node is a projection that leaves queries and keys where they are; the way to it begins at their product."""
+    found = projection(graph, node)
+    if found is None or found.data != way[-1].id or len(way[-1].shape) < 3:
+        return False
+    places = letters.alone(letters.left) + letters.alone(letters.right)
+    shape = [size if letter in places else 1 for letter, size in zip(letters.result, way[0].shape, strict=True)]
+    value = carried(graph, numbers(*shape).expand(way[0].shape), way)
+    if value is None or not value.numel():
+        return False
+    rows = rows_of(graph, found, value)
+    return bool((rows == rows[:, :1]).all())
+
+
+def upright(graph: Graph, scores: Scores) -> Scores:
+    """The scores with queries and keys as (..., positions, units), where the product reads them transposed."""
+    q, left = _upright(graph, scores.q, scores.letters.left, scores.letters)
+    k, right = _upright(graph, scores.k, scores.letters.right, scores.letters)
+    return scores._replace(q=q, k=k, letters=Letters(left, right, scores.letters.result))
+
+
+def _upright(graph: Graph, name: TensorId, word: str, letters: Letters) -> tuple[TensorId, str]:
+    node = graph[name]
+    if word[-2:-1] in letters.summed and node.op in ("transpose", "permute", "mT", "t", "T", "movedim") and len(word) > 1:
+        before = graph[node.parents[0].id]
+        if before.shape == (*node.shape[:-2], node.shape[-1], node.shape[-2]):
+            return before.id, word[:-2] + word[-1] + word[-2]
+    return name, word
