@@ -10,7 +10,7 @@ from fmr.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.evaluate import execute
 from fmr.structure.letters import read_dims
-from fmr.structure.match import SHAPE, Projection, climb, contraction
+from fmr.structure.match import SHAPE, Projection, after, contraction
 
 
 def numbers(*shape: int) -> Tensor:
@@ -23,13 +23,13 @@ def carried(graph: Graph, value: Tensor, way: tuple[Node, ...]) -> Tensor | None
 
     What comes from elsewhere is -1.
     """
-    known = {way[0].id: value.contiguous()}
+    known, own = {way[0].id: value.contiguous()}, {node.id for node in way}
     try:
-        for node in _between(graph, way):
+        for node in after(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
             met = [parent.id for parent in node.parents if parent in known]
             if node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph[p.id]) for p in node.parents}
-                known[node.id] = execute(node, tensors)[node.id].contiguous()
+                known[node.id] = execute(node, tensors).contiguous()
             elif met and node.op in ("sum", "mean"):
                 known[node.id] = _reduced(known[met[0]], node)
             elif met:
@@ -44,16 +44,6 @@ def _reduced(value: Tensor, node: Node) -> Tensor:
     dim, keep = node.argument("dim", 1), len(node.shape) == value.dim()
     most, least = (function(value, dim=dim, keepdim=keep) for function in (torch.amax, torch.amin))
     return torch.where(most == least, most, -1.0)
-
-
-def _between(graph: Graph, way: tuple[Node, ...]) -> list[Node]:
-    """What lies above the end of a way and not before its start, up to other contractions, in order."""
-    first, own = graph.place(way[0].id), {node.id for node in way}
-    above = climb(
-        graph, way[-1].id, lambda node: node.id in own or (graph.place(node.id) > first and contraction(node) is None)
-    )
-    between = {node.id for node in above if graph.place(node.id) > first}
-    return [graph[name] for name in sorted(between, key=graph.place)]
 
 
 def _foreign(node: Node) -> Tensor:

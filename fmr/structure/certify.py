@@ -11,7 +11,7 @@ from fmr.ids import TensorId
 from fmr.structure.attention import Attention
 from fmr.structure.carry import carried, numbers
 from fmr.structure.evaluate import Values, evaluate
-from fmr.structure.match import NONLINEAR, NORMS, STATISTICS, climb
+from fmr.structure.match import NONLINEAR, NORMS, STATISTICS, after
 from fmr.structure.memory import Memory
 from fmr.structure.output import output_of, own_parts
 from fmr.structure.residual import Stream
@@ -61,10 +61,8 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
 
 def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
     """Whether a normalisation or a nonlinearity lies between two values."""
-    first = graph.place(start)
-    above = climb(graph, end, lambda node: graph.place(node.id) > first)
     bends = NORMS | NONLINEAR | STATISTICS - {"mean"}
-    return any(node.op in bends for node in above if graph.place(node.id) > first)
+    return any(node.op in bends for node in after(graph, start, end))
 
 
 def _is_of_places(found: Attention, dim: int) -> bool:

@@ -1,7 +1,7 @@
 """Recomputing a part of a graph from its values, in double precision: what every certificate rests on."""
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.ops import EDGES
+from fmr.structure.match import after
 
 Values = Callable[[TensorId], Tensor]
 """Gives the recorded value of an ID: a run, or anything that reads like one."""
@@ -27,101 +28,80 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "floor_divide": operator.floordiv,
 }
 
+_HOMES = (Tensor, F, torch, torch.linalg, torch.special)
+"""Where torch keeps its functions, in the order in which they are looked up."""
+
 
 def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> Tensor:
     """The value of `target` when some of the values that it depends on are given anew.
 
     What does not depend on a given value is taken as it was recorded. Everything is computed in float64.
     """
-    cone = _cone(graph, target, given)
+    first = min(given, key=graph.place)
     known = {name: _double(tensor) for name, tensor in given.items()}
-    for node in cone:
-        if node.id not in known:
+    for node in after(graph, first, target, lambda node: node.id not in given):
+        if node.id not in known and any(parent in known for parent in node.parents):
             tensors = {p.id: known[p.id] if p.id in known else _double(value(p.id)) for p in node.parents}
-            known.update(execute(node, tensors))
+            known[node.id] = execute(node, tensors)
     if target not in known:
         raise StructureError(f"{target} does not depend on any of {', '.join(given)}.")
     return known[target]
-
-
-def _cone(graph: Graph, target: TensorId, given: Iterable[TensorId]) -> list[Node]:
-    """The nodes between what is given and the target, in order."""
-    starts = set(given)
-    reached: dict[TensorId, bool] = {}
-    order: list[Node] = []
-    waiting = [(target, False)]
-    while waiting:
-        name, back = waiting.pop()
-        node = graph[name]
-        if back:
-            reached[name] = any(reached[parent.id] for parent in node.parents)
-            if reached[name]:
-                order.append(node)
-        elif name not in reached:
-            if name in starts:
-                reached[name] = True
-                continue
-            reached[name] = False
-            waiting.append((name, True))
-            waiting.extend((parent.id, False) for parent in node.parents)
-    return order
 
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
 
 
-def execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> dict[TensorId, Tensor]:
+def execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     """Run the op of a node again."""
+    if node.op in ("dropout", HANDED_ON):
+        return tensors[node.parents[0].id]
     args, kwargs = call_of(node, tensors)
     kwargs = {name: item for name, item in kwargs.items() if name not in ("dtype", "out", "inplace", "_stacklevel")}
-    if node.op == "to":
-        floating = node.dtype.is_floating_point
-        return {node.id: args[0].to(torch.float64 if floating else node.dtype)}
-    if node.op == "alias":
-        raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
-    if node.op == "setitem":
-        return {node.id: _written(args[0], _index(args[1]), args[2])}
-    if node.op in ("dropout", HANDED_ON):
-        return {node.id: tensors[node.parents[0].id]}
-    if node.op == "getitem":
-        return {node.id: args[0][_index(args[1])]}
-    out = _function(node, args, kwargs)(*args, **kwargs)
+    out: Tensor = _function(node, args, kwargs)(*args, **kwargs)
     index = node.id.parts.output
-    return {node.id: out if index is None else out[index]}
-
-
-def _written(base: Tensor, index: Any, item: Any) -> Tensor:
-    base = base.clone()
-    base[index] = item
-    return base
-
-
-def _index(index: Any) -> Any:
-    return (
-        tuple(index) if isinstance(index, list) and any(isinstance(i, (slice, Tensor, type(None))) for i in index) else index
-    )
+    return out if index is None else out[index]
 
 
 def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
     if node.op in _BINARY and len(args) == 2 and not kwargs:
         return _BINARY[node.op]
-    if node.op == "where" and isinstance(args[0], Tensor) and args[0].dtype == torch.bool:
-        return torch.where
-    if node.op == "softmax":
-        safe = "/" in node.scope  # inside a kernel, where a row that is masked as a whole is zero and not NaN
-        return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim) if safe else torch.softmax(x, dim)
-    if node.op == "grouped_mm":
-        return _grouped
-    if node.op == "copy":
-        return lambda x, y, *rest: y.expand_as(x)
-    if node.op in EDGES:
-        return lambda x: getattr(x, node.op)
-    for home in (Tensor, F, torch, torch.linalg, torch.special):
-        if hasattr(home, node.op):
-            found: Callable[..., Any] = getattr(home, node.op)
-            return found
-    raise StructureError(f"{node.id} cannot be recomputed: torch has no function {node.op!r}.")
+    match node.op:
+        case "alias":
+            raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
+        case "to":
+            return lambda x, *rest: x.to(torch.float64 if node.dtype.is_floating_point else node.dtype)
+        case "getitem":
+            return lambda x, index: x[_index(index)]
+        case "setitem":
+            return _written
+        case "where" if isinstance(args[0], Tensor) and args[0].dtype == torch.bool:
+            return torch.where
+        case "softmax":
+            safe = "/" in node.scope  # inside a kernel, where a row that is masked as a whole is zero and not NaN
+            return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim) if safe else torch.softmax(x, dim)
+        case "grouped_mm":
+            return _grouped
+        case "copy":
+            return lambda x, y, *rest: y.expand_as(x)
+        case op if op in EDGES:
+            return lambda x: getattr(x, op)
+    found: Callable[..., Any] | None
+    found = next((getattr(home, node.op) for home in _HOMES if hasattr(home, node.op)), None)
+    if found is None:
+        raise StructureError(f"{node.id} cannot be recomputed: torch has no function {node.op!r}.")
+    return found
+
+
+def _index(index: Any) -> Any:
+    several = isinstance(index, list) and any(isinstance(i, (slice, Tensor, type(None))) for i in index)
+    return tuple(index) if several else index
+
+
+def _written(base: Tensor, index: Any, item: Any) -> Tensor:
+    base = base.clone()
+    base[_index(index)] = item
+    return base
 
 
 def _grouped(rows: Tensor, matrices: Tensor, offs: Tensor, *rest: Any, **more: Any) -> Tensor:

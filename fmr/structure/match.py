@@ -84,20 +84,6 @@ def told_once(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
     return answer
 
 
-def remembered(function: Callable[[Graph, TensorId], Answer]) -> Callable[[Graph, TensorId], Answer]:
-    """The same function, which is asked once of each value of a graph."""
-    answers: Callable[[Graph], dict[str, Answer]] = told_once(lambda graph: {})
-
-    @wraps(function)
-    def answer(graph: Graph, name: TensorId) -> Answer:
-        here = answers(graph)
-        if name not in here:
-            here[name] = function(graph, name)
-        return here[name]
-
-    return answer
-
-
 class Contraction(NamedTuple):
     """A product that sums over one dimension of two operands."""
 
@@ -182,7 +168,6 @@ def _squeezed(graph: Graph, name: TensorId) -> TensorId:
     return node.id
 
 
-@remembered
 def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     """The parameters and buffers that a value consists of; empty where anything else flows in.
 
@@ -190,20 +175,31 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     weights (a spectral norm) on its way, and chosen among several matrices; a parameter that was projected or normalised
     by a layer norm (a learned query), or a row of one (an embedding), is an activation.
     """
-    waiting, seen, found = [name], {name}, []
-    while waiting:
-        node = graph[waiting.pop()]
+    return _weights(graph).get(name, ())
+
+
+@told_once
+def _weights(graph: Graph) -> dict[str, tuple[TensorId, ...]]:
+    """For each value that is a weight what it consists of."""
+    found: dict[str, tuple[TensorId, ...]] = {}
+    for node in graph.nodes:
         if node.op in ("param", "buffer"):
-            found.append(node.id)
-        elif node.op not in _OF_WEIGHTS or not node.parents or len(seen) > 32:
-            return ()
-        chosen = node.op == "getitem" and len(graph[node.parents[0].id].shape) > 2
-        for parent in node.parents[:1] if chosen else node.parents:
-            scale = len(node.parents) > 1 and prod(graph[parent.id].shape) == 1 and is_constant(graph, parent.id)
-            if parent not in seen and not scale:
-                seen.add(parent.id)
-                waiting.append(parent.id)
-    return tuple(found)
+            found[node.id] = (node.id,)
+        elif node.op in _OF_WEIGHTS:
+            made = [found.get(name, ()) for name in reversed(_shaping(graph, node))]
+            if made and all(made):
+                found[node.id] = tuple(dict.fromkeys(name for names in made for name in names))
+    return found
+
+
+def _shaping(graph: Graph, node: Node) -> list[TensorId]:
+    """The operands that make a weight: all but a scale, and not what chooses among matrices."""
+    if len(node.parents) < 2:
+        return [parent.id for parent in node.parents]
+    if node.op == "getitem" and len(graph[node.parents[0].id].shape) > 2:
+        return [node.parents[0].id]
+    names = (parent.id for parent in node.parents)
+    return [name for name in names if prod(graph[name].shape) > 1 or not is_constant(graph, name)]
 
 
 def once(graph: Graph, weight: TensorId) -> TensorId:
@@ -216,19 +212,19 @@ def once(graph: Graph, weight: TensorId) -> TensorId:
     return _squeezed(graph, above.id) if all(before in (1, after) for before, after in sizes) else weight
 
 
-@remembered
 def is_constant(graph: Graph, name: TensorId) -> bool:
-    """Whether no input flows into a value: the way up goes deep before it goes wide, as inputs lie far above."""
-    waiting, seen = [name], {name}
-    while waiting:
-        node = graph[waiting.pop()]
-        if node.op in ("input", "opaque") or len(seen) > 64:
-            return False
-        for parent in node.parents:
-            if parent not in seen:
-                seen.add(parent.id)
-                waiting.append(parent.id)
-    return True
+    """Whether no input flows into a value."""
+    return name not in _fed(graph)
+
+
+@told_once
+def _fed(graph: Graph) -> set[str]:
+    """The values that an input, or code that is not seen, flows into."""
+    fed: set[str] = set()
+    for node in graph.nodes:
+        if node.op in ("input", "opaque") or any(parent in fed for parent in node.parents):
+            fed.add(node.id)
+    return fed
 
 
 def is_random(node: Node) -> bool:
@@ -269,6 +265,13 @@ def climb(graph: Graph, start: TensorId, through: Callable[[Node], bool]) -> Ite
                 if parent not in seen:
                     seen.add(parent.id)
                     waiting.append(parent.id)
+
+
+def after(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
+    """What a value is made of and comes after another one, in execution order, not above a node that is refused."""
+    first = graph.place(start)
+    above = climb(graph, end, lambda node: graph.place(node.id) > first and through(node))
+    return sorted((node for node in above if graph.place(node.id) > first), key=lambda node: graph.place(node.id))
 
 
 Way = tuple[Node, ...]
