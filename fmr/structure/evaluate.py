@@ -70,7 +70,7 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
         case "alias":
             raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
         case "to":
-            return lambda x, *rest: x.to(torch.float64 if node.dtype.is_floating_point else node.dtype)
+            return lambda x, *rest, **more: x.to(torch.float64 if node.dtype.is_floating_point else node.dtype)
         case "getitem":
             return lambda x, index: x[_index(index)]
         case "setitem":
@@ -86,11 +86,11 @@ def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
             return lambda x, y, *rest: y.expand_as(x)
         case op if op in EDGES:
             return lambda x: getattr(x, op)
-    found: Callable[..., Any] | None
-    found = next((getattr(home, node.op) for home in _HOMES if hasattr(home, node.op)), None)
-    if found is None:
-        raise StructureError(f"{node.id} cannot be recomputed: torch has no function {node.op!r}.")
-    return found
+    for home in _HOMES:
+        if hasattr(home, node.op):
+            found: Callable[..., Any] = getattr(home, node.op)
+            return found
+    raise StructureError(f"{node.id} cannot be recomputed: torch has no function {node.op!r}.")
 
 
 def _index(index: Any) -> Any:
