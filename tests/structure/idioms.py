@@ -134,3 +134,14 @@ class Heads(nn.Module):
         seen = x if context is None else context
         q, k, v = split(self.q(x)), split(self.k(seen), self.groups), split(self.v(seen), self.groups)
         return self.out(joined(self.mix(q, k, v)))
+
+
+def weight(*shape: int) -> nn.Parameter:
+    """A weight of this shape, about as large as a layer begins with."""
+    return nn.Parameter(torch.randn(shape) / WIDTH**0.5)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """A value in 255 steps, with the gradient of the value itself."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-5) / 127
+    return x + ((x / scale).round() * scale - x).detach()

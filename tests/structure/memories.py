@@ -1,13 +1,10 @@
-"""Feed-forward layers as modules (examples, positions, width) to itself: gates, experts, layouts."""
+"""Feed-forward layers as modules (examples, positions, width) to itself: gates, layouts, thresholds, made weights."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.structure.idioms import HIDDEN, WIDTH, remembers
-from tests.structure.projections import rounded, weight
-
-EXPERTS = 3
+from tests.structure.idioms import HIDDEN, WIDTH, remembers, rounded, weight
 
 
 class Squared(nn.Module):
@@ -266,98 +263,34 @@ class KeyValue(nn.Module):
         return remembers(torch.softmax(x @ self.keys.T, -1)) @ self.values
 
 
-class Experts(nn.Module):
-    """Every expert for every token, weighed by the router: matrices in one tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.router = nn.Linear(WIDTH, EXPERTS)
-        self.up, self.down = weight(EXPERTS, WIDTH, HIDDEN), weight(EXPERTS, HIDDEN, WIDTH)
+class UnitsFirst(Gated):
+    """The coefficients lie before the positions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        post = remembers(torch.einsum("btm,emh->bteh", x, self.up).relu())
-        out = torch.einsum("bteh,ehm->btem", post, self.down)
-        return (out * self.router(x).softmax(-1).unsqueeze(-1)).sum(2)
+        pre = torch.einsum("btm,mh->bht", x, self.up)
+        return torch.einsum("bht,hm->btm", remembers(F.gelu(pre)), self.down)
 
 
-class ExpertsEinsum(Experts):
-    """The weighing is one more product."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        post = remembers(torch.einsum("btm,emh->beth", x, self.up).relu())
-        out = torch.einsum("beth,ehm->betm", post, self.down)
-        return torch.einsum("betm,bte->btm", out, self.router(x).softmax(-1))
-
-
-class ExpertsWeighedFirst(Experts):
-    """The router weighs the coefficients."""
+class BestEight(Gated):
+    """Only the coefficients that are among the best eight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.einsum("btm,emh->bteh", x, self.up).relu() * self.router(x).softmax(-1)[..., None]
-        return torch.einsum("bteh,ehm->btm", remembers(hidden), self.down)
+        pre = x @ self.up
+        return remembers(pre * (pre >= pre.topk(8, -1).values[..., -1:])) @ self.down
 
 
-class ExpertsChosen(Experts):
-    """The matrices of one expert are looked up for each position."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        share, chosen = self.router(x).softmax(-1).max(-1)
-        post = remembers(F.relu(torch.einsum("btm,btmh->bth", x, self.up[chosen])))
-        return torch.einsum("bth,bthm->btm", post, self.down[chosen]) * share[..., None]
-
-
-class ExpertsBatched(Experts):
-    """All tokens repeated for each expert, and batched products."""
+class Rounded(Gated):
+    """What each matrix reads is rounded."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(1, -1, WIDTH).expand(EXPERTS, -1, -1)
-        out = torch.bmm(remembers(F.gelu(torch.bmm(rows, self.up))), self.down)
-        share = self.router(x).softmax(-1).view(-1, EXPERTS).T.unsqueeze(-1)
-        return (share * out).sum(0).view(x.shape)
+        return remembers((F.gelu((x * 8).round() / 8 @ self.up) * 8).round() / 8) @ self.down
 
 
-class Modules(nn.Module):
-    """Experts as modules, the best two of which see a token."""
-
-    def __init__(self, best: int = 2) -> None:
-        super().__init__()
-        self.router, self.best = nn.Linear(WIDTH, EXPERTS, bias=False), best
-        self.experts = nn.ModuleList(Squared() for _ in range(EXPERTS))
+class Added(Gated):
+    """Two projections bent and added up: neither is the other's gate, and one key alone makes no coefficient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.view(-1, WIDTH)
-        share, chosen = self.router(rows).softmax(-1).topk(self.best, -1)
-        out = torch.zeros_like(rows)
-        for number, expert in enumerate(self.experts):
-            token, place = torch.where(chosen == number)
-            if len(token):
-                out.index_add_(0, token, expert(rows[token]) * share[token, place, None])
-        return out.view(x.shape)
-
-
-class ModulesMasked(Modules):
-    """All experts run; a mask of the chosen weighs what they say."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.router(x)
-        share = scores.masked_fill(scores < scores.topk(self.best, -1).values[..., -1:], float("-inf")).softmax(-1)
-        return sum(share[..., n : n + 1] * expert(x) for n, expert in enumerate(self.experts))
-
-
-class ModulesWritten(Modules):
-    """The best expert of a token, written into its rows."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        share, chosen = self.router(x).softmax(-1).max(-1)
-        out = torch.zeros_like(x)
-        for number, expert in enumerate(self.experts):
-            here = chosen == number
-            if here.any():
-                out[here] = share[here].unsqueeze(-1) * expert(x[here])
-        return out
+        return (F.gelu(x @ self.up) + F.silu(x @ self.gate)) @ self.down
 
 
 FOUND = (
@@ -378,22 +311,18 @@ FOUND = (
     FusedOp,
     FusedStrided,
     ByEinsum,
-    ByHand,
     ByTensordot,
     Twice,
     Sine,
     Largest,
+    ByHand,
     Normed,
     Channels,
     Near,
     LowRank,
     KeyValue,
-    Experts,
-    ExpertsEinsum,
-    ExpertsWeighedFirst,
-    ExpertsChosen,
-    ExpertsBatched,
-    Modules,
-    ModulesMasked,
-    ModulesWritten,
+    UnitsFirst,
+    BestEight,
+    Rounded,
+    Added,
 )

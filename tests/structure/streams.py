@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.structure.idioms import TOKENS, WIDTH, Plain, carries
-from tests.structure.projections import weight
-from tests.structure.wholes import Attention, Block
+from tests.structure.blocks import Attention, Block
+from tests.structure.idioms import TOKENS, WIDTH, Plain, carries, weight
+from tests.structure.projections import Fused
 
 
 class Deep(nn.Module):
@@ -362,6 +362,22 @@ class Highway(Deep):
             gate = torch.sigmoid(self.gates[2 * n + 1](x))
             x = carries((1 - gate) * x + gate * block.memory(block.b(x)))
         return x
+
+
+class Several(nn.Module):
+    """Three streams side by side: a weighed sum of them is read, and each has its share of what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.shares = nn.Linear(7, WIDTH), nn.ModuleList(nn.Linear(WIDTH, 1) for _ in range(4))
+        self.parts = nn.ModuleList([Fused(), Plain(), Fused(), Plain()])
+        self.norms, self.read = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(4)), weight(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = carries(self.enter(x)[:, :, None].repeat(1, 1, 3, 1))
+        for part, norm, share, read in zip(self.parts, self.norms, self.shares, self.read, strict=True):
+            x = carries(x + part(norm((x * read).sum(2))).unsqueeze(2) * torch.sigmoid(share(x)))
+        return x.sum(2)
 
 
 FOUND = {

@@ -10,7 +10,7 @@ from torch import Tensor
 import fmr
 from fmr.run import Run
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
-from tests.structure import joint, memories, others, projections, scores, streams, unusual, wholes
+from tests.structure import blocks, experts, heads, images, memories, others, pairs, projections, scores, streams, wholes
 from tests.structure.idioms import HIDDEN, TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
 
 
@@ -26,47 +26,30 @@ def image(examples: int, length: int) -> tuple[Tensor]:
     return (torch.randn(examples, 3, 8, 12),)
 
 
+HEADS_FOUND = (*projections.FOUND, *heads.FOUND, *pairs.FOUND)
+MEMORIES_FOUND = (*memories.FOUND, *experts.FOUND)
+
 CASES: dict[str, Case] = {
     **{f"scores {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain)) for mix in scores.FOUND},
-    **{
-        f"heads {kind.__name__}": Case(lambda kind=kind: Stack(kind, Plain))
-        for kind in (*projections.FOUND, *unusual.ATTENTION)
-    },
+    **{f"heads {kind.__name__}": Case(lambda kind=kind: Stack(kind, Plain)) for kind in HEADS_FOUND},
     **{
         f"memory {kind.__name__}": Case(lambda kind=kind: Stack(lambda: Heads(scores.einsum), kind))
-        for kind in (*memories.FOUND, *unusual.MEMORY)
+        for kind in MEMORIES_FOUND
     },
     **{
         f"nothing {mix.__name__}": Case(lambda mix=mix: Stack(lambda: Heads(mix), Plain), reason=reason)
         for mix, reason in scores.NOT_FOUND.items()
     },
-    **{
-        f"block {kind.__name__}": Case(lambda kind=kind: wholes.Layers(kind(), kind()))
-        for kind in (
-            wholes.Block,
-            wholes.Parallel,
-            wholes.ParallelFirst,
-            wholes.Sandwich,
-            wholes.PostNorm,
-            wholes.ReZero,
-            wholes.LayerScale,
-            wholes.GatedWrite,
-            wholes.Masked,
-            wholes.OneOp,
-            wholes.SumOfList,
-            wholes.HalfSteps,
-            wholes.Convolved,
-            wholes.Factored,
-            wholes.InPlace,
-            joint.OneOutput,
-            joint.OneProjection,
-            joint.OneProjectionGated,
-        )
-    },
+    **{f"block {kind.__name__}": Case(lambda kind=kind: blocks.Layers(kind(), kind())) for kind in blocks.FOUND},
     **{f"stream {kind.__name__}": Case(kind, layers=n) for n, kinds in streams.FOUND.items() for kind in kinds},
+    **{f"steps {kind.__name__}": Case(kind, features, None) for kind in others.STEPS},
+    **{f"nothing {kind.__name__}": Case(kind, features, None) for kind in others.NOT_FOUND},
+    **{f"graph {kind.__name__}": Case(kind, features, None) for kind in others.GRAPHS},
+    "landmarks": Case(lambda: Stack(pairs.Landmarks, Plain), layers=None),
+    "several streams": Case(streams.Several, features),
+    "one block twice": Case(lambda: blocks.Layers(*[blocks.Block()] * 2)),
     "one forward": Case(wholes.OneForward),
     "one forward, half steps": Case(wholes.OneForwardHalfSteps),
-    "one block twice": Case(lambda: wholes.Layers(*[wholes.Block()] * 2)),
     "translator": Case(wholes.Translator, lambda b, t: (ids(b, t), ids(b, t + 2)), 4),
     "detector": Case(wholes.Detector, image, 2),
     "perceiver": Case(wholes.Perceiver, features, 2),
@@ -88,34 +71,16 @@ CASES: dict[str, Case] = {
         wholes.Resumed, lambda b, t: (torch.randn(b, 1, 32), torch.randn(b, 4, t, 8), torch.randn(b, 4, t, 8)), None
     ),
     "compressed": Case(wholes.Compressed, lambda b, t: (torch.randn(b, 5, 32),), None),
-    "vision": Case(others.Vision, image),
-    "inside": Case(others.Inside, image),
-    "axial": Case(others.Axial, image),
-    "landmarks": Case(lambda: Stack(unusual.Landmarks, Plain), layers=None),
-    "several streams": Case(unusual.Several, features),
-    "notebook": Case(unusual.Notebook, features, None),
-    "tied rows": Case(unusual.TiedRows, image),
-    "nothing Excited": Case(unusual.Excited, features, None),
-    "denoiser": Case(others.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
-    **{
-        f"steps {kind.__name__}": Case(kind, features, None)
-        for kind in (others.Decoder, others.Multiplicative, others.Concatenated)
-    },
-    **{
-        f"nothing {kind.__name__}": Case(kind, features, None)
-        for kind in (
-            others.Pointer,
-            others.TwoDirections,
-            others.Scan,
-            others.Classifier,
-            others.MeanWeighed,
-            others.Forget,
-        )
-    },
-    **{f"graph {kind.__name__}": Case(kind, features, None) for kind in (others.Neighbours, others.Pairs)},
-    "mixer": Case(others.Mixer, lambda b, t: (torch.randn(b, 5, 7),), None),
+    "nothing Excited": Case(wholes.Excited, features, None),
     "soft experts": Case(others.SoftExperts, features, None),
-    "separable": Case(others.Separable, image, None),
+    "notebook": Case(others.Notebook, features, None),
+    "vision": Case(images.Vision, image),
+    "inside": Case(images.Inside, image),
+    "axial": Case(images.Axial, image),
+    "tied rows": Case(images.TiedRows, image),
+    "denoiser": Case(images.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
+    "mixer": Case(images.Mixer, lambda b, t: (torch.randn(b, 5, 7),), None),
+    "separable": Case(images.Separable, image, None),
 }
 SIZES = [(2, 5), (1, 4)]
 """Examples and positions; one example, and as many positions as heads, must not be mistaken for anything else."""
@@ -198,7 +163,7 @@ def shapes(run: Run, seen: Seen, block: AttentionBlock) -> list[str]:
 
 
 def test_no_case_hides_another_of_the_same_name() -> None:
-    for kinds in ((*projections.FOUND, *unusual.ATTENTION), (*memories.FOUND, *unusual.MEMORY)):
+    for kinds in (HEADS_FOUND, MEMORIES_FOUND):
         assert len({kind.__name__ for kind in kinds}) == len(kinds)
 
 
@@ -212,7 +177,7 @@ def test_what_is_located_is_what_is_true(name: str, size: tuple[int, int]) -> No
 @pytest.mark.parametrize("seed", range(60))
 def test_any_attention_goes_with_any_memory_whatever_the_sizes(seed: int) -> None:
     draw = random.Random(seed)
-    attention, memory = draw.choice((*scores.FOUND, *projections.FOUND)), draw.choice(memories.FOUND)
+    attention, memory = draw.choice((*scores.FOUND, *HEADS_FOUND)), draw.choice(MEMORIES_FOUND)
     kind = attention if isinstance(attention, type) else lambda: Heads(attention)
     run, truth = ran(Case(lambda: Stack(kind, memory)), draw.choice((1, 2, 4, 8)), draw.choice((3, 4, 5, 8, 24, 32)))
     assert faults(Case(lambda: Stack(kind, memory)), run, truth) == []

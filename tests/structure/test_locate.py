@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fmr
+from tests.structure import heads
 
 
 class Einsum(nn.Module):
@@ -105,45 +106,13 @@ def test_a_structure_prints_on_one_screen() -> None:
     assert structure.roles[structure.attention[0].found.pattern] == "pattern"
 
 
-class Grouped(nn.Module):
-    """Four query heads over two or one key-value heads, in the layouts that people write."""
-
-    def __init__(self, form: str, shared: int) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(32, n) for n in (32, 8 * shared, 8 * shared, 32))
-        self.form = form
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, _ = x.shape
-        q, k, v = self.q(x), self.k(x), self.v(x)
-        match self.form:
-            case "heads first":
-                q, k, v = (z.view(b, t, 4, 8).permute(2, 0, 1, 3) for z in (q, k, v))
-                z = ((q @ k.mT).softmax(-1) @ v).permute(1, 2, 0, 3)
-            case "einsum":
-                q, k, v = q.view(b, t, 2, 2, 8), k.view(b, t, 2, 8), v.view(b, t, 2, 8)
-                z = torch.einsum("bkgts,bskd->btkgd", torch.einsum("btkgd,bskd->bkgts", q, k).softmax(-1), v)
-            case "five dimensions":
-                q = q.view(b, t, 2, 2, 8).permute(0, 2, 3, 1, 4)
-                k, v = (z.view(b, t, 2, 1, 8).permute(0, 2, 3, 1, 4) for z in (k, v))
-                z = ((q @ k.mT).softmax(-1) @ v).permute(0, 3, 1, 2, 4)
-            case "broadcast":
-                z = ((q.view(b, t, 4, 8).transpose(1, 2) @ k[:, None].mT).softmax(-1) @ v[:, None]).transpose(1, 2)
-            case "among positions":
-                z = (q.reshape(b, t * 4, 8) @ k.mT).softmax(-1) @ v
-        return x + self.o(z.reshape(b, t, 32))
-
-
-LAYOUTS = {"heads first": 4, "einsum": 2, "five dimensions": 2, "broadcast": 1, "among positions": 1}
-
-
 def test_of_many_plain_stacks_the_longest_are_printed() -> None:
-    heads = [nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(4 + n // 4))) for n in range(6)]
+    stacks = [nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(4 + n // 4))) for n in range(6)]
 
     class Heads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.heads = nn.ModuleList(heads)
+            self.heads = nn.ModuleList(stacks)
 
         def forward(self, x: Tensor) -> list[Tensor]:
             return [head(x) for head in self.heads]
@@ -156,19 +125,9 @@ def test_of_many_plain_stacks_the_longest_are_printed() -> None:
     assert any("heads.5" in line for line in lines)
 
 
-@pytest.mark.parametrize("sizes", [(2, 5), (3, 4), (4, 4), (1, 6)], ids=str)
-@pytest.mark.parametrize("form", LAYOUTS)
-def test_heads_are_counted_whatever_the_sizes(form: str, sizes: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    run = fmr.run(Grouped(form, LAYOUTS[form]), torch.randn(*sizes, 32))
-    (block,) = fmr.locate(run).attention
-    assert (block.n_heads, block.n_kv_heads, block.head_dim) == (4, LAYOUTS[form], 8)
-    assert block.certified
-
-
 def test_a_certificate_is_computed_for_other_sizes_too() -> None:
     torch.manual_seed(0)
-    model = Grouped("broadcast", 1)
+    model = heads.MultiQueryBroadcast()
     block = fmr.locate(fmr.run(model, torch.randn(1, 6, 32))).attention[0]
     assert block.check(fmr.run(model, torch.randn(3, 9, 32))).ok
 

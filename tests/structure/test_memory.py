@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import fmr
 from fmr.errors import StructureError
 from tests.models import build
-from tests.structure import joint, memories, wholes
+from tests.structure import blocks, experts, memories
 from tests.structure.idioms import HIDDEN, WIDTH
 
 MADE = (
@@ -210,7 +210,7 @@ def test_a_weight_that_is_made_on_the_way_holds_the_vectors(kind: type[memories.
 
 
 def test_the_vectors_of_an_expert_that_is_looked_up_are_those_of_its_matrix() -> None:
-    layer = memories.ExpertsChosen()
+    layer = experts.ExpertsChosen()
     block = fmr.locate(fmr.run(Residual(layer), torch.randn(2, 5, WIDTH))).mlps[0]
     key, value = block.memory(7, expert=2)
     assert torch.equal(key, layer.up[2, :, 7])
@@ -250,9 +250,9 @@ def test_a_layer_reads_its_own_matrices_of_a_stack() -> None:
         blocks[0].memory(7, expert=0)
 
 
-@pytest.mark.parametrize("kind", [joint.OneProjection, joint.OneProjectionGated])
-def test_keys_are_told_from_queries_of_the_same_projection(kind: type[joint.OneProjection]) -> None:
-    model = wholes.Layers(kind())
+@pytest.mark.parametrize("kind", [blocks.OneProjection, blocks.OneProjectionGated])
+def test_keys_are_told_from_queries_of_the_same_projection(kind: type[blocks.OneProjection]) -> None:
+    model = blocks.Layers(kind())
     (block,) = fmr.locate(fmr.run(model, torch.arange(5)[None])).mlps
     key, value = block.memory(7)
     assert torch.equal(key, model.blocks[0].enter.weight[3 * WIDTH + 7])
@@ -260,7 +260,7 @@ def test_keys_are_told_from_queries_of_the_same_projection(kind: type[joint.OneP
 
 
 def test_values_are_told_from_the_heads_that_the_same_projection_reads() -> None:
-    model = wholes.Layers(joint.OneOutput())
+    model = blocks.Layers(blocks.OneOutput())
     (block,) = fmr.locate(fmr.run(model, torch.arange(5)[None])).mlps
     key, value = block.memory(7)
     assert block.certified

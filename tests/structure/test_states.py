@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import fmr
 from fmr.errors import StructureError
 from fmr.structure.parts import Structure
-from tests.structure import wholes
+from tests.structure import blocks
 from tests.structure.idioms import TOKENS
 
 
@@ -389,7 +389,7 @@ def test_a_fourier_transform_writes_and_a_norm_ends_with_its_weight() -> None:
 
 
 def test_a_stream_that_goes_on_in_another_way_has_no_final_norm() -> None:
-    model = wholes.Layers(wholes.Subtracted())
+    model = blocks.Layers(blocks.Subtracted())
     structure, _ = located(model, torch.randint(TOKENS, (2, 5)))
     assert len(structure.residual.writes) == 1
     assert structure.final_norm is None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.structure.blocks import Attention, Block
 from tests.structure.idioms import (
     HEADS,
     HIDDEN,
@@ -19,8 +20,8 @@ from tests.structure.idioms import (
     joined,
     remembers,
     split,
+    weight,
 )
-from tests.structure.projections import weight
 
 
 class OneForward(nn.Module):
@@ -57,219 +58,6 @@ class OneForwardHalfSteps(OneForward):
             x = carries(x + torch.einsum("bhqd,hdm->bqm", torch.einsum("bhqk,bhkd->bhqd", p, v), o))
             x = carries(x + 0.5 * (remembers(F.silu(F.layer_norm(x, (WIDTH,)) @ up)) @ down))
         return F.layer_norm(x, (WIDTH,)) @ self.tokens.T
-
-
-class Attention(nn.Module):
-    """Queries of one value, keys and values of another."""
-
-    def __init__(self, width: int = WIDTH) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.out = (
-            nn.Linear(WIDTH, WIDTH),
-            *(nn.Linear(width, WIDTH) for _ in range(2)),
-            nn.Linear(WIDTH, WIDTH),
-        )
-
-    def forward(self, x: Tensor, seen: Tensor, mask: Tensor | None = None, kind: str = "self") -> Tensor:
-        scores = split(self.q(x)) @ split(self.k(seen)).mT * SIZE**-0.5
-        scores = scores if mask is None else scores + mask
-        return self.out(joined(attends(scores.softmax(-1), kind=kind) @ split(self.v(seen))))
-
-
-class Block(nn.Module):
-    """An attention and a memory; how they join the stream is what differs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attend, self.memory = Attention(), Plain()
-        self.a, self.b, self.c, self.d = (nn.LayerNorm(WIDTH) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(x + self.attend(y, y))
-        return carries(x + self.memory(self.b(x)))
-
-
-class Parallel(Block):
-    """Both read the same value and are written one after the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return carries(x + self.attend(y, y) + self.memory(y))
-
-
-class ParallelFirst(Block):
-    """The two writes meet before they join the stream."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return carries(self.attend(y, y) + self.memory(y) + x)
-
-
-class Sandwich(Block):
-    """A norm before each of the two, and one after."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(x + self.c(self.attend(y, y)))
-        return carries(x + self.d(self.memory(self.b(x))))
-
-
-class PostNorm(Block):
-    """A norm on the stream after each write."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = carries(self.a(x + self.attend(x, x)))
-        return carries(self.b(x + self.memory(x)))
-
-
-class ReZero(Block):
-    """Each write is scaled by one number that is learned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor(0.3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = carries(x + self.rate * self.attend(x, x))
-        return carries(x + self.rate * self.memory(x))
-
-
-class LayerScale(Block):
-    """Each write is scaled by a learned number for each unit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((2, WIDTH), 0.2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(x + self.attend(y, y) * self.scale[0])
-        return carries(x + self.memory(self.b(x)).mul(self.scale[1]))
-
-
-class GatedWrite(Block):
-    """A gate that is read off the stream weighs what is written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(x + torch.sigmoid(self.gate(y)) * self.attend(y, y))
-        return carries(x + self.memory(self.b(x)))
-
-
-class Masked(Block):
-    """Padded positions are set to zero after each write."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        real = 1 - (x[..., :1] < -9).float()
-        y = self.a(x)
-        x = carries((x + self.attend(y, y)) * real)
-        return carries((x + self.memory(self.b(x))).masked_fill(real == 0, 0.0))
-
-
-class OneOp(Block):
-    """Each write scales what it adds in one op, written in three ways."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = weight(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(torch.add(x, self.attend(y, y), alpha=0.5))
-        x = carries(torch.addcmul(x, self.scale, self.memory(self.b(x))))
-        return torch.lerp(x, self.memory(self.c(x)), 0.25)
-
-
-class SumOfList(Block):
-    """What is added is put in a list or a stack with the stream, and that is summed up."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(sum([self.attend(y, y)], x))
-        return carries(torch.stack([x, self.memory(self.b(x))]).sum(0))
-
-
-class Subtracted(Block):
-    """Steps down a slope: what is taken away is no write, and a norm on the way is not the last one."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(x + self.attend(y, y))
-        return x - self.memory.down(F.gelu(self.memory.up(self.b(x))))
-
-
-class HalfSteps(Block):
-    """Two memories around the attention, each written by half."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = Plain()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = carries(x + 0.5 * self.first(self.c(x)))
-        y = self.a(x)
-        x = carries(x + self.attend(y, y))
-        x = carries(x + 0.5 * self.memory(self.b(x)))
-        return self.d(x)
-
-
-class Convolved(Block):
-    """A gated convolution beside attention, which mixes positions: no memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.enter, self.leave = nn.Conv1d(WIDTH, 2 * WIDTH, 1), nn.Conv1d(WIDTH, WIDTH, 1)
-        self.near, self.batch = nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH), nn.BatchNorm1d(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(x + self.attend(y, y))
-        y = F.glu(self.enter(self.c(x).mT), 1)
-        x = carries(x + self.leave(F.silu(self.batch(self.near(y)))).mT)
-        return carries(x + self.memory(self.b(x)))
-
-
-class Factored(Block):
-    """The output of the attention is projected in two steps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = carries(x + self.up(self.attend(y, y)))
-        return carries(x + self.memory(self.b(x)))
-
-
-class InPlace(Block):
-    """What is written is overwritten by the sum."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        x = self.attend(y, y).add_(x)
-        y = self.b(x)
-        return self.memory(y).add_(x)
-
-
-class Layers(nn.Module):
-    """Blocks over tokens; one block may come more than once."""
-
-    def __init__(self, *blocks: nn.Module) -> None:
-        super().__init__()
-        self.tokens, self.blocks, self.norm = nn.Embedding(TOKENS, WIDTH), nn.ModuleList(blocks), nn.LayerNorm(WIDTH)
-        self.logits = nn.Linear(WIDTH, 3 * WIDTH)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.logits(self.norm(x))
 
 
 class Translator(nn.Module):
@@ -446,3 +234,19 @@ class Compressed(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         k, v = (split(torch.einsum("btm,ts->bsm", t, self.short)) for t in (k, v))
         return x + self.out(joined(attends((split(q) @ k.mT).softmax(-1)) @ v))
+
+
+class Excited(nn.Module):
+    """What is written is weighed, unit by unit, by a bottleneck that reads the mean: a gate, and no memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(7, WIDTH), nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.few, self.many = (nn.ModuleList(nn.Linear(*n) for _ in range(2)) for n in ((WIDTH, HIDDEN), (HIDDEN, WIDTH)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = carries(self.enter(x))
+        for leave, few, many in zip(self.leave, self.few, self.many, strict=True):
+            y = leave(x)
+            x = carries(x + y * torch.sigmoid(many(torch.relu(few(y.mean(1, keepdim=True))))))
+        return x
