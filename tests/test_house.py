@@ -39,6 +39,7 @@ FLOORS = (
     {"structure.queries", "structure.layouts"},
     {"track", "store", "structure.attention", "structure.residual"},
     {"structure.certify", "structure.additive", "structure.deformable", "structure.stack"},
+    {"structure.listing"},
     {"structure.parts"},
     {"structure.locate"},
     {"structure"},
@@ -55,6 +56,7 @@ UPWARD = {
     ("explorer", "graph", "typing"),
     ("notebook", "graph", "typing"),
     ("align", "graph", "typing"),
+    ("structure.listing", "structure.parts", "typing"),
     ("run", "store", "call"),
 }
 """The exceptions: who names whom on its own floor or above, for a type checker alone or at the moment of a call."""

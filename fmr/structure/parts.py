@@ -1,8 +1,7 @@
 """The parts of a model as values: attention, memories, residual stream and layers, each with its sites."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -10,11 +9,11 @@ from torch import Tensor
 from fmr.errors import IdError, StructureError, TrackError
 from fmr.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.notebook import table
 from fmr.run import Pass, Run
 from fmr.structure.attention import Attention, Rejected
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
+from fmr.structure.listing import as_html, as_lines, proof
 from fmr.structure.memory import Memory
 from fmr.structure.residual import Stream, Write
 from fmr.structure.vectors import count, vectors
@@ -32,10 +31,6 @@ class Head(NamedTuple):
     scores: Site
     pattern: Site
     z: Site
-
-
-_FOLD, _STACKS, _REASONS = 12, 4, 8
-"""How many blocks of one size are printed one by one, how many plain stacks, the longest, and how many reasons."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ class AttentionBlock:
         return f"{self.n_heads} heads of {self.head_dim}{groups}"
 
     def __repr__(self) -> str:
-        return f"{self.scope or 'root'}  {self.kind}  {self.size}  {_proof(self.certified)}"
+        return f"{self.scope or 'root'}  {self.kind}  {self.size}  {proof(self.certified)}"
 
 
 @dataclass(frozen=True)
@@ -193,7 +188,7 @@ class MemoryBlock:
         return f"{self.n}{' gated' if self.w_gate is not None or self.found.fused_gate else ''} memories"
 
     def __repr__(self) -> str:
-        return f"{self.scope or 'root'}  {self.size}  {_proof(self.certified)}"
+        return f"{self.scope or 'root'}  {self.size}  {proof(self.certified)}"
 
 
 @dataclass(frozen=True)
@@ -300,57 +295,19 @@ class Structure:
         return found
 
     @property
-    def _parts(self) -> tuple[AttentionBlock | MemoryBlock, ...]:
-        return (*self.attention, *self.mlps)
-
-    @property
     def notes(self) -> dict[str, str]:
         """What pictures say of module calls, by path: heads and memories with their sizes."""
         found: dict[str, dict[str, None]] = {}
-        for part in self._parts:
+        parts: tuple[AttentionBlock | MemoryBlock, ...] = (*self.attention, *self.mlps)
+        for part in parts:
             found.setdefault(part.scope, {})[part.size] = None
         return {scope: ", ".join(sizes) for scope, sizes in found.items()}
 
     def __repr__(self) -> str:
-        lines = [self._headline]
-        lines += [f"  embedding     {self.embedding.id}"] if self.embedding else []
-        lines += [f"  attention{row}" for row in _rows(self.attention)]
-        lines += [f"  mlps{row}" for row in _rows(self.mlps)]
-        lines += _stream_rows(self.streams)
-        lines += [f"  final norm    {self.final_norm.id}"] if self.final_norm else []
-        lines += [f"  unembedding   {self.unembedding.id}"] if self.unembedding else []
-        lines += [f"  rejected      {row}" for row in self._reasons]
-        return "\n".join(lines)
-
-    @property
-    def _reasons(self) -> list[str]:
-        more = len(self.rejected) - _REASONS
-        return [*map(repr, self.rejected[:_REASONS]), *([f"... and {more} more"] if more > 0 else [])]
-
-    @property
-    def _headline(self) -> str:
-        counts = f"{len(self.layers)} layers, {len(self.attention)} attentions, {len(self.mlps)} memories"
-        return f"Structure of {self.model}: {counts}, {len(self.rejected)} rejected"
+        return "\n".join(as_lines(self))
 
     def _repr_html_(self) -> str:
-        placed = {id(part) for layer in self.layers for part in (*layer.attentions, *layer.mlps)}
-        groups: list[tuple[str, tuple[AttentionBlock | MemoryBlock, ...]]]
-        groups = [(f"layers[{n}]", (*layer.attentions, *layer.mlps)) for n, layer in enumerate(self.layers)]
-        groups += [("", (part,)) for part in self._parts if id(part) not in placed]
-        rows = [
-            (name if n == 0 else "", part.scope, part.size, _short(part))
-            for name, parts in groups
-            for n, part in enumerate(parts)
-        ]
-        reasons = "\n".join(f"rejected: {row}" for row in self._reasons)
-        return table(self._headline, ("layer", "where", "what", "certificate"), rows, reasons)
-
-
-def _short(part: AttentionBlock | MemoryBlock) -> str:
-    """A certificate in few words: the largest of its errors."""
-    if part.certified is None:
-        return "not computed"
-    return f"{'certified' if part.certified else 'NOT certified'}, error {max(part.certified.errors.values()):.0e}"
+        return as_html(self)
 
 
 def _graph_of(run: Run | Pass, graph: Graph) -> Graph:
@@ -359,38 +316,3 @@ def _graph_of(run: Run | Pass, graph: Graph) -> Graph:
         return run.graph.unfused
     except TrackError:
         return graph
-
-
-def _rows(blocks: Sequence[AttentionBlock | MemoryBlock]) -> Iterator[str]:
-    """A row for each block; where many of one size follow one another, one for all of them with their worst errors."""
-    start = 0
-    for _, group in groupby(blocks, key=lambda block: (block.size, getattr(block, "kind", ""), block.certified is None)):
-        alike = list(group)
-        if len(alike) <= _FOLD:
-            yield from (f"[{start + n}]  {block!r}" for n, block in enumerate(alike))
-        else:
-            names = f"{alike[0].scope} ... {alike[-1].scope}"
-            proofs = [block.certified for block in alike if block.certified is not None]
-            proof = repr(_worst(proofs)) if proofs else "not computed"
-            kind = f"{getattr(alike[0], 'kind', '')}  ".lstrip()
-            yield f"[{start}..{start + len(alike) - 1}]  {names}  {kind}{alike[0].size}  {proof}"
-        start += len(alike)
-
-
-def _stream_rows(streams: Sequence[Residual]) -> Iterator[str]:
-    """A row for each stream and for the longest of the plain stacks."""
-    stacks = sorted((one for one in streams if not one.writes), key=lambda one: -len(one.points))
-    short = stacks[_STACKS:]
-    yield from (f"  stack         {one!r}" for one in streams if not one.writes and one not in short)
-    yield from [f"  stack         ... and {len(short)} shorter ones"] if short else []
-    yield from (f"  residual      {one!r}" for one in streams if one.writes)
-
-
-def _worst(proofs: Sequence[Certificate]) -> Certificate:
-    """The largest of each error."""
-    names = dict.fromkeys(name for proof in proofs for name in proof.errors)
-    return Certificate({name: max(p.errors.get(name, 0.0) for p in proofs) for name in names}, proofs[0].tolerance)
-
-
-def _proof(certificate: Certificate | None) -> str:
-    return "not computed" if certificate is None else repr(certificate)
