@@ -15,17 +15,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention import Attention, acting
 from fmr.structure.carry import carried, numbers
-from fmr.structure.match import (
-    NONLINEAR,
-    SAME,
-    SHAPE,
-    Projection,
-    climb,
-    is_constant,
-    projection,
-    unshaped,
-    weights,
-)
+from fmr.structure.match import NONLINEAR, SAME, SHAPE, Projection, climb, is_constant, projection, unshaped, weights
 from fmr.structure.mix import Use, mix
 from fmr.structure.output import handed_on, output_of
 from fmr.structure.scores import BEFORE

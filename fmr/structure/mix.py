@@ -10,19 +10,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.carry import sources
 from fmr.structure.letters import Letters, letters_of
-from fmr.structure.match import (
-    NORMS,
-    SAME,
-    SHAPE,
-    Way,
-    climb,
-    contraction,
-    descend,
-    is_constant,
-    ways,
-    weighed_sum,
-    weights,
-)
+from fmr.structure.match import NORMS, SAME, SHAPE, Way, climb, contraction, descend, is_constant, ways, weighed_sum, weights
 from fmr.structure.scores import Scores, find_scores, mixes_heads, upright
 from fmr.structure.softmax import Softmax
 
