@@ -110,7 +110,7 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     values = found.own(value(found.values).detach().double(), post.shape[-1])
     if values.dim() == 2 and found.axis == -1 and post.shape[-1] in values.shape:
         bias = evaluate(graph, found.out, {found.post: torch.zeros_like(post)}, value)
-        total = post.double() @ (values.mT if found.out_columns else values)
+        total = post.double() @ (values.mT if found.value_dim else values)
         errors["out"] = error(total.reshape(out.shape) + bias, out)
     else:
         errors["out"] = error(evaluate(graph, found.out, {found.post: post}, value), out)

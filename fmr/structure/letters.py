@@ -141,8 +141,8 @@ def summed_dim(graph: Graph, found: Projection) -> int:
     return letters.left.index(letters.summed[-1]) - len(letters.left) if letters.summed else -1
 
 
-def rows_are_outputs(graph: Graph, found: Projection) -> bool:
-    """Whether row i of a weight makes output i: the layout (out, in), where a column belongs to an input."""
+def made_dim(graph: Graph, found: Projection) -> int:
+    """The dimension of a matrix that counts what a projection makes: 0 in the layout (out, in), 1 in (in, out)."""
     letters = of_projection(graph, found)
     made, summed = letters.alone(letters.right), letters.summed
-    return bool(made and summed) and letters.right.index(made[-1]) < letters.right.index(summed[-1])
+    return int(not made or not summed or letters.right.index(made[-1]) > letters.right.index(summed[-1]))

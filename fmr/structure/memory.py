@@ -10,7 +10,7 @@ from torch import Tensor
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.letters import letters_of, rows_are_outputs, summed_dim
+from fmr.structure.letters import letters_of, made_dim, summed_dim
 from fmr.structure.match import (
     LINEAR,
     SAME,
@@ -31,9 +31,9 @@ from fmr.structure.ups import STRAIGHT, THROUGH, Up, ups_of
 class Memory(NamedTuple):
     """The IDs of one feed-forward memory: what enters its nonlinearity, its coefficients, its output, its weights.
 
-    `keys` and `values` are `w_in` and `w_out` as the projections read them: `in_rows` if a key is a row of the one,
-    `out_columns` if a value is a column of the other. `up` and `down` are the projections' results; with `fused_gate` one
-    projection makes the gate and what it gates. `axis` is the dimension of the coefficients that counts the memories.
+    `keys` and `values` are `w_in` and `w_out` as the projections read them; `key_dim` and `value_dim` are the dimensions of
+    them that count the memories, `axis` is that of the coefficients. `up` and `down` are the projections' results; with
+    `fused_gate` one projection makes the gate and what it gates. `first` is where the memories begin in what `down` reads.
     """
 
     pre: TensorId
@@ -47,8 +47,8 @@ class Memory(NamedTuple):
     down: TensorId
     keys: TensorId
     values: TensorId
-    in_rows: bool
-    out_columns: bool
+    key_dim: int
+    value_dim: int
     fused_gate: bool
     scope: str
     axis: int = -1
@@ -56,8 +56,7 @@ class Memory(NamedTuple):
 
     def own(self, values: Tensor, n: int) -> Tensor:
         """What the second projection holds for its `n` memories; it may read other units beside them."""
-        columns = 1 if self.out_columns else 0
-        return values if self.first is None else values.narrow(columns, self.first, n)
+        return values if self.first is None else values.narrow(self.value_dim, self.first, n)
 
 
 def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]:
@@ -77,18 +76,16 @@ def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]
 def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
     """The memory whose coefficients a projection reads side by side with the mixed values of an attention."""
     joined = graph[unshaped(graph, down.data)]
-    matrix = len(graph[down.weight].shape) == 2 and joined.shape == graph[down.data].shape
-    if joined.op != "cat" or len(joined.parents) != 2 or not matrix:
-        return None
     parts = [graph[parent.id] for parent in joined.parents]
-    for part, other, start in zip(parts, parts[::-1], (0, parts[0].shape[-1]), strict=True):
-        mixed = climb(graph, other.id, lambda node: node.op in SAME | SHAPE and node.id not in stream)
-        if joined.shape == (*part.shape[:-1], part.shape[-1] + other.shape[-1]) and any(
-            product(graph, node) is not None for node in mixed
-        ):
-            found = _memory(graph, down._replace(data=part.id), stream)
-            if found is not None:
-                return found._replace(first=start)
+    matrix = len(graph[down.weight].shape) == 2 and joined.shape == graph[down.data].shape
+    if joined.op != "cat" or len(parts) != 2 or not matrix or joined.shape[-1] != sum(part.shape[-1] for part in parts):
+        return None
+    for part, other, start in zip(parts, reversed(parts), (0, parts[0].shape[-1]), strict=True):
+        above = climb(graph, other.id, lambda node: node.op in SAME | SHAPE and node.id not in stream)
+        mixed = any(product(graph, node) is not None for node in above)
+        found = _memory(graph, down._replace(data=part.id), stream) if mixed else None
+        if found is not None:
+            return found._replace(first=start)
     return None
 
 
@@ -115,8 +112,8 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         down=down.node.id,
         keys=_matrices(graph, value.weight),
         values=_matrices(graph, down.weight),
-        in_rows=rows_are_outputs(graph, value),
-        out_columns=rows_are_outputs(graph, down),
+        key_dim=made_dim(graph, value),
+        value_dim=1 - made_dim(graph, down),
         fused_gate=gated is None and value.node.shape[axis] == 2 * graph[post].shape[axis],
         axis=axis,
         scope=_scope(gate.projection.node, down.node),

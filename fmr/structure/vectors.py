@@ -27,12 +27,11 @@ def vectors(
     """The key and the value of one memory: slices of the weights as the projections read them."""
     n = count(graph, found)
     keys, values = _matrices(graph, found, weights[found.keys], found.own(weights[found.values], n), index, expert)
-    rows, columns = (0 if found.in_rows else 1), (1 if found.out_columns else 0)
-    of_keys = _key_rows(graph, found, keys, rows) if keys.dim() > rows else ()
-    if not of_keys or values.shape[columns : columns + 1] != (n,):
+    places = _places(graph, found, keys) if keys.dim() > found.key_dim else ()
+    if not places or values.shape[found.value_dim : found.value_dim + 1] != (n,):
         shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
         raise StructureError(f"{found.scope!r} holds its weights as {shapes}: no row or column is that of one memory.")
-    return _vector(keys.select(rows, of_keys[index])), _vector(values.select(columns, index))
+    return _vector(keys.select(found.key_dim, places[index])), _vector(values.select(found.value_dim, index))
 
 
 def _matrices(
@@ -56,23 +55,23 @@ def _vector(weight: Tensor) -> Tensor:
     return weight.flatten() if weight.numel() == len(weight) else weight
 
 
-def _key_rows(graph: Graph, found: Memory, keys: Tensor, rows: int) -> Sequence[int]:
-    """Which row of a matrix is the key of each memory; none where they cannot be told."""
-    size, n = keys.shape[rows], count(graph, found)
+def _places(graph: Graph, found: Memory, keys: Tensor) -> Sequence[int]:
+    """Where in a matrix the key of each memory lies; nowhere where that cannot be told."""
+    size, n = keys.shape[found.key_dim], count(graph, found)
     if found.fused_gate:
-        return _gated_rows(graph, found, size) if size == 2 * n else ()
+        return _gated(graph, found, size) if size == 2 * n else ()
     if size == n:
         return range(n)
-    return _cut_rows(graph, found, size) if keys.dim() == 2 and graph[found.up].shape[-1:] == (size,) else ()
+    return _cut(graph, found, size) if keys.dim() == 2 and graph[found.up].shape[-1:] == (size,) else ()
 
 
-def _gated_rows(graph: Graph, found: Memory, size: int) -> Sequence[int]:
+def _gated(graph: Graph, found: Memory, size: int) -> Sequence[int]:
     """Which units of a projection that makes gates and what they gate are gated."""
     n = count(graph, found)
     if graph[unshaped(graph, found.post, SAME)].op == "glu":
         return range(n)  # the second half gates the first
     up, pre = graph[found.up].shape, graph[found.pre].shape
-    split = next(n for n in range(len(up) + 1) if math.prod(up[n:]) <= size)
+    split = next(at for at in range(len(up) + 1) if math.prod(up[at:]) <= size)
     units = numbers(size).reshape(up[split:]).expand(up)
     gates = carried(graph, units, (graph[found.up], graph[found.pre]))
     gated = sorted(set(range(size)) - set(gates.reshape(-1, pre[-1])[0].long().tolist())) if gates is not None else []
@@ -81,7 +80,7 @@ def _gated_rows(graph: Graph, found: Memory, size: int) -> Sequence[int]:
     return gated
 
 
-def _cut_rows(graph: Graph, found: Memory, size: int) -> Sequence[int]:
+def _cut(graph: Graph, found: Memory, size: int) -> Sequence[int]:
     """Which units of a projection that makes more than a memory are its keys: what is gated, where there is a gate."""
     up, n = graph[found.up], count(graph, found)
     above = climb(graph, found.post, lambda node: node.op in THROUGH and node.id != up.id)
