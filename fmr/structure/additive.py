@@ -32,7 +32,7 @@ class _Pair(NamedTuple):
 
 def additive(graph: Graph, softmax: Softmax) -> Attention | str:
     """The attention around a softmax of scores that are read off a sum over two activations."""
-    above = list(climb(graph, softmax.scores, lambda node: node.op in BEFORE | NONLINEAR))
+    above = list(climb(graph, softmax.scores, BEFORE | NONLINEAR))
     bent = any(node.op in NONLINEAR for node in above)
     scored = next((p for node in above if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
     pair = (_read_off(graph, softmax, scored, bent) if scored is not None else None) or _all_pairs(graph, softmax, above)
@@ -62,7 +62,7 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | str:
 def _read_off(graph: Graph, softmax: Softmax, scored: Projection, bent: bool) -> _Pair | None:
     """The query and the key that a vector reads a score off: their sum under a nonlinearity, or both side by side."""
     beside = _beside(graph, softmax, scored) if bent else None
-    for node in climb(graph, scored.data, lambda node: node.op in SAME | SHAPE | NONLINEAR):
+    for node in climb(graph, scored.data, SAME | SHAPE | NONLINEAR):
         bent = bent or node.op in NONLINEAR
         first = projection(graph, node)
         if first is not None and bent:

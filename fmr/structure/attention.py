@@ -89,7 +89,7 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
 
 
 def _why_no_scores(graph: Graph, softmax: Softmax) -> str:
-    above = climb(graph, softmax.scores, lambda node: node.op in BEFORE)
+    above = climb(graph, softmax.scores, BEFORE)
     hidden = next((node for node in above if node.op == "opaque"), None)
     if hidden is not None:
         return f"its scores come from code that is hidden from torch: {hidden.id}"
@@ -172,9 +172,9 @@ def undivided(graph: Graph) -> Iterator[Rejected]:
     for node in graph.nodes:
         if node.op not in ("div", "mul") or len(node.parents) != 2:
             continue
-        above = climb(graph, node.parents[0].id, lambda one: one.op in SAME | SHAPE)
+        above = climb(graph, node.parents[0].id, SAME | SHAPE)
         mixed = next((found for one in above if (found := product(graph, one)) is not None), None)
-        sums = [one for one in climb(graph, node.parents[1].id, lambda one: one.op in _TOTAL) if one.op == "sum"]
+        sums = [one for one in climb(graph, node.parents[1].id, _TOTAL) if one.op == "sum"]
         totals = {unshaped(graph, one.parents[0].id, SAME) for one in sums if one.parents}
         for name in {unshaped(graph, one, SAME) for one in (mixed.left, mixed.right)} & totals if mixed else ():
             bent = graph[name]

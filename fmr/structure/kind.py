@@ -30,7 +30,7 @@ def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str:
 
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
     """The keys of an attention: of each part those that its queries are multiplied with."""
-    above = climb(graph, scores.way[-1].id, lambda node: node.op in BEFORE)
+    above = climb(graph, scores.way[-1].id, BEFORE)
     found = [one for node in above if (one := product(graph, node)) is not None] if len(parts.uses) > 1 else []
     return {scores.k} | {one.left if one.right == scores.q else one.right for one in found}
 

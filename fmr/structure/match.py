@@ -254,13 +254,22 @@ def _firsts(graph: Graph) -> dict[str, TensorId]:
     return found
 
 
-def climb(graph: Graph, start: TensorId, through: Callable[[Node], bool]) -> Iterator[Node]:
+Through = frozenset[str] | Callable[[Node], bool]
+"""What a walk goes through: nodes of these ops, or those of which a function says so."""
+
+
+def _asked(through: Through) -> Callable[[Node], bool]:
+    return through if callable(through) else lambda node: node.op in through
+
+
+def climb(graph: Graph, start: TensorId, through: Through) -> Iterator[Node]:
     """The ancestors of a value, nearest first, not going above a node that `through` refuses."""
+    goes_on = _asked(through)
     waiting, seen = [start], {start}
     for name in waiting:
         node = graph[name]
         yield node
-        if through(node):
+        if goes_on(node):
             for parent in node.parents:
                 if parent not in seen:
                     seen.add(parent.id)
@@ -278,9 +287,10 @@ Way = tuple[Node, ...]
 """Nodes that follow one another, each reading the one before."""
 
 
-def descend(graph: Graph, start: Node, through: Callable[[Node], bool]) -> Iterator[tuple[Node, Way]]:
+def descend(graph: Graph, start: Node, through: Through) -> Iterator[tuple[Node, Way]]:
     """The descendants of a node, nearest first, each with the nodes on the way, not going below one that is refused."""
-    return ways(graph, start, lambda node, way: through(node))
+    goes_on = _asked(through)
+    return ways(graph, start, lambda node, way: goes_on(node))
 
 
 def ways(graph: Graph, start: Node, through: Callable[[Node, Way], bool]) -> Iterator[tuple[Node, Way]]:

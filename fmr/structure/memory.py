@@ -174,7 +174,7 @@ def _matrices(graph: Graph, weight: TensorId) -> TensorId:
 
 def _held(graph: Graph, weight: TensorId) -> TensorId:
     """The parameter that a weight was made of; the weight itself where it is made of several."""
-    made = [node.id for node in climb(graph, weight, lambda _: True) if node.op in ("param", "buffer")]
+    made = [node.id for node in climb(graph, weight, lambda node: True) if node.op in ("param", "buffer")]
     return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
 
 

@@ -143,7 +143,7 @@ def _beside(graph: Graph, softmax: Softmax, use: Use) -> Iterator[Use]:
 def _total(graph: Graph, uses: tuple[Use, ...]) -> Node | None:
     """The add in which the last of some products joins the sum of all."""
     own = {use.node.id for use in uses}
-    for node, _ in descend(graph, uses[0].node, lambda node: node.op in _SUMMED):
+    for node, _ in descend(graph, uses[0].node, _SUMMED):
         above = climb(graph, node.id, lambda one: one.op in _SUMMED and one.id not in own)
         if node.op == "add" and own <= {one.id for one in above}:
             return node

@@ -36,7 +36,7 @@ class Queries:
     @cached_property
     def made(self) -> Node | None:
         """What the queries were split from: the projection, else a whole that is no weight."""
-        above = list(climb(self.graph, self.scores.q, lambda node: node.op in _SPLITS))
+        above = list(climb(self.graph, self.scores.q, _SPLITS))
         projected = (node for node in above if projection(self.graph, node) is not None)
         wholes = (node for node in above if node.op not in _SPLITS and len(node.shape) < 4)
         return next(projected, next((node for node in wholes if not weights(self.graph, node.id)), None))
@@ -100,7 +100,7 @@ class Queries:
     def _heads_of_view(self, use: Use) -> Heads | None:
         """The heads of the view that split the units of the queries, where the units themselves cannot be followed."""
         z = use.node.shape
-        for node in climb(self.graph, self.scores.q, lambda node: node.op in _SPLITS):
+        for node in climb(self.graph, self.scores.q, _SPLITS):
             if node.op in _VIEWS and len(node.shape) > 2 and node.parents:
                 above, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
                 if size == self.size != above[-1] and number * size in (above[-1], math.prod(above[-2:])):

@@ -1,5 +1,6 @@
 """The scores of an attention: the product of queries and keys above a softmax, and its way into it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fmr.graph import Graph
@@ -14,6 +15,7 @@ from fmr.structure.match import (
     SAME,
     SHAPE,
     Contraction,
+    Through,
     Way,
     climb,
     contraction,
@@ -49,13 +51,11 @@ class Scores(NamedTuple):
 def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
     """The nearest product of queries and keys above a softmax; heads may have been mixed on the way."""
 
-    def masked(node: Node) -> bool:
-        return node.op in BEFORE
-
     def mixed(node: Node) -> bool:
         return node.op in BEFORE or projection(graph, node) is not None
 
-    kinds = (product, masked), (weighed_sum, masked), (_distance, masked), (_learned, masked), (product, mixed)
+    kinds: tuple[tuple[Callable[[Graph, Node], Contraction | None], Through], ...]
+    kinds = (product, BEFORE), (weighed_sum, BEFORE), (_distance, BEFORE), (_learned, BEFORE), (product, mixed)
     for product_of, through in kinds:
         for node in climb(graph, softmax.scores, through):
             found = product_of(graph, node)

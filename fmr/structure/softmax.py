@@ -54,10 +54,10 @@ def _over_sum(graph: Graph, node: Node) -> Softmax | None:
     """e / sum(e), where e = exp(s) or exp(s - max(s)), masked or not; something may be added to the sum."""
     above, below = (unshaped(graph, parent.id, SAME) for parent in node.parents)
     through = SAME | SHAPE | CLAMPS | {"add", "maximum"}
-    sums = (one for one in climb(graph, below, lambda one: one.op in through) if one.op == "sum" and one.parents)
+    sums = (one for one in climb(graph, below, through) if one.op == "sum" and one.parents)
     total = next((one for one in sums if unshaped(graph, one.parents[0].id, SAME) == above), None)
     bent = next(
-        (one for one in climb(graph, above, lambda one: one.op in SAME | {"mul", "masked_fill", "where"}) if one.op in _EXP),
+        (one for one in climb(graph, above, SAME | {"mul", "masked_fill", "where"}) if one.op in _EXP),
         None,
     )
     if total is None or bent is None:
@@ -72,7 +72,7 @@ def _statistic(graph: Graph, node: Node, ops: frozenset[str]) -> Node | None:
     if node.op != "sub" or len(node.parents) != 2:
         return None
     value = unshaped(graph, node.parents[0].id, SAME)
-    above = climb(graph, node.parents[1].id, lambda one: one.op in SAME | SHAPE)
+    above = climb(graph, node.parents[1].id, SAME | SHAPE)
     return next((one for one in above if one.op in ops and unshaped(graph, one.parents[0].id, SAME) == value), None)
 
 
