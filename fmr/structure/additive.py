@@ -15,7 +15,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention import Attention, acting
 from fmr.structure.carry import carried, numbers
-from fmr.structure.match import NONLINEAR, SAME, SHAPE, Projection, climb, is_constant, projection, unshaped, weights
+from fmr.structure.match import MOVES, NONLINEAR, SAME, Projection, climb, is_constant, projection, unshaped, weights
 from fmr.structure.mix import Use, mix
 from fmr.structure.output import handed_on, output_of
 from fmr.structure.scores import BEFORE
@@ -62,7 +62,7 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | str:
 def _read_off(graph: Graph, softmax: Softmax, scored: Projection, bent: bool) -> _Pair | None:
     """The query and the key that a vector reads a score off: their sum under a nonlinearity, or both side by side."""
     beside = _beside(graph, softmax, scored) if bent else None
-    for node in climb(graph, scored.data, SAME | SHAPE | NONLINEAR):
+    for node in climb(graph, scored.data, MOVES | NONLINEAR):
         bent = bent or node.op in NONLINEAR
         first = projection(graph, node)
         if first is not None and bent:
@@ -95,7 +95,7 @@ def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
 
 def _numbered(graph: Graph, node: Node) -> Tensor | None:
     """A number for each number of a value: the same for those that were repeated."""
-    source = graph[unshaped(graph, node.id, SAME | SHAPE)]
+    source = graph[unshaped(graph, node.id, MOVES)]
     return carried(graph, numbers(*source.shape), (source, node))
 
 
@@ -115,7 +115,7 @@ def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | Non
 
 def _heads(graph: Graph, mixed: Use) -> int:
     """The heads that the units of a projection to the values were split into."""
-    made = graph[unshaped(graph, mixed.v, SAME | SHAPE)]
+    made = graph[unshaped(graph, mixed.v, MOVES)]
     size = math.prod(mixed.node.shape[n] for n in mixed.units)
     if projection(graph, made) is None or not size or made.shape[-1] % size:
         return 1

@@ -13,9 +13,9 @@ from fmr.structure.kind import kind_of
 from fmr.structure.layouts import Layout, layouts
 from fmr.structure.match import (
     CLAMPS,
+    MOVES,
     REPEATS,
     SAME,
-    SHAPE,
     Way,
     climb,
     contraction,
@@ -33,7 +33,7 @@ from fmr.structure.softmax import Softmax
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
 
-_TOTAL = SAME | SHAPE | CLAMPS | {"add", "reciprocal"}
+_TOTAL = MOVES | CLAMPS | {"add", "reciprocal"}
 """What may lie between a sum of weights and the division by it."""
 
 
@@ -151,7 +151,7 @@ def acting(graph: Graph, way: Way) -> TensorId:
         if node.op in _LAID_OUT or contraction(node) is not None:
             break
         cut = node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
-        if cut or node.op in ("to", "scatter") or node.op not in SHAPE | SAME:
+        if cut or node.op in ("to", "scatter") or node.op not in MOVES:
             last = node
     return last.id
 
@@ -159,7 +159,7 @@ def acting(graph: Graph, way: Way) -> TensorId:
 def _repeated(graph: Graph, k: TensorId) -> float:
     """How many query heads share one key head: how often the keys were repeated before the product."""
     ratio, node = 1.0, graph[k]
-    while node.op in SHAPE | SAME and len(node.parents) == 1 and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
+    while node.op in MOVES and len(node.parents) == 1 and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
         above = graph[node.parents[0].id]
         if node.op in REPEATS:
             ratio *= math.prod(node.shape) / max(1, math.prod(above.shape))
@@ -172,7 +172,7 @@ def undivided(graph: Graph) -> Iterator[Rejected]:
     for node in graph.nodes:
         if node.op not in ("div", "mul") or len(node.parents) != 2:
             continue
-        above = climb(graph, node.parents[0].id, SAME | SHAPE)
+        above = climb(graph, node.parents[0].id, MOVES)
         mixed = next((found for one in above if (found := product(graph, one)) is not None), None)
         sums = [one for one in climb(graph, node.parents[1].id, _TOTAL) if one.op == "sum"]
         totals = {unshaped(graph, one.parents[0].id, SAME) for one in sums if one.parents}

@@ -4,7 +4,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention import Attention
-from fmr.structure.match import SAME, SHAPE, climb, descend, projection, unshaped
+from fmr.structure.match import MOVES, climb, descend, projection, unshaped
 from fmr.structure.output import output_of
 from fmr.structure.softmax import Softmax
 
@@ -16,7 +16,7 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
 
     `q` are the queries that the weights are projected from, `k` the places that are looked at, `v` the sampled values.
     """
-    above = climb(graph, softmax.scores, SAME | SHAPE)
+    above = climb(graph, softmax.scores, MOVES)
     scored = next((found for node in above if (found := projection(graph, node)) is not None), None)
     weighed = _weighed(graph, softmax.node)
     if scored is None or weighed is None:
@@ -45,10 +45,10 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
 
 def _weighed(graph: Graph, softmax: Node) -> tuple[TensorId, TensorId, Node] | None:
     """The sampled values that a softmax multiplies, the grid of their places, and the sum."""
-    for node, way in descend(graph, softmax, SAME | SHAPE):
+    for node, way in descend(graph, softmax, MOVES):
         if node.op == "mul" and way:
             other = next((parent.id for parent in node.parents if parent != way[-1].id), None)
-            sampled = list(climb(graph, other, SAME | SHAPE)) if other else []
+            sampled = list(climb(graph, other, MOVES)) if other else []
             grid = next((one.parent("grid", 1) for one in sampled if one.op == "grid_sample"), None)
             total = next((after for after in graph.readers(node.id) if after.op == "sum"), None)
             if other is not None and grid is not None and total is not None:

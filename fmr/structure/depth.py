@@ -9,7 +9,7 @@ from fmr.nodes import Node
 from fmr.structure.carry import sources
 from fmr.structure.dominate import Flow
 from fmr.structure.letters import letters_of
-from fmr.structure.match import SAME, SHAPE, contraction, descend, weighed_sum
+from fmr.structure.match import MOVES, SAME, contraction, descend, weighed_sum
 from fmr.structure.passage import handed
 
 
@@ -56,7 +56,7 @@ def _sums(graph: Graph, stack: Node, dim: int) -> Iterator[Node]:
 
 
 def _is_plain(node: Node, way: tuple[Node, ...]) -> bool:
-    return node.op == "sum" and all(one.op in SAME | SHAPE for one in way)
+    return node.op == "sum" and all(one.op in MOVES for one in way)
 
 
 def addends(graph: Graph, node: Node) -> tuple[TensorId, ...]:

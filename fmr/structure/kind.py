@@ -5,10 +5,9 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.match import (
     MEANS,
+    MOVES,
     NORM_PARTS,
     NORMS,
-    SAME,
-    SHAPE,
     climb,
     contraction,
     first,
@@ -55,5 +54,5 @@ def _adds_up(graph: Graph, node: Node) -> bool:
 
 def _is_linear(graph: Graph, node: Node) -> bool:
     """Whether a node moves, norms or projects one value; what lays several side by side adds keys of others."""
-    moved = node.op in SAME | SHAPE and len({parent.id for parent in node.parents}) == 1
+    moved = node.op in MOVES and len({parent.id for parent in node.parents}) == 1
     return moved or node.op in NORMS | NORM_PARTS | MEANS or projection(graph, node) is not None

@@ -27,6 +27,9 @@ SHAPE = frozenset(
 )
 """Ops that only move numbers about, or add up those that meet."""
 
+MOVES = SAME | SHAPE
+"""Ops after which the numbers are the same ones, wherever they lie."""
+
 REPEATS = frozenset("expand expand_as broadcast_to repeat repeat_interleave tile".split())
 """Ops that repeat numbers along a dimension."""
 
@@ -55,7 +58,7 @@ STATISTICS = frozenset("mean var std var_mean norm vector_norm".split())
 NORM_PARTS = STATISTICS | CLAMPS | frozenset("to pow add rsqrt sqrt mul div sub square reciprocal sum".split())
 """What a normalisation written out is made of."""
 
-_OF_WEIGHTS = SAME | SHAPE | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_norm normalize sum softmax".split())
+_OF_WEIGHTS = MOVES | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_norm normalize sum softmax".split())
 """Ops that make weights of weights: standardised, quantised, masked, bent; nothing that multiplies one by another."""
 
 MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())

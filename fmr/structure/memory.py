@@ -13,8 +13,8 @@ from fmr.nodes import Node
 from fmr.structure.letters import letters_of, made_dim, summed_dim
 from fmr.structure.match import (
     LINEAR,
+    MOVES,
     SAME,
-    SHAPE,
     Projection,
     climb,
     first,
@@ -81,7 +81,7 @@ def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -
     if joined.op != "cat" or len(parts) != 2 or not matrix or joined.shape[-1] != sum(part.shape[-1] for part in parts):
         return None
     for part, other, start in zip(parts, reversed(parts), (0, parts[0].shape[-1]), strict=True):
-        above = climb(graph, other.id, lambda node: node.op in SAME | SHAPE and node.id not in stream)
+        above = climb(graph, other.id, lambda node: node.op in MOVES and node.id not in stream)
         mixed = any(product(graph, node) is not None for node in above)
         found = _memory(graph, down._replace(data=part.id), stream) if mixed else None
         if found is not None:

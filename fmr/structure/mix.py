@@ -10,11 +10,24 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.carry import sources
 from fmr.structure.letters import Letters, letters_of
-from fmr.structure.match import NORMS, SAME, SHAPE, Way, climb, contraction, descend, is_constant, ways, weighed_sum, weights
+from fmr.structure.match import (
+    MOVES,
+    NORMS,
+    SAME,
+    SHAPE,
+    Way,
+    climb,
+    contraction,
+    descend,
+    is_constant,
+    ways,
+    weighed_sum,
+    weights,
+)
 from fmr.structure.scores import Scores, find_scores, mixes_heads, upright
 from fmr.structure.softmax import Softmax
 
-_AFTER = SAME | SHAPE | frozenset("masked_fill mul where div tril triu pow square".split())
+_AFTER = MOVES | frozenset("masked_fill mul where div tril triu pow square".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""
 
 _SUMMED = SAME | {"add"}

@@ -6,10 +6,10 @@ from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.match import (
+    MOVES,
     NONLINEAR,
     NORMS,
     SAME,
-    SHAPE,
     Projection,
     Way,
     depends,
@@ -20,7 +20,7 @@ from fmr.structure.match import (
     weights,
 )
 
-_GATHERED = SAME | SHAPE | NORMS | {"mul", "sub", "div"}
+_GATHERED = MOVES | NORMS | {"mul", "sub", "div"}
 """What may lie between the values of the heads and their projection: a gate, or a norm, as one op or written out."""
 
 
@@ -65,4 +65,4 @@ def own_parts(graph: Graph, q: TensorId, v: TensorId, softmax: TensorId) -> tupl
     """What may be added to mixed values before their projection: more of the values, the pattern, the split queries."""
     queries = unshaped(graph, q, SAME | {"mul", "div"})
     split = (queries,) if len(graph[queries].shape) > 3 else ()
-    return (unshaped(graph, v, SAME | SHAPE), softmax, *split)
+    return (unshaped(graph, v, MOVES), softmax, *split)

@@ -13,11 +13,11 @@ from fmr.nodes import Node
 from fmr.structure.carry import carried, numbers, rows_of, sources
 from fmr.structure.heads import Heads
 from fmr.structure.letters import of_projection
-from fmr.structure.match import MASKING, NORMS, SAME, SHAPE, climb, projection, unshaped, weights
+from fmr.structure.match import MASKING, MOVES, NORMS, climb, projection, unshaped, weights
 from fmr.structure.mix import Use
 from fmr.structure.scores import Scores
 
-_SPLITS = SHAPE | SAME | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
+_SPLITS = MOVES | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
 """What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
 
 _VIEWS = frozenset({"view", "reshape", "unflatten"})
@@ -113,7 +113,7 @@ class Queries:
 def _is_split(graph: Graph, made: Node) -> bool:
     """Whether heads were split before a projection, which makes something of each alone."""
     found = projection(graph, made)
-    first = graph[unshaped(graph, found.data, SAME | SHAPE)] if found is not None else made
+    first = graph[unshaped(graph, found.data, MOVES)] if found is not None else made
     if found is None or projection(graph, first) is None:
         return False
     value = carried(graph, _units(graph, first), (first, graph[found.data]))

@@ -11,9 +11,8 @@ from fmr.structure.letters import Letters, letters_of
 from fmr.structure.match import (
     LINEAR,
     MASKING,
+    MOVES,
     NORMS,
-    SAME,
-    SHAPE,
     Contraction,
     Through,
     Way,
@@ -28,7 +27,7 @@ from fmr.structure.match import (
 )
 from fmr.structure.softmax import Softmax
 
-BEFORE = SAME | SHAPE | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
+BEFORE = MOVES | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
 """What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink, norm, choice of the
 best; of a distance its square."""
 
@@ -99,7 +98,7 @@ def _learned(graph: Graph, node: Node) -> Contraction | None:
     found = projection(graph, node)
     if found is None or node.op in LINEAR:
         return None
-    keys = graph[unshaped(graph, found.data, SAME | SHAPE)]
+    keys = graph[unshaped(graph, found.data, MOVES)]
     return contraction(node) if projection(graph, keys) is not None else None
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import CLAMPS, SAME, SHAPE, climb, unshaped
+from fmr.structure.match import CLAMPS, MOVES, SAME, climb, unshaped
 
 _EXP = frozenset({"exp", "exp2"})
 
@@ -53,7 +53,7 @@ def _of_logarithms(graph: Graph, node: Node) -> Softmax | None:
 def _over_sum(graph: Graph, node: Node) -> Softmax | None:
     """e / sum(e), where e = exp(s) or exp(s - max(s)), masked or not; something may be added to the sum."""
     above, below = (unshaped(graph, parent.id, SAME) for parent in node.parents)
-    through = SAME | SHAPE | CLAMPS | {"add", "maximum"}
+    through = MOVES | CLAMPS | {"add", "maximum"}
     sums = (one for one in climb(graph, below, through) if one.op == "sum" and one.parents)
     total = next((one for one in sums if unshaped(graph, one.parents[0].id, SAME) == above), None)
     bent = next(
@@ -72,7 +72,7 @@ def _statistic(graph: Graph, node: Node, ops: frozenset[str]) -> Node | None:
     if node.op != "sub" or len(node.parents) != 2:
         return None
     value = unshaped(graph, node.parents[0].id, SAME)
-    above = climb(graph, node.parents[1].id, SAME | SHAPE)
+    above = climb(graph, node.parents[1].id, MOVES)
     return next((one for one in above if one.op in ops and unshaped(graph, one.parents[0].id, SAME) == value), None)
 
 

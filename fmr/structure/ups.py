@@ -9,10 +9,9 @@ from fmr.structure.letters import read_dims
 from fmr.structure.match import (
     ELEMENTWISE,
     LINEAR,
+    MOVES,
     NONLINEAR,
     NORMS,
-    SAME,
-    SHAPE,
     STATISTICS,
     Projection,
     is_constant,
@@ -20,7 +19,7 @@ from fmr.structure.match import (
     weights,
 )
 
-THROUGH = SAME | SHAPE | ELEMENTWISE | NORMS | STATISTICS | frozenset("topk sort kthvalue median".split())
+THROUGH = MOVES | ELEMENTWISE | NORMS | STATISTICS | frozenset("topk sort kthvalue median".split())
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
 
 _MOST = 128

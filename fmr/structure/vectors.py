@@ -11,7 +11,7 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.carry import carried, numbers
-from fmr.structure.match import LINEAR, SAME, SHAPE, climb, unshaped
+from fmr.structure.match import LINEAR, MOVES, SAME, climb, unshaped
 from fmr.structure.memory import Memory
 from fmr.structure.ups import THROUGH
 
@@ -84,7 +84,7 @@ def _cut(graph: Graph, found: Memory, size: int) -> Sequence[int]:
     """Which units of a projection that makes more than a memory are its keys: what is gated, where there is a gate."""
     up, n = graph[found.up], count(graph, found)
     above = climb(graph, found.post, lambda node: node.op in THROUGH and node.id != up.id)
-    cuts = [node for node in above if node.shape[-1:] == (n,) and unshaped(graph, node.id, SAME | SHAPE) == up.id]
+    cuts = [node for node in above if node.shape[-1:] == (n,) and unshaped(graph, node.id, MOVES) == up.id]
     units = {node.id: _units(graph, up, node, size) for node in cuts}
     gates = units.get(found.pre, [])
     return next((one for one in units.values() if one and one != gates), gates)
