@@ -118,7 +118,7 @@ def _added(graph: Graph, node: Node, found: dict[TensorId, Write]) -> tuple[Writ
     (a, b), times = pair, node.argument("alpha", 2, 1.0)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
         if graph[before].shape == node.shape:
-            origins, write = [before], found.get(base(graph, before))
+            origins, write = [before, *_returned(graph, before, found)], found.get(base(graph, before))
             while write is not None and len(origins) < 4:
                 origins.append(write.before)
                 write = found.get(base(graph, write.before))
@@ -131,12 +131,14 @@ def _added(graph: Graph, node: Node, found: dict[TensorId, Write]) -> tuple[Writ
 def _gated(graph: Graph, flow: Flow, node: Node) -> tuple[Write, TensorId] | None:
     """The add of a node as a write to a stream that a gate keeps a share of, and the stream before it.
 
-    All data of the rest comes from the stream: a recurrent cell that reads another input at each step writes to none.
+    All data of the rest comes from the stream, or the gate is made of that rest: a recurrent cell that reads another input
+    at each step writes to none.
     """
-    found = gated(graph, node)
-    if found is None or not flow.dominates(found[2], node.id) or not _computed_from(graph, found[1], found[2]):
-        return None
-    return Write(found[0], found[1], node.id), found[2]
+    for kept, added, gate, x, y in gated(graph, node):
+        alone = flow.dominates(x, node.id) or (depends(graph, gate, y) and depends(graph, gate, x))
+        if alone and _computed_from(graph, added, x):
+            return Write(kept, added, node.id), x
+    return None
 
 
 def _projected(graph: Graph, flow: Flow, node: Node, found: Mapping[TensorId, Write]) -> tuple[Write, TensorId] | None:
@@ -192,16 +194,29 @@ def _chains(
     origins: dict[TensorId, TensorId],
     deep: Mapping[TensorId, list[TensorId]],
 ) -> list[list[Write]]:
-    """The writes linked up: each begins where another ended, at its normalised value, or at a whole that it is a part of."""
-    chains: dict[TensorId, list[Write]] = {}
+    """The writes linked up: each begins where another ended, at its normalised value, or at a whole that it is a part of.
+
+    Of several that begin at one, the stream goes on with the first, unless that lies inside what a later one adds.
+    """
+    following: dict[TensorId, Write] = {}
     for write in found.values():
         origin = origins[write.after]
         states = deep.get(base(graph, origin), [])
-        ends = *_ends(graph, origin, found), *(base(graph, state) for state in states[-1:])
-        above = next((name for name in ends if name in chains), None)
-        chain = chains.pop(above, []) if above is not None else []
-        chains[write.after] = [*chain, write]
-    return list(chains.values())
+        ends = [*_ends(graph, origin, found), *(base(graph, state) for state in states[-1:])]
+        for above in (name for name in ends if name in found):
+            if above not in following or depends(graph, write.added, following[above].after):
+                following[above] = write
+                break
+    later = {write.after for write in following.values()}
+    return [_linked(write, following) for write in found.values() if write.after not in later]
+
+
+def _linked(write: Write, following: Mapping[TensorId, Write]) -> list[Write]:
+    """A write and those that follow it."""
+    chain = [write]
+    while chain[-1].after in following:
+        chain.append(following[chain[-1].after])
+    return chain
 
 
 def _ends(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> Iterator[TensorId]:
@@ -211,10 +226,15 @@ def _ends(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> Iter
 
 
 def _returned(graph: Graph, name: TensorId, found: Mapping[TensorId, Write]) -> list[TensorId]:
-    """The sums that were written back into a value on the way to this one: a part of it was a stream for some writes."""
-    whole = [graph[one] for one in passage(graph, name) if graph[one].op in OVERWRITES]
-    parts = [(parent.id, node.parents[0].id) for node in whole for parent in node.parents[1:] if parent in found]
-    return [part for part, into in parts if _goes_back(graph, found, found[part], handed(graph, into))]
+    """The sums that were written back into a value on the way to this one, or laid beside the rest of it: a part of it was
+    a stream for some writes."""
+    returned = []
+    for node in (graph[one] for one in passage(graph, name)):
+        if node.op in OVERWRITES or node.op == "cat":
+            parts = [parent.id for parent in node.parents if parent in found]
+            into = {handed(graph, parent.id) for parent in node.parents if parent not in found}
+            returned += [part for part in parts if any(_goes_back(graph, found, found[part], whole) for whole in into)]
+    return returned
 
 
 def _goes_back(graph: Graph, found: Mapping[TensorId, Write], write: Write | None, whole: TensorId) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 import fmr
 from fmr.run import Run
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
-from tests.structure import joint, memories, others, projections, scores, streams, unusual, wholes
+from tests.structure import branches, joint, memories, others, projections, scores, streams, unusual, wholes
 from tests.structure.idioms import HIDDEN, TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
 
 
@@ -63,7 +63,12 @@ CASES: dict[str, Case] = {
             joint.OneProjectionGated,
         )
     },
-    **{f"stream {kind.__name__}": Case(kind, layers=n) for n, kinds in streams.FOUND.items() for kind in kinds},
+    **{
+        f"stream {kind.__name__}": Case(kind, layers=n)
+        for found in (streams.FOUND, branches.FOUND)
+        for n, kinds in found.items()
+        for kind in kinds
+    },
     "one forward": Case(wholes.OneForward),
     "one forward, half steps": Case(wholes.OneForwardHalfSteps),
     "one block twice": Case(lambda: wholes.Layers(*[wholes.Block()] * 2)),
