@@ -32,7 +32,7 @@ FLOORS = (
     {"run", "structure.match", "structure.evaluate", "structure.heatmap", "structure.dominate"},
     {"structure.letters", "structure.softmax", "structure.passage"},
     {"structure.operands", "structure.ending", "structure.depth"},
-    {"structure.heads"},
+    {"structure.heads", "structure.writes"},
     {"track", "store", "structure.attention", "structure.memory", "structure.residual"},
     {"structure.certify", "structure.additive", "structure.deformable", "structure.stack"},
     {"structure.parts"},

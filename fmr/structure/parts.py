@@ -16,7 +16,8 @@ from fmr.structure.attention import Attention, Rejected
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
 from fmr.structure.memory import Memory, count, vectors
-from fmr.structure.residual import Stream, Write
+from fmr.structure.residual import Stream
+from fmr.structure.writes import Write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -79,6 +79,26 @@ class SpaceTime(Deep):
         return x[:, 1:]
 
 
+class TwoMasks(Deep):
+    """A memory of their own for some positions and another for the rest, each added under a mask in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = nn.ModuleList(Plain() for _ in range(2))
+
+    def go(self, x: Tensor) -> Tensor:
+        some = torch.arange(x.shape[1]).expand(x.shape[:2]) % 3 == 0
+        for block, other in zip(self.blocks, self.others, strict=True):
+            y = block.a(x)
+            x = x + block.attend(y, y)
+            y = block.b(x)
+            added, more = block.memory(y[~some]), other(y[some])
+            x[~some] += added
+            x[some] += more
+            carries(x)
+        return x
+
+
 class Affine(nn.Module):
     """A weight and a bias for each unit in place of a norm."""
 
@@ -126,5 +146,5 @@ class Bottlenecks(Deep):
         return x
 
 
-FOUND = {2: (HighwayKept, Gateway, SpaceTime), None: (Bottlenecks,)}
+FOUND = {2: (HighwayKept, Gateway, SpaceTime, TwoMasks), None: (Bottlenecks,)}
 """What is found, by how many layers it has."""
