@@ -24,7 +24,9 @@ from fmr.structure.match import (
     weights,
 )
 
-_STILL = SAME | frozenset("view reshape flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split())
+_STILL = SAME | frozenset(
+    "view view_as reshape reshape_as flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split()
+)
 """What hands on all numbers of a value."""
 
 _OF_MASKS = frozenset("expand expand_as getitem add sub rsub mul".split())
