@@ -181,9 +181,7 @@ class Recorder(RootWatcher):
         tape = Tape(module, args, kwargs, self.guard, self.passes)
         self.passes += 1
         emit = self.begin(tape)
-        if any(_is_elsewhere(tensor) for _, tensor in tape.tensors.values()):
-            emit = Placed(tape, emit)
-        self.emit = emit
+        self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
         out = RAISED
         try:
             out = tape.output = proceed(module, *args, **kwargs)
@@ -194,9 +192,11 @@ class Recorder(RootWatcher):
             self.end(tape)
 
 
-def _is_elsewhere(tensor: Tensor) -> bool:
-    """Whether a parameter only holds the place of one that lies elsewhere, offloaded or sharded, until its module runs."""
-    return tensor.is_meta or tensor.__class__ not in (Tensor, nn.Parameter)
+def _lie_elsewhere(tape: Tape) -> bool:
+    """Whether parameters only hold the places of some that are offloaded or sharded, until their modules run."""
+    with torch._C.DisableTorchFunction():
+        tensors = (tensor for _, tensor in tape.tensors.values())
+        return any(tensor.is_meta or tensor.__class__ not in (Tensor, nn.Parameter) for tensor in tensors)
 
 
 class Placed:
@@ -229,8 +229,8 @@ class Placed:
         places = ((id(module), key) for _, module in below for key, own in _own(module) if own is tensor)
         place = next((self.places[place] for place in places if place in self.places), None)
         if place is not None:
-            self.met[id(tensor)] = weakref.ref(tensor)
             with torch._C.DisableTorchFunction(), torch.no_grad():
+                self.met[id(tensor)] = weakref.ref(tensor)
                 self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.clone()))
 
 
