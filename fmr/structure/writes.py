@@ -20,6 +20,10 @@ _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | 
 """What makes a branch more than a linear map; what norms are written with does not count."""
 
 
+_PARALLEL = 3
+"""Before how many writes what is added may have been computed."""
+
+
 class Write(NamedTuple):
     """One add of a stream: `before` it, what is `added`, `times` how often, and the sum `after`.
 
@@ -50,24 +54,29 @@ def find_writes(graph: Graph, flow: Flow) -> Writes:
 
 
 def _added(graph: Graph, node: Node, found: Writes) -> Write | None:
-    """The add of a node as a write: one operand was computed from the other by a weight.
-
-    Parallel blocks add up one after the other what they all computed from the same value; then it is an earlier sum.
-    """
+    """The add of a node as a write: one operand was computed by a weight from what the other carries."""
     pair = addends(graph, node)
     if not pair or not node.dtype.is_floating_point or resumed(graph, node) is not None:
         return None
     (a, b), times = pair, node.argument("alpha", 2, 1.0)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
-        if graph[before].shape == node.shape:
-            origins, write = [before, *_returned(graph, before, found)], found.get(base(graph, before))
-            while write is not None and len(origins) < 4:
-                origins.append(write.before)
-                write = found.get(base(graph, write.before))
-            if any(_computed_from(graph, added, origin) for origin in origins):
-                stream = unchanged(graph, before)
-                return Write(stream, added, node.id, stream, times)
+        carried = _carried(graph, before, found) if graph[before].shape == node.shape else ()
+        if any(_computed_from(graph, added, origin) for origin in carried):
+            stream = unchanged(graph, before)
+            return Write(stream, added, node.id, stream, times)
     return None
+
+
+def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[TensorId]:
+    """A value, the sums that are parts of it, and the stream before up to three more writes: parallel blocks add up one
+    after the other what they all computed from the same value."""
+    yield name
+    yield from _returned(graph, name, found)
+    write = found.get(base(graph, name))
+    for _ in range(_PARALLEL):
+        if write is not None:
+            yield write.before
+            write = found.get(base(graph, write.before))
 
 
 def _gated(graph: Graph, flow: Flow, node: Node) -> Write | None:
