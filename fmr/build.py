@@ -12,7 +12,7 @@ from torch import Size, Tensor, device, dtype
 from fmr.guard import extent, is_dense, read_key, storage_key
 from fmr.ids import OPAQUE, Parent, TensorId, op_id
 from fmr.nodes import Nest, Node, Scope, leaves, outputs, shape_of, tree_map
-from fmr.recorder import ENTER, EXIT, INSIDE, RAISED, Event, Tape
+from fmr.recorder import ENTER, EXIT, INSIDE, NAMED, RAISED, Event, Tape
 from fmr.scopes import Call
 
 ALIAS = "alias"
@@ -56,6 +56,7 @@ class Builder:
         self.calls = [Call(tape.root)]
         self._owners: dict[int, Owner] = {}
         self._writes: dict[int, list[Write]] = {}
+        self._places: dict[str, int] = {}
         self._transform: dict[TensorId, None] = {}
         self._was_inside = False
         self._time, self._event = 0, -1
@@ -76,6 +77,8 @@ class Builder:
             self._exit(event[1])
         elif head is INSIDE:
             self._inside(*event[1:])
+        elif head is NAMED:
+            self._placed(*event[1:])
         else:
             self._op(*event)
         self._was_inside = head is INSIDE
@@ -184,11 +187,20 @@ class Builder:
 
     def _source(self, name: str, tensor: Tensor) -> None:
         """A value that was there before the pass began, whenever it is met."""
-        node = source_node(name, tensor)
+        node, self._places[name] = source_node(name, tensor), len(self.nodes)
         self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), 0, node.id)
         self.nodes.append(node)
         self.values.append(tensor)
         self.keys.append((self.number, name))
+
+    def _placed(self, name: str, tensor: Tensor, value: Tensor) -> None:
+        """A tensor that stands for a parameter from now on: the parameter's value, if no other stood for it before."""
+        place = self._places.get(name)
+        if place is None:
+            place = len(self.nodes)
+            self._source(name, tensor)
+            self.values[place], self.keys[place] = value, read_key(self.number, self._event, value)
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), place, self._time, self.nodes[place].id)
 
     def _owner(self, tensor: Tensor) -> Owner | None:
         owner = self._owners.get(id(tensor))

@@ -21,6 +21,14 @@ def storage_key(tensor: Tensor) -> int | None:
         return None
 
 
+def is_freed(tensor: Tensor) -> bool:
+    """Whether the memory under a tensor was given back while the tensor lives: to read it would end the process."""
+    ordinary = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and tensor.layout == torch.strided
+    if not ordinary or tensor.is_nested or tensor.is_meta or tensor.numel() == 0:
+        return False
+    return tensor.untyped_storage().nbytes() < extent(tensor)[1]
+
+
 def extent(tensor: Tensor) -> tuple[int, int]:
     """The first and the last-plus-one byte that a tensor can touch in its storage."""
     if tensor.is_nested or tensor.layout != torch.strided:

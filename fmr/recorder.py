@@ -1,6 +1,7 @@
 """The watcher: a `TorchFunctionMode` that writes one small tuple per tensor operation and module call on a tape."""
 
 import sys
+import weakref
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 from fmr.guard import Guard
 from fmr.nodes import Nest, leaves
 from fmr.ops import PASS, WRITE, Op, _known, is_tensor_result, op_of
-from fmr.scopes import Names, name_inputs, refuse_transformed
+from fmr.scopes import Names, name_inputs, refuse_transformed, walk
 from fmr.watch import WatcherMode
 
-ENTER, EXIT, INSIDE = "enter", "exit", "inside"
-"""The events of a tape that are no op: a module call begins, ends, or an op ran inside a functorch transform."""
+ENTER, EXIT, INSIDE, NAMED = "enter", "exit", "inside", "named"
+"""The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, or a tensor was
+met that stands in a parameter's place while its module runs."""
 
 Event = tuple[Any, ...]
 """`(op, args, kwargs, out, written, code, lasti)` for an op; `(ENTER, module, args, kwargs)`, `(EXIT, output)`,
-`(INSIDE, tensors, written)`."""
+`(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`."""
 
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""
@@ -178,7 +180,8 @@ class Recorder(RootWatcher):
         """Run a call as a pass."""
         tape = Tape(module, args, kwargs, self.guard, self.passes)
         self.passes += 1
-        self.emit = emit = self.begin(tape)
+        emit = self.begin(tape)
+        self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
         out = RAISED
         try:
             out = tape.output = proceed(module, *args, **kwargs)
@@ -187,6 +190,57 @@ class Recorder(RootWatcher):
             self.emit = None
             emit((EXIT, out))
             self.end(tape)
+
+
+def _lie_elsewhere(tape: Tape) -> bool:
+    """Whether parameters only hold the places of some that are offloaded or sharded, until their modules run."""
+    with torch._C.DisableTorchFunction():
+        tensors = (tensor for _, tensor in tape.tensors.values())
+        return any(tensor.is_meta or tensor.__class__ not in (Tensor, nn.Parameter) for tensor in tensors)
+
+
+class Placed:
+    """Passes events on and, before an op that reads a tensor which was put in a parameter's place since, that one's name.
+
+    A sharded weight is copied: its memory is freed when its module has run.
+    """
+
+    def __init__(self, tape: Tape, emit: Callable[[Event], None]) -> None:
+        self.emit, self.known = emit, tape.tensors
+        self.calls: list[nn.Module] = [tape.root]
+        self.met: dict[int, Callable[[], Tensor | None]] = {}
+        self.places = {(id(module), key): own for _, module in tape.names.modules for key, own in _own(module)}
+
+    def __call__(self, event: Event) -> None:
+        """Take the next event."""
+        if event[0] is ENTER:
+            self.calls.append(event[1])
+        elif event[0] is EXIT:
+            self.calls.pop()
+        elif event[0] is not INSIDE:
+            for _, tensor in leaves(event[1:3]):
+                if id(tensor) not in self.known and self.met.get(id(tensor), _gone)() is not tensor:
+                    self._meet(tensor)
+        self.emit(event)
+
+    def _meet(self, tensor: Tensor) -> None:
+        """Say the name of a tensor that stands in a place of the module that runs, or of one below it."""
+        below = walk(self.calls[-1]) if isinstance(tensor, nn.Parameter) else [("", self.calls[-1])]
+        places = ((id(module), key) for _, module in below for key, own in _own(module) if own is tensor)
+        place = next((self.places[place] for place in places if place in self.places), None)
+        if place is not None:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                self.met[id(tensor)] = weakref.ref(tensor)
+                self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.clone()))
+
+
+def _gone() -> None:
+    """A reference to nothing."""
+
+
+def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers that a module itself holds now."""
+    return [(key, own) for key, own in (*module._parameters.items(), *module._buffers.items()) if own is not None]
 
 
 def written_by(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

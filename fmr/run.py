@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fmr.build import Builder
 from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph import Graph, Key, id_of
+from fmr.guard import is_freed
 from fmr.ids import Site, TensorId
 from fmr.inner import inner_value, outermost
 from fmr.nodes import Nest
@@ -122,6 +123,11 @@ class Pass:
         value = self.saved.get(self.keys.get(name), self.values.get(name))
         if value is None:
             return self._inner(name)
+        if is_freed(value):
+            raise IdError(
+                f"The memory of {str(name)!r} was freed after fmr recorded it, as sharded weights are. Read it in a run of "
+                f"its own, which copies it: fmr.run(model, *inputs, keep=[{str(name)!r}])."
+            )
         return value if self.history else value.detach()
 
     def _inner(self, name: TensorId) -> Tensor:

@@ -33,7 +33,7 @@ FLOORS = (
     {"structure.evaluate", "structure.letters", "structure.softmax", "structure.passage"},
     {"structure.carry", "structure.ups", "structure.ending"},
     {"structure.scores", "structure.depth", "structure.memory"},
-    {"structure.mix", "structure.vectors"},
+    {"structure.mix", "structure.vectors", "structure.writes"},
     {"structure.output", "structure.kind"},
     {"structure.heads"},
     {"structure.queries", "structure.layouts"},

@@ -18,9 +18,10 @@ from fmr.structure.evaluate import Values
 from fmr.structure.match import ELEMENTWISE, NORMS, SAME, SHAPE, climb, depends, descend, is_random, projection, weights
 from fmr.structure.memory import find_memories, only_weighs
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
-from fmr.structure.residual import Stream, Write, find_streams, writers
+from fmr.structure.residual import Stream, find_streams
 from fmr.structure.softmax import softmaxes
 from fmr.structure.stack import find_stacks
+from fmr.structure.writes import Write, writers
 
 Found = TypeVar("Found")
 

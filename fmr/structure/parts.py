@@ -15,8 +15,9 @@ from fmr.structure.certify import Certificate, certify_attention, certify_memory
 from fmr.structure.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
 from fmr.structure.listing import as_html, as_lines, proof
 from fmr.structure.memory import Memory
-from fmr.structure.residual import Stream, Write
+from fmr.structure.residual import Stream
 from fmr.structure.vectors import count, vectors
+from fmr.structure.writes import Write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

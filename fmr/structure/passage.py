@@ -1,7 +1,9 @@
 """What a residual stream passes between two of its writes: views, scaling, norms, mixing, a projected shortcut."""
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from math import prod
+from typing import NamedTuple
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
@@ -22,7 +24,9 @@ from fmr.structure.match import (
     weights,
 )
 
-_STILL = SAME | frozenset("view reshape flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split())
+_STILL = SAME | frozenset(
+    "view view_as reshape reshape_as flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split()
+)
 """What hands on all numbers of a value."""
 
 _OF_MASKS = frozenset("expand expand_as getitem add sub rsub mul".split())
@@ -158,41 +162,61 @@ def _terms(graph: Graph, node: Node) -> list[TensorId]:
     return data if len(data) == 1 else []
 
 
-def gated(graph: Graph, node: Node) -> tuple[TensorId, TensorId, TensorId] | None:
-    """What is kept and what is added by a sum `(1 - gate) * x + gate * y`, and its x; None for another op."""
+class Gated(NamedTuple):
+    """A sum of two products: `x` times a `gate` is what is kept, and `y` times another gate is added."""
+
+    kept: TensorId
+    added: TensorId
+    gate: TensorId
+    x: TensorId
+    y: TensorId
+
+
+def gated(graph: Graph, node: Node) -> Iterator[Gated]:
+    """The readings of a node as `gate * x + other * y`: one gate is what the other leaves of one, or both are sigmoids."""
     if node.op != "add" or len(node.parents) != 2:
-        return None
+        return
     a, b = (parent.id for parent in node.parents)
     for kept, added in ((a, b), (b, a)):
-        factors, others = _factors(graph, kept), [handed(graph, name) for name in _factors(graph, added)]
-        for gate, x in zip(factors, reversed(factors), strict=True):
-            made = graph[handed(graph, gate)]
-            rest = (
-                made.argument("input", 0) == 1 if made.op == "sub" else made.op == "rsub" and made.argument("other", 1) == 1
-            )
-            if rest and handed(graph, made.parents[0].id) in others and graph[x].shape == node.shape:
-                return kept, added, x
-    return None
+        for gate, x in _factors(graph, kept):
+            for other, y in _factors(graph, added):
+                pair = graph[handed(graph, gate)], graph[handed(graph, other)]
+                bounded = all(made.op == "sigmoid" for made in pair)
+                rest = _rest(graph, *pair) or _rest(graph, *reversed(pair))
+                if graph[x].shape == node.shape and (bounded or rest):
+                    yield Gated(kept, added, gate, x, y)
 
 
-def _factors(graph: Graph, name: TensorId) -> list[TensorId]:
-    node = graph[name]
-    return [parent.id for parent in node.parents] if node.op == "mul" and len(node.parents) == 2 else []
+def _factors(graph: Graph, name: TensorId) -> list[tuple[TensorId, TensorId]]:
+    """The two factors of a product in both orders; none of another op."""
+    pair = [parent.id for parent in graph[name].parents]
+    return [(pair[0], pair[1]), (pair[1], pair[0])] if graph[name].op == "mul" and len(pair) == 2 else []
+
+
+def _rest(graph: Graph, gate: Node, other: Node) -> bool:
+    """Whether a gate is one minus the other."""
+    one = gate.argument("input", 0) if gate.op == "sub" else gate.argument("other", 1) if gate.op == "rsub" else None
+    return one == 1 and handed(graph, gate.parents[0].id) == other.id
 
 
 def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
-    """How many projections, none or one, lead from an origin to a value through views, norms and pools alone; else None."""
+    """How many projections, none or one, lead to a value through views, scales, norms and pools alone; else None."""
     node, projected = graph[name], 0
     while node.id != origin:
         found = projection(graph, node)
-        if found is not None:
-            projected, above = projected + 1, found.data
-        elif (node.op in HANDED | NORMS | POOLS | _REDUCED) and node.parents and not _cut(graph, node):
-            above = node.parents[0].id
-        else:
+        above = found.data if found is not None else _handed_on(graph, node)
+        if above is None:
             return None
+        projected += found is not None
         node = graph[above]
     return projected if projected < 2 else None
+
+
+def _handed_on(graph: Graph, node: Node) -> TensorId | None:
+    """The value that a shortcut goes on from: normed, pooled, scaled or whole."""
+    if node.op in NORMS | POOLS | _REDUCED and node.parents:
+        return node.parents[0].id
+    return None if _cut(graph, node) else continued(graph, node)
 
 
 def _cut(graph: Graph, node: Node) -> bool:

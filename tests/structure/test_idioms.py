@@ -10,7 +10,20 @@ from torch import Tensor
 import fmr
 from fmr.run import Run
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
-from tests.structure import blocks, experts, heads, images, memories, others, pairs, projections, scores, streams, wholes
+from tests.structure import (
+    blocks,
+    branches,
+    experts,
+    heads,
+    images,
+    memories,
+    others,
+    pairs,
+    projections,
+    scores,
+    streams,
+    wholes,
+)
 from tests.structure.idioms import HIDDEN, TOKENS, TOLD, Case, Heads, Plain, Seen, Stack, Truth
 
 
@@ -41,7 +54,11 @@ CASES: dict[str, Case] = {
         for mix, reason in scores.NOT_FOUND.items()
     },
     **{f"block {kind.__name__}": Case(lambda kind=kind: blocks.Layers(kind(), kind())) for kind in blocks.FOUND},
-    **{f"stream {kind.__name__}": Case(kind, layers=n) for n, kinds in streams.FOUND.items() for kind in kinds},
+    **{
+        f"stream {kind.__name__}": Case(kind, layers=n)
+        for n, kinds in [*streams.FOUND.items(), *branches.FOUND.items()]
+        for kind in kinds
+    },
     **{f"steps {kind.__name__}": Case(kind, features, None) for kind in others.STEPS},
     **{f"nothing {kind.__name__}": Case(kind, features, None) for kind in others.NOT_FOUND},
     **{f"graph {kind.__name__}": Case(kind, features, None) for kind in others.GRAPHS},
