@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.carry import carried, numbers
 from fmr.structure.heads import heads_in_rows, key_heads
 from fmr.structure.kind import kind_of
 from fmr.structure.layouts import Layout, layouts
@@ -26,7 +28,7 @@ from fmr.structure.match import (
 )
 from fmr.structure.mix import Parts, Use, hands_out, mix, oriented, parts_of, unused
 from fmr.structure.output import handed_on, output_of, own_parts
-from fmr.structure.queries import Queries
+from fmr.structure.queries import Queries, varies
 from fmr.structure.scores import BEFORE, Scores, find_scores
 from fmr.structure.softmax import Softmax
 
@@ -112,12 +114,14 @@ def _attention(graph: Graph, softmax: Softmax, scores: Scores, parts: Parts, use
     z = handed_on(graph, parts.total)
     output = output_of(graph, z, own_parts(graph, scores.q, use.v, softmax.node.id))
     queries = Queries(graph, scores)
+    if queries.compare_units:
+        return "its scores sum over positions: it weighs units by units, not positions"
     heads = heads_in_rows(graph, use, z, output) if output is not None else None
     heads = heads or queries.heads(use)
-    if heads is None and queries.compare_units:
-        return "its scores sum over positions: it weighs units by units, not positions"
     if heads is None:
         return "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
+    named = layouts(graph, scores, use, heads)
+    axis = named[1].index("heads") if "heads" in named[1] else None
     return Attention(
         softmax=softmax.node.id,
         q=scores.q,
@@ -128,12 +132,12 @@ def _attention(graph: Graph, softmax: Softmax, scores: Scores, parts: Parts, use
         z=z.id,
         out=output.id if output is not None else None,
         n_heads=heads.number,
-        n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k)),
+        n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k, axis)),
         head_dim=queries.size,
         kind=kind_of(graph, scores, parts),
         scope=softmax.node.module,
         dim=softmax.dim,
-        layouts=layouts(graph, scores, use, heads),
+        layouts=named,
     )
 
 
@@ -156,15 +160,29 @@ def acting(graph: Graph, way: Way) -> TensorId:
     return last.id
 
 
-def _repeated(graph: Graph, k: TensorId) -> float:
-    """How many query heads share one key head: how often the keys were repeated before the product."""
+def _repeated(graph: Graph, k: TensorId, axis: int | None) -> float:
+    """How many query heads share one key head: how often the keys, whose heads are an axis, were repeated or chosen."""
     ratio, node = 1.0, graph[k]
-    while node.op in MOVES and len(node.parents) == 1 and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
+    while node.op in MOVES and node.parents and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
         above = graph[node.parents[0].id]
-        if node.op in REPEATS:
+        chosen = _chooses_heads(graph, above, node, k, axis)
+        if len(node.parents) > 1 and not chosen:
+            break
+        if node.op in REPEATS or chosen:
             ratio *= math.prod(node.shape) / max(1, math.prod(above.shape))
         node = above
     return ratio
+
+
+def _chooses_heads(graph: Graph, above: Node, node: Node, k: TensorId, axis: int | None) -> bool:
+    """Whether a node chooses by index, some several times, among what the heads of the keys become."""
+    sizes = list(zip(above.shape, node.shape, strict=False))
+    grown = [n for n, (before, after) in enumerate(sizes) if after > before]
+    if axis is None or node.op not in ("getitem", "index_select") or len(above.shape) != len(node.shape) or len(grown) != 1:
+        return False
+    places = numbers(*(size if n == grown[0] else 1 for n, size in enumerate(node.shape))).expand(node.shape)
+    value = carried(graph, places, (node, graph[k]))
+    return value is not None and varies(value, axis)
 
 
 def undivided(graph: Graph) -> Iterator[Rejected]:

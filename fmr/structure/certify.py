@@ -17,7 +17,10 @@ from fmr.structure.output import output_of, own_parts
 from fmr.structure.residual import Stream
 
 TOLERANCE = 1e-4
-"""The largest error, relative to the largest value, in float32; half precision is allowed a hundred times more."""
+"""The largest error, relative to the largest value, in float32."""
+
+_COARSE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
+"""The same in half precision: what ten or twenty roundings come to."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,38 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
 
     The pattern must also be a distribution: nothing negative, no row above one. Where a norm or a nonlinearity lies between
     the heads and their projection, what one head writes is not defined; then the output is recomputed from all at once.
+
+    In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
+    pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
     """
-    q, k, pattern, z = (value(name) for name in (found.q, found.k, found.pattern, found.z))
+    q, k, v, pattern, z = (value(name) for name in (found.q, found.k, found.v, found.pattern, found.z))
+    tolerance = _tolerance(q, k, pattern, z, value(found.out or found.z))
+    coarse = tolerance > TOLERANCE
+    keys, weighed = {found.q: q, found.k: k}, {found.pattern: pattern, found.v: v}
+    ways = (weighed, {**keys, found.v: v}) if coarse else (weighed,)
     errors = {
-        "pattern": error(evaluate(graph, found.pattern, {found.q: q, found.k: k}, value), pattern),
+        "pattern": _rounded(graph, found, keys, value) if coarse else _again(graph, found.pattern, keys, value),
         "rows": min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
-        "z": error(evaluate(graph, found.z, {found.pattern: pattern, found.v: value(found.v)}, value), z),
+        "z": min(_again(graph, found.z, given, value) for given in ways),
     }
     if found.out is not None and found.kind in ("self", "cross"):
         bent = _bent(graph, found.z, found.out)
         whole = evaluate(graph, found.out, {found.z: z}, value) if bent else _sum_of_heads(graph, found, found.out, value)
         errors["out"] = error(whole, value(found.out))
-    return Certificate(errors, _tolerance(pattern, z))
+    return Certificate(errors, tolerance)
+
+
+def _again(graph: Graph, name: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> float:
+    """How far a value lies from what comes of given ones."""
+    return error(evaluate(graph, name, given, value), value(name))
+
+
+def _rounded(graph: Graph, found: Attention, keys: Mapping[TensorId, Tensor], value: Values) -> float:
+    """How far scores lie from what comes of queries and keys, each as far as it counts, or the pattern from what comes of
+    the scores."""
+    recorded, weights = (value(name).detach().double() for name in (found.scores, found.softmax))
+    off = (evaluate(graph, found.scores, keys, value) - recorded).abs() / recorded.abs().clamp(min=1.0)
+    return max(float((off * weights).nan_to_num(0.0).max()), _again(graph, found.pattern, {found.scores: recorded}, value))
 
 
 def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
@@ -114,21 +137,22 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
         errors["out"] = error(total.reshape(out.shape) + bias, out)
     else:
         errors["out"] = error(evaluate(graph, found.out, {found.post: post}, value), out)
-    return Certificate(errors, _tolerance(post, out))
+    return Certificate(errors, _tolerance(value(found.source), post, out))
 
 
 def certify_stream(stream: Stream, value: Values) -> Certificate:
     """Compare each write with the difference that it makes."""
-    worst = 0.0
+    worst, tolerance = 0.0, TOLERANCE
     for write in stream.writes:
-        before, added, after = (value(name).double() for name in (write.before, write.added, write.after))
-        worst = max(worst, error(before + write.times * added, after))
-    return Certificate({"writes": worst}, _tolerance(value(stream.points[-1])))
+        before, added, after = (value(name) for name in (write.before, write.added, write.after))
+        worst = max(worst, error(before.double() + write.times * added.double(), after))
+        tolerance = max(tolerance, _tolerance(before, added, after))
+    return Certificate({"writes": worst}, tolerance)
 
 
 def _tolerance(*values: Tensor) -> float:
     """What the least precise of these allows: under autocast a pattern is float32 and what it mixes is not."""
-    return TOLERANCE if all(value.dtype in (torch.float32, torch.float64) for value in values) else 100 * TOLERANCE
+    return max(_COARSE.get(value.dtype, TOLERANCE) for value in values)
 
 
 def error(recomputed: Tensor, recorded: Tensor) -> float:

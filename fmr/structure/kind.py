@@ -53,6 +53,12 @@ def _adds_up(graph: Graph, node: Node) -> bool:
 
 
 def _is_linear(graph: Graph, node: Node) -> bool:
-    """Whether a node moves, norms or projects one value; what lays several side by side adds keys of others."""
-    moved = node.op in MOVES and len({parent.id for parent in node.parents}) == 1
+    """Whether a node moves, norms or projects one value; what lays one behind another adds keys of others."""
+    moved = node.op in MOVES and (len({parent.id for parent in node.parents}) == 1 or _is_of_one(graph, node))
     return moved or node.op in NORMS | NORM_PARTS | MEANS or projection(graph, node) is not None
+
+
+def _is_of_one(graph: Graph, node: Node) -> bool:
+    """Whether a node lays values of the same places side by side that are linear functions of one activation."""
+    beside = node.op == "cat" and node.argument("dim", 1, 0) in (-1, len(node.shape) - 1) and len(node.shape) > 1
+    return beside and bool(set.intersection(*(_linear(graph, parent.id) for parent in node.parents)))

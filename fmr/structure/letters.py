@@ -100,16 +100,17 @@ def _summed(graph: Graph, found: Contraction) -> Letters:
     kept = len(found.node.shape) == len(every)
     result = "".join(letter.lower() if n in gone else letter for n, letter in enumerate(every) if kept or n not in gone)
     left, right = (
-        _letters_kept(every[len(every) - len(graph[parent].shape) :], graph[parent].shape, graph[name].shape)
+        _letters_kept(every, factors.shape, graph[parent].shape, graph[name].shape)
         for parent, name in zip(factors.parents, (found.left, found.right), strict=True)
     )
     return Letters(left, right, result)
 
 
-def _letters_kept(word: str, wide: tuple[int, ...], narrow: tuple[int, ...]) -> str:
-    """The letters of the dimensions that are left when some of size one were taken out."""
+def _letters_kept(every: str, whole: tuple[int, ...], wide: tuple[int, ...], narrow: tuple[int, ...]) -> str:
+    """The letters of the dimensions that are left when some of size one, along which it is repeated, were taken out."""
+    word, whole = every[len(every) - len(wide) :], whole[len(whole) - len(wide) :]
     ones = [n for n, size in enumerate(wide) if size == 1]
-    for out in combinations(ones, len(wide) - len(narrow)):
+    for out in sorted(combinations(ones[::-1], len(wide) - len(narrow)), key=lambda out: [whole[n] for n in out].count(1)):
         kept = [n for n in range(len(wide)) if n not in out]
         if tuple(wide[n] for n in kept) == narrow:
             return "".join(word[n] for n in kept)

@@ -53,7 +53,7 @@ class Queries:
     def varying(self) -> frozenset[int]:
         """The dimensions along which the units differ."""
         value = self.units
-        return frozenset(n for n in range(value.dim()) if _varies(value, n)) if value is not None else frozenset()
+        return frozenset(n for n in range(value.dim()) if varies(value, n)) if value is not None else frozenset()
 
     @property
     def size(self) -> int:
@@ -76,7 +76,8 @@ class Queries:
             return self._heads_of_view(use)
         if not self.varying.intersection(self.summed):
             return None  # it compares units over positions
-        number, rest = divmod(len(self.units.unique()), self.size)
+        query = self.units[tuple(slice(None) if n in self.summed else 0 for n in range(self.units.dim()))]
+        number, rest = divmod(len(self.units.unique()), len(query.unique()))  # a rotation makes one number of two units
         return self._heads_of_view(use) if rest or not number else self._heads_of_units(number, use)
 
     def _heads_of_units(self, number: int, use: Use) -> Heads:
@@ -134,5 +135,6 @@ def _units(graph: Graph, made: Node) -> Tensor:
     return numbers(*shape).expand(made.shape)
 
 
-def _varies(value: Tensor, dim: int) -> bool:
+def varies(value: Tensor, dim: int) -> bool:
+    """Whether a value is not the same all along a dimension."""
     return bool((value != value.narrow(dim, 0, 1)).any())

@@ -241,6 +241,26 @@ class OneProjectionGated(OneProjection):
     gates = 1
 
 
+class Turned(OneProjection):
+    """Pairs of units are turned by matrices of two by two, and one projection reads all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leave = nn.Linear(WIDTH + HIDDEN, WIDTH)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """One column of each matrix times the first unit of each pair, the other one times the second."""
+        angles = torch.arange(x.shape[2])[:, None] * 0.5 ** torch.arange(SIZE // 2)
+        turns = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], -1).unflatten(-1, (2, 2))
+        pairs = x.unflatten(-1, (-1, 1, 2))
+        return (turns[..., 0] * pairs[..., 0] + turns[..., 1] * pairs[..., 1]).flatten(-2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v, units = self.enter(self.a(x)).split([WIDTH] * 3 + [HIDDEN], -1)
+        p = attends((self.turned(split(q)) @ self.turned(split(k)).mT * SIZE**-0.5).softmax(-1))
+        return carries(x + self.leave(torch.cat([joined(p @ split(v)), remembers(F.gelu(units))], -1)))
+
+
 class Layers(nn.Module):
     """Blocks over tokens; one block may come more than once."""
 
@@ -275,4 +295,5 @@ FOUND = (
     OneProjection,
     OneOutput,
     OneProjectionGated,
+    Turned,
 )

@@ -209,6 +209,15 @@ class GroupedRepeated(Grouped):
         return self.out(joined(attends((split(q) @ k.mT).softmax(-1), groups=2) @ v))
 
 
+class GroupedChosen(Grouped):
+    """The key head of each query head is chosen by its number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x)
+        k, v = (t[:, torch.arange(HEADS) // 2] for t in (k, v))
+        return self.out(joined(attends((split(q) @ k.mT).softmax(-1), groups=2) @ v))
+
+
 class TalkingHeads(Fused):
     """Heads are mixed before and after the softmax."""
 
@@ -247,6 +256,7 @@ FOUND = (
     Grouped,
     GroupedBroadcast,
     GroupedRepeated,
+    GroupedChosen,
     TalkingHeads,
     TalkingByConvolution,
 )

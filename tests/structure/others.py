@@ -1,5 +1,7 @@
 """Models of graphs and of steps in time: where attention looks different, and where there is none."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,6 +75,39 @@ class Pointer(Decoder):
     def forward(self, x: Tensor) -> Tensor:
         seen, last = self.encoder(x)
         return self.score(torch.tanh(self.query(last[0]).unsqueeze(1) + self.key(seen))).squeeze(2).softmax(-1)
+
+
+class Hops(nn.Module):
+    """A question is answered in steps, each a look at what is remembered, by multiplications and sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables, self.logits = nn.ModuleList(nn.Embedding(TOKENS, WIDTH) for _ in range(3)), nn.Linear(WIDTH, TOKENS)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        words = torch.stack([ids, ids, ids, ids], 2)
+        state = self.tables[0](ids).sum(1)
+        for keys, values in pairwise(self.tables):
+            scores = (keys(words).sum(2) * state.unsqueeze(1)).sum(2)
+            p = attends(scores.softmax(1), "bk", 1, size=WIDTH, kind="cross")
+            state = state + (values(words).sum(2) * p.unsqueeze(2)).sum(1)
+        return self.logits(state)
+
+
+class Capsules(nn.Module):
+    """Parts agree on the wholes that they belong to: votes are weighed by how they fit what they were weighed to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.votes = weight(3, 5, 7, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        votes = torch.einsum("bnd,nmde->bnme", x[:, :3], self.votes)
+        scores = votes.new_zeros(votes.shape[:3])
+        for _ in range(2):
+            wholes = F.normalize((scores.softmax(2)[..., None] * votes).sum(1), dim=-1)
+            scores = scores + (votes * wholes[:, None]).sum(-1)
+        return wholes
 
 
 class Neighbours(nn.Module):
@@ -202,5 +237,5 @@ class Notebook(nn.Module):
 
 STEPS = Decoder, Multiplicative, Concatenated
 GRAPHS = Neighbours, Pairs
-NOT_FOUND = Pointer, TwoDirections, Scan, Classifier, MeanWeighed, Forget
+NOT_FOUND = Pointer, TwoDirections, Scan, Classifier, Capsules, MeanWeighed, Forget
 """In which nothing is to be found."""

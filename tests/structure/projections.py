@@ -218,7 +218,23 @@ class Merged(nn.Module):
         return F.linear(joined(attends((q @ k.mT).softmax(-1)) @ v), self.o + self.a @ self.b)
 
 
+class QueriesOfBoth(nn.Module):
+    """Queries are read off what is small, normalised and as it is, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.both, self.rest = nn.Linear(WIDTH, 5), nn.Linear(10, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small = self.small(x)
+        q = split(self.both(torch.cat([F.layer_norm(small, (5,)), small], -1)))
+        k, v = (split(t) for t in self.rest(x).chunk(2, -1))
+        return self.out(joined(attends((q @ k.mT).softmax(-1)) @ v))
+
+
 FOUND = (
+    QueriesOfBoth,
     Fused,
     Interleaved,
     Stacked,

@@ -13,6 +13,8 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Lla
 
 import fmr
 from fmr.errors import StructureError
+from fmr.ids import TensorId
+from fmr.structure.certify import certify_attention
 from tests.models import build
 
 LENGTH = 7
@@ -64,6 +66,27 @@ def test_patterns_are_the_ones_the_model_returns(family: str, attn: str) -> None
         assert float((run[block.pattern] - expected)[real].abs().max()) <= close
         assert (block.n_heads, block.head_dim, block.kind) == (4, 8, "self")
         assert block.n_kv_heads == (2 if family == "llama" else 4)
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+def test_large_scores_in_half_precision_are_certified_and_wrong_ones_are_not(attn: str) -> None:
+    model, inputs = made("llama", attn)
+    for name, parameter in model.named_parameters():
+        parameter.data *= 100.0 if "q_proj" in name or "k_proj" in name else 1.0
+    run = fmr.run(model.to(torch.bfloat16), **inputs)
+    found = fmr.locate(run)
+    assert len(found.attention) == 2
+    assert not found.rejected
+    for block in found.attention:
+        scores = run[block.scores]
+        assert scores[scores.isfinite()].max() > 20
+
+        def louder(name: TensorId, scores: TensorId = block.found.scores) -> Tensor:
+            return run[name] * 1.1 if name == scores else run[name]
+
+        off = certify_attention(block.graph, block.found, louder)
+        assert not off.ok
+        assert off.errors["pattern"] > 0.05
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
@@ -211,7 +234,28 @@ def test_the_tolerance_is_that_of_the_least_precise_value() -> None:
     (block,) = fmr.locate(run).attention
     assert (run[block.pattern].dtype, run[block.z].dtype) == (torch.float32, torch.bfloat16)
     assert block.certified
-    assert block.certified.tolerance == 1e-2
+    assert block.certified.tolerance == 4e-2
+
+
+class Upcast(nn.Module):
+    """The stream and the inside of attention have more digits than the projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o, self.norm = nn.Linear(16, 48), nn.Linear(16, 16), nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            y = self.norm(x.to(torch.bfloat16))
+            q, k, v = self.qkv(y).float().unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+            z = (q @ k.mT / 2).softmax(-1) @ v
+            x = x + self.o(z.transpose(1, 2).flatten(2).to(torch.bfloat16))
+        return x.float()
+
+
+def test_what_has_many_digits_may_be_made_of_what_has_few() -> None:
+    found = fmr.locate(fmr.run(Upcast().to(torch.bfloat16), torch.randn(2, 5, 16).to(torch.bfloat16)))
+    assert (len(found.attention), len(found.residual.writes), found.rejected) == (2, 2, ())
 
 
 class OneKey(nn.Module):

@@ -96,6 +96,7 @@ CASES: dict[str, Case] = {
     "axial": Case(images.Axial, image),
     "tied rows": Case(images.TiedRows, image),
     "denoiser": Case(images.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
+    "hops": Case(others.Hops, layers=None),
     "mixer": Case(images.Mixer, lambda b, t: (torch.randn(b, 5, 7),), None),
     "separable": Case(images.Separable, image, None),
 }
@@ -189,6 +190,11 @@ def test_no_case_hides_another_of_the_same_name() -> None:
 def test_what_is_located_is_what_is_true(name: str, size: tuple[int, int]) -> None:
     run, truth = ran(CASES[name], *size)
     assert faults(CASES[name], run, truth) == []
+
+
+def test_units_that_look_at_units_are_no_attention_of_one_position_either() -> None:
+    run, truth = ran(CASES["nothing of_units"], 1, 1)
+    assert faults(CASES["nothing of_units"], run, truth) == []
 
 
 @pytest.mark.parametrize("seed", range(60))
