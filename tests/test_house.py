@@ -36,6 +36,7 @@ FLOORS = (
     {"track", "store", "structure.attention", "structure.memory", "structure.residual"},
     {"structure.certify", "structure.additive", "structure.deformable", "structure.stack"},
     {"structure.parts"},
+    {"structure.layers"},
     {"structure.locate"},
     {"structure"},
     {""},
