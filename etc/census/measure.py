@@ -1,7 +1,7 @@
 """How much of the structure of hundreds of architectures `fmr.locate` finds: `python etc/census/measure.py [TYPE ...]`.
 
 The truth is what each model says of itself: the attentions and hidden states that it returns, the heads that its attention
-modules count and, by hooks, what enters and leaves its feed-forward projections.
+modules count, by hooks what enters and leaves its feed-forward projections, and the modules that it repeats.
 """
 
 import argparse
@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # what is measured is the checkout in which this file stands
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import groundtruth
+import layers
 import memories
 import modules
 import tinymodels
@@ -52,6 +53,7 @@ KINDS = {
     "keys": "w_in, w_gate and w_out, and by them the vectors of the first and the last memory",
     "hidden": "returned hidden states are points of the residual stream, up to a view or the order of positions",
     "writes": "attentions and memories write to the residual stream in a layer",
+    "layers": "repeated modules with attentions or memories are one layer each, in order",
     "certified": "findings are recomputed from their parts within 1e-4",
     "reasons": "reasons of what is rejected are in words",
 }
@@ -86,6 +88,8 @@ def measure(name: str) -> dict[str, Any]:
     if known_of(name, truth)["mlp"]:
         row |= feed_forward(model, inputs, run, found, {name: values[0] for name, values in truth.seconds.items()})
     row |= residual(name, model, inputs, run, found, truth)
+    calls = [scope.path for scope in run.graph.scopes]
+    row["layers"] = tally(layers.of_entries(found, layers.lists_of(model), calls))
     row |= certificates(run, found)
     return row | {"seconds": round(time.perf_counter() - began, 2)}
 
@@ -237,11 +241,11 @@ def residual(
         states = among(truth.hidden, points_of(run, found) + points_of(asked, fmr.locate(asked)))
     pattern, what = groundtruth.NO_STATES.get(name, ("$^", ""))
     aside = [state for state in states if re.search(pattern, state)]
-    layers = {id(part) for layer in found.layers for part in (*layer.attentions, *layer.mlps)}
+    placed = {id(part) for layer in found.layers for part in (*layer.attentions, *layer.mlps)}
     return {
         "hidden": tally((state, ok) for state, ok in states.items() if state not in aside),
         "no states": [[state, what] for state in aside],
-        "writes": tally((part.scope, id(part) in layers) for part in (*found.attention, *found.mlps)),
+        "writes": tally((part.scope, id(part) in placed) for part in (*found.attention, *found.mlps)),
     }
 
 

