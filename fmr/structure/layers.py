@@ -90,8 +90,8 @@ def _entries(module: str) -> list[str]:
     return [".".join(parts[:n]) for n, part in enumerate(parts, 1) if part.partition("@")[0].isdigit()]
 
 
-def _list_of(entry: str | None) -> str | None:
-    return None if entry is None else entry.rpartition(".")[0]
+def _list_of(entry: str) -> str:
+    return entry.rpartition(".")[0]
 
 
 class _Lists:
@@ -103,19 +103,19 @@ class _Lists:
             for part in parts:
                 for entry in _entries(part.scope):
                     self.held[entry].add(kind)
-        self.within: dict[str | None, list[set[str]]] = defaultdict(list)
+        self.within: dict[str, list[set[str]]] = defaultdict(list)
         for entry, kinds in self.held.items():
             self.within[_list_of(entry)].append(kinds)
 
-    def entry(self, module: str) -> str | None:
+    def entry(self, module: str) -> str:
         """The innermost entry around a module call whose list has one that holds all kinds that the one around it does."""
-        found: str | None = None
+        found = ""
         for entry in _entries(module):
-            if found is None or self.held[found] in self.within[_list_of(entry)]:
+            if not found or self.held[found] in self.within[_list_of(entry)]:
                 found = entry
         return found
 
-    def mixed(self, entry: str | None) -> bool:
+    def mixed(self, entry: str) -> bool:
         """Whether the list of an entry holds both attentions and memories."""
         return len(set().union(*self.within[_list_of(entry)])) > 1
 
@@ -127,15 +127,15 @@ class _Lists:
 def _groups(steps: list[_Step], lists: _Lists) -> Iterator[list[_Step]]:
     """The writes of a stream in groups: those of one entry, else as their order tells.
 
-    Lists that hold one kind and take turns, as of attentions and of memories, tell nothing.
+    Lists that hold one kind and take turns with others, as of attentions and of memories, tell nothing.
     """
     entries = [lists.entry(step.module) for step in steps]
-    runs = Counter(key for key, _ in groupby(map(_list_of, entries)))
-    keys = [entry if runs[_list_of(entry)] == 1 or lists.mixed(entry) else None for entry in entries]
-    for key, pairs in groupby(zip(keys, steps, strict=True), key=lambda pair: pair[0]):
+    runs = Counter(key for key, _ in groupby(_list_of(entry) for entry in entries if entry))
+    known = {entry for entry in entries if entry and (runs[_list_of(entry)] == 1 or lists.mixed(entry))}
+    for entry, pairs in groupby(zip(entries, steps, strict=True), key=lambda pair: pair[0] if pair[0] in known else ""):
         group = [step for _, step in pairs]
-        halved = any(lists.halves(entry) for step in group for entry in _entries(step.module))
-        yield from _by_order(group) if key is None or halved else [group]
+        halved = any(lists.halves(around) for step in group for around in _entries(step.module))
+        yield from [group] if entry and not halved else _by_order(group)
 
 
 def _by_order(steps: list[_Step]) -> Iterator[list[_Step]]:

@@ -145,21 +145,21 @@ def test_a_list_of_memories_within_a_layer_is_no_list_of_layers() -> None:
 
 
 class Again(nn.Module):
-    """One layer called three times, after a memory of the model itself."""
+    """One layer called three times, each time after a memory of the model itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: str) -> None:
         super().__init__()
-        self.first, self.blocks = Memory(), stack("MAM")
+        self.first, self.blocks = Memory(), stack(parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.first(F.layer_norm(x, (WIDTH,)))
         for _ in range(3):
-            x = self.blocks[0](x)
+            x = self.blocks[0](x + self.first(F.layer_norm(x, (WIDTH,))))
         return x
 
 
-def test_a_layer_called_again_is_another_one() -> None:
-    assert layers(Again()) == ["M", "AMM", "AMM", "AMM"]
+@pytest.mark.parametrize(("parts", "found"), [("MAM", ["M", "AMM"] * 3), ("MM", ["M", "MM"] * 3)])
+def test_a_layer_called_again_is_another_one(parts: str, found: list[str]) -> None:
+    assert layers(Again(parts)) == found
 
 
 class Streams(nn.Module):
