@@ -2,11 +2,11 @@
 
 What one call of an entry of a list of modules writes is one layer: `blocks.3`, or `stages.1.blocks.3` where an entry of the
 inner list holds all kinds of parts that `stages.1` does. Where no such entry makes the adds, or lists hold attentions and
-memories apart, their order tells: a layer ends with its memory, or where the order of memories begins anew. What neither
+memories apart, the order tells: a layer ends with its memory, or where the order of memories begins anew. What neither
 tells is not known: two halves of a layer with a memory each, written in one `forward`, are two layers.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise, product
 from typing import NamedTuple
@@ -27,16 +27,16 @@ class _Step(NamedTuple):
     module: str
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing that is known writes there."""
-        return not (self.attentions or self.memories)
+    def kinds(self) -> set[type]:
+        """Which kinds of parts write there; none where nothing that is known does."""
+        return {type(part) for part in (*self.attentions, *self.memories)}
 
 
 def find_layers(
     graph: Graph, residuals: Sequence[Residual], attention: Sequence[AttentionBlock], mlps: Sequence[MemoryBlock]
 ) -> list[Layer]:
     """The layers of all streams as they end: writes in groups, each with the attentions and memories that write in it."""
-    lists = _Lists(attention, mlps)
+    lists = _Lists([*attention, *mlps])
     ends = [_ends(graph, block) for block in attention]
     found = []
     for residual in residuals:
@@ -52,7 +52,7 @@ def find_layers(
         groups = list(_groups(steps, lists))
         posts = [*(group[0].write.before for group in groups[1:]), *(_post(residual.stream) for _ in groups[-1:])]
         pairs = zip(groups, posts, strict=True)
-        found += [_layer(graph, group, post) for group, post in pairs if not all(step.idle for step in group)]
+        found += [_layer(graph, group, post) for group, post in pairs if any(step.kinds for step in group)]
     return sorted(found, key=lambda layer: graph.place(layer.resid_post))
 
 
@@ -97,13 +97,12 @@ def _list_of(entry: str) -> str:
 class _Lists:
     """The lists of modules that hold attentions and memories, and which of the two each of their entries holds."""
 
-    def __init__(self, attention: Sequence[AttentionBlock], mlps: Sequence[MemoryBlock]) -> None:
-        self.held: dict[str, set[str]] = defaultdict(set)
-        for kind, parts in (("attention", attention), ("memory", mlps)):
-            for part in parts:
-                for entry in _entries(part.scope):
-                    self.held[entry].add(kind)
-        self.within: dict[str, list[set[str]]] = defaultdict(list)
+    def __init__(self, parts: Sequence[AttentionBlock | MemoryBlock]) -> None:
+        self.held: dict[str, set[type]] = defaultdict(set)
+        for part in parts:
+            for entry in _entries(part.scope):
+                self.held[entry].add(type(part))
+        self.within: dict[str, list[set[type]]] = defaultdict(list)
         for entry, kinds in self.held.items():
             self.within[_list_of(entry)].append(kinds)
 
@@ -115,32 +114,33 @@ class _Lists:
                 found = entry
         return found
 
-    def mixed(self, entry: str) -> bool:
-        """Whether the list of an entry holds both attentions and memories."""
-        return len(set().union(*self.within[_list_of(entry)])) > 1
-
     def halves(self, entry: str) -> bool:
         """Whether the list of an entry holds both, and none of its entries does."""
-        return self.mixed(entry) and all(len(kinds) < 2 for kinds in self.within[_list_of(entry)])
+        kinds = self.within[_list_of(entry)]
+        return len(set().union(*kinds)) > 1 and all(len(known) < 2 for known in kinds)
 
 
 def _groups(steps: list[_Step], lists: _Lists) -> Iterator[list[_Step]]:
-    """The writes of a stream in groups: those of one entry, else as their order tells.
-
-    Lists that hold one kind and take turns with others, as of attentions and of memories, tell nothing.
-    """
+    """The writes of a stream in groups: those of one entry, else as their order tells."""
     entries = [lists.entry(step.module) for step in steps]
-    runs = Counter(key for key, _ in groupby(_list_of(entry) for entry in entries if entry))
-    known = {entry for entry in entries if entry and (runs[_list_of(entry)] == 1 or lists.mixed(entry))}
-    for entry, pairs in groupby(zip(entries, steps, strict=True), key=lambda pair: pair[0] if pair[0] in known else ""):
+    whole = {path for path in map(_list_of, entries) if not _takes_turns(path, entries, steps)}
+    keys = [entry if entry and _list_of(entry) in whole else "" for entry in entries]
+    for entry, pairs in groupby(zip(keys, steps, strict=True), key=lambda pair: pair[0]):
         group = [step for _, step in pairs]
         halved = any(lists.halves(around) for step in group for around in _entries(step.module))
         yield from [group] if entry and not halved else _by_order(group)
 
 
+def _takes_turns(path: str, entries: list[str], steps: list[_Step]) -> bool:
+    """Whether parts of a kind that the entries of a list do not write stand between these: each writes half a layer."""
+    own = [n for n, entry in enumerate(entries) if entry and _list_of(entry) == path]
+    between = steps[own[0] : own[-1] + 1] if own else []
+    return set().union(*(step.kinds for step in between)) > set().union(*(steps[n].kinds for n in own))
+
+
 def _by_order(steps: list[_Step]) -> Iterator[list[_Step]]:
     """Writes in groups that end with a memory each; where one follows another or none is the last, of a period each."""
-    kinds, active = [bool(step.memories) for step in steps], [n for n, step in enumerate(steps) if not step.idle]
+    kinds, active = [bool(step.memories) for step in steps], [n for n, step in enumerate(steps) if step.kinds]
     ends = [n for n, known in enumerate(kinds, 1) if known]
     if active and (not kinds[active[-1]] or any(a and b for a, b in pairwise(kinds))):
         spans = product(range(active[0] + 1), range(len(kinds), active[-1], -1))

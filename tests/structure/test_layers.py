@@ -157,7 +157,7 @@ class Again(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("parts", "found"), [("MAM", ["M", "AMM"] * 3), ("MM", ["M", "MM"] * 3)])
+@pytest.mark.parametrize(("parts", "found"), [("MAM", ["M", "AMM"] * 3), ("MM", ["M", "MM"] * 3), ("A", ["AM"] * 3)])
 def test_a_layer_called_again_is_another_one(parts: str, found: list[str]) -> None:
     assert layers(Again(parts)) == found
 
