@@ -41,6 +41,7 @@ FLOORS = (
     {"structure.certify", "structure.additive", "structure.deformable", "structure.stack"},
     {"structure.listing"},
     {"structure.parts"},
+    {"structure.layers"},
     {"structure.locate"},
     {"structure"},
     {""},

@@ -1,7 +1,7 @@
 """How much of the structure of hundreds of architectures `fmr.locate` finds: `python etc/census/measure.py [TYPE ...]`.
 
 The truth is what each model says of itself: the attentions and hidden states that it returns, the heads that its attention
-modules count and, by hooks, what enters and leaves its feed-forward projections.
+modules count, by hooks what enters and leaves its feed-forward projections, and the modules that it repeats.
 """
 
 import argparse
@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # what is measured is the checkout in which this file stands
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import groundtruth
+import layers
 import memories
 import modules
 import tinymodels
@@ -52,6 +53,7 @@ KINDS = {
     "keys": "w_in, w_gate and w_out, and by them the vectors of the first and the last memory",
     "hidden": "returned hidden states are points of the residual stream, up to a view or the order of positions",
     "writes": "attentions and memories write to the residual stream in a layer",
+    "layers": "repeated modules with attentions or memories are one layer each, in order",
     "certified": "findings are recomputed from their parts within 1e-4",
     "reasons": "reasons of what is rejected are in words",
 }
@@ -86,6 +88,8 @@ def measure(name: str) -> dict[str, Any]:
     if known_of(name, truth)["mlp"]:
         row |= feed_forward(model, inputs, run, found, {name: values[0] for name, values in truth.seconds.items()})
     row |= residual(name, model, inputs, run, found, truth)
+    calls = [scope.path for scope in run.graph.scopes]
+    row["layers"] = tally(layers.of_entries(found, layers.lists_of(model), calls))
     row |= certificates(run, found)
     return row | {"seconds": round(time.perf_counter() - began, 2)}
 
@@ -235,13 +239,21 @@ def residual(
         with fmr.track(model) as asked:
             groundtruth.truth(model, inputs)
         states = among(truth.hidden, points_of(run, found) + points_of(asked, fmr.locate(asked)))
-    pattern, what = groundtruth.NO_STATES.get(name, ("$^", ""))
-    aside = [state for state in states if re.search(pattern, state)]
     layers = {id(part) for layer in found.layers for part in (*layer.attentions, *layer.mlps)}
+    placed = [(part.scope, id(part) in layers) for part in (*found.attention, *found.mlps)]
     return {
-        "hidden": tally((state, ok) for state, ok in states.items() if state not in aside),
-        "no states": [[state, what] for state in aside],
-        "writes": tally((part.scope, id(part) in layers) for part in (*found.attention, *found.mlps)),
+        **apart("hidden", list(states.items()), groundtruth.NO_STATES.get(name)),
+        **apart("writes", placed, groundtruth.NO_WRITES.get(name)),
+    }
+
+
+def apart(kind: str, parts: list[tuple[str, bool]], none: tuple[str, str] | None) -> dict[str, Any]:
+    """The tally of a kind and, apart from it, what is on no stream, each with what it is."""
+    pattern, what = none or ("$^", "")
+    aside = {part for part, _ in parts if re.search(pattern, part)}
+    return {
+        kind: tally((part, ok) for part, ok in parts if part not in aside),
+        f"no {kind}": [[part, what] for part, _ in parts if part in aside],
     }
 
 
@@ -308,8 +320,9 @@ def report(rows: list[dict[str, Any]]) -> None:
     print(f"  not returned: {sum(len(row['extra']) for row in extra)} located attentions in {len(extra)} architectures")
     other = [row["type"] for row in rows if "another result" in row]
     for row in rows:
-        if row.get("no states"):
-            print(f"  returned, but on no stream: {len(row['no states'])} of {row['type']}, {row['no states'][0][1]}")
+        for kind, word in (("hidden", "returned, but on no stream"), ("writes", "attention, but no write")):
+            if row.get(f"no {kind}"):
+                print(f"  {word}: {len(row[f'no {kind}'])} of {row['type']}, {row[f'no {kind}'][0][1]}")
     print(f"  the model itself computes something else under sdpa: {', '.join(other) or 'none'}")
     for kind in KINDS:
         names = [f"{row['type']} {row[kind]['found']}/{row[kind]['true']}" for row in rows if missing(row, kind)]

@@ -1,8 +1,7 @@
-"""`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together layer by layer."""
+"""`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together."""
 
 from collections.abc import Callable, Iterator
-from itertools import groupby
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fmr.errors import RandomError, StructureError
 from fmr.graph import Graph
@@ -15,13 +14,14 @@ from fmr.structure.certify import Certificate, certify_attention, certify_memory
 from fmr.structure.deformable import deformable
 from fmr.structure.dominate import Flow
 from fmr.structure.evaluate import Values
-from fmr.structure.match import ELEMENTWISE, NORMS, SAME, SHAPE, climb, depends, descend, is_random, projection, weights
+from fmr.structure.layers import find_layers
+from fmr.structure.match import ELEMENTWISE, MOVES, NORMS, climb, descend, is_random, projection, weights
 from fmr.structure.memory import find_memories, only_weighs
-from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual, Structure
+from fmr.structure.parts import AttentionBlock, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, find_streams
 from fmr.structure.softmax import softmaxes
 from fmr.structure.stack import find_stacks
-from fmr.structure.writes import Write, writers
+from fmr.structure.writes import writers
 
 Found = TypeVar("Found")
 
@@ -74,7 +74,6 @@ class _Search:
         sums = frozenset(write.after for stream in streams for write in stream.writes)
         residuals = tuple(self._residual(stream, sums) for stream in streams)
         attention, mlps = self._attention(), self._memories(residuals, sums)
-        layers = tuple(layer for residual in residuals for layer in layers_of(self.graph, residual, attention, mlps))
         last = streams[-1] if streams and streams[-1].writes else None
         embedding = _embedding(self.graph, last, sums)
         return Structure(
@@ -82,7 +81,7 @@ class _Search:
             attention=tuple(attention),
             mlps=tuple(mlps),
             streams=residuals,
-            layers=layers,
+            layers=tuple(find_layers(self.graph, residuals, attention, mlps)),
             embedding=embedding,
             unembedding=_unembedding(self.graph, last, embedding),
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
@@ -156,85 +155,6 @@ class _Search:
         return Residual(stream, who, read)
 
 
-def layers_of(graph: Graph, residual: Residual, attention: list[AttentionBlock], mlps: list[MemoryBlock]) -> list[Layer]:
-    """The layers of a stream: its writes in groups, each with the attentions and memories that write in it."""
-    stream, who = residual.stream, [set(names) for names in residual.writers]
-    if not stream.writes:
-        return []
-    blocks = [[a for a in attention if _writes(graph, a, names)] for names in who]
-    memories = [[m for m in mlps if m.found.down in names] for names in who]
-    layers = []
-    for start, end in _groups(graph, stream.writes, blocks, memories):
-        here = [a for n in range(start, end) for a in blocks[n]]
-        there = [m for n in range(start, end) for m in memories[n]]
-        if here or there:
-            after = stream.writes[end].before if end < len(stream.writes) else stream.points[-1]
-            middle = next((n for n in range(start + 1, end) if here and _reads(graph, memories[n], stream.writes[n])), None)
-            pre, mid = stream.writes[start].before, stream.writes[middle].before if middle is not None else None
-            layers.append(
-                Layer(tuple(here), tuple(there), Site(pre), Site(mid) if mid else None, Site(_post(stream, end, after)))
-            )
-    return layers
-
-
-def _reads(graph: Graph, memories: list[MemoryBlock], write: Write) -> bool:
-    """Whether memories that write at an add read the stream just before it; in a parallel block they read it earlier."""
-    return any(depends(graph, memory.found.source, write.before) for memory in memories)
-
-
-def _post(stream: Stream, end: int, after: TensorId) -> TensorId:
-    """The stream after a layer: where a norm stands on the stream itself, its normalised value."""
-    if end < len(stream.writes):
-        return after
-    normed = len(stream.writes) > 1 and stream.writes[-1].before != stream.writes[-2].after
-    return stream.final_norm if normed and stream.final_norm else stream.writes[-1].after
-
-
-def _writes(graph: Graph, block: AttentionBlock, names: set[TensorId]) -> bool:
-    """Whether what an attention makes is one of the writers, or is made one by the second half of a factored projection."""
-    out = block.found.out or block.found.z
-    above = climb(graph, out, lambda node: node.id not in names and node.op in SAME | SHAPE | {"add", "sum"})
-    below = (node for node, _ in descend(graph, graph[out], lambda node: node.op in SAME | SHAPE))
-    return any(node.id in names for node in (*above, *below))
-
-
-def _groups(
-    graph: Graph, writes: tuple[Write, ...], blocks: list[list[Any]], memories: list[list[Any]]
-) -> list[tuple[int, int]]:
-    """Which writes make up a layer: those in one repeated module call, else those between which memories come back in
-    the same order, else up to and with each memory, else each."""
-    active = [bool(blocks[n]) or bool(memories[n]) for n in range(len(writes))]
-    keys = _module_keys([graph[write.after].module for write in writes], active)
-    sizes = [keys.count(key) for key in dict.fromkeys(keys)]
-    both = [bool(blocks[n]) and bool(memories[n]) for n in range(len(writes))]
-    whole = len(list(groupby(keys))) == len(sizes)
-    by_module = whole and len(sizes) > 1 and (max(sizes) > 1 or all(both))
-    period = _period([bool(known) for known in memories])
-    ends = [
-        n + 1
-        for n in range(len(writes))
-        if n + 1 == len(writes)
-        or (keys[n + 1] != keys[n] if by_module else (n + 1) % period == 0 if period else bool(memories[n]))
-    ]
-    return list(zip([0, *ends], ends, strict=False))
-
-
-def _period(kinds: list[bool]) -> int:
-    """After how many entries a sequence repeats itself, to its end; zero where it does not."""
-    sizes = (size for size in range(1, len(kinds) // 2 + 1) if len(kinds) % size == 0)
-    return next((size for size in sizes if kinds[size:] == kinds[:-size]), 0 if any(kinds) else 1)
-
-
-def _module_keys(modules: list[str], active: list[bool]) -> list[str]:
-    """For each module the part of its path just below what all active ones have in common."""
-    paths = [module.split(".") for module in modules]
-    common = [path for path, here in zip(paths, active, strict=True) if here] or paths
-    depth = 0
-    while all(len(path) > depth for path in common) and len({path[depth] for path in common}) == 1:
-        depth += 1
-    return [".".join(path[: depth + 1]) for path in paths]
-
-
 def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -> Site | None:
     """The look-up of the input tokens that a stream begins with: the first, where their places are looked up and added.
 
@@ -251,9 +171,7 @@ def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -
 
 def _is_given(graph: Graph, index: Parent | None) -> bool:
     """Whether what is looked up is an input of the model."""
-    return index is not None and any(
-        node.op == "input" for node in climb(graph, index.id, lambda node: node.op in SAME | SHAPE)
-    )
+    return index is not None and any(node.op == "input" for node in climb(graph, index.id, MOVES))
 
 
 def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) -> Site | None:
@@ -264,7 +182,7 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
     end = stream.final_norm or stream.writes[-1].after
     width, table = graph[end].shape[-1], graph[embedding.id].parent("weight", 1) if embedding is not None else None
     rows = graph[table].shape[0] if table is not None else None
-    for node, _ in descend(graph, graph[end], lambda node: node.op in SAME | SHAPE | NORMS or _scales(graph, node)):
+    for node, _ in descend(graph, graph[end], lambda node: node.op in MOVES | NORMS or _scales(graph, node)):
         found = projection(graph, node)
         if found is not None:
             tied = table is not None and table in weights(graph, found.weight)
@@ -277,7 +195,7 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
 
 def _goes_on(graph: Graph, node: Node) -> bool:
     """Whether what a projection makes is projected again: then it makes no logits."""
-    below = descend(graph, node, lambda one: one.op in SAME | SHAPE | ELEMENTWISE | NORMS)
+    below = descend(graph, node, lambda one: one.op in MOVES | ELEMENTWISE | NORMS)
     return any(projection(graph, one) is not None for one, way in below if way)
 
 

@@ -227,7 +227,8 @@ class Residual:
 class Layer:
     """One layer of a residual stream: its attentions and memories, and the stream before, between and after them.
 
-    `resid_mid` is None where attention and memory write at once or one of them is missing.
+    It is what one call of an entry of a list of modules writes to the stream; `fmr.structure.layers` says what is one where
+    no list tells. `resid_mid` is None where attention and memory write at once or one of them is missing.
     """
 
     attentions: tuple[AttentionBlock, ...]

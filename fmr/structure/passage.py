@@ -229,7 +229,7 @@ def under_norm(graph: Graph, name: TensorId) -> TensorId | None:
     node = graph[name]
     if node.op in NORMS or (node.op in NONLINEAR and len(node.parents) == 1):
         return base(graph, node.parents[0].id)
-    if node.op not in ("mul", "add", "to"):
+    if node.op not in ("mul", "div", "add", "to"):
         return None
 
     def of_norm(node: Node) -> bool:
@@ -249,8 +249,10 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
         return found
     below = [node for node, _ in descend(graph, graph[name], lambda node: node.op in NORM_PARTS)]
     parts = [node for node in below if node.op in NORM_PARTS and node.id != name]
-    statistic = any(node.op in STATISTICS for node in parts)
-    return [_unscaled(graph, max(parts, key=graph.place)).id] if statistic else []
+    last = max(parts, key=graph.place, default=None)
+    if last is None or last.shape != graph[name].shape or not any(node.op in STATISTICS for node in parts):
+        return []
+    return [_unscaled(graph, last).id]
 
 
 def _unscaled(graph: Graph, node: Node) -> Node:

@@ -47,7 +47,7 @@ def _inside(graph: Graph, chain: list[Write], before: TensorId, added: TensorId,
     start, end = chain[0].before, chain[-1].after
     if not graph.place(before) < graph.place(start) < graph.place(end) < graph.place(after):
         return False
-    return depends(graph, start, before) and depends(graph, added, end)
+    return depends(graph, start, base(graph, before)) and depends(graph, added, end)
 
 
 def _chains(graph: Graph, found: Writes, deep: Deep) -> list[list[Write]]:
@@ -108,7 +108,7 @@ def _between(graph: Graph, name: TensorId, points: Mapping[TensorId, None]) -> l
 def _way(graph: Graph, name: TensorId) -> list[TensorId]:
     """The value that was scaled, mixed or cut to one, and those on the way that were written over or are read twice."""
     way = passage(graph, name)
-    on = [one for one in way[1:-1] if len(graph.readers(one)) > 1 or graph[one].op in OVERWRITES]
+    on = [one for one in way[1:-1] if len(graph.readers(one)) > 1 or graph[one].op in OVERWRITES | {"add"}]
     return list(dict.fromkeys((way[-1], *(handed(graph, one) for one in reversed(on)))))
 
 

@@ -8,7 +8,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.depth import addends
 from fmr.structure.dominate import Flow
-from fmr.structure.match import LINEAR, NONLINEAR, NORM_PARTS, NORMS, SAME, SHAPE, contraction, depends, product
+from fmr.structure.match import LINEAR, MASKING, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends, descend, product
 from fmr.structure.passage import OVERWRITES, base, gated, handed, passage, resumed, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset(
@@ -19,6 +19,9 @@ _COMPUTES = LINEAR | frozenset(
 _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
 """What makes a branch more than a linear map; what norms are written with does not count."""
 
+
+_SCORED = MOVES | MASKING
+"""What scores pass on their way to the softmax."""
 
 _PARALLEL = 3
 """Before how many writes what is added may have been computed."""
@@ -63,8 +66,35 @@ def _added(graph: Graph, node: Node, found: Writes) -> Write | None:
         carried = _carried(graph, before, found) if graph[before].shape == node.shape else ()
         if any(_computed_from(graph, added, origin) for origin in carried):
             stream = unchanged(graph, before)
-            return Write(stream, added, node.id, stream, times)
+            if not (_is_bias_of_scores(graph, node) or _is_stream_beside(graph, added, stream, found)):
+                return Write(stream, added, node.id, stream, times)
     return None
+
+
+def _is_bias_of_scores(graph: Graph, node: Node) -> bool:
+    """Whether a sum only goes into softmaxes: a bias that several layers share is no stream that their scores write to."""
+    below = (one.op for one, way in descend(graph, node, _SCORED) if way and one.op not in _SCORED)
+    return next(below, None) == "softmax" and all(op == "softmax" for op in below)
+
+
+def _is_stream_beside(graph: Graph, added: TensorId, before: TensorId, found: Writes) -> bool:
+    """Whether what is added is a stream, or a product of one, that did not begin with what it is added to, which is on none:
+    a shift that is given to a scaled norm."""
+    if _start(graph, before, found) is not None:
+        return False
+    made = graph[added]
+    starts = [
+        _start(graph, name, found) for name in ([parent.id for parent in made.parents] if made.op == "mul" else [added])
+    ]
+    return any(start is not None and not depends(graph, start, base(graph, before)) for start in starts)
+
+
+def _start(graph: Graph, name: TensorId, found: Writes) -> TensorId | None:
+    """Where the stream began that a value is on; None where it is on none."""
+    start: TensorId | None = None
+    while (last := next((one for one in ends(graph, start or name, found) if one in found), None)) is not None:
+        start = found[last].origin
+    return start
 
 
 def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[TensorId]:
@@ -199,7 +229,7 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
 
     Where that is another stream, or an earlier value of one, its writers are not told once more: `sums` are of all writes.
     """
-    through = SAME | SHAPE | NORMS | NORM_PARTS | {"masked_fill", "where", "sigmoid", "tanh"}
+    through = MOVES | NORMS | NORM_PARTS | {"masked_fill", "where", "sigmoid", "tanh"}
     found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
     while waiting:
         node = graph[waiting.pop()]

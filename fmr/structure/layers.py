@@ -1,0 +1,156 @@
+"""Layers: which writes of a residual stream belong together, and the attentions and memories that write in them.
+
+What one call of an entry of a list of modules writes is one layer: `blocks.3`, or `stages.1.blocks.3` where an entry of the
+inner list holds all kinds of parts that `stages.1` does. Where no such entry makes the adds, or lists hold attentions and
+memories apart, the order tells: a layer ends with its memory, or where the order of memories begins anew. What neither
+tells is not known: two halves of a layer with a memory each, written in one `forward`, are two layers.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import groupby, pairwise, product
+from typing import NamedTuple
+
+from fmr.graph import Graph
+from fmr.ids import Site, TensorId
+from fmr.structure.match import MOVES, climb, depends, descend
+from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual
+from fmr.structure.residual import Stream
+from fmr.structure.writes import Write
+
+
+class _Step(NamedTuple):
+    """One write of a stream, the attentions and memories that write there, and the module call that makes the add."""
+
+    write: Write
+    attentions: list[AttentionBlock]
+    memories: list[MemoryBlock]
+    module: str
+
+    @property
+    def kinds(self) -> set[type]:
+        """Which kinds of parts write there; none where nothing that is known does."""
+        return {type(part) for part in (*self.attentions, *self.memories)}
+
+
+def find_layers(
+    graph: Graph, residuals: Sequence[Residual], attention: Sequence[AttentionBlock], mlps: Sequence[MemoryBlock]
+) -> list[Layer]:
+    """The layers of all streams as they end: writes in groups, each with the attentions and memories that write in it."""
+    lists = _Lists([*attention, *mlps])
+    ends = [_ends(graph, block) for block in attention]
+    found = []
+    for residual in residuals:
+        steps = [
+            _Step(
+                write,
+                [block for block, end in zip(attention, ends, strict=True) if not end.isdisjoint(names)],
+                [memory for memory in mlps if memory.found.down in names],
+                graph[write.after].module,
+            )
+            for write, names in zip(residual.writes, residual.writers, strict=True)
+        ]
+        groups = list(_groups(steps, lists))
+        posts = [*(group[0].write.before for group in groups[1:]), *(_post(residual.stream) for _ in groups[-1:])]
+        pairs = zip(groups, posts, strict=True)
+        found += [_layer(graph, group, post) for group, post in pairs if any(step.kinds for step in group)]
+    return sorted(found, key=lambda layer: graph.place(layer.resid_post))
+
+
+def _ends(graph: Graph, block: AttentionBlock) -> set[TensorId]:
+    """The values among which the writer of an attention is: what makes its output, or the second half of a projection."""
+    out = block.found.out or block.found.z
+    above = climb(graph, out, MOVES | {"add", "sum"})
+    below = (node for node, _ in descend(graph, graph[out], MOVES))
+    return {node.id for node in (*above, *below)}
+
+
+def _layer(graph: Graph, steps: list[_Step], post: TensorId) -> Layer:
+    """A layer of these writes, with the stream between where a memory reads it just before it writes."""
+    attentions = tuple(block for step in steps for block in step.attentions)
+    memories = tuple(memory for step in steps for memory in step.memories)
+    read = (step for step in steps[1:] if attentions and _reads_late(graph, step))
+    mid = next((Site(step.write.before) for step in read), None)
+    return Layer(attentions, memories, Site(steps[0].write.before), mid, Site(post))
+
+
+def _reads_late(graph: Graph, step: _Step) -> bool:
+    """Whether memories read the stream just before they write to it; in a parallel block they read it earlier."""
+    return any(depends(graph, memory.found.source, step.write.before) for memory in step.memories)
+
+
+def _post(stream: Stream) -> TensorId:
+    """The stream after its last layer: where a norm stands on the stream itself, its normalised value."""
+    normed = len(stream.writes) > 1 and stream.writes[-1].before != stream.writes[-2].after
+    return stream.final_norm if normed and stream.final_norm else stream.writes[-1].after
+
+
+def _entries(module: str) -> list[str]:
+    """The entries of lists of modules around a module call, outermost first."""
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n, part in enumerate(parts, 1) if part.partition("@")[0].isdigit()]
+
+
+def _list_of(entry: str) -> str:
+    return entry.rpartition(".")[0]
+
+
+class _Lists:
+    """The lists of modules that hold attentions and memories, and which of the two each of their entries holds."""
+
+    def __init__(self, parts: Sequence[AttentionBlock | MemoryBlock]) -> None:
+        self.held: dict[str, set[type]] = defaultdict(set)
+        for part in parts:
+            for entry in _entries(part.scope):
+                self.held[entry].add(type(part))
+        self.within: dict[str, list[set[type]]] = defaultdict(list)
+        for entry, kinds in self.held.items():
+            self.within[_list_of(entry)].append(kinds)
+
+    def entry(self, module: str) -> str:
+        """The innermost entry around a module call whose list has one that holds all kinds that the one around it does."""
+        found = ""
+        for entry in _entries(module):
+            if not found or self.held[found] in self.within[_list_of(entry)]:
+                found = entry
+        return found
+
+    def halves(self, entry: str) -> bool:
+        """Whether the list of an entry holds both, and none of its entries does."""
+        kinds = self.within[_list_of(entry)]
+        return len(set().union(*kinds)) > 1 and all(len(known) < 2 for known in kinds)
+
+
+def _groups(steps: list[_Step], lists: _Lists) -> Iterator[list[_Step]]:
+    """The writes of a stream in groups: those of one entry, else as their order tells."""
+    entries = [lists.entry(step.module) for step in steps]
+    whole = {path for path in map(_list_of, entries) if not _takes_turns(path, entries, steps)}
+    keys = [entry if entry and _list_of(entry) in whole else "" for entry in entries]
+    for entry, pairs in groupby(zip(keys, steps, strict=True), key=lambda pair: pair[0]):
+        group = [step for _, step in pairs]
+        halved = any(lists.halves(around) for step in group for around in _entries(step.module))
+        yield from [group] if entry and not halved else _by_order(group)
+
+
+def _takes_turns(path: str, entries: list[str], steps: list[_Step]) -> bool:
+    """Whether parts of a kind that the entries of a list do not write stand between these: each writes half a layer."""
+    own = [n for n, entry in enumerate(entries) if entry and _list_of(entry) == path]
+    between = steps[own[0] : own[-1] + 1] if own else []
+    return set().union(*(step.kinds for step in between)) > set().union(*(steps[n].kinds for n in own))
+
+
+def _by_order(steps: list[_Step]) -> Iterator[list[_Step]]:
+    """Writes in groups that end with a memory each; where one follows another or none is the last, of a period each."""
+    kinds, active = [bool(step.memories) for step in steps], [n for n, step in enumerate(steps) if step.kinds]
+    ends = [n for n, known in enumerate(kinds, 1) if known]
+    if active and (not kinds[active[-1]] or any(a and b for a, b in pairwise(kinds))):
+        spans = product(range(active[0] + 1), range(len(kinds), active[-1], -1))
+        periods = ((start, end, _period(kinds[start:end])) for start, end in spans)
+        ends = next((list(range(start, end + 1, size)) for start, end, size in periods if size), ends)
+    yield from (steps[start:end] for start, end in pairwise(sorted({0, *ends, len(steps)})))
+
+
+def _period(kinds: list[bool]) -> int:
+    """After how many entries a sequence repeats itself, to its end; zero where it does not."""
+    sizes = (size for size in range(1, len(kinds) // 2 + 1) if len(kinds) % size == 0)
+    return next((size for size in sizes if kinds[size:] == kinds[:-size]), 0)
