@@ -29,9 +29,9 @@ class Stream(NamedTuple):
 
 
 def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
-    """The residual streams of an unfused graph, longest first; a short one inside a write of another is not one."""
+    """The residual streams of an unfused graph, longest and last first; a short one inside a write of another is not one."""
     found, deep = find_writes(graph, flow), over_depth(graph, flow)
-    chains = sorted(_chains(graph, found, deep), key=len, reverse=True)
+    chains = sorted(_chains(graph, found, deep), key=lambda chain: (-len(chain), -graph.place(chain[-1].after)))
     others = frozenset(found) | {chain[0].origin for chain in chains}
     taken = [(a, b, b) for states in deep.values() for a, b in pairwise(states)]
     streams = []
@@ -44,10 +44,10 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
 
 def _inside(graph: Graph, chain: list[Write], before: TensorId, added: TensorId, after: TensorId) -> bool:
     """Whether a chain lies between the value before a step of a stream and what is added there."""
-    start, end = chain[0].before, chain[-1].after
+    before, start, end = base(graph, before), chain[0].before, chain[-1].after
     if not graph.place(before) < graph.place(start) < graph.place(end) < graph.place(after):
         return False
-    return depends(graph, start, base(graph, before)) and depends(graph, added, end)
+    return depends(graph, start, before) and depends(graph, added, end)
 
 
 def _chains(graph: Graph, found: Writes, deep: Deep) -> list[list[Write]]:
