@@ -6,6 +6,7 @@ from typing import TypeVar
 from fmr.errors import RandomError, StructureError
 from fmr.graph import Graph
 from fmr.ids import Parent, Site, TensorId
+from fmr.inner import is_fused
 from fmr.nodes import Node
 from fmr.run import Pass, Run
 from fmr.structure.additive import additive
@@ -47,6 +48,12 @@ MATCHERS = (dot_product, deformable, additive)
 """What a softmax may belong to, tried in this order; each answers with an attention or with the reason why not."""
 
 
+_RAGGED = (
+    "its rows differ in length (a nested tensor), and fmr does not look inside such a kernel; "
+    "nn.TransformerEncoder(..., enable_nested_tensor=False) pads them"
+)
+
+
 def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
     """Each softmax of an unfused graph as an attention, or with the reason why it is none."""
     for softmax in softmaxes(graph):
@@ -60,6 +67,7 @@ def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
         else:
             yield Rejected(softmax.node.id, "attention", reason)
     yield from undivided(graph)
+    yield from (Rejected(node.id, "attention", _RAGGED) for node in graph.nodes if is_fused(node))
 
 
 class _Search:

@@ -1,5 +1,7 @@
 """The whole of a structure: idioms beyond the dot product, models that have none, structure without weights."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -153,3 +155,16 @@ def test_the_key_of_an_interleaved_gate() -> None:
     model = Interleaved()
     (block,) = fmr.locate(fmr.run(model, torch.randn(2, 3, 6))).mlps
     assert torch.equal(block.memory(3)[0], model.both.weight[7])
+
+
+def test_a_kernel_on_rows_of_different_lengths_is_named_with_its_remedy() -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True)
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    for nested in (True, False):
+        encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that nested tensors may change
+            found = fmr.locate(fmr.run(encoder, torch.randn(2, 5, 32), src_key_padding_mask=mask))
+        assert len(found.attention) == (0 if nested else 2)
+        assert len(found.rejected) == (2 if nested else 0)
+        assert all("enable_nested_tensor=False" in one.reason for one in found.rejected)
