@@ -41,9 +41,10 @@ def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], outpu
     if value is None:
         return None
     row = rows_of(graph, output.projection, value)[0]
-    row = row[row >= 0]  # the coefficients of a memory may lie beside them
+    if any(node.op == "cat" for node in output.way):
+        row = row[row >= 0]  # the coefficients of a memory may lie beside them
     met = row.unique().long()
-    if not len(met) or len(met) * math.prod(shape[n] for n in units) != len(row):
+    if not len(met) or met[0] < 0 or len(met) * math.prod(shape[n] for n in units) != len(row):
         return None
     places = [place.unique() for place in torch.unravel_index(met, lead)]
     several = tuple(n for n, place in enumerate(places) if len(place) > 1)

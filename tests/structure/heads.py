@@ -218,6 +218,19 @@ class GroupedChosen(Grouped):
         return self.out(joined(attends((split(q) @ k.mT).softmax(-1), groups=2) @ v))
 
 
+class ChosenQueries(Fused):
+    """The queries of some places, told by a measure, look; the others get the mean of the values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.flatten(0, 1) for t in self.parts(self.qkv(x)))
+        heads = torch.arange(len(q))[:, None]
+        places = q.pow(2).sum(-1).topk(3, -1).indices
+        p = (q[heads, places] @ k.mT).softmax(-1)
+        z = v.mean(1, keepdim=True).expand(v.shape).clone()
+        z[heads, places] = torch.bmm(attends(p.unflatten(0, (len(x), HEADS))).flatten(0, 1), v)
+        return self.out(joined(z.unflatten(0, (len(x), HEADS))))
+
+
 class TalkingHeads(Fused):
     """Heads are mixed before and after the softmax."""
 
@@ -257,6 +270,7 @@ FOUND = (
     GroupedBroadcast,
     GroupedRepeated,
     GroupedChosen,
+    ChosenQueries,
     TalkingHeads,
     TalkingByConvolution,
 )
