@@ -249,11 +249,13 @@ def residual(
 
 def apart(kind: str, parts: list[tuple[str, bool]], none: tuple[str, str] | None) -> dict[str, Any]:
     """The tally of a kind and, apart from it, what is on no stream, each with what it is."""
-    pattern, what = none or ("$^", "")
-    aside = {part for part, _ in parts if re.search(pattern, part)}
+    if none is None:
+        return {kind: tally(parts)}
+    pattern, what = none
+    aside = [part for part, _ in parts if re.search(pattern, part)]
     return {
         kind: tally((part, ok) for part, ok in parts if part not in aside),
-        f"no {kind}": [[part, what] for part, _ in parts if part in aside],
+        f"no {kind}": [[part, what] for part in aside],
     }
 
 
