@@ -17,7 +17,7 @@ from fmr.explorer import save_explorer
 from fmr.files import decode, encode, read_whole, seal, understood, unseal, write_whole
 from fmr.ids import OPAQUE, Parent, Site, TensorId
 from fmr.inner import Inner, inner_nodes, is_fused, outermost, scope_of
-from fmr.nodes import Nest, Node, Scope
+from fmr.nodes import Nest, Node, Scope, map_ids
 from fmr.notebook import drawn, preformatted
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ class Graph:
     @staticmethod
     def from_dict(body: dict[str, Any]) -> "Graph":
         """The graph that `to_dict` gave."""
-        rows = [(*row[:4], _as_ids(decode(row[4])), _as_ids(decode(row[5]))) for row in body["scopes"]]
+        rows = [(*row[:4], map_ids(TensorId, decode(row[4])), map_ids(TensorId, decode(row[5]))) for row in body["scopes"]]
         scopes = [Scope(path, module, kind, above, given, out) for path, module, kind, above, given, out in rows]
         return Graph([_unpack(row) for row in body["nodes"]], scopes, body["model"])
 
@@ -349,12 +349,12 @@ class ModuleCall:
     @property
     def output(self) -> Nest:
         """The node that the module returned, or a tuple or dict of nodes as it returned them."""
-        return self._nodes(self.scope.output)
+        return map_ids(self.graph.__getitem__, self.scope.output)
 
     @property
     def input(self) -> Nest:
         """The nodes that the module was given: positional arguments, then those by name."""
-        return self._nodes(self.scope.inputs)
+        return map_ids(self.graph.__getitem__, self.scope.inputs)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -363,13 +363,6 @@ class ModuleCall:
         if not path:
             return tuple(node for node in self.graph.nodes if not node.id.is_source)
         return tuple(n for n in self.graph.nodes if n.scope == path or n.scope.startswith((f"{path}.", f"{path}/")))
-
-    def _nodes(self, nest: Nest) -> Nest:
-        if isinstance(nest, str):
-            return self.graph[nest]
-        if isinstance(nest, dict):
-            return {key: self._nodes(item) for key, item in nest.items()}
-        return tuple(self._nodes(item) for item in nest) if nest is not None else None
 
     def __repr__(self) -> str:
         path = self.scope.path or "root"
@@ -387,11 +380,3 @@ def _unpack(row: list[Any]) -> Node:
     args = {at: decode(value) for at, value in row[7].items()}
     device = decode({"torch": ["device", row[6]]})
     return Node(TensorId(row[0]), row[1], row[2], parents, tuple(row[4]), decode(row[5]), device, args, row[8])
-
-
-def _as_ids(nest: Nest) -> Nest:
-    if isinstance(nest, str):
-        return TensorId(nest)
-    if isinstance(nest, dict):
-        return {key: _as_ids(item) for key, item in nest.items()}
-    return tuple(_as_ids(item) for item in nest) if nest is not None else None

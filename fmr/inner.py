@@ -11,7 +11,7 @@ from fmr.build import Builder
 from fmr.errors import IdError
 from fmr.fused import EXPLAINED
 from fmr.ids import Parent, TensorId
-from fmr.nodes import Nest, Node, leaves, outputs, rename_ids
+from fmr.nodes import Nest, Node, leaves, map_ids, outputs
 from fmr.ops import PASS, is_tensor_result, op_of
 from fmr.recorder import Event, Recorder, Tape
 from fmr.watch import WatcherMode, unwatched
@@ -172,7 +172,7 @@ def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tens
         for n, _ in made
         if not n.id.is_source
     ]
-    return Inner(tuple(nodes), rename_ids(builders[0].scopes[0].output, rename))
+    return Inner(tuple(nodes), map_ids(lambda name: rename.get(name, name), builders[0].scopes[0].output))
 
 
 def call_arguments(node: Node, tensors: Mapping[Any, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
