@@ -1,11 +1,11 @@
 """What is written in the boxes of a picture, and in the tooltips behind them."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fmr.build import ids_in
+from fmr.files import printed
 from fmr.ids import OPAQUE
 from fmr.inner import is_fused, scope_of
 from fmr.nodes import Nest, Node, Scope
@@ -13,10 +13,6 @@ from fmr.picture import Box, Picture
 
 if TYPE_CHECKING:
     from fmr.graph import Graph
-
-LONGEST = 160
-"""Characters of an argument's value in a tooltip."""
-
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -194,9 +190,3 @@ def _named(nest: Nest, at: str = "") -> Iterator[tuple[str, str]]:
     elif nest is not None:
         for key, item in nest.items() if isinstance(nest, dict) else enumerate(nest):
             yield from _named(item, f"{at}.{key}" if at else str(key))
-
-
-def printed(value: Any) -> str:
-    """An argument as text that is the same in every process: without addresses, and not longer than it is useful."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

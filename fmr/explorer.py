@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmr.build import ids_in
-from fmr.captions import printed, size
+from fmr.captions import size
 from fmr.draw import INK, ROLES
-from fmr.files import write_whole
+from fmr.files import printed, write_whole
 from fmr.nodes import Node, Scope
 from fmr.picture import notes_of, roles_of
 
