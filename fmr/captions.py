@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fmr.build import ids_in
 from fmr.files import printed
-from fmr.ids import OPAQUE
+from fmr.ids import OPAQUE, relative, within
 from fmr.inner import is_fused, scope_of
 from fmr.nodes import Nest, Node, Scope
 from fmr.picture import Box, Picture
@@ -92,10 +92,7 @@ class Captions:
 
     def _relative(self, scope: Scope) -> str:
         """The path of a module call as seen from the one around it."""
-        above = scope.parent or ""
-        return (
-            scope.path.removeprefix(above).lstrip("./") if scope.path.startswith((f"{above}.", f"{above}/")) else scope.path
-        )
+        return relative(scope.path, scope.parent or "")
 
     def _name(self, box: Box) -> str:
         """A value's name inside its module call: the end of its ID, or what the module calls its parameter."""
@@ -120,11 +117,7 @@ class Captions:
         if not box.scopes:
             return []
         path = box.scopes[0].path
-        inside = Counter(
-            note
-            for scope, note in self.notes.items()
-            if not path or scope == path or scope.startswith((f"{path}.", f"{path}/"))
-        )
+        inside = Counter(note for scope, note in self.notes.items() if within(scope, path))
         return [note + (f" {TIMES} {times}" if times > 1 else "") for note, times in inside.items()]
 
     # ---- tooltips

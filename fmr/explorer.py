@@ -9,6 +9,7 @@ from fmr.build import ids_in
 from fmr.captions import size
 from fmr.draw import INK, ROLES
 from fmr.files import printed, write_whole
+from fmr.ids import relative
 from fmr.nodes import Node, Scope
 from fmr.picture import notes_of, roles_of
 
@@ -61,8 +62,7 @@ class _Export:
         if path not in self.layers:
             scope = self.scopes.get(path)
             above = path.rpartition("/")[0] if scope is None else scope.parent or ""  # a fused op is a place as well
-            own = path[len(above) :] if path.startswith((f"{above}.", f"{above}/")) else path
-            self.layers[path] = f"{self.layer(above)}/{_word(own.lstrip('./'))}".lstrip("/")
+            self.layers[path] = f"{self.layer(above)}/{_word(relative(path, above))}".lstrip("/")
         return self.layers[path]
 
     def _node(self, node: Node) -> Json:

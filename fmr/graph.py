@@ -15,7 +15,7 @@ from fmr.draw import save_dot, save_svg
 from fmr.errors import GraphError, IdError, nearest
 from fmr.explorer import save_explorer
 from fmr.files import decode, encode, read_whole, seal, understood, unseal, write_whole
-from fmr.ids import OPAQUE, Parent, Site, TensorId
+from fmr.ids import OPAQUE, Parent, Site, TensorId, within
 from fmr.inner import Inner, inner_nodes, is_fused, outermost, scope_of
 from fmr.nodes import Nest, Node, Scope, map_ids
 from fmr.notebook import drawn, preformatted
@@ -359,10 +359,7 @@ class ModuleCall:
     @property
     def nodes(self) -> tuple[Node, ...]:
         """Every node that ran inside, submodules included."""
-        path = self.scope.path
-        if not path:
-            return tuple(node for node in self.graph.nodes if not node.id.is_source)
-        return tuple(n for n in self.graph.nodes if n.scope == path or n.scope.startswith((f"{path}.", f"{path}/")))
+        return tuple(n for n in self.graph.nodes if within(n.scope, self.scope.path) and not n.id.is_source)
 
     def __repr__(self) -> str:
         path = self.scope.path or "root"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmr.build import ids_in
 from fmr.errors import DrawError, IdError, nearest
-from fmr.ids import OPAQUE, Parent
+from fmr.ids import OPAQUE, Parent, relative, within
 from fmr.inner import is_fused, scope_of
 from fmr.nodes import Node, Scope
 
@@ -292,8 +292,8 @@ def _chained(last: _Group, group: _Group) -> bool:
 def _plan(group: _Group) -> tuple[str, list[Any]]:
     """What the first module call of a group does inside, whatever its place: its ops in order, with their shapes."""
     path = group.scopes[0].path
-    inside = (node for node in group.nodes if node.scope == path or node.scope.startswith((f"{path}.", f"{path}/")))
-    return group.scopes[0].kind, [(node.scope[len(path) :], node.op, node.shape, node.dtype) for node in inside]
+    inside = (node for node in group.nodes if within(node.scope, path))
+    return group.scopes[0].kind, [(relative(node.scope, path), node.op, node.shape, node.dtype) for node in inside]
 
 
 # ---- edges and cuts
