@@ -66,7 +66,7 @@ class Captions:
                 yield Line(pale=", ".join(_few(list(dict.fromkeys(node.op for node in box.nodes)), 3)), small=True)
                 yield Line(pale=f"→ {size(box.nodes[-1])}", small=True)
             case _:
-                yield Line(plain=self._name(box))
+                yield Line(plain=name_in(box.nodes[0], self.shown.scopes.get(box.place or "")))
                 yield Line(pale=size(box.nodes[0]), small=True)
         if held := self._held(box):
             yield Line(plain="holds " + ", ".join(held), small=True)
@@ -93,14 +93,6 @@ class Captions:
     def _relative(self, scope: Scope) -> str:
         """The path of a module call as seen from the one around it."""
         return relative(scope.path, scope.parent or "")
-
-    def _name(self, box: Box) -> str:
-        """A value's name inside its module call: the end of its ID, or what the module calls its parameter."""
-        node = box.nodes[0]
-        if not node.id.is_source:
-            return node.id.rpartition("/")[2]
-        module = "" if box.place is None else self.shown.scopes[box.place].module
-        return node.id.partition(":")[2].removeprefix(f"{module}." if module else "")
 
     def _held(self, box: Box) -> list[str]:
         """The roles of values that have no box of their own: inside a closed module call or a fused op."""
@@ -155,6 +147,14 @@ def _about(node: Node) -> Iterator[str]:
     yield from (f"{at} = {printed(value)}" for at, value in node.args.items())
     if node.where:
         yield node.where
+
+
+def name_in(node: Node, scope: Scope | None) -> str:
+    """What a module call that a value is drawn in calls it: the end of its ID, or the module's own name for a weight."""
+    if not node.id.is_source:
+        return node.id.rpartition("/")[2]
+    module = scope.module if scope is not None else ""
+    return node.id.partition(":")[2].removeprefix(f"{module}." if module else "")
 
 
 def size(node: Node) -> str:
