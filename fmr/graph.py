@@ -16,7 +16,7 @@ from fmr.errors import GraphError, IdError, nearest
 from fmr.explorer import save_explorer
 from fmr.files import decode, encode, read_whole, seal, understood, unseal, write_whole
 from fmr.ids import OPAQUE, Parent, Site, TensorId, within
-from fmr.inner import Inner, inner_nodes, is_fused, outermost, scope_of
+from fmr.inner import Inner, inner_nodes, is_fused, outer_scope, scope_of
 from fmr.nodes import Nest, Node, Scope, map_ids
 from fmr.notebook import drawn, preformatted
 
@@ -139,7 +139,7 @@ class Graph:
 
     def _inside(self, name: TensorId) -> tuple[Node, ...]:
         """The nodes of the innermost fused op whose scope an ID lies in."""
-        owner = self.fused.get(outermost(name))
+        owner = self.fused.get(outer_scope(name))
         found: tuple[Node, ...] = ()
         while owner is not None:
             local = {node.id: node for node in found}

@@ -39,7 +39,7 @@ def scope_of(node: Node) -> str:
     return f"{node.scope}/{part.op}#{part.k}"
 
 
-def outermost(name: str) -> str:
+def outer_scope(name: str) -> str:
     """The scope of the op of the model inside which an ID lies; empty for an ID that lies inside none."""
     parts = name.split("/", 2)
     return "/".join(parts[:2]) if len(parts) > 2 else ""
