@@ -18,6 +18,7 @@ from fmr.structure.carry import carried, numbers
 from fmr.structure.match import MOVES, NONLINEAR, SAME, Projection, climb, is_constant, projection, unshaped, weights
 from fmr.structure.mix import Use, mix
 from fmr.structure.output import handed_on, output_of
+from fmr.structure.queries import varies
 from fmr.structure.scores import BEFORE
 from fmr.structure.softmax import Softmax
 
@@ -86,7 +87,7 @@ def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
     read = carried(graph, torch.cat(values, -1), (joined, data)) if len(values) == 2 else None
     if read is None or not read.numel():
         return None
-    same = [bool((part == part.narrow(place, 0, 1)).all()) for part in read.split(sizes, -1)]
+    same = [not varies(part, place) for part in read.split(sizes, -1)]
     if sum(same) != 1:
         return None
     q, k = sides if same[0] else reversed(sides)
