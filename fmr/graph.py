@@ -83,7 +83,10 @@ class Graph:
 
     def place(self, key: Key) -> int:
         """The position of a value in execution order."""
-        return self._place[id_of(key)]
+        place = self._place.get(id_of(key))
+        if place is None:
+            raise IdError(f"{self[key].id!s} lies inside a fused op, which has one place. Expected graph.unfused.place(id).")
+        return place
 
     def find(self, pattern: str) -> tuple[Node, ...]:
         """The nodes whose ID matches a glob, in execution order; inner values of fused ops stand after their op.
@@ -206,23 +209,29 @@ class Graph:
 
     def readers(self, key: Key) -> tuple[Node, ...]:
         """The nodes that read a value."""
-        name = self[key].id
-        return self._readers[name] if name in self._readers else self.unfused.readers(name)
+        found = self._readers.get(id_of(key))
+        return found if found is not None else self._holding(key)._readers[id_of(key)]
 
     def ancestors(self, key: Key) -> tuple[Node, ...]:
         """Every node that a value depends on, in execution order."""
-        return self._closure(self[key], lambda node: [self[parent] for parent in node.parents])
+        here = self._holding(key)
+        return here._closure(here[key], lambda node: [here[parent] for parent in node.parents])
 
     def descendants(self, key: Key) -> tuple[Node, ...]:
         """Every node that depends on a value, in execution order."""
-        return self._closure(self[key], lambda node: self._readers[node.id])
+        here = self._holding(key)
+        return here._closure(here[key], lambda node: here._readers[node.id])
 
     def between(self, start: Key, end: Key) -> tuple[Node, ...]:
         """The nodes on the paths from one value to another, both ends included; empty where there is no path."""
-        first, last = self[start], self[end]
-        below = {first.id, *(node.id for node in self.descendants(first))}
-        above = {last.id, *(node.id for node in self.ancestors(last))}
-        return tuple(node for node in self.nodes if node.id in below and node.id in above)
+        here = self._holding(start, end)
+        below = {id_of(start), *(node.id for node in here.descendants(start))}
+        above = {id_of(end), *(node.id for node in here.ancestors(end))}
+        return tuple(node for node in here.nodes if node.id in below and node.id in above)
+
+    def _holding(self, *keys: Key) -> "Graph":
+        """The graph in which these values are nodes: the one with fused ops written out where one lies inside such an op."""
+        return self if all(self[key].id in self._place for key in keys) else self.unfused
 
     def _closure(self, start: Node, step: Callable[[Node], Iterable[Node]]) -> tuple[Node, ...]:
         seen: set[TensorId] = set()
