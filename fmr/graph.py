@@ -79,7 +79,8 @@ class Graph:
         for node in self._inside(name):
             if node.id == name:
                 return node
-        raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{nearest(name, self.ids())}")
+        close = nearest(name, self.ids()) or " Expected one of graph.ids(), or of graph.find('*softmax*') for a glob."
+        raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{close}")
 
     def place(self, key: Key) -> int:
         """The position of a value in execution order."""

@@ -179,6 +179,9 @@ def call_arguments(node: Node, tensors: Mapping[Any, Tensor]) -> tuple[tuple[Any
     """The positional and keyword arguments of an op's call, from its parents' tensors and its other arguments."""
     given: dict[str, Any] = {**node.args, **{parent.at: tensors[parent] for parent in node.parents}}
     if any("." in at for at in given):
-        raise IdError(f"{node.id} was called with tensors inside a list; fmr cannot look inside such a call.")
+        raise IdError(
+            f"{node.id} was called with tensors inside a list; fmr cannot look inside such a call. "
+            "Expected tensors one by one."
+        )
     positions = sorted((at for at in given if at.isdigit()), key=int)
     return tuple(given[at] for at in positions), {at: value for at, value in given.items() if not at.isdigit()}
