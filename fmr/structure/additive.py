@@ -115,9 +115,11 @@ def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | Non
 
 
 def _heads(graph: Graph, mixed: Use) -> int:
-    """The heads that the units of a projection to the values were split into."""
+    """The heads that those units of a projection were split into which reach the values; one where there is none."""
     made = graph[unshaped(graph, mixed.v, MOVES)]
-    size = math.prod(mixed.node.shape[n] for n in mixed.units)
-    if projection(graph, made) is None or not size or made.shape[-1] % size:
+    if projection(graph, made) is None:
         return 1
-    return made.shape[-1] // size
+    value = carried(graph, numbers(made.shape[-1]).expand(made.shape), (made, graph[mixed.v]))
+    size = math.prod(mixed.node.shape[n] for n in mixed.units)
+    number, rest = divmod(len(value.unique()) if value is not None else 0, max(1, size))
+    return number if number and not rest else 1
