@@ -71,6 +71,9 @@ class GraphDiff:
 def align(first: "Graph", second: "Graph") -> Alignment:
     """Match the nodes of two graphs: first module call by module call, then along the data.
 
+    >>> eager.graph.align(fused.graph)
+    Alignment: 237 matched (12 renamed), 14 inserted, 52 removed, score 0.878
+
     Inside a module call that both graphs have, the sequences of ops are compared (longest common subsequences over the
     op, the arguments it reads tensors from and the names of its parameters). What is left is matched where the op is
     the same and what it reads is matched, so that a module which was wrapped or renamed is recognised.

@@ -32,7 +32,7 @@ class Owner(NamedTuple):
     name: TensorId
 
 
-class Write(NamedTuple):
+class Overwrite(NamedTuple):
     """An op that overwrote bytes of a storage."""
 
     time: int
@@ -55,7 +55,7 @@ class Builder:
         self.scopes: list[Scope] = []  # in the order in which the calls began; a call's output comes when it ends
         self.calls = [Call(tape.root)]
         self._owners: dict[int, Owner] = {}
-        self._writes: dict[int, list[Write]] = {}
+        self._writes: dict[int, list[Overwrite]] = {}
         self._places: dict[str, int] = {}
         self._transform: dict[TensorId, None] = {}
         self._was_inside = False
@@ -256,7 +256,7 @@ class Builder:
         before = self._writes.get(storage, [])
         if is_dense(tensor):
             before = [write for write in before if write.extent[0] < low or write.extent[1] > high]
-        self._writes[storage] = [*before, Write(self._time, node, (low, high))]
+        self._writes[storage] = [*before, Overwrite(self._time, node, (low, high))]
 
     def _refresh(self, tensor: Tensor) -> None:
         """Give a tensor a new value if its bytes were overwritten, through another tensor, since its last one."""

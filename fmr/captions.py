@@ -1,22 +1,18 @@
 """What is written in the boxes of a picture, and in the tooltips behind them."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fmr.build import ids_in
-from fmr.ids import OPAQUE
+from fmr.files import printed
+from fmr.ids import OPAQUE, relative, within
 from fmr.inner import is_fused, scope_of
 from fmr.nodes import Nest, Node, Scope
 from fmr.picture import Box, Picture
 
 if TYPE_CHECKING:
     from fmr.graph import Graph
-
-LONGEST = 160
-"""Characters of an argument's value in a tooltip."""
-
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -70,7 +66,7 @@ class Captions:
                 yield Line(pale=", ".join(_few(list(dict.fromkeys(node.op for node in box.nodes)), 3)), small=True)
                 yield Line(pale=f"→ {size(box.nodes[-1])}", small=True)
             case _:
-                yield Line(plain=self._name(box))
+                yield Line(plain=name_in(box.nodes[0], self.shown.scopes.get(box.place or "")))
                 yield Line(pale=size(box.nodes[0]), small=True)
         if held := self._held(box):
             yield Line(plain="holds " + ", ".join(held), small=True)
@@ -96,18 +92,7 @@ class Captions:
 
     def _relative(self, scope: Scope) -> str:
         """The path of a module call as seen from the one around it."""
-        above = scope.parent or ""
-        return (
-            scope.path.removeprefix(above).lstrip("./") if scope.path.startswith((f"{above}.", f"{above}/")) else scope.path
-        )
-
-    def _name(self, box: Box) -> str:
-        """A value's name inside its module call: the end of its ID, or what the module calls its parameter."""
-        node = box.nodes[0]
-        if not node.id.is_source:
-            return node.id.rpartition("/")[2]
-        module = "" if box.place is None else self.shown.scopes[box.place].module
-        return node.id.partition(":")[2].removeprefix(f"{module}." if module else "")
+        return relative(scope.path, scope.parent or "")
 
     def _held(self, box: Box) -> list[str]:
         """The roles of values that have no box of their own: inside a closed module call or a fused op."""
@@ -124,11 +109,7 @@ class Captions:
         if not box.scopes:
             return []
         path = box.scopes[0].path
-        inside = Counter(
-            note
-            for scope, note in self.notes.items()
-            if not path or scope == path or scope.startswith((f"{path}.", f"{path}/"))
-        )
+        inside = Counter(note for scope, note in self.notes.items() if within(scope, path))
         return [note + (f" {TIMES} {times}" if times > 1 else "") for note, times in inside.items()]
 
     # ---- tooltips
@@ -168,6 +149,14 @@ def _about(node: Node) -> Iterator[str]:
         yield node.where
 
 
+def name_in(node: Node, scope: Scope | None) -> str:
+    """What a module call that a value is drawn in calls it: the end of its ID, or the module's own name for a weight."""
+    if not node.id.is_source:
+        return node.id.rpartition("/")[2]
+    module = scope.module if scope is not None else ""
+    return node.id.partition(":")[2].removeprefix(f"{module}." if module else "")
+
+
 def size(node: Node) -> str:
     """A shape as 1x16x64 with times signs, with the dtype where it is not a floating one."""
     text = TIMES.join("?" if length < 0 else str(length) for length in node.shape) or "scalar"
@@ -194,9 +183,3 @@ def _named(nest: Nest, at: str = "") -> Iterator[tuple[str, str]]:
     elif nest is not None:
         for key, item in nest.items() if isinstance(nest, dict) else enumerate(nest):
             yield from _named(item, f"{at}.{key}" if at else str(key))
-
-
-def printed(value: Any) -> str:
-    """An argument as text that is the same in every process: without addresses, and not longer than it is useful."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -23,15 +23,17 @@ TITLE, LARGE, SMALL = 15, 12, 9.5
 """Font sizes, in points: at the last two, Graphviz reserves nearly the width that a browser then needs."""
 
 SHEET = {
-    **{
-        "rankdir": "TB",
-        "newrank": "true",
-        "ranksep": "0.3",
-        "nodesep": "0.24",
-        "compound": "true",
-        "outputorder": "edgesfirst",
-    },
-    **{"pad": "0.3", "bgcolor": "#FFFFFF", "labelloc": "t", "labeljust": "l", "fontname": "Helvetica,Arial,sans-serif"},
+    "rankdir": "TB",
+    "newrank": "true",
+    "ranksep": "0.3",
+    "nodesep": "0.24",
+    "compound": "true",
+    "outputorder": "edgesfirst",
+    "pad": "0.3",
+    "bgcolor": "#FFFFFF",
+    "labelloc": "t",
+    "labeljust": "l",
+    "fontname": "Helvetica,Arial,sans-serif",
 }
 NODE = {"fontname": SHEET["fontname"], "margin": "0.11,0.045", "height": "0.2", "width": "0.3", "penwidth": "0.9"}
 EDGE = {"color": "#5A5A5A", "arrowsize": "0.55", "penwidth": "0.9"}
@@ -74,9 +76,16 @@ LOOKS = {
     "cut": Look("… more beyond the cut", line="#FFFFFF", style="", ink=GREY, shape="plaintext", sides=0),
 }
 ROLES = (
-    *(("#56B4E9", INK), ("#E69F00", INK), ("#3DB48C", INK), ("#F0E442", INK)),
-    *(("#DD8FB8", INK), ("#0072B2", "#FFFFFF"), ("#C25400", "#FFFFFF"), ("#999999", INK)),
-    *(("#005F47", "#FFFFFF"), ("#BFE6F5", INK)),
+    ("#56B4E9", INK),
+    ("#E69F00", INK),
+    ("#3DB48C", INK),
+    ("#F0E442", INK),
+    ("#DD8FB8", INK),
+    ("#0072B2", "#FFFFFF"),
+    ("#C25400", "#FFFFFF"),
+    ("#999999", INK),
+    ("#005F47", "#FFFFFF"),
+    ("#BFE6F5", INK),
 )
 """Fill and ink of roles, after Okabe and Ito: told apart with any colour vision. A role's name stands in its box as well.
 

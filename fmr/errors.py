@@ -42,7 +42,11 @@ class StructureError(FmrError):
     """A question about structure that the graph cannot answer."""
 
 
-def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+_NEAREST = 3
+"""How many names an error offers."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
     """The closing sentence of an unknown-name error: the closest names that exist.
 
     First the same op below the same place (`attn/softmax#0` may lie inside a fused op), then what is spelled alike.
@@ -50,5 +54,5 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     names = list(known)
     place, slash, last = name.rpartition("/")
     below = [one for one in names if slash and one.startswith(f"{place}/") and one.endswith(f"/{last}")]
-    close = list(dict.fromkeys([*below, *get_close_matches(name, names, n=n, cutoff=0.5)]))[:n]
+    close = list(dict.fromkeys([*below, *get_close_matches(name, names, n=_NEAREST, cutoff=0.5)]))[:_NEAREST]
     return f" Nearest that exist: {', '.join(close)}." if close else ""

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fmr.build import ids_in
-from fmr.captions import printed, size
+from fmr.captions import name_in, size
 from fmr.draw import INK, ROLES
-from fmr.files import write_whole
+from fmr.files import printed, write_whole
+from fmr.ids import relative
 from fmr.nodes import Node, Scope
-from fmr.picture import notes_of, roles_of
+from fmr.picture import homes, notes_of, roles_of
 
 if TYPE_CHECKING:
     from fmr.graph import Graph
@@ -43,11 +44,7 @@ class _Export:
         self.graph, self.roles, self.notes = graph, roles, notes
         self.styles = {role: _style(*ROLES[n % len(ROLES)]) for n, role in enumerate(dict.fromkeys(roles.values()))}
         self.scopes = {scope.path: scope for scope in graph.scopes}
-        self.layers = {"": ""}
-        self.reader: dict[str, Node] = {}
-        for node in graph.nodes:
-            for parent in node.parents:
-                self.reader.setdefault(parent, node)
+        self.layers, self.homes = {"": ""}, homes(graph)
 
     def whole(self) -> Json:
         layers = {self.layer(scope.path): dict(self._told(scope)) for scope in self.graph.scopes}
@@ -61,18 +58,18 @@ class _Export:
         if path not in self.layers:
             scope = self.scopes.get(path)
             above = path.rpartition("/")[0] if scope is None else scope.parent or ""  # a fused op is a place as well
-            own = path[len(above) :] if path.startswith((f"{above}.", f"{above}/")) else path
-            self.layers[path] = f"{self.layer(above)}/{_word(own.lstrip('./'))}".lstrip("/")
+            self.layers[path] = f"{self.layer(above)}/{_word(relative(path, above))}".lstrip("/")
         return self.layers[path]
 
     def _node(self, node: Node) -> Json:
-        place = node.scope if not node.id.is_source else self._home(node)
+        place = self.homes[node.id] or ""
+        name = name_in(node, self.scopes.get(place))
         role = self.roles.get(node.id)
         style = {"style": self.styles[role]} if role else {}
         made = {"shape": size(node), "dtype": node.kind, "device": str(node.device)}
         return {
             "id": str(node.id),
-            "label": f"{role}: {self._label(node)}" if role else self._label(node),
+            "label": f"{role}: {name}" if role else name,
             "namespace": self.layer(place),
             "attrs": _pairs({"role": role} if role else {}, self._about(node)),
             "incomingEdges": [
@@ -85,18 +82,6 @@ class _Export:
             "outputsMetadata": [{"id": "0", "attrs": _pairs(made)}],
             **style,
         }
-
-    def _home(self, source: Node) -> str:
-        """Where a source is drawn: a weight in the module call that reads it first, an input outside of all."""
-        reader = self.reader.get(source.id)
-        return reader.scope if reader is not None and source.op != "input" else ""
-
-    def _label(self, node: Node) -> str:
-        """What a node is called in its layer: the end of its ID, or what its module calls the parameter."""
-        if not node.id.is_source:
-            return node.id.rpartition("/")[2]
-        home = self.scopes.get(self._home(node))
-        return node.id.partition(":")[2].removeprefix(f"{home.module}." if home and home.module else "")
 
     def _about(self, node: Node) -> dict[str, str]:
         kind = {"kind": node.op} if node.id.is_source else {"op": node.op}

@@ -115,7 +115,9 @@ def unseal(kind: str, data: bytes, source: str) -> dict[str, Any]:
 
 
 _TORCH = (torch.dtype, torch.device, torch.memory_format, torch.layout)
+
 _LONGEST = 200
+"""Characters of an argument that is kept as the text it prints."""
 
 
 def encode(value: Any) -> Any:
@@ -140,11 +142,11 @@ def encode(value: Any) -> Any:
         return {"complex": [encode(value.real), encode(value.imag)]}
     if isinstance(value, _TORCH):
         return {"torch": [type(value).__name__, str(value)]}
-    return {"printed": _printed(value)}
+    return {"printed": printed(value)}
 
 
-def _printed(value: Any) -> str:
-    """What an object prints, without its address in memory and no longer than a line or two."""
+def printed(value: Any) -> str:
+    """What an object prints, the same in every process: without its address in memory, and no longer than a line or two."""
     try:
         text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
     except Exception:

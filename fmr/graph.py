@@ -15,9 +15,9 @@ from fmr.draw import save_dot, save_svg
 from fmr.errors import GraphError, IdError, nearest
 from fmr.explorer import save_explorer
 from fmr.files import decode, encode, read_whole, seal, understood, unseal, write_whole
-from fmr.ids import OPAQUE, Parent, Site, TensorId
-from fmr.inner import Inner, inner_nodes, is_fused, outermost, scope_of
-from fmr.nodes import Nest, Node, Scope
+from fmr.ids import OPAQUE, Parent, Site, TensorId, within
+from fmr.inner import Inner, inner_nodes, is_fused, outer_scope, scope_of
+from fmr.nodes import Nest, Node, Scope, map_ids
 from fmr.notebook import drawn, preformatted
 
 if TYPE_CHECKING:
@@ -79,11 +79,15 @@ class Graph:
         for node in self._inside(name):
             if node.id == name:
                 return node
-        raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{nearest(name, self.ids())}")
+        close = nearest(name, self.ids()) or " Expected one of graph.ids(), or of graph.find('*softmax*') for a glob."
+        raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{close}")
 
     def place(self, key: Key) -> int:
         """The position of a value in execution order."""
-        return self._place[id_of(key)]
+        place = self._place.get(id_of(key))
+        if place is None:
+            raise IdError(f"{self[key].id!s} lies inside a fused op, which has one place. Expected graph.unfused.place(id).")
+        return place
 
     def find(self, pattern: str) -> tuple[Node, ...]:
         """The nodes whose ID matches a glob, in execution order; inner values of fused ops stand after their op.
@@ -139,7 +143,7 @@ class Graph:
 
     def _inside(self, name: TensorId) -> tuple[Node, ...]:
         """The nodes of the innermost fused op whose scope an ID lies in."""
-        owner = self.fused.get(outermost(name))
+        owner = self.fused.get(outer_scope(name))
         found: tuple[Node, ...] = ()
         while owner is not None:
             local = {node.id: node for node in found}
@@ -206,23 +210,29 @@ class Graph:
 
     def readers(self, key: Key) -> tuple[Node, ...]:
         """The nodes that read a value."""
-        name = self[key].id
-        return self._readers[name] if name in self._readers else self.unfused.readers(name)
+        found = self._readers.get(id_of(key))
+        return found if found is not None else self._holding(key)._readers[id_of(key)]
 
     def ancestors(self, key: Key) -> tuple[Node, ...]:
         """Every node that a value depends on, in execution order."""
-        return self._closure(self[key], lambda node: [self[parent] for parent in node.parents])
+        here = self._holding(key)
+        return here._closure(here[key], lambda node: [here[parent] for parent in node.parents])
 
     def descendants(self, key: Key) -> tuple[Node, ...]:
         """Every node that depends on a value, in execution order."""
-        return self._closure(self[key], lambda node: self._readers[node.id])
+        here = self._holding(key)
+        return here._closure(here[key], lambda node: here._readers[node.id])
 
     def between(self, start: Key, end: Key) -> tuple[Node, ...]:
         """The nodes on the paths from one value to another, both ends included; empty where there is no path."""
-        first, last = self[start], self[end]
-        below = {first.id, *(node.id for node in self.descendants(first))}
-        above = {last.id, *(node.id for node in self.ancestors(last))}
-        return tuple(node for node in self.nodes if node.id in below and node.id in above)
+        here = self._holding(start, end)
+        below = {id_of(start), *(node.id for node in here.descendants(start))}
+        above = {id_of(end), *(node.id for node in here.ancestors(end))}
+        return tuple(node for node in here.nodes if node.id in below and node.id in above)
+
+    def _holding(self, *keys: Key) -> "Graph":
+        """The graph in which these values are nodes: the one with fused ops written out where one lies inside such an op."""
+        return self if all(self[key].id in self._place for key in keys) else self.unfused
 
     def _closure(self, start: Node, step: Callable[[Node], Iterable[Node]]) -> tuple[Node, ...]:
         seen: set[TensorId] = set()
@@ -306,7 +316,7 @@ class Graph:
     @staticmethod
     def from_dict(body: dict[str, Any]) -> "Graph":
         """The graph that `to_dict` gave."""
-        rows = [(*row[:4], _as_ids(decode(row[4])), _as_ids(decode(row[5]))) for row in body["scopes"]]
+        rows = [(*row[:4], map_ids(TensorId, decode(row[4])), map_ids(TensorId, decode(row[5]))) for row in body["scopes"]]
         scopes = [Scope(path, module, kind, above, given, out) for path, module, kind, above, given, out in rows]
         return Graph([_unpack(row) for row in body["nodes"]], scopes, body["model"])
 
@@ -349,27 +359,17 @@ class ModuleCall:
     @property
     def output(self) -> Nest:
         """The node that the module returned, or a tuple or dict of nodes as it returned them."""
-        return self._nodes(self.scope.output)
+        return map_ids(self.graph.__getitem__, self.scope.output)
 
     @property
     def input(self) -> Nest:
         """The nodes that the module was given: positional arguments, then those by name."""
-        return self._nodes(self.scope.inputs)
+        return map_ids(self.graph.__getitem__, self.scope.inputs)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
         """Every node that ran inside, submodules included."""
-        path = self.scope.path
-        if not path:
-            return tuple(node for node in self.graph.nodes if not node.id.is_source)
-        return tuple(n for n in self.graph.nodes if n.scope == path or n.scope.startswith((f"{path}.", f"{path}/")))
-
-    def _nodes(self, nest: Nest) -> Nest:
-        if isinstance(nest, str):
-            return self.graph[nest]
-        if isinstance(nest, dict):
-            return {key: self._nodes(item) for key, item in nest.items()}
-        return tuple(self._nodes(item) for item in nest) if nest is not None else None
+        return tuple(n for n in self.graph.nodes if within(n.scope, self.scope.path) and not n.id.is_source)
 
     def __repr__(self) -> str:
         path = self.scope.path or "root"
@@ -387,11 +387,3 @@ def _unpack(row: list[Any]) -> Node:
     args = {at: decode(value) for at, value in row[7].items()}
     device = decode({"torch": ["device", row[6]]})
     return Node(TensorId(row[0]), row[1], row[2], parents, tuple(row[4]), decode(row[5]), device, args, row[8])
-
-
-def _as_ids(nest: Nest) -> Nest:
-    if isinstance(nest, str):
-        return TensorId(nest)
-    if isinstance(nest, dict):
-        return {key: _as_ids(item) for key, item in nest.items()}
-    return tuple(_as_ids(item) for item in nest) if nest is not None else None

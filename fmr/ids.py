@@ -58,6 +58,24 @@ def op_id(scope: str, op: str, k: int, index: int | None = None) -> TensorId:
     return TensorId(f"{scope}/{op}#{k}" if index is None else f"{scope}/{op}#{k}:{index}")
 
 
+def within(scope: str, path: str) -> bool:
+    """Whether a module call or a fused op is that of a path or lies inside it; everything lies inside the root.
+
+    >>> within("h.1.attn", "h.1"), within("h.10.attn", "h.1")
+    (True, False)
+    """
+    return not path or scope == path or scope.startswith((f"{path}.", f"{path}/"))
+
+
+def relative(scope: str, path: str) -> str:
+    """The place of a module call or a fused op as seen from a path around it; all of it where it lies elsewhere.
+
+    >>> relative("h.1.attn", "h.1")
+    'attn'
+    """
+    return scope[len(path) :].lstrip("./") if within(scope, path) else scope
+
+
 class Parent(TensorId):
     """The ID of a value that an op reads, which also knows the argument that it fills.
 

@@ -11,7 +11,7 @@ from fmr.build import Builder
 from fmr.errors import IdError
 from fmr.fused import EXPLAINED
 from fmr.ids import Parent, TensorId
-from fmr.nodes import Nest, Node, leaves, outputs, rename_ids
+from fmr.nodes import Nest, Node, leaves, map_ids, outputs
 from fmr.ops import PASS, is_tensor_result, op_of
 from fmr.recorder import Event, Recorder, Tape
 from fmr.watch import WatcherMode, unwatched
@@ -39,7 +39,7 @@ def scope_of(node: Node) -> str:
     return f"{node.scope}/{part.op}#{part.k}"
 
 
-def outermost(name: str) -> str:
+def outer_scope(name: str) -> str:
     """The scope of the op of the model inside which an ID lies; empty for an ID that lies inside none."""
     parts = name.split("/", 2)
     return "/".join(parts[:2]) if len(parts) > 2 else ""
@@ -172,13 +172,16 @@ def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tens
         for n, _ in made
         if not n.id.is_source
     ]
-    return Inner(tuple(nodes), rename_ids(builders[0].scopes[0].output, rename))
+    return Inner(tuple(nodes), map_ids(lambda name: rename.get(name, name), builders[0].scopes[0].output))
 
 
 def call_arguments(node: Node, tensors: Mapping[Any, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments of an op's call, from its parents' tensors and its other arguments."""
     given: dict[str, Any] = {**node.args, **{parent.at: tensors[parent] for parent in node.parents}}
     if any("." in at for at in given):
-        raise IdError(f"{node.id} was called with tensors inside a list; fmr cannot look inside such a call.")
+        raise IdError(
+            f"{node.id} was called with tensors inside a list; fmr cannot look inside such a call. "
+            "Expected tensors one by one."
+        )
     positions = sorted((at for at in given if at.isdigit()), key=int)
     return tuple(given[at] for at in positions), {at: value for at, value in given.items() if not at.isdigit()}

@@ -142,10 +142,10 @@ def shape_of(value: Tensor) -> tuple[int, ...]:
     return tuple(value.shape)
 
 
-def rename_ids(nest: Nest, names: Mapping[Any, Any]) -> Nest:
-    """A nest of IDs with each replaced by another."""
+def map_ids(function: Callable[[Any], Any], nest: Nest) -> Nest:
+    """A nest of IDs with each replaced by what a function makes of it."""
     if isinstance(nest, str):
-        return names.get(nest, nest)
+        return function(nest)
     if isinstance(nest, dict):
-        return {key: rename_ids(item, names) for key, item in nest.items()}
-    return tuple(rename_ids(item, names) for item in nest) if nest is not None else None
+        return {key: map_ids(function, item) for key, item in nest.items()}
+    return tuple(map_ids(function, item) for item in nest) if nest is not None else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmr.build import ids_in
 from fmr.errors import DrawError, IdError, nearest
-from fmr.ids import OPAQUE, Parent
+from fmr.ids import OPAQUE, Parent, TensorId, relative, within
 from fmr.inner import is_fused, scope_of
 from fmr.nodes import Node, Scope
 
@@ -122,12 +122,9 @@ class _Tree:
     def __init__(self, graph: "Graph", view: View) -> None:
         self.graph, self.view = graph, view
         self.scopes = _scopes(graph)
-        self.reader: dict[str, Node] = {}
-        for node in graph.nodes:
-            for parent in node.parents:
-                self.reader.setdefault(parent, node)
+        self.homes = homes(graph)
         self.focus: Node | Scope | None = None if view.around is None else self._focus(view.around)
-        place = self.home(self.focus) if isinstance(self.focus, Node) else self.focus.path if self.focus else None
+        place = self.homes[self.focus.id] if isinstance(self.focus, Node) else self.focus.path if self.focus else None
         self.opened = {scope.path for scope in self.above(place)}
 
     def _focus(self, around: Any) -> Node | Scope:
@@ -154,17 +151,11 @@ class _Tree:
             path = self.scopes[path].parent
         return chain[::-1]
 
-    def home(self, node: Node) -> str | None:
-        """The module call that a value is drawn in: its own, or that of its first reader for parameters and buffers."""
-        if not node.id.is_source:
-            return node.scope
-        return None if node.op == "input" else self.reader[node.id].scope if node.id in self.reader else ""
-
     def closed(self, node: Node) -> Scope | None:
         """The outermost module call around a value that is drawn as one box; None where all are open."""
         if self.view.depth is None:
             return None
-        chain = self.above(self.home(node))
+        chain = self.above(self.homes[node.id])
         return next((s for level, s in enumerate(chain) if level >= self.view.depth and s.path not in self.opened), None)
 
     def box(self, group: _Group) -> Box:
@@ -175,13 +166,23 @@ class _Tree:
         if len(group.nodes) > 1:
             return Box("run", first.scope, tuple(group.nodes))
         look = first.op if first.id.is_source or first.op == OPAQUE else "fused" if is_fused(first) else "op"
-        return Box(look, self.home(first), (first,))
+        return Box(look, self.homes[first.id], (first,))
 
     def in_focus(self, box: Box) -> bool:
         """Whether a box belongs to what `around` names."""
         if self.focus is None or isinstance(self.focus, Node):
             return self.focus is not None and any(node.id == self.focus.id for node in box.nodes)
         return self.focus in self.above(box.place) or self.focus in box.scopes
+
+
+def homes(graph: "Graph") -> dict[TensorId, str | None]:
+    """The module call that each value is drawn in: its own, for a weight that of its first reader, for an input none."""
+    first: dict[TensorId, str] = {}
+    for node in graph.nodes:
+        for parent in node.parents:
+            first.setdefault(parent.id, node.scope)
+    sources = {node.id: None if node.op == "input" else first.get(node.id, "") for node in graph.sources}
+    return {node.id: sources[node.id] if node.id.is_source else node.scope for node in graph.nodes}
 
 
 def _scopes(graph: "Graph") -> dict[str, Scope]:
@@ -292,8 +293,8 @@ def _chained(last: _Group, group: _Group) -> bool:
 def _plan(group: _Group) -> tuple[str, list[Any]]:
     """What the first module call of a group does inside, whatever its place: its ops in order, with their shapes."""
     path = group.scopes[0].path
-    inside = (node for node in group.nodes if node.scope == path or node.scope.startswith((f"{path}.", f"{path}/")))
-    return group.scopes[0].kind, [(node.scope[len(path) :], node.op, node.shape, node.dtype) for node in inside]
+    inside = (node for node in group.nodes if within(node.scope, path))
+    return group.scopes[0].kind, [(relative(node.scope, path), node.op, node.shape, node.dtype) for node in inside]
 
 
 # ---- edges and cuts

@@ -38,7 +38,7 @@ class Plan:
         self.ops: dict[str, dict[str, dict[int, list[Want]]]] = {}
         for name in self.ids:
             if not name.is_source:
-                outer = outermost(name)
+                outer = outer_op(name)
                 part = outer.parts
                 by_op = self.ops.setdefault(outer.scope, {}).setdefault(part.op, {})
                 by_op.setdefault(part.k, []).append(Want(name, part.output, outer is not name))
@@ -54,7 +54,7 @@ class Plan:
         return self._paths[1]
 
 
-def outermost(name: TensorId) -> TensorId:
+def outer_op(name: TensorId) -> TensorId:
     """The op of the model that an ID belongs to: itself, or the fused op whose scope it lies in."""
     while "/" in name.scope:
         head, _, tail = name.partition("/")

@@ -13,7 +13,7 @@ from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph import Graph, Key, id_of
 from fmr.guard import is_freed
 from fmr.ids import Site, TensorId
-from fmr.inner import inner_value, outermost
+from fmr.inner import inner_value, outer_scope
 from fmr.nodes import Nest
 from fmr.notebook import preformatted
 from fmr.recorder import Tape
@@ -136,7 +136,7 @@ class Pass:
         if self._graph is None:
             raise IdError(f"This run did not keep {str(name)!r}.{nearest(name, self.values)}")
         node = self._graph[name]
-        owner = self._graph.fused.get(outermost(name))
+        owner = self._graph.fused.get(outer_scope(name))
         if owner is None:
             raise IdError(self._why_missing(name))
         try:

@@ -220,7 +220,7 @@ def _alone(folder: Path) -> Iterator[None]:
 # ---- reading
 
 
-class View(NamedTuple):
+class Strided(NamedTuple):
     """How an ID shows an entry: shape and strides over its elements."""
 
     entry: Entry
@@ -231,7 +231,7 @@ class View(NamedTuple):
 class Stored(Mapping[TensorId, Tensor]):
     """Tensors by ID in an open file, each read when it is asked for."""
 
-    def __init__(self, file: TensorFile, views: dict[TensorId, View]) -> None:
+    def __init__(self, file: TensorFile, views: dict[TensorId, Strided]) -> None:
         self._file, self._views = file, views
 
     def __getitem__(self, name: TensorId) -> Tensor:
@@ -293,7 +293,7 @@ def _restored(row: dict[str, Any], file: TensorFile, source: str) -> Pass:
     """A pass whose values stay in the file until they are asked for; its graph is made on first use."""
 
     def stored(views: dict[str, list[Any]]) -> Stored:
-        return Stored(file, {TensorId(name): View(file.entries[at[0]], at[1], at[2]) for name, at in views.items()})
+        return Stored(file, {TensorId(name): Strided(file.entries[at[0]], at[1], at[2]) for name, at in views.items()})
 
     def graph() -> Graph:
         with understood(source):

@@ -20,7 +20,7 @@ from fmr.ids import OPAQUE, Site, TensorId
 from fmr.inner import all_inside, is_fused, scope_of, value_inside
 from fmr.nodes import Node, outputs
 from fmr.ops import Op
-from fmr.plan import Plan, Reader, Stop, is_plannable, ops_of, outermost
+from fmr.plan import Plan, Reader, Stop, is_plannable, ops_of, outer_op
 from fmr.recorder import Event, Recorder, Tape
 from fmr.run import Pass, Run, last_graph
 from fmr.scopes import Names
@@ -303,7 +303,7 @@ def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
 
 def _departure(name: TensorId, graph: Graph | None, ran: Mapping[str, Any]) -> str:
     """Where this run left the recorded graph, as far as the watched module call shows."""
-    scope = outermost(name).scope
+    scope = outer_op(name).scope
     if name.is_source:
         return " The pass had no such source."
     if scope not in ran:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
+from fmr.errors import IdError
 from fmr.ids import Parent, TensorId
 from fmr.nodes import Node, Scope
 from tests.models import build
@@ -123,6 +124,19 @@ def test_ancestors_descendants_and_paths_are_those_of_networkx(which: int) -> No
         expected = (networkx.descendants(there, node.id) | {node.id}) & (networkx.ancestors(there, other.id) | {other.id})
         assert {str(n.id) for n in graph.between(node, other)} == expected
     assert networkx.is_directed_acyclic_graph(there)
+
+
+def test_a_value_inside_a_fused_op_is_followed_where_the_op_is_written_out(graph: fmr.Graph) -> None:
+    inside, op = "/scaled_dot_product_attention#0/softmax#0", "/scaled_dot_product_attention#0"
+    whole = graph.unfused
+    assert graph.readers(inside) == whole.readers(inside) != ()
+    assert graph.ancestors(inside) == whole.ancestors(inside)
+    assert graph.descendants(inside) == whole.descendants(inside)
+    assert {inside, op, "/add#0"} <= {node.id for node in graph.between(inside, "/add#0")}
+    with pytest.raises(IdError, match=r"softmax#0 lies inside a fused op, .* Expected graph.unfused.place\(id\)"):
+        graph.place(inside)
+    with pytest.raises(IdError, match="has no value '/nothing#0'"):
+        graph.place("/nothing#0")
 
 
 def test_networkx_gets_every_node_and_every_argument(graph: fmr.Graph) -> None:

@@ -140,7 +140,11 @@ def own_work(case: Case, what: str, truth: Truth) -> tuple[Variant, str]:
 # ---- the clock
 
 
-def interleave(variants: Mapping[str, Variant], seconds: float, rounds: int = 21, least: int = 5) -> dict[str, Ratio]:
+ROUNDS, LEAST = 21, 5
+"""How many samples of each variant are taken, and how many where the time is up before."""
+
+
+def interleave(variants: Mapping[str, Variant], seconds: float) -> dict[str, Ratio]:
     """Time every variant in turns; the first is the base. A quick one is called several times a sample, a slow one once.
 
     Garbage is collected between samples, so that none pays for what another left.
@@ -151,8 +155,8 @@ def interleave(variants: Mapping[str, Variant], seconds: float, rounds: int = 21
     gc.collect()
     gc.freeze()
     begun = time.perf_counter()
-    for turn in range(rounds):
-        if turn >= least and time.perf_counter() - begun > seconds:
+    for turn in range(ROUNDS):
+        if turn >= LEAST and time.perf_counter() - begun > seconds:
             break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:

@@ -18,6 +18,7 @@ from fmr.structure.carry import carried, numbers
 from fmr.structure.match import MOVES, NONLINEAR, SAME, Projection, climb, is_constant, projection, unshaped, weights
 from fmr.structure.mix import Use, mix
 from fmr.structure.output import handed_on, output_of
+from fmr.structure.queries import varies
 from fmr.structure.scores import BEFORE
 from fmr.structure.softmax import Softmax
 
@@ -86,7 +87,7 @@ def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
     read = carried(graph, torch.cat(values, -1), (joined, data)) if len(values) == 2 else None
     if read is None or not read.numel():
         return None
-    same = [bool((part == part.narrow(place, 0, 1)).all()) for part in read.split(sizes, -1)]
+    same = [not varies(part, place) for part in read.split(sizes, -1)]
     if sum(same) != 1:
         return None
     q, k = sides if same[0] else reversed(sides)
@@ -114,9 +115,11 @@ def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | Non
 
 
 def _heads(graph: Graph, mixed: Use) -> int:
-    """The heads that the units of a projection to the values were split into."""
+    """The heads that those units of a projection were split into which reach the values; one where there is none."""
     made = graph[unshaped(graph, mixed.v, MOVES)]
-    size = math.prod(mixed.node.shape[n] for n in mixed.units)
-    if projection(graph, made) is None or not size or made.shape[-1] % size:
+    if projection(graph, made) is None:
         return 1
-    return made.shape[-1] // size
+    value = carried(graph, numbers(made.shape[-1]).expand(made.shape), (made, graph[mixed.v]))
+    size = math.prod(mixed.node.shape[n] for n in mixed.units)
+    number, rest = divmod(len(value.unique()) if value is not None else 0, max(1, size))
+    return number if number and not rest else 1

@@ -1,4 +1,8 @@
-"""Which number of a value became which further down: its places are numbered, and the numbers sent along a way."""
+"""Which number of a value became which further down: its places are numbered, and the numbers sent along a way.
+
+The ops of the way run again on these numbers: heads that `view` and `transpose` lay side by side stand side by side in
+what arrives. -1 stands for a number that comes from elsewhere, or for several that were summed up.
+"""
 
 import math
 
@@ -10,19 +14,21 @@ from fmr.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.evaluate import execute
 from fmr.structure.letters import read_dims
-from fmr.structure.match import SHAPE, Projection, after, contraction
+from fmr.structure.match import SHAPE, Projection, Way, after, contraction
 
 
 def numbers(*shape: int) -> Tensor:
-    """A value of this shape in which each place has its own number, to be sent along a way."""
+    """A value of this shape in which each place has its own number, to be sent along a way.
+
+    >>> numbers(2, 1).expand(2, 3)  # one number for each of two heads, the same for its three units
+    tensor([[0., 0., 0.],
+            [1., 1., 1.]], dtype=torch.float64)
+    """
     return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
 
 
-def carried(graph: Graph, value: Tensor, way: tuple[Node, ...]) -> Tensor | None:
-    """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails.
-
-    What comes from elsewhere is -1.
-    """
+def carried(graph: Graph, value: Tensor, way: Way) -> Tensor | None:
+    """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails."""
     known, own = {way[0].id: value.contiguous()}, {node.id for node in way}
     try:
         for node in after(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
@@ -53,7 +59,7 @@ def _foreign(node: Node) -> Tensor:
     return torch.zeros(node.shape, dtype=node.dtype)
 
 
-def sources(graph: Graph, way: tuple[Node, ...]) -> tuple[int | None, ...]:
+def sources(graph: Graph, way: Way) -> tuple[int | None, ...]:
     """For each dimension of the last value of a way the dimension of the first that it is; None where it is none alone."""
     start, end = way[0].shape, way[-1].shape
     if not any(node.op in SHAPE for node in way[1:]):

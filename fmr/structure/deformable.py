@@ -1,14 +1,26 @@
 """Deformable attention (Zhu et al. 2021): each query weighs values sampled at a few places that it chooses itself."""
 
+import math
+from typing import NamedTuple
+
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention import Attention
-from fmr.structure.match import MOVES, climb, descend, projection, unshaped
+from fmr.structure.carry import sources
+from fmr.structure.layouts import Layout
+from fmr.structure.match import MOVES, Way, climb, descend, projection, unshaped
 from fmr.structure.output import output_of
 from fmr.structure.softmax import Softmax
 
-_LAYOUT = ("examples", "positions", "heads", "units")
+
+class _Weighed(NamedTuple):
+    """The sampled values that a softmax multiplies, the grid of their places, the sum, and the way of the softmax there."""
+
+    v: TensorId
+    grid: TensorId
+    z: Node
+    way: Way
 
 
 def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
@@ -21,30 +33,32 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
     weighed = _weighed(graph, softmax.node)
     if scored is None or weighed is None:
         return "no product of two activations lies above the softmax, and it weighs no sampled values"
-    v, grid, z = weighed
-    shape = softmax.node.shape
-    heads = shape[2] if len(shape) > 3 else shape[1]
-    units, output = graph[v].shape, output_of(graph, z)
+    layout = _layout(graph, softmax, weighed.way)
+    if layout is None:
+        return "it weighs sampled values, and which of its dimensions count queries and heads cannot be told"
+    heads = math.prod(n for n, name in zip(softmax.node.shape, layout, strict=True) if name == "heads")
+    units, output = graph[weighed.v].shape, output_of(graph, weighed.z)
     return Attention(
         softmax=softmax.node.id,
         q=unshaped(graph, scored.data),
-        k=grid,
-        v=v,
+        k=weighed.grid,
+        v=weighed.v,
         scores=softmax.scores,
         pattern=softmax.node.id,
-        z=z.id,
+        z=weighed.z.id,
         out=output.id if output is not None else None,
         n_heads=heads,
         n_kv_heads=heads,
         head_dim=units[1] if len(units) > 1 else 1,
         kind="deformable",
         scope=softmax.node.module,
-        layouts=(None, None, None, _LAYOUT, _LAYOUT, None),
+        dim=softmax.dim,
+        layouts=(None, None, None, layout, layout, None),
     )
 
 
-def _weighed(graph: Graph, softmax: Node) -> tuple[TensorId, TensorId, Node] | None:
-    """The sampled values that a softmax multiplies, the grid of their places, and the sum."""
+def _weighed(graph: Graph, softmax: Node) -> _Weighed | None:
+    """What a softmax weighs, if it multiplies values that were sampled on a grid, and the products are summed up."""
     for node, way in descend(graph, softmax, MOVES):
         if node.op == "mul" and way:
             other = next((parent.id for parent in node.parents if parent != way[-1].id), None)
@@ -52,5 +66,19 @@ def _weighed(graph: Graph, softmax: Node) -> tuple[TensorId, TensorId, Node] | N
             grid = next((one.parent("grid", 1) for one in sampled if one.op == "grid_sample"), None)
             total = next((after for after in graph.readers(node.id) if after.op == "sum"), None)
             if other is not None and grid is not None and total is not None:
-                return other, grid.id, total
+                return _Weighed(other, grid.id, total, way)
     return None
+
+
+def _layout(graph: Graph, softmax: Softmax, way: Way) -> Layout | None:
+    """What the dimensions of the weights count; None where that cannot be told.
+
+    The sampled values are (examples and heads, units, queries, places): the one before the last tells the queries apart.
+    """
+    rank, below = len(softmax.node.shape), sources(graph, way)
+    queries, places = below[-2] if len(below) > 1 else None, softmax.dim % rank
+    rest = [n for n in range(1, rank) if n not in (queries, places)]
+    if queries in (None, 0, places) or len(rest) > 1:
+        return None
+    names = {0: "examples", queries: "positions", places: "units"} | dict.fromkeys(rest, "heads")
+    return tuple(names[n] for n in range(rank))

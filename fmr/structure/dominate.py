@@ -9,6 +9,7 @@ from functools import cached_property
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
+from fmr.structure.match import is_constant
 
 
 class Flow:
@@ -20,12 +21,9 @@ class Flow:
     def __init__(self, graph: Graph) -> None:
         self.above: dict[TensorId, TensorId | None] = {}
         self._depth: dict[TensorId | None, int] = {None: 0}
-        fed: set[TensorId] = set()
         for node in graph.nodes:
-            given = any(parent in fed for parent in node.parents) or node.op in ("input", "opaque")
-            fed |= {node.id} if given else set()
             parents = [parent.id for parent in node.parents if parent in self.above]
-            begins = given and node.op in ("input", "opaque", "embedding")
+            begins = node.op in ("input", "opaque", "embedding") and not is_constant(graph, node.id)
             if node.dtype.is_floating_point and (parents or begins):
                 nearest = self._meet(parents) if parents else None
                 self.above[node.id], self._depth[node.id] = nearest, self._depth[nearest] + 1

@@ -3,6 +3,7 @@
 from fmr.graph import Graph
 from fmr.structure.carry import sources
 from fmr.structure.heads import Heads
+from fmr.structure.letters import Letters
 from fmr.structure.match import Way
 from fmr.structure.mix import Use
 from fmr.structure.scores import Scores
@@ -13,23 +14,36 @@ Layout = tuple[str, ...]
 
 def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layout, ...]:
     """What the dimensions of q, k, v, scores, pattern and z count."""
-    one = len(heads.dims) == 1 and not heads.folded
-    head = use.letters.result[heads.dims[0]] if one else ""
-    weighs, values = use.letters.left, use.letters.right
-    z = dict.fromkeys(use.letters.alone(values)[-1:], "units")
-    own = {head: "heads"} if head else {}
-    v = z | dict.fromkeys(use.letters.summed[-1:], "positions") | own
-    queries = use.letters.alone(weighs).replace(head, "") or use.letters.shared.replace(head, "")[1:]
-    z |= dict.fromkeys(queries[-1:], "positions")  # where each query has keys of its own, its place is that of a batch
-    pattern = _moved(graph, _named(weighs, z | dict.fromkeys(use.letters.summed[-1:], "units") | own), use.way)
-    above = _moved(graph, pattern, scores.way)
-    letters = scores.letters
-    named = {letter: name for letter, name in zip(letters.result, above, strict=True) if name != "units"}
-    q = named | dict.fromkeys(letters.summed[-1:], "units")
-    keys = {letter: "positions" for letter in letters.alone(letters.right)[-1:] if named.get(letter) != "heads"}
-    k = {letter: name for letter, name in q.items() if name != "positions"} | keys
-    mixed = _named(use.letters.result, z | own)
-    return _named(letters.left, q), _named(letters.right, k), _named(values, v), pattern, pattern, mixed
+    v, weights, z = _of_mixing(use.letters, _head(use, heads))
+    pattern = _moved(graph, weights, use.way)
+    q, k = _of_product(scores.letters, _moved(graph, pattern, scores.way))
+    return q, k, v, pattern, pattern, z
+
+
+def _head(use: Use, heads: Heads) -> str:
+    """The letter of z that counts heads; none where several dimensions do, or where the one counts more too."""
+    return use.letters.result[heads.dims[0]] if len(heads.dims) == 1 and not heads.folded else ""
+
+
+def _of_mixing(letters: Letters, head: str) -> tuple[Layout, Layout, Layout]:
+    """What the dimensions of v, of the weights that its product reads and of z count.
+
+    Where each query has keys of its own, its place is that of a batch of products.
+    """
+    queries = letters.alone(letters.left).replace(head, "") or letters.shared.replace(head, "")[1:]
+    query, key, unit = queries[-1:], letters.summed[-1:], letters.alone(letters.right)[-1:]
+    v = _named(letters.right, {unit: "units", key: "positions", head: "heads"})
+    weights = _named(letters.left, {query: "positions", key: "units", head: "heads"})
+    return v, weights, _named(letters.result, {unit: "units", query: "positions", head: "heads"})
+
+
+def _of_product(letters: Letters, result: Layout) -> tuple[Layout, Layout]:
+    """What the dimensions of q and k count, known what those of their product do."""
+    named = {letter: name for letter, name in zip(letters.result, result, strict=True) if name != "units"}
+    unit, key = letters.summed[-1:], letters.alone(letters.right)[-1:]
+    shared = {letter: name for letter, name in named.items() if name != "positions"}
+    k = shared if named.get(key) == "heads" else shared | {key: "positions"}
+    return _named(letters.left, named | {unit: "units"}), _named(letters.right, k | {unit: "units"})
 
 
 def _named(word: str, names: dict[str, str]) -> Layout:

@@ -77,8 +77,8 @@ def _einsum(node: Node, *ranks: int) -> Letters:
     }
     widest = max(dots.values(), key=len, default="")
     left, right = (word.replace(".", dots.get(word, "")) for word in before.split(","))
-    once = "".join(sorted(letter for letter in set(left + right) - set(widest) if (left + right).count(letter) == 1))
-    return Letters(left, right, after.replace(".", widest) if arrow else widest + once)
+    alone = "".join(sorted(letter for letter in set(left + right) - set(widest) if (left + right).count(letter) == 1))
+    return Letters(left, right, after.replace(".", widest) if arrow else widest + alone)
 
 
 def _tensordot(node: Node, left: int, right: int) -> Letters:
@@ -119,10 +119,10 @@ def _letters_kept(every: str, whole: tuple[int, ...], wide: tuple[int, ...], nar
 
 def of_projection(graph: Graph, found: Projection) -> Letters:
     """The letters of a projection: on the left those of what it reads, on the right those of its weight."""
-    product = contraction(found.node)
-    assert product is not None
-    letters = letters_of(graph, product)
-    return letters if product.left == found.data else letters.turned
+    operands = contraction(found.node)
+    assert operands is not None
+    letters = letters_of(graph, operands)
+    return letters if operands.left == found.data else letters.turned
 
 
 def read_dims(graph: Graph, found: Projection) -> tuple[int, ...]:

@@ -41,8 +41,8 @@ MASKING = CLAMPS | frozenset("add sub mul div masked_fill where tanh maximum max
 
 NONLINEAR = CLAMPS | frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
-    relu6 rrelu selu sigmoid silu softplus softsign sqrt square swiglu tanh max maximum min minimum
-    xielu abs rsqrt round floor ceil sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
+    relu6 rrelu selu sigmoid silu softplus softsign sqrt square tanh max maximum min minimum
+    abs rsqrt round floor ceil sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
 )
 """Elementwise ops that bend their input."""
 
@@ -281,9 +281,9 @@ def climb(graph: Graph, start: TensorId, through: Through) -> Iterator[Node]:
 
 def after(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
     """What a value is made of and comes after another one, in execution order, not above a node that is refused."""
-    first = graph.place(start)
-    above = climb(graph, end, lambda node: graph.place(node.id) > first and through(node))
-    return sorted((node for node in above if graph.place(node.id) > first), key=lambda node: graph.place(node.id))
+    begin = graph.place(start)
+    above = climb(graph, end, lambda node: graph.place(node.id) > begin and through(node))
+    return sorted((node for node in above if graph.place(node.id) > begin), key=lambda node: graph.place(node.id))
 
 
 Way = tuple[Node, ...]
@@ -311,8 +311,8 @@ def ways(graph: Graph, start: Node, through: Callable[[Node, Way], bool]) -> Ite
 
 def depends(graph: Graph, name: TensorId, origin: TensorId) -> bool:
     """Whether a value is computed from another."""
-    first = graph.place(origin)
-    return any(node.id == origin for node in climb(graph, name, lambda node: graph.place(node.id) > first))
+    begin = graph.place(origin)
+    return any(node.id == origin for node in climb(graph, name, lambda node: graph.place(node.id) > begin))
 
 
 def unshaped(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:
@@ -329,9 +329,9 @@ def settled(graph: Graph, node: Node) -> Node:
         readers = graph.readers(node.id)
         if len(readers) != 1:
             return node
-        after = readers[0]
-        others = [parent.id for parent in after.parents if parent != node.id]
-        biased = after.op == "add" and others and all(weights(graph, name) for name in others)
-        if not (after.op in ("view", "reshape", "unflatten") or biased or after.op == HANDED_ON):
+        (reader,) = readers
+        others = [parent.id for parent in reader.parents if parent != node.id]
+        biased = reader.op == "add" and others and all(weights(graph, name) for name in others)
+        if not (reader.op in ("view", "reshape", "unflatten") or biased or reader.op == HANDED_ON):
             return node
-        node = after
+        node = reader

@@ -30,7 +30,10 @@ def vectors(
     places = _places(graph, found, keys) if keys.dim() > found.key_dim else ()
     if not places or values.shape[found.value_dim : found.value_dim + 1] != (n,):
         shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
-        raise StructureError(f"{found.scope!r} holds its weights as {shapes}: no row or column is that of one memory.")
+        raise StructureError(
+            f"{found.scope!r} holds its weights as {shapes}: no row or column is that of one memory. Expected matrices with "
+            f"one of {n} each; block.w_in and block.w_out name them as they are."
+        )
     return _vector(keys.select(found.key_dim, places[index])), _vector(values.select(found.value_dim, index))
 
 
@@ -76,7 +79,10 @@ def _gated(graph: Graph, found: Memory, size: int) -> Sequence[int]:
     gates = carried(graph, units, (graph[found.up], graph[found.pre]))
     gated = sorted(set(range(size)) - set(gates.reshape(-1, pre[-1])[0].long().tolist())) if gates is not None else []
     if len(gated) != n:
-        raise StructureError(f"{found.scope!r}: the units of {found.w_in} that are gated cannot be told from the gates.")
+        raise StructureError(
+            f"{found.scope!r}: the units of {found.w_in} that are gated cannot be told from the gates. Expected {n} of its "
+            f"{size} units in {found.pre}; block.w_in names all of them."
+        )
     return gated
 
 

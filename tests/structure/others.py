@@ -33,6 +33,21 @@ class Decoder(nn.Module):
         return torch.stack(out, 1)
 
 
+class Halves(Decoder):
+    """Keys and values are the halves of one projection, which are no two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Linear(WIDTH, 2 * WIDTH)
+        self.query, self.score = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def look(self, state: Tensor, seen: Tensor) -> Tensor:
+        key, value = self.both(seen).chunk(2, -1)
+        p = self.score(torch.tanh(self.query(state).unsqueeze(1) + key)).squeeze(2).softmax(1)
+        attends(p, "bk", heads=1, size=WIDTH, kind="additive")
+        return torch.bmm(p.unsqueeze(1), value).squeeze(1)
+
+
 class Multiplicative(Decoder):
     """Scores are products with the state, through a matrix."""
 
@@ -235,7 +250,7 @@ class Notebook(nn.Module):
         return torch.cat(said, 1)
 
 
-STEPS = Decoder, Multiplicative, Concatenated
+STEPS = Decoder, Halves, Multiplicative, Concatenated
 GRAPHS = Neighbours, Pairs
 NOT_FOUND = Pointer, TwoDirections, Scan, Classifier, Capsules, MeanWeighed, Forget
 """In which nothing is to be found."""

@@ -148,6 +148,7 @@ def test_no_label_covers_another() -> None:
     run, blocks = tracked("gpt2")
     figure = blocks[0].plot(run, [f"longer-token-{n}" for n in range(6)])
     figure.canvas.draw()
+    assert len(ticks(panels(figure)[0].yaxis)) == 6
     for ax in panels(figure):
         boxes = [label.get_window_extent() for label in ax.yaxis.get_ticklabels()]
         assert all(a.y0 >= b.y1 - 1 for a, b in pairwise(boxes))

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fmr
+from fmr.structure.deformable import deformable
+from fmr.structure.softmax import softmaxes
 from tests.structure import heads
 
 
@@ -46,26 +48,38 @@ def test_einsum_with_heads_in_the_middle(shared: bool) -> None:
 
 
 class Deformable(nn.Module):
-    """Each query weighs three places of a map that it chooses itself."""
+    """Each query weighs three places of a map that it chooses itself; the heads come before the queries or after them."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads_first: bool) -> None:
         super().__init__()
-        self.places, self.weights = nn.Linear(4, 2 * 3 * 2), nn.Linear(4, 2 * 3)
+        self.places, self.weights, self.heads_first = nn.Linear(4, 2 * 3 * 2), nn.Linear(4, 2 * 3), heads_first
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         batch, length, _ = x.shape
         grid = self.places(x).view(batch, length, 2, 3, 2).tanh().transpose(1, 2).flatten(0, 1)
-        weights = self.weights(x).view(batch, length, 2, 3).softmax(-1).transpose(1, 2).reshape(batch * 2, 1, length, 3)
+        scores = self.weights(x).view(batch, length, 2, 3)
+        pattern = scores.transpose(1, 2).softmax(-1) if self.heads_first else scores.softmax(-1).transpose(1, 2)
+        weights = pattern.reshape(batch * 2, 1, length, 3)
         sampled = F.grid_sample(seen.repeat(2, 1, 1, 1), grid, align_corners=False)
         return (sampled * weights).sum(-1).view(batch, -1, length).transpose(1, 2)
 
 
-def test_deformable_attention() -> None:
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_deformable_attention(heads_first: bool) -> None:
     torch.manual_seed(0)
-    run = fmr.run(Deformable(), torch.randn(1, 5, 4), torch.randn(1, 2, 6, 6))
+    run = fmr.run(Deformable(heads_first), torch.randn(1, 5, 4), torch.randn(1, 2, 6, 6))
     (block,) = fmr.locate(run).attention
     assert (block.kind, block.n_heads) == ("deformable", 2)
+    order = ("heads", "positions") if heads_first else ("positions", "heads")
+    assert block.pattern.layout == ("examples", *order, "units")
     assert block.certified
+
+
+def test_of_one_query_it_is_not_told_which_dimension_counts_the_heads() -> None:
+    run = fmr.run(Deformable(False), torch.randn(1, 1, 4), torch.randn(1, 2, 6, 6))
+    (softmax,) = softmaxes(run.graph)
+    assert "which of its dimensions count queries and heads cannot be told" in str(deformable(run.graph, softmax))
+    assert not fmr.locate(run).attention
 
 
 class Placed(nn.Module):

@@ -28,6 +28,7 @@ def test_returned_hidden_states_are_points(name: str) -> None:
 def test_layers_follow_one_another(name: str) -> None:
     model, args, kwargs = build(name)
     structure = fmr.locate(fmr.run(model, *args, **kwargs))
+    assert len(structure.streams) == (2 if name == "t5" else 1)
     for stream in structure.streams:
         layers = [layer for layer in structure.layers if layer.resid_pre.id in stream.points]
         assert layers
