@@ -277,6 +277,26 @@ def test_a_key_that_all_heads_share_is_that_of_each_head() -> None:
     assert torch.equal(run[block.head(2).v], run[block.v][:, 2])
 
 
+class Turned(nn.Module):
+    """Attention whose keys are made transposed from the start, as in the first GPT: no node holds them as the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (mat(x).unflatten(-1, (4, 4)) for mat in (self.q, self.k, self.v))
+        z = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1) @ v.transpose(1, 2)
+        return x + self.o(z.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("length", [1, 4, 5])
+def test_keys_are_told_whatever_sizes_coincide(length: int) -> None:
+    """Of as many positions as heads, the dimensions before and after a permutation look alike."""
+    (block,) = fmr.locate(fmr.run(Turned(), torch.randn(4, length, 16))).attention
+    assert (block.found.k, block.found.layouts[1]) == ("/permute#0", ("examples", "heads", "units", "positions"))
+
+
 def written_out(z: Tensor) -> Tensor:
     z = z - z.mean(-1, keepdim=True)
     return z / torch.sqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)
