@@ -1,7 +1,10 @@
 """What the dimensions of an attention's values count: examples, heads, positions, units."""
 
+import torch
+from torch import Tensor
+
 from fmr.graph import Graph
-from fmr.structure.carry import sources
+from fmr.structure.carry import carried, numbers, sources
 from fmr.structure.heads import Heads
 from fmr.structure.match import Way
 from fmr.structure.mix import Use
@@ -22,6 +25,8 @@ def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layou
     queries = use.letters.alone(weighs).replace(head, "") or use.letters.shared.replace(head, "")[1:]
     z |= dict.fromkeys(queries[-1:], "positions")  # where each query has keys of its own, its place is that of a batch
     pattern = _moved(graph, _named(weighs, z | dict.fromkeys(use.letters.summed[-1:], "units") | own), use.way)
+    if "heads" not in pattern:
+        pattern = _unfolded(graph, pattern, use, heads)
     above = _moved(graph, pattern, scores.way)
     letters = scores.letters
     named = {letter: name for letter, name in zip(letters.result, above, strict=True) if name != "units"}
@@ -42,5 +47,36 @@ def _moved(graph: Graph, layout: Layout, way: Way) -> Layout:
     """What the dimensions at the beginning of a way count, known what they count at its end."""
     rank = len(way[0].shape)
     places = {place: name for place, name in zip(sources(graph, way), layout, strict=True) if place is not None}
+    axis = next((n for n, name in places.items() if name == "heads"), None)
+    places = {n: name for n, name in places.items() if n != axis}
     usual = ("examples", *(f"axis {n}" for n in range(1, rank - 2)), "positions", "units")[-rank:]
-    return tuple(places.get(n, "" if usual[n] in places.values() else usual[n]) or f"axis {n}" for n in range(rank))
+    found = tuple(places.get(n, "" if usual[n] in places.values() else usual[n]) or f"axis {n}" for n in range(rank))
+    return found if axis is None else _of_heads(found, axis)
+
+
+def _of_heads(layout: Layout, axis: int) -> Layout:
+    """A layout with one dimension for heads; what that was thought to count is counted by one that is still free."""
+    named = dict(enumerate(layout)) | {axis: "heads"}
+    free = [n for n, name in named.items() if name == f"axis {n}"] if layout[axis] != f"axis {axis}" else []
+    return tuple((named | dict.fromkeys(free[-1:], layout[axis])).values())
+
+
+def _unfolded(graph: Graph, layout: Layout, use: Use, heads: Heads) -> Layout:
+    """The layout of a pattern whose heads are folded into the batch only on its way to the values."""
+    shape, letter = use.way[0].shape, use.letters.result[heads.dims[0]] if len(heads.dims) == 1 else ""
+    if not letter or letter not in use.letters.left or heads.number == 1 or heads.number not in shape:
+        return layout
+    value = carried(graph, numbers(*shape), use.way)
+    if value is None:
+        return layout
+    lines = value.movedim(use.letters.left.index(letter), 0).flatten(1)
+    several = (lines[0] >= 0) & (lines[0] != lines[-1])  # what is padded has no places
+    axis = _axis(lines[:, several.nonzero()[0, 0]].long(), shape, heads.number) if several.any() else None
+    return layout if axis is None else _of_heads(layout, axis)
+
+
+def _axis(line: Tensor, shape: tuple[int, ...], number: int) -> int | None:
+    """The dimension that counts heads along a line of places, where those of an example lie beside one another."""
+    heads = torch.arange(len(line)) % number
+    found = (n for n, along in enumerate(torch.unravel_index(line, shape)) if torch.equal(along, heads))
+    return next((n for n in found if shape[n] == number), None)
