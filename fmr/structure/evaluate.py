@@ -42,12 +42,13 @@ _HOMES = (Tensor, F, torch, torch.linalg, torch.special)
 def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> Tensor:
     """The value of `target` when some of the values that it depends on are given anew.
 
-    What does not depend on a given value is taken as it was recorded. Everything is computed in float64.
+    What does not depend on a given value is taken as it was recorded, and so are choices, which rounding may tip: places
+    of the largest, of what is sorted. Everything is computed in float64.
     """
     first = min(given, key=graph.place)
     known = {name: _double(tensor) for name, tensor in given.items()}
     for node in after(graph, first, target, lambda node: node.id not in given):
-        if node.id not in known and any(parent in known for parent in node.parents):
+        if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
             tensors = {p.id: known[p.id] if p.id in known else _double(value(p.id)) for p in node.parents}
             known[node.id] = _overwritten(graph, node, tensors) if node.op == ALIAS else execute(node, tensors)
     if target not in known:

@@ -277,6 +277,29 @@ def test_a_key_that_all_heads_share_is_that_of_each_head() -> None:
     assert torch.equal(run[block.head(2).v], run[block.v][:, 2])
 
 
+class Choosing(nn.Module):
+    """Attention to the keys that are nearest to the mean query, chosen from many in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (mat(x).unflatten(-1, (4, 4)).transpose(1, 2) for mat in (self.q, self.k, self.v))
+        scores = q @ k.mT
+        chosen = scores.mean(-2, keepdim=True).topk(3).indices
+        pattern = scores.masked_fill(
+            ~torch.zeros_like(scores).bool().scatter(-1, chosen.expand(-1, -1, q.shape[2], -1), True), -1e4
+        )
+        return x + self.o((pattern.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_what_rounding_made_the_model_choose_is_taken_as_it_was() -> None:
+    torch.manual_seed(0)
+    (block,) = fmr.locate(fmr.run(Choosing().bfloat16(), torch.randn(2, 200, 16).bfloat16())).attention
+    assert block.certified
+
+
 class Turned(nn.Module):
     """Attention whose keys are made transposed from the start, as in the first GPT: no node holds them as the queries."""
 
