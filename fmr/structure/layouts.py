@@ -25,7 +25,7 @@ def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layou
     queries = use.letters.alone(weighs).replace(head, "") or use.letters.shared.replace(head, "")[1:]
     z |= dict.fromkeys(queries[-1:], "positions")  # where each query has keys of its own, its place is that of a batch
     pattern = _moved(graph, _named(weighs, z | dict.fromkeys(use.letters.summed[-1:], "units") | own), use.way)
-    if "heads" not in pattern:
+    if heads.folded and "heads" not in pattern:
         pattern = _unfolded(graph, pattern, use, heads)
     above = _moved(graph, pattern, scores.way)
     letters = scores.letters
@@ -71,7 +71,8 @@ def _unfolded(graph: Graph, layout: Layout, use: Use, heads: Heads) -> Layout:
         return layout
     lines = value.movedim(use.letters.left.index(letter), 0).flatten(1)
     several = (lines[0] >= 0) & (lines[0] != lines[-1])  # what is padded has no places
-    axis = _axis(lines[:, several.nonzero()[0, 0]].long(), shape, heads.number) if several.any() else None
+    told = len(lines) > heads.number and bool(several.any())
+    axis = _axis(lines[:, several.nonzero()[0, 0]].long(), shape, heads.number) if told else None
     return layout if axis is None else _of_heads(layout, axis)
 
 

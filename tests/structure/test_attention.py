@@ -320,6 +320,29 @@ def test_keys_are_told_whatever_sizes_coincide(length: int) -> None:
     assert (block.found.k, block.found.layouts[1]) == ("/permute#0", ("examples", "heads", "units", "positions"))
 
 
+class Places(nn.Module):
+    """Attention in which each position has matrices of its own, looked up by an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mats = nn.Parameter(torch.randn(4, 8, 16, 16) / 4)
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        def project(x: Tensor, n: int) -> Tensor:
+            return (x[:, :, None] @ self.mats[n].index_select(0, places)).squeeze(2)
+
+        q, k, v = (project(x, n).unflatten(-1, (4, 4)).transpose(1, 2) for n in range(3))
+        return x + project(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2), 3)
+
+
+@pytest.mark.parametrize("examples", [3, 4])
+@pytest.mark.parametrize("length", [4, 5])
+def test_heads_are_told_where_each_position_has_its_own_projection(length: int, examples: int) -> None:
+    (block,) = fmr.locate(fmr.run(Places(), torch.randn(examples, length, 16), torch.arange(length))).attention
+    assert (block.n_heads, block.head_dim) == (4, 4)
+    assert block.found.layouts == (("examples", "heads", "positions", "units"),) * 6
+
+
 def written_out(z: Tensor) -> Tensor:
     z = z - z.mean(-1, keepdim=True)
     return z / torch.sqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)
