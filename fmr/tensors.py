@@ -96,7 +96,8 @@ def write_tensors(file: BinaryIO, entries: Iterable[Entry], contents: Iterable[b
 
 def bytes_of(elements: Tensor) -> memoryview:
     """The bytes of a contiguous tensor in main memory."""
-    return elements.reshape(-1).view(torch.uint8).numpy().data
+    line = elements.as_strided((elements.numel(),), (1,))  # a dimension of one element may have any stride
+    return line.view(torch.uint8).numpy().data
 
 
 class TensorFile:

@@ -49,6 +49,7 @@ class Kinds(nn.Module):
             x.expand(2, 3, 4),
             x.unfold(1, 2, 1),
             x[:, ::2],
+            x[:1, 1],
             x[0:0],
             x.view(2, 6),
             x.view(torch.int32),
@@ -72,7 +73,8 @@ def gpt2(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def bits(value: Tensor) -> Tensor:
-    return value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    plain = value.detach().resolve_conj().resolve_neg()
+    return plain.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -16,6 +16,9 @@ from fmr.structure.evaluate import execute
 from fmr.structure.letters import read_dims
 from fmr.structure.match import SHAPE, Projection, Way, after, contraction
 
+_RESHAPES = frozenset({"view", "reshape", "unflatten"})
+"""Ops that lay the same numbers, in the same order, out in another shape."""
+
 
 def numbers(*shape: int) -> Tensor:
     """A value of this shape in which each place has its own number, to be sent along a way.
@@ -33,7 +36,9 @@ def carried(graph: Graph, value: Tensor, way: Way) -> Tensor | None:
     try:
         for node in after(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
             met = [parent.id for parent in node.parents if parent in known]
-            if node.op in SHAPE and met:
+            if node.op in _RESHAPES and met:
+                known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
+            elif node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph[p.id]) for p in node.parents}
                 known[node.id] = execute(node, tensors).contiguous()
             elif met and node.op in ("sum", "mean"):

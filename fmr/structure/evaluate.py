@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fmr.build import ALIAS
 from fmr.errors import StructureError
 from fmr.graph import HANDED_ON, Graph
 from fmr.ids import TensorId
@@ -28,6 +29,12 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "floor_divide": operator.floordiv,
 }
 
+_VIEWS = frozenset(
+    """T as_strided chunk diagonal expand expand_as flatten getitem mT movedim narrow permute reshape select split
+    split_with_sizes squeeze t tensor_split transpose unbind unflatten unfold unsqueeze view view_as""".split()
+)
+"""What may show the numbers of a value anew without a copy."""
+
 _HOMES = (Tensor, F, torch, torch.linalg, torch.special)
 """Where torch keeps its functions, in the order in which they are looked up."""
 
@@ -35,14 +42,15 @@ _HOMES = (Tensor, F, torch, torch.linalg, torch.special)
 def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> Tensor:
     """The value of `target` when some of the values that it depends on are given anew.
 
-    What does not depend on a given value is taken as it was recorded. Everything is computed in float64.
+    What does not depend on a given value is taken as it was recorded, and so are choices, which rounding may tip: places
+    of the largest, of what is sorted. Everything is computed in float64.
     """
     first = min(given, key=graph.place)
     known = {name: _double(tensor) for name, tensor in given.items()}
     for node in after(graph, first, target, lambda node: node.id not in given):
-        if node.id not in known and any(parent in known for parent in node.parents):
+        if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
             tensors = {p.id: known[p.id] if p.id in known else _double(value(p.id)) for p in node.parents}
-            known[node.id] = execute(node, tensors)
+            known[node.id] = _overwritten(graph, node, tensors) if node.op == ALIAS else execute(node, tensors)
     if target not in known:
         raise StructureError(f"{target} does not depend on any of {', '.join(given)}.")
     return known[target]
@@ -63,12 +71,29 @@ def execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     return out if index is None else out[index]
 
 
+def _overwritten(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+    """A value of which views were overwritten: the same views of a copy, overwritten one after the other."""
+    old, *writes = (parent.id for parent in node.parents)
+    whole = tensors[old].clone()
+    for written in writes:
+        way = [graph[written]]
+        while way[-1].id != old and way[-1].parents:
+            way.append(graph[way[-1].parents[0].id])
+        part = whole
+        for one in reversed(way[:-1]):  # what is no view was done in place
+            if one.op in _VIEWS and len(one.parents) == 1:
+                part = execute(one, {one.parents[0].id: part})
+        same = part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        if way[-1].id != old or not same or part.shape != tensors[written].shape:
+            raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
+        part.copy_(tensors[written])
+    return whole
+
+
 def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
     if node.op in _BINARY and len(args) == 2 and not kwargs:
         return _BINARY[node.op]
     match node.op:
-        case "alias":
-            raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
         case "to":
             return lambda x, *rest, **more: x.to(torch.float64 if node.dtype.is_floating_point else node.dtype)
         case "getitem":

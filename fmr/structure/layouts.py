@@ -1,7 +1,10 @@
 """What the dimensions of an attention's values count: examples, heads, positions, units."""
 
+import torch
+from torch import Tensor
+
 from fmr.graph import Graph
-from fmr.structure.carry import sources
+from fmr.structure.carry import carried, numbers, sources
 from fmr.structure.heads import Heads
 from fmr.structure.letters import Letters
 from fmr.structure.match import Way
@@ -16,6 +19,8 @@ def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layou
     """What the dimensions of q, k, v, scores, pattern and z count."""
     v, weights, z = _of_mixing(use.letters, _head(use, heads))
     pattern = _moved(graph, weights, use.way)
+    if heads.folded and "heads" not in pattern:
+        pattern = _unfolded(graph, pattern, use, heads)
     q, k = _of_product(scores.letters, _moved(graph, pattern, scores.way))
     return q, k, v, pattern, pattern, z
 
@@ -56,5 +61,37 @@ def _moved(graph: Graph, layout: Layout, way: Way) -> Layout:
     """What the dimensions at the beginning of a way count, known what they count at its end."""
     rank = len(way[0].shape)
     places = {place: name for place, name in zip(sources(graph, way), layout, strict=True) if place is not None}
+    axis = next((n for n, name in places.items() if name == "heads"), None)
+    places = {n: name for n, name in places.items() if n != axis}
     usual = ("examples", *(f"axis {n}" for n in range(1, rank - 2)), "positions", "units")[-rank:]
-    return tuple(places.get(n, "" if usual[n] in places.values() else usual[n]) or f"axis {n}" for n in range(rank))
+    found = tuple(places.get(n, "" if usual[n] in places.values() else usual[n]) or f"axis {n}" for n in range(rank))
+    return found if axis is None else _of_heads(found, axis)
+
+
+def _of_heads(layout: Layout, axis: int) -> Layout:
+    """A layout with one dimension for heads; what that was thought to count is counted by one that is still free."""
+    named = dict(enumerate(layout)) | {axis: "heads"}
+    free = [n for n, name in named.items() if name == f"axis {n}"] if layout[axis] != f"axis {axis}" else []
+    return tuple((named | dict.fromkeys(free[-1:], layout[axis])).values())
+
+
+def _unfolded(graph: Graph, layout: Layout, use: Use, heads: Heads) -> Layout:
+    """The layout of a pattern whose heads are folded into the batch only on its way to the values."""
+    shape, letter = use.way[0].shape, use.letters.result[heads.dims[0]] if len(heads.dims) == 1 else ""
+    if not letter or letter not in use.letters.left or heads.number == 1 or heads.number not in shape:
+        return layout
+    value = carried(graph, numbers(*shape), use.way)
+    if value is None:
+        return layout
+    lines = value.movedim(use.letters.left.index(letter), 0).flatten(1)
+    several = (lines[0] >= 0) & (lines[0] != lines[-1])  # what is padded has no places
+    told = len(lines) > heads.number and bool(several.any())
+    axis = _axis(lines[:, several.nonzero()[0, 0]].long(), shape, heads.number) if told else None
+    return layout if axis is None else _of_heads(layout, axis)
+
+
+def _axis(line: Tensor, shape: tuple[int, ...], number: int) -> int | None:
+    """The dimension that counts heads along a line of places, where those of an example lie beside one another."""
+    heads = torch.arange(len(line)) % number
+    found = (n for n, along in enumerate(torch.unravel_index(line, shape)) if torch.equal(along, heads))
+    return next((n for n in found if shape[n] == number), None)

@@ -105,10 +105,18 @@ class Queries:
             if node.op in _VIEWS and len(node.shape) > 2 and node.parents:
                 above, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
                 if size == self.size != above[-1] and number * size in (above[-1], math.prod(above[-2:])):
-                    dims = [n for n in range(1, len(z) - 1) if z[n] == number]
+                    place = self._place_of(node, use)
+                    dims = [n for n in range(1, len(z) - 1) if z[n] == number] if place is None else [place]
                     alone = len(dims) == 1
                     return Heads(number, (dims[0] if alone else 0,), (number,), not alone)
         return None
+
+    def _place_of(self, view: Node, use: Use) -> int | None:
+        """The dimension of the mixed values that the last but one of a view of the queries is."""
+        number = numbers(*(1 for _ in view.shape[:-2]), view.shape[-2], 1).expand(view.shape)
+        value = carried(self.graph, number, (view, self.graph[self.scores.q]))
+        several = [n for n in range(value.dim()) if varies(value, n)] if value is not None and value.numel() else []
+        return self._in_result(use, self.scores.letters.left[several[0]]) if len(several) == 1 else None
 
 
 def _is_split(graph: Graph, made: Node) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
@@ -133,6 +135,8 @@ def _upright(graph: Graph, name: TensorId, word: str, letters: Letters) -> tuple
     node = graph[name]
     if word[-2:-1] in letters.summed and node.op in ("transpose", "permute", "mT", "t", "T", "movedim") and len(word) > 1:
         before = graph[node.parents[0].id]
-        if before.shape == (*node.shape[:-2], node.shape[-1], node.shape[-2]):
+        places = numbers(*before.shape)
+        value = carried(graph, places, (before, node))
+        if value is not None and torch.equal(value, places.mT):
             return before.id, word[:-2] + word[-1] + word[-2]
     return name, word

@@ -227,6 +227,28 @@ def folded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(p, c).view_as(q)
 
 
+def folded_late(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Heads lie in the batch of both products and beside it in the softmax."""
+    a, b, c = (t.flatten(0, 1) for t in (q, k, v))
+    p = attends(torch.bmm(a, b.mT).view(*q.shape[:3], -1).softmax(-1))
+    return torch.bmm(p.flatten(0, 1), c).view_as(q)
+
+
+def folded_behind(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same with the heads behind the queries in the softmax."""
+    a, b, c = (t.flatten(0, 1) for t in (q, k, v))
+    p = torch.bmm(a, b.mT).view(*q.shape[:3], -1).transpose(1, 2).softmax(-1)
+    attends(p, "bqhk")
+    return torch.bmm(p.transpose(1, 2).flatten(0, 1), c).view_as(q)
+
+
+def view_filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The last keys are masked in place through a view of the scores."""
+    scores = q @ k.mT
+    scores[..., -2:][..., 1:].mul_(2).masked_fill_(torch.ones(1, dtype=torch.bool), -1.0)
+    return attends((scores + 1).softmax(-1)) @ v
+
+
 def query_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two queries at a time, to save memory: each chunk is an attention of its own."""
     return torch.cat([attends((part @ k.mT).softmax(-1)) @ v for part in q.split(2, 2)], 2)
@@ -317,7 +339,10 @@ FOUND = (
     summed,
     interleaved,
     halves,
+    view_filled,
     folded,
+    folded_late,
+    folded_behind,
     query_chunks,
 )
 NOT_FOUND = {

@@ -277,6 +277,72 @@ def test_a_key_that_all_heads_share_is_that_of_each_head() -> None:
     assert torch.equal(run[block.head(2).v], run[block.v][:, 2])
 
 
+class Choosing(nn.Module):
+    """Attention to the keys that are nearest to the mean query, chosen from many in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (mat(x).unflatten(-1, (4, 4)).transpose(1, 2) for mat in (self.q, self.k, self.v))
+        scores = q @ k.mT
+        chosen = scores.mean(-2, keepdim=True).topk(3).indices
+        pattern = scores.masked_fill(
+            ~torch.zeros_like(scores).bool().scatter(-1, chosen.expand(-1, -1, q.shape[2], -1), True), -1e4
+        )
+        return x + self.o((pattern.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_what_rounding_made_the_model_choose_is_taken_as_it_was() -> None:
+    torch.manual_seed(0)
+    (block,) = fmr.locate(fmr.run(Choosing().bfloat16(), torch.randn(2, 200, 16).bfloat16())).attention
+    assert block.certified
+
+
+class Turned(nn.Module):
+    """Attention whose keys are made transposed from the start, as in the first GPT: no node holds them as the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (mat(x).unflatten(-1, (4, 4)) for mat in (self.q, self.k, self.v))
+        z = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1) @ v.transpose(1, 2)
+        return x + self.o(z.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("length", [1, 4, 5])
+def test_keys_are_told_whatever_sizes_coincide(length: int) -> None:
+    """Of as many positions as heads, the dimensions before and after a permutation look alike."""
+    (block,) = fmr.locate(fmr.run(Turned(), torch.randn(4, length, 16))).attention
+    assert (block.found.k, block.found.layouts[1]) == ("/permute#0", ("examples", "heads", "units", "positions"))
+
+
+class Places(nn.Module):
+    """Attention in which each position has matrices of its own, looked up by an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mats = nn.Parameter(torch.randn(4, 8, 16, 16) / 4)
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        def project(x: Tensor, n: int) -> Tensor:
+            return (x[:, :, None] @ self.mats[n].index_select(0, places)).squeeze(2)
+
+        q, k, v = (project(x, n).unflatten(-1, (4, 4)).transpose(1, 2) for n in range(3))
+        return x + project(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2), 3)
+
+
+@pytest.mark.parametrize("examples", [3, 4])
+@pytest.mark.parametrize("length", [4, 5])
+def test_heads_are_told_where_each_position_has_its_own_projection(length: int, examples: int) -> None:
+    (block,) = fmr.locate(fmr.run(Places(), torch.randn(examples, length, 16), torch.arange(length))).attention
+    assert (block.n_heads, block.head_dim) == (4, 4)
+    assert block.found.layouts == (("examples", "heads", "positions", "units"),) * 6
+
+
 def written_out(z: Tensor) -> Tensor:
     z = z - z.mean(-1, keepdim=True)
     return z / torch.sqrt(z.pow(2).mean(-1, keepdim=True) + 1e-6)

@@ -105,6 +105,29 @@ def test_a_row_without_a_key_is_neither_dark_nor_bright() -> None:
     assert tuple(colours[2, 0]) not in {tuple(colour) for colour in colours[1]}
 
 
+class Late(nn.Module):
+    """Heads lie in the batch of both products and behind the queries in the softmax, as in the Longformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (part.unflatten(-1, (4, 4)).transpose(1, 2).flatten(0, 1) for part in self.qkv(x).chunk(3, -1))
+        p = torch.bmm(q, k.mT).view(b, 4, n, n).transpose(1, 2).softmax(-1)
+        z = torch.bmm(p.transpose(1, 2).reshape(b * 4, n, n), v)
+        return x + self.o(z.view(b, 4, n, 4).transpose(1, 2).reshape(b, n, 16))
+
+
+@pytest.mark.parametrize("examples", [1, 2, 4])
+def test_heads_are_told_though_they_are_folded_into_the_batch_later(examples: int) -> None:
+    run = fmr.run(Late(), torch.randn(examples, 6, 16))
+    (block,) = fmr.locate(run).attention
+    assert block.pattern.layout == ("examples", "positions", "heads", "units")
+    assert torch.equal(shown(block.plot(run, example=examples - 1)), run[block.pattern][-1].transpose(0, 1).detach())
+
+
 # ---- tokens
 
 

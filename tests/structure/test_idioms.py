@@ -174,8 +174,9 @@ def shapes(run: Run, seen: Seen, block: AttentionBlock) -> list[str]:
     told = (seen.heads, seen.groups, seen.size, seen.kind)
     read = (block.n_heads, block.n_kv_heads, block.head_dim, block.kind)
     wrong = [] if told == read else [f"{block.scope}: heads, key-value heads, size, kind are {read}, not {told}"]
-    if "heads" in (block.pattern.layout or ()) and seen.heads == block.n_heads > 1:
-        alike = all(same(run[block.head(n).pattern], seen.maps[n]) for n in range(seen.heads))
+    name, layout = block.pattern.id, block.pattern.layout
+    if "heads" in (layout or ()) and seen.heads == block.n_heads > 1:
+        alike = all(same(run[fmr.Site(name, heads=n, layout=layout)], seen.maps[n]) for n in range(seen.heads))
         wrong += [] if alike else [f"{block.scope}: a head's pattern is not its own"]
     return wrong
 
