@@ -9,7 +9,7 @@ from fmr.nodes import Node
 from fmr.structure.depth import addends
 from fmr.structure.dominate import Flow
 from fmr.structure.match import LINEAR, MASKING, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends, descend, product
-from fmr.structure.passage import OVERWRITES, base, gated, handed, passage, resumed, shortcut, unchanged, under_norm
+from fmr.structure.passage import CUTS, OVERWRITES, base, gated, handed, passage, resumed, shortcut, unchanged, under_norm
 
 _COMPUTES = LINEAR | frozenset(
     """linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn
@@ -200,12 +200,36 @@ def _returned(graph: Graph, name: TensorId, found: Writes) -> list[TensorId]:
     a stream for some writes."""
     returned = []
     for node in (graph[one] for one in passage(graph, name)):
+        returned += [last.after for _, last in reversed(parted(graph, node, found))]
         if node.op in OVERWRITES or node.op == "cat":
             parts = [parent.id for parent in node.parents]
             rest = parts[:1] if node.op in OVERWRITES else [part for part in parts if part not in found]
             wholes = {handed(graph, part) for part in rest}
             returned += [part for part in parts if part not in rest and _goes_back(graph, found, part, wholes)]
     return returned
+
+
+def parted(graph: Graph, node: Node, found: Writes) -> list[tuple[Write, Write]]:
+    """The first and the last write to each part of a value, where all parts were written to and are laid side by side
+    again, in the order in which they begin; none of another op."""
+    ends = [_last(graph, parent.id, found) for parent in node.parents] if node.op == "cat" else []
+    halves = [(_first_to_part(graph, end, found), end) for end in ends if end is not None]
+    if len(halves) < max(len(ends), 2) or len({first and handed(graph, first.before) for first, _ in halves}) > 1:
+        return []
+    return sorted(((a, b) for a, b in halves if a is not None), key=lambda half: graph.place(half[0].after))
+
+
+def _last(graph: Graph, name: TensorId, found: Writes) -> Write | None:
+    """The write that a value comes from, normalised or not."""
+    return next((found[one] for one in normed(graph, name) if one in found), None)
+
+
+def _first_to_part(graph: Graph, write: Write, found: Writes) -> Write | None:
+    """The first of the writes that go on to this one and are to a part of a value."""
+    first: Write | None = write
+    while first is not None and graph[first.before].op not in CUTS:
+        first = _last(graph, first.before, found)
+    return first
 
 
 def _goes_back(graph: Graph, found: Writes, part: TensorId, wholes: set[TensorId]) -> bool:
