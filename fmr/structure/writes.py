@@ -9,16 +9,35 @@ from fmr.nodes import Node
 from fmr.structure.depth import addends
 from fmr.structure.dominate import Flow
 from fmr.structure.match import LINEAR, MASKING, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends, descend, product
-from fmr.structure.passage import CUTS, OVERWRITES, base, gated, handed, passage, resumed, shortcut, unchanged, under_norm
+from fmr.structure.passage import (
+    CUTS,
+    OVERWRITES,
+    POOLS,
+    base,
+    gated,
+    handed,
+    passage,
+    resumed,
+    shortcut,
+    unchanged,
+    under_norm,
+)
 
-_COMPUTES = LINEAR | frozenset(
-    """linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn
+_COMPUTES = (
+    LINEAR
+    | POOLS
+    | frozenset(
+        """linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding fft_fft fft_fft2 fft_fftn
     fft_rfft fft_rfft2 fft_rfftn""".split()
+    )
 )
 
 _BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
 """What makes a branch more than a linear map; what norms are written with does not count."""
 
+
+_RESIZES = frozenset({"interpolate", "upsample"})
+"""What repeats positions, or makes new ones between them."""
 
 _SCORED = MOVES | MASKING
 """What scores pass on their way to the softmax."""
@@ -48,12 +67,14 @@ Writes = Mapping[TensorId, Write]
 def find_writes(graph: Graph, flow: Flow) -> Writes:
     """The writes to residual streams of an unfused graph."""
     found: dict[TensorId, Write] = {}
+    main = Flow(graph, conditions=False)
     for node in graph.nodes:
-        write = _added(graph, node, found) or _gated(graph, flow, node) or _projected(graph, flow, node, found)
+        write = _added(graph, node, found) or _gated(graph, flow, node) or _projected(graph, main, node, found)
         if write is not None:
             found[node.id] = write
     beside = _beside(graph, found)
-    return {name: write for name, write in found.items() if name not in beside}
+    found = {name: write for name, write in found.items() if name not in beside}
+    return {name: write for name, write in found.items() if not _is_read_off(graph, write, found)}
 
 
 def _added(graph: Graph, node: Node, found: Writes) -> Write | None:
@@ -64,7 +85,7 @@ def _added(graph: Graph, node: Node, found: Writes) -> Write | None:
     (a, b), times = pair, node.argument("alpha", 2, 1.0)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
         carried = _carried(graph, before, found) if graph[before].shape == node.shape else ()
-        if any(_computed_from(graph, added, origin) for origin in carried):
+        if any(_computed_from(graph, added, origin, around=sums) for origin, sums in carried):
             stream = unchanged(graph, before)
             if not (_is_bias_of_scores(graph, node) or _is_stream_beside(graph, added, stream, found)):
                 return Write(stream, added, node.id, stream, times)
@@ -97,16 +118,46 @@ def _start(graph: Graph, name: TensorId, found: Writes) -> TensorId | None:
     return start
 
 
-def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[TensorId]:
-    """A value, the sums that are parts of it, and the stream before up to three more writes: parallel blocks add up one
-    after the other what they all computed from the same value."""
-    yield name
-    yield from _returned(graph, name, found)
-    write = found.get(base(graph, name))
+def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[tuple[TensorId, tuple[TensorId, ...]]]:
+    """A value, the sums that are parts of it, and the stream before up to three more writes, with the sums of these:
+    parallel blocks add up one after the other what they all computed from the same value."""
+    yield name, ()
+    yield from ((part, ()) for part in _returned(graph, name, found))
+    write, sums = found.get(base(graph, name)), ()
     for _ in range(_PARALLEL):
         if write is not None:
-            yield write.before
+            sums = (*sums, write.after)
+            yield write.before, sums
             write = found.get(base(graph, write.before))
+
+
+def _is_read_off(graph: Graph, write: Write, found: Writes) -> bool:
+    """Whether what is added and what it is added to are both read off another stream, and the one knows the other through
+    that stream alone: values that are mixed over depth, skips and logits that are summed up."""
+    own, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
+    first, waiting, seen, met = graph.place(target), [write.added], {write.added}, []
+    while waiting:
+        here = waiting.pop()
+        if here == target:
+            return False
+        if here in found and here not in own:
+            met.append(here)
+            continue
+        above = [parent.id for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
+        seen.update(above)
+        waiting += above
+    start = base(graph, _start(graph, write.origin, found) or write.origin)
+    others = {base(graph, other) for one in met if (other := _start(graph, one, found)) is not None}
+    return any(other != start and depends(graph, start, other) for other in others)
+
+
+def _back(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:
+    """The last writes to the stream that a value is on, latest first, as many as may have been computed in parallel."""
+    write = _last(graph, name, found)
+    for _ in range(_PARALLEL + 1):
+        if write is not None:
+            yield write
+            write = _last(graph, write.before, found)
 
 
 def _gated(graph: Graph, flow: Flow, node: Node) -> Write | None:
@@ -126,13 +177,15 @@ def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | N
     """The add of a node as a write to a stream that changes its width, or is normed, in the same step.
 
     Both operands come from one value, the first by a linear path and the other by a branch that bends. A branch with
-    writes of its own is no layer: that is a skip across stages.
+    writes of its own is no layer: that is a skip across stages. Nor is one that is brought to the size of the other: that
+    is a pyramid.
     """
     origin = flow.above.get(node.id)
     if node.op == "add" and len(node.parents) == 2 and origin is not None:
         a, b = (parent.id for parent in node.parents)
         for before, added in ((a, b), (b, a)):
-            if graph[before].shape == graph[added].shape and before != origin:
+            resized = graph[handed(graph, added)].op in _RESIZES
+            if graph[before].shape == graph[added].shape and before != origin and not resized:
                 projected = shortcut(graph, before, origin)
                 through = _BENDS if projected else _COMPUTES
                 if projected is not None and _computed_from(graph, added, origin, through, found):
@@ -146,8 +199,12 @@ def _computed_from(
     origin: TensorId,
     through: frozenset[str] = _COMPUTES,
     never: Container[TensorId] = (),
+    around: Container[TensorId] = (),
 ) -> bool:
-    """Whether a value depends on another through at least one of these ops, contractions if not said otherwise."""
+    """Whether a value depends on another through at least one of these ops, contractions and pools if not said otherwise.
+
+    Some values may `never` be met; a way that leads through one of `around` does not count.
+    """
     target = base(graph, origin)
     first = graph.place(target)
     waiting, seen = [(name, False)], {(name, False)}
@@ -163,7 +220,7 @@ def _computed_from(
         computed = computed or node.op in through
         for parent in node.parents:
             step = (parent.id, computed)
-            if graph.place(parent) >= first and step not in seen:
+            if graph.place(parent) >= first and parent not in around and step not in seen:
                 seen.add(step)
                 waiting.append(step)
     return False
