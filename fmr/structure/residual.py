@@ -10,7 +10,7 @@ from fmr.structure.depth import over_depth
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
 from fmr.structure.match import NONLINEAR, depends
-from fmr.structure.passage import CUTS, OVERWRITES, POOLS, base, handed, passage, resumed, under_norm
+from fmr.structure.passage import CUTS, OVERWRITES, POOLS, base, handed, modulated, passage, resumed, under_norm
 from fmr.structure.writes import Write, Writes, ends, find_writes, normed, parted
 
 _CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
@@ -112,7 +112,8 @@ def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:
 def _between(graph: Graph, name: TensorId, points: Mapping[TensorId, None]) -> list[TensorId]:
     """The values that a stream takes on from its known points to the one that a write begins with: normed, scaled, cut."""
     above = list(takewhile(lambda one: one not in points, normed(graph, name)))[:0:-1] if points else []
-    changed = graph[name].op in _CHANGES or resumed(graph, graph[name]) is not None
+    node = graph[name]
+    changed = node.op in _CHANGES or resumed(graph, node) is not None or modulated(graph, node) is not None
     return [*above, *(_way(graph, name) if changed else [])]
 
 

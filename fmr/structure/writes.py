@@ -16,6 +16,7 @@ from fmr.structure.passage import (
     base,
     gated,
     handed,
+    modulated,
     passage,
     resumed,
     shortcut,
@@ -80,7 +81,7 @@ def find_writes(graph: Graph, flow: Flow) -> Writes:
 def _added(graph: Graph, node: Node, found: Writes) -> Write | None:
     """The add of a node as a write: one operand was computed by a weight from what the other carries."""
     pair = addends(graph, node)
-    if not pair or not node.dtype.is_floating_point or resumed(graph, node) is not None:
+    if not pair or not node.dtype.is_floating_point or resumed(graph, node) or modulated(graph, node):
         return None
     (a, b), times = pair, node.argument("alpha", 2, 1.0)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
@@ -123,7 +124,8 @@ def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[tuple[Tens
     parallel blocks add up one after the other what they all computed from the same value."""
     yield name, ()
     yield from ((part, ()) for part in _returned(graph, name, found))
-    write, sums = found.get(base(graph, name)), ()
+    write = found.get(base(graph, name))
+    sums: tuple[TensorId, ...] = ()
     for _ in range(_PARALLEL):
         if write is not None:
             sums = (*sums, write.after)

@@ -198,5 +198,20 @@ class GivenPlace(Deep):
         return x
 
 
-FOUND = {2: (HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, GivenPlace), None: (Bottlenecks,)}
+class Conditioned(Deep):
+    """Between layers all positions are scaled and shifted by what is made of one condition, in two spellings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.scale, self.shift = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def go(self, x: Tensor) -> Tensor:
+        condition = torch.tanh(x.flip(1))
+        scale, shift = self.both(condition).chunk(2, -1)
+        for block in self.blocks:
+            x = block(carries(x * (1 + scale) + shift))
+        return carries(self.shift(condition) + self.scale(condition) * x)
+
+
+FOUND = {2: (HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, GivenPlace, Conditioned), None: (Bottlenecks,)}
 """What is found, by how many layers it has."""

@@ -1,5 +1,7 @@
 """Sums beside a stream that are no writes to one, and writes that take more than a weight or a shortcut to see."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -106,8 +108,7 @@ class Timed(nn.Module):
 class Denoiser(nn.Module):
     def __init__(self, scaled: bool) -> None:
         super().__init__()
-        widths = (4, 6, 8, 4)
-        self.layers = nn.ModuleList(Timed(a, b, scaled) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(Timed(a, b, scaled) for a, b in pairwise((4, 6, 8, 4)))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         for layer in self.layers:
