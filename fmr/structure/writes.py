@@ -64,21 +64,28 @@ class Write(NamedTuple):
 Writes = Mapping[TensorId, Write]
 """The writes of all streams in execution order, by their sums."""
 
+Starts = Mapping[TensorId, TensorId]
+"""Where the stream of each write began, by their sums."""
+
 
 def find_writes(graph: Graph, flow: Flow) -> Writes:
     """The writes to residual streams of an unfused graph."""
     found: dict[TensorId, Write] = {}
+    starts: dict[TensorId, TensorId] = {}
     main = Flow(graph, conditions=False)
     for node in graph.nodes:
-        write = _added(graph, node, found) or _gated(graph, flow, node) or _projected(graph, main, node, found)
+        write = _added(graph, node, found, starts) or _gated(graph, flow, node) or _projected(graph, main, node, found)
         if write is not None:
-            found[node.id] = write
+            found[node.id], starts[node.id] = write, _begin(graph, write, found, starts)
     beside = _beside(graph, found)
     found = {name: write for name, write in found.items() if name not in beside}
-    return {name: write for name, write in found.items() if not _is_read_off(graph, write, found)}
+    starts = {}
+    for name, write in found.items():
+        starts[name] = _begin(graph, write, found, starts)
+    return {name: write for name, write in found.items() if not _is_read_off(graph, write, found, starts)}
 
 
-def _added(graph: Graph, node: Node, found: Writes) -> Write | None:
+def _added(graph: Graph, node: Node, found: Writes, starts: Starts) -> Write | None:
     """The add of a node as a write: one operand was computed by a weight from what the other carries."""
     pair = addends(graph, node)
     if not pair or not node.dtype.is_floating_point or resumed(graph, node) or modulated(graph, node):
@@ -88,7 +95,7 @@ def _added(graph: Graph, node: Node, found: Writes) -> Write | None:
         carried = _carried(graph, before, found) if graph[before].shape == node.shape else ()
         if any(_computed_from(graph, added, origin, around=sums) for origin, sums in carried):
             stream = unchanged(graph, before)
-            if not (_is_bias_of_scores(graph, node) or _is_stream_beside(graph, added, stream, found)):
+            if not (_is_bias_of_scores(graph, node) or _is_stream_beside(graph, added, stream, found, starts)):
                 return Write(stream, added, node.id, stream, times)
     return None
 
@@ -99,24 +106,25 @@ def _is_bias_of_scores(graph: Graph, node: Node) -> bool:
     return next(below, None) == "softmax" and all(op == "softmax" for op in below)
 
 
-def _is_stream_beside(graph: Graph, added: TensorId, before: TensorId, found: Writes) -> bool:
+def _is_stream_beside(graph: Graph, added: TensorId, before: TensorId, found: Writes, starts: Starts) -> bool:
     """Whether what is added is a stream, or a product of one, that did not begin with what it is added to, which is on none:
     a shift that is given to a scaled norm."""
-    if _start(graph, before, found) is not None:
+    if _start(graph, before, found, starts) is not None:
         return False
     made = graph[added]
-    starts = [
-        _start(graph, name, found) for name in ([parent.id for parent in made.parents] if made.op == "mul" else [added])
-    ]
-    return any(start is not None and not depends(graph, start, base(graph, before)) for start in starts)
+    names = [parent.id for parent in made.parents] if made.op == "mul" else [added]
+    others = (_start(graph, name, found, starts) for name in names)
+    return any(start is not None and not depends(graph, start, base(graph, before)) for start in others)
 
 
-def _start(graph: Graph, name: TensorId, found: Writes) -> TensorId | None:
+def _begin(graph: Graph, write: Write, found: Writes, starts: Starts) -> TensorId:
+    """Where the stream began that a write is to."""
+    return _start(graph, write.origin, found, starts) or write.origin
+
+
+def _start(graph: Graph, name: TensorId, found: Writes, starts: Starts) -> TensorId | None:
     """Where the stream began that a value is on; None where it is on none."""
-    start: TensorId | None = None
-    while (last := next((one for one in ends(graph, start or name, found) if one in found), None)) is not None:
-        start = found[last].origin
-    return start
+    return next((starts[one] for one in ends(graph, name, found) if one in starts), None)
 
 
 def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[tuple[TensorId, tuple[TensorId, ...]]]:
@@ -133,7 +141,7 @@ def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[tuple[Tens
             write = found.get(base(graph, write.before))
 
 
-def _is_read_off(graph: Graph, write: Write, found: Writes) -> bool:
+def _is_read_off(graph: Graph, write: Write, found: Writes, starts: Starts) -> bool:
     """Whether what is added and what it is added to are both read off another stream, and the one knows the other through
     that stream alone: values that are mixed over depth, skips and logits that are summed up."""
     own, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
@@ -148,8 +156,7 @@ def _is_read_off(graph: Graph, write: Write, found: Writes) -> bool:
         above = [parent.id for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
         seen.update(above)
         waiting += above
-    start = base(graph, _start(graph, write.origin, found) or write.origin)
-    others = {base(graph, other) for one in met if (other := _start(graph, one, found)) is not None}
+    start, others = base(graph, starts[write.after]), {base(graph, starts[one]) for one in met}
     return any(other != start and depends(graph, start, other) for other in others)
 
 
