@@ -67,7 +67,8 @@ def addends(graph: Graph, node: Node) -> tuple[TensorId, ...]:
         if along is None or not isinstance(dim, int) or dim % len(stack.shape) != along:
             return ()
         node = stack
-    return tuple(parent.id for parent in node.parents) if node.op in ("add", "stack") and len(node.parents) == 2 else ()
+    added = tuple(parent.id for parent in node.parents if parent.at != "out")
+    return added if node.op in ("add", "stack") and len(added) == 2 else ()
 
 
 def _over(graph: Graph, stack: Node, dim: int, node: Node) -> bool:

@@ -9,20 +9,31 @@ from functools import cached_property
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
+from fmr.nodes import Node
 from fmr.structure.match import is_constant
+
+
+def _conditions(graph: Graph, name: TensorId, node: Node) -> bool:
+    """Whether an operand shifts all positions alike, or scales them by one and something."""
+    given = graph[name]
+    scales = node.op == "mul" and given.op == "add" and len(given.parents) == 1
+    return given.shape != node.shape and (node.op == "add" or scales)
 
 
 class Flow:
     """The dominator tree of the values that carry data: floating point inputs, look-ups, and what is made of them.
 
-    What is made of parameters, positions or masks alone carries none, so that no mask is a way past a layer.
+    What is made of parameters, positions or masks alone carries none, so that no mask is a way past a layer. Without
+    `conditions`, nor is what all positions are given alike: a class or a time that is added to each of them.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, conditions: bool = True) -> None:
         self.above: dict[TensorId, TensorId | None] = {}
         self._depth: dict[TensorId | None, int] = {None: 0}
         for node in graph.nodes:
             parents = [parent.id for parent in node.parents if parent in self.above]
+            if not conditions:
+                parents = [name for name in parents if not _conditions(graph, name, node)] or parents
             begins = node.op in ("input", "opaque", "embedding") and not is_constant(graph, node.id)
             if node.dtype.is_floating_point and (parents or begins):
                 nearest = self._meet(parents) if parents else None

@@ -9,7 +9,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.match import NONLINEAR, NORMS, climb, contraction, depends, projection
-from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, continued, handed, norms
+from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, continued, handed, modulated, norms
 
 
 def ending(
@@ -32,7 +32,7 @@ def ending(
         norm = None  # the stream goes on, in a way that is not understood, with what was made of its norm
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
         points.append(readers[0].id)
-    points += [norm] if norm is not None else []
+    points += [norm, _modulated(graph, norm) or norm] if norm is not None else []
     points += _leaving(graph, flow, last, others, {_viewed(graph, name) for name in [last, *points]}, norm is None)
     points += [reader.id for reader in graph.readers(norm or last) if reader.op in ("split", "chunk", "tensor_split")]
     return sorted(dict.fromkeys(points), key=graph.place), norm
@@ -58,10 +58,19 @@ def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
 
 
 def _scaled(graph: Graph, last: TensorId) -> TensorId | None:
-    """The only reader of a value, where it is that value scaled by constants, or mixed with an earlier one."""
+    """What alone is made of a value by scaling it by constants, mixing it with an earlier one, or as a condition says."""
     readers = graph.readers(last)
-    alone = len(readers) == 1 and readers[0].op in ("mul", "div", "add") and continued(graph, readers[0]) == last
-    return readers[0].id if alone else None
+    if len(readers) != 1:
+        return None
+    if readers[0].op in ("mul", "div", "add") and continued(graph, readers[0]) == last:
+        return readers[0].id
+    return _modulated(graph, last)
+
+
+def _modulated(graph: Graph, name: TensorId) -> TensorId | None:
+    """A value scaled and shifted by a condition."""
+    below = (after for reader in graph.readers(name) if reader.op == "mul" for after in graph.readers(reader.id))
+    return next((after.id for after in below if modulated(graph, after) == name), None)
 
 
 def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:

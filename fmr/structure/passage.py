@@ -18,6 +18,7 @@ from fmr.structure.match import (
     climb,
     contraction,
     descend,
+    first,
     is_constant,
     product,
     projection,
@@ -93,7 +94,7 @@ def continued(graph: Graph, node: Node) -> TensorId | None:
         return data[0] if len(data) == 1 else None
     if node.op == "add" and 0 < len(node.parents) < 3:
         data = [parent.id for parent in node.parents if not _is_bias(graph, node, parent.id)]
-        return data[0] if len(data) == 1 else resumed(graph, node)
+        return data[0] if len(data) == 1 else resumed(graph, node) or modulated(graph, node)
     return mixed(graph, node)
 
 
@@ -160,6 +161,28 @@ def _terms(graph: Graph, node: Node) -> list[TensorId]:
     data = [name for name in parents if not weights(graph, name)]
     data = data if len(data) == 1 else [name for name in data if not is_constant(graph, name)]
     return data if len(data) == 1 else []
+
+
+def modulated(graph: Graph, node: Node) -> TensorId | None:
+    """The value that an add goes on with where it is scaled and shifted by what was made of one condition."""
+    if node.op != "add" or len(node.parents) != 2:
+        return None
+    a, b = (parent.id for parent in node.parents)
+    for scaled, shift in ((a, b), (b, a)):
+        for scale, x in _factors(graph, scaled):
+            condition = _condition(graph, scale)
+            if condition == _condition(graph, shift) != handed(graph, x) and graph[x].shape == node.shape:
+                return x if not is_constant(graph, condition) else None
+    return None
+
+
+def _condition(graph: Graph, name: TensorId) -> TensorId:
+    """What a scale or a shift was projected from, or is a part of; one may be added to a scale."""
+    node = graph[handed(graph, name)]
+    if node.op == "add" and len(node.parents) == 1:
+        node = graph[handed(graph, node.parents[0].id)]
+    found = projection(graph, node)
+    return first(graph, handed(graph, found.data) if found is not None else node.id)
 
 
 class Gated(NamedTuple):

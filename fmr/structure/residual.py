@@ -1,6 +1,6 @@
 """The residual streams: writes linked up one after another, and the values that a stream takes on its way."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise, takewhile
 from typing import NamedTuple
 
@@ -10,8 +10,8 @@ from fmr.structure.depth import over_depth
 from fmr.structure.dominate import Flow
 from fmr.structure.ending import ending, exits
 from fmr.structure.match import NONLINEAR, depends
-from fmr.structure.passage import CUTS, OVERWRITES, POOLS, base, handed, passage, resumed, under_norm
-from fmr.structure.writes import Write, Writes, ends, find_writes, normed
+from fmr.structure.passage import CUTS, OVERWRITES, POOLS, base, handed, modulated, passage, resumed, under_norm
+from fmr.structure.writes import Write, Writes, ends, find_writes, normed, parted
 
 _CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
 """What a stream goes on through with other numbers, or with a part of them."""
@@ -31,14 +31,17 @@ class Stream(NamedTuple):
 def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
     """The residual streams of an unfused graph, longest and last first; a short one inside a write of another is not one."""
     found, deep = find_writes(graph, flow), over_depth(graph, flow)
-    chains = sorted(_chains(graph, found, deep), key=lambda chain: (-len(chain), -graph.place(chain[-1].after)))
+    wholes = {node.id: halves for node in graph.nodes if (halves := parted(graph, node, found))}
+    chains = _chains(graph, found, deep, wholes.values())
+    chains.sort(key=lambda chain: (-len(chain), -graph.place(chain[-1].after)))
     others = frozenset(found) | {chain[0].origin for chain in chains}
     taken = [(a, b, b) for states in deep.values() for a, b in pairwise(states)]
+    laid = {halves[-1][1].after: whole for whole, halves in wholes.items()}
     streams = []
     for chain in chains:
         if len(chain) > 2 or not any(_inside(graph, chain, *step) for step in taken):
             taken += [(write.before, write.added, write.after) for write in chain]
-            streams.append(_stream(graph, flow, chain, others, deep))
+            streams.append(_stream(graph, flow, chain, others, deep, laid.get(chain[-1].after)))
     yield from _joined(graph, streams)
 
 
@@ -50,10 +53,11 @@ def _inside(graph: Graph, chain: list[Write], before: TensorId, added: TensorId,
     return depends(graph, start, before) and depends(graph, added, end)
 
 
-def _chains(graph: Graph, found: Writes, deep: Deep) -> list[list[Write]]:
+def _chains(graph: Graph, found: Writes, deep: Deep, parts: Iterable[list[tuple[Write, Write]]]) -> list[list[Write]]:
     """The writes linked up: each begins where another ended, at its normalised value, or at a whole that it is a part of.
 
-    Of several that begin at one, the stream goes on with the first, unless that lies inside what a later one adds.
+    Of several that begin at one, the stream goes on with the first, unless that lies inside what a later one adds. Where
+    each of `parts` has writes of its own, those of one part follow those of another.
     """
     following: dict[TensorId, Write] = {}
     for write in found.values():
@@ -63,6 +67,10 @@ def _chains(graph: Graph, found: Writes, deep: Deep) -> list[list[Write]]:
             if name not in following or depends(graph, write.added, following[name].after):
                 following[name] = write
                 break
+    later = {write.after for write in following.values()}
+    for (_, last), (first, _) in (pair for halves in parts for pair in pairwise(halves)):
+        if last.after not in following and first.after not in later:
+            following[last.after] = first
     later = {write.after for write in following.values()}
     return [_linked(write, following) for write in found.values() if write.after not in later]
 
@@ -75,14 +83,18 @@ def _linked(write: Write, following: Writes) -> list[Write]:
     return chain
 
 
-def _stream(graph: Graph, flow: Flow, chain: list[Write], others: frozenset[TensorId], deep: Deep) -> Stream:
-    """A chain of writes with the values that its stream takes before, between and after them."""
+def _stream(
+    graph: Graph, flow: Flow, chain: list[Write], others: frozenset[TensorId], deep: Deep, whole: TensorId | None
+) -> Stream:
+    """A chain of writes with the values that its stream takes before, between and after them; `whole` is what the last part
+    that is written to is laid into."""
     points: dict[TensorId, None] = dict.fromkeys(_beginning(graph, chain[0].origin))
     for write in chain:
         points.update(dict.fromkeys((*_between(graph, write.origin, points), write.origin, write.before, write.after)))
     end = chain[-1].after
     beside = dict.fromkeys(state for states in deep.values() if base(graph, states[-1]) in points for state in states)
     last = [end, *(name for name, states in deep.items() if base(graph, states[-1]) == end)][-1]
+    last = whole or last
     part = next((write.before for write in reversed(chain) if graph[write.before].op in CUTS), chain[-1].before)
     after, norm = ending(graph, flow, part, last, others)
     points.update(dict.fromkeys((*exits(graph, points, end), last, *after)))
@@ -101,7 +113,8 @@ def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:
 def _between(graph: Graph, name: TensorId, points: Mapping[TensorId, None]) -> list[TensorId]:
     """The values that a stream takes on from its known points to the one that a write begins with: normed, scaled, cut."""
     above = list(takewhile(lambda one: one not in points, normed(graph, name)))[:0:-1] if points else []
-    changed = graph[name].op in _CHANGES or resumed(graph, graph[name]) is not None
+    node = graph[name]
+    changed = node.op in _CHANGES or resumed(graph, node) is not None or modulated(graph, node) is not None
     return [*above, *(_way(graph, name) if changed else [])]
 
 

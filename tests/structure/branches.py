@@ -145,5 +145,73 @@ class Bottlenecks(Deep):
         return x
 
 
-FOUND = {2: (HighwayKept, Gateway, SpaceTime, TwoMasks), None: (Bottlenecks,)}
+class Parted(Deep):
+    """All positions attend; then the first ones read a context, and each part has a memory of its own."""
+
+    first = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.others = nn.ModuleList(Attention() for _ in range(2)), nn.ModuleList(Plain() for _ in range(2))
+
+    def go(self, x: Tensor) -> Tensor:
+        seen = x.flip(1).cumsum(1)
+        for block, read, other in zip(self.blocks, self.reads, self.others, strict=True):
+            y = block.a(x)
+            x = carries(x + block.attend(y, y))
+            few, rest = x.split([self.first, x.shape[1] - self.first], 1)
+            few = carries(few + read(block.c(few), seen, kind="cross"))
+            rest = carries(rest + other(block.d(rest)))
+            few = carries(few + block.memory(block.b(few)))
+            x = carries(torch.cat([few, rest], 1))
+        return x
+
+
+class PartedPost(Parted):
+    """The same with the norms on the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+
+    def go(self, x: Tensor) -> Tensor:
+        seen = x.flip(1).cumsum(1)
+        for block, read, other, after in zip(self.blocks, self.reads, self.others, self.after, strict=True):
+            x = carries(block.a(carries(x + block.attend(x, x))))
+            few, rest = x[:, : self.first], x[:, self.first :]
+            few = carries(block.c(few + read(few, seen, kind="cross")))
+            few = after(carries(few + block.memory(few)))
+            rest = block.d(carries(rest + other(rest)))
+            x = carries(torch.cat([few, rest], 1))
+        return x
+
+
+class GivenPlace(Deep):
+    """Each sum is written into a tensor that was made for it."""
+
+    def go(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            for norm, part in ((block.a, lambda y, attend=block.attend: attend(y, y)), (block.b, block.memory)):
+                y, place = part(norm(x)), torch.empty_like(x)
+                torch.add(x, y, out=place)
+                x = carries(place)
+        return x
+
+
+class Conditioned(Deep):
+    """Between layers all positions are scaled and shifted by what is made of one condition, in two spellings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.scale, self.shift = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def go(self, x: Tensor) -> Tensor:
+        condition = torch.tanh(x.flip(1))
+        scale, shift = self.both(condition).chunk(2, -1)
+        for block in self.blocks:
+            x = block(carries(x * (1 + scale) + shift))
+        return carries(self.shift(condition) + self.scale(condition) * x)
+
+
+FOUND = {2: (HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, GivenPlace, Conditioned), None: (Bottlenecks,)}
 """What is found, by how many layers it has."""
