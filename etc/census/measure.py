@@ -65,7 +65,7 @@ HUGE = frozenset({"videoprism"})
 RAW = r"\(\) |argument|object|dtype|size of tensor|must match|Expected"
 """What tells the words of an exception from those for a reader."""
 
-ERRORS = ("pattern", "rows", "z", "out", "post", "writes")
+ERRORS = ("pattern", "rows", "z", "heads", "out", "post", "keys", "writes")
 """What certificates compare."""
 
 Parts = Iterable[tuple[str, bool]]

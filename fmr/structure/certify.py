@@ -11,7 +11,7 @@ from fmr.ids import TensorId
 from fmr.structure.attention import Attention
 from fmr.structure.carry import carried, numbers
 from fmr.structure.evaluate import Values, evaluate
-from fmr.structure.match import NONLINEAR, NORMS, STATISTICS, after
+from fmr.structure.match import NONLINEAR, NORMS, STATISTICS, after, projection
 from fmr.structure.memory import Memory
 from fmr.structure.output import output_of, own_parts
 from fmr.structure.residual import Stream
@@ -46,6 +46,8 @@ class Certificate:
 def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
     """Recompute the pattern from q, k, mask and scale, z from pattern and v, and the output from the single heads.
 
+    That heads are such is shown by taking one head's pattern away: the mixed values of the others stay.
+
     The pattern must also be a distribution: nothing negative, no row above one. Where a norm or a nonlinearity lies between
     the heads and their projection, what one head writes is not defined; then the output is recomputed from all at once.
 
@@ -55,18 +57,38 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     q, k, v, pattern, z = (value(name) for name in (found.q, found.k, found.v, found.pattern, found.z))
     tolerance = _tolerance(q, k, pattern, z, value(found.out or found.z))
     coarse = tolerance > TOLERANCE
-    keys, weighed = {found.q: q, found.k: k}, {found.pattern: pattern, found.v: v}
-    ways = (weighed, {**keys, found.v: v}) if coarse else (weighed,)
+    keys = {found.q: q, found.k: k}
+    mixed = evaluate(graph, found.z, {found.pattern: pattern, found.v: v}, value)
     errors = {
         "pattern": _rounded(graph, found, keys, value) if coarse else _again(graph, found.pattern, keys, value),
         "rows": min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
-        "z": min(_again(graph, found.z, given, value) for given in ways),
+        "z": error(mixed, z),
+        **_heads(graph, found, pattern, mixed, value),
     }
+    if coarse:
+        errors["z"] = min(errors["z"], _again(graph, found.z, {**keys, found.v: v}, value))
     if found.out is not None and found.kind in ("self", "cross"):
         bent = _bent(graph, found.z, found.out)
         whole = evaluate(graph, found.out, {found.z: z}, value) if bent else _sum_of_heads(graph, found, found.out, value)
         errors["out"] = error(whole, value(found.out))
     return Certificate(errors, tolerance)
+
+
+def _heads(graph: Graph, found: Attention, pattern: Tensor, mixed: Tensor, value: Values) -> dict[str, float]:
+    """How far the mixed values of other heads move when one head's pattern is taken away; nothing where heads are folded
+    into the batch, or weighed by one another."""
+    maps, values = (found.layouts[n] or () for n in (4, 5))
+    weighed = (projection(graph, node) for node in after(graph, found.pattern, found.z))
+    if "heads" not in maps or "heads" not in values or any(one is not None for one in weighed):
+        return {}
+    row, axis = maps.index("heads"), values.index("heads")
+    if not pattern.shape[row] == mixed.shape[axis] == found.n_heads:
+        return {"heads": float("inf")}
+    without = pattern.detach().clone()
+    without.select(row, -1).zero_()
+    moved = evaluate(graph, found.z, {found.pattern: without, found.v: value(found.v)}, value)
+    moved.select(axis, -1).copy_(mixed.select(axis, -1))
+    return {"heads": error(moved, mixed)}
 
 
 def _again(graph: Graph, name: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> float:
@@ -127,17 +149,36 @@ def _told_apart(graph: Graph, found: Attention) -> tuple[TensorId, Tensor]:
 
 
 def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
-    """Recompute the coefficients from what the keys read, and the output as the sum of the values that they weigh."""
-    post, out = value(found.post), value(found.out)
-    errors = {"post": error(evaluate(graph, found.post, {found.source: value(found.source)}, value), post)}
-    values = found.own(value(found.values).detach().double(), post.shape[-1])
-    if values.dim() == 2 and found.axis == -1 and post.shape[-1] in values.shape:
-        bias = evaluate(graph, found.out, {found.post: torch.zeros_like(post)}, value)
-        total = post.double() @ (values.mT if found.value_dim else values)
-        errors["out"] = error(total.reshape(out.shape) + bias, out)
-    else:
-        errors["out"] = error(evaluate(graph, found.out, {found.post: post}, value), out)
-    return Certificate(errors, _tolerance(value(found.source), post, out))
+    """Recompute the coefficients from what the keys read, what the keys make of that as matrices, and the output as the sum
+    of the values that the coefficients weigh."""
+    source, post, out = value(found.source), value(found.post), value(found.out)
+    errors = {"post": error(evaluate(graph, found.post, {found.source: source}, value), post)}
+    keys, values = value(found.keys), found.own(value(found.values), post.shape[-1])
+    of_keys = of_values = None
+    if found.axis == -1:
+        of_keys = _product(graph, found.source, found.up, keys, found.key_dim == 0, value)
+        of_values = _product(graph, found.post, found.out, values, found.value_dim == 1, value)
+    if of_keys is not None:
+        errors["keys"] = error(of_keys, value(found.up))
+    errors["out"] = error(evaluate(graph, found.out, {found.post: post}, value) if of_values is None else of_values, out)
+    return Certificate(errors, _tolerance(source, post, out))
+
+
+def _product(graph: Graph, name: TensorId, result: TensorId, weight: Tensor, turned: bool, value: Values) -> Tensor | None:
+    """What a weight makes of a value as a matrix, turned or not, plus the bias; None where it is none that fits both.
+
+    One that would fit the other way round is not the matrix that was claimed, and makes nothing that is finite.
+    """
+    given, made = value(name).detach().double(), value(result)
+    if weight.dim() != 2:
+        return None
+    matrix = (weight.mT if turned else weight).detach().double()
+    positions = given.shape[:-1].numel()
+    if (given.shape[-1], positions * matrix.shape[1]) != (len(matrix), made.numel()):
+        other = (given.shape[-1], positions * len(matrix)) == (matrix.shape[1], made.numel())
+        return torch.full(made.shape, torch.inf) if other else None
+    bias = evaluate(graph, result, {name: torch.zeros_like(given)}, value)
+    return (given @ matrix).reshape(made.shape) + bias
 
 
 def certify_stream(stream: Stream, value: Values) -> Certificate:

@@ -69,6 +69,20 @@ def test_patterns_are_the_ones_the_model_returns(family: str, attn: str) -> None
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
+def test_heads_that_are_none_are_not_certified(attn: str) -> None:
+    model, inputs = made("llama", attn)
+    run = fmr.run(model, **inputs)
+    block = fmr.locate(run).attention[0]
+    q, k, v, scores, pattern, z = block.found.layouts
+    assert pattern is not None
+    turned = tuple({"heads": "positions", "positions": "heads"}.get(name, name) for name in pattern)
+    wrong = [block.found._replace(n_heads=n) for n in (1, 2, 7, 64)]
+    wrong += [block.found._replace(layouts=(q, k, v, scores, turned, z))]
+    for found in wrong:
+        assert not certify_attention(block.graph, found, run.__getitem__).ok
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
 def test_large_scores_in_half_precision_are_certified_and_wrong_ones_are_not(attn: str) -> None:
     model, inputs = made("llama", attn)
     for name, parameter in model.named_parameters():
@@ -97,7 +111,7 @@ def test_every_finding_is_certified_from_its_parts(family: str, attn: str) -> No
     assert len(structure.attention) == 2
     for block in structure.attention:
         assert block.certified is not None
-        assert set(block.certified.errors) == {"pattern", "rows", "z", "out"}
+        assert set(block.certified.errors) == {"pattern", "rows", "z", "heads", "out"}
         assert max(block.certified.errors.values()) < 1e-5
         assert "certified: pattern" in repr(block)
 
@@ -355,7 +369,7 @@ def test_a_norm_between_the_heads_and_their_projection(norm: Callable[[Tensor], 
     assert block.out is not None
     assert (block.n_heads, block.head_dim, block.out.id) == (4, 4, "/matmul#14")
     assert block.certified is not None
-    assert set(block.certified.errors) == {"pattern", "rows", "z", "out"}
+    assert set(block.certified.errors) == {"pattern", "rows", "z", "heads", "out"}
 
 
 class Router(nn.Module):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import fmr
 from fmr.errors import StructureError
+from fmr.structure.certify import certify_memory
 from tests.models import build
 from tests.structure import blocks, experts, memories
 from tests.structure.idioms import HIDDEN, WIDTH
@@ -290,3 +291,15 @@ def test_questions_that_cannot_be_answered() -> None:
         fmr.locate(run).mlps[0].memory(10)
     with pytest.raises(StructureError, match=r"found in a graph alone, which holds no weights. Use fmr.locate\(run\)"):
         fmr.locate(run.graph).mlps[0].memory(0)
+
+
+def test_keys_that_are_none_are_not_certified() -> None:
+    model, args, kwargs = build("llama")
+    run = fmr.run(model, *args, **kwargs)
+    memory = fmr.locate(run).mlps[0]
+    assert memory.certified
+    assert set(memory.certified.errors) == {"post", "keys", "out"}
+    found = memory.found
+    wrong = (found._replace(keys=found.values), found._replace(key_dim=1 - found.key_dim), found._replace(keys=found.w_gate))
+    for other in (*wrong, found._replace(value_dim=1 - found.value_dim)):
+        assert not certify_memory(memory.graph, other, run.__getitem__).ok
