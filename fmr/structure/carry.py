@@ -14,7 +14,7 @@ from fmr.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.evaluate import execute
 from fmr.structure.letters import read_dims
-from fmr.structure.match import SHAPE, Projection, Way, after, contraction
+from fmr.structure.match import SHAPE, Projection, Way, after, climb, contraction
 
 _RESHAPES = frozenset({"view", "reshape", "unflatten"})
 """Ops that lay the same numbers, in the same order, out in another shape."""
@@ -39,7 +39,7 @@ def carried(graph: Graph, value: Tensor, way: Way) -> Tensor | None:
             if node.op in _RESHAPES and met:
                 known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
             elif node.op in SHAPE and met:
-                tensors = {p.id: known[p.id] if p.id in known else _foreign(graph[p.id]) for p in node.parents}
+                tensors = {p.id: known[p.id] if p.id in known else _foreign(graph, graph[p.id]) for p in node.parents}
                 known[node.id] = execute(node, tensors).contiguous()
             elif met and node.op in ("sum", "mean"):
                 known[node.id] = _reduced(known[met[0]], node)
@@ -57,10 +57,13 @@ def _reduced(value: Tensor, node: Node) -> Tensor:
     return torch.where(most == least, most, -1.0)
 
 
-def _foreign(node: Node) -> Tensor:
-    """A value of a node's shape that comes from elsewhere."""
+def _foreign(graph: Graph, node: Node) -> Tensor:
+    """A value of a node's shape that comes from elsewhere; what counts places is known."""
     if node.dtype.is_floating_point:
         return torch.full(node.shape, -1.0, dtype=torch.float64)
+    counted = [one.op for one in climb(graph, node.id, lambda one: one.op in _RESHAPES | {"unsqueeze", "getitem"})][-1:]
+    if counted == ["arange"] and math.prod(node.shape) == max(node.shape, default=0):
+        return torch.arange(math.prod(node.shape), dtype=node.dtype).reshape(node.shape)
     return torch.zeros(node.shape, dtype=node.dtype)
 
 

@@ -249,6 +249,17 @@ def view_filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends((scores + 1).softmax(-1)) @ v
 
 
+def some_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Only the strongest queries of each head look at keys; all others get the mean of the values."""
+    a, b, c = (t.flatten(0, 1) for t in (q, k, v))
+    rows, best = torch.arange(len(a)).unsqueeze(-1), (a @ b.mT).sum(-1).topk(3).indices
+    p = (a[rows, best] @ b.mT).softmax(-1)
+    attends(p.view(*q.shape[:2], *p.shape[1:]))
+    z = c.mean(1, keepdim=True).repeat(1, q.shape[2], 1)
+    z[rows, best] = p @ c
+    return z.view_as(q)
+
+
 def query_chunks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two queries at a time, to save memory: each chunk is an attention of its own."""
     return torch.cat([attends((part @ k.mT).softmax(-1)) @ v for part in q.split(2, 2)], 2)
@@ -340,6 +351,7 @@ FOUND = (
     interleaved,
     halves,
     view_filled,
+    some_queries,
     folded,
     folded_late,
     folded_behind,
