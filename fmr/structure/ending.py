@@ -9,7 +9,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.dominate import Flow
 from fmr.structure.match import NONLINEAR, NORMS, climb, contraction, depends, projection
-from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, continued, handed, modulated, norms
+from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, REDUCED, continued, handed, modulated, norms
 
 
 def ending(
@@ -87,7 +87,7 @@ def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
 def _step(graph: Graph, name: TensorId) -> TensorId | None:
     """The only reader of a value, where it is a view, a pool or a nonlinearity of it alone."""
     readers = graph.readers(name)
-    if len(readers) != 1 or readers[0].op not in HANDED | POOLS | NONLINEAR:
+    if len(readers) != 1 or readers[0].op not in HANDED | POOLS | REDUCED | NONLINEAR | {"sum"}:
         return None
     return readers[0].id if len(readers[0].parents) == 1 else None
 

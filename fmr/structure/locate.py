@@ -16,7 +16,7 @@ from fmr.structure.deformable import deformable
 from fmr.structure.dominate import Flow
 from fmr.structure.evaluate import Values
 from fmr.structure.layers import find_layers
-from fmr.structure.match import ELEMENTWISE, MOVES, NORMS, climb, descend, is_random, projection, weights
+from fmr.structure.match import ELEMENTWISE, MOVES, NORMS, climb, descend, is_constant, is_random, projection, weights
 from fmr.structure.memory import find_memories, only_weighs
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Residual, Structure
 from fmr.structure.residual import Stream, find_streams
@@ -43,6 +43,9 @@ def locate(source: Run | Pass | Graph) -> Structure:
         raise StructureError(f"fmr.locate got {type(source).__name__}, expected a run or a graph, as in fmr.locate(run).")
     return _Search(source.graph, source.__getitem__).structure()
 
+
+_OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
+"""What rows of a table become before a stream begins."""
 
 MATCHERS = (dot_product, deformable, additive)
 """What a softmax may belong to, tried in this order; each answers with an attention or with the reason why not."""
@@ -166,20 +169,30 @@ class _Search:
 def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -> Site | None:
     """The look-up of the input tokens that a stream begins with: the first, where their places are looked up and added.
 
-    One above the sums of another stream is meant only where there is no other.
+    One above the sums of another stream is meant only where there is no other, one above a projection only where nothing
+    else is projected there: a table with fewer units than the stream.
     """
 
     def above(stops: frozenset[TensorId], start: TensorId) -> list[Node]:
         ends = climb(graph, start, lambda node: not (node.op == "embedding" or node.id in stops or projection(graph, node)))
         return [node for node in ends if node.op == "embedding" and _is_given(graph, node.parent("input", 0))]
 
-    found = (above(sums, stream.points[0]) or above(frozenset(), stream.points[0])) if stream is not None else []
+    def narrow(start: TensorId) -> list[Node]:
+        made = list(climb(graph, start, lambda node: node.op in _OF_TABLES and node.id not in sums))
+        others = (node for node in made if node.op != "embedding" and not is_constant(graph, node.id))
+        only = all(node.op in _OF_TABLES and node.id not in sums for node in others)
+        return (
+            [node for node in made if node.op == "embedding" and _is_given(graph, node.parent("input", 0))] if only else []
+        )
+
+    start = stream.points[0] if stream is not None else None
+    found = (above(sums, start) or above(frozenset(), start) or narrow(start)) if start is not None else []
     return Site(min(found, key=graph.place).id) if found else None
 
 
 def _is_given(graph: Graph, index: Parent | None) -> bool:
-    """Whether what is looked up is an input of the model."""
-    return index is not None and any(node.op == "input" for node in climb(graph, index.id, MOVES))
+    """Whether what is looked up is an input of the model, in a table of its own or behind others."""
+    return index is not None and any(node.op == "input" for node in climb(graph, index.id, MOVES | {"add"}))
 
 
 def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) -> Site | None:

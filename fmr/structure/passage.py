@@ -47,8 +47,8 @@ OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add sc
 POOLS = MEANS | frozenset("max_pool1d max_pool2d max_pool3d adaptive_max_pool2d".split())
 """What makes one position of several."""
 
-_REDUCED = frozenset({"max", "amax", "mean"})
-"""What pools over a dimension that positions were grouped in."""
+REDUCED = frozenset({"max", "amax", "mean"})
+"""What pools over a dimension, of positions or of what they were grouped in."""
 
 
 def unchanged(graph: Graph, name: TensorId) -> TensorId:
@@ -113,13 +113,16 @@ def _is_bias(graph: Graph, node: Node, name: TensorId) -> bool:
 def mixed(graph: Graph, node: Node) -> TensorId | None:
     """The streams that a small matrix for each position mixes (hyper-connections, Zhu et al. 2024); None for another op.
 
-    The matrix is square in the dimension before the last and projected from a value; a pattern of attention, the product
-    of two activations, is none.
+    The matrix is square in the dimension before the last, or has one more row for what a layer reads, and is projected from
+    a value; a pattern of attention, the product of two activations, is none.
     """
     found = product(graph, node)
-    if found is None or len(node.shape) < 4 or graph[found.right].shape != node.shape:
+    if found is None or len(node.shape) < 4 or len(graph[found.right].shape) != len(node.shape):
         return None
-    if graph[found.left].shape != (*node.shape[:-1], node.shape[-2]):
+    *places, count, width = graph[found.right].shape
+    if node.shape not in ((*places, count, width), (*places, count + 1, width)):
+        return None
+    if graph[found.left].shape != (*node.shape[:-1], count):
         return None
     streams = base(graph, found.right)
     above = climb(graph, found.left, lambda one: one.id != streams and contraction(one) is None)
@@ -237,7 +240,7 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
 
 def _handed_on(graph: Graph, node: Node) -> TensorId | None:
     """The value that a shortcut goes on from: normed, pooled, scaled or whole."""
-    if node.op in NORMS | POOLS | _REDUCED and node.parents:
+    if node.op in NORMS | POOLS | REDUCED and node.parents:
         return node.parents[0].id
     return None if _cut(graph, node) else continued(graph, node)
 

@@ -156,8 +156,17 @@ def _is_read_off(graph: Graph, write: Write, found: Writes, starts: Starts) -> b
         above = [parent.id for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
         seen.update(above)
         waiting += above
-    start, others = base(graph, starts[write.after]), {base(graph, starts[one]) for one in met}
-    return any(other != start and depends(graph, start, other) for other in others)
+    start = base(graph, starts[write.after])
+    others = {base(graph, starts[one]) for one in met} - {start}
+    return any(depends(graph, start, other) for other in others) or _is_read_again(graph, write, others, found, starts)
+
+
+def _is_read_again(graph: Graph, write: Write, others: set[TensorId], found: Writes, starts: Starts) -> bool:
+    """Whether the only write to a value tells the other streams alone what was read off them: places given to queries."""
+    if not others or starts[write.after] != write.origin or list(starts.values()).count(write.origin) > 1:
+        return False
+    later = (one for one in found.values() if base(graph, starts[one.after]) in others)
+    return any(depends(graph, one.added, write.after) for one in later)
 
 
 def _back(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:

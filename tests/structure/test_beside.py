@@ -158,3 +158,48 @@ class Pyramid(nn.Module):
 
 def test_a_pyramid_of_maps_is_no_stream() -> None:
     assert sums(located(Pyramid(), torch.randn(2, 3, 16, 16))) == []
+
+
+class Asked(nn.Module):
+    """Queries read a context; their places are learned and, from the second layer on, corrected by what was read so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.places = nn.ModuleList(Block() for _ in range(2)), weight(1, 5, WIDTH)
+        self.points, self.back = nn.Linear(WIDTH, 4), nn.Linear(4, WIDTH)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        for n, block in enumerate(self.blocks):
+            places = self.places + self.back(self.points(x).sigmoid()) if n else self.places
+            x = block.a(x + block.attend(x + places, seen))
+            x = block.b(x + block.memory(x))
+        return x
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_places_that_are_corrected_by_a_stream_are_none(examples: int) -> None:
+    (stream,) = sums(located(Asked(), torch.randn(examples, 5, WIDTH), torch.randn(examples, 7, WIDTH)))
+    assert len(stream) == 4
+
+
+class Connected(nn.Module):
+    """Three streams that a small matrix for each position mixes, with one more row for what a layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.norm = nn.ModuleList(Plain() for _ in range(3)), nn.LayerNorm(WIDTH)
+        self.mixes, self.rates = nn.ModuleList(nn.Linear(WIDTH, 4) for _ in range(3)), weight(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, None].expand(-1, -1, 3, -1)
+        for part, mix, rate in zip(self.parts, self.mixes, self.rates, strict=True):
+            mixed = mix(F.normalize(x, dim=-1)).tanh().mT @ x
+            x = mixed[:, :, 1:] + rate[:, None] * part(mixed[:, :, 0])[:, :, None]
+        return self.norm(x.sum(2))
+
+
+def test_streams_that_are_mixed_with_what_a_layer_reads_go_on() -> None:
+    structure = located(Connected(), torch.randn(2, 5, WIDTH))
+    (stream,) = sums(structure)
+    assert len(stream) == 3
+    assert structure.final_norm == fmr.Site("norm/layer_norm#0")
