@@ -8,13 +8,13 @@ from torch import Tensor
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.attention import Attention
+from fmr.structure.attention.dot_product import Attention
+from fmr.structure.attention.output import output_of, own_parts
 from fmr.structure.carry import carried, numbers
 from fmr.structure.evaluate import Values, evaluate
 from fmr.structure.match import NONLINEAR, NORMS, STATISTICS, after, projection
-from fmr.structure.memory import Memory
-from fmr.structure.output import output_of, own_parts
-from fmr.structure.residual import Stream
+from fmr.structure.memories.memory import Memory
+from fmr.structure.streams.residual import Stream
 
 TOLERANCE = 1e-4
 """The largest error, relative to the largest value, in float32."""

@@ -15,8 +15,8 @@ from fmr.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.match import MOVES, climb, depends, descend
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual
-from fmr.structure.residual import Stream
-from fmr.structure.writes import Write
+from fmr.structure.streams.chain import Write
+from fmr.structure.streams.residual import Stream
 
 
 class _Step(NamedTuple):

@@ -9,20 +9,20 @@ from fmr.ids import Parent, Site, TensorId
 from fmr.inner import is_fused
 from fmr.nodes import Node
 from fmr.run import Pass, Run
-from fmr.structure.additive import additive
-from fmr.structure.attention import Attention, Rejected, dot_product, undivided
+from fmr.structure.attention.additive import additive
+from fmr.structure.attention.deformable import deformable
+from fmr.structure.attention.dot_product import Attention, Rejected, dot_product, undivided
+from fmr.structure.attention.softmax import softmaxes
 from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
-from fmr.structure.deformable import deformable
-from fmr.structure.dominate import Flow
 from fmr.structure.evaluate import Values
 from fmr.structure.layers import find_layers
 from fmr.structure.match import ELEMENTWISE, MOVES, NORMS, climb, descend, is_constant, is_random, projection, weights
-from fmr.structure.memory import find_memories, only_weighs
+from fmr.structure.memories.memory import find_memories, only_weighs
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Residual, Structure
-from fmr.structure.residual import Stream, find_streams
-from fmr.structure.softmax import softmaxes
-from fmr.structure.stack import find_stacks
-from fmr.structure.writes import writers
+from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.residual import Stream, find_streams
+from fmr.structure.streams.stack import find_stacks
+from fmr.structure.streams.writes import writers
 
 Found = TypeVar("Found")
 

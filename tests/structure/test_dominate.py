@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import fmr
 from fmr.ids import TensorId
-from fmr.structure.dominate import Flow
+from fmr.structure.streams.dominate import Flow
 
 
 class Diamonds(nn.Module):

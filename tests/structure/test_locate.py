@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fmr
-from fmr.structure.deformable import deformable
-from fmr.structure.softmax import softmaxes
+from fmr.structure.attention.deformable import deformable
+from fmr.structure.attention.softmax import softmaxes
 from tests.structure import heads
 
 

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.depth import over_depth
-from fmr.structure.dominate import Flow
-from fmr.structure.ending import ending, exits
 from fmr.structure.match import NONLINEAR, depends
-from fmr.structure.passage import CUTS, OVERWRITES, POOLS, base, handed, modulated, passage, resumed, under_norm
-from fmr.structure.writes import Write, Writes, ends, find_writes, normed, parted
+from fmr.structure.streams.chain import Write, Writes, ends, normed, parted
+from fmr.structure.streams.depth import over_depth
+from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.ending import ending, exits
+from fmr.structure.streams.passage import CUTS, OVERWRITES, POOLS, base, handed, modulated, passage, resumed, under_norm
+from fmr.structure.streams.writes import find_writes
 
 _CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
 """What a stream goes on through with other numbers, or with a part of them."""

@@ -11,9 +11,9 @@ import torch
 
 from fmr.graph import Graph
 from fmr.nodes import Node
+from fmr.structure.attention.mix import Use
+from fmr.structure.attention.output import Output
 from fmr.structure.carry import carried, numbers, rows_of
-from fmr.structure.mix import Use
-from fmr.structure.output import Output
 
 
 class Heads(NamedTuple):

@@ -25,7 +25,7 @@ from fmr.structure.match import (
     unshaped,
     weights,
 )
-from fmr.structure.ups import STRAIGHT, THROUGH, Up, ups_of
+from fmr.structure.memories.ups import STRAIGHT, THROUGH, Up, ups_of
 
 
 class Memory(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.attention.softmax import Softmax
 from fmr.structure.carry import carried, numbers, rows_of, sources
 from fmr.structure.letters import Letters, letters_of
 from fmr.structure.match import (
@@ -27,7 +28,6 @@ from fmr.structure.match import (
     weighed_sum,
     weights,
 )
-from fmr.structure.softmax import Softmax
 
 BEFORE = MOVES | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
 """What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink, norm, choice of the

@@ -6,12 +6,12 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.attention import Attention
+from fmr.structure.attention.dot_product import Attention
+from fmr.structure.attention.layouts import Layout
+from fmr.structure.attention.output import output_of
+from fmr.structure.attention.softmax import Softmax
 from fmr.structure.carry import sources
-from fmr.structure.layouts import Layout
 from fmr.structure.match import MOVES, Way, climb, descend, projection, unshaped
-from fmr.structure.output import output_of
-from fmr.structure.softmax import Softmax
 
 
 class _Weighed(NamedTuple):

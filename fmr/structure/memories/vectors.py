@@ -12,8 +12,8 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.carry import carried, numbers
 from fmr.structure.match import LINEAR, MOVES, SAME, climb, unshaped
-from fmr.structure.memory import Memory
-from fmr.structure.ups import THROUGH
+from fmr.structure.memories.memory import Memory
+from fmr.structure.memories.ups import THROUGH
 
 
 def count(graph: Graph, found: Memory) -> int:

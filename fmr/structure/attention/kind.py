@@ -3,6 +3,8 @@
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.attention.mix import Parts
+from fmr.structure.attention.scores import BEFORE, Scores
 from fmr.structure.match import (
     MEANS,
     MOVES,
@@ -17,8 +19,6 @@ from fmr.structure.match import (
     unshaped,
     weights,
 )
-from fmr.structure.mix import Parts
-from fmr.structure.scores import BEFORE, Scores
 
 
 def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str:

@@ -13,14 +13,14 @@ from torch import Tensor
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.attention import Attention, acting
+from fmr.structure.attention.dot_product import Attention, acting
+from fmr.structure.attention.mix import Use, mix
+from fmr.structure.attention.output import handed_on, output_of
+from fmr.structure.attention.queries import varies
+from fmr.structure.attention.scores import BEFORE
+from fmr.structure.attention.softmax import Softmax
 from fmr.structure.carry import carried, numbers
 from fmr.structure.match import MOVES, NONLINEAR, SAME, Projection, climb, is_constant, projection, unshaped, weights
-from fmr.structure.mix import Use, mix
-from fmr.structure.output import handed_on, output_of
-from fmr.structure.queries import varies
-from fmr.structure.scores import BEFORE
-from fmr.structure.softmax import Softmax
 
 
 class _Pair(NamedTuple):

@@ -7,9 +7,9 @@ from fmr.build import ids_in
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.dominate import Flow
 from fmr.structure.match import NONLINEAR, NORMS, climb, contraction, depends, projection
-from fmr.structure.passage import CUTS, HANDED, OVERWRITES, POOLS, REDUCED, continued, handed, modulated, norms
+from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.passage import CUTS, HANDED, OVERWRITES, POOLS, REDUCED, continued, handed, modulated, norms
 
 
 def ending(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, upright
+from fmr.structure.attention.softmax import Softmax
 from fmr.structure.carry import sources
 from fmr.structure.letters import Letters, letters_of
 from fmr.structure.match import (
@@ -24,8 +26,6 @@ from fmr.structure.match import (
     weighed_sum,
     weights,
 )
-from fmr.structure.scores import Scores, find_scores, mixes_heads, upright
-from fmr.structure.softmax import Softmax
 
 _AFTER = MOVES | frozenset("masked_fill mul where div tril triu pow square".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""

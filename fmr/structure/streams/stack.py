@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from fmr.build import ids_in
 from fmr.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.dominate import Flow
 from fmr.structure.match import projection
-from fmr.structure.passage import POOLS, base, handed
-from fmr.structure.residual import Stream
+from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.passage import POOLS, base, handed
+from fmr.structure.streams.residual import Stream
 
 LAYERS = 3
 """How many plain layers make a stack: two with a nonlinearity between them are a memory or a head."""

@@ -7,10 +7,10 @@ from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.carry import sources
-from fmr.structure.dominate import Flow
 from fmr.structure.letters import letters_of
 from fmr.structure.match import MOVES, SAME, contraction, descend, weighed_sum
-from fmr.structure.passage import handed
+from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.passage import handed
 
 
 def over_depth(graph: Graph, flow: Flow) -> dict[TensorId, list[TensorId]]:

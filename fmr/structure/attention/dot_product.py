@@ -9,10 +9,15 @@ from typing import NamedTuple
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.attention.heads import heads_in_rows, key_heads
+from fmr.structure.attention.kind import kind_of
+from fmr.structure.attention.layouts import Layout, layouts
+from fmr.structure.attention.mix import Parts, Use, hands_out, mix, oriented, parts_of, unused
+from fmr.structure.attention.output import handed_on, output_of, own_parts
+from fmr.structure.attention.queries import Queries, varies
+from fmr.structure.attention.scores import BEFORE, Scores, find_scores
+from fmr.structure.attention.softmax import Softmax
 from fmr.structure.carry import carried, numbers
-from fmr.structure.heads import heads_in_rows, key_heads
-from fmr.structure.kind import kind_of
-from fmr.structure.layouts import Layout, layouts
 from fmr.structure.match import (
     CLAMPS,
     MOVES,
@@ -26,11 +31,6 @@ from fmr.structure.match import (
     projection,
     unshaped,
 )
-from fmr.structure.mix import Parts, Use, hands_out, mix, oriented, parts_of, unused
-from fmr.structure.output import handed_on, output_of, own_parts
-from fmr.structure.queries import Queries, varies
-from fmr.structure.scores import BEFORE, Scores, find_scores
-from fmr.structure.softmax import Softmax
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""

@@ -1,0 +1,1 @@
+"""Attention: what lies around each softmax, read by dataflow."""

@@ -1,0 +1,1 @@
+"""Memories: feed-forward layers as keys and values."""

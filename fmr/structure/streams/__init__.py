@@ -1,0 +1,1 @@
+"""Residual streams: what is written to them, and the layers that write."""

@@ -1,0 +1,87 @@
+"""Sums that only look like writes: places given to queries, biases of scores, shifts of norms, what is read off a stream."""
+
+from collections.abc import Iterator
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.match import MASKING, MOVES, depends, descend
+from fmr.structure.streams.chain import PARALLEL, Starts, Write, Writes, ends, last_write, normed, start_of
+from fmr.structure.streams.passage import base
+
+_SCORED = MOVES | MASKING
+"""What scores pass on their way to the softmax."""
+
+
+def is_bias_of_scores(graph: Graph, node: Node) -> bool:
+    """Whether a sum only goes into softmaxes: a bias that several layers share is no stream that their scores write to."""
+    below = (one.op for one, way in descend(graph, node, _SCORED) if way and one.op not in _SCORED)
+    return next(below, None) == "softmax" and all(op == "softmax" for op in below)
+
+
+def is_stream_beside(graph: Graph, added: TensorId, before: TensorId, found: Writes, starts: Starts) -> bool:
+    """Whether what is added is a stream, or a product of one, that did not begin with what it is added to, which is on none:
+    a shift that is given to a scaled norm."""
+    if start_of(graph, before, found, starts) is not None:
+        return False
+    made = graph[added]
+    names = [parent.id for parent in made.parents] if made.op == "mul" else [added]
+    others = (start_of(graph, name, found, starts) for name in names)
+    return any(start is not None and not depends(graph, start, base(graph, before)) for start in others)
+
+
+def positions(graph: Graph, found: Writes) -> set[TensorId]:
+    """The sums that nothing is written to, in a branch of a write that begins where they do: positions given to queries.
+
+    What such a sum was made of goes on without it: the stream, or the positions that are added to it once more.
+    """
+    begun: dict[TensorId, list[Write]] = {}
+    for write in found.values():
+        for name in ends(graph, write.origin, found):
+            begun.setdefault(name, []).append(write)
+
+    def others(write: Write) -> Iterator[Write]:
+        """The other writes that begin with one of its operands."""
+        for operand in (write.origin, write.before, write.added):
+            for name in normed(graph, operand):
+                yield from (other for other in begun.get(name, ()) if other is not write)
+
+    alone = (write for write in found.values() if write.after not in begun)
+    return {write.after for write in alone if any(depends(graph, other.added, write.after) for other in others(write))}
+
+
+def is_read_off(graph: Graph, write: Write, found: Writes, starts: Starts) -> bool:
+    """Whether what is added and what it is added to are both read off another stream, and the one knows the other through
+    that stream alone: values that are mixed over depth, skips and logits that are summed up."""
+    own, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
+    first, waiting, seen, met = graph.place(target), [write.added], {write.added}, []
+    while waiting:
+        here = waiting.pop()
+        if here == target:
+            return False
+        if here in found and here not in own:
+            met.append(here)
+            continue
+        above = [parent.id for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
+        seen.update(above)
+        waiting += above
+    start = base(graph, starts[write.after])
+    others = {base(graph, starts[one]) for one in met} - {start}
+    return any(depends(graph, start, other) for other in others) or _is_read_again(graph, write, others, found, starts)
+
+
+def _is_read_again(graph: Graph, write: Write, others: set[TensorId], found: Writes, starts: Starts) -> bool:
+    """Whether the only write to a value tells the other streams alone what was read off them: places given to queries."""
+    if not others or starts[write.after] != write.origin or list(starts.values()).count(write.origin) > 1:
+        return False
+    later = (one for one in found.values() if base(graph, starts[one.after]) in others)
+    return any(depends(graph, one.added, write.after) for one in later)
+
+
+def _back(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:
+    """The last writes to the stream that a value is on, latest first, as many as may have been computed in parallel."""
+    write = last_write(graph, name, found)
+    for _ in range(PARALLEL + 1):
+        if write is not None:
+            yield write
+            write = last_write(graph, write.before, found)

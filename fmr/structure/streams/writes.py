@@ -1,0 +1,170 @@
+"""The writes of residual streams: the sums in which a value meets what was computed from it."""
+
+from collections.abc import Container, Iterator
+
+from fmr.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.match import LINEAR, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends, product
+from fmr.structure.streams.beside import is_bias_of_scores, is_read_off, is_stream_beside, positions
+from fmr.structure.streams.chain import PARALLEL, Starts, Write, Writes, returned, start_of
+from fmr.structure.streams.depth import addends
+from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.passage import (
+    POOLS,
+    base,
+    gated,
+    handed,
+    modulated,
+    resumed,
+    shortcut,
+    unchanged,
+)
+
+_COMPUTES = LINEAR | POOLS
+_COMPUTES |= frozenset("linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding".split())
+_COMPUTES |= frozenset("fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2 fft_rfftn".split())
+"""What a layer makes something new with."""
+
+_BENDS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp max".split()) | {"softmax"}
+"""What makes a branch more than a linear map; what norms are written with does not count."""
+
+_RESIZES = frozenset({"interpolate", "upsample"})
+"""What repeats positions, or makes new ones between them."""
+
+
+def find_writes(graph: Graph, flow: Flow) -> Writes:
+    """The writes to residual streams of an unfused graph."""
+    found: dict[TensorId, Write] = {}
+    starts: dict[TensorId, TensorId] = {}
+    main = Flow(graph, conditions=False)
+    for node in graph.nodes:
+        write = _added(graph, node, found, starts) or _gated(graph, flow, node) or _projected(graph, main, node, found)
+        if write is not None:
+            found[node.id], starts[node.id] = write, _begin(graph, write, found, starts)
+    beside = positions(graph, found)
+    found = {name: write for name, write in found.items() if name not in beside}
+    starts = {}
+    for name, write in found.items():
+        starts[name] = _begin(graph, write, found, starts)
+    return {name: write for name, write in found.items() if not is_read_off(graph, write, found, starts)}
+
+
+def _added(graph: Graph, node: Node, found: Writes, starts: Starts) -> Write | None:
+    """The add of a node as a write: one operand was computed by a weight from what the other carries."""
+    pair = addends(graph, node)
+    if not pair or not node.dtype.is_floating_point or resumed(graph, node) or modulated(graph, node):
+        return None
+    (a, b), times = pair, node.argument("alpha", 2, 1.0)
+    for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
+        carried = _carried(graph, before, found) if graph[before].shape == node.shape else ()
+        if any(_computed_from(graph, added, origin, around=sums) for origin, sums in carried):
+            stream = unchanged(graph, before)
+            if not (is_bias_of_scores(graph, node) or is_stream_beside(graph, added, stream, found, starts)):
+                return Write(stream, added, node.id, stream, times)
+    return None
+
+
+def _begin(graph: Graph, write: Write, found: Writes, starts: Starts) -> TensorId:
+    """Where the stream began that a write is to."""
+    return start_of(graph, write.origin, found, starts) or write.origin
+
+
+def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[tuple[TensorId, tuple[TensorId, ...]]]:
+    """A value, the sums that are parts of it, and the stream before up to three more writes, with the sums of these:
+    parallel blocks add up one after the other what they all computed from the same value."""
+    yield name, ()
+    yield from ((part, ()) for part in returned(graph, name, found))
+    write = found.get(base(graph, name))
+    sums: tuple[TensorId, ...] = ()
+    for _ in range(PARALLEL):
+        if write is not None:
+            sums = (*sums, write.after)
+            yield write.before, sums
+            write = found.get(base(graph, write.before))
+
+
+def _gated(graph: Graph, flow: Flow, node: Node) -> Write | None:
+    """The add of a node as a write to a stream that a gate keeps a share of.
+
+    All data of the rest comes from the stream, or the gate is made of that rest: a recurrent cell that reads another input
+    at each step writes to none.
+    """
+    for kept, added, gate, x, y in gated(graph, node):
+        alone = flow.dominates(x, node.id) or (depends(graph, gate, y) and depends(graph, gate, x))
+        if alone and _computed_from(graph, added, x):
+            return Write(kept, added, node.id, x)
+    return None
+
+
+def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | None:
+    """The add of a node as a write to a stream that changes its width, or is normed, in the same step.
+
+    Both operands come from one value, the first by a linear path and the other by a branch that bends. A branch with
+    writes of its own is no layer: that is a skip across stages. Nor is one that is brought to the size of the other: that
+    is a pyramid.
+    """
+    origin = flow.above.get(node.id)
+    if node.op == "add" and len(node.parents) == 2 and origin is not None:
+        a, b = (parent.id for parent in node.parents)
+        for before, added in ((a, b), (b, a)):
+            resized = graph[handed(graph, added)].op in _RESIZES
+            if graph[before].shape == graph[added].shape and before != origin and not resized:
+                projected = shortcut(graph, before, origin)
+                through = _BENDS if projected else _COMPUTES
+                if projected is not None and _computed_from(graph, added, origin, through, found):
+                    return Write(before, added, node.id, origin)
+    return None
+
+
+def _computed_from(
+    graph: Graph,
+    name: TensorId,
+    origin: TensorId,
+    through: frozenset[str] = _COMPUTES,
+    never: Container[TensorId] = (),
+    around: Container[TensorId] = (),
+) -> bool:
+    """Whether a value depends on another through at least one of these ops, contractions and pools if not said otherwise.
+
+    Some values may `never` be met; a way that leads through one of `around` does not count.
+    """
+    target = base(graph, origin)
+    first = graph.place(target)
+    waiting, seen = [(name, False)], {(name, False)}
+    while waiting:
+        here, computed = waiting.pop()
+        if here in (target, origin):
+            if computed:
+                return True
+            continue
+        if here in never:
+            return False
+        node = graph[here]
+        computed = computed or node.op in through
+        for parent in node.parents:
+            step = (parent.id, computed)
+            if graph.place(parent) >= first and parent not in around and step not in seen:
+                seen.add(step)
+                waiting.append(step)
+    return False
+
+
+def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple[Node, ...]:
+    """The contractions whose results are summed up, weighed by one another or not, into what a write adds.
+
+    Where that is another stream, or an earlier value of one, its writers are not told once more: `sums` are of all writes.
+    """
+    through = MOVES | NORMS | NORM_PARTS | {"masked_fill", "where", "sigmoid", "tanh"}
+    found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
+    while waiting:
+        node = graph[waiting.pop()]
+        made = contraction(node)
+        if made is not None:
+            found.append(node)
+        if (made is None and node.op in through and node.id not in sums) or product(graph, node) is not None:
+            for parent in node.parents:
+                if parent not in seen:
+                    seen.add(parent.id)
+                    waiting.append(parent.id)
+    return tuple(found)
