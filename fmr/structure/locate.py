@@ -48,7 +48,8 @@ _OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
 """What rows of a table become before a stream begins."""
 
 MATCHERS = (dot_product, deformable, additive)
-"""What a softmax may belong to, tried in this order; each answers with an attention or with the reason why not."""
+"""What a softmax may belong to, tried in this order; each answers with an attention, with the reason why it is none
+though it looks like one, or, but for the first, with None for what is another's."""
 
 
 _RAGGED = (
@@ -66,7 +67,7 @@ def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
             if isinstance(answer, Attention):
                 yield answer
                 break
-            reason = reason or answer
+            reason = answer or reason
         else:
             yield Rejected(softmax.node.id, "attention", reason)
     yield from undivided(graph)

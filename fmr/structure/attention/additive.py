@@ -31,15 +31,15 @@ class _Pair(NamedTuple):
     units: int
 
 
-def additive(graph: Graph, softmax: Softmax) -> Attention | str:
-    """The attention around a softmax of scores that are read off a sum over two activations."""
+def additive(graph: Graph, softmax: Softmax) -> Attention | None:
+    """The attention around a softmax of scores that are read off a sum over two activations; None for another."""
     above = list(climb(graph, softmax.scores, BEFORE | NONLINEAR))
     bent = any(node.op in NONLINEAR for node in above)
     scored = next((p for node in above if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
     pair = (_read_off(graph, softmax, scored, bent) if scored is not None else None) or _all_pairs(graph, softmax, above)
     mixed = mix(graph, softmax)
     if pair is None or mixed is None:
-        return "its scores are neither products of queries with keys nor read off a sum of the two"
+        return None
     z, heads = handed_on(graph, mixed.node), _heads(graph, mixed)
     output = output_of(graph, z)
     return Attention(

@@ -23,8 +23,8 @@ class _Weighed(NamedTuple):
     way: Way
 
 
-def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
-    """The attention around a softmax of a projection of the queries that weighs values sampled on a grid.
+def deformable(graph: Graph, softmax: Softmax) -> Attention | str | None:
+    """The attention around a softmax of a projection of the queries that weighs values sampled on a grid; None for another.
 
     `q` are the queries that the weights are projected from, `k` the places that are looked at, `v` the sampled values.
     """
@@ -32,7 +32,7 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str:
     scored = next((found for node in above if (found := projection(graph, node)) is not None), None)
     weighed = _weighed(graph, softmax.node)
     if scored is None or weighed is None:
-        return "no product of two activations lies above the softmax, and it weighs no sampled values"
+        return None
     layout = _layout(graph, softmax, weighed.way)
     if layout is None:
         return "it weighs sampled values, and which of its dimensions count queries and heads cannot be told"
