@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.structure.blocks import Attention
 from tests.structure.idioms import SIZE, WIDTH, Plain, attends, carries, joined, remembers, split, weight
@@ -213,5 +214,25 @@ class Conditioned(Deep):
         return carries(self.shift(condition) + self.scale(condition) * x)
 
 
-FOUND = {2: (HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, GivenPlace, Conditioned), None: (Bottlenecks,)}
+class Pooled(Deep):
+    """Between layers the first token is repeated, all are pooled and the last cut off: parts of one stream, side by side."""
+
+    layers = 3
+
+    def go(self, x: Tensor) -> Tensor:
+        for n, block in enumerate(self.blocks):
+            if n > 0:
+                twice = torch.cat([x[:, :1], x], 1)
+                x = carries(F.avg_pool1d(twice.mT, 2, ceil_mode=True).mT[:, :-1])
+            y = block.a(x)
+            x = carries(x + block.attend(y, y))
+            x = carries(x + block.memory(block.b(x)))
+        return x
+
+
+FOUND = {
+    2: (HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, GivenPlace, Conditioned),
+    3: (Pooled,),
+    None: (Bottlenecks,),
+}
 """What is found, by how many layers it has."""

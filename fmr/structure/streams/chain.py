@@ -1,11 +1,13 @@
 """The way back from a value along the writes to its stream: where these ended, and where the stream began."""
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 from fmr.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.match import depends
 from fmr.structure.streams.passage import CUTS, OVERWRITES, base, handed, passage, under_norm
 
 PARALLEL = 3
@@ -70,13 +72,15 @@ def _goes_back(graph: Graph, found: Writes, part: TensorId, wholes: set[TensorId
 
 
 def parted(graph: Graph, node: Node, found: Writes) -> list[tuple[Write, Write]]:
-    """The first and the last write to each part of a value, where all parts were written to and are laid side by side
-    again, in the order in which they begin; none of another op."""
+    """The first and the last write to each part of a value, where each part has writes of its own, none with what was made
+    of another, and all are laid side by side again, in the order in which they begin; none of another op."""
     ends = [last_write(graph, parent.id, found) for parent in node.parents] if node.op == "cat" else []
     halves = [(_first_to_part(graph, end, found), end) for end in ends if end is not None]
     if len(halves) < max(len(ends), 2) or len({first and handed(graph, first.before) for first, _ in halves}) > 1:
         return []
-    return sorted(((a, b) for a, b in halves if a is not None), key=lambda half: graph.place(half[0].after))
+    parts = sorted(((a, b) for a, b in halves if a is not None), key=lambda half: graph.place(half[0].after))
+    alone = (a is not b and not depends(graph, b.added, a.after) for (a, _), (b, _) in pairwise(parts))
+    return parts if all(alone) else []
 
 
 def last_write(graph: Graph, name: TensorId, found: Writes) -> Write | None:
