@@ -1,1 +1,1 @@
-"""Residual streams: what is written to them, and the layers that write."""
+"""Residual streams: the sums that write to them, and the values that they take."""
