@@ -124,7 +124,7 @@ class _Lists:
 def _groups(steps: list[_Step], lists: _Lists) -> Iterator[list[_Step]]:
     """The writes of a stream in groups: those of one entry, else as their order tells."""
     entries = [lists.entry(step.module) for step in steps]
-    whole = {path for path in map(_list_of, entries) if not _takes_turns(path, entries, steps)}
+    whole = {path for path in {_list_of(entry) for entry in entries} if not _takes_turns(path, entries, steps)}
     keys = [entry if entry and _list_of(entry) in whole else "" for entry in entries]
     for entry, pairs in groupby(zip(keys, steps, strict=True), key=lambda pair: pair[0]):
         group = [step for _, step in pairs]
