@@ -5,6 +5,7 @@ what arrives. -1 stands for a number that comes from elsewhere, or for several t
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -91,7 +92,10 @@ def _source(value: Tensor, dim: int, start: tuple[int, ...], rank: int) -> int |
     return moving[0] if len(moving) == 1 else None
 
 
-def rows_of(graph: Graph, found: Projection, value: Tensor) -> Tensor:
-    """What a projection reads, row by row: what it sums over for one place, and the heads that it tells apart there."""
-    dims = read_dims(graph, found)
+def rows_of(graph: Graph, found: Projection, value: Tensor, places: Collection[int] = ()) -> Tensor:
+    """What a projection reads, row by row: what it sums over for one place, and the heads that it tells apart there.
+
+    A weight for each position tells `places` apart, dimensions that count no heads.
+    """
+    dims = tuple(n for n in read_dims(graph, found) if n not in places)
     return value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)

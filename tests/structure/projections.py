@@ -218,6 +218,21 @@ class Merged(nn.Module):
         return F.linear(joined(attends((q @ k.mT).softmax(-1)) @ v), self.o + self.a @ self.b)
 
 
+class EachPlace(nn.Module):
+    """Each place has projections of its own, those that write included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weight(64, WIDTH, WIDTH) for _ in range(4))
+
+    def made(self, n: int, x: Tensor) -> Tensor:
+        return (x.transpose(0, 1) @ self.weights[n][: x.shape[1]]).transpose(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split(self.made(n, x)) for n in range(3))
+        return self.made(3, joined(attends((q @ k.mT).softmax(-1)) @ v))
+
+
 class QueriesOfBoth(nn.Module):
     """Queries are read off what is small, normalised and as it is, side by side."""
 
@@ -234,6 +249,7 @@ class QueriesOfBoth(nn.Module):
 
 
 FOUND = (
+    EachPlace,
     QueriesOfBoth,
     Fused,
     Interleaved,

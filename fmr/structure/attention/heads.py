@@ -13,7 +13,7 @@ from fmr.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.attention.mix import Use
 from fmr.structure.attention.output import Output
-from fmr.structure.carry import carried, numbers, rows_of
+from fmr.structure.carry import carried, numbers, rows_of, sources
 
 
 class Heads(NamedTuple):
@@ -30,17 +30,20 @@ def heads_in_rows(graph: Graph, use: Use, z: Node, output: Output) -> Heads | No
 
     A pattern may weigh values of several places at once; then only the last dimension of a value counts its units.
     """
-    found = (_meeting(graph, units, z.shape, output) for units in dict.fromkeys((use.units, use.units[-1:])))
+    query = use.letters.alone(use.letters.left)[-1:]
+    row = use.letters.result.index(query) if query else None
+    asked = [n for n, place in enumerate(sources(graph, output.way)) if place is not None and place == row]
+    found = (_meeting(graph, units, z.shape, output, asked) for units in dict.fromkeys((use.units, use.units[-1:])))
     return next((heads for heads in found if heads is not None), None)
 
 
-def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], output: Output) -> Heads | None:
-    """The heads, where these dimensions of z count the units of a value."""
+def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], output: Output, asked: list[int]) -> Heads | None:
+    """The heads, where these dimensions of z count the units of a value, and those `asked` of what is projected its queries."""
     lead = tuple(1 if n in units else size for n, size in enumerate(shape))
     value = carried(graph, numbers(*lead).expand(shape), output.way) if math.prod(shape) else None
     if value is None:
         return None
-    row = rows_of(graph, output.projection, value)[0]
+    row = rows_of(graph, output.projection, value, asked)[0]
     if any(node.op == "cat" for node in output.way):
         row = row[row >= 0]  # the coefficients of a memory may lie beside them
     met = row.unique().long()
