@@ -38,7 +38,7 @@ def heads_in_rows(graph: Graph, use: Use, z: Node, output: Output) -> Heads | No
 
 
 def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], output: Output, asked: list[int]) -> Heads | None:
-    """The heads, where these dimensions of z count the units of a value, and those `asked` of what is projected its queries."""
+    """The heads, where these dimensions of z count the units of a value, and those `asked` of what is projected queries."""
     lead = tuple(1 if n in units else size for n, size in enumerate(shape))
     value = carried(graph, numbers(*lead).expand(shape), output.way) if math.prod(shape) else None
     if value is None:
