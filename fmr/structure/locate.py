@@ -1,6 +1,6 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from fmr.errors import RandomError, StructureError
@@ -174,17 +174,18 @@ def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -
     else is projected there: a table with fewer units than the stream.
     """
 
+    def looked_up(nodes: Iterable[Node]) -> list[Node]:
+        return [node for node in nodes if node.op == "embedding" and _is_given(graph, node.parent("input", 0))]
+
     def above(stops: frozenset[TensorId], start: TensorId) -> list[Node]:
         ends = climb(graph, start, lambda node: not (node.op == "embedding" or node.id in stops or projection(graph, node)))
-        return [node for node in ends if node.op == "embedding" and _is_given(graph, node.parent("input", 0))]
+        return looked_up(ends)
 
     def narrow(start: TensorId) -> list[Node]:
         made = list(climb(graph, start, lambda node: node.op in _OF_TABLES and node.id not in sums))
         others = (node for node in made if node.op != "embedding" and not is_constant(graph, node.id))
         only = all(node.op in _OF_TABLES and node.id not in sums for node in others)
-        return (
-            [node for node in made if node.op == "embedding" and _is_given(graph, node.parent("input", 0))] if only else []
-        )
+        return looked_up(made) if only else []
 
     start = stream.points[0] if stream is not None else None
     found = (above(sums, start) or above(frozenset(), start) or narrow(start)) if start is not None else []

@@ -74,9 +74,9 @@ def _goes_back(graph: Graph, found: Writes, part: TensorId, wholes: set[TensorId
 def parted(graph: Graph, node: Node, found: Writes) -> list[tuple[Write, Write]]:
     """The first and the last write to each part of a value, where each part has writes of its own, none with what was made
     of another, and all are laid side by side again, in the order in which they begin; none of another op."""
-    ends = [last_write(graph, parent.id, found) for parent in node.parents] if node.op == "cat" else []
-    halves = [(_first_to_part(graph, end, found), end) for end in ends if end is not None]
-    if len(halves) < max(len(ends), 2) or len({first and handed(graph, first.before) for first, _ in halves}) > 1:
+    lasts = [last_write(graph, parent.id, found) for parent in node.parents] if node.op == "cat" else []
+    halves = [(_first_to_part(graph, end, found), end) for end in lasts if end is not None]
+    if len(halves) < max(len(lasts), 2) or len({first and handed(graph, first.before) for first, _ in halves}) > 1:
         return []
     parts = sorted(((a, b) for a, b in halves if a is not None), key=lambda half: graph.place(half[0].after))
     alone = (a is not b and not depends(graph, b.added, a.after) for (a, _), (b, _) in pairwise(parts))

@@ -230,7 +230,7 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
     node, projected = graph[name], 0
     while node.id != origin:
         found = projection(graph, node)
-        above = found.data if found is not None else _handed_on(graph, node)
+        above = found.data if found is not None else _step_above(graph, node)
         if above is None:
             return None
         projected += found is not None
@@ -238,7 +238,7 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
     return projected if projected < 2 else None
 
 
-def _handed_on(graph: Graph, node: Node) -> TensorId | None:
+def _step_above(graph: Graph, node: Node) -> TensorId | None:
     """The value that a shortcut goes on from: normed, pooled, scaled or whole."""
     if node.op in NORMS | POOLS | REDUCED and node.parents:
         return node.parents[0].id
