@@ -6,7 +6,7 @@ HeadClusters: 72 heads of 6 layers over 3975 tokens in 307 examples
   19 clusters, silhouette 0.21; map: stress 0.193, seed 0
 """
 
-from analyzers.clustering import HeadClustering, HeadClusters
+from analyzers.heads.clustering import HeadClustering, HeadClusters
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
 

@@ -22,15 +22,15 @@ torch.Size([1, 4, 16, 16])
 """
 
 import fmr.zoo as zoo
-from fmr.census import census
 from fmr.errors import DrawError, FmrError, GraphError, IdError, StoreError, StructureError, TrackError, ZooError
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
-from fmr.run import Run
-from fmr.store import load
+from fmr.runs.census import census
+from fmr.runs.run import Run
+from fmr.runs.store import load
+from fmr.runs.track import run, track
 from fmr.structure import locate
-from fmr.track import run, track
 
 __all__ = [
     "DrawError",

@@ -164,3 +164,24 @@ class Site:
     def __repr__(self) -> str:
         chosen = "".join(f", {axis}={index!r}" for axis, index in self.selection.items())
         return f"Site({str(self.id)!r}{chosen})"
+
+
+ALIAS = "alias"
+
+
+RESULT = "result"
+"""The op of a fused node in an unfused graph: it hands on what its inner nodes made."""
+
+
+def outer_scope(name: str) -> str:
+    """The scope of the op of the model inside which an ID lies; empty for an ID that lies inside none."""
+    parts = name.split("/", 2)
+    return "/".join(parts[:2]) if len(parts) > 2 else ""
+
+
+def outer_op(name: TensorId) -> TensorId:
+    """The op of the model that an ID belongs to: itself, or the fused op whose scope it lies in."""
+    while "/" in name.scope:
+        head, _, tail = name.partition("/")
+        name = TensorId(f"{head}/{tail.partition('/')[0]}")
+    return name

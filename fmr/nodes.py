@@ -1,16 +1,14 @@
 """What a graph is made of: a node for each value, a scope for each module call."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fmr.ids import Parent, TensorId
-
-Nest = Any
-"""A value, or a nest of tuples and dicts of values."""
+from fmr.errors import IdError
+from fmr.ids import Parent, Site, TensorId
+from fmr.nests import Nest
 
 
 class Node(NamedTuple):
@@ -72,69 +70,6 @@ class Scope(NamedTuple):
     output: Nest
 
 
-def leaves(value: Nest, at: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a nest of tuples, lists, dicts and dataclasses, with its position: "0", "1.2", "mask".
-
-    The way in is by position and by key alone: other objects are not opened.
-    """
-    if isinstance(value, Tensor):
-        yield at, value
-    else:
-        for key, item in _items(value):
-            yield from leaves(item, f"{at}.{key}" if at else key)
-
-
-def _items(value: Nest) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return ((str(key), item) for key, item in value.items())
-    if isinstance(value, (tuple, list)) and type(value) is not torch.Size:
-        return ((str(index), item) for index, item in enumerate(value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return ((field.name, getattr(value, field.name, None)) for field in fields(value))
-    return iter(())
-
-
-def outputs(value: Nest) -> Iterator[tuple[int | None, Tensor]]:
-    """The tensors that an op returned: the only one under None, those of a tuple under their place in it.
-
-    A nest is numbered in depth-first order, and what is no tensor takes a number too.
-    """
-    if isinstance(value, Tensor):
-        yield None, value
-    else:
-        for index, item in enumerate(_flat(value)):
-            if isinstance(item, Tensor):
-                yield index, item
-
-
-def _flat(value: Nest) -> Iterator[Any]:
-    for item in value:
-        if isinstance(item, (tuple, list)) and type(item) is not torch.Size:
-            yield from _flat(item)
-        else:
-            yield item
-
-
-def tree_map(function: Callable[[Tensor], Any], value: Nest) -> Nest:
-    """The nest with each tensor replaced and everything that is no tensor dropped; one without tensors is None."""
-    kind = value.__class__
-    if kind is Tensor or isinstance(value, Tensor):
-        return function(value)
-    if kind in _PLAIN or not value:
-        return None
-    if kind is tuple or kind is list:
-        items = tuple([tree_map(function, item) for item in value])
-    elif isinstance(value, Mapping) or is_dataclass(value):
-        mapped = {key: tree_map(function, item) for key, item in _items(value)}
-        return {key: item for key, item in mapped.items() if item is not None} or None
-    else:
-        items = tuple([tree_map(function, item) for _, item in _items(value)])
-    return items if items.count(None) < len(items) else None
-
-
-_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
-
-
 def shape_of(value: Tensor) -> tuple[int, ...]:
     """The shape as plain ints; a ragged dimension of a nested tensor is -1."""
     if value.is_nested:
@@ -142,10 +77,49 @@ def shape_of(value: Tensor) -> tuple[int, ...]:
     return tuple(value.shape)
 
 
-def map_ids(function: Callable[[Any], Any], nest: Nest) -> Nest:
-    """A nest of IDs with each replaced by what a function makes of it."""
-    if isinstance(nest, str):
-        return function(nest)
-    if isinstance(nest, dict):
-        return {key: map_ids(function, item) for key, item in nest.items()}
-    return tuple(map_ids(function, item) for item in nest) if nest is not None else None
+def scope_of(node: Node) -> str:
+    """The scope that holds the inner values of a fused op, the same for each of its outputs."""
+    part = node.id.parts
+    return f"{node.scope}/{part.op}#{part.k}"
+
+
+def source_node(name: str, tensor: Tensor) -> Node:
+    """The node of a parameter, a buffer or an input."""
+    kind = name.partition(":")[0]
+    return Node(TensorId(name), kind, "", (), shape_of(tensor), tensor.dtype, tensor.device, {}, "")
+
+
+Key = str | Node | Site
+"""What names a value: an ID, a node or a site."""
+
+
+def id_of(key: Key) -> TensorId:
+    """The ID that a key names."""
+    if isinstance(key, str):
+        return TensorId(key)
+    if not isinstance(key, (Node, Site)):
+        raise IdError(f"{key!r} names no value: expected an ID, a node or a site. Passes are counted in run.passes[i].")
+    return key.id
+
+
+class Nodes(Protocol):
+    """What pictures and comparisons need of a graph: its nodes in execution order, its module calls, a node by its key."""
+
+    @property
+    def model(self) -> str:
+        """The class name of the root, for display."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every value, each before its readers."""
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The module calls in the order in which they began."""
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        """Parameters, buffers and inputs."""
+
+    def __getitem__(self, key: Key) -> Node:
+        """The node of an ID, inner values of fused ops included."""

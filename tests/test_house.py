@@ -16,57 +16,11 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for house in ("fmr", "analyzers") for path in (ROOT / house).rglob("*.py"))
 LINES, FUNCTION_LINES, PUBLIC_NAMES = 400, 60, 24
 
-FLOORS = (
-    {"errors", "ops", "fused", "watch", "zoo.models", "zoo.world"},
-    {"ids", "scopes", "files", "zoo.shelf", "zoo.tasks"},
-    {"nodes", "tensors", "zoo.measures"},
-    {"guard", "zoo"},
-    {"recorder"},
-    {"build"},
-    {"inner", "census"},
-    {"plan", "picture", "align"},
-    {"captions"},
-    {"draw"},
-    {"explorer", "notebook"},
-    {"graph"},
-    {"run", "structure.match", "structure.heatmap"},
-    {
-        "structure.evaluate",
-        "structure.letters",
-        "structure.attention.softmax",
-        "structure.streams.passage",
-        "structure.streams.dominate",
-    },
-    {"structure.carry", "structure.memories.ups", "structure.streams.ending", "structure.streams.chain"},
-    {"structure.attention.scores", "structure.memories.memory", "structure.streams.depth", "structure.streams.beside"},
-    {"structure.attention.mix", "structure.memories.vectors", "structure.streams.writes"},
-    {"structure.attention.output", "structure.attention.kind"},
-    {"structure.attention.heads"},
-    {"structure.attention.queries", "structure.attention.layouts"},
-    {"track", "store", "structure.attention.dot_product", "structure.streams.residual"},
-    {"structure.certify", "structure.attention.additive", "structure.attention.deformable", "structure.streams.stack"},
-    {"structure.listing"},
-    {"structure.parts"},
-    {"structure.layers"},
-    {"structure.locate"},
-    {"structure"},
-    {""},
-    {"__main__"},
+ROOMS = (
+    "errors ids nests nodes ops disk zoo watching edits pictures graph runs sweeps structure".split(),
+    "protocol sites texts numbers heads memories causal circuits lenses networks alignment images inputs".split(),
 )
-"""The files of fmr, ground floor first, "" for fmr/__init__.py; a file imports only from floors below its own."""
-
-UPWARD = {
-    ("guard", "recorder", "typing"),
-    ("picture", "graph", "typing"),
-    ("captions", "graph", "typing"),
-    ("draw", "graph", "typing"),
-    ("explorer", "graph", "typing"),
-    ("notebook", "graph", "typing"),
-    ("align", "graph", "typing"),
-    ("structure.listing", "structure.parts", "typing"),
-    ("run", "store", "call"),
-}
-"""The exceptions: who names whom on its own floor or above, for a type checker alone or at the moment of a call."""
+"""The rooms of fmr and those of analyzers, ground first: a file imports only from its own room and from those before it."""
 
 BUILD_MODELS = ("fmr/zoo", "fmr/__main__.py")
 """What makes models, and so may say which."""
@@ -88,12 +42,6 @@ def tree(file: str) -> ast.Module:
     return ast.parse((ROOT / file).read_text())
 
 
-def name_of(file: str) -> str:
-    """The name of a file in FLOORS: `structure.match`, `structure` for its package, "" for fmr itself."""
-    parts = Path(file).with_suffix("").parts[1:]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def imports(node: ast.AST, how: str = "load") -> Iterator[tuple[str, str]]:
     """Every module that a file imports, and when: as it loads, in a call, or for a type checker alone."""
     for child in ast.iter_child_nodes(node):
@@ -108,14 +56,21 @@ def imports(node: ast.AST, how: str = "load") -> Iterator[tuple[str, str]]:
             yield from imports(child, "call" if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else how)
 
 
-def imports_within_fmr(file: str) -> set[tuple[str, str]]:
-    return {(name.partition(".")[2], how) for name, how in imports(tree(file)) if name.partition(".")[0] == "fmr"}
+def module_of(file: str) -> str:
+    """The name by which a file is imported."""
+    parts = Path(file).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor(name: str) -> int:
-    number = next((number for number, names in enumerate(FLOORS) if name in names), None)
-    assert number is not None, f"fmr.{name} stands on no floor. Give it one in FLOORS, above everything that it imports."
-    return number
+def room(module: str) -> str:
+    """The room that a module is in; empty for the front door of a house and for its command line."""
+    name = module.partition(".")[2].partition(".")[0]
+    return "" if name == "__main__" else name
+
+
+def own_imports(file: str, *when: str) -> set[str]:
+    """The modules of the two houses that a file imports at these times."""
+    return {name for name, how in imports(tree(file)) if name.partition(".")[0] in ("fmr", "analyzers") and how in when}
 
 
 def functions(file: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -159,19 +114,24 @@ def test_functions_are_short(file: str) -> None:
     assert [f.name for f in functions(file) if f.end_lineno - f.lineno >= FUNCTION_LINES] == []
 
 
-# ---- floors
+# ---- rooms
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("fmr/")])
-def test_a_file_imports_from_floors_below_its_own(file: str) -> None:
-    here = name_of(file)
-    upward = {(here, other, how) for other, how in imports_within_fmr(file) if floor(other) >= floor(here)}
-    assert upward - UPWARD == set()
+@pytest.mark.parametrize("file", [file for file in FILES if room(module_of(file))])
+def test_a_room_imports_only_from_those_before_it(file: str) -> None:
+    house = module_of(file).partition(".")[0]
+    order = next(rooms for rooms in ROOMS if room(module_of(file)) in rooms)
+    here = order.index(room(module_of(file)))
+    others = {name for name in own_imports(file, "load", "typing", "call") if name.partition(".")[0] == house}
+    assert sorted(name for name in others if room(name) not in order[: here + 1]) == []
 
 
-def test_every_exception_to_the_floors_is_used() -> None:
-    used = {(name_of(file), other, how) for file in FILES for other, how in imports_within_fmr(file)}
-    assert used >= UPWARD
+def test_no_imports_go_round_in_a_circle() -> None:
+    modules = {module_of(file): own_imports(file, "load") for file in FILES}
+    while free := [name for name, needs in modules.items() if not needs & modules.keys() - {name}]:
+        for name in free:
+            del modules[name]
+    assert modules == {}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("fmr/")])

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise, product
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.structure.match import MOVES, climb, depends, descend
+from fmr.structure.normal.match import MOVES, climb, depends, descend
 from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual
 from fmr.structure.streams.chain import Write
 from fmr.structure.streams.residual import Stream

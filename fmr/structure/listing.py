@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from fmr.notebook import table
-from fmr.structure.certify import Certificate
+from fmr.pictures.notebook import table
+from fmr.structure.proof.certify import Certificate
 
 if TYPE_CHECKING:
     from fmr.structure.parts import AttentionBlock, MemoryBlock, Residual, Structure

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from fmr.errors import IdError, StructureError, TrackError
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.run import Pass, Run
+from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
+from fmr.runs.run import Pass, Run
 from fmr.structure.attention.dot_product import Attention, Rejected
-from fmr.structure.certify import Certificate, certify_attention, certify_memory, certify_stream
-from fmr.structure.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw, of_heads
 from fmr.structure.listing import as_html, as_lines, proof
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.vectors import count, vectors
+from fmr.structure.proof.certify import Certificate, certify_attention, certify_memory, certify_stream
 from fmr.structure.streams.chain import Write
 from fmr.structure.streams.residual import Stream
 

@@ -184,13 +184,13 @@ def test_a_model_that_catches_exceptions_does_not_catch_the_stop() -> None:
 
 def test_only_ops_directly_in_a_planned_module_call_meet_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    reader = fmr.plan.Reader.__torch_function__
+    reader = fmr.watching.plan.Reader.__torch_function__
 
     def count(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         seen.append(func.__name__)
         return reader(self, func, types, args, kwargs)
 
-    monkeypatch.setattr(fmr.plan.Reader, "__torch_function__", count)
+    monkeypatch.setattr(fmr.watching.plan.Reader, "__torch_function__", count)
     model, x = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)]), torch.ones(2, 4)
     fmr.run(model, x, keep="1.1/tanh#0")
     assert seen == ["tanh"]

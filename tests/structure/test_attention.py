@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Lla
 import fmr
 from fmr.errors import StructureError
 from fmr.ids import TensorId
-from fmr.structure.certify import certify_attention
+from fmr.structure.proof.certify import certify_attention
 from tests.models import build
 
 LENGTH = 7

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import fmr
-from fmr.run import Run
+from fmr.runs.run import Run
 from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
 from tests.structure import (
     blocks,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import fmr
 from fmr.errors import StructureError
-from fmr.structure.certify import certify_memory
+from fmr.structure.proof.certify import certify_memory
 from tests.models import build
 from tests.structure import blocks, experts, memories
 from tests.structure.idioms import HIDDEN, WIDTH

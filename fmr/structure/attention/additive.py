@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.dot_product import Attention, acting
@@ -19,8 +19,8 @@ from fmr.structure.attention.output import handed_on, output_of
 from fmr.structure.attention.queries import varies
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.carry import carried, numbers
-from fmr.structure.match import MOVES, NONLINEAR, SAME, Projection, climb, is_constant, projection, unshaped, weights
+from fmr.structure.normal.indices import carried, numbers
+from fmr.structure.normal.match import MOVES, NONLINEAR, SAME, Projection, climb, is_constant, projection, unshaped, weights
 
 
 class _Pair(NamedTuple):

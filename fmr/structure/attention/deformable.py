@@ -3,15 +3,15 @@
 import math
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.dot_product import Attention
 from fmr.structure.attention.layouts import Layout
 from fmr.structure.attention.output import output_of
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.carry import sources
-from fmr.structure.match import MOVES, Way, climb, descend, projection, unshaped
+from fmr.structure.normal.indices import sources
+from fmr.structure.normal.match import MOVES, Way, climb, descend, projection, unshaped
 
 
 class _Weighed(NamedTuple):

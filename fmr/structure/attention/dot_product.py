@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.heads import heads_in_rows, key_heads
@@ -17,8 +17,8 @@ from fmr.structure.attention.output import handed_on, output_of, own_parts
 from fmr.structure.attention.queries import Queries, varies
 from fmr.structure.attention.scores import BEFORE, Scores, find_scores
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.carry import carried, numbers
-from fmr.structure.match import (
+from fmr.structure.normal.indices import carried, numbers
+from fmr.structure.normal.match import (
     CLAMPS,
     MOVES,
     REPEATS,

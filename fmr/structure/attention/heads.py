@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.attention.mix import Use
 from fmr.structure.attention.output import Output
-from fmr.structure.carry import carried, numbers, rows_of, sources
+from fmr.structure.normal.indices import carried, numbers, rows_of, sources
 
 
 class Heads(NamedTuple):

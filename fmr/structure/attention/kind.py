@@ -1,11 +1,11 @@
 """Self or cross: whether the queries of an attention and some of its keys come from the same values."""
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.mix import Parts
 from fmr.structure.attention.scores import BEFORE, Scores
-from fmr.structure.match import (
+from fmr.structure.normal.match import (
     MEANS,
     MOVES,
     NORM_PARTS,

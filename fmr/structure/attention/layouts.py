@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.structure.attention.heads import Heads
 from fmr.structure.attention.mix import Use
 from fmr.structure.attention.scores import Scores
-from fmr.structure.carry import carried, numbers, sources
-from fmr.structure.letters import Letters
-from fmr.structure.match import Way
+from fmr.structure.normal.einsum import Letters
+from fmr.structure.normal.indices import carried, numbers, sources
+from fmr.structure.normal.match import Way
 
 Layout = tuple[str, ...]
 """What each dimension of a value counts."""

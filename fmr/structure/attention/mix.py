@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, upright
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.carry import sources
-from fmr.structure.letters import Letters, letters_of
-from fmr.structure.match import (
+from fmr.structure.normal.einsum import Letters, letters_of
+from fmr.structure.normal.indices import sources
+from fmr.structure.normal.match import (
     MOVES,
     NORMS,
     SAME,

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from fmr.graph import HANDED_ON, Graph
-from fmr.ids import TensorId
+from fmr.graph.graph import Graph
+from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
-from fmr.structure.match import (
+from fmr.structure.normal.match import (
     MOVES,
     NONLINEAR,
     NORMS,
@@ -34,7 +34,7 @@ class Output(NamedTuple):
 
 def handed_on(graph: Graph, node: Node) -> Node:
     """The output of the fused op that a node is the result of, else the node."""
-    outer = next((reader for reader in graph.readers(node.id) if reader.op == HANDED_ON), None)
+    outer = next((reader for reader in graph.readers(node.id) if reader.op == RESULT), None)
     return handed_on(graph, outer) if outer is not None else node
 
 

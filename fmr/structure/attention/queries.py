@@ -8,14 +8,14 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.attention.heads import Heads
 from fmr.structure.attention.mix import Use
 from fmr.structure.attention.scores import Scores
-from fmr.structure.carry import carried, numbers, rows_of, sources
-from fmr.structure.letters import of_projection
-from fmr.structure.match import MASKING, MOVES, NORMS, climb, projection, unshaped, weights
+from fmr.structure.normal.einsum import of_projection
+from fmr.structure.normal.indices import carried, numbers, rows_of, sources
+from fmr.structure.normal.match import MASKING, MOVES, NORMS, climb, projection, unshaped, weights
 
 _SPLITS = MOVES | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
 """What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""

@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import torch
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.carry import carried, numbers, rows_of, sources
-from fmr.structure.letters import Letters, letters_of
-from fmr.structure.match import (
+from fmr.structure.normal.einsum import Letters, letters_of
+from fmr.structure.normal.indices import carried, numbers, rows_of, sources
+from fmr.structure.normal.match import (
     LINEAR,
     MASKING,
     MOVES,

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import CLAMPS, MOVES, SAME, climb, unshaped
+from fmr.structure.normal.match import CLAMPS, MOVES, SAME, climb, unshaped
 
 _EXP = frozenset({"exp", "exp2"})
 

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.letters import letters_of, made_dim, summed_dim
-from fmr.structure.match import (
+from fmr.structure.memories.ups import STRAIGHT, THROUGH, Up, ups_of
+from fmr.structure.normal.einsum import letters_of, made_dim, summed_dim
+from fmr.structure.normal.match import (
     LINEAR,
     MOVES,
     SAME,
@@ -25,7 +26,6 @@ from fmr.structure.match import (
     unshaped,
     weights,
 )
-from fmr.structure.memories.ups import STRAIGHT, THROUGH, Up, ups_of
 
 
 class Memory(NamedTuple):

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.letters import read_dims
-from fmr.structure.match import (
+from fmr.structure.normal.einsum import read_dims
+from fmr.structure.normal.match import (
     ELEMENTWISE,
     LINEAR,
     MOVES,

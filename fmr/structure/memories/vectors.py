@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from fmr.errors import StructureError
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.carry import carried, numbers
-from fmr.structure.match import LINEAR, MOVES, SAME, climb, unshaped
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.ups import THROUGH
+from fmr.structure.normal.indices import carried, numbers
+from fmr.structure.normal.match import LINEAR, MOVES, SAME, climb, unshaped
 
 
 def count(graph: Graph, found: Memory) -> int:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import MASKING, MOVES, depends, descend
+from fmr.structure.normal.match import MASKING, MOVES, depends, descend
 from fmr.structure.streams.chain import PARALLEL, Starts, Write, Writes, ends, last_write, normed, start_of
 from fmr.structure.streams.passage import base
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import depends
+from fmr.structure.normal.match import depends
 from fmr.structure.streams.passage import CUTS, OVERWRITES, base, handed, passage, under_norm
 
 PARALLEL = 3

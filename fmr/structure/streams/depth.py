@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from math import prod
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.carry import sources
-from fmr.structure.letters import letters_of
-from fmr.structure.match import MOVES, SAME, contraction, descend, weighed_sum
+from fmr.structure.normal.einsum import letters_of
+from fmr.structure.normal.indices import sources
+from fmr.structure.normal.match import MOVES, SAME, contraction, descend, weighed_sum
 from fmr.structure.streams.dominate import Flow
 from fmr.structure.streams.passage import handed
 

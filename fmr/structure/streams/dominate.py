@@ -7,10 +7,10 @@ cycles one pass makes it, as the place of a value in the tree is below the neare
 
 from functools import cached_property
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import is_constant
+from fmr.structure.normal.match import is_constant
 
 
 def _conditions(graph: Graph, name: TensorId, node: Node) -> bool:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from math import prod
 
-from fmr.build import ids_in
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
+from fmr.nests import ids_in
 from fmr.nodes import Node
-from fmr.structure.match import NONLINEAR, NORMS, climb, contraction, depends, projection
+from fmr.structure.normal.match import NONLINEAR, NORMS, climb, contraction, depends, projection
 from fmr.structure.streams.dominate import Flow
 from fmr.structure.streams.passage import CUTS, HANDED, OVERWRITES, POOLS, REDUCED, continued, handed, modulated, norms
 

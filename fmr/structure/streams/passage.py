@@ -5,10 +5,10 @@ from heapq import heapify, heappop, heappush
 from math import prod
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import (
+from fmr.structure.normal.match import (
     MEANS,
     NONLINEAR,
     NORM_PARTS,

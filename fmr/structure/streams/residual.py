@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise, takewhile
 from typing import NamedTuple
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.match import NONLINEAR, depends
+from fmr.structure.normal.match import NONLINEAR, depends
 from fmr.structure.streams.chain import Write, Writes, ends, normed, parted
 from fmr.structure.streams.depth import over_depth
 from fmr.structure.streams.dominate import Flow

@@ -6,10 +6,10 @@ those that have streams. That nothing goes past a state is proven by the dominat
 
 from collections.abc import Iterable, Iterator
 
-from fmr.build import ids_in
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.match import projection
+from fmr.nests import ids_in
+from fmr.structure.normal.match import projection
 from fmr.structure.streams.dominate import Flow
 from fmr.structure.streams.passage import POOLS, base, handed
 from fmr.structure.streams.residual import Stream

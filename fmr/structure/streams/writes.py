@@ -2,24 +2,15 @@
 
 from collections.abc import Container, Iterator
 
-from fmr.graph import Graph
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.match import LINEAR, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends, product
+from fmr.structure.normal.match import LINEAR, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends, product
 from fmr.structure.streams.beside import is_bias_of_scores, is_read_off, is_stream_beside, positions
 from fmr.structure.streams.chain import PARALLEL, Starts, Write, Writes, returned, start_of
 from fmr.structure.streams.depth import addends
 from fmr.structure.streams.dominate import Flow
-from fmr.structure.streams.passage import (
-    POOLS,
-    base,
-    gated,
-    handed,
-    modulated,
-    resumed,
-    shortcut,
-    unchanged,
-)
+from fmr.structure.streams.passage import POOLS, base, gated, handed, modulated, resumed, shortcut, unchanged
 
 _COMPUTES = LINEAR | POOLS
 _COMPUTES |= frozenset("linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding".split())

@@ -1,0 +1,161 @@
+"""The map of heads as a picture."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzers.numbers.embed import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from analyzers.heads.clustering import HeadClusters
+
+COLOURS = "viridis"
+"""Even in lightness, so that layers keep their order for every kind of colour vision and in grey."""
+
+INK, PALE, TAG = "#333333", "#8a8a8a", "#a6460a"
+LABEL = 6.5  # points
+
+
+def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Axes":
+    """A labelled point per head, coloured by layer, with the outline of each cluster of several heads."""
+    import matplotlib.pyplot as plt
+
+    low, high = result.points.min(0), result.points.max(0)
+    margin = np.array([0.1, 0.07]) * (float((high - low).max()) or 1.0)
+    low, high = low - margin, high + margin
+    if ax is None:
+        size = (high - low) / (high - low).max() * 9
+        ax = plt.subplots(figsize=(size[0] + 1.8, max(size[1], 3) + 1.5), layout="constrained")[1]
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    ax.set_xlabel("MDS dimension 1 (JS divergence in bits)", color=INK)
+    ax.set_ylabel("MDS dimension 2 (JS divergence in bits)", color=INK)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(PALE)
+    ax.tick_params(colors=INK, color=PALE, labelsize=8)
+    _title(ax, result)
+    _outlines(ax, result, 0.33 * margin[1])
+    _points(ax, result)
+    _labels(ax, result)
+    return ax
+
+
+def _title(ax: "Axes", result: "HeadClusters") -> None:
+    """What was measured, in one line, and how sure the picture is, in smaller ones."""
+    within, between, p_value = result.by_layer
+    ax.set_title(f"{len(result.heads)} attention heads by where they look", loc="left", fontsize=12, color=INK, pad=28)
+    lines = (
+        f"{result.tokens:,} tokens; mean distance within a layer {within:.3f}, between layers {between:.3f} bits, "
+        f"permutation p = {p_value:.2g}; map: stress {result.stress:.3f}, seed {result.seed}",
+        f"{result.clusters.max() + 1} clusters, outlined where of several heads (silhouette {result.silhouette:.2f}); "
+        f"beside them the token that gets unusual weight, or broad attention",
+    )
+    ax.annotate("\n".join(lines), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=8, color=INK, va="bottom")
+
+
+def _points(ax: "Axes", result: "HeadClusters") -> None:
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm
+
+    layers = [layer for layer, _ in result.heads]
+    n = max(layers) + 1
+    colours = colormaps[COLOURS].resampled(n)
+    dots = ax.scatter(
+        result.points[:, 0],
+        result.points[:, 1],
+        c=layers,
+        cmap=colours,
+        norm=BoundaryNorm(np.arange(n + 1) - 0.5, n),
+        s=34,
+        edgecolors=INK,
+        linewidths=0.5,
+        zorder=3,
+    )
+    bar = ax.figure.colorbar(dots, ax=ax, shrink=0.5, aspect=18, pad=0.02, ticks=range(0, n, -(-n // 12)))
+    bar.set_label("layer")
+    bar.ax.minorticks_off()
+    bar.outline.set_visible(False)
+
+
+def _outlines(ax: "Axes", result: "HeadClusters", margin: float) -> None:
+    """A rounded hull around the heads of each cluster of several, and beside each cluster what sets it apart."""
+    from scipy.spatial import ConvexHull
+
+    angles = np.linspace(0, 2 * np.pi, 33)[:-1]
+    circle = margin * np.stack([np.cos(angles), np.sin(angles)], 1)
+    for label in range(result.clusters.max() + 1):
+        members = result.clusters == label
+        cloud = (result.points[members][:, None] + circle).reshape(-1, 2)
+        hull = cloud[ConvexHull(cloud).vertices]
+        if members.sum() > 1:
+            ax.fill(*hull.T, facecolor="#00000008", edgecolor=PALE, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
+        if said := _mark(result, members):
+            _beside(ax, hull, said)
+
+
+def _mark(result: "HeadClusters", members: NDArray[np.bool_]) -> str:
+    """What sets these heads apart from the mean head: a token with a tenth more of the weight, else broader rows."""
+    excess = {look: float(values[members].mean() - values.mean()) for look, values in result.looks.items()}
+    bits = excess.pop("entropy")
+    look = max(excess, key=lambda name: excess[name])
+    if excess[look] > 0.1:
+        return f"{look} {result.looks[look][members].mean():.2f}"
+    return "broad" if bits > 0.75 else ""
+
+
+def _beside(ax: "Axes", hull: Floats, said: str) -> None:
+    """Write at the end of a hull that is farthest from the middle of the map, on its outer side."""
+    end = hull[np.linalg.norm(hull, axis=1).argmax()]
+    across, up = end / np.linalg.norm(end)
+    ha = "left" if across > 0.4 else "right" if across < -0.4 else "center"
+    va = "bottom" if up > 0.4 else "top" if up < -0.4 else "center"
+    ax.annotate(
+        said, end, (3 * across, 4 * up), textcoords="offset points", ha=ha, va=va, fontsize=7.5, style="italic", color=TAG
+    )
+
+
+def _labels(ax: "Axes", result: "HeadClusters") -> None:
+    """The name of each head beside its point, moved apart where names would cover names or points."""
+    ax.apply_aspect()
+    scale = 72 / ax.figure.dpi
+    points = ax.transData.transform(result.points) * scale
+    sizes = np.array([(0.62 * LABEL * len(name), 1.15 * LABEL) for name in result.names])
+    for name, point, place, away in zip(result.names, result.points, *_apart(points, sizes), strict=True):
+        line: dict[str, Any] = {"arrowstyle": "-", "color": PALE, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3}
+        ax.annotate(
+            name,
+            point,
+            place,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=LABEL,
+            color=INK,
+            arrowprops=line if away else None,
+            zorder=4,
+        )
+
+
+def _apart(points: Floats, sizes: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Where to put each label, as an offset from its point, and whether it stands so far off that it needs a line.
+
+    Each label in turn, those in the thickest crowd first, takes the place around its point, nearer rings before farther
+    ones, that covers least of the points and of the labels already there. points: (n, 2); sizes: (n, 2) widths and
+    heights; all in printer's points.
+    """
+    angles = np.deg2rad([90, 270, 0, 180, 45, 135, 225, 315, 22, 158, 202, 338, 67, 113, 247, 293])
+    directions = np.stack([np.cos(angles), np.sin(angles)], 1)
+    gaps = np.repeat([0.0, 5.0, 10.0, 16.0, 23.0, 31.0], len(angles))
+    taken, spans = points.copy(), np.full_like(points, 7.0)
+    near = (np.linalg.norm(points[:, None] - points[None], axis=-1) < 30).sum(1)
+    places = np.zeros_like(points)
+    away = np.zeros(len(points), dtype=bool)
+    for i in np.argsort(-near, kind="stable"):
+        around = np.tile(directions, (len(gaps) // len(angles), 1)) * (sizes[i] / 2 + 5.0 + gaps[:, None])
+        reach = (sizes[i] + spans) / 2 + 0.5 - np.abs(points[i] + around[:, None] - taken)
+        best = int((np.maximum(reach, 0).prod(-1).sum(1) + 0.3 * gaps).argmin())
+        places[i], away[i] = around[best], gaps[best] > 0
+        taken, spans = np.concatenate([taken, points[i : i + 1] + places[i]]), np.concatenate([spans, sizes[i : i + 1]])
+    return places, away

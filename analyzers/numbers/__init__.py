@@ -1,0 +1,1 @@
+"""Numbers into pictures: distances embedded in the plane."""

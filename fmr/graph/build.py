@@ -1,0 +1,295 @@
+"""From the tape to the graph: each event in turn becomes nodes, edges and scopes."""
+
+import sys
+import weakref
+from collections.abc import Iterable
+from functools import lru_cache
+from types import CodeType
+from typing import Any, NamedTuple
+
+from torch import Size, Tensor, device, dtype
+
+from fmr.ids import ALIAS, OPAQUE, Parent, TensorId, op_id
+from fmr.nests import Nest, ids_in, leaves, outputs, tree_map
+from fmr.nodes import Node, Scope, shape_of, source_node
+from fmr.watching.scopes import Call
+from fmr.watching.storage import extent, is_dense, storage_key
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, Event, Slot, Tape, first_read
+
+_name = lru_cache(maxsize=1 << 15)(op_id)
+_parent = lru_cache(maxsize=1 << 15)(Parent)
+_LONGEST = 64
+_SCALARS = frozenset({int, float, bool, type(None), str, dtype, device})
+_POSITIONS = tuple(str(position) for position in range(256))
+
+
+class Owner(NamedTuple):
+    """Which node a live tensor object stands for, and when it came to."""
+
+    tensor: "weakref.ref[Tensor]"
+    node: int
+    since: int
+    name: TensorId
+
+
+class Overwrite(NamedTuple):
+    """An op that overwrote bytes of a storage."""
+
+    time: int
+    node: int
+    extent: tuple[int, int]
+
+
+class Builder:
+    """Turns the events of one pass into nodes and scopes, one event at a time.
+
+    An ID denotes a value. A tensor object is only looked up by identity while it lives, and a tensor whose storage
+    was overwritten through another one since is a new value: an `alias` node, which reads the old view and the write.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self.names, self.number, self.kind = tape.names, tape.number, type(tape.root).__name__
+        self.nodes: list[Node] = []
+        self.values: list[Tensor | None] = []
+        self.slots: list[Slot] = []
+        self.scopes: list[Scope] = []  # in the order in which the calls began; a call's output comes when it ends
+        self.calls = [Call(tape.root)]
+        self._owners: dict[int, Owner] = {}
+        self._writes: dict[int, list[Overwrite]] = {}
+        self._places: dict[str, int] = {}
+        self._transform: dict[TensorId, None] = {}
+        self._was_inside = False
+        self._time, self._event = 0, -1
+        self._open: list[tuple[int, Nest]] = []
+        self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
+        for name, tensor in tape.inputs:
+            self._source(name, tensor)
+        self._open_scope(tree_map(self._id_of, (tape.args, tape.kwargs)))
+
+    def feed(self, event: Event) -> None:
+        """Take the next event."""
+        self._time += 1
+        self._event += 1
+        head = event[0]
+        if head is ENTER:
+            self._enter(*event[1:])
+        elif head is EXIT:
+            self._exit(event[1])
+        elif head is INSIDE:
+            self._inside(*event[1:])
+        elif head is NAMED:
+            self._placed(*event[1:])
+        else:
+            self._op(*event)
+        self._was_inside = head is INSIDE
+
+    def _inside(self, tensors: tuple[Tensor, ...], written: tuple[Tensor, ...]) -> None:
+        """An op inside a functorch transform: what it read from outside, the transform read; what it overwrote, too."""
+        if not self._was_inside:
+            self._transform = {}
+        for tensor in tensors:
+            if self._owner(tensor) is not None or self._name(tensor) is not None:
+                self._transform[self._id_of(tensor)] = None
+        for tensor in written:
+            if storage_key(tensor) in {storage_key(t) for t in (o.tensor() for o in self._owners.values()) if t is not None}:
+                self._time += 1
+                self._opaque(tensor, self._transform)
+                self._overwrite(tensor, len(self.nodes) - 1)
+
+    def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
+        given = tree_map(self._id_of, (args, kwargs))
+        self.calls.append(self.calls[-1].enter(module, self.names))
+        self._handed_on.append([])
+        self._open_scope(given)
+
+    def _open_scope(self, inputs: Nest) -> None:
+        self._open.append((len(self.scopes), inputs))
+        self.scopes.append(self._scope(inputs, None))
+
+    def _scope(self, inputs: Nest, output: Nest) -> Scope:
+        call, above = self.calls[-1], self.calls[-2].path if len(self.calls) > 1 else None
+        return Scope(call.path, call.static, type(call.module).__name__, above, inputs, output)
+
+    def _exit(self, out: Any) -> None:
+        place, given = self._open.pop()
+        if out is not RAISED:
+            output = self._id_of(out, given) if out.__class__ is Tensor else tree_map(lambda t: self._id_of(t, given), out)
+            self.scopes[place] = self._scope(given, output)
+        self.calls.pop()
+        self._transform = {}
+        self._give_back(out)
+
+    def _give_back(self, out: Any) -> None:
+        """After a call, let a tensor that an op in it handed on (`x.to(x.dtype)` is x) stand for what it was before.
+
+        This is how Python binds names: `x` of the caller is not the `x` of the call, unless the call returns it.
+        """
+        handed_on = self._handed_on.pop()
+        if not handed_on:
+            return
+        returned = {id(tensor) for _, tensor in leaves(out)} if out is not RAISED else set()
+        for key, before, node in reversed(handed_on):
+            if key not in returned and self._owners[key].node == node and before.tensor() is self._owners[key].tensor():
+                self._owners[key] = before
+        if self._handed_on:
+            self._handed_on[-1] += [entry for entry in handed_on if entry[0] in returned]
+
+    def _op(self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: CodeType | None, lasti: int) -> None:
+        call = self.calls[-1]
+        if op.reflected:
+            args = args[::-1]
+        parents: list[Parent] = []
+        plain: dict[str, Any] = {}
+        for at, arg in zip(_POSITIONS, args, strict=False):
+            if isinstance(arg, Tensor):
+                parents.append(_parent(self._id_of(arg), at))
+            elif arg.__class__ in _SCALARS:
+                plain[at] = arg
+            else:
+                self._argument(arg, at, parents, plain)
+        if kwargs:
+            for name, arg in kwargs.items():
+                self._argument(arg, name, parents, plain)
+        k, where, place = call.number(op.name), _where(code, lasti), len(self.nodes)
+        if written:
+            self._time += 1
+        for index, tensor in ((None, out),) if out.__class__ is Tensor else outputs(out):
+            node_id = _name(call.path, op.name, k, index)
+            before = self._owners.get(id(tensor))
+            if before is not None and not written and before.tensor() is tensor:
+                self._handed_on[-1].append((id(tensor), before, len(self.nodes)))
+            self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where)
+            self.slots.append(Slot(self.number, self._event, index))
+        for tensor in written or ():
+            self._overwrite(tensor, place)
+
+    def _argument(self, arg: Any, at: str, parents: list[Parent], plain: dict[str, Any]) -> None:
+        """Sort one argument of an op: tensors are parents, the rest stays as it is."""
+        kind = arg.__class__
+        if isinstance(arg, Tensor):
+            parents.append(_parent(self._id_of(arg), at))
+        elif isinstance(arg, (tuple, list, dict)) and kind is not Size:
+            inside = arg.values() if isinstance(arg, dict) else arg
+            if any(item.__class__ not in _SCALARS for item in inside) and any(True for _ in leaves(arg)):
+                items = arg.items() if isinstance(arg, dict) else enumerate(arg)
+                for key, item in items:
+                    self._argument(item, f"{at}.{key}", parents, plain)
+            else:
+                plain[at] = arg if len(arg) <= _LONGEST else f"{kind.__name__} of {len(arg)}"
+        else:
+            plain[at] = arg
+
+    def _add(self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str) -> None:
+        node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where)
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), self._time, name)
+        self.nodes.append(node)
+        self.values.append(tensor)
+
+    def _source(self, name: str, tensor: Tensor) -> None:
+        """A value that was there before the pass began, whenever it is met."""
+        node, self._places[name] = source_node(name, tensor), len(self.nodes)
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), 0, node.id)
+        self.nodes.append(node)
+        self.values.append(tensor)
+        self.slots.append(Slot(self.number, name=name))
+
+    def _placed(self, name: str, tensor: Tensor, value: Tensor) -> None:
+        """A tensor that stands for a parameter from now on: the parameter's value, if no other stood for it before."""
+        place = self._places.get(name)
+        if place is None:
+            place = len(self.nodes)
+            self._source(name, tensor)
+            self.values[place], self.slots[place] = value, first_read(self.number, self._event, value)
+        self._owners[id(tensor)] = Owner(weakref.ref(tensor), place, self._time, self.nodes[place].id)
+
+    def _owner(self, tensor: Tensor) -> Owner | None:
+        owner = self._owners.get(id(tensor))
+        return owner if owner is not None and owner.tensor() is tensor else None
+
+    def _name(self, tensor: Tensor) -> str | None:
+        """The name of a parameter or buffer."""
+        known = self.names.tensors.get(id(tensor))
+        return known[0] if known is not None and known[1] is tensor else None
+
+    def _id_of(self, tensor: Tensor, given: Nest = None) -> TensorId:
+        """The ID of the value that a tensor holds now; a tensor not met before becomes a source or an opaque node."""
+        owner = self._owners.get(id(tensor))
+        if owner is None or owner.tensor() is not tensor:
+            name = self._name(tensor)
+            if name is not None:
+                self._source(name, tensor)
+            else:
+                self._unseen(tensor, given)
+        elif not self._writes:
+            return owner.name
+        if self._writes:
+            self._refresh(tensor)
+        return self._owners[id(tensor)].name
+
+    def _unseen(self, tensor: Tensor, given: Nest) -> None:
+        """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""
+        self._opaque(tensor, self._transform or ids_in(given))
+
+    def _opaque(self, tensor: Tensor, reads: Iterable[str]) -> None:
+        parents = tuple(Parent(name, str(at)) for at, name in enumerate(dict.fromkeys(reads)))
+        call = self.calls[-1]
+        self._add(tensor, op_id(call.path, OPAQUE, call.number(OPAQUE)), OPAQUE, call.path, parents, {}, "")
+        self.slots.append(first_read(self.number, self._event, tensor))
+
+    def reading(self, tensor: Tensor) -> Slot | None:
+        """The slot of the value of a tensor that the next op reads; None where a node stands for that value already."""
+        owner = self._owner(tensor)
+        if owner is None and self._name(tensor) is None:
+            return first_read(self.number, self._event + 1, tensor)
+        stale = self._writes_since(tensor, owner)
+        return first_read(self.number, self._event + 1, tensor) if stale else None
+
+    def _overwrite(self, tensor: Tensor, node: int) -> None:
+        """Note that the op that made `node` has just overwritten this tensor."""
+        storage = storage_key(tensor)
+        if storage is None:
+            return
+        owner = self._owner(tensor)
+        if owner is not None and owner.node >= node:
+            node = owner.node
+        low, high = extent(tensor)
+        before = self._writes.get(storage, [])
+        if is_dense(tensor):
+            before = [write for write in before if write.extent[0] < low or write.extent[1] > high]
+        self._writes[storage] = [*before, Overwrite(self._time, node, (low, high))]
+
+    def _refresh(self, tensor: Tensor) -> None:
+        """Give a tensor a new value if its bytes were overwritten, through another tensor, since its last one."""
+        owner = self._owners[id(tensor)]
+        hit = self._writes_since(tensor, owner)
+        if hit:
+            parents = tuple(Parent(self.nodes[node].id, str(at)) for at, node in enumerate([owner.node, *hit]))
+            call = self.calls[-1]
+            self._add(tensor, op_id(call.path, ALIAS, call.number(ALIAS)), ALIAS, call.path, parents, {}, "")
+            self.slots.append(first_read(self.number, self._event, tensor))
+
+    def _writes_since(self, tensor: Tensor, owner: Owner | None) -> list[int]:
+        """The nodes of the ops that overwrote a tensor's bytes since its last value; without one, since the pass began."""
+        node, since = (owner.node, owner.since) if owner is not None else (-1, 0)
+        writes = [w for w in self._writes.get(storage_key(tensor) or 0, ()) if w.time > since and w.node != node]
+        low, high = extent(tensor) if writes else (0, 0)
+        return [w.node for w in writes if w.extent[0] < high and low < w.extent[1]]
+
+
+_lines: dict[tuple[int, int], tuple[CodeType, str]] = {}
+
+
+def _where(code: CodeType | None, lasti: int) -> str:
+    """`file:line` of an instruction, the file as it is imported, without the directory of the installation."""
+    if code is None:
+        return ""
+    known = _lines.get((id(code), lasti))
+    if known is None:
+        line = next((n for start, end, n in code.co_lines() if start <= lasti < end), None)
+        known = _lines[id(code), lasti] = code, f"{_short(code.co_filename)}:{line or code.co_firstlineno}"
+    return known[1]
+
+
+def _short(filename: str) -> str:
+    roots = [root + "/" for root in sys.path if root and filename.startswith(root + "/")]
+    return filename[len(max(roots, key=len)) :] if roots else filename

@@ -1,0 +1,90 @@
+"""The inner values of a fused op, on demand: its plain form, traced like a model, under the IDs of the op's own scope."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fmr.graph.build import Builder
+from fmr.graph.execute import call_arguments
+from fmr.ids import Parent, TensorId
+from fmr.nests import Nest, map_ids
+from fmr.nodes import Node, scope_of
+from fmr.ops.fused import EXPLAINED, is_fused
+from fmr.watching.calls import unwatched
+from fmr.watching.inside import _value
+from fmr.watching.recorder import Recorder
+from fmr.watching.tape import Event, Tape
+
+
+class _Explained(nn.Module):
+    """The plain form of a fused op, as a model whose inputs are the op's arguments by position."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return EXPLAINED[self.op](*args, **kwargs)
+
+
+class Inner(NamedTuple):
+    """The nodes inside a fused op, and which of them it returns."""
+
+    nodes: tuple[Node, ...]
+    output: Nest
+
+
+def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
+    """The nodes inside a fused op, traced on the meta device from the shapes of its parents; none for ragged ones."""
+    if any(-1 in parents[name].shape for name in node.parents):
+        return Inner((), None)
+    with unwatched():
+        tensors = {
+            name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)
+        }
+        traced = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
+    return Inner(tuple(inner._replace(device=node.device, where=node.where) for inner in traced.nodes), traced.output)
+
+
+def all_inside(node: Node, known: dict[TensorId, Node]) -> Iterator[Node]:
+    """The nodes inside a fused op and inside the fused ops among them; `known` holds what it reads and takes what is met."""
+    opened: set[str] = set()
+    for inner in inner_nodes(node, {parent: known[parent.id] for parent in node.parents}).nodes:
+        known[inner.id] = inner
+        yield inner
+        if is_fused(inner) and scope_of(inner) not in opened:
+            opened.add(scope_of(inner))
+            yield from all_inside(inner, known)
+
+
+def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor]) -> Tensor | None:
+    """The value of an ID inside a fused op, computed from the tensors that the op read; None where it has none.
+
+    The random state stays as it was and no history is recorded. What lies behind active dropout has no value.
+    """
+    detached = {parent: tensor.detach() for parent, tensor in tensors.items()}
+    return _value(name, node.op, scope_of(node), *call_arguments(node, detached))
+
+
+def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]) -> Inner:
+    """The nodes inside a fused op and what it returns; what it read keeps its outer ID from `names`."""
+    builders: list[Builder] = []
+
+    def begin(tape: Tape) -> Callable[[Event], None]:
+        builders.append(Builder(tape))
+        return builders[0].feed
+
+    recorder = Recorder(None, begin, lambda tape: None)
+    with unwatched(), recorder:
+        recorder.record(_Explained.forward, _Explained(op), args, kwargs)
+    outer = {id(tensor): name for name, tensor in names.items()}
+    made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
+    rename = {n.id: TensorId(outer.get(id(v), n.id)) if n.id.is_source else TensorId(scope + n.id) for n, v in made}
+    nodes = [
+        n._replace(id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents))
+        for n, _ in made
+        if not n.id.is_source
+    ]
+    return Inner(tuple(nodes), map_ids(lambda name: rename.get(name, name), builders[0].scopes[0].output))

@@ -1,0 +1,94 @@
+"""Walks over nests: tuples, lists, dicts and dataclasses that hold tensors or the IDs of tensors."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmr.ids import TensorId
+
+Nest = Any
+"""A value, or a nest of tuples and dicts of values."""
+
+
+def ids_in(nest: Nest) -> Iterator[TensorId]:
+    """Every ID in a nest of them."""
+    if isinstance(nest, str):
+        yield TensorId(nest)
+    elif nest is not None:
+        for item in nest.values() if isinstance(nest, dict) else nest:
+            yield from ids_in(item)
+
+
+def leaves(value: Nest, at: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a nest of tuples, lists, dicts and dataclasses, with its position: "0", "1.2", "mask".
+
+    The way in is by position and by key alone: other objects are not opened.
+    """
+    if isinstance(value, Tensor):
+        yield at, value
+    else:
+        for key, item in _items(value):
+            yield from leaves(item, f"{at}.{key}" if at else key)
+
+
+def _items(value: Nest) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return ((str(key), item) for key, item in value.items())
+    if isinstance(value, (tuple, list)) and type(value) is not torch.Size:
+        return ((str(index), item) for index, item in enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return ((field.name, getattr(value, field.name, None)) for field in fields(value))
+    return iter(())
+
+
+def outputs(value: Nest) -> Iterator[tuple[int | None, Tensor]]:
+    """The tensors that an op returned: the only one under None, those of a tuple under their place in it.
+
+    A nest is numbered in depth-first order, and what is no tensor takes a number too.
+    """
+    if isinstance(value, Tensor):
+        yield None, value
+    else:
+        for index, item in enumerate(_flat(value)):
+            if isinstance(item, Tensor):
+                yield index, item
+
+
+def _flat(value: Nest) -> Iterator[Any]:
+    for item in value:
+        if isinstance(item, (tuple, list)) and type(item) is not torch.Size:
+            yield from _flat(item)
+        else:
+            yield item
+
+
+def tree_map(function: Callable[[Tensor], Any], value: Nest) -> Nest:
+    """The nest with each tensor replaced and everything that is no tensor dropped; one without tensors is None."""
+    kind = value.__class__
+    if kind is Tensor or isinstance(value, Tensor):
+        return function(value)
+    if kind in _PLAIN or not value:
+        return None
+    if kind is tuple or kind is list:
+        items = tuple([tree_map(function, item) for item in value])
+    elif isinstance(value, Mapping) or is_dataclass(value):
+        mapped = {key: tree_map(function, item) for key, item in _items(value)}
+        return {key: item for key, item in mapped.items() if item is not None} or None
+    else:
+        items = tuple([tree_map(function, item) for _, item in _items(value)])
+    return items if items.count(None) < len(items) else None
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
+
+
+def map_ids(function: Callable[[Any], Any], nest: Nest) -> Nest:
+    """A nest of IDs with each replaced by what a function makes of it."""
+    if isinstance(nest, str):
+        return function(nest)
+    if isinstance(nest, dict):
+        return {key: map_ids(function, item) for key, item in nest.items()}
+    return tuple(map_ids(function, item) for item in nest) if nest is not None else None

@@ -1,0 +1,1 @@
+"""The names of torch's functions, and fused kernels in plain ops."""

@@ -1,0 +1,206 @@
+"""The canonical names of tensor operations: one table for every spelling that torch offers.
+
+`x.softmax(-1)`, `torch.softmax` and `F.softmax` are all `softmax`; `+`, `+=`, `torch.add` and `add_` are all `add`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SPELLINGS = {
+    "absolute": "abs",
+    "and": "bitwise_and",
+    "arccos": "acos",
+    "arcsin": "asin",
+    "arctan": "atan",
+    "arctan2": "atan2",
+    "bfloat16": "to",
+    "bool": "to",
+    "concat": "cat",
+    "concatenate": "cat",
+    "cpu": "to",
+    "cuda": "to",
+    "divide": "div",
+    "double": "to",
+    "fix": "trunc",
+    "float": "to",
+    "floordiv": "floor_divide",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "half": "to",
+    "idiv": "div",
+    "int": "to",
+    "invert": "bitwise_not",
+    "less": "lt",
+    "less_equal": "le",
+    "long": "to",
+    "lshift": "bitwise_left_shift",
+    "mod": "remainder",
+    "moveaxis": "movedim",
+    "multiply": "mul",
+    "negative": "neg",
+    "not_equal": "ne",
+    "or": "bitwise_or",
+    "rshift": "bitwise_right_shift",
+    "safe_softmax": "softmax",
+    "short": "to",
+    "subtract": "sub",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "true_divide": "div",
+    "truediv": "div",
+    "type": "to",
+    "type_as": "to",
+    "xor": "bitwise_xor",
+}
+"""A spelling, stripped of underscores, to the name that fmr uses; all others are their own name."""
+
+REFLECTED = {
+    "radd": "add",
+    "rand": "bitwise_and",
+    "rdiv": "div",
+    "rfloordiv": "floor_divide",
+    "rlshift": "bitwise_left_shift",
+    "rmatmul": "matmul",
+    "rmod": "remainder",
+    "rmul": "mul",
+    "ror": "bitwise_or",
+    "rpow": "pow",
+    "rrshift": "bitwise_right_shift",
+    "rsub": "sub",
+    "rtruediv": "div",
+    "rxor": "bitwise_xor",
+}
+"""Dunder names whose two operands stand in the other order."""
+
+IN_PLACE_DUNDERS = {
+    f"__i{name}__" for name in "add and div floordiv lshift matmul mod mul or pow rshift sub truediv xor".split()
+}
+
+EDGES = {"H", "T", "data", "grad", "imag", "mH", "mT", "real"}
+"""Properties of a tensor whose value is a tensor: edges of the graph. All other properties pass unseen."""
+
+SILENT = {
+    "__bool__", "__contains__", "__float__", "__format__", "__hash__", "__index__", "__int__", "__len__", "__repr__",
+    "__reduce_ex__", "__str__", "_is_view", "_set_grad_enabled", "backward", "data_ptr", "dim", "element_size",
+    "get_device", "has_names", "is_complex", "is_conj", "is_contiguous", "is_floating_point", "is_inference", "is_neg",
+    "is_nonzero", "is_same_size", "is_set_to", "is_shared", "is_signed", "item", "ndimension", "nelement", "numel",
+    "numpy", "pin_memory", "register_hook", "requires_grad_", "retain_grad", "share_memory_", "size", "storage",
+    "storage_offset", "stride", "tolist", "untyped_storage", "_typed_storage",
+}  # fmt: skip
+"""Functions that answer about a tensor without making one."""
+
+PASS, READ, WRITE = range(3)
+"""What the tracker does with a function: let it pass unseen, record it, record it and guard what it overwrites."""
+
+
+class Op(NamedTuple):
+    """What fmr knows about one torch function."""
+
+    name: str
+    kind: int = READ
+    reflected: bool = False
+    writes: "Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]] | None" = None
+
+
+def canonical(spelling: str) -> str:
+    """The one name of an operation, from any of torch's spellings of it.
+
+    >>> canonical("__iadd__"), canonical("add_"), canonical("true_divide")
+    ('add', 'add', 'div')
+    """
+    name = spelling.partition(".")[0]
+    bare = name.strip("_").removeprefix("special_").removeprefix("linalg_")
+    if name in IN_PLACE_DUNDERS:
+        bare = bare[1:]
+    elif name.startswith("__") and bare in REFLECTED:
+        return REFLECTED[bare]
+    return SPELLINGS.get(bare, bare)
+
+
+def op_of(func: Callable[..., Any]) -> Op:
+    """The op that a torch function performs; known functions answer from a table."""
+    op = known_ops.get(func)
+    if op is None:
+        op = known_ops[func] = _classify(func)
+    return op
+
+
+def _classify(func: Callable[..., Any]) -> Op:
+    spelling = getattr(func, "__name__", type(func).__name__)
+    if spelling in ("__get__", "__set__", "__delete__"):
+        return _property(func, spelling)
+    if spelling in SILENT:
+        return Op(spelling, PASS)
+    name, written = canonical(spelling), _written(func, spelling)
+    reflected = spelling.startswith("__") and spelling.strip("_") in REFLECTED
+    return Op(name, WRITE if written else READ, reflected, written)
+
+
+def _property(func: Any, spelling: str) -> Op:
+    owner = getattr(func, "__self__", None)
+    name = str(getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", "property"))
+    if spelling == "__get__":
+        return Op(name, READ if name in EDGES else PASS)
+    return Op(f"set_{name}", WRITE, writes=_first) if name == "data" else Op(name, PASS)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    return [args[0]] if args and isinstance(args[0], Tensor) else _tensors(kwargs.get("input", kwargs.get("tensor")))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors of a tensor, a sequence of tensors, or nothing."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for t in value if isinstance(t, Tensor)] if isinstance(value, (tuple, list)) else []
+
+
+def _written(func: Any, spelling: str) -> Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]] | None:
+    """How to find what a call of this function overwrites; None for a function that never writes."""
+    if spelling in IN_PLACE_DUNDERS or spelling == "__setitem__":
+        return _first
+    if spelling.endswith("_") and not spelling.startswith("__"):
+        return (lambda args, kwargs: _tensors(args[0])) if spelling.startswith("_foreach") else _first
+    return _writes_by_argument(func) if inspect.isfunction(func) else None
+
+
+def _writes_by_argument(func: Any) -> Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]] | None:
+    """Python functions of torch that write when an argument says so: `inplace=True`, running statistics."""
+    try:
+        signature = inspect.signature(func)
+    except (TypeError, ValueError):
+        return None
+    places = {name: place for place, name in enumerate(signature.parameters)}
+
+    def given(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = places[name]
+        return args[place] if place < len(args) else kwargs.get(name, signature.parameters[name].default)
+
+    if "inplace" in places:
+        return lambda args, kwargs: _first(args, kwargs) if given("inplace", args, kwargs) else []
+    if "running_mean" in places:
+        flag = "training" if "training" in places else "use_input_stats"
+        return lambda args, kwargs: (
+            [t for name in ("running_mean", "running_var") for t in _tensors(given(name, args, kwargs))]
+            if given(flag, args, kwargs)
+            else []
+        )
+    if "max_norm" in places and "weight" in places:
+        return lambda args, kwargs: (
+            _tensors(given("weight", args, kwargs)) if given("max_norm", args, kwargs) is not None else []
+        )
+    return None
+
+
+known_ops: dict[Callable[..., Any], Op] = {}
+
+
+def is_tensor_result(out: Any) -> bool:
+    """Whether a function returned a tensor or a nest of lists and tuples that holds one."""
+    if isinstance(out, Tensor):
+        return True
+    return isinstance(out, (tuple, list)) and type(out) is not torch.Size and any(is_tensor_result(item) for item in out)

@@ -1,0 +1,1 @@
+"""Opening a tracked block, its values by ID, its files, the second witness."""

@@ -1,0 +1,325 @@
+"""What a tracked block leaves: passes with their values by ID, and the graph of each."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from fmr.errors import IdError, RandomError, TrackError, nearest
+from fmr.graph.build import Builder
+from fmr.graph.expand import inner_value
+from fmr.graph.graph import Graph
+from fmr.ids import Site, TensorId, outer_scope
+from fmr.nests import Nest
+from fmr.nodes import Key, id_of
+from fmr.pictures.notebook import preformatted
+from fmr.watching.calls import unwatched
+from fmr.watching.guard import Guard
+from fmr.watching.storage import is_freed
+from fmr.watching.tape import Slot, Tape
+
+last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
+"""The graph recorded last of each living model: what a later run is compared with when it misses an ID."""
+
+
+def graph_of(builder: Builder, root: nn.Module) -> Graph:
+    """The graph of a pass that a builder has seen as a whole, or as far as it went."""
+    graph = last_graph[root] = Graph(builder.nodes, builder.scopes, builder.kind)
+    return graph
+
+
+class Pass:
+    """One outermost call of the tracked model: its values by ID, its graph and its output.
+
+    A pass is made `of_tape`, `of_file`, or empty, and then takes values through `keep` while the model runs.
+    """
+
+    def __init__(self, history: bool, settle: "Callable[[Pass], None] | None" = None) -> None:
+        self.output: Nest = None
+        self.history = history
+        self.grads: dict[Slot, Tensor] = {}
+        self.stored_grads: Mapping[TensorId, Tensor] = {}
+        self.leaves: dict[Slot, Tensor] = {}
+        self.unsaved: Mapping[TensorId, str] = {}
+        self.values: dict[TensorId, Tensor] = {}
+        self.slots: dict[TensorId, Slot | None] = {}
+        self.saved: Mapping[Slot, Tensor] = {}
+        self._graph: Graph | None = None
+        self._pending = settle
+
+    @classmethod
+    def of_tape(cls, tape: Tape, guard: Guard, history: bool) -> "Pass":
+        """A pass whose graph and values are read off its tape when they are first asked for."""
+        return cls(history, lambda here: here._from_tape(tape, guard))
+
+    def _from_tape(self, tape: Tape, guard: Guard) -> None:
+        builder = Builder(tape)
+        for event in tape.events:
+            builder.feed(event)
+        self.slots = dict(zip((node.id for node in builder.nodes), builder.slots, strict=True))
+        values = zip(builder.nodes, builder.values, strict=True)
+        self.values = {node.id: value for node, value in values if value is not None}
+        self.end(graph_of(builder, tape.root), guard.saved)
+        if builder.calls:  # read while the model runs: what follows is still to come
+            self._pending = lambda here: here._from_tape(tape, guard)
+
+    @classmethod
+    def of_file(
+        cls,
+        history: bool,
+        values: Mapping[TensorId, Tensor],
+        grads: Mapping[TensorId, Tensor],
+        lost: Iterable[TensorId],
+        unsaved: Mapping[TensorId, str],
+        graph: Callable[[], Graph] | None,
+    ) -> "Pass":
+        """A pass that was saved; `unsaved` says of an ID why its value was left out, `graph` is called on first use."""
+
+        def settle(here: Pass) -> None:
+            here._graph = graph() if graph is not None else None
+
+        here = cls(history, settle)
+        here.values, here.unsaved = cast("dict[TensorId, Tensor]", values), unsaved
+        here.slots, here.stored_grads = dict.fromkeys(lost), grads
+        return here
+
+    # ---- filling, while the model runs
+
+    def keep(self, name: TensorId, value: Tensor, slot: Slot | None = None) -> None:
+        """Take one value; the slot is where its gradient will lie."""
+        self.values[name] = value
+        if slot is not None:
+            self.slots[name] = slot
+
+    def end(self, graph: Graph, saved: Mapping[Slot, Tensor]) -> None:
+        """Take the graph of the whole pass, and the copies of values that were overwritten."""
+        self._graph, self.saved = graph, saved
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending(self)
+
+    # ---- reading
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of this pass, built when it is first asked for."""
+        self._settle()
+        if self._graph is None:
+            raise TrackError(
+                "This run read a few IDs and recorded no graph. Expected a run with keep='all', keep='none' or a glob; "
+                "fmr.run(model, *inputs, keep='none').graph records the graph alone."
+            )
+        return self._graph
+
+    @property
+    def kept(self) -> tuple[TensorId, ...]:
+        """The IDs whose values this pass holds."""
+        self._settle()
+        return tuple(self.values)
+
+    def __contains__(self, key: Key) -> bool:
+        self._settle()
+        if id_of(key) in self.values:
+            return True
+        try:
+            return self[id_of(key)] is not None
+        except IdError:
+            return False
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """The value of an ID, a node or a site; inner values of fused ops are computed here."""
+        self._settle()
+        with unwatched():
+            value = self._value(id_of(key))
+            return key.of(value) if isinstance(key, Site) else value
+
+    def _value(self, name: TensorId) -> Tensor:
+        slot = self.slots.get(name)
+        value = self.saved[slot] if slot is not None and slot in self.saved else self.values.get(name)
+        if value is None:
+            return self._inner(name)
+        if is_freed(value):
+            raise IdError(
+                f"The memory of {str(name)!r} was freed after fmr recorded it, as sharded weights are. Read it in a run of "
+                f"its own, which copies it: fmr.run(model, *inputs, keep=[{str(name)!r}])."
+            )
+        return value if self.history else value.detach()
+
+    def _inner(self, name: TensorId) -> Tensor:
+        if name in self.unsaved:
+            raise IdError(self.unsaved[name])
+        if self._graph is None:
+            raise IdError(f"This run did not keep {str(name)!r}.{nearest(name, self.values)}")
+        node = self._graph[name]
+        owner = self._graph.fused.get(outer_scope(name))
+        if owner is None:
+            raise IdError(self._why_missing(name))
+        try:
+            read = {parent: self._value(parent.id) for parent in owner.parents}
+        except IdError:
+            if any(parent in self.unsaved for parent in owner.parents):
+                raise
+            raise IdError(self._why_missing(name)) from None
+        value = inner_value(name, owner, read)
+        if value is None:
+            raise RandomError(
+                f"{str(name)!r} depends on the random mask of {owner.id}, which the kernel does not give. "
+                f"Expected a value before its dropout; or run the model in eval mode."
+            )
+        return value.to(node.dtype)
+
+    def _why_missing(self, name: TensorId) -> str:
+        if name in self.slots and self.slots[name] is None:
+            return (
+                f"{str(name)!r} was overwritten in place later in the pass and fmr could not see what made it, so its "
+                f"value is gone. Read it in a run of its own: fmr.run(model, *inputs, keep=[{str(name)!r}])."
+            )
+        return f"This run did not keep {str(name)!r}. Ask for it when tracking: keep=[{str(name)!r}] or keep='all'."
+
+    @property
+    def grad(self) -> "Gradients":
+        """The gradients of the kept values, by ID, after `backward()`; the run must be tracked with grad=True."""
+        self._settle()
+        return Gradients(self)
+
+    def __repr__(self) -> str:
+        self._settle()
+        size = _nbytes(self.values)
+        head = repr(self._graph).partition("\n")[0] if self._graph is not None else f"{len(self.values)} IDs read, no graph"
+        return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB"
+
+    _repr_html_ = preformatted
+
+
+def _nbytes(values: Any) -> int:
+    """The memory under the values, or their size in the file where they were not read from it."""
+    stored: int | None = getattr(values, "nbytes", None)
+    return sum(storage.nbytes() for storage in _storages(values.values())) if stored is None else stored
+
+
+def _storages(values: Any) -> list[Any]:
+    found = {}
+    for value in values:
+        if value.layout == torch.strided and not value.is_nested:
+            storage = value.untyped_storage()
+            found[storage._cdata] = storage
+    return list(found.values())
+
+
+class Gradients(Mapping[str, Tensor]):
+    """Gradients by ID. The gradient of an ID is that of the value, also where it was overwritten later."""
+
+    def __init__(self, owner: Pass) -> None:
+        self._pass = owner
+
+    def __getitem__(self, key: Key) -> Tensor:
+        here, name = self._pass, id_of(key)
+        if not here.history:
+            raise TrackError(f"No gradient of {str(name)!r}: the run kept no history. Track with grad=True.")
+        here._value(name)
+        grad = self._of(name)
+        if grad is None:
+            raise IdError(
+                f"{str(name)!r} has no gradient. Expected backward() from a loss that depends on it, and a value that "
+                f"the model itself computed (inner values of fused ops lie beside the path)."
+            )
+        return key.of(grad) if isinstance(key, Site) else grad
+
+    def __iter__(self) -> Any:
+        here = self._pass
+        return (name for name in {**here.slots, **here.values} if self._of(name) is not None)
+
+    def _of(self, name: TensorId) -> Tensor | None:
+        here = self._pass
+        if name in here.stored_grads:
+            return here.stored_grads[name]
+        slot = here.slots.get(name)
+        if slot is None:
+            return None
+        return here.grads[slot] if slot in here.grads else here.leaves[slot].grad if slot in here.leaves else None
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Run:
+    """One tracked execution: `run[id]` is a value, `run.graph` the graph, `run.passes` one entry for each model call.
+
+    >>> run = fmr.run(model, input_ids)
+    >>> run["h.0.attn/softmax#0"].shape
+    torch.Size([1, 12, 32, 32])
+
+    Values are references: they live as long as the run, and the memory of keep="all" is that of the storages.
+    """
+
+    def __init__(self) -> None:
+        self.passes: list[Pass] = []
+
+    @property
+    def last(self) -> Pass:
+        """The last pass."""
+        if not self.passes:
+            raise TrackError("Nothing has run yet: call the model inside the block before reading from the run.")
+        return self.passes[-1]
+
+    def __getitem__(self, key: Key) -> Tensor:
+        """The value of an ID, a node or a site in the last pass."""
+        last = self.last
+        try:
+            return last[key]
+        except IdError:
+            others = [n for n, one in enumerate(self.passes[:-1]) if key in one]
+            if not others:
+                raise
+            raise IdError(
+                f"The last of {len(self.passes)} passes has no {str(id_of(key))!r}; passes {others} have. "
+                f"Read run.passes[{others[-1]}][id]."
+            ) from None
+
+    def __contains__(self, key: Key) -> bool:
+        return bool(self.passes) and key in self.last
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the last pass."""
+        return self.last.graph
+
+    @property
+    def output(self) -> Nest:
+        """What the model returned in the last pass."""
+        return self.last.output
+
+    @property
+    def grad(self) -> Gradients:
+        """The gradients of the last pass, by ID."""
+        return self.last.grad
+
+    def save(self, path: str | os.PathLike[str], *, params: bool = False) -> None:
+        """Write every pass to one file, or to a folder where the path has no suffix or is one; `fmr.load` reads it.
+
+        >>> run.save("facts.fmr")
+        >>> fmr.load("facts.fmr")["h.0.attn/softmax#0"]
+
+        params: store parameters and buffers too; they belong to the model, which has its own files. Graphs, kept values
+        and gradients are saved, `run.output` is not. A killed writer leaves the earlier save whole. A value that has no
+        plain elements (sparse, nested, meta) is a `StoreError` before anything is written.
+        """
+        from fmr.runs.store import save_run
+
+        save_run(self, path, params)
+
+    def __repr__(self) -> str:
+        if not self.passes:
+            return "Run: nothing has run yet"
+        if len(self.passes) == 1:
+            return f"Run of one pass: {self.passes[0]!r}"
+        return f"Run of {len(self.passes)} passes\n  " + "\n  ".join(
+            f"[{n}] {one!r}" for n, one in enumerate(self.passes[:8])
+        )
+
+    _repr_html_ = preformatted

@@ -1,0 +1,341 @@
+"""Opening a tracked block: what to keep decides who watches."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _len_torch_function_stack
+
+from fmr.errors import IdError, TrackError, nearest
+from fmr.graph.build import Builder
+from fmr.graph.expand import all_inside
+from fmr.graph.graph import Graph
+from fmr.ids import ALIAS, OPAQUE, Site, TensorId, outer_op
+from fmr.nests import outputs
+from fmr.nodes import Key, Node, id_of, scope_of, source_node
+from fmr.ops.fused import is_fused
+from fmr.ops.names import Op
+from fmr.runs.run import Pass, Run, graph_of, last_graph
+from fmr.watching.calls import unwatched, watching
+from fmr.watching.guard import Guard
+from fmr.watching.inside import value_inside
+from fmr.watching.plan import Plan, Reader, Stop, is_plannable, ops_of
+from fmr.watching.recorder import Recorder
+from fmr.watching.scopes import Names
+from fmr.watching.storage import storage_key
+from fmr.watching.tape import Event, Slot, Tape
+
+Keep = str | Key | Iterable[Key] | Callable[[Node], bool]
+Emit = Callable[[Event], None]
+
+
+@contextmanager
+def track(
+    model: nn.Module | None = None,
+    *,
+    keep: Keep = "all",
+    to: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    grad: bool = False,
+    stop: bool = False,
+) -> Iterator[Run]:
+    """Record every tensor operation of a model while it runs inside the block.
+
+    >>> with fmr.track(model) as run:
+    ...     model(**inputs)
+    >>> run["h.0.attn/softmax#0"]
+
+    model: the root of the IDs; without it each outermost module call in the block is a root. Each call of it is a pass.
+    keep: "all" values, "none" (the graph alone), IDs, nodes, sites, globs ("*attn*/softmax#*"), or a predicate on nodes.
+        A set of IDs costs about what hooks cost: only the module calls that hold them are watched, and no graph is made.
+    to, dtype: where and in which type to keep values, as "cpu" and torch.float32. grad: keep the autograd history and
+    gradients, for `run.grad[id]` after `backward()`. stop: end the forward after the last of the kept IDs; what follows
+    the model's call in the block is then not run.
+
+    The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
+    is not.
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TrackError(
+            f"fmr.track got {type(model).__name__}, expected a torch.nn.Module. Pass the module itself, or no model to "
+            f"track whatever module runs inside the block."
+        )
+    run = Run()
+    tracker = _Tracker(run, keep, to, dtype, grad, stop)
+    watcher = tracker.watcher(model)
+    try:
+        with watching(watcher), watcher if isinstance(watcher, Recorder) else nullcontext():
+            yield run
+    except Stop as stopped:
+        if stopped.args[0] is not watcher:
+            raise
+        stopped.__traceback__ = None  # whose frames hold values
+    finally:
+        if isinstance(watcher, Recorder):
+            watcher.guard.close()
+    if not run.passes:
+        raise TrackError(_nothing_ran(model, watcher))
+    tracker.check_reached(model, watcher)
+
+
+def run(
+    model: nn.Module,
+    *args: Any,
+    keep: Keep = "all",
+    to: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    grad: bool = False,
+    stop: bool = False,
+    **kwargs: Any,
+) -> Run:
+    """Call the model once under `fmr.track` and return the run; without grad=True no autograd history is made.
+
+    >>> fmr.run(model, input_ids, keep="*softmax#*").graph
+
+    The named arguments are those of `fmr.track`; all others go to the model.
+    """
+    with track(model, keep=keep, to=to, dtype=dtype, grad=grad, stop=stop) as result:
+        with nullcontext() if grad else torch.no_grad():
+            model(*args, **kwargs)
+    return result
+
+
+class _Tracker:
+    """Fills the passes of a run from what a watcher sees."""
+
+    def __init__(self, run: Run, keep: Keep, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
+        self.run, self.to, self.dtype, self.grad = run, to, dtype, grad
+        self.ids, self.globs, self.wanted, self.plan = _parse(keep)
+        self.stop, self.guard = stop, Guard()
+        if stop and self.plan is None:
+            raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
+
+    def watcher(self, model: nn.Module | None) -> Recorder | Reader:
+        if self.plan is not None:
+            return Reader(model, self.plan, self._new_pass, self._deliver, self._end_plan, self.stop)
+        if self.wanted is None and self.to is None and self.dtype is None:
+            return Recorder(model, self._begin_tape, self._end, self.guard)
+        return Recorder(model, self._begin_stream, self._end, self.guard)
+
+    def _new_pass(self, here: Pass | None = None) -> Pass:
+        here = here or Pass(self.grad)
+        self.run.passes.append(here)
+        return here
+
+    def _end(self, tape: Tape) -> None:
+        self.run.passes[-1].output = tape.output
+
+    # ---- every value as it is: the tape is the record, and the graph is made when it is asked for
+
+    def _begin_tape(self, tape: Tape) -> Emit:
+        here = self._new_pass(Pass.of_tape(tape, self.guard, self.grad))
+        self.guard.add_tape(tape)
+        self.guard.history = self.grad
+        if not self.grad:
+            return tape.events.append
+        for name, tensor in tape.sources():
+            _hook(tensor, here, Slot(tape.number, name=name))
+
+        def emit(event: Event) -> None:
+            if isinstance(event[0], Op):
+                place = tape.number, len(tape.events)
+                for index, tensor in outputs(event[3]):
+                    _hook(tensor, here, Slot(*place, index))
+            tape.events.append(event)
+
+        return emit
+
+    # ---- some values, or all of them elsewhere: each event becomes nodes at once
+
+    def _begin_stream(self, tape: Tape) -> Emit:
+        with torch._C.DisableTorchFunction():
+            here, builder, done = self._new_pass(), Builder(tape), 0
+            for name, tensor in tape.sources():
+                if self.wanted is None or self.wanted(source_node(name, tensor)):
+                    self.guard.keep(tensor, Slot(tape.number, name=name))
+
+        def keep_new() -> None:
+            nonlocal done
+            for place in range(done, len(builder.nodes)):
+                node, value = builder.nodes[place], builder.values[place]
+                if value is not None and (self.wanted is None or self.wanted(node)):
+                    self._keep(here, node.id, self.guard.saved.get(builder.slots[place], value), tape)
+                builder.values[place] = None
+            done = len(builder.nodes)
+
+        def emit(event: Event) -> None:
+            with torch._C.DisableTorchFunction():
+                builder.feed(event)
+                keep_new()
+            if isinstance(event[0], Op) and self.wanted is not None and is_fused(builder.nodes[-1]):
+                self._keep_inner(here, builder, event)
+            if not builder.calls:
+                self.guard.reading = None
+                here.end(graph_of(builder, tape.root), self.guard.saved)
+
+        self.guard.reading, self.guard.history = builder.reading, self.grad
+        return emit
+
+    def _keep(self, here: Pass, name: TensorId, value: Tensor, tape: Tape) -> None:
+        kept = self._cast(value)
+        slot = Slot(tape.number, name=name, cast=kept is not value)
+        here.keep(name, kept, slot)
+        if self.grad:
+            _hook(value, here, slot)
+        if kept is value and not name.is_source:
+            self.guard.keep(value, slot)
+
+    def _keep_inner(self, here: Pass, builder: Builder, event: Event) -> None:
+        """Compute the wanted values inside a fused op while its arguments are at hand."""
+        assert self.wanted is not None
+        node = builder.nodes[-1]
+        for inner in all_inside(node, {n.id: n for n in builder.nodes}):
+            if self.wanted(inner):
+                value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {})
+                if value is not None:
+                    here.keep(inner.id, self._cast(value))
+
+    # ---- a few IDs: only what the plan delivers
+
+    def _deliver(self, name: TensorId, value: Tensor, shared: bool) -> None:
+        here = self.run.passes[-1]
+        if self.grad and shared:
+            _hook(value, here, Slot(-1, name=name))
+        with unwatched() if _len_torch_function_stack() else nullcontext():
+            kept = value if self.grad else value.detach()
+            if self.to is not None or self.dtype is not None:
+                kept = self._cast(kept)
+            alone = not shared or storage_key(kept) != storage_key(value)
+            here.keep(name, kept if alone else kept.clone(), Slot(-1, name=name))
+
+    def _end_plan(self, out: Any) -> None:
+        self.run.passes[-1].output = out
+
+    def _cast(self, value: Tensor) -> Tensor:
+        if self.to is None and self.dtype is None:
+            return value
+        dtype = self.dtype if value.is_floating_point() else None
+        return value.to(device=self.to, dtype=dtype)
+
+    # ---- what was asked for and never came
+
+    def check_reached(self, model: nn.Module | None, watcher: Recorder | Reader) -> None:
+        """Raise if a kept ID or glob was met in no pass."""
+        for name in self.ids:
+            if any(name in one.values for one in self.run.passes):
+                continue
+            if model is not None:
+                Names(model)  # which refuses a model with a compiled part
+            graph = last_graph.get(model) if model is not None else None
+            where = _departure(name, graph, watcher.ran) if isinstance(watcher, Reader) else ""
+            known = {n for one in self.run.passes for n in one.values} | (set(graph.ids()) if graph else set())
+            raise IdError(f"No pass reached {str(name)!r}.{where}{nearest(name, known - {name})}")
+        for pattern in self.globs:
+            if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.values):
+                raise IdError(
+                    f"keep={pattern!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*'; "
+                    f"fmr.run(model, *inputs, keep='none').graph lists them."
+                )
+
+
+def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
+    """Store the gradient of a value when backward reaches it; that of a parameter or another leaf is its own `.grad`."""
+    if value.is_leaf:
+        here.leaves[slot] = value
+    elif value.requires_grad:
+        grads = here.grads
+
+        def add(grad: Tensor) -> None:
+            grads[slot] = grads[slot] + grad if slot in grads else grad
+
+        value.register_hook(add)
+
+
+class _Wanted(NamedTuple):
+    """What to keep: exact IDs, globs, the predicate they make (None: everything), and a plan where IDs are all there is."""
+
+    ids: tuple[TensorId, ...]
+    globs: tuple[str, ...]
+    predicate: Callable[[Node], bool] | None
+    plan: Plan | None
+
+
+def _parse(keep: Keep) -> _Wanted:
+    if isinstance(keep, str) and keep in ("all", "none"):
+        return _Wanted((), (), None if keep == "all" else lambda node: False, None)
+    if callable(keep) and not isinstance(keep, (str, Node, Site)):
+        return _Wanted((), (), keep, None)
+    keys = [keep] if isinstance(keep, (str, Node, Site)) else list(keep) if isinstance(keep, Iterable) else []
+    if not keys or not all(isinstance(key, (str, Node, Site)) for key in keys):
+        what = "empty" if isinstance(keep, Iterable) and not keys else repr(keep)
+        raise TrackError(f"keep is {what}. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes.")
+    return _named(tuple(id_of(key) for key in keys))
+
+
+@lru_cache(maxsize=64)
+def _named(names: tuple[TensorId, ...]) -> _Wanted:
+    """The IDs and globs of a keep list; the same list in a later run needs no second thought."""
+    globs = tuple(str(name) for name in names if any(character in name for character in "*?["))
+    ids = tuple(dict.fromkeys(name for name in names if name not in globs))
+    for name in ids:
+        _ = name.is_source or name.parts
+    plan = Plan(ids) if ids and not globs and all(is_plannable(name) for name in ids) else None
+    exact = frozenset(ids)
+    return _Wanted(ids, globs, lambda node: node.id in exact or any(fnmatchcase(node.id, g) for g in globs), plan)
+
+
+def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
+    if watcher.foreign:
+        return (
+            f"fmr saw {len(watcher.foreign)} module calls on other threads (first: {type(watcher.foreign[0]).__name__}) and "
+            f"none on the thread that opened the block. A TorchFunctionMode sees its own thread only: open fmr.track in "
+            f"the thread that calls the model."
+        )
+    if model is not None and watcher.missed:
+        return (
+            f"The tracked {type(model).__name__} was never called inside the block; {type(watcher.missed[0]).__name__} was. "
+            f"Call the tracked module itself, or track the module that you call."
+        )
+    what = f"The tracked {type(model).__name__} was never" if model is not None else "No module was"
+    return f"{what} called inside the block. Expected a call such as model(**inputs) there."
+
+
+def _departure(name: TensorId, graph: Graph | None, ran: Mapping[str, Any]) -> str:
+    """Where this run left the recorded graph, as far as the watched module call shows."""
+    scope = outer_op(name).scope
+    if name.is_source:
+        return " The pass had no such source."
+    if scope not in ran:
+        return f" The module call {scope!r} did not take place."
+    now = _numbered(ops_of(ran[scope]))
+    then = _recorded(graph, scope) if graph is not None else []
+    for k, (before, after) in enumerate(zip_longest(then, now)):
+        if then and before != after:
+            place = f"after {now[k - 1]}" if k else "at its first op"
+            return (
+                f" In {scope!r} this run left the recorded graph {place}: "
+                f"recorded {before or 'nothing more'}, now {after or 'nothing more'}."
+            )
+    return f" {scope!r} ran {', '.join(now[-6:]) or 'no op'} and nothing of that name."
+
+
+def _numbered(ops: list[str]) -> list[str]:
+    """The ops of a module call in order, each with its running number."""
+    counts: Counter[str] = Counter()
+    names = []
+    for op in ops:
+        names.append(f"{op}#{counts[op]}")
+        counts[op] += 1
+    return names
+
+
+def _recorded(graph: Graph, scope: str) -> list[str]:
+    """The same for a module call of a recorded graph."""
+    parts = [n.id.parts for n in graph.nodes if n.scope == scope and not n.id.is_source and n.op not in (OPAQUE, ALIAS)]
+    return list(dict.fromkeys(f"{part.op}#{part.k}" for part in parts))

@@ -1,0 +1,72 @@
+"""The two ends of a model: what turns tokens into vectors, and what turns vectors into logits."""
+
+from collections.abc import Iterable
+
+from fmr.graph.graph import Graph
+from fmr.ids import Parent, Site, TensorId
+from fmr.nodes import Node
+from fmr.structure.normal.match import ELEMENTWISE, MOVES, NORMS, climb, descend, is_constant, projection, weights
+from fmr.structure.streams.residual import Stream
+
+_OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
+"""What rows of a table become before a stream begins."""
+
+
+def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -> Site | None:
+    """The look-up of the input tokens that a stream begins with: the first, where their places are looked up and added.
+
+    One above the sums of another stream is meant only where there is no other, one above a projection only where nothing
+    else is projected there: a table with fewer units than the stream.
+    """
+
+    def looked_up(nodes: Iterable[Node]) -> list[Node]:
+        return [node for node in nodes if node.op == "embedding" and _is_given(graph, node.parent("input", 0))]
+
+    def above(stops: frozenset[TensorId], start: TensorId) -> list[Node]:
+        ends = climb(graph, start, lambda node: not (node.op == "embedding" or node.id in stops or projection(graph, node)))
+        return looked_up(ends)
+
+    def narrow(start: TensorId) -> list[Node]:
+        made = list(climb(graph, start, lambda node: node.op in _OF_TABLES and node.id not in sums))
+        others = (node for node in made if node.op != "embedding" and not is_constant(graph, node.id))
+        only = all(node.op in _OF_TABLES and node.id not in sums for node in others)
+        return looked_up(made) if only else []
+
+    start = stream.points[0] if stream is not None else None
+    found = (above(sums, start) or above(frozenset(), start) or narrow(start)) if start is not None else []
+    return Site(min(found, key=graph.place).id) if found else None
+
+
+def _is_given(graph: Graph, index: Parent | None) -> bool:
+    """Whether what is looked up is an input of the model, in a table of its own or behind others."""
+    return index is not None and any(node.op == "input" for node in climb(graph, index.id, MOVES | {"add"}))
+
+
+def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) -> Site | None:
+    """The projection of a stream's end to logits: by the table of the embedding, to as many as it has rows, or to more
+    than the stream has units."""
+    if stream is None:
+        return None
+    end = stream.final_norm or stream.writes[-1].after
+    width, table = graph[end].shape[-1], graph[embedding.id].parent("weight", 1) if embedding is not None else None
+    rows = graph[table].shape[0] if table is not None else None
+    for node, _ in descend(graph, graph[end], lambda node: node.op in MOVES | NORMS or _scales(graph, node)):
+        found = projection(graph, node)
+        if found is not None:
+            tied = table is not None and table in weights(graph, found.weight)
+            if _goes_on(graph, node):
+                return None
+            if tied or node.shape[-1] > width or node.shape[-1] == rows != width:
+                return Site(node.id)
+    return None
+
+
+def _goes_on(graph: Graph, node: Node) -> bool:
+    """Whether what a projection makes is projected again: then it makes no logits."""
+    below = descend(graph, node, lambda one: one.op in MOVES | ELEMENTWISE | NORMS)
+    return any(projection(graph, one) is not None for one, way in below if way)
+
+
+def _scales(graph: Graph, node: Node) -> bool:
+    """Whether a node multiplies one value by constants."""
+    return node.op in ("mul", "div") and sum(not weights(graph, parent.id) for parent in node.parents) == 1

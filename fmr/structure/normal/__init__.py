@@ -1,0 +1,1 @@
+"""The words that matchers are made of: products as einsum, index maps, walks."""

@@ -1,0 +1,101 @@
+"""Which number of a value became which further down: its places are numbered, and the numbers sent along a way.
+
+The ops of the way run again on these numbers: heads that `view` and `transpose` lay side by side stand side by side in
+what arrives. -1 stands for a number that comes from elsewhere, or for several that were summed up.
+"""
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from fmr.errors import StructureError
+from fmr.graph.execute import execute
+from fmr.graph.graph import Graph
+from fmr.nodes import Node
+from fmr.structure.normal.einsum import read_dims
+from fmr.structure.normal.match import SHAPE, Projection, Way, after, climb, contraction
+
+_RESHAPES = frozenset({"view", "reshape", "unflatten"})
+"""Ops that lay the same numbers, in the same order, out in another shape."""
+
+
+def numbers(*shape: int) -> Tensor:
+    """A value of this shape in which each place has its own number, to be sent along a way.
+
+    >>> numbers(2, 1).expand(2, 3)  # one number for each of two heads, the same for its three units
+    tensor([[0., 0., 0.],
+            [1., 1., 1.]], dtype=torch.float64)
+    """
+    return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+
+
+def carried(graph: Graph, value: Tensor, way: Way) -> Tensor | None:
+    """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails."""
+    known, own = {way[0].id: value.contiguous()}, {node.id for node in way}
+    try:
+        for node in after(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
+            met = [parent.id for parent in node.parents if parent in known]
+            if node.op in _RESHAPES and met:
+                known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
+            elif node.op in SHAPE and met:
+                tensors = {p.id: known[p.id] if p.id in known else _foreign(graph, graph[p.id]) for p in node.parents}
+                known[node.id] = execute(node, tensors).contiguous()
+            elif met and node.op in ("sum", "mean"):
+                known[node.id] = _reduced(known[met[0]], node)
+            elif met:
+                known[node.id] = known[met[0]].expand(node.shape)
+    except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
+        return None
+    return known.get(way[-1].id)
+
+
+def _reduced(value: Tensor, node: Node) -> Tensor:
+    """What is left of numbers that are summed up: those that are the same all along."""
+    dim, keep = node.argument("dim", 1), len(node.shape) == value.dim()
+    most, least = (function(value, dim=dim, keepdim=keep) for function in (torch.amax, torch.amin))
+    return torch.where(most == least, most, -1.0)
+
+
+def _foreign(graph: Graph, node: Node) -> Tensor:
+    """A value of a node's shape that comes from elsewhere; what counts places is known."""
+    if node.dtype.is_floating_point:
+        return torch.full(node.shape, -1.0, dtype=torch.float64)
+    counted = [one.op for one in climb(graph, node.id, lambda one: one.op in _RESHAPES | {"unsqueeze", "getitem"})][-1:]
+    if counted == ["arange"] and math.prod(node.shape) == max(node.shape, default=0):
+        return torch.arange(math.prod(node.shape), dtype=node.dtype).reshape(node.shape)
+    return torch.zeros(node.shape, dtype=node.dtype)
+
+
+def sources(graph: Graph, way: Way) -> tuple[int | None, ...]:
+    """For each dimension of the last value of a way the dimension of the first that it is; None where it is none alone."""
+    start, end = way[0].shape, way[-1].shape
+    if not any(node.op in SHAPE for node in way[1:]):
+        return tuple(range(len(end))) if len(start) == len(end) else (None,) * len(end)
+    value = carried(graph, numbers(*start), way) if math.prod(start) else None
+    if value is None or value.shape != end:
+        return (None,) * len(end)
+    return tuple(_source(value, dim, start, len(end)) for dim in range(len(end)))
+
+
+def _source(value: Tensor, dim: int, start: tuple[int, ...], rank: int) -> int | None:
+    """The one dimension of the start along which a line of numbers goes; of the same place where the line is a point."""
+    line = value[tuple(slice(None) if n == dim else 0 for n in range(rank))].long()
+    line = line[line >= 0]
+    places = torch.unravel_index(line, start)
+    moving = [
+        n for n, place in enumerate(places) if len(place) == start[n] > 1 and torch.equal(place, torch.arange(start[n]))
+    ]
+    if len(line) == 1 and len(start) == rank and start[dim] == 1:
+        return dim
+    return moving[0] if len(moving) == 1 else None
+
+
+def rows_of(graph: Graph, found: Projection, value: Tensor, places: Collection[int] = ()) -> Tensor:
+    """What a projection reads, row by row: what it sums over for one place, and the heads that it tells apart there.
+
+    A weight for each position tells `places` apart, dimensions that count no heads.
+    """
+    dims = tuple(n for n in read_dims(graph, found) if n not in places)
+    return value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)

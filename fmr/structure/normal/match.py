@@ -1,0 +1,335 @@
+"""The vocabulary of the matchers: contractions, weights, and ops that only reshape, rescale or mask what passes through.
+
+A new idiom is usually one word in one of these sets; the certificates tell whether the new reading is true.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from math import prod
+from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+from fmr.graph.graph import Graph
+from fmr.ids import RESULT, TensorId
+from fmr.nodes import Node
+
+SAME = frozenset([RESULT, *"alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()])
+"""Ops that hand on the same numbers, up to a cast, a copy or dropout; a fused op hands on what its inner nodes made."""
+
+SHAPE = frozenset(
+    """T as_strided as_subclass broadcast_tensors broadcast_to cat chunk column_stack copy diagonal dstack expand expand_as
+    flatten flip gather getitem hstack index_add index_put index_select mT masked_select movedim narrow new_zeros pad
+    permute pixel_shuffle ravel repeat repeat_interleave reshape reshape_as roll scatter scatter_add select setitem split
+    split_with_sizes squeeze stack t take_along_dim tensor_split tile transpose unbind unflatten unfold unsqueeze view
+    view_as vstack zeros_like""".split()
+)
+"""Ops that only move numbers about, or add up those that meet."""
+
+MOVES = SAME | SHAPE
+"""Ops after which the numbers are the same ones, wherever they lie."""
+
+REPEATS = frozenset("expand expand_as broadcast_to repeat repeat_interleave tile".split())
+"""Ops that repeat numbers along a dimension."""
+
+CLAMPS = frozenset("clamp clamp_min clamp_max".split())
+"""Ops that keep numbers within bounds."""
+
+MASKING = CLAMPS | frozenset("add sub mul div masked_fill where tanh maximum max minimum min tril triu".split())
+"""Elementwise ops that scale, bias, cap or mask attention scores."""
+
+NONLINEAR = CLAMPS | frozenset(
+    """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
+    relu6 rrelu selu sigmoid silu softplus softsign sqrt square tanh max maximum min minimum
+    abs rsqrt round floor ceil sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
+)
+"""Elementwise ops that bend their input."""
+
+ELEMENTWISE = NONLINEAR | MASKING | frozenset("neg log1p log reciprocal".split())
+"""Ops that work number by number."""
+
+NORMS = frozenset("layer_norm rms_norm group_norm batch_norm instance_norm normalize".split())
+"""Normalisations that are one op."""
+
+STATISTICS = frozenset("mean var std var_mean norm vector_norm".split())
+"""What is told of many numbers: how large they are, and how far apart."""
+
+NORM_PARTS = STATISTICS | CLAMPS | frozenset("to pow add rsqrt sqrt mul div sub square reciprocal sum".split())
+"""What a normalisation written out is made of."""
+
+_OF_WEIGHTS = MOVES | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_norm normalize sum softmax".split())
+"""Ops that make weights of weights: standardised, quantised, masked, bent; nothing that multiplies one by another."""
+
+MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())
+"""Means over a window, for each channel."""
+
+LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
+"""Contractions with a window: over the channels, for each position."""
+
+_WITH_WEIGHTS = LINEAR | {"linear"}
+"""Contractions that have a place for their weight, the right one."""
+
+
+Answer = TypeVar("Answer")
+
+
+def told_once(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
+    """The same function, which is asked once of each graph, as long as that lives: graphs do not change."""
+    known: WeakKeyDictionary[Graph, Answer] = WeakKeyDictionary()
+
+    @wraps(function)
+    def answer(graph: Graph) -> Answer:
+        if graph not in known:
+            known[graph] = function(graph)
+        return known[graph]
+
+    return answer
+
+
+class Contraction(NamedTuple):
+    """A product that sums over one dimension of two operands."""
+
+    node: Node
+    left: TensorId
+    right: TensorId
+
+
+class Projection(NamedTuple):
+    """A contraction of an activation with a weight."""
+
+    node: Node
+    data: TensorId
+    weight: TensorId
+
+
+def contraction(node: Node) -> Contraction | None:
+    """The product that a node computes, if it is one of two tensors."""
+    match node.op:
+        case "matmul" | "bmm" | "mm" | "mv" | "grouped_mm" | "tensordot" | "inner":
+            pair = node.parent("input", 0), node.parent("mat2", 1) or node.parent("other", 1)
+        case "baddbmm" | "addmm" | "addbmm":
+            pair = node.parent("batch1", 1) or node.parent("mat1", 1), node.parent("batch2", 2) or node.parent("mat2", 2)
+        case "einsum":
+            pair = node.parents if len(node.parents) == 2 else (None, None)
+        case "linear" | "conv1d" | "conv2d" | "conv3d" | "conv_transpose1d" | "conv_transpose2d":
+            pair = node.parent("input", 0), node.parent("weight", 1)
+        case _:
+            return None
+    left, right = pair
+    return Contraction(node, left.id, right.id) if left is not None and right is not None else None
+
+
+def projection(graph: Graph, node: Node) -> Projection | None:
+    """The contraction of a node, if one operand is a weight and the other is not; or is a parameter that is projected.
+
+    What stands in the place of a weight and is made of parameters alone is one (a merged update, a normalised weight).
+    """
+    found = contraction(node)
+    if found is None:
+        return None
+    left, right = bool(weights(graph, found.left)), _is_weight(graph, found)
+    if left and right and node.op in _WITH_WEIGHTS:
+        return Projection(node, found.left, found.right)
+    if left == right:
+        return None
+    return Projection(node, found.right, found.left) if left else Projection(node, found.left, found.right)
+
+
+def product(graph: Graph, node: Node) -> Contraction | None:
+    """The contraction of a node, if it is one of two activations."""
+    found = contraction(node)
+    if found is None or node.op in LINEAR or weights(graph, found.left) or _is_weight(graph, found):
+        return None
+    return found
+
+
+def _is_weight(graph: Graph, found: Contraction) -> bool:
+    """Whether the right operand of a product is a weight: also one that is computed, where a layer takes its weight."""
+    return bool(weights(graph, found.right)) or (found.node.op in _WITH_WEIGHTS and is_constant(graph, found.right))
+
+
+def weighed_sum(graph: Graph, node: Node) -> Contraction | None:
+    """The contraction that a node computes as the sum of a multiplication of two activations."""
+    factors = graph[node.parents[0].id] if node.op == "sum" and node.parents else None
+    if factors is None or factors.op != "mul" or len(factors.parents) != 2 or node.argument("dim", 1) is None:
+        return None
+    left, right = (_squeezed(graph, parent.id) for parent in factors.parents)
+    if left == right or weights(graph, left) or weights(graph, right):
+        return None
+    return Contraction(node, left, right)
+
+
+def _squeezed(graph: Graph, name: TensorId) -> TensorId:
+    """The value that was given dimensions of size one to be repeated along."""
+    node = graph[name]
+    while node.op in ("unsqueeze", "getitem", "view", "reshape") and len(node.parents) == 1:
+        above = graph[node.parents[0].id]
+        if len(above.shape) >= len(node.shape) or [n for n in above.shape if n != 1] != [n for n in node.shape if n != 1]:
+            break
+        node = above
+    return node.id
+
+
+def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
+    """The parameters and buffers that a value consists of; empty where anything else flows in.
+
+    A weight may be reshaped, standardised, quantised, bent, brought to length one or scaled by one number that is made of
+    weights (a spectral norm) on its way, and chosen among several matrices; a parameter that was projected or normalised
+    by a layer norm (a learned query), or a row of one (an embedding), is an activation.
+    """
+    return _weights(graph).get(name, ())
+
+
+@told_once
+def _weights(graph: Graph) -> dict[str, tuple[TensorId, ...]]:
+    """For each value that is a weight what it consists of."""
+    found: dict[str, tuple[TensorId, ...]] = {}
+    for node in graph.nodes:
+        if node.op in ("param", "buffer"):
+            found[node.id] = (node.id,)
+        elif node.op in _OF_WEIGHTS:
+            made = [found.get(name, ()) for name in reversed(_shaping(graph, node))]
+            if made and all(made):
+                found[node.id] = tuple(dict.fromkeys(name for names in made for name in names))
+    return found
+
+
+def _shaping(graph: Graph, node: Node) -> list[TensorId]:
+    """The operands that make a weight: all but a scale, and not what chooses among matrices."""
+    if len(node.parents) < 2:
+        return [parent.id for parent in node.parents]
+    if node.op == "getitem" and len(graph[node.parents[0].id].shape) > 2:
+        return [node.parents[0].id]
+    names = (parent.id for parent in node.parents)
+    return [name for name in names if prod(graph[name].shape) > 1 or not is_constant(graph, name)]
+
+
+def once(graph: Graph, weight: TensorId) -> TensorId:
+    """A weight before it was repeated along dimensions of size one, for each example of a batch; else itself."""
+    node = graph[unshaped(graph, weight, SAME)]
+    if node.op not in REPEATS:
+        return weight
+    above = graph[node.parents[0].id]
+    sizes = zip(above.shape[::-1], node.shape[::-1], strict=False)
+    return _squeezed(graph, above.id) if all(before in (1, after) for before, after in sizes) else weight
+
+
+def is_constant(graph: Graph, name: TensorId) -> bool:
+    """Whether no input flows into a value."""
+    return name not in _fed(graph)
+
+
+@told_once
+def _fed(graph: Graph) -> set[str]:
+    """The values that an input, or code that is not seen, flows into."""
+    fed: set[str] = set()
+    for node in graph.nodes:
+        if node.op in ("input", "opaque") or any(parent in fed for parent in node.parents):
+            fed.add(node.id)
+    return fed
+
+
+def is_random(node: Node) -> bool:
+    """Whether a node is dropout that drops."""
+    return node.op.endswith("dropout") and bool(node.argument("training", 2, True)) and node.argument("p", 1, 0.5) > 0
+
+
+_OWN = frozenset("opaque alias bernoulli multinomial normal rand_like randn_like randint_like".split())
+"""Ops that make another value each time, or one that is not seen."""
+
+
+def first(graph: Graph, name: TensorId) -> TensorId:
+    """The first value that is computed in the same way of the same values: what several layers each compute is one."""
+    return _firsts(graph)[name]
+
+
+@told_once
+def _firsts(graph: Graph) -> dict[str, TensorId]:
+    """For each value the first that is computed in the same way."""
+    known: dict[object, TensorId] = {}
+    found: dict[str, TensorId] = {}
+    for node in graph.nodes:
+        read = tuple((found[parent], parent.at) for parent in node.parents)
+        own = not read or node.op in _OWN or is_random(node)
+        key = node.id if own else (node.op, read, repr(node.args), node.id.parts.output)
+        found[node.id] = known.setdefault(key, node.id)
+    return found
+
+
+Through = frozenset[str] | Callable[[Node], bool]
+"""What a walk goes through: nodes of these ops, or those of which a function says so."""
+
+
+def _asked(through: Through) -> Callable[[Node], bool]:
+    return through if callable(through) else lambda node: node.op in through
+
+
+def climb(graph: Graph, start: TensorId, through: Through) -> Iterator[Node]:
+    """The ancestors of a value, nearest first, not going above a node that `through` refuses."""
+    goes_on = _asked(through)
+    waiting, seen = [start], {start}
+    for name in waiting:
+        node = graph[name]
+        yield node
+        if goes_on(node):
+            for parent in node.parents:
+                if parent not in seen:
+                    seen.add(parent.id)
+                    waiting.append(parent.id)
+
+
+def after(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
+    """What a value is made of and comes after another one, in execution order, not above a node that is refused."""
+    begin = graph.place(start)
+    above = climb(graph, end, lambda node: graph.place(node.id) > begin and through(node))
+    return sorted((node for node in above if graph.place(node.id) > begin), key=lambda node: graph.place(node.id))
+
+
+Way = tuple[Node, ...]
+"""Nodes that follow one another, each reading the one before."""
+
+
+def descend(graph: Graph, start: Node, through: Through) -> Iterator[tuple[Node, Way]]:
+    """The descendants of a node, nearest first, each with the nodes on the way, not going below one that is refused."""
+    goes_on = _asked(through)
+    return ways(graph, start, lambda node, way: goes_on(node))
+
+
+def ways(graph: Graph, start: Node, through: Callable[[Node, Way], bool]) -> Iterator[tuple[Node, Way]]:
+    """The descendants of a node with the ways to them, where `through` is told the way on which it meets a node."""
+    waiting: list[tuple[Node, Way]] = [(start, ())]
+    seen = {start.id}
+    for node, way in waiting:
+        yield node, way
+        if node is start or through(node, way):
+            for reader in graph.readers(node.id):
+                if reader.id not in seen:
+                    seen.add(reader.id)
+                    waiting.append((reader, (*way, node)))
+
+
+def depends(graph: Graph, name: TensorId, origin: TensorId) -> bool:
+    """Whether a value is computed from another."""
+    begin = graph.place(origin)
+    return any(node.id == origin for node in climb(graph, name, lambda node: graph.place(node.id) > begin))
+
+
+def unshaped(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:
+    """The value that a view, a cast or a copy was made of."""
+    node = graph[name]
+    while node.op in ops and len(node.parents) == 1:
+        node = graph[node.parents[0].id]
+    return node.id
+
+
+def settled(graph: Graph, node: Node) -> Node:
+    """The last of the views and bias adds that alone read a projection's result."""
+    while True:
+        readers = graph.readers(node.id)
+        if len(readers) != 1:
+            return node
+        (reader,) = readers
+        others = [parent.id for parent in reader.parents if parent != node.id]
+        biased = reader.op == "add" and others and all(weights(graph, name) for name in others)
+        if not (reader.op in ("view", "reshape", "unflatten") or biased or reader.op == RESULT):
+            return node
+        node = reader

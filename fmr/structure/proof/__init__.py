@@ -1,0 +1,1 @@
+"""Each finding recomputed and compared."""

@@ -1,0 +1,1 @@
+"""Watching a model run: module calls, tensor ops, what is overwritten, a few values by ID."""

@@ -1,0 +1,109 @@
+"""Copy on write: a kept value is cloned just before an op overwrites the storage that it lives in."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmr.nests import leaves, outputs
+from fmr.ops.names import Op
+from fmr.watching.storage import _home, overlap, touches
+from fmr.watching.tape import Slot, Tape, first_read
+
+Reading = Callable[[Tensor], Slot | None]
+
+
+class Guard:
+    """Knows which values are kept, by storage; `saved` holds those that had to be cloned, by their slot.
+
+    Tapes are indexed only when the first write comes, and then only their new events. What an op or a module read is
+    kept under its reading when it is no kept value (any more): `reading` gives the slot for a tensor about to be read.
+    """
+
+    def __init__(self) -> None:
+        self.saved: dict[Slot, Tensor] = {}
+        self.history = False
+        self.reading: Reading | None = None
+        self._cells: dict[int, list[tuple[Tensor, Slot]]] = {}
+        self._kept: dict[int, Tensor] = {}
+        self._tapes: list[tuple[Tape, int]] = []
+
+    def add_tape(self, tape: Tape) -> None:
+        """Keep every value of this tape, as far as its events go when a write comes; its number is part of their slots."""
+        self._tapes.append((tape, -1))
+        self.reading = self._reading
+
+    def keep(self, tensor: Tensor, slot: Slot) -> None:
+        """Keep one value."""
+        self._cells.setdefault(_home(tensor), []).append((tensor, slot))
+        self._kept[id(tensor)] = tensor
+
+    def close(self) -> None:
+        """Forget what was kept, when no write is watched any more; `saved` stays."""
+        self.reading = None
+        for known in (self._cells, self._kept, self._tapes):
+            known.clear()
+
+    def before_write(self, written: Sequence[Tensor], read: Any) -> None:
+        """Clone each kept value that shares bytes with what is about to be written by an op with these arguments."""
+        if not written:
+            return
+        with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
+            self._index()
+            if self.reading is not None:
+                self._save_read(self.reading, read, written)
+            for target in written:
+                cells = self._cells.get(_home(target))
+                hit = [cell for cell in cells if overlap(cell[0], target)] if cells else []
+                if cells and hit:
+                    self._save(hit, cells)
+
+    def _save_read(self, reading: Reading, read: Any, written: Sequence[Tensor]) -> None:
+        """Clone what the op reads and overwrites at once, where no value met before stands for it."""
+        for _, tensor in leaves(read):
+            slot = reading(tensor) if touches(tensor, written) else None
+            if slot is not None:
+                self.saved[slot] = self._copy(tensor)
+
+    def _reading(self, tensor: Tensor) -> Slot | None:
+        tape, event = self._tapes[-1]
+        return None if id(tensor) in self._kept else first_read(tape.number, event, tensor)
+
+    def _save(self, hit: list[tuple[Tensor, Slot]], cells: list[tuple[Tensor, Slot]]) -> None:
+        for cell in hit:
+            tensor, slot = cell
+            self.saved[slot] = self._copy(tensor)
+            self._kept.pop(id(tensor), None)
+        gone = {id(cell) for cell in hit}
+        cells[:] = [cell for cell in cells if id(cell) not in gone]
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """The value; without history, nothing that autograd knows about the tensor is asked for or changed."""
+        if self.history:
+            return tensor.clone()
+        with torch.no_grad():
+            return tensor.detach().clone()
+
+    def _index(self) -> None:
+        """Take what the tapes have on them since the last write; a tape that is followed by another has ended."""
+        for tape, done in self._tapes:
+            if done < 0:
+                for name, tensor in tape.sources():
+                    self.keep(tensor, Slot(tape.number, name=name))
+            for position in range(max(done, 0), len(tape.events)):
+                self._keep_event(tape.events[position], (tape.number, position))
+        self._tapes = [(tape, len(tape.events)) for tape, _ in self._tapes[-1:]]
+
+    def _keep_event(self, event: Any, place: tuple[int, int]) -> None:
+        if not isinstance(event[0], Op):
+            self._keep_read(event[1:], place)
+            return
+        self._keep_read(event[1:3], place, event[4])
+        for index, tensor in outputs(event[3]):
+            self.keep(tensor, Slot(*place, index))
+
+    def _keep_read(self, read: Any, place: tuple[int, int], written: Sequence[Tensor] | None = None) -> None:
+        for _, tensor in leaves(read):
+            if id(tensor) not in self._kept and not (written and touches(tensor, written)):
+                self.keep(tensor, first_read(*place, tensor))

@@ -1,0 +1,222 @@
+"""Reading a few IDs in a later run: the watching mode is on only inside the module calls that hold one of them."""
+
+import re
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch._C import _pop_torch_function_stack as _pop
+from torch._C import _push_on_torch_function_stack as _push
+
+from fmr.ids import SOURCES, TensorId, outer_op
+from fmr.nests import outputs
+from fmr.ops.names import PASS, READ, Op, is_tensor_result, known_ops, op_of
+from fmr.watching.inside import value_inside
+from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.scopes import Call, Names, Paths, name_inputs
+
+
+class Stop(BaseException):
+    """Ends a forward after the last planned ID; it never leaves the block of the reader that it carries."""
+
+
+class Want(NamedTuple):
+    """One planned ID: the output of an op, or a value inside it."""
+
+    id: TensorId
+    output: int | None
+    inside: bool
+
+
+class Plan:
+    """Which ops to wait for, by scope, op name and running number; `sources` are read when a pass begins."""
+
+    def __init__(self, ids: Iterable[TensorId]) -> None:
+        self.ids = tuple(ids)
+        self.sources = [name for name in self.ids if name.is_source]
+        self.ops: dict[str, dict[str, dict[int, list[Want]]]] = {}
+        for name in self.ids:
+            if not name.is_source:
+                outer = outer_op(name)
+                part = outer.parts
+                by_op = self.ops.setdefault(outer.scope, {}).setdefault(part.op, {})
+                by_op.setdefault(part.k, []).append(Want(name, part.output, outer is not name))
+        self.prefixes = {prefix for scope in self.ops for prefix in _prefixes(scope)}
+        self.registered = tuple({_bare(prefix) for prefix in self.prefixes})
+        self.skip: dict[str, set[Callable[..., Any]]] = {scope: set() for scope in self.ops}
+        self._paths: tuple[weakref.ref[nn.Module], Paths] | None = None
+
+    def paths(self, root: nn.Module) -> Paths:
+        """The modules of this root on the way to the planned IDs, remembered from the last run of the same model."""
+        if self._paths is None or self._paths[0]() is not root or not self._paths[1].fit(root):
+            self._paths = weakref.ref(root), Paths(root, self.registered)
+        return self._paths[1]
+
+
+_REPETITION = re.compile(r"@\d+(?=\.|$)")
+
+
+def _bare(scope: str) -> str:
+    """A dynamic path without its repetition marks."""
+    return _REPETITION.sub("", scope)
+
+
+def _prefixes(scope: str) -> list[str]:
+    parts = scope.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) + 1)]
+
+
+class Reader(RootWatcher):
+    """Runs a plan: `deliver(id, tensor)` gets each planned value once a pass; `begin` and `end` enclose a pass.
+
+    Only ops that run directly in a planned module call meet the mode; it is off in every call below and beside it.
+    """
+
+    def __init__(self, root: nn.Module | None, plan: Plan, begin: Any, deliver: Any, end: Any, stop: bool) -> None:
+        super().__init__(root)
+        self.plan, self.stop = plan, stop
+        self.begin: Callable[[], None] = begin
+        self.deliver: Callable[[TensorId, Tensor, bool], None] = deliver
+        self.end: Callable[[Any], None] = end
+        self.ran: dict[str, list[Callable[..., Any]]] = {}
+        self._trail: list[Callable[..., Any]] = []
+        self._skip: set[Callable[..., Any]] = set()
+        self._followed: dict[int, list[str]] | None = None
+        self._names: Names | Paths | None = None
+        self._here: Call | None = None
+        self._wanted: dict[str, dict[int, list[Want]]] | None = None
+        self._left = 0
+        self._on = False
+
+    def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module call; follow it if a planned ID lies below."""
+        above = self._here
+        if above is None:
+            if self._names is None and self.begins_pass(module):
+                return self._pass(proceed, module, args, kwargs)
+            return proceed(module, *args, **kwargs)
+        if functorch_level() is not None:
+            return proceed(module, *args, **kwargs)
+        if self._followed is None or id(module) in self._followed:
+            assert self._names is not None
+            here = above.enter(module, self._names)
+            if here.path in self.plan.prefixes:
+                return self._follow(here, proceed, module, args, kwargs)
+        return self._pass_by(proceed, module, args, kwargs)
+
+    def _pass_by(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A call that holds no planned ID: neither it nor what it calls is followed."""
+        above, wanted, on = self._here, self._wanted, self._on
+        self._here = self._wanted = None
+        if on:
+            self._switch(False)
+        try:
+            return proceed(module, *args, **kwargs)
+        finally:
+            if on:
+                self._switch(True)
+            self._here, self._wanted = above, wanted
+
+    def _follow(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A call on the way to planned IDs, with the mode on if its own ops are planned and off if they are not."""
+        before = self._here, self._wanted, self._trail, self._skip, self._on
+        self._here, self._wanted = here, self.plan.ops.get(here.path)
+        if self._wanted is not None:
+            self._trail = self.ran[here.path] = []
+            self._skip = self.plan.skip[here.path]
+        self._switch(self._wanted is not None)
+        try:
+            return proceed(module, *args, **kwargs)
+        finally:
+            self._here, self._wanted, self._trail, self._skip, on = before
+            self._switch(on)
+
+    def _switch(self, on: bool) -> None:
+        """Put this mode on or take it off; under a mode of the model's own it stays where it is."""
+        if on and not self._on:
+            _push(self)
+            self._on = True
+        elif self._on and not on:
+            top = _pop()
+            self._on = top is not self
+            if self._on:
+                _push(top)
+
+    def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+            Names(module)  # which refuses it
+        paths = self.plan.paths(module)
+        self._names = paths if paths.complete else Names(module)
+        self._followed = paths.paths if paths.complete else None
+        self._left, self.ran = len(self.plan.ids), {}
+        self.begin()
+        out = None
+        try:
+            if self.plan.sources:
+                self._deliver_sources(module, args, kwargs)
+            out = self._follow(Call(module), proceed, module, args, kwargs)
+            return out
+        finally:
+            self._names = None
+            self.end(out)
+
+    def _deliver_sources(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = dict(name_inputs(module, args, kwargs))
+        given.update(Names(module).tensors.values())
+        for name in self.plan.sources:
+            if name in given:
+                self._found(name, given[name], True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        if is_traced():
+            return out
+        if func in self._skip and not (kwargs and "out" in kwargs):
+            self._trail.append(func)
+            return out
+        return self._met(func, out, args, kwargs or {})
+
+    def _met(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        """A function that may be one of those waited for; one that can not be is skipped from now on."""
+        if self._wanted is None:
+            return out
+        op = known_ops.get(func) or op_of(func)
+        wanted = self._wanted.get(op.name)
+        if op.kind == PASS or (op.kind == READ and wanted is None):
+            self._skip.add(func)
+        made = out if is_tensor_result(out) else made_by_writing(written_by(op, args, kwargs))
+        if op.kind != PASS and made is not None and functorch_level() is None:
+            self._trail.append(func)
+            if wanted is not None:
+                self._made(op, wanted, made, args, kwargs)
+        return out
+
+    def _made(self, op: Op, wanted: dict[int, list[Want]], made: Any, args: Any, kwargs: Any) -> None:
+        assert self._here is not None
+        k = self._here.number(op.name)
+        for want in wanted.get(k, ()):
+            if want.inside:
+                value = value_inside(want.id, op.name, f"{self._here.path}/{op.name}#{k}", args, kwargs)
+            else:
+                value = next((tensor for index, tensor in outputs(made) if index == want.output), None)
+            if value is not None:
+                self._found(want.id, value, not want.inside)
+
+    def _found(self, name: TensorId, value: Tensor, shared: bool) -> None:
+        self.deliver(name, value, shared)
+        self._left -= 1
+        if self.stop and self._left == 0:
+            raise Stop(self)
+
+
+def ops_of(trail: list[Callable[..., Any]]) -> list[str]:
+    """The names of the ops among the functions that ran in a planned module call."""
+    return [op.name for op in map(op_of, trail) if op.kind != PASS]
+
+
+def is_plannable(name: str) -> bool:
+    """Whether a plan can wait for an ID: one of a source, or of an op that the mode sees."""
+    return name.startswith(SOURCES) or (
+        "#" in name and not any(c in name for c in "*?[") and "/opaque#" not in name and "/alias#" not in name
+    )

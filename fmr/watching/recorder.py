@@ -1,0 +1,217 @@
+"""The watcher: a `TorchFunctionMode` that writes one small tuple per tensor operation and module call on a tape."""
+
+import sys
+import weakref
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmr.nests import Nest, leaves
+from fmr.ops.names import PASS, WRITE, Op, is_tensor_result, known_ops, op_of
+from fmr.watching.guard import Guard
+from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.scopes import walk
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, Event, Tape
+
+_is_internal: dict[str, bool] = {}
+_HERE = __file__.removesuffix("watching/recorder.py")
+_TORCH = torch.__file__.rpartition("/")[0] + "/"
+
+
+def call_site(frame: FrameType | None) -> tuple[CodeType | None, int]:
+    """The innermost frame outside torch and fmr, as a code object and an instruction offset."""
+    while frame is not None:
+        code = frame.f_code
+        name = code.co_filename
+        internal = _is_internal.get(name)
+        if internal is None:
+            internal = _is_internal[name] = name.startswith((_TORCH, _HERE))
+        if not internal:
+            return code, frame.f_lasti
+        frame = frame.f_back
+    return None, -1
+
+
+Begin = Callable[[Tape], Callable[[Event], None]]
+End = Callable[[Tape], None]
+
+
+class Recorder(RootWatcher):
+    """Sees every op and module call of each outermost call of `root`, or of any module where none is given.
+
+    At the start of a pass `begin` is given its tape and answers with the function that takes each event; `end` is
+    called when the pass is over, also when it raised. `guard` saves what is overwritten.
+    """
+
+    def __init__(self, root: nn.Module | None, begin: Begin, end: End, guard: Guard | None = None) -> None:
+        super().__init__(root)
+        self.begin, self.end = begin, end
+        self.guard, self.passes = guard or Guard(), 0
+        self.emit: Callable[[Event], None] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_traced():  # by torch.compile, of a function that the model calls: what runs later never comes here
+            return func(*args, **(kwargs or {}))
+        op = known_ops.get(func) or op_of(func)
+        if op.kind == PASS:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if op.kind == WRITE or (kwargs and "out" in kwargs):
+            written = written_by(op, args, kwargs or {})
+            if written:
+                return self._write(op, func, args, kwargs or {}, written)
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        emit = self.emit
+        if emit is not None and (out.__class__ is Tensor or is_tensor_result(out)):
+            if functorch_level() is not None:
+                emit((INSIDE, _unwrapped((args, kwargs)), ()))
+                return out
+            for arg in args:
+                if arg.__class__ is list:
+                    args = _frozen(args)
+                    break
+            if kwargs:
+                kwargs = _frozen_kwargs(kwargs)
+            code, lasti = call_site(sys._getframe(1))
+            emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti))
+        return out
+
+    def _write(self, op: Op, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Any:
+        """An op that overwrites tensors: what is kept of them is saved before it runs."""
+        if functorch_level() is not None:
+            return self._write_inside(func, args, kwargs, _unwrapped(written))
+        self.guard.before_write(written, (args, kwargs))
+        out = func(*args, **kwargs)
+        made = out if is_tensor_result(out) else made_by_writing(written)
+        if self.emit is not None and made is not None:
+            code, lasti = call_site(sys._getframe(1))
+            self.emit(
+                (
+                    op,
+                    _frozen(args),
+                    _frozen_kwargs(kwargs),
+                    tuple(made) if made.__class__ is list else made,
+                    written,
+                    code,
+                    lasti,
+                )
+            )
+        return out
+
+    def _write_inside(self, func: Any, args: Any, kwargs: Any, written: tuple[Tensor, ...]) -> Any:
+        """The same inside a functorch transform, which may write through its wrappers to a tensor outside it."""
+        self.guard.before_write(written, ())
+        out = func(*args, **kwargs)
+        if self.emit is not None:
+            self.emit((INSIDE, _unwrapped((args, kwargs)), written))
+        return out
+
+    def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module call, with its beginning and its end on the tape; an outermost one is a pass.
+
+        A call inside a functorch transform is part of the transform and has no scope.
+        """
+        if self.emit is None:
+            begins = self.begins_pass(module)
+            return self.record(proceed, module, args, kwargs) if begins else proceed(module, *args, **kwargs)
+        if functorch_level() is not None:
+            return proceed(module, *args, **kwargs)
+        emit = self.emit
+        emit((ENTER, module, args, kwargs))
+        out = RAISED
+        try:
+            out = proceed(module, *args, **kwargs)
+            return out
+        finally:
+            emit((EXIT, out))
+
+    def record(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a call as a pass."""
+        tape = Tape(module, args, kwargs, self.passes)
+        self.passes += 1
+        emit = self.begin(tape)
+        self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
+        out = RAISED
+        try:
+            out = tape.output = proceed(module, *args, **kwargs)
+            return out
+        finally:
+            self.emit = None
+            emit((EXIT, out))
+            self.end(tape)
+
+
+def _lie_elsewhere(tape: Tape) -> bool:
+    """Whether parameters only hold the places of some that are offloaded or sharded, until their modules run."""
+    with torch._C.DisableTorchFunction():
+        tensors = (tensor for _, tensor in tape.tensors.values())
+        return any(tensor.is_meta or tensor.__class__ not in (Tensor, nn.Parameter) for tensor in tensors)
+
+
+class Placed:
+    """Passes events on and, before an op that reads a tensor which was put in a parameter's place since, that one's name.
+
+    A sharded weight is copied: its memory is freed when its module has run.
+    """
+
+    def __init__(self, tape: Tape, emit: Callable[[Event], None]) -> None:
+        self.emit, self.known = emit, tape.tensors
+        self.calls: list[nn.Module] = [tape.root]
+        self.met: dict[int, Callable[[], Tensor | None]] = {}
+        self.places = {(id(module), key): own for _, module in tape.names.modules for key, own in _own(module)}
+
+    def __call__(self, event: Event) -> None:
+        """Take the next event."""
+        if event[0] is ENTER:
+            self.calls.append(event[1])
+        elif event[0] is EXIT:
+            self.calls.pop()
+        elif event[0] is not INSIDE:
+            for _, tensor in leaves(event[1:3]):
+                if id(tensor) not in self.known and self.met.get(id(tensor), _gone)() is not tensor:
+                    self._meet(tensor)
+        self.emit(event)
+
+    def _meet(self, tensor: Tensor) -> None:
+        """Say the name of a tensor that stands in a place of the module that runs, or of one below it."""
+        below = walk(self.calls[-1]) if isinstance(tensor, nn.Parameter) else [("", self.calls[-1])]
+        places = ((id(module), key) for _, module in below for key, own in _own(module) if own is tensor)
+        place = next((self.places[place] for place in places if place in self.places), None)
+        if place is not None:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                self.met[id(tensor)] = weakref.ref(tensor)
+                self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.clone()))
+
+
+def _gone() -> None:
+    """A reference to nothing."""
+
+
+def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers that a module itself holds now."""
+    return [(key, own) for key, own in (*module._parameters.items(), *module._buffers.items()) if own is not None]
+
+
+def _frozen(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with each list copied: the model may change its list after the call."""
+    return tuple(tuple(arg) if arg.__class__ is list else arg for arg in args)
+
+
+def _frozen_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same for arguments by name."""
+    for arg in kwargs.values():
+        if arg.__class__ is list:
+            return dict(zip(kwargs, _frozen(tuple(kwargs.values())), strict=True))
+    return kwargs
+
+
+def _unwrapped(nest: Nest) -> tuple[Tensor, ...]:
+    """The plain tensors under the wrappers that functorch gave to its function."""
+    found = []
+    for _, tensor in leaves(nest):
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        found.append(tensor)
+    return tuple(found)

@@ -1,0 +1,58 @@
+"""Where the bytes of a tensor lie, and whether two tensors share them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """The identity of the storage under a tensor while the tensor lives; None where it has none (sparse)."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Whether the memory under a tensor was given back while the tensor lives: to read it would end the process."""
+    ordinary = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and tensor.layout == torch.strided
+    if not ordinary or tensor.is_nested or tensor.is_meta or tensor.numel() == 0:
+        return False
+    return tensor.untyped_storage().nbytes() < extent(tensor)[1]
+
+
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """The first and the last-plus-one byte that a tensor can touch in its storage."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return 0, 1 << 62
+    if tensor.numel() == 0:
+        return 0, 0
+    size = tensor.element_size()
+    low = high = tensor.storage_offset()
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        high += (length - 1) * stride
+    return int(low * size), int((high + 1) * size)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor fills its extent without a gap."""
+    low, high = extent(tensor)
+    return not tensor.is_nested and tensor.numel() * tensor.element_size() == high - low
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors on one storage may share bytes (interleaved views count as sharing)."""
+    (low_a, high_a), (low_b, high_b) = extent(a), extent(b)
+    return low_a < high_b and low_b < high_a
+
+
+def touches(tensor: Tensor, written: Sequence[Tensor]) -> bool:
+    """Whether writing these tensors may change a tensor's bytes."""
+    return any(_home(target) == _home(tensor) and overlap(tensor, target) for target in written)
+
+
+def _home(tensor: Tensor) -> int:
+    """Where a tensor's bytes are: its storage, or for a sparse one the tensor itself."""
+    storage = storage_key(tensor)
+    return -id(tensor) if storage is None else storage

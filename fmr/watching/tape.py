@@ -1,0 +1,55 @@
+"""What a pass leaves while it runs: its events in order, and the keys under which values are kept."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fmr.nests import Nest
+from fmr.watching.scopes import Names, name_inputs
+
+ENTER, EXIT, INSIDE, NAMED = "enter", "exit", "inside", "named"
+"""The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, or a tensor was
+met that stands in a parameter's place while its module runs."""
+
+Event = tuple[Any, ...]
+"""`(op, args, kwargs, out, written, code, lasti)` for an op; `(ENTER, module, args, kwargs)`, `(EXIT, output)`,
+`(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`."""
+
+RAISED = object()
+"""Stands for the output of a module call that ended in an exception."""
+
+
+class Tape:
+    """The events of one pass, in order, and what was known when it began."""
+
+    def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> None:
+        self.root, self.args, self.kwargs, self.number = root, args, kwargs, number
+        self.names = Names(root)
+        self.tensors = self.names.tensors  # read now: torch.func.functional_call puts others in place for the call only
+        self.inputs: list[tuple[str, Tensor]] = name_inputs(root, args, kwargs)
+        self.events: list[Event] = []
+        self.output: Nest = None
+
+    def sources(self) -> list[tuple[str, Tensor]]:
+        """The named values that exist before the first op: inputs, parameters, buffers."""
+        return [*self.inputs, *self.tensors.values()]
+
+
+class Slot(NamedTuple):
+    """Where a value is kept, by the number of its pass: with the event that made it or read it first, or under a name.
+
+    `output` is its place among several outputs of the event, `read` the identity of a tensor that no visible op made;
+    `cast` tells a copy of another type or on another device from the value itself.
+    """
+
+    number: int
+    event: int = -1
+    output: int | None = None
+    read: int = 0
+    name: str = ""
+    cast: bool = False
+
+
+def first_read(number: int, event: int, tensor: Tensor) -> Slot:
+    """The slot of a value that no visible op made."""
+    return Slot(number, event, read=id(tensor))
