@@ -1,6 +1,6 @@
 """The inner values of a fused op, on demand: its plain form, traced like a model, under the IDs of the op's own scope."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
@@ -40,18 +40,44 @@ def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
     """The nodes inside a fused op, traced on the meta device from the shapes of its parents; none for ragged ones."""
     if any(-1 in parents[name].shape for name in node.parents):
         return Inner((), None)
-    with unwatched():
-        tensors = {
-            name: torch.empty(parents[name].shape, dtype=parents[name].dtype, device="meta") for name in set(node.parents)
-        }
-        traced = _trace(node.op, scope_of(node), *call_arguments(node, tensors), names=tensors)
-    return Inner(tuple(inner._replace(device=node.device, where=node.where) for inner in traced.nodes), traced.output)
+    reads = tuple(dict.fromkeys(node.parents))
+    kinds = tuple((parents[name].shape, parents[name].dtype) for name in reads)
+    call = node.op, tuple((reads.index(parent), parent.at) for parent in node.parents), repr(node.args)
+    known = (*call, kinds, torch.get_default_dtype())
+    if known not in _traced:
+        if len(_traced) >= _MOST:
+            _traced.clear()
+        _traced[known] = _trace(node, dict(zip(reads, kinds, strict=True)))
+    return _placed(_traced[known], node, reads)
 
 
-def all_inside(node: Node, known: dict[TensorId, Node]) -> Iterator[Node]:
+_MOST = 128
+_traced: dict[tuple[Any, ...], Inner] = {}
+"""The inner nodes of calls of fused ops by all that shapes them: in each layer the same, under other names."""
+
+
+def _placed(inner: Inner, node: Node, reads: tuple[Parent, ...]) -> Inner:
+    """Traced nodes as those of one call: under its scope, reading what it read."""
+    scope = scope_of(node)
+    rename = {str(place): read.id for place, read in enumerate(reads)}
+    rename.update((n.id, TensorId(scope + n.id)) for n in inner.nodes)
+    nodes = [
+        n._replace(
+            id=rename[n.id],
+            scope=scope,
+            parents=tuple(Parent(rename[p], p.at) for p in n.parents),
+            device=node.device,
+            where=node.where,
+        )
+        for n in inner.nodes
+    ]
+    return Inner(tuple(nodes), map_ids(lambda name: rename.get(name, name), inner.output))
+
+
+def all_inside(node: Node, known: MutableMapping[str, Node]) -> Iterator[Node]:
     """The nodes inside a fused op and inside the fused ops among them; `known` holds what it reads and takes what is met."""
     opened: set[str] = set()
-    for inner in inner_nodes(node, {parent: known[parent.id] for parent in node.parents}).nodes:
+    for inner in inner_nodes(node, known).nodes:
         known[inner.id] = inner
         yield inner
         if is_fused(inner) and scope_of(inner) not in opened:
@@ -68,8 +94,8 @@ def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor]) -> Te
     return _value(name, node.op, scope_of(node), *call_arguments(node, detached))
 
 
-def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tensor]) -> Inner:
-    """The nodes inside a fused op and what it returns; what it read keeps its outer ID from `names`."""
+def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner:
+    """The nodes inside a fused op and what it returns, with IDs as in a model; what it read is named by its place."""
     builders: list[Builder] = []
 
     def begin(tape: Tape) -> Callable[[Event], None]:
@@ -78,13 +104,13 @@ def _trace(op: str, scope: str, args: Any, kwargs: Any, names: Mapping[Any, Tens
 
     recorder = Recorder(None, begin, lambda tape: None)
     with unwatched(), recorder:
-        recorder.record(_Explained.forward, _Explained(op), args, kwargs)
-    outer = {id(tensor): name for name, tensor in names.items()}
+        tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in kinds.items()}
+        args, kwargs = call_arguments(node, tensors)
+        recorder.record(_Explained.forward, _Explained(node.op), args, kwargs)
+    given = {id(tensor): TensorId(place) for place, tensor in enumerate(tensors.values())}
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
-    rename = {n.id: TensorId(outer.get(id(v), n.id)) if n.id.is_source else TensorId(scope + n.id) for n, v in made}
+    rename = {n.id: given.get(id(v), n.id) for n, v in made if n.id.is_source}
     nodes = [
-        n._replace(id=rename[n.id], scope=scope, parents=tuple(Parent(rename[p], p.at) for p in n.parents))
-        for n, _ in made
-        if not n.id.is_source
+        n._replace(parents=tuple(Parent(rename.get(p, p), p.at) for p in n.parents)) for n, _ in made if not n.id.is_source
     ]
     return Inner(tuple(nodes), map_ids(lambda name: rename.get(name, name), builders[0].scopes[0].output))

@@ -1,6 +1,6 @@
 """Opening a tracked block: what to keep decides who watches."""
 
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
@@ -156,6 +156,7 @@ class _Tracker:
     def _begin_stream(self, tape: Tape) -> Emit:
         with torch._C.DisableTorchFunction():
             here, builder, done = self._new_pass(), Builder(tape), 0
+            known: dict[str, Node] = {}
             for name, tensor in tape.sources():
                 if self.wanted is None or self.wanted(source_node(name, tensor)):
                     self.guard.keep(tensor, Slot(tape.number, name=name))
@@ -173,8 +174,9 @@ class _Tracker:
             with torch._C.DisableTorchFunction():
                 builder.feed(event)
                 keep_new()
-            if isinstance(event[0], Op) and self.wanted is not None and is_fused(builder.nodes[-1]):
-                self._keep_inner(here, builder, event)
+            if isinstance(event[0], Op) and self.wanted not in (None, _nothing) and is_fused(builder.nodes[-1]):
+                known.update((node.id, node) for node in builder.nodes[len(known) :])
+                self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:
                 self.guard.reading = None
                 here.end(graph_of(builder, tape.root), self.guard.saved)
@@ -191,11 +193,10 @@ class _Tracker:
         if kept is value and not name.is_source:
             self.guard.keep(value, slot)
 
-    def _keep_inner(self, here: Pass, builder: Builder, event: Event) -> None:
+    def _keep_inner(self, here: Pass, node: Node, known: dict[str, Node], event: Event) -> None:
         """Compute the wanted values inside a fused op while its arguments are at hand."""
         assert self.wanted is not None
-        node = builder.nodes[-1]
-        for inner in all_inside(node, {n.id: n for n in builder.nodes}):
+        for inner in all_inside(node, ChainMap({}, known)):
             if self.wanted(inner):
                 value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {})
                 if value is not None:
@@ -268,7 +269,7 @@ class _Wanted(NamedTuple):
 
 def _parse(keep: Keep) -> _Wanted:
     if isinstance(keep, str) and keep in ("all", "none"):
-        return _Wanted((), (), None if keep == "all" else lambda node: False, None)
+        return _Wanted((), (), None if keep == "all" else _nothing, None)
     if callable(keep) and not isinstance(keep, (str, Node, Site)):
         return _Wanted((), (), keep, None)
     keys = [keep] if isinstance(keep, (str, Node, Site)) else list(keep) if isinstance(keep, Iterable) else []
@@ -276,6 +277,11 @@ def _parse(keep: Keep) -> _Wanted:
         what = "empty" if isinstance(keep, Iterable) and not keys else repr(keep)
         raise TrackError(f"keep is {what}. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes.")
     return _named(tuple(id_of(key) for key in keys))
+
+
+def _nothing(node: Node) -> bool:
+    """The predicate that wants no value, and so no look into any fused op."""
+    return False
 
 
 @lru_cache(maxsize=64)
