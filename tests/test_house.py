@@ -32,6 +32,9 @@ SHORT = {"gpt", "t5", "mt5", "vit", "glm", "mpt", "xlm"}
 """Families with names shorter than four letters that mean nothing else."""
 
 PICKLES = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+TENSORS_ALONE = "fmr/zoo/packaged.py"
+"""Where a file of torch may be opened: weights that others publish in no other form, and for tensors alone."""
+
 HEAVY = ("transformers", "networkx", "graphviz", "matplotlib", "sklearn", "pandas")
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -157,7 +160,18 @@ def test_a_family_name_is_recognised(name: str) -> None:
 def test_no_pickle(file: str) -> None:
     assert [name for name, _ in imports(tree(file)) if name.partition(".")[0] in PICKLES] == []
     attributes = [ast.unparse(node) for node in ast.walk(tree(file)) if isinstance(node, ast.Attribute)]
-    assert [name for name in attributes if name in ("torch.load", "torch.save")] == []
+    assert [name for name in attributes if name == "torch.save" or (name == "torch.load" and file != TENSORS_ALONE)] == []
+
+
+def test_a_file_of_torch_is_opened_for_tensors_alone() -> None:
+    nodes = list(ast.walk(tree(TENSORS_ALONE)))
+    loads = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    assert len(loads) == len(
+        [node for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"]
+    )
+    assert [[ast.unparse(word) for word in call.keywords if word.arg == "weights_only"] for call in loads] == [
+        ["weights_only=True"]
+    ]
 
 
 @pytest.mark.parametrize("file", FILES)

