@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fmr
+from fmr.__main__ import induction
 from fmr.zoo import cache, packaged, trained
 
 PROMPT = "The capital of France is"
@@ -157,6 +158,16 @@ def test_every_layer_of_the_language_model_is_found(smollm2: fmr.zoo.Trained) ->
     found = fmr.locate(fmr.run(model, **tokenizer(PROMPT, return_tensors="pt")))
     shapes = {(block.n_heads, block.n_kv_heads, block.head_dim) for block in found.attention}
     assert (len(found.attention), len(found.mlps), len(found.layers), shapes) == (30, 30, 30, {(9, 3, 64)})
+
+
+def test_the_demo_finds_the_head_that_continues_what_is_repeated(smollm2: fmr.zoo.Trained) -> None:
+    model, tokenizer = smollm2
+    with torch.no_grad():
+        structure = fmr.locate(fmr.run(model, **tokenizer(PROMPT, return_tensors="pt")))
+        scores = induction(model, structure, len(tokenizer))
+    assert scores.shape == (30, 9)
+    assert divmod(int(scores.argmax()), 9) == (18, 6)
+    assert scores[18, 6] > 0.85 > 0.05 > scores.mean()
 
 
 # ---- the classifier
