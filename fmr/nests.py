@@ -1,7 +1,7 @@
 """Walks over nests: tuples, lists, dicts and dataclasses that hold tensors or the IDs of tensors."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,30 @@ from fmr.ids import TensorId
 
 Nest = Any
 """A value, or a nest of tuples and dicts of values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """The place of a tensor in a nest of arguments: the position that it has among them."""
+
+    at: str
+
+    def __repr__(self) -> str:
+        return f"<{self.at}>"
+
+
+def replaced(nest: Nest, kind: type | tuple[type, ...], function: Callable[[Any], Any]) -> Nest:
+    """A nest of arguments, of tuples, lists, dicts and slices, with everything of a kind replaced by what is made of it."""
+    if isinstance(nest, kind):
+        return function(nest)
+    form = nest.__class__
+    if form is tuple or form is list:
+        return form([replaced(item, kind, function) for item in nest])
+    if form is dict:
+        return {key: replaced(item, kind, function) for key, item in nest.items()}
+    if form is slice:
+        return slice(*(replaced(getattr(nest, name), kind, function) for name in OF_SLICE))
+    return nest
 
 
 def ids_in(nest: Nest) -> Iterator[TensorId]:
@@ -23,7 +47,7 @@ def ids_in(nest: Nest) -> Iterator[TensorId]:
 
 
 def leaves(value: Nest, at: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a nest of tuples, lists, dicts and dataclasses, with its position: "0", "1.2", "mask".
+    """Every tensor in a nest of tuples, lists, dicts, slices and dataclasses, with its position: "0", "1.2", "mask".
 
     The way in is by position and by key alone: other objects are not opened.
     """
@@ -39,9 +63,15 @@ def _items(value: Nest) -> Iterator[tuple[str, Any]]:
         return ((str(key), item) for key, item in value.items())
     if isinstance(value, (tuple, list)) and type(value) is not torch.Size:
         return ((str(index), item) for index, item in enumerate(value))
+    if isinstance(value, slice):
+        return ((name, getattr(value, name)) for name in OF_SLICE)
     if is_dataclass(value) and not isinstance(value, type):
         return ((field.name, getattr(value, field.name, None)) for field in fields(value))
     return iter(())
+
+
+OF_SLICE = ("start", "stop", "step")
+"""What a slice is made of, in order."""
 
 
 def outputs(value: Nest) -> Iterator[tuple[int | None, Tensor]]:

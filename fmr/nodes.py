@@ -15,7 +15,9 @@ class Node(NamedTuple):
     """One value of a pass and the op that made it.
 
     `parents` are the IDs of the tensors that the op read, each with the argument it fills (`parent.at`);
-    `args` are its other arguments by position ("0", "dim", "1.2"); `where` is the call site, `file:line`.
+    `args` are its other arguments as they were given, by position or name ("0", "dim"); where a tensor stood inside one,
+    in a list or a slice, it has a `Hole` with the position of the parent, "1.2". `where` is the call site, `file:line`;
+    `function` the function of torch that was called ("Tensor.add_"), empty for one that is not torch's own.
     """
 
     id: TensorId
@@ -27,6 +29,7 @@ class Node(NamedTuple):
     device: torch.device
     args: Mapping[str, Any]
     where: str
+    function: str = ""
 
     def __hash__(self) -> int:
         return hash(self.id)

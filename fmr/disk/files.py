@@ -10,11 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from fmr.errors import StoreError
+from fmr.nests import Hole
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def understood(source: str) -> Iterator[None]:
     """Turn whatever goes wrong while foreign or damaged content is taken apart into one clear error."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
         raise StoreError(
             f"{source} is not a file of fmr, or it is damaged ({type(error).__name__}: {str(error)[:80]}). Expected what "
             f"fmr writes with schema {SCHEMA}; save it again from the run."
@@ -106,15 +108,23 @@ def unseal(kind: str, data: bytes, source: str) -> dict[str, Any]:
         form, schema, mark, text = outer["format"], outer["schema"], outer["digest"], outer["body"]
     if form != f"fmr.{kind}":
         raise StoreError(f"{source} holds {form!r}, expected 'fmr.{kind}'. Load it with the function for its kind.")
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise StoreError(f"{source} has schema {schema!r}, this version of fmr reads up to {SCHEMA}. Upgrade fmr.")
+    if schema.__class__ is not int or schema > SCHEMA:
+        raise StoreError(f"{source} has schema {schema!r}, this version of fmr reads schema {SCHEMA}. Upgrade fmr.")
     if not isinstance(text, str) or _mark(form, schema, text) != mark:
         raise StoreError(f"{source} is damaged: its checksum does not match its content. Save it again from the run.")
-    body: dict[str, Any] = json.loads(text)
+    if schema < SCHEMA:
+        raise StoreError(
+            f"{source} has schema {schema}, this version of fmr reads schema {SCHEMA}. Save it again from a run."
+        )
+    with understood(source):
+        body: dict[str, Any] = json.loads(text)
     return body
 
 
 _TORCH = (torch.dtype, torch.device, torch.memory_format, torch.layout)
+
+_NUMBERS = "biufc"
+"""The kinds of numpy's arrays of numbers."""
 
 _LONGEST = 200
 """Characters of an argument that is kept as the text it prints."""
@@ -140,6 +150,12 @@ def encode(value: Any) -> Any:
         return {"ellipsis": True}
     if isinstance(value, complex):
         return {"complex": [encode(value.real), encode(value.imag)]}
+    if isinstance(value, Hole):
+        return {"hole": value.at}
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
+        return encode(value.item())
+    if isinstance(value, np.ndarray) and value.dtype.kind in _NUMBERS:
+        return {"array": [value.dtype.str, list(value.shape), [encode(item) for item in value.ravel().tolist()]]}
     if isinstance(value, _TORCH):
         return {"torch": [type(value).__name__, str(value)]}
     return {"printed": printed(value)}
@@ -174,9 +190,21 @@ def decode(value: Any) -> Any:
             return Ellipsis
         case "complex":
             return complex(*(decode(part) for part in item))
+        case "hole":
+            return Hole(str(item))
+        case "array":
+            return _array(*item)
         case "torch":
             return torch.device(item[1]) if item[0] == "device" else _of_torch(item[1])
     return item
+
+
+def _array(dtype: str, shape: list[int], items: list[Any]) -> Any:
+    """An array of numbers, as numpy has it."""
+    kind = np.dtype(dtype)
+    if kind.kind not in _NUMBERS:
+        raise StoreError(f"{dtype} is no dtype of numbers. Expected an array that fmr wrote.")
+    return np.array([decode(item) for item in items], kind).reshape(shape)
 
 
 def _of_torch(name: str) -> Any:

@@ -7,10 +7,11 @@ from functools import lru_cache
 from types import CodeType
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Size, Tensor, device, dtype
 
 from fmr.ids import ALIAS, OPAQUE, Parent, TensorId, op_id
-from fmr.nests import Nest, ids_in, leaves, outputs, tree_map
+from fmr.nests import OF_SLICE, Hole, Nest, ids_in, leaves, outputs, tree_map
 from fmr.nodes import Node, Scope, shape_of, source_node
 from fmr.watching.scopes import Call
 from fmr.watching.storage import extent, is_dense, storage_key
@@ -18,7 +19,7 @@ from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, Event, Slot, T
 
 _name = lru_cache(maxsize=1 << 15)(op_id)
 _parent = lru_cache(maxsize=1 << 15)(Parent)
-_LONGEST = 64
+_hole = lru_cache(maxsize=1 << 12)(Hole)
 _SCALARS = frozenset({int, float, bool, type(None), str, dtype, device})
 _POSITIONS = tuple(str(position) for position in range(256))
 
@@ -140,7 +141,7 @@ class Builder:
             args = args[::-1]
         parents: list[Parent] = []
         plain: dict[str, Any] = {}
-        for at, arg in zip(_POSITIONS, args, strict=False):
+        for at, arg in zip(_POSITIONS if len(args) <= len(_POSITIONS) else map(str, range(len(args))), args, strict=False):
             if isinstance(arg, Tensor):
                 parents.append(_parent(self._id_of(arg), at))
             elif arg.__class__ in _SCALARS:
@@ -158,29 +159,46 @@ class Builder:
             before = self._owners.get(id(tensor))
             if before is not None and not written and before.tensor() is tensor:
                 self._handed_on[-1].append((id(tensor), before, len(self.nodes)))
-            self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where)
+            self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where, op.function)
             self.slots.append(Slot(self.number, self._event, index))
         for tensor in written or ():
             self._overwrite(tensor, place)
 
     def _argument(self, arg: Any, at: str, parents: list[Parent], plain: dict[str, Any]) -> None:
-        """Sort one argument of an op: tensors are parents, the rest stays as it is."""
-        kind = arg.__class__
+        """Sort one argument of an op: a tensor is a parent, the rest stays as it is, with holes for the tensors in it."""
         if isinstance(arg, Tensor):
             parents.append(_parent(self._id_of(arg), at))
-        elif isinstance(arg, (tuple, list, dict)) and kind is not Size:
-            inside = arg.values() if isinstance(arg, dict) else arg
-            if any(item.__class__ not in _SCALARS for item in inside) and any(True for _ in leaves(arg)):
-                items = arg.items() if isinstance(arg, dict) else enumerate(arg)
-                for key, item in items:
-                    self._argument(item, f"{at}.{key}", parents, plain)
-            else:
-                plain[at] = arg if len(arg) <= _LONGEST else f"{kind.__name__} of {len(arg)}"
         else:
-            plain[at] = arg
+            plain[at] = arg if arg.__class__ in _SCALARS else self._hollow(arg, at, parents)
 
-    def _add(self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str) -> None:
-        node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where)
+    def _hollow(self, arg: Any, at: str, parents: list[Parent]) -> Any:
+        """An argument as it was given, with a hole where a tensor stood, which is a parent; numpy's numbers are Python's."""
+        if isinstance(arg, Tensor):
+            parents.append(_parent(self._id_of(arg), at))
+            return _hole(at)
+        kind = arg.__class__
+        if kind in _SCALARS:
+            return arg
+        if isinstance(arg, (tuple, list)) and kind is not Size:
+            if all(item.__class__ in _SCALARS for item in arg):
+                return arg
+            items = [self._hollow(item, f"{at}.{n}", parents) for n, item in enumerate(arg)]
+            return items if isinstance(arg, list) else tuple(items)
+        if isinstance(arg, dict):
+            return {key: self._hollow(item, f"{at}.{key}", parents) for key, item in arg.items()}
+        if kind is slice:
+            bounds = (arg.start, arg.stop, arg.step)
+            if all(bound.__class__ in _SCALARS for bound in bounds):
+                return arg
+            return slice(
+                *(self._hollow(bound, f"{at}.{name}", parents) for name, bound in zip(OF_SLICE, bounds, strict=True))
+            )
+        return arg.item() if isinstance(arg, np.generic) else arg
+
+    def _add(
+        self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str, function: str = ""
+    ) -> None:
+        node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where, function)
         self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), self._time, name)
         self.nodes.append(node)
         self.values.append(tensor)

@@ -1,41 +1,17 @@
-"""One op of a graph run again: its arguments as they were given, the function that torch has for it."""
+"""One op of a graph run again: its arguments as they were given, the function of torch that was called."""
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fmr.errors import IdError, StructureError
+from fmr.errors import StructureError
 from fmr.ids import RESULT, TensorId
+from fmr.nests import Hole, outputs, replaced
 from fmr.nodes import Node
-from fmr.ops.names import EDGES
-
-
-def call_arguments(node: Node, tensors: Mapping[Any, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments of an op's call, from its parents' tensors and its other arguments."""
-    given: dict[str, Any] = {**node.args, **{parent.at: tensors[parent] for parent in node.parents}}
-    if any("." in at for at in given):
-        raise IdError(
-            f"{node.id} was called with tensors inside a list; fmr cannot look inside such a call. "
-            "Expected tensors one by one."
-        )
-    positions = sorted((at for at in given if at.isdigit()), key=int)
-    return tuple(given[at] for at in positions), {at: value for at, value in given.items() if not at.isdigit()}
-
-
-_BINARY: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "pow": operator.pow,
-    "remainder": operator.mod,
-    "floor_divide": operator.floordiv,
-}
-
+from fmr.ops.functions import function_of
+from fmr.ops.names import EDGES, is_tensor_result, op_of
+from fmr.watching.mode import made_by_writing, written_by
 
 _VIEWS = frozenset(
     """T as_strided chunk diagonal expand expand_as flatten getitem mT movedim narrow permute reshape select split
@@ -44,22 +20,62 @@ _VIEWS = frozenset(
 """What may show the numbers of a value anew without a copy."""
 
 
-_HOMES = (Tensor, F, torch, torch.linalg, torch.special)
-"""Where torch keeps its functions, in the order in which they are looked up."""
+_PROPERTIES = EDGES | {"set_data"}
+"""Reading or setting a property of a tensor, which is no function of torch's."""
 
 
-def execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
-    """Run the op of a node again."""
-    if node.op in ("dropout", RESULT):
+def call_of(node: Node, tensors: Mapping[Any, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the named arguments of an op as they were given, with these tensors for its parents."""
+    held = {parent.at: tensors[parent.id] for parent in node.parents}
+    given = {**held, **{at: replaced(arg, Hole, lambda hole: held[hole.at]) for at, arg in node.args.items()}}
+    positions = sorted((at for at in given if at.isdigit()), key=int)
+    return tuple(given[at] for at in positions), {at: item for at, item in given.items() if at.isidentifier()}
+
+
+def execute(node: Node, tensors: Mapping[Any, Tensor]) -> Tensor:
+    """Run the op of a node again on these tensors, by the same function; the result has the same bits as the first time.
+
+    What it overwrites is a copy, so that the tensors stay as they are. An op that draws random numbers draws new ones.
+
+    >>> execute(node, {parent: run[parent] for parent in node.parents})
+    """
+    if node.op == RESULT:
         return tensors[node.parents[0].id]
     args, kwargs = call_of(node, tensors)
-    kwargs = {name: item for name, item in kwargs.items() if name not in ("dtype", "out", "inplace", "_stacklevel")}
-    out: Tensor = _function(node, args, kwargs)(*args, **kwargs)
-    index = node.id.parts.output
-    return out if index is None else out[index]
+    if node.function or node.op not in _PROPERTIES:
+        made = _called(node, args, kwargs)
+    else:
+        made = args[1] if node.op == "set_data" else getattr(args[0], node.op)
+    found = dict(outputs(made) if made is not None else ()).get(node.id.parts.output)
+    if found is None:
+        raise StructureError(f"{node.id} cannot be computed again: {node.function or node.op} returned no such tensor.")
+    return found
 
 
-def overwritten(lookup: Callable[[str], Node], node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+def _called(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the function of a node returns, or overwrites, when it is called with these arguments."""
+    func = function_of(node.function)
+    if func is None:
+        why = f"torch has no function {node.function!r}" if node.function else "its function is not one of torch's"
+        raise StructureError(f"{node.id} cannot be computed again: {why}. Expected an op of torch, or a value given for it.")
+    op = op_of(func)
+    if op.reflected:
+        args = args[::-1]
+    written = written_by(op, args, kwargs)
+    if written:
+        copies = {id(tensor): tensor.clone() for tensor in written}
+        args, kwargs = replaced((args, kwargs), Tensor, lambda tensor: copies.get(id(tensor), tensor))
+        written = [copies[id(tensor)] for tensor in written]
+    out = func(*args, **kwargs)
+    return out if is_tensor_result(out) else made_by_writing(written)
+
+
+def overwritten(
+    lookup: Callable[[str], Node],
+    node: Node,
+    tensors: Mapping[TensorId, Tensor],
+    run: Callable[[Node, Mapping[TensorId, Tensor]], Tensor] = execute,
+) -> Tensor:
     """A value of which views were overwritten: the same views of a copy, overwritten one after the other."""
     old, *writes = (parent.id for parent in node.parents)
     whole = tensors[old].clone()
@@ -70,75 +86,9 @@ def overwritten(lookup: Callable[[str], Node], node: Node, tensors: Mapping[Tens
         part = whole
         for one in reversed(way[:-1]):  # what is no view was done in place
             if one.op in _VIEWS and len(one.parents) == 1:
-                part = execute(one, {one.parents[0].id: part})
+                part = run(one, {one.parents[0].id: part})
         same = part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
         if way[-1].id != old or not same or part.shape != tensors[written].shape:
             raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
         part.copy_(tensors[written])
     return whole
-
-
-def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
-    if node.op in _BINARY and len(args) == 2 and not kwargs:
-        return _BINARY[node.op]
-    match node.op:
-        case "to":
-            return lambda x, *rest, **more: x.to(torch.float64 if node.dtype.is_floating_point else node.dtype)
-        case "getitem":
-            return lambda x, index: x[_index(index)]
-        case "setitem":
-            return _written
-        case "where" if isinstance(args[0], Tensor) and args[0].dtype == torch.bool:
-            return torch.where
-        case "softmax":
-            safe = "/" in node.scope  # inside a kernel, where a row that is masked as a whole is zero and not NaN
-            return lambda x, dim=-1, *rest, **more: torch._safe_softmax(x, dim) if safe else torch.softmax(x, dim)
-        case "grouped_mm":
-            return _grouped
-        case "copy":
-            return lambda x, y, *rest: y.expand_as(x)
-        case op if op in EDGES:
-            return lambda x: getattr(x, op)
-    for home in _HOMES:
-        if hasattr(home, node.op):
-            found: Callable[..., Any] = getattr(home, node.op)
-            return found
-    raise StructureError(f"{node.id} cannot be recomputed: torch has no function {node.op!r}.")
-
-
-def _index(index: Any) -> Any:
-    several = isinstance(index, list) and any(isinstance(i, (slice, Tensor, type(None))) for i in index)
-    return tuple(index) if several else index
-
-
-def _written(base: Tensor, index: Any, item: Any) -> Tensor:
-    base = base.clone()
-    base[_index(index)] = item
-    return base
-
-
-def _grouped(rows: Tensor, matrices: Tensor, offs: Tensor, *rest: Any, **more: Any) -> Tensor:
-    """The product of each group of rows with its own matrix; `offs` are the ends of the groups."""
-    ends = offs.tolist()
-    parts = [rows[start:end] @ matrix for start, end, matrix in zip([0, *ends], ends, matrices, strict=False)]
-    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
-
-
-def call_of(node: Node, tensors: Mapping[TensorId, Tensor]) -> tuple[list[Any], dict[str, Any]]:
-    """The positional and the named arguments of an op, nests restored, with these tensors for its parents."""
-    tree: dict[str, Any] = {}
-    for at, item in [*node.args.items(), *((parent.at, tensors[parent.id]) for parent in node.parents)]:
-        *path, last = at.split(".")
-        place = tree
-        for key in path:
-            place = place.setdefault(key, {})
-        place[last] = item
-    restored = {key: _restore(item) for key, item in tree.items()}
-    positions = sorted((key for key in restored if key.isdigit()), key=int)
-    return [restored[key] for key in positions], {key: item for key, item in restored.items() if not key.isdigit()}
-
-
-def _restore(item: Any) -> Any:
-    if isinstance(item, dict) and item and all(isinstance(key, str) and key.isdigit() for key in item):
-        return [_restore(item[key]) for key in sorted(item, key=int)]
-    return item

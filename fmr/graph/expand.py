@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.graph.build import Builder
-from fmr.graph.execute import call_arguments
+from fmr.graph.execute import call_of
 from fmr.ids import Parent, TensorId
 from fmr.nests import Nest, map_ids
 from fmr.nodes import Node, scope_of
@@ -74,6 +74,12 @@ def _placed(inner: Inner, node: Node, reads: tuple[Parent, ...]) -> Inner:
     return Inner(tuple(nodes), map_ids(lambda name: rename.get(name, name), inner.output))
 
 
+def _explained_call(node: Node, tensors: Mapping[Any, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a fused op for its plain form, which writes to no `out`."""
+    args, kwargs = call_of(node, tensors)
+    return args, {name: item for name, item in kwargs.items() if name != "out"}
+
+
 def all_inside(node: Node, known: MutableMapping[str, Node]) -> Iterator[Node]:
     """The nodes inside a fused op and inside the fused ops among them; `known` holds what it reads and takes what is met."""
     opened: set[str] = set()
@@ -91,7 +97,7 @@ def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor]) -> Te
     The random state stays as it was and no history is recorded. What lies behind active dropout has no value.
     """
     detached = {parent: tensor.detach() for parent, tensor in tensors.items()}
-    return _value(name, node.op, scope_of(node), *call_arguments(node, detached))
+    return _value(name, node.op, scope_of(node), *_explained_call(node, detached))
 
 
 def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner:
@@ -105,7 +111,7 @@ def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner
     recorder = Recorder(None, begin, lambda tape: None)
     with unwatched(), recorder:
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in kinds.items()}
-        args, kwargs = call_arguments(node, tensors)
+        args, kwargs = _explained_call(node, tensors)
         recorder.record(_Explained.forward, _Explained(node.op), args, kwargs)
     given = {id(tensor): TensorId(place) for place, tensor in enumerate(tensors.values())}
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]

@@ -172,7 +172,7 @@ class Graph:
                 index = node.id.parts.output
                 result = inner.output if index is None or inner.output is None else inner.output[index]
                 if isinstance(result, str):
-                    node = node._replace(op=RESULT, parents=(Parent(result, "0"),))
+                    node = node._replace(op=RESULT, parents=(Parent(result, "0"),), args={})
             known[node.id] = node
             nodes.append(node)
 
@@ -365,11 +365,22 @@ class ModuleCall:
 def _pack(node: Node) -> list[Any]:
     parents = [[str(parent), parent.at] for parent in node.parents]
     args = {at: encode(value) for at, value in node.args.items()}
-    return [node.id, node.op, node.scope, parents, list(node.shape), encode(node.dtype), str(node.device), args, node.where]
+    return [
+        node.id,
+        node.op,
+        node.scope,
+        parents,
+        list(node.shape),
+        encode(node.dtype),
+        str(node.device),
+        args,
+        node.where,
+        node.function,
+    ]
 
 
 def _unpack(row: list[Any]) -> Node:
     parents = tuple(Parent(name, at) for name, at in row[3])
     args = {at: decode(value) for at, value in row[7].items()}
     device = decode({"torch": ["device", row[6]]})
-    return Node(TensorId(row[0]), row[1], row[2], parents, tuple(row[4]), decode(row[5]), device, args, row[8])
+    return Node(TensorId(row[0]), row[1], row[2], parents, tuple(row[4]), decode(row[5]), device, args, row[8], row[9])

@@ -128,8 +128,10 @@ def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
     return input.add(product if value == 1.0 else product.mul(value))
 
 
-def _einsum(equation: str, *operands: Tensor) -> Tensor:
+def _einsum(equation: str, *operands: Any) -> Tensor:
     """The product of several operands, two at a time from the left; two that nothing is summed of are multiplied."""
+    if isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
     before, _, after = equation.replace(" ", "").partition("->")
     words = before.split(",")
     word, out = words[0], operands[0]

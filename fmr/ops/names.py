@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fmr.ops.functions import spelling_of
+
 SPELLINGS = {
     "absolute": "abs",
     "and": "bitwise_and",
@@ -104,6 +106,7 @@ class Op(NamedTuple):
     kind: int = READ
     reflected: bool = False
     writes: "Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]] | None" = None
+    function: str = ""
 
 
 def canonical(spelling: str) -> str:
@@ -137,7 +140,7 @@ def _classify(func: Callable[..., Any]) -> Op:
         return Op(spelling, PASS)
     name, written = canonical(spelling), _written(func, spelling)
     reflected = spelling.startswith("__") and spelling.strip("_") in REFLECTED
-    return Op(name, WRITE if written else READ, reflected, written)
+    return Op(name, WRITE if written else READ, reflected, written, spelling_of(func))
 
 
 def _property(func: Any, spelling: str) -> Op:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ class Recorder(RootWatcher):
                 emit((INSIDE, _unwrapped((args, kwargs)), ()))
                 return out
             for arg in args:
-                if arg.__class__ is list:
+                if arg.__class__ in _NESTS:
                     args = _frozen(args)
                     break
             if kwargs:
@@ -194,16 +195,29 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(key, own) for key, own in (*module._parameters.items(), *module._buffers.items()) if own is not None]
 
 
-def _frozen(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with each list copied: the model may change its list after the call."""
-    return tuple(tuple(arg) if arg.__class__ is list else arg for arg in args)
+_NESTS = frozenset({list, tuple, dict, np.ndarray})
+
+
+def _frozen(value: Any) -> Any:
+    """An argument as it is now: lists, dicts and arrays copied, at any depth, since the model may change its own later."""
+    kind = value.__class__
+    if kind is list:
+        return [_frozen(item) if item.__class__ in _NESTS else item for item in value]
+    if kind is tuple:
+        for item in value:
+            if item.__class__ in _NESTS:
+                return tuple([_frozen(item) for item in value])
+        return value
+    if kind is dict:
+        return {key: _frozen(item) for key, item in value.items()}
+    return value.copy() if kind is np.ndarray else value
 
 
 def _frozen_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same for arguments by name."""
     for arg in kwargs.values():
-        if arg.__class__ is list:
-            return dict(zip(kwargs, _frozen(tuple(kwargs.values())), strict=True))
+        if arg.__class__ in _NESTS:
+            return {name: _frozen(item) for name, item in kwargs.items()}
     return kwargs
 
 

@@ -228,15 +228,15 @@ def test_a_sealed_body_of_another_layout_is_one_error(tmp_path: Path) -> None:
 
 def test_a_newer_schema_says_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(files, "SCHEMA", 2)
+        patch.setattr(files, "SCHEMA", 3)
         path = saved(graph_with({}), tmp_path)
-    with pytest.raises(StoreError, match=r"has schema 2, this version of fmr reads up to 1\. Upgrade fmr"):
+    with pytest.raises(StoreError, match=r"has schema 3, this version of fmr reads schema 2\. Upgrade fmr"):
         Graph.load(path)
 
 
 def test_the_checksum_covers_the_schema(tmp_path: Path) -> None:
     path = saved(graph_with({}), tmp_path)
-    path.write_bytes(path.read_bytes().replace(b'"schema": 1', b'"schema": 0'))
+    path.write_bytes(path.read_bytes().replace(b'"schema": 2', b'"schema": 1'))
     with pytest.raises(StoreError, match="checksum"):
         Graph.load(path)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
+from fmr.nests import Hole
 from tests.small import Fn
 
 
@@ -49,7 +50,7 @@ def test_other_arguments_are_kept_by_position_and_name() -> None:
 def test_tensors_among_indices_are_parents_and_the_rest_are_arguments() -> None:
     found = graph(lambda self, x, i: x[i, 1:], X, torch.tensor([2, 0]))
     assert edges(found)["/getitem#0"] == [("input:args.0", "0"), ("input:args.1", "1.0")]
-    assert dict(found["/getitem#0"].args) == {"1.1": slice(1, None)}
+    assert dict(found["/getitem#0"].args) == {"1": (Hole("1.0"), slice(1, None))}
 
 
 def test_a_list_that_the_model_changes_later_is_kept_as_it_was_given() -> None:

@@ -408,9 +408,9 @@ def test_what_is_missing_is_named(tiny: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_newer_schema_says_upgrade(tiny: Run, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(files, "SCHEMA", 2)
+        patch.setattr(files, "SCHEMA", 3)
         tiny.save(tmp_path / form)
-    with pytest.raises(StoreError, match=r"has schema 2, this version of fmr reads up to 1\. Upgrade fmr"):
+    with pytest.raises(StoreError, match=r"has schema 3, this version of fmr reads schema 2\. Upgrade fmr"):
         fmr.load(tmp_path / form)
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fmr.errors import StructureError
-from fmr.graph.execute import execute
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import read_dims
 from fmr.structure.normal.match import SHAPE, Projection, Way, after, climb, contraction
+from fmr.structure.proof.evaluate import in_double
 
 _RESHAPES = frozenset({"view", "reshape", "unflatten"})
 """Ops that lay the same numbers, in the same order, out in another shape."""
@@ -41,7 +41,7 @@ def carried(graph: Graph, value: Tensor, way: Way) -> Tensor | None:
                 known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
             elif node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph, graph[p.id]) for p in node.parents}
-                known[node.id] = execute(node, tensors).contiguous()
+                known[node.id] = in_double(node, tensors).contiguous()
             elif met and node.op in ("sum", "mean"):
                 known[node.id] = _reduced(known[met[0]], node)
             elif met:

@@ -9,6 +9,8 @@ from fmr.errors import StructureError
 from fmr.graph.execute import execute, overwritten
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
+from fmr.nests import replaced
+from fmr.nodes import Node
 from fmr.structure.normal.match import after
 
 Values = Callable[[TensorId], Tensor]
@@ -26,10 +28,41 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     for node in after(graph, first, target, lambda node: node.id not in given):
         if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
             tensors = {p.id: known[p.id] if p.id in known else _double(value(p.id)) for p in node.parents}
-            known[node.id] = overwritten(graph.__getitem__, node, tensors) if node.op == ALIAS else execute(node, tensors)
+            if node.op == ALIAS:
+                known[node.id] = overwritten(graph.__getitem__, node, tensors, in_double)
+            else:
+                known[node.id] = in_double(node, tensors)
     if target not in known:
         raise StructureError(f"{target} does not depend on any of {', '.join(given)}.")
     return known[target]
+
+
+def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+    """Run the op of a node again in double precision, whatever it was cast to; dropout hands its input on."""
+    read = [tensors[parent.id] for parent in node.parents]
+    match node.op:
+        case "dropout":
+            return read[0]
+        case "to":
+            return read[0].to(torch.float64 if node.dtype.is_floating_point else node.dtype)
+        case "copy" if len(read) == 2:
+            return read[1].expand_as(read[0])
+        case "grouped_mm" if len(read) == 3:
+            return _grouped(*read)
+    args = {at: replaced(arg, torch.dtype, _widened) for at, arg in node.args.items() if at not in ("dtype", "out")}
+    parents = tuple(parent for parent in node.parents if parent.at.partition(".")[0] != "out")
+    return execute(node._replace(args=args, parents=parents), tensors)
+
+
+def _widened(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else dtype
+
+
+def _grouped(rows: Tensor, matrices: Tensor, offs: Tensor) -> Tensor:
+    """The product of each group of rows with its own matrix; `offs` are the ends of the groups."""
+    ends = offs.tolist()
+    parts = [rows[start:end] @ matrix for start, end, matrix in zip([0, *ends], ends, matrices, strict=False)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
 
 
 def _double(tensor: Tensor) -> Tensor:
