@@ -13,14 +13,11 @@ _HOMES: dict[str, Any] = {
     "torch": torch,
     "F": F,
     "nn": torch._C._nn,
-    "linalg": torch._C._linalg,
-    "special": torch._C._special,
-    "fft": torch._C._fft,
-    "nested": torch._C._nested,
+    **{name: getattr(torch._C, f"_{name}") for name in ("linalg", "special", "fft", "nested")},
 }
 """Where torch keeps its functions. `F.layer_norm` and `torch.layer_norm` differ in their arguments."""
 
-_PLACES = frozenset(home.__name__ for home in _HOMES.values()) - {"torch", "Tensor"}
+_PLACES = frozenset(home.__name__ for home in _HOMES.values()) - {"torch", "Tensor"} | {"torch._tensor", "torch.functional"}
 """The modules whose every function computes."""
 
 _NOT = frozenset({"from_file", "__setstate__", "__reduce_ex__"})
@@ -49,10 +46,8 @@ def function_of(spelling: str) -> Callable[..., Any] | None:
     What torch does not let others override, `torch.load` among them, is never found: a name may come from a file.
     """
     home, _, name = spelling.partition(".")
-    if home == "ops":
-        return _registered(name)
-    found = getattr(_HOMES.get(home), name, None)
-    return found if found is not None and _computes(found) else None
+    found: Callable[..., Any] | None = _registered(name) if home == "ops" else getattr(_HOMES.get(home), name, None)
+    return found if home == "ops" or _computes(found) else None
 
 
 def _computes(func: Any) -> bool:

@@ -4,7 +4,7 @@ Each function takes the arguments of the op that it explains. They are traced li
 values their IDs, `...attn/scaled_dot_product_attention#0/softmax#0`, and run only when such a value is asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -128,10 +128,9 @@ def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
     return input.add(product if value == 1.0 else product.mul(value))
 
 
-def _einsum(equation: str, *operands: Any) -> Tensor:
+def _einsum(equation: str, *given: Any) -> Tensor:
     """The product of several operands, two at a time from the left; two that nothing is summed of are multiplied."""
-    if isinstance(operands[0], (list, tuple)):
-        operands = tuple(operands[0])
+    operands: Sequence[Tensor] = given[0] if isinstance(given[0], (list, tuple)) else given
     before, _, after = equation.replace(" ", "").partition("->")
     words = before.split(",")
     word, out = words[0], operands[0]

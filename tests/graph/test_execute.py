@@ -72,6 +72,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tensors in a tuple": lambda x: torch.stack((x, x), -1),
     "outputs in a list": lambda x: torch.stack([*x.max(1)][:1]),
     "outputs as they are": lambda x: torch.cat(x.unbind()),
+    "methods in Python": lambda x: x.unflatten(-1, (2, -1)).flatten(1).split([3, 9], 1)[0],
     "ellipsis and none": lambda x: x[..., None, 1:],
     "dicts by name": lambda x: F.pad(input=x, pad=[1, 2], mode="constant", value=np.float32(2)),
     "types by name": lambda x: x.softmax(-1, dtype=torch.float64).to(torch.bfloat16).float().type(torch.half).to(x),
