@@ -5,8 +5,9 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,32 +17,126 @@ import torch
 from fmr.errors import StoreError
 from fmr.nests import Hole
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
 SCHEMA = 2
+
+_CHUNK = 1 << 20
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NEW = _BINARY | os.O_RDWR | os.O_CREAT | os.O_EXCL
+_READ = _BINARY | os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+
+
+def named(path: str | os.PathLike[str]) -> Path:
+    """The path that was given, if a system can take it; an empty one would be the working directory."""
+    try:
+        good = b"\0" not in os.fsencode(path) and os.fspath(path)
+    except UnicodeEncodeError:
+        good = ""
+    if not good:
+        raise StoreError(f"{os.fspath(path)!a} is no path. Expected the name of a file, as 'facts.fmr', or of a folder.")
+    return Path(path)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder under a path; a path that no system takes is none."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], like: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write that takes the place of `path` when the block ends: a killed writer leaves the old file whole.
 
-    It is written under a temporary name beside the target, flushed to disk and renamed; after an error it is removed.
+    It is written under a temporary name beside the target, flushed to disk and renamed; after an error it is removed,
+    and what killed writers of this file left goes with the next one. The new file has the permissions of the old one, or
+    of `like`; where the path is a link it stays one, and what it points to is replaced.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        file = open(temporary, "xb")  # noqa: SIM115
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"{target} cannot be written: there is no folder {target.parent}. Create it first.") from None
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    target = _target(path)
+    temporary, handle = _begun(target, _mode(like or target))
+    with ExitStack() as stack:
+        stack.callback(os.close, handle)  # which holds the lock until the file has its name
+        try:
+            with os.fdopen(os.dup(handle), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if fcntl is None:  # an open file is not renamed there
+                stack.close()
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
     _flush_folder(target.parent)
+    _remove_leftovers(target)
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file to replace: where the path is a link, the one at its end."""
+    target = named(path)
+    if os.path.islink(target):
+        target = Path(os.path.realpath(target))
+    with suppress(OSError):
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            raise StoreError(f"{target} cannot be written: it is no regular file. Expected a new name, or that of a file.")
+    return target
+
+
+def _mode(path: Path) -> int | None:
+    """The permissions of a file; None where there is none."""
+    with suppress(OSError):
+        return stat.S_IMODE(os.stat(path).st_mode)
+    return None
+
+
+def _begun(target: Path, mode: int | None) -> tuple[Path, int]:
+    """A new file beside the target, open and locked, so that another writer does not take it for one that was left."""
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            handle = os.open(temporary, _NEW, 0o666 if mode is None else 0o600)
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(f"{target} cannot be written: there is no folder {target.parent}. Create it first.") from None
+        except OSError as error:
+            raise StoreError(f"{str(target)!r} cannot be written ({_why(error)}). Expected a path to a new file.") from None
+        if mode is not None:
+            with suppress(OSError):
+                os.chmod(temporary, mode)
+        if fcntl is None or (_locked(handle, fcntl.LOCK_EX), temporary.exists())[1]:
+            return temporary, handle
+        os.close(handle)
+
+
+def _locked(handle: int, how: int) -> bool:
+    """Whether an open file could be locked; some systems for files on a network have no locks."""
+    with suppress(OSError):
+        fcntl.flock(handle, how)
+        return True
+    return False
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed writers of a file left beside it: those that still write hold a lock."""
+    left = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
+    if fcntl is not None:
+        with suppress(OSError), os.scandir(target.parent) as entries:
+            for name in [entry.path for entry in entries if left.fullmatch(entry.name)]:
+                _remove_left(name)
+
+
+def _remove_left(path: str) -> None:
+    with suppress(OSError):
+        handle = os.open(path, _READ | os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            if _locked(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                os.unlink(path)
+        finally:
+            os.close(handle)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -60,17 +155,52 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
 
 
-def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
-    """The content of a file; where there is none, one clear error that says what was expected."""
+def opened(path: str | os.PathLike[str], expected: str) -> BinaryIO:
+    """A regular file, open for reading; a pipe or a device, which may never end, is an error."""
+    path = named(path)
     try:
-        return Path(path).read_bytes()
+        handle = os.open(path, _READ)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(0, "it is no regular file")
     except OSError as error:
         raise StoreError(unreadable(path, expected, error)) from None
+    return os.fdopen(handle, "rb")
+
+
+def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
+    """The text of a file; where there is none, one clear error that says what was expected."""
+    with opened(path, expected) as file, understood(os.fspath(path)):
+        try:
+            return read_text(file)
+        except OSError as error:
+            raise StoreError(unreadable(path, expected, error)) from None
+
+
+def read_text(file: BinaryIO, length: int | None = None) -> bytes:
+    """The bytes of a text from where a file stands, or so many of them.
+
+    A file may say that it is larger than any memory and hold nothing: its holes read as zeros, which no text has.
+    """
+    chunks, left = [], length
+    while left is None or left > 0:
+        chunk = file.read(_CHUNK if left is None else min(_CHUNK, left))
+        if not chunk:
+            break
+        if b"\0" in chunk:
+            raise ValueError("zeros where text was expected")
+        chunks.append(chunk)
+        left = None if left is None else left - len(chunk)
+    return b"".join(chunks)
 
 
 def unreadable(path: str | os.PathLike[str], expected: str, error: OSError) -> str:
     """The message for a path that does not open."""
-    return f"{os.fspath(path)} cannot be read ({error.strerror}). Expected {expected}; check the path, or save it again."
+    return f"{os.fspath(path)} cannot be read ({_why(error)}). Expected {expected}; check the path, or save it again."
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 @contextmanager
@@ -107,9 +237,9 @@ def unseal(kind: str, data: bytes, source: str) -> dict[str, Any]:
         outer = json.loads(data)
         form, schema, mark, text = outer["format"], outer["schema"], outer["digest"], outer["body"]
     if form != f"fmr.{kind}":
-        raise StoreError(f"{source} holds {form!r}, expected 'fmr.{kind}'. Load it with the function for its kind.")
+        raise StoreError(f"{source} holds {printed(form)}, expected 'fmr.{kind}'. Load it with the function for its kind.")
     if schema.__class__ is not int or schema > SCHEMA:
-        raise StoreError(f"{source} has schema {schema!r}, this version of fmr reads schema {SCHEMA}. Upgrade fmr.")
+        raise StoreError(f"{source} has schema {printed(schema)}, this version of fmr reads schema {SCHEMA}. Upgrade fmr.")
     if not isinstance(text, str) or _mark(form, schema, text) != mark:
         raise StoreError(f"{source} is damaged: its checksum does not match its content. Save it again from the run.")
     if schema < SCHEMA:
@@ -164,14 +294,23 @@ def encode(value: Any) -> Any:
 def printed(value: Any) -> str:
     """What an object prints, the same in every process: without its address in memory, and no longer than a line or two."""
     try:
-        text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+        text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(_begin_of(value)))
     except Exception:
         text = f"<{type(value).__name__}>"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+def _begin_of(value: Any) -> Any:
+    """The value, or as much of a long nest as can be seen in its printed form."""
+    if value.__class__ is list or value.__class__ is tuple:
+        return value.__class__([_begin_of(item) for item in value[:_LONGEST]])
+    return value
+
+
 def decode(value: Any) -> Any:
     """The value that was encoded; one that had no JSON form comes back as the text it printed."""
+    if isinstance(value, list):
+        raise ValueError("a list that does not say its kind")
     if not isinstance(value, dict):
         return value
     ((kind, item),) = value.items()
@@ -196,7 +335,9 @@ def decode(value: Any) -> Any:
             return _array(*item)
         case "torch":
             return torch.device(item[1]) if item[0] == "device" else _of_torch(item[1])
-    return item
+        case "printed":
+            return str(item)
+    raise ValueError(f"{kind} is no kind of argument")
 
 
 def _array(dtype: str, shape: list[int], items: list[Any]) -> Any:

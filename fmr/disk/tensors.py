@@ -8,15 +8,16 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from fmr.disk.files import decode, digest, understood, unreadable
+from fmr.disk.files import decode, digest, opened, read_text, understood, unreadable
 from fmr.errors import StoreError
 
 _CODES = {
@@ -109,22 +110,22 @@ class TensorFile:
 
     def __init__(self, path: Path, expected: str) -> None:
         self.path = path
-        try:
-            self._file = open(path, "rb")  # noqa: SIM115
-        except OSError as error:
-            raise StoreError(unreadable(path, expected, error)) from None
+        self._file = opened(path, expected)
         weakref.finalize(self, self._file.close)
         self._lock = Lock()
         self.entries: dict[str, Entry] = {}
         with understood(str(path)):
-            self._header, self._base = self._read_header()
+            try:
+                self._header, self._base = self._read_header()
+            except OSError as error:
+                raise StoreError(unreadable(path, expected, error)) from None
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
         size = os.fstat(self._file.fileno()).st_size
         length = int.from_bytes(self._file.read(8), "little")
         if size < 8 or length > size - 8:
             raise ValueError(f"a header of {length} bytes in a file of {size}")
-        header = json.loads(self._file.read(length))
+        header = json.loads(read_text(self._file, length))
         end = max((row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"), default=0)
         if 8 + length + end != size:
             raise ValueError(f"{size} bytes where {8 + length + end} were written")
@@ -132,24 +133,37 @@ class TensorFile:
 
     def content(self, name: str) -> Tensor:
         """The bytes of a tensor as the header places them, not verified."""
-        with understood(str(self.path)):
+        with self._at(name) as length:
+            data = torch.empty(length, dtype=torch.uint8, device="cpu")
+            found = self._file.readinto(bytes_of(data))  # type: ignore[attr-defined]
+        return data if found == length else self._cut_short(name, found, length)
+
+    def text(self, name: str) -> bytes:
+        """The same for a tensor that holds a text."""
+        with self._at(name) as length:
+            text = read_text(self._file, length)
+        return text if len(text) == length else self._cut_short(name, len(text), length)
+
+    @contextmanager
+    def _at(self, name: str) -> Iterator[int]:
+        """The length of a tensor in bytes, the file at its begin and what goes wrong in reading it one error."""
+        with self._lock, understood(str(self.path)):
             begin, end = self._header[name]["data_offsets"]
             if not 0 <= begin <= end:
                 raise ValueError(f"{name!r} from byte {begin} to {end}")
-            data = torch.empty(end - begin, dtype=torch.uint8, device="cpu")
-        with self._lock:
             try:
                 self._file.seek(self._base + begin)
-                found = self._file.readinto(bytes_of(data))
+                yield end - begin
             except OSError as error:
                 raise StoreError(unreadable(self.path, f"the values of {name!r}", error)) from None
-        if found != end - begin:
-            raise StoreError(f"{self.path} was cut short: {name!r} has {found} of {end - begin} bytes. Save it again.")
-        return data
+
+    def _cut_short(self, name: str, found: int, length: int) -> NoReturn:
+        raise StoreError(f"{self.path} was cut short: {name!r} has {found} of {length} bytes. Save it again.")
 
     def expect(self, entries: Sequence[Entry]) -> None:
         """Raise unless the file's header states exactly these tensors; from then on they are its `entries` by name."""
-        expected = header_of(entries)
+        with understood(str(self.path)):
+            expected = header_of(entries)
         if self._header != expected:
             wrong = [n for n in {**expected, **self._header} if self._header.get(n) != expected.get(n)]
             raise StoreError(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fmr.errors import GraphError
 from fmr.graph.build import Builder
 from fmr.graph.execute import call_of
 from fmr.ids import Parent, TensorId
@@ -112,7 +113,13 @@ def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner
     with unwatched(), recorder:
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in kinds.items()}
         args, kwargs = _explained_call(node, tensors)
-        recorder.record(_Explained.forward, _Explained(node.op), args, kwargs)
+        try:
+            recorder.record(_Explained.forward, _Explained(node.op), args, kwargs)
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+            raise GraphError(
+                f"{node.id} cannot be opened: {node.op} takes no such arguments ({type(error).__name__}: {error}). "
+                f"Expected a graph as fmr recorded it."
+            ) from error
     given = {id(tensor): TensorId(place) for place, tensor in enumerate(tensors.values())}
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
     rename = {n.id: given.get(id(v), n.id) for n, v in made if n.id.is_source}

@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fmr.disk.files import decode, encode, read_whole, seal, understood, unseal, write_whole
+from fmr.disk.files import read_whole, seal, understood, unseal, write_whole
 from fmr.errors import GraphError, IdError, nearest
 from fmr.graph.align import align, diff
 from fmr.graph.expand import Inner, inner_nodes
+from fmr.graph.pack import packed, unpacked
 from fmr.ids import OPAQUE, RESULT, Parent, TensorId, outer_scope, within
 from fmr.nests import Nest, ids_in, map_ids
 from fmr.nodes import Key, Node, Scope, id_of, scope_of
@@ -236,7 +237,7 @@ class Graph:
     def fingerprint(self) -> str:
         """A hash of the ops, their IDs and their edges; shapes, dtypes, devices and call sites do not count."""
         lines = (f"{node.id} {node.op} {[(str(p), p.at) for p in node.parents]}\n" for node in self.nodes)
-        return hashlib.blake2b("".join(lines).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b("".join(lines).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
     align = align
     diff = diff
@@ -288,23 +289,17 @@ class Graph:
         """Read a graph that `save` wrote; a damaged, foreign or newer file is a `StoreError`."""
         body = unseal("graph", read_whole(path, "a graph that graph.save(path) wrote"), str(path))
         with understood(str(path)):
-            return Graph.from_dict(body)
+            return Graph(*unpacked(body))
 
     def to_dict(self) -> dict[str, Any]:
         """The graph in plain types for JSON."""
-        return {
-            "model": self.model,
-            "fingerprint": self.fingerprint,
-            "nodes": [_pack(node) for node in self.nodes],
-            "scopes": [[s.path, s.module, s.kind, s.parent, encode(s.inputs), encode(s.output)] for s in self.scopes],
-        }
+        return {"model": self.model, "fingerprint": self.fingerprint, **packed(self.nodes, self.scopes)}
 
     @staticmethod
     def from_dict(body: dict[str, Any]) -> "Graph":
-        """The graph that `to_dict` gave."""
-        rows = [(*row[:4], map_ids(TensorId, decode(row[4])), map_ids(TensorId, decode(row[5]))) for row in body["scopes"]]
-        scopes = [Scope(path, module, kind, above, given, out) for path, module, kind, above, given, out in rows]
-        return Graph([_unpack(row) for row in body["nodes"]], scopes, body["model"])
+        """The graph that `to_dict` gave; what is no graph is a `StoreError`."""
+        with understood("This dict"):
+            return Graph(*unpacked(body))
 
     save_dot = save_dot
     save_svg = save_svg
@@ -360,27 +355,3 @@ class ModuleCall:
     def __repr__(self) -> str:
         path = self.scope.path or "root"
         return f"{path} ({self.scope.kind}): {len(self.nodes)} ops, output {list(ids_in(self.scope.output))}"
-
-
-def _pack(node: Node) -> list[Any]:
-    parents = [[str(parent), parent.at] for parent in node.parents]
-    args = {at: encode(value) for at, value in node.args.items()}
-    return [
-        node.id,
-        node.op,
-        node.scope,
-        parents,
-        list(node.shape),
-        encode(node.dtype),
-        str(node.device),
-        args,
-        node.where,
-        node.function,
-    ]
-
-
-def _unpack(row: list[Any]) -> Node:
-    parents = tuple(Parent(name, at) for name, at in row[3])
-    args = {at: decode(value) for at, value in row[7].items()}
-    device = decode({"torch": ["device", row[6]]})
-    return Node(TensorId(row[0]), row[1], row[2], parents, tuple(row[4]), decode(row[5]), device, args, row[8], row[9])

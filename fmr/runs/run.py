@@ -306,8 +306,9 @@ class Run:
         >>> fmr.load("facts.fmr")["h.0.attn/softmax#0"]
 
         params: store parameters and buffers too; they belong to the model, which has its own files. Graphs, kept values
-        and gradients are saved, `run.output` is not. A killed writer leaves the earlier save whole. A value that has no
-        plain elements (sparse, nested, meta) is a `StoreError` before anything is written.
+        and gradients are saved, `run.output` is not. A killed writer leaves the earlier save whole; one that is saved over
+        keeps its permissions, and a link stays one. A value that has no plain elements (sparse, nested, meta) is a
+        `StoreError` before anything is written.
         """
         from fmr.runs.store import save_run
 

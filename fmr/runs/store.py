@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmr.disk.files import digest, read_whole, replacing, seal, understood, unseal, write_whole
+from fmr.disk.files import digest, is_folder, named, read_whole, replacing, seal, understood, unseal, write_whole
 from fmr.disk.tensors import Entry, TensorFile, bytes_of, in_order, write_tensors
 from fmr.errors import IdError, StoreError
 from fmr.graph.graph import Graph
+from fmr.graph.pack import unpacked
 from fmr.ids import TensorId
 from fmr.runs.run import Pass, Run
 from fmr.watching.calls import unwatched
@@ -40,10 +41,10 @@ def load(path: str | os.PathLike[str]) -> Run:
     stays open as long as the run lives. `run.output` is None: what the model returned is not saved.
     A file that is missing, damaged, foreign or newer is a `StoreError`, here or when the damaged value is read.
     """
-    where = Path(path)
+    where = named(path)
     run = Run()
     with unwatched(), understood(str(where)):
-        body, file = _open_folder(where) if where.is_dir() else _open_file(where)
+        body, file = _open_folder(where) if is_folder(where) else _open_file(where)
         run.passes = [_restored(row, file, str(where)) for row in body["passes"]]
     return run
 
@@ -51,14 +52,14 @@ def load(path: str | os.PathLike[str]) -> Run:
 def save_run(run: Run, path: str | os.PathLike[str], params: bool) -> None:
     """Write every pass of a run: its graph, its kept values and its gradients, whole or not at all."""
     _ = run.last  # a run of nothing is an error
+    where = named(path)
     with unwatched():
         content = _Content(params)
         passes = [content.add(number, one) for number, one in enumerate(run.passes)]
         entries = in_order(content.reads)
         contents = (bytes_of(_elements(content.reads[entry]())) for entry in entries)
         body = {"passes": passes, "entries": entries}
-        where = Path(path)
-        if where.suffix and not where.is_dir():
+        if where.suffix and not is_folder(where):
             _write_file(where, body, entries, contents)
         else:
             _write_folder(where, body, entries, contents)
@@ -197,7 +198,7 @@ def _write_folder(folder: Path, body: dict[str, Any], entries: list[Entry], cont
         raise StoreError(f"{why} Expected an existing folder, or a new name in one.") from None
     values = f"values-{digest(seal('entries', {'entries': entries}))}.safetensors"
     with _alone(folder):
-        with replacing(folder / values) as file:
+        with replacing(folder / values, like=folder / _GRAPH) as file:
             write_tensors(file, entries, contents)
         write_whole(folder / _GRAPH, seal("run", {**body, "file": values}))
         for stale in folder.iterdir():
@@ -238,7 +239,7 @@ class Stored(Mapping[TensorId, Tensor]):
 
     def __getitem__(self, name: TensorId) -> Tensor:
         entry, shape, stride = self._views[name]
-        with unwatched():
+        with unwatched(), understood(str(self._file.path)):
             return self._file.elements(entry).as_strided(shape, stride)
 
     def __contains__(self, name: object) -> bool:
@@ -262,7 +263,7 @@ class Stored(Mapping[TensorId, Tensor]):
 
 def _open_file(path: Path) -> tuple[dict[str, Any], TensorFile]:
     file = TensorFile(path, "a run that run.save(path) wrote")
-    sealed = bytes_of(file.content(_GRAPH)).tobytes()
+    sealed = file.text(_GRAPH)
     body = unseal("run", sealed, str(path))
     _expect(file, body, [_graph_entry(len(sealed))])
     return body, file
@@ -298,7 +299,7 @@ def _restored(row: dict[str, Any], file: TensorFile, source: str) -> Pass:
 
     def graph() -> Graph:
         with understood(source):
-            return Graph.from_dict(row["graph"])
+            return Graph(*unpacked(row["graph"]))
 
     why = f"belongs to the model and {source} was saved without it. Save with run.save(path, params=True)."
     unsaved = {TensorId(name): f"{name!r} {why}" for name in row["unsaved"]}

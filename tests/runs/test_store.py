@@ -4,38 +4,24 @@ import ast
 import json
 import os
 import pickle
-import random
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import fmr
 from fmr import IdError, Run, StoreError, TrackError
-from fmr.disk import files
 from fmr.disk.tensors import TensorFile
+from tests.runs.stored import FORMS, Tiny, assert_whole, back_from, same
 
-FORMS = ["run.fmr", "run"]
 GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 64, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
-
-
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 3)
-        self.register_buffer("shift", torch.ones(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout((self.linear(x) + self.shift).relu(), 0.5, self.training)
 
 
 class Kinds(nn.Module):
@@ -61,44 +47,10 @@ class Kinds(nn.Module):
         return y.t().sum()
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Run:
-    torch.manual_seed(0)
-    return fmr.run(Tiny().eval(), torch.randn(2, 3))
-
-
 @pytest.fixture(scope="module", params=["eager", "sdpa"])
 def gpt2(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(**GPT2, attn_implementation=request.param)).eval()
-
-
-def bits(value: Tensor) -> Tensor:
-    plain = value.detach().resolve_conj().resolve_neg()
-    return plain.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
-
-
-def assert_whole(back: Run, run: Run, params: bool = False) -> None:
-    """Everything that was kept is there, bit for bit, and nothing else."""
-    assert len(back.passes) == len(run.passes)
-    for ours, theirs in zip(back.passes, run.passes, strict=True):
-        expected = [name for name in theirs.kept if params or not name.startswith(("param:", "buffer:"))]
-        assert list(ours.kept) == expected
-        assert [name for name in expected if not same(ours[name], theirs[name])] == []
-        if theirs._graph is not None:
-            assert (ours.graph.nodes, ours.graph.scopes) == (theirs.graph.nodes, theirs.graph.scopes)
-            assert ours.graph.fingerprint == theirs.graph.fingerprint
-
-
-def back_from(run: Run, path: Path, params: bool = False) -> Run:
-    run.save(path, params=params)
-    back = fmr.load(path)
-    assert_whole(back, run, params)
-    return back
 
 
 # ---- what comes back
@@ -237,8 +189,9 @@ def test_the_same_elements_are_stored_once(tmp_path: Path) -> None:
 def test_reading_reads_that_value_alone(tiny: Run, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.save(tmp_path / form)
     read: list[str] = []
-    content = TensorFile.content
-    monkeypatch.setattr(TensorFile, "content", lambda self, name: read.append(name) or content(self, name))
+    for kind in ("content", "text"):
+        how = getattr(TensorFile, kind)
+        monkeypatch.setattr(TensorFile, kind, lambda self, name, how=how: read.append(name) or how(self, name))
     back = fmr.load(tmp_path / form)
     _ = back.graph, repr(back), "/relu#0" in back, back.last.kept
     assert read == (["graph.json"] if form == "run.fmr" else [])
@@ -313,114 +266,6 @@ def test_a_run_of_nothing_is_not_saved(tmp_path: Path) -> None:
         Run().save(tmp_path / "run.fmr")
 
 
-@pytest.mark.parametrize("name", ["absent/run.fmr", "absent/run", "file/run.fmr", "file"])
-def test_a_path_that_cannot_be_written_is_an_error(tiny: Run, tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(StoreError, match=r"there is no folder .* Create it first|cannot be made a folder"):
-        tiny.save(tmp_path / name)
-    assert (tmp_path / "file").read_bytes() == b"mine"
-
-
-# ---- damage
-
-
-def parts(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else [path]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_truncated_files_are_one_error(tiny: Run, tmp_path: Path, form: str) -> None:
-    tiny.save(tmp_path / form)
-    for part in parts(tmp_path / form):
-        whole = part.read_bytes()
-        for sixteenth in range(16):
-            part.write_bytes(whole[: len(whole) * sixteenth // 16])
-            with pytest.raises(StoreError, match="is not a file of fmr, or it is damaged"):
-                fmr.load(tmp_path / form)
-        part.write_bytes(whole)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_flipped_byte_is_an_error_or_changes_nothing(tiny: Run, tmp_path: Path, form: str) -> None:
-    tiny.save(tmp_path / form)
-    draw = random.Random(0)
-    quiet = flips = 0
-    for part in parts(tmp_path / form):
-        whole = part.read_bytes()
-        with open(part, "r+b", buffering=0) as file:
-            # the JSON is covered by a checksum of its own, which tests/test_files.py flips byte by byte
-            step = {place for place in range(len(whole)) if not 2000 < place < len(whole) - 200 or place % 17 == 0}
-            for place in sorted(step):
-                file.seek(place)
-                file.write(bytes([whole[place] ^ draw.randrange(1, 256)]))
-                flips += 1
-                try:
-                    assert_whole(fmr.load(tmp_path / form), tiny)
-                    quiet += 1
-                except StoreError:
-                    pass
-                file.seek(place)
-                file.write(whole[place : place + 1])
-    assert_whole(fmr.load(tmp_path / form), tiny)
-    assert quiet < 0.01 * flips
-
-
-def test_a_damaged_value_leaves_the_others_readable(tiny: Run, tmp_path: Path) -> None:
-    tiny.save(tmp_path / "run")
-    values = next((tmp_path / "run").glob("values-*"))
-    whole = bytearray(values.read_bytes())
-    whole[-1] ^= 1
-    values.write_bytes(whole)
-    back = fmr.load(tmp_path / "run")
-    assert same(back["input:x"], tiny["input:x"])
-    with pytest.raises(StoreError, match=r"the checksum of '0:/relu#0' does not match its bytes"):
-        back["/relu#0"]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_file_swapped_for_another_is_an_error(tiny: Run, tmp_path: Path, form: str) -> None:
-    tiny.save(tmp_path / form)
-    place = parts(tmp_path / form)[-1]
-    for content in (b"", b"\x00" * 64, pickle.dumps({"a": 1}), pickle.dumps([0] * 99), b'{"format": "fmr.run"}'):
-        place.write_bytes(content)
-        with pytest.raises(StoreError):
-            fmr.load(tmp_path / form)
-    torch.save({"a": torch.ones(2)}, place)
-    with pytest.raises(StoreError):
-        fmr.load(tmp_path / form)
-    save_file({"a": torch.ones(2)}, place)
-    with pytest.raises(StoreError):
-        fmr.load(tmp_path / form)
-
-
-def test_what_is_missing_is_named(tiny: Run, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"absent\.fmr cannot be read .*Expected a run that run\.save\(path\) wrote"):
-        fmr.load(tmp_path / "absent.fmr")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(StoreError, match=r"graph\.json cannot be read .*Expected the graph\.json of a run"):
-        fmr.load(tmp_path / "empty")
-    tiny.save(tmp_path / "run")
-    next((tmp_path / "run").glob("values-*")).unlink()
-    with pytest.raises(StoreError, match=r"values-.* cannot be read .*Expected the values that graph\.json names"):
-        fmr.load(tmp_path / "run")
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_newer_schema_says_upgrade(tiny: Run, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "SCHEMA", 3)
-        tiny.save(tmp_path / form)
-    with pytest.raises(StoreError, match=r"has schema 3, this version of fmr reads schema 2\. Upgrade fmr"):
-        fmr.load(tmp_path / form)
-
-
-def test_a_graph_file_is_not_a_run(tiny: Run, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    tiny.graph.save(tmp_path / "run" / "graph.json")
-    with pytest.raises(StoreError, match=r"holds 'fmr\.graph', expected 'fmr\.run'"):
-        fmr.load(tmp_path / "run")
-
-
 # ---- no pickle
 
 
@@ -445,97 +290,40 @@ def test_saving_and_loading_pickle_and_execute_nothing(tiny: Run, tmp_path: Path
     back_from(tiny, tmp_path / "run.fmr")
 
 
-# ---- killed, failing and competing writers
+# ---- names and arguments
 
 
-@pytest.mark.parametrize(
-    ("form", "step", "which"),
-    [("run.fmr", "fsync", 1), ("run.fmr", "replace", 1), ("run", "fsync", 1), ("run", "replace", 1), ("run", "replace", 2)],
-)
-def test_a_save_that_fails_leaves_the_earlier_one(
-    tiny: Run, tmp_path: Path, form: str, step: str, which: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny.save(tmp_path / form)
-    other = fmr.run(Tiny(), torch.randn(5, 3))
-    do, calls = getattr(os, step), []
+def test_a_module_of_any_name_comes_back(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("half\ud800", nn.ReLU())
 
-    def fail(*args: object) -> None:
-        calls.append(args)
-        if len(calls) == which:
-            raise OSError("disk full")
-        do(*args)
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.get_submodule("half\ud800")(x)
+            return out
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, step, fail)
-        with pytest.raises(OSError, match="disk full"):
-            other.save(tmp_path / form)
-    assert_whole(fmr.load(tmp_path / form), tiny)
-    assert not list(tmp_path.rglob("*.tmp"))
-    back_from(other, tmp_path / form)
-    assert len(parts(tmp_path / form)) == (2 if form == "run" else 1)
+    for form in FORMS:
+        back_from(fmr.run(Odd(), torch.ones(2)), tmp_path / form)
 
 
-def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tiny: Run, tmp_path: Path) -> None:
-    tiny.save(tmp_path / "run")
-    mine = {"notes.txt", "values-mine.safetensors", ".hidden.tmp"}
-    for name in (
-        *mine,
-        f"values-{'0' * 32}.safetensors",
-        f".values-{'0' * 32}.safetensors.01234567.tmp",
-        ".graph.json.89abcdef.tmp",
-    ):
-        (tmp_path / "run" / name).write_bytes(b"")
-    back_from(tiny, tmp_path / "run")
-    assert {path.name for path in parts(tmp_path / "run") if not path.name.startswith("values-0")} >= mine
-    assert len(parts(tmp_path / "run")) == len(mine) + 2
+class Scaled(nn.Module):
+    """An attention whose scores are scaled by a number of some kind."""
+
+    def __init__(self, scale: Any) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).view(2, 3, 2, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+        z = (q @ k.transpose(-1, -2) * self.scale).softmax(-1) @ v
+        return x + self.o(z.transpose(1, 2).reshape(2, 3, 8))
 
 
-KILLED = """
-import os, random, signal, sys, time
-import torch
-from torch import nn
-import fmr
-
-torch.set_num_threads(1)
-draw = random.Random(0)
-runs = [fmr.run(nn.Sequential(nn.Linear(4, 4096), nn.ReLU()), torch.full((64, 4), float(n))) for n in range(2)]
-for path in sys.argv[1:]:
-    runs[0].save(path)
-    for _ in range(12):
-        child = os.fork()
-        if child == 0:
-            while True:
-                for run in runs:
-                    run.save(path)
-        time.sleep(draw.uniform(0.0, 0.12))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        back = fmr.load(path)
-        which = int(back["input:input"][0, 0])
-        assert len(back.last.kept) == 3
-        assert all(torch.equal(back[name], runs[which][name]) for name in back.last.kept)
-    runs[1].save(path)
-print("whole")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, *(str(tmp_path / form) for form in FORMS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "whole\n", done.stderr
-    assert len(parts(tmp_path / "run")) == 2
-
-
-def test_writers_and_a_reader_of_one_folder_do_not_disturb_each_other(tiny: Run, tmp_path: Path) -> None:
-    runs = [tiny, fmr.run(Tiny().eval(), torch.randn(5, 3))]
-    tiny.save(tmp_path / "run")
-    writers = [threading.Thread(target=lambda run=run: [run.save(tmp_path / "run") for _ in range(8)]) for run in runs]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        back = fmr.load(tmp_path / "run")
-        assert_whole(back, runs[len(back["input:x"]) == 5])
-    for writer in writers:
-        writer.join()
-    assert len(parts(tmp_path / "run")) == 2
+@pytest.mark.parametrize("scale", [0.5, np.float32(0.5), np.float64(0.5), np.int64(2)], ids=lambda s: type(s).__name__)
+def test_an_attention_scaled_by_a_number_of_numpy_is_found_in_the_file_too(tmp_path: Path, scale: Any) -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Scaled(scale), torch.randn(2, 3, 8))
+    back = back_from(run, tmp_path / "run.fmr", params=True)
+    assert [len(fmr.locate(one).attention) for one in (run, back)] == [1, 1]
