@@ -10,7 +10,7 @@ from fmr.errors import GraphError
 from fmr.graph.build import Builder
 from fmr.graph.execute import call_of
 from fmr.ids import Parent, TensorId
-from fmr.nests import Nest, map_ids
+from fmr.nests import Nest, exact, map_ids
 from fmr.nodes import Node, scope_of
 from fmr.ops.fused import EXPLAINED, is_fused
 from fmr.watching.calls import unwatched
@@ -43,7 +43,7 @@ def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
         return Inner((), None)
     reads = tuple(dict.fromkeys(node.parents))
     kinds = tuple((parents[name].shape, parents[name].dtype) for name in reads)
-    call = node.op, tuple((reads.index(parent), parent.at) for parent in node.parents), repr(node.args)
+    call = node.op, tuple((reads.index(parent), parent.at) for parent in node.parents), exact(node.args)
     known = (*call, kinds, torch.get_default_dtype())
     if known not in _traced:
         if len(_traced) >= _MOST:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fmr.ids import TensorId
-from fmr.nests import leaves, outputs
+from fmr.nests import leaves, outputs, replaced
 from fmr.ops.fused import EXPLAINED
 from fmr.ops.names import PASS, is_tensor_result, op_of
 from fmr.watching.calls import WatcherMode, unwatched
@@ -21,9 +21,8 @@ def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) ->
     """
     with torch._C.DisableTorchFunction():
         alone = {id(tensor): tensor.detach() for _, tensor in leaves((args, kwargs))}
-    args = tuple(alone.get(id(arg), arg) for arg in args)
-    kwargs = {at: alone.get(id(arg), arg) for at, arg in kwargs.items()}
-    return _value(name, op, scope, args, kwargs)
+        args, kwargs = replaced((args, kwargs), Tensor, lambda tensor: alone[id(tensor)])
+    return _value(name, op, scope, args, {at: arg for at, arg in kwargs.items() if at != "out"})
 
 
 def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 import fmr
 from fmr import StructureError
+from fmr.disk.files import printed
 from fmr.graph.execute import call_of, execute
 from fmr.ids import Parent
-from fmr.nests import Hole
+from fmr.nests import Hole, exact
 from fmr.nodes import Node
 from tests.small import Fn
 
@@ -270,6 +271,42 @@ def test_a_call_is_restored_with_its_nests() -> None:
 def test_fused_ops_with_their_tensors_in_a_list_are_opened() -> None:
     run = recorded(lambda x: torch.einsum("ab,bc,cd->ad", [x, x, x]), torch.rand(3, 3))
     assert [node.op for node in run.graph.inner("/einsum#0")] == ["einsum", "einsum"]
+
+
+def test_a_value_inside_a_call_with_a_list_or_an_out_is_computed_also_while_the_model_runs() -> None:
+    x = torch.rand(3, 3)
+
+    def forward(x: Tensor) -> Tensor:
+        torch.lerp(x, x + 1, 0.5, out=torch.empty(3, 3))
+        return torch.einsum("ab,bc,cd->ad", [x, x, x])
+
+    model = Fn(lambda self, x: forward(x))
+    whole, some = fmr.run(model, x), fmr.run(model, x, keep="*#0/*")
+    assert set(some.last.kept) == {
+        "/einsum#0/einsum#0",
+        "/einsum#0/einsum#1",
+        *(f"/lerp#0/{op}#0" for op in ("sub", "mul", "add")),
+    }
+    assert all(same(some[name], whole[name]) for name in some.last.kept)
+    assert same(some["/einsum#0/einsum#0"], x @ x)
+
+
+def test_long_arrays_that_differ_in_the_middle_are_told_apart() -> None:
+    places, others = np.zeros(5000, "i8"), np.zeros(5000, "i8")
+    others[2500] = 1
+    first, second = recorded(lambda x: x[places] + x[others], X).graph.nodes[1:3]
+    assert repr(first.args) == repr(second.args)
+    assert exact(first.args) != exact(second.args)
+    assert exact(first.args) == exact({**first.args})
+
+
+def test_what_is_printed_of_an_argument_shows_its_kind_and_is_short() -> None:
+    graph = recorded(lambda x: torch.cat([x, x[IDS[0] :, [1, 2]][:, :1].expand(2, 3, 4)]) + x[[0] * 10**5].sum(), X).graph
+    assert [printed(graph[name].args[at]) for name, at in (("/cat#0", "0"), ("/getitem#1", "1"))] == [
+        "[<0.0>, <0.1>]",
+        "(slice(<1.0.start>, None, None), [1, 2])",
+    ]
+    assert len(printed(graph["/getitem#3"].args["1"])) < 210
 
 
 # ---- what is not run

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
+from fmr.nests import exact
 from fmr.nodes import Node
 
 SAME = frozenset([RESULT, *"alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()])
@@ -250,7 +251,7 @@ def _firsts(graph: Graph) -> dict[str, TensorId]:
     for node in graph.nodes:
         read = tuple((found[parent], parent.at) for parent in node.parents)
         own = not read or node.op in _OWN or is_random(node)
-        key = node.id if own else (node.op, read, repr(node.args), node.id.parts.output)
+        key = node.id if own else (node.op, read, exact(node.args), node.id.parts.output)
         found[node.id] = known.setdefault(key, node.id)
     return found
 
