@@ -68,6 +68,7 @@ def _placed(inner: Inner, node: Node, reads: tuple[Parent, ...]) -> Inner:
             scope=scope,
             parents=tuple(Parent(rename[p], p.at) for p in n.parents),
             device=node.device,
+            args={**n.args, "device": node.device} if "device" in n.args else n.args,
             where=node.where,
         )
         for n in inner.nodes

@@ -291,6 +291,12 @@ def test_a_value_inside_a_call_with_a_list_or_an_out_is_computed_also_while_the_
     assert same(some["/einsum#0/einsum#0"], x @ x)
 
 
+def test_what_is_made_inside_a_fused_op_is_made_on_the_device_of_its_op() -> None:
+    run = recorded(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), X)
+    name = "/scaled_dot_product_attention#0/ones#0"
+    assert same(execute(run.graph[name], {}), run[name])
+
+
 def test_long_arrays_that_differ_in_the_middle_are_told_apart() -> None:
     places, others = np.zeros(5000, "i8"), np.zeros(5000, "i8")
     others[2500] = 1
