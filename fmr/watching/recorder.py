@@ -70,7 +70,7 @@ class Recorder(RootWatcher):
                 emit((INSIDE, _unwrapped((args, kwargs)), ()))
                 return out
             for arg in args:
-                if arg.__class__ in _NESTS:
+                if arg.__class__ in _NESTS and not (arg.__class__ is tuple and _NESTS.isdisjoint(map(type, arg))):
                     args = _frozen(args)
                     break
             if kwargs:
@@ -204,10 +204,7 @@ def _frozen(value: Any) -> Any:
     if kind is list:
         return [_frozen(item) if item.__class__ in _NESTS else item for item in value]
     if kind is tuple:
-        for item in value:
-            if item.__class__ in _NESTS:
-                return tuple([_frozen(item) for item in value])
-        return value
+        return value if _NESTS.isdisjoint(map(type, value)) else tuple([_frozen(item) for item in value])
     if kind is dict:
         return {key: _frozen(item) for key, item in value.items()}
     return value.copy() if kind is np.ndarray else value
