@@ -28,6 +28,21 @@ class TensorId(str):
         return self.startswith(SOURCES)
 
     @property
+    def is_path(self) -> bool:
+        """Whether it names no op and no source but what a module call returned: "h.3.mlp", "cell@2", "h.3.attn:0"."""
+        return "#" not in self and not self.is_source
+
+    @property
+    def returned(self) -> tuple[str, str]:
+        """The dynamic path of a module call and the position in what it returned: empty for all of that.
+
+        >>> TensorId("h.3.attn:0").returned
+        ('h.3.attn', '0')
+        """
+        path, _, at = self.partition(":")
+        return path, at
+
+    @property
     def scope(self) -> str:
         """The module call (or fused op) that the op ran in; empty for the root and for sources."""
         return "" if self.is_source else self.rpartition("/")[0]
