@@ -180,7 +180,7 @@ class _Tracker:
                 call = builder.calls[-1].path
                 builder.feed(event)
                 keep_new()
-                if event[0] is EXIT and event[1] is not RAISED:
+                if event[0] is EXIT and event[1] is not RAISED and self.wanted is not None:
                     self._keep_returned(here, builder, call, event[1], tape)
             if isinstance(event[0], Op) and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
                 known.update((node.id, node) for node in builder.nodes[len(known) :])
@@ -230,6 +230,9 @@ class _Tracker:
             self._take(name, value, shared)
             return
         with unwatched() if _len_torch_function_stack() else nullcontext():
+            if value.__class__ is Tensor and ":" not in name:
+                self._take(name, value, True)
+                return
             path, at = name.returned
             part = item_at(tree_map(lambda tensor: tensor, value), at)
             self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)

@@ -138,6 +138,19 @@ class Reader(RootWatcher):
 
     def _follow(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A call on the way to planned IDs, with the mode on if its own ops are planned and off if they are not."""
+        if self._on or here.path in self.plan.ops:
+            out = self._switched(here, proceed, module, args, kwargs)
+        else:
+            above, self._here = self._here, here
+            try:
+                out = proceed(module, *args, **kwargs)
+            finally:
+                self._here = above
+        for name in self.plan.returned_by(here.path):
+            self._found(name, out, True)
+        return out
+
+    def _switched(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         before = self._here, self._wanted, self._trail, self._skip, self._on
         self._here, self._wanted = here, self.plan.ops.get(here.path)
         if self._wanted is not None:
@@ -145,13 +158,10 @@ class Reader(RootWatcher):
             self._skip = self.plan.skip[here.path]
         self._switch(self._wanted is not None)
         try:
-            out = proceed(module, *args, **kwargs)
+            return proceed(module, *args, **kwargs)
         finally:
             self._here, self._wanted, self._trail, self._skip, on = before
             self._switch(on)
-        for name in self.plan.returned_by(here.path):
-            self._found(name, out, True)
-        return out
 
     def _switch(self, on: bool) -> None:
         """Put this mode on or take it off; under a mode of the model's own it stays where it is."""
