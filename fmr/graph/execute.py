@@ -54,7 +54,7 @@ def execute(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
         return tensors[node.parents[0].id]
     args, kwargs = call_of(node, tensors)
     kwargs = {name: item for name, item in kwargs.items() if name not in ("dtype", "out", "inplace", "_stacklevel")}
-    out: Tensor = _function(node, args, kwargs)(*args, **kwargs)
+    out: Tensor = function_of(node, args, kwargs)(*args, **kwargs)
     index = node.id.parts.output
     return out if index is None else out[index]
 
@@ -78,7 +78,8 @@ def overwritten(lookup: Callable[[str], Node], node: Node, tensors: Mapping[Tens
     return whole
 
 
-def _function(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
+def function_of(node: Node, args: Any, kwargs: Any) -> Callable[..., Any]:
+    """The function that torch has for a node's op, as it is called with these arguments."""
     if node.op in _BINARY and len(args) == 2 and not kwargs:
         return _BINARY[node.op]
     match node.op:

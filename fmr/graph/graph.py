@@ -14,6 +14,7 @@ from fmr.errors import GraphError, IdError, nearest
 from fmr.graph.align import align, diff
 from fmr.graph.expand import Inner, inner_nodes
 from fmr.graph.paths import call_at, returned, the_one
+from fmr.graph.table import table
 from fmr.ids import OPAQUE, RESULT, Parent, TensorId, outer_scope, within
 from fmr.nests import Nest, ids_in, map_ids
 from fmr.nodes import Key, Node, Scope, id_of, scope_of
@@ -242,6 +243,7 @@ class Graph:
         lines = (f"{node.id} {node.op} {[(str(p), p.at) for p in node.parents]}\n" for node in self.nodes)
         return hashlib.blake2b("".join(lines).encode(), digest_size=8).hexdigest()
 
+    table = table
     align = align
     diff = diff
 
