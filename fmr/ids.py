@@ -30,17 +30,17 @@ class TensorId(str):
     @property
     def is_path(self) -> bool:
         """Whether it names no op and no source but what a module call returned: "h.3.mlp", "cell@2", "h.3.attn:0"."""
-        return "#" not in self and not self.is_source
+        return ("#" not in self or "/" not in self) and not self.startswith(SOURCES)
 
     @property
-    def returned(self) -> tuple[str, str]:
-        """The dynamic path of a module call and the position in what it returned: empty for all of that.
+    def readings(self) -> tuple[tuple[str, str], ...]:
+        """The dynamic path of a module call and the position in what it returned, in each way that a path may be read.
 
-        >>> TensorId("h.3.attn:0").returned
-        ('h.3.attn', '0')
+        >>> TensorId("h.3.attn:0").readings
+        (('h.3.attn:0', ''), ('h.3.attn', '0'))
         """
-        path, _, at = self.partition(":")
-        return path, at
+        parts = self.split(":")
+        return tuple((":".join(parts[:n]), ":".join(parts[n:])) for n in range(len(parts), 0, -1))
 
     @property
     def scope(self) -> str:

@@ -44,12 +44,17 @@ def _uncalled(graph: Calls, path: str) -> str:
 
 def returned(graph: Calls, name: TensorId) -> Nest:
     """The IDs that a module call returned, in a nest of tuples and dicts as it returned them."""
-    path, at = (str(name), "") if name in graph.calls or ":" not in name else name.returned
+    path, at = _reading(graph, name)
     output = call_at(graph, path).output
     found = item_at(output, at)
     if found is None:
         raise IdError(nothing_at(path, at, output))
     return found
+
+
+def _reading(graph: Calls, name: TensorId) -> tuple[str, str]:
+    """The module call that a path means, and the position in what it returned."""
+    return next(((path, at) for path, at in name.readings if path in graph.calls), name.readings[-1])
 
 
 def nothing_at(path: str, at: str, output: Nest) -> str:
@@ -81,8 +86,6 @@ def the_one(name: TensorId, found: Nest) -> TensorId:
     map_at(lambda at, one: ids.append(one), found)
     if len(ids) == 1:
         return ids[0]
-    path, at = name.returned
     raise IdError(
-        f"{str(name)!r} returned {len(ids)} tensors, where one is expected: name one, "
-        f"{_offered(f'{path}:{at}' if at else path, found)}."
+        f"{str(name)!r} returned {len(ids)} tensors, where one is expected: name one, {_offered(str(name), found)}."
     )

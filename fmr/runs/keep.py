@@ -1,9 +1,10 @@
 """What to keep of a run, and where: every argument is checked before the model runs."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,24 +18,34 @@ from fmr.watching.scopes import walk
 Keep = str | Key | Iterable[Key] | Callable[[Node], bool]
 
 
-class Wanted(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Wanted:
     """What to keep: exact IDs and paths, globs, the predicate they make (None: everything), a plan where one is enough."""
 
     ids: tuple[TensorId, ...]
     globs: tuple[str, ...]
     predicate: Callable[[Node], bool] | None
     plan: Plan | None
+    _of_call: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of_call(self, path: str) -> tuple[str, ...]:
         """The positions that are wanted of what a module call returned; the empty one is all of it."""
-        exact = [name.returned[1] for name in self.ids if name.is_path and name.returned[0] == path]
-        return (*exact, *([""] if any(fnmatchcase(path, glob) for glob in self.globs) else []))
+        found = self._of_call.get(path)
+        if found is None:
+            exact = [at for name in self.ids if name.is_path for read, at in name.readings if read == path]
+            matched = [""] if any(fnmatchcase(path, glob) for glob in self.globs) else []
+            found = self._of_call[path] = (*exact, *matched)
+        return found
 
 
 def parse(keep: Keep, model: nn.Module | None) -> Wanted:
     """What a `keep` says."""
     if isinstance(keep, str) and keep in ("all", "none"):
         return Wanted((), (), None if keep == "all" else nothing, None)
+    if isinstance(keep, str):
+        return _named((keep,))
+    if isinstance(keep, list) and keep and all(isinstance(key, str) for key in keep):
+        return _named(tuple(keep))
     if callable(keep) and not isinstance(keep, nn.Module):
         return Wanted((), (), keep, None)
     keys = _keys(keep)
@@ -81,10 +92,10 @@ def _module(module: nn.Module, model: nn.Module | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _named(names: tuple[TensorId, ...]) -> Wanted:
+def _named(names: tuple[str, ...]) -> Wanted:
     """The IDs and globs of a keep list; the same list in a later run needs no second thought."""
     globs = tuple(str(name) for name in names if any(character in name for character in "*?["))
-    ids = tuple(dict.fromkeys(name for name in names if name not in globs))
+    ids = tuple(dict.fromkeys(TensorId(name) for name in names if name not in globs))
     for name in ids:
         _ = name.is_source or name.is_path or name.parts
     planned = not any(may_name_values(glob) for glob in globs) and all(is_plannable(name) for name in ids)

@@ -117,7 +117,7 @@ class _Tracker:
     def __init__(self, run: Run, wanted: Wanted, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
         self.run, self.to, self.dtype, self.grad = run, to, dtype, grad
         self.keep = wanted
-        self.ids, self.globs, self.wanted, self.plan = wanted
+        self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
         self.stop, self.guard = stop, Guard()
         self.lacking: dict[TensorId, str] = {}
 
@@ -224,16 +224,16 @@ class _Tracker:
 
     # ---- a few IDs: only what the plan delivers
 
-    def _deliver(self, name: TensorId, value: Nest, shared: bool) -> None:
+    def _deliver(self, name: TensorId, value: Nest, shared: bool, at: str | None) -> None:
         """Take a planned value, or the tensors that a module call returned, each under the call's path and its position."""
-        if not name.is_path:
+        if at is None:
             self._take(name, value, shared)
             return
         with unwatched() if _len_torch_function_stack() else nullcontext():
-            if value.__class__ is Tensor and ":" not in name:
+            if value.__class__ is Tensor and not at:
                 self._take(name, value, True)
                 return
-            path, at = name.returned
+            path = name.removesuffix(f":{at}") if at else str(name)
             part = item_at(tree_map(lambda tensor: tensor, value), at)
             self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
             if part is None:
@@ -271,7 +271,7 @@ class _Tracker:
     def check_reached(self, model: nn.Module | None, watcher: Recorder | Reader) -> None:
         """Raise if a kept ID or glob was met in no pass."""
         for name in self.ids:
-            if not any(one.reached(name) for one in self.run.passes):
+            if not any(name in one.values or one.reached(name) for one in self.run.passes):
                 raise IdError(self.lacking.get(name) or self._unreached(name, model, watcher))
         for pattern in self.globs:
             if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.names()):
@@ -334,8 +334,9 @@ def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
 def _uncalled(name: TensorId, model: nn.Module | None) -> str:
     """Why a module had no call of this path, as far as the model's registration shows."""
     registered = list(walk(model)) if model is not None else []
-    module = next((module for path, module in registered if path == name.returned[0]), None)
-    others = [path for path, one in registered if one is module and path != name.returned[0]]
+    paths = [path for path, _ in name.readings]
+    module = next((module for path, module in registered if path in paths), None)
+    others = [path for path, one in registered if one is module and path not in paths]
     if module is None:
         return (
             " No module of that path is registered and none was called. Expected a path as in model.named_modules(), or an "

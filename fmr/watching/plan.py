@@ -39,12 +39,12 @@ class Plan:
     def __init__(self, ids: Iterable[TensorId], globs: Iterable[str] = ()) -> None:
         self.ids, self.globs = tuple(ids), tuple(globs)
         self.sources = [name for name in self.ids if name.is_source]
-        self.returned: dict[str, tuple[TensorId, ...]] = {}
+        self.returned: dict[str, tuple[tuple[TensorId, str], ...]] = {}
         self.ops: dict[str, dict[str, dict[int, list[Want]]]] = {}
         for name in self.ids:
             if name.is_path:
-                path = name.returned[0]
-                self.returned[path] = (*self.returned.get(path, ()), name)
+                for path, at in name.readings:
+                    self.returned[path] = (*self.returned.get(path, ()), (name, at))
             elif not name.is_source:
                 outer = outer_op(name)
                 part = outer.parts
@@ -53,14 +53,14 @@ class Plan:
         self.prefixes = {prefix for scope in (*self.ops, *self.returned) for prefix in _prefixes(scope)}
         self.registered = tuple({_bare(prefix) for prefix in self.prefixes})
         self.skip: dict[str, set[Callable[..., Any]]] = {scope: set() for scope in self.ops}
-        self._returned: dict[str, tuple[TensorId, ...]] = {}
+        self._returned: dict[str, tuple[tuple[TensorId, str], ...]] = {}
         self._paths: tuple[weakref.ref[nn.Module], Paths] | None = None
 
-    def returned_by(self, path: str) -> tuple[TensorId, ...]:
-        """The names under which the output of a module call is wanted."""
+    def returned_by(self, path: str) -> tuple[tuple[TensorId, str], ...]:
+        """The names under which the output of a module call is wanted, each with the position in it."""
         names = self._returned.get(path)
         if names is None:
-            matched = (TensorId(path),) if any(fnmatchcase(path, glob) for glob in self.globs) else ()
+            matched = ((TensorId(path), ""),) if any(fnmatchcase(path, glob) for glob in self.globs) else ()
             names = self._returned[path] = tuple(dict.fromkeys((*self.returned.get(path, ()), *matched)))
         return names
 
@@ -85,7 +85,9 @@ def _prefixes(scope: str) -> list[str]:
 
 
 class Reader(RootWatcher):
-    """Runs a plan: `deliver(id, value)` gets each planned value once a pass; `begin` and `end` enclose a pass.
+    """Runs a plan: `deliver` gets each planned value once a pass, `begin` and `end` enclose a pass.
+
+    It is given the ID, the value, whether others hold that too, and for a module call the position that is wanted in it.
 
     Only ops that run directly in a planned module call meet the mode; it is off in every call below and beside it.
     """
@@ -94,7 +96,7 @@ class Reader(RootWatcher):
         super().__init__(root)
         self.plan, self.stop = plan, stop
         self.begin: Callable[[], None] = begin
-        self.deliver: Callable[[TensorId, Nest, bool], None] = deliver
+        self.deliver: Callable[[TensorId, Nest, bool, str | None], None] = deliver
         self.end: Callable[[Any], None] = end
         self.ran: dict[str, list[Callable[..., Any]]] = {}
         self._trail: list[Callable[..., Any]] = []
@@ -146,8 +148,8 @@ class Reader(RootWatcher):
                 out = proceed(module, *args, **kwargs)
             finally:
                 self._here = above
-        for name in self.plan.returned_by(here.path):
-            self._found(name, out, True)
+        for name, at in self.plan.returned_by(here.path):
+            self._found(name, out, True, at)
         return out
 
     def _switched(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -235,8 +237,8 @@ class Reader(RootWatcher):
             if value is not None:
                 self._found(want.id, value, not want.inside)
 
-    def _found(self, name: TensorId, value: Nest, shared: bool) -> None:
-        self.deliver(name, value, shared)
+    def _found(self, name: TensorId, value: Nest, shared: bool, at: str | None = None) -> None:
+        self.deliver(name, value, shared, at)
         self._left -= 1
         if self.stop and self._left == 0:
             raise Stop(self)

@@ -317,3 +317,50 @@ def test_no_glob_that_matches_an_id_is_taken_for_one_over_paths() -> None:
         glob = "".join(rng.choice([c, c, c, "?", "*", f"[{c}]", "*?"]) for c in name)
         if any(wild in glob for wild in "*?[") and fnmatch.fnmatchcase(name, glob):
             assert may_name_values(glob), (glob, name)
+
+
+def test_modules_whose_names_look_like_parts_of_ids_have_paths() -> None:
+    parts = nn.ModuleDict({"a:b": nn.Linear(4, 4), "x#y": nn.Linear(4, 4), "all": nn.Linear(4, 4)})
+    model = Fn(lambda self, x: [x := self.parts[name](x) for name in ("a:b", "x#y", "all")][-1], parts=parts)
+    x = torch.randn(2, 4)
+    full = fmr.run(model, x)
+    for path in ("parts.a:b", "parts.x#y", "parts.all"):
+        same(fmr.run(model, x, keep=path)[path], full[f"{path}/linear#0"])
+        same(full[path], full[f"{path}/linear#0"])
+        same(full[full.graph.module(path)], full[path])
+
+
+def test_a_plan_of_paths_is_unseen_by_a_mode_of_the_user(model: nn.Module) -> None:
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    x, noise = torch.randn(2, 4), "_set_grad_enabled"
+    with Seen():
+        model(x)
+    plain, seen = [name for name in seen if name != noise], []
+    with Seen():
+        fmr.run(model, x, keep=["cell@1", "pair", ""], dtype=torch.float16)
+    assert [name for name in seen if name != noise] == plain
+
+
+def test_each_pass_of_a_plan_of_paths_has_its_own_values(model: nn.Module) -> None:
+    x = torch.randn(2, 4)
+    with fmr.track(model, keep=["cell", "pair"]) as run, torch.no_grad():
+        for scale in (1, 2):
+            model(x * scale)
+    for scale, one in zip((1, 2), run.passes, strict=True):
+        same(one["cell"], fmr.run(model, x * scale)["cell"])
+        same(one["pair"][0], fmr.run(model, x * scale)["pair:0"])
+
+
+def test_a_nest_of_a_plan_and_its_gradients_are_saved_and_loaded(model: nn.Module, tmp_path: Path) -> None:
+    run = fmr.run(model, torch.randn(2, 4), keep=["pair", "cell"], grad=True)
+    run.output.sum().backward()
+    run.save(tmp_path / "run.fmr")
+    loaded = fmr.load(tmp_path / "run.fmr")
+    same(loaded["pair"][2]["twice"], run["pair"][2]["twice"])
+    same(loaded.grad["pair:0"], run.grad["pair:0"])
+    assert loaded.last.kept == run.last.kept
