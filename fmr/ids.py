@@ -28,6 +28,21 @@ class TensorId(str):
         return self.startswith(SOURCES)
 
     @property
+    def is_path(self) -> bool:
+        """Whether it names no op and no source but what a module call returned: "h.3.mlp", "cell@2", "h.3.attn:0"."""
+        return ("#" not in self or "/" not in self) and not self.startswith(SOURCES)
+
+    @property
+    def readings(self) -> tuple[tuple[str, str], ...]:
+        """The dynamic path of a module call and the position in what it returned, in each way that a path may be read.
+
+        >>> TensorId("h.3.attn:0").readings
+        (('h.3.attn:0', ''), ('h.3.attn', '0'))
+        """
+        parts = self.split(":")
+        return tuple((":".join(parts[:n]), ":".join(parts[n:])) for n in range(len(parts), 0, -1))
+
+    @property
     def scope(self) -> str:
         """The module call (or fused op) that the op ran in; empty for the root and for sources."""
         return "" if self.is_source else self.rpartition("/")[0]

@@ -118,6 +118,28 @@ def tree_map(function: Callable[[Tensor], Any], value: Nest) -> Nest:
     return items if items.count(None) < len(items) else None
 
 
+def map_at(function: Callable[[str, Any], Any], nest: Nest, at: str = "") -> Nest:
+    """A nest of tuples and dicts with each leaf replaced by what a function makes of its position and of it."""
+    if nest is None:
+        return None
+    if isinstance(nest, dict):
+        return {key: map_at(function, item, f"{at}.{key}" if at else key) for key, item in nest.items()}
+    if isinstance(nest, tuple):
+        return tuple([map_at(function, item, f"{at}.{place}" if at else str(place)) for place, item in enumerate(nest)])
+    return function(at, nest)
+
+
+def item_at(nest: Nest, at: str) -> Nest:
+    """The part of a nest of tuples and dicts at a position; None where nothing is."""
+    if not at or nest is None:
+        return nest
+    if not isinstance(nest, (tuple, dict)):
+        return None
+    items = nest.items() if isinstance(nest, dict) else ((str(place), item) for place, item in enumerate(nest))
+    parts = ((item, at[len(key) + 1 :]) for key, item in items if at == key or at.startswith(f"{key}."))
+    return next((found for found in (item_at(item, rest) for item, rest in parts) if found is not None), None)
+
+
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})
 
 

@@ -1,7 +1,7 @@
 """What a graph is made of: a node for each value, a scope for each module call."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -92,17 +92,36 @@ def source_node(name: str, tensor: Tensor) -> Node:
     return Node(TensorId(name), kind, "", (), shape_of(tensor), tensor.dtype, tensor.device, {}, "")
 
 
-Key = str | Node | Site
-"""What names a value: an ID, a node or a site."""
+class OfCall(Protocol):
+    """What stands for one call of a module, and so for what the call returned."""
+
+    @property
+    def scope(self) -> Scope:
+        """The call."""
+
+
+Key = str | Node | Site | Scope | OfCall
+"""What names a value: an ID, the path of a module, a node, a site, or a module call of a graph."""
+
+
+def is_key(key: object) -> TypeGuard[Key]:
+    """Whether an object is of a kind that names a value."""
+    return isinstance(key, (str, Node, Site, Scope)) or isinstance(getattr(key, "scope", None), Scope)
 
 
 def id_of(key: Key) -> TensorId:
-    """The ID that a key names."""
+    """The ID that a key names; for a module call its path."""
     if isinstance(key, str):
         return TensorId(key)
-    if not isinstance(key, (Node, Site)):
-        raise IdError(f"{key!r} names no value: expected an ID, a node or a site. Passes are counted in run.passes[i].")
-    return key.id
+    if isinstance(key, (Node, Site)):
+        return key.id
+    call = key if isinstance(key, Scope) else getattr(key, "scope", None)
+    if isinstance(call, Scope):
+        return TensorId(call.path)
+    if isinstance(key, torch.nn.Module):
+        raise IdError(f"{type(key).__name__} is a module, not a key: expected its path, as in model.named_modules().")
+    expected = "expected an ID, the path of a module, a node or a site. Passes are counted in run.passes[i]."
+    raise IdError(f"{key!r} names no value: {expected}")
 
 
 class Nodes(Protocol):

@@ -14,6 +14,8 @@ from fmr.errors import GraphError, IdError, nearest
 from fmr.graph.align import align, diff
 from fmr.graph.expand import Inner, inner_nodes
 from fmr.graph.pack import packed, unpacked
+from fmr.graph.paths import call_at, returned, the_one
+from fmr.graph.table import table
 from fmr.ids import OPAQUE, RESULT, Parent, TensorId, outer_scope, within
 from fmr.nests import Nest, ids_in, map_ids
 from fmr.nodes import Key, Node, Scope, id_of, scope_of
@@ -58,11 +60,13 @@ class Graph:
             return False
 
     def __getitem__(self, key: Key) -> Node:
-        """The node of an ID, inner values of fused ops included."""
+        """The node of an ID, inner values of fused ops included; for the path of a module that of the tensor it returned."""
         name = id_of(key)
         place = self._place.get(name)
         if place is not None:
             return self.nodes[place]
+        if name.is_path:
+            return self[the_one(name, returned(self, name))]
         for node in self._inside(name):
             if node.id == name:
                 return node
@@ -71,10 +75,15 @@ class Graph:
 
     def place(self, key: Key) -> int:
         """The position of a value in execution order."""
-        place = self._place.get(id_of(key))
+        place = self._place.get(self._name(key))
         if place is None:
             raise IdError(f"{self[key].id!s} lies inside a fused op, which has one place. Expected graph.unfused.place(id).")
         return place
+
+    def _name(self, key: Key) -> TensorId:
+        """The ID that a key names; where that is the path of a module, the ID of what it returned."""
+        name = id_of(key)
+        return self[name].id if name.is_path else name
 
     def find(self, pattern: str) -> tuple[Node, ...]:
         """The nodes whose ID matches a glob, in execution order; inner values of fused ops stand after their op.
@@ -90,16 +99,11 @@ class Graph:
         >>> graph.module("h.3.attn").output.id
         'h.3.attn.resid_dropout/dropout#0'
         """
-        scope = self._scope_at.get(path)
-        if scope is None:
-            raise IdError(
-                f"{self.model} called no module {path!r} in this pass. Expected a dynamic path as in the IDs, with @k for "
-                f"the k-th repetition.{nearest(path, self._scope_at)}"
-            )
-        return ModuleCall(self, scope)
+        return ModuleCall(self, call_at(self, path))
 
     @cached_property
-    def _scope_at(self) -> dict[str, Scope]:
+    def calls(self) -> Mapping[str, Scope]:
+        """The module calls by their dynamic paths."""
         return {scope.path: scope for scope in self.scopes}
 
     @property
@@ -197,8 +201,9 @@ class Graph:
 
     def readers(self, key: Key) -> tuple[Node, ...]:
         """The nodes that read a value."""
-        found = self._readers.get(id_of(key))
-        return found if found is not None else self._holding(key)._readers[id_of(key)]
+        name = self._name(key)
+        found = self._readers.get(name)
+        return found if found is not None else self._holding(name)._readers[name]
 
     def ancestors(self, key: Key) -> tuple[Node, ...]:
         """Every node that a value depends on, in execution order."""
@@ -213,8 +218,8 @@ class Graph:
     def between(self, start: Key, end: Key) -> tuple[Node, ...]:
         """The nodes on the paths from one value to another, both ends included; empty where there is no path."""
         here = self._holding(start, end)
-        below = {id_of(start), *(node.id for node in here.descendants(start))}
-        above = {id_of(end), *(node.id for node in here.ancestors(end))}
+        below = {here._name(start), *(node.id for node in here.descendants(start))}
+        above = {here._name(end), *(node.id for node in here.ancestors(end))}
         return tuple(node for node in here.nodes if node.id in below and node.id in above)
 
     def _holding(self, *keys: Key) -> "Graph":
@@ -239,6 +244,7 @@ class Graph:
         lines = (f"{node.id} {node.op} {[(str(p), p.at) for p in node.parents]}\n" for node in self.nodes)
         return hashlib.blake2b("".join(lines).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
+    table = table
     align = align
     diff = diff
 

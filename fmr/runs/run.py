@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any, cast, overload
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,9 +13,10 @@ from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph.build import Builder
 from fmr.graph.expand import inner_value
 from fmr.graph.graph import Graph
+from fmr.graph.paths import returned, the_one
 from fmr.ids import Site, TensorId, outer_scope
-from fmr.nests import Nest
-from fmr.nodes import Key, id_of
+from fmr.nests import Nest, map_ids
+from fmr.nodes import Key, Node, id_of
 from fmr.pictures.notebook import preformatted
 from fmr.watching.calls import unwatched
 from fmr.watching.guard import Guard
@@ -45,6 +47,7 @@ class Pass:
         self.leaves: dict[Slot, Tensor] = {}
         self.unsaved: Mapping[TensorId, str] = {}
         self.values: dict[TensorId, Tensor] = {}
+        self.returned: dict[TensorId, Nest] = {}
         self.slots: dict[TensorId, Slot | None] = {}
         self.saved: Mapping[Slot, Tensor] = {}
         self._graph: Graph | None = None
@@ -74,6 +77,7 @@ class Pass:
         grads: Mapping[TensorId, Tensor],
         lost: Iterable[TensorId],
         unsaved: Mapping[TensorId, str],
+        returned: Mapping[TensorId, Nest],
         graph: Callable[[], Graph] | None,
     ) -> "Pass":
         """A pass that was saved; `unsaved` says of an ID why its value was left out, `graph` is called on first use."""
@@ -82,7 +86,7 @@ class Pass:
             here._graph = graph() if graph is not None else None
 
         here = cls(history, settle)
-        here.values, here.unsaved = cast("dict[TensorId, Tensor]", values), unsaved
+        here.values, here.unsaved, here.returned = cast("dict[TensorId, Tensor]", values), unsaved, dict(returned)
         here.slots, here.stored_grads = dict.fromkeys(lost), grads
         return here
 
@@ -111,14 +115,17 @@ class Pass:
         self._settle()
         if self._graph is None:
             raise TrackError(
-                "This run read a few IDs and recorded no graph. Expected a run with keep='all', keep='none' or a glob; "
-                "fmr.run(model, *inputs, keep='none').graph records the graph alone."
+                "This run read a few IDs and recorded no graph. Expected a run with keep='all', keep='none' or a glob over "
+                "IDs; fmr.run(model, *inputs, keep='none').graph records the graph alone."
             )
         return self._graph
 
     @property
     def kept(self) -> tuple[TensorId, ...]:
-        """The IDs whose values this pass holds."""
+        """The IDs whose values this pass holds.
+
+        They are a subclass of str, and `torch.load` takes plain ones alone: save `{str(id): run[id] for id in ...kept}`.
+        """
         self._settle()
         return tuple(self.values)
 
@@ -131,12 +138,51 @@ class Pass:
         except IdError:
             return False
 
-    def __getitem__(self, key: Key) -> Tensor:
-        """The value of an ID, a node or a site; inner values of fused ops are computed here."""
+    @overload
+    def __getitem__(self, key: TensorId | Node | Site) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, key: Key) -> Any: ...
+
+    def __getitem__(self, key: Key) -> Any:
+        """The value of an ID, a node or a site; inner values of fused ops are computed here.
+
+        For the path of a module it is what its call returned: a tensor, or the tensors of a tuple or a dict as they stood
+        there, with "h.3.attn:0" for one of them.
+        """
         self._settle()
         with unwatched():
-            value = self._value(id_of(key))
-            return key.of(value) if isinstance(key, Site) else value
+            name = id_of(key)
+            names = self.named(name)
+            if isinstance(key, Site):
+                return key.of(self._value(the_one(name, names)))
+            return map_ids(self._value, names)
+
+    def named(self, name: TensorId) -> Nest:
+        """The IDs under which what a key names is kept: the ID itself, or a nest of them for what a module call returned."""
+        self._settle()
+        if name in self.values or not name.is_path:
+            return name
+        if self.returned.get(name) is not None:
+            return self.returned[name]
+        if self._graph is not None:
+            return returned(self._graph, name)
+        raise IdError(f"This run did not keep {str(name)!r}.{nearest(name, self.names())}")
+
+    def names(self) -> tuple[TensorId | str, ...]:
+        """Everything that can be asked for by name: kept IDs and the module calls whose output is known."""
+        self._settle()
+        calls = self._graph.calls.items() if self._graph is not None else ()
+        done = (path for path, scope in calls if scope.output is not None)
+        return (*self.values, *(name for name, nest in self.returned.items() if nest is not None), *done)
+
+    def reached(self, name: TensorId) -> bool:
+        """Whether what was asked for by this name was met."""
+        if not name.is_path:
+            return name in self.values
+        with suppress(IdError):
+            return self.named(name) is not None
+        return False
 
     def _value(self, name: TensorId) -> Tensor:
         slot = self.slots.get(name)
@@ -218,7 +264,8 @@ class Gradients(Mapping[str, Tensor]):
         self._pass = owner
 
     def __getitem__(self, key: Key) -> Tensor:
-        here, name = self._pass, id_of(key)
+        here = self._pass
+        name = the_one(id_of(key), here.named(id_of(key)))
         if not here.history:
             raise TrackError(f"No gradient of {str(name)!r}: the run kept no history. Track with grad=True.")
         here._value(name)
@@ -267,8 +314,14 @@ class Run:
             raise TrackError("Nothing has run yet: call the model inside the block before reading from the run.")
         return self.passes[-1]
 
-    def __getitem__(self, key: Key) -> Tensor:
-        """The value of an ID, a node or a site in the last pass."""
+    @overload
+    def __getitem__(self, key: TensorId | Node | Site) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, key: Key) -> Any: ...
+
+    def __getitem__(self, key: Key) -> Any:
+        """The value of an ID, a node, a site or the path of a module in the last pass."""
         last = self.last
         try:
             return last[key]

@@ -15,12 +15,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmr.disk.files import digest, is_folder, named, read_whole, replacing, seal, understood, unseal, write_whole
+from fmr.disk.files import (
+    decode,
+    digest,
+    encode,
+    is_folder,
+    named,
+    read_whole,
+    replacing,
+    seal,
+    understood,
+    unseal,
+    write_whole,
+)
 from fmr.disk.tensors import Entry, TensorFile, bytes_of, in_order, write_tensors
 from fmr.errors import IdError, StoreError
 from fmr.graph.graph import Graph
 from fmr.graph.pack import unpacked
 from fmr.ids import TensorId
+from fmr.nests import map_ids
 from fmr.runs.run import Pass, Run
 from fmr.watching.calls import unwatched
 from fmr.watching.storage import storage_key
@@ -145,6 +158,7 @@ class _Content:
                 name: self._view(f"{number}:grad:{name}", one.stored_grads, name, read) for name, read in grads.items()
             },
             "lost": [name for name, slot in one.slots.items() if slot is None and name not in one.values],
+            "returned": {name: encode(nest) for name, nest in one.returned.items()},
             "unsaved": [*one.unsaved, *(name for name in one.kept if name not in kept)],
         }
 
@@ -305,4 +319,5 @@ def _restored(row: dict[str, Any], file: TensorFile, source: str) -> Pass:
     unsaved = {TensorId(name): f"{name!r} {why}" for name in row["unsaved"]}
     lost = [TensorId(name) for name in row["lost"]]
     made = graph if row["graph"] is not None else None
-    return Pass.of_file(row["history"], stored(row["values"]), stored(row["grads"]), lost, unsaved, made)
+    given = {TensorId(name): map_ids(TensorId, decode(nest)) for name, nest in row.get("returned", {}).items()}
+    return Pass.of_file(row["history"], stored(row["values"]), stored(row["grads"]), lost, unsaved, given, made)

@@ -1,12 +1,11 @@
 """Opening a tracked block: what to keep decides who watches."""
 
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +15,23 @@ from fmr.errors import IdError, TrackError, nearest
 from fmr.graph.build import Builder
 from fmr.graph.expand import all_inside
 from fmr.graph.graph import Graph
-from fmr.ids import ALIAS, OPAQUE, Site, TensorId, outer_op
-from fmr.nests import outputs
-from fmr.nodes import Key, Node, id_of, scope_of, source_node
+from fmr.graph.paths import nothing_at
+from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op
+from fmr.nests import Nest, ids_in, item_at, leaves, map_at, outputs, tree_map
+from fmr.nodes import Node, scope_of, source_node
 from fmr.ops.fused import is_fused
 from fmr.ops.names import Op
+from fmr.runs.keep import Keep, Wanted, check_place, nothing, parse
 from fmr.runs.run import Pass, Run, graph_of, last_graph
 from fmr.watching.calls import unwatched, watching
 from fmr.watching.guard import Guard
 from fmr.watching.inside import value_inside
-from fmr.watching.plan import Plan, Reader, Stop, is_plannable, ops_of
+from fmr.watching.plan import Reader, Stop, ops_of
 from fmr.watching.recorder import Recorder
-from fmr.watching.scopes import Names
+from fmr.watching.scopes import Names, walk
 from fmr.watching.storage import storage_key
-from fmr.watching.tape import Event, Slot, Tape
+from fmr.watching.tape import EXIT, RAISED, Event, Slot, Tape
 
-Keep = str | Key | Iterable[Key] | Callable[[Node], bool]
 Emit = Callable[[Event], None]
 
 
@@ -52,8 +52,9 @@ def track(
     >>> run["h.0.attn/softmax#0"]
 
     model: the root of the IDs; without it each outermost module call in the block is a root. Each call of it is a pass.
-    keep: "all" values, "none" (the graph alone), IDs, nodes, sites, globs ("*attn*/softmax#*"), or a predicate on nodes.
-        A set of IDs costs about what hooks cost: only the module calls that hold them are watched, and no graph is made.
+    keep: "all" values, "none" (the graph alone), IDs, paths of modules for what their calls return ("h.3.mlp"), nodes,
+        sites, globs over IDs and paths ("*attn*/softmax#*", "h.*.mlp"), or a predicate on nodes. A set of IDs and paths
+        costs about what hooks cost: only the module calls that hold them are watched, and no graph is made.
     to, dtype: where and in which type to keep values, as "cpu" and torch.float32. grad: keep the autograd history and
     gradients, for `run.grad[id]` after `backward()`. stop: end the forward after the last of the kept IDs; what follows
     the model's call in the block is then not run.
@@ -66,8 +67,12 @@ def track(
             f"fmr.track got {type(model).__name__}, expected a torch.nn.Module. Pass the module itself, or no model to "
             f"track whatever module runs inside the block."
         )
+    check_place(to, dtype)
+    wanted = parse(keep, model)
+    if stop and (wanted.plan is None or wanted.globs):
+        raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
     run = Run()
-    tracker = _Tracker(run, keep, to, dtype, grad, stop)
+    tracker = _Tracker(run, wanted, to, dtype, grad, stop)
     watcher = tracker.watcher(model)
     try:
         with watching(watcher), watcher if isinstance(watcher, Recorder) else nullcontext():
@@ -109,12 +114,12 @@ def run(
 class _Tracker:
     """Fills the passes of a run from what a watcher sees."""
 
-    def __init__(self, run: Run, keep: Keep, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
+    def __init__(self, run: Run, wanted: Wanted, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
         self.run, self.to, self.dtype, self.grad = run, to, dtype, grad
-        self.ids, self.globs, self.wanted, self.plan = _parse(keep)
+        self.keep = wanted
+        self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
         self.stop, self.guard = stop, Guard()
-        if stop and self.plan is None:
-            raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
+        self.lacking: dict[TensorId, str] = {}
 
     def watcher(self, model: nn.Module | None) -> Recorder | Reader:
         if self.plan is not None:
@@ -172,9 +177,12 @@ class _Tracker:
 
         def emit(event: Event) -> None:
             with torch._C.DisableTorchFunction():
+                call = builder.calls[-1].path
                 builder.feed(event)
                 keep_new()
-            if isinstance(event[0], Op) and self.wanted not in (None, _nothing) and is_fused(builder.nodes[-1]):
+                if event[0] is EXIT and event[1] is not RAISED and self.wanted is not None:
+                    self._keep_returned(here, builder, call, event[1], tape)
+            if isinstance(event[0], Op) and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
                 known.update((node.id, node) for node in builder.nodes[len(known) :])
                 self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:
@@ -193,6 +201,18 @@ class _Tracker:
         if kept is value and not name.is_source:
             self.guard.keep(value, slot)
 
+    def _keep_returned(self, here: Pass, builder: Builder, path: str, out: Any, tape: Tape) -> None:
+        """Keep what a module call returned, if that is wanted, under the IDs of its values."""
+        wanted = self.keep.of_call(path)
+        if wanted:
+            names = next(scope.output for scope in reversed(builder.scopes) if scope.path == path)
+            tensors = tree_map(lambda tensor: tensor, out)
+            for at in wanted:
+                values = leaves(item_at(tensors, at))
+                for name, (_, value) in zip(ids_in(item_at(names, at)), values, strict=True):
+                    if name not in here.values:
+                        self._keep(here, name, value, tape)
+
     def _keep_inner(self, here: Pass, node: Node, known: dict[str, Node], event: Event) -> None:
         """Compute the wanted values inside a fused op while its arguments are at hand."""
         assert self.wanted is not None
@@ -204,7 +224,29 @@ class _Tracker:
 
     # ---- a few IDs: only what the plan delivers
 
-    def _deliver(self, name: TensorId, value: Tensor, shared: bool) -> None:
+    def _deliver(self, name: TensorId, value: Nest, shared: bool, at: str | None) -> None:
+        """Take a planned value, or the tensors that a module call returned, each under the call's path and its position."""
+        if at is None:
+            self._take(name, value, shared)
+            return
+        with unwatched() if _len_torch_function_stack() else nullcontext():
+            if value.__class__ is Tensor and not at:
+                self._take(name, value, True)
+                return
+            path = name.removesuffix(f":{at}") if at else str(name)
+            part = item_at(tree_map(lambda tensor: tensor, value), at)
+            self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
+            if part is None:
+                self.lacking[name] = nothing_at(path, at, tree_map(lambda tensor: tensor, value))
+
+    def _part(self, path: str, at: str, place: str, tensor: Tensor) -> TensorId:
+        """Take one tensor that a module call returned."""
+        within = ".".join(part for part in (at, place) if part)
+        name = TensorId(f"{path}:{within}" if within else path)
+        self._take(name, tensor, True)
+        return name
+
+    def _take(self, name: TensorId, value: Tensor, shared: bool) -> None:
         here = self.run.passes[-1]
         if self.grad and shared:
             _hook(value, here, Slot(-1, name=name))
@@ -229,20 +271,26 @@ class _Tracker:
     def check_reached(self, model: nn.Module | None, watcher: Recorder | Reader) -> None:
         """Raise if a kept ID or glob was met in no pass."""
         for name in self.ids:
-            if any(name in one.values for one in self.run.passes):
-                continue
-            if model is not None:
-                Names(model)  # which refuses a model with a compiled part
-            graph = last_graph.get(model) if model is not None else None
-            where = _departure(name, graph, watcher.ran) if isinstance(watcher, Reader) else ""
-            known = {n for one in self.run.passes for n in one.values} | (set(graph.ids()) if graph else set())
-            raise IdError(f"No pass reached {str(name)!r}.{where}{nearest(name, known - {name})}")
+            if not any(name in one.values or one.reached(name) for one in self.run.passes):
+                raise IdError(self.lacking.get(name) or self._unreached(name, model, watcher))
         for pattern in self.globs:
-            if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.values):
+            if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.names()):
                 raise IdError(
-                    f"keep={pattern!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*'; "
-                    f"fmr.run(model, *inputs, keep='none').graph lists them."
+                    f"keep={pattern!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*' or "
+                    f"over the paths of modules; fmr.run(model, *inputs, keep='none').graph lists them."
                 )
+
+    def _unreached(self, name: TensorId, model: nn.Module | None, watcher: Recorder | Reader) -> str:
+        if model is not None:
+            Names(model)  # which refuses a model with a compiled part
+        graph = last_graph.get(model) if model is not None else None
+        where = _uncalled(name, model) if name.is_path else ""
+        if isinstance(watcher, Reader) and not name.is_path:
+            where = _departure(name, graph, watcher.ran)
+        known = [*(graph.calls if graph else ()), *(path for path, _ in (walk(model) if model is not None else ()))]
+        values = [n for one in self.run.passes for n in one.values] + (list(graph.ids()) if graph else [])
+        known = [*known, *values] if name.is_path else [*values, *known]
+        return f"No pass reached {str(name)!r}.{where}{nearest(name, (n for n in dict.fromkeys(known) if n != name))}"
 
 
 def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
@@ -258,44 +306,6 @@ def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
         value.register_hook(add)
 
 
-class _Wanted(NamedTuple):
-    """What to keep: exact IDs, globs, the predicate they make (None: everything), and a plan where IDs are all there is."""
-
-    ids: tuple[TensorId, ...]
-    globs: tuple[str, ...]
-    predicate: Callable[[Node], bool] | None
-    plan: Plan | None
-
-
-def _parse(keep: Keep) -> _Wanted:
-    if isinstance(keep, str) and keep in ("all", "none"):
-        return _Wanted((), (), None if keep == "all" else _nothing, None)
-    if callable(keep) and not isinstance(keep, (str, Node, Site)):
-        return _Wanted((), (), keep, None)
-    keys = [keep] if isinstance(keep, (str, Node, Site)) else list(keep) if isinstance(keep, Iterable) else []
-    if not keys or not all(isinstance(key, (str, Node, Site)) for key in keys):
-        what = "empty" if isinstance(keep, Iterable) and not keys else repr(keep)
-        raise TrackError(f"keep is {what}. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes.")
-    return _named(tuple(id_of(key) for key in keys))
-
-
-def _nothing(node: Node) -> bool:
-    """The predicate that wants no value, and so no look into any fused op."""
-    return False
-
-
-@lru_cache(maxsize=64)
-def _named(names: tuple[TensorId, ...]) -> _Wanted:
-    """The IDs and globs of a keep list; the same list in a later run needs no second thought."""
-    globs = tuple(str(name) for name in names if any(character in name for character in "*?["))
-    ids = tuple(dict.fromkeys(name for name in names if name not in globs))
-    for name in ids:
-        _ = name.is_source or name.parts
-    plan = Plan(ids) if ids and not globs and all(is_plannable(name) for name in ids) else None
-    exact = frozenset(ids)
-    return _Wanted(ids, globs, lambda node: node.id in exact or any(fnmatchcase(node.id, g) for g in globs), plan)
-
-
 def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
     if watcher.foreign:
         return (
@@ -304,12 +314,37 @@ def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
             f"the thread that calls the model."
         )
     if model is not None and watcher.missed:
+        met, kind = watcher.missed[0], type(model).__name__
+        path = next((path for path, module in walk(model) if module is met), None)
+        if path is not None:
+            return (
+                f"The tracked {kind} was never called inside the block; its module {path!r} was. Call the model itself, "
+                f"model(**inputs): model.forward(**inputs) is no call. Or track the module that you call."
+            )
+        other = f"another {kind}" if type(met) is type(model) else type(met).__name__
         return (
-            f"The tracked {type(model).__name__} was never called inside the block; {type(watcher.missed[0]).__name__} was. "
+            f"The tracked {kind} was never called inside the block; {other} was. "
             f"Call the tracked module itself, or track the module that you call."
         )
     what = f"The tracked {type(model).__name__} was never" if model is not None else "No module was"
-    return f"{what} called inside the block. Expected a call such as model(**inputs) there."
+    expected = "Expected a call such as model(**inputs) there. model.forward(**inputs) is none."
+    return f"{what} called inside the block. {expected}"
+
+
+def _uncalled(name: TensorId, model: nn.Module | None) -> str:
+    """Why a module had no call of this path, as far as the model's registration shows."""
+    registered = list(walk(model)) if model is not None else []
+    paths = [path for path, _ in name.readings]
+    module = next((module for path, module in registered if path in paths), None)
+    others = [path for path, one in registered if one is module and path not in paths]
+    if module is None:
+        return (
+            " No module of that path is registered and none was called. Expected a path as in model.named_modules(), or an "
+            "ID such as 'h.0.attn/softmax#0', with an empty scope for the root: '/add#0'."
+        )
+    if others:
+        return f" The module is registered as {', '.join(map(repr, others[:3]))} too, and its calls may go by that name."
+    return " Its module was not called: if it was run by .forward(x), that is no call, only module(x) is."
 
 
 def _departure(name: TensorId, graph: Graph | None, ran: Mapping[str, Any]) -> str:

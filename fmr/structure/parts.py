@@ -120,7 +120,8 @@ class AttentionBlock:
 
     def _pattern(self, run: Run | Pass) -> Tensor:
         try:
-            return run[self.pattern]
+            pattern: Tensor = run[self.pattern]
+            return pattern
         except IdError as error:
             raise IdError(f"{error} Expected a run that kept it: fmr.run(model, *inputs, keep=[block.pattern]).") from None
 

@@ -3,14 +3,15 @@
 import re
 import weakref
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from torch._C import _pop_torch_function_stack as _pop
 from torch._C import _push_on_torch_function_stack as _push
 
 from fmr.ids import SOURCES, TensorId, outer_op
-from fmr.nests import outputs
+from fmr.nests import Nest, outputs
 from fmr.ops.names import PASS, READ, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
 from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
@@ -30,22 +31,38 @@ class Want(NamedTuple):
 
 
 class Plan:
-    """Which ops to wait for, by scope, op name and running number; `sources` are read when a pass begins."""
+    """Which ops to wait for, by scope, op name and running number; `sources` are read when a pass begins.
 
-    def __init__(self, ids: Iterable[TensorId]) -> None:
-        self.ids = tuple(ids)
+    `returned` are the module calls whose outputs are wanted, by path; where `globs` name more, every call is followed.
+    """
+
+    def __init__(self, ids: Iterable[TensorId], globs: Iterable[str] = ()) -> None:
+        self.ids, self.globs = tuple(ids), tuple(globs)
         self.sources = [name for name in self.ids if name.is_source]
+        self.returned: dict[str, tuple[tuple[TensorId, str], ...]] = {}
         self.ops: dict[str, dict[str, dict[int, list[Want]]]] = {}
         for name in self.ids:
-            if not name.is_source:
+            if name.is_path:
+                for path, at in name.readings:
+                    self.returned[path] = (*self.returned.get(path, ()), (name, at))
+            elif not name.is_source:
                 outer = outer_op(name)
                 part = outer.parts
                 by_op = self.ops.setdefault(outer.scope, {}).setdefault(part.op, {})
                 by_op.setdefault(part.k, []).append(Want(name, part.output, outer is not name))
-        self.prefixes = {prefix for scope in self.ops for prefix in _prefixes(scope)}
+        self.prefixes = {prefix for scope in (*self.ops, *self.returned) for prefix in _prefixes(scope)}
         self.registered = tuple({_bare(prefix) for prefix in self.prefixes})
         self.skip: dict[str, set[Callable[..., Any]]] = {scope: set() for scope in self.ops}
+        self._returned: dict[str, tuple[tuple[TensorId, str], ...]] = {}
         self._paths: tuple[weakref.ref[nn.Module], Paths] | None = None
+
+    def returned_by(self, path: str) -> tuple[tuple[TensorId, str], ...]:
+        """The names under which the output of a module call is wanted, each with the position in it."""
+        names = self._returned.get(path)
+        if names is None:
+            matched = ((TensorId(path), ""),) if any(fnmatchcase(path, glob) for glob in self.globs) else ()
+            names = self._returned[path] = tuple(dict.fromkeys((*self.returned.get(path, ()), *matched)))
+        return names
 
     def paths(self, root: nn.Module) -> Paths:
         """The modules of this root on the way to the planned IDs, remembered from the last run of the same model."""
@@ -68,7 +85,9 @@ def _prefixes(scope: str) -> list[str]:
 
 
 class Reader(RootWatcher):
-    """Runs a plan: `deliver(id, tensor)` gets each planned value once a pass; `begin` and `end` enclose a pass.
+    """Runs a plan: `deliver` gets each planned value once a pass, `begin` and `end` enclose a pass.
+
+    It is given the ID, the value, whether others hold that too, and for a module call the position that is wanted in it.
 
     Only ops that run directly in a planned module call meet the mode; it is off in every call below and beside it.
     """
@@ -77,7 +96,7 @@ class Reader(RootWatcher):
         super().__init__(root)
         self.plan, self.stop = plan, stop
         self.begin: Callable[[], None] = begin
-        self.deliver: Callable[[TensorId, Tensor, bool], None] = deliver
+        self.deliver: Callable[[TensorId, Nest, bool, str | None], None] = deliver
         self.end: Callable[[Any], None] = end
         self.ran: dict[str, list[Callable[..., Any]]] = {}
         self._trail: list[Callable[..., Any]] = []
@@ -88,6 +107,7 @@ class Reader(RootWatcher):
         self._wanted: dict[str, dict[int, list[Want]]] | None = None
         self._left = 0
         self._on = False
+        self._all = bool(plan.globs)
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call; follow it if a planned ID lies below."""
@@ -101,7 +121,7 @@ class Reader(RootWatcher):
         if self._followed is None or id(module) in self._followed:
             assert self._names is not None
             here = above.enter(module, self._names)
-            if here.path in self.plan.prefixes:
+            if self._all or here.path in self.plan.prefixes:
                 return self._follow(here, proceed, module, args, kwargs)
         return self._pass_by(proceed, module, args, kwargs)
 
@@ -120,6 +140,19 @@ class Reader(RootWatcher):
 
     def _follow(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """A call on the way to planned IDs, with the mode on if its own ops are planned and off if they are not."""
+        if self._on or here.path in self.plan.ops:
+            out = self._switched(here, proceed, module, args, kwargs)
+        else:
+            above, self._here = self._here, here
+            try:
+                out = proceed(module, *args, **kwargs)
+            finally:
+                self._here = above
+        for name, at in self.plan.returned_by(here.path):
+            self._found(name, out, True, at)
+        return out
+
+    def _switched(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         before = self._here, self._wanted, self._trail, self._skip, self._on
         self._here, self._wanted = here, self.plan.ops.get(here.path)
         if self._wanted is not None:
@@ -147,8 +180,9 @@ class Reader(RootWatcher):
         if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
             Names(module)  # which refuses it
         paths = self.plan.paths(module)
-        self._names = paths if paths.complete else Names(module)
-        self._followed = paths.paths if paths.complete else None
+        few = paths.complete and not self._all
+        self._names = paths if few else Names(module)
+        self._followed = paths.paths if few else None
         self._left, self.ran = len(self.plan.ids), {}
         self.begin()
         out = None
@@ -203,8 +237,8 @@ class Reader(RootWatcher):
             if value is not None:
                 self._found(want.id, value, not want.inside)
 
-    def _found(self, name: TensorId, value: Tensor, shared: bool) -> None:
-        self.deliver(name, value, shared)
+    def _found(self, name: TensorId, value: Nest, shared: bool, at: str | None = None) -> None:
+        self.deliver(name, value, shared, at)
         self._left -= 1
         if self.stop and self._left == 0:
             raise Stop(self)
@@ -216,7 +250,5 @@ def ops_of(trail: list[Callable[..., Any]]) -> list[str]:
 
 
 def is_plannable(name: str) -> bool:
-    """Whether a plan can wait for an ID: one of a source, or of an op that the mode sees."""
-    return name.startswith(SOURCES) or (
-        "#" in name and not any(c in name for c in "*?[") and "/opaque#" not in name and "/alias#" not in name
-    )
+    """Whether a plan can wait for an ID: one of a source, of an op that the mode sees, or of what a module returned."""
+    return name.startswith(SOURCES) or not any(c in name for c in ("*", "?", "[", "/opaque#", "/alias#"))

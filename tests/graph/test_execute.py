@@ -43,7 +43,7 @@ def again(run: fmr.Run, path: Path) -> int:
     back, done = fmr.load(path / "run.fmr"), 0
     for now in (run, back):
         for node in now.graph.nodes:
-            if not node.id.is_source and node.op not in ("alias", "opaque"):
+            if not node.id.is_source and node.op not in ("alias", "opaque", "empty"):  # nobody filled what is empty
                 made = execute(node, {parent.id: now[parent] for parent in node.parents})
                 assert same(made, run[node]), (node.id, node.function, node.args)
                 done += 1

@@ -271,7 +271,7 @@ def test_an_id_that_the_run_does_not_reach_is_an_error_that_says_where_it_left_t
         ("nowhere/relu#0", "module call 'nowhere' did not take place"),
         ("/relu#7", "Nearest that exist: .*/relu#0"),
         ("param:none.weight", "no such source"),
-        ("relu", "is not the ID of an op"),
+        ("relu", "No module of that path is registered and none was called.*or an ID such as"),
         ("/relu#0:x", "is not the ID of an op"),
         ([], "keep is empty"),
     ],

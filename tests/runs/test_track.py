@@ -106,7 +106,7 @@ def test_none_keeps_the_graph_alone() -> None:
 
 def test_what_names_no_value_is_told_where_passes_are() -> None:
     model, x = chain()
-    with pytest.raises(fmr.IdError, match=r"^0 names no value: expected an ID, a node or a site\. .*run\.passes\[i\]"):
+    with pytest.raises(fmr.IdError, match=r"^0 names no value: expected an ID, the path .* or a site\. .*run\.passes\[i\]"):
         fmr.run(model, x)[0]  # type: ignore[index]
 
 
@@ -408,11 +408,12 @@ def test_a_compiled_part_is_refused_where_it_is_asked_for() -> None:
 
 def test_an_empty_keep() -> None:
     model, x = chain()
-    for empty in ([], (), set(), ""):
+    for empty in ([], (), set(), {}):
         with pytest.raises(fmr.FmrError, match=r"Expected"):
             fmr.run(model, x, keep=empty)
     with pytest.raises(
-        fmr.TrackError, match=r"keep is empty\. Expected 'all', 'none', IDs, nodes, sites, globs or a predicate on nodes\."
+        fmr.TrackError,
+        match=r"keep is empty\. Expected 'all', 'none', IDs, paths of modules, .* or a predicate on nodes\.",
     ):
         fmr.run(model, x, keep=[])
 
@@ -421,8 +422,8 @@ def test_a_name_that_is_no_id() -> None:
     model, x = chain()
     with pytest.raises(
         fmr.IdError,
-        match=r"'softmax' is not the ID of an op\. Expected '\{scope\}/\{op\}#\{k\}', as in 'h\.0\.attn/softmax#0', "
-        r"with an empty scope for the root: '/add#0'\.",
+        match=r"No pass reached 'softmax'\. No module of that path is registered and none was called\. Expected a path as "
+        r"in model\.named_modules\(\), or an ID such as 'h\.0\.attn/softmax#0', with an empty scope for the root",
     ):
         fmr.run(model, x, keep="softmax")
 
