@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+
 import analyzers
 import fmr
 
@@ -23,7 +25,8 @@ def main() -> int:
     clusters = analyzers.HeadClustering(model).over(list(batches(tokenizer, sentences)), progress=True).result()
     print("   " + repr(clusters).replace("\n", "\n   "))
     out.mkdir(parents=True, exist_ok=True)
-    clusters.plot().figure.savefig(out / "heads.png", dpi=130, bbox_inches="tight")
+    plt.sca(clusters.plot())
+    plt.savefig(out / "heads.png", dpi=130, bbox_inches="tight")
     clusters.table().to_csv(out / "heads.csv")
     print(f"   {out / 'heads.png'}: the map; {out / 'heads.csv'}: one row a head")
     return 0

@@ -93,4 +93,5 @@ def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
             f"The mask has shape {tuple(mask.shape)}, expected (examples, positions) = {(examples, positions)} as in the "
             f"attention patterns. Pass one row per example, 1 for a token and 0 for padding."
         )
-    return mask.detach().cpu() != 0
+    real: Tensor = mask.detach().cpu() != 0
+    return real

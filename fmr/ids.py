@@ -131,7 +131,8 @@ class Site:
     Site('h.3.attn/softmax#0', heads=5)
 
     `layout` names the tensor's dimensions in order. The default reads (examples, positions, units) for three
-    dimensions and (examples, heads, positions, units) for four; a tensor laid out otherwise states its own.
+    dimensions and (examples, heads, positions, units) for four; a tensor laid out otherwise states its own. With
+    `n_heads`, a tensor with another number of heads is refused: it is laid out otherwise than where the site was found.
     """
 
     id: TensorId
@@ -140,6 +141,7 @@ class Site:
     units: Index = None
     examples: Index = None
     layout: tuple[str, ...] | None = None
+    n_heads: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", TensorId(self.id))
@@ -159,6 +161,11 @@ class Site:
                     f"{self!r} selects {axis}, but {str(self.id)!r} has shape {tuple(value.shape)} "
                     f"with axes {layout}. Pass layout=(...) that names one axis per dimension."
                 )
+        if self.heads is not None and self.n_heads not in (None, value.shape[layout.index("heads")]):
+            raise IdError(
+                f"{self!r} selects one of {self.n_heads} heads, but {str(self.id)!r} has shape {tuple(value.shape)}, not "
+                f"laid out as {layout} like where it was found. Locate it in this run or pass: fmr.locate(run.passes[i])."
+            )
         chosen = value
         for axis, index in sorted(self.selection.items(), key=lambda item: -layout.index(item[0])):
             try:

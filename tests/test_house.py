@@ -130,7 +130,7 @@ def test_a_room_imports_only_from_those_before_it(file: str) -> None:
 
 
 def test_no_imports_go_round_in_a_circle() -> None:
-    modules = {module_of(file): own_imports(file, "load") for file in FILES}
+    modules = {module_of(file): own_imports(file, "load", "typing") for file in FILES}
     while free := [name for name, needs in modules.items() if not needs & modules.keys() - {name}]:
         for name in free:
             del modules[name]
@@ -213,3 +213,9 @@ def test_importing_fmr_loads_no_heavy_library() -> None:
 def test_the_public_names_are_few() -> None:
     assert len(fmr.__all__) <= PUBLIC_NAMES
     assert all(hasattr(fmr, name) for name in fmr.__all__)
+
+
+@pytest.mark.parametrize("package", ["fmr", "analyzers"])
+def test_what_is_installed_says_that_it_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").exists()
+    assert re.search(rf'^{package} = \[.*"py\.typed"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

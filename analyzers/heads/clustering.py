@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import fmr
 from analyzers.heads.divergence import LOOKS, Sums, count
 from analyzers.numbers.embed import Floats, Ints, Separation, group, plane, separation
 from analyzers.protocol import Analyzer, AnalyzerError, Batch, checked, real_tokens
+from analyzers.sites import read_maps
 from fmr.ids import Site
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-    from fmr.structure.parts import AttentionBlock, Structure
+    from fmr.structure.parts import Attention, Structure
 
 
 class HeadClustering(Analyzer["HeadClusters"]):
@@ -48,7 +48,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
         if not 0 <= smoothing < 1:
             raise AnalyzerError(f"smoothing={smoothing}: expected a share from 0 (none) to below 1, such as 0.001.")
         self.model, self.smoothing, self.scope, self.mask = model, smoothing, scope, mask
-        self.blocks: tuple[AttentionBlock, ...] = ()
+        self.blocks: tuple[Attention, ...] = ()
         self.layers: tuple[int, ...] = ()
         self.sums: Sums | None = None
 
@@ -70,12 +70,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
                 "This HeadClustering has no model to run. Make it with HeadClustering(model), or call update_patterns."
             )
         inputs = checked(batch)
-        if self.blocks:
-            run = fmr.run(self.model, keep=self.sites, stop=True, **inputs)
-        else:
-            run = fmr.run(self.model, **inputs)
-            self.blocks = self._blocks(fmr.locate(run))
-        patterns = [_by_head(run[block.pattern], block.n_heads) for block in self.blocks]
+        self.blocks, patterns = read_maps(self.model, inputs, self.blocks, self._blocks)
         return self.update_patterns(patterns, inputs.get(self.mask))
 
     def update_patterns(self, patterns: Sequence[Any], mask: Any = None) -> "HeadClustering":
@@ -159,7 +154,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
             self.layers, self.sums = layers, Sums.zeros(len(sums))
         self.sums.add(sums)
 
-    def _blocks(self, structure: "Structure") -> "tuple[AttentionBlock, ...]":
+    def _blocks(self, structure: "Structure") -> "tuple[Attention, ...]":
         """The self-attentions that the scope selects; an error says what there was instead."""
         found = [block for block in structure.attention if block.kind == "self"]
         chosen = tuple(block for block in found if fnmatchcase(block.scope, self.scope))
@@ -178,11 +173,6 @@ class HeadClustering(Analyzer["HeadClusters"]):
 
 
 _ONE = "Use one analyzer per model and setting, and merge only those that agree."
-
-
-def _by_head(pattern: Tensor, n_heads: int) -> Tensor:
-    """The pattern as (examples, heads, queries, keys), where heads were folded into the examples."""
-    return pattern.reshape(-1, n_heads, *pattern.shape[1:]) if pattern.dim() == 3 else pattern
 
 
 def _check_shapes(patterns: list[Tensor]) -> None:

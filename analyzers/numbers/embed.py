@@ -47,14 +47,16 @@ def _classical(distances: Floats) -> Floats:
     """Torgerson's solution: the two leading eigenvectors of the centred squared distances."""
     centre = np.eye(len(distances)) - 1 / len(distances)
     values, vectors = np.linalg.eigh(-0.5 * centre @ distances**2 @ centre)
-    return vectors[:, -2:] * np.sqrt(np.maximum(values[-2:], 1e-12))
+    points: Floats = vectors[:, -2:] * np.sqrt(np.maximum(values[-2:], 1e-12))
+    return points
 
 
 def _turned(points: Floats) -> Floats:
     """The points about their centre, along their principal axes, the farthest of each axis on the positive side."""
     centred = points - points.mean(0)
     turned = centred @ np.linalg.svd(centred, full_matrices=False)[2].T
-    return turned * np.sign(turned[np.abs(turned).argmax(0), [0, 1]] + np.finfo(float).tiny)
+    flipped: Floats = turned * np.sign(turned[np.abs(turned).argmax(0), [0, 1]] + np.finfo(float).tiny)
+    return flipped
 
 
 def group(distances: Floats, k: int | None = None, most: int = 40) -> tuple[Ints, float]:

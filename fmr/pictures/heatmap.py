@@ -36,16 +36,6 @@ SMALL, LARGE = Sizes(0.15, 1.5, 3.0, 6.0), Sizes(0.22, 2.6, 12.0, 8.0)
 WIDEST = 16.0  # inches of all panels side by side
 
 
-def of_heads(value: Tensor, layout: tuple[str, ...], n_heads: int, example: int) -> Tensor:
-    """The patterns of one example, (heads, queries, keys), whatever the order; heads without one are in the batch."""
-    order = [layout.index(name) for name in ("heads", "positions", "units") if name in layout]
-    maps = value.movedim(order, tuple(range(-len(order), 0)))
-    maps = maps.reshape(-1, n_heads, *maps.shape[-2:])
-    if not 0 <= example < len(maps):
-        raise StructureError(f"example={example}: this run has {len(maps)}. Expected 0 to {len(maps) - 1}.")
-    return maps[example].detach()
-
-
 def chosen(heads: int | Sequence[int] | None, n_heads: int) -> list[int]:
     """The numbers of the heads to draw."""
     numbers = list(range(n_heads)) if heads is None else [heads] if isinstance(heads, int) else list(heads)

@@ -327,7 +327,7 @@ class Run:
             return last[key]
         except IdError:
             others = [n for n, one in enumerate(self.passes[:-1]) if key in one]
-            if not others:
+            if not others or id_of(key) in last:  # it is there, but the selection is none of it
                 raise
             raise IdError(
                 f"The last of {len(self.passes)} passes has no {str(id_of(key))!r}; passes {others} have. "

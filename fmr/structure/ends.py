@@ -6,7 +6,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import Parent, Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.match import ELEMENTWISE, MOVES, NORMS, climb, descend, is_constant, projection, weights
-from fmr.structure.streams.residual import Stream
+from fmr.structure.streams.stream import Stream
 
 _OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
 """What rows of a table become before a stream begins."""

@@ -14,17 +14,16 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.normal.match import MOVES, climb, depends, descend
-from fmr.structure.parts import AttentionBlock, Layer, MemoryBlock, Residual
-from fmr.structure.streams.chain import Write
-from fmr.structure.streams.residual import Stream
+from fmr.structure.parts import Attention, Layer, Memory
+from fmr.structure.streams.stream import Stream, Write
 
 
 class _Step(NamedTuple):
     """One write of a stream, the attentions and memories that write there, and the module call that makes the add."""
 
     write: Write
-    attentions: list[AttentionBlock]
-    memories: list[MemoryBlock]
+    attentions: list[Attention]
+    memories: list[Memory]
     module: str
 
     @property
@@ -34,7 +33,7 @@ class _Step(NamedTuple):
 
 
 def find_layers(
-    graph: Graph, residuals: Sequence[Residual], attention: Sequence[AttentionBlock], mlps: Sequence[MemoryBlock]
+    graph: Graph, residuals: Sequence[Stream], attention: Sequence[Attention], mlps: Sequence[Memory]
 ) -> list[Layer]:
     """The layers of all streams as they end: writes in groups, each with the attentions and memories that write in it."""
     lists = _Lists([*attention, *mlps])
@@ -45,21 +44,21 @@ def find_layers(
             _Step(
                 write,
                 [block for block, end in zip(attention, ends, strict=True) if not end.isdisjoint(names)],
-                [memory for memory in mlps if memory.found.down in names],
+                [memory for memory in mlps if memory.down in names],
                 graph[write.after].module,
             )
             for write, names in zip(residual.writes, residual.writers, strict=True)
         ]
         groups = list(_groups(steps, lists))
-        posts = [*(group[0].write.before for group in groups[1:]), *(_post(residual.stream) for _ in groups[-1:])]
+        posts = [*(group[0].write.before for group in groups[1:]), *(_post(residual) for _ in groups[-1:])]
         pairs = zip(groups, posts, strict=True)
         found += [_layer(graph, group, post) for group, post in pairs if any(step.kinds for step in group)]
     return sorted(found, key=lambda layer: graph.place(layer.resid_post))
 
 
-def _ends(graph: Graph, block: AttentionBlock) -> set[TensorId]:
+def _ends(graph: Graph, block: Attention) -> set[TensorId]:
     """The values among which the writer of an attention is: what makes its output, or the second half of a projection."""
-    out = block.found.out or block.found.z
+    out = (block.out or block.z).id
     above = climb(graph, out, MOVES | {"add", "sum"})
     below = (node for node, _ in descend(graph, graph[out], MOVES))
     return {node.id for node in (*above, *below)}
@@ -76,7 +75,7 @@ def _layer(graph: Graph, steps: list[_Step], post: TensorId) -> Layer:
 
 def _reads_late(graph: Graph, step: _Step) -> bool:
     """Whether memories read the stream just before they write to it; in a parallel block they read it earlier."""
-    return any(depends(graph, memory.found.source, step.write.before) for memory in step.memories)
+    return any(depends(graph, memory.source, step.write.before) for memory in step.memories)
 
 
 def _post(stream: Stream) -> TensorId:
@@ -98,7 +97,7 @@ def _list_of(entry: str) -> str:
 class _Lists:
     """The lists of modules that hold attentions and memories, and which of the two each of their entries holds."""
 
-    def __init__(self, parts: Sequence[AttentionBlock | MemoryBlock]) -> None:
+    def __init__(self, parts: Sequence[Attention | Memory]) -> None:
         self.held: dict[str, set[type]] = defaultdict(set)
         for part in parts:
             for entry in _entries(part.scope):

@@ -1,27 +1,33 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
-from fmr.errors import RandomError, StructureError
+from fmr.errors import IdError, RandomError, StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.ops.fused import is_fused
 from fmr.runs.run import Pass, Run
 from fmr.structure.attention.additive import additive
+from fmr.structure.attention.attention import Attention, certify_attention
 from fmr.structure.attention.deformable import deformable
-from fmr.structure.attention.dot_product import Attention, Rejected, dot_product, undivided
+from fmr.structure.attention.dot_product import dot_product, undivided
 from fmr.structure.attention.softmax import softmaxes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
-from fmr.structure.memories.memory import find_memories, only_weighs
+from fmr.structure.logits import find_readout
+from fmr.structure.memories.find import find_memories, only_weighs
+from fmr.structure.memories.memory import Memory, certify_memory
+from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import is_random
-from fmr.structure.parts import AttentionBlock, MemoryBlock, Residual, Structure
-from fmr.structure.proof.certify import Certificate, certify_attention, certify_memory, certify_stream
-from fmr.structure.proof.evaluate import Values
+from fmr.structure.parts import Structure
+from fmr.structure.proof.certificate import Certificate, Rejected
+from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
 from fmr.structure.streams.dominate import Flow
-from fmr.structure.streams.residual import Stream, find_streams
+from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
+from fmr.structure.streams.stream import Stream, certify_stream
 from fmr.structure.streams.writes import writers
 
 Found = TypeVar("Found")
@@ -35,13 +41,17 @@ def locate(source: Run | Pass | Graph) -> Structure:
     Site('h.0.attn/softmax#0')
 
     source: a run that kept its values (keep="all"), or a graph; from a graph nothing is proven and `certified` is None.
-    A candidate whose parts do not reproduce the run is not returned: it stands in `rejected` with the reason.
+    So it is of a run on the meta device or in fake tensor mode, and `unproven` says so. A candidate whose parts do not
+    reproduce the run is not returned: it stands in `rejected` with the reason.
     """
-    if isinstance(source, Graph):
-        return _Search(source, None).structure()
-    if not isinstance(source, (Run, Pass)):
+    if not isinstance(source, (Graph, Run, Pass)):
         raise StructureError(f"fmr.locate got {type(source).__name__}, expected a run or a graph, as in fmr.locate(run).")
-    return _Search(source.graph, source.__getitem__).structure()
+    with own_work():
+        if isinstance(source, Graph):
+            return _Search(source, None).structure()
+        unproven = why_without_numbers(source)
+        found = _Search(source.graph, None if unproven else source.__getitem__).structure()
+        return replace(found, unproven=unproven)
 
 
 MATCHERS = (dot_product, deformable, additive)
@@ -53,6 +63,9 @@ _RAGGED = (
     "its rows differ in length (a nested tensor), and fmr does not look inside such a kernel; "
     "nn.TransformerEncoder(..., enable_nested_tensor=False) pads them"
 )
+
+
+_UNSEEN = "what it makes of the values that are projected for it is hidden from torch, in compiled or foreign code"
 
 
 def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
@@ -68,6 +81,7 @@ def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
         else:
             yield Rejected(softmax.node.id, "attention", reason)
     yield from undivided(graph)
+    yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden_attentions(graph))
     yield from (Rejected(node.id, "attention", _RAGGED) for node in graph.nodes if is_fused(node))
 
 
@@ -85,6 +99,7 @@ class _Search:
         attention, mlps = self._attention(), self._memories(residuals, sums)
         last = streams[-1] if streams and streams[-1].writes else None
         embedding = _embedding(self.graph, last, sums)
+        unembedding = _unembedding(self.graph, last, embedding)
         return Structure(
             model=self.model,
             attention=tuple(attention),
@@ -92,26 +107,27 @@ class _Search:
             streams=residuals,
             layers=tuple(find_layers(self.graph, residuals, attention, mlps)),
             embedding=embedding,
-            unembedding=_unembedding(self.graph, last, embedding),
+            unembedding=unembedding,
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
             rejected=tuple(self.rejected),
+            readout=find_readout(self.graph, last, unembedding, self.value),
         )
 
-    def _attention(self) -> list[AttentionBlock]:
-        blocks: list[AttentionBlock] = []
+    def _attention(self) -> list[Attention]:
+        blocks: list[Attention] = []
         for found in find_attention(self.graph):
             if isinstance(found, Rejected):
                 self.rejected.append(found)
                 continue
-            ends = found.softmax, found.out or found.z
+            ends = found.softmax, (found.out or found.z).id
             certificate, ok = self._certify(certify_attention, found, "attention", *ends)
             if ok:
-                blocks.append(AttentionBlock(found, self.graph, certificate, len(blocks)))
+                blocks.append(replace(found, certified=certificate, index=len(blocks)))
         return blocks
 
-    def _memories(self, residuals: tuple[Residual, ...], sums: frozenset[TensorId]) -> list[MemoryBlock]:
+    def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId]) -> list[Memory]:
         written = {name for residual in residuals for names in residual.writers for name in names}
-        blocks: list[MemoryBlock] = []
+        blocks: list[Memory] = []
         for found in find_memories(self.graph, sums):
             if found.down not in written:
                 self.rejected.append(Rejected(found.down, "memory", "its output is not written to a residual stream"))
@@ -119,10 +135,15 @@ class _Search:
             if only_weighs(self.graph, found, sums):
                 self.rejected.append(Rejected(found.down, "memory", "its output only weighs what another part writes"))
                 continue
-            certificate, ok = self._certify(certify_memory, found, "memory", found.pre, found.out)
+            certificate, ok = self._certify(certify_memory, found, "memory", found.pre.id, found.out.id)
             if ok:
                 weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
-                blocks.append(MemoryBlock(found, self.graph, weights, certificate))
+                blocks.append(replace(found, weights=weights, certified=certificate))
+        for down, hidden in hidden_memories(self.graph, sums):
+            reason = (
+                f"{'it' if down is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"
+            )
+            self.rejected.append(Rejected(down.id, "memory", reason))
         return blocks
 
     def _streams(self) -> list[Stream]:
@@ -146,8 +167,12 @@ class _Search:
             return None, True
         try:
             certificate = certify(self.graph, found, self.value)
-        except (StructureError, RandomError, RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = f"it cannot be recomputed: {error}".partition("\n")[0]
+        except IdError as error:
+            if not isinstance(error, RandomError):
+                raise
+            reason = f"it cannot be recomputed: {error}"
+        except Exception as error:  # whatever a weight's own class raises
+            reason = f"it cannot be recomputed: {str(error) or type(error).__name__}".partition("\n")[0]
         else:
             if certificate.ok:
                 return certificate, True
@@ -158,7 +183,7 @@ class _Search:
         self.rejected.append(Rejected(end if what == "residual stream" else start, what, reason))
         return None, False
 
-    def _residual(self, stream: Stream, sums: frozenset[TensorId]) -> Residual:
+    def _residual(self, stream: Stream, sums: frozenset[TensorId]) -> Stream:
         who = tuple(tuple(node.id for node in writers(self.graph, write, sums)) for write in stream.writes)
         read = tuple(tuple(node.id for node in self.graph.readers(point)) for point in stream.points)
-        return Residual(stream, who, read)
+        return replace(stream, writers=who, readers=read)

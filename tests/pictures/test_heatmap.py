@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 
 import fmr
 from fmr.errors import DrawError, IdError, StructureError
-from fmr.pictures.heatmap import Labels, of_heads, readable
-from fmr.structure.parts import AttentionBlock
+from fmr.pictures.heatmap import Labels, readable
+from fmr.structure.attention.maps import maps_of
+from fmr.structure.parts import Attention
 from tests.models import build
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat"]
@@ -30,7 +31,12 @@ def _closed() -> Iterator[None]:
     plt.close("all")
 
 
-def tracked(name: str) -> tuple[fmr.Run, tuple[AttentionBlock, ...]]:
+def in_order(value: torch.Tensor, layout: tuple[str, ...]) -> torch.Tensor:
+    """The maps of three heads."""
+    return maps_of(value, fmr.Site("/softmax#0", layout=layout), 3, 3)
+
+
+def tracked(name: str) -> tuple[fmr.Run, tuple[Attention, ...]]:
     model, args, kwargs = build(name)
     run = fmr.run(model, *args, **kwargs)
     return run, fmr.locate(run).attention
@@ -74,10 +80,35 @@ def test_heads_are_found_in_any_dimension() -> None:
     names = {"e": "examples", "h": "heads", "q": "positions", "k": "units", "w": "axis 1"}
     for order in ("ehqk", "eqhk", "eqkh", "ehkq", "heqk"):
         value = maps.permute(*("ehqk".index(letter) for letter in order))
-        assert torch.equal(of_heads(value, tuple(names[letter] for letter in order), 3, 1), maps[1])
-    assert torch.equal(of_heads(maps.flatten(0, 1), ("examples", "positions", "units"), 3, 1), maps[1])
+        assert torch.equal(in_order(value, tuple(names[letter] for letter in order)), maps)
+    assert torch.equal(in_order(maps.flatten(0, 1), ("examples*heads", "positions", "units")), maps)
+    assert torch.equal(in_order(maps.transpose(0, 1).flatten(0, 1), ("heads*examples", "positions", "units")), maps)
+    assert torch.equal(in_order(maps.flatten(1, 2), ("examples", "heads*positions", "units")), maps)
+    assert torch.equal(in_order(maps.transpose(1, 2).flatten(1, 2), ("examples", "positions*heads", "units")), maps)
     windows = torch.rand(2, 4, 3, 5, 5)
-    assert torch.equal(of_heads(windows, tuple(names[letter] for letter in "ewhqk"), 3, 5), windows[1, 1])
+    assert torch.equal(in_order(windows, tuple(names[letter] for letter in "ewhqk")), windows.flatten(0, 1))
+    assert torch.equal(in_order(windows.transpose(1, 2), tuple(names[letter] for letter in "ehwqk")), windows.flatten(0, 1))
+
+
+def test_key_heads_and_their_groups_are_heads_and_a_single_query_has_no_dimension() -> None:
+    value = torch.rand(2, 3, 2, 7)
+    maps = maps_of(value, fmr.Site("/softmax#0", layout=("examples", "key heads", "groups", "units")), 6, 3)
+    assert torch.equal(maps, value.reshape(2, 6, 1, 7))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "words"),
+    [
+        ((2, 2, 2, 8), ("examples", "heads", "positions", "units"), "2 heads, expected 3 heads as where it was found"),
+        ((2, 3, 3, 8), ("examples", "key heads", "groups", "units"), "3 key heads times 3 groups, expected 3 heads"),
+        ((4, 5, 5), ("examples*heads", "positions", "units"), "counts examples and heads, expected a multiple of 3 heads"),
+        ((2, 3, 5, 5), ("examples", "axis 1", "positions", "units"), "belong to which of its 3 heads cannot be told"),
+        ((2, 5, 5), ("examples", "heads", "positions", "units"), "expected 4 dimensions"),
+    ],
+)
+def test_a_pattern_laid_out_otherwise_is_refused(shape: tuple[int, ...], layout: tuple[str, ...], words: str) -> None:
+    with pytest.raises(StructureError, match=words):
+        maps_of(torch.rand(shape), fmr.Site("/softmax#0", layout=layout), 3, 3)
 
 
 def test_all_panels_share_one_scale_and_one_bar() -> None:

@@ -1,6 +1,7 @@
 """Attention is found by dataflow, is what the model itself computes, and is proven or rejected with a reason."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Lla
 import fmr
 from fmr.errors import StructureError
 from fmr.ids import TensorId
-from fmr.structure.proof.certify import certify_attention
+from fmr.structure.attention.attention import certify_attention
 from tests.models import build
 
 LENGTH = 7
@@ -73,11 +74,10 @@ def test_heads_that_are_none_are_not_certified(attn: str) -> None:
     model, inputs = made("llama", attn)
     run = fmr.run(model, **inputs)
     block = fmr.locate(run).attention[0]
-    q, k, v, scores, pattern, z = block.found.layouts
-    assert pattern is not None
-    turned = tuple({"heads": "positions", "positions": "heads"}.get(name, name) for name in pattern)
-    wrong = [block.found._replace(n_heads=n) for n in (1, 2, 7, 64)]
-    wrong += [block.found._replace(layouts=(q, k, v, scores, turned, z))]
+    assert block.pattern.layout is not None
+    turned = tuple({"heads": "positions", "positions": "heads"}.get(name, name) for name in block.pattern.layout)
+    wrong = [replace(block, n_heads=n) for n in (1, 2, 7, 64)]
+    wrong += [replace(block, pattern=replace(block.pattern, layout=turned))]
     for found in wrong:
         assert not certify_attention(block.graph, found, run.__getitem__).ok
 
@@ -95,10 +95,10 @@ def test_large_scores_in_half_precision_are_certified_and_wrong_ones_are_not(att
         scores = run[block.scores]
         assert scores[scores.isfinite()].max() > 20
 
-        def louder(name: TensorId, scores: TensorId = block.found.scores) -> Tensor:
+        def louder(name: TensorId, scores: TensorId = block.scores.id) -> Tensor:
             return run[name] * 1.1 if name == scores else run[name]
 
-        off = certify_attention(block.graph, block.found, louder)
+        off = certify_attention(block.graph, block, louder)
         assert not off.ok
         assert off.errors["pattern"] > 0.05
 
@@ -130,7 +130,7 @@ def test_a_check_fails_on_a_run_whose_values_do_not_belong_together() -> None:
     run = fmr.run(model, **inputs)
     block = fmr.locate(run).attention[0]
     other = fmr.run(model, **{**inputs, "input_ids": inputs["input_ids"].flip(1)})
-    run.last.values[block.found.pattern] = other[block.pattern]
+    run.last.values[block.pattern.id] = other[block.pattern]
     certificate = block.check(run)
     assert not certificate.ok
     assert repr(certificate).startswith("NOT certified: pattern")
@@ -331,7 +331,7 @@ class Turned(nn.Module):
 def test_keys_are_told_whatever_sizes_coincide(length: int) -> None:
     """Of as many positions as heads, the dimensions before and after a permutation look alike."""
     (block,) = fmr.locate(fmr.run(Turned(), torch.randn(4, length, 16))).attention
-    assert (block.found.k, block.found.layouts[1]) == ("/permute#0", ("examples", "heads", "units", "positions"))
+    assert (block.k.id, block.k.layout) == ("/permute#0", ("examples", "heads", "units", "positions"))
 
 
 class Places(nn.Module):
@@ -354,7 +354,8 @@ class Places(nn.Module):
 def test_heads_are_told_where_each_position_has_its_own_projection(length: int, examples: int) -> None:
     (block,) = fmr.locate(fmr.run(Places(), torch.randn(examples, length, 16), torch.arange(length))).attention
     assert (block.n_heads, block.head_dim) == (4, 4)
-    assert block.found.layouts == (("examples", "heads", "positions", "units"),) * 6
+    sites = (block.q, block.k, block.v, block.scores, block.pattern, block.z)
+    assert {site.layout for site in sites} == {("examples", "heads", "positions", "units")}
 
 
 def written_out(z: Tensor) -> Tensor:

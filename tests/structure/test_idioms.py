@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fmr
 from fmr.runs.run import Run
-from fmr.structure.parts import AttentionBlock, MemoryBlock, Structure
+from fmr.structure.parts import Attention, Memory, Structure
 from tests.structure import (
     blocks,
     branches,
@@ -152,7 +152,7 @@ def faults(case: Case, run: Run, truth: Truth) -> list[str]:
     ]
 
 
-def _placed(found: Structure, block: AttentionBlock | MemoryBlock) -> bool:
+def _placed(found: Structure, block: Attention | Memory) -> bool:
     return any(block is other for layer in found.layers for other in (*layer.attentions, *layer.mlps))
 
 
@@ -169,7 +169,7 @@ def unlike(what: str, true: list[Tensor], found: list[Tensor]) -> list[str]:
     return missing + [f"an extra {what}: {tuple(value.shape)}" for value in left]
 
 
-def shapes(run: Run, seen: Seen, block: AttentionBlock) -> list[str]:
+def shapes(run: Run, seen: Seen, block: Attention) -> list[str]:
     """Where the heads of an attention are not the true ones."""
     told = (seen.heads, seen.groups, seen.size, seen.kind)
     read = (block.n_heads, block.n_kv_heads, block.head_dim, block.kind)

@@ -1,6 +1,7 @@
 """Feed-forward memories: keys, coefficients and values are the ones that the model computes with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 import fmr
 from fmr.errors import StructureError
-from fmr.structure.proof.certify import certify_memory
+from fmr.structure.memories.memory import certify_memory
 from tests.models import build
 from tests.structure import blocks, experts, memories
 from tests.structure.idioms import HIDDEN, WIDTH
@@ -299,7 +300,7 @@ def test_keys_that_are_none_are_not_certified() -> None:
     memory = fmr.locate(run).mlps[0]
     assert memory.certified
     assert set(memory.certified.errors) == {"post", "keys", "out"}
-    found = memory.found
-    wrong = (found._replace(keys=found.values), found._replace(key_dim=1 - found.key_dim), found._replace(keys=found.w_gate))
-    for other in (*wrong, found._replace(value_dim=1 - found.value_dim)):
+    found = memory
+    wrong = (replace(found, keys=found.values), replace(found, key_dim=1 - found.key_dim), replace(found, keys=found.w_gate))
+    for other in (*wrong, replace(found, value_dim=1 - found.value_dim)):
         assert not certify_memory(memory.graph, other, run.__getitem__).ok

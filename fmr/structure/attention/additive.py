@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import Site, TensorId
 from fmr.nodes import Node
-from fmr.structure.attention.dot_product import Attention, acting
+from fmr.structure.attention.attention import Attention
+from fmr.structure.attention.dot_product import acting
+from fmr.structure.attention.heads import Heads
+from fmr.structure.attention.layouts import laid_out, mixing
 from fmr.structure.attention.mix import Use, mix
 from fmr.structure.attention.output import handed_on, output_of
 from fmr.structure.attention.queries import varies
@@ -42,17 +45,19 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | None:
         return None
     z, heads = handed_on(graph, mixed.node), _heads(graph, mixed)
     output = output_of(graph, z)
+    v, pattern, mixture = mixing(graph, mixed, heads)
     return Attention(
+        graph=graph,
         softmax=softmax.node.id,
-        q=pair.q,
-        k=pair.k,
-        v=mixed.v,
-        scores=softmax.scores,
-        pattern=acting(graph, mixed.way),
-        z=z.id,
-        out=output.id if output is not None else None,
-        n_heads=heads,
-        n_kv_heads=heads,
+        q=laid_out(graph, pair.q),
+        k=laid_out(graph, pair.k),
+        v=laid_out(graph, mixed.v, v),
+        scores=laid_out(graph, softmax.scores, pattern),
+        pattern=laid_out(graph, acting(graph, mixed.way), pattern),
+        z=laid_out(graph, z.id, mixture),
+        out=Site(output.id) if output is not None else None,
+        n_heads=heads.number,
+        n_kv_heads=heads.number,
         head_dim=pair.units,
         kind="additive",
         scope=softmax.node.module,
@@ -114,12 +119,19 @@ def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | Non
     return None
 
 
-def _heads(graph: Graph, mixed: Use) -> int:
+def _heads(graph: Graph, mixed: Use) -> Heads:
     """The heads that those units of a projection were split into which reach the values; one where there is none."""
-    made = graph[unshaped(graph, mixed.v, MOVES)]
+    made, one = graph[unshaped(graph, mixed.v, MOVES)], Heads(1, (), (), False)
     if projection(graph, made) is None:
-        return 1
+        return one
     value = carried(graph, numbers(made.shape[-1]).expand(made.shape), (made, graph[mixed.v]))
     size = math.prod(mixed.node.shape[n] for n in mixed.units)
     number, rest = divmod(len(value.unique()) if value is not None else 0, max(1, size))
-    return number if number and not rest else 1
+    if value is None or rest or number < 2:
+        return one
+    letters = mixed.letters
+    of_heads = [letter for n, letter in enumerate(letters.right) if letter in letters.shared and varies(value, n)]
+    dims = tuple(letters.result.index(letter) for letter in of_heads)
+    return Heads(
+        number, dims, tuple(mixed.node.shape[n] for n in dims), math.prod(mixed.node.shape[n] for n in dims) != number
+    )

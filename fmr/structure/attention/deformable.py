@@ -4,10 +4,10 @@ import math
 from typing import NamedTuple
 
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import Site, TensorId
 from fmr.nodes import Node
-from fmr.structure.attention.dot_product import Attention
-from fmr.structure.attention.layouts import Layout
+from fmr.structure.attention.attention import Attention
+from fmr.structure.attention.layouts import Layout, laid_out
 from fmr.structure.attention.output import output_of
 from fmr.structure.attention.softmax import Softmax
 from fmr.structure.normal.indices import sources
@@ -39,21 +39,21 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str | None:
     heads = math.prod(n for n, name in zip(softmax.node.shape, layout, strict=True) if name == "heads")
     units, output = graph[weighed.v].shape, output_of(graph, weighed.z)
     return Attention(
+        graph=graph,
         softmax=softmax.node.id,
-        q=unshaped(graph, scored.data),
-        k=weighed.grid,
-        v=weighed.v,
-        scores=softmax.scores,
-        pattern=softmax.node.id,
-        z=weighed.z.id,
-        out=output.id if output is not None else None,
+        q=laid_out(graph, unshaped(graph, scored.data)),
+        k=laid_out(graph, weighed.grid),
+        v=laid_out(graph, weighed.v),
+        scores=laid_out(graph, softmax.scores, layout),
+        pattern=laid_out(graph, softmax.node.id, layout),
+        z=laid_out(graph, weighed.z.id),
+        out=Site(output.id) if output is not None else None,
         n_heads=heads,
         n_kv_heads=heads,
         head_dim=units[1] if len(units) > 1 else 1,
         kind="deformable",
         scope=softmax.node.module,
         dim=softmax.dim,
-        layouts=(None, None, None, layout, layout, None),
     )
 
 

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import Site, TensorId
 from fmr.nodes import Node
+from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.heads import heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of
-from fmr.structure.attention.layouts import Layout, layouts
+from fmr.structure.attention.layouts import laid_out, layouts
 from fmr.structure.attention.mix import Parts, Use, hands_out, mix, oriented, parts_of, unused
 from fmr.structure.attention.output import handed_on, output_of, own_parts
 from fmr.structure.attention.queries import Queries, varies
@@ -31,49 +30,13 @@ from fmr.structure.normal.match import (
     projection,
     unshaped,
 )
+from fmr.structure.proof.certificate import Rejected
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
 
 _TOTAL = MOVES | CLAMPS | {"add", "reciprocal"}
 """What may lie between a sum of weights and the division by it."""
-
-
-class Attention(NamedTuple):
-    """The IDs of one attention and the shape of its heads, as read off the graph.
-
-    `layouts` says of q, k, v, scores, pattern and z what each dimension counts: "heads" is not there where heads lie in the
-    batch, and of scores and pattern "positions" are the queries and "units" the keys. `dim` is normalised by the softmax.
-    Where one softmax is over keys of several kinds, `k` and `v` are those of one of them.
-    """
-
-    softmax: TensorId
-    q: TensorId
-    k: TensorId
-    v: TensorId
-    scores: TensorId
-    pattern: TensorId
-    z: TensorId
-    out: TensorId | None
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    kind: str
-    scope: str
-    dim: int = -1
-    layouts: tuple[Layout | None, ...] = (None,) * 6
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A candidate that is not claimed, and why."""
-
-    id: TensorId
-    what: str
-    reason: str
-
-    def __repr__(self) -> str:
-        return f"{self.id} is no {self.what}: {self.reason}"
 
 
 def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
@@ -120,24 +83,28 @@ def _attention(graph: Graph, softmax: Softmax, scores: Scores, parts: Parts, use
     heads = heads or queries.heads(use)
     if heads is None:
         return "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
+    kind = kind_of(graph, scores, parts)
+    if not isinstance(kind, str):
+        return f"its queries or keys are made by code that is hidden from torch ({kind.id}), and of what cannot be told"
     named = layouts(graph, scores, use, heads)
-    axis = named[1].index("heads") if "heads" in named[1] else None
+    axis = named.k.index("heads") if "heads" in named.k else None
     return Attention(
+        graph=graph,
         softmax=softmax.node.id,
-        q=scores.q,
-        k=scores.k,
-        v=use.v,
-        scores=softmax.scores,
-        pattern=acting(graph, parts.whole(use)),
-        z=z.id,
-        out=output.id if output is not None else None,
+        q=laid_out(graph, scores.q, named.q),
+        k=laid_out(graph, scores.k, named.k),
+        v=laid_out(graph, use.v, named.v),
+        scores=laid_out(graph, softmax.scores, named.scores),
+        pattern=laid_out(graph, acting(graph, parts.whole(use)), named.scores),
+        z=laid_out(graph, z.id, named.z),
+        out=Site(output.id) if output is not None else None,
         n_heads=heads.number,
         n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k, axis)),
         head_dim=queries.size,
-        kind=kind_of(graph, scores, parts),
+        kind=kind,
         scope=softmax.node.module,
         dim=softmax.dim,
-        layouts=named,
+        path=tuple(node.id for node in output.way) if output is not None else (),
     )
 
 

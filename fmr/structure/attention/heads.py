@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
@@ -17,12 +18,16 @@ from fmr.structure.normal.indices import carried, numbers, rows_of, sources
 
 
 class Heads(NamedTuple):
-    """The number of heads, the dimensions of z that count them and how many each does, and whether one counts more too."""
+    """The number of heads, the dimensions of z that count them and how many each does, and whether one counts more too.
+
+    `places` are where in z the vectors of one row lie, one for each head in order; None where that is not known.
+    """
 
     number: int
     dims: tuple[int, ...]
     counts: tuple[int, ...]
     folded: bool
+    places: tuple[Tensor, ...] | None = None
 
 
 def heads_in_rows(graph: Graph, use: Use, z: Node, output: Output) -> Heads | None:
@@ -51,10 +56,12 @@ def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], outpu
         return None
     places = [place.unique() for place in torch.unravel_index(met, lead)]
     several = tuple(n for n, place in enumerate(places) if len(place) > 1)
+    in_order = torch.tensor(list(dict.fromkeys(row.long().tolist())))
     counts = tuple(len(places[n]) for n in several)
     if len(shape) > 3 and any(count != shape[n] for count, n in zip(counts, several, strict=True)):
         return None
-    return Heads(len(met), several, counts, math.prod(counts) != math.prod(shape[n] for n in several))
+    folded = math.prod(counts) != math.prod(shape[n] for n in several)
+    return Heads(len(met), several, counts, folded, torch.unravel_index(in_order, lead))
 
 
 def key_heads(graph: Graph, use: Use, heads: Heads, repeated: float) -> int:

@@ -1,10 +1,13 @@
 """Self or cross: whether the queries of an attention and some of its keys come from the same values."""
 
+from collections.abc import Iterator
+
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.mix import Parts
 from fmr.structure.attention.scores import BEFORE, Scores
+from fmr.structure.normal.hidden import is_hidden, read_alone
 from fmr.structure.normal.match import (
     MEANS,
     MOVES,
@@ -21,10 +24,14 @@ from fmr.structure.normal.match import (
 )
 
 
-def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str:
-    """Self-attention where queries and some of the keys come from the same values, else cross-attention."""
-    asked = _roots(graph, scores.q)
-    return "self" if any(asked & _roots(graph, k) for k in _keys(graph, scores, parts)) else "cross"
+def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str | Node:
+    """Self-attention where queries and some of the keys come from the same values, else cross-attention; the node where one
+    of them was made of values that are not seen."""
+    asked, keys = _roots(graph, scores.q), _keys(graph, scores, parts)
+    if any(asked & _roots(graph, k) for k in keys):
+        return "self"
+    unseen = (node for name in (scores.q, *sorted(keys)) for node in _made_of(graph, name) if is_hidden(node))
+    return next((node for node in unseen if read_alone(graph, node) is None), "cross")
 
 
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
@@ -36,9 +43,19 @@ def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
 
 def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
     """What queries or keys were projected from, and what that was made of by norms and further projections alone."""
-    above = climb(graph, name, lambda node: contraction(node) is None and not node.id.is_source)
-    data = [found.data for node in above if (found := projection(graph, node)) is not None]
+    data = [one for node in _made_of(graph, name) if (one := _data(graph, node)) is not None]
     return {first(graph, unshaped(graph, one)) for one in data}.union(*(_linear(graph, one) for one in (name, *data)))
+
+
+def _made_of(graph: Graph, name: TensorId) -> Iterator[Node]:
+    """What a value was made of, up to what was projected to it."""
+    return climb(graph, name, lambda node: not (contraction(node) or node.id.is_source or is_hidden(node)))
+
+
+def _data(graph: Graph, node: Node) -> TensorId | None:
+    """What a node projects; what one that is not seen makes of one activation alone counts as projected."""
+    found = projection(graph, node)
+    return found.data if found is not None else read_alone(graph, node) if is_hidden(node) else None
 
 
 def _linear(graph: Graph, name: TensorId) -> set[TensorId]:
@@ -55,7 +72,7 @@ def _adds_up(graph: Graph, node: Node) -> bool:
 def _is_linear(graph: Graph, node: Node) -> bool:
     """Whether a node moves, norms or projects one value; what lays one behind another adds keys of others."""
     moved = node.op in MOVES and (len({parent.id for parent in node.parents}) == 1 or _is_of_one(graph, node))
-    return moved or node.op in NORMS | NORM_PARTS | MEANS or projection(graph, node) is not None
+    return moved or node.op in NORMS | NORM_PARTS | MEANS or _data(graph, node) is not None
 
 
 def _is_of_one(graph: Graph, node: Node) -> bool:

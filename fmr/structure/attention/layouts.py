@@ -1,10 +1,15 @@
 """What the dimensions of an attention's values count: examples, heads, positions, units."""
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fmr.graph.graph import Graph
+from fmr.ids import Site, TensorId
 from fmr.structure.attention.heads import Heads
+from fmr.structure.attention.maps import counts_heads, told_apart
 from fmr.structure.attention.mix import Use
 from fmr.structure.attention.scores import Scores
 from fmr.structure.normal.einsum import Letters
@@ -15,14 +20,66 @@ Layout = tuple[str, ...]
 """What each dimension of a value counts."""
 
 
-def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> tuple[Layout, ...]:
-    """What the dimensions of q, k, v, scores, pattern and z count."""
+class Layouts(NamedTuple):
+    """What the dimensions of q, k, v, of scores and pattern, and of z count."""
+
+    q: Layout
+    k: Layout
+    v: Layout
+    scores: Layout
+    z: Layout
+
+
+def laid_out(graph: Graph, name: TensorId, layout: Layout | None = None) -> Site:
+    """The site of a value with what its dimensions count; heads are not told apart where that is not known."""
+    return Site(name, layout=layout or _usual(len(graph[name].shape)))
+
+
+def _usual(rank: int) -> Layout:
+    return ("examples", *(f"axis {n}" for n in range(1, rank - 2)), "positions", "units")[-rank:]
+
+
+def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> Layouts:
+    """What the dimensions of an attention's values count."""
+    v, pattern, z = mixing(graph, use, heads)
+    q, k = _of_product(scores.letters, _moved(graph, pattern, scores.way))
+    return Layouts(q, k, v, pattern, z)
+
+
+def mixing(graph: Graph, use: Use, heads: Heads) -> tuple[Layout, Layout, Layout]:
+    """What the dimensions of v, of the pattern and of z count."""
     v, weights, z = _of_mixing(use.letters, _head(use, heads))
+    if heads.number > 1 and "heads" not in z and heads.places is not None:
+        z = told_apart(z, use.node.shape, heads.places)
+        shared = {letter: name for letter, name in zip(use.letters.result, z, strict=True) if counts_heads(name)}
+        v, weights = _renamed(use.letters.right, v, shared), _renamed(use.letters.left, weights, shared)
     pattern = _moved(graph, weights, use.way)
     if heads.folded and "heads" not in pattern:
         pattern = _unfolded(graph, pattern, use, heads)
-    q, k = _of_product(scores.letters, _moved(graph, pattern, scores.way))
-    return q, k, v, pattern, pattern, z
+    if heads.number > 1 and heads.places is not None and not any(counts_heads(name) for name in pattern):
+        pattern = _followed(graph, pattern, use, heads.places)
+    return v, pattern, z
+
+
+def _renamed(word: str, layout: Layout, names: dict[str, str]) -> Layout:
+    """A layout in which the dimensions of some letters are called otherwise."""
+    return tuple(names.get(letter, name) for letter, name in zip(word, layout, strict=True))
+
+
+def _followed(graph: Graph, layout: Layout, use: Use, places: tuple[Tensor, ...]) -> Layout:
+    """The layout of a pattern whose heads are told apart by following its numbers to the vectors of z that they weigh."""
+    shape, letters = use.way[0].shape, use.letters
+    value = carried(graph, numbers(*shape), use.way) if math.prod(shape) else None
+    if value is None or value.shape != use.way[-1].shape:
+        return layout
+    of_z = dict(zip(letters.result, places, strict=True))
+    own = [n for n, letter in enumerate(letters.left) if letter in of_z]
+    rows = value.permute(*own, *(n for n in range(value.dim()) if n not in own))
+    rows = rows[tuple(of_z[letters.left[n]].clamp(max=size - 1) for n, size in zip(own, rows.shape, strict=False))]
+    seen = (rows.flatten(1) >= 0).all(0).nonzero()  # what is padded has no places
+    if not len(seen):
+        return layout
+    return told_apart(layout, shape, torch.unravel_index(rows.flatten(1)[:, seen[0, 0]].long(), shape))
 
 
 def _head(use: Use, heads: Heads) -> str:
@@ -63,7 +120,7 @@ def _moved(graph: Graph, layout: Layout, way: Way) -> Layout:
     places = {place: name for place, name in zip(sources(graph, way), layout, strict=True) if place is not None}
     axis = next((n for n, name in places.items() if name == "heads"), None)
     places = {n: name for n, name in places.items() if n != axis}
-    usual = ("examples", *(f"axis {n}" for n in range(1, rank - 2)), "positions", "units")[-rank:]
+    usual = _usual(rank)
     found = tuple(places.get(n, "" if usual[n] in places.values() else usual[n]) or f"axis {n}" for n in range(rank))
     return found if axis is None else _of_heads(found, axis)
 

@@ -6,6 +6,7 @@ The number of heads is read here where the way of the mixed values does not tell
 import math
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from fmr.graph.graph import Graph
@@ -87,7 +88,19 @@ class Queries:
         counts = tuple(self.shape[n] for n in several)
         if math.prod(counts) == number and None not in dims:
             return Heads(number, tuple(n for n in dims if n is not None), counts, False)
-        return Heads(number, (0,), (number,), True)
+        return Heads(number, (0,), (number,), True, self._places(number, use, several))
+
+    def _places(self, number: int, use: Use, several: list[int]) -> tuple[Tensor, ...] | None:
+        """Where in z the first vector of each head lies, if its units are told apart along one dimension of the queries."""
+        place = self._in_result(use, self.scores.letters.left[several[0]]) if len(several) == 1 else None
+        if self.units is None or place is None:
+            return None
+        line = self.units[tuple(slice(None) if n in several else 0 for n in range(self.units.dim()))]
+        firsts = torch.tensor([int((line == unit).nonzero()[0, 0]) for unit in line.unique()])
+        nothing = torch.zeros_like(firsts)
+        return (
+            tuple(firsts if n == place else nothing for n in range(len(use.node.shape))) if len(firsts) == number else None
+        )
 
     def _in_result(self, use: Use, letter: str) -> int | None:
         """The dimension of the mixed values that a letter of the queries is."""

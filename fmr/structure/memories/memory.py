@@ -1,44 +1,44 @@
-"""Feed-forward memories by dataflow: a contraction with keys, a nonlinearity, a contraction with values."""
+"""One feed-forward memory: its sites, its key and value vectors, and the proof that it is one."""
 
 import math
-from collections.abc import Iterator
-from itertools import takewhile
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from fmr.errors import StructureError
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import Site, TensorId
 from fmr.nodes import Node
-from fmr.structure.memories.ups import STRAIGHT, THROUGH, Up, ups_of
-from fmr.structure.normal.einsum import letters_of, made_dim, summed_dim
-from fmr.structure.normal.match import (
-    LINEAR,
-    MOVES,
-    SAME,
-    Projection,
-    climb,
-    first,
-    once,
-    product,
-    projection,
-    settled,
-    unshaped,
-    weights,
-)
+from fmr.runs.run import Pass, Run
+from fmr.structure.memories.ups import THROUGH
+from fmr.structure.normal.indices import carried, numbers
+from fmr.structure.normal.match import LINEAR, MOVES, SAME, climb, unshaped
+from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
+from fmr.structure.proof.evaluate import Values, evaluate, graph_of, own_work, plain
 
 
-class Memory(NamedTuple):
-    """The IDs of one feed-forward memory: what enters its nonlinearity, its coefficients, its output, its weights.
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """One feed-forward memory (Geva et al. 2021): `post` are the coefficients, memory i a key and a value vector.
+
+    >>> key, value = structure.mlps[2].memory(7)
+
+    `pre` enters the nonlinearity, `post` is read by the second projection, `out` is its output, each (examples, positions,
+    memories or units). `w_in`, `w_gate` (None where nothing gates) and `w_out` name the parameters, or the weight where one
+    is the product of several; `n` counts the memories; `scope` is the module call that holds it.
 
     `keys` and `values` are `w_in` and `w_out` as the projections read them; `key_dim` and `value_dim` are the dimensions of
-    them that count the memories, `axis` is that of the coefficients. `up` and `down` are the projections' results; with
-    `fused_gate` one projection makes the gate and what it gates. `first` is where the memories begin in what `down` reads.
+    them that count the memories, `axis` is that of the coefficients. `source` is what the first projection reads, `up` and
+    `down` are the projections' results; with `fused_gate` one projection makes the gate and what it gates. `first` is where
+    the memories begin in what `down` reads, `weights` are the tensors under `keys` and `values`.
     """
 
-    pre: TensorId
-    post: TensorId
-    out: TensorId
+    graph: Graph = field(repr=False)
+    pre: Site
+    post: Site
+    out: Site
     w_in: TensorId
     w_gate: TensorId | None
     w_out: TensorId
@@ -53,156 +53,155 @@ class Memory(NamedTuple):
     scope: str
     axis: int = -1
     first: int | None = None
+    weights: Mapping[TensorId, Tensor] = field(repr=False, default_factory=dict)
+    certified: Certificate | None = None
+
+    @property
+    def n(self) -> int:
+        """How many memories it holds: the units of the coefficients, which are channels where a window reads them."""
+        return self.graph[self.post.id].shape[self.axis]
 
     def own(self, values: Tensor, n: int) -> Tensor:
         """What the second projection holds for its `n` memories; it may read other units beside them."""
         return values if self.first is None else values.narrow(self.value_dim, self.first, n)
 
+    def memory(self, index: int, expert: int | None = None) -> tuple[Tensor, Tensor]:
+        """The key vector and the value vector of one memory, as slices of the parameters, each as wide as the stream.
 
-def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]:
-    """Each second projection of an unfused graph whose input is an elementwise nonlinear function of a first one.
+        >>> key, value = structure.mlps[2].memory(7)
 
-    `stream` are the sums of the residual stream, beyond which no memory reaches.
-    """
-    for node in graph.nodes:
-        down = projection(graph, node)
-        if down is None:
-            continue
-        found = _memory(graph, down, stream) or _beside_heads(graph, down, stream)
-        if found is not None:
-            yield found
+        expert: which one, where one parameter holds a matrix for each of several. A memory or an expert that is not there,
+        and weights of which no row or column is that of one memory, are a `StructureError`.
+        """
+        if not 0 <= index < self.n:
+            raise StructureError(f"Memory {index} of {self.scope!r}: expected 0 to {self.n - 1}.")
+        if not self.weights:
+            raise StructureError(f"{self.scope!r} was found in a graph alone, which holds no weights. Use fmr.locate(run).")
+        return _vectors(self, index, expert)
 
+    def check(self, run: Run | Pass) -> Certificate:
+        """Recompute coefficients and output in another run of the same code and report the errors."""
+        with own_work():
+            return certify_memory(graph_of(run, self.graph), self, run.__getitem__)
 
-def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
-    """The memory whose coefficients a projection reads side by side with the mixed values of an attention."""
-    joined = graph[unshaped(graph, down.data)]
-    parts = [graph[parent.id] for parent in joined.parents]
-    matrix = len(graph[down.weight].shape) == 2 and joined.shape == graph[down.data].shape
-    if joined.op != "cat" or len(parts) != 2 or not matrix or joined.shape[-1] != sum(part.shape[-1] for part in parts):
-        return None
-    for part, other, start in zip(parts, reversed(parts), (0, parts[0].shape[-1]), strict=True):
-        above = climb(graph, other.id, lambda node: node.op in MOVES and node.id not in stream)
-        mixed = any(product(graph, node) is not None for node in above)
-        found = _memory(graph, down._replace(data=part.id), stream) if mixed else None
-        if found is not None:
-            return found._replace(first=start)
-    return None
+    @property
+    def size(self) -> str:
+        """How many memories it holds, in words."""
+        return f"{self.n}{' gated' if self.w_gate is not None or self.fused_gate else ''} memories"
+
+    def __repr__(self) -> str:
+        return f"{self.scope or 'root'}  {self.size}  {proof(self.certified)}"
 
 
-def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
-    """The memory whose values a projection weighs; None where what it reads is no function of one or two others."""
-    ups = _without_updates(graph, ups_of(graph, down, stream))
-    if not _are_of_one(graph, down, ups):
-        return None
-    most = max(up.bent for up in ups)
-    gate = min((up for up in ups if up.bent == most), key=lambda up: graph.place(up.pre))
-    gated = next((up for up in ups if up.projection.weight != gate.projection.weight), None)
-    value = (gated or gate).projection
-    post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
-    axis = summed_dim(graph, down)
-    return Memory(
-        pre=gate.pre,
-        post=post,
-        out=settled(graph, down.node).id,
-        w_in=_held(graph, value.weight),
-        w_gate=_held(graph, gate.projection.weight) if gated is not None else None,
-        w_out=_held(graph, down.weight),
-        source=unshaped(graph, value.data),
-        up=settled(graph, value.node).id,
-        down=down.node.id,
-        keys=_matrices(graph, value.weight),
-        values=_matrices(graph, down.weight),
-        key_dim=made_dim(graph, value),
-        value_dim=1 - made_dim(graph, down),
-        fused_gate=gated is None and value.node.shape[axis] == 2 * graph[post].shape[axis],
-        axis=axis,
-        scope=_scope(gate.projection.node, down.node),
+def _vectors(found: Memory, index: int, expert: int | None) -> tuple[Tensor, Tensor]:
+    """The key and the value of one memory: slices of the weights as the projections read them."""
+    n, weights = found.n, found.weights
+    keys, values = _matrices(found, weights[found.keys], found.own(weights[found.values], n), index, expert)
+    places = _places(found, keys) if keys.dim() > found.key_dim else ()
+    if not places or values.shape[found.value_dim : found.value_dim + 1] != (n,):
+        shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
+        raise StructureError(
+            f"{found.scope!r} holds its weights as {shapes}: no row or column is that of one memory. Expected matrices with "
+            f"one of {n} each; block.w_in and block.w_out name them as they are."
+        )
+    return _vector(keys.select(found.key_dim, places[index])), _vector(values.select(found.value_dim, index))
+
+
+def _matrices(found: Memory, keys: Tensor, values: Tensor, index: int, expert: int | None) -> tuple[Tensor, Tensor]:
+    """The matrices of the keys and of the values, those of one expert where there are several."""
+    several = keys.dim() == values.dim() == 3 and found.graph[found.down].op not in LINEAR
+    if not several and expert is not None:
+        raise StructureError(f"{found.scope!r} has one matrix for all: expected block.memory({index}) without expert=.")
+    if not several:
+        return keys, values
+    if expert is None:
+        raise StructureError(f"{found.scope!r} has {len(keys)} experts. Name one: block.memory({index}, expert=0).")
+    if not 0 <= expert < len(keys):
+        raise StructureError(f"Expert {expert} of {found.scope!r}: expected 0 to {len(keys) - 1}.")
+    return keys[expert], values[expert]
+
+
+def _vector(weight: Tensor) -> Tensor:
+    """The weights of one unit without the sizes of a window of one place."""
+    return weight.flatten() if weight.numel() == len(weight) else weight
+
+
+def _places(found: Memory, keys: Tensor) -> Sequence[int]:
+    """Where in a matrix the key of each memory lies; nowhere where that cannot be told."""
+    size, n = keys.shape[found.key_dim], found.n
+    if found.fused_gate:
+        return _gated(found, size) if size == 2 * n else ()
+    if size == n:
+        return range(n)
+    return _cut(found, size) if keys.dim() == 2 and found.graph[found.up].shape[-1:] == (size,) else ()
+
+
+def _gated(found: Memory, size: int) -> Sequence[int]:
+    """Which units of a projection that makes gates and what they gate are gated."""
+    graph, n = found.graph, found.n
+    if graph[unshaped(graph, found.post.id, SAME)].op == "glu":
+        return range(n)  # the second half gates the first
+    up, pre = graph[found.up].shape, graph[found.pre.id].shape
+    split = next(at for at in range(len(up) + 1) if math.prod(up[at:]) <= size)
+    units = numbers(size).reshape(up[split:]).expand(up)
+    gates = carried(graph, units, (graph[found.up], graph[found.pre.id]))
+    gated = sorted(set(range(size)) - set(gates.reshape(-1, pre[-1])[0].long().tolist())) if gates is not None else []
+    if len(gated) != n:
+        raise StructureError(
+            f"{found.scope!r}: the units of {found.w_in} that are gated cannot be told from the gates. Expected {n} of its "
+            f"{size} units in {found.pre.id}; block.w_in names all of them."
+        )
+    return gated
+
+
+def _cut(found: Memory, size: int) -> Sequence[int]:
+    """Which units of a projection that makes more than a memory are its keys: what is gated, where there is a gate."""
+    graph, n = found.graph, found.n
+    up = graph[found.up]
+    above = climb(graph, found.post.id, lambda node: node.op in THROUGH and node.id != up.id)
+    cuts = [node for node in above if node.shape[-1:] == (n,) and unshaped(graph, node.id, MOVES) == up.id]
+    units = {node.id: _units(graph, up, node, size) for node in cuts}
+    gates = units.get(found.pre.id, [])
+    return next((one for one in units.values() if one and one != gates), gates)
+
+
+def _units(graph: Graph, up: Node, cut: Node, size: int) -> list[int]:
+    """Which units of a projection a cut of it has; none where it is not the same at every position."""
+    value = carried(graph, numbers(size).expand(up.shape), (up, cut))
+    rows = value.flatten(0, -2) if value is not None else torch.zeros(0)
+    return rows[0].long().tolist() if len(rows) and bool((rows == rows[0]).all()) else []
+
+
+def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
+    """Recompute the coefficients from what the keys read, what the keys make of that as matrices, and the output as the sum
+    of the values that the coefficients weigh."""
+    source, post, out = value(found.source), value(found.post.id), value(found.out.id)
+    errors = {"post": error(evaluate(graph, found.post.id, {found.source: source}, value), post)}
+    keys, values = plain(value(found.keys)), found.own(plain(value(found.values)), post.shape[-1])
+    of_keys = of_values = None
+    if found.axis == -1:
+        of_keys = _product(graph, found.source, found.up, keys, found.key_dim == 0, value)
+        of_values = _product(graph, found.post.id, found.out.id, values, found.value_dim == 1, value)
+    if of_keys is not None:
+        errors["keys"] = error(of_keys, value(found.up))
+    errors["out"] = error(
+        evaluate(graph, found.out.id, {found.post.id: post}, value) if of_values is None else of_values, out
     )
+    return Certificate(errors, tolerance_of(source, post, out))
 
 
-def _source(graph: Graph, up: Up) -> TensorId:
-    """What a first projection reads, before any view; what is computed several times is one."""
-    return first(graph, unshaped(graph, up.projection.data))
+def _product(graph: Graph, name: TensorId, result: TensorId, weight: Tensor, turned: bool, value: Values) -> Tensor | None:
+    """What a weight makes of a value as a matrix, turned or not, plus the bias; None where it is none that fits both.
 
-
-def _without_updates(graph: Graph, ups: list[Up]) -> list[Up]:
-    """The first projections without small updates of another: what is itself projected from the same value."""
-    sources = {_source(graph, up) for up in ups}
-
-    def is_update(up: Up) -> bool:
-        below = projection(graph, graph[unshaped(graph, up.projection.data, SAME | {"view", "reshape", "mul"})])
-        return below is not None and first(graph, unshaped(graph, below.data)) in sources - {_source(graph, up)}
-
-    return [up for up in ups if not is_update(up)]
-
-
-def _are_of_one(graph: Graph, down: Projection, ups: list[Up]) -> bool:
-    """Whether these are the first projections of one memory: something bends, and of two one gates the other."""
-    layers = [down, *(up.projection for up in ups)]
-    if all(up.bent == STRAIGHT for up in ups) or any(_is_filter(graph, layer) for layer in layers):
-        return False
-    if len({up.projection.weight for up in ups}) > 2 or len({_source(graph, up) for up in ups}) > 1:
-        return False
-    return not _are_summed(graph, down, {up.projection.node.id: up.projection.weight for up in ups})
-
-
-def _is_filter(graph: Graph, found: Projection) -> bool:
-    """Whether a projection is a filter over an image: its weight is no vector for each unit."""
-    shape = graph[found.weight].shape
-    return found.node.op in LINEAR and len(shape) > 3 and max(shape[2:]) > 1
-
-
-def _are_summed(graph: Graph, down: Projection, ups: dict[TensorId, TensorId]) -> bool:
-    """Whether results of different first projections are added up: then neither is gated by the other."""
-
-    def above(name: TensorId) -> list[Node]:
-        return list(climb(graph, name, lambda node: node.op in THROUGH and node.id not in ups))
-
-    def met(name: TensorId) -> set[TensorId]:
-        return {ups[node.id] for node in above(name) if node.id in ups}
-
-    sums = [node for node in above(down.data) if node.op in ("add", "sub") and len(node.parents) == 2]
-    sides = ([met(parent.id) for parent in node.parents] for node in sums if node.id not in ups)
-    return len(set(ups.values())) > 1 and any(one and other and one.isdisjoint(other) for one, other in sides)
-
-
-def _matrices(graph: Graph, weight: TensorId) -> TensorId:
-    """A weight before it was repeated for each example, or the matrices among which one was chosen for each position."""
-    node = graph[unshaped(graph, weight, SAME)]
-    return node.parents[0].id if node.op == "getitem" and len(node.parents) > 1 else once(graph, weight)
-
-
-def _held(graph: Graph, weight: TensorId) -> TensorId:
-    """The parameter that a weight was made of; the weight itself where it is made of several."""
-    made = [node.id for node in climb(graph, weight, lambda node: True) if node.op in ("param", "buffer")]
-    return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
-
-
-def _scope(first: Node, last: Node) -> str:
-    """The innermost module call that holds both projections."""
-    pairs = zip(first.module.split("."), last.module.split("."), strict=False)
-    return ".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
-    """Whether what a memory makes reaches the sums of a stream only repeated, to weigh what another part writes."""
-    waiting, seen = [(graph[found.down], False)], set()
-    for node, weighs in waiting:
-        for reader in graph.readers(node.id):
-            here = reader.id, weighs or _is_share(graph, node, reader)
-            if here not in seen:
-                seen.add(here)
-                if reader.id not in sums and (reader.op in THROUGH | {"sum"} or product(graph, reader) is not None):
-                    waiting.append((reader, here[1]))
-    return {weighs for name, weighs in seen if name in sums} == {True}
-
-
-def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
-    """Whether a node multiplies a value with one that has more dimensions, which the first alone is repeated along."""
-    found = product(graph, reader)
-    if found is None:
-        whole = any(graph[parent.id].shape == reader.shape for parent in reader.parents)
-        return reader.op == "mul" and whole and math.prod(node.shape) < math.prod(reader.shape)
-    letters = letters_of(graph, found)
-    letters = letters if found.left == node.id else letters.turned
-    return bool(letters.alone(letters.right)) and not letters.alone(letters.left)
+    One that would fit the other way round is not the matrix that was claimed, and makes nothing that is finite.
+    """
+    given, made = value(name).detach().double(), value(result)
+    if weight.dim() != 2:
+        return None
+    matrix = (weight.mT if turned else weight).detach().double()
+    positions = given.shape[:-1].numel()
+    if (given.shape[-1], positions * matrix.shape[1]) != (len(matrix), made.numel()):
+        other = (given.shape[-1], positions * len(matrix)) == (matrix.shape[1], made.numel())
+        return torch.full(made.shape, torch.inf) if other else None
+    bias = evaluate(graph, result, {name: torch.zeros_like(given)}, value)
+    return (given @ matrix).reshape(made.shape) + bias

@@ -1,17 +1,22 @@
 """Recomputing a part of a graph from its values, in double precision: what every certificate rests on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from fmr.errors import StructureError
+from fmr.errors import StructureError, TrackError
 from fmr.graph.execute import execute, overwritten
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
 from fmr.nests import replaced
 from fmr.nodes import Node
+from fmr.runs.run import Pass, Run
 from fmr.structure.normal.match import after
+from fmr.watching.calls import unwatched
 
 Values = Callable[[TensorId], Tensor]
 """Gives the recorded value of an ID: a run, or anything that reads like one."""
@@ -65,5 +70,40 @@ def _grouped(rows: Tensor, matrices: Tensor, offs: Tensor) -> Tensor:
     return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor in numbers: a quantised one, torch's or of a class of its own that says what it means, is written out."""
+    quantised = tensor.is_quantized or type(tensor).dequantize is not Tensor.dequantize
+    return tensor.dequantize() if quantised else tensor
+
+
 def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach()
+    numbers = plain(tensor).detach()
+    return numbers.to(torch.float64) if numbers.is_floating_point() else numbers
+
+
+@contextmanager
+def own_work() -> Iterator[None]:
+    """Compute inside the block as torch does by itself, whatever modes and default device are on around it."""
+    with unwatched(), _disable_current_modes():
+        yield
+
+
+def why_without_numbers(run: Run | Pass) -> str:
+    """Why nothing can be recomputed in a run: its values have shapes alone; empty where they have numbers."""
+    if any(node.device.type == "meta" for node in run.graph.nodes if not node.id.is_source):
+        return "the run was on the meta device, where values have no numbers"
+    kept = run.passes[-1].kept if isinstance(run, Run) else run.kept
+    if any(isinstance(run[name], FakeTensor) for name in kept[-1:]):
+        return "the run was in fake tensor mode, where values have no numbers"
+    return ""
+
+
+def graph_of(run: Run | Pass, graph: Graph) -> Graph:
+    """The graph to recompute a run in: its own, whose shapes are those of its values, where it recorded one."""
+    try:
+        own = run.graph.unfused
+    except TrackError:
+        return graph
+    if nothing := why_without_numbers(run):
+        raise StructureError(f"Nothing can be recomputed: {nothing}. Expected a run with real tensors.")
+    return own

@@ -6,8 +6,9 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.match import MASKING, MOVES, depends, descend
-from fmr.structure.streams.chain import PARALLEL, Starts, Write, Writes, ends, last_write, normed, start_of
+from fmr.structure.streams.chain import PARALLEL, Starts, Writes, ends, last_write, normed, start_of
 from fmr.structure.streams.passage import base
+from fmr.structure.streams.stream import Write
 
 _SCORED = MOVES | MASKING
 """What scores pass on their way to the softmax."""

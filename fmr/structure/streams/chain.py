@@ -2,30 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import NamedTuple
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.match import depends
 from fmr.structure.streams.passage import CUTS, OVERWRITES, base, handed, passage, under_norm
+from fmr.structure.streams.stream import Write
 
 PARALLEL = 3
 """Before how many writes what is added may have been computed."""
-
-
-class Write(NamedTuple):
-    """One add of a stream: `before` it, what is `added`, `times` how often, and the sum `after`.
-
-    `origin` is the value of the stream that the write begins with: `before` itself, where that is not a gated share or a
-    projection of it.
-    """
-
-    before: TensorId
-    added: TensorId
-    after: TensorId
-    origin: TensorId
-    times: float = 1.0
 
 
 Writes = Mapping[TensorId, Write]

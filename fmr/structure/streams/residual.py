@@ -1,17 +1,18 @@
 """The residual streams: writes linked up one after another, and the values that a stream takes on its way."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise, takewhile
-from typing import NamedTuple
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.normal.match import NONLINEAR, depends
-from fmr.structure.streams.chain import Write, Writes, ends, normed, parted
+from fmr.structure.streams.chain import Writes, ends, normed, parted
 from fmr.structure.streams.depth import over_depth
 from fmr.structure.streams.dominate import Flow
 from fmr.structure.streams.ending import ending, exits
 from fmr.structure.streams.passage import CUTS, OVERWRITES, POOLS, base, handed, modulated, passage, resumed, under_norm
+from fmr.structure.streams.stream import Stream, Write
 from fmr.structure.streams.writes import find_writes
 
 _CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
@@ -19,14 +20,6 @@ _CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
 
 Deep = Mapping[TensorId, list[TensorId]]
 """The values that are sums over depth, each with the states that it sums up."""
-
-
-class Stream(NamedTuple):
-    """One residual stream: its writes in order, and the values that it takes, normalised ones included."""
-
-    writes: tuple[Write, ...]
-    points: tuple[TensorId, ...]
-    final_norm: TensorId | None
 
 
 def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
@@ -138,4 +131,4 @@ def _joined(graph: Graph, streams: list[Stream]) -> Iterator[Stream]:
             if None not in parts and len(set(parts)) > 1:
                 joins[max(part for part in parts if part is not None)] = node.id
     for n, stream in enumerate(streams):
-        yield stream._replace(points=(*stream.points, joins[n])) if n in joins else stream
+        yield replace(stream, points=(*stream.points, joins[n])) if n in joins else stream

@@ -12,7 +12,7 @@ from fmr.nests import ids_in
 from fmr.structure.normal.match import projection
 from fmr.structure.streams.dominate import Flow
 from fmr.structure.streams.passage import POOLS, base, handed
-from fmr.structure.streams.residual import Stream
+from fmr.structure.streams.stream import Stream
 
 LAYERS = 3
 """How many plain layers make a stack: two with a nonlinearity between them are a memory or a head."""

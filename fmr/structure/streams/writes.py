@@ -5,12 +5,14 @@ from collections.abc import Container, Iterator
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.normal.hidden import is_hidden
 from fmr.structure.normal.match import LINEAR, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends, product
 from fmr.structure.streams.beside import is_bias_of_scores, is_read_off, is_stream_beside, positions
-from fmr.structure.streams.chain import PARALLEL, Starts, Write, Writes, returned, start_of
+from fmr.structure.streams.chain import PARALLEL, Starts, Writes, returned, start_of
 from fmr.structure.streams.depth import addends
 from fmr.structure.streams.dominate import Flow
 from fmr.structure.streams.passage import POOLS, base, gated, handed, modulated, resumed, shortcut, unchanged
+from fmr.structure.streams.stream import Write
 
 _COMPUTES = LINEAR | POOLS
 _COMPUTES |= frozenset("linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding".split())
@@ -132,7 +134,7 @@ def _computed_from(
         if here in never:
             return False
         node = graph[here]
-        computed = computed or node.op in through
+        computed = computed or node.op in through or is_hidden(node)
         for parent in node.parents:
             step = (parent.id, computed)
             if graph.place(parent) >= first and parent not in around and step not in seen:
@@ -151,7 +153,7 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
     while waiting:
         node = graph[waiting.pop()]
         made = contraction(node)
-        if made is not None:
+        if made is not None or is_hidden(node):
             found.append(node)
         if (made is None and node.op in through and node.id not in sums) or product(graph, node) is not None:
             for parent in node.parents:

@@ -98,6 +98,35 @@ def test_smoothing_is_applied_once_to_each_row() -> None:
     assert np.allclose(distances(patterns, smoothing=0.1), distances(mixed), atol=1e-12, rtol=0)
 
 
+class Laid(nn.Module):
+    """One attention, whose pattern lies as it is told to."""
+
+    def __init__(self, laid: str) -> None:
+        super().__init__()
+        self.laid, self.q, self.k, self.v, self.o = laid, *(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (4, 2)) for layer in (self.q, self.k, self.v))
+        if self.laid == "in the batch":
+            q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (q, k, v))
+            return x + self.o(((q @ k.mT).softmax(-1) @ v).unflatten(0, (-1, 4)).transpose(1, 2).flatten(2))
+        p = torch.einsum(f"bqhd,bkhd->{self.laid}", q, k).softmax(-1)
+        return x + self.o(torch.einsum(f"{self.laid},bkhd->bqhd", p, v).flatten(2))
+
+
+@pytest.mark.parametrize("laid", ["bqhk", "hbqk", "in the batch"])
+@pytest.mark.parametrize("tokens", [4, 6])
+def test_how_a_model_lays_its_patterns_out_changes_nothing(laid: str, tokens: int) -> None:
+    """With as many tokens as heads, heads in the place of queries would go unnoticed."""
+    torch.manual_seed(0)
+    usual, other = Laid("bhqk").eval(), Laid(laid).eval()
+    other.load_state_dict(usual.state_dict())
+    batches = [{"x": torch.randn(examples, tokens, 8)} for examples in (1, 3, 2)]
+    expected, found = (HeadClustering(model).over(batches).result() for model in (usual, other))
+    assert found.distances.max() > 0.001
+    assert np.allclose(found.distances, expected.distances, atol=1e-6)
+
+
 # ---- padding, batches, shards
 
 

@@ -1,0 +1,110 @@
+"""Attention patterns in one order, (examples, heads, queries, keys), whatever the model's own."""
+
+import math
+from collections.abc import Sequence
+from itertools import permutations
+
+import torch
+from torch import Tensor
+
+from fmr.errors import StructureError
+from fmr.ids import Site
+
+KEY_HEADS, GROUPS = "key heads", "groups"
+"""Two dimensions that count heads together: each key head, and the queries that share it."""
+
+
+JOIN = "*"
+"""Between the names of two things that one dimension counts; the first one changes last: "examples*heads"."""
+
+
+def counts_heads(name: str) -> bool:
+    """Whether a dimension of this name counts heads, alone or with something else."""
+    return name in (KEY_HEADS, GROUPS) or "heads" in name.split(JOIN)
+
+
+def told_apart(layout: tuple[str, ...], shape: tuple[int, ...], places: Sequence[Tensor]) -> tuple[str, ...]:
+    """A layout with the dimensions named that count heads, known the place of each head; as it was where none tell them.
+
+    >>> told_apart(("examples", "positions", "units"), (8, 5, 5), [torch.arange(4), torch.zeros(4), torch.zeros(4)])
+    ('examples*heads', 'positions', 'units')
+    """
+    counted = torch.arange(len(places[0]))
+    along = {dim: place for dim, place in enumerate(places) if bool((place != place[0]).any())}
+    if len(along) == 1:
+        ((dim, place),) = along.items()
+        other = layout[dim] if layout[dim] in ("examples", "positions") else "examples"
+        name = _joined(place - place[0], counted, shape[dim], other)
+    elif len(along) == 2:
+        name = _crossed(along, shape, counted)
+    else:
+        name = {}
+    return tuple((dict(enumerate(layout)) | ({dim: name} if isinstance(name, str) else name)).values())
+
+
+def _joined(place: Tensor, counted: Tensor, size: int, other: str) -> dict[int, str] | str:
+    """What a dimension counts along which heads lie in these places."""
+    apart, rest = divmod(size, len(counted))
+    if rest:
+        return {}
+    if torch.equal(place, counted):
+        return "heads" if apart == 1 else f"{other}{JOIN}heads"
+    return f"heads{JOIN}{other}" if torch.equal(place, counted * apart) else {}
+
+
+def _crossed(along: dict[int, Tensor], shape: tuple[int, ...], counted: Tensor) -> dict[int, str]:
+    """What two dimensions count that tell heads apart together."""
+    for outer, inner in permutations(along):
+        size = shape[inner]
+        whole = shape[outer] * size == len(counted)
+        if whole and torch.equal(along[outer], counted // size) and torch.equal(along[inner], counted % size):
+            return {outer: KEY_HEADS, inner: GROUPS}
+    return {}
+
+
+def maps_of(value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> Tensor:
+    """A pattern as (examples, heads, queries, keys). Dimensions that are none of these count as examples."""
+    layout = site.layout or ()
+    if len(layout) != value.dim():
+        raise StructureError(f"{_found(value, site)}: expected {len(layout)} dimensions, {list(layout)}. {_ELSEWHERE}")
+    for dim in reversed(range(len(layout))):
+        if JOIN in layout[dim]:
+            value, layout = _parted(value, layout, dim, n_heads, site)
+    heads = [dim for name in ("heads", KEY_HEADS, GROUPS) for dim, own in enumerate(layout) if own == name]
+    _check_heads([(layout[dim], value.shape[dim]) for dim in heads], value, site, n_heads, n_kv_heads)
+    queries, keys = ([dim for dim, name in enumerate(layout) if name == one] for one in ("positions", "units"))
+    rest = [dim for dim in range(len(layout)) if dim not in (*heads, *queries, *keys)]
+    sizes = (math.prod(value.shape[dim] for dim in dims) for dims in (rest, heads, queries, keys))
+    return value.permute(*rest, *heads, *queries, *keys).reshape(*sizes)
+
+
+_ELSEWHERE = "Locate it in that run: fmr.locate(run), or of one pass fmr.locate(run.passes[i])."
+
+
+def _found(value: Tensor, site: Site) -> str:
+    return f"{str(site.id)!r} has shape {list(value.shape)} in this run"
+
+
+def _parted(value: Tensor, layout: tuple[str, ...], dim: int, n_heads: int, site: Site) -> tuple[Tensor, tuple[str, ...]]:
+    """A value and its layout with a dimension that counts heads and something else made two."""
+    names = tuple(layout[dim].split(JOIN))
+    if value.shape[dim] % n_heads:
+        raise StructureError(
+            f"{_found(value, site)}: dimension {dim} counts {' and '.join(names)}, expected a multiple of {n_heads} heads. "
+            f"{_ELSEWHERE}"
+        )
+    sizes = [n_heads if name == "heads" else value.shape[dim] // n_heads for name in names]
+    return value.unflatten(dim, sizes), (*layout[:dim], *names, *layout[dim + 1 :])
+
+
+def _check_heads(counts: list[tuple[str, int]], value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> None:
+    """Whether these dimensions are those of the heads; none are where there is one head alone."""
+    if not counts and n_heads > 1:
+        raise StructureError(
+            f"Which places of {str(site.id)!r}, {list(value.shape)}, belong to which of its {n_heads} heads cannot be told. "
+            f"Expected a dimension that counts heads; run[block.pattern] has the value as it is."
+        )
+    wrong = math.prod(size for _, size in counts) != n_heads
+    if wrong or any(name == KEY_HEADS and size != n_kv_heads for name, size in counts):
+        told = " times ".join(f"{size} {name}" for name, size in counts)
+        raise StructureError(f"{_found(value, site)}: {told}, expected {n_heads} heads as where it was found. {_ELSEWHERE}")

@@ -1,0 +1,119 @@
+"""From the residual stream to logits: the model's own final norm and unembedding, run again from any point of the stream."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fmr.errors import IdError, StructureError
+from fmr.graph.execute import execute, overwritten
+from fmr.graph.graph import Graph
+from fmr.ids import ALIAS, Site, TensorId
+from fmr.nests import ids_in
+from fmr.nodes import Key, Node, id_of
+from fmr.runs.run import Pass, Run
+from fmr.structure.normal.match import CLAMPS, MOVES, NORMS, STATISTICS, after, depends, descend, is_constant, settled
+from fmr.structure.proof.evaluate import Values, graph_of, own_work
+from fmr.structure.streams.stream import Stream
+
+_SCALES = MOVES | CLAMPS | frozenset("add sub mul div tanh neg".split())
+"""What may be done to logits before they are returned: a bias, a scale, a soft cap, a cast."""
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """The way of a stream to logits: from its `end`, before the final norm, through the nodes of `way`, the last of which
+    are the logits. `weights` are the parameters and constants that are read on it."""
+
+    graph: Graph = field(repr=False)
+    end: TensorId
+    way: tuple[TensorId, ...]
+    weights: Mapping[TensorId, Tensor] = field(repr=False)
+
+    def of(self, run: Run | Pass, key: Key) -> Tensor:
+        """The logits of a value of a run, as if the stream had ended with it."""
+        name = id_of(key)
+        start = name if name in self.way else self.end
+        _check(self.graph, name, start, key)
+        with own_work():
+            graph = graph_of(run, self.graph)
+            known = {start: run[name].to(graph[start].dtype)}
+            for node in (graph[one] for one in self.way):
+                if node.id != start and any(parent in known for parent in node.parents):
+                    read = {p.id: known[p.id] if p.id in known else self._weight(run, p.id) for p in node.parents}
+                    known[node.id] = _again(graph, node, read)
+        if isinstance(key, Site):
+            return Site(self.way[-1], positions=key.positions, examples=key.examples).of(known[self.way[-1]])
+        return known[self.way[-1]]
+
+    def _weight(self, run: Run | Pass, name: TensorId) -> Tensor:
+        if name in run:
+            return run[name]
+        if name not in self.weights:
+            raise IdError(
+                f"This run did not keep {str(name)!r}, nor was the structure found in one that did: fmr.locate(run)."
+            )
+        return self.weights[name]
+
+
+def _check(graph: Graph, name: TensorId, start: TensorId, key: Key) -> None:
+    """Whether a value has the width of the stream, and its selection leaves that whole."""
+    shape, width = graph[name].shape, graph[start].shape[-1]
+    if len(shape) != len(graph[start].shape) or shape[-1:] != (width,):
+        raise StructureError(
+            f"{str(name)!r} has shape {list(shape)}: expected a value of the stream, {list(graph[start].shape)}, such as "
+            "structure.layers[0].resid_post."
+        )
+    if isinstance(key, Site) and not {"heads", "units"}.isdisjoint(key.selection):
+        raise StructureError(f"{key!r} is a part of a vector, which has no logits: expected positions or examples.")
+
+
+def _again(graph: Graph, node: Node, read: Mapping[TensorId, Tensor]) -> Tensor:
+    """The result of a node, in the model's own dtype."""
+    try:
+        value = overwritten(graph.__getitem__, node, read) if node.op == ALIAS else execute(node, read)
+    except RuntimeError as error:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in read.values())
+        raise StructureError(
+            f"{node.id}, on the way to the logits, cannot be run on {shapes}: {error}. Expected a run with keep='all', "
+            "or one of the shapes in which the structure was located."
+        ) from error
+    return value.to(node.dtype)
+
+
+def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, value: Values | None) -> Readout | str:
+    """The way from the end of a stream to the model's logits, or why there is none."""
+    if stream is None:
+        return "it has no residual stream"
+    if unembedding is None:
+        return "no projection makes logits of the end of its residual stream"
+    if _is_normed_on_its_way(graph, stream):
+        return "its norms stand on the stream itself (post-norm), so that none is left to read an earlier point through"
+    end, last = stream.writes[-1].after, _last(graph, graph[unembedding.id])
+    way = [node for node in after(graph, end, last.id) if depends(graph, node.id, end)]
+    beside = {parent.id for node in way for parent in node.parents} - {end, *(node.id for node in way)}
+    fed = next((name for name in sorted(beside) if not is_constant(graph, name)), None)
+    if fed is not None or not way:
+        return f"its logits are made of more than the end of its residual stream: of {fed or unembedding.id} too"
+    weights = {name: value(name) for name in beside} if value is not None else {}
+    return Readout(graph, end, tuple(node.id for node in way), weights)
+
+
+def _is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
+    """Whether the last write of a stream begins with a normalised value of it."""
+    if len(stream.writes) < 2:
+        return False
+    between = after(graph, stream.writes[-2].after, stream.writes[-1].before)
+    return any(node.op in NORMS | STATISTICS for node in between)
+
+
+def _last(graph: Graph, unembedding: Node) -> Node:
+    """The logits as the model returns them: scaled and capped; as they were projected where they are not returned."""
+
+    def goes_on(node: Node) -> bool:
+        others = sum(not is_constant(graph, parent.id) for parent in node.parents)
+        return node.op in _SCALES and others == 1
+
+    returned = set(ids_in(graph.scopes[0].output)) if graph.scopes else set()
+    below = [node for node, _ in descend(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]
+    return next((node for node in reversed(below) if node.id in returned), settled(graph, unembedding))

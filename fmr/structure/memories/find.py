@@ -1,0 +1,177 @@
+"""Feed-forward memories by dataflow: a contraction with keys, a nonlinearity, a contraction with values."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import takewhile
+
+from fmr.graph.graph import Graph
+from fmr.ids import Site, TensorId
+from fmr.nodes import Node
+from fmr.structure.memories.memory import Memory
+from fmr.structure.memories.ups import STRAIGHT, THROUGH, Up, ups_of
+from fmr.structure.normal.einsum import letters_of, made_dim, summed_dim
+from fmr.structure.normal.match import (
+    LINEAR,
+    MOVES,
+    SAME,
+    Projection,
+    climb,
+    first,
+    once,
+    product,
+    projection,
+    settled,
+    unshaped,
+    weights,
+)
+
+
+def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]:
+    """Each second projection of an unfused graph whose input is an elementwise nonlinear function of a first one.
+
+    `stream` are the sums of the residual stream, beyond which no memory reaches.
+    """
+    for node in graph.nodes:
+        down = projection(graph, node)
+        if down is None:
+            continue
+        found = _memory(graph, down, stream) or _beside_heads(graph, down, stream)
+        if found is not None:
+            yield found
+
+
+def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
+    """The memory whose coefficients a projection reads side by side with the mixed values of an attention."""
+    joined = graph[unshaped(graph, down.data)]
+    parts = [graph[parent.id] for parent in joined.parents]
+    matrix = len(graph[down.weight].shape) == 2 and joined.shape == graph[down.data].shape
+    if joined.op != "cat" or len(parts) != 2 or not matrix or joined.shape[-1] != sum(part.shape[-1] for part in parts):
+        return None
+    for part, other, start in zip(parts, reversed(parts), (0, parts[0].shape[-1]), strict=True):
+        above = climb(graph, other.id, lambda node: node.op in MOVES and node.id not in stream)
+        mixed = any(product(graph, node) is not None for node in above)
+        found = _memory(graph, down._replace(data=part.id), stream) if mixed else None
+        if found is not None:
+            return replace(found, first=start)
+    return None
+
+
+def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
+    """The memory whose values a projection weighs; None where what it reads is no function of one or two others."""
+    ups = _without_updates(graph, ups_of(graph, down, stream))
+    if not _are_of_one(graph, down, ups):
+        return None
+    most = max(up.bent for up in ups)
+    gate = min((up for up in ups if up.bent == most), key=lambda up: graph.place(up.pre))
+    gated = next((up for up in ups if up.projection.weight != gate.projection.weight), None)
+    value = (gated or gate).projection
+    post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
+    axis = summed_dim(graph, down)
+    return Memory(
+        graph=graph,
+        pre=Site(gate.pre),
+        post=Site(post),
+        out=Site(settled(graph, down.node).id),
+        w_in=_held(graph, value.weight),
+        w_gate=_held(graph, gate.projection.weight) if gated is not None else None,
+        w_out=_held(graph, down.weight),
+        source=unshaped(graph, value.data),
+        up=settled(graph, value.node).id,
+        down=down.node.id,
+        keys=_matrices(graph, value.weight),
+        values=_matrices(graph, down.weight),
+        key_dim=made_dim(graph, value),
+        value_dim=1 - made_dim(graph, down),
+        fused_gate=gated is None and value.node.shape[axis] == 2 * graph[post].shape[axis],
+        axis=axis,
+        scope=_scope(gate.projection.node, down.node),
+    )
+
+
+def _source(graph: Graph, up: Up) -> TensorId:
+    """What a first projection reads, before any view; what is computed several times is one."""
+    return first(graph, unshaped(graph, up.projection.data))
+
+
+def _without_updates(graph: Graph, ups: list[Up]) -> list[Up]:
+    """The first projections without small updates of another: what is itself projected from the same value."""
+    sources = {_source(graph, up) for up in ups}
+
+    def is_update(up: Up) -> bool:
+        below = projection(graph, graph[unshaped(graph, up.projection.data, SAME | {"view", "reshape", "mul"})])
+        return below is not None and first(graph, unshaped(graph, below.data)) in sources - {_source(graph, up)}
+
+    return [up for up in ups if not is_update(up)]
+
+
+def _are_of_one(graph: Graph, down: Projection, ups: list[Up]) -> bool:
+    """Whether these are the first projections of one memory: something bends, and of two one gates the other."""
+    layers = [down, *(up.projection for up in ups)]
+    if all(up.bent == STRAIGHT for up in ups) or any(_is_filter(graph, layer) for layer in layers):
+        return False
+    if len({up.projection.weight for up in ups}) > 2 or len({_source(graph, up) for up in ups}) > 1:
+        return False
+    return not _are_summed(graph, down, {up.projection.node.id: up.projection.weight for up in ups})
+
+
+def _is_filter(graph: Graph, found: Projection) -> bool:
+    """Whether a projection is a filter over an image: its weight is no vector for each unit."""
+    shape = graph[found.weight].shape
+    return found.node.op in LINEAR and len(shape) > 3 and max(shape[2:]) > 1
+
+
+def _are_summed(graph: Graph, down: Projection, ups: dict[TensorId, TensorId]) -> bool:
+    """Whether results of different first projections are added up: then neither is gated by the other."""
+
+    def above(name: TensorId) -> list[Node]:
+        return list(climb(graph, name, lambda node: node.op in THROUGH and node.id not in ups))
+
+    def met(name: TensorId) -> set[TensorId]:
+        return {ups[node.id] for node in above(name) if node.id in ups}
+
+    sums = [node for node in above(down.data) if node.op in ("add", "sub") and len(node.parents) == 2]
+    sides = ([met(parent.id) for parent in node.parents] for node in sums if node.id not in ups)
+    return len(set(ups.values())) > 1 and any(one and other and one.isdisjoint(other) for one, other in sides)
+
+
+def _matrices(graph: Graph, weight: TensorId) -> TensorId:
+    """A weight before it was repeated for each example, or the matrices among which one was chosen for each position."""
+    node = graph[unshaped(graph, weight, SAME)]
+    return node.parents[0].id if node.op == "getitem" and len(node.parents) > 1 else once(graph, weight)
+
+
+def _held(graph: Graph, weight: TensorId) -> TensorId:
+    """The parameter that a weight was made of; the weight itself where it is made of several."""
+    made = [node.id for node in climb(graph, weight, lambda node: True) if node.op in ("param", "buffer")]
+    return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
+
+
+def _scope(first: Node, last: Node) -> str:
+    """The innermost module call that holds both projections."""
+    pairs = zip(first.module.split("."), last.module.split("."), strict=False)
+    return ".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
+    """Whether what a memory makes reaches the sums of a stream only repeated, to weigh what another part writes."""
+    waiting, seen = [(graph[found.down], False)], set()
+    for node, weighs in waiting:
+        for reader in graph.readers(node.id):
+            here = reader.id, weighs or _is_share(graph, node, reader)
+            if here not in seen:
+                seen.add(here)
+                if reader.id not in sums and (reader.op in THROUGH | {"sum"} or product(graph, reader) is not None):
+                    waiting.append((reader, here[1]))
+    return {weighs for name, weighs in seen if name in sums} == {True}
+
+
+def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
+    """Whether a node multiplies a value with one that has more dimensions, which the first alone is repeated along."""
+    found = product(graph, reader)
+    if found is None:
+        whole = any(graph[parent.id].shape == reader.shape for parent in reader.parents)
+        return reader.op == "mul" and whole and math.prod(node.shape) < math.prod(reader.shape)
+    letters = letters_of(graph, found)
+    letters = letters if found.left == node.id else letters.turned
+    return bool(letters.alone(letters.right)) and not letters.alone(letters.left)

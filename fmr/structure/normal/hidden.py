@@ -1,0 +1,91 @@
+"""Code that torch does not show: values whose producer was not seen, and ops of other libraries or of kernels alone."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fmr.graph.graph import Graph
+from fmr.ids import OPAQUE, TensorId, within
+from fmr.nodes import Node
+from fmr.structure.normal.match import ELEMENTWISE, MOVES, NONLINEAR, NORMS, climb, descend, is_constant, projection, weights
+
+_HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft)
+"""Where torch keeps the functions that it documents."""
+
+_OF_FMR = frozenset("alias buffer copy getitem input is_all_true param result setitem".split())
+"""Ops that stand for no function of torch's of this name."""
+
+_ACTIVATIONS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp clamp_min clamp_max max maximum min minimum".split())
+"""What bends coefficients; what norms are written with does not count."""
+
+_MOST = 64
+"""How many values may lie between two projections."""
+
+
+def is_hidden(node: Node) -> bool:
+    """Whether torch does not show what a node computes: its producer was not seen, or torch documents no such op."""
+    if node.op == OPAQUE:
+        return True
+    home = node.op.partition("_")[0]
+    known = node.op in _OF_FMR or home in ("fft", "linalg", "special") or any(hasattr(one, node.op) for one in _HOMES)
+    return not known or node.op.startswith("_")
+
+
+def read_alone(graph: Graph, node: Node) -> TensorId | None:
+    """The one activation that a node reads; None where it reads several or none."""
+    read = {parent.id for parent in node.parents if not weights(graph, parent.id) and not is_constant(graph, parent.id)}
+    return read.pop() if len(read) == 1 else None
+
+
+def hidden_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[tuple[Node, Node]]:
+    """Each second projection below a nonlinearity of which one of the two is hidden, and the hidden one."""
+    for node in graph.nodes:
+        found = projection(graph, node)
+        data = found.data if found is not None else read_alone(graph, node) if is_hidden(node) else None
+        if data is None:
+            continue
+        bent, firsts = _firsts(graph, data, stream)
+        hidden = [one for one in (node, *firsts) if is_hidden(one) and read_alone(graph, one) is not None]
+        if bent and firsts and hidden:
+            yield node, hidden[0]
+
+
+def hidden_attentions(graph: Graph) -> Iterator[Node]:
+    """Each hidden value that a projection reads as it is, made of several values in a call that projects them: as the mixed
+    values of an attention are."""
+    for node in graph.nodes:
+        whole = is_hidden(node) and node.dtype.is_floating_point and len(node.shape) > 2
+        if whole and read_alone(graph, node) is None and _is_projected(graph, node) and _projects(graph, node):
+            yield node
+
+
+def _is_projected(graph: Graph, node: Node) -> bool:
+    """Whether what a node makes goes into a projection, moved at most."""
+    return any(way and projection(graph, below) is not None for below, way in descend(graph, node, MOVES))
+
+
+def _projects(graph: Graph, node: Node) -> bool:
+    """Whether a node reads several values that were projected; of what it reads nothing is known, whether its module call
+    projects any before."""
+    if not node.parents:
+        before = graph.nodes[: graph.place(node.id)]
+        return any(within(one.scope, node.module) and projection(graph, one) is not None for one in before)
+    above = (climb(graph, parent.id, MOVES | ELEMENTWISE | NORMS) for parent in node.parents)
+    return sum(any(projection(graph, one) is not None for one in values) for values in above) > 1
+
+
+def _firsts(graph: Graph, data: TensorId, stream: frozenset[TensorId]) -> tuple[bool, list[Node]]:
+    """Whether a nonlinearity lies between a value and the projections above it, and these, hidden ones included."""
+    waiting, seen, bent, firsts = [data], {data}, False, []
+    while waiting and len(seen) < _MOST:
+        node = graph[waiting.pop()]
+        if is_hidden(node) or projection(graph, node) is not None:
+            firsts.append(node)
+        elif node.op in MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"} and node.id not in stream:
+            bent = bent or node.op in _ACTIVATIONS
+            above = [parent.id for parent in node.parents if parent not in seen]
+            seen.update(above)
+            waiting += above
+    return bent, firsts
