@@ -32,7 +32,7 @@ class Readout:
 
     def of(self, run: Run | Pass, key: Key) -> Tensor:
         """The logits of a value of a run, as if the stream had ended with it."""
-        name = id_of(key)
+        name = self.graph[id_of(key)].id
         start = name if name in self.way else self.end
         _check(self.graph, name, start, key)
         with own_work():

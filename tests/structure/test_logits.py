@@ -91,3 +91,9 @@ def test_what_is_no_point_of_the_stream_is_refused() -> None:
     alone = fmr.locate(run.graph)
     with pytest.raises(IdError, match=r"did not keep .*nor was the structure found in one that did: fmr.locate\(run\)"):
         alone.read_out(fmr.run(model, ids, keep=[alone.layers[0].resid_post]), alone.layers[0].resid_post)
+
+
+def test_the_path_of_a_layer_reads_as_what_it_returned() -> None:
+    model, ids = made("Llama")
+    run = fmr.run(model, ids)
+    assert torch.equal(fmr.locate(run).read_out(run, "model.layers.1"), run.output.logits)
