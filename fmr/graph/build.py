@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Set
 from functools import lru_cache
 from types import CodeType
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from fmr.ids import ALIAS, OPAQUE, Parent, TensorId, op_id
 from fmr.nests import OF_SLICE, Hole, Nest, ids_in, leaves, outputs, tree_map
 from fmr.nodes import Node, Scope, shape_of, source_node
 from fmr.watching.scopes import Call
-from fmr.watching.storage import extent, is_dense, storage_key
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, Event, Slot, Tape, first_read
+from fmr.watching.storage import extent, is_dense, storage_key, version_of
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, WRITTEN, Event, Slot, Tape, first_read
 
 _name = lru_cache(maxsize=1 << 15)(op_id)
 _parent = lru_cache(maxsize=1 << 15)(Parent)
@@ -31,6 +31,7 @@ class Owner(NamedTuple):
     node: int
     since: int
     name: TensorId
+    version: int | None
 
 
 class Overwrite(NamedTuple):
@@ -46,13 +47,16 @@ class Builder:
 
     An ID denotes a value. A tensor object is only looked up by identity while it lives, and a tensor whose storage
     was overwritten through another one since is a new value: an `alias` node, which reads the old view and the write.
+    What was overwritten unseen is found by the tensor's version where the builder is fed while the model runs (`live`),
+    else by the slots of values that are `lost`; the next reader reads an opaque node.
     """
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, live: bool = False, lost: Set[Slot] = frozenset()) -> None:
+        self._live, self._lost = live, lost
         self.names, self.number, self.kind = tape.names, tape.number, type(tape.root).__name__
         self.nodes: list[Node] = []
         self.values: list[Tensor | None] = []
-        self.slots: list[Slot] = []
+        self.slots: list[Slot | None] = []
         self.scopes: list[Scope] = []  # in the order in which the calls began; a call's output comes when it ends
         self.calls = [Call(tape.root)]
         self._owners: dict[int, Owner] = {}
@@ -61,11 +65,17 @@ class Builder:
         self._transform: dict[TensorId, None] = {}
         self._was_inside = False
         self._time, self._event = 0, -1
+        self._writing: Collection[int | None] = ()
         self._open: list[tuple[int, Nest]] = []
         self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
         for name, tensor in tape.inputs:
             self._source(name, tensor)
         self._open_scope(tree_map(self._id_of, (tape.args, tape.kwargs)))
+
+    @property
+    def seen(self) -> int:
+        """How many events it was given."""
+        return self._event + 1
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
@@ -80,6 +90,8 @@ class Builder:
             self._inside(*event[1:])
         elif head is NAMED:
             self._placed(*event[1:])
+        elif head is WRITTEN:
+            self._changed(*event[1:])
         else:
             self._op(*event)
         self._was_inside = head is INSIDE
@@ -96,6 +108,11 @@ class Builder:
                 self._time += 1
                 self._opaque(tensor, self._transform)
                 self._overwrite(tensor, len(self.nodes) - 1)
+
+    def _changed(self, tensor: Tensor) -> None:
+        """A tensor whose storage was written unseen: a new value, which reads the old one."""
+        self._opaque(tensor, [self._id_of(tensor)])
+        self._overwrite(tensor, len(self.nodes) - 1, whole=True)
 
     def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
         given = tree_map(self._id_of, (args, kwargs))
@@ -135,8 +152,11 @@ class Builder:
         if self._handed_on:
             self._handed_on[-1] += [entry for entry in handed_on if entry[0] in returned]
 
-    def _op(self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: CodeType | None, lasti: int) -> None:
+    def _op(
+        self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: CodeType | None, lasti: int, version: Any
+    ) -> None:
         call = self.calls[-1]
+        self._writing = {storage_key(tensor) for tensor in written or ()} if self._live else ()
         if op.reflected:
             args = args[::-1]
         parents: list[Parent] = []
@@ -161,8 +181,11 @@ class Builder:
                 self._handed_on[-1].append((id(tensor), before, len(self.nodes)))
             self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where, op.function)
             self.slots.append(Slot(self.number, self._event, index))
-        for tensor in written or ():
+            if version is None:
+                self._owners[id(tensor)] = self._owners[id(tensor)]._replace(version=None)
+        for tensor in () if op.moves else written or ():
             self._overwrite(tensor, place)
+        self._writing = ()
 
     def _argument(self, arg: Any, at: str, parents: list[Parent], plain: dict[str, Any]) -> None:
         """Sort one argument of an op: a tensor is a parent, the rest stays as it is, with holes for the tensors in it."""
@@ -199,14 +222,15 @@ class Builder:
         self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str, function: str = ""
     ) -> None:
         node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where, function)
-        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), self._time, name)
+        self._owners[id(tensor)] = self._owner_of(tensor, len(self.nodes), self._time, name)
         self.nodes.append(node)
         self.values.append(tensor)
 
     def _source(self, name: str, tensor: Tensor) -> None:
         """A value that was there before the pass began, whenever it is met."""
         node, self._places[name] = source_node(name, tensor), len(self.nodes)
-        self._owners[id(tensor)] = Owner(weakref.ref(tensor), len(self.nodes), 0, node.id)
+        if self._owner(tensor) is None:  # one that was given under two names belongs to the first
+            self._owners[id(tensor)] = self._owner_of(tensor, len(self.nodes), 0, node.id)
         self.nodes.append(node)
         self.values.append(tensor)
         self.slots.append(Slot(self.number, name=name))
@@ -218,7 +242,10 @@ class Builder:
             place = len(self.nodes)
             self._source(name, tensor)
             self.values[place], self.slots[place] = value, first_read(self.number, self._event, value)
-        self._owners[id(tensor)] = Owner(weakref.ref(tensor), place, self._time, self.nodes[place].id)
+        self._owners[id(tensor)] = self._owner_of(tensor, place, self._time, self.nodes[place].id)
+
+    def _owner_of(self, tensor: Tensor, place: int, since: int, name: TensorId) -> Owner:
+        return Owner(weakref.ref(tensor), place, since, name, version_of(tensor) if self._live else None)
 
     def _owner(self, tensor: Tensor) -> Owner | None:
         owner = self._owners.get(id(tensor))
@@ -238,11 +265,29 @@ class Builder:
                 self._source(name, tensor)
             else:
                 self._unseen(tensor, given)
+        elif (self._live or self._lost) and self._is_changed(tensor, owner):
+            self._unseen_write(tensor, owner)
         elif not self._writes:
             return owner.name
         if self._writes:
             self._refresh(tensor)
         return self._owners[id(tensor)].name
+
+    def _is_changed(self, tensor: Tensor, owner: Owner) -> bool:
+        """Whether a tensor was overwritten, and by no op that was seen, since it got its value."""
+        if not self._live:
+            return bool(self._lost) and self.slots[owner.node] in self._lost
+        if owner.version is None or tensor._version == owner.version:
+            return False
+        storage = storage_key(tensor)
+        return storage not in self._writing and not any(w.time > owner.since for w in self._writes.get(storage or 0, ()))
+
+    def _unseen_write(self, tensor: Tensor, owner: Owner) -> None:
+        """Give it a new value, of which no copy is to be had when the pass is over."""
+        self._opaque(tensor, [owner.name])
+        self._overwrite(tensor, len(self.nodes) - 1)
+        if not self._live:
+            self.values[-1] = self.slots[-1] = None
 
     def _unseen(self, tensor: Tensor, given: Nest) -> None:
         """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""
@@ -262,17 +307,17 @@ class Builder:
         stale = self._writes_since(tensor, owner)
         return first_read(self.number, self._event + 1, tensor) if stale else None
 
-    def _overwrite(self, tensor: Tensor, node: int) -> None:
-        """Note that the op that made `node` has just overwritten this tensor."""
+    def _overwrite(self, tensor: Tensor, node: int, whole: bool = False) -> None:
+        """Note that the op that made `node` has just overwritten this tensor, or the whole storage under it."""
         storage = storage_key(tensor)
         if storage is None:
             return
         owner = self._owner(tensor)
         if owner is not None and owner.node >= node:
             node = owner.node
-        low, high = extent(tensor)
+        low, high = (0, tensor.untyped_storage().nbytes()) if whole else extent(tensor)
         before = self._writes.get(storage, [])
-        if is_dense(tensor):
+        if whole or is_dense(tensor):
             before = [write for write in before if write.extent[0] < low or write.extent[1] > high]
         self._writes[storage] = [*before, Overwrite(self._time, node, (low, high))]
 

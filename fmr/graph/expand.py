@@ -13,8 +13,8 @@ from fmr.ids import Parent, TensorId
 from fmr.nests import Nest, exact, map_ids
 from fmr.nodes import Node, scope_of
 from fmr.ops.fused import EXPLAINED, is_fused
-from fmr.watching.calls import unwatched
 from fmr.watching.inside import _value
+from fmr.watching.own import alone
 from fmr.watching.recorder import Recorder
 from fmr.watching.tape import Event, Tape
 
@@ -111,7 +111,7 @@ def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner
         return builders[0].feed
 
     recorder = Recorder(None, begin, lambda tape: None)
-    with unwatched(), recorder:
+    with alone(), recorder:
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in kinds.items()}
         args, kwargs = _explained_call(node, tensors)
         try:

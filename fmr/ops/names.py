@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fmr.ops.functions import spelling_of
+from fmr.ops.writes import Writes, first, moves, written_by_schema, written_when_asked
 
 SPELLINGS = {
     "absolute": "abs",
@@ -87,26 +88,37 @@ EDGES = {"H", "T", "data", "grad", "imag", "mH", "mT", "real"}
 
 SILENT = {
     "__bool__", "__contains__", "__float__", "__format__", "__hash__", "__index__", "__int__", "__len__", "__repr__",
-    "__reduce_ex__", "__str__", "_is_view", "_set_grad_enabled", "backward", "data_ptr", "dim", "element_size",
+    "__reduce_ex__", "__str__", "_is_view", "_set_grad_enabled", "backward", "dim", "element_size",
     "get_device", "has_names", "is_complex", "is_conj", "is_contiguous", "is_floating_point", "is_inference", "is_neg",
     "is_nonzero", "is_same_size", "is_set_to", "is_shared", "is_signed", "item", "ndimension", "nelement", "numel",
-    "numpy", "pin_memory", "register_hook", "requires_grad_", "retain_grad", "share_memory_", "size", "storage",
-    "storage_offset", "stride", "tolist", "untyped_storage", "_typed_storage",
+    "pin_memory", "record_stream", "register_hook", "requires_grad_", "retain_grad", "share_memory_", "size",
+    "storage", "storage_offset", "stride", "tolist", "untyped_storage", "_typed_storage",
 }  # fmt: skip
 """Functions that answer about a tensor without making one."""
+
+HANDING_OUT = {"__array__", "__dlpack__", "data_ptr", "numpy"}
+"""Functions that hand out the memory of a tensor, to be written by what no mode sees.
+
+Those that hand out its storage object are not among them: sharded models free their weights through it at each call.
+"""
 
 PASS, READ, WRITE = range(3)
 """What the tracker does with a function: let it pass unseen, record it, record it and guard what it overwrites."""
 
 
 class Op(NamedTuple):
-    """What fmr knows about one torch function."""
+    """What fmr knows about one torch function.
+
+    One that `moves` gives a tensor another shape, type or memory in place, one that `hands_out` gives its memory away.
+    """
 
     name: str
     kind: int = READ
     reflected: bool = False
-    writes: "Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]] | None" = None
+    writes: Writes | None = None
     function: str = ""
+    moves: bool = False
+    hands_out: bool = False
 
 
 def canonical(spelling: str) -> str:
@@ -136,11 +148,12 @@ def _classify(func: Callable[..., Any]) -> Op:
     spelling = getattr(func, "__name__", type(func).__name__)
     if spelling in ("__get__", "__set__", "__delete__"):
         return _property(func, spelling)
-    if spelling in SILENT:
-        return Op(spelling, PASS)
+    if spelling in SILENT or spelling in HANDING_OUT:
+        return Op(spelling, PASS, hands_out=spelling in HANDING_OUT)
     name, written = canonical(spelling), _written(func, spelling)
     reflected = spelling.startswith("__") and spelling.strip("_") in REFLECTED
-    return Op(name, WRITE if written else READ, reflected, written, spelling_of(func))
+    changes = written is not None and moves(func)
+    return Op(name, WRITE if written else READ, reflected, written, spelling_of(func), changes)
 
 
 def _property(func: Any, spelling: str) -> Op:
@@ -148,55 +161,20 @@ def _property(func: Any, spelling: str) -> Op:
     name = str(getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", "property"))
     if spelling == "__get__":
         return Op(name, READ if name in EDGES else PASS)
-    return Op(f"set_{name}", WRITE, writes=_first) if name == "data" else Op(name, PASS)
+    return Op(f"set_{name}", WRITE, writes=first, moves=True) if name == "data" else Op(name, PASS)
 
 
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    return [args[0]] if args and isinstance(args[0], Tensor) else _tensors(kwargs.get("input", kwargs.get("tensor")))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors of a tensor, a sequence of tensors, or nothing."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [t for t in value if isinstance(t, Tensor)] if isinstance(value, (tuple, list)) else []
-
-
-def _written(func: Any, spelling: str) -> Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]] | None:
+def _written(func: Any, spelling: str) -> Writes | None:
     """How to find what a call of this function overwrites; None for a function that never writes."""
     if spelling in IN_PLACE_DUNDERS or spelling == "__setitem__":
-        return _first
-    if spelling.endswith("_") and not spelling.startswith("__"):
-        return (lambda args, kwargs: _tensors(args[0])) if spelling.startswith("_foreach") else _first
-    return _writes_by_argument(func) if inspect.isfunction(func) else None
-
-
-def _writes_by_argument(func: Any) -> Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]] | None:
-    """Python functions of torch that write when an argument says so: `inplace=True`, running statistics."""
-    try:
-        signature = inspect.signature(func)
-    except (TypeError, ValueError):
-        return None
-    places = {name: place for place, name in enumerate(signature.parameters)}
-
-    def given(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        place = places[name]
-        return args[place] if place < len(args) else kwargs.get(name, signature.parameters[name].default)
-
-    if "inplace" in places:
-        return lambda args, kwargs: _first(args, kwargs) if given("inplace", args, kwargs) else []
-    if "running_mean" in places:
-        flag = "training" if "training" in places else "use_input_stats"
-        return lambda args, kwargs: (
-            [t for name in ("running_mean", "running_var") for t in _tensors(given(name, args, kwargs))]
-            if given(flag, args, kwargs)
-            else []
-        )
-    if "max_norm" in places and "weight" in places:
-        return lambda args, kwargs: (
-            _tensors(given("weight", args, kwargs)) if given("max_norm", args, kwargs) is not None else []
-        )
-    return None
+        return first
+    if inspect.isfunction(func):
+        named = spelling.endswith("_") and not spelling.startswith("__")
+        return first if named else written_when_asked(func)
+    marked = written_by_schema(func)
+    if marked is None and spelling.endswith("_") and not spelling.startswith("__"):
+        return first
+    return marked
 
 
 known_ops: dict[Callable[..., Any], Op] = {}

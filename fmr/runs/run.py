@@ -1,8 +1,9 @@
 """What a tracked block leaves: passes with their values by ID, and the graph of each."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
+from itertools import islice
 from typing import Any, cast, overload
 from weakref import WeakKeyDictionary
 
@@ -18,9 +19,9 @@ from fmr.ids import Site, TensorId, outer_scope
 from fmr.nests import Nest, map_ids
 from fmr.nodes import Key, Node, id_of
 from fmr.pictures.notebook import preformatted
-from fmr.watching.calls import unwatched
 from fmr.watching.guard import Guard
-from fmr.watching.storage import is_freed
+from fmr.watching.own import alone, unseen
+from fmr.watching.storage import is_freed, storages
 from fmr.watching.tape import Slot, Tape
 
 last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
@@ -50,24 +51,41 @@ class Pass:
         self.returned: dict[TensorId, Nest] = {}
         self.slots: dict[TensorId, Slot | None] = {}
         self.saved: Mapping[Slot, Tensor] = {}
+        self.lost: Set[Slot] = frozenset()
         self._graph: Graph | None = None
+        self._tape: Tape | None = None
+        self._builder: Builder | None = None
         self._pending = settle
 
     @classmethod
     def of_tape(cls, tape: Tape, guard: Guard, history: bool) -> "Pass":
         """A pass whose graph and values are read off its tape when they are first asked for."""
-        return cls(history, lambda here: here._from_tape(tape, guard))
+        here = cls(history, lambda here: here._from_tape(tape, guard))
+        here._tape, here.lost = tape, guard.lost
+        return here
+
+    def follow(self) -> Builder | None:
+        """Turn the events so far of its tape into nodes, whose shapes are those that the values have now."""
+        if self._tape is None:
+            return None
+        with unseen():
+            builder = self._builder = self._builder or Builder(self._tape, lost=self.lost)
+            for event in islice(self._tape.events, builder.seen, None):
+                builder.feed(event)
+        return builder
 
     def _from_tape(self, tape: Tape, guard: Guard) -> None:
-        builder = Builder(tape)
-        for event in tape.events:
-            builder.feed(event)
+        guard.look()
+        builder = self.follow()
+        assert builder is not None
         self.slots = dict(zip((node.id for node in builder.nodes), builder.slots, strict=True))
         values = zip(builder.nodes, builder.values, strict=True)
         self.values = {node.id: value for node, value in values if value is not None}
-        self.end(graph_of(builder, tape.root), guard.saved)
+        self.end(graph_of(builder, tape.root), guard)
         if builder.calls:  # read while the model runs: what follows is still to come
             self._pending = lambda here: here._from_tape(tape, guard)
+        else:
+            self._tape = self._builder = None
 
     @classmethod
     def of_file(
@@ -98,14 +116,17 @@ class Pass:
         if slot is not None:
             self.slots[name] = slot
 
-    def end(self, graph: Graph, saved: Mapping[Slot, Tensor]) -> None:
-        """Take the graph of the whole pass, and the copies of values that were overwritten."""
-        self._graph, self.saved = graph, saved
+    def end(self, graph: Graph, guard: Guard) -> None:
+        """Take the graph of the whole pass, the copies of values that were overwritten, and which are lost."""
+        self._graph, self.saved, self.lost = graph, guard.saved, guard.lost
 
     def _settle(self) -> None:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending(self)
+        for name in [name for name, slot in self.slots.items() if slot in self.lost] if self.lost else ():
+            self.slots[name] = None
+            self.values.pop(name, None)
 
     # ---- reading
 
@@ -151,7 +172,7 @@ class Pass:
         there, with "h.3.attn:0" for one of them.
         """
         self._settle()
-        with unwatched():
+        with alone():
             name = id_of(key)
             names = self.named(name)
             if isinstance(key, Site):
@@ -245,16 +266,7 @@ class Pass:
 def _nbytes(values: Any) -> int:
     """The memory under the values, or their size in the file where they were not read from it."""
     stored: int | None = getattr(values, "nbytes", None)
-    return sum(storage.nbytes() for storage in _storages(values.values())) if stored is None else stored
-
-
-def _storages(values: Any) -> list[Any]:
-    found = {}
-    for value in values:
-        if value.layout == torch.strided and not value.is_nested:
-            storage = value.untyped_storage()
-            found[storage._cdata] = storage
-    return list(found.values())
+    return sum(storage.nbytes() for storage in storages(values.values())) if stored is None else stored
 
 
 class Gradients(Mapping[str, Tensor]):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _len_torch_function_stack
 
 from fmr.errors import IdError, TrackError, nearest
 from fmr.graph.build import Builder
@@ -23,13 +22,14 @@ from fmr.ops.fused import is_fused
 from fmr.ops.names import Op
 from fmr.runs.keep import Keep, Wanted, check_place, nothing, parse
 from fmr.runs.run import Pass, Run, graph_of, last_graph
-from fmr.watching.calls import unwatched, watching
+from fmr.watching.calls import watching
 from fmr.watching.guard import Guard
 from fmr.watching.inside import value_inside
+from fmr.watching.own import like, unseen
 from fmr.watching.plan import Reader, Stop, ops_of
 from fmr.watching.recorder import Recorder
 from fmr.watching.scopes import Names, walk
-from fmr.watching.storage import storage_key
+from fmr.watching.storage import storage_key, version_of
 from fmr.watching.tape import EXIT, RAISED, Event, Slot, Tape
 
 Emit = Callable[[Event], None]
@@ -141,6 +141,7 @@ class _Tracker:
     def _begin_tape(self, tape: Tape) -> Emit:
         here = self._new_pass(Pass.of_tape(tape, self.guard, self.grad))
         self.guard.add_tape(tape)
+        self.guard.moving = self._before_move
         self.guard.history = self.grad
         if not self.grad:
             return tape.events.append
@@ -156,27 +157,31 @@ class _Tracker:
 
         return emit
 
+    def _before_move(self) -> None:
+        for one in self.run.passes:
+            one.follow()
+
     # ---- some values, or all of them elsewhere: each event becomes nodes at once
 
     def _begin_stream(self, tape: Tape) -> Emit:
-        with torch._C.DisableTorchFunction():
-            here, builder, done = self._new_pass(), Builder(tape), 0
+        with unseen():
+            here, builder, done = self._new_pass(), Builder(tape, live=True), 0
             known: dict[str, Node] = {}
             for name, tensor in tape.sources():
                 if self.wanted is None or self.wanted(source_node(name, tensor)):
-                    self.guard.keep(tensor, Slot(tape.number, name=name))
+                    self.guard.keep(tensor, Slot(tape.number, name=name), version_of(tensor))
 
         def keep_new() -> None:
             nonlocal done
             for place in range(done, len(builder.nodes)):
                 node, value = builder.nodes[place], builder.values[place]
                 if value is not None and (self.wanted is None or self.wanted(node)):
-                    self._keep(here, node.id, self.guard.saved.get(builder.slots[place], value), tape)
+                    self._keep(here, node.id, self._now(builder.slots[place], value), tape)
                 builder.values[place] = None
             done = len(builder.nodes)
 
         def emit(event: Event) -> None:
-            with torch._C.DisableTorchFunction():
+            with unseen():
                 call = builder.calls[-1].path
                 builder.feed(event)
                 keep_new()
@@ -187,10 +192,14 @@ class _Tracker:
                 self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:
                 self.guard.reading = None
-                here.end(graph_of(builder, tape.root), self.guard.saved)
+                here.end(graph_of(builder, tape.root), self.guard)
 
         self.guard.reading, self.guard.history = builder.reading, self.grad
         return emit
+
+    def _now(self, slot: Slot | None, value: Tensor) -> Tensor:
+        """A value that was overwritten at once by the op that read it first is the copy of it."""
+        return value if slot is None else self.guard.saved.get(slot, value)
 
     def _keep(self, here: Pass, name: TensorId, value: Tensor, tape: Tape) -> None:
         kept = self._cast(value)
@@ -199,7 +208,7 @@ class _Tracker:
         if self.grad:
             _hook(value, here, slot)
         if kept is value and not name.is_source:
-            self.guard.keep(value, slot)
+            self.guard.keep(value, slot, version_of(value))
 
     def _keep_returned(self, here: Pass, builder: Builder, path: str, out: Any, tape: Tape) -> None:
         """Keep what a module call returned, if that is wanted, under the IDs of its values."""
@@ -220,7 +229,8 @@ class _Tracker:
             if self.wanted(inner):
                 value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {})
                 if value is not None:
-                    here.keep(inner.id, self._cast(value))
+                    with unseen():
+                        here.keep(inner.id, self._cast(value))
 
     # ---- a few IDs: only what the plan delivers
 
@@ -229,7 +239,7 @@ class _Tracker:
         if at is None:
             self._take(name, value, shared)
             return
-        with unwatched() if _len_torch_function_stack() else nullcontext():
+        with unseen():
             if value.__class__ is Tensor and not at:
                 self._take(name, value, True)
                 return
@@ -250,12 +260,12 @@ class _Tracker:
         here = self.run.passes[-1]
         if self.grad and shared:
             _hook(value, here, Slot(-1, name=name))
-        with unwatched() if _len_torch_function_stack() else nullcontext():
+        with unseen():
             kept = value if self.grad else value.detach()
             if self.to is not None or self.dtype is not None:
                 kept = self._cast(kept)
             alone = not shared or storage_key(kept) != storage_key(value)
-            here.keep(name, kept if alone else kept.clone(), Slot(-1, name=name))
+            here.keep(name, like(kept if alone else kept.clone(), value), Slot(-1, name=name))
 
     def _end_plan(self, out: Any) -> None:
         self.run.passes[-1].output = out
@@ -295,15 +305,17 @@ class _Tracker:
 
 def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
     """Store the gradient of a value when backward reaches it; that of a parameter or another leaf is its own `.grad`."""
-    if value.is_leaf:
-        here.leaves[slot] = value
-    elif value.requires_grad:
-        grads = here.grads
+    grads = here.grads
 
-        def add(grad: Tensor) -> None:
+    def add(grad: Tensor) -> None:
+        with unseen():
             grads[slot] = grads[slot] + grad if slot in grads else grad
 
-        value.register_hook(add)
+    with torch._C.DisableTorchFunction():
+        if value.is_leaf:
+            here.leaves[slot] = value
+        elif value.requires_grad:
+            value.register_hook(add)
 
 
 def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:

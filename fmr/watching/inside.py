@@ -10,7 +10,8 @@ from fmr.ids import TensorId
 from fmr.nests import leaves, outputs, replaced
 from fmr.ops.fused import EXPLAINED
 from fmr.ops.names import PASS, is_tensor_result, op_of
-from fmr.watching.calls import WatcherMode, unwatched
+from fmr.watching.calls import WatcherMode
+from fmr.watching.own import alone, unseen
 
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
@@ -19,21 +20,22 @@ def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) ->
     Arguments are detached in both, since kernels round differently for tensors that require gradients; one given twice
     stays one, since the plain forms ask whether query and key are the same.
     """
-    with torch._C.DisableTorchFunction():
-        alone = {id(tensor): tensor.detach() for _, tensor in leaves((args, kwargs))}
-        args, kwargs = replaced((args, kwargs), Tensor, lambda tensor: alone[id(tensor)])
+    with unseen():
+        plain = {id(tensor): tensor.detach() for _, tensor in leaves((args, kwargs))}
+        args, kwargs = replaced((args, kwargs), Tensor, lambda tensor: plain[id(tensor)])
     return _value(name, op, scope, args, {at: arg for at, arg in kwargs.items() if at != "out"})
 
 
 def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
-    if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
-        return None
-    catch = _Catch(name, scope)
-    try:
-        with torch.no_grad(), unwatched(), catch:
-            EXPLAINED[op](*args, **kwargs)
-    except _Caught:
-        return catch.value
+    with alone(), torch.no_grad():
+        if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
+            return None
+        catch = _Catch(name, scope)
+        try:
+            with catch:
+                EXPLAINED[op](*args, **kwargs)
+        except _Caught:
+            return catch.value
     return None
 
 

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C import _get_function_stack_at
 
-from fmr.nests import Nest, leaves
+from fmr.nests import Nest, leaves, outputs
 from fmr.ops.names import PASS, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.guard import Guard
+from fmr.watching.handed import Handed, bytes_of
 from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.own import unseen
 from fmr.watching.scopes import walk
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, Event, Tape
+from fmr.watching.storage import version_of
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, WRITTEN, Event, Tape
 
 _is_internal: dict[str, bool] = {}
 _HERE = __file__.removesuffix("watching/recorder.py")
@@ -36,6 +40,18 @@ def call_site(frame: FrameType | None) -> tuple[CodeType | None, int]:
     return None, -1
 
 
+def is_in_function(frame: FrameType | None) -> bool:
+    """Whether an op runs in the forward of an autograd function, which counts once more what it says it wrote."""
+    while frame is not None and frame.f_code not in _CALLS:
+        if frame.f_code is _APPLY:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_CALLS = {nn.Module._call_impl.__code__}
+
 Begin = Callable[[Tape], Callable[[Event], None]]
 End = Callable[[Tape], None]
 
@@ -52,13 +68,20 @@ class Recorder(RootWatcher):
         self.begin, self.end = begin, end
         self.guard, self.passes = guard or Guard(), 0
         self.emit: Callable[[Event], None] | None = None
+        self.handed = Handed()
+        self.shares = self.handed.shares
+        self.counts = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_traced():  # by torch.compile, of a function that the model calls: what runs later never comes here
             return func(*args, **(kwargs or {}))
         op = known_ops.get(func) or op_of(func)
         if op.kind == PASS:
+            if op.hands_out and self.emit is not None:
+                self._hand_out(args)
             return func(*args, **kwargs) if kwargs else func(*args)
+        if self.shares and self.emit is not None:
+            self._compare((args, kwargs))
         if op.kind == WRITE or (kwargs and "out" in kwargs):
             written = written_by(op, args, kwargs or {})
             if written:
@@ -76,15 +99,46 @@ class Recorder(RootWatcher):
             if kwargs:
                 kwargs = _frozen_kwargs(kwargs)
             code, lasti = call_site(sys._getframe(1))
-            emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti))
+            try:
+                version = out._version if self.counts and out.__class__ is Tensor else _versions(out)
+            except RuntimeError:  # one of inference mode, which was entered inside the pass
+                version = None
+            emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti, version))
+            if self.shares:
+                self._secure(out)
         return out
+
+    def _hand_out(self, args: Any) -> None:
+        """The memory of a tensor is about to be handed out: what is kept of it is saved, since it may be written unseen."""
+        if args and isinstance(args[0], Tensor) and functorch_level() is None:
+            with unseen():
+                whole = self.handed.add(args[0])
+                if whole is not None:
+                    self.guard.before_write([whole], ())
+
+    def _compare(self, read: Any) -> None:
+        """Say of tensors about to be read, whose memory was handed out, that their bytes are others now."""
+        with unseen():
+            changed = [tensor for tensor in self.handed.among(read) if self.handed.is_changed(tensor)]
+        for tensor in changed:
+            assert self.emit is not None
+            self.emit((WRITTEN, tensor))
+            self._secure(tensor)
+
+    def _secure(self, made: Any) -> None:
+        """Save a new value that lies in memory which was handed out."""
+        with unseen():
+            for tensor in self.handed.among(made):
+                self.guard.before_write([whole for whole in [bytes_of(tensor)] if whole is not None], ())
 
     def _write(self, op: Op, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Any:
         """An op that overwrites tensors: what is kept of them is saved before it runs."""
         if functorch_level() is not None:
             return self._write_inside(func, args, kwargs, _unwrapped(written))
-        self.guard.before_write(written, (args, kwargs))
+        self.guard.before_write(written, (args, kwargs), op.moves)
         out = func(*args, **kwargs)
+        in_function = is_in_function(sys._getframe(2))
+        self.guard.after_write(written, in_function)
         made = out if is_tensor_result(out) else made_by_writing(written)
         if self.emit is not None and made is not None:
             code, lasti = call_site(sys._getframe(1))
@@ -97,14 +151,21 @@ class Recorder(RootWatcher):
                     written,
                     code,
                     lasti,
+                    None if in_function else _versions(made),
                 )
             )
+        if self.shares:
+            with unseen():
+                for tensor in self.handed.among(written):
+                    self.handed.is_changed(tensor)
+            self._secure(made)
         return out
 
     def _write_inside(self, func: Any, args: Any, kwargs: Any, written: tuple[Tensor, ...]) -> Any:
         """The same inside a functorch transform, which may write through its wrappers to a tensor outside it."""
         self.guard.before_write(written, ())
         out = func(*args, **kwargs)
+        self.guard.after_write(written, False)
         if self.emit is not None:
             self.emit((INSIDE, _unwrapped((args, kwargs)), written))
         return out
@@ -120,17 +181,22 @@ class Recorder(RootWatcher):
         if functorch_level() is not None:
             return proceed(module, *args, **kwargs)
         emit = self.emit
+        if self.shares:
+            self._compare((args, kwargs))
         emit((ENTER, module, args, kwargs))
         out = RAISED
         try:
             out = proceed(module, *args, **kwargs)
             return out
         finally:
+            if self.shares:
+                self._compare(out)
             emit((EXIT, out))
 
     def record(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass."""
         tape = Tape(module, args, kwargs, self.passes)
+        self.counts = _get_function_stack_at(0) is self and not torch.is_inference_mode_enabled()
         self.passes += 1
         emit = self.begin(tape)
         self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
@@ -139,9 +205,18 @@ class Recorder(RootWatcher):
             out = tape.output = proceed(module, *args, **kwargs)
             return out
         finally:
+            if self.shares:
+                self._compare(out)
+                self.shares.clear()
             self.emit = None
             emit((EXIT, out))
             self.end(tape)
+
+
+def _versions(out: Nest) -> int | tuple[int | None, ...] | None:
+    """The version of what an op made, or of each of several, asked unseen."""
+    with torch._C.DisableTorchFunction():
+        return version_of(out) if isinstance(out, Tensor) else tuple(version_of(tensor) for _, tensor in outputs(out))
 
 
 def _lie_elsewhere(tape: Tape) -> bool:

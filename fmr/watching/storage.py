@@ -1,6 +1,6 @@
 """Where the bytes of a tensor lie, and whether two tensors share them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,29 @@ def storage_key(tensor: Tensor) -> int | None:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
         return None
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often torch knows a tensor to have been overwritten; of one made in inference mode it keeps no count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def versions_of(tensors: Sequence[Tensor]) -> list[int | None]:
+    """The same for each of several, at once where none of them is of inference mode."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [version_of(tensor) for tensor in tensors]
+
+
+def storages(values: Iterable[Tensor]) -> list[torch.UntypedStorage]:
+    """The storages under tensors, each once."""
+    found = {}
+    for value in values:
+        if value.layout == torch.strided and not value.is_nested:
+            storage = value.untyped_storage()
+            found[storage._cdata] = storage
+    return list(found.values())
 
 
 def is_freed(tensor: Tensor) -> bool:

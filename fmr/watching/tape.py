@@ -2,18 +2,21 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fmr.nests import Nest
 from fmr.watching.scopes import Names, name_inputs
+from fmr.watching.storage import versions_of
 
-ENTER, EXIT, INSIDE, NAMED = "enter", "exit", "inside", "named"
+ENTER, EXIT, INSIDE, NAMED, WRITTEN = "enter", "exit", "inside", "named", "written"
 """The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, or a tensor was
-met that stands in a parameter's place while its module runs."""
+met that stands in a parameter's place while its module runs, or the bytes under a tensor were found to be others."""
 
 Event = tuple[Any, ...]
-"""`(op, args, kwargs, out, written, code, lasti)` for an op; `(ENTER, module, args, kwargs)`, `(EXIT, output)`,
-`(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`."""
+"""`(op, args, kwargs, out, written, code, lasti, version)` for an op, with the version of each tensor that it made;
+`(ENTER, module, args, kwargs)`, `(EXIT, output)`,
+`(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`, `(WRITTEN, tensor)`."""
 
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""
@@ -28,6 +31,8 @@ class Tape:
         self.tensors = self.names.tensors  # read now: torch.func.functional_call puts others in place for the call only
         self.inputs: list[tuple[str, Tensor]] = name_inputs(root, args, kwargs)
         self.events: list[Event] = []
+        with torch._C.DisableTorchFunction():
+            self.versions = versions_of([tensor for _, tensor in self.sources()])
         self.output: Nest = None
 
     def sources(self) -> list[tuple[str, Tensor]]:

@@ -121,3 +121,23 @@ def test_saved_values_carry_no_history_unless_it_is_asked_for() -> None:
         model(BASE).backward()
     assert run["/mul#0"].requires_grad
     assert run.grad["/mul#0"].tolist() == [[2.0] * 4] * 3
+
+
+def test_a_write_looks_at_the_events_since_the_last_one_however_many_passes_came_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        y = x * 2
+        y.relu_()
+        y[..., 0] += 1
+        return y
+
+    looked: list[Any] = []
+    keep_event, model = Guard._keep_event, Fn(forward)
+    monkeypatch.setattr(Guard, "_keep_event", lambda *args: (looked.append(args[2]), keep_event(*args)))
+    with fmr.track(model) as run:
+        for _ in range(20):
+            model(BASE)
+            tapes = len(run.passes)
+    assert tapes == 20
+    assert len(looked) == len(set(looked)) <= 20 * 6
