@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any, cast, overload
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from fmr.errors import IdError, RandomError, TrackError, nearest
