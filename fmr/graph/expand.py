@@ -13,7 +13,7 @@ from fmr.ids import Parent, TensorId
 from fmr.nests import Nest, exact, map_ids
 from fmr.nodes import Node, scope_of
 from fmr.ops.fused import EXPLAINED, is_fused
-from fmr.watching.calls import unwatched
+from fmr.watching.calls import unseen
 from fmr.watching.inside import _value
 from fmr.watching.recorder import Recorder
 from fmr.watching.tape import Event, Tape
@@ -111,16 +111,21 @@ def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner
         return builders[0].feed
 
     recorder = Recorder(None, begin, lambda tape: None)
-    with unwatched(), recorder:
+    explained = _Explained(node.op)
+
+    def trace() -> dict[Parent, Tensor]:
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in kinds.items()}
         args, kwargs = _explained_call(node, tensors)
         try:
-            recorder.record(_Explained.forward, _Explained(node.op), args, kwargs)
+            recorder.record(explained.forward, explained, args, kwargs)
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             raise GraphError(
                 f"{node.id} cannot be opened: {node.op} takes no such arguments ({type(error).__name__}: {error}). "
                 f"Expected a graph as fmr recorded it."
             ) from error
+        return tensors
+
+    tensors = unseen(trace, recorder)
     given = {id(tensor): TensorId(place) for place, tensor in enumerate(tensors.values())}
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
     rename = {n.id: given.get(id(v), n.id) for n, v in made if n.id.is_source}

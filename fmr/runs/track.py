@@ -2,7 +2,7 @@
 
 from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
@@ -23,7 +23,7 @@ from fmr.ops.fused import is_fused
 from fmr.ops.names import Op
 from fmr.runs.keep import Keep, Wanted, check_place, nothing, parse
 from fmr.runs.run import Pass, Run, graph_of, last_graph
-from fmr.watching.calls import unwatched, watching
+from fmr.watching.calls import unseen, watching
 from fmr.watching.guard import Guard
 from fmr.watching.inside import value_inside
 from fmr.watching.plan import Reader, Stop, ops_of
@@ -75,7 +75,7 @@ def track(
     tracker = _Tracker(run, wanted, to, dtype, grad, stop)
     watcher = tracker.watcher(model)
     try:
-        with watching(watcher), watcher if isinstance(watcher, Recorder) else nullcontext():
+        with watching(watcher, watcher if isinstance(watcher, Recorder) else None):
             yield run
     except Stop as stopped:
         if stopped.args[0] is not watcher:
@@ -105,9 +105,17 @@ def run(
 
     The named arguments are those of `fmr.track`; all others go to the model.
     """
-    with track(model, keep=keep, to=to, dtype=dtype, grad=grad, stop=stop) as result:
-        with nullcontext() if grad else torch.no_grad():
+    before = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(before and grad)
+        with track(model, keep=keep, to=to, dtype=dtype, grad=grad, stop=stop) as result:
             model(*args, **kwargs)
+    finally:
+        try:
+            torch._C._set_grad_enabled(before)
+        except BaseException:
+            torch._C._set_grad_enabled(before)
+            raise
     return result
 
 
@@ -250,12 +258,18 @@ class _Tracker:
         here = self.run.passes[-1]
         if self.grad and shared:
             _hook(value, here, Slot(-1, name=name))
-        with unwatched() if _len_torch_function_stack() else nullcontext():
+
+        def keep() -> None:
             kept = value if self.grad else value.detach()
             if self.to is not None or self.dtype is not None:
                 kept = self._cast(kept)
             alone = not shared or storage_key(kept) != storage_key(value)
             here.keep(name, kept if alone else kept.clone(), Slot(-1, name=name))
+
+        if _len_torch_function_stack():
+            unseen(keep)
+        else:
+            keep()
 
     def _end_plan(self, out: Any) -> None:
         self.run.passes[-1].output = out
@@ -307,21 +321,21 @@ def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
 
 
 def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
-    if watcher.foreign:
+    if watcher.foreign.count:
         return (
-            f"fmr saw {len(watcher.foreign)} module calls on other threads (first: {type(watcher.foreign[0]).__name__}) and "
-            f"none on the thread that opened the block. A TorchFunctionMode sees its own thread only: open fmr.track in "
-            f"the thread that calls the model."
+            f"fmr saw {watcher.foreign.count} module calls on other threads or in other tasks (first: "
+            f"{watcher.foreign.first}) and none on the thread and in the task that opened the block. A block sees its own "
+            f"only: open fmr.track where the model is called."
         )
-    if model is not None and watcher.missed:
-        met, kind = watcher.missed[0], type(model).__name__
+    if model is not None and watcher.missed.count:
+        met, kind = watcher.missed.module(), type(model).__name__
         path = next((path for path, module in walk(model) if module is met), None)
         if path is not None:
             return (
                 f"The tracked {kind} was never called inside the block; its module {path!r} was. Call the model itself, "
                 f"model(**inputs): model.forward(**inputs) is no call. Or track the module that you call."
             )
-        other = f"another {kind}" if type(met) is type(model) else type(met).__name__
+        other = f"another {kind}" if watcher.missed.first == kind else watcher.missed.first
         return (
             f"The tracked {kind} was never called inside the block; {other} was. "
             f"Call the tracked module itself, or track the module that you call."

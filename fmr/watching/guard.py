@@ -80,10 +80,7 @@ class Guard:
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """The value; without history, nothing that autograd knows about the tensor is asked for or changed."""
-        if self.history:
-            return tensor.clone()
-        with torch.no_grad():
-            return tensor.detach().clone()
+        return tensor.clone() if self.history else tensor.detach().clone()
 
     def _index(self) -> None:
         """Take what the tapes have on them since the last write; a tape that is followed by another has ended."""

@@ -10,7 +10,7 @@ from fmr.ids import TensorId
 from fmr.nests import leaves, outputs, replaced
 from fmr.ops.fused import EXPLAINED
 from fmr.ops.names import PASS, is_tensor_result, op_of
-from fmr.watching.calls import WatcherMode, unwatched
+from fmr.watching.calls import WatcherMode, unseen
 
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
@@ -29,9 +29,21 @@ def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tenso
     if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
         return None
     catch = _Catch(name, scope)
-    try:
-        with torch.no_grad(), unwatched(), catch:
+
+    def plain() -> None:
+        grad = torch.is_grad_enabled()
+        try:
+            torch._C._set_grad_enabled(False)
             EXPLAINED[op](*args, **kwargs)
+        finally:
+            try:
+                torch._C._set_grad_enabled(grad)
+            except BaseException:
+                torch._C._set_grad_enabled(grad)
+                raise
+
+    try:
+        unseen(plain, catch)
     except _Caught:
         return catch.value
     return None
