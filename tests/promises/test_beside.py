@@ -407,5 +407,5 @@ def test_an_interrupt_at_any_call_leaves_nothing_behind(keep: Any) -> None:
     while interrupt_at(call, lambda: fmr.run(model, x, keep=keep)):
         assert torch_state() == before, call
         assert (calls._everywhere, calls._seats.get()) == ({}, None), call
-        call += 1
+        call += 1 + call // 40  # each of the first, then fewer: what comes later repeats itself
     assert call > 50
