@@ -111,11 +111,7 @@ def run(
         with track(model, keep=keep, to=to, dtype=dtype, grad=grad, stop=stop) as result:
             model(*args, **kwargs)
     finally:
-        try:
-            torch._C._set_grad_enabled(before)
-        except BaseException:
-            torch._C._set_grad_enabled(before)
-            raise
+        torch._C._set_grad_enabled(before)
     return result
 
 
@@ -236,16 +232,20 @@ class _Tracker:
         """Take a planned value, or the tensors that a module call returned, each under the call's path and its position."""
         if at is None:
             self._take(name, value, shared)
+        elif _len_torch_function_stack():
+            unseen(lambda: self._returned(name, value, at))
+        else:
+            self._returned(name, value, at)
+
+    def _returned(self, name: TensorId, value: Nest, at: str) -> None:
+        if value.__class__ is Tensor and not at:
+            self._take(name, value, True)
             return
-        with unwatched() if _len_torch_function_stack() else nullcontext():
-            if value.__class__ is Tensor and not at:
-                self._take(name, value, True)
-                return
-            path = name.removesuffix(f":{at}") if at else str(name)
-            part = item_at(tree_map(lambda tensor: tensor, value), at)
-            self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
-            if part is None:
-                self.lacking[name] = nothing_at(path, at, tree_map(lambda tensor: tensor, value))
+        path = name.removesuffix(f":{at}") if at else str(name)
+        part = item_at(tree_map(lambda tensor: tensor, value), at)
+        self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
+        if part is None:
+            self.lacking[name] = nothing_at(path, at, tree_map(lambda tensor: tensor, value))
 
     def _part(self, path: str, at: str, place: str, tensor: Tensor) -> TensorId:
         """Take one tensor that a module call returned."""
