@@ -110,12 +110,12 @@ def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner
         builders.append(Builder(tape))
         return builders[0].feed
 
-    recorder = Recorder(None, begin, lambda tape: None)
+    recorder, explained = Recorder(None, begin, lambda tape: None), _Explained(node.op)
     with alone(), recorder:
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in kinds.items()}
         args, kwargs = _explained_call(node, tensors)
         try:
-            recorder.record(_Explained.forward, _Explained(node.op), args, kwargs)
+            recorder.record(explained.forward, explained, args, kwargs)
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             raise GraphError(
                 f"{node.id} cannot be opened: {node.op} takes no such arguments ({type(error).__name__}: {error}). "

@@ -51,7 +51,7 @@ def census(model: nn.Module, *args: Any, **kwargs: Any) -> Census:
     """
     witness = _Witness()
     recorder = _Marking(model, witness)
-    with torch.no_grad(), _as_written(), watching(recorder), recorder, witness:
+    with torch.no_grad(), _as_written(), watching(recorder, recorder), witness:
         model(*args, **kwargs)
     return Census(witness.kernels, dict(witness.unseen))
 

@@ -2,7 +2,7 @@
 
 from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
@@ -75,7 +75,7 @@ def track(
     tracker = _Tracker(run, wanted, to, dtype, grad, stop)
     watcher = tracker.watcher(model)
     try:
-        with watching(watcher), watcher if isinstance(watcher, Recorder) else nullcontext():
+        with watching(watcher, watcher if isinstance(watcher, Recorder) else None):
             yield run
     except Stop as stopped:
         if stopped.args[0] is not watcher:
@@ -105,9 +105,13 @@ def run(
 
     The named arguments are those of `fmr.track`; all others go to the model.
     """
-    with track(model, keep=keep, to=to, dtype=dtype, grad=grad, stop=stop) as result:
-        with nullcontext() if grad else torch.no_grad():
+    before = torch.is_grad_enabled()
+    try:
+        torch._C._set_grad_enabled(before and grad)
+        with track(model, keep=keep, to=to, dtype=dtype, grad=grad, stop=stop) as result:
             model(*args, **kwargs)
+    finally:
+        torch._C._set_grad_enabled(before)
     return result
 
 
@@ -238,16 +242,19 @@ class _Tracker:
         """Take a planned value, or the tensors that a module call returned, each under the call's path and its position."""
         if at is None:
             self._take(name, value, shared)
+        else:
+            with unseen():
+                self._returned(name, value, at)
+
+    def _returned(self, name: TensorId, value: Nest, at: str) -> None:
+        if value.__class__ is Tensor and not at:
+            self._take(name, value, True)
             return
-        with unseen():
-            if value.__class__ is Tensor and not at:
-                self._take(name, value, True)
-                return
-            path = name.removesuffix(f":{at}") if at else str(name)
-            part = item_at(tree_map(lambda tensor: tensor, value), at)
-            self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
-            if part is None:
-                self.lacking[name] = nothing_at(path, at, tree_map(lambda tensor: tensor, value))
+        path = name.removesuffix(f":{at}") if at else str(name)
+        part = item_at(tree_map(lambda tensor: tensor, value), at)
+        self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
+        if part is None:
+            self.lacking[name] = nothing_at(path, at, tree_map(lambda tensor: tensor, value))
 
     def _part(self, path: str, at: str, place: str, tensor: Tensor) -> TensorId:
         """Take one tensor that a module call returned."""
@@ -319,21 +326,21 @@ def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
 
 
 def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
-    if watcher.foreign:
+    if watcher.foreign.count:
         return (
-            f"fmr saw {len(watcher.foreign)} module calls on other threads (first: {type(watcher.foreign[0]).__name__}) and "
-            f"none on the thread that opened the block. A TorchFunctionMode sees its own thread only: open fmr.track in "
-            f"the thread that calls the model."
+            f"fmr saw {watcher.foreign.count} module calls on other threads or in other tasks (first: "
+            f"{watcher.foreign.first}) and none on the thread and in the task that opened the block. A block sees its own "
+            f"only: open fmr.track where the model is called."
         )
-    if model is not None and watcher.missed:
-        met, kind = watcher.missed[0], type(model).__name__
+    if model is not None and watcher.missed.count:
+        met, kind = watcher.missed.module(), type(model).__name__
         path = next((path for path, module in walk(model) if module is met), None)
         if path is not None:
             return (
                 f"The tracked {kind} was never called inside the block; its module {path!r} was. Call the model itself, "
                 f"model(**inputs): model.forward(**inputs) is no call. Or track the module that you call."
             )
-        other = f"another {kind}" if type(met) is type(model) else type(met).__name__
+        other = f"another {kind}" if watcher.missed.first == kind else watcher.missed.first
         return (
             f"The tracked {kind} was never called inside the block; {other} was. "
             f"Call the tracked module itself, or track the module that you call."

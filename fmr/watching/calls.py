@@ -2,74 +2,144 @@
 
 The function object stays what it is; only its code is exchanged, and put back. Setting an attribute of `nn.Module`
 instead would cost a tenth of a small model's forward, since Python then forgets what it cached about every module class.
+torch.compile neither traces nor compiles what stands in for that code: a frame of it is skipped, as torch's own is.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType, FunctionType
-from typing import Any, Protocol
+from contextvars import ContextVar
+from functools import partial
+from types import CodeType
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode
+
+from fmr.errors import TrackError
+from fmr.watching.stack import is_on, modes, set_modes
+
+Proceed = Callable[..., Any]
+T = TypeVar("T")
+
+
+class Noted:
+    """How many module calls were noted, the class of the first module, and that module while it lives."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+        self.module: Callable[[], nn.Module | None] = lambda: None
+
+    def note(self, module: nn.Module) -> None:
+        """Note one call."""
+        if not self.count:
+            self.first, self.module = type(module).__name__, weakref.ref(module)
+        self.count += 1
 
 
 class Watcher(Protocol):
-    """What takes part in module calls on its own thread."""
+    """What takes part in module calls on its own thread, in the context that it was opened in."""
 
-    foreign: list[nn.Module]
+    foreign: Noted
+    ended: bool
 
-    def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run the module call `proceed(module, *args, **kwargs)` and return what it returned."""
+    def call(self, proceed: Proceed, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run the module call `proceed(*args, **kwargs)` and return what it returned."""
+
+    def end_before(self, others: tuple["Watcher", ...]) -> None:
+        """Be told at the end of the block which blocks began later, here too, and are still open."""
 
 
 class WatcherMode(TorchFunctionMode):
-    """A mode of fmr: to a model that asks whether it is overridden, it does not count."""
+    """A mode of fmr: to a model that asks whether it is overridden, it does not count. `ended`: its block is over."""
+
+    ended = False
+
+
+class _Seat:
+    """The watchers of one thread in one context, the innermost last, and the call that they make of a module's call."""
+
+    __slots__ = ("call", "thread", "watchers")
+
+    def __init__(self, watchers: tuple[Watcher, ...]) -> None:
+        self.thread = threading.get_ident()
+        self.sit(watchers)
+
+    def sit(self, watchers: tuple[Watcher, ...]) -> None:
+        """Let these watch."""
+        self.watchers = watchers
+        self.call: Proceed = watchers[0].call if len(watchers) == 1 else partial(_in_turn, watchers) if watchers else _alone
 
 
 _entry: Any = nn.Module._wrapped_call_impl
-_code = _entry.__code__
-_call = FunctionType(_code, _entry.__globals__, _entry.__name__)
+_code: CodeType = _entry.__code__
 _has_torch_function = torch.overrides.has_torch_function
-_lock = threading.Lock()
-_everywhere: list[Watcher] = []
-_here = threading.local()
+_lock = threading.RLock()  # a block may end inside another's entry, by the garbage collector or a signal
+_everywhere: dict[Watcher, list[_Seat]] = {}
+_seats: ContextVar[_Seat | None] = ContextVar("fmr watchers", default=None)
+_frames = torch._C._dynamo.eval_frame
 
 
-def _body(self, /, *args, _fmr=None, **kwargs):  # type: ignore[no-untyped-def]
-    return _fmr(self, args, kwargs)
+def _body(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    if not torch.compiler.is_dynamo_compiling():
+        called: Any = "what stands here is put in its place below"
+        here, this_thread, compiling, under_compiler, note = called
+        seat = here()
+        if seat is None or seat.thread != this_thread():
+            note(self)
+        else:
+            compiled = self._compiled_call_impl
+            call = seat.call if compiling() is None else under_compiler(seat.call)
+            return call(self._call_impl if compiled is None else compiled, self, args, kwargs)
+    if self._compiled_call_impl is not None:
+        return self._compiled_call_impl(*args, **kwargs)
+    return self._call_impl(*args, **kwargs)
 
 
-def _watched_call(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    watchers = _here.__dict__.get("watchers")
-    if not watchers:
-        for watcher in tuple(_everywhere):
-            watcher.foreign.append(module)
-        return _call(module, *args, **kwargs)
-    if len(watchers) == 1:
-        return watchers[0].call(_call, module, args, kwargs)
-    return _nested(watchers)(module, *args, **kwargs)
+def _note(module: nn.Module) -> None:
+    """A call on a thread or in a context in which nobody watches."""
+    for watcher in tuple(_everywhere):
+        watcher.foreign.note(module)
 
 
-def _exchange(code: CodeType) -> None:
-    """Give `nn.Module.__call__` this body; while it is `_body`, its default argument is there for any other thread."""
-    _entry.__kwdefaults__ = {"_fmr": _watched_call}
-    _entry.__code__ = code
-    if code is _code:
-        _entry.__kwdefaults__ = None
+def _alone(proceed: Proceed, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return proceed(*args, **kwargs)
 
 
-def _nested(watchers: Sequence[Watcher]) -> Callable[..., Any]:
+def _in_turn(watchers: tuple[Watcher, ...], proceed: Proceed, module: nn.Module, args: Any, kwargs: Any) -> Any:
     """The call as the innermost watcher makes it: each one's `proceed` is the call of the one outside it."""
-    proceed: Callable[..., Any] = _call
-    for watcher in watchers:
-        proceed = _step(watcher, proceed)
-    return proceed
+    for watcher in watchers[:-1]:
+        proceed = _step(watcher, proceed, module)
+    return watchers[-1].call(proceed, module, args, kwargs)
 
 
-def _step(watcher: Watcher, proceed: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda module, *args, **kwargs: watcher.call(proceed, module, args, kwargs)
+def _step(watcher: Watcher, proceed: Proceed, module: nn.Module) -> Proceed:
+    return lambda *args, **kwargs: watcher.call(proceed, module, args, kwargs)
+
+
+def _under_compiler(call: Proceed) -> Proceed:
+    """The call where torch.compile takes each frame on this thread: it takes those of the model and none of fmr's."""
+    compiler = _frames.get_eval_frame_callback()
+
+    def around(proceed: Proceed, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        def resume(*args: Any, **kwargs: Any) -> Any:
+            _frames.set_eval_frame(compiler)
+            try:
+                return proceed(*args, **kwargs)
+            finally:
+                _frames.set_eval_frame(None)
+
+        _skip(resume.__code__)
+        _frames.set_eval_frame(None)
+        try:
+            return call(resume, module, args, kwargs)
+        finally:
+            _frames.set_eval_frame(compiler)
+
+    _skip(around.__code__)
+    return around
 
 
 def _overridden(args: Any) -> bool:
@@ -77,53 +147,159 @@ def _overridden(args: Any) -> bool:
 
     Fused kernels of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` are left when the answer is yes.
     """
-    with _without_modes(WatcherMode):
+    if torch.compiler.is_dynamo_compiling():
         return bool(_has_torch_function(args))
-
-
-@contextmanager
-def _without_modes(kind: type[TorchFunctionMode]) -> Iterator[None]:
-    """Take the modes of a class off this thread's stack inside the block and leave the others on."""
-    modes = [_pop_mode() for _ in range(_len_torch_function_stack())]
-    others = [mode for mode in reversed(modes) if not isinstance(mode, kind)]
-    for mode in others:
-        _push_mode(mode)
+    before = modes()
     try:
-        yield
+        set_modes([mode for mode in before if not isinstance(mode, WatcherMode)])
+        return bool(_has_torch_function(args))
     finally:
-        for _ in others:
-            _pop_mode()
-        for mode in reversed(modes):
-            _push_mode(mode)
+        try:
+            set_modes(before)
+        except BaseException:
+            set_modes(before)
+            raise
 
 
-@contextmanager
-def watching(watcher: Watcher) -> Iterator[None]:
-    """Let a watcher see this thread's module calls inside the block."""
-    watchers = _here.__dict__.setdefault("watchers", [])
+def _skip(code: CodeType) -> None:
+    """Have torch.compile run the frames of this code as they are, and go on with those that they call."""
+    skip, default = _frames._FrameAction.SKIP, _frames._FrameAction.DEFAULT
+    _frames.set_code_exec_strategy(code, _frames._FrameExecStrategy(skip, default))
+
+
+def _with_constants(code: CodeType) -> CodeType:
+    """The body with its one text replaced by what it calls: it runs with the globals of another file."""
+    called = (_seats.get, threading.get_ident, _frames.get_eval_frame_callback, _under_compiler, _note)
+    return code.replace(co_consts=tuple(called if isinstance(one, str) else one for one in code.co_consts))
+
+
+_watched_code = _with_constants(_body.__code__)
+for _one in (
+    _watched_code,
+    _note.__code__,
+    Noted.note.__code__,
+    _under_compiler.__code__,
+    _overridden.__code__,
+    _skip.__code__,
+):
+    _skip(_one)
+
+
+def _settle() -> None:
+    """Have `nn.Module.__call__` and torch's question as they must be while these watch, whatever they were."""
+    code, question = (_watched_code, _overridden) if _everywhere else (_code, _has_torch_function)
+    if _entry.__code__ is not code:
+        _entry.__code__ = code
+    torch.overrides.has_torch_function = question
+
+
+def _enter(watcher: Watcher) -> None:
+    seat = _seats.get()
     with _lock:
-        _everywhere.append(watcher)
-        _exchange(_body.__code__)
-        torch.overrides.has_torch_function = _overridden
-    watchers.append(watcher)
+        before = seat.watchers if seat is not None and seat.thread == threading.get_ident() else ()
+        _everywhere[watcher], watcher.ended = [], False
+        seat = _Seat((*before, watcher))
+        for one in seat.watchers:
+            _everywhere.setdefault(one, []).append(seat)
+        _settle()
+    _seats.set(seat)
+
+
+def _leave(watcher: Watcher, before: list[TorchFunctionMode] | None) -> None:
+    """Undo what was done of `_enter`, however much that is; done twice, it does no harm."""
+    with _lock:
+        for seat in _everywhere.get(watcher, ()):
+            seat.sit(tuple(one for one in seat.watchers if one is not watcher))
+        _everywhere.pop(watcher, None)
+        watcher.ended = True
+        _settle()
+    here = _seats.get()
+    if here is not None and not here.watchers:
+        _seats.set(None)
+    now = modes()
+    stack = _still_open(now)
+    if before is not None:
+        still = _still_open(before)
+        stack = still + [mode for mode in stack if mode not in still]
+    if stack != now:
+        set_modes(stack)
+
+
+def _later(watcher: Watcher) -> tuple[Watcher, ...]:
+    """The watchers that began after this one, in this context."""
+    seat = _seats.get()
+    watchers = seat.watchers if seat is not None else ()
+    return watchers[watchers.index(watcher) + 1 :] if watcher in watchers else ()
+
+
+def _still_open(stack: list[TorchFunctionMode]) -> list[TorchFunctionMode]:
+    """Modes without those of blocks that have ended: torch may put one back late where Ctrl-C came while it was off."""
+    return [mode for mode in stack if not (isinstance(mode, WatcherMode) and mode.ended)]
+
+
+@contextmanager
+def watching(watcher: Watcher, mode: TorchFunctionMode | None = None) -> Iterator[None]:
+    """Let a watcher see the module calls of this thread inside the block, and of this context: not those of another task.
+
+    With `mode`, which is the watcher itself, it is a mode of the block, too. After the block that mode is off and no
+    other: blocks need not end in the order in which they began. Where the block ends in an exception, such as Ctrl-C, the
+    modes that were on before it are on again. A mode of the user's that is left while this one lies above it takes this
+    one off in place of itself, since torch takes off the uppermost; that is an error.
+    """
+    before: list[TorchFunctionMode] | None = _still_open(modes())
+    lost = False
     try:
+        _enter(watcher)
+        set_modes([*(before or ()), mode] if mode is not None else before or ())
         yield
+        before, lost = None, mode is not None and not is_on(mode)
+        watcher.end_before(_later(watcher))
+    except GeneratorExit:  # it hung where it was, and other blocks have begun and ended since
+        before = None
+        watcher.end_before(_later(watcher))
+        raise
     finally:
-        watchers.remove(watcher)
-        with _lock:
-            _everywhere.remove(watcher)
-            if not _everywhere:
-                _exchange(_code)
-                torch.overrides.has_torch_function = _has_torch_function
+        try:
+            _leave(watcher, before)
+        except BaseException:
+            _leave(watcher, before)
+            raise
+    if lost:
+        set_modes(modes()[:-1])
+        raise TrackError(
+            "A TorchFunctionMode that was entered before the block was left inside it, and took fmr's mode off in place of "
+            "its own: torch takes off the uppermost. Ops after that were not recorded. Leave the block before the mode."
+        )
+
+
+def unseen(work: Callable[[], T], mode: TorchFunctionMode | None = None) -> T:
+    """Do tensor work of fmr's own unseen by the watchers of this thread and by the user's modes, under `mode` alone."""
+    before, seat = modes(), _seats.get()
+    try:
+        _seats.set(_Seat(()))
+        set_modes([] if mode is None else [mode])
+        return work()
+    finally:
+        _seats.set(seat)
+        try:
+            set_modes(before)
+        except BaseException:
+            set_modes(before)
+            raise
 
 
 @contextmanager
 def unwatched() -> Iterator[None]:
-    """Run fmr's own tensor work inside a tracked block unseen: by the watchers of this thread and by the user's modes."""
-    watchers = _here.__dict__.get("watchers", [])
-    _here.watchers = []
+    """The same for a block of work, outside any tracked one."""
+    before, seat = modes(), _seats.get()
     try:
-        with _without_modes(TorchFunctionMode):
-            yield
+        _seats.set(_Seat(()))
+        set_modes([])
+        yield
     finally:
-        _here.watchers = watchers
+        _seats.set(seat)
+        try:
+            set_modes(before)
+        except BaseException:
+            set_modes(before)
+            raise

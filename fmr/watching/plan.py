@@ -7,8 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch._C import _pop_torch_function_stack as _pop
-from torch._C import _push_on_torch_function_stack as _push
+from torch._C import _len_torch_function_stack
 
 from fmr.ids import SOURCES, TensorId, outer_op
 from fmr.nests import Nest, outputs
@@ -16,6 +15,7 @@ from fmr.ops.names import PASS, READ, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
 from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
 from fmr.watching.scopes import Call, Names, Paths, name_inputs
+from fmr.watching.stack import put_on, take_off
 
 
 class Stop(BaseException):
@@ -106,75 +106,56 @@ class Reader(RootWatcher):
         self._here: Call | None = None
         self._wanted: dict[str, dict[int, list[Want]]] | None = None
         self._left = 0
-        self._on = False
+        self._on, self._depth = False, 0
         self._all = bool(plan.globs)
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run a module call; follow it if a planned ID lies below."""
-        above = self._here
-        if above is None:
-            if self._names is None and self.begins_pass(module):
-                return self._pass(proceed, module, args, kwargs)
-            return proceed(module, *args, **kwargs)
+        """Run a module call; follow it if a planned ID lies below, with the mode on if its own ops are planned."""
+        if self._here is None:
+            begins = self._names is None and self.begins_pass(module)
+            return self._pass(proceed, module, args, kwargs) if begins else proceed(*args, **kwargs)
         if functorch_level() is not None:
-            return proceed(module, *args, **kwargs)
-        if self._followed is None or id(module) in self._followed:
-            assert self._names is not None
-            here = above.enter(module, self._names)
-            if self._all or here.path in self.plan.prefixes:
-                return self._follow(here, proceed, module, args, kwargs)
-        return self._pass_by(proceed, module, args, kwargs)
-
-    def _pass_by(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """A call that holds no planned ID: neither it nor what it calls is followed."""
-        above, wanted, on = self._here, self._wanted, self._on
-        self._here = self._wanted = None
-        if on:
-            self._switch(False)
-        try:
-            return proceed(module, *args, **kwargs)
-        finally:
-            if on:
-                self._switch(True)
-            self._here, self._wanted = above, wanted
-
-    def _follow(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """A call on the way to planned IDs, with the mode on if its own ops are planned and off if they are not."""
-        if self._on or here.path in self.plan.ops:
-            out = self._switched(here, proceed, module, args, kwargs)
-        else:
-            above, self._here = self._here, here
-            try:
-                out = proceed(module, *args, **kwargs)
-            finally:
-                self._here = above
-        for name, at in self.plan.returned_by(here.path):
-            self._found(name, out, True, at)
-        return out
-
-    def _switched(self, here: Call, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return proceed(*args, **kwargs)
         before = self._here, self._wanted, self._trail, self._skip, self._on
-        self._here, self._wanted = here, self.plan.ops.get(here.path)
-        if self._wanted is not None:
-            self._trail = self.ran[here.path] = []
-            self._skip = self.plan.skip[here.path]
-        self._switch(self._wanted is not None)
+        here = self._step(module)
         try:
-            return proceed(module, *args, **kwargs)
+            out = proceed(*args, **kwargs)
         finally:
             self._here, self._wanted, self._trail, self._skip, on = before
+            if on is not self._on:
+                self._switch(on)
+        if here is not None:
+            self._deliver_returned(here, out)
+        return out
+
+    def _step(self, module: nn.Module) -> Call | None:
+        """Go into a call below the one that runs; one that holds no planned ID is not followed, nor what it calls."""
+        assert self._here is not None
+        here = None
+        if self._followed is None or id(module) in self._followed:
+            assert self._names is not None
+            here = self._here.enter(module, self._names)
+        if here is not None and not self._all and here.path not in self.plan.prefixes:
+            here = None
+        self._go(here)
+        return here
+
+    def _go(self, here: Call | None) -> None:
+        self._here, self._wanted = here, self.plan.ops.get(here.path) if here is not None else None
+        if here is not None and self._wanted is not None:
+            self._trail = self.ran[here.path] = []
+            self._skip = self.plan.skip[here.path]
+        on = self._wanted is not None
+        if on is not self._on:
             self._switch(on)
 
     def _switch(self, on: bool) -> None:
-        """Put this mode on or take it off; under a mode of the model's own it stays where it is."""
-        if on and not self._on:
-            _push(self)
-            self._on = True
-        elif self._on and not on:
-            top = _pop()
-            self._on = top is not self
-            if self._on:
-                _push(top)
+        """Put this mode on, outside those that the model put on since its call began, or take it off."""
+        if on:
+            put_on(self, self._depth)
+        else:
+            take_off(self)
+        self._on = on
 
     def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
@@ -185,15 +166,23 @@ class Reader(RootWatcher):
         self._followed = paths.paths if few else None
         self._left, self.ran = len(self.plan.ids), {}
         self.begin()
-        out = None
+        out, self._depth = None, _len_torch_function_stack()
         try:
             if self.plan.sources:
                 self._deliver_sources(module, args, kwargs)
-            out = self._follow(Call(module), proceed, module, args, kwargs)
+            self._go(root := Call(module))
+            out = proceed(*args, **kwargs)
+            self._go(None)
+            self._deliver_returned(root, out)
             return out
         finally:
+            self._go(None)
             self._names = None
             self.end(out)
+
+    def _deliver_returned(self, here: Call, out: Nest) -> None:
+        for name, at in self.plan.returned_by(here.path):
+            self._found(name, out, True, at)
 
     def _deliver_sources(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         given = dict(name_inputs(module, args, kwargs))

@@ -177,16 +177,16 @@ class Recorder(RootWatcher):
         """
         if self.emit is None:
             begins = self.begins_pass(module)
-            return self.record(proceed, module, args, kwargs) if begins else proceed(module, *args, **kwargs)
+            return self.record(proceed, module, args, kwargs) if begins else proceed(*args, **kwargs)
         if functorch_level() is not None:
-            return proceed(module, *args, **kwargs)
+            return proceed(*args, **kwargs)
         emit = self.emit
         if self.shares:
             self._compare((args, kwargs))
         emit((ENTER, module, args, kwargs))
         out = RAISED
         try:
-            out = proceed(module, *args, **kwargs)
+            out = proceed(*args, **kwargs)
             return out
         finally:
             if self.shares:
@@ -202,7 +202,7 @@ class Recorder(RootWatcher):
         self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
         out = RAISED
         try:
-            out = tape.output = proceed(module, *args, **kwargs)
+            out = tape.output = proceed(*args, **kwargs)
             return out
         finally:
             if self.shares:
@@ -256,9 +256,9 @@ class Placed:
         places = ((id(module), key) for _, module in below for key, own in _own(module) if own is tensor)
         place = next((self.places[place] for place in places if place in self.places), None)
         if place is not None:
-            with torch._C.DisableTorchFunction(), torch.no_grad():
+            with torch._C.DisableTorchFunction():
                 self.met[id(tensor)] = weakref.ref(tensor)
-                self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.clone()))
+                self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.detach().clone()))
 
 
 def _gone() -> None:

@@ -323,8 +323,8 @@ def test_a_model_called_in_another_thread_is_not_seen_and_the_error_says_so() ->
     out: list[Tensor] = []
     with pytest.raises(
         fmr.TrackError,
-        match=r"fmr saw 3 module calls on other threads \(first: Chain\) and none on the thread that opened the block\. "
-        r"A TorchFunctionMode sees its own thread only: open fmr\.track in the thread that calls the model\.",
+        match=r"fmr saw 3 module calls on other threads or in other tasks \(first: Chain\) and none on the thread and in "
+        r"the task that opened the block\. A block sees its own only: open fmr\.track where the model is called\.",
     ):
         with fmr.track(model):
             _in_a_thread(lambda: out.append(model(x)))

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 import fmr
 from fmr.ops import fused
-from fmr.watching.calls import WatcherMode, unwatched, watching
+from fmr.watching.calls import Noted, WatcherMode, unwatched, watching
 from tests.models import build
 from tests.residue import torch_state
 
@@ -21,13 +21,16 @@ class Listener:
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
-        self.foreign: list[nn.Module] = []
+        self.foreign, self.ended = Noted(), False
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         self.log.append(f"{self.name} enters {type(module).__name__}")
-        out = proceed(module, *args, **kwargs)
+        out = proceed(*args, **kwargs)
         self.log.append(f"{self.name} leaves {type(module).__name__}")
         return out
+
+    def end_before(self, others: tuple[Any, ...]) -> None:
+        pass
 
 
 class Quiet(WatcherMode):
@@ -99,7 +102,7 @@ def test_a_call_on_another_thread_is_noted_as_foreign() -> None:
         thread.start()
         thread.join(30)
     assert listener.log == []
-    assert listener.foreign == [module]
+    assert (listener.foreign.count, listener.foreign.first) == (1, "ReLU")
     assert len(log) == 1
 
 
