@@ -65,7 +65,7 @@ class Builder:
         self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
         for name, tensor in tape.inputs:
             self._source(name, tensor)
-        self._open_scope(tree_map(self._id_of, (tape.args, tape.kwargs)))
+        self._open_scope(self._given(tape.args, tape.kwargs))
 
     def feed(self, event: Event) -> None:
         """Take the next event."""
@@ -98,10 +98,14 @@ class Builder:
                 self._overwrite(tensor, len(self.nodes) - 1)
 
     def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
-        given = tree_map(self._id_of, (args, kwargs))
+        given = self._given(args, kwargs)
         self.calls.append(self.calls[-1].enter(module, self.names))
         self._handed_on.append([])
         self._open_scope(given)
+
+    def _given(self, args: Nest, kwargs: Nest) -> Nest:
+        """The arguments of a call by ID; of what an object holds, what has an ID already."""
+        return tree_map(self._id_of, (args, kwargs), self._id_if_met)
 
     def _open_scope(self, inputs: Nest) -> None:
         self._open.append((len(self.scopes), inputs))
@@ -243,6 +247,9 @@ class Builder:
         if self._writes:
             self._refresh(tensor)
         return self._owners[id(tensor)].name
+
+    def _id_if_met(self, tensor: Tensor) -> TensorId | None:
+        return self._id_of(tensor) if self._owner(tensor) is not None or self._name(tensor) is not None else None
 
     def _unseen(self, tensor: Tensor, given: Nest) -> None:
         """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""

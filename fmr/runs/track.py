@@ -17,7 +17,7 @@ from fmr.graph.expand import all_inside
 from fmr.graph.graph import Graph
 from fmr.graph.paths import nothing_at
 from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op
-from fmr.nests import Nest, ids_in, item_at, leaves, map_at, outputs, tree_map
+from fmr.nests import Nest, ids_in, item_at, leaves, map_at, outputs, taken
 from fmr.nodes import Node, scope_of, source_node
 from fmr.ops.fused import is_fused
 from fmr.ops.names import Op
@@ -29,7 +29,7 @@ from fmr.watching.inside import value_inside
 from fmr.watching.plan import Reader, Stop, ops_of
 from fmr.watching.recorder import Recorder
 from fmr.watching.scopes import Names, walk
-from fmr.watching.storage import storage_key
+from fmr.watching.storage import is_unshaped, storage_key
 from fmr.watching.tape import EXIT, RAISED, Event, Slot, Tape
 
 Emit = Callable[[Event], None]
@@ -163,7 +163,7 @@ class _Tracker:
             here, builder, done = self._new_pass(), Builder(tape), 0
             known: dict[str, Node] = {}
             for name, tensor in tape.sources():
-                if self.wanted is None or self.wanted(source_node(name, tensor)):
+                if is_unshaped(tensor) or self.wanted is None or self.wanted(source_node(name, tensor)):
                     self.guard.keep(tensor, Slot(tape.number, name=name))
 
         def keep_new() -> None:
@@ -206,7 +206,7 @@ class _Tracker:
         wanted = self.keep.of_call(path)
         if wanted:
             names = next(scope.output for scope in reversed(builder.scopes) if scope.path == path)
-            tensors = tree_map(lambda tensor: tensor, out)
+            tensors = taken(out)
             for at in wanted:
                 values = leaves(item_at(tensors, at))
                 for name, (_, value) in zip(ids_in(item_at(names, at)), values, strict=True):
@@ -234,10 +234,10 @@ class _Tracker:
                 self._take(name, value, True)
                 return
             path = name.removesuffix(f":{at}") if at else str(name)
-            part = item_at(tree_map(lambda tensor: tensor, value), at)
+            part = item_at(taken(value), at)
             self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
             if part is None:
-                self.lacking[name] = nothing_at(path, at, tree_map(lambda tensor: tensor, value))
+                self.lacking[name] = nothing_at(path, at, taken(value))
 
     def _part(self, path: str, at: str, place: str, tensor: Tensor) -> TensorId:
         """Take one tensor that a module call returned."""

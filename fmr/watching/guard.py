@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fmr.nests import leaves, outputs
 from fmr.ops.names import Op
-from fmr.watching.storage import _home, overlap, touches
+from fmr.watching.storage import _home, is_unshaped, overlap, touches
 from fmr.watching.tape import Slot, Tape, first_read
 
 Reading = Callable[[Tensor], Slot | None]
@@ -28,6 +28,7 @@ class Guard:
         self._cells: dict[int, list[tuple[Tensor, Slot]]] = {}
         self._kept: dict[int, Tensor] = {}
         self._tapes: list[tuple[Tape, int]] = []
+        self._unshaped: list[tuple[Tensor, Slot]] = []
 
     def add_tape(self, tape: Tape) -> None:
         """Keep every value of this tape, as far as its events go when a write comes; its number is part of their slots."""
@@ -35,14 +36,17 @@ class Guard:
         self.reading = self._reading
 
     def keep(self, tensor: Tensor, slot: Slot) -> None:
-        """Keep one value."""
+        """Keep one value; that of a lazy layer's parameter as soon as it has one."""
+        if is_unshaped(tensor):
+            self._unshaped.append((tensor, slot))
+            return
         self._cells.setdefault(_home(tensor), []).append((tensor, slot))
         self._kept[id(tensor)] = tensor
 
     def close(self) -> None:
         """Forget what was kept, when no write is watched any more; `saved` stays."""
         self.reading = None
-        for known in (self._cells, self._kept, self._tapes):
+        for known in (self._cells, self._kept, self._tapes, self._unshaped):
             known.clear()
 
     def before_write(self, written: Sequence[Tensor], read: Any) -> None:
@@ -87,6 +91,10 @@ class Guard:
 
     def _index(self) -> None:
         """Take what the tapes have on them since the last write; a tape that is followed by another has ended."""
+        if self._unshaped:
+            unshaped, self._unshaped = self._unshaped, []
+            for tensor, slot in unshaped:
+                self.keep(tensor, slot)
         for tape, done in self._tapes:
             if done < 0:
                 for name, tensor in tape.sources():

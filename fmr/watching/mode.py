@@ -16,6 +16,11 @@ is_traced = torch.compiler.is_dynamo_compiling
 functorch_level = torch._C._functorch.peek_interpreter_stack
 
 
+def fills_parameters(module: nn.Module) -> bool:
+    """Whether a lazy layer still gives its parameters shapes and first values: that is no part of its forward."""
+    return "_initialize_hook" in module.__dict__
+
+
 class RootWatcher(WatcherMode):
     """A mode that knows where a pass begins: at each outermost call of `root`, or of any module where none is given."""
 

@@ -14,8 +14,9 @@ from fmr.ids import SOURCES, TensorId, outer_op
 from fmr.nests import Nest, outputs
 from fmr.ops.names import PASS, READ, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
-from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
 from fmr.watching.scopes import Call, Names, Paths, name_inputs
+from fmr.watching.storage import is_unshaped
 
 
 class Stop(BaseException):
@@ -199,7 +200,7 @@ class Reader(RootWatcher):
         given = dict(name_inputs(module, args, kwargs))
         given.update(Names(module).tensors.values())
         for name in self.plan.sources:
-            if name in given:
+            if name in given and not is_unshaped(given[name]):
                 self._found(name, given[name], True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -213,7 +214,7 @@ class Reader(RootWatcher):
 
     def _met(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
         """A function that may be one of those waited for; one that can not be is skipped from now on."""
-        if self._wanted is None:
+        if self._wanted is None or self._here is None or fills_parameters(self._here.module):
             return out
         op = known_ops.get(func) or op_of(func)
         wanted = self._wanted.get(op.name)

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fmr.nests import Nest, leaves
+from fmr.nests import Nest, leaves, taken, taken_arguments
 from fmr.ops.names import PASS, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.guard import Guard
-from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
 from fmr.watching.scopes import walk
+from fmr.watching.storage import is_unshaped
 from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, Event, Tape
 
 _is_internal: dict[str, bool] = {}
@@ -81,6 +82,8 @@ class Recorder(RootWatcher):
 
     def _write(self, op: Op, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Any:
         """An op that overwrites tensors: what is kept of them is saved before it runs."""
+        if isinstance(self.emit, Filling) and self.emit.goes_on:
+            return func(*args, **kwargs)
         if functorch_level() is not None:
             return self._write_inside(func, args, kwargs, _unwrapped(written))
         self.guard.before_write(written, (args, kwargs))
@@ -120,13 +123,16 @@ class Recorder(RootWatcher):
         if functorch_level() is not None:
             return proceed(module, *args, **kwargs)
         emit = self.emit
-        emit((ENTER, module, args, kwargs))
+        emit((ENTER, module, *taken_arguments(args, kwargs)))
+        if fills_parameters(module):
+            self.emit = Filling(module, emit)
         out = RAISED
         try:
             out = proceed(module, *args, **kwargs)
             return out
         finally:
-            emit((EXIT, out))
+            emit((EXIT, out if out is RAISED or type(out) is Tensor else taken(out)))
+            self.emit = emit
 
     def record(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass."""
@@ -134,21 +140,40 @@ class Recorder(RootWatcher):
         self.passes += 1
         emit = self.begin(tape)
         self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
+        if fills_parameters(module):
+            self.emit = Filling(module, emit)
         out = RAISED
         try:
             out = tape.output = proceed(module, *args, **kwargs)
             return out
         finally:
             self.emit = None
-            emit((EXIT, out))
+            emit((EXIT, out if out is RAISED else taken(out)))
             self.end(tape)
 
 
 def _lie_elsewhere(tape: Tape) -> bool:
     """Whether parameters only hold the places of some that are offloaded or sharded, until their modules run."""
     with torch._C.DisableTorchFunction():
-        tensors = (tensor for _, tensor in tape.tensors.values())
+        tensors = (tensor for _, tensor in tape.tensors.values() if not is_unshaped(tensor))
         return any(tensor.is_meta or tensor.__class__ not in (Tensor, nn.Parameter) for tensor in tensors)
+
+
+class Filling:
+    """Passes events on as soon as a lazy layer has filled its parameters, so that its first call is like all others."""
+
+    def __init__(self, module: nn.Module, emit: Callable[[Event], None]) -> None:
+        self.module, self.emit = module, emit
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the layer is not done with it yet."""
+        return fills_parameters(self.module)
+
+    def __call__(self, event: Event) -> None:
+        """Take the next event."""
+        if not self.goes_on:
+            self.emit(event)
 
 
 class Placed:

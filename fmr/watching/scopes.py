@@ -1,7 +1,7 @@
 """Where a call takes place: registered names of modules and tensors, and the dynamic path of each module call."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.errors import TrackError
+from fmr.nests import leaves
 
 
 class Paths:
@@ -191,22 +192,4 @@ def name_inputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """The tensors given to a call, each under its name in the forward's signature, nested by key."""
     names = _arguments(root) if args else ()
     given = {names[i] if i < len(names) else f"args.{i - len(names)}": value for i, value in enumerate(args)}
-    return [(f"input:{at}", tensor) for at, tensor in _tensors_in({**given, **kwargs}, "", ())]
-
-
-def _tensors_in(value: Any, at: str, above: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors inside an argument: containers by key, other objects (a key-value cache) by attribute."""
-    if isinstance(value, Tensor):
-        yield at, value
-        return
-    if isinstance(value, Mapping):
-        children = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, (list, tuple)):
-        children = [(str(index), item) for index, item in enumerate(value)]
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not callable(value):
-        children = list(vars(value).items())
-    else:
-        return
-    if id(value) not in above and len(above) < 6:
-        for key, item in children:
-            yield from _tensors_in(item, f"{at}.{key}" if at else key, (*above, id(value)))
+    return [(f"input:{at}", tensor) for at, tensor in leaves({**given, **kwargs})]

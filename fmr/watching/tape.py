@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fmr.nests import Nest
+from fmr.nests import Nest, taken_arguments
 from fmr.watching.scopes import Names, name_inputs
 
 ENTER, EXIT, INSIDE, NAMED = "enter", "exit", "inside", "named"
@@ -12,8 +12,8 @@ ENTER, EXIT, INSIDE, NAMED = "enter", "exit", "inside", "named"
 met that stands in a parameter's place while its module runs."""
 
 Event = tuple[Any, ...]
-"""`(op, args, kwargs, out, written, code, lasti)` for an op; `(ENTER, module, args, kwargs)`, `(EXIT, output)`,
-`(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`."""
+"""`(op, args, kwargs, out, written, code, lasti)` for an op; `(ENTER, module, args, kwargs)` and `(EXIT, output)`, in nests
+as they were `taken` at that moment; `(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`."""
 
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""
@@ -23,10 +23,11 @@ class Tape:
     """The events of one pass, in order, and what was known when it began."""
 
     def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> None:
-        self.root, self.args, self.kwargs, self.number = root, args, kwargs, number
+        self.root, self.number = root, number
+        self.args, self.kwargs = taken_arguments(args, kwargs)
         self.names = Names(root)
         self.tensors = self.names.tensors  # read now: torch.func.functional_call puts others in place for the call only
-        self.inputs: list[tuple[str, Tensor]] = name_inputs(root, args, kwargs)
+        self.inputs: list[tuple[str, Tensor]] = name_inputs(root, self.args or (), self.kwargs or {})
         self.events: list[Event] = []
         self.output: Nest = None
 
