@@ -141,7 +141,7 @@ def _way(kind: type) -> _Way:
 def _attributes(kind: type) -> _Way:
     """How to read the attributes that lie in an object: its dict, and the slots of its classes."""
     own = (vars(base).get("__dict__") for base in kind.__mro__)
-    home = next((found for found in own if isinstance(found, (GetSetDescriptorType, MemberDescriptorType))), None)
+    home: Any = next((found for found in own if isinstance(found, (GetSetDescriptorType, MemberDescriptorType))), None)
     slots = [
         (name, slot)
         for base in reversed(kind.__mro__)

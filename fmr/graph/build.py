@@ -54,7 +54,7 @@ class Builder:
         self.values: list[Tensor | None] = []
         self.slots: list[Slot] = []
         self.scopes: list[Scope] = []  # in the order in which the calls began; a call's output comes when it ends
-        self.calls = [Call(tape.root)]
+        self.calls = [Call(tape.start.module, tape.start.path, tape.start.path)]
         self._owners: dict[int, Owner] = {}
         self._writes: dict[int, list[Overwrite]] = {}
         self._places: dict[str, int] = {}

@@ -15,7 +15,7 @@ from fmr.nests import Nest, outputs
 from fmr.ops.names import PASS, READ, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
-from fmr.watching.scopes import Call, Names, Paths, name_inputs
+from fmr.watching.scopes import Call, Names, Paths, Start, name_inputs
 from fmr.watching.storage import is_unshaped
 
 
@@ -106,7 +106,7 @@ class Reader(RootWatcher):
         self._names: Names | Paths | None = None
         self._here: Call | None = None
         self._wanted: dict[str, dict[int, list[Want]]] | None = None
-        self._left = 0
+        self._left = set(plan.ids)
         self._on = False
         self._all = bool(plan.globs)
 
@@ -114,9 +114,8 @@ class Reader(RootWatcher):
         """Run a module call; follow it if a planned ID lies below."""
         above = self._here
         if above is None:
-            if self._names is None and self.begins_pass(module):
-                return self._pass(proceed, module, args, kwargs)
-            return proceed(module, *args, **kwargs)
+            start = self.begins_pass(module) if self._names is None else None
+            return self.record(proceed, start, args, kwargs) if start is not None else proceed(module, *args, **kwargs)
         if functorch_level() is not None:
             return proceed(module, *args, **kwargs)
         if self._followed is None or id(module) in self._followed:
@@ -177,28 +176,38 @@ class Reader(RootWatcher):
             if self._on:
                 _push(top)
 
-    def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
-            Names(module)  # which refuses it
-        paths = self.plan.paths(module)
+    @property
+    def in_pass(self) -> bool:
+        """Whether a pass is under way."""
+        return self._names is not None
+
+    def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
+        """Run a call as a pass."""
+        module, path, _ = start
+        root = module if self.root is None else self.root
+        if root._compiled_call_impl is not None or "_orig_mod" in root._modules:
+            Names(root)  # which refuses it
+        paths = self.plan.paths(root)
         few = paths.complete and not self._all
-        self._names = paths if few else Names(module)
+        self._names = paths if few else Names(root)
         self._followed = paths.paths if few else None
-        self._left, self.ran = len(self.plan.ids), {}
         self.begin()
         out = None
         try:
             if self.plan.sources:
-                self._deliver_sources(module, args, kwargs)
-            out = self._follow(Call(module), proceed, module, args, kwargs)
+                self._deliver_sources(root, start, args, kwargs)
+            if self._all or path in self.plan.prefixes:
+                out = self._follow(Call(module, path, path), proceed, module, args, kwargs)
+            else:
+                out = proceed(module, *args, **kwargs)
             return out
         finally:
             self._names = None
             self.end(out)
 
-    def _deliver_sources(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = dict(name_inputs(module, args, kwargs))
-        given.update(Names(module).tensors.values())
+    def _deliver_sources(self, root: nn.Module, start: Start, args: Any, kwargs: Any) -> None:
+        given = dict(name_inputs(start.called, args, kwargs))
+        given.update(Names(root).tensors.values())
         for name in self.plan.sources:
             if name in given and not is_unshaped(given[name]):
                 self._found(name, given[name], True)
@@ -240,8 +249,8 @@ class Reader(RootWatcher):
 
     def _found(self, name: TensorId, value: Nest, shared: bool, at: str | None = None) -> None:
         self.deliver(name, value, shared, at)
-        self._left -= 1
-        if self.stop and self._left == 0:
+        self._left.discard(name)
+        if self.stop and not self._left:
             raise Stop(self)
 
 

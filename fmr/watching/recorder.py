@@ -14,7 +14,7 @@ from fmr.nests import Nest, leaves, taken, taken_arguments
 from fmr.ops.names import PASS, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.guard import Guard
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
-from fmr.watching.scopes import walk
+from fmr.watching.scopes import Start, walk
 from fmr.watching.storage import is_unshaped
 from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, Event, Tape
 
@@ -118,8 +118,8 @@ class Recorder(RootWatcher):
         A call inside a functorch transform is part of the transform and has no scope.
         """
         if self.emit is None:
-            begins = self.begins_pass(module)
-            return self.record(proceed, module, args, kwargs) if begins else proceed(module, *args, **kwargs)
+            start = self.begins_pass(module)
+            return self.record(proceed, start, args, kwargs) if start is not None else proceed(module, *args, **kwargs)
         if functorch_level() is not None:
             return proceed(module, *args, **kwargs)
         emit = self.emit
@@ -134,9 +134,15 @@ class Recorder(RootWatcher):
             emit((EXIT, out if out is RAISED or type(out) is Tensor else taken(out)))
             self.emit = emit
 
-    def record(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    @property
+    def in_pass(self) -> bool:
+        """Whether a pass is under way."""
+        return self.emit is not None
+
+    def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass."""
-        tape = Tape(module, args, kwargs, self.passes)
+        module = start.module
+        tape = Tape(module if self.root is None else self.root, args, kwargs, self.passes, start)
         self.passes += 1
         emit = self.begin(tape)
         self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
@@ -184,7 +190,7 @@ class Placed:
 
     def __init__(self, tape: Tape, emit: Callable[[Event], None]) -> None:
         self.emit, self.known = emit, tape.tensors
-        self.calls: list[nn.Module] = [tape.root]
+        self.calls: list[nn.Module] = [tape.start.module]
         self.met: dict[int, Callable[[], Tensor | None]] = {}
         self.places = {(id(module), key): own for _, module in tape.names.modules for key, own in _own(module)}
 

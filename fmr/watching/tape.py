@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fmr.nests import Nest, taken_arguments
-from fmr.watching.scopes import Names, name_inputs
+from fmr.watching.scopes import Names, Start, name_inputs
 
 ENTER, EXIT, INSIDE, NAMED = "enter", "exit", "inside", "named"
 """The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, or a tensor was
@@ -20,14 +20,17 @@ RAISED = object()
 
 
 class Tape:
-    """The events of one pass, in order, and what was known when it began."""
+    """The events of one pass, in order, and what was known when it began; `root` gives the names, `start` is the call."""
 
-    def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> None:
+    def __init__(
+        self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int, start: Start | None = None
+    ) -> None:
         self.root, self.number = root, number
+        self.start = start = start or Start(root)
         self.args, self.kwargs = taken_arguments(args, kwargs)
         self.names = Names(root)
         self.tensors = self.names.tensors  # read now: torch.func.functional_call puts others in place for the call only
-        self.inputs: list[tuple[str, Tensor]] = name_inputs(root, self.args or (), self.kwargs or {})
+        self.inputs: list[tuple[str, Tensor]] = name_inputs(start.called, self.args or (), self.kwargs or {})
         self.events: list[Event] = []
         self.output: Nest = None
 
