@@ -1,6 +1,7 @@
 """Names of values: `{scope}/{op}#{k}`, `{scope}/{op}#{k}:{i}`, `param:NAME`, `buffer:NAME`, `input:NAME`."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -199,6 +200,21 @@ def outer_scope(name: str) -> str:
     """The scope of the op of the model inside which an ID lies; empty for an ID that lies inside none."""
     parts = name.split("/", 2)
     return "/".join(parts[:2]) if len(parts) > 2 else ""
+
+
+def used_name(name: str, same: Iterable[tuple[str, ...]], known: Iterable[str]) -> str:
+    """What an error says of an ID or a path whose module or tensor goes by another of its registered names, else nothing.
+
+    `same` has the names of each module and tensor that has several, `known` the IDs and paths that exist.
+    """
+    names = set(known)
+    for group in same:
+        for other in group:
+            for one in group:
+                renamed = one + name.removeprefix(other)
+                if one != other and (name == other or name.startswith((f"{other}/", f"{other}@"))) and renamed in names:
+                    return f" {other!r} is registered as {one!r}, too, and goes by that name: {renamed!r}."
+    return ""
 
 
 def outer_op(name: TensorId) -> TensorId:

@@ -1,17 +1,210 @@
-"""Walks over nests: tuples, lists, dicts and dataclasses that hold tensors or the IDs of tensors."""
+"""Walks over nests: whatever holds tensors, or the IDs of tensors."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from collections import UserDict, UserList, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import lru_cache
+from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmr.ids import TensorId
 
 Nest = Any
 """A value, or a nest of tuples and dicts of values."""
+
+_DEEPEST, _MOST = 64, 1000
+
+
+class Opened(dict[str, Any]):
+    """What an object held, by attribute; it stands apart from a dict, since an object may hold more than it is given for."""
+
+
+# ---- what holds tensors, as it is at this moment
+
+
+def taken(value: Any) -> Nest:
+    """The tensors that a value holds now, as a nest of tuples, dicts and `Opened`; None where it holds none.
+
+    Sequences and sets are opened by place, mappings by key, other objects by the attributes that lie in them. Each is read
+    once, nothing in it is compared, and no property is asked. Modules, types and functions are not opened; neither is what
+    holds itself, what lies deeper than 64 levels, nor more than 1000 objects; an object met twice stands at its first place.
+    """
+    return _Walk().take(value)
+
+
+def taken_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Nest, Nest]:
+    """The same for the arguments of a call; those that hold nothing but tensors and numbers are their own nests."""
+    return (
+        args if _FLAT.issuperset(map(type, args)) else taken(args),
+        kwargs if not kwargs or _FLAT.issuperset(map(type, kwargs.values())) else taken(kwargs),
+    )
+
+
+class _Way(NamedTuple):
+    """How values of one type are read: what they become, and what gives their parts. What is not opened has no form."""
+
+    form: type | None
+    parts: Callable[[Any], Iterable[Any]]
+
+
+class _Walk:
+    """One walk: the containers on the way to where it stands, and the objects that it has opened."""
+
+    __slots__ = ("above", "opened")
+
+    def __init__(self) -> None:
+        self.above: list[int] = []
+        self.opened: dict[int, Any] = {}
+
+    def take(self, value: Any) -> Nest:
+        kind: Any = type(value)
+        if kind is Tensor:
+            return value
+        form, parts = _way(kind)
+        if form is None:
+            return None
+        if form is Tensor:
+            return value
+        above, key = self.above, id(value)
+        if key in above or len(above) == _DEEPEST:
+            return None
+        if form is Opened:
+            if key in self.opened or len(self.opened) == _MOST:
+                return None
+            self.opened[key] = value
+        above.append(key)
+        nest = self._sequence(parts(value)) if form is tuple else self._mapping(form, parts(value))
+        above.pop()
+        return nest
+
+    def _sequence(self, items: Iterable[Any]) -> Nest:
+        held = tuple(items)
+        kinds = set(map(type, held))
+        if kinds <= _FLAT:
+            return held if kinds <= _TENSORS and held else None if kinds <= _ATOMS else tuple(map(_tensor_or_none, held))
+        nests = tuple([None if type(item) in _ATOMS else self.take(item) for item in held])
+        return nests if any(item is not None for item in nests) else None
+
+    def _mapping(self, form: type, items: Iterable[tuple[Any, Any]]) -> Nest:
+        nests = form()
+        for key, item in items:
+            if type(item) not in _ATOMS:
+                nest = self.take(item)
+                if nest is not None:
+                    nests[str(key)] = nest
+        return nests or None
+
+
+def _tensor_or_none(value: Any) -> Tensor | None:
+    return value if type(value) in _TENSORS else None
+
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+_TENSORS = frozenset({Tensor, nn.Parameter})
+_FLAT = _ATOMS | _TENSORS
+OF_SLICE = ("start", "stop", "step")
+"""What a slice is made of, in order."""
+
+_CLOSED = (str, bytes, torch.Size, nn.Module, type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
+_SEQUENCES: tuple[type[Any], ...] = (tuple, list, deque, set, frozenset, type({}.values()))
+
+
+@lru_cache(maxsize=1024)
+def _way(kind: type) -> _Way:
+    """How to read a type. A subclass is read as its base is, so that nothing runs that it wrote itself."""
+    if issubclass(kind, Tensor):
+        return _Way(Tensor, iter)
+    if issubclass(kind, _CLOSED):
+        return _Way(None, iter)
+    if kind is tuple or kind is list:
+        return _Way(tuple, tuple)
+    for base in _SEQUENCES:
+        if issubclass(kind, base):
+            return _Way(tuple, base.__iter__)
+    if issubclass(kind, dict):
+        return _Way(dict, _items)
+    if issubclass(kind, UserDict):
+        return _Way(dict, lambda value: _items(vars(value)["data"]))
+    if issubclass(kind, UserList):
+        return _Way(tuple, lambda value: list.__iter__(vars(value)["data"]))
+    if kind is slice:
+        return _Way(dict, lambda value: [(name, getattr(value, name)) for name in OF_SLICE])
+    if issubclass(kind, Mapping):
+        return _Way(dict, _computed)
+    return _attributes(kind)
+
+
+def _attributes(kind: type) -> _Way:
+    """How to read the attributes that lie in an object: its dict, and the slots of its classes."""
+    own = (vars(base).get("__dict__") for base in kind.__mro__)
+    home: Any = next((found for found in own if isinstance(found, (GetSetDescriptorType, MemberDescriptorType))), None)
+    slots = [
+        (name, slot)
+        for base in reversed(kind.__mro__)
+        if "__slots__" in vars(base)
+        for name, slot in vars(base).items()
+        if isinstance(slot, MemberDescriptorType)
+    ]
+
+    def filled(value: Any) -> Iterator[tuple[str, Any]]:
+        yield from _items(home.__get__(value)) if home is not None else ()
+        for name, slot in slots:
+            try:
+                yield name, slot.__get__(value)
+            except AttributeError:  # a slot that was never filled
+                continue
+
+    form = None if home is None and not slots else dict if is_dataclass(kind) else Opened
+    return _Way(form, filled if slots else lambda value: _items(home.__get__(value)))
+
+
+def _items(held: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    return tuple(dict.items(held))
+
+
+def _computed(value: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    """What a mapping of a class of its own gives, asked once; one that cannot tell holds nothing."""
+    try:
+        return tuple(value.items())
+    except Exception:
+        return ()
+
+
+def leaves(value: Any, at: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a value holds, with its position: "0", "1.2", "mask", "cache.keys.0"; see `taken` for the way in."""
+    return _positions(taken(value), at)
+
+
+def _positions(nest: Nest, at: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(nest, (tuple, dict)):
+        for key, item in nest.items() if isinstance(nest, dict) else enumerate(nest):
+            yield from _positions(item, f"{at}.{key}" if at else str(key))
+    elif nest is not None:
+        yield at, nest
+
+
+# ---- plain nests
+
+
+def tree_map(function: Callable[[Tensor], Any], nest: Nest, inside: Callable[[Tensor], Any] | None = None) -> Nest:
+    """What `taken` gave, with each tensor replaced (by `inside` in what was an object) and the rest dropped.
+
+    A nest of which nothing is left is None; a tuple keeps its places.
+    """
+    kind = type(nest)
+    if kind is Opened:
+        function = inside or function
+    if kind is tuple:
+        items = tuple([tree_map(function, item, inside) for item in nest])
+        return items if any(item is not None for item in items) else None
+    if kind is dict or kind is Opened:
+        mapped = {key: tree_map(function, item, inside) for key, item in nest.items()}
+        return {key: item for key, item in mapped.items() if item is not None} or None
+    return function(nest) if isinstance(nest, Tensor) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +245,6 @@ def ids_in(nest: Nest) -> Iterator[TensorId]:
             yield from ids_in(item)
 
 
-def leaves(value: Nest, at: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a nest of tuples, lists, dicts, slices and dataclasses, with its position: "0", "1.2", "mask".
-
-    The way in is by position and by key alone: other objects are not opened.
-    """
-    if isinstance(value, Tensor):
-        yield at, value
-    else:
-        for key, item in _items(value):
-            yield from leaves(item, f"{at}.{key}" if at else key)
-
-
-def _items(value: Nest) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return ((str(key), item) for key, item in value.items())
-    if isinstance(value, (tuple, list)) and type(value) is not torch.Size:
-        return ((str(index), item) for index, item in enumerate(value))
-    if isinstance(value, slice):
-        return ((name, getattr(value, name)) for name in OF_SLICE)
-    if is_dataclass(value) and not isinstance(value, type):
-        return ((field.name, getattr(value, field.name, None)) for field in fields(value))
-    return iter(())
-
-
-OF_SLICE = ("start", "stop", "step")
-"""What a slice is made of, in order."""
-
-
 def outputs(value: Nest) -> Iterator[tuple[int | None, Tensor]]:
     """The tensors that an op returned: the only one under None, those of a tuple under their place in it.
 
@@ -99,23 +264,6 @@ def _flat(value: Nest) -> Iterator[Any]:
             yield from _flat(item)
         else:
             yield item
-
-
-def tree_map(function: Callable[[Tensor], Any], value: Nest) -> Nest:
-    """The nest with each tensor replaced and everything that is no tensor dropped; one without tensors is None."""
-    kind = value.__class__
-    if kind is Tensor or isinstance(value, Tensor):
-        return function(value)
-    if kind in _PLAIN or not value:
-        return None
-    if kind is tuple or kind is list:
-        items = tuple([tree_map(function, item) for item in value])
-    elif isinstance(value, Mapping) or is_dataclass(value):
-        mapped = {key: tree_map(function, item) for key, item in _items(value)}
-        return {key: item for key, item in mapped.items() if item is not None} or None
-    else:
-        items = tuple([tree_map(function, item) for _, item in _items(value)])
-    return items if items.count(None) < len(items) else None
 
 
 def map_at(function: Callable[[str, Any], Any], nest: Nest, at: str = "") -> Nest:

@@ -58,7 +58,7 @@ class Builder:
         self.values: list[Tensor | None] = []
         self.slots: list[Slot | None] = []
         self.scopes: list[Scope] = []  # in the order in which the calls began; a call's output comes when it ends
-        self.calls = [Call(tape.root)]
+        self.calls = [Call(tape.start.module, tape.start.path, tape.start.path)]
         self._owners: dict[int, Owner] = {}
         self._writes: dict[int, list[Overwrite]] = {}
         self._places: dict[str, int] = {}
@@ -70,7 +70,7 @@ class Builder:
         self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
         for name, tensor in tape.inputs:
             self._source(name, tensor)
-        self._open_scope(tree_map(self._id_of, (tape.args, tape.kwargs)))
+        self._open_scope(self._given(tape.args, tape.kwargs))
 
     @property
     def seen(self) -> int:
@@ -115,10 +115,14 @@ class Builder:
         self._overwrite(tensor, len(self.nodes) - 1, whole=True)
 
     def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
-        given = tree_map(self._id_of, (args, kwargs))
+        given = self._given(args, kwargs)
         self.calls.append(self.calls[-1].enter(module, self.names))
         self._handed_on.append([])
         self._open_scope(given)
+
+    def _given(self, args: Nest, kwargs: Nest) -> Nest:
+        """The arguments of a call by ID; of what an object holds, what has an ID already."""
+        return tree_map(self._id_of, (args, kwargs), self._id_if_met)
 
     def _open_scope(self, inputs: Nest) -> None:
         self._open.append((len(self.scopes), inputs))
@@ -288,6 +292,9 @@ class Builder:
         self._overwrite(tensor, len(self.nodes) - 1)
         if not self._live:
             self.values[-1] = self.slots[-1] = None
+
+    def _id_if_met(self, tensor: Tensor) -> TensorId | None:
+        return self._id_of(tensor) if self._owner(tensor) is not None or self._name(tensor) is not None else None
 
     def _unseen(self, tensor: Tensor, given: Nest) -> None:
         """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""

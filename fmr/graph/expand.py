@@ -16,6 +16,7 @@ from fmr.ops.fused import EXPLAINED, is_fused
 from fmr.watching.inside import _value
 from fmr.watching.own import alone
 from fmr.watching.recorder import Recorder
+from fmr.watching.scopes import Start
 from fmr.watching.tape import Event, Tape
 
 
@@ -115,7 +116,7 @@ def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in kinds.items()}
         args, kwargs = _explained_call(node, tensors)
         try:
-            recorder.record(explained.forward, explained, args, kwargs)
+            recorder.record(explained.forward, Start(explained), args, kwargs)
         except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             raise GraphError(
                 f"{node.id} cannot be opened: {node.op} takes no such arguments ({type(error).__name__}: {error}). "

@@ -16,7 +16,7 @@ from fmr.graph.expand import Inner, inner_nodes
 from fmr.graph.pack import packed, unpacked
 from fmr.graph.paths import call_at, returned, the_one
 from fmr.graph.table import table
-from fmr.ids import OPAQUE, RESULT, Parent, TensorId, outer_scope, within
+from fmr.ids import OPAQUE, RESULT, Parent, TensorId, outer_scope, used_name, within
 from fmr.nests import Nest, ids_in, map_ids
 from fmr.nodes import Key, Node, Scope, id_of, scope_of
 from fmr.ops.fused import is_fused
@@ -38,10 +38,13 @@ class Graph:
     module calls in the order in which they began; `model` the class name of the root, for display.
     """
 
-    def __init__(self, nodes: Iterable[Node], scopes: Iterable[Scope], model: str) -> None:
+    def __init__(
+        self, nodes: Iterable[Node], scopes: Iterable[Scope], model: str, same: tuple[tuple[str, ...], ...] = ()
+    ) -> None:
         self.nodes = tuple(nodes)
         self.scopes = tuple(scopes)
         self.model = model
+        self.same = same  # the names of each module and tensor that has several; files do not keep them
         self._place = {node.id: place for place, node in enumerate(self.nodes)}
         self._inner: dict[str, Inner] = {}
 
@@ -70,7 +73,11 @@ class Graph:
         for node in self._inside(name):
             if node.id == name:
                 return node
-        close = nearest(name, self.ids()) or " Expected one of graph.ids(), or of graph.find('*softmax*') for a glob."
+        close = (
+            used_name(name, self.same, self._place)
+            or nearest(name, self.ids())
+            or " Expected one of graph.ids(), or of graph.find('*softmax*') for a glob."
+        )
         raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{close}")
 
     def place(self, key: Key) -> int:
@@ -183,7 +190,7 @@ class Graph:
 
         for node in self.nodes:
             add(node)
-        return Graph(nodes, self.scopes, self.model)
+        return Graph(nodes, self.scopes, self.model, self.same)
 
     def ids(self) -> Iterator[TensorId]:
         """Every ID, those inside fused ops included."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from fmr.errors import IdError, nearest
-from fmr.ids import TensorId, within
+from fmr.ids import TensorId, used_name, within
 from fmr.nests import Nest, item_at, map_at
 from fmr.nodes import Nodes, Scope
 
@@ -16,14 +16,20 @@ class Calls(Nodes, Protocol):
     def calls(self) -> Mapping[str, Scope]:
         """The module calls by their dynamic paths."""
 
+    @property
+    def same(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each module and tensor that has several."""
+
 
 def call_at(graph: Calls, path: str) -> Scope:
     """The call of a module by its dynamic path."""
     scope = graph.calls.get(path)
     if scope is None:
+        used = used_name(path, graph.same, graph.calls)
+        why = "" if used else _uncalled(graph, path)
         raise IdError(
             f"{graph.model} called no module {path!r} in this pass. Expected a dynamic path as in the IDs, with @k for "
-            f"the k-th repetition.{_uncalled(graph, path)}{nearest(path, graph.calls)}"
+            f"the k-th repetition.{why}{used or nearest(path, graph.calls)}"
         )
     return scope
 

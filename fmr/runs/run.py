@@ -27,14 +27,14 @@ last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
 """The graph recorded last of each living model: what a later run is compared with when it misses an ID."""
 
 
-def graph_of(builder: Builder, root: nn.Module) -> Graph:
-    """The graph of a pass that a builder has seen as a whole, or as far as it went."""
-    graph = last_graph[root] = Graph(builder.nodes, builder.scopes, builder.kind)
+def graph_of(builder: Builder, module: nn.Module) -> Graph:
+    """The graph of a pass that a builder has seen as a whole, or as far as it went; it was a call of this module."""
+    graph = last_graph[module] = Graph(builder.nodes, builder.scopes, builder.kind, builder.names.same)
     return graph
 
 
 class Pass:
-    """One outermost call of the tracked model: its values by ID, its graph and its output.
+    """One outermost call of the tracked model, or of a module of it: its values by ID, its graph and its output.
 
     A pass is made `of_tape`, `of_file`, or empty, and then takes values through `keep` while the model runs.
     """
@@ -80,7 +80,7 @@ class Pass:
         self.slots = dict(zip((node.id for node in builder.nodes), builder.slots, strict=True))
         values = zip(builder.nodes, builder.values, strict=True)
         self.values = {node.id: value for node, value in values if value is not None}
-        self.end(graph_of(builder, tape.root), guard)
+        self.end(graph_of(builder, tape.start.module), guard)
         if builder.calls:  # read while the model runs: what follows is still to come
             self._pending = lambda here: here._from_tape(tape, guard)
         else:
@@ -312,7 +312,9 @@ class Run:
     >>> run["h.0.attn/softmax#0"].shape
     torch.Size([1, 12, 32, 32])
 
-    Values are references: they live as long as the run, and the memory of keep="all" is that of the storages.
+    Of several passes `run.graph`, `run.output` and `run.grad` are those of the last, and `run[id]` is the value in the last
+    that has the ID. Values are references: they live as long as the run, and the memory of keep="all" is that of the
+    storages.
     """
 
     def __init__(self) -> None:
@@ -332,21 +334,18 @@ class Run:
     def __getitem__(self, key: Key) -> Any: ...
 
     def __getitem__(self, key: Key) -> Any:
-        """The value of an ID, a node, a site or the path of a module in the last pass."""
+        """The value of an ID, a node, a site or the path of a module in the last pass that has it."""
         last = self.last
         try:
             return last[key]
         except IdError:
-            others = [n for n, one in enumerate(self.passes[:-1]) if key in one]
-            if not others or id_of(key) in last:  # it is there, but the selection is none of it
+            holder = next((one for one in reversed(self.passes[:-1]) if key in one), None)
+            if holder is None or id_of(key) in last:  # it is there, but the selection is none of it
                 raise
-            raise IdError(
-                f"The last of {len(self.passes)} passes has no {str(id_of(key))!r}; passes {others} have. "
-                f"Read run.passes[{others[-1]}][id]."
-            ) from None
+            return holder[key]
 
     def __contains__(self, key: Key) -> bool:
-        return bool(self.passes) and key in self.last
+        return any(key in one for one in reversed(self.passes))
 
     @property
     def graph(self) -> Graph:

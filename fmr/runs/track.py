@@ -1,35 +1,34 @@
 """Opening a tracked block: what to keep decides who watches."""
 
-from collections import ChainMap, Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fmr.errors import IdError, TrackError, nearest
+from fmr.errors import IdError, TrackError
 from fmr.graph.build import Builder
 from fmr.graph.expand import all_inside
-from fmr.graph.graph import Graph
 from fmr.graph.paths import nothing_at
-from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op
-from fmr.nests import Nest, ids_in, item_at, leaves, map_at, outputs, tree_map
+from fmr.ids import TensorId
+from fmr.nests import Nest, ids_in, item_at, leaves, map_at, outputs, taken
 from fmr.nodes import Node, scope_of, source_node
 from fmr.ops.fused import is_fused
 from fmr.ops.names import Op
-from fmr.runs.keep import Keep, Wanted, check_place, nothing, parse
-from fmr.runs.run import Pass, Run, graph_of, last_graph
+from fmr.runs.keep import Keep, check_place, nothing, parse
+from fmr.runs.reached import nothing_ran, unreached
+from fmr.runs.roots import called, entered
+from fmr.runs.run import Pass, Run, graph_of
 from fmr.watching.calls import watching
 from fmr.watching.guard import Guard
 from fmr.watching.inside import value_inside
 from fmr.watching.own import like, unseen
-from fmr.watching.plan import Reader, Stop, ops_of
+from fmr.watching.plan import Reader, Stop
 from fmr.watching.recorder import Recorder
-from fmr.watching.scopes import Names, walk
-from fmr.watching.storage import storage_key, version_of
+from fmr.watching.storage import is_unshaped, storage_key, version_of
 from fmr.watching.tape import EXIT, RAISED, Event, Slot, Tape
 
 Emit = Callable[[Event], None]
@@ -39,6 +38,7 @@ Emit = Callable[[Event], None]
 def track(
     model: nn.Module | None = None,
     *,
+    method: str | None = None,
     keep: Keep = "all",
     to: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -51,7 +51,9 @@ def track(
     ...     model(**inputs)
     >>> run["h.0.attn/softmax#0"]
 
-    model: the root of the IDs; without it each outermost module call in the block is a root. Each call of it is a pass.
+    model: the root of the IDs; without it each outermost module call in the block is a root. Each call of it is a pass, and
+        so is each call of a module that it registers made outside such a call, under the same IDs.
+    method: the name of a method of the model; then its calls are the passes, and no others.
     keep: "all" values, "none" (the graph alone), IDs, paths of modules for what their calls return ("h.3.mlp"), nodes,
         sites, globs over IDs and paths ("*attn*/softmax#*", "h.*.mlp"), or a predicate on nodes. A set of IDs and paths
         costs about what hooks cost: only the module calls that hold them are watched, and no graph is made.
@@ -67,31 +69,23 @@ def track(
             f"fmr.track got {type(model).__name__}, expected a torch.nn.Module. Pass the module itself, or no model to "
             f"track whatever module runs inside the block."
         )
-    check_place(to, dtype)
-    wanted = parse(keep, model)
-    if stop and (wanted.plan is None or wanted.globs):
-        raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
-    run = Run()
-    tracker = _Tracker(run, wanted, to, dtype, grad, stop)
+    if method is not None and model is None:
+        raise TrackError(f"fmr.track got method={method!r} and no model. Expected the model whose method it is.")
+    tracker = _Tracker(keep, model, to, dtype, grad, stop)
     watcher = tracker.watcher(model)
-    try:
-        with watching(watcher, watcher if isinstance(watcher, Recorder) else None):
-            yield run
-    except Stop as stopped:
-        if stopped.args[0] is not watcher:
-            raise
-        stopped.__traceback__ = None  # whose frames hold values
-    finally:
-        if isinstance(watcher, Recorder):
-            watcher.guard.close()
-    if not run.passes:
-        raise TrackError(_nothing_ran(model, watcher))
-    tracker.check_reached(model, watcher)
+    with tracker.watch(model, watcher, method):
+        if model is None or method is None:
+            yield tracker.run
+        else:
+            watcher.by_entry = True
+            with entered(model, method, watcher):
+                yield tracker.run
 
 
 def run(
-    model: nn.Module,
+    model: Callable[..., Any],
     *args: Any,
+    method: str | None = None,
     keep: Keep = "all",
     to: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -102,25 +96,34 @@ def run(
     """Call the model once under `fmr.track` and return the run; without grad=True no autograd history is made.
 
     >>> fmr.run(model, input_ids, keep="*softmax#*").graph
+    >>> fmr.run(model, pixels, method="encode_image").output
 
+    In the model's place may stand a function that calls modules: its call is the pass, with inputs by its signature, and
+    modules are called as the function calls them (its arguments, its closure, the attributes of its object, globals).
     The named arguments are those of `fmr.track`; all others go to the model.
     """
+    root, function = called(model, method, args, kwargs)
+    tracker = _Tracker(keep, root, to, dtype, grad, stop)
+    watcher = tracker.watcher(root)
     before = torch.is_grad_enabled()
     try:
         torch._C._set_grad_enabled(before and grad)
-        with track(model, keep=keep, to=to, dtype=dtype, grad=grad, stop=stop) as result:
-            model(*args, **kwargs)
+        with tracker.watch(root, watcher, None):
+            root(*args, **kwargs) if function is None else watcher.enter(function, *args, **kwargs)
     finally:
         torch._C._set_grad_enabled(before)
-    return result
+    return tracker.run
 
 
 class _Tracker:
     """Fills the passes of a run from what a watcher sees."""
 
-    def __init__(self, run: Run, wanted: Wanted, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
-        self.run, self.to, self.dtype, self.grad = run, to, dtype, grad
-        self.keep = wanted
+    def __init__(self, keep: Keep, model: nn.Module | None, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
+        check_place(to, dtype)
+        self.keep = wanted = parse(keep, model)
+        if stop and (wanted.plan is None or wanted.globs):
+            raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
+        self.run, self.to, self.dtype, self.grad = Run(), to, dtype, grad
         self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
         self.stop, self.guard = stop, Guard()
         self.lacking: dict[TensorId, str] = {}
@@ -131,6 +134,23 @@ class _Tracker:
         if self.wanted is None and self.to is None and self.dtype is None:
             return Recorder(model, self._begin_tape, self._end, self.guard)
         return Recorder(model, self._begin_stream, self._end, self.guard)
+
+    @contextmanager
+    def watch(self, model: nn.Module | None, watcher: Recorder | Reader, method: str | None) -> Iterator[None]:
+        """Let a watcher see what runs inside the block, and see at its end that it saw what was asked for."""
+        try:
+            with watching(watcher, watcher if isinstance(watcher, Recorder) else None):
+                yield
+        except Stop as stopped:
+            if stopped.args[0] is not watcher:
+                raise
+            stopped.__traceback__ = None  # whose frames hold values
+        finally:
+            if isinstance(watcher, Recorder):
+                watcher.guard.close()
+        if not self.run.passes:
+            raise TrackError(nothing_ran(model, watcher, method))
+        self.check_reached(model, watcher)
 
     def _new_pass(self, here: Pass | None = None) -> Pass:
         here = here or Pass(self.grad)
@@ -172,7 +192,7 @@ class _Tracker:
             here, builder, done = self._new_pass(), Builder(tape, live=True), 0
             known: dict[str, Node] = {}
             for name, tensor in tape.sources():
-                if self.wanted is None or self.wanted(source_node(name, tensor)):
+                if is_unshaped(tensor) or self.wanted is None or self.wanted(source_node(name, tensor)):
                     self.guard.keep(tensor, Slot(tape.number, name=name), version_of(tensor))
 
         def keep_new() -> None:
@@ -196,7 +216,7 @@ class _Tracker:
                 self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:
                 self.guard.reading = None
-                here.end(graph_of(builder, tape.root), self.guard)
+                here.end(graph_of(builder, tape.start.module), self.guard)
 
         self.guard.reading, self.guard.history = builder.reading, self.grad
         return emit
@@ -219,7 +239,7 @@ class _Tracker:
         wanted = self.keep.of_call(path)
         if wanted:
             names = next(scope.output for scope in reversed(builder.scopes) if scope.path == path)
-            tensors = tree_map(lambda tensor: tensor, out)
+            tensors = taken(out)
             for at in wanted:
                 values = leaves(item_at(tensors, at))
                 for name, (_, value) in zip(ids_in(item_at(names, at)), values, strict=True):
@@ -251,10 +271,10 @@ class _Tracker:
             self._take(name, value, True)
             return
         path = name.removesuffix(f":{at}") if at else str(name)
-        part = item_at(tree_map(lambda tensor: tensor, value), at)
+        part = item_at(taken(value), at)
         self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
         if part is None:
-            self.lacking[name] = nothing_at(path, at, tree_map(lambda tensor: tensor, value))
+            self.lacking[name] = nothing_at(path, at, taken(value))
 
     def _part(self, path: str, at: str, place: str, tensor: Tensor) -> TensorId:
         """Take one tensor that a module call returned."""
@@ -289,25 +309,13 @@ class _Tracker:
         """Raise if a kept ID or glob was met in no pass."""
         for name in self.ids:
             if not any(name in one.values or one.reached(name) for one in self.run.passes):
-                raise IdError(self.lacking.get(name) or self._unreached(name, model, watcher))
+                raise IdError(self.lacking.get(name) or unreached(name, model, watcher, self.run))
         for pattern in self.globs:
             if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.names()):
                 raise IdError(
                     f"keep={pattern!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*' or "
                     f"over the paths of modules; fmr.run(model, *inputs, keep='none').graph lists them."
                 )
-
-    def _unreached(self, name: TensorId, model: nn.Module | None, watcher: Recorder | Reader) -> str:
-        if model is not None:
-            Names(model)  # which refuses a model with a compiled part
-        graph = last_graph.get(model) if model is not None else None
-        where = _uncalled(name, model) if name.is_path else ""
-        if isinstance(watcher, Reader) and not name.is_path:
-            where = _departure(name, graph, watcher.ran)
-        known = [*(graph.calls if graph else ()), *(path for path, _ in (walk(model) if model is not None else ()))]
-        values = [n for one in self.run.passes for n in one.values] + (list(graph.ids()) if graph else [])
-        known = [*known, *values] if name.is_path else [*values, *known]
-        return f"No pass reached {str(name)!r}.{where}{nearest(name, (n for n in dict.fromkeys(known) if n != name))}"
 
 
 def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
@@ -323,79 +331,3 @@ def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
             here.leaves[slot] = value
         elif value.requires_grad:
             value.register_hook(add)
-
-
-def _nothing_ran(model: nn.Module | None, watcher: Recorder | Reader) -> str:
-    if watcher.foreign.count:
-        return (
-            f"fmr saw {watcher.foreign.count} module calls on other threads or in other tasks (first: "
-            f"{watcher.foreign.first}) and none on the thread and in the task that opened the block. A block sees its own "
-            f"only: open fmr.track where the model is called."
-        )
-    if model is not None and watcher.missed.count:
-        met, kind = watcher.missed.module(), type(model).__name__
-        path = next((path for path, module in walk(model) if module is met), None)
-        if path is not None:
-            return (
-                f"The tracked {kind} was never called inside the block; its module {path!r} was. Call the model itself, "
-                f"model(**inputs): model.forward(**inputs) is no call. Or track the module that you call."
-            )
-        other = f"another {kind}" if watcher.missed.first == kind else watcher.missed.first
-        return (
-            f"The tracked {kind} was never called inside the block; {other} was. "
-            f"Call the tracked module itself, or track the module that you call."
-        )
-    what = f"The tracked {type(model).__name__} was never" if model is not None else "No module was"
-    expected = "Expected a call such as model(**inputs) there. model.forward(**inputs) is none."
-    return f"{what} called inside the block. {expected}"
-
-
-def _uncalled(name: TensorId, model: nn.Module | None) -> str:
-    """Why a module had no call of this path, as far as the model's registration shows."""
-    registered = list(walk(model)) if model is not None else []
-    paths = [path for path, _ in name.readings]
-    module = next((module for path, module in registered if path in paths), None)
-    others = [path for path, one in registered if one is module and path not in paths]
-    if module is None:
-        return (
-            " No module of that path is registered and none was called. Expected a path as in model.named_modules(), or an "
-            "ID such as 'h.0.attn/softmax#0', with an empty scope for the root: '/add#0'."
-        )
-    if others:
-        return f" The module is registered as {', '.join(map(repr, others[:3]))} too, and its calls may go by that name."
-    return " Its module was not called: if it was run by .forward(x), that is no call, only module(x) is."
-
-
-def _departure(name: TensorId, graph: Graph | None, ran: Mapping[str, Any]) -> str:
-    """Where this run left the recorded graph, as far as the watched module call shows."""
-    scope = outer_op(name).scope
-    if name.is_source:
-        return " The pass had no such source."
-    if scope not in ran:
-        return f" The module call {scope!r} did not take place."
-    now = _numbered(ops_of(ran[scope]))
-    then = _recorded(graph, scope) if graph is not None else []
-    for k, (before, after) in enumerate(zip_longest(then, now)):
-        if then and before != after:
-            place = f"after {now[k - 1]}" if k else "at its first op"
-            return (
-                f" In {scope!r} this run left the recorded graph {place}: "
-                f"recorded {before or 'nothing more'}, now {after or 'nothing more'}."
-            )
-    return f" {scope!r} ran {', '.join(now[-6:]) or 'no op'} and nothing of that name."
-
-
-def _numbered(ops: list[str]) -> list[str]:
-    """The ops of a module call in order, each with its running number."""
-    counts: Counter[str] = Counter()
-    names = []
-    for op in ops:
-        names.append(f"{op}#{counts[op]}")
-        counts[op] += 1
-    return names
-
-
-def _recorded(graph: Graph, scope: str) -> list[str]:
-    """The same for a module call of a recorded graph."""
-    parts = [n.id.parts for n in graph.nodes if n.scope == scope and not n.id.is_source and n.op not in (OPAQUE, ALIAS)]
-    return list(dict.fromkeys(f"{part.op}#{part.k}" for part in parts))

@@ -10,7 +10,7 @@ from torch import Tensor
 from fmr.nests import leaves, outputs
 from fmr.ops.names import Op
 from fmr.watching.own import like, unseen
-from fmr.watching.storage import _home, overlap, touches, version_of, versions_of
+from fmr.watching.storage import _home, is_unshaped, overlap, touches, version_of, versions_of
 from fmr.watching.tape import Slot, Tape, first_read
 
 Cell = tuple[Tensor, Slot, int | None]
@@ -37,6 +37,7 @@ class Guard:
         self._versions: dict[int, set[int | None]] = {}
         self._kept: dict[int, Tensor] = {}
         self._tapes: list[tuple[Tape, int]] = []
+        self._unshaped: list[tuple[Tensor, Slot]] = []
 
     def add_tape(self, tape: Tape) -> None:
         """Keep every value of this tape, as far as its events go when a write comes; its number is part of their slots."""
@@ -44,7 +45,13 @@ class Guard:
         self.reading = self._reading
 
     def keep(self, tensor: Tensor, slot: Slot, version: int | None = None) -> None:
-        """Keep one value; with the version of the tensor that holds it, writes that nobody saw are noticed."""
+        """Keep one value; that of a lazy layer's parameter as soon as it has one.
+
+        With the version of the tensor that holds it, writes that nobody saw are noticed.
+        """
+        if is_unshaped(tensor):
+            self._unshaped.append((tensor, slot))
+            return
         self._cells.setdefault(_home(tensor), []).append((tensor, slot, version))
         self._kept[id(tensor)] = tensor
 
@@ -52,7 +59,7 @@ class Guard:
         """Forget what was kept, when no write is watched any more; `saved` and `lost` stay."""
         self.look()
         self.reading = self.moving = None
-        for known in (self._cells, self._kept, self._tapes, self._versions):
+        for known in (self._cells, self._kept, self._tapes, self._versions, self._unshaped):
             known.clear()
 
     def before_write(self, written: Sequence[Tensor], read: Any, moves: bool = False) -> None:
@@ -124,6 +131,10 @@ class Guard:
 
     def _index(self) -> None:
         """Take what the tapes have on them since the last write; a tape that is followed by another has ended."""
+        if self._unshaped:
+            unshaped, self._unshaped = self._unshaped, []
+            for tensor, slot in unshaped:
+                self.keep(tensor, slot)
         for tape, done in self._tapes:
             if done < 0:
                 for (name, tensor), version in zip(tape.sources(), tape.versions, strict=True):

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -13,7 +14,7 @@ from fmr.errors import TrackError
 from fmr.nests import Nest, leaves
 from fmr.ops.names import Op
 from fmr.watching.calls import Noted, Watcher, WatcherMode
-from fmr.watching.scopes import refuse_transformed
+from fmr.watching.scopes import Start, refuse_transformed, walk
 
 _HERE = __file__.removesuffix("watching/mode.py")
 is_traced = torch.compiler.is_dynamo_compiling
@@ -22,25 +23,64 @@ is_traced = torch.compiler.is_dynamo_compiling
 functorch_level = torch._C._functorch.peek_interpreter_stack
 
 
+def fills_parameters(module: nn.Module) -> bool:
+    """Whether a lazy layer still gives its parameters shapes and first values: that is no part of its forward."""
+    return "_initialize_hook" in module.__dict__
+
+
 class RootWatcher(WatcherMode):
-    """A mode that knows where a pass begins: at each outermost call of `root`, or of any module where none is given."""
+    """A mode that knows where a pass begins: at each outermost call of `root`, or of any module where none is given.
+
+    A module that `root` registers begins one, too, when it is called outside. With `by_entry`, only `enter` does.
+    """
 
     def __init__(self, root: nn.Module | None) -> None:
         super().__init__()
         self.root = root
+        self.by_entry = False
+        self._below: dict[int, tuple[str, nn.Module]] | None = None
         self.missed, self.foreign = Noted(), Noted()
         self.by_generator = _is_opened_by_generator()
 
-    def begins_pass(self, module: nn.Module) -> bool:
-        """Whether this call, made outside any pass, begins one. Recomputation during backward begins none."""
+    def begins_pass(self, module: nn.Module) -> Start | None:
+        """The pass that this call begins, made outside any. Recomputation during backward begins none."""
         if torch._C._current_graph_task_id() != -1:
-            return False
-        if self.root is None or module is self.root:
-            if functorch_level() is not None:
-                refuse_transformed(module)
-            return True
-        self.missed.note(module)
-        return False
+            return None
+        path = "" if self.root is None or module is self.root else self._registered(module)
+        if path is None or self.by_entry:
+            self.missed.note(module)
+            return None
+        if functorch_level() is not None:
+            refuse_transformed(module)
+        if not path:
+            self._below = None  # the tree may change while the root runs
+        return Start(module, path)
+
+    def _registered(self, module: nn.Module) -> str | None:
+        """The first path of a module below the root, as the tree was at the first such call after one of the root."""
+        if self._below is None:
+            assert self.root is not None
+            self._below = {id(below): (path, below) for path, below in reversed(list(walk(self.root)))}
+        path, below = self._below.get(id(module), (None, None))
+        return path if below is module else None
+
+    def enter(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function as a pass of the root; inside a pass it is a call like any other."""
+        if self.in_pass or torch._C._current_graph_task_id() != -1:
+            return function(*args, **kwargs)
+        assert self.root is not None
+        if functorch_level() is not None:
+            refuse_transformed(self.root)
+        return self.record(function, Start(self.root, "", function), args, kwargs)
+
+    @property
+    def in_pass(self) -> bool:
+        """Whether a pass is under way."""
+        raise NotImplementedError
+
+    def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
+        """Run `proceed(*args, **kwargs)` as a pass."""
+        raise NotImplementedError
 
     def end_before(self, others: tuple[Watcher, ...]) -> None:
         """Refuse to hold the passes of another generator that tracks the same model: nothing tells whose they are."""

@@ -13,9 +13,10 @@ from fmr.ids import SOURCES, TensorId, outer_op
 from fmr.nests import Nest, outputs
 from fmr.ops.names import PASS, READ, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
-from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
-from fmr.watching.scopes import Call, Names, Paths, name_inputs
+from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.scopes import Call, Names, Paths, Start, name_inputs
 from fmr.watching.stack import put_on, take_off
+from fmr.watching.storage import is_unshaped
 
 
 class Stop(BaseException):
@@ -105,15 +106,15 @@ class Reader(RootWatcher):
         self._names: Names | Paths | None = None
         self._here: Call | None = None
         self._wanted: dict[str, dict[int, list[Want]]] | None = None
-        self._left = 0
+        self._left = set(plan.ids)
         self._on, self._depth = False, 0
         self._all = bool(plan.globs)
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call; follow it if a planned ID lies below, with the mode on if its own ops are planned."""
         if self._here is None:
-            begins = self._names is None and self.begins_pass(module)
-            return self._pass(proceed, module, args, kwargs) if begins else proceed(*args, **kwargs)
+            start = self.begins_pass(module) if self._names is None else None
+            return self.record(proceed, start, args, kwargs) if start is not None else proceed(*args, **kwargs)
         if functorch_level() is not None:
             return proceed(*args, **kwargs)
         before = self._here, self._wanted, self._trail, self._skip, self._on
@@ -157,23 +158,32 @@ class Reader(RootWatcher):
             take_off(self)
         self._on = on
 
-    def _pass(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
-            Names(module)  # which refuses it
-        paths = self.plan.paths(module)
+    @property
+    def in_pass(self) -> bool:
+        """Whether a pass is under way."""
+        return self._names is not None
+
+    def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
+        """Run a call as a pass."""
+        module, path, _ = start
+        root = module if self.root is None else self.root
+        if root._compiled_call_impl is not None or "_orig_mod" in root._modules:
+            Names(root)  # which refuses it
+        paths = self.plan.paths(root)
         few = paths.complete and not self._all
-        self._names = paths if few else Names(module)
+        self._names = paths if few else Names(root)
         self._followed = paths.paths if few else None
-        self._left, self.ran = len(self.plan.ids), {}
         self.begin()
         out, self._depth = None, _len_torch_function_stack()
         try:
             if self.plan.sources:
-                self._deliver_sources(module, args, kwargs)
-            self._go(root := Call(module))
+                self._deliver_sources(root, start, args, kwargs)
+            here = Call(module, path, path) if self._all or path in self.plan.prefixes else None
+            self._go(here)
             out = proceed(*args, **kwargs)
             self._go(None)
-            self._deliver_returned(root, out)
+            if here is not None:
+                self._deliver_returned(here, out)
             return out
         finally:
             self._go(None)
@@ -184,11 +194,11 @@ class Reader(RootWatcher):
         for name, at in self.plan.returned_by(here.path):
             self._found(name, out, True, at)
 
-    def _deliver_sources(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = dict(name_inputs(module, args, kwargs))
-        given.update(Names(module).tensors.values())
+    def _deliver_sources(self, root: nn.Module, start: Start, args: Any, kwargs: Any) -> None:
+        given = dict(name_inputs(start.called, args, kwargs))
+        given.update(Names(root).tensors.values())
         for name in self.plan.sources:
-            if name in given:
+            if name in given and not is_unshaped(given[name]):
                 self._found(name, given[name], True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -202,7 +212,7 @@ class Reader(RootWatcher):
 
     def _met(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
         """A function that may be one of those waited for; one that can not be is skipped from now on."""
-        if self._wanted is None:
+        if self._wanted is None or self._here is None or fills_parameters(self._here.module):
             return out
         op = known_ops.get(func) or op_of(func)
         wanted = self._wanted.get(op.name)
@@ -228,8 +238,8 @@ class Reader(RootWatcher):
 
     def _found(self, name: TensorId, value: Nest, shared: bool, at: str | None = None) -> None:
         self.deliver(name, value, shared, at)
-        self._left -= 1
-        if self.stop and self._left == 0:
+        self._left.discard(name)
+        if self.stop and not self._left:
             raise Stop(self)
 
 

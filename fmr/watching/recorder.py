@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch._C import _get_function_stack_at
 
-from fmr.nests import Nest, leaves, outputs
+from fmr.nests import Nest, leaves, outputs, taken, taken_arguments
 from fmr.ops.names import PASS, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.guard import Guard
 from fmr.watching.handed import Handed, bytes_of
-from fmr.watching.mode import RootWatcher, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
 from fmr.watching.own import unseen
-from fmr.watching.scopes import walk
-from fmr.watching.storage import version_of
+from fmr.watching.scopes import Start, walk
+from fmr.watching.storage import is_unshaped, version_of
 from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, WRITTEN, Event, Tape
 
 _is_internal: dict[str, bool] = {}
@@ -133,6 +133,8 @@ class Recorder(RootWatcher):
 
     def _write(self, op: Op, func: Any, args: Any, kwargs: Any, written: list[Tensor]) -> Any:
         """An op that overwrites tensors: what is kept of them is saved before it runs."""
+        if isinstance(self.emit, Filling) and self.emit.goes_on:
+            return func(*args, **kwargs)
         if functorch_level() is not None:
             return self._write_inside(func, args, kwargs, _unwrapped(written))
         self.guard.before_write(written, (args, kwargs), op.moves)
@@ -176,14 +178,16 @@ class Recorder(RootWatcher):
         A call inside a functorch transform is part of the transform and has no scope.
         """
         if self.emit is None:
-            begins = self.begins_pass(module)
-            return self.record(proceed, module, args, kwargs) if begins else proceed(*args, **kwargs)
+            start = self.begins_pass(module)
+            return self.record(proceed, start, args, kwargs) if start is not None else proceed(*args, **kwargs)
         if functorch_level() is not None:
             return proceed(*args, **kwargs)
         emit = self.emit
         if self.shares:
             self._compare((args, kwargs))
-        emit((ENTER, module, args, kwargs))
+        emit((ENTER, module, *taken_arguments(args, kwargs)))
+        if fills_parameters(module):
+            self.emit = Filling(module, emit)
         out = RAISED
         try:
             out = proceed(*args, **kwargs)
@@ -191,15 +195,24 @@ class Recorder(RootWatcher):
         finally:
             if self.shares:
                 self._compare(out)
-            emit((EXIT, out))
+            emit((EXIT, out if out is RAISED or type(out) is Tensor else taken(out)))
+            self.emit = emit
 
-    def record(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    @property
+    def in_pass(self) -> bool:
+        """Whether a pass is under way."""
+        return self.emit is not None
+
+    def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass."""
-        tape = Tape(module, args, kwargs, self.passes)
+        module = start.module
+        tape = Tape(module if self.root is None else self.root, args, kwargs, self.passes, start)
         self.counts = _get_function_stack_at(0) is self and not torch.is_inference_mode_enabled()
         self.passes += 1
         emit = self.begin(tape)
         self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
+        if fills_parameters(module):
+            self.emit = Filling(module, emit)
         out = RAISED
         try:
             out = tape.output = proceed(*args, **kwargs)
@@ -209,7 +222,7 @@ class Recorder(RootWatcher):
                 self._compare(out)
                 self.shares.clear()
             self.emit = None
-            emit((EXIT, out))
+            emit((EXIT, out if out is RAISED else taken(out)))
             self.end(tape)
 
 
@@ -222,8 +235,25 @@ def _versions(out: Nest) -> int | tuple[int | None, ...] | None:
 def _lie_elsewhere(tape: Tape) -> bool:
     """Whether parameters only hold the places of some that are offloaded or sharded, until their modules run."""
     with torch._C.DisableTorchFunction():
-        tensors = (tensor for _, tensor in tape.tensors.values())
+        tensors = (tensor for _, tensor in tape.tensors.values() if not is_unshaped(tensor))
         return any(tensor.is_meta or tensor.__class__ not in (Tensor, nn.Parameter) for tensor in tensors)
+
+
+class Filling:
+    """Passes events on as soon as a lazy layer has filled its parameters, so that its first call is like all others."""
+
+    def __init__(self, module: nn.Module, emit: Callable[[Event], None]) -> None:
+        self.module, self.emit = module, emit
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the layer is not done with it yet."""
+        return fills_parameters(self.module)
+
+    def __call__(self, event: Event) -> None:
+        """Take the next event."""
+        if not self.goes_on:
+            self.emit(event)
 
 
 class Placed:
@@ -234,7 +264,7 @@ class Placed:
 
     def __init__(self, tape: Tape, emit: Callable[[Event], None]) -> None:
         self.emit, self.known = emit, tape.tensors
-        self.calls: list[nn.Module] = [tape.root]
+        self.calls: list[nn.Module] = [tape.start.module]
         self.met: dict[int, Callable[[], Tensor | None]] = {}
         self.places = {(id(module), key): own for _, module in tape.names.modules for key, own in _own(module)}
 

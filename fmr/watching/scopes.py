@@ -1,14 +1,15 @@
 """Where a call takes place: registered names of modules and tensors, and the dynamic path of each module call."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fmr.errors import TrackError
+from fmr.nests import leaves
 
 
 class Paths:
@@ -63,6 +64,7 @@ class Names:
     def __init__(self, root: nn.Module) -> None:
         self.modules = list(walk(root))
         self.paths: dict[int, list[str]] = {}
+        self._tied: dict[str, list[str]] = {}
         for path, module in self.modules:
             if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
                 _refuse_compiled(root, path, module)
@@ -80,9 +82,18 @@ class Names:
             dot = f"{path}." if path else ""
             for kind, tensors in (("param", module._parameters), ("buffer", module._buffers)):
                 for name, tensor in tensors.items():
-                    if tensor is not None and id(tensor) not in found:
-                        found[id(tensor)] = f"{kind}:{dot}{name}", tensor
+                    if tensor is not None:
+                        known = found.setdefault(id(tensor), (f"{kind}:{dot}{name}", tensor))[0]
+                        if known != f"{kind}:{dot}{name}":
+                            self._tied.setdefault(known, [known]).append(f"{kind}:{dot}{name}")
         return found
+
+    @property
+    def same(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each module and of each tensor that is registered under several."""
+        _ = self.tensors
+        modules = (paths for paths in self.paths.values() if len(paths) > 1)
+        return tuple(map(tuple, (*modules, *self._tied.values())))
 
 
 def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -98,6 +109,19 @@ def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             for name, child in reversed(list(children.items())):
                 if child is not None and id(child) not in above:
                     waiting.append((dot + name, child, above))
+
+
+class Start(NamedTuple):
+    """Where a pass begins: a call of the root itself, of a module registered below it, or of a function in its place."""
+
+    module: nn.Module
+    path: str = ""
+    function: Callable[..., Any] | None = None
+
+    @property
+    def called(self) -> Callable[..., Any]:
+        """What has the signature."""
+        return self.function or self.module
 
 
 class Call:
@@ -179,34 +203,21 @@ def _positional(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)
 
 
-def _arguments(root: nn.Module) -> tuple[str, ...]:
-    """The names of the positional arguments of a forward; those of a scripted one stand in its schema."""
-    if isinstance(root, torch.jit.ScriptModule):
-        forward: Any = root.forward
+def _arguments(called: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the positional arguments of a forward or a function; those of a scripted forward stand in its schema."""
+    if isinstance(called, torch.jit.ScriptModule):
+        forward: Any = called.forward
         return tuple(argument.name for argument in forward.schema.arguments[1:])
-    return _positional(type(root).forward)[1:]
+    if isinstance(called, nn.Module):
+        return _positional(type(called).forward)[1:]
+    try:
+        return _positional.__wrapped__(called)
+    except ValueError:  # a function of C, which tells no signature
+        return ()
 
 
-def name_inputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    """The tensors given to a call, each under its name in the forward's signature, nested by key."""
-    names = _arguments(root) if args else ()
+def name_inputs(called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """The tensors given to a call of a module or a function, each under its name in the signature, nested by key."""
+    names = _arguments(called) if args else ()
     given = {names[i] if i < len(names) else f"args.{i - len(names)}": value for i, value in enumerate(args)}
-    return [(f"input:{at}", tensor) for at, tensor in _tensors_in({**given, **kwargs}, "", ())]
-
-
-def _tensors_in(value: Any, at: str, above: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors inside an argument: containers by key, other objects (a key-value cache) by attribute."""
-    if isinstance(value, Tensor):
-        yield at, value
-        return
-    if isinstance(value, Mapping):
-        children = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, (list, tuple)):
-        children = [(str(index), item) for index, item in enumerate(value)]
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)) and not callable(value):
-        children = list(vars(value).items())
-    else:
-        return
-    if id(value) not in above and len(above) < 6:
-        for key, item in children:
-            yield from _tensors_in(item, f"{at}.{key}" if at else key, (*above, id(value)))
+    return [(f"input:{at}", tensor) for at, tensor in leaves({**given, **kwargs})]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 def storage_key(tensor: Tensor) -> int | None:
@@ -43,6 +44,11 @@ def is_freed(tensor: Tensor) -> bool:
     if not ordinary or tensor.is_nested or tensor.is_meta or tensor.numel() == 0:
         return False
     return tensor.untyped_storage().nbytes() < extent(tensor)[1]
+
+
+def is_unshaped(tensor: Tensor) -> bool:
+    """Whether a tensor is the parameter or buffer of a lazy layer that was not called yet."""
+    return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fmr.nests import Nest
-from fmr.watching.scopes import Names, name_inputs
+from fmr.nests import Nest, taken_arguments
+from fmr.watching.scopes import Names, Start, name_inputs
 from fmr.watching.storage import versions_of
 
 ENTER, EXIT, INSIDE, NAMED, WRITTEN = "enter", "exit", "inside", "named", "written"
@@ -15,7 +15,7 @@ met that stands in a parameter's place while its module runs, or the bytes under
 
 Event = tuple[Any, ...]
 """`(op, args, kwargs, out, written, code, lasti, version)` for an op, with the version of each tensor that it made;
-`(ENTER, module, args, kwargs)`, `(EXIT, output)`,
+`(ENTER, module, args, kwargs)` and `(EXIT, output)`, in nests as they were `taken` at that moment;
 `(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`, `(WRITTEN, tensor)`."""
 
 RAISED = object()
@@ -23,13 +23,17 @@ RAISED = object()
 
 
 class Tape:
-    """The events of one pass, in order, and what was known when it began."""
+    """The events of one pass, in order, and what was known when it began; `root` gives the names, `start` is the call."""
 
-    def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int) -> None:
-        self.root, self.args, self.kwargs, self.number = root, args, kwargs, number
+    def __init__(
+        self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], number: int, start: Start | None = None
+    ) -> None:
+        self.root, self.number = root, number
+        self.start = start = start or Start(root)
+        self.args, self.kwargs = taken_arguments(args, kwargs)
         self.names = Names(root)
         self.tensors = self.names.tensors  # read now: torch.func.functional_call puts others in place for the call only
-        self.inputs: list[tuple[str, Tensor]] = name_inputs(root, args, kwargs)
+        self.inputs: list[tuple[str, Tensor]] = name_inputs(start.called, self.args or (), self.kwargs or {})
         self.events: list[Event] = []
         with torch._C.DisableTorchFunction():
             self.versions = versions_of([tensor for _, tensor in self.sources()])

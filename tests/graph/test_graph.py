@@ -243,3 +243,35 @@ def test_the_sources_are_those_that_were_read(graph: fmr.Graph) -> None:
     names = {str(node.id) for node in graph.sources}
     assert names == {"input:args.0", "param:scale", "param:block.line.weight", "param:block.line.bias"}
     assert graph.opaque == ()
+
+
+# ---- names that are registered, but not used
+
+
+def test_the_other_name_of_a_module_or_a_tensor_that_has_two_is_told_which_one_it_goes_by() -> None:
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act)
+    model[2].weight = model[0].weight
+    run = fmr.run(model, torch.ones(1, 2))
+    for ask in (run.graph.module, run.graph.unfused.module):
+        with pytest.raises(fmr.IdError, match=r"'3' is registered as '1', too, and goes by that name: '1'\."):
+            ask("3")
+        with pytest.raises(fmr.IdError, match=r"goes by that name: '1@1'\."):
+            ask("3@1")
+    for read in (run.graph.__getitem__, run.__getitem__):
+        with pytest.raises(fmr.IdError, match=r"'3' is registered as '1', too, and goes by that name: '1/relu#0'\."):
+            read("3/relu#0")
+        with pytest.raises(fmr.IdError, match=r"goes by that name: 'param:0\.weight'\."):
+            read("param:2.weight")
+    for name in ("3/relu#0", "param:2.weight"):
+        with pytest.raises(fmr.IdError, match=rf"No pass reached '{name}'.*goes by that name"):
+            fmr.run(model, torch.ones(1, 2), keep=[name])
+
+
+def test_a_name_that_nothing_goes_by_is_told_nothing_of_others() -> None:
+    shared = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    graph = fmr.run(nn.Sequential(shared, nn.Tanh(), shared), torch.ones(1, 2)).graph
+    with pytest.raises(fmr.IdError, match=r"'2\.1' is registered as '0\.1', too"):
+        graph.module("2.1")
+    with pytest.raises(fmr.IdError, match=r"called no module '2\.7' in this pass(?!.*registered)"):
+        graph.module("2.7")

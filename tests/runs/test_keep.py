@@ -272,9 +272,12 @@ def test_what_ran_by_forward_is_no_call_and_the_error_says_so() -> None:
         run.graph.module("line")
     with pytest.raises(fmr.IdError, match=r"No pass reached 'block'\. Its module was not called: if it was run by"):
         fmr.run(model, torch.ones(1, 4), keep="block")
-    with pytest.raises(fmr.TrackError, match=r"its module 'block\.0' was\. Call the model itself, model\(\*\*inputs\)"):
-        with fmr.track(model):
-            model.forward(torch.ones(1, 4))
+    with fmr.track(model) as past:
+        model.forward(torch.ones(1, 4))
+    assert [one.graph.scopes[0].path for one in past.passes] == ["block.0", "block.1"]
+    with pytest.raises(fmr.TrackError, match=r"Linear was never called .*model\.forward\(\*\*inputs\) is none\."):
+        with fmr.track(model.line):
+            model.line.forward(torch.ones(1, 4))
     with pytest.raises(fmr.TrackError, match=r"The tracked Linear was never called inside the block; another Linear was\."):
         with fmr.track(nn.Linear(4, 4)):
             model.line(torch.ones(1, 4))

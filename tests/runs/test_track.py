@@ -467,19 +467,21 @@ def test_an_unknown_id_in_a_finished_run_names_three_that_exist() -> None:
     assert len(str(error.value).partition("exist: ")[2].split(",")) <= 3
 
 
-def test_an_id_of_an_earlier_pass_names_the_pass() -> None:
+def test_an_id_is_read_in_the_last_pass_that_has_it() -> None:
     class Warm(nn.Module):
         def forward(self, x: Tensor, first: bool) -> Tensor:
             return x.exp() if first else x.sin()
 
     model = Warm()
     with fmr.track(model) as run:
+        model(torch.zeros(2), True)
         model(torch.ones(2), True)
         model(torch.ones(2), False)
-    with pytest.raises(
-        fmr.IdError, match=r"The last of 2 passes has no '/exp#0'; passes \[0\] have\. Read run\.passes\[0\]\[id\]\."
-    ):
-        run["/exp#0"]
+    assert torch.equal(run["/exp#0"], torch.ones(2).exp())
+    assert "/exp#0" in run
+    assert "/sin#0" in run
+    with pytest.raises(fmr.IdError, match=r"has no value '/cos#0' in this graph"):
+        run["/cos#0"]
 
 
 def test_a_glob_that_matches_nothing() -> None:
