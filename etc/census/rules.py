@@ -18,6 +18,7 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # what is measured is the checkout in which this file stands
@@ -36,6 +37,11 @@ ANSWERS = ("fmr.structure.listing", "fmr.structure.parts")
 
 CLASSES = {"none": 0, "1": 1, "2-3": 3, "4-20": 20, "> 20": sys.maxsize}
 """For how many models a rule changes the answer, each with the largest number of its class."""
+
+ROLES = "q k v scores pattern z".split()
+SIZES = "out n_heads n_kv_heads head_dim kind scope".split()
+MEMORY = "pre post out w_in w_gate w_out n scope".split()
+"""What is told of an attention, of each of its values and of the whole, and of a memory."""
 
 EMPTY: dict[Any, Callable[..., Any]] = {
     None: lambda *args, **kwargs: None,
@@ -74,12 +80,14 @@ class OverlongError(Exception):
     """A search that does not end."""
 
 
+@cache
 def modules() -> list[types.ModuleType]:
     """Every file of `fmr.structure` that has rules."""
     names = [found.name for found in pkgutil.walk_packages(fmr.structure.__path__, "fmr.structure.")]
     return [importlib.import_module(name) for name in names if name not in ANSWERS]
 
 
+@cache
 def rules() -> list[Rule]:
     """The functions and methods of these files that have an empty answer."""
     found = []
@@ -123,12 +131,16 @@ def switched_off(rule: Rule) -> Iterator[None]:
 
 def forget() -> None:
     """Empty what functions remember of graphs."""
-    for module in modules():
-        for one in vars(module).values():
-            if isinstance(one, types.FunctionType) and hasattr(one, "__wrapped__"):
-                for known in inspect.getclosurevars(one).nonlocals.values():
-                    if isinstance(known, MutableMapping):
-                        known.clear()
+    for known in remembered():
+        known.clear()
+
+
+@cache
+def remembered() -> list[MutableMapping[Any, Any]]:
+    """The mappings in which functions keep what they were asked."""
+    every = [one for module in modules() for one in vars(module).values() if hasattr(one, "__wrapped__")]
+    kept = [known for one in every for known in inspect.getclosurevars(one).nonlocals.values()]
+    return [known for known in kept if isinstance(known, MutableMapping)]
 
 
 def answer(run: fmr.Run) -> str:
@@ -136,20 +148,23 @@ def answer(run: fmr.Run) -> str:
     forget()
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
-        found = fmr.locate(run)
-        layers = [([a.index for a in one.attentions], [m.post for m in one.mlps], sites(one)) for one in found.layers]
-        blocks = [block.found for block in found.attention], [(block.found, block.n) for block in found.mlps]
-        streams = [(one.stream, one.writers) for one in found.streams]
-        ends = found.embedding, found.unembedding, found.final_norm
-        return repr((blocks, streams, layers, ends, found.rejected))
+        return repr(told(fmr.locate(run)))
     except Exception as error:
         return type(error).__name__
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def sites(layer: Any) -> tuple[Any, ...]:
-    return layer.resid_pre, layer.resid_mid, layer.resid_post
+def told(found: Any) -> list[Any]:
+    """A structure part by part."""
+    attention = [[getattr(block, what) for what in (*ROLES, *SIZES)] for block in found.attention]
+    layouts = [[getattr(block, role).layout for role in ROLES] for block in found.attention]
+    memories = [[getattr(block, what) for what in MEMORY] for block in found.mlps]
+    streams = [(one.points, one.writes, one.writers) for one in found.streams]
+    parts = [([a.pattern for a in one.attentions], [m.post for m in one.mlps]) for one in found.layers]
+    resid = [(one.resid_pre, one.resid_mid, one.resid_post) for one in found.layers]
+    ends = found.embedding, found.unembedding, found.final_norm
+    return [attention, layouts, memories, streams, parts, resid, ends, found.rejected]
 
 
 @contextmanager
