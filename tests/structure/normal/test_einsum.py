@@ -48,6 +48,7 @@ PRODUCTS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]], str]] = 
     "an einsum that says no result": (lambda a, b: torch.einsum("ki,jk", a, b), [(3, 2), (4, 3)], "ab,ca->bc"),
     "an einsum with dots": (lambda a, b: torch.einsum("...d,...d->...", a, b), [(2, 3, 4), (2, 3, 4)], "abc,abc->ab"),
     "dots for more on the left": (lambda a, b: torch.einsum("...i,...ij", a, b), [(2, 3, 4), (3, 4, 5)], "abc,bcd->abd"),
+    "dots for more on the right": (lambda a, b: torch.einsum("...i,...ij", a, b), [(3, 4), (2, 3, 4, 5)], "ab,cabd->cad"),
     "dots and no result": (lambda a, b: torch.einsum("...ij,jk", a, b), [(2, 3, 4), (4, 5)], "abc,cd->abd"),
     "a sum of a multiplication": (lambda a, b: (a * b).sum(-1), [(2, 3), (2, 3)], "ab,ab->a"),
     "a sum over the middle": (lambda a, b: (a[..., None] * b[:, :, None]).sum(1), [(2, 3, 4), (2, 3, 5)], "abc,abd->acd"),

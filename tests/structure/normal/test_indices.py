@@ -49,6 +49,7 @@ MOVED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], object]] = {
     "bent and scaled": (lambda x: (x * 2).tanh().t(), (1, 2), [[0], [1]]),
     "a sum over one place": (lambda x: x.sum(-1), (2, 1), [0, 1]),
     "a sum of several": (lambda x: x.sum(-1), (2, 2), [FOREIGN, FOREIGN]),
+    "a mean of several": (lambda x: x.mean(-1), (2, 2), [FOREIGN, FOREIGN]),
     "a mean that keeps its dimension": (lambda x: x.mean(-1, keepdim=True), (2, 1), [[0], [1]]),
 }
 
@@ -67,6 +68,18 @@ def test_what_comes_from_elsewhere_has_no_number() -> None:
     arrived = carried(graph, numbers(2, 1), way)
     assert arrived is not None
     assert arrived.tolist() == [[0, FOREIGN, FOREIGN], [1, FOREIGN, FOREIGN]]
+
+
+def test_what_a_product_makes_of_a_value_on_the_side_is_from_elsewhere() -> None:
+    graph, way = way_of(lambda x: x.t() * (x.cos() @ torch.ones(3, 4)).sum(), (2, 3))
+    arrived = carried(graph, numbers(2, 3), way)
+    assert arrived is not None
+    assert arrived.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_view_needs_no_sizes_that_were_computed() -> None:
+    graph, way = way_of(lambda x, y: x.reshape(y.sum().long() + 2, 2).t(), (4,), (0,))
+    assert carried(graph, numbers(4), way) is not None
 
 
 def test_places_that_are_counted_out_are_known() -> None:
@@ -92,6 +105,7 @@ DIMENSIONS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int | 
     "one becomes two": (lambda x: x.view(2, 3, 2), (2, 6), (0, None, None)),
     "one of size one stays in its place": (lambda x: x.cos().transpose(1, 2), (2, 1, 1), (0, 1, 2)),
     "a part is taken": (lambda x: x[:, :2], (2, 3), (0, None)),
+    "filled up": (lambda x: F.pad(x, (0, 2)), (2, 3), (0, 1)),
     "turned round": (lambda x: x.flip(1), (2, 3), (0, None)),
     "added up without a move": (lambda x: x.sum(-1), (2, 3), (None,)),
     "added up after one": (lambda x: x.t().sum(-1), (2, 3), (None,)),

@@ -123,6 +123,12 @@ def test_a_product_is_one_of_two_activations() -> None:
     assert projection(graph, node) is None
 
 
+def test_a_convolution_with_an_activation_is_no_product_of_queries_and_keys() -> None:
+    graph = graph_of(lambda m, x, y: F.conv1d(x, y), (1, 2, 5), (4, 2, 3))
+    assert contraction(graph.nodes[-1]) is not None
+    assert product(graph, graph.nodes[-1]) is None
+
+
 def test_a_parameter_that_is_projected_is_data() -> None:
     graph = graph_of(lambda m, x: x + F.linear(m.v, m.w))
     found = projection(graph, graph[TensorId("/linear#0")])
@@ -171,6 +177,10 @@ def test_other_arguments_and_other_places_make_other_values() -> None:
     graph = graph_of(lambda m, x: x.sum(0) + x.sum(1, keepdim=True) + (x - x.cos()) + (x.cos() - x))
     assert first(graph, TensorId("/sum#1")) == "/sum#1"
     assert first(graph, TensorId("/sub#1")) == "/sub#1"
+    bounds = graph_of(lambda m, x: x.clamp(min=m.v) + x.clamp(max=m.v))
+    assert first(bounds, TensorId("/clamp#1")) == "/clamp#1"
+    halves = graph_of(lambda m, x: (lambda a, b: a + b)(*x.chunk(2)))
+    assert first(halves, TensorId("/chunk#0:1")) == "/chunk#0:1"
 
 
 def test_what_is_drawn_at_random_is_another_value_each_time() -> None:
@@ -246,6 +256,18 @@ def test_views_casts_and_copies_are_taken_off() -> None:
     assert unshaped(graph, last(graph)) == "/cos#0"
     turned = graph_of(lambda m, x: x.cos().t())
     assert unshaped(turned, last(turned)) == "/t#0"
+
+
+def _overwritten(m: nn.Module, x: Tensor) -> Tensor:
+    y = x.clone()
+    y[0].mul_(2)
+    return y + 0
+
+
+def test_a_value_that_was_overwritten_is_not_what_it_was_before() -> None:
+    graph = graph_of(_overwritten)
+    (alias,) = [node.id for node in graph.nodes if node.op == "alias"]
+    assert unshaped(graph, alias) == alias
 
 
 def test_views_and_the_bias_that_alone_read_a_projection_belong_to_it() -> None:

@@ -37,11 +37,23 @@ def test_what_does_not_depend_on_it_is_taken_as_it_was_recorded() -> None:
     assert read == ["/round#0"]
 
 
+def test_a_given_value_is_taken_as_it_is_given() -> None:
+    run, x, end = ran(lambda x: x.cos() + x.sin())
+    given = {x: torch.zeros(2, 2), TensorId("/sin#0"): torch.full((2, 2), 5.0)}
+    assert evaluate(run.graph, end, given, run.__getitem__).tolist() == [[6, 6], [6, 6]]
+
+
 def test_nothing_above_a_given_value_is_computed() -> None:
-    run, x, end = ran(lambda x: x.cos() * x.cos().sin())
-    middle = TensorId("/sin#0")
-    given = {x: torch.zeros(2, 2), middle: torch.full((2, 2), 5.0)}
-    assert evaluate(run.graph, end, given, run.__getitem__).tolist() == [[5, 5], [5, 5]]
+    run, x, end = ran(lambda x, y: x + (x.sin() + y.exp()) * 2, X, X.clone())
+    read: list[str] = []
+
+    def value(name: TensorId) -> Tensor:
+        read.append(name)
+        return run[name]
+
+    given = {x: torch.zeros(2, 2), TensorId("/mul#0"): torch.full((2, 2), 5.0)}
+    assert evaluate(run.graph, end, given, value).tolist() == [[5, 5], [5, 5]]
+    assert read == []
 
 
 def test_it_is_computed_in_double_precision() -> None:
@@ -101,6 +113,6 @@ def test_a_layer_with_weights_reads_them_from_the_run() -> None:
 
 
 def test_what_does_not_depend_on_the_given_values_is_refused() -> None:
-    run, x, _ = ran(lambda x, y: x.cos() + y.sin(), X, X)
+    run, x, _ = ran(lambda x, y: x.cos() + y.sin(), X, X.clone())
     with pytest.raises(fmr.StructureError, match=r"^/sin#0 does not depend on any of input:args\.0\.$"):
         evaluate(run.graph, TensorId("/sin#0"), {x: X}, run.__getitem__)
