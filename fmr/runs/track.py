@@ -49,7 +49,8 @@ def track(
 
     >>> with fmr.track(model) as run:
     ...     model(**inputs)
-    >>> run["h.0.attn/softmax#0"]
+    >>> run["transformer.h.0.attn/softmax#0"].shape
+    torch.Size([1, 4, 6, 6])
 
     model: the root of the IDs; without it each outermost module call in the block is a root. Each call of it is a pass.
     keep: "all" values, "none" (the graph alone), IDs, paths of modules for what their calls return ("h.3.mlp"), nodes,
@@ -102,6 +103,8 @@ def run(
     """Call the model once under `fmr.track` and return the run; without grad=True no autograd history is made.
 
     >>> fmr.run(model, input_ids, keep="*softmax#*").graph
+    Graph of GPT2LMHeadModel: 228 ops in 55 module calls, reading 1 input, 52 params
+    ...
 
     The named arguments are those of `fmr.track`; all others go to the model.
     """
