@@ -32,7 +32,7 @@ PROCESSES = 2
 SECONDS = 60
 """How long one search may take: one that a missing rule sends round in a circle has another answer."""
 
-ANSWERS = ("fmr.structure.listing", "fmr.structure.parts")
+ANSWERS = ("fmr.structure.parts",)
 """How an answer is given and printed: no rules."""
 
 CLASSES = {"none": 0, "1": 1, "2-3": 3, "4-20": 20, "> 20": sys.maxsize}
@@ -95,7 +95,7 @@ def rules() -> list[Rule]:
         own = [one for one in vars(module).values() if getattr(one, "__module__", "") == module.__name__]
         methods = [one for cls in own if isinstance(cls, type) for one in vars(cls).values() if not is_special(one)]
         for one in dict.fromkeys(inspect.unwrap(one) for one in (*own, *methods) if isinstance(one, types.FunctionType)):
-            empty = EMPTY.get(emptied(typing.get_type_hints(one).get("return", Any)))
+            empty = EMPTY.get(emptied(one.__annotations__.get("return", Any)))
             if empty is not None and one.__module__ == module.__name__ and not one.__code__.co_freevars:
                 name = f"{module.__name__.removeprefix('fmr.structure.')}.{one.__qualname__}"
                 found.append(Rule(name, len(inspect.getsourcelines(one)[0]), one, empty))
