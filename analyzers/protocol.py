@@ -38,7 +38,7 @@ R = TypeVar("R", bound=Result)
 class Analyzer(ABC, Generic[R]):
     """A measurement over a data set, of which no part need be in memory twice.
 
-    >>> analyzer = SomeAnalyzer(model)
+    >>> analyzer = HeadClustering(model)
     >>> analyzer.over(batches).result().plot()
 
     Whoever writes one keeps sums, never averages: then how the data is cut into batches and shards changes nothing.
@@ -59,7 +59,7 @@ class Analyzer(ABC, Generic[R]):
     def over(self, batches: Iterable[Batch], *, progress: bool | None = None) -> "Self":
         """Count every batch of a loader and return the analyzer.
 
-        >>> analyzer.over(loader)
+        >>> heads.over(batches)
 
         progress: show a bar; None shows it on a terminal only.
         """

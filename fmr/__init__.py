@@ -3,22 +3,22 @@
 >>> with fmr.track(model) as run:
 ...     model(input_ids)
 >>> run.graph
-Graph of GPT2LMHeadModel: 127 ops in 31 module calls, reading 1 input, 28 params
-  most used: view 24, add 14, transpose 10, mul 10, addmm 8, dropout 7
-  input   input:input_ids int64[1, 16]
-  output  lm_head/linear#0 float32[1, 16, 128] <- /getitem#0, param:transformer.wte.weight  at ...
+Graph of GPT2LMHeadModel: 228 ops in 55 module calls, reading 1 input, 52 params
+  most used: view 46, add 24, transpose 20, mul 20, addmm 16, dropout 13
+  input   input:input_ids int64[1, 6]
+  output  lm_head/linear#0 float32[1, 6, 515] <- /getitem#0, param:transformer.wte.weight  at ...
 >>> fmr.locate(run)
-Structure of GPT2LMHeadModel: 2 layers, 2 attentions, 2 memories, 0 rejected
+Structure of GPT2LMHeadModel: 4 layers, 4 attentions, 4 memories, 0 rejected
   embedding     transformer.wte/embedding#0
-  attention[0]  transformer.h.0.attn  self  4 heads of 16  certified: pattern 9e-08, rows 9e-08, z 1e-07, out 2e-07 ...
-  attention[1]  transformer.h.1.attn  self  4 heads of 16  certified: pattern 1e-07, rows 9e-08, z 1e-07, out 2e-07 ...
-  mlps[0]  transformer.h.0.mlp  256 memories  certified: post 2e-07, out 5e-07 ...
-  mlps[1]  transformer.h.1.mlp  256 memories  certified: post 3e-07, out 4e-07 ...
-  residual      4 writes from transformer.drop/dropout#0 to transformer.ln_f/layer_norm#0
+  attention[0]  transformer.h.0.attn  self  4 heads of 32  certified: pattern ..., rows ..., z ..., heads ..., out ...
+  ...
+  mlps[0]  transformer.h.0.mlp  512 memories  certified: post ..., keys ..., out ...
+  ...
+  residual      8 writes from transformer.drop/dropout#0 to transformer.ln_f/layer_norm#0
   final norm    transformer.ln_f/layer_norm#0
   unembedding   lm_head/linear#0
 >>> run["transformer.h.0.attn/softmax#0"].shape
-torch.Size([1, 4, 16, 16])
+torch.Size([1, 4, 6, 6])
 """
 
 import fmr.zoo as zoo

@@ -142,6 +142,19 @@ def test_fmr_knows_no_analyzer(file: str) -> None:
     assert [name for name, _ in imports(tree(file)) if name.partition(".")[0] == "analyzers"] == []
 
 
+def test_the_page_on_the_architecture_names_the_rooms_and_files_that_are_there() -> None:
+    page = (ROOT / "etc/ARCHITECTURE.md").read_text()
+    rooms = sorted(path.parent.name for path in (ROOT / "fmr").glob("*/__init__.py"))
+    assert [room for room in rooms if f"`{room}/`" not in page] == []
+    paths = re.findall(r"`((?:fmr|analyzers|etc|tests)/[\w./]+)`", page)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    table = re.findall(r"^\|[^|]*\|([^|]*)\|", page.partition("## Reading `structure/`")[2].partition("##")[0], re.MULTILINE)
+    files = {path.stem for path in (ROOT / "fmr/structure").rglob("*.py")}
+    named = re.findall(r"`(\w+)`", " ".join(table))
+    assert len(named) > 20
+    assert [name for name in named if name not in files] == []
+
+
 # ---- words
 
 

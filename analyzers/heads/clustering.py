@@ -76,7 +76,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
     def update_patterns(self, patterns: Sequence[Any], mask: Any = None) -> "HeadClustering":
         """Count attention patterns from any source.
 
-        >>> heads.update_patterns([torch.eye(5).expand(2, 12, 5, 5)])
+        >>> HeadClustering().update_patterns([torch.eye(5).expand(2, 12, 5, 5)])
 
         patterns: one tensor or array per layer, (examples, heads, queries, keys), all over the same tokens.
         mask: (examples, positions), 0 on padding; None: no padding.
@@ -96,7 +96,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
     def merge(self, other: "HeadClustering") -> "HeadClustering":
         """Add what another analyzer counted on other data, and return this one; the result is that of one pass over all.
 
-        >>> HeadClustering(model).over(first).merge(HeadClustering(model).over(second)).result()
+        >>> HeadClustering(model).over(batches[:2]).merge(HeadClustering(model).over(batches[2:])).result()
 
         `AnalyzerError` if the two differ in heads, in where the patterns lie, or in smoothing.
         """
@@ -120,7 +120,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
         """Distances, a map in the plane, clusters, and whether heads of one layer are alike beyond chance.
 
         >>> heads.result(seed=0).distances.shape
-        (72, 72)
+        (16, 16)
 
         clusters: how many; None takes the number of highest silhouette. seed: of the map's random starts and of the
         permutations of layer labels, of which `permutations` are drawn (0: no test, p_value is nan).
@@ -197,8 +197,9 @@ def _check_shapes(patterns: list[Tensor]) -> None:
 class HeadClusters:
     """The heads of a model by how differently they look at the same tokens.
 
-    >>> result.distances[0, 1], result.heads[1]
-    (0.31, (0, 1))
+    >>> result.heads[:2], result.distances[:2, :2].round(1)
+    (((0, 0), (0, 1)), array([[0. , 0.5],
+           [0.5, 0. ]]))
     >>> result.table().sort_values("previous").tail()
 
     distances: (heads, heads), mean Jensen-Shannon divergence in bits. heads: (layer, head) of each row; scopes: the module

@@ -15,6 +15,8 @@ def plane(distances: Floats, seed: int = 0, starts: int = 8) -> tuple[Floats, fl
     """Points in the plane whose distances come nearest to the given ones, and their stress.
 
     >>> points, stress = plane(distances, seed=0)
+    >>> points.shape
+    (16, 2)
 
     distances: (n, n), symmetric, 0 on the diagonal; the points have their unit. starts: random starts beside the
     classical solution, of which the best is taken, since the majorisation finds local minima. Stress is Kruskal's
@@ -63,6 +65,8 @@ def group(distances: Floats, k: int | None = None, most: int = 40) -> tuple[Ints
     """Cluster labels by average linkage, largest cluster first, and their mean silhouette.
 
     >>> labels, silhouette = group(distances)
+    >>> len(set(labels))
+    3
 
     distances: (n, n). k: how many clusters; None takes the number from 2 to `most` with the highest silhouette among
     those that leave two clusters of several members, since to split off one outlier says nothing about the others.
@@ -108,7 +112,7 @@ class Separation(NamedTuple):
 def separation(distances: Floats, labels: Ints, permutations: int = 2000, seed: int = 0) -> Separation:
     """Whether things of one label lie closer together than labels dealt at random would put them.
 
-    >>> separation(distances, layers).p_value
+    >>> round(separation(distances, layers).p_value, 4)
     0.0005
 
     distances: (n, n). labels: (n,). The permutation test shuffles the labels; p = (1 + as small) / (1 + permutations).

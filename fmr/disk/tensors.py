@@ -103,9 +103,14 @@ def bytes_of(elements: Tensor) -> memoryview:
 class TensorFile:
     """A safetensors file that stays open, so that what it holds can be read although the path is saved over.
 
-    >>> file = TensorFile(path, "the values of a run")
-    >>> file.expect(entries)
-    >>> file.elements(entries[0])
+    >>> value = torch.arange(3.0)
+    >>> entry = Entry("places", "float32", (3,), digest(bytes_of(value)))
+    >>> with open("values.safetensors", "wb") as target:
+    ...     write_tensors(target, [entry], [bytes_of(value)])
+    >>> file = TensorFile(Path("values.safetensors"), "the values of a run")
+    >>> file.expect([entry])
+    >>> file.elements(entry)
+    tensor([0., 1., 2.])
     """
 
     def __init__(self, path: Path, expected: str) -> None:

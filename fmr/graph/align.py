@@ -90,7 +90,9 @@ def diff(first: Nodes, second: Nodes) -> GraphDiff:
     """What another graph has more, has less, calls otherwise and computes otherwise, its nodes aligned with these.
 
     >>> base.graph.diff(adapted.graph)
-    24 added, 0 removed, 12 changed, 36 renamed
+    5 added, 0 removed, 1 changed, 5 renamed
+      + param:transformer.h.0.attn.c_proj.down.weight
+      ...
     """
     found = align(first, second)
     changed = []

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Graph:
     """The operations of one pass of a model.
 
-    >>> graph["h.0.attn/softmax#0"].parents
-    ('h.0.attn/add#0',)
+    >>> graph["transformer.h.0.attn/softmax#0"].parents
+    ('transformer.h.0.attn/add#0',)
 
     `nodes` holds one node for each value in execution order, sources included, each before its readers; `scopes` the
     module calls in the order in which they began; `model` the class name of the root, for display.
@@ -95,16 +95,16 @@ class Graph:
     def find(self, pattern: str) -> tuple[Node, ...]:
         """The nodes whose ID matches a glob, in execution order; inner values of fused ops stand after their op.
 
-        >>> [node.id for node in graph.find("*attn*/softmax#*")]
-        ['h.0.attn/softmax#0', 'h.1.attn/softmax#0']
+        >>> [node.id for node in graph.find("*.[01].attn/softmax#*")]
+        ['transformer.h.0.attn/softmax#0', 'transformer.h.1.attn/softmax#0']
         """
         return tuple(node for node in self._with_inner() if fnmatchcase(node.id, pattern))
 
     def module(self, path: str) -> "ModuleCall":
         """The call of a module, by its dynamic path as in the IDs; the root is the empty path.
 
-        >>> graph.module("h.3.attn").output.id
-        'h.3.attn.resid_dropout/dropout#0'
+        >>> graph.module("transformer.h.3.mlp").output.id
+        'transformer.h.3.mlp.dropout/dropout#0'
         """
         return ModuleCall(self, call_at(self, path))
 
@@ -278,6 +278,7 @@ class Graph:
     def to_networkx(self) -> "networkx.MultiDiGraph":
         """The graph for networkx: a node per ID with op, scope, shape and dtype, an edge per argument with its position.
 
+        >>> import networkx
         >>> networkx.write_graphml(graph.to_networkx(), "model.graphml")
 
         Every attribute is a text, so that GraphML and other formats take the graph as it is.

@@ -58,8 +58,8 @@ class Layer(NamedTuple):
 class Layers(tuple[Layer, ...]):
     """The module calls of a pass as a table, in the order in which they began; `table[path]` is one of them.
 
-    >>> run.graph.table()["h.3.mlp"].params
-    4722432
+    >>> run.graph.table()["transformer.h.3.mlp"].params
+    131712
     """
 
     def __getitem__(self, key: Any) -> Any:

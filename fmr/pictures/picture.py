@@ -98,7 +98,7 @@ def picture(graph: Nodes, view: View) -> Picture:
     """The picture of a graph under a view.
 
     >>> [box.look for box in picture(graph, View(depth=1)).boxes]
-    ['input', 'module', 'op', 'module', 'output']
+    ['input', 'input', 'module', 'op', 'module', 'output']
     """
     tree = _Tree(graph, view)
     groups = _fold(tree, _runs(tree, _groups(tree)))

@@ -309,8 +309,8 @@ class Run:
     """One tracked execution: `run[id]` is a value, `run.graph` the graph, `run.passes` one entry for each model call.
 
     >>> run = fmr.run(model, input_ids)
-    >>> run["h.0.attn/softmax#0"].shape
-    torch.Size([1, 12, 32, 32])
+    >>> run["transformer.h.0.attn/softmax#0"].shape
+    torch.Size([1, 4, 6, 6])
 
     Of several passes `run.graph`, `run.output` and `run.grad` are those of the last, and `run[id]` is the value in the last
     that has the ID. Values are references: they live as long as the run, and the memory of keep="all" is that of the
@@ -366,7 +366,8 @@ class Run:
         """Write every pass to one file, or to a folder where the path has no suffix or is one; `fmr.load` reads it.
 
         >>> run.save("facts.fmr")
-        >>> fmr.load("facts.fmr")["h.0.attn/softmax#0"]
+        >>> fmr.load("facts.fmr")["transformer.h.0.attn/softmax#0"].shape
+        torch.Size([1, 4, 6, 6])
 
         params: store parameters and buffers too; they belong to the model, which has its own files. Graphs, kept values
         and gradients are saved, `run.output` is not. A killed writer leaves the earlier save whole; one that is saved over

@@ -46,9 +46,10 @@ _OURS = re.compile(r"values-[0-9a-f]{32}\.safetensors|\.(values-[0-9a-f]{32}\.sa
 def load(path: str | os.PathLike[str]) -> Run:
     """Open a run that `run.save` wrote.
 
+    >>> run.save("facts.fmr")
     >>> run = fmr.load("facts.fmr")
-    >>> run["h.0.attn/softmax#0"].shape
-    torch.Size([1, 12, 32, 32])
+    >>> run["transformer.h.0.attn/softmax#0"].shape
+    torch.Size([1, 4, 6, 6])
 
     Only what is asked for is read: `run.graph` no value, `run[id]` that one, as a new tensor in main memory. The file
     stays open as long as the run lives. `run.output` is None: what the model returned is not saved.

@@ -38,7 +38,7 @@ def locate(source: Run | Pass | Graph) -> Structure:
 
     >>> structure = fmr.locate(run)
     >>> structure.layers[0].attention.pattern
-    Site('h.0.attn/softmax#0')
+    Site('transformer.h.0.attn/to#0')
 
     source: a run that kept its values (keep="all"), or a graph; from a graph nothing is proven and `certified` is None.
     So it is of a run on the meta device or in fake tensor mode, and `unproven` says so. A candidate whose parts do not

@@ -62,7 +62,7 @@ class Structure:
     `streams` are the plain stacks of layers, which have no writes, and then the residual streams.
 
     >>> structure.layers[3].attention.pattern
-    Site('h.3.attn/softmax#0')
+    Site('transformer.h.3.attn/to#0')
     """
 
     model: str

@@ -203,3 +203,21 @@ def test_streams_that_are_mixed_with_what_a_layer_reads_go_on() -> None:
     (stream,) = sums(structure)
     assert len(stream) == 3
     assert structure.final_norm == fmr.Site("norm/layer_norm#0")
+
+
+class Shifted(nn.Module):
+    """A condition that a layer adds to, and a norm that the condition shifts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.LayerNorm(WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        x = self.norm(x)
+        condition = condition + torch.tanh(self.layer(torch.cat([condition, x], -1)))
+        return x + condition
+
+
+def test_a_stream_that_shifts_a_norm_is_not_written_to_it() -> None:
+    found = located(Shifted(), torch.randn(2, 5, WIDTH), torch.randn(2, 5, WIDTH))
+    assert sums(found) == [["/add#0"]]

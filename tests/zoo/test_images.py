@@ -1,6 +1,5 @@
 """Photographs: two that are there, and what makes a classifier's input of any."""
 
-import doctest
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,3 @@ def test_missing_packages_are_named_with_their_remedy(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(fmr.ZooError, match=r"come with scikit-learn and are read by Pillow: pip install 'fmr\[analysis\]'"):
         fmr.zoo.photos()
-
-
-def test_the_examples_in_the_docstrings_are_true(efficientnet: fmr.zoo.Trained) -> None:
-    assert doctest.testmod(images, extraglobs={"fmr": fmr}).failed == 0

@@ -38,7 +38,7 @@ class Attention:
     """One attention of a model: the sites of its values, the shape of its heads and its certificate.
 
     >>> structure.attention[3].maps(run).shape  # (examples, heads, queries, keys)
-    torch.Size([2, 12, 32, 32])
+    torch.Size([1, 4, 6, 6])
 
     `q`, `k`, `v` are the operands as the products read them (keys and values already repeated for grouped queries);
     `scores` enter the softmax, `pattern` acts on the values before dropout, `z` is what the heads mix, `out` the output of
@@ -72,8 +72,8 @@ class Attention:
     def head(self, index: int) -> Head:
         """The sites of one head.
 
-        >>> run[structure.attention[3].head(5).pattern].shape  # (examples, queries, keys)
-        torch.Size([2, 32, 32])
+        >>> run[structure.attention[3].head(2).pattern].shape  # (examples, queries, keys)
+        torch.Size([1, 6, 6])
 
         Where no dimension is that of the heads alone, and for a number that is none of 0 to n_heads - 1, it is a
         `StructureError`; `maps(run)[:, index]` has the pattern of a head also where heads lie in the batch.
@@ -98,7 +98,7 @@ class Attention:
     def maps(self, run: Run | Pass) -> Tensor:
         """The pattern of every head, (examples, heads, queries, keys), however the model lays it out.
 
-        >>> structure.attention[3].maps(run)[0, 5]  # what head 5 of the first example looks at
+        >>> structure.attention[3].maps(run)[0, 2]  # what head 2 of the first example looks at
 
         run: one that kept the pattern; `fmr.run(model, keep=[structure.attention[3].pattern], **inputs)` is enough. Windows
         of a windowed attention count as examples. A run that lays the pattern out in another way than the one where it was
@@ -114,7 +114,7 @@ class Attention:
         """Recompute pattern, z and output from their parts in another run of the same code and report the errors.
 
         >>> structure.attention[3].check(fmr.run(model, **other))
-        certified: pattern 1e-07, rows 3e-08, z 1e-07, out 3e-07 (tolerance 1e-04)
+        certified: pattern ..., rows ..., z ..., heads ..., out ... (tolerance 1e-04)
 
         run: one that kept every value (keep="all"); of others an `IdError` names what is missing.
         """

@@ -33,7 +33,7 @@ def numbers(*shape: int) -> Tensor:
 
 def carried(graph: Graph, value: Tensor, way: Way) -> Tensor | None:
     """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails."""
-    known, own = {way[0].id: value.contiguous()}, {node.id for node in way}
+    known, own = {way[0].id: value.contiguous() + 1}, {node.id for node in way}  # so that 0 is what is filled up with
     try:
         for node in after(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
             met = [parent.id for parent in node.parents if parent in known]
@@ -48,20 +48,20 @@ def carried(graph: Graph, value: Tensor, way: Way) -> Tensor | None:
                 known[node.id] = known[met[0]].expand(node.shape)
     except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
         return None
-    return known.get(way[-1].id)
+    return known[way[-1].id] - 1 if way[-1].id in known else None
 
 
 def _reduced(value: Tensor, node: Node) -> Tensor:
     """What is left of numbers that are summed up: those that are the same all along."""
     dim, keep = node.argument("dim", 1), len(node.shape) == value.dim()
     most, least = (function(value, dim=dim, keepdim=keep) for function in (torch.amax, torch.amin))
-    return torch.where(most == least, most, -1.0)
+    return torch.where(most == least, most, 0.0)
 
 
 def _foreign(graph: Graph, node: Node) -> Tensor:
     """A value of a node's shape that comes from elsewhere; what counts places is known."""
     if node.dtype.is_floating_point:
-        return torch.full(node.shape, -1.0, dtype=torch.float64)
+        return torch.zeros(node.shape, dtype=torch.float64)
     counted = [one.op for one in climb(graph, node.id, lambda one: one.op in _RESHAPES | {"unsqueeze", "getitem"})][-1:]
     if counted == ["arange"] and math.prod(node.shape) == max(node.shape, default=0):
         return torch.arange(math.prod(node.shape), dtype=node.dtype).reshape(node.shape)

