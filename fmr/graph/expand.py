@@ -112,16 +112,20 @@ def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner
         return builders[0].feed
 
     recorder, explained = Recorder(None, begin, lambda tape: None), _Explained(node.op)
-    with alone(), recorder:
+
+    def trace() -> dict[Parent, Tensor]:
         tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in kinds.items()}
         args, kwargs = _explained_call(node, tensors)
-        try:
-            recorder.record(explained.forward, Start(explained), args, kwargs)
-        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-            raise GraphError(
-                f"{node.id} cannot be opened: {node.op} takes no such arguments ({type(error).__name__}: {error}). "
-                f"Expected a graph as fmr recorded it."
-            ) from error
+        recorder.record(explained.forward, Start(explained), args, kwargs)
+        return tensors
+
+    try:
+        tensors = alone(trace, recorder)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise GraphError(
+            f"{node.id} cannot be opened: {node.op} takes no such arguments ({type(error).__name__}: {error}). "
+            f"Expected a graph as fmr recorded it."
+        ) from error
     given = {id(tensor): TensorId(place) for place, tensor in enumerate(tensors.values())}
     made = [(n, v) for n, v in zip(builders[0].nodes, builders[0].values, strict=True) if v is not None]
     rename = {n.id: given.get(id(v), n.id) for n, v in made if n.id.is_source}

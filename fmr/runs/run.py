@@ -171,12 +171,14 @@ class Pass:
         there, with "h.3.attn:0" for one of them.
         """
         self._settle()
-        with alone():
-            name = id_of(key)
-            names = self.named(name)
-            if isinstance(key, Site):
-                return key.of(self._value(the_one(name, names)))
-            return map_ids(self._value, names)
+        return alone(lambda: self._read(key))
+
+    def _read(self, key: Key) -> Any:
+        name = id_of(key)
+        names = self.named(name)
+        if isinstance(key, Site):
+            return key.of(self._value(the_one(name, names)))
+        return map_ids(self._value, names)
 
     def named(self, name: TensorId) -> Nest:
         """The IDs under which what a key names is kept: the ID itself, or a nest of them for what a module call returned."""

@@ -5,6 +5,7 @@ instead would cost a tenth of a small model's forward, since Python then forgets
 torch.compile neither traces nor compiles what stands in for that code: a frame of it is skipped, as torch's own is.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -185,8 +186,17 @@ for _one in (
     _skip(_one)
 
 
+def _let_compiler_know() -> None:
+    """Have torch.compile note torch's own question, by which it knows a traced one, before another stands in its place."""
+    loaded = sys.modules.get("torch._dynamo.variables.torch")
+    if loaded is not None:
+        loaded.TorchInGraphFunctionVariable._get_handlers()
+
+
 def _settle() -> None:
     """Have `nn.Module.__call__` and torch's question as they must be while these watch, whatever they were."""
+    if torch.overrides.has_torch_function is _has_torch_function:
+        _let_compiler_know()
     code, question = (_watched_code, _overridden) if _everywhere else (_code, _has_torch_function)
     if _entry.__code__ is not code:
         _entry.__code__ = code
@@ -272,7 +282,7 @@ def watching(watcher: Watcher, mode: TorchFunctionMode | None = None) -> Iterato
         )
 
 
-def unseen(work: Callable[[], T], mode: TorchFunctionMode | None = None) -> T:
+def apart(work: Callable[[], T], mode: TorchFunctionMode | None = None) -> T:
     """Do tensor work of fmr's own unseen by the watchers of this thread and by the user's modes, under `mode` alone."""
     before, seat = modes(), _seats.get()
     try:

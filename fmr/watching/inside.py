@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fmr.ids import TensorId
@@ -11,7 +10,7 @@ from fmr.nests import leaves, outputs, replaced
 from fmr.ops.fused import EXPLAINED
 from fmr.ops.names import PASS, is_tensor_result, op_of
 from fmr.watching.calls import WatcherMode
-from fmr.watching.own import alone, unseen
+from fmr.watching.own import alone, unseen, without_grad
 
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
@@ -27,15 +26,14 @@ def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) ->
 
 
 def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
-    with alone(), torch.no_grad():
+    with unseen():
         if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
             return None
-        catch = _Catch(name, scope)
-        try:
-            with catch:
-                EXPLAINED[op](*args, **kwargs)
-        except _Caught:
-            return catch.value
+    catch = _Catch(name, scope)
+    try:
+        alone(without_grad(lambda: EXPLAINED[op](*args, **kwargs)), catch)
+    except _Caught:
+        return catch.value
     return None
 
 

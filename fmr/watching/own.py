@@ -1,15 +1,17 @@
 """fmr's own tensor work while a model runs: no mode, tracer or tensor class of the user sees it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fmr.watching.calls import unwatched
+from fmr.watching.calls import apart
 
+T = TypeVar("T")
 _C: Any = torch._C
 _FAKE = _C._TorchDispatchModeKey.FAKE
 
@@ -25,11 +27,34 @@ def like(copy: Tensor, tensor: Tensor) -> Tensor:
     return copy if kept else copy.as_subclass(tensor.__class__)
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """The same for work that needs modes of fmr: those of the user and the watchers of this thread are off."""
-    with unwatched(), _untraced() if _followed() else nullcontext():
-        yield
+def alone(work: Callable[[], T], mode: TorchFunctionMode | None = None) -> T:
+    """Do work of fmr's own under `mode` alone: the user's modes and the watchers of this thread are off."""
+    if not _followed():
+        return apart(work, mode)
+
+    def untraced() -> T:
+        with _untraced():
+            return work()
+
+    return apart(untraced, mode)
+
+
+def without_grad(work: Callable[[], T]) -> Callable[[], T]:
+    """The same work with no history made; Ctrl-C at any function's entry leaves gradients as they were."""
+
+    def quiet() -> T:
+        before = torch.is_grad_enabled()
+        try:
+            torch._C._set_grad_enabled(False)
+            return work()
+        finally:
+            try:
+                torch._C._set_grad_enabled(before)
+            except BaseException:
+                torch._C._set_grad_enabled(before)
+                raise
+
+    return quiet
 
 
 def _followed() -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fmr.nests import Nest, taken_arguments
 from fmr.watching.scopes import Names, Start, name_inputs
-from fmr.watching.storage import versions_of
+from fmr.watching.storage import is_unshaped, versions_of
 
 ENTER, EXIT, INSIDE, NAMED, WRITTEN = "enter", "exit", "inside", "named", "written"
 """The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, or a tensor was
@@ -36,7 +36,9 @@ class Tape:
         self.inputs: list[tuple[str, Tensor]] = name_inputs(start.called, self.args or (), self.kwargs or {})
         self.events: list[Event] = []
         with torch._C.DisableTorchFunction():
-            self.versions = versions_of([tensor for _, tensor in self.sources()])
+            sources = [tensor for _, tensor in self.sources()]
+            lazy = [is_unshaped(tensor) for tensor in sources]  # filled when first called, which is no write
+            self.versions = [None if fills else v for v, fills in zip(versions_of(sources), lazy, strict=True)]
         self.output: Nest = None
 
     def sources(self) -> list[tuple[str, Tensor]]:
