@@ -66,6 +66,8 @@ class Builder:
         self._was_inside = False
         self._time, self._event = 0, -1
         self._writing: Collection[int | None] = ()
+        self.raised: tuple[str, str] | None = None  # the innermost call that raised, and the last op's value before
+        self._raised_at = -1
         self._open: list[tuple[int, Nest]] = []
         self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
         for name, tensor in tape.inputs:
@@ -137,9 +139,19 @@ class Builder:
         if out is not RAISED:
             output = self._id_of(out, given) if out.__class__ is Tensor else tree_map(lambda t: self._id_of(t, given), out)
             self.scopes[place] = self._scope(given, output)
+        self._note_raised(out is RAISED)
         self.calls.pop()
         self._transform = {}
         self._give_back(out)
+
+    def _note_raised(self, raised: bool) -> None:
+        """An error passes the calls from within; one that the model catches is followed by other events."""
+        if not raised:
+            self.raised = None
+        elif self.raised is None or self._raised_at != self._event - 1:
+            last = next((node.id for node in reversed(self.nodes) if not node.id.is_source), "")
+            self.raised = self.calls[-1].path, last
+        self._raised_at = self._event if raised else -1
 
     def _give_back(self, out: Any) -> None:
         """After a call, let a tensor that an op in it handed on (`x.to(x.dtype)` is x) stand for what it was before.

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
+from copy import deepcopy
 from itertools import islice
 from typing import Any, cast, overload
 from weakref import WeakKeyDictionary
@@ -18,9 +19,13 @@ from fmr.ids import Site, TensorId, outer_scope
 from fmr.nests import Nest, map_ids
 from fmr.nodes import Key, Node, id_of
 from fmr.pictures.notebook import preformatted
+from fmr.runs.failures import Failure
+from fmr.runs.gradients import Gradients
+from fmr.runs.listener import Heard
+from fmr.runs.outputs import detached
 from fmr.watching.guard import Guard
 from fmr.watching.own import alone, unseen
-from fmr.watching.storage import is_freed, storages
+from fmr.watching.storage import is_equal, is_freed, storages
 from fmr.watching.tape import Slot, Tape
 
 last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
@@ -42,15 +47,18 @@ class Pass:
     def __init__(self, history: bool, settle: "Callable[[Pass], None] | None" = None) -> None:
         self.output: Nest = None
         self.history = history
-        self.grads: dict[Slot, Tensor] = {}
+        self.heard = Heard()
         self.stored_grads: Mapping[TensorId, Tensor] = {}
-        self.leaves: dict[Slot, Tensor] = {}
+        self.heard_at: dict[TensorId, Slot] = {}
+        self.live: dict[TensorId, tuple[Tensor, int]] = {}
         self.unsaved: Mapping[TensorId, str] = {}
         self.values: dict[TensorId, Tensor] = {}
         self.returned: dict[TensorId, Nest] = {}
         self.slots: dict[TensorId, Slot | None] = {}
         self.saved: Mapping[Slot, Tensor] = {}
         self.lost: Set[Slot] = frozenset()
+        self.apart, self.error = False, ""
+        self.raised: tuple[str, str] | None = None
         self._graph: Graph | None = None
         self._tape: Tape | None = None
         self._builder: Builder | None = None
@@ -80,7 +88,7 @@ class Pass:
         self.slots = dict(zip((node.id for node in builder.nodes), builder.slots, strict=True))
         values = zip(builder.nodes, builder.values, strict=True)
         self.values = {node.id: value for node, value in values if value is not None}
-        self.end(graph_of(builder, tape.start.module), guard)
+        self.end(graph_of(builder, tape.start.module), guard, builder.raised)
         if builder.calls:  # read while the model runs: what follows is still to come
             self._pending = lambda here: here._from_tape(tape, guard)
         else:
@@ -104,20 +112,37 @@ class Pass:
 
         here = cls(history, settle)
         here.values, here.unsaved, here.returned = cast("dict[TensorId, Tensor]", values), unsaved, dict(returned)
-        here.slots, here.stored_grads = dict.fromkeys(lost), grads
+        here.slots, here.stored_grads, here.apart = dict.fromkeys(lost), grads, True
         return here
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pass":
+        """A pass with its own copies of the values, the gradients and the output, and with none of their history."""
+        self._settle()
+        return alone(lambda: self._copy(memo))
+
+    def _copy(self, memo: dict[int, Any]) -> "Pass":
+        graph, known = self._graph, Gradients(self).items() if self.history else ()
+        values = deepcopy({name: self._value(name).detach() for name in self.values}, memo)
+        grads = deepcopy({TensorId(name): grad.detach() for name, grad in known}, memo)
+        lost = [name for name, slot in self.slots.items() if slot is None]
+        made = Pass.of_file(self.history, values, grads, lost, self.unsaved, self.returned, None)
+        made._graph, made._pending = graph, None
+        made.output, made.error, made.raised = deepcopy(detached(self.output), memo), self.error, self.raised
+        return made
 
     # ---- filling, while the model runs
 
-    def keep(self, name: TensorId, value: Tensor, slot: Slot | None = None) -> None:
-        """Take one value; the slot is where its gradient will lie."""
+    def keep(self, name: TensorId, value: Tensor, slot: Slot | None = None, heard_at: Slot | None = None) -> None:
+        """Take one value; the slot is where a copy will lie, and its gradient if that is not `heard_at` another one."""
         self.values[name] = value
         if slot is not None:
             self.slots[name] = slot
+        if heard_at is not None:
+            self.heard_at[name] = heard_at
 
-    def end(self, graph: Graph, guard: Guard) -> None:
-        """Take the graph of the whole pass, the copies of values that were overwritten, and which are lost."""
-        self._graph, self.saved, self.lost = graph, guard.saved, guard.lost
+    def end(self, graph: Graph, guard: Guard, raised: tuple[str, str] | None) -> None:
+        """Take the graph of the whole pass, the copies of what was overwritten, what is lost, and which call raised."""
+        self._graph, self.saved, self.lost, self.raised = graph, guard.saved, guard.lost, raised
 
     def _settle(self) -> None:
         if self._pending is not None:
@@ -139,6 +164,12 @@ class Pass:
                 "IDs; fmr.run(model, *inputs, keep='none').graph records the graph alone."
             )
         return self._graph
+
+    @property
+    def failed(self) -> Failure | None:
+        """The module call that raised, after which value and what; None if the pass came to its end."""
+        self._settle()
+        return Failure(*self.raised, self.error) if self.raised is not None else None
 
     @property
     def kept(self) -> tuple[TensorId, ...]:
@@ -207,6 +238,10 @@ class Pass:
         return False
 
     def _value(self, name: TensorId) -> Tensor:
+        if name in self.live:
+            tensor, version = self.live[name]
+            if tensor._version == version and not is_freed(tensor) and is_equal(tensor, self.values[name]):
+                return tensor
         slot = self.slots.get(name)
         value = self.saved[slot] if slot is not None and slot in self.saved else self.values.get(name)
         if value is None:
@@ -241,6 +276,9 @@ class Pass:
             )
         return value.to(node.dtype)
 
+    def _heard_at(self, name: TensorId) -> Slot | None:
+        return self.heard_at.get(name) or self.slots.get(name)
+
     def _why_missing(self, name: TensorId) -> str:
         if name in self.slots and self.slots[name] is None:
             return (
@@ -259,7 +297,8 @@ class Pass:
         self._settle()
         size = _nbytes(self.values)
         head = repr(self._graph).partition("\n")[0] if self._graph is not None else f"{len(self.values)} IDs read, no graph"
-        return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB"
+        failed = f"\n  {self.failed}" if self.failed is not None else ""
+        return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB{failed}"
 
     _repr_html_ = preformatted
 
@@ -268,43 +307,6 @@ def _nbytes(values: Any) -> int:
     """The memory under the values, or their size in the file where they were not read from it."""
     stored: int | None = getattr(values, "nbytes", None)
     return sum(storage.nbytes() for storage in storages(values.values())) if stored is None else stored
-
-
-class Gradients(Mapping[str, Tensor]):
-    """Gradients by ID. The gradient of an ID is that of the value, also where it was overwritten later."""
-
-    def __init__(self, owner: Pass) -> None:
-        self._pass = owner
-
-    def __getitem__(self, key: Key) -> Tensor:
-        here = self._pass
-        name = the_one(id_of(key), here.named(id_of(key)))
-        if not here.history:
-            raise TrackError(f"No gradient of {str(name)!r}: the run kept no history. Track with grad=True.")
-        here._value(name)
-        grad = self._of(name)
-        if grad is None:
-            raise IdError(
-                f"{str(name)!r} has no gradient. Expected backward() from a loss that depends on it, and a value that "
-                f"the model itself computed (inner values of fused ops lie beside the path)."
-            )
-        return key.of(grad) if isinstance(key, Site) else grad
-
-    def __iter__(self) -> Any:
-        here = self._pass
-        return (name for name in {**here.slots, **here.values} if self._of(name) is not None)
-
-    def _of(self, name: TensorId) -> Tensor | None:
-        here = self._pass
-        if name in here.stored_grads:
-            return here.stored_grads[name]
-        slot = here.slots.get(name)
-        if slot is None:
-            return None
-        return here.grads[slot] if slot in here.grads else here.leaves[slot].grad if slot in here.leaves else None
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 class Run:
@@ -355,8 +357,13 @@ class Run:
         return self.last.graph
 
     @property
+    def failed(self) -> Failure | None:
+        """Which module call of the last pass raised, if one did; the error has this run as `error.run`."""
+        return self.last.failed
+
+    @property
     def output(self) -> Nest:
-        """What the model returned in the last pass."""
+        """What the model returned in the last pass; without grad=True its tensors are cut off from the autograd history."""
         return self.last.output
 
     @property

@@ -1,5 +1,6 @@
 """Opening a tracked block: what to keep decides who watches."""
 
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,22 +15,25 @@ from fmr.graph.build import Builder
 from fmr.graph.expand import all_inside
 from fmr.graph.paths import nothing_at
 from fmr.ids import TensorId
-from fmr.nests import Nest, ids_in, item_at, leaves, map_at, outputs, taken
+from fmr.nests import Nest, ids_in, item_at, leaves, map_at, taken
 from fmr.nodes import Node, scope_of, source_node
 from fmr.ops.fused import is_fused
 from fmr.ops.names import Op
+from fmr.runs.failures import carry, in_a_line
 from fmr.runs.keep import Keep, check_place, nothing, parse
+from fmr.runs.listener import Heard, Listener
+from fmr.runs.outputs import without_history
 from fmr.runs.reached import nothing_ran, unreached
 from fmr.runs.roots import called, entered
 from fmr.runs.run import Pass, Run, graph_of
 from fmr.watching.calls import watching
 from fmr.watching.guard import Guard
 from fmr.watching.inside import value_inside
-from fmr.watching.own import like, unseen
+from fmr.watching.own import like, unseen, without_grad
 from fmr.watching.plan import Reader, Stop
 from fmr.watching.recorder import Recorder
 from fmr.watching.storage import is_unshaped, storage_key, version_of
-from fmr.watching.tape import EXIT, RAISED, Event, Slot, Tape
+from fmr.watching.tape import EXIT, RAISED, Event, Slot, Tape, first_read
 
 Emit = Callable[[Event], None]
 
@@ -63,7 +67,8 @@ def track(
     the model's call in the block is then not run.
 
     The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
-    is not.
+    is not. An error that leaves the block carries what was recorded, `error.run`, and where it was raised,
+    `error.run.failed`.
     """
     if model is not None and not isinstance(model, nn.Module):
         raise TrackError(
@@ -129,10 +134,11 @@ class _Tracker:
         self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
         self.stop, self.guard = stop, Guard()
         self.lacking: dict[TensorId, str] = {}
+        self.listener: Listener | None = None
 
     def watcher(self, model: nn.Module | None) -> Recorder | Reader:
         if self.plan is not None:
-            return Reader(model, self.plan, self._new_pass, self._deliver, self._end_plan, self.stop)
+            return Reader(model, self.plan, self._begin_plan, self._deliver, self._end_plan, self.stop)
         if self.wanted is None and self.to is None and self.dtype is None:
             return Recorder(model, self._begin_tape, self._end, self.guard)
         return Recorder(model, self._begin_stream, self._end, self.guard)
@@ -147,6 +153,10 @@ class _Tracker:
             if stopped.args[0] is not watcher:
                 raise
             stopped.__traceback__ = None  # whose frames hold values
+        except BaseException as error:
+            if self.run.passes:
+                carry(error, self.run)
+            raise
         finally:
             if isinstance(watcher, Recorder):
                 watcher.guard.close()
@@ -160,7 +170,9 @@ class _Tracker:
         return here
 
     def _end(self, tape: Tape) -> None:
-        self.run.passes[-1].output = tape.output
+        self._output(tape.output)
+        tape.output = None
+        self.run.passes[-1].error = in_a_line(sys.exc_info()[1])
 
     # ---- every value as it is: the tape is the record, and the graph is made when it is asked for
 
@@ -171,15 +183,11 @@ class _Tracker:
         self.guard.history = self.grad
         if not self.grad:
             return tape.events.append
-        for name, tensor in tape.sources():
-            _hook(tensor, here, Slot(tape.number, name=name))
+        listener = self._listen(tape, here)
 
         def emit(event: Event) -> None:
-            if isinstance(event[0], Op):
-                place = tape.number, len(tape.events)
-                for index, tensor in outputs(event[3]):
-                    _hook(tensor, here, Slot(*place, index))
             tape.events.append(event)
+            listener.take(event)
 
         return emit
 
@@ -187,12 +195,19 @@ class _Tracker:
         for one in self.run.passes:
             one.follow()
 
+    def _listen(self, tape: Tape, here: Pass) -> Listener:
+        listener = Listener(tape.number, here.heard)
+        listener.sources(tape.sources())
+        self.guard.listening = listener.before_write
+        return listener
+
     # ---- some values, or all of them elsewhere: each event becomes nodes at once
 
     def _begin_stream(self, tape: Tape) -> Emit:
         with unseen():
             here, builder, done = self._new_pass(), Builder(tape, live=True), 0
             known: dict[str, Node] = {}
+            here.heard = Heard(wanted=set())
             for name, tensor in tape.sources():
                 if is_unshaped(tensor) or self.wanted is None or self.wanted(source_node(name, tensor)):
                     self.guard.keep(tensor, Slot(tape.number, name=name), version_of(tensor))
@@ -201,8 +216,9 @@ class _Tracker:
             nonlocal done
             for place in range(done, len(builder.nodes)):
                 node, value = builder.nodes[place], builder.values[place]
-                if value is not None and (self.wanted is None or self.wanted(node)):
-                    self._keep(here, node.id, self._now(builder.slots[place], value), tape)
+                slot = builder.slots[place]
+                if value is not None and slot is not None and (self.wanted is None or self.wanted(node)):
+                    self._keep(here, node.id, self.guard.saved.get(slot, value), slot)
                 builder.values[place] = None
             done = len(builder.nodes)
 
@@ -212,31 +228,37 @@ class _Tracker:
                 builder.feed(event)
                 keep_new()
                 if event[0] is EXIT and event[1] is not RAISED and self.wanted is not None:
-                    self._keep_returned(here, builder, call, event[1], tape)
+                    self._keep_returned(here, builder, call, event[1])
+            if listener is not None:
+                listener.take(event)
             if isinstance(event[0], Op) and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
                 known.update((node.id, node) for node in builder.nodes[len(known) :])
                 self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:
                 self.guard.reading = None
-                here.end(graph_of(builder, tape.start.module), self.guard)
+                here.end(graph_of(builder, tape.start.module), self.guard, builder.raised)
 
         self.guard.reading, self.guard.history = builder.reading, self.grad
+        listener = self._listen(tape, here) if self.grad else None
         return emit
 
-    def _now(self, slot: Slot | None, value: Tensor) -> Tensor:
-        """A value that was overwritten at once by the op that read it first is the copy of it."""
-        return value if slot is None else self.guard.saved.get(slot, value)
+    def _keep(self, here: Pass, name: TensorId, value: Tensor, heard_at: Slot) -> None:
+        own = self._own(value)
+        kept = self._cast(own)
+        slot = Slot(heard_at.number, name=name, cast=kept is not own)
+        here.keep(name, kept, slot, heard_at)
+        if here.heard.wanted is not None:
+            here.heard.wanted.add(heard_at)
+        if kept is own and not name.is_source:
+            self.guard.keep(kept, slot, version_of(kept))
 
-    def _keep(self, here: Pass, name: TensorId, value: Tensor, tape: Tape) -> None:
-        kept = self._cast(value)
-        slot = Slot(tape.number, name=name, cast=kept is not value)
-        here.keep(name, kept, slot)
-        if self.grad:
-            _hook(value, here, slot)
-        if kept is value and not name.is_source:
-            self.guard.keep(value, slot, version_of(value))
+    def _own(self, value: Tensor) -> Tensor:
+        """A value without its history, where none is wanted; torch is not asked what autograd knows of it."""
+        if self.grad or not torch.is_grad_enabled() or isinstance(value, nn.Parameter) or is_unshaped(value):
+            return value
+        return like(without_grad(value.detach)(), value)
 
-    def _keep_returned(self, here: Pass, builder: Builder, path: str, out: Any, tape: Tape) -> None:
+    def _keep_returned(self, here: Pass, builder: Builder, path: str, out: Any) -> None:
         """Keep what a module call returned, if that is wanted, under the IDs of its values."""
         wanted = self.keep.of_call(path)
         if wanted:
@@ -246,7 +268,8 @@ class _Tracker:
                 values = leaves(item_at(tensors, at))
                 for name, (_, value) in zip(ids_in(item_at(names, at)), values, strict=True):
                     if name not in here.values:
-                        self._keep(here, name, value, tape)
+                        place = next(n for n in reversed(range(len(builder.nodes))) if builder.nodes[n].id == name)
+                        self._keep(here, name, value, builder.slots[place] or first_read(builder.number, -1, value))
 
     def _keep_inner(self, here: Pass, node: Node, known: dict[str, Node], event: Event) -> None:
         """Compute the wanted values inside a fused op while its arguments are at hand."""
@@ -259,6 +282,11 @@ class _Tracker:
                         here.keep(inner.id, self._cast(value))
 
     # ---- a few IDs: only what the plan delivers
+
+    def _begin_plan(self) -> Listener | None:
+        here = self._new_pass()
+        self.listener = Listener(-1, here.heard) if self.grad else None
+        return self.listener
 
     def _deliver(self, name: TensorId, value: Nest, shared: bool, at: str | None) -> None:
         """Take a planned value, or the tensors that a module call returned, each under the call's path and its position."""
@@ -287,8 +315,8 @@ class _Tracker:
 
     def _take(self, name: TensorId, value: Tensor, shared: bool) -> None:
         here = self.run.passes[-1]
-        if self.grad and shared:
-            _hook(value, here, Slot(-1, name=name))
+        if self.listener is not None and shared:
+            self._listen_to(self.listener, here, name, value)
         with unseen():
             kept = value if self.grad else value.detach()
             if self.to is not None or self.dtype is not None:
@@ -296,8 +324,21 @@ class _Tracker:
             alone = not shared or storage_key(kept) != storage_key(value)
             here.keep(name, like(kept if alone else kept.clone(), value), Slot(-1, name=name))
 
-    def _end_plan(self, out: Any) -> None:
-        self.run.passes[-1].output = out
+    def _listen_to(self, listener: Listener, here: Pass, name: TensorId, value: Tensor) -> None:
+        """Hear the gradient of a planned value; the tensor itself is on the path of autograd while nothing overwrites it."""
+        with unseen():
+            listener.made(value, Slot(-1, name=name))
+            if value.requires_grad and self.to is None and self.dtype is None:
+                here.live[name] = value, value._version
+
+    def _end_plan(self, out: Any, raised: str | None) -> None:
+        self._output(out)
+        if raised is not None:
+            self.run.passes[-1].raised, self.run.passes[-1].error = (raised, ""), in_a_line(sys.exc_info()[1])
+        self.listener = None
+
+    def _output(self, out: Any) -> None:
+        self.run.passes[-1].output = out if self.grad else without_history(out)
 
     def _cast(self, value: Tensor) -> Tensor:
         if self.to is None and self.dtype is None:
@@ -318,18 +359,3 @@ class _Tracker:
                     f"keep={pattern!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*' or "
                     f"over the paths of modules; fmr.run(model, *inputs, keep='none').graph lists them."
                 )
-
-
-def _hook(value: Tensor, here: Pass, slot: Slot) -> None:
-    """Store the gradient of a value when backward reaches it; that of a parameter or another leaf is its own `.grad`."""
-    grads = here.grads
-
-    def add(grad: Tensor) -> None:
-        with unseen():
-            grads[slot] = grads[slot] + grad if slot in grads else grad
-
-    with torch._C.DisableTorchFunction():
-        if value.is_leaf:
-            here.leaves[slot] = value
-        elif value.requires_grad:
-            value.register_hook(add)

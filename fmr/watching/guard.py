@@ -25,6 +25,7 @@ class Guard:
     Tapes are indexed only when the first write comes, and then only their new events. What an op or a module read is
     kept under its reading when it is no kept value (any more): `reading` gives the slot for a tensor about to be read.
     `moving` is called before a tensor is given another shape, type or memory, while it can still be asked for its own.
+    `listening` is told what an op that writes is about to read.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class Guard:
         self.history = False
         self.reading: Reading | None = None
         self.moving: Callable[[], None] | None = None
+        self.listening: Callable[[Any], None] | None = None
         self._cells: dict[int, list[Cell]] = {}
         self._versions: dict[int, set[int | None]] = {}
         self._kept: dict[int, Tensor] = {}
@@ -58,7 +60,7 @@ class Guard:
     def close(self) -> None:
         """Forget what was kept, when no write is watched any more; `saved` and `lost` stay."""
         self.look()
-        self.reading = self.moving = None
+        self.reading = self.moving = self.listening = None
         for known in (self._cells, self._kept, self._tapes, self._versions, self._unshaped):
             known.clear()
 
@@ -70,6 +72,8 @@ class Guard:
             if self.moving is not None and (moves or any(target.numel() == 0 for target in written)):  # which `out` resizes
                 self.moving()
             self._index()
+            if self.listening is not None:
+                self.listening(read)
             if self.reading is not None:
                 self._save_read(self.reading, read, written)
             for target in written:

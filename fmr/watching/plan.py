@@ -4,17 +4,18 @@ import re
 import weakref
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 
 from fmr.ids import SOURCES, TensorId, outer_op
 from fmr.nests import Nest, outputs
-from fmr.ops.names import PASS, READ, Op, is_tensor_result, known_ops, op_of
+from fmr.ops.names import PASS, READ, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
-from fmr.watching.scopes import Call, Names, Paths, Start, name_inputs
+from fmr.watching.scopes import Call, Names, Paths, Start, name_inputs, walk
 from fmr.watching.stack import put_on, take_off
 from fmr.watching.storage import is_unshaped
 
@@ -85,10 +86,23 @@ def _prefixes(scope: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(len(parts) + 1)]
 
 
+class Listening(Protocol):
+    """What is told of the ops around the planned values, where their gradients are wanted."""
+
+    wide: bool
+
+    def look(self, wake: bool = False) -> None:
+        """Something is about to happen; `wake` where the tensors may be asked what autograd knows of them."""
+
+    def after(self, written: list[Tensor], read: Any, made: Any) -> None:
+        """An op ran that overwrote tensors, or read and made some."""
+
+
 class Reader(RootWatcher):
     """Runs a plan: `deliver` gets each planned value once a pass, `begin` and `end` enclose a pass.
 
     It is given the ID, the value, whether others hold that too, and for a module call the position that is wanted in it.
+    `begin` may answer with what listens to the pass.
 
     Only ops that run directly in a planned module call meet the mode; it is off in every call below and beside it.
     """
@@ -96,9 +110,9 @@ class Reader(RootWatcher):
     def __init__(self, root: nn.Module | None, plan: Plan, begin: Any, deliver: Any, end: Any, stop: bool) -> None:
         super().__init__(root)
         self.plan, self.stop = plan, stop
-        self.begin: Callable[[], None] = begin
+        self.begin: Callable[[], Listening | None] = begin
         self.deliver: Callable[[TensorId, Nest, bool, str | None], None] = deliver
-        self.end: Callable[[Any], None] = end
+        self.end: Callable[[Any, str | None], None] = end
         self.ran: dict[str, list[Callable[..., Any]]] = {}
         self._trail: list[Callable[..., Any]] = []
         self._skip: set[Callable[..., Any]] = set()
@@ -109,6 +123,7 @@ class Reader(RootWatcher):
         self._left = set(plan.ids)
         self._on, self._depth = False, 0
         self._all = bool(plan.globs)
+        self.listening: Listening | None = None
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call; follow it if a planned ID lies below, with the mode on if its own ops are planned."""
@@ -117,6 +132,8 @@ class Reader(RootWatcher):
             return self.record(proceed, start, args, kwargs) if start is not None else proceed(*args, **kwargs)
         if functorch_level() is not None:
             return proceed(*args, **kwargs)
+        if self.listening is not None:
+            self.listening.look()
         before = self._here, self._wanted, self._trail, self._skip, self._on
         here = self._step(module)
         try:
@@ -146,15 +163,19 @@ class Reader(RootWatcher):
         if here is not None and self._wanted is not None:
             self._trail = self.ran[here.path] = []
             self._skip = self.plan.skip[here.path]
-        on = self._wanted is not None
+        on = self._wanted is not None or (self.listening is not None and self.listening.wide)
         if on is not self._on:
             self._switch(on)
 
     def _switch(self, on: bool) -> None:
-        """Put this mode on, outside those that the model put on since its call began, or take it off."""
-        if on:
+        """Put this mode on, outside those that the model put on since its call began, or take it off.
+
+        It stays on while views are listened to, which any module may overwrite.
+        """
+        on = on or (self.listening is not None and self.listening.wide)
+        if on and not self._on:
             put_on(self, self._depth)
-        else:
+        elif not on:
             take_off(self)
         self._on = on
 
@@ -173,8 +194,8 @@ class Reader(RootWatcher):
         few = paths.complete and not self._all
         self._names = paths if few else Names(root)
         self._followed = paths.paths if few else None
-        self.begin()
-        out, self._depth = None, _len_torch_function_stack()
+        self.listening = self.begin()
+        out, raised, self._depth = None, None, _len_torch_function_stack()
         try:
             if self.plan.sources:
                 self._deliver_sources(root, start, args, kwargs)
@@ -185,14 +206,22 @@ class Reader(RootWatcher):
             if here is not None:
                 self._deliver_returned(here, out)
             return out
+        except BaseException as error:
+            raised = None if isinstance(error, Stop) else _innermost(error.__traceback__, self, root, path)
+            raise
         finally:
+            listening, self.listening = self.listening, None
             self._go(None)
             self._names = None
-            self.end(out)
+            if listening is not None:
+                listening.look(wake=True)
+            self.end(out, raised)
 
     def _deliver_returned(self, here: Call, out: Nest) -> None:
         for name, at in self.plan.returned_by(here.path):
             self._found(name, out, True, at)
+        if self.listening is not None and self.listening.wide:
+            self._switch(True)
 
     def _deliver_sources(self, root: nn.Module, start: Start, args: Any, kwargs: Any) -> None:
         given = dict(name_inputs(start.called, args, kwargs))
@@ -202,6 +231,9 @@ class Reader(RootWatcher):
                 self._found(name, given[name], True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        listening = self.listening
+        if listening is not None and not is_traced() and functorch_level() is None:
+            return self._heard(listening, func, args, kwargs or {})
         out = func(*args, **kwargs) if kwargs else func(*args)
         if is_traced():
             return out
@@ -209,6 +241,16 @@ class Reader(RootWatcher):
             self._trail.append(func)
             return out
         return self._met(func, out, args, kwargs or {})
+
+    def _heard(self, listening: Listening, func: Any, args: Any, kwargs: Any) -> Any:
+        """A function around which the planned values are looked at: their gradients are wanted."""
+        listening.look()
+        out = func(*args, **kwargs)
+        op = known_ops.get(func) or op_of(func)
+        if op.kind != PASS:
+            written = written_by(op, args, kwargs) if op.kind == WRITE or "out" in kwargs else []
+            listening.after(written, (args, kwargs), out)
+        return self._met(func, out, args, kwargs)
 
     def _met(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
         """A function that may be one of those waited for; one that can not be is skipped from now on."""
@@ -241,6 +283,17 @@ class Reader(RootWatcher):
         self._left.discard(name)
         if self.stop and not self._left:
             raise Stop(self)
+
+
+def _innermost(trace: TracebackType | None, reader: Reader, root: nn.Module, path: str) -> str:
+    """The path of the last call that an error came through, registered where it was not followed; else that of the pass."""
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code is Reader.call.__code__ and frame.f_locals["self"] is reader:
+            here, module = frame.f_locals.get("here"), frame.f_locals["module"]
+            path = here.path if here is not None else next((name for name, one in walk(root) if one is module), path)
+        trace = trace.tb_next
+    return path
 
 
 def ops_of(trail: list[Callable[..., Any]]) -> list[str]:

@@ -46,6 +46,14 @@ def is_freed(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() < extent(tensor)[1]
 
 
+def is_equal(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one kind hold the same numbers, a NaN like another; what has none to read counts as same."""
+    ordinary = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and tensor.layout == torch.strided
+    if not ordinary or tensor.is_nested or tensor.is_meta:
+        return True
+    return tensor.shape == other.shape and bool(((tensor == other) | ((tensor != tensor) & (other != other))).all())
+
+
 def is_unshaped(tensor: Tensor) -> bool:
     """Whether a tensor is the parameter or buffer of a lazy layer that was not called yet."""
     return isinstance(tensor, (UninitializedParameter, UninitializedBuffer))

@@ -1,6 +1,7 @@
 """fmr's own tensor work is seen by no mode, tracer or tensor class of the user: each sees the ops that ran without fmr."""
 
 import contextlib
+import copy
 import re
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -128,6 +129,20 @@ def test_a_counter_of_flops_counts_those_of_the_model(keep: str) -> None:
 
     model = encoding()
     assert flops(fmr.track(model, keep=keep)) == flops(contextlib.nullcontext())
+
+
+@pytest.mark.parametrize("keep", ["all", "*", ["lin/linear#0", "/relu#0", "param:lin.weight"]])
+@pytest.mark.parametrize("kind", [Dispatched, Called])
+def test_modes_see_nothing_of_what_is_read_of_a_run(kind: Any, keep: Any) -> None:
+    model = Fn(lambda self, x: self.lin(x).relu(), lin=nn.Linear(8, 8))
+    with fmr.track(model, keep=keep, grad=True) as run:
+        model(torch.ones(2, 8)).sum().backward()
+    with kind() as mode:
+        read = [run["lin/linear#0"], run.grad["lin/linear#0"], run.grad["param:lin.weight"], *dict(run.grad).values()]
+        copied = copy.deepcopy(run)
+        assert mode.seen == []
+    assert len(read) > 5
+    assert copied.grad["/relu#0"].equal(run.grad["/relu#0"])
 
 
 TRACERS: dict[str, Callable[[nn.Module, Tensor], str]] = {

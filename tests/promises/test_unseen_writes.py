@@ -150,6 +150,19 @@ def test_no_value_is_refused_after_writes_that_were_seen(name: str, keep: str, h
     assert not run.graph.opaque
 
 
+def test_a_value_of_a_plan_with_gradients_is_what_it_was() -> None:
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        y = x * torch.tensor([float("nan"), 2, 2])
+        z = y + 1
+        y.data.add_(1)
+        return y.exp() + z
+
+    x = X.clone().requires_grad_()
+    run = fmr.run(Fn(forward), x, keep=["/mul#0", "/add#0"], grad=True)
+    assert run["/mul#0"][:, 1:].equal((X * 2)[:, 1:])
+    assert torch.autograd.grad(run.output[:, 1:].sum(), run["/add#0"])[0].sum() == 4
+
+
 @pytest.mark.parametrize("keep", ["all", "none", "*"])
 def test_inference_mode_entered_inside_or_outside_a_pass_is_tracked(keep: str) -> None:
     def forward(_: nn.Module, x: Tensor) -> Tensor:
