@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -134,6 +134,8 @@ class Site:
     `layout` names the tensor's dimensions in order. The default reads (examples, positions, units) for three
     dimensions and (examples, heads, positions, units) for four; a tensor laid out otherwise states its own. With
     `n_heads`, a tensor with another number of heads is refused: it is laid out otherwise than where the site was found.
+    `where` is the call site of what makes the value, as `fmr.locate` found it: a pass in which the value of this ID is made
+    elsewhere is refused. It is neither printed nor compared.
     """
 
     id: TensorId
@@ -143,6 +145,7 @@ class Site:
     examples: Index = None
     layout: tuple[str, ...] | None = None
     n_heads: int | None = None
+    where: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", TensorId(self.id))
@@ -152,6 +155,10 @@ class Site:
         """The axes that are narrowed, with what is taken of each."""
         axes = {"positions": self.positions, "heads": self.heads, "units": self.units, "examples": self.examples}
         return {axis: index for axis, index in axes.items() if index is not None}
+
+    def made_at(self, where: str | None) -> "Site":
+        """The same site of a value that is made at this call site."""
+        return replace(self, where=where)
 
     def of(self, value: torch.Tensor) -> torch.Tensor:
         """The selected part of the tensor; an int drops its axis, a slice or a list keeps it."""

@@ -187,7 +187,7 @@ class Builder:
         if kwargs:
             for name, arg in kwargs.items():
                 self._argument(arg, name, parents, plain)
-        k, where, place = call.number(op.name), _where(code, lasti), len(self.nodes)
+        k, where, place = call.number(op.name), where_of(code, lasti), len(self.nodes)
         if written:
             self._time += 1
         for index, tensor in ((None, out),) if out.__class__ is Tensor else outputs(out):
@@ -361,7 +361,7 @@ class Builder:
 _lines: dict[tuple[int, int], tuple[CodeType, str]] = {}
 
 
-def _where(code: CodeType | None, lasti: int) -> str:
+def where_of(code: CodeType | None, lasti: int) -> str:
     """`file:line` of an instruction, the file as it is imported, without the directory of the installation."""
     if code is None:
         return ""

@@ -8,6 +8,7 @@ from torch import Tensor
 from fmr.errors import IdError, TrackError
 from fmr.graph.graph import Graph
 from fmr.graph.paths import the_one
+from fmr.graph.places import check_place
 from fmr.ids import ALIAS, Site, TensorId, outer_op
 from fmr.nests import Nest
 from fmr.nodes import Key, id_of
@@ -27,6 +28,7 @@ class Holder(Protocol):
     stored_grads: Mapping[TensorId, Tensor]
     slots: dict[TensorId, Slot | None]
     values: dict[TensorId, Tensor]
+    places: dict[TensorId, str]
     _graph: Graph | None
 
     def named(self, name: TensorId) -> Nest:
@@ -52,6 +54,8 @@ class Gradients(Mapping[str, Tensor]):
         if not here.history:
             raise TrackError(f"No gradient of {str(name)!r}: the run kept no history. Track with grad=True.")
         here._value(name)
+        if isinstance(key, Site):
+            check_place(key, here.places, here._graph)
         grad = self._of(name)
         if grad is None:
             raise IdError(f"{str(name)!r} has no gradient: {self._why(name)}.")

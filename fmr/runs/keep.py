@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fmr.errors import TrackError
-from fmr.ids import SOURCES, TensorId
+from fmr.ids import SOURCES, Site, TensorId
 from fmr.nodes import Key, Node, id_of, is_key
 from fmr.watching.plan import Plan, is_plannable
 from fmr.watching.scopes import walk
@@ -43,9 +43,9 @@ def parse(keep: Keep, model: nn.Module | None) -> Wanted:
     if isinstance(keep, str) and keep in ("all", "none"):
         return Wanted((), (), None if keep == "all" else nothing, None)
     if isinstance(keep, str):
-        return _named((keep,))
+        return _named((keep,), ())
     if isinstance(keep, list) and keep and all(isinstance(key, str) for key in keep):
-        return _named(tuple(keep))
+        return _named(tuple(keep), ())
     if callable(keep) and not isinstance(keep, nn.Module):
         return Wanted((), (), keep, None)
     keys = _keys(keep)
@@ -57,7 +57,7 @@ def parse(keep: Keep, model: nn.Module | None) -> Wanted:
         raise TrackError(
             f"keep is {what}. Expected 'all', 'none', IDs, paths of modules, nodes, sites, globs or a predicate on nodes."
         )
-    return _named(tuple(id_of(key) for key in keys))
+    return _named(tuple(id_of(key) for key in keys), tuple(key.id for key in keys if isinstance(key, Site) and key.where))
 
 
 def nothing(node: Node) -> bool:
@@ -92,8 +92,11 @@ def _module(module: nn.Module, model: nn.Module | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _named(names: tuple[str, ...]) -> Wanted:
-    """The IDs and globs of a keep list; the same list in a later run needs no second thought."""
+def _named(names: tuple[str, ...], placed: tuple[str, ...]) -> Wanted:
+    """The IDs and globs of a keep list; the same list in a later run needs no second thought.
+
+    `placed` are the IDs of which it is to be known where their ops are called.
+    """
     globs = tuple(str(name) for name in names if any(character in name for character in "*?["))
     ids = tuple(dict.fromkeys(TensorId(name) for name in names if name not in globs))
     for name in ids:
@@ -104,7 +107,7 @@ def _named(names: tuple[str, ...]) -> Wanted:
         ids,
         globs,
         lambda node: node.id in exact or any(fnmatchcase(node.id, glob) for glob in globs),
-        Plan(ids, globs) if planned else None,
+        Plan(ids, globs, placed) if planned else None,
     )
 
 

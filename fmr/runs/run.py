@@ -15,6 +15,7 @@ from fmr.graph.build import Builder
 from fmr.graph.expand import inner_value
 from fmr.graph.graph import Graph
 from fmr.graph.paths import returned, the_one
+from fmr.graph.places import check_place
 from fmr.ids import Site, TensorId, outer_scope
 from fmr.nests import Nest, map_ids
 from fmr.nodes import Key, Node, id_of
@@ -52,6 +53,7 @@ class Pass:
         self.heard_at: dict[TensorId, Slot] = {}
         self.live: dict[TensorId, tuple[Tensor, int]] = {}
         self.unsaved: Mapping[TensorId, str] = {}
+        self.places: dict[TensorId, str] = {}
         self.values: dict[TensorId, Tensor] = {}
         self.returned: dict[TensorId, Nest] = {}
         self.slots: dict[TensorId, Slot | None] = {}
@@ -126,7 +128,7 @@ class Pass:
         grads = deepcopy({TensorId(name): grad.detach() for name, grad in known}, memo)
         lost = [name for name, slot in self.slots.items() if slot is None]
         made = Pass.of_file(self.history, values, grads, lost, self.unsaved, self.returned, None)
-        made._graph, made._pending = graph, None
+        made._graph, made._pending, made.places = graph, None, dict(self.places)
         made.output, made.error, made.raised = deepcopy(detached(self.output), memo), self.error, self.raised
         return made
 
@@ -208,6 +210,7 @@ class Pass:
         name = id_of(key)
         names = self.named(name)
         if isinstance(key, Site):
+            check_place(key, self.places, self._graph)
             return key.of(self._value(the_one(name, names)))
         return map_ids(self._value, names)
 
@@ -392,8 +395,6 @@ class Run:
             return "Run: nothing has run yet"
         if len(self.passes) == 1:
             return f"Run of one pass: {self.passes[0]!r}"
-        return f"Run of {len(self.passes)} passes\n  " + "\n  ".join(
-            f"[{n}] {one!r}" for n, one in enumerate(self.passes[:8])
-        )
+        return f"Run of {len(self.passes)} passes" + "".join(f"\n  [{n}] {one!r}" for n, one in enumerate(self.passes[:8]))
 
     _repr_html_ = preformatted

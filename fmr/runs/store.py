@@ -160,6 +160,7 @@ class _Content:
             },
             "lost": [name for name, slot in one.slots.items() if slot is None and name not in one.values],
             "returned": {name: encode(nest) for name, nest in one.returned.items()},
+            "places": dict(one.places),
             "unsaved": [*one.unsaved, *(name for name in one.kept if name not in kept)],
         }
 
@@ -321,4 +322,6 @@ def _restored(row: dict[str, Any], file: TensorFile, source: str) -> Pass:
     lost = [TensorId(name) for name in row["lost"]]
     made = graph if row["graph"] is not None else None
     given = {TensorId(name): map_ids(TensorId, decode(nest)) for name, nest in row.get("returned", {}).items()}
-    return Pass.of_file(row["history"], stored(row["values"]), stored(row["grads"]), lost, unsaved, given, made)
+    one = Pass.of_file(row["history"], stored(row["values"]), stored(row["grads"]), lost, unsaved, given, made)
+    one.places = {TensorId(name): str(where) for name, where in row.get("places", {}).items()}
+    return one

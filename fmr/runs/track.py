@@ -5,13 +5,14 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fmr.errors import IdError, TrackError
-from fmr.graph.build import Builder
+from fmr.graph.build import Builder, where_of
 from fmr.graph.expand import all_inside
 from fmr.graph.paths import nothing_at
 from fmr.ids import TensorId
@@ -138,7 +139,9 @@ class _Tracker:
 
     def watcher(self, model: nn.Module | None) -> Recorder | Reader:
         if self.plan is not None:
-            return Reader(model, self.plan, self._begin_plan, self._deliver, self._end_plan, self.stop)
+            reader = Reader(model, self.plan, self._begin_plan, self._deliver, self._end_plan, self.stop)
+            reader.place = self._place
+            return reader
         if self.wanted is None and self.to is None and self.dtype is None:
             return Recorder(model, self._begin_tape, self._end, self.guard)
         return Recorder(model, self._begin_stream, self._end, self.guard)
@@ -295,6 +298,9 @@ class _Tracker:
         else:
             with unseen():
                 self._returned(name, value, at)
+
+    def _place(self, name: TensorId, code: CodeType | None, at: int) -> None:
+        self.run.passes[-1].places[name] = where_of(code, at)
 
     def _returned(self, name: TensorId, value: Nest, at: str) -> None:
         if value.__class__ is Tensor and not at:

@@ -1,11 +1,12 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 from fmr.errors import IdError, RandomError, StructureError
 from fmr.graph.graph import Graph
+from fmr.graph.places import at_place
 from fmr.ids import Site, TensorId
 from fmr.ops.fused import is_fused
 from fmr.runs.run import Pass, Run
@@ -21,7 +22,7 @@ from fmr.structure.memories.find import find_memories, only_weighs
 from fmr.structure.memories.memory import Memory, certify_memory
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import is_random
-from fmr.structure.parts import Structure
+from fmr.structure.parts import Layer, Structure
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
 from fmr.structure.streams.dominate import Flow
@@ -31,6 +32,7 @@ from fmr.structure.streams.stream import Stream, certify_stream
 from fmr.structure.streams.writes import writers
 
 Found = TypeVar("Found")
+Part = TypeVar("Part", Attention, Memory, Layer, Structure)
 
 
 def locate(source: Run | Pass | Graph) -> Structure:
@@ -100,18 +102,25 @@ class _Search:
         last = streams[-1] if streams and streams[-1].writes else None
         embedding = _embedding(self.graph, last, sums)
         unembedding = _unembedding(self.graph, last, embedding)
-        return Structure(
+        found = Structure(
             model=self.model,
             attention=tuple(attention),
             mlps=tuple(mlps),
             streams=residuals,
-            layers=tuple(find_layers(self.graph, residuals, attention, mlps)),
+            layers=tuple(map(self._placed, find_layers(self.graph, residuals, attention, mlps))),
             embedding=embedding,
             unembedding=unembedding,
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
             rejected=tuple(self.rejected),
             readout=find_readout(self.graph, last, unembedding, self.value),
         )
+        return self._placed(found)
+
+    def _placed(self, part: Part) -> Part:
+        """A part whose sites know where their values are made."""
+        held = {one.name: getattr(part, one.name) for one in fields(part)}
+        sites: dict[str, Any] = {name: at_place(self.graph, one) for name, one in held.items() if isinstance(one, Site)}
+        return replace(part, **sites)
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []
@@ -122,7 +131,7 @@ class _Search:
             ends = found.softmax, (found.out or found.z).id
             certificate, ok = self._certify(certify_attention, found, "attention", *ends)
             if ok:
-                blocks.append(replace(found, certified=certificate, index=len(blocks)))
+                blocks.append(replace(self._placed(found), certified=certificate, index=len(blocks)))
         return blocks
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId]) -> list[Memory]:
@@ -138,7 +147,7 @@ class _Search:
             certificate, ok = self._certify(certify_memory, found, "memory", found.pre.id, found.out.id)
             if ok:
                 weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
-                blocks.append(replace(found, weights=weights, certified=certificate))
+                blocks.append(replace(self._placed(found), weights=weights, certified=certificate))
         for down, hidden in hidden_memories(self.graph, sums):
             reason = (
                 f"{'it' if down is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"

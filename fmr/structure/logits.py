@@ -1,7 +1,7 @@
 """From the residual stream to logits: the model's own final norm and unembedding, run again from any point of the stream."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -37,7 +37,8 @@ class Readout:
         _check(self.graph, name, start, key)
         with own_work():
             graph = graph_of(run, self.graph)
-            known = {start: run[name].to(graph[start].dtype)}
+            whole = replace(key, positions=None, examples=None) if isinstance(key, Site) else name
+            known = {start: run[whole].to(graph[start].dtype)}
             for node in (graph[one] for one in self.way):
                 if node.id != start and any(parent in known for parent in node.parents):
                     read = {p.id: known[p.id] if p.id in known else self._weight(run, p.id) for p in node.parents}

@@ -1,10 +1,11 @@
 """Reading a few IDs in a later run: the watching mode is on only inside the module calls that hold one of them."""
 
 import re
+import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from fmr.nests import Nest, outputs
 from fmr.ops.names import PASS, READ, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.recorder import call_site
 from fmr.watching.scopes import Call, Names, Paths, Start, name_inputs, walk
 from fmr.watching.stack import put_on, take_off
 from fmr.watching.storage import is_unshaped
@@ -30,15 +32,17 @@ class Want(NamedTuple):
     id: TensorId
     output: int | None
     inside: bool
+    placed: bool = False
 
 
 class Plan:
     """Which ops to wait for, by scope, op name and running number; `sources` are read when a pass begins.
 
-    `returned` are the module calls whose outputs are wanted, by path; where `globs` name more, every call is followed.
+    Where the op is called is told of the IDs in `placed`. `returned` are the module calls whose outputs are wanted, by path;
+    where `globs` name more, every call is followed.
     """
 
-    def __init__(self, ids: Iterable[TensorId], globs: Iterable[str] = ()) -> None:
+    def __init__(self, ids: Iterable[TensorId], globs: Iterable[str] = (), placed: Collection[str] = ()) -> None:
         self.ids, self.globs = tuple(ids), tuple(globs)
         self.sources = [name for name in self.ids if name.is_source]
         self.returned: dict[str, tuple[tuple[TensorId, str], ...]] = {}
@@ -51,7 +55,7 @@ class Plan:
                 outer = outer_op(name)
                 part = outer.parts
                 by_op = self.ops.setdefault(outer.scope, {}).setdefault(part.op, {})
-                by_op.setdefault(part.k, []).append(Want(name, part.output, outer is not name))
+                by_op.setdefault(part.k, []).append(Want(name, part.output, outer is not name, name in placed))
         self.prefixes = {prefix for scope in (*self.ops, *self.returned) for prefix in _prefixes(scope)}
         self.registered = tuple({_bare(prefix) for prefix in self.prefixes})
         self.skip: dict[str, set[Callable[..., Any]]] = {scope: set() for scope in self.ops}
@@ -113,6 +117,7 @@ class Reader(RootWatcher):
         self.begin: Callable[[], Listening | None] = begin
         self.deliver: Callable[[TensorId, Nest, bool, str | None], None] = deliver
         self.end: Callable[[Any, str | None], None] = end
+        self.place: Callable[[TensorId, CodeType | None, int], None] = lambda name, code, at: None
         self.ran: dict[str, list[Callable[..., Any]]] = {}
         self._trail: list[Callable[..., Any]] = []
         self._skip: set[Callable[..., Any]] = set()
@@ -276,6 +281,8 @@ class Reader(RootWatcher):
             else:
                 value = next((tensor for index, tensor in outputs(made) if index == want.output), None)
             if value is not None:
+                if want.placed:
+                    self.place(want.id, *call_site(sys._getframe()))
                 self._found(want.id, value, not want.inside)
 
     def _found(self, name: TensorId, value: Nest, shared: bool, at: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """One attention of a model: the sites of its values, the shape of its heads, its maps, and the proof that it is one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.indices import carried, numbers
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, after, projection
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of
-from fmr.structure.proof.evaluate import Values, evaluate, graph_of, own_work
+from fmr.structure.proof.evaluate import Values, check_places, evaluate, graph_of, own_work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ class Attention:
                 f"{site.id} has no dimension that counts heads alone: {list(shape)} are {list(layout)}. "
                 f"Expected block.maps(run)[:, {head}] for the pattern of one head."
             )
-        return Site(site.id, heads=head, layout=layout, n_heads=shape[axis])
+        return replace(site, heads=head, layout=layout, n_heads=shape[axis])
 
     def maps(self, run: Run | Pass) -> Tensor:
         """The pattern of every head, (examples, heads, queries, keys), however the model lays it out.
@@ -101,12 +101,15 @@ class Attention:
         >>> structure.attention[3].maps(run)[0, 2]  # what head 2 of the first example looks at
 
         run: one that kept the pattern; `fmr.run(model, keep=[structure.attention[3].pattern], **inputs)` is enough. Windows
-        of a windowed attention count as examples. A run that lays the pattern out in another way than the one where it was
-        located, as a step of generation may, and a pattern whose heads cannot be told apart, are a `StructureError`.
+        of a windowed attention count as examples. A step of one query for which the heads that share keys are laid out as
+        its queries is unpacked. A run that lays the pattern out in another way than the one where it was located, and a
+        pattern whose heads cannot be told apart, are a `StructureError`; one that is another value there, an `IdError`.
         """
         try:
-            value = run[self.pattern.id]
+            value = run[self.pattern]
         except IdError as missing:
+            if self.pattern.id in run:
+                raise
             raise IdError(f"{missing} Expected a run that kept it: fmr.run(model, *inputs, keep=[block.pattern]).") from None
         return maps_of(value.detach(), self.pattern, self.n_heads, self.n_kv_heads)
 
@@ -119,7 +122,9 @@ class Attention:
         run: one that kept every value (keep="all"); of others an `IdError` names what is missing.
         """
         with own_work():
-            return certify_attention(graph_of(run, self.graph), self, run.__getitem__)
+            graph = graph_of(run, self.graph)
+            check_places(run, (self.q, self.k, self.v, self.scores, self.pattern, self.z))
+            return certify_attention(graph, self, run.__getitem__)
 
     def plot(
         self,

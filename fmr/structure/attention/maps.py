@@ -70,12 +70,21 @@ def maps_of(value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> Tensor:
     for dim in reversed(range(len(layout))):
         if JOIN in layout[dim]:
             value, layout = _parted(value, layout, dim, n_heads, site)
+    if _is_packed(layout, tuple(value.shape), n_heads, n_kv_heads):
+        layout = tuple({"heads": KEY_HEADS, "positions": GROUPS}.get(name, name) for name in layout)
     heads = [dim for name in ("heads", KEY_HEADS, GROUPS) for dim, own in enumerate(layout) if own == name]
     _check_heads([(layout[dim], value.shape[dim]) for dim in heads], value, site, n_heads, n_kv_heads)
     queries, keys = ([dim for dim, name in enumerate(layout) if name == one] for one in ("positions", "units"))
     rest = [dim for dim in range(len(layout)) if dim not in (*heads, *queries, *keys)]
     sizes = (math.prod(value.shape[dim] for dim in dims) for dims in (rest, heads, queries, keys))
     return value.permute(*rest, *heads, *queries, *keys).reshape(*sizes)
+
+
+def _is_packed(layout: tuple[str, ...], shape: tuple[int, ...], n_heads: int, n_kv_heads: int) -> bool:
+    """Whether the heads that share keys stand where queries do: at a step of one query, for kernels that repeat no keys."""
+    sizes = dict(zip(layout, shape, strict=True))
+    shared = len(sizes) == len(layout) and n_kv_heads < n_heads and "positions" in sizes
+    return shared and sizes.get("heads") == n_kv_heads and sizes["positions"] * n_kv_heads == n_heads
 
 
 _ELSEWHERE = "Locate it in that run: fmr.locate(run), or of one pass fmr.locate(run.passes[i])."

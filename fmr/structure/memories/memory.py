@@ -16,7 +16,7 @@ from fmr.structure.memories.ups import THROUGH
 from fmr.structure.normal.indices import carried, numbers
 from fmr.structure.normal.match import LINEAR, MOVES, SAME, climb, unshaped
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
-from fmr.structure.proof.evaluate import Values, evaluate, graph_of, own_work, plain
+from fmr.structure.proof.evaluate import Values, check_places, evaluate, graph_of, own_work, plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,9 @@ class Memory:
     def check(self, run: Run | Pass) -> Certificate:
         """Recompute coefficients and output in another run of the same code and report the errors."""
         with own_work():
-            return certify_memory(graph_of(run, self.graph), self, run.__getitem__)
+            graph = graph_of(run, self.graph)
+            check_places(run, (self.pre, self.post, self.out))
+            return certify_memory(graph, self, run.__getitem__)
 
     @property
     def size(self) -> str:

@@ -1,6 +1,6 @@
 """Recomputing a part of a graph from its values, in double precision: what every certificate rests on."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fmr.errors import StructureError, TrackError
 from fmr.graph.execute import execute, overwritten
 from fmr.graph.graph import Graph
-from fmr.ids import ALIAS, TensorId
+from fmr.graph.places import check_place
+from fmr.ids import ALIAS, Site, TensorId
 from fmr.nests import replaced
 from fmr.nodes import Node
 from fmr.runs.run import Pass, Run
@@ -96,6 +97,13 @@ def why_without_numbers(run: Run | Pass) -> str:
     if any(isinstance(run[name], FakeTensor) for name in kept[-1:]):
         return "the run was in fake tensor mode, where values have no numbers"
     return ""
+
+
+def check_places(run: Run | Pass, sites: Iterable[Site]) -> None:
+    """Raise where a pass makes the value of a site in another place than where the site was found."""
+    one = run.last if isinstance(run, Run) else run
+    for site in sites:
+        check_place(site, one.places, one._graph)
 
 
 def graph_of(run: Run | Pass, graph: Graph) -> Graph:

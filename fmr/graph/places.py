@@ -1,0 +1,46 @@
+"""Where the model makes a value: an op of the same name and number may be another one where a pass took another branch."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from fmr.errors import IdError
+from fmr.graph.graph import Graph
+from fmr.ids import Site, TensorId
+
+
+def place_of(graph: Graph, name: TensorId) -> str | None:
+    """The call site `file:line` of what makes a value, where it tells two values of one ID apart.
+
+    It does not in a module of torch's own, whose ops count as called where the module is, in code that is made while the
+    program runs, and for what no call made.
+    """
+    node = graph[name]
+    call = graph.calls.get(node.module)
+    told = node.where and not node.where.startswith("<") and call is not None and not hasattr(nn, call.kind)
+    return node.where if told else None
+
+
+def at_place(graph: Graph, site: Site) -> Site:
+    """A site of this graph that is read only where its value is made in the same place."""
+    return site.made_at(place_of(graph, site.id))
+
+
+def check_place(site: Site, places: Mapping[TensorId, str], graph: Graph | None) -> None:
+    """Raise where a pass makes the value of a site in another place than where the site was found.
+
+    `places` are those noted of a pass without a graph.
+    """
+    if site.where is None:
+        return
+    here = places.get(site.id) or (graph[site.id].where if graph is not None and site.id in graph else "")
+    if here and _line(here) != _line(site.where):
+        raise IdError(
+            f"{site!r} was found as the value that {site.where} makes. In this pass {here} makes {str(site.id)!r}, which is "
+            f"another value: the model took another branch. Locate it in this run or pass: fmr.locate(run.passes[i])."
+        )
+
+
+def _line(where: str) -> str:
+    """The file's name and the line; installations differ in their directories."""
+    return where.rpartition("/")[2]

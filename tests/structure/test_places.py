@@ -1,0 +1,136 @@
+"""A located site is read only where its value is made in the same place: another branch may give its ID to another value."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fmr
+from fmr.errors import IdError
+
+WIDTH, HEADS = 8, 2
+
+
+class Forked(nn.Module):
+    """One attention over one key head, which is repeated by a reshape where a mask is given and broadcast elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, size) for size in (WIDTH, 4, 4, WIDTH))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.q(x).unflatten(-1, (HEADS, -1)).transpose(1, 2), self.k(x)[:, None], self.v(x)[:, None]
+        if mask is not None:
+            k = k[:, :, None].expand(-1, 1, HEADS, -1, -1).reshape(len(x), HEADS, -1, 4)
+            v = v[:, :, None].expand(-1, 1, HEADS, -1, -1).reshape(len(x), HEADS, -1, 4)
+        pattern = (q @ k.mT / 2).softmax(-1)
+        z = (pattern @ v).transpose(1, 2).reshape(len(x), -1, WIDTH)
+        return x + self.o(z)
+
+
+X, MASK = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(0)), torch.ones(1)
+
+
+@pytest.fixture
+def forked() -> Iterator[tuple[Forked, Any]]:
+    torch.manual_seed(0)
+    model = Forked()
+    yield model, fmr.locate(fmr.run(model, X, MASK)).attention[0]
+
+
+REFUSED = (
+    r"was found as the value that .*test_places.py:\d+ makes. In this pass .*test_places.py:\d+ makes '/reshape#0'.*another"
+)
+
+
+def test_a_site_of_another_branch_is_refused_in_a_recorded_run(forked: tuple[Forked, Any]) -> None:
+    model, block = forked
+    run = fmr.run(model, X)
+    assert block.k.id in run
+    with pytest.raises(IdError, match=REFUSED + r" value.*Locate it in this run or pass: fmr.locate"):
+        run[block.k]
+    with pytest.raises(IdError, match=REFUSED):
+        run[block.head(1).k]
+    with pytest.raises(IdError, match=REFUSED):
+        run.last[block.k]
+
+
+def test_a_site_of_another_branch_is_refused_by_plan(forked: tuple[Forked, Any]) -> None:
+    model, block = forked
+    later = fmr.run(model, X, keep=[block.k, block.pattern])
+    with pytest.raises(IdError, match=REFUSED):
+        later[block.k]
+    assert torch.equal(later[block.pattern], fmr.run(model, X)[block.pattern.id])
+    assert torch.equal(later[block.k.id], fmr.run(model, X)[block.k.id])
+
+
+def test_a_site_of_the_same_branch_is_read(forked: tuple[Forked, Any]) -> None:
+    model, block = forked
+    full = fmr.run(model, 2 * X, MASK)
+    assert torch.equal(fmr.run(model, 2 * X, MASK, keep=[block.k])[block.k], full[block.k])
+    assert block.check(full).ok
+
+
+def test_the_site_of_a_head_knows_the_place(forked: tuple[Forked, Any]) -> None:
+    _, block = forked
+    assert block.head(1).v.where == block.v.where
+    assert "test_places.py" in block.v.where
+
+
+def test_a_check_of_another_branch_is_refused(forked: tuple[Forked, Any]) -> None:
+    model, block = forked
+    with pytest.raises(IdError, match=REFUSED):
+        block.check(fmr.run(model, X))
+
+
+def test_a_gradient_of_another_branch_is_refused(forked: tuple[Forked, Any]) -> None:
+    model, block = forked
+    with fmr.track(model, grad=True) as run:
+        model(X).sum().backward()
+    assert run.grad[block.k.id].shape[-1] == WIDTH
+    with pytest.raises(IdError, match=REFUSED):
+        run.grad[block.k]
+
+
+@pytest.mark.parametrize("keep", [lambda block: "all", lambda block: [block.k]], ids=["all", "plan"])
+def test_a_loaded_run_and_a_copy_know_the_places(
+    keep: Callable[[Any], Any], forked: tuple[Forked, Any], tmp_path: Path
+) -> None:
+    model, block = forked
+    for number, given in enumerate([(X,), (X, MASK)]):
+        run = fmr.run(model, *given, keep=keep(block))
+        run.save(tmp_path / f"{number}.fmr")
+        for one in (fmr.load(tmp_path / f"{number}.fmr"), deepcopy(run)):
+            if number:
+                assert torch.equal(one[block.k], run[block.k.id])
+            else:
+                with pytest.raises(IdError, match=REFUSED):
+                    one[block.k]
+
+
+def test_the_last_pass_that_has_the_id_is_asked_alone(forked: tuple[Forked, Any]) -> None:
+    model, block = forked
+    with fmr.track(model, keep=[block.k]) as run:
+        model(X, MASK)
+        model(X)
+    with pytest.raises(IdError, match=REFUSED):
+        run[block.k]
+    assert run.passes[0][block.k].shape == (3, HEADS, 5, 4)
+
+
+def test_a_module_of_torch_may_be_called_from_anywhere() -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 16, batch_first=True).eval()
+    block = fmr.locate(fmr.run(layer, X)).attention[0]
+    later = fmr.run(layer, X, keep=[block.pattern, block.z])
+    assert block.maps(later).shape == (3, HEADS, 5, 5)
+    assert torch.equal(later[block.z], fmr.run(layer, X)[block.z])
+
+
+def test_sites_are_compared_and_printed_without_the_place(forked: tuple[Forked, Any]) -> None:
+    _, block = forked
+    plain = fmr.Site(block.k.id, layout=block.k.layout)
+    assert (plain, hash(plain), repr(plain)) == (block.k, hash(block.k), repr(block.k))
