@@ -24,6 +24,20 @@ def method_of(model: nn.Module, name: str) -> Callable[..., Any]:
     return cast("Callable[..., Any]", found)
 
 
+def unbound(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """A call of `functools.partial(model, ...)`, or of one of a method of a model, as a call of what was bound."""
+    if isinstance(model, functools.partial) and (isinstance(model.func, nn.Module) or _owner(model.func) is not None):
+        return model.func, (*model.args, *args), {**model.keywords, **kwargs}
+    return model, args, kwargs
+
+
+def _owner(function: Any) -> nn.Module | None:
+    """The module whose method a function is, under whatever wrappers such as `torch.no_grad()`."""
+    inner = inspect.unwrap(function, stop=lambda one: isinstance(one, MethodType))
+    owner = getattr(inner, "__self__", None)
+    return owner if isinstance(inner, MethodType) and isinstance(owner, nn.Module) else None
+
+
 def called(
     model: Any, method: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[nn.Module, Callable[..., Any] | None]:
@@ -93,8 +107,8 @@ def root_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
     modules and tensors among its arguments, in its closure, in the object that it belongs to, and those global names
     that it uses.
     """
-    owner = getattr(function, "__self__", None)
-    if isinstance(function, MethodType) and isinstance(owner, nn.Module):
+    owner = _owner(function)
+    if owner is not None:
         return owner
     name = getattr(function, "__name__", type(function).__name__)
     root: nn.Module = type(name.strip("<>"), (nn.Module,), {})()

@@ -25,7 +25,7 @@ from fmr.runs.keep import Keep, check_place, nothing, parse
 from fmr.runs.listener import Heard, Listener
 from fmr.runs.outputs import without_history
 from fmr.runs.reached import nothing_ran, unreached
-from fmr.runs.roots import called, entered
+from fmr.runs.roots import called, entered, unbound
 from fmr.runs.run import Pass, Run, graph_of
 from fmr.watching.calls import watching
 from fmr.watching.guard import Guard
@@ -110,6 +110,7 @@ def run(
     modules are called as the function calls them (its arguments, its closure, the attributes of its object, globals).
     The named arguments are those of `fmr.track`; all others go to the model.
     """
+    model, args, kwargs = unbound(model, args, kwargs)
     root, function = called(model, method, args, kwargs)
     tracker = _Tracker(keep, root, to, dtype, grad, stop)
     watcher = tracker.watcher(root)

@@ -389,3 +389,28 @@ def test_a_module_that_a_function_finds_in_no_name_of_its_own_goes_by_its_class(
     hidden.kept = {"a": nn.Tanh()}
     deep = {"x": {"y": hidden}}
     assert [scope.path for scope in fmr.run(lambda x: deep["x"]["y"](x), X).graph.scopes][:2] == ["", "fn"]
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        lambda model: functools.partial(model),
+        lambda model: functools.partial(functools.partial(model)),
+        lambda model: functools.partial(model.forward),
+        lambda model: torch.no_grad()(model.forward),
+    ],
+    ids=["model", "twice", "forward", "wrapped forward"],
+)
+@pytest.mark.parametrize("keep", KEEPS, ids=["all", "none", "glob", "predicate"])
+def test_a_partial_of_a_model_is_the_model(bound: Callable[[nn.Module], Any], keep: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    assert ids(fmr.run(bound(model), X, keep=keep).graph) == ids(fmr.run(model, X).graph)
+    assert torch.equal(fmr.run(bound(model), X, keep="1.1")["1.1"], model(X))
+
+
+def test_what_a_partial_binds_is_given_to_the_model() -> None:
+    coder = Coder()
+    run = fmr.run(functools.partial(coder.encode, X, twice=False), twice=True)
+    assert ids(run.graph) == ids(fmr.run(coder.encode, X, twice=True).graph)
+    model = Fn(lambda self, x, y: self.first(x) + y, first=nn.Linear(4, 4))
+    assert ids(fmr.run(functools.partial(model, X), y=X).graph) == ids(fmr.run(model, X, y=X).graph)

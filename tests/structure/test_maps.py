@@ -150,5 +150,5 @@ def test_heads_beside_several_queries_are_not_guessed() -> None:
     site = fmr.Site("attn/softmax#0", layout=("examples", "heads", "positions", "units"))
     packed = torch.arange(28.0).reshape(1, 2, 2, 7)
     assert torch.equal(maps_of(packed, site, 4, 2), packed.reshape(1, 4, 1, 7))
-    with pytest.raises(StructureError, match="2 heads, expected 4 heads as where it was found. Locate it in that run"):
+    with pytest.raises(StructureError, match=r"2 heads, expected 4 heads as where it was found. Locate it in that run"):
         maps_of(torch.zeros(1, 2, 4, 7), site, 4, 2)
