@@ -1,12 +1,12 @@
 """The path of a module as a key: which values its call returned, and what to say where there is no such call."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from fmr.errors import IdError, nearest
 from fmr.ids import TensorId, used_name, within
 from fmr.nests import Nest, item_at, map_at
-from fmr.nodes import Nodes, Scope
+from fmr.nodes import Node, Nodes, Scope
 
 
 class Calls(Nodes, Protocol):
@@ -21,15 +21,19 @@ class Calls(Nodes, Protocol):
         """The names of each module and tensor that has several."""
 
 
-def call_at(graph: Calls, path: str) -> Scope:
-    """The call of a module by its dynamic path."""
+Known = Callable[[], Iterable[str]]
+"""Gives the names that an error may offer."""
+
+
+def call_at(graph: Calls, path: str, known: Known | None = None) -> Scope:
+    """The call of a module by its dynamic path; where there is none, the error offers what is known, else other calls."""
     scope = graph.calls.get(path)
     if scope is None:
         used = used_name(path, graph.same, graph.calls)
         why = "" if used else _uncalled(graph, path)
         raise IdError(
             f"{graph.model} called no module {path!r} in this pass. Expected a dynamic path as in the IDs, with @k for "
-            f"the k-th repetition.{why}{used or nearest(path, graph.calls)}"
+            f"the k-th repetition.{why}{used or nearest(path, graph.calls if known is None else known())}"
         )
     return scope
 
@@ -48,14 +52,26 @@ def _uncalled(graph: Calls, path: str) -> str:
     return f" Its parameters were read by {reader.id}: {remedy}"
 
 
-def returned(graph: Calls, name: TensorId) -> Nest:
+def returned(graph: Calls, name: TensorId, known: Known | None = None) -> Nest:
     """The IDs that a module call returned, in a nest of tuples and dicts as it returned them."""
     path, at = _reading(graph, name)
-    output = call_at(graph, path).output
+    output = call_at(graph, path, known).output
     found = item_at(output, at)
     if found is None:
         raise IdError(nothing_at(path, at, output))
     return found
+
+
+def node_among(graph: Calls, name: TensorId, known: Known) -> Node:
+    """The node of an ID; where there is none, the error offers only what is known where that is less than the graph has."""
+    try:
+        return graph[name]
+    except IdError:
+        names = set(known())
+        if all(node.id in names for node in graph.nodes):
+            raise
+        close = used_name(name, graph.same, names) or nearest(name, names) or " Expected one of run.last.kept."
+        raise IdError(f"{graph.model} has no value {str(name)!r} in this graph.{close}") from None
 
 
 def _reading(graph: Calls, name: TensorId) -> tuple[str, str]:

@@ -25,10 +25,25 @@ def unreached(name: TensorId, model: nn.Module | None, watcher: RootWatcher, run
         where = _departure(name, graph, watcher.ran)
     known = [*(graph.calls if graph else ()), *(path for path, _ in (walk(model) if model is not None else ()))]
     values = [n for one in run.passes for n in one.values] + (list(graph.ids()) if graph else [])
-    known = [*known, *values] if name.is_path else [*values, *known]
     sources = [group[0] for group in same if name.is_source]
+    if isinstance(watcher, Reader) and not name.is_path and not name.is_source:
+        values = _that_ran(name, values, watcher.ran)
+    known = [*known, *values] if name.is_path else [*values, *known]
     used = "" if name.is_path else used_name(name, same, [*known, *sources])
     return f"No pass reached {str(name)!r}.{where}{used or nearest(name, (n for n in dict.fromkeys(known) if n != name))}"
+
+
+def _that_ran(name: TensorId, known: list[TensorId], ran: Mapping[str, Any]) -> list[TensorId]:
+    """Of the IDs of a recorded graph those that this run had in the module call of an ID; all where it was not watched."""
+    scope = outer_op(name).scope
+    counts = Counter(ops_of(ran.get(scope, [])))
+
+    def did_run(one: TensorId) -> bool:
+        outer = outer_op(one)
+        own = not (one.is_source or one.is_path) and outer.scope == scope
+        return own and outer.parts.k < counts[outer.parts.op]
+
+    return [one for one in known if did_run(one)] if scope in ran else known
 
 
 def nothing_ran(model: nn.Module | None, watcher: RootWatcher, method: str | None) -> str:

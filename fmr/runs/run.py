@@ -14,10 +14,10 @@ from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph.build import Builder
 from fmr.graph.expand import inner_value
 from fmr.graph.graph import Graph
-from fmr.graph.paths import returned, the_one
+from fmr.graph.paths import node_among, returned, the_one
 from fmr.graph.places import check_place
 from fmr.ids import Site, TensorId, outer_scope
-from fmr.nests import Nest, map_ids
+from fmr.nests import Nest, ids_in, map_ids
 from fmr.nodes import Key, Node, id_of
 from fmr.pictures.notebook import preformatted
 from fmr.runs.failures import Failure
@@ -222,14 +222,14 @@ class Pass:
         if self.returned.get(name) is not None:
             return self.returned[name]
         if self._graph is not None:
-            return returned(self._graph, name)
+            return returned(self._graph, name, self.names)
         raise IdError(f"This run did not keep {str(name)!r}.{nearest(name, self.names())}")
 
     def names(self) -> tuple[TensorId | str, ...]:
-        """Everything that can be asked for by name: kept IDs and the module calls whose output is known."""
+        """Everything that can be asked for by name: kept IDs, and the module calls whose output is kept."""
         self._settle()
         calls = self._graph.calls.items() if self._graph is not None else ()
-        done = (path for path, scope in calls if scope.output is not None)
+        done = (path for path, call in calls if call.output is not None and self.values.keys() >= set(ids_in(call.output)))
         return (*self.values, *(name for name, nest in self.returned.items() if nest is not None), *done)
 
     def reached(self, name: TensorId) -> bool:
@@ -261,7 +261,7 @@ class Pass:
             raise IdError(self.unsaved[name])
         if self._graph is None:
             raise IdError(f"This run did not keep {str(name)!r}.{nearest(name, self.values)}")
-        node = self._graph[name]
+        node = node_among(self._graph, name, self.names)
         owner = self._graph.fused.get(outer_scope(name))
         if owner is None:
             raise IdError(self._why_missing(name))
@@ -298,10 +298,9 @@ class Pass:
 
     def __repr__(self) -> str:
         self._settle()
-        size = _nbytes(self.values)
         head = repr(self._graph).partition("\n")[0] if self._graph is not None else f"{len(self.values)} IDs read, no graph"
         failed = f"\n  {self.failed}" if self.failed is not None else ""
-        return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB{failed}"
+        return f"{head}; {len(self.values)} values kept, {_nbytes(self.values) / 2**20:.1f} MB{failed}"
 
     _repr_html_ = preformatted
 

@@ -367,3 +367,37 @@ def test_a_nest_of_a_plan_and_its_gradients_are_saved_and_loaded(model: nn.Modul
     same(loaded["pair"][2]["twice"], run["pair"][2]["twice"])
     same(loaded.grad["pair:0"], run.grad["pair:0"])
     assert loaded.last.kept == run.last.kept
+
+
+# ---- what errors offer
+
+
+def test_names_are_those_that_can_be_asked_for(model: nn.Module) -> None:
+    for keep in ("*linear#*", "none", "all", ["cell"]):
+        run = fmr.run(model, torch.randn(2, 4), keep=keep)
+        assert all(name in run for name in run.last.names())
+    assert "pair" not in fmr.run(model, torch.randn(2, 4), keep="*add#*").last.names()
+
+
+def test_what_is_offered_was_kept() -> None:
+    model = Fn(lambda self, x: self.second(self.first(x)).relu(), first=nn.Linear(4, 4), second=nn.Linear(4, 4))
+    run = fmr.run(model, torch.ones(2, 4), keep="second/linear#*")
+    with pytest.raises(fmr.IdError, match=r"called no module 'secnd'.*Nearest that exist: second"):
+        run["secnd"]
+    with pytest.raises(fmr.IdError) as error:
+        run["firs"]
+    assert "first" not in str(error.value)
+    with pytest.raises(
+        fmr.IdError, match=r"no value 'first/linear#1' in this graph\. Nearest that exist: second/linear#0\."
+    ):
+        run["first/linear#1"]
+
+
+def test_an_id_of_another_branch_is_not_offered() -> None:
+    model = Fn(lambda self, x: x.relu().sigmoid() if self.flag else x.relu().tanh())
+    model.flag = True
+    assert fmr.run(model, torch.ones(2)).graph
+    model.flag = False
+    with pytest.raises(fmr.IdError) as error:
+        fmr.run(model, torch.ones(2), keep="/sigmoid#1")
+    assert "/sigmoid#0" not in str(error.value)
