@@ -118,10 +118,21 @@ def id_of(key: Key) -> TensorId:
     call = key if isinstance(key, Scope) else getattr(key, "scope", None)
     if isinstance(call, Scope):
         return TensorId(call.path)
+    raise IdError(no_key(key))
+
+
+def no_key(key: object) -> str:
+    """The message for what is no key, with the keys that it holds: an attention has .pattern, a layer .resid_post."""
+    kind = type(key).__name__
     if isinstance(key, torch.nn.Module):
-        raise IdError(f"{type(key).__name__} is a module, not a key: expected its path, as in model.named_modules().")
+        return f"{kind} is a module, not a key: expected its path, as in model.named_modules()."
+    fields = (*getattr(key, "__dataclass_fields__", ()), *getattr(key, "_fields", ()))
+    sites = [f".{name}" for name in fields if isinstance(getattr(key, name), Site)]
+    if sites:
+        scope = ", or .scope for the path of its module call" if isinstance(getattr(key, "scope", None), str) else ""
+        return f"{kind} has several values and is no key: expected one of its sites, {', '.join(sites)}{scope}."
     expected = "expected an ID, the path of a module, a node or a site. Passes are counted in run.passes[i]."
-    raise IdError(f"{key!r} names no value: {expected}")
+    return f"{shown if len(shown := repr(key)) < 100 else kind} names no value: {expected}"
 
 
 class Nodes(Protocol):

@@ -99,7 +99,7 @@ def save_dot(
     *,
     depth: int | None = None,
     around: Any = None,
-    hops: int = 2,
+    hops: int = 1,
     structure: Any = None,
     fold: bool = True,
 ) -> None:
@@ -118,14 +118,14 @@ def save_svg(
     *,
     depth: int | None = None,
     around: Any = None,
-    hops: int = 2,
+    hops: int = 1,
     structure: Any = None,
     fold: bool = True,
 ) -> None:
     """Write the graph as an SVG picture whose tooltips hold full IDs, arguments and call sites.
 
     >>> graph.save_svg("model.svg", depth=2)
-    >>> graph.save_svg("attention.svg", around="transformer.h.0.attn", hops=1, structure=fmr.locate(run))
+    >>> graph.save_svg("attention.svg", around="transformer.h.0.attn", structure=fmr.locate(run))
 
     `depth` is the number of levels of called modules that are open, so that a large model fits a screen: deeper ones
     become a box each, and the ops that no parameter reaches (masks, positions) one box where they hang together; None

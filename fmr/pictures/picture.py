@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
 from fmr.errors import DrawError, IdError, nearest
 from fmr.ids import OPAQUE, Parent, TensorId, relative, within
 from fmr.nests import ids_in
-from fmr.nodes import Node, Nodes, Scope, scope_of
+from fmr.nodes import Node, Nodes, Scope, id_of, is_key, no_key, scope_of
 from fmr.ops.fused import is_fused
 
 
@@ -22,7 +24,7 @@ class View:
 
     depth: int | None = None
     around: Any = None
-    hops: int = 2
+    hops: int = 1
     fold: bool = True
     roles: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -42,8 +44,9 @@ def roles_of(structure: Any) -> Mapping[str, str]:
     """The roles by ID that a structure has, or a mapping that was given itself."""
     roles = {} if structure is None else getattr(structure, "roles", structure)
     if not isinstance(roles, Mapping):
+        given = f"{type(structure).__name__}" if isinstance(structure, nn.Module) else repr(structure)
         raise DrawError(
-            f"structure={structure!r} names no roles. Expected what fmr.locate returns, or a mapping from IDs to roles, as "
+            f"structure={given} names no roles. Expected what fmr.locate returns, or a mapping from IDs to roles, as "
             f"{{'h.0.attn/softmax#0': 'pattern'}}."
         )
     return {str(name): str(role) for name, role in roles.items()}
@@ -128,7 +131,9 @@ class _Tree:
         """The value, or the module call, that `around` names; for a value inside a fused op the op."""
         if isinstance(getattr(around, "scope", None), Scope):
             return self.scopes[around.scope.path]
-        name = str(getattr(around, "id", around))
+        if not is_key(around):
+            raise IdError(no_key(around))
+        name = str(id_of(around))
         if name in self.scopes:
             return self.scopes[name]
         node = next((node for node in self.graph.nodes if node.id == name or name.startswith(_inside(node))), None)

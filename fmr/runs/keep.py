@@ -1,7 +1,7 @@
 """What to keep of a run, and where: every argument is checked before the model runs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 
 from fmr.errors import TrackError
 from fmr.ids import SOURCES, Site, TensorId
-from fmr.nodes import Key, Node, id_of, is_key
+from fmr.nodes import Key, Node, id_of, is_key, no_key
 from fmr.watching.plan import Plan, is_plannable
 from fmr.watching.scopes import walk
 
@@ -52,6 +52,9 @@ def parse(keep: Keep, model: nn.Module | None) -> Wanted:
     for key in keys:
         if isinstance(key, nn.Module):
             raise TrackError(_module(key, model))
+    for key in keys:
+        if is_dataclass(key) and not is_key(key):
+            raise TrackError(f"keep got what is no key. {no_key(key)}")
     if not keys or not all(is_key(key) for key in keys):
         what = "empty" if isinstance(keep, Iterable) and not keys else repr(keep)
         raise TrackError(
@@ -72,7 +75,7 @@ def _keys(keep: Any) -> list[Any]:
     if isinstance(keep, Mapping) and any(isinstance(item, Node) for item in keep.values()):
         keep = keep.values()
     if not isinstance(keep, Iterable):
-        return []
+        return [keep] if is_dataclass(keep) else []
     nested = isinstance(keep, tuple) and any(isinstance(item, Node) for item in keep)
     return [key for item in keep if not (nested and item is None) for key in (_keys(item) if _is_nest(item) else [item])]
 

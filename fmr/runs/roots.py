@@ -17,7 +17,12 @@ from fmr.watching.mode import RootWatcher
 
 def method_of(model: nn.Module, name: str) -> Callable[..., Any]:
     """The method of a model by its name."""
-    found = getattr(model, name, None) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        own = getattr(name, "__name__", "")
+        given = f"the function {own!r}" if own else type(name).__name__
+        hint = f"method={own!r}" if own and hasattr(model, own) else "the name of one, as 'forward'"
+        raise TrackError(f"method is {given}, expected the name of a method of {type(model).__name__}: {hint}.")
+    found = getattr(model, name, None)
     if not callable(found) or isinstance(found, nn.Module):
         close = nearest(str(name), [key for key in dir(type(model)) if not key.startswith("_")])
         raise TrackError(f"{type(model).__name__} has no method {name!r}. Expected the name of one, as 'forward'.{close}")

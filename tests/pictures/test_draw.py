@@ -359,6 +359,11 @@ def neighbourhood(graph: Graph, start: set[str], hops: int) -> set[str]:
     return start
 
 
+def test_a_layer_is_drawn_with_its_next_neighbours_alone() -> None:
+    graph = zoo("gpt2_eager")
+    assert dot(graph, around="transformer.h.1") == dot(graph, around="transformer.h.1", hops=1)
+
+
 @pytest.mark.parametrize("hops", [0, 1, 2, 4])
 def test_around_shows_what_lies_within_so_many_edges(hops: int) -> None:
     graph = zoo("gpt2_eager")

@@ -264,6 +264,11 @@ def test_another_thread_and_a_copy_of_the_model_have_the_plain_method() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: fmr.run(Coder(), X, method=Coder().encode),
+            r"method is the function .encode., .* of Coder: method=.encode.\.",
+        ),
+        (lambda: fmr.run(Coder(), X, method=3), r"method is int, expected the name of a method of Coder"),
         (lambda: fmr.run(Coder(), X, method="encod"), r"Coder has no method 'encod'\. .*Nearest that exist: encode"),
         (lambda: fmr.run(Coder(), X, method="decoder"), r"Coder has no method 'decoder'"),
         (lambda: fmr.run(Coder(), X, method="scale"), r"Coder has no method 'scale'"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from fmr.errors import IdError
+from fmr.errors import DrawError, IdError, TrackError
 
 WIDTH, HEADS = 8, 2
 
@@ -134,3 +134,25 @@ def test_sites_are_compared_and_printed_without_the_place(forked: tuple[Forked, 
     _, block = forked
     plain = fmr.Site(block.k.id, layout=block.k.layout)
     assert (plain, hash(plain), repr(plain)) == (block.k, hash(block.k), repr(block.k))
+
+
+def test_parts_that_are_no_keys_name_their_sites(forked: tuple[Forked, Any], tmp_path: Path) -> None:
+    model, block = forked
+    run = fmr.run(model, X, MASK)
+    layer = fmr.locate(run).layers[0]
+    sites = r"Attention has several values and is no key: expected one of its sites, .*\.pattern, .*or \.scope for the path"
+    for wrong in (block, (block,), [block]):
+        with pytest.raises(TrackError, match=sites):
+            fmr.run(model, X, keep=wrong)
+    with pytest.raises(IdError, match=sites):
+        run[block]
+    with pytest.raises(IdError, match=sites):
+        run.graph.save_dot(tmp_path / "a.dot", around=block)
+    with pytest.raises(IdError, match=r"Layer has several values and is no key: .*\.resid_pre, \.resid_post\.$"):
+        run[layer]
+    with pytest.raises(IdError, match=r"Head has several values and is no key: expected one of its sites, \.q, \.k"):
+        run[block.head(0)]
+    with pytest.raises(IdError, match=r"^Linear is a module, not a key: expected its path"):
+        run.graph.save_dot(tmp_path / "a.dot", around=model.q)
+    with pytest.raises(DrawError, match=r"^structure=Forked names no roles"):
+        run.graph.save_dot(tmp_path / "a.dot", structure=model)
