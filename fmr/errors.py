@@ -1,5 +1,6 @@
 """Every error of fmr: what happened with the value, what was expected, what to do."""
 
+import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -40,6 +41,14 @@ class DrawError(FmrError):
 
 class StructureError(FmrError):
     """A question about structure that the graph cannot answer."""
+
+
+def whole_number(given: object) -> int | None:
+    """A number as an int where it is a whole one, of NumPy or torch too; None for anything else, truth values included."""
+    try:
+        return None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
 
 
 _NEAREST = 3

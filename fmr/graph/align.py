@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from fmr.errors import GraphError
 from fmr.ids import TensorId
 from fmr.nodes import Node, Nodes
 
@@ -73,6 +74,9 @@ def align(first: Nodes, second: Nodes) -> Alignment:
     op, the arguments it reads tensors from and the names of its parameters). What is left is matched where the op is
     the same and what it reads is matched, so that a module which was wrapped or renamed is recognised.
     """
+    if not hasattr(second, "nodes"):
+        hint = "its graph, other.graph" if hasattr(second, "graph") else "a graph, as run.graph"
+        raise GraphError(f"A graph cannot be compared with {type(second).__name__}: expected {hint}.")
     matched: dict[TensorId, TensorId] = {}
     ours, theirs = _by_scope(first), _by_scope(second)
     for scope, nodes in ours.items():

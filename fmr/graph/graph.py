@@ -98,6 +98,8 @@ class Graph:
         >>> [node.id for node in graph.find("*.[01].attn/softmax#*")]
         ['transformer.h.0.attn/softmax#0', 'transformer.h.1.attn/softmax#0']
         """
+        if not isinstance(pattern, str):
+            raise IdError(f"graph.find got {type(pattern).__name__}, expected a glob over IDs, such as '*softmax*'.")
         return tuple(node for node in self._with_inner() if fnmatchcase(node.id, pattern))
 
     def module(self, path: str) -> "ModuleCall":

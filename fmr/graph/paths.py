@@ -30,12 +30,19 @@ def call_at(graph: Calls, path: str, known: Known | None = None) -> Scope:
     scope = graph.calls.get(path)
     if scope is None:
         used = used_name(path, graph.same, graph.calls)
-        why = "" if used else _uncalled(graph, path)
+        why = "" if used else _meant(graph, path) or _uncalled(graph, path)
         raise IdError(
             f"{graph.model} called no module {path!r} in this pass. Expected a dynamic path as in the IDs, with @k for "
             f"the k-th repetition.{why}{used or nearest(path, graph.calls if known is None else known())}"
         )
     return scope
+
+
+def _meant(graph: Calls, path: str) -> str:
+    """The key of a source, or of the first op, that goes by this name with something before or after it."""
+    keys = {f"{kind}:{path}" for kind in ("input", "param", "buffer")} | {f"{path}#0"}
+    found = next((node.id for node in graph.nodes if node.id in keys), None)
+    return f" There is a value {str(found)!r}." if found is not None else ""
 
 
 def _uncalled(graph: Calls, path: str) -> str:

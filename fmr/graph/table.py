@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fmr.errors import FmrError, IdError, nearest
+from fmr.errors import FmrError, GraphError, IdError, nearest, whole_number
 from fmr.graph.execute import execute
 from fmr.graph.paths import Calls
 from fmr.ids import OPAQUE, TensorId, relative
@@ -63,11 +63,12 @@ class Layers(tuple[Layer, ...]):
     """
 
     def __getitem__(self, key: Any) -> Any:
-        if not isinstance(key, str):
+        if isinstance(key, slice) or whole_number(key) is not None:
             return super().__getitem__(key)
+        key = "" if key == "(root)" else key
         found = next((layer for layer in self if layer.path == key), None)
         if found is None:
-            raise IdError(f"The table has no module call {key!r}.{nearest(key, (layer.path for layer in self))}")
+            raise IdError(f"The table has no module call {key!r}.{nearest(str(key), (layer.path for layer in self))}")
         return found
 
     def frame(self) -> "DataFrame":
@@ -105,6 +106,9 @@ def table(graph: Opened, depth: int | None = None) -> Layers:
     has one, too. A parameter counts where it was read, one that the pass did not read nowhere; operations are those of
     torch.utils.flop_counter, with fused attention counted as the products that it stands for, on any device.
     """
+    levels = whole_number(depth)
+    if depth is not None and (levels is None or levels < 0):
+        raise GraphError(f"depth={depth!r} is no depth. Expected 0 for the root alone, 1, 2, ... for levels, None for all.")
     flops = dict(_counted(graph))
     own: dict[str, set[TensorId]] = {scope.path: set() for scope in graph.scopes}
     work: dict[str, list[int | None]] = {scope.path: [] for scope in graph.scopes}

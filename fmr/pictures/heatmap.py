@@ -1,13 +1,13 @@
 """Attention patterns as pictures: one small heat map per head, with the tokens on both axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from fmr.errors import DrawError, StructureError
+from fmr.errors import DrawError, StructureError, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,12 @@ WIDEST = 16.0  # inches of all panels side by side
 
 def chosen(heads: int | Sequence[int] | None, n_heads: int) -> list[int]:
     """The numbers of the heads to draw."""
-    numbers = list(range(n_heads)) if heads is None else [heads] if isinstance(heads, int) else list(heads)
-    wrong = [number for number in numbers if not 0 <= number < n_heads]
-    if wrong or not numbers:
+    if heads is None:
+        return list(range(n_heads))
+    one = whole_number(heads)
+    several = list(heads) if isinstance(heads, Iterable) and not isinstance(heads, str) and one is None else [one]
+    numbers = [number for number in map(whole_number, several) if number is not None and 0 <= number < n_heads]
+    if not numbers or len(numbers) < len(several):
         raise StructureError(f"heads={heads!r}: expected some of 0 to {n_heads - 1}, as heads=[0], or None for all of them.")
     return numbers
 
@@ -63,6 +66,10 @@ class Labels:
                 f"tokenizer.convert_ids_to_tokens(input_ids[0]) gives."
             )
         pair = isinstance(tokens, tuple) and len(tokens) == 2 and not any(isinstance(part, str) for part in tokens)
+        if len(tokens) == 1 and not isinstance(tokens[0], str) and isinstance(tokens[0], Sequence):
+            raise DrawError(
+                "tokens holds the tokens of each example. Expected those of the example that is drawn: tokens[0]."
+            )
         queries, keys = (list(part) for part in (tokens if pair else (tokens, tokens)))
         if (len(queries), len(keys)) != (rows, columns):
             given = f"{len(queries)} for the queries and {len(keys)} for the keys" if pair else f"{len(queries)} tokens"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fmr.errors import TrackError
 from fmr.graph.build import Builder
 from fmr.nests import leaves
 from fmr.watching.calls import watching
@@ -49,6 +50,8 @@ def census(model: nn.Module, *args: Any, **kwargs: Any) -> Census:
 
     Scripted code, and kernels called from C++, are what it finds; the graph shows their results as opaque nodes.
     """
+    if not callable(model):
+        raise TrackError(f"fmr.census got {type(model).__name__}, expected a torch.nn.Module and its inputs.")
     witness = _Witness()
     recorder = _Marking(model, witness)
     with torch.no_grad(), _as_written(), watching(recorder, recorder), witness:

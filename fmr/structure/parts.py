@@ -15,6 +15,7 @@ from fmr.structure.attention.attention import Attention, Head
 from fmr.structure.logits import Readout
 from fmr.structure.memories.memory import Memory
 from fmr.structure.proof.certificate import Certificate, Rejected, proof
+from fmr.structure.proof.evaluate import check_run
 from fmr.structure.streams.stream import Stream, Write
 
 __all__ = ["Attention", "Certificate", "Head", "Layer", "Memory", "Rejected", "Stream", "Structure", "Write"]
@@ -100,6 +101,7 @@ class Structure:
             raise StructureError(
                 f"Nothing can be read out of {self.model}: {self.readout}. Expected pre-norm layers and logits."
             )
+        check_run(run)
         return self.readout.of(run, site)
 
     @property

@@ -40,7 +40,14 @@ def photos() -> dict[str, npt.NDArray[np.uint8]]:
             "The photographs come with scikit-learn and are read by Pillow: pip install 'fmr[analysis]'"
         ) from error
     names = [os.path.splitext(os.path.basename(path))[0] for path in found.filenames]
-    return {name: np.array(image) for name, image in zip(names, found.images, strict=True)}
+    return _Photos((name, np.array(image)) for name, image in zip(names, found.images, strict=True))
+
+
+class _Photos(dict[str, npt.NDArray[np.uint8]]):
+    """Photographs by name."""
+
+    def __missing__(self, name: str) -> npt.NDArray[np.uint8]:
+        raise ZooError(f"There is no photograph {name!r}. Expected one of {', '.join(self)}.")
 
 
 def preprocess(image: Any) -> Tensor:

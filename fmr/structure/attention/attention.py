@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fmr.errors import IdError, StructureError
+from fmr.errors import IdError, StructureError, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
@@ -16,7 +16,7 @@ from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.indices import carried, numbers
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, after, projection
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of
-from fmr.structure.proof.evaluate import Values, check_places, evaluate, graph_of, own_work
+from fmr.structure.proof.evaluate import Values, check_places, check_run, evaluate, graph_of, own_work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,9 +78,10 @@ class Attention:
         Where no dimension is that of the heads alone, and for a number that is none of 0 to n_heads - 1, it is a
         `StructureError`; `maps(run)[:, index]` has the pattern of a head also where heads lie in the batch.
         """
-        if not 0 <= index < self.n_heads:
-            raise StructureError(f"Head {index} of {self.scope!r}: expected 0 to {self.n_heads - 1}.")
-        return Head(*(self._of_head(role, index) for role in Head._fields))
+        number = whole_number(index)
+        if number is None or not 0 <= number < self.n_heads:
+            raise StructureError(f"Head {index!r} of {self.scope!r}: expected 0 to {self.n_heads - 1}.")
+        return Head(*(self._of_head(role, number) for role in Head._fields))
 
     def _of_head(self, role: str, head: int) -> Site:
         site: Site = getattr(self, role)
@@ -105,6 +106,7 @@ class Attention:
         its queries is unpacked. A run that lays the pattern out in another way than the one where it was located, and a
         pattern whose heads cannot be told apart, are a `StructureError`; one that is another value there, an `IdError`.
         """
+        check_run(run)
         try:
             value = run[self.pattern]
         except IdError as missing:
@@ -145,14 +147,15 @@ class Attention:
         `StructureError`, a run without the values an `IdError`; matplotlib comes with `pip install 'fmr[analysis]'`.
         """
         maps = self.maps(run)
-        if not 0 <= example < len(maps):
-            raise StructureError(f"example={example}: this run has {len(maps)}. Expected 0 to {len(maps) - 1}.")
+        row = whole_number(example)
+        if row is None or not 0 <= row < len(maps):
+            raise StructureError(f"example={example!r}: this run has {len(maps)}. Expected 0 to {len(maps) - 1}.")
         numbers = chosen(heads, self.n_heads)
         labels = Labels.of(tokens, *maps.shape[-2:])
         number = "" if self.index is None else f"[{self.index}]"
         note = f"{self.kind}-attention, {self.n_heads} heads of {self.head_dim}, example {example}"
         sizes = SMALL if heads is None else LARGE
-        return draw(maps[example, numbers], numbers, labels, f"attention{number}  {self.scope or 'root'}", note, sizes)
+        return draw(maps[row, numbers], numbers, labels, f"attention{number}  {self.scope or 'root'}", note, sizes)
 
     @property
     def size(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fmr.errors import StructureError
+from fmr.errors import StructureError, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
@@ -73,11 +73,12 @@ class Memory:
         expert: which one, where one parameter holds a matrix for each of several. A memory or an expert that is not there,
         and weights of which no row or column is that of one memory, are a `StructureError`.
         """
-        if not 0 <= index < self.n:
-            raise StructureError(f"Memory {index} of {self.scope!r}: expected 0 to {self.n - 1}.")
+        number = whole_number(index)
+        if number is None or not 0 <= number < self.n:
+            raise StructureError(f"Memory {index!r} of {self.scope!r}: expected 0 to {self.n - 1}.")
         if not self.weights:
             raise StructureError(f"{self.scope!r} was found in a graph alone, which holds no weights. Use fmr.locate(run).")
-        return _vectors(self, index, expert)
+        return _vectors(self, number, expert)
 
     def check(self, run: Run | Pass) -> Certificate:
         """Recompute coefficients and output in another run of the same code and report the errors."""
@@ -118,9 +119,10 @@ def _matrices(found: Memory, keys: Tensor, values: Tensor, index: int, expert: i
         return keys, values
     if expert is None:
         raise StructureError(f"{found.scope!r} has {len(keys)} experts. Name one: block.memory({index}, expert=0).")
-    if not 0 <= expert < len(keys):
-        raise StructureError(f"Expert {expert} of {found.scope!r}: expected 0 to {len(keys) - 1}.")
-    return keys[expert], values[expert]
+    number = whole_number(expert)
+    if number is None or not 0 <= number < len(keys):
+        raise StructureError(f"Expert {expert!r} of {found.scope!r}: expected 0 to {len(keys) - 1}.")
+    return keys[number], values[number]
 
 
 def _vector(weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,6 +100,12 @@ def why_without_numbers(run: Run | Pass) -> str:
     return ""
 
 
+def check_run(run: Any) -> None:
+    """Raise for what is neither a run nor a pass of one."""
+    if not isinstance(run, (Run, Pass)):
+        raise StructureError(f"Got {type(run).__name__}, expected a run or one of its passes, as fmr.run(model, *inputs).")
+
+
 def check_places(run: Run | Pass, sites: Iterable[Site]) -> None:
     """Raise where a pass makes the value of a site in another place than where the site was found."""
     one = run.last if isinstance(run, Run) else run
@@ -108,6 +115,7 @@ def check_places(run: Run | Pass, sites: Iterable[Site]) -> None:
 
 def graph_of(run: Run | Pass, graph: Graph) -> Graph:
     """The graph to recompute a run in: its own, whose shapes are those of its values, where it recorded one."""
+    check_run(run)
     try:
         own = run.graph.unfused
     except TrackError:

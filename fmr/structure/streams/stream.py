@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fmr.ids import TensorId
 from fmr.runs.run import Pass, Run
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
-from fmr.structure.proof.evaluate import Values, own_work
+from fmr.structure.proof.evaluate import Values, check_run, own_work
 
 
 class Write(NamedTuple):
@@ -40,6 +40,7 @@ class Stream:
 
     def check(self, run: Run | Pass) -> Certificate:
         """Compare each write with the difference that it makes in another run of the same code."""
+        check_run(run)
         with own_work():
             return certify_stream(self, run.__getitem__)
 
