@@ -33,9 +33,9 @@ def frames(named: Mapping[str, Any]) -> list[tuple[int, Frame]]:
         kind = next((kind for kind in _TOKENS if name.endswith(kind)), None)
         if kind is not None and isinstance(value, Tensor) and value.dim() >= 2:
             mask = named.get(name.removesuffix(kind) + "attention_mask")
-            usable = isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all())
+            real = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
             before = past if _continues(mask, value.shape[1], past) else 0
-            found.append((value.shape[1], Frame(before, mask.bool() if usable else None)))
+            found.append((value.shape[1], Frame(before, real)))
     return found
 
 
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 
 
 def parts(site: Site, value: Tensor, known: list[tuple[int, Frame]]) -> list[Part]:
-    """The parts of a value that a site means: one where every example has as many, else one for each example that has any."""
+    """The parts of a value that a site means: one where every example has as many, else one for each that has any."""
     layout = site.axes(value)
     frame = _frame(site, value.shape[layout.index("positions")], known) if "positions" in site.selection else Frame()
     if frame == Frame():
@@ -96,8 +96,8 @@ def _frame(site: Site, columns: int, known: list[tuple[int, Frame]]) -> Frame:
     fitting = {id(frame.mask): frame for length, frame in known if length == columns}
     if len(fitting) > 1:
         raise EditError(
-            f"{site!r} has {columns} columns, and so have several inputs of the model that are padded differently. Say which "
-            f"of them are real tokens: mask=a boolean tensor (examples, positions)."
+            f"{site!r} has {columns} columns, and so have several inputs of the model that are padded differently. Say "
+            f"which of them are real tokens: mask=a boolean tensor (examples, positions)."
         )
     return next(iter(fitting.values()), Frame())
 

@@ -17,10 +17,10 @@ Value = Tensor | float | int | bool
 
 @dataclass(frozen=True)
 class Context:
-    """What an edit may know beside the value: where it is, in which pass, how often it has fired, what its call was given.
+    """What an edit may know beside the value: where it is, in which pass, and how often it has fired before.
 
-    `examples` are those that the value holds, where it does not hold all; `source` gives the value that an `Interchange` takes; `given` is the first tensor that the module call was given, for
-    sites that name a module.
+    `given` is the first tensor that the module call was given, for sites that name a module. `source` gives the value that
+    an `Interchange` takes; `examples` are those that the value holds, where it does not hold all.
     """
 
     id: TensorId
