@@ -41,15 +41,20 @@ def execute(node: Node, tensors: Mapping[Any, Tensor]) -> Tensor:
     """
     if node.op == RESULT:
         return tensors[node.parents[0].id]
+    found = results(node, tensors).get(node.id.parts.output)
+    if found is None:
+        raise StructureError(f"{node.id} cannot be computed again: {node.function or node.op} returned no such tensor.")
+    return found
+
+
+def results(node: Node, tensors: Mapping[Any, Tensor]) -> dict[int | None, Tensor]:
+    """All that the op of a node returns when it runs again, by the index of each output."""
     args, kwargs = call_of(node, tensors)
     if node.function or node.op not in _PROPERTIES:
         made = _called(node, args, kwargs)
     else:
         made = args[1] if node.op == "set_data" else getattr(args[0], node.op)
-    found = dict(outputs(made) if made is not None else ()).get(node.id.parts.output)
-    if found is None:
-        raise StructureError(f"{node.id} cannot be computed again: {node.function or node.op} returned no such tensor.")
-    return found
+    return dict(outputs(made) if made is not None else ())
 
 
 def _called(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
