@@ -1,12 +1,8 @@
 """Names of values: `{scope}/{op}#{k}`, `{scope}/{op}#{k}:{i}`, `param:NAME`, `buffer:NAME`, `input:NAME`."""
 
 import re
-<<<<<<< HEAD
 from collections.abc import Iterable
-from dataclasses import dataclass
-=======
 from dataclasses import dataclass, replace
->>>>>>> 630660c (Edits: values, receipts, places and the editor (first slice))
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,7 @@
 """The edits of a run, by the ID that each acts on: applied to a value when the model makes it, counted, checked."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fmr.edits.places import Frame, Part, parts
-from fmr.edits.receipts import Receipts, Tally
+from fmr.edits.receipts import Receipt, Tally
 from fmr.edits.values import Context, Edit, OnGradient
-from fmr.errors import EditError
+from fmr.errors import EditError, nearest
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key, id_of
 
@@ -55,14 +55,6 @@ class Editor:
     def ids(self) -> tuple[TensorId, ...]:
         """The IDs and module paths that are edited."""
         return tuple(self.by_id)
-
-    @property
-    def receipts(self) -> Receipts:
-        """What each edit did so far, by site."""
-        tallies: dict[Site, list[Tally]] = defaultdict(list)
-        for entry in self.entries:
-            tallies[entry.site].append(entry.tally)
-        return Receipts(tallies)
 
     def begin(self, frames: Callable[[], list[tuple[int, Frame]]]) -> None:
         """The next pass begins."""
@@ -122,6 +114,41 @@ class Editor:
 
         value.register_hook(change)
         return value
+
+
+class Receipts(Mapping[Site, Receipt]):
+    """The receipts of a run by site, or by the ID of a site that was edited as a whole."""
+
+    def __init__(self, tallies: Mapping[Site, list[Tally]]) -> None:
+        self._tallies = tallies
+
+    @classmethod
+    def of(cls, editors: Iterable[Editor]) -> "Receipts":
+        """What the edits of a run did so far."""
+        tallies: dict[Site, list[Tally]] = defaultdict(list)
+        for editor in editors:
+            for entry in editor.entries:
+                tallies[entry.site].append(entry.tally)
+        return cls(tallies)
+
+    def __getitem__(self, key: Key) -> Receipt:
+        site = key if isinstance(key, Site) else Site(id_of(key))
+        if site not in self._tallies:
+            edited = ", ".join(map(repr, self._tallies)) or "none"
+            close = nearest(str(site.id), [str(one.id) for one in self._tallies])
+            raise EditError(f"{site!r} was not edited in this run. Edited were: {edited}.{close}")
+        told = [tally.receipt for tally in self._tallies[site]]
+        norm = sum(one.norm**2 for one in told) ** 0.5
+        return Receipt(max(one.fired for one in told), sum(one.changed for one in told), norm)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._tallies)
+
+    def __len__(self) -> int:
+        return len(self._tallies)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{site!r}: {self[site]!r}" for site in self) or "Receipts: nothing was edited"
 
 
 def entries(asked: Asked) -> Iterator[Entry]:

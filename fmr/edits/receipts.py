@@ -1,14 +1,9 @@
 """What an edit did: how often it fired, how many elements it changed, and by how much."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from fmr.errors import EditError, nearest
-from fmr.ids import Site
-from fmr.nodes import Key, id_of
 
 
 @dataclass(frozen=True)
@@ -65,31 +60,3 @@ class Tally:
 
 _MOST = 64
 """How many firings are summed up at once."""
-
-
-class Receipts(Mapping[Site, Receipt]):
-    """The receipts of a run by site, or by the ID of a site that was edited as a whole."""
-
-    def __init__(self, tallies: Mapping[Site, list[Tally]]) -> None:
-        self._tallies = tallies
-
-    def __getitem__(self, key: Key) -> Receipt:
-        site = key if isinstance(key, Site) else Site(id_of(key))
-        if site not in self._tallies:
-            edited = [str(one.id) for one in self._tallies]
-            raise EditError(
-                f"{site!r} was not edited in this run. Edited were: {', '.join(map(repr, self._tallies)) or 'none'}."
-                f"{nearest(str(site.id), edited)}"
-            )
-        told = [tally.receipt for tally in self._tallies[site]]
-        norm = sum(one.norm**2 for one in told) ** 0.5
-        return Receipt(max(one.fired for one in told), sum(one.changed for one in told), norm)
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(self._tallies)
-
-    def __len__(self) -> int:
-        return len(self._tallies)
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{site!r}: {self[site]!r}" for site in self) or "Receipts: nothing was edited"

@@ -10,13 +10,15 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from fmr.edits.editor import Editor, Receipts
+from fmr.edits.places import Frame
 from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph.build import Builder
 from fmr.graph.expand import inner_value
 from fmr.graph.graph import Graph
 from fmr.graph.paths import returned, the_one
 from fmr.ids import Site, TensorId, outer_scope
-from fmr.nests import Nest, map_ids
+from fmr.nests import Nest, ids_in, map_ids, mapped
 from fmr.nodes import Key, Node, id_of
 from fmr.pictures.notebook import preformatted
 from fmr.runs.failures import Failure
@@ -52,6 +54,8 @@ class Pass:
         self.heard_at: dict[TensorId, Slot] = {}
         self.live: dict[TensorId, tuple[Tensor, int]] = {}
         self.unsaved: Mapping[TensorId, str] = {}
+        self.columns: list[tuple[int, Frame]] | None = None
+        self.edited: tuple[TensorId, ...] = ()
         self.values: dict[TensorId, Tensor] = {}
         self.returned: dict[TensorId, Nest] = {}
         self.slots: dict[TensorId, Slot | None] = {}
@@ -129,6 +133,19 @@ class Pass:
         made._graph, made._pending = graph, None
         made.output, made.error, made.raised = deepcopy(detached(self.output), memo), self.error, self.raised
         return made
+
+    def replayed(self, changed: Mapping[TensorId, Tensor], stale: Iterable[TensorId], edited: Iterable[TensorId]) -> "Pass":
+        """This pass with other values; those that were not computed again are gone."""
+        here = type(self)(self.history)
+        gone = dict.fromkeys(stale)
+        here.values = {name: value for name, value in self.values.items() if name not in gone} | dict(changed)
+        here.slots = {name: slot for name, slot in self.slots.items() if name not in changed and name not in gone}
+        here.unsaved = {name: f"{name!r} was not computed in this replay. Name it: want=[{name!r}]." for name in gone}
+        here._graph, here.saved, here.edited = self._graph, self.saved, tuple(edited)
+        if self.output is not None and self._graph is not None:
+            ids = iter(ids_in(self._graph.scopes[0].output))
+            here.output = mapped(self.output, lambda tensor: changed.get(next(ids), tensor))
+        return here
 
     # ---- filling, while the model runs
 
@@ -323,6 +340,7 @@ class Run:
 
     def __init__(self) -> None:
         self.passes: list[Pass] = []
+        self.editors: list[Editor] = []
 
     @property
     def last(self) -> Pass:
@@ -365,6 +383,15 @@ class Run:
     def output(self) -> Nest:
         """What the model returned in the last pass; without grad=True its tensors are cut off from the autograd history."""
         return self.last.output
+
+    @property
+    def receipts(self) -> Receipts:
+        """What each edit did: how often it fired, how many elements it changed, and by how much.
+
+        >>> run.receipts[site]
+        Receipt: fired 1 time, changed 64 elements by 3.21 (L2 norm)
+        """
+        return Receipts.of(self.editors)
 
     @property
     def grad(self) -> Gradients:

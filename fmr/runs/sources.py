@@ -26,7 +26,7 @@ def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] 
         raise EditError(f"The source of the Interchange at {site!r} does not hold it: {error}") from error
     found: list[Part] = parts(site, whole, columns_of(one))
     if len(found) != 1:
-        raise EditError(f"{site!r} means {len(found)} parts of its source, expected one: name a position that every example has.")
+        raise EditError(f"{site!r} means {len(found)} parts of its source, expected one: a position that each has.")
     return found[0].of(whole)
 
 

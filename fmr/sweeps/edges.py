@@ -13,9 +13,9 @@ from fmr.nodes import Key, id_of
 from fmr.sweeps.steps import Read, Step, run_step
 
 _CARRYING = frozenset(
-    """add sub neg to clone contiguous dropout view reshape transpose permute expand flatten unflatten squeeze unsqueeze getitem
-    select narrow chunk split split_with_sizes unbind movedim T mT t linear addmm mm matmul baddbmm bmm cat stack repeat type_as
-    float half bfloat16 alias result""".split()
+    """add sub neg to clone contiguous dropout view reshape transpose permute expand flatten unflatten squeeze unsqueeze
+    getitem select narrow chunk split split_with_sizes unbind movedim T mT t linear addmm mm matmul baddbmm bmm cat stack
+    repeat type_as float half bfloat16 alias result""".split()
 )
 """Ops whose result is linear in what is followed, the other operand being a parameter or another term of a sum."""
 

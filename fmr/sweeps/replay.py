@@ -1,4 +1,4 @@
-"""A recorded pass run again from its graph: only what an edit reaches and what is wanted, the model's Python never called."""
+"""A recorded pass run again from its graph: what an edit reaches and what is wanted, without the model's Python."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +111,11 @@ class Replay:
             return None
         return next((self.graph[parent] for parent in node.parents if self.base.values.get(parent.id) is value), None)
 
+    def _read_once(self, given: Node, node: Node) -> bool:
+        """Whether a tensor that was handed on is read in one place alone, and before by nobody else, so by its new name."""
+        places = [parent for reader in self.graph.readers(node.id) for parent in reader.parents if parent == node.id]
+        return len(places) == 1 and self.graph.readers(given.id) == (node,)
+
     # ---- running
 
     def run(self) -> Run:
@@ -168,7 +173,7 @@ class Replay:
 
     def _edit(self, node: Node) -> None:
         given = self._handed(node)
-        if given is not None:
+        if given is not None and not self._read_once(given, node):
             raise ReplayError(_HANDED.format(repr(str(node.id)), given.id))
         value = self.value(node.id)
         new = self.editor.apply(node.id, value)
@@ -207,7 +212,8 @@ class Replay:
         found = Run()
         outer = {name: one.value for name, one in self.outside.items()}
         stale = self._stale()
-        found.passes.append(self.base.replayed({**self.changed, **outer}, stale))
+        edited = [entry.site.id for entry in self.editor.entries]
+        found.passes.append(self.base.replayed({**self.changed, **outer}, stale, edited))
         found.editors = [self.editor, *(editor for _, editor in self.edges)]
         return found
 
@@ -232,6 +238,6 @@ def kept_bits(kernel: Tensor, plain: Tensor, edited: Tensor) -> Tensor:
 
 
 _HANDED = (
-    "{0} is the very tensor that an op was given, {1}, and a recording does not tell who reads it under which name. Edit {1} "
-    "instead, or run the model with this edit: fmr.run(model, *inputs, edits=...)."
+    "{0} is the very tensor that an op was given, {1}, and a recording does not tell who reads it under which name. Edit "
+    "{1} instead, or run the model with this edit: fmr.run(model, *inputs, edits=...)."
 )

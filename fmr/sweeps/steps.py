@@ -71,11 +71,11 @@ def _step(nodes: tuple[Node, ...]) -> Step:
     op = op_of(function)
     if op.writes is not None or "out" in node.args or any("." in parent.at or parent.at == "out" for parent in node.parents):
         return Step(nodes, reads)
-    args, kwargs = call_of(node, {name: _Marker(name) for name in reads})  # type: ignore[arg-type, misc]
+    args, kwargs = call_of(node, {name: _Marker(name) for name in reads})  # type: ignore[misc]
     if op.reflected:
         args = args[::-1]
-    given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
-    places = tuple((at, item.id) for at, item in given.items() if isinstance(item, _Marker))
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    places = tuple((at, item.id) for at, item in given if isinstance(item, _Marker))
     return Step(nodes, reads, function, tuple(args), tuple(kwargs.items()), places)
 
 
@@ -112,8 +112,8 @@ def _by_node(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[Tens
     node = step.first
     if node.op == OPAQUE:
         raise ReplayError(
-            f"{node.id} depends on what was changed, and what makes it could not be seen when it was recorded: scripted code, "
-            f"a transform, another thread. Give its value: freeze=[{str(node.id)!r}], or edit after it."
+            f"{node.id} depends on what was changed, and what makes it could not be seen when it was recorded: scripted "
+            f"code, a transform, another thread. Give its value: freeze=[{str(node.id)!r}], or edit after it."
         )
     tensors = {name: read(name) for name in step.reads}
     try:
