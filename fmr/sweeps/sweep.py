@@ -1,7 +1,7 @@
 """Many edited runs asked for at once: as rows of one replay where rows stay apart, else one by one."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmr.edits.editor import Editor
+from fmr.edits.places import Frame, parts
 from fmr.edits.values import Edit
-from fmr.errors import EditError, ReplayError
+from fmr.errors import EditError, FmrError, ReplayError
 from fmr.ids import Site, TensorId
 from fmr.nests import ids_in, leaves, mapped
 from fmr.nodes import Key, id_of
@@ -19,7 +20,9 @@ from fmr.runs.run import Pass, Run
 from fmr.runs.sources import columns_of, read_source
 from fmr.runs.track import run as run_once
 from fmr.sweeps.budget import rows_that_fit
-from fmr.sweeps.metrics import Metric
+from fmr.sweeps.cut import WHOLE, Cut, Positions, Span
+from fmr.sweeps.metrics import Metric, logits_of
+from fmr.sweeps.reach import reached
 from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import FEW, MORE, Grown, grown, repeated
 from fmr.watching.calls import unwatched
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 
 Sites = Key | Sequence[Key]
 """What one run of a sweep edits: a site, or several at once."""
+
+GROUPS = 8
+"""Into how many groups of neighbouring positions rows are parted at most: more save positions and cost calls."""
 
 CHECKS = 2
 """How many cells are run one by one besides, at random places, to be compared."""
@@ -104,7 +110,7 @@ def sweep(
     if not asked:
         raise EditError("sites is empty: expected at least one site to edit.")
     with torch.no_grad():
-        return _Sweep(model, _Call.of(inputs), asked, edit, metric, rows, seed, progress).run()
+        return _Sweep(model, _Call.of(inputs), asked, edit, metric, at, rows, seed, progress).run()
 
 
 def _sites(one: Sites) -> tuple[Site, ...]:
@@ -149,27 +155,30 @@ class _Sweep:
         sites: tuple[tuple[Site, ...], ...],
         edit: Edit,
         metric: Metric,
+        at: int | None,
         rows: int | None,
         seed: int,
         progress: bool,
     ) -> None:
         self.model, self.call, self.sites, self.edit, self.metric = model, call, sites, edit, metric
-        self.rows, self.seed, self.progress = rows, seed, progress
+        self.at, self.rows, self.seed, self.progress = at, rows, seed, progress
         self.forwards = 0
+        self.recorded: tuple[Pass, Grown] | None = None
         self.found: dict[int, Tensor] = {}
 
     def run(self) -> Grid:
         """The ways in turn, and the cells that are run one by one besides."""
         base = self._forward(self.call, keep="none")
         plain = self._measure(base.output)
-        how, why, error = "rows", "", 0.0
-        try:
-            self._by_rows(base)
-            error = self._spot_checks()
-        except ReplayError as refused:
-            how, why = "loop", f"no rows: {refused}"
-            self._by_loop()
-        return Grid(self.sites, self._values(), plain, how, why, self.forwards, error)
+        reasons: list[str] = []
+        for how, cuts in (("rows, cut", True), ("rows", False)):
+            try:
+                self._by_rows(base, cuts)
+                return Grid(self.sites, self._values(), plain, how, "; ".join(reasons), self.forwards, self._spot_checks())
+            except ReplayError as refused:
+                reasons.append(f"no {how}: {refused}")
+        self._by_loop()
+        return Grid(self.sites, self._values(), plain, "loop", "; ".join(reasons), self.forwards, 0.0)
 
     def _values(self) -> Tensor:
         return torch.stack([self.found[row] for row in range(len(self.sites))])
@@ -197,28 +206,86 @@ class _Sweep:
     def _one(self, sites: tuple[Site, ...]) -> Tensor:
         return self._measure(self._forward(self.call, edits=dict.fromkeys(sites, self.edit), keep="none").output)
 
-    def _by_rows(self, base: Run) -> None:
-        few = self._forward(self.call.times(FEW))
-        more = self._forward(self.call.times(MORE), keep="none")
-        kind = grown(few.graph, more.graph)
-        plans = sorted(range(len(self.sites)), key=lambda row: min(self._place(kind, site) for site in self.sites[row]))
-        wanted = set(ids_in(kind.graph.scopes[0].output))
-        rows = self.rows or rows_that_fit(kind, [self.sites[row] for row in plans])
+    def _by_rows(self, base: Run, cuts: bool) -> None:
+        """All runs as rows of replays; with `cuts`, only the positions that edits reach and that the metric needs."""
+        few, kind = self._recordings()
         frames = columns_of(base.last)
+        wanted = self._wanted(base.output, kind)
+        cut = self._cut(kind, few, frames, set(wanted)) if cuts else None
         with unwatched():
-            for start in tqdm(range(0, len(plans), rows), "rows", disable=not self.progress or len(plans) <= rows):
-                self._chunk(kind, few.last, plans[start : start + rows], wanted, frames, base)
+            groups = self._groups(kind, few, frames, cut)
+            size = self.rows or rows_that_fit(kind, self.sites)
+            chunks = [(start, rows[at : at + size]) for start, rows in groups for at in range(0, len(rows), size)]
+            for start, rows in tqdm(chunks, "rows", disable=not self.progress or len(chunks) < 3):
+                editors = [Editor(dict.fromkeys(self.sites[row], self.edit), read_source) for row in rows]
+                edited = {site.id for row in rows for site in self.sites[row]}
+                plan = cut.plan(start, wanted, edited) if cut is not None else None
+                going = RowRun(kind, few, editors, frames, set(wanted), plan, cut.positions if cut is not None else None)
+                going.run()
+                going.check()
+                for place, row in enumerate(rows):
+                    self.found[row] = self._measure(_of_row(base.output, kind, going, place))
 
-    def _place(self, kind: Grown, site: Site) -> int:
-        return kind.graph.place(site.id)
+    def _recordings(self) -> tuple[Pass, Grown]:
+        """The inputs twice and three times: what the rows are made of."""
+        if self.recorded is None:
+            few = self._forward(self.call.times(FEW))
+            more = self._forward(self.call.times(MORE), keep="none")
+            self.recorded = few.last, grown(few.graph, more.graph)
+        return self.recorded
 
-    def _chunk(self, kind: Grown, few: Pass, plans: list[int], wanted: set[TensorId], frames: Any, base: Run) -> None:
-        editors = [Editor(dict.fromkeys(self.sites[row], self.edit), read_source) for row in plans]
-        going = RowRun(kind, few, editors, frames, wanted)
-        going.run()
-        going.check()
-        for place, row in enumerate(plans):
-            self.found[row] = self._measure(_of_row(base.output, kind, going, place))
+    def _wanted(self, output: Any, kind: Grown) -> dict[TensorId, Span]:
+        """The values that the metric reads, and from which position on."""
+        names = list(ids_in(kind.graph.scopes[0].output))
+        at = getattr(self.metric, "at", None) if self.at is None else self.at
+        if at is None:
+            return dict.fromkeys(names, WHOLE)
+        logits = logits_of(output)
+        place = next(place for place, (_, tensor) in enumerate(leaves(output)) if tensor is logits)
+        return {names[place]: Span(1, at % logits.shape[1])}
+
+    def _cut(self, kind: Grown, few: Pass, frames: list[tuple[int, Frame]], wanted: set[TensorId]) -> Cut | None:
+        """What is needed to compute some positions alone; None where the inputs do not tell how many there are."""
+        lengths = {length for length, _ in frames}
+        if len(lengths) != 1 or max(lengths) < 3:
+            return None
+        positions = Positions(lengths.pop(), self.call.examples)
+        first = min((site for several in self.sites for site in several), key=lambda site: kind.graph.place(site.id))
+        try:
+            with unwatched():
+                reach = reached(kind, few, first, frames, wanted, positions)
+        except FmrError:  # a site without positions, or rows that mix
+            reach = {}
+        return Cut(kind, Clean(kind, few), positions, reach)
+
+    def _groups(
+        self, kind: Grown, few: Pass, frames: list[tuple[int, Frame]], cut: Cut | None
+    ) -> list[tuple[int, list[int]]]:
+        """The rows in groups of neighbouring first positions, in each in the order in which they join."""
+        starts = {row: 0 if cut is None else self._start(kind, few, frames, row) for row in range(len(self.sites))}
+        several = sorted(set(starts.values()))
+        wide = -(-len(several) // GROUPS)
+        found = []
+        for at in range(0, len(several), wide):
+            rows = [row for row, start in starts.items() if start in several[at : at + wide]]
+            rows.sort(key=lambda row: min(kind.graph.place(site.id) for site in self.sites[row]))
+            found.append((several[at], rows))
+        return found
+
+    def _start(self, kind: Grown, few: Pass, frames: list[tuple[int, Frame]], row: int) -> int:
+        """The first position that the edits of a row touch."""
+        first = 0 if any(site.positions is None for site in self.sites[row]) else None
+        for site in self.sites[row]:
+            axis = kind.axes.get(site.id)
+            if axis is None or first == 0:
+                return 0
+            value = axis.clean(few[site.id])
+            for part in parts(site, value, frames):
+                columns = torch.arange(max(length for length, _ in frames))
+                chosen = part.site.positions
+                here = int((columns[chosen] if isinstance(chosen, slice) else torch.as_tensor(chosen) % len(columns)).min())
+                first = here if first is None else min(first, here)
+        return first or 0
 
     def _spot_checks(self) -> float:
         """The largest difference of a few cells that are run one by one."""
@@ -231,7 +298,29 @@ class _Sweep:
         return error
 
 
+class Clean(Mapping[TensorId, Tensor]):
+    """The values of one row of a recording."""
+
+    def __init__(self, kind: Grown, few: Pass) -> None:
+        self.kind, self.few = kind, few
+
+    def __getitem__(self, name: TensorId) -> Tensor:
+        axis = self.kind.axes.get(name)
+        return self.few[name] if axis is None else axis.clean(self.few[name])
+
+    def __iter__(self) -> Iterator[TensorId]:
+        return iter(self.kind.step_of)
+
+    def __len__(self) -> int:
+        return len(self.kind.step_of)
+
+
 def _of_row(output: Any, kind: Grown, going: RowRun, row: int) -> Any:
     """An output of the model as it is in one row."""
     names = ids_in(kind.graph.scopes[0].output)
-    return mapped(output, lambda _: going.outcome(next(names), row))
+
+    def here(tensor: Tensor) -> Tensor:
+        name = next(names)
+        return going.outcome(name, row) if name in going.wanted else tensor
+
+    return mapped(output, here)
