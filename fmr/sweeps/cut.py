@@ -112,7 +112,10 @@ class Cut:
     rules: dict[tuple[object, ...], Rule | None] = field(default_factory=dict)
 
     def plan(self, start: int, wanted: Mapping[TensorId, Span], edited: set[TensorId]) -> dict[TensorId, Planned]:
-        """The plan for rows whose edits begin at a position, by the first output of each step that is narrowed."""
+        """The plan for rows whose edits begin at a position, by the first output of each step that is narrowed.
+
+        `edited` are values whose edits may mix positions, and so need them all.
+        """
         need: dict[TensorId, Span] = {name: self._reached(name, span, start) for name, span in wanted.items()}
         for name in edited:
             need[name] = self._reached(name, WHOLE, start)
@@ -208,6 +211,8 @@ class Cut:
             return Scaled(item.base, item.step // count * (count - start)) if item.step % count == 0 else item
         if type(item) is int:
             return count - start if item == count else item
+        if isinstance(item, torch.Size):
+            item = tuple(item)
         if type(item) in (tuple, list):
             return type(item)(self._less(one, start) for one in item)  # type: ignore[call-arg, attr-defined]
         return item

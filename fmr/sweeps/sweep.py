@@ -209,7 +209,7 @@ class _Sweep:
     def _by_rows(self, base: Run, cuts: bool) -> None:
         """All runs as rows of replays; with `cuts`, only the positions that edits reach and that the metric needs."""
         few, kind = self._recordings()
-        frames = columns_of(base.last)
+        frames = self._frames(few)
         wanted = self._wanted(base.output, kind)
         cut = self._cut(kind, few, frames, set(wanted)) if cuts else None
         with unwatched():
@@ -218,7 +218,7 @@ class _Sweep:
             chunks = [(start, rows[at : at + size]) for start, rows in groups for at in range(0, len(rows), size)]
             for start, rows in tqdm(chunks, "rows", disable=not self.progress or len(chunks) < 3):
                 editors = [Editor(dict.fromkeys(self.sites[row], self.edit), read_source) for row in rows]
-                edited = {site.id for row in rows for site in self.sites[row]}
+                edited = {site.id for row in rows for site in self.sites[row] if not isinstance(site.positions, int)}
                 plan = cut.plan(start, wanted, edited) if cut is not None else None
                 going = RowRun(kind, few, editors, frames, set(wanted), plan, cut.positions if cut is not None else None)
                 going.run()
@@ -233,6 +233,11 @@ class _Sweep:
             more = self._forward(self.call.times(MORE), keep="none")
             self.recorded = few.last, grown(few.graph, more.graph)
         return self.recorded
+
+    def _frames(self, few: Pass) -> list[tuple[int, Frame]]:
+        """What the inputs tell about positions, of one row."""
+        known = columns_of(few)
+        return [(n, f if f.mask is None else f._replace(mask=f.mask[: self.call.examples])) for n, f in known]
 
     def _wanted(self, output: Any, kind: Grown) -> dict[TensorId, Span]:
         """The values that the metric reads, and from which position on."""
