@@ -25,6 +25,7 @@ from fmr.runs.failures import Failure
 from fmr.runs.gradients import Gradients
 from fmr.runs.listener import Heard
 from fmr.runs.outputs import detached
+from fmr.runs.verify import Verdict, verify
 from fmr.watching.guard import Guard
 from fmr.watching.own import alone, unseen
 from fmr.watching.storage import is_equal, is_freed, storages
@@ -254,11 +255,20 @@ class Pass:
             return self.named(name) is not None
         return False
 
+    def as_read(self, name: TensorId) -> Tensor:
+        """A value as the ops of the pass read it: with its history, since some kernels round by whether there is one."""
+        self._settle()
+        return self._kept(name)
+
     def _value(self, name: TensorId) -> Tensor:
         if name in self.live:
             tensor, version = self.live[name]
             if tensor._version == version and not is_freed(tensor) and is_equal(tensor, self.values[name]):
                 return tensor
+        value = self._kept(name)
+        return value if self.history else value.detach()
+
+    def _kept(self, name: TensorId) -> Tensor:
         slot = self.slots.get(name)
         value = self.saved[slot] if slot is not None and slot in self.saved else self.values.get(name)
         if value is None:
@@ -268,7 +278,7 @@ class Pass:
                 f"The memory of {str(name)!r} was freed after fmr recorded it, as sharded weights are. Read it in a run of "
                 f"its own, which copies it: fmr.run(model, *inputs, keep=[{str(name)!r}])."
             )
-        return value if self.history else value.detach()
+        return value
 
     def _inner(self, name: TensorId) -> Tensor:
         if name in self.unsaved:
@@ -383,6 +393,16 @@ class Run:
     def output(self) -> Nest:
         """What the model returned in the last pass; without grad=True its tensors are cut off from the autograd history."""
         return self.last.output
+
+    def verify(self) -> Verdict:
+        """Run every op of the last pass again on what it read: the strongest check of a recording.
+
+        >>> bool(run.verify())
+        True
+
+        It needs a run with every value (keep="all"). Ops that draw random numbers draw new ones, and so differ.
+        """
+        return verify(self.graph, self.last.as_read)
 
     @property
     def receipts(self) -> Receipts:

@@ -157,7 +157,7 @@ class Replay:
     def value(self, name: TensorId) -> Tensor:
         """A value as it is now."""
         found = self.changed.get(name)
-        return self.base[name] if found is None else found
+        return self.base.as_read(name) if found is None else found
 
     def _reader(self, step: Step) -> Read:
         """How a step reads: the edited output of a module call only from outside that call."""

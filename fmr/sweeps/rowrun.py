@@ -135,7 +135,7 @@ class RowRun:
 
     def clean(self, name: TensorId, axis: Axis | None) -> Tensor:
         """The row of a value as it was recorded."""
-        return self.recorded[name] if axis is None else axis.clean(self.recorded[name])
+        return self.recorded.as_read(name) if axis is None else axis.clean(self.recorded.as_read(name))
 
     def _repeated(self, name: TensorId, axis: Axis | None, span: Span, rows: int) -> Tensor:
         """Clean rows of a value."""

@@ -311,7 +311,7 @@ class Clean(Mapping[TensorId, Tensor]):
 
     def __getitem__(self, name: TensorId) -> Tensor:
         axis = self.kind.axes.get(name)
-        return self.few[name] if axis is None else axis.clean(self.few[name])
+        return self.few.as_read(name) if axis is None else axis.clean(self.few.as_read(name))
 
     def __iter__(self) -> Iterator[TensorId]:
         return iter(self.kind.step_of)
