@@ -65,7 +65,9 @@ def test_what_replaces_a_value_is_never_handed_over_itself() -> None:
     assert torch.equal(mine, torch.ones(2, 3, 4))
 
 
-@pytest.mark.parametrize("layout", [VALUE.transpose(1, 2).contiguous().transpose(1, 2), VALUE[:, ::2], VALUE.permute(2, 0, 1)])
+@pytest.mark.parametrize(
+    "layout", [VALUE.transpose(1, 2).contiguous().transpose(1, 2), VALUE[:, ::2], VALUE.permute(2, 0, 1)]
+)
 def test_what_replaces_a_value_lies_in_memory_as_it_did(layout: torch.Tensor) -> None:
     made = Editor({SITE: edits.Scale(2)}).apply(SITE.id, layout)
     assert torch.equal(made, layout * 2)
@@ -134,7 +136,7 @@ def test_a_receipt_says_how_often_how_many_and_how_much() -> None:
     assert (receipt.fired, receipt.changed) == (2, 2 * 8)
     assert receipt.norm == pytest.approx(float((2 * changed.square().sum()).sqrt()))
     assert repr(receipt).startswith("Receipt: fired 2 times, changed 16 elements by ")
-    with pytest.raises(EditError, match="was not edited in this run. Edited were: Site"):
+    with pytest.raises(EditError, match=r"was not edited in this run\. Edited were: Site"):
         Receipts.of([editor])["h.1/add#0"]
 
 
