@@ -16,7 +16,10 @@ from fmr.sweeps.rows import Axis, Grown, at_rows, same
 from fmr.sweeps.steps import Step, run_step
 
 HEAD, TAIL = 2, 3
-"""Sentinel rows before and behind the edited ones: tainted, clean; tainted, clean, tainted."""
+"""Sentinel rows before and behind the edited ones: tainted, clean; tainted, clean, tainted.
+
+They check the sequence of ops, which is the same for all chunks of a sweep: the first chunk has them, the others do without.
+"""
 
 
 class Live(NamedTuple):
@@ -40,7 +43,9 @@ class RowRun:
         plan: Mapping[TensorId, Planned] | None = None,
         positions: Positions | None = None,
         seen: Callable[[TensorId], None] | None = None,
+        guarded: bool = True,
     ) -> None:
+        self.head, self.tail = (HEAD, TAIL) if guarded else (0, 0)
         self.grown, self.recorded, self.editors, self.wanted = grown, recorded, editors, wanted
         self.plan, self.positions, self.seen = plan or {}, positions, seen
         for editor in editors:
@@ -73,7 +78,7 @@ class RowRun:
     @property
     def rows(self) -> int:
         """How many rows there are by now, sentinels included."""
-        return HEAD + self.joined + TAIL
+        return self.head + self.joined + self.tail
 
     def run(self) -> None:
         """Walk the steps; afterwards `outcome` gives the wanted values row by row."""
@@ -144,11 +149,13 @@ class RowRun:
 
     def _longer(self, live: Live, axis: Axis, name: TensorId) -> Tensor:
         """A value with clean rows for those that joined since it was made, before the last sentinels."""
-        size = live.value.shape[axis.axis] // (HEAD + live.joined + TAIL)
-        before = (HEAD + live.joined) * size
+        size = live.value.shape[axis.axis] // (self.head + live.joined + self.tail)
+        before = (self.head + live.joined) * size
         head = live.value.narrow(axis.axis, 0, before)
-        tail = live.value.narrow(axis.axis, before, TAIL * size)
-        return torch.cat([head, self._repeated(name, axis, live.span, self.joined - live.joined), tail], axis.axis)
+        parts = [head, self._repeated(name, axis, live.span, self.joined - live.joined)]
+        if self.tail:
+            parts.append(live.value.narrow(axis.axis, before, self.tail * size))
+        return torch.cat(parts, axis.axis)
 
     def _counted(self, name: TensorId) -> Tensor:
         """A value that only depends on the number of rows, made for as many as there are."""
@@ -165,9 +172,9 @@ class RowRun:
         if not value.is_floating_point():
             raise ReplayError(f"{name} holds no floating-point numbers, which could tell rows apart")
         for row in rows:
-            block = axis.block(value, HEAD + row)
+            block = axis.block(value, self.head + row)
             block.copy_(self.editors[row].apply(name, block.clone()))
-        if first:
+        if first and self.tail:
             for row in (0, self.rows - TAIL, self.rows - 1):
                 axis.block(value, row).fill_(float("nan"))
         planned = self.plan.get(self.grown.step_of[name].first.id)
@@ -188,14 +195,14 @@ class RowRun:
         if axis is None or live is None:
             return self.clean(name, axis)
         self.value(name, live.span)
-        block = self.block(name, HEAD + row)
+        block = self.block(name, self.head + row)
         if live.span == WHOLE or self.positions is None:
             return block
         return self.positions.joined(self.positions.before(self.clean(name, axis), live.span), block, live.span)
 
     def check(self) -> None:
         """Raise unless every tainted row is tainted, none of the others is, and clean rows are what was recorded."""
-        for name in self.wanted & self.live.keys():
+        for name in self.wanted & self.live.keys() if self.tail else ():
             axis = self.grown.axes.get(name)
             if axis is None:
                 raise ReplayError(f"rows were mixed: {name} has none, but depends on the edits")

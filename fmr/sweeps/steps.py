@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -42,8 +43,13 @@ class Step(NamedTuple):
 
 
 def steps_of(graph: Graph) -> tuple[Step, ...]:
-    """The calls of a graph in execution order."""
-    return tuple(_step(nodes) for nodes in _calls(graph))
+    """The calls of a graph in execution order; they are remembered while the graph lives."""
+    if graph not in _known:
+        _known[graph] = tuple(_step(nodes) for nodes in _calls(graph))
+    return _known[graph]
+
+
+_known: "WeakKeyDictionary[Graph, tuple[Step, ...]]" = WeakKeyDictionary()
 
 
 def _calls(graph: Graph) -> Iterator[tuple[Node, ...]]:

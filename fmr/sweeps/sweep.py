@@ -220,7 +220,9 @@ class _Sweep:
                 editors = [Editor(dict.fromkeys(self.sites[row], self.edit), read_source) for row in rows]
                 edited = {site.id for row in rows for site in self.sites[row] if not isinstance(site.positions, int)}
                 plan = cut.plan(start, wanted, edited) if cut is not None else None
-                going = RowRun(kind, few, editors, frames, set(wanted), plan, cut.positions if cut is not None else None)
+                positions = cut.positions if cut is not None else None
+                guarded = start == chunks[0][0] and rows is chunks[0][1]
+                going = RowRun(kind, few, editors, frames, set(wanted), plan, positions, guarded=guarded)
                 going.run()
                 going.check()
                 for place, row in enumerate(rows):
