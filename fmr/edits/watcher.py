@@ -1,0 +1,170 @@
+"""The watcher that edits: a reader of a plan that also replaces what was made there, before the model goes on with it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmr.edits.editor import Editor
+from fmr.edits.inside import edited_inside
+from fmr.edits.places import Frame, frames
+from fmr.errors import EditError
+from fmr.ids import TensorId
+from fmr.nests import Nest, exact, item_at, leaves, map_at, mapped, outputs, taken
+from fmr.ops.names import Op
+from fmr.watching.own import alone
+from fmr.watching.plan import Plan, Reader, Want
+from fmr.watching.scopes import Call, Names, Start, name_inputs, walk
+
+Told = Callable[[Tensor, Tensor], None]
+"""Is told of a tensor that stands for another from now on; of the same one twice where it was edited in place."""
+
+
+class Editing(Reader):
+    """Runs a plan and the edits of an `editor`: what is read is what the model goes on with. `told` hears of each edit."""
+
+    def __init__(
+        self, root: nn.Module | None, plan: Plan, editor: Editor, hears: tuple[Any, Any, Any], stop: bool, told: Told | None
+    ) -> None:
+        super().__init__(root, plan, *hears, stop)
+        self.editor, self.told = editor, told
+        self.views: list[tuple[TensorId, Tensor, int]] = []
+
+    # ---- a pass
+
+    def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
+        """Run a call as a pass, with edited inputs, parameters and buffers."""
+        root = start.module if self.root is None else self.root
+        given, named = dict(name_inputs(start.called, args, kwargs)), {**kwargs}
+        named.update({name.partition(":")[2]: tensor for name, tensor in given.items()})
+        named.update({f"args.{n}": arg for n, arg in enumerate(args) if hasattr(arg, "get_seq_length")})
+        known: list[list[tuple[int, Frame]]] = []
+
+        def told() -> list[tuple[int, Frame]]:
+            if not known:
+                known.append(frames(named))
+            return known[0]
+
+        self.editor.begin(told)
+        args, kwargs = self._inputs(given, args, kwargs)
+        self.views.clear()
+        with self._swapped(root):
+            out = super().record(proceed, start, args, kwargs)
+        self._check_views()
+        return out
+
+    def _inputs(self, given: dict[str, Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments with edited tensors in them; what was passed in stays as it is."""
+        wanted = [name for name in self.editor.ids if name.startswith("input:") and name in given]
+        new = {id(given[name]): self._edited(name, given[name]) for name in wanted}
+        if not wanted:
+            return args, kwargs
+        held = {id(tensor) for _, tensor in leaves((args, kwargs))}
+        for name in wanted:
+            if id(given[name]) not in held:
+                raise EditError(f"{str(name)!r} lies inside an object, which is not taken apart. Edit the value that reads it.")
+        return mapped((args, kwargs), lambda tensor: new.get(id(tensor), tensor))
+
+    @contextmanager
+    def _swapped(self, root: nn.Module) -> Iterator[None]:
+        """Edited parameters and buffers in the places of the model's own, for the pass alone."""
+        wanted = [name for name in self.editor.ids if name.startswith(("param:", "buffer:"))]
+        if not wanted:
+            yield
+            return
+        own = {name: tensor for name, tensor in Names(root).tensors.values()}
+        places: list[tuple[dict[str, Any], str, Tensor]] = []
+        try:
+            for name in wanted:
+                if name in own:
+                    new = self._edited(name, own[name])
+                    for _, module in walk(root):
+                        for held in (module._parameters, module._buffers):
+                            for key, tensor in list(held.items()):
+                                if tensor is own[name] and new is not tensor:
+                                    places.append((held, key, tensor))
+                                    held[key] = new
+            yield
+        finally:
+            for held, key, tensor in reversed(places):
+                held[key] = tensor
+
+    def _check_views(self) -> None:
+        for name, tensor, version in self.views:
+            if not tensor.is_inference() and tensor._version != version:
+                raise EditError(
+                    f"{str(name)!r} is a view that the model wrote into later: the write went into the edited value, and the "
+                    f"tensor under the view did not see it. Edit what the write made instead."
+                )
+
+    # ---- values
+
+    def _edited(self, name: TensorId, value: Tensor, given: Tensor | None = None) -> Tensor:
+        grad = torch.is_grad_enabled()
+
+        def work() -> Tensor:
+            with torch.set_grad_enabled(grad):
+                return self.editor.apply(name, value, given)
+
+        return alone(work)
+
+    def _take(self, op: Op, k: int, wants: Iterable[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
+        """Edit what an op made, then read what is planned."""
+        scope = f"{self._here.path}/{op.name}#{k}" if self._here is not None else ""
+        new: dict[int, Tensor] = {}
+        inner = [want.id for want in wants if want.inside and want.id in self.editor.by_id]
+        if inner:
+            kernels = {index: tensor for index, tensor in outputs(made)}
+            changed = edited_inside(op.name, scope, args, kwargs, kernels, inner, self._edited)
+            new.update({id(kernels[index]): tensor for index, tensor in changed.items()})
+        written = {id(tensor) for tensor in (op.writes(args, kwargs) if op.writes else [])}
+        for want in wants:
+            if not want.inside and want.id in self.editor.by_id:
+                tensor = next((tensor for index, tensor in outputs(made) if index == want.output), None)
+                if tensor is not None:
+                    self._replace(want.id, tensor, new.get(id(tensor), tensor), new, written)
+        if new:
+            made, out = (mapped(nest, lambda tensor: new.get(id(tensor), tensor)) for nest in (made, out))
+        return super()._take(op, k, wants, made, out, args, kwargs)
+
+    def _replace(self, name: TensorId, old: Tensor, now: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
+        """Note what stands for a tensor from now on; one that was written in place is written once more."""
+        value = self._edited(name, now)
+        if value is old:
+            return
+        if id(old) in written:
+            alone(lambda: old.copy_(value))
+            new.pop(id(old), None)
+            self._tell(old, old)
+            return
+        new[id(old)] = value
+        self._tell(value, old)
+        if old._is_view():
+            self.views.append((name, value, 0 if value.is_inference() else value._version))
+
+    def _tell(self, new: Tensor, old: Tensor) -> None:
+        if self.told is not None:
+            self.told(new, old)
+
+    def _deliver_returned(self, here: Call, out: Nest) -> Any:
+        """Edit what a module call returned, then read it."""
+        for name, at in self.plan.returned_by(here.path):
+            if name in self.editor.by_id:
+                out = self._edited_output(name, at, here, out)
+        return super()._deliver_returned(here, out)
+
+    def _edited_output(self, name: TensorId, at: str, here: Call, out: Nest) -> Any:
+        """What a module call returned with the one tensor that is meant edited."""
+        part = item_at(taken(out), at)
+        tensors = [tensor for _, tensor in leaves(part)]
+        if len(tensors) != 1:
+            places = ", ".join(repr(f"{here.path}:{place}") for place, _ in leaves(taken(out)))
+            raise EditError(f"{str(name)!r} returned {len(tensors)} tensors, expected one. Name one of them: {places}.")
+        old = tensors[0]
+        value = self._edited(name, old, self.given.get(here.path))
+        if value is old:
+            return out
+        self._tell(value, old)
+        return value if out is old else mapped(out, lambda tensor: value if tensor is old else tensor)
