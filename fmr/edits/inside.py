@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmr.errors import EditError
 from fmr.ids import TensorId
-from fmr.nests import leaves, mapped, outputs
+from fmr.nests import mapped, outputs
 from fmr.ops.fused import EXPLAINED
 from fmr.ops.names import PASS, is_tensor_result, op_of
 from fmr.watching.calls import WatcherMode
+from fmr.watching.inside import drops
 from fmr.watching.own import alone
 
 Edit = Callable[[TensorId, Tensor], Tensor]
@@ -26,7 +28,7 @@ def edited_inside(
     """
     wanted = set(names)
     plain = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, {}))
-    edited = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, {name: edit for name in wanted}))
+    edited = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, dict.fromkeys(wanted, edit)))
     pairs = zip(outputs(plain), outputs(edited), strict=True)
     return {index: kept_bits(kernel[index], p, e) for (index, p), (_, e) in pairs if index in kernel}
 
@@ -43,9 +45,9 @@ def kept_bits(kernel: Tensor, plain: Tensor, edited: Tensor) -> Tensor:
 class _Inner(WatcherMode):
     """Edits values inside the plain form of a fused op."""
 
-    def __init__(self, scope: str, edits: dict[TensorId, Edit]) -> None:
+    def __init__(self, scope: str, edits: dict[TensorId, Edit], inner: dict[TensorId, Tensor]) -> None:
         super().__init__()
-        self.scope, self.edits = scope, edits
+        self.scope, self.edits, self.inner = scope, edits, inner
         self.counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,6 +55,11 @@ class _Inner(WatcherMode):
         if op.kind == PASS:
             return func(*args, **kwargs)
         here = f"{self.scope}/{op.name}#{self.counts[op.name]}"
+        if drops(op.name, args, kwargs):
+            raise EditError(
+                f"{here} draws a random mask, which its kernel does not give: nothing inside can be edited as it ran. Run "
+                f"the model in eval mode, or with eager attention."
+            )
         deeper = [name for name in self.edits if name.startswith(here + "/")]
         out = func(*args, **kwargs)
         if not is_tensor_result(out):
@@ -60,9 +67,11 @@ class _Inner(WatcherMode):
         self.counts[op.name] += 1
         if deeper and op.name in EXPLAINED:
             kernel = dict(outputs(out))
-            new = edited_inside(op.name, here, args, kwargs, kernel, deeper, self.edits[deeper[0]])
+            new, below = edited_inside(op.name, here, args, kwargs, kernel, deeper, self.edits[deeper[0]])
+            self.inner.update(below)
             by_tensor = {id(kernel[index]): value for index, value in new.items()}
             out = mapped(out, lambda tensor: by_tensor.get(id(tensor), tensor))
         found = {TensorId(here if index is None else f"{here}:{index}"): tensor for index, tensor in outputs(out)}
         edited = {id(tensor): self.edits[name](name, tensor) for name, tensor in found.items() if name in self.edits}
+        self.inner.update((name, edited.get(id(tensor), tensor)) for name, tensor in found.items())
         return mapped(out, lambda tensor: edited.get(id(tensor), tensor)) if edited else out

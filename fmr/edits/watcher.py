@@ -1,6 +1,6 @@
 """The watcher that edits: a reader of a plan that also replaces what was made there, before the model goes on with it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from fmr.edits.inside import edited_inside
 from fmr.edits.places import Frame, frames
 from fmr.errors import EditError
 from fmr.ids import TensorId
-from fmr.nests import Nest, exact, item_at, leaves, map_at, mapped, outputs, taken
+from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
 from fmr.ops.names import Op
 from fmr.watching.own import alone
 from fmr.watching.plan import Plan, Reader, Want
@@ -23,13 +23,23 @@ Told = Callable[[Tensor, Tensor], None]
 
 
 class Editing(Reader):
-    """Runs a plan and the edits of an `editor`: what is read is what the model goes on with. `told` hears of each edit."""
+    """Runs a plan and the edits of an `editor`: what is read is what the model goes on with.
+
+    `told` hears of each edit, `told_inside` of a fused op that was edited inside, and of its inner values as they are then.
+    """
 
     def __init__(
-        self, root: nn.Module | None, plan: Plan, editor: Editor, hears: tuple[Any, Any, Any], stop: bool, told: Told | None
+        self,
+        root: nn.Module | None,
+        plan: Plan,
+        editor: Editor,
+        hears: tuple[Any, Any, Any],
+        stop: bool = False,
+        told: Told | None = None,
+        told_inside: Callable[[str, dict[TensorId, Tensor]], None] | None = None,
     ) -> None:
         super().__init__(root, plan, *hears, stop)
-        self.editor, self.told = editor, told
+        self.editor, self.told, self.told_inside = editor, told, told_inside
         self.views: list[tuple[TensorId, Tensor, int]] = []
 
     # ---- a pass
@@ -64,8 +74,11 @@ class Editing(Reader):
         held = {id(tensor) for _, tensor in leaves((args, kwargs))}
         for name in wanted:
             if id(given[name]) not in held:
-                raise EditError(f"{str(name)!r} lies inside an object, which is not taken apart. Edit the value that reads it.")
-        return mapped((args, kwargs), lambda tensor: new.get(id(tensor), tensor))
+                raise EditError(
+                    f"{str(name)!r} lies inside an object, which is not taken apart. Edit the value that reads it."
+                )
+        made: tuple[Any, Any] = mapped((args, kwargs), lambda tensor: new.get(id(tensor), tensor))
+        return made
 
     @contextmanager
     def _swapped(self, root: nn.Module) -> Iterator[None]:
@@ -74,18 +87,15 @@ class Editing(Reader):
         if not wanted:
             yield
             return
-        own = {name: tensor for name, tensor in Names(root).tensors.values()}
+        own = dict(Names(root).tensors.values())
         places: list[tuple[dict[str, Any], str, Tensor]] = []
         try:
             for name in wanted:
                 if name in own:
                     new = self._edited(name, own[name])
-                    for _, module in walk(root):
-                        for held in (module._parameters, module._buffers):
-                            for key, tensor in list(held.items()):
-                                if tensor is own[name] and new is not tensor:
-                                    places.append((held, key, tensor))
-                                    held[key] = new
+                    for held, key in _places(root, own[name]):
+                        places.append((held, key, own[name]))
+                        held[key] = new
             yield
         finally:
             for held, key, tensor in reversed(places):
@@ -95,8 +105,8 @@ class Editing(Reader):
         for name, tensor, version in self.views:
             if not tensor.is_inference() and tensor._version != version:
                 raise EditError(
-                    f"{str(name)!r} is a view that the model wrote into later: the write went into the edited value, and the "
-                    f"tensor under the view did not see it. Edit what the write made instead."
+                    f"{str(name)!r} is a view that the model wrote into later: the write went into the edited value, and "
+                    f"the tensor under the view did not see it. Edit what the write made instead."
                 )
 
     # ---- values
@@ -110,15 +120,22 @@ class Editing(Reader):
 
         return alone(work)
 
-    def _take(self, op: Op, k: int, wants: Iterable[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
+    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
         """Edit what an op made, then read what is planned."""
-        scope = f"{self._here.path}/{op.name}#{k}" if self._here is not None else ""
         new: dict[int, Tensor] = {}
         inner = [want.id for want in wants if want.inside and want.id in self.editor.by_id]
         if inner:
-            kernels = {index: tensor for index, tensor in outputs(made)}
-            changed = edited_inside(op.name, scope, args, kwargs, kernels, inner, self._edited)
-            new.update({id(kernels[index]): tensor for index, tensor in changed.items()})
+            kernels = dict(outputs(made))
+            changed, values = edited_inside(op.name, name, args, kwargs, kernels, inner, self._edited)
+            for index, tensor in changed.items():
+                new[id(kernels[index])] = tensor
+                self._tell(tensor, kernels[index])
+            if self.told_inside is not None:
+                self.told_inside(name, values)
+            for want in wants:
+                if want.inside and want.id in values:
+                    self._found(want.id, values[want.id], False)
+            wants = [want for want in wants if not (want.inside and want.id in values)]
         written = {id(tensor) for tensor in (op.writes(args, kwargs) if op.writes else [])}
         for want in wants:
             if not want.inside and want.id in self.editor.by_id:
@@ -127,7 +144,7 @@ class Editing(Reader):
                     self._replace(want.id, tensor, new.get(id(tensor), tensor), new, written)
         if new:
             made, out = (mapped(nest, lambda tensor: new.get(id(tensor), tensor)) for nest in (made, out))
-        return super()._take(op, k, wants, made, out, args, kwargs)
+        return super()._made(op, name, wants, made, out, args, kwargs)
 
     def _replace(self, name: TensorId, old: Tensor, now: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
         """Note what stands for a tensor from now on; one that was written in place is written once more."""
@@ -148,14 +165,15 @@ class Editing(Reader):
         if self.told is not None:
             self.told(new, old)
 
-    def _deliver_returned(self, here: Call, out: Nest) -> Any:
+    def _returned(self, here: Call, out: Nest, args: Any, kwargs: Any) -> Nest:
         """Edit what a module call returned, then read it."""
         for name, at in self.plan.returned_by(here.path):
             if name in self.editor.by_id:
-                out = self._edited_output(name, at, here, out)
-        return super()._deliver_returned(here, out)
+                given = next((tensor for _, tensor in leaves((args, kwargs))), None)
+                out = self._edited_output(name, at, here, out, given)
+        return super()._returned(here, out, args, kwargs)
 
-    def _edited_output(self, name: TensorId, at: str, here: Call, out: Nest) -> Any:
+    def _edited_output(self, name: TensorId, at: str, here: Call, out: Nest, given: Tensor | None) -> Any:
         """What a module call returned with the one tensor that is meant edited."""
         part = item_at(taken(out), at)
         tensors = [tensor for _, tensor in leaves(part)]
@@ -163,8 +181,14 @@ class Editing(Reader):
             places = ", ".join(repr(f"{here.path}:{place}") for place, _ in leaves(taken(out)))
             raise EditError(f"{str(name)!r} returned {len(tensors)} tensors, expected one. Name one of them: {places}.")
         old = tensors[0]
-        value = self._edited(name, old, self.given.get(here.path))
+        value = self._edited(name, old, given)
         if value is old:
             return out
         self._tell(value, old)
         return value if out is old else mapped(out, lambda tensor: value if tensor is old else tensor)
+
+
+def _places(root: nn.Module, own: Tensor) -> list[tuple[dict[str, Any], str]]:
+    """Where the modules of a tree hold a tensor; tied ones hold it in several places."""
+    holders: list[dict[str, Any]] = [held for _, m in walk(root) for held in (m._parameters, m._buffers)]
+    return [(held, key) for held in holders for key, tensor in list(held.items()) if tensor is own]

@@ -37,7 +37,7 @@ last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
 
 def graph_of(builder: Builder, module: nn.Module) -> Graph:
     """The graph of a pass that a builder has seen as a whole, or as far as it went; it was a call of this module."""
-    graph = last_graph[module] = Graph(builder.nodes, builder.scopes, builder.kind, builder.names.same)
+    graph = last_graph[module] = Graph(builder.nodes, builder.scopes, builder.kind, builder.names.same, builder.edited)
     return graph
 
 
@@ -57,6 +57,8 @@ class Pass:
         self.unsaved: Mapping[TensorId, str] = {}
         self.columns: list[tuple[int, Frame]] | None = None
         self.edited: tuple[TensorId, ...] = ()
+        self.inside: dict[TensorId, Tensor] = {}
+        self.inside_scopes: set[str] = set()
         self.values: dict[TensorId, Tensor] = {}
         self.returned: dict[TensorId, Nest] = {}
         self.slots: dict[TensorId, Slot | None] = {}
@@ -161,6 +163,7 @@ class Pass:
     def end(self, graph: Graph, guard: Guard, raised: tuple[str, str] | None) -> None:
         """Take the graph of the whole pass, the copies of what was overwritten, what is lost, and which call raised."""
         self._graph, self.saved, self.lost, self.raised = graph, guard.saved, guard.lost, raised
+        self.edited = graph.edited
 
     def _settle(self) -> None:
         if self._pending is not None:
@@ -281,6 +284,8 @@ class Pass:
         return value
 
     def _inner(self, name: TensorId) -> Tensor:
+        if name in self.inside:
+            return self.inside[name]
         if name in self.unsaved:
             raise IdError(self.unsaved[name])
         if self._graph is None:

@@ -3,13 +3,15 @@
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fmr.edits.editor import Asked
+from fmr.edits.watcher import Editing
 from fmr.errors import IdError, TrackError
 from fmr.graph.build import Builder
 from fmr.graph.expand import all_inside
@@ -19,8 +21,9 @@ from fmr.nests import Nest, ids_in, item_at, leaves, map_at, taken
 from fmr.nodes import Node, scope_of, source_node
 from fmr.ops.fused import is_fused
 from fmr.ops.names import Op
+from fmr.runs.editing import check_fired, editor_of, plan_of
 from fmr.runs.failures import carry, in_a_line
-from fmr.runs.keep import Keep, check_place, nothing, parse
+from fmr.runs.keep import Keep, check_place, nothing, parse, parse_with_edits
 from fmr.runs.listener import Heard, Listener
 from fmr.runs.outputs import without_history
 from fmr.runs.reached import nothing_ran, unreached
@@ -33,7 +36,7 @@ from fmr.watching.own import like, unseen, without_grad
 from fmr.watching.plan import Reader, Stop
 from fmr.watching.recorder import Recorder
 from fmr.watching.storage import is_unshaped, storage_key, version_of
-from fmr.watching.tape import EXIT, RAISED, Event, Slot, Tape, first_read
+from fmr.watching.tape import EXIT, RAISED, REPLACED, Event, Slot, Tape, first_read
 
 Emit = Callable[[Event], None]
 
@@ -48,6 +51,8 @@ def track(
     dtype: torch.dtype | None = None,
     grad: bool = False,
     stop: bool = False,
+    edits: Asked | None = None,
+    optional: bool = False,
 ) -> Iterator[Run]:
     """Record every tensor operation of a model while it runs inside the block.
 
@@ -65,6 +70,9 @@ def track(
     to, dtype: where and in which type to keep values, as "cpu" and torch.float32. grad: keep the autograd history and
     gradients, for `run.grad[id]` after `backward()`. stop: end the forward after the last of the kept IDs; what follows
     the model's call in the block is then not run.
+    edits: what to change while the model runs, by site (an ID, a node, a `Site`, the path of a module): one of `fmr.edits`,
+    `f(value, context)`, or several in order. What is kept of a site is what the model went on with. An edit that no pass
+    comes to is an `EditError`, but for optional=True. keep=() keeps nothing.
 
     The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
     is not. An error that leaves the block carries what was recorded, `error.run`, and where it was raised,
@@ -77,7 +85,7 @@ def track(
         )
     if method is not None and model is None:
         raise TrackError(f"fmr.track got method={method!r} and no model. Expected the model whose method it is.")
-    tracker = _Tracker(keep, model, to, dtype, grad, stop)
+    tracker = _Tracker(keep, model, to, dtype, grad, stop, edits, optional)
     watcher = tracker.watcher(model)
     with tracker.watch(model, watcher, method):
         if model is None or method is None:
@@ -97,6 +105,8 @@ def run(
     dtype: torch.dtype | None = None,
     grad: bool = False,
     stop: bool = False,
+    edits: Asked | None = None,
+    optional: bool = False,
     **kwargs: Any,
 ) -> Run:
     """Call the model once under `fmr.track` and return the run; without grad=True no autograd history is made.
@@ -104,13 +114,15 @@ def run(
     >>> fmr.run(model, input_ids, keep="*softmax#*").graph
     Graph of GPT2LMHeadModel: 228 ops in 55 module calls, reading 1 input, 52 params
     ...
+    >>> fmr.run(model, input_ids, edits={"transformer.h.1.mlp": fmr.edits.Zero()}).receipts
+    Site('transformer.h.1.mlp'): Receipt: fired 1 time, changed ... elements by ... (L2 norm)
 
     In the model's place may stand a function that calls modules: its call is the pass, with inputs by its signature, and
     modules are called as the function calls them (its arguments, its closure, the attributes of its object, globals).
     The named arguments are those of `fmr.track`; all others go to the model.
     """
     root, function = called(model, method, args, kwargs)
-    tracker = _Tracker(keep, root, to, dtype, grad, stop)
+    tracker = _Tracker(keep, root, to, dtype, grad, stop, edits, optional)
     watcher = tracker.watcher(root)
     before = torch.is_grad_enabled()
     try:
@@ -125,12 +137,27 @@ def run(
 class _Tracker:
     """Fills the passes of a run from what a watcher sees."""
 
-    def __init__(self, keep: Keep, model: nn.Module | None, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
+    def __init__(
+        self,
+        keep: Keep,
+        model: nn.Module | None,
+        to: Any,
+        dtype: Any,
+        grad: bool,
+        stop: bool,
+        edits: Asked | None,
+        optional: bool,
+    ) -> None:
         check_place(to, dtype)
-        self.keep = wanted = parse(keep, model)
+        self.editor = None if edits is None else editor_of(edits, model, run)
+        self.optional, self.editing = optional, None
+        self.keep = wanted = parse_with_edits(keep, model) if edits else parse(keep, model)
+        if edits and grad and wanted.plan is None:
+            raise TrackError("edits with grad=True need a set of IDs to keep: keep=[...], or keep=() where none is read.")
         if stop and (wanted.plan is None or wanted.globs):
             raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
         self.run, self.to, self.dtype, self.grad = Run(), to, dtype, grad
+        self.run.editors = [] if self.editor is None else [self.editor]
         self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
         self.stop, self.guard = stop, Guard()
         self.lacking: dict[TensorId, str] = {}
@@ -138,7 +165,11 @@ class _Tracker:
 
     def watcher(self, model: nn.Module | None) -> Recorder | Reader:
         if self.plan is not None:
-            return Reader(model, self.plan, self._begin_plan, self._deliver, self._end_plan, self.stop)
+            hears = self._begin_plan, self._deliver, self._end_plan
+            if self.editor is None:
+                return Reader(model, self.plan, *hears, self.stop)
+            plan = plan_of(tuple(dict.fromkeys((*self.plan.ids, *self.editor.ids))), self.plan.globs)
+            return Editing(model, plan, self.editor, hears, self.stop)
         if self.wanted is None and self.to is None and self.dtype is None:
             return Recorder(model, self._begin_tape, self._end, self.guard)
         return Recorder(model, self._begin_stream, self._end, self.guard)
@@ -147,7 +178,7 @@ class _Tracker:
     def watch(self, model: nn.Module | None, watcher: Recorder | Reader, method: str | None) -> Iterator[None]:
         """Let a watcher see what runs inside the block, and see at its end that it saw what was asked for."""
         try:
-            with watching(watcher, watcher if isinstance(watcher, Recorder) else None):
+            with watching(watcher, watcher if isinstance(watcher, Recorder) else None), self._edited(model, watcher):
                 yield
         except Stop as stopped:
             if stopped.args[0] is not watcher:
@@ -163,6 +194,27 @@ class _Tracker:
         if not self.run.passes:
             raise TrackError(nothing_ran(model, watcher, method))
         self.check_reached(model, watcher)
+        if self.editor is not None and not self.optional:
+            check_fired(self.editor)
+
+    def _edited(self, model: nn.Module | None, watcher: Recorder | Reader) -> AbstractContextManager[None]:
+        """Let edits be made below a recorder, which hears of each."""
+        if self.editor is None or not isinstance(watcher, Recorder):
+            return nullcontext()
+
+        def told(new: Tensor, old: Tensor) -> None:
+            if watcher.emit is not None:
+                watcher.emit((REPLACED, new, old))
+
+        plan = plan_of(self.editor.ids, ())
+        silent = (lambda: None), (lambda *_: None), (lambda *_: None)
+        inside = self._inside_edited
+        return watching(Editing(model, plan, self.editor, silent, told=told, told_inside=inside))
+
+    def _inside_edited(self, scope: str, values: dict[TensorId, Tensor]) -> None:
+        for name, value in values.items():
+            self.run.passes[-1].inside[name] = self._cast(value)
+        self.run.passes[-1].inside_scopes.add(scope)
 
     def _new_pass(self, here: Pass | None = None) -> Pass:
         here = here or Pass(self.grad)
@@ -227,6 +279,8 @@ class _Tracker:
                 call = builder.calls[-1].path
                 builder.feed(event)
                 keep_new()
+                if event[0] is REPLACED:
+                    self._keep_replaced(here, builder, event[1])
                 if event[0] is EXIT and event[1] is not RAISED and self.wanted is not None:
                     self._keep_returned(here, builder, call, event[1])
             if listener is not None:
@@ -241,6 +295,15 @@ class _Tracker:
         self.guard.reading, self.guard.history = builder.reading, self.grad
         listener = self._listen(tape, here) if self.grad else None
         return emit
+
+    def _keep_replaced(self, here: Pass, builder: Builder, new: Tensor) -> None:
+        """Keep what an edit put in place of a value, if that is wanted."""
+        place = builder.place_of(new)
+        if place is not None:
+            node, slot = builder.nodes[place], builder.slots[place]
+            builder.values[place] = None
+            if slot is not None and (self.wanted is None or self.wanted(node)):
+                self._keep(here, node.id, new, slot)
 
     def _keep(self, here: Pass, name: TensorId, value: Tensor, heard_at: Slot) -> None:
         own = self._own(value)
