@@ -21,16 +21,16 @@ Edit = Callable[[TensorId, Tensor], Tensor]
 
 def edited_inside(
     op: str, scope: str, args: Any, kwargs: Any, kernel: dict[int | None, Tensor], names: Iterable[TensorId], edit: Edit
-) -> dict[int | None, Tensor]:
-    """The outputs of a kernel that edits of its inner values change, by their index.
+) -> tuple[dict[int | None, Tensor], dict[TensorId, Tensor]]:
+    """The outputs of a kernel under edits of its inner values, by their index, and all inner values as they are then.
 
     An output is the kernel's wherever its plain form is the same with and without the edits.
     """
-    wanted = set(names)
-    plain = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, {}))
-    edited = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, dict.fromkeys(wanted, edit)))
+    met: dict[TensorId, Tensor] = {}
+    plain = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, {}, {}))
+    edited = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, dict.fromkeys(names, edit), met))
     pairs = zip(outputs(plain), outputs(edited), strict=True)
-    return {index: kept_bits(kernel[index], p, e) for (index, p), (_, e) in pairs if index in kernel}
+    return {index: kept_bits(kernel[index], p, e) for (index, p), (_, e) in pairs if index in kernel}, met
 
 
 def kept_bits(kernel: Tensor, plain: Tensor, edited: Tensor) -> Tensor:
@@ -45,9 +45,9 @@ def kept_bits(kernel: Tensor, plain: Tensor, edited: Tensor) -> Tensor:
 class _Inner(WatcherMode):
     """Edits values inside the plain form of a fused op."""
 
-    def __init__(self, scope: str, edits: dict[TensorId, Edit], inner: dict[TensorId, Tensor]) -> None:
+    def __init__(self, scope: str, edits: dict[TensorId, Edit], met: dict[TensorId, Tensor]) -> None:
         super().__init__()
-        self.scope, self.edits, self.inner = scope, edits, inner
+        self.scope, self.edits, self.met = scope, edits, met
         self.counts: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,10 +68,10 @@ class _Inner(WatcherMode):
         if deeper and op.name in EXPLAINED:
             kernel = dict(outputs(out))
             new, below = edited_inside(op.name, here, args, kwargs, kernel, deeper, self.edits[deeper[0]])
-            self.inner.update(below)
+            self.met.update(below)
             by_tensor = {id(kernel[index]): value for index, value in new.items()}
             out = mapped(out, lambda tensor: by_tensor.get(id(tensor), tensor))
         found = {TensorId(here if index is None else f"{here}:{index}"): tensor for index, tensor in outputs(out)}
         edited = {id(tensor): self.edits[name](name, tensor) for name, tensor in found.items() if name in self.edits}
-        self.inner.update((name, edited.get(id(tensor), tensor)) for name, tensor in found.items())
+        self.met.update((name, edited.get(id(tensor), tensor)) for name, tensor in found.items())
         return mapped(out, lambda tensor: edited.get(id(tensor), tensor)) if edited else out

@@ -139,9 +139,9 @@ class Editing(Reader):
         written = {id(tensor) for tensor in (op.writes(args, kwargs) if op.writes else [])}
         for want in wants:
             if not want.inside and want.id in self.editor.by_id:
-                tensor = next((tensor for index, tensor in outputs(made) if index == want.output), None)
-                if tensor is not None:
-                    self._replace(want.id, tensor, new.get(id(tensor), tensor), new, written)
+                own = next((tensor for index, tensor in outputs(made) if index == want.output), None)
+                if own is not None:
+                    self._replace(want.id, own, new.get(id(own), own), new, written)
         if new:
             made, out = (mapped(nest, lambda tensor: new.get(id(tensor), tensor)) for nest in (made, out))
         return super()._made(op, name, wants, made, out, args, kwargs)

@@ -12,7 +12,8 @@ from fmr.edits.values import Interchange
 from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nodes import Key, id_of
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.runs.sources import read_source
 from fmr.watching.plan import Plan, is_plannable
 from fmr.watching.scopes import name_inputs

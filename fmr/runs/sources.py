@@ -7,7 +7,8 @@ from torch import Tensor
 from fmr.edits.places import Frame, Part, frames, parts
 from fmr.errors import EditError, IdError
 from fmr.ids import Site
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 
 
 def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] | None) -> Tensor:

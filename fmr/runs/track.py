@@ -26,9 +26,10 @@ from fmr.runs.failures import carry, in_a_line
 from fmr.runs.keep import Keep, check_place, nothing, parse, parse_with_edits
 from fmr.runs.listener import Heard, Listener
 from fmr.runs.outputs import without_history
+from fmr.runs.passes import Pass, graph_of
 from fmr.runs.reached import nothing_ran, unreached
 from fmr.runs.roots import called, entered
-from fmr.runs.run import Pass, Run, graph_of
+from fmr.runs.run import Run
 from fmr.watching.calls import watching
 from fmr.watching.guard import Guard
 from fmr.watching.inside import value_inside

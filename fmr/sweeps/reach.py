@@ -9,7 +9,7 @@ from fmr.edits.editor import Editor
 from fmr.edits.places import Frame
 from fmr.edits.values import Context
 from fmr.ids import Site, TensorId
-from fmr.runs.run import Pass
+from fmr.runs.passes import Pass
 from fmr.sweeps.cut import Positions
 from fmr.sweeps.rowrun import HEAD, RowRun
 from fmr.sweeps.rows import Grown

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from fmr.edits.editor import Editor
+from fmr.edits.inside import kept_bits
 from fmr.edits.values import Edit, Replace
 from fmr.errors import EditError, ReplayError
 from fmr.ids import Site, TensorId, outer_op, outer_scope, within
 from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of, scope_of
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.runs.sources import columns_of, read_source
 from fmr.sweeps.edges import Edge, carried
 from fmr.sweeps.steps import Read, Step, run_step, steps_of
@@ -226,15 +228,6 @@ class Replay:
                     if node.id not in reached and node.id not in self.frozen:
                         reached.add(node.id)
                         yield node.id
-
-
-def kept_bits(kernel: Tensor, plain: Tensor, edited: Tensor) -> Tensor:
-    """The kernel's value where the plain form is the same with and without edits, else that of the edited plain form.
-
-    Its gradient is that of the edited plain form.
-    """
-    found = torch.where(plain == edited, kernel, edited)
-    return edited + (found - edited).detach() if edited.requires_grad else found
 
 
 _HANDED = (

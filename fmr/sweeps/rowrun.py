@@ -10,7 +10,7 @@ from fmr.edits.editor import Editor
 from fmr.edits.places import Frame
 from fmr.errors import ReplayError
 from fmr.ids import TensorId
-from fmr.runs.run import Pass
+from fmr.runs.passes import Pass
 from fmr.sweeps.cut import WHOLE, Planned, Positions, Span
 from fmr.sweeps.rows import Axis, Grown, at_rows, same
 from fmr.sweeps.steps import Step, run_step

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from fmr.errors import ReplayError, StructureError
-from fmr.graph.execute import call_of, execute, overwritten, results
+from fmr.graph.execute import call_of, draws, execute, overwritten, results
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, OPAQUE, RESULT, TensorId
 from fmr.nests import outputs
@@ -71,7 +71,8 @@ def _several(node: Node) -> bool:
 def _step(nodes: tuple[Node, ...]) -> Step:
     node = nodes[0]
     reads = tuple(dict.fromkeys(parent.id for parent in node.parents))
-    function = None if node.op in (ALIAS, OPAQUE, RESULT) or not node.function else function_of(node.function)
+    plain = node.op not in (ALIAS, OPAQUE, RESULT) and node.function and not draws(node)
+    function = function_of(node.function) if plain else None
     if function is None:
         return Step(nodes, reads)
     op = op_of(function)
@@ -116,6 +117,11 @@ def _named(step: Step, made: Any) -> dict[TensorId, Tensor]:
 
 def _by_node(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[TensorId, Tensor]:
     node = step.first
+    if draws(node):
+        raise ReplayError(
+            f"{node.id} drew random numbers when it was recorded, which are not to be had again. Give its value: "
+            f"freeze=[{str(node.id)!r}], or record the model in eval mode."
+        )
     if node.op == OPAQUE:
         raise ReplayError(
             f"{node.id} depends on what was changed, and what makes it could not be seen when it was recorded: scripted "

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from fmr.errors import EditError, FmrError, ReplayError
 from fmr.ids import Site, TensorId
 from fmr.nests import ids_in, leaves, mapped
 from fmr.nodes import Key, id_of
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.runs.sources import columns_of, read_source
 from fmr.runs.track import run as run_once
 from fmr.sweeps.budget import rows_that_fit
@@ -95,7 +97,7 @@ def sweep(
     """Measure a model once for each site, edited there alone; as few forwards as the model allows.
 
     >>> sites = [layer.resid_post.at(positions=t) for layer in structure.layers for t in range(12)]
-    >>> grid = fmr.sweep(model, corrupted, sites, edits.Interchange(clean_run), edits.logit_diff(right, wrong))
+    >>> grid = fmr.sweep(model, corrupted, sites, edits.Interchange(clean_run), logit_diff(right, wrong))
     >>> grid.values.view(12, 12)
 
     inputs: a tensor, a tuple or a dict of arguments. sites: of each run, one or a tuple of several. edit: for all of them.
@@ -184,8 +186,10 @@ class _Sweep:
         return torch.stack([self.found[row] for row in range(len(self.sites))])
 
     def _forward(self, call: _Call, **more: Any) -> Run:
+        """A run of the model, which leaves its buffers and the random state as they were."""
         self.forwards += 1
-        return run_once(self.model, *call.args, **more, **call.kwargs)
+        with torch.random.fork_rng(devices=[]), _restored(self.model):
+            return run_once(self.model, *call.args, **more, **call.kwargs)
 
     def _measure(self, output: Any) -> Tensor:
         found = torch.as_tensor(self.metric(output)).detach()
@@ -303,6 +307,18 @@ class _Sweep:
         if not error <= 1e-4:
             raise ReplayError(f"a run by itself differs from its row by {error:.1e} of the largest value")
         return error
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Put back what the block changes of a model's buffers."""
+    before = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers() if not buffer.is_inference()]
+    try:
+        yield
+    finally:
+        for buffer, value, version in before:
+            if buffer._version != version:
+                buffer.copy_(value)
 
 
 class Clean(Mapping[TensorId, Tensor]):

@@ -14,7 +14,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
 from fmr.nests import replaced
 from fmr.nodes import Node
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.structure.normal.match import after
 from fmr.watching.calls import unwatched
 
