@@ -52,6 +52,11 @@ class Editor:
         self.frames: Callable[[], list[tuple[int, Frame]]] = list
 
     @property
+    def by_position(self) -> bool:
+        """Whether any edit is of some positions alone."""
+        return any(entry.site.positions is not None for entry in self.entries)
+
+    @property
     def ids(self) -> tuple[TensorId, ...]:
         """The IDs and module paths that are edited."""
         return tuple(self.by_id)
@@ -63,10 +68,9 @@ class Editor:
 
     def apply(self, name: TensorId, value: Tensor, given: Tensor | None = None) -> Tensor:
         """The value that the model goes on with: itself where no edit changed it, else one of its own memory."""
-        if value.is_nested:
-            raise EditError(
-                f"{str(name)!r} is a nested tensor, whose rows have different lengths. Edit a value before or after."
-            )
+        if value.is_nested or value.layout != torch.strided:
+            kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            raise EditError(f"{str(name)!r} is a {kind} tensor, whose elements have no plain places. Edit what reads it.")
         now = value
         for entry in self.by_id[name]:
             if not entry.meets(self.number):

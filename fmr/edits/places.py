@@ -71,7 +71,7 @@ def parts(site: Site, value: Tensor, known: list[tuple[int, Frame]]) -> list[Par
     """The parts of a value that a site means: one where every example has as many, else one for each that has any."""
     layout = site.axes(value)
     frame = _frame(site, value.shape[layout.index("positions")], known) if "positions" in site.selection else Frame()
-    if frame == Frame():
+    if frame == Frame() and _all_there(site, value, layout):
         return [Part(site)]
     columns = value.shape[layout.index("positions")]
     before = frame.past if frame.mask is None else frame.mask.shape[1] - columns
@@ -89,6 +89,14 @@ def parts(site: Site, value: Tensor, known: list[tuple[int, Frame]]) -> list[Par
         for example in chosen
         if rows[example]
     ]
+
+
+def _all_there(site: Site, value: Tensor, layout: tuple[str, ...]) -> bool:
+    """Whether every position of a site is a column of this value; one that is not may be one of a later pass."""
+    if site.positions is None or isinstance(site.positions, slice):
+        return True
+    columns, places = value.shape[layout.index("positions")], torch.as_tensor(site.positions)
+    return bool(((places >= -columns) & (places < columns)).all())
 
 
 def _frame(site: Site, columns: int, known: list[tuple[int, Frame]]) -> Frame:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
 from fmr.edits.inside import edited_inside
-from fmr.edits.places import Frame, frames
+from fmr.edits.places import frames
 from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
@@ -50,14 +50,8 @@ class Editing(Reader):
         given, named = dict(name_inputs(start.called, args, kwargs)), {**kwargs}
         named.update({name.partition(":")[2]: tensor for name, tensor in given.items()})
         named.update({f"args.{n}": arg for n, arg in enumerate(args) if hasattr(arg, "get_seq_length")})
-        known: list[list[tuple[int, Frame]]] = []
-
-        def told() -> list[tuple[int, Frame]]:
-            if not known:
-                known.append(frames(named))
-            return known[0]
-
-        self.editor.begin(told)
+        known = frames(named) if self.editor.by_position else []  # now, since a cache grows while the pass runs
+        self.editor.begin(lambda: known)
         args, kwargs = self._inputs(given, args, kwargs)
         self.views.clear()
         with self._swapped(root):
@@ -88,12 +82,14 @@ class Editing(Reader):
             yield
             return
         own = dict(Names(root).tensors.values())
-        places: list[tuple[dict[str, Any], str, Tensor]] = []
+        places: list[tuple[Any, Any, Tensor]] = []
         try:
             for name in wanted:
                 if name in own:
                     new = self._edited(name, own[name])
-                    for held, key in _places(root, own[name]):
+                    if own[name].requires_grad and not new.requires_grad:  # by which some kernels round
+                        new = new.detach().requires_grad_()
+                    for held, key in _places(root, own[name]) if new is not own[name] else ():
                         places.append((held, key, own[name]))
                         held[key] = new
             yield
@@ -188,7 +184,13 @@ class Editing(Reader):
         return value if out is old else mapped(out, lambda tensor: value if tensor is old else tensor)
 
 
-def _places(root: nn.Module, own: Tensor) -> list[tuple[dict[str, Any], str]]:
-    """Where the modules of a tree hold a tensor; tied ones hold it in several places."""
-    holders: list[dict[str, Any]] = [held for _, m in walk(root) for held in (m._parameters, m._buffers)]
-    return [(held, key) for held in holders for key, tensor in list(held.items()) if tensor is own]
+def _places(root: nn.Module, own: Tensor) -> list[tuple[Any, Any]]:
+    """Where the modules of a tree hold a tensor: tied ones in several places, recurrent layers in a list as well."""
+    found: list[tuple[Any, Any]] = []
+    for _, module in walk(root):
+        for held in (module._parameters, module._buffers):
+            found += [(held, key) for key, tensor in held.items() if tensor is own]
+        for listed in vars(module).values():
+            if type(listed) is list:
+                found += [(listed, place) for place, item in enumerate(listed) if item is own]
+    return found

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fmr.edits.editor import Asked, Editor
 from fmr.edits.values import Interchange
@@ -33,6 +33,11 @@ def editor_of(asked: Asked, model: nn.Module | None, run: Runs) -> Editor:
     for entry in editor.entries:
         edit = entry.edit
         if isinstance(edit, Interchange) and edit.source is not None and not isinstance(edit.source, (Run, Pass)):
+            if not isinstance(edit.source, (Tensor, tuple, Mapping)):
+                raise EditError(
+                    f"The source of {edit!r} at {entry.site!r} is {type(edit.source).__name__}, expected a run, or inputs "
+                    f"of the model: a tensor, a tuple or a dict of arguments."
+                )
             wanted.setdefault(id(edit.source), []).append((edit.source, entry.site if edit.at is None else edit.at))
     made = {key: _ran(several[0][0], [at for _, at in several], model, run) for key, several in wanted.items()}
     for entry in editor.entries:

@@ -269,6 +269,8 @@ class Pass:
         return value if self.history else value.detach()
 
     def _kept(self, name: TensorId) -> Tensor:
+        if name in self.inside:
+            return self.inside[name]
         slot = self.slots.get(name)
         value = self.saved[slot] if slot is not None and slot in self.saved else self.values.get(name)
         if value is None:
@@ -281,8 +283,6 @@ class Pass:
         return value
 
     def _inner(self, name: TensorId) -> Tensor:
-        if name in self.inside:
-            return self.inside[name]
         if name in self.unsaved:
             raise IdError(self.unsaved[name])
         if self._graph is None:
