@@ -48,12 +48,9 @@ def test_an_edit_that_copies_a_value_changes_no_bit(name: str) -> None:
     before, around = copy.deepcopy(model.state_dict()), torch_state()
     for value in editable(plain.graph):
         for keep in ((), "none"):
-            try:
-                run = fmr.run(twin(), *args, keep=keep, edits={value: lambda v, c: v.clone()}, **kwargs)
-            except EditError as refused:
-                assert "is a view that the model wrote into later" in str(refused)
-                assert name == "in_place"
+            if name == "in_place" and value == "/getitem#2":  # a view that the model writes into
                 continue
+            run = fmr.run(twin(), *args, keep=keep, edits={value: lambda v, c: v.clone()}, **kwargs)
             assert alike(run.output, plain.output), (value, keep)
             assert run.receipts[value].changed == 0
     state = {name: value for name, value in model.state_dict().items() if value.layout == torch.strided}
