@@ -121,7 +121,7 @@ class Reader(RootWatcher):
         self._here: Call | None = None
         self._wanted: dict[str, dict[int, list[Want]]] | None = None
         self._left = set(plan.ids)
-        self._on, self._depth = False, 0
+        self._on, self._depth = False, _len_torch_function_stack()
         self._all = bool(plan.globs)
         self.listening: Listening | None = None
 
@@ -166,7 +166,7 @@ class Reader(RootWatcher):
             self._switch(on)
 
     def _switch(self, on: bool) -> None:
-        """Put this mode on, outside those that the model put on since its call began, or take it off.
+        """Put this mode on, outside those that were put on since its block began, or take it off.
 
         It stays on while views are listened to, which any module may overwrite.
         """
@@ -193,7 +193,7 @@ class Reader(RootWatcher):
         self._names = paths if few else Names(root)
         self._followed = paths.paths if few else None
         self.listening = self.begin()
-        out, raised, self._depth = None, None, _len_torch_function_stack()
+        out, raised = None, None
         try:
             if self.plan.sources:
                 self._deliver_sources(root, start, args, kwargs)

@@ -48,7 +48,7 @@ def test_an_edit_that_copies_a_value_changes_no_bit(name: str) -> None:
     before, around = copy.deepcopy(model.state_dict()), torch_state()
     for value in editable(plain.graph):
         for keep in ((), "none"):
-            if name == "in_place" and value == "/getitem#2":  # a view that the model writes into
+            if name == "in_place" and plain.graph[value].op in ("getitem", "view", "t", "narrow"):  # which it writes into
                 continue
             run = fmr.run(twin(), *args, keep=keep, edits={value: lambda v, c: v.clone()}, **kwargs)
             assert alike(run.output, plain.output), (value, keep)
