@@ -10,8 +10,8 @@ from torch import Tensor
 class Receipt:
     """What an edit did in a run.
 
-    >>> run.receipts[site]
-    Receipt: fired 1 time, changed 64 elements by 3.21 (L2 norm)
+    >>> fmr.run(model, input_ids, edits={site: edits.Zero()}).receipts[site]
+    Receipt: fired 1 time, changed 768 elements by ... (L2 norm)
 
     `fired` counts calls of the edit, `changed` the elements that differ after it, `norm` is the L2 norm of all changes.
     """

@@ -40,7 +40,7 @@ Edit = Callable[[Tensor, Context], Tensor]
 class Zero:
     """Zero ablation: nothing is left of the value.
 
-    >>> fmr.run(model, ids, edits={structure.mlps[3].out: edits.Zero()})
+    >>> fmr.run(model, input_ids, edits={structure.mlps[3].out: edits.Zero()})
     """
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
@@ -51,7 +51,7 @@ class Zero:
 class Mean:
     """Mean ablation: the mean over the examples of `values`; without them, of the batch that runs.
 
-    >>> fmr.run(model, ids, edits={block.z.at(heads=5): edits.Mean(other_run[block.z.at(heads=5)])})
+    >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Mean(other_run[block.z.at(heads=1)])})
 
     values: as the site holds them, examples first; `over` are the dimensions that the mean is taken over, as (0, 1) for
     examples and positions.
@@ -69,7 +69,7 @@ class Mean:
 class Add:
     """Steering: something is added to the value.
 
-    >>> fmr.run(model, ids, edits={structure.layers[8].resid_post: edits.Add(8 * direction)})
+    >>> fmr.run(model, input_ids, edits={structure.layers[2].resid_post: edits.Add(8 * direction)})
 
     addend: a number, or a tensor that broadcasts against the site.
     """
@@ -84,7 +84,7 @@ class Add:
 class Subtract:
     """Something is taken from the value, as a direction that shall be unlearned.
 
-    >>> fmr.run(model, ids, edits={structure.layers[8].resid_post: edits.Subtract(direction)})
+    >>> fmr.run(model, input_ids, edits={structure.layers[2].resid_post: edits.Subtract(direction)})
     """
 
     subtrahend: Value
@@ -97,7 +97,7 @@ class Subtract:
 class Scale:
     """The value times a factor.
 
-    >>> fmr.run(model, ids, edits={block.z.at(heads=5): edits.Scale(0.5)})
+    >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Scale(0.5)})
     """
 
     factor: Value
@@ -110,7 +110,7 @@ class Scale:
 class Replace:
     """Another value in place of this one.
 
-    >>> fmr.run(model, ids, edits={structure.embedding.at(positions=3): edits.Replace(vector)})
+    >>> fmr.run(model, input_ids, edits={structure.embedding.at(positions=3): edits.Replace(vector)})
 
     value: a number, or a tensor that broadcasts to the site; the tensor itself is never written to.
     """
@@ -125,8 +125,8 @@ class Replace:
 class Interchange:
     """Interchange intervention: what another run holds at the same site, or at another (Geiger et al. 2021).
 
-    >>> fmr.run(model, base, edits={block.z.at(heads=5): edits.Interchange(other_run)})
-    >>> fmr.run(model, base, edits={site.at(positions=-1): edits.Interchange(source_ids, at=site.at(positions=4))})
+    >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Interchange(other_run)})
+    >>> fmr.run(model, input_ids, edits={site.at(positions=-1): edits.Interchange(source_ids, at=site.at(positions=2))})
 
     source: a run, also one that was loaded or that had edits of its own; inputs of the model (a tensor, a tuple or a dict
     of arguments), which are run once before; or None, which leaves the value as it is. at: the site to read in the source,
@@ -153,7 +153,7 @@ class Interchange:
 class Noise:
     """Gaussian noise is added, the same for the same seed, site and firing, on any device.
 
-    >>> fmr.run(model, ids, edits={structure.embedding.at(positions=[2, 3]): edits.Noise(std=0.1, seed=0)})
+    >>> fmr.run(model, input_ids, edits={structure.embedding.at(positions=[2, 3]): edits.Noise(std=0.1, seed=0)})
 
     std: its standard deviation, in the units of the value.
     """
@@ -172,7 +172,7 @@ class Noise:
 class Clamp:
     """The value is kept within bounds, of which one may be missing.
 
-    >>> fmr.run(model, ids, edits={structure.mlps[3].post.at(units=7): edits.Clamp(lo=4.0)})
+    >>> fmr.run(model, input_ids, edits={structure.mlps[3].post.at(units=7): edits.Clamp(lo=4.0)})
     """
 
     lo: float | None = None
@@ -186,7 +186,7 @@ class Clamp:
 class Skip:
     """A module call hands on what it was given, as if it were not there; for sites that name a module.
 
-    >>> fmr.run(model, ids, edits={"transformer.h.3": edits.Skip()})
+    >>> fmr.run(model, input_ids, edits={"transformer.h.1": edits.Skip()})
     """
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
@@ -201,7 +201,8 @@ class Skip:
 class OnGradient:
     """An edit of the gradient that flows back through the site, instead of the value (needs grad=True and `backward()`).
 
-    >>> with fmr.track(model, grad=True, edits={site: edits.OnGradient(edits.Clamp(-1, 1))}) as run: ...
+    >>> with fmr.track(model, keep=(), grad=True, edits={site: edits.OnGradient(edits.Clamp(-1, 1))}) as run:
+    ...     model(**inputs).logits.sum().backward()
 
     edit: any other edit; it is given the gradient where it would be given the value, and an `Interchange` reads the
     gradients of its source.

@@ -14,6 +14,7 @@ from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
 from fmr.ops.names import Op
+from fmr.watching.mode import written_by
 from fmr.watching.own import alone
 from fmr.watching.plan import Plan, Reader, Want
 from fmr.watching.scopes import Call, Names, Start, name_inputs, walk
@@ -132,7 +133,7 @@ class Editing(Reader):
                 if want.inside and want.id in values:
                     self._found(want.id, values[want.id], False)
             wants = [want for want in wants if not (want.inside and want.id in values)]
-        written = {id(tensor) for tensor in (op.writes(args, kwargs) if op.writes else [])}
+        written = {id(tensor) for tensor in written_by(op, args, kwargs)}
         for want in wants:
             if not want.inside and want.id in self.editor.by_id:
                 own = next((tensor for index, tensor in outputs(made) if index == want.output), None)

@@ -16,13 +16,13 @@ from fmr.graph.expand import inner_value
 from fmr.graph.graph import Graph
 from fmr.graph.paths import returned, the_one
 from fmr.ids import Site, TensorId, outer_scope
-from fmr.nests import Nest, ids_in, map_ids, mapped
+from fmr.nests import Nest, map_ids
 from fmr.nodes import Key, Node, id_of
 from fmr.pictures.notebook import preformatted
 from fmr.runs.failures import Failure
 from fmr.runs.gradients import Gradients
 from fmr.runs.listener import Heard
-from fmr.runs.outputs import detached
+from fmr.runs.outputs import detached, exchanged
 from fmr.watching.guard import Guard
 from fmr.watching.own import alone, unseen
 from fmr.watching.storage import is_equal, is_freed, storages
@@ -143,8 +143,7 @@ class Pass:
         here.unsaved = {name: f"{name!r} was not computed in this replay. Name it: want=[{name!r}]." for name in gone}
         here._graph, here.saved, here.edited = self._graph, self.saved, tuple(edited)
         if self.output is not None and self._graph is not None:
-            ids = iter(ids_in(self._graph.scopes[0].output))
-            here.output = mapped(self.output, lambda tensor: changed.get(next(ids), tensor))
+            here.output = exchanged(self.output, self._graph.scopes[0].output, changed.get)
         return here
 
     # ---- filling, while the model runs

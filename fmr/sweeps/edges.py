@@ -24,7 +24,7 @@ _CARRYING = frozenset(
 class Edge:
     """What one reader sees of one writer: an edit there changes the writer's value for that reader alone.
 
-    >>> fmr.replay(run, edits={fmr.Edge(structure.mlps[0].out, structure.layers[3].resid_mid): edits.Zero()})
+    >>> fmr.replay(run, edits={fmr.Edge(structure.mlps[0].out, "transformer.h.3.ln_1/layer_norm#0"): edits.Zero()})
 
     writer, reader: an ID, a node or a site each. What the reader's op reads of the writer comes along sums, views and
     products with parameters; all else that lies between keeps its value. A `ReplayError` says where there is no such way.

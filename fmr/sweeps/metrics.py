@@ -84,7 +84,8 @@ class Loss:
 def logit_diff(right: Any, wrong: Any, at: int = -1) -> LogitDiff:
     """The logit of one token less that of another, as a metric.
 
-    >>> fmr.sweep(model, inputs, sites, edits.Zero(), fmr.sweeps.logit_diff(right=3, wrong=7)).values
+    >>> fmr.sweep(model, inputs, [site], edits.Zero(), logit_diff(right=3, wrong=7), progress=False).values.shape
+    torch.Size([1, 1])
 
     right, wrong: a token for all examples, or one for each. at: the position that is read.
     """

@@ -18,7 +18,7 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import columns_of, read_source
 from fmr.sweeps.edges import Edge, carried
-from fmr.sweeps.steps import Read, Step, run_step, steps_of
+from fmr.sweeps.steps import Read, Step, refuse_unknown, run_step, steps_of
 from fmr.watching.calls import unwatched
 
 
@@ -31,7 +31,7 @@ def replay(
 ) -> Run:
     """Run the part of a recorded pass again that edits reach, with the same bits as the model under the same edits.
 
-    >>> patched = fmr.replay(run, edits={block.z.at(heads=5): edits.Zero()}, freeze=[b.z for b in structure.attention[4:]])
+    >>> patched = fmr.replay(run, edits={block.z.at(heads=1): edits.Zero()}, freeze=[b.z for b in structure.attention[4:]])
     >>> patched.output.logits - run.output.logits
 
     run: one with every value (keep="all"), or a pass of it. edits: by site, or by `Edge` for what one reader sees. freeze:
@@ -57,9 +57,14 @@ class Replay:
 
     def __init__(self, base: Pass, asked: Mapping[Any, Any], freeze: Iterable[Key], want: Any) -> None:
         self.base, self.graph = base, base.graph
+        if base.edited:
+            raise ReplayError(
+                "This run was recorded with edits. Expected one without: edits are given to the replay itself."
+            )
         self.steps = steps_of(self.graph)
         self.frozen: set[TensorId] = set()
         self.changed: dict[TensorId, Tensor] = {}
+        self.needed: set[TensorId] = set()
         self.outside: dict[TensorId, Outside] = {}
         self.editor = self._editor({key: edit for key, edit in asked.items() if type(key) is not Edge} | self._held(freeze))
         self.edges = [(edge, self._editor({edge.writer: edit})) for edge, edit in asked.items() if type(edge) is Edge]
@@ -122,7 +127,7 @@ class Replay:
 
     def run(self) -> Run:
         """Walk the steps that matter, and hand out a run with what changed."""
-        needed = self._needed()
+        needed = self.needed = self._needed()
         with unwatched(), torch.set_grad_enabled(self.base.history):
             for step in self.steps:
                 if any(node.id in needed for node in step.nodes):
@@ -140,6 +145,7 @@ class Replay:
 
     def _take(self, step: Step) -> None:
         """Run a step if something that it reads has changed, and edit what it made."""
+        refuse_unknown(step, bool(self.changed or self.outside))
         edges = [(edge, editor) for edge, editor in self.edges if edge.reader.id in {node.id for node in step.nodes}]
         opened = bool(self.opened) and not step.is_source and scope_of(step.first) in self.opened
         if edges or opened or any(name in self.changed or name in self.outside for name in step.reads):
@@ -180,7 +186,19 @@ class Replay:
         value = self.value(node.id)
         new = self.editor.apply(node.id, value)
         if new is not value:
-            self.changed[node.id] = new
+            same = node.id.is_source and value.requires_grad and not new.requires_grad  # by which some kernels round
+            self.changed[node.id] = new.detach().requires_grad_() if same else new
+        if node.op in ("param", "buffer"):
+            self._refuse_hidden_readers(node)
+
+    def _refuse_hidden_readers(self, node: Node) -> None:
+        """Code that was not seen may read a parameter without a word."""
+        hidden = [one for one in self.graph.opaque if one.id in self.needed]
+        if hidden:
+            raise ReplayError(
+                f"{hidden[0].id} was made by code that could not be seen, which may read {node.id}. Run the model with this "
+                f"edit: fmr.run(model, *inputs, edits=...)."
+            )
 
     def _inside(self, step: Step, read: Read) -> dict[TensorId, Tensor]:
         """A fused op with edits inside: its plain form twice, and the kernel's bits wherever the edits changed nothing."""

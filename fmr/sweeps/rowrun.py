@@ -13,7 +13,7 @@ from fmr.ids import TensorId
 from fmr.runs.passes import Pass
 from fmr.sweeps.cut import WHOLE, Planned, Positions, Span
 from fmr.sweeps.rows import Axis, Grown, at_rows, same
-from fmr.sweeps.steps import Step, run_step
+from fmr.sweeps.steps import Step, refuse_unknown, run_step
 
 HEAD, TAIL = 2, 3
 """Sentinel rows before and behind the edited ones: tainted, clean; tainted, clean, tainted.
@@ -85,6 +85,7 @@ class RowRun:
         for place, step in enumerate(self.grown.steps):
             if not any(node.id in self.needed for node in step.nodes):
                 continue
+            refuse_unknown(step, bool(self.live))
             if any(name in self.live for name in step.reads):
                 planned = self.plan.get(step.first.id)
                 for name, value in self._made(step, planned).items():

@@ -110,6 +110,15 @@ def run_step(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[Tens
     return _named(step, made)
 
 
+def refuse_unknown(step: Step, changed: bool) -> None:
+    """Raise for a value of which nothing is known, not even what it was made of, where something has changed before it."""
+    if changed and step.first.op == OPAQUE and not step.reads:
+        raise ReplayError(
+            f"{step.first.id} may depend on what was changed: what makes it could not be seen when it was recorded, nor "
+            f"what it reads: scripted code, a transform, another thread. Give its value: freeze=[{str(step.first.id)!r}]."
+        )
+
+
 def _named(step: Step, made: Any) -> dict[TensorId, Tensor]:
     found = dict(outputs(made))
     return {node.id: found[node.id.parts.output] for node in step.nodes}

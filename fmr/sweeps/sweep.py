@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +13,12 @@ from tqdm.auto import tqdm
 from fmr.edits.editor import Editor
 from fmr.edits.places import Frame, parts
 from fmr.edits.values import Edit
-from fmr.errors import EditError, FmrError, ReplayError
-from fmr.ids import Site, TensorId
-from fmr.nests import ids_in, leaves, mapped
+from fmr.errors import EditError, FmrError, IdError, ReplayError
+from fmr.graph.graph import Graph
+from fmr.ids import Site, TensorId, within
+from fmr.nests import ids_in, leaves, taken
 from fmr.nodes import Key, id_of
+from fmr.runs.outputs import exchanged
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import columns_of, read_source
@@ -46,12 +48,14 @@ CHECKS = 2
 class Grid:
     """What a sweep measured: one value for each site (and example), and how it came to them.
 
-    >>> grid.values.view(12, 12)
+    >>> grid = fmr.sweep(model, inputs, [site, block.z.at(heads=1)], edits.Zero(), logit_diff(3, 7), progress=False)
+    >>> grid.how
+    'rows, cut'
 
     `values` has a row for each site: one number, or one for each example. `base` is the metric without edits. `how` is
-    "rows" (of a replay), "batched" (from the start) or "loop"; `why` says why the ways before it were left. `forwards`
-    counts calls of the model; `error` is the largest difference of the cells that were run one by one besides, relative to
-    the largest value.
+    "rows, cut" (of a replay, with the positions that matter alone), "rows" or "loop"; `why` says why others were left.
+    `forwards` counts calls of the model; `error` is the largest difference of the cells that were run one by one besides,
+    relative to the largest value.
     """
 
     sites: tuple[tuple[Site, ...], ...]
@@ -96,9 +100,10 @@ def sweep(
 ) -> Grid:
     """Measure a model once for each site, edited there alone; as few forwards as the model allows.
 
-    >>> sites = [layer.resid_post.at(positions=t) for layer in structure.layers for t in range(12)]
-    >>> grid = fmr.sweep(model, corrupted, sites, edits.Interchange(clean_run), logit_diff(right, wrong))
-    >>> grid.values.view(12, 12)
+    >>> sites = [layer.resid_post.at(positions=t) for layer in structure.layers for t in range(6)]
+    >>> grid = fmr.sweep(model, inputs, sites, edits.Interchange(other_run), logit_diff(right=3, wrong=7), progress=False)
+    >>> grid.values.view(-1, 6).shape
+    torch.Size([4, 6])
 
     inputs: a tensor, a tuple or a dict of arguments. sites: of each run, one or a tuple of several. edit: for all of them.
     metric: of the model's output, one number or one for each example. at: the position that the metric reads, if it
@@ -167,6 +172,7 @@ class _Sweep:
         self.forwards = 0
         self.recorded: tuple[Pass, Grown] | None = None
         self.found: dict[int, Tensor] = {}
+        self.placed = list(sites)
 
     def run(self) -> Grid:
         """The ways in turn, and the cells that are run one by one besides."""
@@ -176,7 +182,8 @@ class _Sweep:
         for how, cuts in (("rows, cut", True), ("rows", False)):
             try:
                 self._by_rows(base, cuts)
-                return Grid(self.sites, self._values(), plain, how, "; ".join(reasons), self.forwards, self._spot_checks())
+                error = self._spot_checks()
+                return Grid(self.sites, self._values(), plain, how, "; ".join(reasons), self.forwards, error)
             except ReplayError as refused:
                 reasons.append(f"no {how}: {refused}")
         self._by_loop()
@@ -214,29 +221,33 @@ class _Sweep:
         """All runs as rows of replays; with `cuts`, only the positions that edits reach and that the metric needs."""
         few, kind = self._recordings()
         frames = self._frames(few)
+        self.placed = [tuple(_by_id(site, kind.graph) for site in several) for several in self.sites]
         wanted = self._wanted(base.output, kind)
         cut = self._cut(kind, few, frames, set(wanted)) if cuts else None
         with unwatched():
             groups = self._groups(kind, few, frames, cut)
-            size = self.rows or rows_that_fit(kind, self.sites)
+            size = self.rows or rows_that_fit(kind, self.placed)
             chunks = [(start, rows[at : at + size]) for start, rows in groups for at in range(0, len(rows), size)]
             for start, rows in tqdm(chunks, "rows", disable=not self.progress or len(chunks) < 3):
-                editors = [Editor(dict.fromkeys(self.sites[row], self.edit), read_source) for row in rows]
-                edited = {site.id for row in rows for site in self.sites[row] if not isinstance(site.positions, int)}
+                editors = [Editor(dict.fromkeys(self.placed[row], self.edit), read_source) for row in rows]
+                edited = {site.id for row in rows for site in self.placed[row] if not isinstance(site.positions, int)}
                 plan = cut.plan(start, wanted, edited) if cut is not None else None
                 positions = cut.positions if cut is not None else None
                 guarded = start == chunks[0][0] and rows is chunks[0][1]
                 going = RowRun(kind, few, editors, frames, set(wanted), plan, positions, guarded=guarded)
-                going.run()
-                going.check()
+                _walk(going)
                 for place, row in enumerate(rows):
                     self.found[row] = self._measure(_of_row(base.output, kind, going, place))
 
     def _recordings(self) -> tuple[Pass, Grown]:
         """The inputs twice and three times: what the rows are made of."""
         if self.recorded is None:
-            few = self._forward(self.call.times(FEW))
-            more = self._forward(self.call.times(MORE), keep="none")
+            try:
+                few = self._forward(self.call.times(FEW))
+                more = self._forward(self.call.times(MORE), keep="none")
+            except Exception as error:
+                why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                raise ReplayError(f"the model does not run with more examples ({why})") from error
             self.recorded = few.last, grown(few.graph, more.graph)
         return self.recorded
 
@@ -252,7 +263,7 @@ class _Sweep:
         if at is None:
             return dict.fromkeys(names, WHOLE)
         logits = logits_of(output)
-        place = next(place for place, (_, tensor) in enumerate(leaves(output)) if tensor is logits)
+        place = next(place for place, (_, tensor) in enumerate(leaves(taken(output))) if tensor is logits)
         return {names[place]: Span(1, at % logits.shape[1])}
 
     def _cut(self, kind: Grown, few: Pass, frames: list[tuple[int, Frame]], wanted: set[TensorId]) -> Cut | None:
@@ -261,7 +272,7 @@ class _Sweep:
         if len(lengths) != 1 or max(lengths) < 3:
             return None
         positions = Positions(lengths.pop(), self.call.examples)
-        first = min((site for several in self.sites for site in several), key=lambda site: kind.graph.place(site.id))
+        first = min((site for several in self.placed for site in several), key=lambda site: kind.graph.place(site.id))
         try:
             with unwatched():
                 reach = reached(kind, few, first, frames, wanted, positions)
@@ -279,14 +290,14 @@ class _Sweep:
         found = []
         for at in range(0, len(several), wide):
             rows = [row for row, start in starts.items() if start in several[at : at + wide]]
-            rows.sort(key=lambda row: min(kind.graph.place(site.id) for site in self.sites[row]))
+            rows.sort(key=lambda row: min(kind.graph.place(site.id) for site in self.placed[row]))
             found.append((several[at], rows))
         return found
 
     def _start(self, kind: Grown, few: Pass, frames: list[tuple[int, Frame]], row: int) -> int:
         """The first position that the edits of a row touch."""
-        first = 0 if any(site.positions is None for site in self.sites[row]) else None
-        for site in self.sites[row]:
+        first = 0 if any(site.positions is None for site in self.placed[row]) else None
+        for site in self.placed[row]:
             axis = kind.axes.get(site.id)
             if axis is None or first == 0:
                 return 0
@@ -309,15 +320,42 @@ class _Sweep:
         return error
 
 
+def _by_id(site: Site, graph: Graph) -> Site:
+    """A site by the ID of its value; that of a module by what its call returned and nobody inside it reads."""
+    try:
+        if not site.id.is_path:
+            return replace(site, id=graph[site.id].id)
+        names = list(ids_in(graph.module(site.id).scope.output))
+    except IdError as error:
+        raise ReplayError(f"more examples take another way through the model: {error}") from error
+    if len(names) != 1 or any(within(reader.module, site.id) for reader in graph.readers(names[0])):
+        raise ReplayError(f"{site.id} returned several values, or one that is read inside it")
+    return replace(site, id=names[0])
+
+
+def _walk(going: RowRun) -> None:
+    """Run rows and judge them; what breaks on the way is a reason to go another way."""
+    try:
+        going.run()
+        going.check()
+    except (RuntimeError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise ReplayError(f"rows break an op ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from error
+    for editor in going.editors:
+        for entry in editor.entries:
+            if not entry.tally.fired:
+                raise ReplayError(f"the edit of {entry.site!r} never fired in its row")
+
+
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     """Put back what the block changes of a model's buffers."""
-    before = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers() if not buffer.is_inference()]
+    plain = (buffer for buffer in model.buffers() if buffer.layout == torch.strided and not buffer.is_meta)
+    before = [(buffer, buffer.clone()) for buffer in plain]
     try:
         yield
     finally:
-        for buffer, value, version in before:
-            if buffer._version != version:
+        for buffer, value in before:
+            if not torch.equal(buffer, value):  # kernels write running statistics without counting a version
                 buffer.copy_(value)
 
 
@@ -340,10 +378,8 @@ class Clean(Mapping[TensorId, Tensor]):
 
 def _of_row(output: Any, kind: Grown, going: RowRun, row: int) -> Any:
     """An output of the model as it is in one row."""
-    names = ids_in(kind.graph.scopes[0].output)
 
-    def here(tensor: Tensor) -> Tensor:
-        name = next(names)
-        return going.outcome(name, row) if name in going.wanted else tensor
+    def here(name: TensorId) -> Tensor | None:
+        return going.outcome(name, row) if name in going.wanted else None
 
-    return mapped(output, here)
+    return exchanged(output, kind.graph.scopes[0].output, here)
