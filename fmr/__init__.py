@@ -21,8 +21,20 @@ Structure of GPT2LMHeadModel: 4 layers, 4 attentions, 4 memories, 0 rejected
 torch.Size([1, 4, 6, 6])
 """
 
+import fmr.edits as edits
 import fmr.zoo as zoo
-from fmr.errors import DrawError, FmrError, GraphError, IdError, StoreError, StructureError, TrackError, ZooError
+from fmr.errors import (
+    DrawError,
+    EditError,
+    FmrError,
+    GraphError,
+    IdError,
+    ReplayError,
+    StoreError,
+    StructureError,
+    TrackError,
+    ZooError,
+)
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
@@ -31,14 +43,20 @@ from fmr.runs.run import Run
 from fmr.runs.store import load
 from fmr.runs.track import run, track
 from fmr.structure import locate
+from fmr.sweeps.edges import Edge
+from fmr.sweeps.replay import replay
+from fmr.sweeps.sweep import sweep
 
 __all__ = [
     "DrawError",
+    "Edge",
+    "EditError",
     "FmrError",
     "Graph",
     "GraphError",
     "IdError",
     "Node",
+    "ReplayError",
     "Run",
     "Site",
     "StoreError",
@@ -47,9 +65,12 @@ __all__ = [
     "TrackError",
     "ZooError",
     "census",
+    "edits",
     "load",
     "locate",
+    "replay",
     "run",
+    "sweep",
     "track",
     "zoo",
 ]

@@ -27,6 +27,14 @@ class GraphError(FmrError):
     """A graph that breaks one of its own invariants."""
 
 
+class EditError(FmrError):
+    """An edit that does not fit the value, never fired, or cannot be made where it was asked for."""
+
+
+class ReplayError(FmrError):
+    """A part of a recorded run that cannot be run again."""
+
+
 class StoreError(FmrError):
     """A file that is truncated, damaged, foreign or newer than this version of fmr."""
 

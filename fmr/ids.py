@@ -114,7 +114,8 @@ class Parent(TensorId):
         return TensorId(self)
 
 
-Index = int | slice | list[int] | torch.Tensor | None
+Index = int | slice | list[int] | list[list[int]] | torch.Tensor | None
+"""What is taken of an axis: one, a range, several, or a row of them for each example."""
 
 _LAYOUTS = {
     1: ("units",),
@@ -130,10 +131,14 @@ class Site:
 
     >>> Site("h.3.attn/softmax#0", heads=5)
     Site('h.3.attn/softmax#0', heads=5)
+    >>> Site("h.3.attn/softmax#0").at(positions=[[3], [7]])  # a row for each example
+    Site('h.3.attn/softmax#0', positions=[[3], [7]])
 
-    `layout` names the tensor's dimensions in order. The default reads (examples, positions, units) for three
-    dimensions and (examples, heads, positions, units) for four; a tensor laid out otherwise states its own. With
-    `n_heads`, a tensor with another number of heads is refused: it is laid out otherwise than where the site was found.
+    An index is an int (its axis is dropped), a slice, a list, or a list of one row per example, which means that example
+    alone. `passes` narrows an edit to some of the model's calls. `layout` names the tensor's dimensions in order. The
+    default reads (examples, positions, units) for three dimensions and (examples, heads, positions, units) for four; a
+    tensor laid out otherwise states its own. With `n_heads`, a tensor with another number of heads is refused: it is laid
+    out otherwise than where the site was found.
     `where` is the call site of what makes the value, as `fmr.locate` found it: a pass in which the value of this ID is made
     elsewhere is refused. It is neither printed nor compared.
     """
@@ -143,6 +148,7 @@ class Site:
     heads: Index = None
     units: Index = None
     examples: Index = None
+    passes: int | slice | list[int] | None = None
     layout: tuple[str, ...] | None = None
     n_heads: int | None = None
     where: str | None = None
@@ -150,11 +156,26 @@ class Site:
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", TensorId(self.id))
 
+    def at(self, **chosen: Any) -> "Site":
+        """The same site, narrowed further: `positions`, `heads`, `units`, `examples` or `passes`.
+
+        >>> Site("h.3.attn/softmax#0").at(heads=[1, 5], positions=-1)
+        Site('h.3.attn/softmax#0', positions=-1, heads=[1, 5])
+        """
+        known = (*_AXES, "passes")
+        for axis, index in chosen.items():
+            if axis not in known:
+                raise IdError(f"{self!r} has no {axis!r} to narrow. Expected one of {', '.join(known)}.")
+            if index is not None and getattr(self, axis) is not None:
+                raise IdError(
+                    f"{self!r} selects {axis} already. Narrow another axis, or begin with fmr.Site({str(self.id)!r})."
+                )
+        return replace(self, **chosen)
+
     @property
     def selection(self) -> dict[str, Index]:
         """The axes that are narrowed, with what is taken of each."""
-        axes = {"positions": self.positions, "heads": self.heads, "units": self.units, "examples": self.examples}
-        return {axis: index for axis, index in axes.items() if index is not None}
+        return {axis: getattr(self, axis) for axis in _AXES if getattr(self, axis) is not None}
 
     def made_at(self, where: str | None) -> "Site":
         """The same site of a value that is made at this call site."""
@@ -162,6 +183,26 @@ class Site:
 
     def of(self, value: torch.Tensor) -> torch.Tensor:
         """The selected part of the tensor; an int drops its axis, a slice or a list keeps it."""
+        return value[self.index(value)] if self.selection else value
+
+    def put(self, value: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """A new tensor: the value with its selected part replaced."""
+        if not self.selection:
+            return part
+        changed = value.clone()
+        changed[self.index(value)] = part
+        return changed
+
+    def index(self, value: torch.Tensor) -> tuple[Any, ...]:
+        """What to index the tensor with: each axis is taken by itself, a row by its example."""
+        shape, layout = tuple(value.shape), self.axes(value)
+        chosen = {axis: self._checked(axis, index, shape, layout) for axis, index in self.selection.items()}
+        if all(isinstance(index, (int, slice)) for index in chosen.values()):
+            return tuple(chosen.get(axis, slice(None)) for axis in layout)
+        return self._crossed(chosen, shape, layout, value.device)
+
+    def axes(self, value: torch.Tensor) -> tuple[str, ...]:
+        """What each dimension of the tensor counts."""
         layout = self.layout or _LAYOUTS.get(value.dim(), ())
         for axis in self.selection:
             if axis not in layout:
@@ -174,16 +215,51 @@ class Site:
                 f"{self!r} selects one of {self.n_heads} heads, but {str(self.id)!r} has shape {tuple(value.shape)}, not "
                 f"laid out as {layout} like where it was found. Locate it in this run or pass: fmr.locate(run.passes[i])."
             )
-        chosen = value
-        for axis, index in sorted(self.selection.items(), key=lambda item: -layout.index(item[0])):
-            try:
-                chosen = chosen[(slice(None),) * layout.index(axis) + (index,)]
-            except IndexError:
-                raise IdError(
-                    f"{self!r} selects {axis}={index!r}, but {str(self.id)!r} has shape {tuple(value.shape)}: expected "
-                    f"indices below {value.shape[layout.index(axis)]} along {axis}."
-                ) from None
-        return chosen
+        return layout
+
+    def _checked(self, axis: str, index: Index, shape: tuple[int, ...], layout: tuple[str, ...]) -> Any:
+        """An index as an int, a slice, or a tensor of places of one or two dimensions, all within the axis."""
+        length = shape[layout.index(axis)]
+        if isinstance(index, slice):
+            return index
+        places = torch.as_tensor(index)
+        if places.dtype == torch.bool:
+            places = places.nonzero()[:, 0]
+        if ((places < -length) | (places >= length)).any():
+            raise IdError(
+                f"{self!r} selects {axis}={index!r}, but {str(self.id)!r} has shape {shape}: expected "
+                f"indices below {length} along {axis}."
+            )
+        if places.dim() == 2 and ("examples" not in layout or len(places) != shape[layout.index("examples")]):
+            rows = shape[layout.index("examples")] if "examples" in layout else "no"
+            raise IdError(f"{self!r} has {len(places)} rows of {axis}, but {str(self.id)!r} has {rows} examples.")
+        return int(places) if places.dim() == 0 else places % length
+
+    def _crossed(
+        self, chosen: dict[str, Any], shape: tuple[int, ...], layout: tuple[str, ...], device: torch.device
+    ) -> tuple[torch.Tensor, ...]:
+        """The same as one tensor of places for each axis, which broadcast against one another."""
+        kept = [axis for axis in layout if not isinstance(chosen.get(axis), int)]
+        examples = self._places(chosen.get("examples"), shape[layout.index("examples")]) if "examples" in layout else None
+        found = []
+        for axis, length in zip(layout, shape, strict=True):
+            index = chosen.get(axis)
+            if isinstance(index, torch.Tensor) and index.dim() == 2:
+                index = index[examples]
+            places = self._places(index, length)
+            counted = ["examples"] * (places.dim() == 2) + [axis] * (axis in kept)
+            if places.dim() == 2 and kept.index("examples") > kept.index(axis):
+                places = places.T
+            sizes = [places.shape[counted.index(one)] if one in counted else 1 for one in kept]
+            found.append(places.to(device).reshape(sizes))
+        return tuple(found)
+
+    @staticmethod
+    def _places(index: Any, length: int) -> torch.Tensor:
+        if isinstance(index, torch.Tensor):
+            return index
+        every = torch.arange(length)
+        return every if index is None else every[index]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Site) and repr(self) == repr(other) and self.layout == other.layout
@@ -192,9 +268,12 @@ class Site:
         return hash(repr(self))
 
     def __repr__(self) -> str:
-        chosen = "".join(f", {axis}={index!r}" for axis, index in self.selection.items())
+        told = self.selection if self.passes is None else {**self.selection, "passes": self.passes}
+        chosen = "".join(f", {axis}={index!r}" for axis, index in told.items())
         return f"Site({str(self.id)!r}{chosen})"
 
+
+_AXES = ("positions", "heads", "units", "examples")
 
 ALIAS = "alias"
 

@@ -1,8 +1,9 @@
 """Walks over nests: whatever holds tensors, or the IDs of tensors."""
 
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -286,6 +287,28 @@ def item_at(nest: Nest, at: str) -> Nest:
     items = nest.items() if isinstance(nest, dict) else ((str(place), item) for place, item in enumerate(nest))
     parts = ((item, at[len(key) + 1 :]) for key, item in items if at == key or at.startswith(f"{key}."))
     return next((found for found in (item_at(item, rest) for item, rest in parts) if found is not None), None)
+
+
+def mapped(nest: Nest, function: Callable[[Tensor], Tensor]) -> Nest:
+    """A copy of a nest with each tensor replaced, in the order of `leaves`; what is no tensor stays, kinds are kept."""
+    if isinstance(nest, Tensor):
+        return function(nest)
+    if isinstance(nest, tuple) and type(nest) is not torch.Size:
+        items = [mapped(item, function) for item in nest]
+        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+    if isinstance(nest, list):
+        return [mapped(item, function) for item in nest]
+    if isinstance(nest, MutableMapping):
+        made = copy(nest)
+        for key, item in nest.items():
+            made[key] = mapped(item, function)
+        return made
+    if is_dataclass(nest) and not isinstance(nest, type):
+        twin: Any = copy(nest)
+        for field in fields(nest):
+            object.__setattr__(twin, field.name, mapped(getattr(nest, field.name, None), function))
+        return twin
+    return nest
 
 
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})

@@ -60,7 +60,8 @@ TESTS = {test.name: test for test in examples()}
 def shared() -> dict[str, Any]:
     """What the examples speak of: a model that knows facts, a run of it, what was found there."""
     model, tokenizer = fmr.zoo.load("facts", attn_implementation="eager")
-    inputs, other = (tokenizer(fact.prompt, return_tensors="pt") for fact in world.facts()[:2])
+    inputs, *others = (tokenizer(fact.prompt, return_tensors="pt") for fact in world.facts())
+    other = next(other for other in others if other["input_ids"].shape == inputs["input_ids"].shape)
     adapted = copy.deepcopy(model)
     adapted.transformer.h[0].attn.c_proj = Adapter(adapted.transformer.h[0].attn.c_proj, 128)
     run = fmr.run(model, **inputs)
@@ -75,7 +76,9 @@ def shared() -> dict[str, Any]:
         "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,
         "run": run, "graph": run.graph, "structure": structure, "block": structure.attention[3],
         "blocks": structure.attention, "node": run.graph["transformer.h.0.attn/softmax#0"],
-        "other_run": fmr.run(model, **other),
+        "other_run": fmr.run(model, **other), "edits": fmr.edits, "site": structure.mlps[1].out,
+        "direction": torch.randn(128), "vector": torch.randn(128), "source_ids": other["input_ids"],
+        "logit_diff": fmr.sweeps.logit_diff,
         "eager": run, "fused": fmr.run(fmr.zoo.load("facts", attn_implementation="sdpa").model, **inputs),
         "base": run, "adapted": fmr.run(adapted, **inputs),
         "texts": texts, "batches": batches, "counted": counted, "result": result,

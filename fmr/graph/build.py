@@ -15,7 +15,7 @@ from fmr.nests import OF_SLICE, Hole, Nest, ids_in, leaves, outputs, tree_map
 from fmr.nodes import Node, Scope, shape_of, source_node
 from fmr.watching.scopes import Call
 from fmr.watching.storage import extent, is_dense, storage_key, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, WRITTEN, Event, Slot, Tape, first_read
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Slot, Tape, first_read
 
 _name = lru_cache(maxsize=1 << 15)(op_id)
 _parent = lru_cache(maxsize=1 << 15)(Parent)
@@ -65,6 +65,7 @@ class Builder:
         self._transform: dict[TensorId, None] = {}
         self._was_inside = False
         self._time, self._event = 0, -1
+        self.edited: dict[TensorId, None] = {}
         self._writing: Collection[int | None] = ()
         self.raised: tuple[str, str] | None = None  # the innermost call that raised, and the last op's value before
         self._raised_at = -1
@@ -94,6 +95,8 @@ class Builder:
             self._placed(*event[1:])
         elif head is WRITTEN:
             self._changed(*event[1:])
+        elif head is REPLACED:
+            self._replaced(*event[1:])
         else:
             self._op(*event)
         self._was_inside = head is INSIDE
@@ -115,6 +118,20 @@ class Builder:
         """A tensor whose storage was written unseen: a new value, which reads the old one."""
         self._opaque(tensor, [self._id_of(tensor)])
         self._overwrite(tensor, len(self.nodes) - 1, whole=True)
+
+    def _replaced(self, new: Tensor, old: Tensor) -> None:
+        """An edit put a tensor in place of another: from now on it holds that one's value."""
+        owner = self._owner(old)
+        if owner is not None:
+            self.edited[owner.name] = None
+            if new is not old:
+                self._owners[id(new)] = owner._replace(tensor=weakref.ref(new), since=self._time, version=version_of(new))
+            self.values[owner.node] = new
+
+    def place_of(self, tensor: Tensor) -> int | None:
+        """The place of the node that a tensor stands for."""
+        owner = self._owner(tensor)
+        return None if owner is None else owner.node
 
     def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
         given = self._given(args, kwargs)

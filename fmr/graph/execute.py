@@ -41,15 +41,44 @@ def execute(node: Node, tensors: Mapping[Any, Tensor]) -> Tensor:
     """
     if node.op == RESULT:
         return tensors[node.parents[0].id]
+    found = results(node, tensors).get(node.id.parts.output)
+    if found is None:
+        raise StructureError(f"{node.id} cannot be computed again: {node.function or node.op} returned no such tensor.")
+    return found
+
+
+_ALWAYS_DRAW = frozenset(
+    """bernoulli binomial cauchy exponential gumbel_softmax geometric log_normal multinomial normal poisson rand rand_like
+    randint randint_like randn randn_like random randperm rrelu uniform""".split()
+)
+_MASKS = {"dropout": 1, "feature_dropout": 1, "alpha_dropout": 1, "feature_alpha_dropout": 1, "dropout1d": 1, "dropout2d": 1}
+_CELLS = frozenset({"gru", "lstm", "rnn_relu", "rnn_tanh"})
+
+
+def draws(node: Node) -> bool:
+    """Whether the op of a node drew random numbers."""
+    if node.op in _MASKS:
+        training = node.argument("training", 2, node.argument("train", 2, True))
+        return bool(training) and node.argument("p", 1, 0.5) > 0
+    if node.op == "scaled_dot_product_attention":
+        return bool(node.argument("dropout_p", 4, 0.0) > 0)
+    if node.op == "multi_head_attention_forward":
+        return bool(node.argument("training", 13, True)) and node.argument("dropout_p", 10, 0.0) > 0
+    if node.op in _CELLS:
+        numbers = [arg for at, arg in sorted(node.args.items()) if isinstance(arg, float)]
+        flags = [arg for at, arg in sorted(node.args.items()) if isinstance(arg, bool)]
+        return any(number > 0 for number in numbers) and len(flags) > 1 and flags[1]
+    return node.op in _ALWAYS_DRAW
+
+
+def results(node: Node, tensors: Mapping[Any, Tensor]) -> dict[int | None, Tensor]:
+    """All that the op of a node returns when it runs again, by the index of each output."""
     args, kwargs = call_of(node, tensors)
     if node.function or node.op not in _PROPERTIES:
         made = _called(node, args, kwargs)
     else:
         made = args[1] if node.op == "set_data" else getattr(args[0], node.op)
-    found = dict(outputs(made) if made is not None else ()).get(node.id.parts.output)
-    if found is None:
-        raise StructureError(f"{node.id} cannot be computed again: {node.function or node.op} returned no such tensor.")
-    return found
+    return dict(outputs(made) if made is not None else ())
 
 
 def _called(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -35,15 +35,22 @@ class Graph:
     ('transformer.h.0.attn/add#0',)
 
     `nodes` holds one node for each value in execution order, sources included, each before its readers; `scopes` the
-    module calls in the order in which they began; `model` the class name of the root, for display.
+    module calls in the order in which they began; `model` the class name of the root, for display; `edited` the values that
+    edits of the run replaced.
     """
 
     def __init__(
-        self, nodes: Iterable[Node], scopes: Iterable[Scope], model: str, same: tuple[tuple[str, ...], ...] = ()
+        self,
+        nodes: Iterable[Node],
+        scopes: Iterable[Scope],
+        model: str,
+        same: tuple[tuple[str, ...], ...] = (),
+        edited: Iterable[TensorId] = (),
     ) -> None:
         self.nodes = tuple(nodes)
         self.scopes = tuple(scopes)
         self.model = model
+        self.edited = tuple(edited)
         self.same = same  # the names of each module and tensor that has several; files do not keep them
         self._place = {node.id: place for place, node in enumerate(self.nodes)}
         self._inner: dict[str, Inner] = {}
@@ -305,17 +312,20 @@ class Graph:
         """Read a graph that `save` wrote; a damaged, foreign or newer file is a `StoreError`."""
         body = unseal("graph", read_whole(path, "a graph that graph.save(path) wrote"), str(path))
         with understood(str(path)):
-            return Graph(*unpacked(body))
+            edited = tuple(TensorId(str(name)) for name in body.get("edited", ()))
+            return Graph(*unpacked(body), edited=edited)
 
     def to_dict(self) -> dict[str, Any]:
         """The graph in plain types for JSON."""
-        return {"model": self.model, "fingerprint": self.fingerprint, **packed(self.nodes, self.scopes)}
+        edited = {"edited": [str(name) for name in self.edited]} if self.edited else {}
+        return {"model": self.model, "fingerprint": self.fingerprint, **packed(self.nodes, self.scopes), **edited}
 
     @staticmethod
     def from_dict(body: dict[str, Any]) -> "Graph":
         """The graph that `to_dict` gave; what is no graph is a `StoreError`."""
         with understood("This dict"):
-            return Graph(*unpacked(body))
+            edited = tuple(TensorId(str(name)) for name in body.get("edited", ()))
+            return Graph(*unpacked(body), edited=edited)
 
     save_dot = save_dot
     save_svg = save_svg
@@ -332,6 +342,7 @@ class Graph:
         lines += [f"  most used: {common}"]
         lines += [f"  input   {node}" for node in self.sources if node.op == "input"]
         lines += [f"  output  {self[name]}" for name in list(ids_in(self.scopes[0].output))[:3]] if self.scopes else []
+        lines += [f"  edited  {', '.join(self.edited[:3])}{' ...' * (len(self.edited) > 3)}"] if self.edited else []
         lines += [f"  opaque  {len(self.opaque)} values whose producer could not be seen"] if self.opaque else []
         return "\n".join(lines)
 

@@ -102,6 +102,9 @@ HANDING_OUT = {"__array__", "__dlpack__", "data_ptr", "numpy"}
 Those that hand out its storage object are not among them: sharded models free their weights through it at each call.
 """
 
+FILLS_NOTHING = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
+"""Ops whose result holds whatever lay in memory."""
+
 PASS, READ, WRITE = range(3)
 """What the tracker does with a function: let it pass unseen, record it, record it and guard what it overwrites."""
 

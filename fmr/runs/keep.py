@@ -63,6 +63,12 @@ def parse(keep: Keep, model: nn.Module | None) -> Wanted:
     return _named(tuple(id_of(key) for key in keys), tuple(key.id for key in keys if isinstance(key, Site) and key.where))
 
 
+def parse_with_edits(keep: Keep, model: nn.Module | None) -> Wanted:
+    """The same beside edits, which may be all that a run is for: then nothing is kept."""
+    empty = isinstance(keep, (tuple, list)) and not keep
+    return Wanted((), (), nothing, Plan(())) if empty else parse(keep, model)
+
+
 def nothing(node: Node) -> bool:
     """The predicate that wants no value, and so no look into any fused op."""
     return False

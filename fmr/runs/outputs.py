@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmr.nests import Nest, leaves
+from fmr.ids import TensorId
+from fmr.nests import Nest, ids_in, leaves, taken
 from fmr.watching.own import like, unseen, without_grad
 
 _DEEPEST = 12
@@ -47,7 +48,23 @@ def without_history(out: Nest) -> Nest:
 def detached(out: Nest) -> Nest:
     """The same, whether or not history is recorded now."""
     with unseen():
-        return without_grad(lambda: _detached(out, {}, _DEEPEST))()
+        return without_grad(lambda: _changed(out, _cut_off, {}, _DEEPEST))()
+
+
+def exchanged(out: Nest, names: Nest, value: Callable[[TensorId], Tensor | None]) -> Nest:
+    """An output with other tensors for those that `value` gives one, `names` being their IDs as they stand in it."""
+    found = dict(zip((id(tensor) for _, tensor in leaves(taken(out))), ids_in(names), strict=True))
+
+    def change(tensor: Tensor) -> Tensor:
+        new = value(found[id(tensor)]) if id(tensor) in found else None
+        return tensor if new is None else new
+
+    with unseen():
+        return _changed(out, change, {}, _DEEPEST)
+
+
+def _cut_off(tensor: Tensor) -> Tensor:
+    return like(tensor.detach(), tensor) if has_history(tensor) else tensor
 
 
 def has_history(tensor: Tensor) -> bool:
@@ -58,29 +75,29 @@ def has_history(tensor: Tensor) -> bool:
         return True
 
 
-def _detached(value: Any, known: dict[int, Any], deep: int) -> Any:
+def _changed(value: Any, change: Callable[[Tensor], Tensor], known: dict[int, Any], deep: int) -> Any:
     if isinstance(value, Tensor):
         if id(value) not in known:
-            known[id(value)] = like(value.detach(), value) if has_history(value) else value
+            known[id(value)] = change(value)
     elif id(value) not in known:
         if deep == 0 or isinstance(value, _CLOSED) or hasattr(type(value), "__del__"):
             return value
         known[id(value)] = value  # to what holds itself
-        known[id(value)] = _rebuilt(value, known, deep - 1)
+        known[id(value)] = _rebuilt(value, change, known, deep - 1)
     return known[id(value)]
 
 
-def _rebuilt(value: Any, known: dict[int, Any], deep: int) -> Any:
-    """An object around detached contents; itself where nothing in it changes."""
+def _rebuilt(value: Any, change: Callable[[Tensor], Tensor], known: dict[int, Any], deep: int) -> Any:
+    """An object around changed contents; itself where nothing in it changes."""
     kind = type(value)
     base: Any = next(c for c in kind.__mro__ if not c.__flags__ & _HEAP or c in _RAW)
     is_row = issubclass(kind, tuple) and hasattr(kind, "n_sequence_fields")  # a named result of torch
     base = tuple if is_row else base
     if base not in _RAW:
         return value
-    parts = [(key, item, _detached(item, known, deep)) for key, item in _RAW[base](value)]
-    held = [(key, item, _detached(item, known, deep)) for key, item in getattr(value, "__dict__", {}).items()]
-    slots = [(slot, item, _detached(item, known, deep)) for slot, item in _slots(value)]
+    parts = [(key, item, _changed(item, change, known, deep)) for key, item in _RAW[base](value)]
+    held = [(key, item, _changed(item, change, known, deep)) for key, item in getattr(value, "__dict__", {}).items()]
+    slots = [(slot, item, _changed(item, change, known, deep)) for slot, item in _slots(value)]
     if all(item is new for _, item, new in (*parts, *held, *slots)):
         return value
     if is_row:

@@ -10,7 +10,8 @@ from torch import nn
 from fmr.errors import nearest
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op, used_name
-from fmr.runs.run import Run, last_graph
+from fmr.runs.passes import last_graph
+from fmr.runs.run import Run
 from fmr.watching.mode import RootWatcher
 from fmr.watching.plan import Reader, ops_of
 from fmr.watching.scopes import Names, walk

@@ -34,7 +34,8 @@ from fmr.graph.graph import Graph
 from fmr.graph.pack import unpacked
 from fmr.ids import TensorId
 from fmr.nests import map_ids
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.watching.calls import unwatched
 from fmr.watching.storage import storage_key
 

@@ -1,42 +1,19 @@
-"""Opening a tracked block: what to keep decides who watches."""
+"""Opening a tracked block, and calling a model in one."""
 
-import sys
-from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fmr.errors import IdError, TrackError
-from fmr.graph.build import Builder, where_of
-from fmr.graph.expand import all_inside
-from fmr.graph.paths import nothing_at
-from fmr.ids import TensorId
-from fmr.nests import Nest, ids_in, item_at, leaves, map_at, taken
-from fmr.nodes import Node, scope_of, source_node
-from fmr.ops.fused import is_fused
-from fmr.ops.names import Op
-from fmr.runs.failures import carry, in_a_line
-from fmr.runs.keep import Keep, check_place, nothing, parse
-from fmr.runs.listener import Heard, Listener
-from fmr.runs.outputs import without_history
-from fmr.runs.reached import nothing_ran, unreached
+from fmr.edits.editor import Asked, Editor
+from fmr.errors import TrackError
+from fmr.runs.editing import editor_of
+from fmr.runs.keep import Keep
 from fmr.runs.roots import called, entered, unbound
-from fmr.runs.run import Pass, Run, graph_of
-from fmr.watching.calls import watching
-from fmr.watching.guard import Guard
-from fmr.watching.inside import value_inside
-from fmr.watching.own import like, unseen, without_grad
-from fmr.watching.plan import Reader, Stop
-from fmr.watching.recorder import Recorder
-from fmr.watching.storage import is_unshaped, storage_key, version_of
-from fmr.watching.tape import EXIT, RAISED, Event, Slot, Tape, first_read
-
-Emit = Callable[[Event], None]
+from fmr.runs.run import Run
+from fmr.runs.tracker import Tracker
 
 
 @contextmanager
@@ -49,6 +26,8 @@ def track(
     dtype: torch.dtype | None = None,
     grad: bool = False,
     stop: bool = False,
+    edits: Asked | None = None,
+    optional: bool = False,
 ) -> Iterator[Run]:
     """Record every tensor operation of a model while it runs inside the block.
 
@@ -66,6 +45,9 @@ def track(
     to, dtype: where and in which type to keep values, as "cpu" and torch.float32. grad: keep the autograd history and
     gradients, for `run.grad[id]` after `backward()`. stop: end the forward after the last of the kept IDs; what follows
     the model's call in the block is then not run.
+    edits: what to change while the model runs, by site (an ID, a node, a `Site`, the path of a module): one of `fmr.edits`,
+    `f(value, context)`, or several in order. What is kept of a site is what the model went on with. An edit that no pass
+    comes to is an `EditError`, but for optional=True. keep=() keeps nothing.
 
     The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
     is not. An error that leaves the block carries what was recorded, `error.run`, and where it was raised,
@@ -78,7 +60,7 @@ def track(
         )
     if method is not None and model is None:
         raise TrackError(f"fmr.track got method={method!r} and no model. Expected the model whose method it is.")
-    tracker = _Tracker(keep, model, to, dtype, grad, stop)
+    tracker = Tracker(keep, model, to, dtype, grad, stop, _editor(edits, model), optional)
     watcher = tracker.watcher(model)
     with tracker.watch(model, watcher, method):
         if model is None or method is None:
@@ -98,6 +80,8 @@ def run(
     dtype: torch.dtype | None = None,
     grad: bool = False,
     stop: bool = False,
+    edits: Asked | None = None,
+    optional: bool = False,
     **kwargs: Any,
 ) -> Run:
     """Call the model once under `fmr.track` and return the run; without grad=True no autograd history is made.
@@ -105,6 +89,8 @@ def run(
     >>> fmr.run(model, input_ids, keep="*softmax#*").graph
     Graph of GPT2LMHeadModel: 228 ops in 55 module calls, reading 1 input, 52 params
     ...
+    >>> fmr.run(model, input_ids, edits={"transformer.h.1.mlp": fmr.edits.Zero()}).receipts
+    Site('transformer.h.1.mlp'): Receipt: fired 1 time, changed ... elements by ... (L2 norm)
 
     In the model's place may stand a function that calls modules: its call is the pass, with inputs by its signature, and
     modules are called as the function calls them (its arguments, its closure, the attributes of its object, globals).
@@ -112,7 +98,7 @@ def run(
     """
     model, args, kwargs = unbound(model, args, kwargs)
     root, function = called(model, method, args, kwargs)
-    tracker = _Tracker(keep, root, to, dtype, grad, stop)
+    tracker = Tracker(keep, root, to, dtype, grad, stop, _editor(edits, root), optional)
     watcher = tracker.watcher(root)
     before = torch.is_grad_enabled()
     try:
@@ -124,245 +110,5 @@ def run(
     return tracker.run
 
 
-class _Tracker:
-    """Fills the passes of a run from what a watcher sees."""
-
-    def __init__(self, keep: Keep, model: nn.Module | None, to: Any, dtype: Any, grad: bool, stop: bool) -> None:
-        check_place(to, dtype)
-        self.keep = wanted = parse(keep, model)
-        if stop and (wanted.plan is None or wanted.globs):
-            raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
-        self.run, self.to, self.dtype, self.grad = Run(), to, dtype, grad
-        self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
-        self.stop, self.guard = stop, Guard()
-        self.lacking: dict[TensorId, str] = {}
-        self.listener: Listener | None = None
-
-    def watcher(self, model: nn.Module | None) -> Recorder | Reader:
-        if self.plan is not None:
-            reader = Reader(model, self.plan, self._begin_plan, self._deliver, self._end_plan, self.stop)
-            reader.place = self._place
-            return reader
-        if self.wanted is None and self.to is None and self.dtype is None:
-            return Recorder(model, self._begin_tape, self._end, self.guard)
-        return Recorder(model, self._begin_stream, self._end, self.guard)
-
-    @contextmanager
-    def watch(self, model: nn.Module | None, watcher: Recorder | Reader, method: str | None) -> Iterator[None]:
-        """Let a watcher see what runs inside the block, and see at its end that it saw what was asked for."""
-        try:
-            with watching(watcher, watcher if isinstance(watcher, Recorder) else None):
-                yield
-        except Stop as stopped:
-            if stopped.args[0] is not watcher:
-                raise
-            stopped.__traceback__ = None  # whose frames hold values
-        except BaseException as error:
-            if self.run.passes:
-                carry(error, self.run)
-            raise
-        finally:
-            if isinstance(watcher, Recorder):
-                watcher.guard.close()
-        if not self.run.passes:
-            raise TrackError(nothing_ran(model, watcher, method))
-        self.check_reached(model, watcher)
-
-    def _new_pass(self, here: Pass | None = None) -> Pass:
-        here = here or Pass(self.grad)
-        self.run.passes.append(here)
-        return here
-
-    def _end(self, tape: Tape) -> None:
-        self._output(tape.output)
-        tape.output = None
-        self.run.passes[-1].error = in_a_line(sys.exc_info()[1])
-
-    # ---- every value as it is: the tape is the record, and the graph is made when it is asked for
-
-    def _begin_tape(self, tape: Tape) -> Emit:
-        here = self._new_pass(Pass.of_tape(tape, self.guard, self.grad))
-        self.guard.add_tape(tape)
-        self.guard.moving = self._before_move
-        self.guard.history = self.grad
-        if not self.grad:
-            return tape.events.append
-        listener = self._listen(tape, here)
-
-        def emit(event: Event) -> None:
-            tape.events.append(event)
-            listener.take(event)
-
-        return emit
-
-    def _before_move(self) -> None:
-        for one in self.run.passes:
-            one.follow()
-
-    def _listen(self, tape: Tape, here: Pass) -> Listener:
-        listener = Listener(tape.number, here.heard)
-        listener.sources(tape.sources())
-        self.guard.listening = listener.before_write
-        return listener
-
-    # ---- some values, or all of them elsewhere: each event becomes nodes at once
-
-    def _begin_stream(self, tape: Tape) -> Emit:
-        with unseen():
-            here, builder, done = self._new_pass(), Builder(tape, live=True), 0
-            known: dict[str, Node] = {}
-            here.heard = Heard(wanted=set())
-            for name, tensor in tape.sources():
-                if is_unshaped(tensor) or self.wanted is None or self.wanted(source_node(name, tensor)):
-                    self.guard.keep(tensor, Slot(tape.number, name=name), version_of(tensor))
-
-        def keep_new() -> None:
-            nonlocal done
-            for place in range(done, len(builder.nodes)):
-                node, value = builder.nodes[place], builder.values[place]
-                slot = builder.slots[place]
-                if value is not None and slot is not None and (self.wanted is None or self.wanted(node)):
-                    self._keep(here, node.id, self.guard.saved.get(slot, value), slot)
-                builder.values[place] = None
-            done = len(builder.nodes)
-
-        def emit(event: Event) -> None:
-            with unseen():
-                call = builder.calls[-1].path
-                builder.feed(event)
-                keep_new()
-                if event[0] is EXIT and event[1] is not RAISED and self.wanted is not None:
-                    self._keep_returned(here, builder, call, event[1])
-            if listener is not None:
-                listener.take(event)
-            if isinstance(event[0], Op) and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
-                known.update((node.id, node) for node in builder.nodes[len(known) :])
-                self._keep_inner(here, builder.nodes[-1], known, event)
-            if not builder.calls:
-                self.guard.reading = None
-                here.end(graph_of(builder, tape.start.module), self.guard, builder.raised)
-
-        self.guard.reading, self.guard.history = builder.reading, self.grad
-        listener = self._listen(tape, here) if self.grad else None
-        return emit
-
-    def _keep(self, here: Pass, name: TensorId, value: Tensor, heard_at: Slot) -> None:
-        own = self._own(value)
-        kept = self._cast(own)
-        slot = Slot(heard_at.number, name=name, cast=kept is not own)
-        here.keep(name, kept, slot, heard_at)
-        if here.heard.wanted is not None:
-            here.heard.wanted.add(heard_at)
-        if kept is own and not name.is_source:
-            self.guard.keep(kept, slot, version_of(kept))
-
-    def _own(self, value: Tensor) -> Tensor:
-        """A value without its history, where none is wanted; torch is not asked what autograd knows of it."""
-        if self.grad or not torch.is_grad_enabled() or isinstance(value, nn.Parameter) or is_unshaped(value):
-            return value
-        return like(without_grad(value.detach)(), value)
-
-    def _keep_returned(self, here: Pass, builder: Builder, path: str, out: Any) -> None:
-        """Keep what a module call returned, if that is wanted, under the IDs of its values."""
-        wanted = self.keep.of_call(path)
-        if wanted:
-            names = next(scope.output for scope in reversed(builder.scopes) if scope.path == path)
-            tensors = taken(out)
-            for at in wanted:
-                values = leaves(item_at(tensors, at))
-                for name, (_, value) in zip(ids_in(item_at(names, at)), values, strict=True):
-                    if name not in here.values:
-                        place = next(n for n in reversed(range(len(builder.nodes))) if builder.nodes[n].id == name)
-                        self._keep(here, name, value, builder.slots[place] or first_read(builder.number, -1, value))
-
-    def _keep_inner(self, here: Pass, node: Node, known: dict[str, Node], event: Event) -> None:
-        """Compute the wanted values inside a fused op while its arguments are at hand."""
-        assert self.wanted is not None
-        for inner in all_inside(node, ChainMap({}, known)):
-            if self.wanted(inner):
-                value = value_inside(inner.id, node.op, scope_of(node), event[1], event[2] or {})
-                if value is not None:
-                    with unseen():
-                        here.keep(inner.id, self._cast(value))
-
-    # ---- a few IDs: only what the plan delivers
-
-    def _begin_plan(self) -> Listener | None:
-        here = self._new_pass()
-        self.listener = Listener(-1, here.heard) if self.grad else None
-        return self.listener
-
-    def _deliver(self, name: TensorId, value: Nest, shared: bool, at: str | None) -> None:
-        """Take a planned value, or the tensors that a module call returned, each under the call's path and its position."""
-        if at is None:
-            self._take(name, value, shared)
-        else:
-            with unseen():
-                self._returned(name, value, at)
-
-    def _place(self, name: TensorId, code: CodeType | None, at: int) -> None:
-        self.run.passes[-1].places[name] = where_of(code, at)
-
-    def _returned(self, name: TensorId, value: Nest, at: str) -> None:
-        if value.__class__ is Tensor and not at:
-            self._take(name, value, True)
-            return
-        path = name.removesuffix(f":{at}") if at else str(name)
-        part = item_at(taken(value), at)
-        self.run.passes[-1].returned[name] = map_at(lambda place, tensor: self._part(path, at, place, tensor), part)
-        if part is None:
-            self.lacking[name] = nothing_at(path, at, taken(value))
-
-    def _part(self, path: str, at: str, place: str, tensor: Tensor) -> TensorId:
-        """Take one tensor that a module call returned."""
-        within = ".".join(part for part in (at, place) if part)
-        name = TensorId(f"{path}:{within}" if within else path)
-        self._take(name, tensor, True)
-        return name
-
-    def _take(self, name: TensorId, value: Tensor, shared: bool) -> None:
-        here = self.run.passes[-1]
-        if self.listener is not None and shared:
-            self._listen_to(self.listener, here, name, value)
-        with unseen():
-            kept = value if self.grad else value.detach()
-            if self.to is not None or self.dtype is not None:
-                kept = self._cast(kept)
-            alone = not shared or storage_key(kept) != storage_key(value)
-            here.keep(name, like(kept if alone else kept.clone(), value), Slot(-1, name=name))
-
-    def _listen_to(self, listener: Listener, here: Pass, name: TensorId, value: Tensor) -> None:
-        """Hear the gradient of a planned value; the tensor itself is on the path of autograd while nothing overwrites it."""
-        with unseen():
-            listener.made(value, Slot(-1, name=name))
-            if value.requires_grad and self.to is None and self.dtype is None:
-                here.live[name] = value, value._version
-
-    def _end_plan(self, out: Any, raised: str | None) -> None:
-        self._output(out)
-        if raised is not None:
-            self.run.passes[-1].raised, self.run.passes[-1].error = (raised, ""), in_a_line(sys.exc_info()[1])
-        self.listener = None
-
-    def _output(self, out: Any) -> None:
-        self.run.passes[-1].output = out if self.grad else without_history(out)
-
-    def _cast(self, value: Tensor) -> Tensor:
-        if self.to is None and self.dtype is None:
-            return value
-        dtype = self.dtype if value.is_floating_point() else None
-        return value.to(device=self.to, dtype=dtype)
-
-    # ---- what was asked for and never came
-
-    def check_reached(self, model: nn.Module | None, watcher: Recorder | Reader) -> None:
-        """Raise if a kept ID or glob was met in no pass."""
-        for name in self.ids:
-            if not any(name in one.values or one.reached(name) for one in self.run.passes):
-                raise IdError(self.lacking.get(name) or unreached(name, model, watcher, self.run))
-        for pattern in self.globs:
-            if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.names()):
-                raise IdError(
-                    f"keep={pattern!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*' or "
-                    f"over the paths of modules; fmr.run(model, *inputs, keep='none').graph lists them."
-                )
+def _editor(edits: Asked | None, model: nn.Module | None) -> Editor | None:
+    return None if edits is None else editor_of(edits, model, run)

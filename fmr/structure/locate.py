@@ -9,7 +9,8 @@ from fmr.graph.graph import Graph
 from fmr.graph.places import at_place
 from fmr.ids import Site, TensorId
 from fmr.ops.fused import is_fused
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention
 from fmr.structure.attention.deformable import deformable

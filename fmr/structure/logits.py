@@ -11,7 +11,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, Site, TensorId
 from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.structure.normal.match import CLAMPS, MOVES, NORMS, STATISTICS, after, depends, descend, is_constant, settled
 from fmr.structure.proof.evaluate import Values, graph_of, own_work
 from fmr.structure.streams.stream import Stream

@@ -10,7 +10,8 @@ from fmr.errors import StructureError
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key
 from fmr.pictures.notebook import table
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.structure.attention.attention import Attention, Head
 from fmr.structure.logits import Readout
 from fmr.structure.memories.memory import Memory

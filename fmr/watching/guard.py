@@ -11,7 +11,7 @@ from fmr.nests import leaves, outputs
 from fmr.ops.names import Op
 from fmr.watching.own import like, unseen
 from fmr.watching.storage import _home, is_unshaped, overlap, touches, version_of, versions_of
-from fmr.watching.tape import Slot, Tape, first_read
+from fmr.watching.tape import REPLACED, Slot, Tape, first_read
 
 Cell = tuple[Tensor, Slot, int | None]
 """A kept tensor, its slot, and its version when it was kept."""
@@ -148,6 +148,9 @@ class Guard:
         self._tapes = [(tape, len(tape.events)) for tape, _ in self._tapes[-1:]]
 
     def _keep_event(self, event: Any, place: tuple[int, int]) -> None:
+        if event[0] is REPLACED:
+            self._replace(*event[1:])
+            return
         if not isinstance(event[0], Op):
             self._keep_read(event[1:], place)
             return
@@ -155,6 +158,14 @@ class Guard:
         versions = iter(event[7]) if isinstance(event[7], tuple) else repeat(event[7])
         for index, tensor in outputs(event[3]):
             self.keep(tensor, Slot(*place, index), next(versions))
+
+    def _replace(self, new: Tensor, old: Tensor) -> None:
+        """Keep what stands for a value from now on, in the place of the value."""
+        cells = self._cells.get(_home(old), [])
+        slot = next((slot for tensor, slot, _ in reversed(cells) if tensor is old), None)
+        if slot is not None:
+            cells[:] = [cell for cell in cells if cell[1] != slot]
+            self.keep(new, slot, version_of(new))
 
     def _keep_read(self, read: Any, place: tuple[int, int], written: Sequence[Tensor] | None = None) -> None:
         for _, tensor in leaves(read):

@@ -58,7 +58,7 @@ class _Catch(WatcherMode):
         if self.name.startswith(here + "/"):
             self.value = _value(self.name, op.name, here, args, kwargs)
             raise _Caught
-        if _drops(op.name, args, kwargs):
+        if drops(op.name, args, kwargs):
             raise _Caught
         out = func(*args, **kwargs)
         if is_tensor_result(out):
@@ -70,7 +70,7 @@ class _Catch(WatcherMode):
         return out
 
 
-def _drops(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def drops(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call is dropout that drops, alone or inside a kernel: it would use random numbers."""
     if op == "dropout":
         return bool(_argument(args, kwargs, "training", 2, True)) and _argument(args, kwargs, "p", 1, 0.5) > 0

@@ -43,7 +43,7 @@ class Plan:
     """
 
     def __init__(self, ids: Iterable[TensorId], globs: Iterable[str] = (), placed: Collection[str] = ()) -> None:
-        self.ids, self.globs = tuple(ids), tuple(globs)
+        self.ids, self.globs, self.placed = tuple(ids), tuple(globs), tuple(placed)
         self.sources = [name for name in self.ids if name.is_source]
         self.returned: dict[str, tuple[tuple[TensorId, str], ...]] = {}
         self.ops: dict[str, dict[str, dict[int, list[Want]]]] = {}
@@ -126,7 +126,7 @@ class Reader(RootWatcher):
         self._here: Call | None = None
         self._wanted: dict[str, dict[int, list[Want]]] | None = None
         self._left = set(plan.ids)
-        self._on, self._depth = False, 0
+        self._on, self._depth = False, _len_torch_function_stack()
         self._all = bool(plan.globs)
         self.listening: Listening | None = None
 
@@ -147,9 +147,7 @@ class Reader(RootWatcher):
             self._here, self._wanted, self._trail, self._skip, on = before
             if on is not self._on:
                 self._switch(on)
-        if here is not None:
-            self._deliver_returned(here, out)
-        return out
+        return out if here is None else self._returned(here, out, args, kwargs)
 
     def _step(self, module: nn.Module) -> Call | None:
         """Go into a call below the one that runs; one that holds no planned ID is not followed, nor what it calls."""
@@ -173,7 +171,7 @@ class Reader(RootWatcher):
             self._switch(on)
 
     def _switch(self, on: bool) -> None:
-        """Put this mode on, outside those that the model put on since its call began, or take it off.
+        """Put this mode on, outside those that were put on since its block began, or take it off.
 
         It stays on while views are listened to, which any module may overwrite.
         """
@@ -200,7 +198,7 @@ class Reader(RootWatcher):
         self._names = paths if few else Names(root)
         self._followed = paths.paths if few else None
         self.listening = self.begin()
-        out, raised, self._depth = None, None, _len_torch_function_stack()
+        out, raised = None, None
         try:
             if self.plan.sources:
                 self._deliver_sources(root, start, args, kwargs)
@@ -208,8 +206,7 @@ class Reader(RootWatcher):
             self._go(here)
             out = proceed(*args, **kwargs)
             self._go(None)
-            if here is not None:
-                self._deliver_returned(here, out)
+            out = out if here is None else self._returned(here, out, args, kwargs)
             return out
         except BaseException as error:
             raised = None if isinstance(error, Stop) else _innermost(error.__traceback__, self, root, path)
@@ -222,11 +219,13 @@ class Reader(RootWatcher):
                 listening.look(wake=True)
             self.end(out, raised)
 
-    def _deliver_returned(self, here: Call, out: Nest) -> None:
+    def _returned(self, here: Call, out: Nest, args: Any, kwargs: Any) -> Nest:
+        """Deliver what a module call returned, if that is planned, and hand it on."""
         for name, at in self.plan.returned_by(here.path):
             self._found(name, out, True, at)
         if self.listening is not None and self.listening.wide:
             self._switch(True)
+        return out
 
     def _deliver_sources(self, root: nn.Module, start: Start, args: Any, kwargs: Any) -> None:
         given = dict(name_inputs(start.called, args, kwargs))
@@ -269,21 +268,23 @@ class Reader(RootWatcher):
         if op.kind != PASS and made is not None and functorch_level() is None:
             self._trail.append(func)
             if wanted is not None:
-                self._made(op, wanted, made, args, kwargs)
+                k = self._here.number(op.name)
+                if k in wanted:
+                    return self._made(op, f"{self._here.path}/{op.name}#{k}", wanted[k], made, out, args, kwargs)
         return out
 
-    def _made(self, op: Op, wanted: dict[int, list[Want]], made: Any, args: Any, kwargs: Any) -> None:
-        assert self._here is not None
-        k = self._here.number(op.name)
-        for want in wanted.get(k, ()):
+    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
+        """Deliver what is planned of the outputs of an op, and hand on what it returned."""
+        for want in wants:
             if want.inside:
-                value = value_inside(want.id, op.name, f"{self._here.path}/{op.name}#{k}", args, kwargs)
+                value = value_inside(want.id, op.name, name, args, kwargs)
             else:
                 value = next((tensor for index, tensor in outputs(made) if index == want.output), None)
             if value is not None:
                 if want.placed:
                     self.place(want.id, *call_site(sys._getframe()))
                 self._found(want.id, value, not want.inside)
+        return out
 
     def _found(self, name: TensorId, value: Nest, shared: bool, at: str | None = None) -> None:
         self.deliver(name, value, shared, at)

@@ -19,7 +19,7 @@ from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is
 from fmr.watching.own import unseen
 from fmr.watching.scopes import Start, walk
 from fmr.watching.storage import is_unshaped, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, WRITTEN, Event, Tape
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Tape
 
 _is_internal: dict[str, bool] = {}
 _HERE = __file__.removesuffix("watching/recorder.py")
@@ -274,7 +274,7 @@ class Placed:
             self.calls.append(event[1])
         elif event[0] is EXIT:
             self.calls.pop()
-        elif event[0] is not INSIDE:
+        elif event[0] not in (INSIDE, REPLACED):
             for _, tensor in leaves(event[1:3]):
                 if id(tensor) not in self.known and self.met.get(id(tensor), _gone)() is not tensor:
                     self._meet(tensor)

@@ -9,14 +9,15 @@ from fmr.nests import Nest, taken_arguments
 from fmr.watching.scopes import Names, Start, name_inputs
 from fmr.watching.storage import is_unshaped, versions_of
 
-ENTER, EXIT, INSIDE, NAMED, WRITTEN = "enter", "exit", "inside", "named", "written"
-"""The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, or a tensor was
-met that stands in a parameter's place while its module runs, or the bytes under a tensor were found to be others."""
+ENTER, EXIT, INSIDE, NAMED, WRITTEN, REPLACED = "enter", "exit", "inside", "named", "written", "replaced"
+"""The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, a tensor was met
+that stands in a parameter's place while its module runs, the bytes under a tensor were found to be others, or an edit put a
+tensor in place of another."""
 
 Event = tuple[Any, ...]
 """`(op, args, kwargs, out, written, code, lasti, version)` for an op, with the version of each tensor that it made;
 `(ENTER, module, args, kwargs)` and `(EXIT, output)`, in nests as they were `taken` at that moment;
-`(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`, `(WRITTEN, tensor)`."""
+`(INSIDE, tensors, written)`, `(NAMED, name, tensor, its value)`, `(WRITTEN, tensor)`, `(REPLACED, by, tensor)`."""
 
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import fmr
 from tests.models import build
@@ -281,3 +282,23 @@ def test_what_cannot_be_kept_is_refused_with_a_reason(keep: Any, message: str) -
     fmr.run(model, torch.ones(2)).graph.lint()
     with pytest.raises(fmr.FmrError, match=message):
         fmr.run(model, torch.ones(2), keep=keep)
+
+
+class Doubling(TorchFunctionMode):
+    """A mode of the user's that changes what linear layers make."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out * 2 if func is torch.nn.functional.linear else out
+
+
+@pytest.mark.parametrize("keep", ["all", ["0/linear#0", "0/mul#0"]])
+def test_a_plan_sees_what_everything_sees_under_a_mode_that_was_put_on_in_the_block(keep: Any) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)
+    with torch.no_grad():
+        plain = model[0](x)
+        with fmr.track(model, keep=keep) as run:
+            with Doubling():
+                model(x)
+    assert torch.equal(run["0/linear#0"], plain)
+    assert torch.equal(run["0/mul#0"], plain * 2)

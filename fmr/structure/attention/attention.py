@@ -11,7 +11,8 @@ from fmr.errors import IdError, StructureError, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.indices import carried, numbers
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, after, projection

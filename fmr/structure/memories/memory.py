@@ -11,7 +11,8 @@ from fmr.errors import StructureError, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.structure.memories.ups import THROUGH
 from fmr.structure.normal.indices import carried, numbers
 from fmr.structure.normal.match import LINEAR, MOVES, SAME, climb, unshaped

@@ -16,7 +16,8 @@ from fmr.graph.places import check_place
 from fmr.ids import ALIAS, Site, TensorId
 from fmr.nests import replaced
 from fmr.nodes import Node
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.structure.normal.match import after
 from fmr.watching.calls import unwatched
 

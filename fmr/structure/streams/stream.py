@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fmr.ids import TensorId
-from fmr.runs.run import Pass, Run
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_run, own_work
 

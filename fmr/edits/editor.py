@@ -1,0 +1,196 @@
+"""The edits of a run, by the ID that each acts on: applied to a value when the model makes it, counted, checked."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmr.edits.places import Frame, Part, parts
+from fmr.edits.receipts import Receipt, Tally
+from fmr.edits.values import Context, Edit, OnGradient
+from fmr.errors import EditError, nearest
+from fmr.ids import Site, TensorId
+from fmr.nodes import Key, id_of
+
+Asked = Mapping[Key, Edit | Sequence[Edit]]
+"""What a run is asked to edit: sites, IDs, nodes or module paths, each with an edit or several in their order."""
+
+Source = Callable[[Any, Site, int, tuple[int, ...] | None], Tensor]
+"""Reads what an `Interchange` takes: from a source, at a site, in a pass, of these examples."""
+
+
+@dataclass
+class Entry:
+    """One edit of one site."""
+
+    site: Site
+    edit: Edit
+    tally: Tally = field(default_factory=Tally)
+
+    def meets(self, number: int) -> bool:
+        """Whether the edit is meant for a pass."""
+        passes = self.site.passes
+        if passes is None:
+            return True
+        if isinstance(passes, slice):
+            return number in range(number + 1)[passes]
+        return number in ([passes] if isinstance(passes, int) else passes)
+
+
+class Editor:
+    """Applies the edits of a run; `frames` tells the pass's columns, `source` reads what interchanges take."""
+
+    def __init__(self, asked: Asked, source: Source | None = None) -> None:
+        self.entries = list(entries(asked))
+        self.by_id: dict[TensorId, list[Entry]] = defaultdict(list)
+        for entry in self.entries:
+            self.by_id[entry.site.id].append(entry)
+        self.source, self.number = source, -1
+        self.frames: Callable[[], list[tuple[int, Frame]]] = list
+
+    @property
+    def by_position(self) -> bool:
+        """Whether any edit is of some positions alone."""
+        return any(entry.site.positions is not None for entry in self.entries)
+
+    @property
+    def ids(self) -> tuple[TensorId, ...]:
+        """The IDs and module paths that are edited."""
+        return tuple(self.by_id)
+
+    def begin(self, frames: Callable[[], list[tuple[int, Frame]]]) -> None:
+        """The next pass begins."""
+        self.number += 1
+        self.frames = frames
+
+    def apply(self, name: TensorId, value: Tensor, given: Tensor | None = None) -> Tensor:
+        """The value that the model goes on with: itself where no edit changed it, else one of its own memory."""
+        if value.is_nested or value.layout != torch.strided:
+            kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            raise EditError(f"{str(name)!r} is a {kind} tensor, whose elements have no plain places. Edit what reads it.")
+        now = value
+        for entry in self.by_id[name]:
+            if not entry.meets(self.number):
+                continue
+            if isinstance(entry.edit, OnGradient):
+                now = self._hooked(entry, entry.edit.edit, now)
+            else:
+                now = self._changed(entry, entry.edit, now, given)
+        return value if now is value else _like(now, value)
+
+    def _changed(self, entry: Entry, edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
+        for part in parts(entry.site, value, self.frames()):
+            before = part.of(value)
+            after = _result(edit, before, self._context(entry, part, given))
+            entry.tally.add(before, after)
+            value = value if after is before else part.put(value, after)
+        return value
+
+    def _context(self, entry: Entry, part: Part, given: Tensor | None) -> Context:
+        source = self.source
+
+        def read(origin: Any, at: Key) -> Tensor:
+            assert source is not None
+            return source(origin, at if isinstance(at, Site) else Site(id_of(at)), self.number, part.examples)
+
+        reader = read if source is not None else None
+        return Context(entry.site.id, entry.site, self.number, entry.tally.fired, given, reader, part.examples)
+
+    def _hooked(self, entry: Entry, edit: Edit, value: Tensor) -> Tensor:
+        """The value with an edit on the gradient that comes back to it."""
+        if not (value.requires_grad and torch.is_grad_enabled()):
+            raise EditError(
+                f"No gradient flows back through {entry.site!r}. Expected a run with grad=True and a value that depends on "
+                f"something that requires a gradient."
+            )
+        frames, number = self.frames, self.number
+        value = value.view_as(value)
+
+        def change(gradient: Tensor) -> Tensor:
+            self.frames, before, self.number = frames, self.frames, number
+            try:
+                return _like(self._changed(entry, edit, gradient, None), gradient)
+            finally:
+                self.frames = before
+
+        value.register_hook(change)
+        return value
+
+
+class Receipts(Mapping[Site, Receipt]):
+    """The receipts of a run by site, or by the ID of a site that was edited as a whole."""
+
+    def __init__(self, tallies: Mapping[Site, list[Tally]]) -> None:
+        self._tallies = tallies
+
+    @classmethod
+    def of(cls, editors: Iterable[Editor]) -> "Receipts":
+        """What the edits of a run did so far."""
+        tallies: dict[Site, list[Tally]] = defaultdict(list)
+        for editor in editors:
+            for entry in editor.entries:
+                tallies[entry.site].append(entry.tally)
+        return cls(tallies)
+
+    def __getitem__(self, key: Key) -> Receipt:
+        site = key if isinstance(key, Site) else Site(id_of(key))
+        if site not in self._tallies:
+            edited = ", ".join(map(repr, self._tallies)) or "none"
+            close = nearest(str(site.id), [str(one.id) for one in self._tallies])
+            raise EditError(f"{site!r} was not edited in this run. Edited were: {edited}.{close}")
+        told = [tally.receipt for tally in self._tallies[site]]
+        norm = sum(one.norm**2 for one in told) ** 0.5
+        return Receipt(max(one.fired for one in told), sum(one.changed for one in told), norm)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._tallies)
+
+    def __len__(self) -> int:
+        return len(self._tallies)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{site!r}: {self[site]!r}" for site in self) or "Receipts: nothing was edited"
+
+
+def entries(asked: Asked) -> Iterator[Entry]:
+    """The edits of a mapping one by one, in its order."""
+    if not isinstance(asked, Mapping):
+        raise EditError(
+            f"edits is {type(asked).__name__}, expected a mapping from sites to edits: edits={{site: edits.Zero()}}."
+        )
+    for key, wanted in asked.items():
+        site = key if isinstance(key, Site) else Site(id_of(key))
+        several = wanted if isinstance(wanted, (list, tuple)) else (wanted,)
+        for edit in several:
+            if not callable(edit) or isinstance(edit, type):
+                hint = f" Make one: {edit.__name__}(...)." if isinstance(edit, type) else ""
+                raise EditError(f"The edit of {site!r} is {edit!r}, expected one of fmr.edits or f(value, context).{hint}")
+            yield Entry(site, edit)
+
+
+def _result(edit: Edit, value: Tensor, context: Context) -> Tensor:
+    """What an edit makes of a part, checked."""
+    version = None if value.is_inference() else value._version
+    found = edit(value, context)
+    named = f"The edit of {context.site!r}"
+    if not isinstance(found, Tensor):
+        raise EditError(f"{named} returned {type(found).__name__}, expected a tensor of shape {tuple(value.shape)}.")
+    if version is not None and value._version != version:
+        raise EditError(f"{named} wrote into the value that it was given. Expected a new tensor: begin with value.clone().")
+    if found.shape != value.shape or found.dtype != value.dtype or found.device != value.device:
+        raise EditError(
+            f"{named} returned {found.dtype} {tuple(found.shape)} on {found.device}, expected {value.dtype} "
+            f"{tuple(value.shape)} on {value.device}, like what it was given."
+        )
+    return found
+
+
+def _like(made: Tensor, value: Tensor) -> Tensor:
+    """A new tensor with these numbers, laid out in memory like the value, since kernels round by layout."""
+    dense = all(stride or size == 1 for size, stride in zip(value.shape, value.stride(), strict=True))
+    if not dense:
+        return made.clone(memory_format=torch.contiguous_format)
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device).copy_(made)

@@ -1,0 +1,62 @@
+"""What an edit did: how often it fired, how many elements it changed, and by how much."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an edit did in a run.
+
+    >>> fmr.run(model, input_ids, edits={site: edits.Zero()}).receipts[site]
+    Receipt: fired 1 time, changed 768 elements by ... (L2 norm)
+
+    `fired` counts calls of the edit, `changed` the elements that differ after it, `norm` is the L2 norm of all changes.
+    """
+
+    fired: int
+    changed: int
+    norm: float
+
+    def __repr__(self) -> str:
+        times = f"{self.fired} time{'s' * (self.fired != 1)}"
+        return f"Receipt: fired {times}, changed {self.changed} elements by {self.norm:.3g} (L2 norm)"
+
+
+class Tally:
+    """Counts what an edit does while the model runs; nothing waits for the device before a receipt is asked for."""
+
+    def __init__(self) -> None:
+        self.fired = 0
+        self._changed: list[Tensor] = []
+        self._norms: list[Tensor] = []
+
+    def add(self, before: Tensor, after: Tensor) -> None:
+        """One firing of the edit."""
+        self.fired += 1
+        if after is before:
+            return
+        with torch.no_grad():
+            exact = before.is_floating_point() or before.is_complex()
+            self._changed.append(torch.ne(before, after).sum())
+            self._norms.append(torch.dist(before, after) if exact else torch.dist(before.double(), after.double()))
+        if len(self._norms) > _MOST:
+            self._fold()
+
+    def _fold(self) -> None:
+        self._changed = [torch.stack(self._changed).sum()]
+        self._norms = [torch.linalg.vector_norm(torch.stack([norm.double() for norm in self._norms]))]
+
+    @property
+    def receipt(self) -> Receipt:
+        """What was done so far."""
+        if not self._norms:
+            return Receipt(self.fired, 0, 0.0)
+        self._fold()
+        return Receipt(self.fired, int(self._changed[0]), float(self._norms[0]))
+
+
+_MOST = 64
+"""How many firings are summed up at once."""

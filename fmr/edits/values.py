@@ -1,0 +1,237 @@
+"""The edits: small frozen values, each a pure function from what a site holds to what shall stand there instead."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmr.errors import EditError
+from fmr.ids import Site, TensorId
+from fmr.nodes import Key
+
+Value = Tensor | float | int | bool
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an edit may know beside the value: where it is, in which pass, and how often it has fired before.
+
+    `given` is the first tensor that the module call was given, for sites that name a module. `source` gives the value that
+    an `Interchange` takes; `examples` are those that the value holds, where it does not hold all.
+    """
+
+    id: TensorId
+    site: Site
+    number: int
+    fired: int
+    given: Tensor | None = None
+    source: Callable[[Any, Key], Tensor] | None = None
+    examples: tuple[int, ...] | None = None
+
+
+Edit = Callable[[Tensor, Context], Tensor]
+"""What may stand in a mapping of edits: `f(value, context) -> value`, value and result of the same shape and type."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Zero ablation: nothing is left of the value.
+
+    >>> fmr.run(model, input_ids, edits={structure.mlps[3].out: edits.Zero()})
+    """
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        return torch.zeros_like(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """Mean ablation: the mean over the examples of `values`; without them, of the batch that runs.
+
+    >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Mean(other_run[block.z.at(heads=1)])})
+
+    values: as the site holds them, examples first; `over` are the dimensions that the mean is taken over, as (0, 1) for
+    examples and positions.
+    """
+
+    values: Tensor | None = None
+    over: tuple[int, ...] = (0,)
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        taken = value if self.values is None else self.values
+        return _fitted(taken.mean(self.over, keepdim=True), value, self, context)
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Steering: something is added to the value.
+
+    >>> fmr.run(model, input_ids, edits={structure.layers[2].resid_post: edits.Add(8 * direction)})
+
+    addend: a number, or a tensor that broadcasts against the site.
+    """
+
+    addend: Value
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        return value + _fitted(self.addend, value, self, context)
+
+
+@dataclass(frozen=True, eq=False)
+class Subtract:
+    """Something is taken from the value, as a direction that shall be unlearned.
+
+    >>> fmr.run(model, input_ids, edits={structure.layers[2].resid_post: edits.Subtract(direction)})
+    """
+
+    subtrahend: Value
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        return value - _fitted(self.subtrahend, value, self, context)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """The value times a factor.
+
+    >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Scale(0.5)})
+    """
+
+    factor: Value
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        return value * _fitted(self.factor, value, self, context)
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """Another value in place of this one.
+
+    >>> fmr.run(model, input_ids, edits={structure.embedding.at(positions=3): edits.Replace(vector)})
+
+    value: a number, or a tensor that broadcasts to the site; the tensor itself is never written to.
+    """
+
+    value: Value
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        return _fitted(self.value, value, self, context).expand_as(value).clone()
+
+
+@dataclass(frozen=True, eq=False)
+class Interchange:
+    """Interchange intervention: what another run holds at the same site, or at another (Geiger et al. 2021).
+
+    >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Interchange(other_run)})
+    >>> fmr.run(model, input_ids, edits={site.at(positions=-1): edits.Interchange(source_ids, at=site.at(positions=2))})
+
+    source: a run, also one that was loaded or that had edits of its own; inputs of the model (a tensor, a tuple or a dict
+    of arguments), which are run once before; or None, which leaves the value as it is. at: the site to read in the source,
+    by default the edited one.
+    """
+
+    source: Any
+    at: Key | None = None
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        if self.source is None:
+            return value
+        if context.source is None:
+            raise EditError(f"{self!r} was called outside a run, which reads its source. Give it to edits={{site: edit}}.")
+        taken = context.source(self.source, context.site if self.at is None else self.at)
+        return _fitted(taken, value, self, context).expand_as(value).clone()
+
+    def __repr__(self) -> str:
+        where = "" if self.at is None else f", at={self.at!r}"
+        return f"Interchange({type(self.source).__name__}{where})"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise is added, the same for the same seed, site and firing, on any device.
+
+    >>> fmr.run(model, input_ids, edits={structure.embedding.at(positions=[2, 3]): edits.Noise(std=0.1, seed=0)})
+
+    std: its standard deviation, in the units of the value.
+    """
+
+    std: float
+    seed: int = 0
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        told = hashlib.blake2b(f"{self.seed} {context.id} {context.fired}".encode(), digest_size=7).digest()
+        draw = torch.Generator().manual_seed(int.from_bytes(told, "big"))
+        noise = torch.randn(value.shape, generator=draw, dtype=torch.float32)
+        return value + self.std * noise.to(value)
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """The value is kept within bounds, of which one may be missing.
+
+    >>> fmr.run(model, input_ids, edits={structure.mlps[3].post.at(units=7): edits.Clamp(lo=4.0)})
+    """
+
+    lo: float | None = None
+    hi: float | None = None
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        return value.clamp(self.lo, self.hi)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A module call hands on what it was given, as if it were not there; for sites that name a module.
+
+    >>> fmr.run(model, input_ids, edits={"transformer.h.1": edits.Skip()})
+    """
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        if context.given is None:
+            raise EditError(
+                f"Skip at {context.site!r}: expected the path of a module, as 'h.3.mlp', whose input is handed on."
+            )
+        return _fitted(context.site.of(context.given), value, self, context).clone()
+
+
+@dataclass(frozen=True)
+class OnGradient:
+    """An edit of the gradient that flows back through the site, instead of the value (needs grad=True and `backward()`).
+
+    >>> with fmr.track(model, keep=(), grad=True, edits={site: edits.OnGradient(edits.Clamp(-1, 1))}) as run:
+    ...     model(**inputs).logits.sum().backward()
+
+    edit: any other edit; it is given the gradient where it would be given the value, and an `Interchange` reads the
+    gradients of its source.
+    """
+
+    edit: Edit
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        raise EditError(f"{self!r} acts on the gradient at {context.site!r} and is no function of the value.")
+
+
+def _fitted(given: Value, value: Tensor, edit: object, context: Context) -> Tensor:
+    """What an edit brings, on the value's device; it must have the value's type and broadcast to its shape."""
+    if not isinstance(given, Tensor):
+        return torch.as_tensor(given, dtype=value.dtype, device=value.device)
+    if given.dtype != value.dtype:
+        raise EditError(
+            f"{type(edit).__name__} at {context.site!r} brings {given.dtype}, expected {value.dtype}. Convert it: "
+            f".to({value.dtype})."
+        )
+    if context.examples is not None and given.dim() == value.dim() and len(given) not in (1, len(value)):
+        given = given[list(context.examples)]
+    try:
+        fits = torch.broadcast_shapes(given.shape, value.shape) == value.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise EditError(
+            f"{type(edit).__name__} at {context.site!r} brings shape {tuple(given.shape)}, expected one that broadcasts to "
+            f"{tuple(value.shape)}, what the site holds."
+        )
+    return given.to(value.device)

@@ -1,0 +1,197 @@
+"""The watcher that edits: a reader of a plan that also replaces what was made there, before the model goes on with it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmr.edits.editor import Editor
+from fmr.edits.inside import edited_inside
+from fmr.edits.places import frames
+from fmr.errors import EditError
+from fmr.ids import TensorId
+from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
+from fmr.ops.names import Op
+from fmr.watching.mode import written_by
+from fmr.watching.own import alone
+from fmr.watching.plan import Plan, Reader, Want
+from fmr.watching.scopes import Call, Names, Start, name_inputs, walk
+
+Told = Callable[[Tensor, Tensor], None]
+"""Is told of a tensor that stands for another from now on; of the same one twice where it was edited in place."""
+
+
+class Editing(Reader):
+    """Runs a plan and the edits of an `editor`: what is read is what the model goes on with.
+
+    `told` hears of each edit, `told_inside` of a fused op that was edited inside, and of its inner values as they are then.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module | None,
+        plan: Plan,
+        editor: Editor,
+        hears: tuple[Any, Any, Any],
+        stop: bool = False,
+        told: Told | None = None,
+        told_inside: Callable[[str, dict[TensorId, Tensor]], None] | None = None,
+    ) -> None:
+        super().__init__(root, plan, *hears, stop)
+        self.editor, self.told, self.told_inside = editor, told, told_inside
+        self.views: list[tuple[TensorId, Tensor, int]] = []
+
+    # ---- a pass
+
+    def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
+        """Run a call as a pass, with edited inputs, parameters and buffers."""
+        root = start.module if self.root is None else self.root
+        given, named = dict(name_inputs(start.called, args, kwargs)), {**kwargs}
+        named.update({name.partition(":")[2]: tensor for name, tensor in given.items()})
+        named.update({f"args.{n}": arg for n, arg in enumerate(args) if hasattr(arg, "get_seq_length")})
+        known = frames(named) if self.editor.by_position else []  # now, since a cache grows while the pass runs
+        self.editor.begin(lambda: known)
+        args, kwargs = self._inputs(given, args, kwargs)
+        self.views.clear()
+        with self._swapped(root):
+            out = super().record(proceed, start, args, kwargs)
+        self._check_views()
+        return out
+
+    def _inputs(self, given: dict[str, Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments with edited tensors in them; what was passed in stays as it is."""
+        wanted = [name for name in self.editor.ids if name.startswith("input:") and name in given]
+        new = {id(given[name]): self._edited(name, given[name]) for name in wanted}
+        if not wanted:
+            return args, kwargs
+        held = {id(tensor) for _, tensor in leaves((args, kwargs))}
+        for name in wanted:
+            if id(given[name]) not in held:
+                raise EditError(
+                    f"{str(name)!r} lies inside an object, which is not taken apart. Edit the value that reads it."
+                )
+        made: tuple[Any, Any] = mapped((args, kwargs), lambda tensor: new.get(id(tensor), tensor))
+        return made
+
+    @contextmanager
+    def _swapped(self, root: nn.Module) -> Iterator[None]:
+        """Edited parameters and buffers in the places of the model's own, for the pass alone."""
+        wanted = [name for name in self.editor.ids if name.startswith(("param:", "buffer:"))]
+        if not wanted:
+            yield
+            return
+        own = dict(Names(root).tensors.values())
+        places: list[tuple[Any, Any, Tensor]] = []
+        try:
+            for name in wanted:
+                if name in own:
+                    new = self._edited(name, own[name])
+                    if own[name].requires_grad and not new.requires_grad:  # by which some kernels round
+                        new = new.detach().requires_grad_()
+                    for held, key in _places(root, own[name]) if new is not own[name] else ():
+                        places.append((held, key, own[name]))
+                        held[key] = new
+            yield
+        finally:
+            for held, key, tensor in reversed(places):
+                held[key] = tensor
+
+    def _check_views(self) -> None:
+        for name, tensor, version in self.views:
+            if not tensor.is_inference() and tensor._version != version:
+                raise EditError(
+                    f"{str(name)!r} is a view that the model wrote into later: the write went into the edited value, and "
+                    f"the tensor under the view did not see it. Edit what the write made instead."
+                )
+
+    # ---- values
+
+    def _edited(self, name: TensorId, value: Tensor, given: Tensor | None = None) -> Tensor:
+        grad = torch.is_grad_enabled()
+
+        def work() -> Tensor:
+            with torch.set_grad_enabled(grad):
+                return self.editor.apply(name, value, given)
+
+        return alone(work)
+
+    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
+        """Edit what an op made, then read what is planned."""
+        new: dict[int, Tensor] = {}
+        inner = [want.id for want in wants if want.inside and want.id in self.editor.by_id]
+        if inner:
+            kernels = dict(outputs(made))
+            changed, values = edited_inside(op.name, name, args, kwargs, kernels, inner, self._edited)
+            for index, tensor in changed.items():
+                new[id(kernels[index])] = tensor
+                self._tell(tensor, kernels[index])
+            if self.told_inside is not None:
+                self.told_inside(name, values)
+            for want in wants:
+                if want.inside and want.id in values:
+                    self._found(want.id, values[want.id], False)
+            wants = [want for want in wants if not (want.inside and want.id in values)]
+        written = {id(tensor) for tensor in written_by(op, args, kwargs)}
+        for want in wants:
+            if not want.inside and want.id in self.editor.by_id:
+                own = next((tensor for index, tensor in outputs(made) if index == want.output), None)
+                if own is not None:
+                    self._replace(want.id, own, new.get(id(own), own), new, written)
+        if new:
+            made, out = (mapped(nest, lambda tensor: new.get(id(tensor), tensor)) for nest in (made, out))
+        return super()._made(op, name, wants, made, out, args, kwargs)
+
+    def _replace(self, name: TensorId, old: Tensor, now: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
+        """Note what stands for a tensor from now on; one that was written in place is written once more."""
+        value = self._edited(name, now)
+        if value is old:
+            return
+        if id(old) in written:
+            alone(lambda: old.copy_(value))
+            new.pop(id(old), None)
+            self._tell(old, old)
+            return
+        new[id(old)] = value
+        self._tell(value, old)
+        if old._is_view():
+            self.views.append((name, value, 0 if value.is_inference() else value._version))
+
+    def _tell(self, new: Tensor, old: Tensor) -> None:
+        if self.told is not None:
+            self.told(new, old)
+
+    def _returned(self, here: Call, out: Nest, args: Any, kwargs: Any) -> Nest:
+        """Edit what a module call returned, then read it."""
+        for name, at in self.plan.returned_by(here.path):
+            if name in self.editor.by_id:
+                given = next((tensor for _, tensor in leaves((args, kwargs))), None)
+                out = self._edited_output(name, at, here, out, given)
+        return super()._returned(here, out, args, kwargs)
+
+    def _edited_output(self, name: TensorId, at: str, here: Call, out: Nest, given: Tensor | None) -> Any:
+        """What a module call returned with the one tensor that is meant edited."""
+        part = item_at(taken(out), at)
+        tensors = [tensor for _, tensor in leaves(part)]
+        if len(tensors) != 1:
+            places = ", ".join(repr(f"{here.path}:{place}") for place, _ in leaves(taken(out)))
+            raise EditError(f"{str(name)!r} returned {len(tensors)} tensors, expected one. Name one of them: {places}.")
+        old = tensors[0]
+        value = self._edited(name, old, given)
+        if value is old:
+            return out
+        self._tell(value, old)
+        return value if out is old else mapped(out, lambda tensor: value if tensor is old else tensor)
+
+
+def _places(root: nn.Module, own: Tensor) -> list[tuple[Any, Any]]:
+    """Where the modules of a tree hold a tensor: tied ones in several places, recurrent layers in a list as well."""
+    found: list[tuple[Any, Any]] = []
+    for _, module in walk(root):
+        for held in (module._parameters, module._buffers):
+            found += [(held, key) for key, tensor in held.items() if tensor is own]
+        for listed in vars(module).values():
+            if type(listed) is list:
+                found += [(listed, place) for place, item in enumerate(listed) if item is own]
+    return found

@@ -1,0 +1,39 @@
+"""Where interchanges take their values from: runs, as they are or as they were saved."""
+
+from typing import Any
+
+from torch import Tensor
+
+from fmr.edits.places import Frame, Part, frames, parts
+from fmr.errors import EditError, IdError
+from fmr.ids import Site
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
+
+
+def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] | None) -> Tensor:
+    """What a run holds at a site: in the pass of the same number where it has several, of these examples alone."""
+    if not isinstance(origin, (Run, Pass)):
+        raise EditError(
+            f"The source of an Interchange at {site!r} is {type(origin).__name__}, expected a run: "
+            f"edits.Interchange(fmr.run(model, *other_inputs))."
+        )
+    one = origin if isinstance(origin, Pass) else origin.passes[number if 0 <= number < len(origin.passes) > 1 else -1]
+    if examples is not None and site.examples is None:
+        site = site.at(examples=list(examples))
+    try:
+        whole = one[Site(site.id)]
+    except IdError as error:
+        raise EditError(f"The source of the Interchange at {site!r} does not hold it: {error}") from error
+    found: list[Part] = parts(site, whole, columns_of(one))
+    if len(found) != 1:
+        raise EditError(f"{site!r} means {len(found)} parts of its source, expected one: a position that each has.")
+    return found[0].of(whole)
+
+
+def columns_of(one: Pass) -> list[tuple[int, Frame]]:
+    """What a pass tells about positions, as far as it kept its inputs."""
+    if one.columns is None:
+        known = {name.partition(":")[2]: one.values[name] for name in one.values if name.startswith("input:")}
+        one.columns = frames(known)
+    return one.columns

@@ -1,0 +1,227 @@
+"""Which positions of a value have to be computed: those that an edit reaches and that what is read needs.
+
+Nothing is known of any op. Whether it can be narrowed is tried on the recorded values: narrowed operands must give the
+narrowed result, at three starts. What an edit reaches is seen by rows of finite noise, bit for bit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmr.ids import TensorId
+from fmr.sweeps.rows import Grown, Scaled, at_rows
+from fmr.sweeps.steps import Step, run_step
+
+
+class Span(NamedTuple):
+    """Positions from a start on, along an axis of a value; the axis may count examples and positions at once."""
+
+    axis: int
+    start: int
+
+
+WHOLE = Span(-1, 0)
+"""All positions."""
+
+
+class Rule(NamedTuple):
+    """How a step makes a part of its result: the axis along which each operand is narrowed (-1: it is read as a whole), and
+    whether numbers that count positions shrink with them."""
+
+    operands: tuple[int, ...]
+    shrinks: bool
+
+
+@dataclass
+class Positions:
+    """The positions of a pass: how many, and for how many examples in a row."""
+
+    count: int
+    examples: int
+
+    def take(self, value: Tensor, span: Span) -> Tensor:
+        """The part of a value of one row or more, each with whole positions."""
+        if span.start == 0:
+            return value
+        length = value.shape[span.axis]
+        if length == self.count:
+            return value.narrow(span.axis, span.start, self.count - span.start)
+        split = value.unflatten(span.axis, (length // self.count, self.count))
+        part: Tensor = split.narrow(span.axis + 1, span.start, self.count - span.start)
+        return part.flatten(span.axis, span.axis + 1)
+
+    def again(self, value: Tensor, span: Span, start: int) -> Tensor:
+        """The part from a later start on of a value that begins at `span`."""
+        left = self.count - span.start
+        length = value.shape[span.axis]
+        if length == left:
+            return value.narrow(span.axis, start - span.start, self.count - start)
+        split = value.unflatten(span.axis, (length // left, left))
+        part: Tensor = split.narrow(span.axis + 1, start - span.start, self.count - start)
+        return part.flatten(span.axis, span.axis + 1)
+
+    def before(self, value: Tensor, span: Span) -> Tensor:
+        """What comes before a start, of a value of one row with whole positions."""
+        length = value.shape[span.axis]
+        if length == self.count:
+            return value.narrow(span.axis, 0, span.start)
+        split = value.unflatten(span.axis, (length // self.count, self.count))
+        part: Tensor = split.narrow(span.axis + 1, 0, span.start)
+        return part.flatten(span.axis, span.axis + 1)
+
+    def before_any(self, changed: Tensor, axis: int, start: int) -> bool:
+        """Whether anything is true before a start, in a value of one row."""
+        return bool(self.before(changed, Span(axis, start)).any())
+
+    def axes(self, shape: Sequence[int]) -> Iterator[int]:
+        """The axes of a row's value that may count positions."""
+        for axis, length in enumerate(shape):
+            if length == self.count or (axis == 0 and length == self.count * self.examples):
+                yield axis
+
+    def joined(self, prefix: Tensor, value: Tensor, span: Span) -> Tensor:
+        """A value with what comes before its start."""
+        if prefix.shape[span.axis] == span.start:
+            return torch.cat([prefix, value], span.axis)
+        left = self.count - span.start
+        rows = value.shape[span.axis] // left
+        parts = prefix.unflatten(span.axis, (rows, span.start)), value.unflatten(span.axis, (rows, left))
+        return torch.cat(parts, span.axis + 1).flatten(span.axis, span.axis + 1)
+
+
+class Planned(NamedTuple):
+    """What of a step is computed, and how it reads its operands."""
+
+    span: Span
+    operands: Mapping[TensorId, Span]
+    step: Step
+
+
+@dataclass
+class Cut:
+    """Plans which positions are computed; `reach` is the axis along which no value before an edit's position changes."""
+
+    grown: Grown
+    clean: Mapping[TensorId, Tensor]
+    positions: Positions
+    reach: Mapping[TensorId, int]
+    rules: dict[tuple[object, ...], Rule | None] = field(default_factory=dict)
+
+    def plan(self, start: int, wanted: Mapping[TensorId, Span], edited: set[TensorId]) -> dict[TensorId, Planned]:
+        """The plan for rows whose edits begin at a position, by the first output of each step that is narrowed.
+
+        `edited` are values whose edits may mix positions, and so need them all.
+        """
+        need: dict[TensorId, Span] = {name: self._reached(name, span, start) for name, span in wanted.items()}
+        for name in edited:
+            need[name] = self._reached(name, WHOLE, start)
+        plan: dict[TensorId, Planned] = {}
+        for step in reversed(self.grown.steps):
+            asked = [need[node.id] for node in step.nodes if node.id in need]
+            if step.is_source or not asked:
+                continue
+            spans = {self._reached(node.id, need[node.id], start) for node in step.nodes if node.id in need}
+            span = spans.pop() if len(spans) == 1 else WHOLE
+            rule = self._rule(step, span.axis) if span != WHOLE else None
+            if rule is None:
+                self._ask(need, dict.fromkeys(step.reads, WHOLE))
+                continue
+            operands = {
+                name: WHOLE if axis < 0 else Span(axis, span.start)
+                for name, axis in zip(step.reads, rule.operands, strict=True)
+            }
+            self._ask(need, operands)
+            narrowed = self._shrunk(step, span.start) if rule.shrinks else self.grown.scaled.get(step.first.id, step)
+            plan[step.first.id] = Planned(span, operands, narrowed)
+        return plan
+
+    def _reached(self, name: TensorId, span: Span, start: int) -> Span:
+        """What has to be computed of a value: nothing before the edits, where they reach nothing there."""
+        axis = self.reach.get(name)
+        if span == WHOLE:
+            return WHOLE if axis is None or start == 0 else Span(axis, start)
+        return Span(span.axis, max(span.start, start)) if axis == span.axis else span
+
+    @staticmethod
+    def _ask(need: dict[TensorId, Span], operands: Mapping[TensorId, Span]) -> None:
+        """Add what a step reads to what is needed: the earliest start, or all where axes differ."""
+        for name, span in operands.items():
+            known = need.get(name)
+            if known is None or known == span:
+                need[name] = span
+            else:
+                need[name] = Span(span.axis, min(span.start, known.start)) if known.axis == span.axis else WHOLE
+
+    # ---- what can be narrowed, tried on recorded values
+
+    def _rule(self, step: Step, axis: int) -> Rule | None:
+        """How to make a part of a step's result; None where no narrowing of operands gives it."""
+        if step.function is None:
+            return None
+        shapes = tuple(tuple(self.clean[name].shape) for name in step.reads)
+        key = (step.function, repr(step.first.args), shapes, tuple(at for at, _ in step.places), axis)
+        if key not in self.rules:
+            self.rules[key] = self._try(step, axis)
+        return self.rules[key]
+
+    def _try(self, step: Step, axis: int) -> Rule | None:
+        choices = [(-1, *self.positions.axes(self.clean[name].shape)) for name in step.reads]
+        tried = sorted(product(*choices), key=lambda combo: combo.count(-1))[:64]
+        starts = {1, self.positions.count // 2, self.positions.count - 1}
+        for operands, shrinks in product(tried, (False, True)):
+            rule = Rule(operands, shrinks)
+            if all(self._holds(step, axis, rule, start) for start in starts):
+                return rule
+        return None
+
+    def _holds(self, step: Step, axis: int, rule: Rule, start: int) -> bool:
+        """Whether narrowed operands give the narrowed result."""
+        spans = dict(zip(step.reads, rule.operands, strict=True))
+
+        def read(name: TensorId) -> Tensor:
+            value = self.clean[name]
+            return value if spans[name] < 0 else self.positions.take(value, Span(spans[name], start))
+
+        narrowed = self._shrunk(step, start) if rule.shrinks else self.grown.scaled.get(step.first.id, step)
+        args = tuple(at_rows(item, 1) for item in narrowed.args)
+        kwargs = tuple((name, at_rows(item, 1)) for name, item in narrowed.kwargs)
+        try:
+            made = run_step(narrowed._replace(args=args, kwargs=kwargs), read, self.grown.graph.__getitem__)
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return False
+        return all(
+            axis < value.dim() and _alike(value, self.positions.take(self.clean[name], Span(axis, start)))
+            for name, value in made.items()
+            if self.clean[name].dim() > axis
+        )
+
+    def _shrunk(self, step: Step, start: int) -> Step:
+        """A step whose numbers that count positions count those from a start on."""
+        step = self.grown.scaled.get(step.first.id, step)
+        args = tuple(self._less(item, start) for item in step.args)
+        return step._replace(args=args, kwargs=tuple((name, self._less(item, start)) for name, item in step.kwargs))
+
+    def _less(self, item: object, start: int) -> object:
+        count = self.positions.count
+        if isinstance(item, Scaled):
+            return Scaled(item.base, item.step // count * (count - start)) if item.step % count == 0 else item
+        if type(item) is int:
+            return count - start if item == count else item
+        if isinstance(item, torch.Size):
+            item = tuple(item)
+        if type(item) in (tuple, list):
+            return type(item)(self._less(one, start) for one in item)  # type: ignore[call-arg, attr-defined]
+        return item
+
+
+def _alike(value: Tensor, expected: Tensor) -> bool:
+    if value.shape != expected.shape or value.dtype != expected.dtype:
+        return False
+    if not value.is_floating_point():
+        return torch.equal(value, expected)
+    scale = float(expected[torch.isfinite(expected)].abs().max()) if torch.isfinite(expected).any() else 0.0
+    return torch.allclose(value, expected, rtol=0, atol=1e-5 * scale + 1e-12, equal_nan=True)

@@ -1,0 +1,254 @@
+"""A recorded pass run again from its graph: what an edit reaches and what is wanted, without the model's Python."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmr.edits.editor import Editor
+from fmr.edits.inside import kept_bits
+from fmr.edits.values import Edit, Replace
+from fmr.errors import EditError, ReplayError
+from fmr.ids import Site, TensorId, outer_op, outer_scope, within
+from fmr.nests import ids_in
+from fmr.nodes import Key, Node, id_of, scope_of
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
+from fmr.runs.sources import columns_of, read_source
+from fmr.sweeps.edges import Edge, carried
+from fmr.sweeps.steps import Read, Step, refuse_unknown, run_step, steps_of
+from fmr.watching.calls import unwatched
+
+
+def replay(
+    run: Run | Pass,
+    edits: "Mapping[Key | Edge, Edit | Sequence[Edit]] | None" = None,
+    *,
+    freeze: Iterable[Key] = (),
+    want: Key | Iterable[Key] | None = None,
+) -> Run:
+    """Run the part of a recorded pass again that edits reach, with the same bits as the model under the same edits.
+
+    >>> patched = fmr.replay(run, edits={block.z.at(heads=1): edits.Zero()}, freeze=[b.z for b in structure.attention[4:]])
+    >>> patched.output.logits - run.output.logits
+
+    run: one with every value (keep="all"), or a pass of it. edits: by site, or by `Edge` for what one reader sees. freeze:
+    sites that keep the values of the recording. want: what to compute, by default the output of the model; what changed on
+    the way can be read from the result too.
+
+    What cannot be run again is a `ReplayError` that names it: values whose producer was not seen, active dropout, a value
+    that an op handed on.
+    """
+    return Replay(run.last if isinstance(run, Run) else run, edits or {}, freeze, want).run()
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The edited output of a module call, for whoever reads it outside that call."""
+
+    path: str
+    value: Tensor
+
+
+class Replay:
+    """One replay under way: the values that changed so far, over those of the recording."""
+
+    def __init__(self, base: Pass, asked: Mapping[Any, Any], freeze: Iterable[Key], want: Any) -> None:
+        self.base, self.graph = base, base.graph
+        if base.edited:
+            raise ReplayError(
+                "This run was recorded with edits. Expected one without: edits are given to the replay itself."
+            )
+        self.steps = steps_of(self.graph)
+        self.frozen: set[TensorId] = set()
+        self.changed: dict[TensorId, Tensor] = {}
+        self.needed: set[TensorId] = set()
+        self.outside: dict[TensorId, Outside] = {}
+        self.editor = self._editor({key: edit for key, edit in asked.items() if type(key) is not Edge} | self._held(freeze))
+        self.edges = [(edge, self._editor({edge.writer: edit})) for edge, edit in asked.items() if type(edge) is Edge]
+        self.returned = {self._returned(name): name for name in self.editor.ids if name.is_path}
+        self.wanted = self._wanted(want)
+        self.opened = {outer_scope(name) for name in (*self.editor.ids, *self.frozen, *self.wanted)} - {""}
+
+    # ---- what is asked for
+
+    def _editor(self, asked: Mapping[Any, Any]) -> Editor:
+        editor = Editor(asked, read_source)
+        editor.begin(lambda: columns_of(self.base))
+        return editor
+
+    def _held(self, freeze: Iterable[Key]) -> dict[Key, Edit]:
+        """What is frozen in part, as edits that come last; what is frozen as a whole is noted."""
+        found: dict[Key, Edit] = {}
+        for key in freeze:
+            if isinstance(key, Site) and key.selection:
+                found[key] = Replace(self.base[key])
+            else:
+                self.frozen.update(self._ids(id_of(key)))
+        return found
+
+    def _ids(self, name: TensorId) -> list[TensorId]:
+        """The ID of a value, or those of what a module call returned."""
+        return list(ids_in(self.graph.module(name).scope.output)) if name.is_path else [self.graph[name].id]
+
+    def _wanted(self, want: Any) -> set[TensorId]:
+        if want is None:
+            return set(ids_in(self.graph.scopes[0].output))
+        keys = [want] if isinstance(want, (str, Node, Site)) else list(want)
+        return {name for key in keys for name in self._ids(id_of(key))}
+
+    def _returned(self, path: TensorId) -> TensorId:
+        """The one value that a module call returned and that it made itself, so that nobody else has it."""
+        names = self._ids(path)
+        if len(names) != 1:
+            raise EditError(f"{str(path)!r} returned {len(names)} values: {', '.join(names)}. Edit one of these.")
+        made = self.graph[names[0]]
+        while within(made.module, path) and (given := self._handed(made)) is not None:
+            made = given
+        if not within(made.module, path):
+            raise ReplayError(_HANDED.format(repr(str(path)), made.id))
+        return names[0]
+
+    def _handed(self, node: Node) -> Node | None:
+        """The value whose very tensor an op returned, as `x.to(x.dtype)` does."""
+        value = self.base.values.get(node.id)
+        if value is None or node.id.is_source:
+            return None
+        return next((self.graph[parent] for parent in node.parents if self.base.values.get(parent.id) is value), None)
+
+    def _read_once(self, given: Node, node: Node) -> bool:
+        """Whether a tensor that was handed on is read in one place alone, and before by nobody else, so by its new name."""
+        places = [parent for reader in self.graph.readers(node.id) for parent in reader.parents if parent == node.id]
+        return len(places) == 1 and self.graph.readers(given.id) == (node,)
+
+    # ---- running
+
+    def run(self) -> Run:
+        """Walk the steps that matter, and hand out a run with what changed."""
+        needed = self.needed = self._needed()
+        with unwatched(), torch.set_grad_enabled(self.base.history):
+            for step in self.steps:
+                if any(node.id in needed for node in step.nodes):
+                    self._take(step)
+            return self._result()
+
+    def _needed(self) -> set[TensorId]:
+        """What is wanted or edited, and all that it depends on, up to what is frozen."""
+        edited = {name for name in self.editor.ids if not name.is_path} | set(self.returned)
+        needed = {outer_op(name) for name in self.wanted | edited} | {edge.reader.id for edge, _ in self.edges}
+        for step in reversed(self.steps):
+            if any(node.id in needed and node.id not in self.frozen for node in step.nodes):
+                needed.update(step.reads)
+        return needed
+
+    def _take(self, step: Step) -> None:
+        """Run a step if something that it reads has changed, and edit what it made."""
+        refuse_unknown(step, bool(self.changed or self.outside))
+        edges = [(edge, editor) for edge, editor in self.edges if edge.reader.id in {node.id for node in step.nodes}]
+        opened = bool(self.opened) and not step.is_source and scope_of(step.first) in self.opened
+        if edges or opened or any(name in self.changed or name in self.outside for name in step.reads):
+            read = self._reader(step)
+            for edge, editor in edges:
+                read = carried(edge, editor, step, self.steps, read, self.graph)
+            made = self._inside(step, read) if opened else run_step(step, read, self.graph.__getitem__)
+            self.changed.update((name, value) for name, value in made.items() if name not in self.frozen)
+        for node in step.nodes:
+            if node.id in self.editor.by_id:
+                self._edit(node)
+            if node.id in self.returned:
+                path = self.returned[node.id]
+                value = self.editor.apply(path, self.value(node.id))
+                self.outside[node.id] = Outside(path, value)
+
+    def value(self, name: TensorId) -> Tensor:
+        """A value as it is now."""
+        found = self.changed.get(name)
+        return self.base.as_read(name) if found is None else found
+
+    def _reader(self, step: Step) -> Read:
+        """How a step reads: the edited output of a module call only from outside that call."""
+        if not any(name in self.outside for name in step.reads):
+            return self.value
+        module = step.first.module
+
+        def read(name: TensorId) -> Tensor:
+            found = self.outside.get(name)
+            return self.value(name) if found is None or within(module, found.path) else found.value
+
+        return read
+
+    def _edit(self, node: Node) -> None:
+        given = self._handed(node)
+        if given is not None and not self._read_once(given, node):
+            raise ReplayError(_HANDED.format(repr(str(node.id)), given.id))
+        value = self.value(node.id)
+        new = self.editor.apply(node.id, value)
+        if new is not value:
+            same = node.id.is_source and value.requires_grad and not new.requires_grad  # by which some kernels round
+            self.changed[node.id] = new.detach().requires_grad_() if same else new
+        if node.op in ("param", "buffer"):
+            self._refuse_hidden_readers(node)
+
+    def _refuse_hidden_readers(self, node: Node) -> None:
+        """Code that was not seen may read a parameter without a word."""
+        hidden = [one for one in self.graph.opaque if one.id in self.needed]
+        if hidden:
+            raise ReplayError(
+                f"{hidden[0].id} was made by code that could not be seen, which may read {node.id}. Run the model with this "
+                f"edit: fmr.run(model, *inputs, edits=...)."
+            )
+
+    def _inside(self, step: Step, read: Read) -> dict[TensorId, Tensor]:
+        """A fused op with edits inside: its plain form twice, and the kernel's bits wherever the edits changed nothing."""
+        kernel = run_step(step, read, self.graph.__getitem__)
+        inner = [one for one in steps_of(self.graph.unfused) if within(one.first.scope, scope_of(step.first))]
+        ends = [one for one in steps_of(self.graph.unfused) if one.nodes[0].id in kernel]
+        plain, edited = (self._plain([*inner, *ends], read, with_edits) for with_edits in (False, True))
+        self.changed.update((name, value) for name, value in edited.items() if outer_scope(name))
+        return {name: kept_bits(value, plain[name], edited[name]) for name, value in kernel.items()}
+
+    def _plain(self, steps: Sequence[Step], read: Read, with_edits: bool) -> dict[TensorId, Tensor]:
+        made: dict[TensorId, Tensor] = {}
+
+        def find(name: TensorId) -> Tensor:
+            return made[name] if name in made else read(name)
+
+        for step in steps:
+            for name, value in run_step(step, find, self.graph.unfused.__getitem__).items():
+                if name in self.frozen:
+                    made[name] = self.base[name]
+                else:
+                    made[name] = self.editor.apply(name, value) if with_edits and name in self.editor.by_id else value
+        return made
+
+    # ---- what comes out
+
+    def _result(self) -> Run:
+        for entry in (*self.editor.entries, *(entry for _, editor in self.edges for entry in editor.entries)):
+            if not entry.tally.fired:
+                raise EditError(f"The edit of {entry.site!r} never fired in this replay: no step of it lies there.")
+        found = Run()
+        outer = {name: one.value for name, one in self.outside.items()}
+        stale = self._stale()
+        edited = [entry.site.id for entry in self.editor.entries]
+        found.passes.append(self.base.replayed({**self.changed, **outer}, stale, edited))
+        found.editors = [self.editor, *(editor for _, editor in self.edges)]
+        return found
+
+    def _stale(self) -> Iterator[TensorId]:
+        """What depends on something that changed and was not computed again."""
+        reached = {*self.changed, *self.outside}
+        for step in self.steps:
+            if any(name in reached for name in step.reads):
+                for node in step.nodes:
+                    if node.id not in reached and node.id not in self.frozen:
+                        reached.add(node.id)
+                        yield node.id
+
+
+_HANDED = (
+    "{0} is the very tensor that an op was given, {1}, and a recording does not tell who reads it under which name. Edit "
+    "{1} instead, or run the model with this edit: fmr.run(model, *inputs, edits=...)."
+)

@@ -1,0 +1,161 @@
+"""How a recorded pass grows by rows: which axis of each value counts rows, and which numbers among arguments do.
+
+Two recordings of the same inputs, repeated two and three times, are compared; nothing is known beforehand of any layout.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmr.errors import ReplayError
+from fmr.graph.graph import Graph
+from fmr.ids import TensorId
+from fmr.nests import mapped
+from fmr.nodes import Node
+from fmr.sweeps.steps import Step, steps_of
+
+FEW, MORE = 2, 3
+"""How often the inputs are repeated in the two recordings; once may take another path through a model."""
+
+
+class Axis(NamedTuple):
+    """The axis of a value that counts rows, and how many of its places belong to one row."""
+
+    axis: int
+    size: int
+
+    def clean(self, value: Tensor) -> Tensor:
+        """The first row of a recorded value."""
+        return value.narrow(self.axis, 0, self.size)
+
+    def repeated(self, row: Tensor, rows: int) -> Tensor:
+        """So many copies of a row; without memory of their own where each row has one place."""
+        if self.size == 1:
+            return row.expand(*row.shape[: self.axis], rows, *row.shape[self.axis + 1 :])
+        return row.repeat(*(rows if axis == self.axis else 1 for axis in range(row.dim())))
+
+    def block(self, value: Tensor, row: int) -> Tensor:
+        """One row of a value of many."""
+        return value.narrow(self.axis, row * self.size, self.size)
+
+
+class Scaled(NamedTuple):
+    """A number among arguments that grows with the number of rows."""
+
+    base: int
+    step: int
+
+    def at(self, rows: int) -> int:
+        """The number where there are so many rows."""
+        return self.base + self.step * rows
+
+
+class Grown(NamedTuple):
+    """A graph that can be run with any number of rows.
+
+    `axes` gives the axis that counts rows of each value that has one, `scaled` the steps whose arguments do; `counted` are
+    values made of the number of rows alone, as `arange(batch)`; `step_of` is the step that makes a value.
+    """
+
+    graph: Graph
+    steps: tuple[Step, ...]
+    axes: Mapping[TensorId, Axis]
+    scaled: Mapping[TensorId, Step]
+    counted: frozenset[TensorId]
+    step_of: Mapping[TensorId, Step]
+
+
+def repeated(nest: Any, examples: int, times: int) -> Any:
+    """Inputs with their examples repeated, wherever the first axis of a tensor counts examples."""
+
+    def more(tensor: Tensor) -> Tensor:
+        return tensor.repeat(times, *[1] * (tensor.dim() - 1)) if tensor.dim() and len(tensor) == examples else tensor
+
+    return mapped(nest, more)
+
+
+def grown(few: Graph, more: Graph) -> Grown:
+    """What two recordings tell; a `ReplayError` where they are not the same graph, or not the same at each row."""
+    if few.fingerprint != more.fingerprint:
+        raise ReplayError("the model takes another path for another number of examples")
+    axes = {a.id: axis for a, b in zip(few.nodes, more.nodes, strict=True) if (axis := _axis(a, b)) is not None}
+    steps, others = steps_of(few), steps_of(more)
+    scaled = {
+        one.first.id: grown_step
+        for one, other in zip(steps, others, strict=True)
+        if (grown_step := _grown_step(one, other)) is not None
+    }
+    step_of = {node.id: step for step in steps for node in step.nodes}
+    return Grown(few, steps, axes, scaled, frozenset(_counted(few, axes)), step_of)
+
+
+def _axis(few: Node, more: Node) -> Axis | None:
+    """The axis of a value that counts rows."""
+    if len(few.shape) != len(more.shape):
+        raise ReplayError(f"{few.id} has {len(few.shape)} dimensions, and {len(more.shape)} with more examples")
+    differ = [axis for axis, (a, b) in enumerate(zip(few.shape, more.shape, strict=True)) if a != b]
+    if not differ:
+        return None
+    axis, size = differ[0], more.shape[differ[0]] - few.shape[differ[0]]
+    if len(differ) > 1 or few.shape[axis] != FEW * size:
+        raise ReplayError(f"{few.id} does not grow by a row for each example: {list(few.shape)}, then {list(more.shape)}")
+    return Axis(axis, size)
+
+
+def _grown_step(few: Step, more: Step) -> Step | None:
+    """A step with numbers that grow in place of those that do; None where all stay."""
+    if few.first.args == more.first.args:
+        return None
+    if few.function is None:
+        raise ReplayError(f"{few.first.id} is called with other arguments for more examples")
+    args = tuple(_scaled(a, b, few) for a, b in zip(few.args, more.args, strict=True))
+    kwargs = tuple((name, _scaled(a, dict(more.kwargs)[name], few)) for name, a in few.kwargs)
+    return few._replace(args=args, kwargs=kwargs)
+
+
+def _scaled(few: Any, more: Any, step: Step) -> Any:
+    """An argument with what grows in it."""
+    if type(few) is int and type(more) is int:
+        rise = (more - few) // (MORE - FEW)
+        return few if few == more else Scaled(few - FEW * rise, rise)
+    if isinstance(few, (tuple, list)) and isinstance(more, (tuple, list)) and len(few) == len(more):
+        items = [_scaled(a, b, step) for a, b in zip(few, more, strict=True)]
+        return items if isinstance(few, list) else tuple(items)
+    if isinstance(few, slice) and isinstance(more, slice):
+        return slice(*(_scaled(getattr(few, at), getattr(more, at), step) for at in ("start", "stop", "step")))
+    if type(few) is type(more) and (few is more or few == more or type(few).__name__ == "_Marker"):
+        return few
+    raise ReplayError(f"{step.first.id} is called with {few!r}, and with {more!r} for more examples")
+
+
+def at_rows(argument: Any, rows: int) -> Any:
+    """An argument as it is where there are so many rows."""
+    if isinstance(argument, Scaled):
+        return argument.at(rows)
+    if type(argument) in (tuple, list):
+        return type(argument)(at_rows(item, rows) for item in argument)
+    if isinstance(argument, slice):
+        return slice(at_rows(argument.start, rows), at_rows(argument.stop, rows), at_rows(argument.step, rows))
+    return argument
+
+
+def _counted(graph: Graph, axes: Mapping[TensorId, Axis]) -> set[TensorId]:
+    """Values that count rows and that no input with rows went into."""
+    found: set[TensorId] = set()
+    of_rows: set[TensorId] = set()
+    for node in graph.nodes:
+        if node.id in axes:
+            given = node.id.is_source or any(parent in of_rows for parent in node.parents)
+            (of_rows if given else found).add(node.id)
+    return found
+
+
+def same(value: Tensor, clean: Tensor) -> bool:
+    """Whether a row is what it was in the recording, up to the rounding of larger products."""
+    value, clean = value.detach().double(), clean.detach().double()
+    scale = clean.abs().nan_to_num(0, 0, 0).max() if clean.numel() else clean.new_zeros(())
+    finite = torch.isfinite(clean)
+    alike = torch.equal(torch.isfinite(value), finite)
+    return alike and bool(((value - clean)[finite].abs() <= 1e-4 * scale + 1e-12).all())

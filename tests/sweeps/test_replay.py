@@ -1,0 +1,178 @@
+"""A recorded pass run again from its graph has the bits of the model under the same edits, or is refused by name."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fmr
+from fmr import edits
+from fmr.errors import EditError, ReplayError
+from tests.models import ZOO
+from tests.promises.test_edits import alike, decoder, editable
+
+HARD = {"inner_backward"}
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in HARD])
+def test_every_op_of_a_recording_makes_the_same_bits_again(name: str) -> None:
+    model, args, kwargs = ZOO[name]()
+    verdict = fmr.run(model.eval(), *args, **kwargs).verify()
+    assert verdict.differ == ()
+    assert verdict.same > 0
+    assert len(verdict.refused) <= (3 if name in ("encoder_padded", "parts", "vmapped", "func_grad", "scripted") else 0)
+
+
+def test_a_recording_that_is_not_what_the_ops_made_is_found_out() -> None:
+    model, ids = decoder()
+    run = fmr.run(model, ids)
+    name = run.graph.find("*mlp.c_fc*")[-1].id
+    run.last.values[name] = run[name] + 1e-6
+    verdict = run.verify()
+    assert name in verdict.differ
+    assert not verdict
+    assert f"differs  {name}" in repr(verdict)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in HARD])
+def test_a_replay_under_an_edit_is_the_model_under_it(name: str) -> None:
+    model, args, kwargs = ZOO[name]()
+    model.eval()
+    run = fmr.run(model if name == "scripted" else copy.deepcopy(model), *args, **kwargs)
+    done = 0
+    for value in editable(run.graph, most=12):
+        if not run.graph[value].dtype.is_floating_point:
+            continue
+        asked = {value: edits.Scale(0.75)}
+        try:
+            again = fmr.replay(run, edits=asked)
+        except (ReplayError, EditError, RuntimeError):
+            continue
+        try:
+            twin = model if name == "scripted" else copy.deepcopy(model)  # some write into their buffers
+            expected = fmr.run(twin, *args, keep=(), edits=asked, **kwargs)
+        except EditError:
+            continue
+        assert alike(again.output, expected.output), value
+        done += 1
+    assert done > 0 or name in ("vmapped", "func_grad", "encoder_padded")
+
+
+def test_a_replay_can_be_read_like_a_run_and_says_what_it_did_not_compute() -> None:
+    model, ids = decoder()
+    run = fmr.run(model, ids)
+    site = fmr.Site("transformer.h.0", positions=1)
+    again = fmr.replay(run, edits={site: edits.Zero()}, want="transformer.h.1.ln_1")
+    assert not again[site].any()
+    assert again.receipts[site].changed == 2 * 16
+    expected = fmr.run(model, ids, edits={site: edits.Zero()})
+    assert torch.equal(again["transformer.h.1.ln_1"], expected["transformer.h.1.ln_1"])
+    with pytest.raises(fmr.IdError, match=r"was not computed in this replay. Name it: want=\['lm_head/linear#0'\]"):
+        again["lm_head/linear#0"]
+    with pytest.raises(ReplayError, match="This run was recorded with edits"):
+        fmr.replay(again, edits={site: edits.Zero()})
+
+
+def test_what_is_frozen_keeps_its_value() -> None:
+    model, ids = decoder("eager")
+    run = fmr.run(model, ids)
+    blocks = fmr.locate(run).attention
+    frozen = fmr.replay(run, edits={"transformer.h.0": edits.Scale(2.0)}, freeze=[b.z for b in blocks])
+    loose = fmr.replay(run, edits={"transformer.h.0": edits.Scale(2.0)})
+    assert torch.equal(frozen[blocks[1].z], run[blocks[1].z])
+    assert not torch.equal(loose[blocks[1].z], run[blocks[1].z])
+    part = blocks[1].z.at(heads=[0, 2])
+    some = fmr.replay(run, edits={"transformer.h.0": edits.Scale(2.0)}, freeze=[part])
+    assert torch.equal(some[part], run[part])
+    assert torch.equal(some[blocks[1].z.at(heads=1)], loose[blocks[1].z.at(heads=1)])
+
+
+def test_inner_values_of_kernels_are_edited_and_other_heads_keep_their_bits() -> None:
+    model, ids = decoder("sdpa")
+    run = fmr.run(model, ids)
+    block = fmr.locate(run).attention[0]
+    asked = {block.pattern.at(heads=1): edits.Zero()}
+    again, expected = fmr.replay(run, edits=asked), fmr.run(model, ids, edits=asked)
+    assert torch.equal(again.output.logits, expected.output.logits)
+    others = block.z.at(heads=[0, 2, 3])
+    assert torch.equal(again[others], run[others])
+
+
+# ---- edges
+
+
+class Sum(nn.Module):
+    """Two writers and two readers of one sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total = self.a(x) + x
+        return total.tanh(), total.exp() + self.b(total)
+
+
+def test_an_edge_is_what_one_reader_sees_of_one_writer() -> None:
+    model, x = Sum(), torch.randn(2, 3)
+    run = fmr.run(model, x)
+    again = fmr.replay(run, edits={fmr.Edge("a/linear#0", "/tanh#0"): edits.Zero()})
+    assert torch.equal(again.output[0], x.tanh())
+    assert torch.equal(again.output[1], run.output[1])
+    readers = ["/tanh#0", "/exp#0", "b/linear#0"]
+    every = fmr.replay(run, edits={fmr.Edge("a/linear#0", reader): edits.Scale(0.5) for reader in readers})
+    node = fmr.replay(run, edits={"a/linear#0": edits.Scale(0.5)})
+    assert all(torch.equal(a, b) for a, b in zip(every.output, node.output, strict=True))
+    with pytest.raises(ReplayError, match="does not read /exp#0 along sums"):
+        fmr.replay(run, edits={fmr.Edge("/exp#0", "/tanh#0"): edits.Zero()})
+
+
+# ---- refusals
+
+
+class Hands(nn.Module):
+    """A tensor under two names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        same = h.to(torch.float32)
+        return same.exp() + h
+
+
+def test_a_value_that_an_op_handed_on_is_refused_and_its_origin_named() -> None:
+    run = fmr.run(Hands(), torch.randn(2))
+    with pytest.raises(ReplayError, match=r"'/to#0' is the very tensor that an op was given, /mul#0.*Edit /mul#0 instead"):
+        fmr.replay(run, edits={"/to#0": edits.Zero()})
+    assert fmr.replay(run, edits={"/mul#0": edits.Zero()}).output.tolist() == [1, 1]
+
+
+def test_random_numbers_and_hidden_code_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 2)).train()
+    run = fmr.run(model, torch.randn(3, 4))
+    with pytest.raises(ReplayError, match="1/dropout#0 drew random numbers"):
+        fmr.replay(run, edits={"0": edits.Scale(2.0)})
+    fmr.replay(run, edits={"1": edits.Scale(2.0)})
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    run = fmr.run(nn.Sequential(nn.Linear(4, 4), scripted), torch.randn(3, 4))
+    with pytest.raises(ReplayError, match="what makes it could not be seen"):
+        fmr.replay(run, edits={"0": edits.Scale(2.0)})
+
+
+def test_a_run_without_values_and_an_edit_that_lies_nowhere_are_refused() -> None:
+    model, ids = decoder()
+    with pytest.raises(fmr.IdError):
+        fmr.replay(fmr.run(model, ids, keep="none"), edits={"transformer.h.0": edits.Zero()})
+    with pytest.raises(fmr.FmrError):
+        fmr.replay(fmr.run(model, ids), edits={"transformer.h.7": edits.Zero()})
+
+
+def test_a_replay_of_a_loaded_run_gives_its_values(tmp_path: Any) -> None:
+    model, ids = decoder()
+    run = fmr.run(model, ids)
+    run.save(tmp_path / "run.fmr", params=True)
+    back = fmr.load(tmp_path / "run.fmr")
+    asked, want = {"transformer.h.0.mlp": edits.Zero()}, "lm_head/linear#0"
+    a, b = (fmr.replay(one, edits=asked, want=want)[want] for one in (run, back))
+    torch.testing.assert_close(a, b)
