@@ -10,7 +10,7 @@ from torch import Tensor
 from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nests import mapped, outputs
-from fmr.ops.fused import EXPLAINED
+from fmr.ops.fused import DECOMPOSITIONS
 from fmr.ops.names import PASS, is_tensor_result, op_of
 from fmr.watching.calls import WatcherMode
 from fmr.watching.inside import drops
@@ -27,8 +27,8 @@ def edited_inside(
     An output is the kernel's wherever its plain form is the same with and without the edits.
     """
     met: dict[TensorId, Tensor] = {}
-    plain = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, {}, {}))
-    edited = alone(lambda: EXPLAINED[op](*args, **kwargs), _Inner(scope, dict.fromkeys(names, edit), met))
+    plain = alone(lambda: DECOMPOSITIONS[op](*args, **kwargs), _Inner(scope, {}, {}))
+    edited = alone(lambda: DECOMPOSITIONS[op](*args, **kwargs), _Inner(scope, dict.fromkeys(names, edit), met))
     pairs = zip(outputs(plain), outputs(edited), strict=True)
     return {index: kept_bits(kernel[index], p, e) for (index, p), (_, e) in pairs if index in kernel}, met
 
@@ -65,7 +65,7 @@ class _Inner(WatcherMode):
         if not is_tensor_result(out):
             return out
         self.counts[op.name] += 1
-        if deeper and op.name in EXPLAINED:
+        if deeper and op.name in DECOMPOSITIONS:
             kernel = dict(outputs(out))
             new, below = edited_inside(op.name, here, args, kwargs, kernel, deeper, self.edits[deeper[0]])
             self.met.update(below)

@@ -10,7 +10,7 @@ from fmr.ids import RESULT, TensorId
 from fmr.nests import Hole, outputs, replaced
 from fmr.nodes import Node
 from fmr.ops.functions import function_of
-from fmr.ops.names import EDGES, is_tensor_result, op_of
+from fmr.ops.names import TENSOR_PROPERTIES, is_tensor_result, op_of
 from fmr.watching.mode import made_by_writing, written_by
 
 _VIEWS = frozenset(
@@ -20,7 +20,7 @@ _VIEWS = frozenset(
 """What may show the numbers of a value anew without a copy."""
 
 
-_PROPERTIES = EDGES | {"set_data"}
+_PROPERTIES = TENSOR_PROPERTIES | {"set_data"}
 """Reading or setting a property of a tensor, which is no function of torch's."""
 
 

@@ -12,7 +12,7 @@ from fmr.graph.execute import call_of
 from fmr.ids import Parent, TensorId
 from fmr.nests import Nest, exact, map_ids
 from fmr.nodes import Node, scope_of
-from fmr.ops.fused import EXPLAINED, is_fused
+from fmr.ops.fused import DECOMPOSITIONS, is_fused
 from fmr.watching.inside import _value
 from fmr.watching.own import alone
 from fmr.watching.recorder import Recorder
@@ -28,7 +28,7 @@ class _Explained(nn.Module):
         self.op = op
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return EXPLAINED[self.op](*args, **kwargs)
+        return DECOMPOSITIONS[self.op](*args, **kwargs)
 
 
 class Inner(NamedTuple):

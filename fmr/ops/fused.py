@@ -151,7 +151,7 @@ def _spread(value: Tensor, word: str, letters: str) -> Tensor:
     return ordered[tuple(slice(None) if letter in word else None for letter in letters)]
 
 
-EXPLAINED: dict[str, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": scaled_dot_product_attention,
     "multi_head_attention_forward": multi_head_attention_forward,
     "native_multi_head_attention": _native_multi_head_attention,
@@ -165,4 +165,4 @@ EXPLAINED: dict[str, Callable[..., Any]] = {
 
 def is_fused(node: Node) -> bool:
     """Whether the op of a node has inner values that can be asked for."""
-    return node.op in EXPLAINED and (node.op != "einsum" or len(node.parents) > 2)
+    return node.op in DECOMPOSITIONS and (node.op != "einsum" or len(node.parents) > 2)

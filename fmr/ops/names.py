@@ -83,10 +83,10 @@ IN_PLACE_DUNDERS = {
     f"__i{name}__" for name in "add and div floordiv lshift matmul mod mul or pow rshift sub truediv xor".split()
 }
 
-EDGES = {"H", "T", "data", "grad", "imag", "mH", "mT", "real"}
+TENSOR_PROPERTIES = {"H", "T", "data", "grad", "imag", "mH", "mT", "real"}
 """Properties of a tensor whose value is a tensor: edges of the graph. All other properties pass unseen."""
 
-SILENT = {
+QUERIES = {
     "__bool__", "__contains__", "__float__", "__format__", "__hash__", "__index__", "__int__", "__len__", "__repr__",
     "__reduce_ex__", "__str__", "_is_view", "_set_grad_enabled", "backward", "dim", "element_size",
     "get_device", "has_names", "is_complex", "is_conj", "is_contiguous", "is_floating_point", "is_inference", "is_neg",
@@ -151,7 +151,7 @@ def _classify(func: Callable[..., Any]) -> Op:
     spelling = getattr(func, "__name__", type(func).__name__)
     if spelling in ("__get__", "__set__", "__delete__"):
         return _property(func, spelling)
-    if spelling in SILENT or spelling in HANDING_OUT:
+    if spelling in QUERIES or spelling in HANDING_OUT:
         return Op(spelling, PASS, hands_out=spelling in HANDING_OUT)
     name, written = canonical(spelling), _written(func, spelling)
     reflected = spelling.startswith("__") and spelling.strip("_") in REFLECTED
@@ -163,7 +163,7 @@ def _property(func: Any, spelling: str) -> Op:
     owner = getattr(func, "__self__", None)
     name = str(getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", "property"))
     if spelling == "__get__":
-        return Op(name, READ if name in EDGES else PASS)
+        return Op(name, READ if name in TENSOR_PROPERTIES else PASS)
     return Op(f"set_{name}", WRITE, writes=first, moves=True) if name == "data" else Op(name, PASS)
 
 

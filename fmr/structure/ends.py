@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from fmr.graph.graph import Graph
 from fmr.ids import Parent, Site, TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import ELEMENTWISE, MOVES, NORMS, climb, descend, is_constant, projection, weights
+from fmr.structure.normal.match import ELEMENTWISE, MOVES, NORMS, above, below, is_constant, projection, weights
 from fmr.structure.streams.stream import Stream
 
 _OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
@@ -22,24 +22,24 @@ def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -
     def looked_up(nodes: Iterable[Node]) -> list[Node]:
         return [node for node in nodes if node.op == "embedding" and _is_given(graph, node.parent("input", 0))]
 
-    def above(stops: frozenset[TensorId], start: TensorId) -> list[Node]:
-        ends = climb(graph, start, lambda node: not (node.op == "embedding" or node.id in stops or projection(graph, node)))
+    def higher(stops: frozenset[TensorId], start: TensorId) -> list[Node]:
+        ends = above(graph, start, lambda node: not (node.op == "embedding" or node.id in stops or projection(graph, node)))
         return looked_up(ends)
 
     def narrow(start: TensorId) -> list[Node]:
-        made = list(climb(graph, start, lambda node: node.op in _OF_TABLES and node.id not in sums))
+        made = list(above(graph, start, lambda node: node.op in _OF_TABLES and node.id not in sums))
         others = (node for node in made if node.op != "embedding" and not is_constant(graph, node.id))
         only = all(node.op in _OF_TABLES and node.id not in sums for node in others)
         return looked_up(made) if only else []
 
     start = stream.points[0] if stream is not None else None
-    found = (above(sums, start) or above(frozenset(), start) or narrow(start)) if start is not None else []
+    found = (higher(sums, start) or higher(frozenset(), start) or narrow(start)) if start is not None else []
     return Site(min(found, key=graph.place).id) if found else None
 
 
 def _is_given(graph: Graph, index: Parent | None) -> bool:
     """Whether what is looked up is an input of the model, in a table of its own or behind others."""
-    return index is not None and any(node.op == "input" for node in climb(graph, index.id, MOVES | {"add"}))
+    return index is not None and any(node.op == "input" for node in above(graph, index.id, MOVES | {"add"}))
 
 
 def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) -> Site | None:
@@ -50,7 +50,7 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
     end = stream.final_norm or stream.writes[-1].after
     width, table = graph[end].shape[-1], graph[embedding.id].parent("weight", 1) if embedding is not None else None
     rows = graph[table].shape[0] if table is not None else None
-    for node, _ in descend(graph, graph[end], lambda node: node.op in MOVES | NORMS or _scales(graph, node)):
+    for node, _ in below(graph, graph[end], lambda node: node.op in MOVES | NORMS or _scales(graph, node)):
         found = projection(graph, node)
         if found is not None:
             tied = table is not None and table in weights(graph, found.weight)
@@ -63,8 +63,8 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
 
 def _goes_on(graph: Graph, node: Node) -> bool:
     """Whether what a projection makes is projected again: then it makes no logits."""
-    below = descend(graph, node, lambda one: one.op in MOVES | ELEMENTWISE | NORMS)
-    return any(projection(graph, one) is not None for one, way in below if way)
+    lower = below(graph, node, lambda one: one.op in MOVES | ELEMENTWISE | NORMS)
+    return any(projection(graph, one) is not None for one, way in lower if way)
 
 
 def _scales(graph: Graph, node: Node) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.structure.normal.match import MOVES, climb, depends, descend
+from fmr.structure.normal.match import MOVES, above, below, depends_on
 from fmr.structure.parts import Attention, Layer, Memory
 from fmr.structure.streams.stream import Stream, Write
 
@@ -59,9 +59,9 @@ def find_layers(
 def _ends(graph: Graph, block: Attention) -> set[TensorId]:
     """The values among which the writer of an attention is: what makes its output, or the second half of a projection."""
     out = (block.out or block.z).id
-    above = climb(graph, out, MOVES | {"add", "sum"})
-    below = (node for node, _ in descend(graph, graph[out], MOVES))
-    return {node.id for node in (*above, *below)}
+    higher = above(graph, out, MOVES | {"add", "sum"})
+    lower = (node for node, _ in below(graph, graph[out], MOVES))
+    return {node.id for node in (*higher, *lower)}
 
 
 def _layer(graph: Graph, steps: list[_Step], post: TensorId) -> Layer:
@@ -75,7 +75,7 @@ def _layer(graph: Graph, steps: list[_Step], post: TensorId) -> Layer:
 
 def _reads_late(graph: Graph, step: _Step) -> bool:
     """Whether memories read the stream just before they write to it; in a parallel block they read it earlier."""
-    return any(depends(graph, memory.source, step.write.before) for memory in step.memories)
+    return any(depends_on(graph, memory.source, step.write.before) for memory in step.memories)
 
 
 def _post(stream: Stream) -> TensorId:

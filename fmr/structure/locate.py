@@ -26,7 +26,7 @@ from fmr.structure.normal.match import is_random
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
-from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
 from fmr.structure.streams.stream import Stream, certify_stream

@@ -13,7 +13,7 @@ from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.normal.match import CLAMPS, MOVES, NORMS, STATISTICS, after, depends, descend, is_constant, settled
+from fmr.structure.normal.match import CLAMPS, MOVES, NORMS, STATISTICS, below, between, depends_on, is_constant, settled
 from fmr.structure.proof.evaluate import Values, graph_of, own_work
 from fmr.structure.streams.stream import Stream
 
@@ -92,7 +92,7 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
     if _is_normed_on_its_way(graph, stream):
         return "its norms stand on the stream itself (post-norm), so that none is left to read an earlier point through"
     end, last = stream.writes[-1].after, _last(graph, graph[unembedding.id])
-    way = [node for node in after(graph, end, last.id) if depends(graph, node.id, end)]
+    way = [node for node in between(graph, end, last.id) if depends_on(graph, node.id, end)]
     beside = {parent.id for node in way for parent in node.parents} - {end, *(node.id for node in way)}
     fed = next((name for name in sorted(beside) if not is_constant(graph, name)), None)
     if fed is not None or not way:
@@ -105,8 +105,8 @@ def _is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
     """Whether the last write of a stream begins with a normalised value of it."""
     if len(stream.writes) < 2:
         return False
-    between = after(graph, stream.writes[-2].after, stream.writes[-1].before)
-    return any(node.op in NORMS | STATISTICS for node in between)
+    inside = between(graph, stream.writes[-2].after, stream.writes[-1].before)
+    return any(node.op in NORMS | STATISTICS for node in inside)
 
 
 def _last(graph: Graph, unembedding: Node) -> Node:
@@ -117,5 +117,5 @@ def _last(graph: Graph, unembedding: Node) -> Node:
         return node.op in _SCALES and others == 1
 
     returned = set(ids_in(graph.scopes[0].output)) if graph.scopes else set()
-    below = [node for node, _ in descend(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]
-    return next((node for node in reversed(below) if node.id in returned), settled(graph, unembedding))
+    lower = [node for node, _ in below(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]
+    return next((node for node in reversed(lower) if node.id in returned), settled(graph, unembedding))

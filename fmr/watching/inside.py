@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fmr.ids import TensorId
 from fmr.nests import leaves, outputs, replaced
-from fmr.ops.fused import EXPLAINED
+from fmr.ops.fused import DECOMPOSITIONS
 from fmr.ops.names import PASS, is_tensor_result, op_of
 from fmr.watching.calls import WatcherMode
 from fmr.watching.own import alone, unseen, without_grad
@@ -31,7 +31,7 @@ def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tenso
             return None
     catch = _Catch(name, scope)
     try:
-        alone(without_grad(lambda: EXPLAINED[op](*args, **kwargs)), catch)
+        alone(without_grad(lambda: DECOMPOSITIONS[op](*args, **kwargs)), catch)
     except _Caught:
         return catch.value
     return None

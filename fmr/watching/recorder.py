@@ -19,7 +19,7 @@ from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is
 from fmr.watching.own import unseen
 from fmr.watching.scopes import Start, walk
 from fmr.watching.storage import is_unshaped, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Tape
+from fmr.watching.tape import ENTER, EXIT, INSIDE, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Tape
 
 _is_internal: dict[str, bool] = {}
 _HERE = __file__.removesuffix("watching/recorder.py")
@@ -210,7 +210,7 @@ class Recorder(RootWatcher):
         self.counts = _get_function_stack_at(0) is self and not torch.is_inference_mode_enabled()
         self.passes += 1
         emit = self.begin(tape)
-        self.emit = emit = Placed(tape, emit) if _lie_elsewhere(tape) else emit
+        self.emit = emit = WeightSwaps(tape, emit) if _lie_elsewhere(tape) else emit
         if fills_parameters(module):
             self.emit = Filling(module, emit)
         out = RAISED
@@ -256,7 +256,7 @@ class Filling:
             self.emit(event)
 
 
-class Placed:
+class WeightSwaps:
     """Passes events on and, before an op that reads a tensor which was put in a parameter's place since, that one's name.
 
     A sharded weight is copied: its memory is freed when its module has run.
@@ -288,7 +288,7 @@ class Placed:
         if place is not None:
             with torch._C.DisableTorchFunction():
                 self.met[id(tensor)] = weakref.ref(tensor)
-                self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.detach().clone()))
+                self.emit((SWAPPED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.detach().clone()))
 
 
 def _gone() -> None:

@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 def layers(model: nn.Module) -> list[str]:
-    """The located layers of a model as the letters of their parts, attentions first."""
+    """The located layers of a model as the subscripts of their parts, attentions first."""
     torch.manual_seed(0)
     structure = fmr.locate(fmr.run(model, torch.randn(2, 5, WIDTH)))
     return ["A" * len(layer.attentions) + "M" * len(layer.mlps) for layer in structure.layers]

@@ -80,7 +80,7 @@ class Transposed(nn.Module):
 
 
 class Einsum(nn.Module):
-    """Both layouts, named by letters."""
+    """Both layouts, named by subscripts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ FORMS = {
     "gated": (Gated, "up.weight", "gate.weight", "down.weight"),
     "fused gate": (FusedGate, "both.weight", None, "down.weight"),
     "gate in two": (GateInTwo, "both.weight", None, "down.weight"),
-    "by letters": (Einsum, "w_in", None, "w_out"),
+    "by subscripts": (Einsum, "w_in", None, "w_out"),
     "transposed": (Transposed, "w_in", None, "w_out"),
 }
 
@@ -172,7 +172,7 @@ def test_keys_coefficients_and_values(form: str) -> None:
         torch.testing.assert_close(written + (0 if bias is None else bias.detach()), run[block.out])
 
 
-@pytest.mark.parametrize("form", ["plain", "transposed", "by letters"])
+@pytest.mark.parametrize("form", ["plain", "transposed", "by subscripts"])
 def test_a_key_is_what_the_stream_is_multiplied_with(form: str) -> None:
     torch.manual_seed(0)
     model = Residual(FORMS[form][0]())

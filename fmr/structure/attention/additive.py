@@ -17,13 +17,23 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.dot_product import acting
 from fmr.structure.attention.heads import Heads
 from fmr.structure.attention.layouts import laid_out, mixing
-from fmr.structure.attention.mix import Use, mix
 from fmr.structure.attention.output import handed_on, output_of
 from fmr.structure.attention.queries import varies
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.normal.indices import carried, numbers
-from fmr.structure.normal.match import MOVES, NONLINEAR, SAME, Projection, climb, is_constant, projection, unshaped, weights
+from fmr.structure.attention.values import ValueProduct, value_product
+from fmr.structure.normal.indices import iota, trace
+from fmr.structure.normal.match import (
+    MOVES,
+    NONLINEAR,
+    SAME,
+    Projection,
+    above,
+    is_constant,
+    projection,
+    strip_views,
+    weights,
+)
 
 
 class _Pair(NamedTuple):
@@ -36,11 +46,11 @@ class _Pair(NamedTuple):
 
 def additive(graph: Graph, softmax: Softmax) -> Attention | None:
     """The attention around a softmax of scores that are read off a sum over two activations; None for another."""
-    above = list(climb(graph, softmax.scores, BEFORE | NONLINEAR))
-    bent = any(node.op in NONLINEAR for node in above)
-    scored = next((p for node in above if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
-    pair = (_read_off(graph, softmax, scored, bent) if scored is not None else None) or _all_pairs(graph, softmax, above)
-    mixed = mix(graph, softmax)
+    higher = list(above(graph, softmax.scores, BEFORE | NONLINEAR))
+    bent = any(node.op in NONLINEAR for node in higher)
+    scored = next((p for node in higher if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
+    pair = (_read_off(graph, softmax, scored, bent) if scored is not None else None) or _all_pairs(graph, softmax, higher)
+    mixed = value_product(graph, softmax)
     if pair is None or mixed is None:
         return None
     z, heads = handed_on(graph, mixed.node), _heads(graph, mixed)
@@ -68,7 +78,7 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | None:
 def _read_off(graph: Graph, softmax: Softmax, scored: Projection, bent: bool) -> _Pair | None:
     """The query and the key that a vector reads a score off: their sum under a nonlinearity, or both side by side."""
     beside = _beside(graph, softmax, scored) if bent else None
-    for node in climb(graph, scored.data, MOVES | NONLINEAR):
+    for node in above(graph, scored.data, MOVES | NONLINEAR):
         bent = bent or node.op in NONLINEAR
         first = projection(graph, node)
         if first is not None and bent:
@@ -81,7 +91,7 @@ def _read_off(graph: Graph, softmax: Softmax, scored: Projection, bent: bool) ->
 
 def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
     """The query and the key that a projection reads side by side: all keys meet the same query."""
-    data, joined = graph[found.data], graph[unshaped(graph, found.data)]
+    data, joined = graph[found.data], graph[strip_views(graph, found.data)]
     place = len(softmax.node.shape) + softmax.dim
     sides = [graph[parent.id] for parent in joined.parents] if joined.op == "cat" else []
     sizes = [side.shape[-1] for side in sides]
@@ -89,7 +99,7 @@ def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
     if not beside or place >= len(data.shape) - 1 or data.shape[-1] != sum(sizes):
         return None
     values = [value for side in sides if (value := _numbered(graph, side)) is not None]
-    read = carried(graph, torch.cat(values, -1), (joined, data)) if len(values) == 2 else None
+    read = trace(graph, torch.cat(values, -1), (joined, data)) if len(values) == 2 else None
     if read is None or not read.numel():
         return None
     same = [not varies(part, place) for part in read.split(sizes, -1)]
@@ -101,14 +111,16 @@ def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
 
 def _numbered(graph: Graph, node: Node) -> Tensor | None:
     """A number for each number of a value: the same for those that were repeated."""
-    source = graph[unshaped(graph, node.id, MOVES)]
-    return carried(graph, numbers(*source.shape), (source, node))
+    source = graph[strip_views(graph, node.id, MOVES)]
+    return trace(graph, iota(*source.shape), (source, node))
 
 
-def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | None:
+def _all_pairs(graph: Graph, softmax: Softmax, higher: list[Node]) -> _Pair | None:
     """The numbers of queries and keys that are added, each with each, under a nonlinearity."""
     dim = softmax.dim
-    for node in (graph[unshaped(graph, one.parents[0].id, SAME)] for one in above if one.op in NONLINEAR and one.parents):
+    for node in (
+        graph[strip_views(graph, one.parents[0].id, SAME)] for one in higher if one.op in NONLINEAR and one.parents
+    ):
         if node.op != "add" or len(node.parents) != 2 or len(node.shape) != len(softmax.node.shape):
             continue
         q, k = sorted((graph[parent.id] for parent in node.parents), key=lambda one: one.shape[dim:][:1])
@@ -119,19 +131,19 @@ def _all_pairs(graph: Graph, softmax: Softmax, above: list[Node]) -> _Pair | Non
     return None
 
 
-def _heads(graph: Graph, mixed: Use) -> Heads:
+def _heads(graph: Graph, mixed: ValueProduct) -> Heads:
     """The heads that those units of a projection were split into which reach the values; one where there is none."""
-    made, one = graph[unshaped(graph, mixed.v, MOVES)], Heads(1, (), (), False)
+    made, one = graph[strip_views(graph, mixed.v, MOVES)], Heads(1, (), (), False)
     if projection(graph, made) is None:
         return one
-    value = carried(graph, numbers(made.shape[-1]).expand(made.shape), (made, graph[mixed.v]))
+    value = trace(graph, iota(made.shape[-1]).expand(made.shape), (made, graph[mixed.v]))
     size = math.prod(mixed.node.shape[n] for n in mixed.units)
     number, rest = divmod(len(value.unique()) if value is not None else 0, max(1, size))
     if value is None or rest or number < 2:
         return one
-    letters = mixed.letters
-    of_heads = [letter for n, letter in enumerate(letters.right) if letter in letters.shared and varies(value, n)]
-    dims = tuple(letters.result.index(letter) for letter in of_heads)
+    subscripts = mixed.subscripts
+    of_heads = [letter for n, letter in enumerate(subscripts.right) if letter in subscripts.batch and varies(value, n)]
+    dims = tuple(subscripts.result.index(letter) for letter in of_heads)
     return Heads(
         number, dims, tuple(mixed.node.shape[n] for n in dims), math.prod(mixed.node.shape[n] for n in dims) != number
     )

@@ -14,8 +14,8 @@ from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.attention.maps import maps_of
-from fmr.structure.normal.indices import carried, numbers
-from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, after, projection
+from fmr.structure.normal.indices import iota, trace
+from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_places, check_run, evaluate, graph_of, own_work
 
@@ -204,7 +204,7 @@ def _heads(graph: Graph, found: Attention, pattern: Tensor, mixed: Tensor, value
     """How far the mixed values of other heads move when one head's pattern is taken away; nothing where heads are folded
     into the batch, or weighed by one another."""
     maps, values = found.pattern.layout or (), found.z.layout or ()
-    weighed = (projection(graph, node) for node in after(graph, found.pattern.id, found.z.id))
+    weighed = (projection(graph, node) for node in between(graph, found.pattern.id, found.z.id))
     if "heads" not in maps or "heads" not in values or any(one is not None for one in weighed):
         return {}
     row, axis = maps.index("heads"), values.index("heads")
@@ -235,7 +235,7 @@ def _rounded(graph: Graph, found: Attention, keys: Mapping[TensorId, Tensor], va
 def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
     """Whether a normalisation or a nonlinearity lies between two values."""
     bends = NORMS | NONLINEAR | STATISTICS - {"mean"}
-    return any(node.op in bends for node in after(graph, start, end))
+    return any(node.op in bends for node in between(graph, start, end))
 
 
 def _is_of_places(found: Attention, dim: int) -> bool:
@@ -269,6 +269,6 @@ def _told_apart(graph: Graph, found: Attention) -> tuple[TensorId, Tensor]:
     """
     shape, layout = graph[found.z.id].shape, found.z.layout or ()
     lead = [size if name == "heads" else 1 for size, name in zip(shape, layout, strict=False)]
-    number = numbers(*(lead if "heads" in layout else (*shape[:-1], 1)))
-    whose = carried(graph, number.expand(shape), tuple(graph[name] for name in found.path))
+    number = iota(*(lead if "heads" in layout else (*shape[:-1], 1)))
+    whose = trace(graph, number.expand(shape), tuple(graph[name] for name in found.path))
     return (found.z.id, number) if whose is None or bool((whose < 0).any()) else (found.path[-1], whose)

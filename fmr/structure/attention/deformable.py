@@ -10,8 +10,8 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.layouts import Layout, laid_out
 from fmr.structure.attention.output import output_of
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.normal.indices import sources
-from fmr.structure.normal.match import MOVES, Way, climb, descend, projection, unshaped
+from fmr.structure.normal.indices import dim_map
+from fmr.structure.normal.match import MOVES, Path, above, below, projection, strip_views
 
 
 class _Weighed(NamedTuple):
@@ -20,7 +20,7 @@ class _Weighed(NamedTuple):
     v: TensorId
     grid: TensorId
     z: Node
-    way: Way
+    way: Path
 
 
 def deformable(graph: Graph, softmax: Softmax) -> Attention | str | None:
@@ -28,8 +28,8 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str | None:
 
     `q` are the queries that the weights are projected from, `k` the places that are looked at, `v` the sampled values.
     """
-    above = climb(graph, softmax.scores, MOVES)
-    scored = next((found for node in above if (found := projection(graph, node)) is not None), None)
+    higher = above(graph, softmax.scores, MOVES)
+    scored = next((found for node in higher if (found := projection(graph, node)) is not None), None)
     weighed = _weighed(graph, softmax.node)
     if scored is None or weighed is None:
         return None
@@ -41,7 +41,7 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str | None:
     return Attention(
         graph=graph,
         softmax=softmax.node.id,
-        q=laid_out(graph, unshaped(graph, scored.data)),
+        q=laid_out(graph, strip_views(graph, scored.data)),
         k=laid_out(graph, weighed.grid),
         v=laid_out(graph, weighed.v),
         scores=laid_out(graph, softmax.scores, layout),
@@ -59,10 +59,10 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str | None:
 
 def _weighed(graph: Graph, softmax: Node) -> _Weighed | None:
     """What a softmax weighs, if it multiplies values that were sampled on a grid, and the products are summed up."""
-    for node, way in descend(graph, softmax, MOVES):
+    for node, way in below(graph, softmax, MOVES):
         if node.op == "mul" and way:
             other = next((parent.id for parent in node.parents if parent != way[-1].id), None)
-            sampled = list(climb(graph, other, MOVES)) if other else []
+            sampled = list(above(graph, other, MOVES)) if other else []
             grid = next((one.parent("grid", 1) for one in sampled if one.op == "grid_sample"), None)
             total = next((after for after in graph.readers(node.id) if after.op == "sum"), None)
             if other is not None and grid is not None and total is not None:
@@ -70,13 +70,13 @@ def _weighed(graph: Graph, softmax: Node) -> _Weighed | None:
     return None
 
 
-def _layout(graph: Graph, softmax: Softmax, way: Way) -> Layout | None:
+def _layout(graph: Graph, softmax: Softmax, way: Path) -> Layout | None:
     """What the dimensions of the weights count; None where that cannot be told.
 
     The sampled values are (examples and heads, units, queries, places): the one before the last tells the queries apart.
     """
-    rank, below = len(softmax.node.shape), sources(graph, way)
-    queries, places = below[-2] if len(below) > 1 else None, softmax.dim % rank
+    rank, lower = len(softmax.node.shape), dim_map(graph, way)
+    queries, places = lower[-2] if len(lower) > 1 else None, softmax.dim % rank
     rest = [n for n in range(1, rank) if n not in (queries, places)]
     if queries in (None, 0, places) or len(rest) > 1:
         return None

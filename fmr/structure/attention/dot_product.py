@@ -11,24 +11,24 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.heads import heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of
 from fmr.structure.attention.layouts import laid_out, layouts
-from fmr.structure.attention.mix import Parts, Use, hands_out, mix, oriented, parts_of, unused
 from fmr.structure.attention.output import handed_on, output_of, own_parts
 from fmr.structure.attention.queries import Queries, varies
 from fmr.structure.attention.scores import BEFORE, Scores, find_scores
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.normal.indices import carried, numbers
+from fmr.structure.attention.values import Parts, ValueProduct, hands_out, orient, split_keys, unused, value_product
+from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
     CLAMPS,
     MOVES,
     REPEATS,
     SAME,
-    Way,
-    climb,
+    Path,
+    above,
     contraction,
     is_constant,
     product,
     projection,
-    unshaped,
+    strip_views,
 )
 from fmr.structure.proof.certificate import Rejected
 
@@ -44,24 +44,24 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     scores = find_scores(graph, softmax)
     if scores is None:
         return _why_no_scores(graph, softmax)
-    use = mix(graph, softmax, scores)
+    use = value_product(graph, softmax, scores)
     if use is None:
         return unused(graph, softmax)
-    parts = parts_of(graph, softmax, use)
+    parts = split_keys(graph, softmax, use)
     use = parts.first(graph, scores)
-    scores = oriented(graph, scores, use, softmax.dim)
+    scores = orient(graph, scores, use, softmax.dim)
     return _why_no_values(graph, softmax, scores, use) or _attention(graph, softmax, scores, parts, use)
 
 
 def _why_no_scores(graph: Graph, softmax: Softmax) -> str:
-    above = climb(graph, softmax.scores, BEFORE)
-    hidden = next((node for node in above if node.op == "opaque"), None)
+    higher = above(graph, softmax.scores, BEFORE)
+    hidden = next((node for node in higher if node.op == "opaque"), None)
     if hidden is not None:
         return f"its scores come from code that is hidden from torch: {hidden.id}"
     return "no product of two activations lies above the softmax"
 
 
-def _why_no_values(graph: Graph, softmax: Softmax, scores: Scores, use: Use) -> str:
+def _why_no_values(graph: Graph, softmax: Softmax, scores: Scores, use: ValueProduct) -> str:
     """Why what a softmax weighs are no values; empty where they are."""
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
@@ -72,7 +72,7 @@ def _why_no_values(graph: Graph, softmax: Softmax, scores: Scores, use: Use) -> 
     return ""
 
 
-def _attention(graph: Graph, softmax: Softmax, scores: Scores, parts: Parts, use: Use) -> Attention | str:
+def _attention(graph: Graph, softmax: Softmax, scores: Scores, parts: Parts, use: ValueProduct) -> Attention | str:
     """The attention of these scores and values, if its heads can be told."""
     z = handed_on(graph, parts.total)
     output = output_of(graph, z, own_parts(graph, scores.q, use.v, softmax.node.id))
@@ -110,12 +110,12 @@ def _attention(graph: Graph, softmax: Softmax, scores: Scores, parts: Parts, use
 
 def _is_of_patterns(graph: Graph, name: TensorId) -> bool:
     """Whether a value is made of the results of softmaxes alone: a step of an approximation, and no values yet."""
-    above = list(climb(graph, name, lambda node: node.op != "softmax" and projection(graph, node) is None))
-    made = any(node.op in ("input", "opaque") or projection(graph, node) is not None for node in above)
-    return not made and any(node.op == "softmax" for node in above)
+    higher = list(above(graph, name, lambda node: node.op != "softmax" and projection(graph, node) is None))
+    made = any(node.op in ("input", "opaque") or projection(graph, node) is not None for node in higher)
+    return not made and any(node.op == "softmax" for node in higher)
 
 
-def acting(graph: Graph, way: Way) -> TensorId:
+def acting(graph: Graph, way: Path) -> TensorId:
     """The last node on the way to the product that changes the numbers; dropout and the layout of a band do not count."""
     last = way[0]
     for before, node in pairwise(way):
@@ -131,24 +131,24 @@ def _repeated(graph: Graph, k: TensorId, axis: int | None) -> float:
     """How many query heads share one key head: how often the keys, whose heads are an axis, were repeated or chosen."""
     ratio, node = 1.0, graph[k]
     while node.op in MOVES and node.parents and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
-        above = graph[node.parents[0].id]
-        chosen = _chooses_heads(graph, above, node, k, axis)
+        higher = graph[node.parents[0].id]
+        chosen = _chooses_heads(graph, higher, node, k, axis)
         if len(node.parents) > 1 and not chosen:
             break
         if node.op in REPEATS or chosen:
-            ratio *= math.prod(node.shape) / max(1, math.prod(above.shape))
-        node = above
+            ratio *= math.prod(node.shape) / max(1, math.prod(higher.shape))
+        node = higher
     return ratio
 
 
-def _chooses_heads(graph: Graph, above: Node, node: Node, k: TensorId, axis: int | None) -> bool:
+def _chooses_heads(graph: Graph, higher: Node, node: Node, k: TensorId, axis: int | None) -> bool:
     """Whether a node chooses by index, some several times, among what the heads of the keys become."""
-    sizes = list(zip(above.shape, node.shape, strict=False))
+    sizes = list(zip(higher.shape, node.shape, strict=False))
     grown = [n for n, (before, after) in enumerate(sizes) if after > before]
-    if axis is None or node.op not in ("getitem", "index_select") or len(above.shape) != len(node.shape) or len(grown) != 1:
+    if axis is None or node.op not in ("getitem", "index_select") or len(higher.shape) != len(node.shape) or len(grown) != 1:
         return False
-    places = numbers(*(size if n == grown[0] else 1 for n, size in enumerate(node.shape))).expand(node.shape)
-    value = carried(graph, places, (node, graph[k]))
+    places = iota(*(size if n == grown[0] else 1 for n, size in enumerate(node.shape))).expand(node.shape)
+    value = trace(graph, places, (node, graph[k]))
     return value is not None and varies(value, axis)
 
 
@@ -157,11 +157,11 @@ def undivided(graph: Graph) -> Iterator[Rejected]:
     for node in graph.nodes:
         if node.op not in ("div", "mul") or len(node.parents) != 2:
             continue
-        above = climb(graph, node.parents[0].id, MOVES)
-        mixed = next((found for one in above if (found := product(graph, one)) is not None), None)
-        sums = [one for one in climb(graph, node.parents[1].id, _TOTAL) if one.op == "sum"]
-        totals = {unshaped(graph, one.parents[0].id, SAME) for one in sums if one.parents}
-        for name in {unshaped(graph, one, SAME) for one in (mixed.left, mixed.right)} & totals if mixed else ():
+        higher = above(graph, node.parents[0].id, MOVES)
+        mixed = next((found for one in higher if (found := product(graph, one)) is not None), None)
+        sums = [one for one in above(graph, node.parents[1].id, _TOTAL) if one.op == "sum"]
+        totals = {strip_views(graph, one.parents[0].id, SAME) for one in sums if one.parents}
+        for name in {strip_views(graph, one, SAME) for one in (mixed.left, mixed.right)} & totals if mixed else ():
             bent = graph[name]
             if bent.op == "exp" and find_scores(graph, Softmax(bent, bent.parents[0].id, -1)) is not None:
                 yield Rejected(bent.id, "attention", "its pattern is never computed: the division comes after the values")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.attention.mix import Use
 from fmr.structure.attention.output import Output
-from fmr.structure.normal.indices import carried, numbers, rows_of, sources
+from fmr.structure.attention.values import ValueProduct
+from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
 
 
 class Heads(NamedTuple):
@@ -30,14 +30,14 @@ class Heads(NamedTuple):
     places: tuple[Tensor, ...] | None = None
 
 
-def heads_in_rows(graph: Graph, use: Use, z: Node, output: Output) -> Heads | None:
+def heads_in_rows(graph: Graph, use: ValueProduct, z: Node, output: Output) -> Heads | None:
     """The heads whose values meet in a row that the output projection reads; None where its rows are not made of z.
 
     A pattern may weigh values of several places at once; then only the last dimension of a value counts its units.
     """
-    query = use.letters.alone(use.letters.left)[-1:]
-    row = use.letters.result.index(query) if query else None
-    asked = [n for n, place in enumerate(sources(graph, output.way)) if place is not None and place == row]
+    query = use.subscripts.free(use.subscripts.left)[-1:]
+    row = use.subscripts.result.index(query) if query else None
+    asked = [n for n, place in enumerate(dim_map(graph, output.way)) if place is not None and place == row]
     found = (_meeting(graph, units, z.shape, output, asked) for units in dict.fromkeys((use.units, use.units[-1:])))
     return next((heads for heads in found if heads is not None), None)
 
@@ -45,7 +45,7 @@ def heads_in_rows(graph: Graph, use: Use, z: Node, output: Output) -> Heads | No
 def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], output: Output, asked: list[int]) -> Heads | None:
     """The heads, where these dimensions of z count the units of a value, and those `asked` of what is projected queries."""
     lead = tuple(1 if n in units else size for n, size in enumerate(shape))
-    value = carried(graph, numbers(*lead).expand(shape), output.way) if math.prod(shape) else None
+    value = trace(graph, iota(*lead).expand(shape), output.way) if math.prod(shape) else None
     if value is None:
         return None
     row = rows_of(graph, output.projection, value, asked)[0]
@@ -64,9 +64,11 @@ def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], outpu
     return Heads(len(met), several, counts, folded, torch.unravel_index(in_order, lead))
 
 
-def key_heads(graph: Graph, use: Use, heads: Heads, repeated: float) -> int:
+def key_heads(graph: Graph, use: ValueProduct, heads: Heads, repeated: float) -> int:
     """Key-value heads: fewer where values are repeated, or broadcast, over several query heads."""
-    sizes = dict(zip(use.letters.right, graph[use.v].shape, strict=True))
+    sizes = dict(zip(use.subscripts.right, graph[use.v].shape, strict=True))
     least = 0 if heads.folded else 1
-    own = [n for place, n in zip(heads.dims, heads.counts, strict=True) if sizes.get(use.letters.result[place], 0) > least]
+    own = [
+        n for place, n in zip(heads.dims, heads.counts, strict=True) if sizes.get(use.subscripts.result[place], 0) > least
+    ]
     return max(1, round(math.prod(own) / repeated))

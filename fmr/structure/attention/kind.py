@@ -5,21 +5,21 @@ from collections.abc import Iterator
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.attention.mix import Parts
 from fmr.structure.attention.scores import BEFORE, Scores
+from fmr.structure.attention.values import Parts
 from fmr.structure.normal.hidden import is_hidden, read_alone
 from fmr.structure.normal.match import (
     MEANS,
     MOVES,
     NORM_PARTS,
     NORMS,
-    climb,
+    above,
     contraction,
-    first,
     is_constant,
     product,
     projection,
-    unshaped,
+    strip_views,
+    value_number,
     weights,
 )
 
@@ -36,20 +36,22 @@ def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str | Node:
 
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
     """The keys of an attention: of each part those that its queries are multiplied with."""
-    above = climb(graph, scores.way[-1].id, BEFORE)
-    found = [one for node in above if (one := product(graph, node)) is not None] if len(parts.uses) > 1 else []
+    higher = above(graph, scores.way[-1].id, BEFORE)
+    found = [one for node in higher if (one := product(graph, node)) is not None] if len(parts.uses) > 1 else []
     return {scores.k} | {one.left if one.right == scores.q else one.right for one in found}
 
 
 def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
     """What queries or keys were projected from, and what that was made of by norms and further projections alone."""
     data = [one for node in _made_of(graph, name) if (one := _data(graph, node)) is not None]
-    return {first(graph, unshaped(graph, one)) for one in data}.union(*(_linear(graph, one) for one in (name, *data)))
+    return {value_number(graph, strip_views(graph, one)) for one in data}.union(
+        *(_linear(graph, one) for one in (name, *data))
+    )
 
 
 def _made_of(graph: Graph, name: TensorId) -> Iterator[Node]:
     """What a value was made of, up to what was projected to it."""
-    return climb(graph, name, lambda node: not (contraction(node) or node.id.is_source or is_hidden(node)))
+    return above(graph, name, lambda node: not (contraction(node) or node.id.is_source or is_hidden(node)))
 
 
 def _data(graph: Graph, node: Node) -> TensorId | None:
@@ -60,8 +62,8 @@ def _data(graph: Graph, node: Node) -> TensorId | None:
 
 def _linear(graph: Graph, name: TensorId) -> set[TensorId]:
     """The activations that a value is a normalised linear function of, up to a sum; one that is computed twice is one."""
-    above = climb(graph, name, lambda node: not _adds_up(graph, node) and _is_linear(graph, node))
-    return {first(graph, node.id) for node in above if _adds_up(graph, node) or not is_constant(graph, node.id)}
+    higher = above(graph, name, lambda node: not _adds_up(graph, node) and _is_linear(graph, node))
+    return {value_number(graph, node.id) for node in higher if _adds_up(graph, node) or not is_constant(graph, node.id)}
 
 
 def _adds_up(graph: Graph, node: Node) -> bool:

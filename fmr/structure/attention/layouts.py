@@ -10,11 +10,11 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.attention.heads import Heads
 from fmr.structure.attention.maps import counts_heads, told_apart
-from fmr.structure.attention.mix import Use
 from fmr.structure.attention.scores import Scores
-from fmr.structure.normal.einsum import Letters
-from fmr.structure.normal.indices import carried, numbers, sources
-from fmr.structure.normal.match import Way
+from fmr.structure.attention.values import ValueProduct
+from fmr.structure.normal.einsum import Subscripts
+from fmr.structure.normal.indices import dim_map, iota, trace
+from fmr.structure.normal.match import Path
 
 Layout = tuple[str, ...]
 """What each dimension of a value counts."""
@@ -39,20 +39,20 @@ def _usual(rank: int) -> Layout:
     return ("examples", *(f"axis {n}" for n in range(1, rank - 2)), "positions", "units")[-rank:]
 
 
-def layouts(graph: Graph, scores: Scores, use: Use, heads: Heads) -> Layouts:
+def layouts(graph: Graph, scores: Scores, use: ValueProduct, heads: Heads) -> Layouts:
     """What the dimensions of an attention's values count."""
     v, pattern, z = mixing(graph, use, heads)
-    q, k = _of_product(scores.letters, _moved(graph, pattern, scores.way))
+    q, k = _of_product(scores.subscripts, _moved(graph, pattern, scores.way))
     return Layouts(q, k, v, pattern, z)
 
 
-def mixing(graph: Graph, use: Use, heads: Heads) -> tuple[Layout, Layout, Layout]:
+def mixing(graph: Graph, use: ValueProduct, heads: Heads) -> tuple[Layout, Layout, Layout]:
     """What the dimensions of v, of the pattern and of z count."""
-    v, weights, z = _of_mixing(use.letters, _head(use, heads))
+    v, weights, z = _of_mixing(use.subscripts, _head(use, heads))
     if heads.number > 1 and "heads" not in z and heads.places is not None:
         z = told_apart(z, use.node.shape, heads.places)
-        shared = {letter: name for letter, name in zip(use.letters.result, z, strict=True) if counts_heads(name)}
-        v, weights = _renamed(use.letters.right, v, shared), _renamed(use.letters.left, weights, shared)
+        shared = {letter: name for letter, name in zip(use.subscripts.result, z, strict=True) if counts_heads(name)}
+        v, weights = _renamed(use.subscripts.right, v, shared), _renamed(use.subscripts.left, weights, shared)
     pattern = _moved(graph, weights, use.way)
     if heads.folded and "heads" not in pattern:
         pattern = _unfolded(graph, pattern, use, heads)
@@ -62,50 +62,50 @@ def mixing(graph: Graph, use: Use, heads: Heads) -> tuple[Layout, Layout, Layout
 
 
 def _renamed(word: str, layout: Layout, names: dict[str, str]) -> Layout:
-    """A layout in which the dimensions of some letters are called otherwise."""
+    """A layout in which the dimensions of some subscripts are called otherwise."""
     return tuple(names.get(letter, name) for letter, name in zip(word, layout, strict=True))
 
 
-def _followed(graph: Graph, layout: Layout, use: Use, places: tuple[Tensor, ...]) -> Layout:
+def _followed(graph: Graph, layout: Layout, use: ValueProduct, places: tuple[Tensor, ...]) -> Layout:
     """The layout of a pattern whose heads are told apart by following its numbers to the vectors of z that they weigh."""
-    shape, letters = use.way[0].shape, use.letters
-    value = carried(graph, numbers(*shape), use.way) if math.prod(shape) else None
+    shape, subscripts = use.way[0].shape, use.subscripts
+    value = trace(graph, iota(*shape), use.way) if math.prod(shape) else None
     if value is None or value.shape != use.way[-1].shape:
         return layout
-    of_z = dict(zip(letters.result, places, strict=True))
-    own = [n for n, letter in enumerate(letters.left) if letter in of_z]
+    of_z = dict(zip(subscripts.result, places, strict=True))
+    own = [n for n, letter in enumerate(subscripts.left) if letter in of_z]
     rows = value.permute(*own, *(n for n in range(value.dim()) if n not in own))
-    rows = rows[tuple(of_z[letters.left[n]].clamp(max=size - 1) for n, size in zip(own, rows.shape, strict=False))]
+    rows = rows[tuple(of_z[subscripts.left[n]].clamp(max=size - 1) for n, size in zip(own, rows.shape, strict=False))]
     seen = (rows.flatten(1) >= 0).all(0).nonzero()  # what is padded has no places
     if not len(seen):
         return layout
     return told_apart(layout, shape, torch.unravel_index(rows.flatten(1)[:, seen[0, 0]].long(), shape))
 
 
-def _head(use: Use, heads: Heads) -> str:
+def _head(use: ValueProduct, heads: Heads) -> str:
     """The letter of z that counts heads; none where several dimensions do, or where the one counts more too."""
-    return use.letters.result[heads.dims[0]] if len(heads.dims) == 1 and not heads.folded else ""
+    return use.subscripts.result[heads.dims[0]] if len(heads.dims) == 1 and not heads.folded else ""
 
 
-def _of_mixing(letters: Letters, head: str) -> tuple[Layout, Layout, Layout]:
+def _of_mixing(subscripts: Subscripts, head: str) -> tuple[Layout, Layout, Layout]:
     """What the dimensions of v, of the weights that its product reads and of z count.
 
     Where each query has keys of its own, its place is that of a batch of products.
     """
-    queries = letters.alone(letters.left).replace(head, "") or letters.shared.replace(head, "")[1:]
-    query, key, unit = queries[-1:], letters.summed[-1:], letters.alone(letters.right)[-1:]
-    v = _named(letters.right, {unit: "units", key: "positions", head: "heads"})
-    weights = _named(letters.left, {query: "positions", key: "units", head: "heads"})
-    return v, weights, _named(letters.result, {unit: "units", query: "positions", head: "heads"})
+    queries = subscripts.free(subscripts.left).replace(head, "") or subscripts.batch.replace(head, "")[1:]
+    query, key, unit = queries[-1:], subscripts.contracted[-1:], subscripts.free(subscripts.right)[-1:]
+    v = _named(subscripts.right, {unit: "units", key: "positions", head: "heads"})
+    weights = _named(subscripts.left, {query: "positions", key: "units", head: "heads"})
+    return v, weights, _named(subscripts.result, {unit: "units", query: "positions", head: "heads"})
 
 
-def _of_product(letters: Letters, result: Layout) -> tuple[Layout, Layout]:
+def _of_product(subscripts: Subscripts, result: Layout) -> tuple[Layout, Layout]:
     """What the dimensions of q and k count, known what those of their product do."""
-    named = {letter: name for letter, name in zip(letters.result, result, strict=True) if name != "units"}
-    unit, key = letters.summed[-1:], letters.alone(letters.right)[-1:]
+    named = {letter: name for letter, name in zip(subscripts.result, result, strict=True) if name != "units"}
+    unit, key = subscripts.contracted[-1:], subscripts.free(subscripts.right)[-1:]
     shared = {letter: name for letter, name in named.items() if name != "positions"}
     k = shared if named.get(key) == "heads" else shared | {key: "positions"}
-    return _named(letters.left, named | {unit: "units"}), _named(letters.right, k | {unit: "units"})
+    return _named(subscripts.left, named | {unit: "units"}), _named(subscripts.right, k | {unit: "units"})
 
 
 def _named(word: str, names: dict[str, str]) -> Layout:
@@ -114,10 +114,10 @@ def _named(word: str, names: dict[str, str]) -> Layout:
     return tuple(names.get(letter, "examples" if n == first else f"axis {n}") for n, letter in enumerate(word))
 
 
-def _moved(graph: Graph, layout: Layout, way: Way) -> Layout:
+def _moved(graph: Graph, layout: Layout, way: Path) -> Layout:
     """What the dimensions at the beginning of a way count, known what they count at its end."""
     rank = len(way[0].shape)
-    places = {place: name for place, name in zip(sources(graph, way), layout, strict=True) if place is not None}
+    places = {place: name for place, name in zip(dim_map(graph, way), layout, strict=True) if place is not None}
     axis = next((n for n, name in places.items() if name == "heads"), None)
     places = {n: name for n, name in places.items() if n != axis}
     usual = _usual(rank)
@@ -132,15 +132,15 @@ def _of_heads(layout: Layout, axis: int) -> Layout:
     return tuple((named | dict.fromkeys(free[-1:], layout[axis])).values())
 
 
-def _unfolded(graph: Graph, layout: Layout, use: Use, heads: Heads) -> Layout:
+def _unfolded(graph: Graph, layout: Layout, use: ValueProduct, heads: Heads) -> Layout:
     """The layout of a pattern whose heads are folded into the batch only on its way to the values."""
-    shape, letter = use.way[0].shape, use.letters.result[heads.dims[0]] if len(heads.dims) == 1 else ""
-    if not letter or letter not in use.letters.left or heads.number == 1 or heads.number not in shape:
+    shape, letter = use.way[0].shape, use.subscripts.result[heads.dims[0]] if len(heads.dims) == 1 else ""
+    if not letter or letter not in use.subscripts.left or heads.number == 1 or heads.number not in shape:
         return layout
-    value = carried(graph, numbers(*shape), use.way)
+    value = trace(graph, iota(*shape), use.way)
     if value is None:
         return layout
-    lines = value.movedim(use.letters.left.index(letter), 0).flatten(1)
+    lines = value.movedim(use.subscripts.left.index(letter), 0).flatten(1)
     several = (lines[0] >= 0) & (lines[0] != lines[-1])  # what is padded has no places
     told = len(lines) > heads.number and bool(several.any())
     axis = _axis(lines[:, several.nonzero()[0, 0]].long(), shape, heads.number) if told else None

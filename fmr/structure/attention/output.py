@@ -10,13 +10,13 @@ from fmr.structure.normal.match import (
     NONLINEAR,
     NORMS,
     SAME,
+    Path,
     Projection,
-    Way,
-    depends,
-    descend,
+    below,
+    depends_on,
     projection,
     settled,
-    unshaped,
+    strip_views,
     weights,
 )
 
@@ -28,7 +28,7 @@ class Output(NamedTuple):
     """The projection that reads z, the way of z into it, and its result with what reshapes or sums that."""
 
     projection: Projection
-    way: Way
+    way: Path
     id: TensorId
 
 
@@ -43,7 +43,7 @@ def output_of(graph: Graph, z: Node, own: tuple[TensorId, ...] = ()) -> Output |
 
     What is made of its `own` parts in another way may be added to z.
     """
-    for node, way in descend(graph, z, lambda node: _goes_on(graph, node, own)):
+    for node, way in below(graph, z, lambda node: _goes_on(graph, node, own)):
         found = projection(graph, node) if way else None
         if found is not None and found.data == way[-1].id:
             last = settled(graph, node)
@@ -56,13 +56,13 @@ def output_of(graph: Graph, z: Node, own: tuple[TensorId, ...] = ()) -> Output |
 def _goes_on(graph: Graph, node: Node, own: tuple[TensorId, ...]) -> bool:
     """Whether mixed values go on in a node: moved, gated, normed or bent alone, or added to what is theirs."""
     if node.op == "add":
-        return bool(own) and all(any(depends(graph, parent.id, one) for one in own) for parent in node.parents)
+        return bool(own) and all(any(depends_on(graph, parent.id, one) for one in own) for parent in node.parents)
     alone = sum(not weights(graph, parent.id) for parent in node.parents) == 1
     return node.op in _GATHERED or (node.op in NONLINEAR and alone)
 
 
 def own_parts(graph: Graph, q: TensorId, v: TensorId, softmax: TensorId) -> tuple[TensorId, ...]:
     """What may be added to mixed values before their projection: more of the values, the pattern, the split queries."""
-    queries = unshaped(graph, q, SAME | {"mul", "div"})
+    queries = strip_views(graph, q, SAME | {"mul", "div"})
     split = (queries,) if len(graph[queries].shape) > 3 else ()
-    return (unshaped(graph, v, MOVES), softmax, *split)
+    return (strip_views(graph, v, MOVES), softmax, *split)

@@ -12,11 +12,11 @@ from torch import Tensor
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.attention.heads import Heads
-from fmr.structure.attention.mix import Use
 from fmr.structure.attention.scores import Scores
+from fmr.structure.attention.values import ValueProduct
 from fmr.structure.normal.einsum import of_projection
-from fmr.structure.normal.indices import carried, numbers, rows_of, sources
-from fmr.structure.normal.match import MASKING, MOVES, NORMS, climb, projection, unshaped, weights
+from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
+from fmr.structure.normal.match import MASKING, MOVES, NORMS, above, projection, strip_views, weights
 
 _SPLITS = MOVES | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
 """What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
@@ -30,16 +30,16 @@ class Queries:
     def __init__(self, graph: Graph, scores: Scores) -> None:
         self.graph, self.scores = graph, scores
         self.shape = graph[scores.q].shape
-        letters = scores.letters
-        self.summed = [n for n, letter in enumerate(letters.left) if letter in letters.summed]
-        self.alone = [n for n, letter in enumerate(letters.left) if letter in letters.alone(letters.left)]
+        subscripts = scores.subscripts
+        self.contracted = [n for n, letter in enumerate(subscripts.left) if letter in subscripts.contracted]
+        self.free = [n for n, letter in enumerate(subscripts.left) if letter in subscripts.free(subscripts.left)]
 
     @cached_property
     def made(self) -> Node | None:
         """What the queries were split from: the projection, else a whole that is no weight."""
-        above = list(climb(self.graph, self.scores.q, _SPLITS))
-        projected = (node for node in above if projection(self.graph, node) is not None)
-        wholes = (node for node in above if node.op not in _SPLITS and len(node.shape) < 4)
+        higher = list(above(self.graph, self.scores.q, _SPLITS))
+        projected = (node for node in higher if projection(self.graph, node) is not None)
+        wholes = (node for node in higher if node.op not in _SPLITS and len(node.shape) < 4)
         return next(projected, next((node for node in wholes if not weights(self.graph, node.id)), None))
 
     @cached_property
@@ -47,7 +47,7 @@ class Queries:
         """The queries, in which each unit of what they were split from has its own number."""
         if self.made is None:
             return None
-        value = carried(self.graph, _units(self.graph, self.made), (self.made, self.graph[self.scores.q]))
+        value = trace(self.graph, _units(self.graph, self.made), (self.made, self.graph[self.scores.q]))
         return value if value is not None and value.numel() and value.min() >= 0 else None
 
     @cached_property
@@ -59,15 +59,15 @@ class Queries:
     @property
     def size(self) -> int:
         """The units of a query or key that a score sums over; it may sum over places too."""
-        units = [n for n in self.summed if n in self.varying] if len(self.summed) > 1 else []
-        return math.prod(self.shape[n] for n in units or self.summed)
+        units = [n for n in self.contracted if n in self.varying] if len(self.contracted) > 1 else []
+        return math.prod(self.shape[n] for n in units or self.contracted)
 
     @property
     def compare_units(self) -> bool:
         """Whether a score sums over positions: then the map is one of units by units."""
-        return bool(self.varying.intersection(self.alone)) and not self.varying.intersection(self.summed)
+        return bool(self.varying.intersection(self.free)) and not self.varying.intersection(self.contracted)
 
-    def heads(self, use: Use) -> Heads | None:
+    def heads(self, use: ValueProduct) -> Heads | None:
         """The heads that the units of a projection were split into on their way to the queries."""
         if self.made is None:
             return self._heads_of_view(use) or (Heads(1, (), (), False) if len(use.node.shape) == 3 else None)
@@ -75,24 +75,24 @@ class Queries:
             return None  # what its units are is not all that is beside them
         if self.units is None:
             return self._heads_of_view(use)
-        if not self.varying.intersection(self.summed):
+        if not self.varying.intersection(self.contracted):
             return None  # it compares units over positions
-        query = self.units[tuple(slice(None) if n in self.summed else 0 for n in range(self.units.dim()))]
+        query = self.units[tuple(slice(None) if n in self.contracted else 0 for n in range(self.units.dim()))]
         number, rest = divmod(len(self.units.unique()), len(query.unique()))  # a rotation makes one number of two units
         return self._heads_of_view(use) if rest or not number else self._heads_of_units(number, use)
 
-    def _heads_of_units(self, number: int, use: Use) -> Heads:
+    def _heads_of_units(self, number: int, use: ValueProduct) -> Heads:
         """This many heads, with the dimensions of the mixed values that count them where those can be told."""
-        several = sorted(self.varying.difference(self.summed))
-        dims = [self._in_result(use, self.scores.letters.left[n]) for n in several]
+        several = sorted(self.varying.difference(self.contracted))
+        dims = [self._in_result(use, self.scores.subscripts.left[n]) for n in several]
         counts = tuple(self.shape[n] for n in several)
         if math.prod(counts) == number and None not in dims:
             return Heads(number, tuple(n for n in dims if n is not None), counts, False)
         return Heads(number, (0,), (number,), True, self._places(number, use, several))
 
-    def _places(self, number: int, use: Use, several: list[int]) -> tuple[Tensor, ...] | None:
+    def _places(self, number: int, use: ValueProduct, several: list[int]) -> tuple[Tensor, ...] | None:
         """Where in z the first vector of each head lies, if its units are told apart along one dimension of the queries."""
-        place = self._in_result(use, self.scores.letters.left[several[0]]) if len(several) == 1 else None
+        place = self._in_result(use, self.scores.subscripts.left[several[0]]) if len(several) == 1 else None
         if self.units is None or place is None:
             return None
         line = self.units[tuple(slice(None) if n in several else 0 for n in range(self.units.dim()))]
@@ -102,43 +102,43 @@ class Queries:
             tuple(firsts if n == place else nothing for n in range(len(use.node.shape))) if len(firsts) == number else None
         )
 
-    def _in_result(self, use: Use, letter: str) -> int | None:
+    def _in_result(self, use: ValueProduct, letter: str) -> int | None:
         """The dimension of the mixed values that a letter of the queries is."""
-        place: int | None = self.scores.letters.result.index(letter)
+        place: int | None = self.scores.subscripts.result.index(letter)
         for way in (self.scores.way, use.way):
-            below = sources(self.graph, way)
-            place = below.index(place) if place in below else None
-        named = use.letters.left[place] if place is not None else None
-        return use.letters.result.index(named) if named is not None and named in use.letters.result else None
+            lower = dim_map(self.graph, way)
+            place = lower.index(place) if place in lower else None
+        named = use.subscripts.left[place] if place is not None else None
+        return use.subscripts.result.index(named) if named is not None and named in use.subscripts.result else None
 
-    def _heads_of_view(self, use: Use) -> Heads | None:
+    def _heads_of_view(self, use: ValueProduct) -> Heads | None:
         """The heads of the view that split the units of the queries, where the units themselves cannot be followed."""
         z = use.node.shape
-        for node in climb(self.graph, self.scores.q, _SPLITS):
+        for node in above(self.graph, self.scores.q, _SPLITS):
             if node.op in _VIEWS and len(node.shape) > 2 and node.parents:
-                above, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
-                if size == self.size != above[-1] and number * size in (above[-1], math.prod(above[-2:])):
+                higher, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
+                if size == self.size != higher[-1] and number * size in (higher[-1], math.prod(higher[-2:])):
                     place = self._place_of(node, use)
                     dims = [n for n in range(1, len(z) - 1) if z[n] == number] if place is None else [place]
                     alone = len(dims) == 1
                     return Heads(number, (dims[0] if alone else 0,), (number,), not alone)
         return None
 
-    def _place_of(self, view: Node, use: Use) -> int | None:
+    def _place_of(self, view: Node, use: ValueProduct) -> int | None:
         """The dimension of the mixed values that the last but one of a view of the queries is."""
-        number = numbers(*(1 for _ in view.shape[:-2]), view.shape[-2], 1).expand(view.shape)
-        value = carried(self.graph, number, (view, self.graph[self.scores.q]))
+        number = iota(*(1 for _ in view.shape[:-2]), view.shape[-2], 1).expand(view.shape)
+        value = trace(self.graph, number, (view, self.graph[self.scores.q]))
         several = [n for n in range(value.dim()) if varies(value, n)] if value is not None and value.numel() else []
-        return self._in_result(use, self.scores.letters.left[several[0]]) if len(several) == 1 else None
+        return self._in_result(use, self.scores.subscripts.left[several[0]]) if len(several) == 1 else None
 
 
 def _is_split(graph: Graph, made: Node) -> bool:
     """Whether heads were split before a projection, which makes something of each alone."""
     found = projection(graph, made)
-    first = graph[unshaped(graph, found.data, MOVES)] if found is not None else made
+    first = graph[strip_views(graph, found.data, MOVES)] if found is not None else made
     if found is None or projection(graph, first) is None:
         return False
-    value = carried(graph, _units(graph, first), (first, graph[found.data]))
+    value = trace(graph, _units(graph, first), (first, graph[found.data]))
     if value is None:
         return False
     rows = rows_of(graph, found, value)
@@ -150,10 +150,10 @@ def _units(graph: Graph, made: Node) -> Tensor:
     shape = [1] * (len(made.shape) - 1) + [made.shape[-1]]
     found = projection(graph, made)
     if found is not None:
-        letters = of_projection(graph, found)
-        sizes = dict(zip(letters.right, graph[found.weight].shape, strict=True))
-        shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(letters.result, made.shape, strict=True)]
-    return numbers(*shape).expand(made.shape)
+        subscripts = of_projection(graph, found)
+        sizes = dict(zip(subscripts.right, graph[found.weight].shape, strict=True))
+        shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(subscripts.result, made.shape, strict=True)]
+    return iota(*shape).expand(made.shape)
 
 
 def varies(value: Tensor, dim: int) -> bool:

@@ -9,22 +9,22 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.normal.einsum import Letters, letters_of
-from fmr.structure.normal.indices import carried, numbers, rows_of, sources
+from fmr.structure.normal.einsum import Subscripts, subscripts_of
+from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
 from fmr.structure.normal.match import (
-    LINEAR,
+    CONVOLUTIONS,
     MASKING,
     MOVES,
     NORMS,
     Contraction,
+    Path,
     Through,
-    Way,
-    climb,
+    above,
     contraction,
+    paths,
     product,
     projection,
-    unshaped,
-    ways,
+    strip_views,
     weighed_sum,
     weights,
 )
@@ -35,18 +35,18 @@ best; of a distance its square."""
 
 
 class Scores(NamedTuple):
-    """The product of queries and keys, its letters (those of the queries on the left), and its way to the softmax."""
+    """The product of queries and keys, its subscripts (those of the queries on the left), and its way to the softmax."""
 
     node: Node
-    letters: Letters
+    subscripts: Subscripts
     q: TensorId
     k: TensorId
-    way: Way
+    way: Path
 
     @property
-    def turned(self) -> "Scores":
+    def swapped(self) -> "Scores":
         """The same product with queries and keys exchanged."""
-        return self._replace(letters=self.letters.turned, q=self.k, k=self.q)
+        return self._replace(subscripts=self.subscripts.swapped, q=self.k, k=self.q)
 
 
 def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
@@ -58,7 +58,7 @@ def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
     kinds: tuple[tuple[Callable[[Graph, Node], Contraction | None], Through], ...]
     kinds = (product, BEFORE), (weighed_sum, BEFORE), (_distance, BEFORE), (_learned, BEFORE), (product, mixed)
     for product_of, through in kinds:
-        for node in climb(graph, softmax.scores, through):
+        for node in above(graph, softmax.scores, through):
             found = product_of(graph, node)
             scores = _scores(graph, found, graph[softmax.scores]) if found is not None else None
             if scores is not None and (product_of is not _learned or _is_over_keys(graph, softmax, scores)):
@@ -68,21 +68,21 @@ def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
 
 def _scores(graph: Graph, found: Contraction, end: Node) -> Scores | None:
     """The scores that a product makes; None where more than heads is mixed on the way to a softmax."""
-    letters = letters_of(graph, found)
-    way = _way(graph, found.node, end, letters)
-    scores = Scores(found.node, letters, found.left, found.right, way)
-    return (scores.turned if weights(graph, found.right) else scores) if way else None
+    subscripts = subscripts_of(graph, found)
+    way = _way(graph, found.node, end, subscripts)
+    scores = Scores(found.node, subscripts, found.left, found.right, way)
+    return (scores.swapped if weights(graph, found.right) else scores) if way else None
 
 
-def _way(graph: Graph, start: Node, end: Node, letters: Letters) -> Way:
+def _way(graph: Graph, start: Node, end: Node, subscripts: Subscripts) -> Path:
     """The nodes from a product of queries and keys to its softmax; empty where more than heads is mixed between them."""
 
-    def through(node: Node, way: Way) -> bool:
-        return node.op in BEFORE or mixes_heads(graph, letters, way, node)
+    def through(node: Node, way: Path) -> bool:
+        return node.op in BEFORE or mixes_heads(graph, subscripts, way, node)
 
-    ends = (way for node, way in ways(graph, start, through) if node is end)
+    ends = (way for node, way in paths(graph, start, through) if node is end)
     way = next(ends, None)
-    if way is None or (way and contraction(end) is not None and not mixes_heads(graph, letters, way, end)):
+    if way is None or (way and contraction(end) is not None and not mixes_heads(graph, subscripts, way, end)):
         return ()
     return (*way, end)
 
@@ -98,45 +98,49 @@ def _distance(graph: Graph, node: Node) -> Contraction | None:
 def _learned(graph: Graph, node: Node) -> Contraction | None:
     """The contraction of queries that are weights with keys that were projected themselves."""
     found = projection(graph, node)
-    if found is None or node.op in LINEAR:
+    if found is None or node.op in CONVOLUTIONS:
         return None
-    keys = graph[unshaped(graph, found.data, MOVES)]
+    keys = graph[strip_views(graph, found.data, MOVES)]
     return contraction(node) if projection(graph, keys) is not None else None
 
 
 def _is_over_keys(graph: Graph, softmax: Softmax, scores: Scores) -> bool:
     """Whether a softmax is over what is projected: over what a weight makes of it, a softmax chooses among experts."""
-    place = sources(graph, scores.way)[softmax.dim]
-    return place is not None and scores.letters.result[place] in scores.letters.alone(scores.letters.right)
+    place = dim_map(graph, scores.way)[softmax.dim]
+    return place is not None and scores.subscripts.result[place] in scores.subscripts.free(scores.subscripts.right)
 
 
-def mixes_heads(graph: Graph, letters: Letters, way: Way, node: Node) -> bool:
+def mixes_heads(graph: Graph, subscripts: Subscripts, way: Path, node: Node) -> bool:
     """Whether a node is a projection that leaves queries and keys where they are; the way to it begins at their product."""
     found = projection(graph, node)
     if found is None or found.data != way[-1].id or len(way[-1].shape) < 3:
         return False
-    places = letters.alone(letters.left) + letters.alone(letters.right)
-    shape = [size if letter in places else 1 for letter, size in zip(letters.result, way[0].shape, strict=True)]
-    value = carried(graph, numbers(*shape).expand(way[0].shape), way)
+    places = subscripts.free(subscripts.left) + subscripts.free(subscripts.right)
+    shape = [size if letter in places else 1 for letter, size in zip(subscripts.result, way[0].shape, strict=True)]
+    value = trace(graph, iota(*shape).expand(way[0].shape), way)
     if value is None or not value.numel():
         return False
     rows = rows_of(graph, found, value)
     return bool((rows == rows[:, :1]).all())
 
 
-def upright(graph: Graph, scores: Scores) -> Scores:
+def orient_scores(graph: Graph, scores: Scores) -> Scores:
     """The scores with queries and keys as (..., positions, units), where the product reads them transposed."""
-    q, left = _upright(graph, scores.q, scores.letters.left, scores.letters)
-    k, right = _upright(graph, scores.k, scores.letters.right, scores.letters)
-    return scores._replace(q=q, k=k, letters=Letters(left, right, scores.letters.result))
+    q, left = _upright(graph, scores.q, scores.subscripts.left, scores.subscripts)
+    k, right = _upright(graph, scores.k, scores.subscripts.right, scores.subscripts)
+    return scores._replace(q=q, k=k, subscripts=Subscripts(left, right, scores.subscripts.result))
 
 
-def _upright(graph: Graph, name: TensorId, word: str, letters: Letters) -> tuple[TensorId, str]:
+def _upright(graph: Graph, name: TensorId, word: str, subscripts: Subscripts) -> tuple[TensorId, str]:
     node = graph[name]
-    if word[-2:-1] in letters.summed and node.op in ("transpose", "permute", "mT", "t", "T", "movedim") and len(word) > 1:
+    if (
+        word[-2:-1] in subscripts.contracted
+        and node.op in ("transpose", "permute", "mT", "t", "T", "movedim")
+        and len(word) > 1
+    ):
         before = graph[node.parents[0].id]
-        places = numbers(*before.shape)
-        value = carried(graph, places, (before, node))
+        places = iota(*before.shape)
+        value = trace(graph, places, (before, node))
         if value is not None and torch.equal(value, places.mT):
             return before.id, word[:-2] + word[-1] + word[-2]
     return name, word

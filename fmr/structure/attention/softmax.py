@@ -6,7 +6,7 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import CLAMPS, MOVES, SAME, climb, unshaped
+from fmr.structure.normal.match import CLAMPS, MOVES, SAME, above, strip_views
 
 _EXP = frozenset({"exp", "exp2"})
 
@@ -43,26 +43,26 @@ def _softmax(graph: Graph, node: Node) -> Softmax | None:
 
 def _of_logarithms(graph: Graph, node: Node) -> Softmax | None:
     """exp(log_softmax(s)), or exp(s - logsumexp(s))."""
-    above = graph[unshaped(graph, node.parents[0].id, SAME)]
-    if above.op == "log_softmax":
-        return Softmax(node, above.parents[0].id, _dim(graph, above))
-    total = _statistic(graph, above, frozenset({"logsumexp"}))
-    return Softmax(node, above.parents[0].id, _dim(graph, total)) if total is not None else None
+    higher = graph[strip_views(graph, node.parents[0].id, SAME)]
+    if higher.op == "log_softmax":
+        return Softmax(node, higher.parents[0].id, _dim(graph, higher))
+    total = _statistic(graph, higher, frozenset({"logsumexp"}))
+    return Softmax(node, higher.parents[0].id, _dim(graph, total)) if total is not None else None
 
 
 def _over_sum(graph: Graph, node: Node) -> Softmax | None:
     """e / sum(e), where e = exp(s) or exp(s - max(s)), masked or not; something may be added to the sum."""
-    above, below = (unshaped(graph, parent.id, SAME) for parent in node.parents)
+    higher, lower = (strip_views(graph, parent.id, SAME) for parent in node.parents)
     through = MOVES | CLAMPS | {"add", "maximum"}
-    sums = (one for one in climb(graph, below, through) if one.op == "sum" and one.parents)
-    total = next((one for one in sums if unshaped(graph, one.parents[0].id, SAME) == above), None)
+    sums = (one for one in above(graph, lower, through) if one.op == "sum" and one.parents)
+    total = next((one for one in sums if strip_views(graph, one.parents[0].id, SAME) == higher), None)
     bent = next(
-        (one for one in climb(graph, above, SAME | {"mul", "masked_fill", "where"}) if one.op in _EXP),
+        (one for one in above(graph, higher, SAME | {"mul", "masked_fill", "where"}) if one.op in _EXP),
         None,
     )
     if total is None or bent is None:
         return None
-    scores = graph[unshaped(graph, bent.parents[0].id, SAME)]
+    scores = graph[strip_views(graph, bent.parents[0].id, SAME)]
     least = _statistic(graph, scores, frozenset({"max", "amax", "logsumexp"}))
     return Softmax(node, scores.parents[0].id if least is not None else scores.id, _dim(graph, total))
 
@@ -71,9 +71,9 @@ def _statistic(graph: Graph, node: Node, ops: frozenset[str]) -> Node | None:
     """The one of `ops` that is taken of a value and subtracted from it."""
     if node.op != "sub" or len(node.parents) != 2:
         return None
-    value = unshaped(graph, node.parents[0].id, SAME)
-    above = climb(graph, node.parents[1].id, MOVES)
-    return next((one for one in above if one.op in ops and unshaped(graph, one.parents[0].id, SAME) == value), None)
+    value = strip_views(graph, node.parents[0].id, SAME)
+    higher = above(graph, node.parents[1].id, MOVES)
+    return next((one for one in higher if one.op in ops and strip_views(graph, one.parents[0].id, SAME) == value), None)
 
 
 def _dim(graph: Graph, node: Node) -> int:

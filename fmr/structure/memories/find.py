@@ -9,20 +9,20 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.memories.memory import Memory
-from fmr.structure.memories.ups import STRAIGHT, THROUGH, Up, ups_of
-from fmr.structure.normal.einsum import letters_of, made_dim, summed_dim
+from fmr.structure.memories.up_projections import STRAIGHT, THROUGH, UpProjection, ups_of
+from fmr.structure.normal.einsum import made_dim, subscripts_of, summed_dim
 from fmr.structure.normal.match import (
-    LINEAR,
+    CONVOLUTIONS,
     MOVES,
     SAME,
     Projection,
-    climb,
-    first,
-    once,
+    above,
     product,
     projection,
     settled,
-    unshaped,
+    strip_views,
+    unbroadcast,
+    value_number,
     weights,
 )
 
@@ -43,14 +43,14 @@ def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]
 
 def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
     """The memory whose coefficients a projection reads side by side with the mixed values of an attention."""
-    joined = graph[unshaped(graph, down.data)]
+    joined = graph[strip_views(graph, down.data)]
     parts = [graph[parent.id] for parent in joined.parents]
     matrix = len(graph[down.weight].shape) == 2 and joined.shape == graph[down.data].shape
     if joined.op != "cat" or len(parts) != 2 or not matrix or joined.shape[-1] != sum(part.shape[-1] for part in parts):
         return None
     for part, other, start in zip(parts, reversed(parts), (0, parts[0].shape[-1]), strict=True):
-        above = climb(graph, other.id, lambda node: node.op in MOVES and node.id not in stream)
-        mixed = any(product(graph, node) is not None for node in above)
+        higher = above(graph, other.id, lambda node: node.op in MOVES and node.id not in stream)
+        mixed = any(product(graph, node) is not None for node in higher)
         found = _memory(graph, down._replace(data=part.id), stream) if mixed else None
         if found is not None:
             return replace(found, first=start)
@@ -66,7 +66,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     gate = min((up for up in ups if up.bent == most), key=lambda up: graph.place(up.pre))
     gated = next((up for up in ups if up.projection.weight != gate.projection.weight), None)
     value = (gated or gate).projection
-    post = unshaped(graph, down.data, frozenset({"view", "reshape"}))
+    post = strip_views(graph, down.data, frozenset({"view", "reshape"}))
     axis = summed_dim(graph, down)
     return Memory(
         graph=graph,
@@ -76,7 +76,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         w_in=_held(graph, value.weight),
         w_gate=_held(graph, gate.projection.weight) if gated is not None else None,
         w_out=_held(graph, down.weight),
-        source=unshaped(graph, value.data),
+        source=strip_views(graph, value.data),
         up=settled(graph, value.node).id,
         down=down.node.id,
         keys=_matrices(graph, value.weight),
@@ -89,23 +89,23 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     )
 
 
-def _source(graph: Graph, up: Up) -> TensorId:
+def _source(graph: Graph, up: UpProjection) -> TensorId:
     """What a first projection reads, before any view; what is computed several times is one."""
-    return first(graph, unshaped(graph, up.projection.data))
+    return value_number(graph, strip_views(graph, up.projection.data))
 
 
-def _without_updates(graph: Graph, ups: list[Up]) -> list[Up]:
+def _without_updates(graph: Graph, ups: list[UpProjection]) -> list[UpProjection]:
     """The first projections without small updates of another: what is itself projected from the same value."""
     sources = {_source(graph, up) for up in ups}
 
-    def is_update(up: Up) -> bool:
-        below = projection(graph, graph[unshaped(graph, up.projection.data, SAME | {"view", "reshape", "mul"})])
-        return below is not None and first(graph, unshaped(graph, below.data)) in sources - {_source(graph, up)}
+    def is_update(up: UpProjection) -> bool:
+        lower = projection(graph, graph[strip_views(graph, up.projection.data, SAME | {"view", "reshape", "mul"})])
+        return lower is not None and value_number(graph, strip_views(graph, lower.data)) in sources - {_source(graph, up)}
 
     return [up for up in ups if not is_update(up)]
 
 
-def _are_of_one(graph: Graph, down: Projection, ups: list[Up]) -> bool:
+def _are_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> bool:
     """Whether these are the first projections of one memory: something bends, and of two one gates the other."""
     layers = [down, *(up.projection for up in ups)]
     if all(up.bent == STRAIGHT for up in ups) or any(_is_filter(graph, layer) for layer in layers):
@@ -118,32 +118,32 @@ def _are_of_one(graph: Graph, down: Projection, ups: list[Up]) -> bool:
 def _is_filter(graph: Graph, found: Projection) -> bool:
     """Whether a projection is a filter over an image: its weight is no vector for each unit."""
     shape = graph[found.weight].shape
-    return found.node.op in LINEAR and len(shape) > 3 and max(shape[2:]) > 1
+    return found.node.op in CONVOLUTIONS and len(shape) > 3 and max(shape[2:]) > 1
 
 
 def _are_summed(graph: Graph, down: Projection, ups: dict[TensorId, TensorId]) -> bool:
     """Whether results of different first projections are added up: then neither is gated by the other."""
 
-    def above(name: TensorId) -> list[Node]:
-        return list(climb(graph, name, lambda node: node.op in THROUGH and node.id not in ups))
+    def higher(name: TensorId) -> list[Node]:
+        return list(above(graph, name, lambda node: node.op in THROUGH and node.id not in ups))
 
     def met(name: TensorId) -> set[TensorId]:
-        return {ups[node.id] for node in above(name) if node.id in ups}
+        return {ups[node.id] for node in higher(name) if node.id in ups}
 
-    sums = [node for node in above(down.data) if node.op in ("add", "sub") and len(node.parents) == 2]
+    sums = [node for node in higher(down.data) if node.op in ("add", "sub") and len(node.parents) == 2]
     sides = ([met(parent.id) for parent in node.parents] for node in sums if node.id not in ups)
     return len(set(ups.values())) > 1 and any(one and other and one.isdisjoint(other) for one, other in sides)
 
 
 def _matrices(graph: Graph, weight: TensorId) -> TensorId:
     """A weight before it was repeated for each example, or the matrices among which one was chosen for each position."""
-    node = graph[unshaped(graph, weight, SAME)]
-    return node.parents[0].id if node.op == "getitem" and len(node.parents) > 1 else once(graph, weight)
+    node = graph[strip_views(graph, weight, SAME)]
+    return node.parents[0].id if node.op == "getitem" and len(node.parents) > 1 else unbroadcast(graph, weight)
 
 
 def _held(graph: Graph, weight: TensorId) -> TensorId:
     """The parameter that a weight was made of; the weight itself where it is made of several."""
-    made = [node.id for node in climb(graph, weight, lambda node: True) if node.op in ("param", "buffer")]
+    made = [node.id for node in above(graph, weight, lambda node: True) if node.op in ("param", "buffer")]
     return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
 
 
@@ -172,6 +172,6 @@ def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
     if found is None:
         whole = any(graph[parent.id].shape == reader.shape for parent in reader.parents)
         return reader.op == "mul" and whole and math.prod(node.shape) < math.prod(reader.shape)
-    letters = letters_of(graph, found)
-    letters = letters if found.left == node.id else letters.turned
-    return bool(letters.alone(letters.right)) and not letters.alone(letters.left)
+    subscripts = subscripts_of(graph, found)
+    subscripts = subscripts if found.left == node.id else subscripts.swapped
+    return bool(subscripts.free(subscripts.right)) and not subscripts.free(subscripts.left)

@@ -13,9 +13,9 @@ from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.memories.ups import THROUGH
-from fmr.structure.normal.indices import carried, numbers
-from fmr.structure.normal.match import LINEAR, MOVES, SAME, climb, unshaped
+from fmr.structure.memories.up_projections import THROUGH
+from fmr.structure.normal.indices import iota, trace
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, above, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_places, evaluate, graph_of, own_work, plain
 
@@ -113,7 +113,7 @@ def _vectors(found: Memory, index: int, expert: int | None) -> tuple[Tensor, Ten
 
 def _matrices(found: Memory, keys: Tensor, values: Tensor, index: int, expert: int | None) -> tuple[Tensor, Tensor]:
     """The matrices of the keys and of the values, those of one expert where there are several."""
-    several = keys.dim() == values.dim() == 3 and found.graph[found.down].op not in LINEAR
+    several = keys.dim() == values.dim() == 3 and found.graph[found.down].op not in CONVOLUTIONS
     if not several and expert is not None:
         raise StructureError(f"{found.scope!r} has one matrix for all: expected block.memory({index}) without expert=.")
     if not several:
@@ -144,12 +144,12 @@ def _places(found: Memory, keys: Tensor) -> Sequence[int]:
 def _gated(found: Memory, size: int) -> Sequence[int]:
     """Which units of a projection that makes gates and what they gate are gated."""
     graph, n = found.graph, found.n
-    if graph[unshaped(graph, found.post.id, SAME)].op == "glu":
+    if graph[strip_views(graph, found.post.id, SAME)].op == "glu":
         return range(n)  # the second half gates the first
     up, pre = graph[found.up].shape, graph[found.pre.id].shape
     split = next(at for at in range(len(up) + 1) if math.prod(up[at:]) <= size)
-    units = numbers(size).reshape(up[split:]).expand(up)
-    gates = carried(graph, units, (graph[found.up], graph[found.pre.id]))
+    units = iota(size).reshape(up[split:]).expand(up)
+    gates = trace(graph, units, (graph[found.up], graph[found.pre.id]))
     gated = sorted(set(range(size)) - set(gates.reshape(-1, pre[-1])[0].long().tolist())) if gates is not None else []
     if len(gated) != n:
         raise StructureError(
@@ -163,8 +163,8 @@ def _cut(found: Memory, size: int) -> Sequence[int]:
     """Which units of a projection that makes more than a memory are its keys: what is gated, where there is a gate."""
     graph, n = found.graph, found.n
     up = graph[found.up]
-    above = climb(graph, found.post.id, lambda node: node.op in THROUGH and node.id != up.id)
-    cuts = [node for node in above if node.shape[-1:] == (n,) and unshaped(graph, node.id, MOVES) == up.id]
+    higher = above(graph, found.post.id, lambda node: node.op in THROUGH and node.id != up.id)
+    cuts = [node for node in higher if node.shape[-1:] == (n,) and strip_views(graph, node.id, MOVES) == up.id]
     units = {node.id: _units(graph, up, node, size) for node in cuts}
     gates = units.get(found.pre.id, [])
     return next((one for one in units.values() if one and one != gates), gates)
@@ -172,7 +172,7 @@ def _cut(found: Memory, size: int) -> Sequence[int]:
 
 def _units(graph: Graph, up: Node, cut: Node, size: int) -> list[int]:
     """Which units of a projection a cut of it has; none where it is not the same at every position."""
-    value = carried(graph, numbers(size).expand(up.shape), (up, cut))
+    value = trace(graph, iota(size).expand(up.shape), (up, cut))
     rows = value.flatten(0, -2) if value is not None else torch.zeros(0)
     return rows[0].long().tolist() if len(rows) and bool((rows == rows[0]).all()) else []
 

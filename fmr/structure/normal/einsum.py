@@ -1,4 +1,4 @@
-"""The dimensions of a product by letter: every product is an einsum, and what a projection does is read off its letters.
+"""The dimensions of a product by letter: every product is an einsum, and what a projection does is read off its subscripts.
 
 A letter of both operands that the result lacks is summed over.
 """
@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.normal.match import LINEAR, Contraction, Projection, contraction, once
+from fmr.structure.normal.match import CONVOLUTIONS, Contraction, Projection, contraction, unbroadcast
 
 _BATCH, _SPACE = "ABCDEFGH", "STUVW"
 
 
-class Letters(NamedTuple):
+class Subscripts(NamedTuple):
     """A letter for each dimension of the two operands and of the result."""
 
     left: str
@@ -21,52 +21,52 @@ class Letters(NamedTuple):
     result: str
 
     @property
-    def summed(self) -> str:
+    def contracted(self) -> str:
         """What the product sums over."""
         return "".join(letter for letter in self.left if letter in self.right and letter not in self.result)
 
     @property
-    def shared(self) -> str:
+    def batch(self) -> str:
         """What both operands and the result have: the dimensions of a batch of products."""
         return "".join(letter for letter in self.left if letter in self.right and letter in self.result)
 
     @property
-    def turned(self) -> "Letters":
+    def swapped(self) -> "Subscripts":
         """The same product with its operands exchanged."""
-        return Letters(self.right, self.left, self.result)
+        return Subscripts(self.right, self.left, self.result)
 
-    def alone(self, operand: str) -> str:
+    def free(self, operand: str) -> str:
         """What the result has of one operand alone."""
-        return "".join(letter for letter in operand if letter in self.result and letter not in self.shared)
+        return "".join(letter for letter in operand if letter in self.result and letter not in self.batch)
 
 
-def letters_of(graph: Graph, found: Contraction) -> Letters:
-    """The letters of a product."""
+def subscripts_of(graph: Graph, found: Contraction) -> Subscripts:
+    """The subscripts of a product."""
     left, right = len(graph[found.left].shape), len(graph[found.right].shape)
     match found.node.op:
         case "einsum":
             return _einsum(found.node, left, right)
         case "linear":
-            return Letters(_BATCH[: left - 1] + "k", "nk"[-right:], _BATCH[: left - 1] + "n"[: right - 1])
-        case op if op in LINEAR:
+            return Subscripts(_BATCH[: left - 1] + "k", "nk"[-right:], _BATCH[: left - 1] + "n"[: right - 1])
+        case op if op in CONVOLUTIONS:
             space = _SPACE[: right - 2]
             batch = "A"[: left - right + 1]
             weight = "kn" if "transpose" in op else "nk"
-            return Letters(batch + "k" + space, weight + space.lower(), batch + "n" + space)
+            return Subscripts(batch + "k" + space, weight + space.lower(), batch + "n" + space)
         case "sum":
             return _summed(graph, found)
         case "tensordot":
             return _tensordot(found.node, left, right)
         case "inner":
             a, b = _BATCH[: left - 1], _SPACE[: right - 1]
-            return Letters(a + "k", b + "k", a + b)
+            return Subscripts(a + "k", b + "k", a + b)
     a = _BATCH[: max(0, left - 2)][::-1] + "mk"[-left:]
     b = _BATCH[: max(0, right - 2)][::-1] + ("nk" if found.node.op == "cdist" else "kn"[:right])
     batch = max(a[:-2], b[:-2], key=len)
-    return Letters(a, b, batch + "m"[: left - 1] + "n"[: right - 1])
+    return Subscripts(a, b, batch + "m"[: left - 1] + "n"[: right - 1])
 
 
-def _einsum(node: Node, *ranks: int) -> Letters:
+def _einsum(node: Node, *ranks: int) -> Subscripts:
     """The subscripts of an einsum; the dimensions that its dots stand for are digits, counted from the right."""
     equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "").replace("...", ".")
     before, arrow, after = equation.partition("->")
@@ -78,21 +78,21 @@ def _einsum(node: Node, *ranks: int) -> Letters:
     widest = max(dots.values(), key=len, default="")
     left, right = (word.replace(".", dots.get(word, "")) for word in before.split(","))
     alone = "".join(sorted(letter for letter in set(left + right) - set(widest) if (left + right).count(letter) == 1))
-    return Letters(left, right, after.replace(".", widest) if arrow else widest + alone)
+    return Subscripts(left, right, after.replace(".", widest) if arrow else widest + alone)
 
 
-def _tensordot(node: Node, left: int, right: int) -> Letters:
-    """The letters of a product that sums over pairs of dimensions, the last with the first where only told how many."""
+def _tensordot(node: Node, left: int, right: int) -> Subscripts:
+    """The subscripts of a product that sums over pairs of dimensions, the last with the first where only told how many."""
     dims = node.argument("dims", 2)
     pairs = ([*range(left - dims, left)], [*range(dims)]) if isinstance(dims, int) else dims
     a, b = list(_BATCH[:left]), list(_SPACE[:right])
     for one, other in zip(*pairs, strict=True):
         b[other] = a[one] = a[one].lower()
-    return Letters("".join(a), "".join(b), "".join(letter for letter in (*a, *b) if letter.isupper()))
+    return Subscripts("".join(a), "".join(b), "".join(letter for letter in (*a, *b) if letter.isupper()))
 
 
-def _summed(graph: Graph, found: Contraction) -> Letters:
-    """The letters of a multiplication and a sum: an operand lacks those along which it is repeated."""
+def _summed(graph: Graph, found: Contraction) -> Subscripts:
+    """The subscripts of a multiplication and a sum: an operand lacks those along which it is repeated."""
     factors = graph[found.node.parents[0].id]
     every = (_BATCH + _SPACE)[: len(factors.shape)]
     dim = found.node.argument("dim", 1)
@@ -103,11 +103,11 @@ def _summed(graph: Graph, found: Contraction) -> Letters:
         _letters_kept(every, factors.shape, graph[parent].shape, graph[name].shape)
         for parent, name in zip(factors.parents, (found.left, found.right), strict=True)
     )
-    return Letters(left, right, result)
+    return Subscripts(left, right, result)
 
 
 def _letters_kept(every: str, whole: tuple[int, ...], wide: tuple[int, ...], narrow: tuple[int, ...]) -> str:
-    """The letters of the dimensions that are left when some of size one, along which it is repeated, were taken out."""
+    """The subscripts of the dimensions that are left when some of size one, along which it is repeated, were taken out."""
     word, whole = every[len(every) - len(wide) :], whole[len(whole) - len(wide) :]
     ones = [n for n, size in enumerate(wide) if size == 1]
     for out in sorted(combinations(ones[::-1], len(wide) - len(narrow)), key=lambda out: [whole[n] for n in out].count(1)):
@@ -117,33 +117,33 @@ def _letters_kept(every: str, whole: tuple[int, ...], wide: tuple[int, ...], nar
     return word
 
 
-def of_projection(graph: Graph, found: Projection) -> Letters:
-    """The letters of a projection: on the left those of what it reads, on the right those of its weight."""
+def of_projection(graph: Graph, found: Projection) -> Subscripts:
+    """The subscripts of a projection: on the left those of what it reads, on the right those of its weight."""
     operands = contraction(found.node)
     assert operands is not None
-    letters = letters_of(graph, operands)
-    return letters if operands.left == found.data else letters.turned
+    subscripts = subscripts_of(graph, operands)
+    return subscripts if operands.left == found.data else subscripts.swapped
 
 
 def read_dims(graph: Graph, found: Projection) -> tuple[int, ...]:
     """The dimensions of what a projection reads in which its weight differs: those that it sums over, and its heads."""
     shape = graph[found.weight].shape
-    if found.node.op in LINEAR:
+    if found.node.op in CONVOLUTIONS:
         return (len(graph[found.data].shape) - len(shape) + 1,)
-    letters = of_projection(graph, found)
-    own = letters.right[len(shape) - len(graph[once(graph, found.weight)].shape) :]
-    sizes = dict(zip(letters.right, shape, strict=True))
-    return tuple(n for n, letter in enumerate(letters.left) if letter in own and sizes[letter] > 1)
+    subscripts = of_projection(graph, found)
+    own = subscripts.right[len(shape) - len(graph[unbroadcast(graph, found.weight)].shape) :]
+    sizes = dict(zip(subscripts.right, shape, strict=True))
+    return tuple(n for n, letter in enumerate(subscripts.left) if letter in own and sizes[letter] > 1)
 
 
 def summed_dim(graph: Graph, found: Projection) -> int:
     """The dimension that a projection sums over in what it reads, counted from the right."""
-    letters = of_projection(graph, found)
-    return letters.left.index(letters.summed[-1]) - len(letters.left) if letters.summed else -1
+    subscripts = of_projection(graph, found)
+    return subscripts.left.index(subscripts.contracted[-1]) - len(subscripts.left) if subscripts.contracted else -1
 
 
 def made_dim(graph: Graph, found: Projection) -> int:
     """The dimension of a matrix that counts what a projection makes: 0 in the layout (out, in), 1 in (in, out)."""
-    letters = of_projection(graph, found)
-    made, summed = letters.alone(letters.right), letters.summed
-    return int(not made or not summed or letters.right.index(made[-1]) > letters.right.index(summed[-1]))
+    subscripts = of_projection(graph, found)
+    made, summed = subscripts.free(subscripts.right), subscripts.contracted
+    return int(not made or not summed or subscripts.right.index(made[-1]) > subscripts.right.index(summed[-1]))

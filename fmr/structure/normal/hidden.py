@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId, within
 from fmr.nodes import Node
-from fmr.structure.normal.match import ELEMENTWISE, MOVES, NONLINEAR, NORMS, climb, descend, is_constant, projection, weights
+from fmr.structure.normal.match import ELEMENTWISE, MOVES, NONLINEAR, NORMS, above, below, is_constant, projection, weights
 
 _HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft)
 """Where torch keeps the functions that it documents."""
@@ -63,7 +63,7 @@ def hidden_attentions(graph: Graph) -> Iterator[Node]:
 
 def _is_projected(graph: Graph, node: Node) -> bool:
     """Whether what a node makes goes into a projection, moved at most."""
-    return any(way and projection(graph, below) is not None for below, way in descend(graph, node, MOVES))
+    return any(way and projection(graph, lower) is not None for lower, way in below(graph, node, MOVES))
 
 
 def _projects(graph: Graph, node: Node) -> bool:
@@ -72,8 +72,8 @@ def _projects(graph: Graph, node: Node) -> bool:
     if not node.parents:
         before = graph.nodes[: graph.place(node.id)]
         return any(within(one.scope, node.module) and projection(graph, one) is not None for one in before)
-    above = (climb(graph, parent.id, MOVES | ELEMENTWISE | NORMS) for parent in node.parents)
-    return sum(any(projection(graph, one) is not None for one in values) for values in above) > 1
+    higher = (above(graph, parent.id, MOVES | ELEMENTWISE | NORMS) for parent in node.parents)
+    return sum(any(projection(graph, one) is not None for one in values) for values in higher) > 1
 
 
 def _firsts(graph: Graph, data: TensorId, stream: frozenset[TensorId]) -> tuple[bool, list[Node]]:
@@ -85,7 +85,7 @@ def _firsts(graph: Graph, data: TensorId, stream: frozenset[TensorId]) -> tuple[
             firsts.append(node)
         elif node.op in MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"} and node.id not in stream:
             bent = bent or node.op in _ACTIVATIONS
-            above = [parent.id for parent in node.parents if parent not in seen]
-            seen.update(above)
-            waiting += above
+            higher = [parent.id for parent in node.parents if parent not in seen]
+            seen.update(higher)
+            waiting += higher
     return bent, firsts

@@ -14,14 +14,14 @@ from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import read_dims
-from fmr.structure.normal.match import SHAPE, Projection, Way, after, climb, contraction
+from fmr.structure.normal.match import SHAPE, Path, Projection, above, between, contraction
 from fmr.structure.proof.evaluate import in_double
 
 _RESHAPES = frozenset({"view", "reshape", "unflatten"})
 """Ops that lay the same numbers, in the same order, out in another shape."""
 
 
-def numbers(*shape: int) -> Tensor:
+def iota(*shape: int) -> Tensor:
     """A value of this shape in which each place has its own number, to be sent along a way.
 
     >>> numbers(2, 1).expand(2, 3)  # one number for each of two heads, the same for its three units
@@ -31,11 +31,11 @@ def numbers(*shape: int) -> Tensor:
     return torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
 
 
-def carried(graph: Graph, value: Tensor, way: Way) -> Tensor | None:
+def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
     """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails."""
     known, own = {way[0].id: value.contiguous() + 1}, {node.id for node in way}  # so that 0 is what is filled up with
     try:
-        for node in after(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
+        for node in between(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
             met = [parent.id for parent in node.parents if parent in known]
             if node.op in _RESHAPES and met:
                 known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
@@ -62,18 +62,18 @@ def _foreign(graph: Graph, node: Node) -> Tensor:
     """A value of a node's shape that comes from elsewhere; what counts places is known."""
     if node.dtype.is_floating_point:
         return torch.zeros(node.shape, dtype=torch.float64)
-    counted = [one.op for one in climb(graph, node.id, lambda one: one.op in _RESHAPES | {"unsqueeze", "getitem"})][-1:]
+    counted = [one.op for one in above(graph, node.id, lambda one: one.op in _RESHAPES | {"unsqueeze", "getitem"})][-1:]
     if counted == ["arange"] and math.prod(node.shape) == max(node.shape, default=0):
         return torch.arange(math.prod(node.shape), dtype=node.dtype).reshape(node.shape)
     return torch.zeros(node.shape, dtype=node.dtype)
 
 
-def sources(graph: Graph, way: Way) -> tuple[int | None, ...]:
+def dim_map(graph: Graph, way: Path) -> tuple[int | None, ...]:
     """For each dimension of the last value of a way the dimension of the first that it is; None where it is none alone."""
     start, end = way[0].shape, way[-1].shape
     if not any(node.op in SHAPE for node in way[1:]):
         return tuple(range(len(end))) if len(start) == len(end) else (None,) * len(end)
-    value = carried(graph, numbers(*start), way) if math.prod(start) else None
+    value = trace(graph, iota(*start), way) if math.prod(start) else None
     if value is None or value.shape != end:
         return (None,) * len(end)
     return tuple(_source(value, dim, start, len(end)) for dim in range(len(end)))

@@ -63,17 +63,17 @@ _OF_WEIGHTS = MOVES | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_no
 MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split())
 """Means over a window, for each channel."""
 
-LINEAR = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
+CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
 """Contractions with a window: over the channels, for each position."""
 
-_WITH_WEIGHTS = LINEAR | {"linear"}
+_WITH_WEIGHTS = CONVOLUTIONS | {"linear"}
 """Contractions that have a place for their weight, the right one."""
 
 
 Answer = TypeVar("Answer")
 
 
-def told_once(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
+def cached_per_graph(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
     """The same function, which is asked once of each graph, as long as that lives: graphs do not change."""
     known: WeakKeyDictionary[Graph, Answer] = WeakKeyDictionary()
 
@@ -138,7 +138,7 @@ def projection(graph: Graph, node: Node) -> Projection | None:
 def product(graph: Graph, node: Node) -> Contraction | None:
     """The contraction of a node, if it is one of two activations."""
     found = contraction(node)
-    if found is None or node.op in LINEAR or weights(graph, found.left) or _is_weight(graph, found):
+    if found is None or node.op in CONVOLUTIONS or weights(graph, found.left) or _is_weight(graph, found):
         return None
     return found
 
@@ -163,10 +163,10 @@ def _squeezed(graph: Graph, name: TensorId) -> TensorId:
     """The value that was given dimensions of size one to be repeated along."""
     node = graph[name]
     while node.op in ("unsqueeze", "getitem", "view", "reshape") and len(node.parents) == 1:
-        above = graph[node.parents[0].id]
-        if len(above.shape) >= len(node.shape) or [n for n in above.shape if n != 1] != [n for n in node.shape if n != 1]:
+        higher = graph[node.parents[0].id]
+        if len(higher.shape) >= len(node.shape) or [n for n in higher.shape if n != 1] != [n for n in node.shape if n != 1]:
             break
-        node = above
+        node = higher
     return node.id
 
 
@@ -180,7 +180,7 @@ def weights(graph: Graph, name: TensorId) -> tuple[TensorId, ...]:
     return _weights(graph).get(name, ())
 
 
-@told_once
+@cached_per_graph
 def _weights(graph: Graph) -> dict[str, tuple[TensorId, ...]]:
     """For each value that is a weight what it consists of."""
     found: dict[str, tuple[TensorId, ...]] = {}
@@ -204,14 +204,14 @@ def _shaping(graph: Graph, node: Node) -> list[TensorId]:
     return [name for name in names if prod(graph[name].shape) > 1 or not is_constant(graph, name)]
 
 
-def once(graph: Graph, weight: TensorId) -> TensorId:
+def unbroadcast(graph: Graph, weight: TensorId) -> TensorId:
     """A weight before it was repeated along dimensions of size one, for each example of a batch; else itself."""
-    node = graph[unshaped(graph, weight, SAME)]
+    node = graph[strip_views(graph, weight, SAME)]
     if node.op not in REPEATS:
         return weight
-    above = graph[node.parents[0].id]
-    sizes = zip(above.shape[::-1], node.shape[::-1], strict=False)
-    return _squeezed(graph, above.id) if all(before in (1, after) for before, after in sizes) else weight
+    higher = graph[node.parents[0].id]
+    sizes = zip(higher.shape[::-1], node.shape[::-1], strict=False)
+    return _squeezed(graph, higher.id) if all(before in (1, between) for before, between in sizes) else weight
 
 
 def is_constant(graph: Graph, name: TensorId) -> bool:
@@ -219,7 +219,7 @@ def is_constant(graph: Graph, name: TensorId) -> bool:
     return name not in _fed(graph)
 
 
-@told_once
+@cached_per_graph
 def _fed(graph: Graph) -> set[str]:
     """The values that an input, or code that is not seen, flows into."""
     fed: set[str] = set()
@@ -238,13 +238,13 @@ _OWN = frozenset("opaque alias bernoulli multinomial normal rand_like randn_like
 """Ops that make another value each time, or one that is not seen."""
 
 
-def first(graph: Graph, name: TensorId) -> TensorId:
+def value_number(graph: Graph, name: TensorId) -> TensorId:
     """The first value that is computed in the same way of the same values: what several layers each compute is one."""
-    return _firsts(graph)[name]
+    return _value_numbers(graph)[name]
 
 
-@told_once
-def _firsts(graph: Graph) -> dict[str, TensorId]:
+@cached_per_graph
+def _value_numbers(graph: Graph) -> dict[str, TensorId]:
     """For each value the first that is computed in the same way."""
     known: dict[object, TensorId] = {}
     found: dict[str, TensorId] = {}
@@ -264,7 +264,7 @@ def _asked(through: Through) -> Callable[[Node], bool]:
     return through if callable(through) else lambda node: node.op in through
 
 
-def climb(graph: Graph, start: TensorId, through: Through) -> Iterator[Node]:
+def above(graph: Graph, start: TensorId, through: Through) -> Iterator[Node]:
     """The ancestors of a value, nearest first, not going above a node that `through` refuses."""
     goes_on = _asked(through)
     waiting, seen = [start], {start}
@@ -278,26 +278,26 @@ def climb(graph: Graph, start: TensorId, through: Through) -> Iterator[Node]:
                     waiting.append(parent.id)
 
 
-def after(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
+def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
     """What a value is made of and comes after another one, in execution order, not above a node that is refused."""
     begin = graph.place(start)
-    above = climb(graph, end, lambda node: graph.place(node.id) > begin and through(node))
-    return sorted((node for node in above if graph.place(node.id) > begin), key=lambda node: graph.place(node.id))
+    higher = above(graph, end, lambda node: graph.place(node.id) > begin and through(node))
+    return sorted((node for node in higher if graph.place(node.id) > begin), key=lambda node: graph.place(node.id))
 
 
-Way = tuple[Node, ...]
+Path = tuple[Node, ...]
 """Nodes that follow one another, each reading the one before."""
 
 
-def descend(graph: Graph, start: Node, through: Through) -> Iterator[tuple[Node, Way]]:
+def below(graph: Graph, start: Node, through: Through) -> Iterator[tuple[Node, Path]]:
     """The descendants of a node, nearest first, each with the nodes on the way, not going below one that is refused."""
     goes_on = _asked(through)
-    return ways(graph, start, lambda node, way: goes_on(node))
+    return paths(graph, start, lambda node, way: goes_on(node))
 
 
-def ways(graph: Graph, start: Node, through: Callable[[Node, Way], bool]) -> Iterator[tuple[Node, Way]]:
+def paths(graph: Graph, start: Node, through: Callable[[Node, Path], bool]) -> Iterator[tuple[Node, Path]]:
     """The descendants of a node with the ways to them, where `through` is told the way on which it meets a node."""
-    waiting: list[tuple[Node, Way]] = [(start, ())]
+    waiting: list[tuple[Node, Path]] = [(start, ())]
     seen = {start.id}
     for node, way in waiting:
         yield node, way
@@ -308,13 +308,13 @@ def ways(graph: Graph, start: Node, through: Callable[[Node, Way], bool]) -> Ite
                     waiting.append((reader, (*way, node)))
 
 
-def depends(graph: Graph, name: TensorId, origin: TensorId) -> bool:
+def depends_on(graph: Graph, name: TensorId, origin: TensorId) -> bool:
     """Whether a value is computed from another."""
     begin = graph.place(origin)
-    return any(node.id == origin for node in climb(graph, name, lambda node: graph.place(node.id) > begin))
+    return any(node.id == origin for node in above(graph, name, lambda node: graph.place(node.id) > begin))
 
 
-def unshaped(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:
+def strip_views(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:
     """The value that a view, a cast or a copy was made of."""
     node = graph[name]
     while node.op in ops and len(node.parents) == 1:

@@ -18,7 +18,7 @@ from fmr.nests import replaced
 from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.normal.match import after
+from fmr.structure.normal.match import between
 from fmr.watching.calls import unwatched
 
 Values = Callable[[TensorId], Tensor]
@@ -33,7 +33,7 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     """
     first = min(given, key=graph.place)
     known = {name: _double(tensor) for name, tensor in given.items()}
-    for node in after(graph, first, target, lambda node: node.id not in given):
+    for node in between(graph, first, target, lambda node: node.id not in given):
         if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
             tensors = {p.id: known[p.id] if p.id in known else _double(value(p.id)) for p in node.parents}
             if node.op == ALIAS:

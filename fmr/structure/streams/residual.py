@@ -6,13 +6,23 @@ from itertools import pairwise, takewhile
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.normal.match import NONLINEAR, depends
-from fmr.structure.streams.chain import Writes, ends, normed, parted
-from fmr.structure.streams.depth import over_depth
-from fmr.structure.streams.dominate import Flow
-from fmr.structure.streams.ending import ending, exits
-from fmr.structure.streams.passage import CUTS, OVERWRITES, POOLS, base, handed, modulated, passage, resumed, under_norm
+from fmr.structure.normal.match import NONLINEAR, depends_on
+from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.identity import (
+    CUTS,
+    OVERWRITES,
+    POOLS,
+    adaptive_norm,
+    base,
+    handed,
+    identity_path,
+    reweighted,
+    under_norm,
+)
+from fmr.structure.streams.links import Writes, ends, normed, split_branches
+from fmr.structure.streams.over_depth import over_depth
 from fmr.structure.streams.stream import Stream, Write
+from fmr.structure.streams.tail import ending, exits
 from fmr.structure.streams.writes import find_writes
 
 _CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
@@ -25,7 +35,7 @@ Deep = Mapping[TensorId, list[TensorId]]
 def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
     """The residual streams of an unfused graph, longest and last first; a short one inside a write of another is not one."""
     found, deep = find_writes(graph, flow), over_depth(graph, flow)
-    wholes = {node.id: halves for node in graph.nodes if (halves := parted(graph, node, found))}
+    wholes = {node.id: halves for node in graph.nodes if (halves := split_branches(graph, node, found))}
     chains = _chains(graph, found, deep, wholes.values())
     chains.sort(key=lambda chain: (-len(chain), -graph.place(chain[-1].after)))
     others = frozenset(found) | {chain[0].origin for chain in chains}
@@ -44,7 +54,7 @@ def _inside(graph: Graph, chain: list[Write], before: TensorId, added: TensorId,
     before, start, end = base(graph, before), chain[0].before, chain[-1].after
     if not graph.place(before) < graph.place(start) < graph.place(end) < graph.place(after):
         return False
-    return depends(graph, start, before) and depends(graph, added, end)
+    return depends_on(graph, start, before) and depends_on(graph, added, end)
 
 
 def _chains(graph: Graph, found: Writes, deep: Deep, parts: Iterable[list[tuple[Write, Write]]]) -> list[list[Write]]:
@@ -56,9 +66,9 @@ def _chains(graph: Graph, found: Writes, deep: Deep, parts: Iterable[list[tuple[
     following: dict[TensorId, Write] = {}
     for write in found.values():
         states = deep.get(base(graph, write.origin), [])
-        above = [*ends(graph, write.origin, found), *(base(graph, state) for state in states[-1:])]
-        for name in (name for name in above if name in found):
-            if name not in following or depends(graph, write.added, following[name].after):
+        higher = [*ends(graph, write.origin, found), *(base(graph, state) for state in states[-1:])]
+        for name in (name for name in higher if name in found):
+            if name not in following or depends_on(graph, write.added, following[name].after):
                 following[name] = write
                 break
     later = {write.after for write in following.values()}
@@ -100,21 +110,21 @@ def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:
     node = graph[base(graph, name)]
     if node.op in NONLINEAR | {"batch_norm"}:
         return [one for one in normed(graph, name) if graph[one].op in POOLS]
-    above = under_norm(graph, node.id)
-    return [*_beginning(graph, above), above] if above is not None else []
+    higher = under_norm(graph, node.id)
+    return [*_beginning(graph, higher), higher] if higher is not None else []
 
 
 def _between(graph: Graph, name: TensorId, points: Mapping[TensorId, None]) -> list[TensorId]:
     """The values that a stream takes on from its known points to the one that a write begins with: normed, scaled, cut."""
-    above = list(takewhile(lambda one: one not in points, normed(graph, name)))[:0:-1] if points else []
+    higher = list(takewhile(lambda one: one not in points, normed(graph, name)))[:0:-1] if points else []
     node = graph[name]
-    changed = node.op in _CHANGES or resumed(graph, node) is not None or modulated(graph, node) is not None
-    return [*above, *(_way(graph, name) if changed else [])]
+    changed = node.op in _CHANGES or reweighted(graph, node) is not None or adaptive_norm(graph, node) is not None
+    return [*higher, *(_way(graph, name) if changed else [])]
 
 
 def _way(graph: Graph, name: TensorId) -> list[TensorId]:
     """The value that was scaled, mixed or cut to one, and those on the way that were written over or are read twice."""
-    way = passage(graph, name)
+    way = identity_path(graph, name)
     on = [one for one in way[1:-1] if len(graph.readers(one)) > 1 or graph[one].op in OVERWRITES | {"add"}]
     return list(dict.fromkeys((way[-1], *(handed(graph, one) for one in reversed(on)))))
 

@@ -10,8 +10,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import ids_in
 from fmr.structure.normal.match import projection
-from fmr.structure.streams.dominate import Flow
-from fmr.structure.streams.passage import POOLS, base, handed
+from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.identity import POOLS, base, handed
 from fmr.structure.streams.stream import Stream
 
 LAYERS = 3
@@ -40,7 +40,7 @@ def _beside(graph: Graph, flow: Flow, chain: list[TensorId], chains: list[list[T
     for branch in chains:
         last = graph[branch[-1]]
         alike = last.shape[:2] == end.shape[:2] and len(last.shape) == len(end.shape)
-        if alike and flow.above[branch[0]] in whole and not graph.readers(last.id) and not graph.readers(end.id):
+        if alike and flow.higher[branch[0]] in whole and not graph.readers(last.id) and not graph.readers(end.id):
             yield branch
 
 
@@ -71,14 +71,14 @@ def _taken(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> set[TensorId]
 
 def _chains(graph: Graph, flow: Flow) -> Iterator[list[TensorId]]:
     """The dominator tree in chains: each value is followed by that value below it under which the pass goes on longest."""
-    latest = {name: graph.place(name) for name in flow.above}
-    for name in reversed(list(flow.above)):
-        nearest = flow.above[name]
+    latest = {name: graph.place(name) for name in flow.higher}
+    for name in reversed(list(flow.higher)):
+        nearest = flow.higher[name]
         if nearest is not None:
             latest[nearest] = max(latest[nearest], latest[name])
-    following = {name: max(below, key=latest.__getitem__) for name, below in flow.below.items() if name is not None}
+    following = {name: max(lower, key=latest.__getitem__) for name, lower in flow.lower.items() if name is not None}
     later = set(following.values())
-    for name in flow.above:
+    for name in flow.higher:
         if name not in later:
             chain = [name]
             while chain[-1] in following:

@@ -6,15 +6,15 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.hidden import is_hidden
-from fmr.structure.normal.match import LINEAR, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends, product
-from fmr.structure.streams.beside import is_bias_of_scores, is_read_off, is_stream_beside, positions
-from fmr.structure.streams.chain import PARALLEL, Starts, Writes, returned, start_of
-from fmr.structure.streams.depth import addends
-from fmr.structure.streams.dominate import Flow
-from fmr.structure.streams.passage import POOLS, base, gated, handed, modulated, resumed, shortcut, unchanged
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends_on, product
+from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.identity import POOLS, adaptive_norm, base, handed, highway, reweighted, shortcut, unchanged
+from fmr.structure.streams.links import PARALLEL, Starts, Writes, start_of, written_back
+from fmr.structure.streams.lookalikes import is_bias_of_scores, is_readout, is_shift_of_norm, positions
+from fmr.structure.streams.over_depth import addends
 from fmr.structure.streams.stream import Write
 
-_COMPUTES = LINEAR | POOLS
+_COMPUTES = CONVOLUTIONS | POOLS
 _COMPUTES |= frozenset("linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding".split())
 _COMPUTES |= frozenset("fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2 fft_rfftn".split())
 """What a layer makes something new with."""
@@ -40,20 +40,20 @@ def find_writes(graph: Graph, flow: Flow) -> Writes:
     starts = {}
     for name, write in found.items():
         starts[name] = _begin(graph, write, found, starts)
-    return {name: write for name, write in found.items() if not is_read_off(graph, write, found, starts)}
+    return {name: write for name, write in found.items() if not is_readout(graph, write, found, starts)}
 
 
 def _added(graph: Graph, node: Node, found: Writes, starts: Starts) -> Write | None:
     """The add of a node as a write: one operand was computed by a weight from what the other carries."""
     pair = addends(graph, node)
-    if not pair or not node.dtype.is_floating_point or resumed(graph, node) or modulated(graph, node):
+    if not pair or not node.dtype.is_floating_point or reweighted(graph, node) or adaptive_norm(graph, node):
         return None
     (a, b), times = pair, node.argument("alpha", 2, 1.0)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
         carried = _carried(graph, before, found) if graph[before].shape == node.shape else ()
         if any(_computed_from(graph, added, origin, around=sums) for origin, sums in carried):
             stream = unchanged(graph, before)
-            if not (is_bias_of_scores(graph, node) or is_stream_beside(graph, added, stream, found, starts)):
+            if not (is_bias_of_scores(graph, node) or is_shift_of_norm(graph, added, stream, found, starts)):
                 return Write(stream, added, node.id, stream, times)
     return None
 
@@ -67,7 +67,7 @@ def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[tuple[Tens
     """A value, the sums that are parts of it, and the stream before up to three more writes, with the sums of these:
     parallel blocks add up one after the other what they all computed from the same value."""
     yield name, ()
-    yield from ((part, ()) for part in returned(graph, name, found))
+    yield from ((part, ()) for part in written_back(graph, name, found))
     write = found.get(base(graph, name))
     sums: tuple[TensorId, ...] = ()
     for _ in range(PARALLEL):
@@ -83,8 +83,8 @@ def _gated(graph: Graph, flow: Flow, node: Node) -> Write | None:
     All data of the rest comes from the stream, or the gate is made of that rest: a recurrent cell that reads another input
     at each step writes to none.
     """
-    for kept, added, gate, x, y in gated(graph, node):
-        alone = flow.dominates(x, node.id) or (depends(graph, gate, y) and depends(graph, gate, x))
+    for kept, added, gate, x, y in highway(graph, node):
+        alone = flow.dominates(x, node.id) or (depends_on(graph, gate, y) and depends_on(graph, gate, x))
         if alone and _computed_from(graph, added, x):
             return Write(kept, added, node.id, x)
     return None
@@ -97,7 +97,7 @@ def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | N
     writes of its own is no layer: that is a skip across stages. Nor is one that is brought to the size of the other: that
     is a pyramid.
     """
-    origin = flow.above.get(node.id)
+    origin = flow.higher.get(node.id)
     if node.op == "add" and len(node.parents) == 2 and origin is not None:
         a, b = (parent.id for parent in node.parents)
         for before, added in ((a, b), (b, a)):

@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 import fmr
 from fmr.graph.graph import Graph
-from fmr.structure.normal.einsum import Letters, letters_of, made_dim, of_projection, read_dims, summed_dim
+from fmr.structure.normal.einsum import Subscripts, made_dim, of_projection, read_dims, subscripts_of, summed_dim
 from fmr.structure.normal.match import Contraction, Projection, contraction, projection, weighed_sum
 from tests.small import Fn
 
 
-def equation(letters: Letters) -> str:
-    """Subscripts as torch writes them, with the letters in the order in which they appear."""
+def equation(subscripts: Subscripts) -> str:
+    """Subscripts as torch writes them, with the subscripts in the order in which they appear."""
     names: dict[str, str] = {}
-    words = ["".join(names.setdefault(letter, chr(97 + len(names))) for letter in word) for word in letters]
+    words = ["".join(names.setdefault(letter, chr(97 + len(names))) for letter in word) for word in subscripts]
     return f"{words[0]},{words[1]}->{words[2]}"
 
 
@@ -62,7 +62,7 @@ def test_the_subscripts_of_a_product_are_those_of_an_einsum_that_computes_it(nam
     function, shapes, expected = PRODUCTS[name]
     run = fmr.run(Fn(lambda self, a, b: function(a, b)), *(torch.randn(shape) for shape in shapes))
     found = product_of(run)
-    told = equation(letters_of(run.graph, found))
+    told = equation(subscripts_of(run.graph, found))
     assert told == expected
     computed = torch.einsum(told, run[found.left], run[found.right])
     assert torch.allclose(computed, run[found.node.id], atol=1e-5)
@@ -70,15 +70,15 @@ def test_the_subscripts_of_a_product_are_those_of_an_einsum_that_computes_it(nam
 
 def test_a_sum_that_keeps_its_dimension_has_a_letter_of_its_own_for_it() -> None:
     run = fmr.run(Fn(lambda self, a, b: (a * b).sum(-1, keepdim=True)), torch.randn(2, 3), torch.randn(2, 3))
-    letters = letters_of(run.graph, product_of(run))
-    assert equation(letters) == "ab,ab->ac"
-    assert len(letters.summed) == 1
+    subscripts = subscripts_of(run.graph, product_of(run))
+    assert equation(subscripts) == "ab,ab->ac"
+    assert len(subscripts.contracted) == 1
 
 
 def test_distances_are_a_product_of_the_rows_of_both() -> None:
     run = fmr.run(Fn(lambda self, a, b: torch.cdist(a, b)), torch.randn(5, 2, 3), torch.randn(5, 4, 3))
     node = run.graph.nodes[-1]
-    assert equation(letters_of(run.graph, Contraction(node, *(parent.id for parent in node.parents)))) == "abc,adc->abd"
+    assert equation(subscripts_of(run.graph, Contraction(node, *(parent.id for parent in node.parents)))) == "abc,adc->abd"
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,17 @@ def test_a_convolution_sums_over_the_channels(
 ) -> None:
     run = fmr.run(Fn(lambda self, a, b: function(a, b)), torch.randn(data), torch.randn(weight))
     found = product_of(run)
-    told = equation(letters_of(run.graph, found))
+    told = equation(subscripts_of(run.graph, found))
     assert told == expected
     computed = torch.einsum(told, run[found.left], run[found.right])  # a window of one place adds nothing up
     assert torch.allclose(computed, run[found.node.id], atol=1e-5)
 
 
 def test_what_letters_say_of_their_dimensions() -> None:
-    letters = Letters("bhqd", "bhkd", "bhqk")
-    assert (letters.summed, letters.shared) == ("d", "bh")
-    assert (letters.alone(letters.left), letters.alone(letters.right)) == ("q", "k")
-    assert letters.turned == Letters("bhkd", "bhqd", "bhqk")
+    subscripts = Subscripts("bhqd", "bhkd", "bhqk")
+    assert (subscripts.contracted, subscripts.batch) == ("d", "bh")
+    assert (subscripts.free(subscripts.left), subscripts.free(subscripts.right)) == ("q", "k")
+    assert subscripts.swapped == Subscripts("bhkd", "bhqd", "bhqk")
 
 
 # ---- projections

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import fmr
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.normal.indices import carried, numbers, rows_of, sources
+from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
 from fmr.structure.normal.match import projection
 from tests.small import Fn
 
@@ -28,7 +28,7 @@ def way_of(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> tuple[G
 
 
 def test_each_place_has_its_own_number() -> None:
-    assert numbers(2, 3).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert iota(2, 3).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def _written(x: Tensor) -> Tensor:
@@ -58,40 +58,40 @@ MOVED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], object]] = {
 def test_numbers_arrive_where_the_ops_move_them(name: str) -> None:
     function, shape, expected = MOVED[name]
     graph, way = way_of(function, shape)
-    arrived = carried(graph, numbers(*shape), way)
+    arrived = trace(graph, iota(*shape), way)
     assert arrived is not None
     assert arrived.tolist() == expected
 
 
 def test_what_comes_from_elsewhere_has_no_number() -> None:
     graph, way = way_of(lambda x, y: torch.cat([x, y], -1), (2, 1), (2, 2))
-    arrived = carried(graph, numbers(2, 1), way)
+    arrived = trace(graph, iota(2, 1), way)
     assert arrived is not None
     assert arrived.tolist() == [[0, FOREIGN, FOREIGN], [1, FOREIGN, FOREIGN]]
 
 
 def test_what_a_product_makes_of_a_value_on_the_side_is_from_elsewhere() -> None:
     graph, way = way_of(lambda x: x.t() * (x.cos() @ torch.ones(3, 4)).sum(), (2, 3))
-    arrived = carried(graph, numbers(2, 3), way)
+    arrived = trace(graph, iota(2, 3), way)
     assert arrived is not None
     assert arrived.tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_a_view_needs_no_sizes_that_were_computed() -> None:
     graph, way = way_of(lambda x, y: x.reshape(y.sum().long() + 2, 2).t(), (4,), (0,))
-    assert carried(graph, numbers(4), way) is not None
+    assert trace(graph, iota(4), way) is not None
 
 
 def test_places_that_are_counted_out_are_known() -> None:
     graph, way = way_of(lambda x: x.gather(1, torch.arange(2)[:, None]), (2, 3))
-    arrived = carried(graph, numbers(2, 3), way)
+    arrived = trace(graph, iota(2, 3), way)
     assert arrived is not None
     assert arrived.tolist() == [[0], [4]]
 
 
 def test_a_way_that_cannot_be_run_again_carries_nothing() -> None:
     graph, way = way_of(lambda x: x.view(6).unflatten(0, (3, 2)).t(), (2, 3))
-    assert carried(graph, numbers(2, 2), way) is None
+    assert trace(graph, iota(2, 2), way) is None
 
 
 # ---- dimensions
@@ -115,11 +115,11 @@ DIMENSIONS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int | 
 @pytest.mark.parametrize("name", DIMENSIONS)
 def test_each_dimension_is_traced_to_the_one_that_it_was(name: str) -> None:
     function, shape, expected = DIMENSIONS[name]
-    assert sources(*way_of(function, shape)) == expected
+    assert dim_map(*way_of(function, shape)) == expected
 
 
 def test_an_empty_value_has_no_traces() -> None:
-    assert sources(*way_of(lambda x: x.t(), (0, 3))) == (None, None)
+    assert dim_map(*way_of(lambda x: x.t(), (0, 3))) == (None, None)
 
 
 def test_rows_are_what_a_projection_sums_over_for_one_place() -> None:
@@ -127,7 +127,7 @@ def test_rows_are_what_a_projection_sums_over_for_one_place() -> None:
     graph = fmr.run(Fn(lambda self, x: x @ self.w, w=weight), torch.randn(2, 5, 3)).graph
     found = projection(graph, graph.nodes[-1])
     assert found is not None
-    rows = rows_of(graph, found, numbers(2, 5, 3))
+    rows = rows_of(graph, found, iota(2, 5, 3))
     assert rows.shape == (10, 3)
     assert rows[6].tolist() == [18, 19, 20]
 
@@ -137,7 +137,7 @@ def test_rows_hold_all_heads_that_a_projection_tells_apart_but_for_named_places(
     graph = fmr.run(Fn(lambda self, x: torch.einsum("bhpu,huo->bpo", x, self.w), w=weight), torch.randn(1, 2, 5, 3)).graph
     found = projection(graph, graph.nodes[-1])
     assert found is not None
-    rows = rows_of(graph, found, numbers(1, 2, 5, 3))
+    rows = rows_of(graph, found, iota(1, 2, 5, 3))
     assert rows.shape == (5, 6)
     assert rows[1].tolist() == [3, 4, 5, 18, 19, 20]
-    assert rows_of(graph, found, numbers(1, 2, 5, 3), places=(1,)).shape == (10, 3)
+    assert rows_of(graph, found, iota(1, 2, 5, 3), places=(1,)).shape == (10, 3)

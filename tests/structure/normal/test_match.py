@@ -12,20 +12,20 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.normal.match import (
     MOVES,
-    after,
-    climb,
+    above,
+    below,
+    between,
     contraction,
-    depends,
-    descend,
-    first,
+    depends_on,
     is_constant,
     is_random,
-    once,
+    paths,
     product,
     projection,
     settled,
-    unshaped,
-    ways,
+    strip_views,
+    unbroadcast,
+    value_number,
     weighed_sum,
     weights,
 )
@@ -79,11 +79,11 @@ def test_a_row_of_a_table_is_no_weight_and_a_matrix_among_several_is() -> None:
 def test_a_weight_that_is_repeated_for_each_example_is_found_before_that() -> None:
     graph = graph_of(lambda m, x: x @ m.w[None].expand(4, 3, 3), (4, 2, 3))
     repeated = graph[last(graph)].parents[1].id
-    assert (graph[repeated].op, once(graph, repeated)) == ("expand", W)
-    assert once(graph, W) == W
+    assert (graph[repeated].op, unbroadcast(graph, repeated)) == ("expand", W)
+    assert unbroadcast(graph, W) == W
     blown_up = graph_of(lambda m, x: x @ m.w.repeat(1, 2))
     tiled = blown_up[last(blown_up)].parents[1].id
-    assert once(blown_up, tiled) == tiled
+    assert unbroadcast(blown_up, tiled) == tiled
 
 
 def test_a_constant_is_what_no_input_flows_into() -> None:
@@ -110,7 +110,7 @@ def test_a_projection_knows_its_data_and_its_weight_in_either_order(function: Ca
     node = graph.nodes[-1]
     found = projection(graph, node)
     assert found is not None
-    assert (found.weight, unshaped(graph, found.data, MOVES)) == (W, graph.sources[0].id)
+    assert (found.weight, strip_views(graph, found.data, MOVES)) == (W, graph.sources[0].id)
     assert product(graph, node) is None
 
 
@@ -168,28 +168,28 @@ def test_a_square_a_weighed_input_and_a_sum_of_all_are_no_product(function: Call
 
 def test_what_is_computed_twice_in_the_same_way_is_one_value() -> None:
     graph = graph_of(lambda m, x: x.cos().exp() + x.cos().exp() + x.cos().sin())
-    assert first(graph, TensorId("/exp#1")) == "/exp#0"
-    assert first(graph, TensorId("/cos#2")) == "/cos#0"
-    assert first(graph, TensorId("/sin#0")) == "/sin#0"
+    assert value_number(graph, TensorId("/exp#1")) == "/exp#0"
+    assert value_number(graph, TensorId("/cos#2")) == "/cos#0"
+    assert value_number(graph, TensorId("/sin#0")) == "/sin#0"
 
 
 def test_other_arguments_and_other_places_make_other_values() -> None:
     graph = graph_of(lambda m, x: x.sum(0) + x.sum(1, keepdim=True) + (x - x.cos()) + (x.cos() - x))
-    assert first(graph, TensorId("/sum#1")) == "/sum#1"
-    assert first(graph, TensorId("/sub#1")) == "/sub#1"
+    assert value_number(graph, TensorId("/sum#1")) == "/sum#1"
+    assert value_number(graph, TensorId("/sub#1")) == "/sub#1"
     bounds = graph_of(lambda m, x: x.clamp(min=m.v) + x.clamp(max=m.v))
-    assert first(bounds, TensorId("/clamp#1")) == "/clamp#1"
+    assert value_number(bounds, TensorId("/clamp#1")) == "/clamp#1"
     halves = graph_of(lambda m, x: (lambda a, b: a + b)(*x.chunk(2)))
-    assert first(halves, TensorId("/chunk#0:1")) == "/chunk#0:1"
+    assert value_number(halves, TensorId("/chunk#0:1")) == "/chunk#0:1"
 
 
 def test_what_is_drawn_at_random_is_another_value_each_time() -> None:
     graph = graph_of(
         lambda m, x: F.dropout(x, 0.5, True) + F.dropout(x, 0.5, True) + torch.rand_like(x) * torch.rand_like(x)
     )
-    assert [first(graph, name) == name for name in (TensorId("/dropout#1"), TensorId("/rand_like#1"))] == [True, True]
+    assert [value_number(graph, name) == name for name in (TensorId("/dropout#1"), TensorId("/rand_like#1"))] == [True, True]
     idle = graph_of(lambda m, x: F.dropout(x.cos(), 0.5, False) + F.dropout(x.cos(), 0.5, False))
-    assert first(idle, TensorId("/dropout#1")) == "/dropout#0"
+    assert value_number(idle, TensorId("/dropout#1")) == "/dropout#0"
 
 
 @pytest.mark.parametrize(("p", "training", "drops"), [(0.5, True, True), (0.5, False, False), (0.0, True, False)])
@@ -209,25 +209,25 @@ def diamond() -> Graph:
 def test_a_climb_meets_what_is_near_first_and_each_value_once() -> None:
     graph = diamond()
     x = graph.sources[0].id
-    assert [node.id for node in climb(graph, last(graph), lambda node: True)] == ["/exp#0", "/mul#0", "/cos#0", "/sin#0", x]
+    assert [node.id for node in above(graph, last(graph), lambda node: True)] == ["/exp#0", "/mul#0", "/cos#0", "/sin#0", x]
 
 
 def test_a_climb_meets_what_it_may_not_go_through_and_nothing_above_it() -> None:
     graph = diamond()
-    assert [node.id for node in climb(graph, last(graph), frozenset(["exp"]))] == ["/exp#0", "/mul#0"]
+    assert [node.id for node in above(graph, last(graph), frozenset(["exp"]))] == ["/exp#0", "/mul#0"]
 
 
 def test_what_comes_after_a_value_stands_in_the_order_of_execution() -> None:
     graph = diamond()
     x = graph.sources[0].id
-    assert [node.id for node in after(graph, x, last(graph))] == ["/cos#0", "/sin#0", "/mul#0", "/exp#0"]
-    assert [node.id for node in after(graph, TensorId("/cos#0"), last(graph))] == ["/sin#0", "/mul#0", "/exp#0"]
-    assert [node.id for node in after(graph, x, last(graph), lambda node: node.op != "mul")] == ["/mul#0", "/exp#0"]
+    assert [node.id for node in between(graph, x, last(graph))] == ["/cos#0", "/sin#0", "/mul#0", "/exp#0"]
+    assert [node.id for node in between(graph, TensorId("/cos#0"), last(graph))] == ["/sin#0", "/mul#0", "/exp#0"]
+    assert [node.id for node in between(graph, x, last(graph), lambda node: node.op != "mul")] == ["/mul#0", "/exp#0"]
 
 
 def test_a_descent_meets_each_reader_with_the_way_to_it() -> None:
     graph = diamond()
-    found = [(node.op, [one.op for one in way]) for node, way in descend(graph, graph.sources[0], lambda node: True)]
+    found = [(node.op, [one.op for one in way]) for node, way in below(graph, graph.sources[0], lambda node: True)]
     assert found == [
         ("input", []),
         ("cos", ["input"]),
@@ -239,23 +239,23 @@ def test_a_descent_meets_each_reader_with_the_way_to_it() -> None:
 
 def test_a_descent_goes_below_its_start_and_no_further_than_it_is_let() -> None:
     graph = diamond()
-    assert [node.op for node, _ in descend(graph, graph.sources[0], frozenset(["cos"]))] == ["input", "cos", "sin", "mul"]
-    seen = [node.op for node, _ in ways(graph, graph.sources[0], lambda node, way: len(way) < 2)]
+    assert [node.op for node, _ in below(graph, graph.sources[0], frozenset(["cos"]))] == ["input", "cos", "sin", "mul"]
+    seen = [node.op for node, _ in paths(graph, graph.sources[0], lambda node, way: len(way) < 2)]
     assert seen == ["input", "cos", "sin", "mul"]
 
 
 def test_a_value_depends_on_what_it_is_computed_from() -> None:
     graph = diamond()
-    assert depends(graph, TensorId("/exp#0"), TensorId("/sin#0"))
-    assert depends(graph, TensorId("/sin#0"), TensorId("/sin#0"))
-    assert not depends(graph, TensorId("/sin#0"), TensorId("/cos#0"))
+    assert depends_on(graph, TensorId("/exp#0"), TensorId("/sin#0"))
+    assert depends_on(graph, TensorId("/sin#0"), TensorId("/sin#0"))
+    assert not depends_on(graph, TensorId("/sin#0"), TensorId("/cos#0"))
 
 
 def test_views_casts_and_copies_are_taken_off() -> None:
     graph = graph_of(lambda m, x: x.cos().view(3, 2).double().contiguous())
-    assert unshaped(graph, last(graph)) == "/cos#0"
+    assert strip_views(graph, last(graph)) == "/cos#0"
     turned = graph_of(lambda m, x: x.cos().t())
-    assert unshaped(turned, last(turned)) == "/t#0"
+    assert strip_views(turned, last(turned)) == "/t#0"
 
 
 def _overwritten(m: nn.Module, x: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ def _overwritten(m: nn.Module, x: Tensor) -> Tensor:
 def test_a_value_that_was_overwritten_is_not_what_it_was_before() -> None:
     graph = graph_of(_overwritten)
     (alias,) = [node.id for node in graph.nodes if node.op == "alias"]
-    assert unshaped(graph, alias) == alias
+    assert strip_views(graph, alias) == alias
 
 
 def test_views_and_the_bias_that_alone_read_a_projection_belong_to_it() -> None:

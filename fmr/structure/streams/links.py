@@ -6,8 +6,8 @@ from itertools import pairwise
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import depends
-from fmr.structure.streams.passage import CUTS, OVERWRITES, base, handed, passage, under_norm
+from fmr.structure.normal.match import depends_on
+from fmr.structure.streams.identity import CUTS, OVERWRITES, base, handed, identity_path, under_norm
 from fmr.structure.streams.stream import Write
 
 PARALLEL = 3
@@ -23,24 +23,24 @@ Starts = Mapping[TensorId, TensorId]
 
 def ends(graph: Graph, name: TensorId, found: Writes) -> Iterator[TensorId]:
     """Where a stream that a write begins with may have ended: written back into a whole, or normalised to it."""
-    yield from returned(graph, name, found)
+    yield from written_back(graph, name, found)
     yield from normed(graph, name)
 
 
 def normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
     """The base of a value, the value that was normalised or bent to it, and so on."""
-    above: TensorId | None = base(graph, name)
-    while above is not None:
-        yield above
-        above = under_norm(graph, above)
+    higher: TensorId | None = base(graph, name)
+    while higher is not None:
+        yield higher
+        higher = under_norm(graph, higher)
 
 
-def returned(graph: Graph, name: TensorId, found: Writes) -> list[TensorId]:
+def written_back(graph: Graph, name: TensorId, found: Writes) -> list[TensorId]:
     """The sums that were written back into a value on the way to this one, or laid beside the rest of it: a part of it was
     a stream for some writes."""
     sums: list[TensorId] = []
-    for node in (graph[one] for one in passage(graph, name)):
-        sums += [last.after for _, last in reversed(parted(graph, node, found))]
+    for node in (graph[one] for one in identity_path(graph, name)):
+        sums += [last.after for _, last in reversed(split_branches(graph, node, found))]
         if node.op in OVERWRITES or node.op == "cat":
             parts = [parent.id for parent in node.parents]
             rest = parts[:1] if node.op in OVERWRITES else [part for part in parts if part not in found]
@@ -57,7 +57,7 @@ def _goes_back(graph: Graph, found: Writes, part: TensorId, wholes: set[TensorId
     return write is not None
 
 
-def parted(graph: Graph, node: Node, found: Writes) -> list[tuple[Write, Write]]:
+def split_branches(graph: Graph, node: Node, found: Writes) -> list[tuple[Write, Write]]:
     """The first and the last write to each part of a value, where each part has writes of its own, none with what was made
     of another, and all are laid side by side again, in the order in which they begin; none of another op."""
     lasts = [last_write(graph, parent.id, found) for parent in node.parents] if node.op == "cat" else []
@@ -65,7 +65,7 @@ def parted(graph: Graph, node: Node, found: Writes) -> list[tuple[Write, Write]]
     if len(halves) < max(len(lasts), 2) or len({first and handed(graph, first.before) for first, _ in halves}) > 1:
         return []
     parts = sorted(((a, b) for a, b in halves if a is not None), key=lambda half: graph.place(half[0].after))
-    alone = (a is not b and not depends(graph, b.added, a.after) for (a, _), (b, _) in pairwise(parts))
+    alone = (a is not b and not depends_on(graph, b.added, a.after) for (a, _), (b, _) in pairwise(parts))
     return parts if all(alone) else []
 
 

@@ -8,21 +8,21 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, upright
+from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, orient_scores
 from fmr.structure.attention.softmax import Softmax
-from fmr.structure.normal.einsum import Letters, letters_of
-from fmr.structure.normal.indices import sources
+from fmr.structure.normal.einsum import Subscripts, subscripts_of
+from fmr.structure.normal.indices import dim_map
 from fmr.structure.normal.match import (
     MOVES,
     NORMS,
     SAME,
     SHAPE,
-    Way,
-    climb,
+    Path,
+    above,
+    below,
     contraction,
-    descend,
     is_constant,
-    ways,
+    paths,
     weighed_sum,
     weights,
 )
@@ -34,33 +34,33 @@ _SUMMED = SAME | {"add"}
 """What may lie between the products of the parts of a pattern and the sum of all."""
 
 
-class Use(NamedTuple):
-    """The product of a pattern with values, its letters (those of the pattern on the left), and its way into it."""
+class ValueProduct(NamedTuple):
+    """The product of a pattern with values, its subscripts (those of the pattern on the left), and its way into it."""
 
     node: Node
-    letters: Letters
+    subscripts: Subscripts
     v: TensorId
-    way: Way
+    way: Path
 
     @property
     def units(self) -> tuple[int, ...]:
         """The dimensions of the result that count the units of a value."""
-        return tuple(self.letters.result.index(letter) for letter in self.letters.alone(self.letters.right))
+        return tuple(self.subscripts.result.index(letter) for letter in self.subscripts.free(self.subscripts.right))
 
 
-def mix(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> Use | None:
+def value_product(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> ValueProduct | None:
     """The product with the values below a softmax, which takes what the scores are made of to see where heads are mixed."""
 
-    def through(node: Node, way: Way) -> bool:
+    def through(node: Node, way: Path) -> bool:
         if _hands_on(node) or _is_mixture(graph, node, softmax):
             return True
-        return scores is not None and mixes_heads(graph, scores.letters, (*scores.way, *way), node)
+        return scores is not None and mixes_heads(graph, scores.subscripts, (*scores.way, *way), node)
 
-    uses = (_use(graph, node, way) for node, way in ways(graph, softmax.node, through) if way)
+    uses = (_use(graph, node, way) for node, way in paths(graph, softmax.node, through) if way)
     return next((use for use in uses if use and use.units and not _is_multiplied(graph, softmax, use.way)), None)
 
 
-def _use(graph: Graph, node: Node, way: Way) -> Use | None:
+def _use(graph: Graph, node: Node, way: Path) -> ValueProduct | None:
     """The product with values that a node computes, on a way that began at a softmax; None where it computes none."""
     found = contraction(node) or weighed_sum(graph, node)
     if found is None:
@@ -70,8 +70,8 @@ def _use(graph: Graph, node: Node, way: Way) -> Use | None:
     pattern, values = (found.left, found.right) if first else (found.right, found.left)
     if weights(graph, values):
         return None
-    letters = letters_of(graph, found)
-    return Use(node, letters if first else letters.turned, values, way[: names.index(pattern) + 1])
+    subscripts = subscripts_of(graph, found)
+    return ValueProduct(node, subscripts if first else subscripts.swapped, values, way[: names.index(pattern) + 1])
 
 
 def _hands_on(node: Node) -> bool:
@@ -85,15 +85,15 @@ def _is_mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
         return False
     if any(is_constant(graph, parent.id) for parent in node.parents):
         return True
-    above = [list(climb(graph, parent.id, _hands_on)) for parent in node.parents]
-    others = [one for names in above if softmax.node not in names for one in names]
+    higher = [list(above(graph, parent.id, _hands_on)) for parent in node.parents]
+    others = [one for names in higher if softmax.node not in names for one in names]
     return any(one.op == "softmax" and not _is_of_scores(graph, one, softmax.dim) for one in others)
 
 
-def _is_multiplied(graph: Graph, softmax: Softmax, way: Way) -> bool:
+def _is_multiplied(graph: Graph, softmax: Softmax, way: Path) -> bool:
     """Whether a softmax is multiplied with another one of scores on its way."""
-    factors = (climb(graph, parent.id, _hands_on) for node in way if node.op == "mul" for parent in node.parents)
-    others = {node.id: node for above in factors for node in above if node.op == "softmax" and node.id != softmax.node.id}
+    factors = (above(graph, parent.id, _hands_on) for node in way if node.op == "mul" for parent in node.parents)
+    others = {node.id: node for higher in factors for node in higher if node.op == "softmax" and node.id != softmax.node.id}
     return any(_is_of_scores(graph, one, softmax.dim) for one in others.values())
 
 
@@ -104,9 +104,9 @@ def _is_of_scores(graph: Graph, node: Node, dim: int) -> bool:
 
 def unused(graph: Graph, softmax: Softmax) -> str:
     """Why a softmax of scores is no attention: nothing is multiplied by it alone."""
-    for node, way in descend(graph, softmax.node, _adds_on):
+    for node, way in below(graph, softmax.node, _adds_on):
         met = contraction(node) is not None and any(one.op in ("add", "sub", "mul") for one in way)
-        if met and sum(one.op == "softmax" for one in climb(graph, way[-1].id, _adds_on)) > 1:
+        if met and sum(one.op == "softmax" for one in above(graph, way[-1].id, _adds_on)) > 1:
             return "a sum, a difference or a product of it and another softmax weighs the values"
     return "nothing below the softmax multiplies values by it"
 
@@ -118,73 +118,73 @@ def _adds_on(node: Node) -> bool:
 class Parts(NamedTuple):
     """The products of the parts of a pattern with values of their own, and the sum of all."""
 
-    uses: tuple[Use, ...]
+    uses: tuple[ValueProduct, ...]
     total: Node
 
-    def first(self, graph: Graph, scores: Scores) -> Use:
+    def first(self, graph: Graph, scores: Scores) -> ValueProduct:
         """The product with the values that belong to these keys: with as many."""
-        letters = scores.letters
-        keys = _size(graph[scores.k], letters.right, letters.alone(letters.right)[-1:])
-        alike = (use for use in self.uses if _size(graph[use.v], use.letters.right, use.letters.summed) == keys)
+        subscripts = scores.subscripts
+        keys = _size(graph[scores.k], subscripts.right, subscripts.free(subscripts.right)[-1:])
+        alike = (use for use in self.uses if _size(graph[use.v], use.subscripts.right, use.subscripts.contracted) == keys)
         return next(alike, self.uses[0])
 
-    def whole(self, use: Use) -> Way:
+    def whole(self, use: ValueProduct) -> Path:
         """The way of the pattern to where it is cut."""
         others = [{node.id for node in one.way} for one in self.uses]
         return tuple(node for node in use.way if all(node.id in names for names in others))
 
 
-def _size(node: Node, word: str, letters: str) -> int:
-    return math.prod(size for letter, size in zip(word, node.shape, strict=True) if letter in letters)
+def _size(node: Node, word: str, subscripts: str) -> int:
+    return math.prod(size for letter, size in zip(word, node.shape, strict=True) if letter in subscripts)
 
 
-def parts_of(graph: Graph, softmax: Softmax, use: Use) -> Parts:
+def split_keys(graph: Graph, softmax: Softmax, use: ValueProduct) -> Parts:
     """The product with the values alone, or all whose sum it is part of, where each weighs by a cut of the pattern."""
     uses = (use, *_beside(graph, softmax, use)) if _is_cut(use, softmax.dim) else (use,)
     total = _total(graph, uses) if len(uses) > 1 else None
     return Parts(uses, total) if total is not None else Parts((use,), use.node)
 
 
-def _beside(graph: Graph, softmax: Softmax, use: Use) -> Iterator[Use]:
+def _beside(graph: Graph, softmax: Softmax, use: ValueProduct) -> Iterator[ValueProduct]:
     """The other products that weigh values by a cut of the same pattern."""
-    for node, way in descend(graph, softmax.node, _hands_on):
+    for node, way in below(graph, softmax.node, _hands_on):
         other = _use(graph, node, way) if way and node is not use.node and node.shape == use.node.shape else None
         if other is not None and _is_cut(other, softmax.dim):
             yield other
 
 
-def _total(graph: Graph, uses: tuple[Use, ...]) -> Node | None:
+def _total(graph: Graph, uses: tuple[ValueProduct, ...]) -> Node | None:
     """The add in which the last of some products joins the sum of all."""
     own = {use.node.id for use in uses}
-    for node, _ in descend(graph, uses[0].node, _SUMMED):
-        above = climb(graph, node.id, lambda one: one.op in _SUMMED and one.id not in own)
-        if node.op == "add" and own <= {one.id for one in above}:
+    for node, _ in below(graph, uses[0].node, _SUMMED):
+        higher = above(graph, node.id, lambda one: one.op in _SUMMED and one.id not in own)
+        if node.op == "add" and own <= {one.id for one in higher}:
             return node
     return None
 
 
-def _is_cut(use: Use, dim: int) -> bool:
+def _is_cut(use: ValueProduct, dim: int) -> bool:
     """Whether a part is taken of the dimension that a softmax is over."""
     return any(len(a.shape) == len(b.shape) and b.shape[dim] < a.shape[dim] and b.op in SHAPE for a, b in pairwise(use.way))
 
 
-def oriented(graph: Graph, scores: Scores, use: Use, dim: int) -> Scores:
+def orient(graph: Graph, scores: Scores, use: ValueProduct, dim: int) -> Scores:
     """The scores with queries and keys told apart: keys are what the product with the values sums over.
 
     dim: what the softmax is over, which tells where only a part of the keys reaches the product.
     """
-    letters = use.letters
-    place = sources(graph, use.way)[letters.left.index(letters.summed[-1])] if letters.summed else None
-    place = sources(graph, scores.way)[dim if place is None else place]
-    if place is not None and scores.letters.result[place] in scores.letters.alone(scores.letters.left):
-        scores = scores.turned
-    return upright(graph, scores)
+    subscripts = use.subscripts
+    place = dim_map(graph, use.way)[subscripts.left.index(subscripts.contracted[-1])] if subscripts.contracted else None
+    place = dim_map(graph, scores.way)[dim if place is None else place]
+    if place is not None and scores.subscripts.result[place] in scores.subscripts.free(scores.subscripts.left):
+        scores = scores.swapped
+    return orient_scores(graph, scores)
 
 
-def hands_out(graph: Graph, use: Use, dim: int) -> bool:
+def hands_out(graph: Graph, use: ValueProduct, dim: int) -> bool:
     """Whether a product hands one value out to the places that a softmax chooses among, and sums over nothing."""
     start, end = use.way[0].shape, use.way[-1].shape
-    summed = [n for n, letter in enumerate(use.letters.left) if letter in use.letters.summed]
+    summed = [n for n, letter in enumerate(use.subscripts.left) if letter in use.subscripts.contracted]
     if start[dim] == 1 or any(end[n] > 1 for n in summed):
         return False
-    return any(place == dim % len(start) for n, place in enumerate(sources(graph, use.way)) if n not in summed)
+    return any(place == dim % len(start) for n, place in enumerate(dim_map(graph, use.way)) if n not in summed)

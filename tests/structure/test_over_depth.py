@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from fmr.structure.streams.depth import over_depth
-from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.over_depth import over_depth
 from tests.small import Fn
 
 

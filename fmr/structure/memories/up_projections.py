@@ -7,8 +7,8 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import read_dims
 from fmr.structure.normal.match import (
+    CONVOLUTIONS,
     ELEMENTWISE,
-    LINEAR,
     MOVES,
     NONLINEAR,
     NORMS,
@@ -29,7 +29,7 @@ STRAIGHT, GATED, BENT = range(3)
 """What a way meets: nothing but linear ops, a product with another way, a nonlinearity."""
 
 
-class Up(NamedTuple):
+class UpProjection(NamedTuple):
     """A first projection, what it meets on its way to the second one, and what enters that."""
 
     projection: Projection
@@ -46,12 +46,12 @@ class _Step(NamedTuple):
     windowed: bool
 
 
-def ups_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[Up]:
+def ups_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[UpProjection]:
     """The first projections above a second one, through elementwise ops alone; empty where anything else flows in.
 
     A convolution of each unit alone may lie below the projection, but nothing may bend between the two.
     """
-    found: list[Up] = []
+    found: list[UpProjection] = []
     waiting = [_Step(down.data, STRAIGHT, down.data, False)]
     seen = {waiting[0][:2]}
     while waiting and len(seen) < _MOST:
@@ -59,14 +59,14 @@ def ups_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[
         node = graph[step.name]
         up = projection(graph, node) if not _is_depthwise(graph, node) else None
         if up is not None:
-            found.append(Up(up, step.bent, step.pre if step.bent else step.name))
+            found.append(UpProjection(up, step.bent, step.pre if step.bent else step.name))
         elif _goes_on(graph, node, down) and step.name not in stream:
             bends = _bends(graph, node, step.bent == STRAIGHT or step.windowed)
             if step.windowed and bends > STRAIGHT:
                 return []
-            above = [one for one in _above(graph, step, node, down, bends) if one[:2] not in seen]
-            seen.update(one[:2] for one in above)
-            waiting += above
+            higher = [one for one in _above(graph, step, node, down, bends) if one[:2] not in seen]
+            seen.update(one[:2] for one in higher)
+            waiting += higher
         elif not is_constant(graph, step.name):
             return []
     return [] if waiting else found
@@ -81,7 +81,7 @@ def _goes_on(graph: Graph, node: Node, down: Projection) -> bool:
 
 def _is_depthwise(graph: Graph, node: Node) -> bool:
     """Whether a node is a convolution of each unit alone."""
-    shape = graph[node.parents[1].id].shape if node.op in LINEAR and len(node.parents) > 1 else ()
+    shape = graph[node.parents[1].id].shape if node.op in CONVOLUTIONS and len(node.parents) > 1 else ()
     return len(shape) > 2 and shape[1] == 1 < shape[0] and max(shape[2:]) > 1
 
 
@@ -110,5 +110,5 @@ def _above(graph: Graph, step: _Step, node: Node, down: Projection, bends: int) 
 
 def _coefficients(graph: Graph, node: Node, down: Projection) -> list[TensorId]:
     """The operands of a node that have a number for each memory; one for all of them is only a share."""
-    wide = [p.id for p in node.parents if down.node.op in LINEAR or not node.shape or graph[p.id].shape[-1:] != (1,)]
+    wide = [p.id for p in node.parents if down.node.op in CONVOLUTIONS or not node.shape or graph[p.id].shape[-1:] != (1,)]
     return wide if node.op in ("mul", "div") and wide else [parent.id for parent in node.parents]

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import MASKING, MOVES, depends, descend
-from fmr.structure.streams.chain import PARALLEL, Starts, Writes, ends, last_write, normed, start_of
-from fmr.structure.streams.passage import base
+from fmr.structure.normal.match import MASKING, MOVES, below, depends_on
+from fmr.structure.streams.identity import base
+from fmr.structure.streams.links import PARALLEL, Starts, Writes, ends, last_write, normed, start_of
 from fmr.structure.streams.stream import Write
 
 _SCORED = MOVES | MASKING
@@ -16,11 +16,11 @@ _SCORED = MOVES | MASKING
 
 def is_bias_of_scores(graph: Graph, node: Node) -> bool:
     """Whether a sum only goes into softmaxes: a bias that several layers share is no stream that their scores write to."""
-    below = (one.op for one, way in descend(graph, node, _SCORED) if way and one.op not in _SCORED)
-    return next(below, None) == "softmax" and all(op == "softmax" for op in below)
+    lower = (one.op for one, way in below(graph, node, _SCORED) if way and one.op not in _SCORED)
+    return next(lower, None) == "softmax" and all(op == "softmax" for op in lower)
 
 
-def is_stream_beside(graph: Graph, added: TensorId, before: TensorId, found: Writes, starts: Starts) -> bool:
+def is_shift_of_norm(graph: Graph, added: TensorId, before: TensorId, found: Writes, starts: Starts) -> bool:
     """Whether what is added is a stream, or a product of one, that did not begin with what it is added to, which is on none:
     a shift that is given to a scaled norm."""
     if start_of(graph, before, found, starts) is not None:
@@ -28,7 +28,7 @@ def is_stream_beside(graph: Graph, added: TensorId, before: TensorId, found: Wri
     made = graph[added]
     names = [parent.id for parent in made.parents] if made.op == "mul" else [added]
     others = (start_of(graph, name, found, starts) for name in names)
-    return any(start is not None and not depends(graph, start, base(graph, before)) for start in others)
+    return any(start is not None and not depends_on(graph, start, base(graph, before)) for start in others)
 
 
 def positions(graph: Graph, found: Writes) -> set[TensorId]:
@@ -48,10 +48,10 @@ def positions(graph: Graph, found: Writes) -> set[TensorId]:
                 yield from (other for other in begun.get(name, ()) if other is not write)
 
     alone = (write for write in found.values() if write.after not in begun)
-    return {write.after for write in alone if any(depends(graph, other.added, write.after) for other in others(write))}
+    return {write.after for write in alone if any(depends_on(graph, other.added, write.after) for other in others(write))}
 
 
-def is_read_off(graph: Graph, write: Write, found: Writes, starts: Starts) -> bool:
+def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> bool:
     """Whether what is added and what it is added to are both read off another stream, and the one knows the other through
     that stream alone: values that are mixed over depth, skips and logits that are summed up."""
     own, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
@@ -63,12 +63,12 @@ def is_read_off(graph: Graph, write: Write, found: Writes, starts: Starts) -> bo
         if here in found and here not in own:
             met.append(here)
             continue
-        above = [parent.id for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
-        seen.update(above)
-        waiting += above
+        higher = [parent.id for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
+        seen.update(higher)
+        waiting += higher
     start = base(graph, starts[write.after])
     others = {base(graph, starts[one]) for one in met} - {start}
-    return any(depends(graph, start, other) for other in others) or _is_read_again(graph, write, others, found, starts)
+    return any(depends_on(graph, start, other) for other in others) or _is_read_again(graph, write, others, found, starts)
 
 
 def _is_read_again(graph: Graph, write: Write, others: set[TensorId], found: Writes, starts: Starts) -> bool:
@@ -76,7 +76,7 @@ def _is_read_again(graph: Graph, write: Write, others: set[TensorId], found: Wri
     if not others or starts[write.after] != write.origin or list(starts.values()).count(write.origin) > 1:
         return False
     later = (one for one in found.values() if base(graph, starts[one.after]) in others)
-    return any(depends(graph, one.added, write.after) for one in later)
+    return any(depends_on(graph, one.added, write.after) for one in later)
 
 
 def _back(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:

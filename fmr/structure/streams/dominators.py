@@ -28,20 +28,20 @@ class Flow:
     """
 
     def __init__(self, graph: Graph, conditions: bool = True) -> None:
-        self.above: dict[TensorId, TensorId | None] = {}
+        self.higher: dict[TensorId, TensorId | None] = {}
         self._depth: dict[TensorId | None, int] = {None: 0}
         for node in graph.nodes:
-            parents = [parent.id for parent in node.parents if parent in self.above]
+            parents = [parent.id for parent in node.parents if parent in self.higher]
             if not conditions:
                 parents = [name for name in parents if not _conditions(graph, name, node)] or parents
             begins = node.op in ("input", "opaque", "embedding") and not is_constant(graph, node.id)
             if node.dtype.is_floating_point and (parents or begins):
                 nearest = self._meet(parents) if parents else None
-                self.above[node.id], self._depth[node.id] = nearest, self._depth[nearest] + 1
+                self.higher[node.id], self._depth[node.id] = nearest, self._depth[nearest] + 1
 
     def __contains__(self, name: TensorId) -> bool:
         """Whether a value carries data."""
-        return name in self.above
+        return name in self.higher
 
     def dominates(self, name: TensorId, other: TensorId) -> bool:
         """Whether all data of a value comes through another one, or is that one."""
@@ -58,14 +58,14 @@ class Flow:
             while found != other:
                 if self._depth[found] < self._depth[other]:
                     found, other = other, found
-                found = self.above[found] if found is not None else None
+                found = self.higher[found] if found is not None else None
         return found
 
     @cached_property
-    def below(self) -> dict[TensorId | None, list[TensorId]]:
+    def lower(self) -> dict[TensorId | None, list[TensorId]]:
         """The values of which each is the nearest dominator, in execution order."""
         found: dict[TensorId | None, list[TensorId]] = {}
-        for name, nearest in self.above.items():
+        for name, nearest in self.higher.items():
             found.setdefault(nearest, []).append(name)
         return found
 
@@ -74,7 +74,7 @@ class Flow:
         """Where a walk over the tree enters and leaves what each value dominates."""
         entered: dict[TensorId, int] = {}
         left: dict[TensorId, tuple[int, int]] = {}
-        waiting = [(name, False) for name in self.below.get(None, ())]
+        waiting = [(name, False) for name in self.lower.get(None, ())]
         while waiting:
             name, back = waiting.pop()
             if back:
@@ -82,5 +82,5 @@ class Flow:
                 continue
             entered[name] = len(entered)
             waiting.append((name, True))
-            waiting.extend((child, False) for child in self.below.get(name, ()))
+            waiting.extend((child, False) for child in self.lower.get(name, ()))
         return left

@@ -6,11 +6,11 @@ from math import prod
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.einsum import letters_of
-from fmr.structure.normal.indices import sources
-from fmr.structure.normal.match import MOVES, SAME, contraction, descend, weighed_sum
-from fmr.structure.streams.dominate import Flow
-from fmr.structure.streams.passage import handed
+from fmr.structure.normal.einsum import subscripts_of
+from fmr.structure.normal.indices import dim_map
+from fmr.structure.normal.match import MOVES, SAME, below, contraction, weighed_sum
+from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.identity import handed
 
 
 def over_depth(graph: Graph, flow: Flow) -> dict[TensorId, list[TensorId]]:
@@ -51,8 +51,8 @@ def _laid(graph: Graph, name: TensorId, dim: int) -> Iterator[TensorId]:
 def _sums(graph: Graph, stack: Node, dim: int) -> Iterator[Node]:
     """The nodes that sum up what lies one on another, after norms, views and scaling; a plain sum is an add."""
     size = prod(stack.shape)
-    below = descend(graph, stack, lambda one: contraction(one) is None and prod(one.shape) == size)
-    return (node for node, way in below if way and not _is_plain(node, way) and _over(graph, stack, dim, node))
+    lower = below(graph, stack, lambda one: contraction(one) is None and prod(one.shape) == size)
+    return (node for node, way in lower if way and not _is_plain(node, way) and _over(graph, stack, dim, node))
 
 
 def _is_plain(node: Node, way: tuple[Node, ...]) -> bool:
@@ -75,9 +75,9 @@ def _over(graph: Graph, stack: Node, dim: int, node: Node) -> bool:
     """Whether a node sums up its operand over a dimension of a stack, and over no other."""
     found = contraction(node) or weighed_sum(graph, node)
     if found is not None:
-        words = letters_of(graph, found)
+        words = subscripts_of(graph, found)
         return any(
-            _is_at(graph, stack, dim, operand, [n for n, letter in enumerate(word) if letter in words.summed])
+            _is_at(graph, stack, dim, operand, [n for n, letter in enumerate(word) if letter in words.contracted])
             for operand, word in ((found.left, words.left), (found.right, words.right))
         )
     if node.op not in ("sum", "mean") or not node.parents:
@@ -93,4 +93,4 @@ def _is_at(graph: Graph, stack: Node, dim: int, operand: TensorId, dims: list[in
     if len(dims) != 1 or prod(graph[operand].shape) != prod(stack.shape):
         return False
     way = dict.fromkeys((stack.id, *(node.id for node in graph.between(stack.id, operand)), operand))
-    return sources(graph, tuple(graph[name] for name in way))[dims[0]] == dim
+    return dim_map(graph, tuple(graph[name] for name in way))[dims[0]] == dim

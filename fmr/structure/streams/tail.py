@@ -7,9 +7,19 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import ids_in
 from fmr.nodes import Node
-from fmr.structure.normal.match import NONLINEAR, NORMS, climb, contraction, depends, projection
-from fmr.structure.streams.dominate import Flow
-from fmr.structure.streams.passage import CUTS, HANDED, OVERWRITES, POOLS, REDUCED, continued, handed, modulated, norms
+from fmr.structure.normal.match import NONLINEAR, NORMS, above, contraction, depends_on, projection
+from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.identity import (
+    CUTS,
+    HANDED,
+    OVERWRITES,
+    POOLS,
+    REDUCED,
+    adaptive_norm,
+    handed,
+    identity_input,
+    norms,
+)
 
 
 def ending(
@@ -28,7 +38,7 @@ def ending(
         last = on
         points.append(last)
     norm = _final_norm(graph, last)
-    if norm is not None and any(depends(graph, reader.id, norm) for reader in graph.readers(last) if reader.id != norm):
+    if norm is not None and any(depends_on(graph, reader.id, norm) for reader in graph.readers(last) if reader.id != norm):
         norm = None  # the stream goes on, in a way that is not understood, with what was made of its norm
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
         points.append(readers[0].id)
@@ -42,7 +52,7 @@ def exits(graph: Graph, points: Iterable[TensorId], last: TensorId) -> list[Tens
     """The norms through which values of a stream leave it on the way: nothing that is written to it depends on them."""
     readers = (reader for point in points if point != last for reader in graph.readers(point))
     found = [reader.id for reader in readers if reader.op in NORMS]
-    needed = {node.id for node in climb(graph, last, lambda node: True)} if found else set()
+    needed = {node.id for node in above(graph, last, lambda node: True)} if found else set()
     return [name for name in found if name not in needed]
 
 
@@ -62,15 +72,15 @@ def _scaled(graph: Graph, last: TensorId) -> TensorId | None:
     readers = graph.readers(last)
     if len(readers) != 1:
         return None
-    if readers[0].op in ("mul", "div", "add") and continued(graph, readers[0]) == last:
+    if readers[0].op in ("mul", "div", "add") and identity_input(graph, readers[0]) == last:
         return readers[0].id
     return _modulated(graph, last)
 
 
 def _modulated(graph: Graph, name: TensorId) -> TensorId | None:
     """A value scaled and shifted by a condition."""
-    below = (after for reader in graph.readers(name) if reader.op == "mul" for after in graph.readers(reader.id))
-    return next((after.id for after in below if modulated(graph, after) == name), None)
+    lower = (after for reader in graph.readers(name) if reader.op == "mul" for after in graph.readers(reader.id))
+    return next((after.id for after in lower if adaptive_norm(graph, after) == name), None)
 
 
 def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:

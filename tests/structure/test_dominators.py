@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 import fmr
 from fmr.ids import TensorId
-from fmr.structure.streams.dominate import Flow
+from fmr.structure.streams.dominators import Flow
 
 
 class Diamonds(nn.Module):
@@ -24,7 +24,7 @@ class Diamonds(nn.Module):
 def test_every_path_runs_through_the_dominators() -> None:
     run = fmr.run(Diamonds(), torch.arange(4)[None], torch.ones(1, 4, dtype=torch.long))
     flow = Flow(run.graph)
-    nearest = {str(name): above and str(above) for name, above in flow.above.items()}
+    nearest = {str(name): higher and str(higher) for name, higher in flow.higher.items()}
     assert nearest == {
         "table/embedding#0": None,
         "a/linear#0": "table/embedding#0",
@@ -56,5 +56,5 @@ def test_two_inputs_have_no_common_dominator() -> None:
             return (x + y).exp()
 
     flow = Flow(fmr.run(Sum(), torch.ones(2), torch.ones(2)).graph)
-    assert flow.above[TensorId("/add#0")] is None
+    assert flow.higher[TensorId("/add#0")] is None
     assert flow.dominates(TensorId("/add#0"), TensorId("/exp#0"))

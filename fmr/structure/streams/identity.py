@@ -15,13 +15,13 @@ from fmr.structure.normal.match import (
     NORMS,
     SAME,
     STATISTICS,
-    climb,
+    above,
+    below,
     contraction,
-    descend,
-    first,
     is_constant,
     product,
     projection,
+    value_number,
     weights,
 )
 
@@ -55,10 +55,10 @@ def unchanged(graph: Graph, name: TensorId) -> TensorId:
     """The value under casts to its own type and other ops that hand on the very same numbers."""
     node = graph[name]
     while node.op in ("to", "contiguous", "detach") and node.parents:
-        above = graph[node.parents[0].id]
-        if (above.shape, above.dtype) != (node.shape, node.dtype):
+        higher = graph[node.parents[0].id]
+        if (higher.shape, higher.dtype) != (node.shape, node.dtype):
             break
-        node = above
+        node = higher
     return node.id
 
 
@@ -72,18 +72,18 @@ def handed(graph: Graph, name: TensorId) -> TensorId:
 
 def base(graph: Graph, name: TensorId) -> TensorId:
     """The value that a stream carries, seen through casts, dropout, views, mixing, constant scales and constant biases."""
-    return passage(graph, name)[-1]
+    return identity_path(graph, name)[-1]
 
 
-def passage(graph: Graph, name: TensorId) -> list[TensorId]:
+def identity_path(graph: Graph, name: TensorId) -> list[TensorId]:
     """A value, what it was made of without new numbers but scales and biases, and so on up to the base."""
     way = [graph[name].id]
-    while (above := continued(graph, graph[way[-1]])) is not None:
-        way.append(above)
+    while (higher := identity_input(graph, graph[way[-1]])) is not None:
+        way.append(higher)
     return way
 
 
-def continued(graph: Graph, node: Node) -> TensorId | None:
+def identity_input(graph: Graph, node: Node) -> TensorId | None:
     """The value that goes on in a node: scaled, mixed or cut; None where the node makes a new one."""
     if node.op == "to" or node.op in OVERWRITES:
         return node.parents[0].id if node.parents else None  # `x.type_as(y)` reads y for its type alone
@@ -94,13 +94,13 @@ def continued(graph: Graph, node: Node) -> TensorId | None:
         return data[0] if len(data) == 1 else None
     if node.op == "add" and 0 < len(node.parents) < 3:
         data = [parent.id for parent in node.parents if not _is_bias(graph, node, parent.id)]
-        return data[0] if len(data) == 1 else resumed(graph, node) or modulated(graph, node)
-    return mixed(graph, node)
+        return data[0] if len(data) == 1 else reweighted(graph, node) or adaptive_norm(graph, node)
+    return hyper_connection(graph, node)
 
 
 def _is_mask(graph: Graph, name: TensorId) -> bool:
     """Whether a value is made of whole numbers or truth values alone: by casts, views and sums, as masks are."""
-    made = climb(graph, name, lambda node: node.dtype.is_floating_point and node.op in _STILL | _OF_MASKS)
+    made = above(graph, name, lambda node: node.dtype.is_floating_point and node.op in _STILL | _OF_MASKS)
     return all(not node.dtype.is_floating_point or node.op in _STILL | _OF_MASKS for node in made)
 
 
@@ -110,7 +110,7 @@ def _is_bias(graph: Graph, node: Node, name: TensorId) -> bool:
     return prod(shape) == max(shape, default=1) and shape != node.shape and bool(weights(graph, name))
 
 
-def mixed(graph: Graph, node: Node) -> TensorId | None:
+def hyper_connection(graph: Graph, node: Node) -> TensorId | None:
     """The streams that a small matrix for each position mixes (hyper-connections, Zhu et al. 2024); None for another op.
 
     The matrix is square in the dimension before the last, or has one more row for what a layer reads, and is projected from
@@ -125,13 +125,13 @@ def mixed(graph: Graph, node: Node) -> TensorId | None:
     if graph[found.left].shape != (*node.shape[:-1], count):
         return None
     streams = base(graph, found.right)
-    above = climb(graph, found.left, lambda one: one.id != streams and contraction(one) is None)
-    if any(product(graph, one) is not None for one in above if one.id != streams):
+    higher = above(graph, found.left, lambda one: one.id != streams and contraction(one) is None)
+    if any(product(graph, one) is not None for one in higher if one.id != streams):
         return None
     return found.right
 
 
-def resumed(graph: Graph, node: Node) -> TensorId | None:
+def reweighted(graph: Graph, node: Node) -> TensorId | None:
     """The later of two values that an add mixes, where the earlier is a part of it: the one has all terms of the other."""
     if node.op != "add" or len(node.parents) != 2:
         return None
@@ -166,7 +166,7 @@ def _terms(graph: Graph, node: Node) -> list[TensorId]:
     return data if len(data) == 1 else []
 
 
-def modulated(graph: Graph, node: Node) -> TensorId | None:
+def adaptive_norm(graph: Graph, node: Node) -> TensorId | None:
     """The value that an add goes on with where it is scaled and shifted by what was made of one condition."""
     if node.op != "add" or len(node.parents) != 2:
         return None
@@ -185,10 +185,10 @@ def _condition(graph: Graph, name: TensorId) -> TensorId:
     if node.op == "add" and len(node.parents) == 1:
         node = graph[handed(graph, node.parents[0].id)]
     found = projection(graph, node)
-    return first(graph, handed(graph, found.data) if found is not None else node.id)
+    return value_number(graph, handed(graph, found.data) if found is not None else node.id)
 
 
-class Gated(NamedTuple):
+class Highway(NamedTuple):
     """A sum of two products: `x` times a `gate` is what is kept, and `y` times another gate is added."""
 
     kept: TensorId
@@ -198,7 +198,7 @@ class Gated(NamedTuple):
     y: TensorId
 
 
-def gated(graph: Graph, node: Node) -> Iterator[Gated]:
+def highway(graph: Graph, node: Node) -> Iterator[Highway]:
     """The readings of a node as `gate * x + other * y`: one gate is what the other leaves of one, or both are sigmoids."""
     if node.op != "add" or len(node.parents) != 2:
         return
@@ -210,7 +210,7 @@ def gated(graph: Graph, node: Node) -> Iterator[Gated]:
                 bounded = all(made.op == "sigmoid" for made in pair)
                 rest = _rest(graph, *pair) or _rest(graph, *reversed(pair))
                 if graph[x].shape == node.shape and (bounded or rest):
-                    yield Gated(kept, added, gate, x, y)
+                    yield Highway(kept, added, gate, x, y)
 
 
 def _factors(graph: Graph, name: TensorId) -> list[tuple[TensorId, TensorId]]:
@@ -230,11 +230,11 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
     node, projected = graph[name], 0
     while node.id != origin:
         found = projection(graph, node)
-        above = found.data if found is not None else _step_above(graph, node)
-        if above is None:
+        higher = found.data if found is not None else _step_above(graph, node)
+        if higher is None:
             return None
         projected += found is not None
-        node = graph[above]
+        node = graph[higher]
     return projected if projected < 2 else None
 
 
@@ -242,7 +242,7 @@ def _step_above(graph: Graph, node: Node) -> TensorId | None:
     """The value that a shortcut goes on from: normed, pooled, scaled or whole."""
     if node.op in NORMS | POOLS | REDUCED and node.parents:
         return node.parents[0].id
-    return None if _cut(graph, node) else continued(graph, node)
+    return None if _cut(graph, node) else identity_input(graph, node)
 
 
 def _cut(graph: Graph, node: Node) -> bool:
@@ -262,9 +262,9 @@ def under_norm(graph: Graph, name: TensorId) -> TensorId | None:
         inner = node.op in NORM_PARTS and (node.op != "add" or len(node.parents) == 1)
         return node.id == name or (inner and not weights(graph, node.id))
 
-    above = list(climb(graph, name, of_norm))
-    roots = [node.id for node in above if not of_norm(node) and not weights(graph, node.id)]
-    statistic = any(node.op in STATISTICS for node in above if of_norm(node))
+    higher = list(above(graph, name, of_norm))
+    roots = [node.id for node in higher if not of_norm(node) and not weights(graph, node.id)]
+    statistic = any(node.op in STATISTICS for node in higher if of_norm(node))
     return base(graph, roots[0]) if len(roots) == 1 and statistic else None
 
 
@@ -273,8 +273,8 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
     found = [reader.id for reader in graph.readers(name) if reader.op in NORMS]
     if found:
         return found
-    below = [node for node, _ in descend(graph, graph[name], lambda node: node.op in NORM_PARTS)]
-    parts = [node for node in below if node.op in NORM_PARTS and node.id != name]
+    lower = [node for node, _ in below(graph, graph[name], lambda node: node.op in NORM_PARTS)]
+    parts = [node for node in lower if node.op in NORM_PARTS and node.id != name]
     last = max(parts, key=graph.place, default=None)
     if last is None or last.shape != graph[name].shape or not any(node.op in STATISTICS for node in parts):
         return []
@@ -283,6 +283,6 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
 
 def _unscaled(graph: Graph, node: Node) -> Node:
     """A norm without the plain number that it is multiplied by after its weight."""
-    above = graph[node.parents[0].id]
-    gained = above.op in ("mul", "add") and any(weights(graph, parent.id) for parent in above.parents)
-    return above if node.op in ("mul", "div") and len(node.parents) == 1 and gained else node
+    higher = graph[node.parents[0].id]
+    gained = higher.op in ("mul", "add") and any(weights(graph, parent.id) for parent in higher.parents)
+    return higher if node.op in ("mul", "div") and len(node.parents) == 1 and gained else node
