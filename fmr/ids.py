@@ -186,7 +186,8 @@ class Site:
         if self.where and here and here.rpartition("/")[2] != self.where.rpartition("/")[2]:
             raise IdError(
                 f"{self!r} was found as the value that {self.where} makes. In this pass {here} makes {str(self.id)!r}, "
-                f"which is another value: the model took another branch. Locate it in this run or pass: fmr.locate(run.passes[i])."
+                "which is another value: the model took another branch. Locate it in this run or pass: "
+                "fmr.locate(run.passes[i])."
             )
 
     def of(self, value: torch.Tensor) -> torch.Tensor:
