@@ -41,6 +41,7 @@ notebooks: $(DEV) graphviz
 
 bench: $(DEV)
 	@$(PY) etc/bench/engine.py $(BENCH)
+	@$(PY) etc/bench/edits.py $(BENCH)
 
 bench-peers:
 	@$(find_python); $$python etc/bench/peers.py $(BENCH)

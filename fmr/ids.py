@@ -181,6 +181,15 @@ class Site:
         """The same site of a value that is made at this call site."""
         return replace(self, where=where)
 
+    def check_made_at(self, here: str) -> None:
+        """Raise where the value of this ID is made at another call site; files are told by their names alone."""
+        if self.where and here and here.rpartition("/")[2] != self.where.rpartition("/")[2]:
+            raise IdError(
+                f"{self!r} was found as the value that {self.where} makes. In this pass {here} makes {str(self.id)!r}, "
+                "which is another value: the model took another branch. Locate it in this run or pass: "
+                "fmr.locate(run.passes[i])."
+            )
+
     def of(self, value: torch.Tensor) -> torch.Tensor:
         """The selected part of the tensor; an int drops its axis, a slice or a list keeps it."""
         return value[self.index(value)] if self.selection else value

@@ -80,7 +80,7 @@ def under(case: Case, make: Callable[[], TorchFunctionMode]) -> Variant:
 
 def hooked(case: Case) -> Variant:
     """The forward with a hook on each attention module that keeps its pattern."""
-    modules = [block.attn for block in case.model.transformer.h]
+    modules = [module for name, module in case.model.named_modules() if name.endswith("attn")]
 
     def variant() -> object:
         kept: list[torch.Tensor] = []
@@ -102,6 +102,13 @@ def row(what: str, value: str, spread: str, budget: str, verdict: str, floors: s
     print(f"{what:<50} {value:>8}  {spread:<11}  {budget:>7}  {verdict:<4}  {floors}".rstrip(), flush=True)
 
 
+def heading(what: str) -> None:
+    """Print how the rows were measured, and what their columns are."""
+    print(f"{what}: CPU time on one torch thread, no_grad, eval, eager attention, use_cache=False.")
+    print("Medians over rounds of variant / plain forward of the same round, in turns in one process; spread: quartiles.\n")
+    row("what", "measured", "spread", "budget", "", "floors")
+
+
 def judged(what: str, ratio: Ratio, budget: float | None = None, **floors: Ratio) -> None:
     """Print a measured ratio beside its budget and the floors."""
     beside = ", ".join(f"{name.replace('_', ' ')} {floor}" for name, floor in floors.items())
@@ -116,6 +123,14 @@ def gpt2(attention: str = "eager", **shape: int) -> nn.Module:
     """A GPT-2 architecture with seeded random weights."""
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(attn_implementation=attention, **shape)).eval()
+
+
+def llama_of(attention: str) -> nn.Module:
+    """The shape of SmolLM2-135M, thirty layers, with seeded random weights."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    config = LlamaConfig(**shape, num_key_value_heads=3, vocab_size=49152, attn_implementation=attention)
+    return LlamaForCausalLM(config).eval()
 
 
 def token_ids(model: nn.Module, length: int) -> torch.Tensor:
@@ -156,6 +171,31 @@ def fused_patterns(case: Case, clock: Clock) -> None:
     at = clock.ratios({"base": case.forward, "patterns": lambda: case.run(keep=wanted), "all": case.run}, case.calls)
     judged(f"{case.name}: record everything", at["all"])
     judged(f"{case.name}: {len(wanted)} patterns by ID, recomputed", at["patterns"])
+
+
+def deep(clock: Clock) -> None:
+    """A deep and narrow pretrained shape, eager and fused: everything, the graph, its patterns, one module's output."""
+    for attention, limit in (("eager", 1.04), ("sdpa", 1.10)):
+        model = llama_of(attention)
+        case = Case(f"SmolLM2 1x14 {attention}", model, token_ids(model, 14))
+        wanted = attention_ids(case)
+        at = clock.ratios(
+            {
+                "base": case.forward,
+                "all": case.run,
+                "graph": lambda case=case: case.run(keep="none").graph,
+                "patterns": lambda case=case, wanted=wanted: case.run(keep=wanted),
+                "module": lambda case=case: case.run(keep="model.layers.12"),
+                "no-op": under(case, NoOp),
+                "append": under(case, Append),
+            }
+        )
+        judged(f"{case.name}: record everything", at["all"], None, no_op=at["no-op"], append=at["append"])
+        judged(f"{case.name}: the graph alone", at["graph"], 1.15, no_op=at["no-op"])
+        judged(f"{case.name}: {len(wanted)} patterns by ID", at["patterns"], limit)
+        judged(f"{case.name}: one module's output", at["module"])
+        taken = min(cpu_seconds(partial(fmr.locate, case.run())) for _ in range(3))
+        row(f"{case.name}: locate with certificates", f"{taken:.3f} s", "", "", "", f"forward {at['base'].seconds:.3f} s")
 
 
 def memory(case: Case) -> None:
@@ -245,18 +285,17 @@ def raise_mmap_threshold() -> bool:
 
 def main(quick: bool) -> None:
     torch.set_num_threads(1)
-    print("The engine of fmr: CPU time on one torch thread, no_grad, eval, eager attention, use_cache=False.")
-    print("Medians over rounds of variant / plain forward of the same round, in turns in one process; spread: quartiles.\n")
-    row("what", "measured", "spread", "budget", "", "floors")
+    heading("The engine of fmr")
     clock = Clock(rounds=7, seconds=6.0, least=3) if quick else Clock(rounds=21, seconds=24.0, least=7)
     tiny, small = gpt2(**TINY), gpt2()
-    recording(Case("tiny 1x16", tiny, token_ids(tiny, 16), 8), Clock(clock.rounds * 2, clock.seconds), 3.0, 6.0, 1.25)
+    recording(Case("tiny 1x16", tiny, token_ids(tiny, 16), 8), Clock(clock.rounds * 2, clock.seconds), 2.2, 3.8, 1.35)
     recording(Case("small 1x32", small, token_ids(small, 32)), clock, 1.08, 1.12, 1.02)
     memory(Case("small 1x32", small, token_ids(small, 32)))
     long = Case("small 1x128", small, token_ids(small, 128))
     recording(long, clock, 1.10, None, None)
     fused = gpt2("sdpa", **TINY)
     fused_patterns(Case("tiny 1x16 sdpa", fused, token_ids(fused, 16), 8), clock)
+    deep(clock)
     locating()
     llama(Clock(clock.rounds, 15.0, 3))
     importing(2 if quick else 5)

@@ -1,5 +1,6 @@
 """The watcher that edits: a reader of a plan that also replaces what was made there, before the model goes on with it."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,9 @@ from fmr.ops.names import Op
 from fmr.watching.mode import written_by
 from fmr.watching.own import alone
 from fmr.watching.plan import Plan, Reader, Want
+from fmr.watching.recorder import call_site
 from fmr.watching.scopes import Call, Names, Start, name_inputs, walk
+from fmr.watching.sites import where_of
 
 Told = Callable[[Tensor, Tensor], None]
 """Is told of a tensor that stands for another from now on; of the same one twice where it was edited in place."""
@@ -120,6 +123,7 @@ class Editing(Reader):
     def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
         """Edit what an op made, then read what is planned."""
         new: dict[int, Tensor] = {}
+        self._check_places(wants)
         inner = [want.id for want in wants if want.inside and want.id in self.editor.by_id]
         if inner:
             kernels = dict(outputs(made))
@@ -142,6 +146,13 @@ class Editing(Reader):
         if new:
             made, out = (mapped(nest, lambda tensor: new.get(id(tensor), tensor)) for nest in (made, out))
         return super()._made(op, name, wants, made, out, args, kwargs)
+
+    def _check_places(self, wants: list[Want]) -> None:
+        """Raise where the op that made values to edit is not called where their sites were found."""
+        entries = (entry for want in wants for entry in self.editor.by_id.get(want.id, ()))
+        for entry in entries:
+            if entry.site.where is not None and entry.meets(self.editor.number):
+                entry.site.check_made_at(where_of(*call_site(sys._getframe())))
 
     def _replace(self, name: TensorId, old: Tensor, now: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
         """Note what stands for a tensor from now on; one that was written in place is written once more."""

@@ -1,6 +1,5 @@
 """From the tape to the graph: each event in turn becomes nodes, edges and scopes."""
 
-import sys
 import weakref
 from collections.abc import Collection, Iterable, Set
 from functools import lru_cache
@@ -14,6 +13,7 @@ from fmr.ids import ALIAS, OPAQUE, Parent, TensorId, op_id
 from fmr.nests import OF_SLICE, Hole, Nest, ids_in, leaves, outputs, tree_map
 from fmr.nodes import Node, Scope, shape_of, source_node
 from fmr.watching.scopes import Call
+from fmr.watching.sites import where_of
 from fmr.watching.storage import extent, is_dense, storage_key, version_of
 from fmr.watching.tape import ENTER, EXIT, INSIDE, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Slot, Tape, first_read
 
@@ -373,22 +373,3 @@ class Builder:
         writes = [w for w in self._writes.get(storage_key(tensor) or 0, ()) if w.time > since and w.node != node]
         low, high = extent(tensor) if writes else (0, 0)
         return [w.node for w in writes if w.extent[0] < high and low < w.extent[1]]
-
-
-_lines: dict[tuple[int, int], tuple[CodeType, str]] = {}
-
-
-def where_of(code: CodeType | None, lasti: int) -> str:
-    """`file:line` of an instruction, the file as it is imported, without the directory of the installation."""
-    if code is None:
-        return ""
-    known = _lines.get((id(code), lasti))
-    if known is None:
-        line = next((n for start, end, n in code.co_lines() if start <= lasti < end), None)
-        known = _lines[id(code), lasti] = code, f"{_short(code.co_filename)}:{line or code.co_firstlineno}"
-    return known[1]
-
-
-def _short(filename: str) -> str:
-    roots = [root + "/" for root in sys.path if root and filename.startswith(root + "/")]
-    return filename[len(max(roots, key=len)) :] if roots else filename

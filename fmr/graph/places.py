@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from fmr.errors import IdError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 
@@ -34,13 +33,4 @@ def check_place(site: Site, places: Mapping[TensorId, str], graph: Graph | None)
     if site.where is None:
         return
     here = places.get(site.id) or (graph[site.id].where if graph is not None and site.id in graph else "")
-    if here and _line(here) != _line(site.where):
-        raise IdError(
-            f"{site!r} was found as the value that {site.where} makes. In this pass {here} makes {str(site.id)!r}, which is "
-            f"another value: the model took another branch. Locate it in this run or pass: fmr.locate(run.passes[i])."
-        )
-
-
-def _line(where: str) -> str:
-    """The file's name and the line; installations differ in their directories."""
-    return where.rpartition("/")[2]
+    site.check_made_at(here)

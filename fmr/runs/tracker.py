@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fmr.edits.editor import Editor
 from fmr.edits.watcher import Editing
 from fmr.errors import IdError, TrackError
-from fmr.graph.build import Builder, where_of
+from fmr.graph.build import Builder
 from fmr.graph.expand import all_inside
 from fmr.graph.paths import nothing_at
 from fmr.ids import TensorId
@@ -36,6 +36,7 @@ from fmr.watching.inside import value_inside
 from fmr.watching.own import like, unseen, without_grad
 from fmr.watching.plan import Reader, Stop
 from fmr.watching.recorder import Recorder
+from fmr.watching.sites import where_of
 from fmr.watching.storage import is_unshaped, storage_key, version_of
 from fmr.watching.tape import EXIT, RAISED, REPLACED, Event, Slot, Tape, first_read
 

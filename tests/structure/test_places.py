@@ -156,3 +156,11 @@ def test_parts_that_are_no_keys_name_their_sites(forked: tuple[Forked, Any], tmp
         run.graph.save_dot(tmp_path / "a.dot", around=model.q)
     with pytest.raises(DrawError, match=r"^structure=Forked names no roles"):
         run.graph.save_dot(tmp_path / "a.dot", structure=model)
+
+
+@pytest.mark.parametrize("keep", ["all", ()], ids=["recorded", "by plan"])
+def test_an_edit_of_another_branch_is_refused(keep: Any, forked: tuple[Forked, Any]) -> None:
+    model, block = forked
+    assert fmr.run(model, X, MASK, keep=keep, edits={block.k: fmr.edits.Zero()}).receipts[block.k].fired == 1
+    with pytest.raises(IdError, match=REFUSED):
+        fmr.run(model, X, keep=keep, edits={block.k: fmr.edits.Zero()})
