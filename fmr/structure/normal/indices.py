@@ -24,7 +24,7 @@ _RESHAPES = frozenset({"view", "reshape", "unflatten"})
 def iota(*shape: int) -> Tensor:
     """A value of this shape in which each place has its own number, to be sent along a way.
 
-    >>> numbers(2, 1).expand(2, 3)  # one number for each of two heads, the same for its three units
+    >>> iota(2, 1).expand(2, 3)  # one number for each of two heads, the same for its three units
     tensor([[0., 0., 0.],
             [1., 1., 1.]], dtype=torch.float64)
     """
