@@ -15,7 +15,7 @@ from fmr.nodes import Node, Scope, shape_of, source_node
 from fmr.watching.scopes import Call
 from fmr.watching.sites import where_of
 from fmr.watching.storage import extent, is_dense, storage_key, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Slot, Tape, first_read
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Slot, Tape, first_read
 
 _name = lru_cache(maxsize=1 << 15)(op_id)
 _parent = lru_cache(maxsize=1 << 15)(Parent)
@@ -91,7 +91,7 @@ class Builder:
             self._exit(event[1])
         elif head is INSIDE:
             self._inside(*event[1:])
-        elif head is SWAPPED:
+        elif head is NAMED:
             self._placed(*event[1:])
         elif head is WRITTEN:
             self._changed(*event[1:])

@@ -11,7 +11,7 @@ from fmr.nests import leaves, outputs
 from fmr.ops.names import Op
 from fmr.watching.own import like, unseen
 from fmr.watching.storage import extent, storage_key, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, SWAPPED, WRITTEN, Event, Slot, first_read
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, WRITTEN, Event, Slot, first_read
 
 _FURTHEST = 16
 """How many views of views are followed back from one that is written."""
@@ -163,7 +163,7 @@ class Listener:
         with unseen():
             if head.__class__ is Op:
                 self._op(event)
-            elif head is SWAPPED:
+            elif head is NAMED:
                 self.made(event[2], first_read(self.number, self.position, event[3]))
             elif head is WRITTEN:
                 self.made(event[1], first_read(self.number, self.position, event[1]))

@@ -19,7 +19,7 @@ from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is
 from fmr.watching.own import unseen
 from fmr.watching.scopes import Start, walk
 from fmr.watching.storage import is_unshaped, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Tape
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Tape
 
 _is_internal: dict[str, bool] = {}
 _HERE = __file__.removesuffix("watching/recorder.py")
@@ -288,7 +288,7 @@ class WeightSwaps:
         if place is not None:
             with torch._C.DisableTorchFunction():
                 self.met[id(tensor)] = weakref.ref(tensor)
-                self.emit((SWAPPED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.detach().clone()))
+                self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.detach().clone()))
 
 
 def _gone() -> None:

@@ -9,7 +9,7 @@ from fmr.nests import Nest, taken_arguments
 from fmr.watching.scopes import Names, Start, name_inputs
 from fmr.watching.storage import is_unshaped, versions_of
 
-ENTER, EXIT, INSIDE, SWAPPED, WRITTEN, REPLACED = "enter", "exit", "inside", "named", "written", "replaced"
+ENTER, EXIT, INSIDE, NAMED, WRITTEN, REPLACED = "enter", "exit", "inside", "named", "written", "replaced"
 """The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, a tensor was met
 that stands in a parameter's place while its module runs, the bytes under a tensor were found to be others, or an edit put a
 tensor in place of another."""
