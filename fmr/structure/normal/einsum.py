@@ -133,7 +133,8 @@ def read_dims(graph: Graph, found: Projection) -> tuple[int, ...]:
     subscripts = of_projection(graph, found)
     own = subscripts.right[len(shape) - len(graph[unbroadcast(graph, found.weight)].shape) :]
     sizes = dict(zip(subscripts.right, shape, strict=True))
-    return tuple(n for n, letter in enumerate(subscripts.left) if letter in own and sizes[letter] > 1)
+    told = {letter for letter in own if sizes[letter] > 1 or letter in subscripts.contracted}
+    return tuple(n for n, letter in enumerate(subscripts.left) if letter in told)
 
 
 def summed_dim(graph: Graph, found: Projection) -> int:

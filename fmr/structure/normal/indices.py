@@ -98,4 +98,4 @@ def rows_of(graph: Graph, found: Projection, value: Tensor, places: Collection[i
     A weight for each position tells `places` apart, dimensions that count no heads.
     """
     dims = tuple(n for n in read_dims(graph, found) if n not in places)
-    return value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)
+    return value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims)).unsqueeze(0).flatten(0, -2)
