@@ -141,6 +141,7 @@ class Guard:
                 self.keep(tensor, slot)
         for tape, done in self._tapes:
             if done < 0:
+                self._kept.clear()  # what an earlier pass met is met anew
                 for (name, tensor), version in zip(tape.sources(), tape.versions, strict=True):
                     self.keep(tensor, Slot(tape.number, name=name), version)
             for position in range(max(done, 0), len(tape.events)):

@@ -77,7 +77,7 @@ class Recorder(RootWatcher):
             return func(*args, **(kwargs or {}))
         op = known_ops.get(func) or op_of(func)
         if op.kind == PASS:
-            if op.hands_out and self.emit is not None:
+            if op.hands_out:
                 self._hand_out(args)
             return func(*args, **kwargs) if kwargs else func(*args)
         if self.shares and self.emit is not None:
@@ -112,7 +112,7 @@ class Recorder(RootWatcher):
         """The memory of a tensor is about to be handed out: what is kept of it is saved, since it may be written unseen."""
         if args and isinstance(args[0], Tensor) and functorch_level() is None:
             with unseen():
-                whole = self.handed.add(args[0])
+                whole = self.handed.add(args[0]) if self.emit is not None else bytes_of(args[0])
                 if whole is not None:
                     self.guard.before_write([whole], ())
 

@@ -104,3 +104,21 @@ def test_what_a_module_wrote_into_an_array_comes_out_of_its_call(keep: str) -> N
     graph = fmr.run(model, X, keep=keep).graph
     assert parents(graph, "exp") == ["inner/opaque#0"]
     assert next(scope for scope in graph.scopes if scope.path == "inner").output == "inner/opaque#0"
+
+
+@pytest.mark.parametrize("keep", ["all", "*", ["/exp#0"]])
+@pytest.mark.parametrize("name", HOLDS)
+def test_memory_handed_out_between_two_passes_leaves_the_values_of_the_first(name: str, keep: Any) -> None:
+    model = Fn(lambda self, x: (x * 2).exp())
+    x = X.clone()
+    with torch.no_grad(), fmr.track(model, keep=keep) as run:
+        out = model(x)
+        HOLDS[name](out)
+        HOLDS[name](x)
+        model(x)
+    assert not x.equal(X)
+    assert not out.equal((X * 2).exp())
+    assert run.passes[0]["/exp#0"].equal((X * 2).exp())
+    assert run.passes[1]["/exp#0"].equal((x * 2).exp())
+    if isinstance(keep, str):
+        assert run.passes[0]["input:args.0"].equal(X)
