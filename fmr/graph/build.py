@@ -1,9 +1,7 @@
 """From the tape to the graph: each event in turn becomes nodes, edges and scopes."""
 
-import weakref
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable
 from functools import lru_cache
-from types import CodeType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +12,10 @@ from fmr.nests import OF_SLICE, Hole, Nest, ids_in, leaves, outputs, tree_map
 from fmr.nodes import Node, Scope, shape_of, source_node
 from fmr.watching.scopes import Call
 from fmr.watching.sites import where_of
-from fmr.watching.storage import extent, is_dense, storage_key, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Slot, Tape, first_read
+from fmr.watching.storage import extent, is_dense, storage_key
+from fmr.watching.swaps import Ref
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Slot, Tape, first_read
+from fmr.watching.versions import Versions
 
 _name = lru_cache(maxsize=1 << 15)(op_id)
 _parent = lru_cache(maxsize=1 << 15)(Parent)
@@ -27,7 +27,7 @@ _POSITIONS = tuple(str(position) for position in range(256))
 class Owner(NamedTuple):
     """Which node a live tensor object stands for, and when it came to."""
 
-    tensor: "weakref.ref[Tensor]"
+    tensor: Ref
     node: int
     since: int
     name: TensorId
@@ -48,11 +48,11 @@ class Builder:
     An ID denotes a value. A tensor object is only looked up by identity while it lives, and a tensor whose storage
     was overwritten through another one since is a new value: an `alias` node, which reads the old view and the write.
     What was overwritten unseen is found by the tensor's version where the builder is fed while the model runs (`live`),
-    else by the slots of values that are `lost`; the next reader reads an opaque node.
+    else by that which was read with the event; the next reader reads an opaque node.
     """
 
-    def __init__(self, tape: Tape, live: bool = False, lost: Set[Slot] = frozenset()) -> None:
-        self._live, self._lost = live, lost
+    def __init__(self, tape: Tape, live: bool = False) -> None:
+        self._live, self._versions = live, Versions(tape, live)
         self.names, self.number, self.kind = tape.names, tape.number, type(tape.root).__name__
         self.nodes: list[Node] = []
         self.values: list[Tensor | None] = []
@@ -85,18 +85,21 @@ class Builder:
         self._time += 1
         self._event += 1
         head = event[0]
+        self._versions.note(event)
         if head is ENTER:
-            self._enter(*event[1:])
+            self._enter(*event[1:-1])
         elif head is EXIT:
             self._exit(event[1])
         elif head is INSIDE:
-            self._inside(*event[1:])
+            self._inside(*event[1:-1])
         elif head is NAMED:
             self._placed(*event[1:])
         elif head is WRITTEN:
-            self._changed(*event[1:])
+            self._changed(event[1])
         elif head is REPLACED:
             self._replaced(*event[1:])
+        elif head is SWAPPED:
+            self._exchange(*event[1:-1])
         else:
             self._op(*event)
         self._was_inside = head is INSIDE
@@ -124,14 +127,22 @@ class Builder:
         owner = self._owner(old)
         if owner is not None:
             self.edited[owner.name] = None
-            if new is not old:
-                self._owners[id(new)] = owner._replace(tensor=weakref.ref(new), since=self._time, version=version_of(new))
+            since = owner.since if new is old else self._time
+            self._owners[id(new)] = owner._replace(tensor=Ref(new), since=since, version=self._versions.of(new))
             self.values[owner.node] = new
 
     def place_of(self, tensor: Tensor) -> int | None:
         """The place of the node that a tensor stands for."""
         owner = self._owner(tensor)
         return None if owner is None else owner.node
+
+    def _exchange(self, first: Tensor, second: Tensor) -> None:
+        """Two tensor objects become each other: each stands for what the other stood for."""
+        if any(self._owner(tensor) is not None or self._name(tensor) is not None for tensor in (first, second)):
+            for tensor in (first, second):
+                self._id_of(tensor)
+            a, b = self._owners[id(first)], self._owners[id(second)]
+            self._owners[id(first)], self._owners[id(second)] = b._replace(tensor=a.tensor), a._replace(tensor=b.tensor)
 
     def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
         given = self._given(args, kwargs)
@@ -160,6 +171,8 @@ class Builder:
         self.calls.pop()
         self._transform = {}
         self._give_back(out)
+        if not self.calls:
+            self._owners.clear()
 
     def _note_raised(self, raised: bool) -> None:
         """An error passes the calls from within; one that the model catches is followed by other events."""
@@ -186,10 +199,10 @@ class Builder:
             self._handed_on[-1] += [entry for entry in handed_on if entry[0] in returned]
 
     def _op(
-        self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: CodeType | None, lasti: int, version: Any
+        self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: Any, lasti: int, version: Any, *_: Any
     ) -> None:
         call = self.calls[-1]
-        self._writing = {storage_key(tensor) for tensor in written or ()} if self._live else ()
+        self._writing = {storage_key(tensor) for tensor in written or ()}
         if op.reflected:
             args = args[::-1]
         parents: list[Parent] = []
@@ -214,10 +227,11 @@ class Builder:
                 self._handed_on[-1].append((id(tensor), before, len(self.nodes)))
             self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where, op.function)
             self.slots.append(Slot(self.number, self._event, index))
-            if version is None:
-                self._owners[id(tensor)] = self._owners[id(tensor)]._replace(version=None)
-        for tensor in () if op.moves else written or ():
-            self._overwrite(tensor, place)
+            if version is None or not self._live:
+                made = version[len(self.nodes) - 1 - place] if isinstance(version, tuple) else version
+                self._owners[id(tensor)] = self._owners[id(tensor)]._replace(version=made)
+        for tensor in written or ():
+            (self._move if op.moves else self._overwrite)(tensor, place)
         self._writing = ()
 
     def _argument(self, arg: Any, at: str, parents: list[Parent], plain: dict[str, Any]) -> None:
@@ -278,7 +292,7 @@ class Builder:
         self._owners[id(tensor)] = self._owner_of(tensor, place, self._time, self.nodes[place].id)
 
     def _owner_of(self, tensor: Tensor, place: int, since: int, name: TensorId) -> Owner:
-        return Owner(weakref.ref(tensor), place, since, name, version_of(tensor) if self._live else None)
+        return Owner(Ref(tensor), place, since, name, self._versions.of(tensor))
 
     def _owner(self, tensor: Tensor) -> Owner | None:
         owner = self._owners.get(id(tensor))
@@ -298,7 +312,7 @@ class Builder:
                 self._source(name, tensor)
             else:
                 self._unseen(tensor, given)
-        elif (self._live or self._lost) and self._is_changed(tensor, owner):
+        elif self._versions.vary and self._is_changed(tensor, owner):
             self._unseen_write(tensor, owner)
         elif not self._writes:
             return owner.name
@@ -308,9 +322,8 @@ class Builder:
 
     def _is_changed(self, tensor: Tensor, owner: Owner) -> bool:
         """Whether a tensor was overwritten, and by no op that was seen, since it got its value."""
-        if not self._live:
-            return bool(self._lost) and self.slots[owner.node] in self._lost
-        if owner.version is None or tensor._version == owner.version:
+        now = self._versions.of(tensor) if owner.version is not None else None
+        if now is None or now == owner.version:
             return False
         storage = storage_key(tensor)
         return storage not in self._writing and not any(w.time > owner.since for w in self._writes.get(storage or 0, ()))
@@ -331,9 +344,9 @@ class Builder:
 
     def _opaque(self, tensor: Tensor, reads: Iterable[str]) -> None:
         parents = tuple(Parent(name, str(at)) for at, name in enumerate(dict.fromkeys(reads)))
-        call = self.calls[-1]
+        call, slot = self.calls[-1], first_read(self.number, self._event, tensor)
         self._add(tensor, op_id(call.path, OPAQUE, call.number(OPAQUE)), OPAQUE, call.path, parents, {}, "")
-        self.slots.append(first_read(self.number, self._event, tensor))
+        self.slots.append(slot)
 
     def reading(self, tensor: Tensor) -> Slot | None:
         """The slot of the value of a tensor that the next op reads; None where a node stands for that value already."""
@@ -357,15 +370,22 @@ class Builder:
             before = [write for write in before if write.extent[0] < low or write.extent[1] > high]
         self._writes[storage] = [*before, Overwrite(self._time, node, (low, high))]
 
+    def _move(self, tensor: Tensor, _: int) -> None:
+        """A tensor was given another shape or memory, which torch counts as a write of all that share its bytes."""
+        storage, after = storage_key(tensor), self._owners[id(tensor)].version or 0
+        for key, owner in self._owners.items():
+            if owner.version == after - 1 and (other := owner.tensor()) is not None and storage_key(other) == storage:
+                self._owners[key] = owner._replace(version=after)
+
     def _refresh(self, tensor: Tensor) -> None:
         """Give a tensor a new value if its bytes were overwritten, through another tensor, since its last one."""
         owner = self._owners[id(tensor)]
         hit = self._writes_since(tensor, owner)
         if hit:
             parents = tuple(Parent(self.nodes[node].id, str(at)) for at, node in enumerate([owner.node, *hit]))
-            call = self.calls[-1]
+            call, slot = self.calls[-1], first_read(self.number, self._event, tensor)
             self._add(tensor, op_id(call.path, ALIAS, call.number(ALIAS)), ALIAS, call.path, parents, {}, "")
-            self.slots.append(first_read(self.number, self._event, tensor))
+            self.slots.append(slot)
 
     def _writes_since(self, tensor: Tensor, owner: Owner | None) -> list[int]:
         """The nodes of the ops that overwrote a tensor's bytes since its last value; without one, since the pass began."""

@@ -92,15 +92,15 @@ QUERIES = {
     "get_device", "has_names", "is_complex", "is_conj", "is_contiguous", "is_floating_point", "is_inference", "is_neg",
     "is_nonzero", "is_same_size", "is_set_to", "is_shared", "is_signed", "item", "ndimension", "nelement", "numel",
     "pin_memory", "record_stream", "register_hook", "requires_grad_", "retain_grad", "share_memory_", "size",
-    "storage", "storage_offset", "stride", "tolist", "untyped_storage", "_typed_storage",
+    "storage_offset", "stride", "tolist",
 }  # fmt: skip
 """Functions that answer about a tensor without making one."""
 
 HANDING_OUT = {"__array__", "__dlpack__", "data_ptr", "numpy"}
-"""Functions that hand out the memory of a tensor, to be written by what no mode sees.
+"""Functions that hand out the memory of a tensor, to be written by what no mode sees."""
 
-Those that hand out its storage object are not among them: sharded models free their weights through it at each call.
-"""
+STORAGES = {"_typed_storage", "storage", "untyped_storage"}
+"""Those that hand out its storage object, through which sharded models free their weights at each call."""
 
 FILLS_NOTHING = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
 """Ops whose result holds whatever lay in memory."""
@@ -151,8 +151,8 @@ def _classify(func: Callable[..., Any]) -> Op:
     spelling = getattr(func, "__name__", type(func).__name__)
     if spelling in ("__get__", "__set__", "__delete__"):
         return _property(func, spelling)
-    if spelling in QUERIES or spelling in HANDING_OUT:
-        return Op(spelling, PASS, hands_out=spelling in HANDING_OUT)
+    if spelling in QUERIES or spelling in HANDING_OUT or spelling in STORAGES:
+        return Op(spelling, PASS, hands_out=spelling not in QUERIES)
     name, written = canonical(spelling), _written(func, spelling)
     reflected = spelling.startswith("__") and spelling.strip("_") in REFLECTED
     changes = written is not None and moves(func)

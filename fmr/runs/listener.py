@@ -1,6 +1,5 @@
 """Where the gradient of each value of a pass is heard: at the place of the autograd graph that the value's readers read."""
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,8 @@ from fmr.nests import leaves, outputs
 from fmr.ops.names import Op
 from fmr.watching.own import like, unseen
 from fmr.watching.storage import extent, storage_key, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, WRITTEN, Event, Slot, first_read
+from fmr.watching.swaps import Ref
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, SWAPPED, WRITTEN, Event, Slot, first_read
 
 _FURTHEST = 16
 """How many views of views are followed back from one that is written."""
@@ -100,7 +100,7 @@ class Held:
     __slots__ = ("current", "edge", "first", "home", "late", "region", "slots", "tensor", "time", "version", "wrote")
 
     def __init__(self, tensor: Tensor, slots: list[Slot], edge: Any, version: int | None, time: int) -> None:
-        self.tensor, self.slots, self.edge, self.version, self.time = weakref.ref(tensor), slots, edge, version, time
+        self.tensor, self.slots, self.edge, self.version, self.time = Ref(tensor), slots, edge, version, time
         self.current, self.first, self.wrote = 0, len(slots), False
         self.late: list[Slot] = []
         self.region: Region | None = None
@@ -167,6 +167,8 @@ class Listener:
                 self.made(event[2], first_read(self.number, self.position, event[3]))
             elif head is WRITTEN:
                 self.made(event[1], first_read(self.number, self.position, event[1]))
+            elif head is SWAPPED:
+                self.exchange(*event[1:-1])
             elif head is INSIDE:
                 for _, tensor in leaves(event[1:]):
                     if self._known(tensor) is not None:
@@ -208,6 +210,15 @@ class Listener:
                 self._note([slot], tensor)
         else:
             self._hold(tensor, [slot])
+
+    def exchange(self, first: Tensor, second: Tensor) -> None:
+        """Two tensor objects are about to become each other."""
+        held = [(other, self._known(tensor)) for tensor, other in ((first, second), (second, first))]
+        for tensor, _ in held:
+            self._held.pop(id(tensor), None)
+        for tensor, one in held:
+            if one is not None:
+                one.tensor, self._held[id(tensor)] = Ref(tensor), one
 
     def wrote(self, written: Sequence[Tensor]) -> None:
         """An op has overwritten these tensors."""

@@ -77,12 +77,12 @@ class Pass:
         here._tape, here.lost = tape, guard.lost
         return here
 
-    def follow(self) -> Builder | None:
-        """Turn the events so far of its tape into nodes, whose shapes are those that the values have now."""
-        if self._tape is None:
+    def follow(self, begun: bool = False) -> Builder | None:
+        """Turn the events so far of its tape into nodes, with the shapes of now; with `begun`, only if this had begun."""
+        if self._tape is None or (begun and self._builder is None):
             return None
         with unseen():
-            builder = self._builder = self._builder or Builder(self._tape, lost=self.lost)
+            builder = self._builder = self._builder or Builder(self._tape)
             for event in islice(self._tape.events, builder.seen, None):
                 builder.feed(event)
         return builder

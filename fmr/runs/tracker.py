@@ -136,6 +136,7 @@ class Tracker:
         self._output(tape.output)
         tape.output = None
         self.run.passes[-1].error = in_a_line(sys.exc_info()[1])
+        self.run.passes[-1].follow(begun=True)  # to its end, where a builder refers to no tensor of the model any more
 
     # ---- every value as it is: the tape is the record, and the graph is made when it is asked for
 

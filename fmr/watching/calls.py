@@ -16,10 +16,11 @@ from types import CodeType
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fmr.errors import TrackError
+from fmr.watching import capsules, swaps
 from fmr.watching.stack import is_on, modes, set_modes
 
 Proceed = Callable[..., Any]
@@ -48,6 +49,12 @@ class Watcher(Protocol):
 
     def call(self, proceed: Proceed, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run the module call `proceed(*args, **kwargs)` and return what it returned."""
+
+    def swap(self, first: Tensor, second: Tensor) -> None:
+        """Be told that two tensor objects are about to become each other."""
+
+    def hand_out(self, tensor: Tensor) -> None:
+        """Be told that the memory of a tensor is about to be handed out."""
 
     def end_before(self, others: tuple["Watcher", ...]) -> None:
         """Be told at the end of the block which blocks began later, here too, and are still open."""
@@ -162,6 +169,33 @@ def _overridden(args: Any) -> bool:
             raise
 
 
+def _watching_here() -> tuple[Watcher, ...]:
+    """The watchers of this thread in this context."""
+    seat = _seats.get()
+    return seat.watchers if seat is not None and seat.thread == threading.get_ident() else ()
+
+
+def _hand_out(tensor: Tensor) -> None:
+    for watcher in _watching_here():
+        watcher.hand_out(tensor)
+
+
+def _swap(first: Any, second: Any) -> None:
+    """torch's swap of two tensors, of which the watchers of this thread are told; one that fails is undone for them."""
+    both = isinstance(first, Tensor) and isinstance(second, Tensor) and first is not second
+    watchers = _watching_here() if both else ()
+    done: list[Watcher] = []
+    try:
+        for watcher in watchers:
+            done.append(watcher)
+            watcher.swap(first, second)
+        swaps.torchs_own(first, second)
+    except BaseException:
+        for watcher in done:
+            watcher.swap(first, second)
+        raise
+
+
 def _skip(code: CodeType) -> None:
     """Have torch.compile run the frames of this code as they are, and go on with those that they call."""
     skip, default = _frames._FrameAction.SKIP, _frames._FrameAction.DEFAULT
@@ -175,8 +209,11 @@ def _with_constants(code: CodeType) -> CodeType:
 
 
 _watched_code = _with_constants(_body.__code__)
+_swap_code = swaps.code_that_calls(_swap)
 for _one in (
     _watched_code,
+    _swap_code,
+    _swap.__code__,
     _note.__code__,
     Noted.note.__code__,
     _under_compiler.__code__,
@@ -201,6 +238,8 @@ def _settle() -> None:
     if _entry.__code__ is not code:
         _entry.__code__ = code
     torch.overrides.has_torch_function = question
+    swaps.settle(_swap_code if _everywhere else None)
+    capsules.settle(_hand_out if _everywhere else None)
 
 
 def _enter(watcher: Watcher) -> None:

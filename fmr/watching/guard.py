@@ -82,6 +82,16 @@ class Guard:
                 if cells and hit:
                     self._save(hit, cells)
 
+    def before_swap(self, swapped: Sequence[Tensor]) -> None:
+        """Clone each kept value whose tensor object is about to become another."""
+        with torch._C._DisableFuncTorch():
+            if self.moving is not None:
+                self.moving()
+            self._index()
+            for tensor in swapped:
+                cells = self._cells.get(_home(tensor), [])
+                self._save([cell for cell in cells if cell[0] is tensor], cells)
+
     def after_write(self, written: Sequence[Tensor], counted_again: bool) -> None:
         """Take the versions that tensors have after a write that was seen, and the next where it is counted once more."""
         with torch._C.DisableTorchFunction():
@@ -141,6 +151,7 @@ class Guard:
                 self.keep(tensor, slot)
         for tape, done in self._tapes:
             if done < 0:
+                self._kept.clear()  # what an earlier pass met is met anew
                 for (name, tensor), version in zip(tape.sources(), tape.versions, strict=True):
                     self.keep(tensor, Slot(tape.number, name=name), version)
             for position in range(max(done, 0), len(tape.events)):

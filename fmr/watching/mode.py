@@ -73,6 +73,12 @@ class RootWatcher(WatcherMode):
             refuse_transformed(self.root)
         return self.record(function, Start(self.root, "", function), args, kwargs)
 
+    def swap(self, first: Tensor, second: Tensor) -> None:
+        """Two tensor objects are about to become each other, which is nothing to one that keeps copies."""
+
+    def hand_out(self, tensor: Tensor) -> None:
+        """The memory of a tensor is about to be handed out, which is nothing to one that keeps copies."""
+
     @property
     def in_pass(self) -> bool:
         """Whether a pass is under way."""

@@ -1,7 +1,6 @@
 """The watcher: a `TorchFunctionMode` that writes one small tuple per tensor operation and module call on a tape."""
 
 import sys
-import weakref
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
@@ -12,17 +11,20 @@ from torch import Tensor, nn
 from torch._C import _get_function_stack_at
 
 from fmr.nests import Nest, leaves, outputs, taken, taken_arguments
-from fmr.ops.names import PASS, WRITE, Op, is_tensor_result, known_ops, op_of
+from fmr.ops.names import PASS, STORAGES, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.guard import Guard
 from fmr.watching.handed import Handed, bytes_of
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
 from fmr.watching.own import unseen
 from fmr.watching.scopes import Start, walk
-from fmr.watching.storage import is_unshaped, version_of
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Tape
+from fmr.watching.storage import PLAIN, is_unshaped, version_of
+from fmr.watching.swaps import Ref
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Tape
+from fmr.watching.versions import BITS, versions_read
 
 _is_internal: dict[str, bool] = {}
 _HERE = __file__.removesuffix("watching/recorder.py")
+_ASKING = {torch.overrides.__file__, torch._tensor.__file__}  # what torch runs of its own to ask a mode
 _TORCH = torch.__file__.rpartition("/")[0] + "/"
 
 
@@ -33,11 +35,17 @@ def call_site(frame: FrameType | None) -> tuple[CodeType | None, int]:
         name = code.co_filename
         internal = _is_internal.get(name)
         if internal is None:
-            internal = _is_internal[name] = name.startswith((_TORCH, _HERE))
+            internal = _is_internal_code(code)
         if not internal:
             return code, frame.f_lasti
         frame = frame.f_back
     return None, -1
+
+
+def _is_internal_code(code: CodeType) -> bool:
+    """Whether code is torch's or fmr's."""
+    internal = _is_internal[code.co_filename] = code.co_filename.startswith((_TORCH, _HERE))
+    return internal
 
 
 def is_in_function(frame: FrameType | None) -> bool:
@@ -70,6 +78,7 @@ class Recorder(RootWatcher):
         self.emit: Callable[[Event], None] | None = None
         self.handed = Handed()
         self.shares = self.handed.shares
+        self.own: dict[int, tuple[str, Tensor]] = {}
         self.counts = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,8 +86,8 @@ class Recorder(RootWatcher):
             return func(*args, **(kwargs or {}))
         op = known_ops.get(func) or op_of(func)
         if op.kind == PASS:
-            if op.hands_out and self.emit is not None:
-                self._hand_out(args)
+            if op.hands_out and args and isinstance(args[0], Tensor) and not self._frees(op, args[0], sys._getframe(1)):
+                self.hand_out(args[0])
             return func(*args, **kwargs) if kwargs else func(*args)
         if self.shares and self.emit is not None:
             self._compare((args, kwargs))
@@ -90,29 +99,53 @@ class Recorder(RootWatcher):
         emit = self.emit
         if emit is not None and (out.__class__ is Tensor or is_tensor_result(out)):
             if functorch_level() is not None:
-                emit((INSIDE, _unwrapped((args, kwargs)), ()))
+                inside = _unwrapped((args, kwargs))
+                emit((INSIDE, inside, (), versions_read(inside)))
                 return out
-            for arg in args:
-                if arg.__class__ in _NESTS and not (arg.__class__ is tuple and _NESTS.isdisjoint(map(type, arg))):
-                    args = _frozen(args)
-                    break
-            if kwargs:
-                kwargs = _frozen_kwargs(kwargs)
-            code, lasti = call_site(sys._getframe(1))
+            counts, nested = self.counts, False
+            read: Any = 0
             try:
-                version = out._version if self.counts and out.__class__ is Tensor else _versions(out)
+                for arg in args:
+                    kind = arg.__class__
+                    if kind in PLAIN:
+                        if counts:
+                            read = read << BITS | arg._version
+                    elif kind in _NESTS and not (kind is tuple and _HOLDING.isdisjoint(map(type, arg))):
+                        nested = True
+                        break
+                if kwargs:
+                    for arg in kwargs.values():
+                        if arg.__class__ in PLAIN and counts:
+                            read = read << BITS | arg._version
+                        elif arg.__class__ in _NESTS:
+                            nested = True
+                version = out._version if counts and out.__class__ is Tensor else _versions(out)
             except RuntimeError:  # one of inference mode, which was entered inside the pass
-                version = None
-            emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti, version))
+                version, nested = None, True
+            if nested:
+                args, kwargs = _frozen(args), _frozen_kwargs(kwargs or {})
+            if nested or not counts:
+                read = versions_read((args, kwargs))
+            code, lasti = call_site(sys._getframe(1))
+            emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti, version, read))
             if self.shares:
                 self._secure(out)
         return out
 
-    def _hand_out(self, args: Any) -> None:
+    def _frees(self, op: Op, tensor: Tensor, frame: FrameType) -> bool:
+        """Whether a storage is asked for by torch itself, or is that of a weight, which sharded models free and fill."""
+        if op.name not in STORAGES:
+            return False
+        while frame.f_back is not None and frame.f_code.co_filename in _ASKING:
+            frame = frame.f_back
+        own = self.own.get(id(tensor))
+        return _is_internal_code(frame.f_code) or isinstance(tensor, nn.Parameter) or (own is not None and own[1] is tensor)
+
+    def hand_out(self, tensor: Tensor) -> None:
         """The memory of a tensor is about to be handed out: what is kept of it is saved, since it may be written unseen."""
-        if args and isinstance(args[0], Tensor) and functorch_level() is None:
+        if functorch_level() is None:
             with unseen():
-                whole = self.handed.add(args[0])
+                whole = self.handed.add(tensor) if self.emit is not None else bytes_of(tensor)
                 if whole is not None:
                     self.guard.before_write([whole], ())
 
@@ -122,7 +155,7 @@ class Recorder(RootWatcher):
             changed = [tensor for tensor in self.handed.among(read) if self.handed.is_changed(tensor)]
         for tensor in changed:
             assert self.emit is not None
-            self.emit((WRITTEN, tensor))
+            self.emit((WRITTEN, tensor, versions_read(tensor)))
             self._secure(tensor)
 
     def _secure(self, made: Any) -> None:
@@ -154,6 +187,7 @@ class Recorder(RootWatcher):
                     code,
                     lasti,
                     None if in_function else _versions(made),
+                    versions_read((args, kwargs)),
                 )
             )
         if self.shares:
@@ -169,7 +203,8 @@ class Recorder(RootWatcher):
         out = func(*args, **kwargs)
         self.guard.after_write(written, False)
         if self.emit is not None:
-            self.emit((INSIDE, _unwrapped((args, kwargs)), written))
+            inside = _unwrapped((args, kwargs))
+            self.emit((INSIDE, inside, written, versions_read((inside, written))))
         return out
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -185,7 +220,10 @@ class Recorder(RootWatcher):
         emit = self.emit
         if self.shares:
             self._compare((args, kwargs))
-        emit((ENTER, module, *taken_arguments(args, kwargs)))
+        given = taken_arguments(args, kwargs)
+        flat = given[0] is args and given[1] is kwargs and self.counts
+        read = _read(given, (*args, *kwargs.values()) if kwargs else args) if flat else versions_read(given)
+        emit((ENTER, module, *given, read))
         if fills_parameters(module):
             self.emit = Filling(module, emit)
         out = RAISED
@@ -195,8 +233,16 @@ class Recorder(RootWatcher):
         finally:
             if self.shares:
                 self._compare(out)
-            emit((EXIT, out if out is RAISED or type(out) is Tensor else taken(out)))
+            left = out if out is RAISED or type(out) is Tensor else taken(out)
+            emit((EXIT, left, _read(left, (left,)) if left is out and self.counts else versions_read(left)))
             self.emit = emit
+
+    def swap(self, first: Tensor, second: Tensor) -> None:
+        """Two tensor objects are about to become each other: what is kept of them is saved."""
+        with unseen():
+            if self.emit is not None:
+                self.emit((SWAPPED, first, second, versions_read((first, second))))
+            self.guard.before_swap((first, second))
 
     @property
     def in_pass(self) -> bool:
@@ -208,7 +254,7 @@ class Recorder(RootWatcher):
         module = start.module
         tape = Tape(module if self.root is None else self.root, args, kwargs, self.passes, start)
         self.counts = _get_function_stack_at(0) is self and not torch.is_inference_mode_enabled()
-        self.passes += 1
+        self.passes, self.own = self.passes + 1, tape.tensors
         emit = self.begin(tape)
         self.emit = emit = WeightSwaps(tape, emit) if _lie_elsewhere(tape) else emit
         if fills_parameters(module):
@@ -222,7 +268,8 @@ class Recorder(RootWatcher):
                 self._compare(out)
                 self.shares.clear()
             self.emit = None
-            emit((EXIT, out if out is RAISED else taken(out)))
+            left = out if out is RAISED else taken(out)
+            emit((EXIT, left, versions_read(left)))
             self.end(tape)
 
 
@@ -230,6 +277,18 @@ def _versions(out: Nest) -> int | tuple[int | None, ...] | None:
     """The version of what an op made, or of each of several, asked unseen."""
     with torch._C.DisableTorchFunction():
         return version_of(out) if isinstance(out, Tensor) else tuple(version_of(tensor) for _, tensor in outputs(out))
+
+
+def _read(nest: Nest, flat: tuple[Any, ...]) -> Any:
+    """The versions of what a module call was given or returned, packed; all of it stands side by side in `flat`."""
+    read = 0
+    try:
+        for arg in flat:
+            if arg.__class__ in PLAIN:
+                read = read << BITS | arg._version
+    except RuntimeError:  # one of inference mode
+        return versions_read(nest)
+    return read
 
 
 def _lie_elsewhere(tape: Tape) -> bool:
@@ -287,7 +346,7 @@ class WeightSwaps:
         place = next((self.places[place] for place in places if place in self.places), None)
         if place is not None:
             with torch._C.DisableTorchFunction():
-                self.met[id(tensor)] = weakref.ref(tensor)
+                self.met[id(tensor)] = Ref(tensor)
                 self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.detach().clone()))
 
 
@@ -301,6 +360,7 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 _NESTS = frozenset({list, tuple, dict, np.ndarray})
+_HOLDING = _NESTS | PLAIN
 
 
 def _frozen(value: Any) -> Any:

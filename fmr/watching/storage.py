@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+PLAIN = frozenset({Tensor, nn.Parameter})
+"""The types of tensors that answer in C."""
 
 
 def storage_key(tensor: Tensor) -> int | None:

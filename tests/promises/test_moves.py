@@ -65,8 +65,9 @@ def test_every_node_has_the_shape_and_the_value_of_its_moment(name: str) -> None
             assert fmr.run(model(MOVES[name]), x, keep=[node])[node].equal(value)
 
 
-def test_a_view_of_a_tensor_that_only_changed_its_shape_is_the_value_it_was() -> None:
-    graph = fmr.run(model(lambda h: (h.view(-1), h.t_())[0].exp()), torch.ones(3, 4)).graph
+@pytest.mark.parametrize("keep", ["all", "none", "*"])
+def test_a_view_of_a_tensor_that_only_changed_its_shape_is_the_value_it_was(keep: str) -> None:
+    graph = fmr.run(model(lambda h: (h.view(-1), h.t_())[0].exp()), torch.ones(3, 4), keep=keep).graph
     assert graph["/exp#0"].parents[0].id == "/view#0"
 
 

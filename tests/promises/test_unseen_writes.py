@@ -174,3 +174,44 @@ def test_inference_mode_entered_inside_or_outside_a_pass_is_tracked(keep: str) -
     assert "/exp#0" in fmr.run(Fn(forward), X, keep=keep).graph
     with torch.inference_mode():
         assert "/exp#0" in fmr.run(Fn(forward), X.clone(), keep=keep).graph
+
+
+def inner(self: Any, x: Tensor) -> Tensor:
+    y = self.inner(x).detach()
+    a, rows = y * 2, y[0]
+    self.write(y)
+    return a + torch.cat([y, rows[None]])[:2] + self.inner(y)
+
+
+def weight(self: Any, x: Tensor) -> Tensor:
+    y = self.inner(x)
+    self.write(self.inner.weight)
+    return y + self.inner(x)
+
+
+def twice(self: Any, x: Tensor) -> Tensor:
+    y = x * 2
+    a = y.exp()
+    self.write(y)
+    b = y.exp()
+    self.write(x)
+    y.add_(1)
+    return a + b + torch.where(y > 0, y, other=x)
+
+
+@pytest.mark.parametrize("forward", [inner, weight, twice])
+@pytest.mark.parametrize("name", [name for name in WRITES if name != "set_"])
+def test_every_keep_dates_a_write_between_what_was_read_before_and_after(name: str, forward: Callable[..., Tensor]) -> None:
+    graphs = []
+    for keep in ("all", "*", "none"):
+        torch.manual_seed(0)
+        module = Fn(forward, inner=nn.Linear(3, 3).requires_grad_(False))
+        module.write = WRITES[name]
+        with torch.no_grad():
+            graphs.append(fmr.run(module, X.clone(), keep=keep).graph)
+    for one, other in zip(graphs[0], graphs[2], strict=True):
+        assert one == other
+    assert graphs[0].nodes == graphs[1].nodes == graphs[2].nodes
+    assert graphs[0].opaque or any(node.op == "alias" for node in graphs[0])
+    before = graphs[0].nodes[0].id if forward is weight else "/mul#0"
+    assert not any(graphs[0][ancestor].op == "opaque" for ancestor in graphs[0].ancestors(before))

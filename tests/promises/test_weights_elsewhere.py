@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp._fully_shard._fsdp_param import free_storage
 
 import fmr
 from fmr.errors import IdError
@@ -110,7 +111,20 @@ def test_sharded_weights_are_found_and_certified() -> None:
     assert len(found.residual.writes) == len(true.residual.writes)
 
 
-def test_a_value_whose_memory_was_freed_is_refused() -> None:
+def test_a_value_whose_memory_was_freed_by_torch_is_refused() -> None:
+    def frees(self: nn.Module, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        z = y.relu()
+        free_storage(y)
+        return z
+
+    run = fmr.run(Fn(frees, inner=nn.Linear(3, 3)), torch.randn(2, 3))
+    assert run["/relu#0"].shape == (2, 3)
+    with pytest.raises(IdError, match=r"The memory of 'inner/linear#0' was freed .* Read it in a run of its own"):
+        run["inner/linear#0"]
+
+
+def test_a_value_whose_memory_the_model_frees_itself_is_what_it_was() -> None:
     def frees(self: nn.Module, x: Tensor) -> Tensor:
         y = self.inner(x)
         z = y.relu()
@@ -118,6 +132,21 @@ def test_a_value_whose_memory_was_freed_is_refused() -> None:
         return z
 
     run = fmr.run(Fn(frees, inner=nn.Linear(3, 3)), torch.randn(2, 3))
-    assert run["/relu#0"].shape == (2, 3)
-    with pytest.raises(IdError, match=r"The memory of 'inner/linear#0' was freed .* Read it in a run of its own"):
-        run["inner/linear#0"]
+    assert run["inner/linear#0"].relu().equal(run["/relu#0"])
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_weights_that_are_freed_and_filled_at_each_call_keep_their_names(keep: str) -> None:
+    layer = nn.Linear(3, 3)
+    whole = layer.weight.detach().clone()
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        storage = self.inner.weight.untyped_storage()
+        storage.resize_(36).copy_(whole.untyped_storage())
+        y = self.inner(x)
+        storage.resize_(0)
+        return y
+
+    graph = fmr.run(Fn(forward, inner=layer), torch.randn(2, 3), keep=keep).graph
+    assert [str(parent.id) for parent in graph["inner/linear#0"].parents][1:] == ["param:inner.weight", "param:inner.bias"]
+    assert not graph.opaque

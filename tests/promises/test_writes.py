@@ -144,3 +144,25 @@ def test_the_weights_of_each_pass_are_those_that_it_ran_with(options: dict[str, 
             optimizer.step()
             optimizer.zero_grad()
     assert all(one["param:weight"].equal(weight) for one, weight in zip(run.passes, seen, strict=True))
+
+
+STATES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "itself": lambda self, x: self.held["state"].add_(x * 2) * 1,
+    "a view": lambda self, x: self.held["state"].view(-1).add_((x * 2).view(-1)) * 1,
+    "out": lambda self, x: torch.add(self.held["state"], x * 2, out=self.held["state"]) * 1,
+    "after a reader": lambda self, x: self.held["state"].exp() + self.held["state"].add_(x * 2),
+}
+
+
+@pytest.mark.parametrize("keep", ["all", "*"])
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_that_each_pass_overwrites_is_in_each_what_it_was_before(name: str, keep: str) -> None:
+    model = Fn(STATES[name])
+    model.held = {"state": torch.zeros(2, 3)}
+    x = torch.arange(1.0, 7.0).view(2, 3)
+    with torch.no_grad(), fmr.track(model, keep=keep) as run:
+        for _ in range(3):
+            model(x)
+    for number, one in enumerate(run.passes):
+        assert one["/opaque#0"].equal(x * 2 * number)
+        assert one["/add#0"].flatten().equal((x * 2 * (number + 1)).flatten()) or name == "after a reader"
