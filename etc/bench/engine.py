@@ -80,7 +80,7 @@ def under(case: Case, make: Callable[[], TorchFunctionMode]) -> Variant:
 
 def hooked(case: Case) -> Variant:
     """The forward with a hook on each attention module that keeps its pattern."""
-    modules = [module for name, module in case.model.named_modules() if name.endswith("attn")]
+    modules = [module for name, module in case.model.named_modules() if name.endswith((".attn", ".self_attn"))]
 
     def variant() -> object:
         kept: list[torch.Tensor] = []
