@@ -1,6 +1,7 @@
 """A graph as steps that can run again: each call of an op with its function and the places of the tensors that it reads."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -86,11 +87,11 @@ def _step(nodes: tuple[Node, ...]) -> Step:
     return Step(nodes, reads, function, tuple(args), tuple(kwargs.items()), places)
 
 
+@dataclass(frozen=True)
 class _Marker:
     """Stands for a tensor among arguments."""
 
-    def __init__(self, name: TensorId) -> None:
-        self.id = name
+    id: TensorId
 
 
 def run_step(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[TensorId, Tensor]:
