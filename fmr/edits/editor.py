@@ -110,11 +110,12 @@ class Editor:
         value = value.view_as(value)
 
         def change(gradient: Tensor) -> Tensor:
-            self.frames, before, self.number = frames, self.frames, number
+            before = self.frames, self.number
+            self.frames, self.number = frames, number
             try:
                 return _like(self._changed(entry, edit, gradient, None), gradient)
             finally:
-                self.frames = before
+                self.frames, self.number = before
 
         value.register_hook(change)
         return value

@@ -370,3 +370,18 @@ def test_skip_hands_on_what_a_module_was_given() -> None:
     model, ids = decoder()
     run = fmr.run(model, ids, edits={"transformer.h.0": edits.Skip()})
     assert torch.equal(run["transformer.h.0"], run["transformer.drop"])
+
+
+def test_a_gradient_that_comes_back_between_two_passes_leaves_their_numbers_alone() -> None:
+    model, numbers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), []
+
+    def note(value: Tensor, context: edits.Context) -> Tensor:
+        numbers.append(context.number)
+        return value
+
+    asked = {"0/linear#0": edits.OnGradient(edits.Scale(1.0)), fmr.Site("0/linear#0", passes=2): note}
+    with fmr.track(model, grad=True, keep=(), edits=asked):
+        first, _ = model(torch.randn(2, 3)), model(torch.randn(2, 3))
+        first.sum().backward()
+        model(torch.randn(2, 3))
+    assert numbers == [2]
