@@ -1,27 +1,26 @@
 """From the tape to the graph: each event in turn becomes nodes, edges and scopes."""
 
+import sys
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
-from torch import Size, Tensor, device, dtype
+from torch import Tensor
 
+from fmr.graph.arguments import sorted_arguments
 from fmr.ids import ALIAS, OPAQUE, Parent, TensorId, op_id
-from fmr.nests import OF_SLICE, Hole, Nest, ids_in, leaves, outputs, tree_map
+from fmr.nests import Nest, ids_in, leaves, outputs, tree_map
 from fmr.nodes import Node, Scope, shape_of, source_node
+from fmr.ops.names import FILLS_NOTHING, Op
 from fmr.watching.scopes import Call
 from fmr.watching.sites import where_of
-from fmr.watching.storage import extent, is_dense, storage_key
+from fmr.watching.storage import extent, is_alike, is_dense, overlap, storage_key
 from fmr.watching.swaps import Ref
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Slot, Tape, first_read
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Slot, Tape, first_read
 from fmr.watching.versions import Versions
 
 _name = lru_cache(maxsize=1 << 15)(op_id)
-_parent = lru_cache(maxsize=1 << 15)(Parent)
-_hole = lru_cache(maxsize=1 << 12)(Hole)
-_SCALARS = frozenset({int, float, bool, type(None), str, dtype, device})
-_POSITIONS = tuple(str(position) for position in range(256))
+_made = tuple.__new__  # a NamedTuple's own is Python, which for three of them takes as long as all else of a node
 
 
 class Owner(NamedTuple):
@@ -47,12 +46,12 @@ class Builder:
 
     An ID denotes a value. A tensor object is only looked up by identity while it lives, and a tensor whose storage
     was overwritten through another one since is a new value: an `alias` node, which reads the old view and the write.
-    What was overwritten unseen is found by the tensor's version where the builder is fed while the model runs (`live`),
-    else by that which was read with the event; the next reader reads an opaque node.
+    What was overwritten unseen is found by the version that was read with the event; the next reader reads an opaque node,
+    whose value is to be had where the builder is fed while the model runs (`live`).
     """
 
     def __init__(self, tape: Tape, live: bool = False) -> None:
-        self._live, self._versions = live, Versions(tape, live)
+        self._live, self._versions = live, Versions(tape)
         self.names, self.number, self.kind = tape.names, tape.number, type(tape.root).__name__
         self.nodes: list[Node] = []
         self.values: list[Tensor | None] = []
@@ -86,22 +85,22 @@ class Builder:
         self._event += 1
         head = event[0]
         self._versions.note(event)
-        if head is ENTER:
+        if head.__class__ is Op:
+            self._op(*event)
+        elif head is ENTER:
             self._enter(*event[1:-1])
         elif head is EXIT:
             self._exit(event[1])
         elif head is INSIDE:
             self._inside(*event[1:-1])
         elif head is NAMED:
-            self._placed(*event[1:])
+            self._placed(*event[1:-1])
         elif head is WRITTEN:
             self._changed(event[1])
         elif head is REPLACED:
-            self._replaced(*event[1:])
-        elif head is SWAPPED:
-            self._exchange(*event[1:-1])
+            self._replaced(*event[1:-1])
         else:
-            self._op(*event)
+            self._exchange(*event[1:-1])
         self._was_inside = head is INSIDE
 
     def _inside(self, tensors: tuple[Tensor, ...], written: tuple[Tensor, ...]) -> None:
@@ -114,12 +113,12 @@ class Builder:
         for tensor in written:
             if storage_key(tensor) in {storage_key(t) for t in (o.tensor() for o in self._owners.values()) if t is not None}:
                 self._time += 1
-                self._opaque(tensor, self._transform)
+                self._add_unseen(tensor, OPAQUE, self._transform)
                 self._overwrite(tensor, len(self.nodes) - 1)
 
     def _changed(self, tensor: Tensor) -> None:
         """A tensor whose storage was written unseen: a new value, which reads the old one."""
-        self._opaque(tensor, [self._id_of(tensor)])
+        self._add_unseen(tensor, OPAQUE, [self._id_of(tensor)])
         self._overwrite(tensor, len(self.nodes) - 1, whole=True)
 
     def _replaced(self, new: Tensor, old: Tensor) -> None:
@@ -199,85 +198,61 @@ class Builder:
             self._handed_on[-1] += [entry for entry in handed_on if entry[0] in returned]
 
     def _op(
-        self, op: Any, args: Any, kwargs: Any, out: Any, written: Any, code: Any, lasti: int, version: Any, *_: Any
+        self, op: Op, args: Any, kwargs: Any, out: Any, written: Any, code: Any, lasti: int, version: Any, _: Any
     ) -> None:
         call = self.calls[-1]
-        self._writing = {storage_key(tensor) for tensor in written or ()}
-        if op.reflected:
-            args = args[::-1]
-        parents: list[Parent] = []
-        plain: dict[str, Any] = {}
-        for at, arg in zip(_POSITIONS if len(args) <= len(_POSITIONS) else map(str, range(len(args))), args, strict=False):
-            if isinstance(arg, Tensor):
-                parents.append(_parent(self._id_of(arg), at))
-            elif arg.__class__ in _SCALARS:
-                plain[at] = arg
-            else:
-                self._argument(arg, at, parents, plain)
-        if kwargs:
-            for name, arg in kwargs.items():
-                self._argument(arg, name, parents, plain)
+        if written:
+            self._writing = {storage_key(tensor) for tensor in written}
+        parents, plain = sorted_arguments(args[::-1] if op.reflected else args, kwargs, self._id_of)
         k, where, place = call.number(op.name), where_of(code, lasti), len(self.nodes)
         if written:
             self._time += 1
+        several = version.__class__ is tuple
         for index, tensor in ((None, out),) if out.__class__ is Tensor else outputs(out):
-            node_id = _name(call.path, op.name, k, index)
+            name = _name(call.path, op.name, k, index)
             before = self._owners.get(id(tensor))
             if before is not None and not written and before.tensor() is tensor:
                 self._handed_on[-1].append((id(tensor), before, len(self.nodes)))
-            self._add(tensor, node_id, op.name, call.path, tuple(parents), plain, where, op.function)
-            self.slots.append(Slot(self.number, self._event, index))
-            if version is None or not self._live:
-                made = version[len(self.nodes) - 1 - place] if isinstance(version, tuple) else version
-                self._owners[id(tensor)] = self._owners[id(tensor)]._replace(version=made)
-        for tensor in written or ():
-            (self._move if op.moves else self._overwrite)(tensor, place)
-        self._writing = ()
-
-    def _argument(self, arg: Any, at: str, parents: list[Parent], plain: dict[str, Any]) -> None:
-        """Sort one argument of an op: a tensor is a parent, the rest stays as it is, with holes for the tensors in it."""
-        if isinstance(arg, Tensor):
-            parents.append(_parent(self._id_of(arg), at))
-        else:
-            plain[at] = arg if arg.__class__ in _SCALARS else self._hollow(arg, at, parents)
-
-    def _hollow(self, arg: Any, at: str, parents: list[Parent]) -> Any:
-        """An argument as it was given, with a hole where a tensor stood, which is a parent; numpy's numbers are Python's."""
-        if isinstance(arg, Tensor):
-            parents.append(_parent(self._id_of(arg), at))
-            return _hole(at)
-        kind = arg.__class__
-        if kind in _SCALARS:
-            return arg
-        if isinstance(arg, (tuple, list)) and kind is not Size:
-            if all(item.__class__ in _SCALARS for item in arg):
-                return arg
-            items = [self._hollow(item, f"{at}.{n}", parents) for n, item in enumerate(arg)]
-            return items if isinstance(arg, list) else tuple(items)
-        if isinstance(arg, dict):
-            return {key: self._hollow(item, f"{at}.{key}", parents) for key, item in arg.items()}
-        if kind is slice:
-            bounds = (arg.start, arg.stop, arg.step)
-            if all(bound.__class__ in _SCALARS for bound in bounds):
-                return arg
-            return slice(
-                *(self._hollow(bound, f"{at}.{name}", parents) for name, bound in zip(OF_SLICE, bounds, strict=True))
-            )
-        return arg.item() if isinstance(arg, np.generic) else arg
+            self.slots.append(_made(Slot, (self.number, self._event, index, 0, "", False)))
+            now = version[len(self.nodes) - place] if several else version
+            self._add(tensor, name, op.name, call.path, parents, plain, where, op.function, now)
+        if written:
+            for tensor in written:
+                (self._move if op.moves else self._overwrite)(tensor, place)
+            self._writing = ()
 
     def _add(
-        self, tensor: Tensor, name: TensorId, op: str, scope: str, parents: Any, plain: Any, where: str, function: str = ""
+        self,
+        tensor: Tensor,
+        name: TensorId,
+        op: str,
+        scope: str,
+        parents: tuple[Parent, ...],
+        plain: dict[str, Any],
+        where: str,
+        function: str,
+        version: int | None,
     ) -> None:
-        node = Node(name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where, function)
-        self._owners[id(tensor)] = self._owner_of(tensor, len(self.nodes), self._time, name)
-        self.nodes.append(node)
+        owner = (Ref(tensor), len(self.nodes), self._time, name, version)
+        node = (name, op, scope, parents, shape_of(tensor), tensor.dtype, tensor.device, plain, where, function)
+        self._owners[id(tensor)] = _made(Owner, owner)
+        self.nodes.append(_made(Node, node))
         self.values.append(tensor)
+
+    def _add_unseen(self, tensor: Tensor, op: str, reads: Iterable[str]) -> None:
+        """A value that no op on the tape made."""
+        parents = tuple(Parent(name, str(at)) for at, name in enumerate(dict.fromkeys(reads)))
+        call, slot = self.calls[-1], first_read(self.number, self._event, tensor)
+        name = op_id(call.path, op, call.number(op))
+        self._add(tensor, name, op, call.path, parents, {}, "", "", self._versions.of(tensor))
+        self.slots.append(slot)
 
     def _source(self, name: str, tensor: Tensor) -> None:
         """A value that was there before the pass began, whenever it is met."""
         node, self._places[name] = source_node(name, tensor), len(self.nodes)
         if self._owner(tensor) is None:  # one that was given under two names belongs to the first
-            self._owners[id(tensor)] = self._owner_of(tensor, len(self.nodes), 0, node.id)
+            version = self._versions.at_first(tensor)
+            self._owners[id(tensor)] = Owner(Ref(tensor), len(self.nodes), 0, node.id, version)
         self.nodes.append(node)
         self.values.append(tensor)
         self.slots.append(Slot(self.number, name=name))
@@ -288,11 +263,9 @@ class Builder:
         if place is None:
             place = len(self.nodes)
             self._source(name, tensor)
-            self.values[place], self.slots[place] = value, first_read(self.number, self._event, value)
-        self._owners[id(tensor)] = self._owner_of(tensor, place, self._time, self.nodes[place].id)
-
-    def _owner_of(self, tensor: Tensor, place: int, since: int, name: TensorId) -> Owner:
-        return Owner(Ref(tensor), place, since, name, self._versions.of(tensor))
+            self.values[-1], self.slots[-1] = value, first_read(self.number, self._event, value)
+        version = self._versions.of(tensor)
+        self._owners[id(tensor)] = Owner(Ref(tensor), place, self._time, self.nodes[place].id, version)
 
     def _owner(self, tensor: Tensor) -> Owner | None:
         owner = self._owners.get(id(tensor))
@@ -312,7 +285,8 @@ class Builder:
                 self._source(name, tensor)
             else:
                 self._unseen(tensor, given)
-        elif self._versions.vary and self._is_changed(tensor, owner):
+            owner = self._owners[id(tensor)]
+        if self._versions.vary and self._is_changed(tensor, owner):
             self._unseen_write(tensor, owner)
         elif not self._writes:
             return owner.name
@@ -329,8 +303,9 @@ class Builder:
         return storage not in self._writing and not any(w.time > owner.since for w in self._writes.get(storage or 0, ()))
 
     def _unseen_write(self, tensor: Tensor, owner: Owner) -> None:
-        """Give it a new value, of which no copy is to be had when the pass is over."""
-        self._opaque(tensor, [owner.name])
+        """Give it a new value, of which no copy is to be had when the pass is over; an empty one may have got other memory."""
+        empty = self.nodes[owner.node].op in FILLS_NOTHING
+        self._add_unseen(tensor, OPAQUE, [owner.name, *(self._beneath(tensor, owner.node) if empty else ())])
         self._overwrite(tensor, len(self.nodes) - 1)
         if not self._live:
             self.values[-1] = self.slots[-1] = None
@@ -339,14 +314,19 @@ class Builder:
         return self._id_of(tensor) if self._owner(tensor) is not None or self._name(tensor) is not None else None
 
     def _unseen(self, tensor: Tensor, given: Nest) -> None:
-        """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it."""
-        self._opaque(tensor, self._transform or ids_in(given))
+        """A tensor whose producer the mode could not see: of a functorch transform, else of the module that returned it.
 
-    def _opaque(self, tensor: Tensor, reads: Iterable[str]) -> None:
-        parents = tuple(Parent(name, str(at)) for at, name in enumerate(dict.fromkeys(reads)))
-        call, slot = self.calls[-1], first_read(self.number, self._event, tensor)
-        self._add(tensor, op_id(call.path, OPAQUE, call.number(OPAQUE)), OPAQUE, call.path, parents, {}, "")
-        self.slots.append(slot)
+        One that lies in the memory of a known value, as `copy.copy` makes, reads that value.
+        """
+        self._add_unseen(tensor, OPAQUE, self._transform or [*self._beneath(tensor), *ids_in(given)])
+
+    def _beneath(self, tensor: Tensor, end: int = sys.maxsize) -> list[TensorId]:
+        """The last value before a place in whose memory a tensor lies; one of the same form goes before others."""
+        storage, before = storage_key(tensor), [owner for owner in self._owners.values() if owner.node < end]
+        living = [(owner, other) for owner in before if (other := owner.tensor()) is not None]
+        beneath = [(owner, other) for owner, other in living if storage is not None and storage_key(other) == storage]
+        alike = [(is_alike(other, tensor), owner.node, owner.name) for owner, other in beneath if overlap(other, tensor)]
+        return [max(alike)[2]] if alike else []
 
     def reading(self, tensor: Tensor) -> Slot | None:
         """The slot of the value of a tensor that the next op reads; None where a node stands for that value already."""
@@ -382,10 +362,7 @@ class Builder:
         owner = self._owners[id(tensor)]
         hit = self._writes_since(tensor, owner)
         if hit:
-            parents = tuple(Parent(self.nodes[node].id, str(at)) for at, node in enumerate([owner.node, *hit]))
-            call, slot = self.calls[-1], first_read(self.number, self._event, tensor)
-            self._add(tensor, op_id(call.path, ALIAS, call.number(ALIAS)), ALIAS, call.path, parents, {}, "")
-            self.slots.append(slot)
+            self._add_unseen(tensor, ALIAS, [self.nodes[node].id for node in (owner.node, *hit)])
 
     def _writes_since(self, tensor: Tensor, owner: Owner | None) -> list[int]:
         """The nodes of the ops that overwrote a tensor's bytes since its last value; without one, since the pass began."""

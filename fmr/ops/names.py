@@ -113,6 +113,7 @@ class Op(NamedTuple):
     """What fmr knows about one torch function.
 
     One that `moves` gives a tensor another shape, type or memory in place, one that `hands_out` gives its memory away.
+    `reads` is how many of its arguments it reads, where others are for its own use.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Op(NamedTuple):
     function: str = ""
     moves: bool = False
     hands_out: bool = False
+    reads: int | None = None
 
 
 def canonical(spelling: str) -> str:
@@ -156,7 +158,8 @@ def _classify(func: Callable[..., Any]) -> Op:
     name, written = canonical(spelling), _written(func, spelling)
     reflected = spelling.startswith("__") and spelling.strip("_") in REFLECTED
     changes = written is not None and moves(func)
-    return Op(name, WRITE if written else READ, reflected, written, spelling_of(func), changes)
+    reads = 1 if name == "deepcopy" else None  # whose memo holds what it made
+    return Op(name, WRITE if written else READ, reflected, written, spelling_of(func), changes, reads=reads)
 
 
 def _property(func: Any, spelling: str) -> Op:

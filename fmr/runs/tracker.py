@@ -39,6 +39,7 @@ from fmr.watching.recorder import Recorder
 from fmr.watching.sites import where_of
 from fmr.watching.storage import is_unshaped, storage_key, version_of
 from fmr.watching.tape import EXIT, RAISED, REPLACED, Event, Slot, Tape, first_read
+from fmr.watching.versions import others_in
 
 Emit = Callable[[Event], None]
 
@@ -115,7 +116,7 @@ class Tracker:
 
         def told(new: Tensor, old: Tensor) -> None:
             if watcher.emit is not None:
-                watcher.emit((REPLACED, new, old))
+                watcher.emit((REPLACED, new, old, others_in((new, old), watcher.begun)))
 
         plan = plan_of(self.editor.ids, ())
         silent = (lambda: None), (lambda *_: None), (lambda *_: None)
@@ -176,6 +177,17 @@ class Tracker:
                 if is_unshaped(tensor) or self.wanted is None or self.wanted(source_node(name, tensor)):
                     self.guard.keep(tensor, Slot(tape.number, name=name), version_of(tensor))
 
+        def end() -> None:
+            self.guard.reading = None
+            here.end(graph_of(builder, tape.start.module), self.guard, builder.raised)
+
+        def emit_alone(event: Event) -> None:
+            with unseen():
+                builder.feed(event)
+                builder.values.clear()
+            if not builder.calls:
+                end()
+
         def keep_new() -> None:
             nonlocal done
             for place in range(done, len(builder.nodes)):
@@ -201,9 +213,10 @@ class Tracker:
                 known.update((node.id, node) for node in builder.nodes[len(known) :])
                 self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:
-                self.guard.reading = None
-                here.end(graph_of(builder, tape.start.module), self.guard, builder.raised)
+                end()
 
+        if self.wanted is nothing and self.editor is None and not self.grad:
+            return emit_alone
         self.guard.reading, self.guard.history = builder.reading, self.grad
         listener = self._listen(tape, here) if self.grad else None
         return emit

@@ -152,15 +152,15 @@ class Guard:
         for tape, done in self._tapes:
             if done < 0:
                 self._kept.clear()  # what an earlier pass met is met anew
-                for (name, tensor), version in zip(tape.sources(), tape.versions, strict=True):
-                    self.keep(tensor, Slot(tape.number, name=name), version)
+                for name, tensor in tape.sources():
+                    self.keep(tensor, Slot(tape.number, name=name), tape.begun[id(tensor)])
             for position in range(max(done, 0), len(tape.events)):
                 self._keep_event(tape.events[position], (tape.number, position))
         self._tapes = [(tape, len(tape.events)) for tape, _ in self._tapes[-1:]]
 
     def _keep_event(self, event: Any, place: tuple[int, int]) -> None:
         if event[0] is REPLACED:
-            self._replace(*event[1:])
+            self._replace(*event[1:-1])
             return
         if not isinstance(event[0], Op):
             self._keep_read(event[1:], place)
@@ -189,4 +189,5 @@ def _is_later(tape: Tape, done: int) -> bool:
     made = [e for e in islice(tape.events, max(done, 0), None) if e[0].__class__ is Op and e[3].__class__ is Tensor]
     if versions_of([event[3] for event in made]) != [event[7] for event in made]:
         return True
-    return done < 0 and versions_of([tensor for _, tensor in tape.sources()]) != tape.versions
+    sources = [tensor for _, tensor in tape.sources()] if done < 0 else []
+    return versions_of(sources) != [tape.begun[id(tensor)] for tensor in sources]

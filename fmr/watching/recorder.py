@@ -20,7 +20,7 @@ from fmr.watching.scopes import Start, walk
 from fmr.watching.storage import PLAIN, is_unshaped, version_of
 from fmr.watching.swaps import Ref
 from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Tape
-from fmr.watching.versions import BITS, versions_read
+from fmr.watching.versions import others_in
 
 _is_internal: dict[str, bool] = {}
 _HERE = __file__.removesuffix("watching/recorder.py")
@@ -80,6 +80,7 @@ class Recorder(RootWatcher):
         self.shares = self.handed.shares
         self.own: dict[int, tuple[str, Tensor]] = {}
         self.counts = False
+        self.begun: dict[int, int | None] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_traced():  # by torch.compile, of a function that the model calls: what runs later never comes here
@@ -100,32 +101,29 @@ class Recorder(RootWatcher):
         if emit is not None and (out.__class__ is Tensor or is_tensor_result(out)):
             if functorch_level() is not None:
                 inside = _unwrapped((args, kwargs))
-                emit((INSIDE, inside, (), versions_read(inside)))
+                emit((INSIDE, inside, (), others_in(inside, self.begun)))
                 return out
-            counts, nested = self.counts, False
-            read: Any = 0
+            nested, as_begun, begun = False, self.counts, self.begun
             try:
                 for arg in args:
                     kind = arg.__class__
                     if kind in PLAIN:
-                        if counts:
-                            read = read << BITS | arg._version
+                        as_begun = as_begun and arg._version == begun.get(id(arg), 0)
                     elif kind in _NESTS and not (kind is tuple and _HOLDING.isdisjoint(map(type, arg))):
                         nested = True
                         break
                 if kwargs:
                     for arg in kwargs.values():
-                        if arg.__class__ in PLAIN and counts:
-                            read = read << BITS | arg._version
+                        if arg.__class__ in PLAIN:
+                            as_begun = as_begun and arg._version == begun.get(id(arg), 0)
                         elif arg.__class__ in _NESTS:
                             nested = True
-                version = out._version if counts and out.__class__ is Tensor else _versions(out)
+                version = out._version if self.counts and out.__class__ is Tensor else _versions(out)
             except RuntimeError:  # one of inference mode, which was entered inside the pass
                 version, nested = None, True
             if nested:
-                args, kwargs = _frozen(args), _frozen_kwargs(kwargs or {})
-            if nested or not counts:
-                read = versions_read((args, kwargs))
+                args, kwargs = _frozen(args[: op.reads]), _frozen_kwargs(kwargs or {})
+            read = None if as_begun and not nested else others_in((args, kwargs), begun)
             code, lasti = call_site(sys._getframe(1))
             emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti, version, read))
             if self.shares:
@@ -155,7 +153,7 @@ class Recorder(RootWatcher):
             changed = [tensor for tensor in self.handed.among(read) if self.handed.is_changed(tensor)]
         for tensor in changed:
             assert self.emit is not None
-            self.emit((WRITTEN, tensor, versions_read(tensor)))
+            self.emit((WRITTEN, tensor, others_in(tensor, self.begun)))
             self._secure(tensor)
 
     def _secure(self, made: Any) -> None:
@@ -187,7 +185,7 @@ class Recorder(RootWatcher):
                     code,
                     lasti,
                     None if in_function else _versions(made),
-                    versions_read((args, kwargs)),
+                    others_in((args, kwargs), self.begun),
                 )
             )
         if self.shares:
@@ -204,7 +202,7 @@ class Recorder(RootWatcher):
         self.guard.after_write(written, False)
         if self.emit is not None:
             inside = _unwrapped((args, kwargs))
-            self.emit((INSIDE, inside, written, versions_read((inside, written))))
+            self.emit((INSIDE, inside, written, others_in((inside, written), self.begun)))
         return out
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -221,9 +219,7 @@ class Recorder(RootWatcher):
         if self.shares:
             self._compare((args, kwargs))
         given = taken_arguments(args, kwargs)
-        flat = given[0] is args and given[1] is kwargs and self.counts
-        read = _read(given, (*args, *kwargs.values()) if kwargs else args) if flat else versions_read(given)
-        emit((ENTER, module, *given, read))
+        emit((ENTER, module, *given, others_in(given, self.begun)))
         if fills_parameters(module):
             self.emit = Filling(module, emit)
         out = RAISED
@@ -234,14 +230,14 @@ class Recorder(RootWatcher):
             if self.shares:
                 self._compare(out)
             left = out if out is RAISED or type(out) is Tensor else taken(out)
-            emit((EXIT, left, _read(left, (left,)) if left is out and self.counts else versions_read(left)))
+            emit((EXIT, left, others_in(left, self.begun)))
             self.emit = emit
 
     def swap(self, first: Tensor, second: Tensor) -> None:
         """Two tensor objects are about to become each other: what is kept of them is saved."""
         with unseen():
             if self.emit is not None:
-                self.emit((SWAPPED, first, second, versions_read((first, second))))
+                self.emit((SWAPPED, first, second, others_in((first, second), self.begun)))
             self.guard.before_swap((first, second))
 
     @property
@@ -254,7 +250,7 @@ class Recorder(RootWatcher):
         module = start.module
         tape = Tape(module if self.root is None else self.root, args, kwargs, self.passes, start)
         self.counts = _get_function_stack_at(0) is self and not torch.is_inference_mode_enabled()
-        self.passes, self.own = self.passes + 1, tape.tensors
+        self.passes, self.own, self.begun = self.passes + 1, tape.tensors, tape.begun
         emit = self.begin(tape)
         self.emit = emit = WeightSwaps(tape, emit) if _lie_elsewhere(tape) else emit
         if fills_parameters(module):
@@ -269,7 +265,7 @@ class Recorder(RootWatcher):
                 self.shares.clear()
             self.emit = None
             left = out if out is RAISED else taken(out)
-            emit((EXIT, left, versions_read(left)))
+            emit((EXIT, left, others_in(left, tape.begun)))
             self.end(tape)
 
 
@@ -277,18 +273,6 @@ def _versions(out: Nest) -> int | tuple[int | None, ...] | None:
     """The version of what an op made, or of each of several, asked unseen."""
     with torch._C.DisableTorchFunction():
         return version_of(out) if isinstance(out, Tensor) else tuple(version_of(tensor) for _, tensor in outputs(out))
-
-
-def _read(nest: Nest, flat: tuple[Any, ...]) -> Any:
-    """The versions of what a module call was given or returned, packed; all of it stands side by side in `flat`."""
-    read = 0
-    try:
-        for arg in flat:
-            if arg.__class__ in PLAIN:
-                read = read << BITS | arg._version
-    except RuntimeError:  # one of inference mode
-        return versions_read(nest)
-    return read
 
 
 def _lie_elsewhere(tape: Tape) -> bool:
@@ -322,7 +306,7 @@ class WeightSwaps:
     """
 
     def __init__(self, tape: Tape, emit: Callable[[Event], None]) -> None:
-        self.emit, self.known = emit, tape.tensors
+        self.emit, self.known, self.begun = emit, tape.tensors, tape.begun
         self.calls: list[nn.Module] = [tape.start.module]
         self.met: dict[int, Callable[[], Tensor | None]] = {}
         self.places = {(id(module), key): own for _, module in tape.names.modules for key, own in _own(module)}
@@ -347,7 +331,8 @@ class WeightSwaps:
         if place is not None:
             with torch._C.DisableTorchFunction():
                 self.met[id(tensor)] = Ref(tensor)
-                self.emit((NAMED, self.known[id(place)][0], tensor, tensor if place.is_meta else tensor.detach().clone()))
+                value = tensor if place.is_meta else tensor.detach().clone()
+                self.emit((NAMED, self.known[id(place)][0], tensor, value, others_in(tensor, self.begun)))
 
 
 def _gone() -> None:

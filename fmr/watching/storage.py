@@ -81,6 +81,11 @@ def is_dense(tensor: Tensor) -> bool:
     return not tensor.is_nested and tensor.numel() * tensor.element_size() == high - low
 
 
+def is_alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors on one storage show the same bytes in the same form."""
+    return (a.dtype, a.shape, a.stride(), a.storage_offset()) == (b.dtype, b.shape, b.stride(), b.storage_offset())
+
+
 def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors on one storage may share bytes (interleaved views count as sharing)."""
     (low_a, high_a), (low_b, high_b) = extent(a), extent(b)

@@ -18,8 +18,8 @@ tensor in place of another, or two tensor objects are about to become each other
 Event = tuple[Any, ...]
 """`(op, args, kwargs, out, written, code, lasti, version, read)` for an op, with the version of each tensor that it made;
 `(ENTER, module, args, kwargs, read)` and `(EXIT, output, read)`, in nests as they were `taken` at that moment;
-`(INSIDE, tensors, written, read)`, `(NAMED, name, tensor, its value)`, `(WRITTEN, tensor, read)`,
-`(REPLACED, by, tensor)`, `(SWAPPED, tensor, other, read)`; `read` are versions by identity, or packed into a number."""
+`(INSIDE, tensors, written, read)`, `(NAMED, name, tensor, its value, read)`, `(WRITTEN, tensor, read)`,
+`(REPLACED, by, tensor, read)`, `(SWAPPED, tensor, other, read)`; `read` are versions, see `versions.Others`."""
 
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""
@@ -40,8 +40,8 @@ class Tape:
         self.events: list[Event] = []
         with torch._C.DisableTorchFunction():
             sources = [tensor for _, tensor in self.sources()]
-            lazy = [is_unshaped(tensor) for tensor in sources]  # filled when first called, which is no write
-            self.versions = [None if fills else v for v, fills in zip(versions_of(sources), lazy, strict=True)]
+            of_all = zip(sources, versions_of(sources), strict=True)  # lazy ones are filled when first called: no write
+            self.begun = {id(tensor): None if is_unshaped(tensor) else version for tensor, version in of_all}
         self.output: Nest = None
 
     def sources(self) -> list[tuple[str, Tensor]]:

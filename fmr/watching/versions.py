@@ -1,56 +1,65 @@
 """The versions of tensors when they were read: by them a write that no mode saw is found, between two readers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmr.nests import Nest, leaves
+from fmr.nests import Nest, Opened, leaves
 from fmr.watching.storage import PLAIN, version_of
-from fmr.watching.tape import ENTER, EXIT, NAMED, REPLACED, Event, Tape
+from fmr.watching.tape import Event, Tape
 
-BITS = 32
-"""Versions of several tensors are packed into one number, which costs less than a list; the last lies lowest."""
+Others = Mapping[int, int | None] | None
+"""Versions by the identity of tensors: of those that have another than when the pass began, or than 0 if they came later."""
 
-_MASK = (1 << BITS) - 1
+_MAPPINGS: frozenset[type] = frozenset({dict, Opened})
+_SEQUENCES: frozenset[type] = frozenset({tuple, list})
+_NUMBERS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size, slice})
 
 
-def versions_read(nest: Nest) -> dict[int, int | None]:
-    """The versions that the tensors in a nest have now, by identity, asked unseen."""
+def others_in(nest: Nest, begun: Mapping[int, int | None]) -> Others:
+    """The versions of the tensors in a nest, asked unseen, as far as they are others than these."""
+    found: dict[int, int | None] = {}
     with torch._C.DisableTorchFunction():
-        return {id(tensor): version_of(tensor) for _, tensor in leaves(nest)}
+        _note(nest, begun, found)
+    return found or None
+
+
+def _note(nest: Any, begun: Mapping[int, int | None], found: dict[int, int | None]) -> None:
+    kind = nest.__class__
+    if kind in PLAIN or isinstance(nest, Tensor):
+        version = version_of(nest)
+        if kind not in PLAIN or version != begun.get(id(nest), 0):
+            found[id(nest)] = version
+    elif kind in _SEQUENCES or kind in _MAPPINGS:
+        for item in nest if kind in _SEQUENCES else nest.values():
+            if item.__class__ not in _NUMBERS:
+                _note(item, begun, found)
+    elif kind not in _NUMBERS:
+        for _, tensor in leaves(nest):
+            _note(tensor, begun, found)
 
 
 class Versions:
-    """The version of a tensor at an event: its own where events are taken as they come (`live`), else the one noted then.
+    """The versions that tensors had at an event, as they were noted then; `vary`: some had others than at first."""
 
-    `vary` tells that some tensor may have another version than 0.
-    """
-
-    def __init__(self, tape: Tape, live: bool) -> None:
-        self._live = self.vary = live
-        self._noted = {id(tensor): version for (_, tensor), version in zip(tape.sources(), tape.versions, strict=True)}
-        self._absent: int | None = None
+    def __init__(self, tape: Tape) -> None:
+        self.vary = False
+        self._begun = tape.begun
+        self._others: Mapping[int, int | None] = {}
 
     def note(self, event: Event) -> None:
         """Go on to an event."""
-        if self._live:
-            return
-        read: Any = event[-1] if event[0] not in (NAMED, REPLACED) else {}
-        self._absent = 0 if read.__class__ is int else None
-        if read.__class__ is int:
-            read = _by_identity(event, read) if read else {}
-        self._noted, self.vary = read, bool(read)
+        others = event[-1]
+        self.vary = others is not None
+        self._others = others or {}
 
     def of(self, tensor: Tensor) -> int | None:
         """The version, None where none is known."""
-        if self._live:
-            return version_of(tensor)
-        return self._noted.get(id(tensor), self._absent if tensor.__class__ in PLAIN else None)
+        key = id(tensor)
+        return self._others[key] if key in self._others else self.at_first(tensor)
 
-
-def _by_identity(event: Event, read: int) -> dict[int, int | None]:
-    """Packed versions by the identity of the tensors that stand side by side in what was read."""
-    args, kwargs = ((event[1],), None) if event[0] is EXIT else event[2:4] if event[0] is ENTER else event[1:3]
-    plain = [id(arg) for arg in (*args, *(kwargs or {}).values()) if arg.__class__ in PLAIN]
-    return {key: read >> BITS * place & _MASK for place, key in enumerate(reversed(plain))}
+    def at_first(self, tensor: Tensor) -> int | None:
+        """The version that a tensor had when the pass began or, if it came later, when it was made."""
+        return self._begun.get(id(tensor), 0 if tensor.__class__ in PLAIN else None)
