@@ -303,7 +303,7 @@ class Builder:
         return storage not in self._writing and not any(w.time > owner.since for w in self._writes.get(storage or 0, ()))
 
     def _unseen_write(self, tensor: Tensor, owner: Owner) -> None:
-        """Give it a new value, of which no copy is to be had when the pass is over; an empty one may have got other memory."""
+        """Give it a new value, of which no copy is to be had later; an empty one may have got other memory."""
         empty = self.nodes[owner.node].op in FILLS_NOTHING
         self._add_unseen(tensor, OPAQUE, [owner.name, *(self._beneath(tensor, owner.node) if empty else ())])
         self._overwrite(tensor, len(self.nodes) - 1)

@@ -13,8 +13,8 @@ from fmr.watching.tape import Event, Tape
 Others = Mapping[int, int | None] | None
 """Versions by the identity of tensors: of those that have another than when the pass began, or than 0 if they came later."""
 
-_MAPPINGS: frozenset[type] = frozenset({dict, Opened})
-_SEQUENCES: frozenset[type] = frozenset({tuple, list})
+_MAPPINGS: frozenset[type[Any]] = frozenset((dict, Opened))
+_SEQUENCES: frozenset[type[Any]] = frozenset((tuple, list))
 _NUMBERS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size, slice})
 
 
