@@ -137,6 +137,12 @@ class Reader(RootWatcher):
             return self.record(proceed, start, args, kwargs) if start is not None else proceed(*args, **kwargs)
         if functorch_level() is not None:
             return proceed(*args, **kwargs)
+        if self._followed is not None and id(module) not in self._followed and self.listening is None and not self._on:
+            outer, self._here = self._here, None  # and so it is for what that calls
+            try:
+                return proceed(*args, **kwargs)
+            finally:
+                self._here = outer
         if self.listening is not None:
             self.listening.look()
         before = self._here, self._wanted, self._trail, self._skip, self._on
