@@ -70,6 +70,7 @@ class Builder:
         self._raised_at = -1
         self._open: list[tuple[int, Nest]] = []
         self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
+        self._last: Nest = None  # what an op made lives until the next, whose reading may show what was made of it
         for name, tensor in tape.inputs:
             self._source(name, tensor)
         self._open_scope(self._given(tape.args, tape.kwargs))
@@ -172,6 +173,7 @@ class Builder:
         self._give_back(out)
         if not self.calls:
             self._owners.clear()
+            self._last = None
 
     def _note_raised(self, raised: bool) -> None:
         """An error passes the calls from within; one that the model catches is followed by other events."""
@@ -220,6 +222,7 @@ class Builder:
             for tensor in written:
                 (self._move if op.moves else self._overwrite)(tensor, place)
             self._writing = ()
+        self._last = out if self._live else None
 
     def _add(
         self,
