@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fmr
 from fmr.errors import StructureError
+from fmr.structure.normal.hidden import is_hidden
 
 
 class Outside(nn.Module):
@@ -162,6 +163,37 @@ def test_an_attention_whose_kind_cannot_be_told_is_rejected() -> None:
     assert not structure.attention
     reason = next(one.reason for one in structure.rejected if one.what == "attention")
     assert "its queries or keys are made by code that is hidden from torch (layer.turn/opaque#0)" in reason
+
+
+class Of(nn.Module):
+    """A module that calls one function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+DOCUMENTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "what C calls otherwise": nn.functional.logsigmoid,
+    "of another package": lambda x: nn.utils.rnn.pad_sequence([x[0], x[1]]),
+    "in place": lambda x: x.clone().zero_(),
+    "random in place": lambda x: x.clone().exponential_(),
+    "a transform": torch.fft.fft,
+    "of linear algebra": torch.linalg.svdvals,
+}
+
+
+@pytest.mark.parametrize("which", DOCUMENTED)
+def test_what_torch_documents_is_not_hidden_whatever_it_is_called_inside(which: str) -> None:
+    assert not [node.id for node in fmr.run(Of(DOCUMENTED[which]), X).graph if is_hidden(node)]
+
+
+def test_what_runs_code_of_python_on_each_number_is_hidden() -> None:
+    assert is_hidden(fmr.run(Of(lambda x: x.clone().apply_(abs)), X).graph["/apply#0"])
+    assert is_hidden(fmr.run(Of(lambda x: project(x, x)), X[0]).graph["/project#0"])
 
 
 # ---- weights of a class of their own, values without numbers

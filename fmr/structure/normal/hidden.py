@@ -1,6 +1,7 @@
 """Code that torch does not show: values whose producer was not seen, and ops of other libraries or of kernels alone."""
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,13 +10,25 @@ from torch.nn import functional as F
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId, within
 from fmr.nodes import Node
+from fmr.ops.names import canonical
 from fmr.structure.normal.match import ELEMENTWISE, MOVES, NONLINEAR, NORMS, above, below, is_constant, projection, weights
 
-_HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft)
+_HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft, torch.nn.utils.rnn)
 """Where torch keeps the functions that it documents."""
 
 _OF_FMR = frozenset("alias buffer copy getitem input is_all_true param result setitem".split())
 """Ops that stand for no function of torch's of this name."""
+
+_OF_PYTHON = frozenset("apply map map2".split())
+"""Methods of a tensor that run any Python function on each number."""
+
+
+@cache
+def _documented() -> frozenset[str]:
+    """The ops that torch documents, by the names that they go by here: in place too, and where C calls them otherwise."""
+    names = [(name, getattr(home, name, None)) for home in _HOMES for name in dir(home) if not name.startswith("_")]
+    return frozenset(canonical(one) for name, func in names for one in (name, getattr(func, "__name__", name)))
+
 
 _ACTIVATIONS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp clamp_min clamp_max max maximum min minimum".split())
 """What bends coefficients; what norms are written with does not count."""
@@ -28,9 +41,8 @@ def is_hidden(node: Node) -> bool:
     """Whether torch does not show what a node computes: its producer was not seen, or torch documents no such op."""
     if node.op == OPAQUE:
         return True
-    home = node.op.partition("_")[0]
-    known = node.op in _OF_FMR or home in ("fft", "linalg", "special") or any(hasattr(one, node.op) for one in _HOMES)
-    return not known or node.op.startswith("_")
+    known = node.op in _OF_FMR or node.op in _documented() and node.op not in _OF_PYTHON
+    return not known
 
 
 def read_alone(graph: Graph, node: Node) -> TensorId | None:

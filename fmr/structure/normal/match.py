@@ -19,7 +19,7 @@ SAME = frozenset([RESULT, *"alias clone contiguous data detach dropout alpha_dro
 
 SHAPE = frozenset(
     """T as_strided as_subclass broadcast_tensors broadcast_to cat chunk column_stack copy diagonal dstack expand expand_as
-    flatten flip gather getitem hstack index_add index_put index_select mT masked_select movedim narrow new_zeros pad
+    flatten flip gather getitem hstack index_add index_put index_select mT masked_select movedim narrow new_zeros pad pad_sequence
     permute pixel_shuffle ravel repeat repeat_interleave reshape reshape_as roll scatter scatter_add select setitem split
     split_with_sizes squeeze stack t take_along_dim tensor_split tile transpose unbind unflatten unfold unsqueeze view
     view_as vstack zeros_like""".split()
