@@ -68,6 +68,34 @@ class FusedGate(nn.Module):
         return self.down(self.bend(gate) * up)
 
 
+Take = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Halves(FusedGate):
+    """The halves are taken in some way."""
+
+    def __init__(self, take: Take) -> None:
+        super().__init__()
+        self.take = take
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.take(self.both(x))
+        return self.down(self.bend(gate) * up)
+
+
+def by_bound(h: Tensor) -> tuple[Tensor, Tensor]:
+    half = torch.IntTensor([10])[0]
+    return h[..., :half], h[..., half:]
+
+
+def by_start(h: Tensor) -> tuple[Tensor, Tensor]:
+    return h.narrow(-1, torch.IntTensor([0])[0], 10), h.narrow(-1, torch.IntTensor([10])[0], 10)
+
+
+def by_index(h: Tensor) -> tuple[Tensor, Tensor]:
+    return h.index_select(-1, torch.LongTensor(range(10))), h.index_select(-1, torch.LongTensor(range(10, 20)))
+
+
 class Transposed(nn.Module):
     """Weights stored (in, out), as some libraries do."""
 
@@ -217,6 +245,15 @@ def test_the_vectors_of_an_expert_that_is_looked_up_are_those_of_its_matrix() ->
     key, value = block.memory(7, expert=2)
     assert torch.equal(key, layer.up[2, :, 7])
     assert torch.equal(value, layer.down[2, 7])
+
+
+@pytest.mark.parametrize("take", [by_bound, by_start, by_index])
+def test_a_tensor_that_says_where_a_half_lies_is_no_part_of_a_memory(take: Take) -> None:
+    torch.manual_seed(0)
+    found = fmr.locate(fmr.run(Residual(Halves(take), Halves(take)), torch.randn(2, 3, 6))).mlps
+    assert [(bool(one.certified), one.n) for one in found] == [(True, 10)] * 2
+    with pytest.raises(StructureError, match="the units of param:blocks.1.both.weight that are gated cannot be told"):
+        found[1].memory(7)  # no op made the number that says where
 
 
 def test_a_gate_that_a_view_took_apart_leaves_the_second_half_as_keys() -> None:

@@ -25,6 +25,7 @@ from fmr.structure.normal.match import (
     Path,
     above,
     contraction,
+    data_inputs,
     is_constant,
     product,
     projection,
@@ -133,7 +134,7 @@ def _repeated(graph: Graph, k: TensorId, axis: int | None) -> float:
     while node.op in MOVES and node.parents and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
         higher = graph[node.parents[0].id]
         chosen = _chooses_heads(graph, higher, node, k, axis)
-        if len(node.parents) > 1 and not chosen:
+        if len(data_inputs(graph, node)) > 1:
             break
         if node.op in REPEATS or chosen:
             ratio *= math.prod(node.shape) / max(1, math.prod(higher.shape))

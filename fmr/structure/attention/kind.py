@@ -15,6 +15,7 @@ from fmr.structure.normal.match import (
     NORMS,
     above,
     contraction,
+    data_inputs,
     is_constant,
     product,
     projection,
@@ -73,7 +74,7 @@ def _adds_up(graph: Graph, node: Node) -> bool:
 
 def _is_linear(graph: Graph, node: Node) -> bool:
     """Whether a node moves, norms or projects one value; what lays one behind another adds keys of others."""
-    moved = node.op in MOVES and (len({parent.id for parent in node.parents}) == 1 or _is_of_one(graph, node))
+    moved = node.op in MOVES and (len(set(data_inputs(graph, node))) == 1 or _is_of_one(graph, node))
     return moved or node.op in NORMS | NORM_PARTS | MEANS or _data(graph, node) is not None
 
 

@@ -11,7 +11,18 @@ from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId, within
 from fmr.nodes import Node
 from fmr.ops.names import canonical
-from fmr.structure.normal.match import ELEMENTWISE, MOVES, NONLINEAR, NORMS, above, below, is_constant, projection, weights
+from fmr.structure.normal.match import (
+    ELEMENTWISE,
+    MOVES,
+    NONLINEAR,
+    NORMS,
+    above,
+    below,
+    data_inputs,
+    is_constant,
+    projection,
+    weights,
+)
 
 _HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft, torch.nn.utils.rnn)
 """Where torch keeps the functions that it documents."""
@@ -41,7 +52,7 @@ def is_hidden(node: Node) -> bool:
     """Whether torch does not show what a node computes: its producer was not seen, or torch documents no such op."""
     if node.op == OPAQUE:
         return True
-    known = node.op in _OF_FMR or node.op in _documented() and node.op not in _OF_PYTHON
+    known = node.op in _OF_FMR or (node.op in _documented() and node.op not in _OF_PYTHON)
     return not known
 
 
@@ -97,7 +108,7 @@ def _firsts(graph: Graph, data: TensorId, stream: frozenset[TensorId]) -> tuple[
             firsts.append(node)
         elif node.op in MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"} and node.id not in stream:
             bent = bent or node.op in _ACTIVATIONS
-            higher = [parent.id for parent in node.parents if parent not in seen]
+            higher = [name for name in data_inputs(graph, node) if name not in seen]
             seen.update(higher)
             waiting += higher
     return bent, firsts

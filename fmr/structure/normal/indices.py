@@ -32,7 +32,8 @@ def iota(*shape: int) -> Tensor:
 
 
 def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
-    """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails."""
+    """What becomes of a value between the ends of a way, where only what moves numbers counts; None where that fails, or
+    where a number that is not known here says which part is taken."""
     known, own = {way[0].id: value.contiguous() + 1}, {node.id for node in way}  # so that 0 is what is filled up with
     try:
         for node in between(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
@@ -48,7 +49,8 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
                 known[node.id] = known[met[0]].expand(node.shape)
     except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
         return None
-    return known[way[-1].id] - 1 if way[-1].id in known else None
+    found = known.get(way[-1].id)
+    return found - 1 if found is not None and found.shape == way[-1].shape else None
 
 
 def _reduced(value: Tensor, node: Node) -> Tensor:
@@ -65,6 +67,8 @@ def _foreign(graph: Graph, node: Node) -> Tensor:
     counted = [one.op for one in above(graph, node.id, lambda one: one.op in _RESHAPES | {"unsqueeze", "getitem"})][-1:]
     if counted == ["arange"] and math.prod(node.shape) == max(node.shape, default=0):
         return torch.arange(math.prod(node.shape), dtype=node.dtype).reshape(node.shape)
+    if not node.shape and node.dtype != torch.bool:
+        raise KeyError(node.id)  # one place that is not known here
     return torch.zeros(node.shape, dtype=node.dtype)
 
 
@@ -74,7 +78,7 @@ def dim_map(graph: Graph, way: Path) -> tuple[int | None, ...]:
     if not any(node.op in SHAPE for node in way[1:]):
         return tuple(range(len(end))) if len(start) == len(end) else (None,) * len(end)
     value = trace(graph, iota(*start), way) if math.prod(start) else None
-    if value is None or value.shape != end:
+    if value is None:
         return (None,) * len(end)
     return tuple(_source(value, dim, start, len(end)) for dim in range(len(end)))
 

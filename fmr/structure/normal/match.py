@@ -19,10 +19,10 @@ SAME = frozenset([RESULT, *"alias clone contiguous data detach dropout alpha_dro
 
 SHAPE = frozenset(
     """T as_strided as_subclass broadcast_tensors broadcast_to cat chunk column_stack copy diagonal dstack expand expand_as
-    flatten flip gather getitem hstack index_add index_put index_select mT masked_select movedim narrow new_zeros pad pad_sequence
-    permute pixel_shuffle ravel repeat repeat_interleave reshape reshape_as roll scatter scatter_add select setitem split
-    split_with_sizes squeeze stack t take_along_dim tensor_split tile transpose unbind unflatten unfold unsqueeze view
-    view_as vstack zeros_like""".split()
+    flatten flip gather getitem hstack index_add index_put index_select mT masked_select movedim narrow new_zeros pad
+    pad_sequence permute pixel_shuffle ravel repeat repeat_interleave reshape reshape_as roll scatter scatter_add select
+    setitem split split_with_sizes squeeze stack t take_along_dim tensor_split tile transpose unbind unflatten unfold
+    unsqueeze view view_as vstack zeros_like""".split()
 )
 """Ops that only move numbers about, or add up those that meet."""
 
@@ -162,8 +162,8 @@ def weighed_sum(graph: Graph, node: Node) -> Contraction | None:
 def _squeezed(graph: Graph, name: TensorId) -> TensorId:
     """The value that was given dimensions of size one to be repeated along."""
     node = graph[name]
-    while node.op in ("unsqueeze", "getitem", "view", "reshape") and len(node.parents) == 1:
-        higher = graph[node.parents[0].id]
+    while node.op in ("unsqueeze", "getitem", "view", "reshape") and len(read := data_inputs(graph, node)) == 1:
+        higher = graph[read[0]]
         if len(higher.shape) >= len(node.shape) or [n for n in higher.shape if n != 1] != [n for n in node.shape if n != 1]:
             break
         node = higher
@@ -198,10 +198,14 @@ def _shaping(graph: Graph, node: Node) -> list[TensorId]:
     """The operands that make a weight: all but a scale, and not what chooses among matrices."""
     if len(node.parents) < 2:
         return [parent.id for parent in node.parents]
-    if node.op == "getitem" and len(graph[node.parents[0].id].shape) > 2:
+    if node.op == "narrow" or (node.op == "getitem" and len(graph[node.parents[0].id].shape) > 2):
         return [node.parents[0].id]
-    names = (parent.id for parent in node.parents)
+    names = (parent.id for parent in node.parents if parent.at.rpartition(".")[2] not in _BOUNDS)
     return [name for name in names if prod(graph[name].shape) > 1 or not is_constant(graph, name)]
+
+
+_BOUNDS = frozenset("start stop step".split())
+"""What a slice is given."""
 
 
 def unbroadcast(graph: Graph, weight: TensorId) -> TensorId:
@@ -256,6 +260,34 @@ def _value_numbers(graph: Graph) -> dict[str, TensorId]:
     return found
 
 
+def all_inputs(graph: Graph, node: Node) -> list[TensorId]:
+    """Everything that a node reads."""
+    return [parent.id for parent in node.parents]
+
+
+def data_inputs(graph: Graph, node: Node) -> list[TensorId]:
+    """The operands whose numbers a node reads: of an op that moves numbers not those that say which ones, where they go or
+    what their shape is, as the bounds of a slice, an index and the tensor of `view_as` do."""
+    if node.op not in MOVES or not _is_number(node):
+        return all_inputs(graph, node)
+    if node.op in _LIKE:
+        return [parent.id for parent in node.parents[:1]]
+    moved = (parent for parent in node.parents if _is_number(graph[parent.id]) or parent.at.partition(".")[0] in _MOVED)
+    return [parent.id for parent in moved]
+
+
+_LIKE = frozenset("to view_as reshape_as expand_as".split())
+"""Ops that read their second operand for its shape or its type."""
+
+_MOVED = frozenset("0 input self tensors".split())
+"""The names of the argument whose numbers an op moves."""
+
+
+def _is_number(node: Node) -> bool:
+    """Whether a value has numbers that mean amounts, and no places, counts or truth values."""
+    return node.dtype.is_floating_point or node.dtype.is_complex
+
+
 Through = frozenset[str] | Callable[[Node], bool]
 """What a walk goes through: nodes of these ops, or those of which a function says so."""
 
@@ -264,24 +296,32 @@ def _asked(through: Through) -> Callable[[Node], bool]:
     return through if callable(through) else lambda node: node.op in through
 
 
-def above(graph: Graph, start: TensorId, through: Through) -> Iterator[Node]:
-    """The ancestors of a value, nearest first, not going above a node that `through` refuses."""
+def above(
+    graph: Graph,
+    start: TensorId,
+    through: Through,
+    inputs: Callable[[Graph, Node], list[TensorId]] = data_inputs,
+) -> Iterator[Node]:
+    """The ancestors of a value, nearest first, not going above a node that `through` refuses.
+
+    What only says which part is taken is no ancestor; with other `inputs` of a node, those are.
+    """
     goes_on = _asked(through)
     waiting, seen = [start], {start}
-    for name in waiting:
-        node = graph[name]
+    for here in waiting:
+        node = graph[here]
         yield node
         if goes_on(node):
-            for parent in node.parents:
-                if parent not in seen:
-                    seen.add(parent.id)
-                    waiting.append(parent.id)
+            for name in inputs(graph, node):
+                if name not in seen:
+                    seen.add(name)
+                    waiting.append(name)
 
 
 def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
     """What a value is made of and comes after another one, in execution order, not above a node that is refused."""
     begin = graph.place(start)
-    higher = above(graph, end, lambda node: graph.place(node.id) > begin and through(node))
+    higher = above(graph, end, lambda node: graph.place(node.id) > begin and through(node), all_inputs)
     return sorted((node for node in higher if graph.place(node.id) > begin), key=lambda node: graph.place(node.id))
 
 
@@ -311,14 +351,15 @@ def paths(graph: Graph, start: Node, through: Callable[[Node, Path], bool]) -> I
 def depends_on(graph: Graph, name: TensorId, origin: TensorId) -> bool:
     """Whether a value is computed from another."""
     begin = graph.place(origin)
-    return any(node.id == origin for node in above(graph, name, lambda node: graph.place(node.id) > begin))
+    higher = above(graph, name, lambda node: graph.place(node.id) > begin, all_inputs)
+    return any(node.id == origin for node in higher)
 
 
 def strip_views(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:
     """The value that a view, a cast or a copy was made of."""
     node = graph[name]
-    while node.op in ops and len(node.parents) == 1:
-        node = graph[node.parents[0].id]
+    while node.op in ops and len(read := data_inputs(graph, node)) == 1:
+        node = graph[read[0]]
     return node.id
 
 

@@ -16,6 +16,7 @@ from fmr.structure.normal.match import (
     below,
     between,
     contraction,
+    data_inputs,
     depends_on,
     is_constant,
     is_random,
@@ -204,6 +205,49 @@ def test_dropout_is_random_where_it_drops(p: float, training: bool, drops: bool)
 def diamond() -> Graph:
     """x, then cos and sin of it, their product, and exp of that."""
     return graph_of(lambda m, x: (x.cos() * x.sin()).exp())
+
+
+PLACES = torch.tensor([1, 0])
+SAYING_WHERE: dict[str, Callable[[Tensor], Tensor]] = {
+    "a bound of a slice": lambda x: x[:, : PLACES[0]],
+    "a bound that no op made": lambda x: x[:, torch.IntTensor([1])[0] :],
+    "an index": lambda x: x[PLACES],
+    "a mask": lambda x: x[x > 0],
+    "a place": lambda x: x[PLACES[0]],
+    "narrow": lambda x: x.narrow(1, PLACES[0], 2),
+    "index_select": lambda x: x.index_select(0, PLACES),
+    "gather by name": lambda x: torch.gather(x, dim=1, index=PLACES.expand(2, 2)),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "how often": lambda x: x.repeat_interleave(PLACES, 0),
+    "a shape": lambda x: x.view_as(torch.ones(3, 2)),
+    "a type": lambda x: x.type_as(torch.ones(1, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("which", SAYING_WHERE)
+def test_what_says_where_numbers_lie_is_no_input_of_data(which: str) -> None:
+    graph = graph_of(lambda m, x: SAYING_WHERE[which](x))
+    assert len(graph.nodes[-1].parents) > 1
+    assert data_inputs(graph, graph.nodes[-1]) == ["input:args.0"]
+    assert {node.id for node in above(graph, last(graph), MOVES)} == {last(graph), "input:args.0"}
+    assert depends_on(graph, last(graph), graph.nodes[-1].parents[1].id)
+
+
+def test_what_is_laid_together_or_counted_is_data() -> None:
+    graph = graph_of(lambda m, x: torch.cat([x, torch.ones(2, 3, dtype=torch.int64)]))
+    assert len(data_inputs(graph, graph.nodes[-1])) == 2
+    graph = graph_of(lambda m, x: x.scatter(0, PLACES[:, None], x * 2))
+    assert data_inputs(graph, graph.nodes[-1]) == ["input:args.0", "/mul#0"]
+    graph = graph_of(lambda m, x: PLACES[PLACES])
+    assert len(data_inputs(graph, graph.nodes[-1])) == len(graph.nodes[-1].parents)
+
+
+def test_a_part_of_a_weight_is_one_however_it_is_told() -> None:
+    graph = graph_of(lambda m, x: x @ m.w[:, : torch.IntTensor([2])[0]] @ m.w.narrow(0, torch.IntTensor([1])[0], 2))
+    assert [weights(graph, node.id) for node in graph if node.op in ("getitem", "narrow") and len(node.shape) == 2] == [
+        (W,),
+        (W,),
+    ]
 
 
 def test_a_climb_meets_what_is_near_first_and_each_value_once() -> None:
