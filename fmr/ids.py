@@ -1,9 +1,15 @@
-"""Names of values: `{scope}/{op}#{k}`, `{scope}/{op}#{k}:{i}`, `param:NAME`, `buffer:NAME`, `input:NAME`."""
+"""Names of values: `{scope}/{op}#{k}`, `{scope}/{op}#{k}:{i}`, `param:NAME`, `buffer:NAME`, `input:NAME`.
+
+A scope and a NAME are registered names joined by dots. What has a meaning in IDs or globs is written in a registered name as
+in an address: a module that is called "a/b" has the path "a%2Fb".
+"""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import torch
 
@@ -12,6 +18,28 @@ from fmr.errors import IdError
 SOURCES = ("param:", "buffer:", "input:")
 OPAQUE = "opaque"
 _OP = re.compile(r"^(?P<op>[^/#:]+)#(?P<k>\d+)(?::(?P<i>\d+))?$")
+
+_SPECIAL = re.compile(r"[/#:@%*?\[\].\x00-\x1f\x7f]")
+_NAMELESS = "%"
+
+
+@lru_cache(maxsize=4096)
+def spelled(name: str) -> str:
+    """A registered name as it stands in paths and IDs; all but letters, digits and a few signs have a meaning there.
+
+    >>> spelled("c_attn"), spelled("en->de"), spelled("a/b"), spelled("")
+    ('c_attn', 'en->de', 'a%2Fb', '%')
+    """
+    return _SPECIAL.sub(lambda found: f"%{ord(found[0]):02X}", name) or _NAMELESS
+
+
+def unspelled(part: str) -> str:
+    """The registered name that stands in a path so.
+
+    >>> unspelled("a%2Fb")
+    'a/b'
+    """
+    return "" if part == _NAMELESS else unquote(part)
 
 
 class TensorId(str):
@@ -309,12 +337,34 @@ def used_name(name: str, same: Iterable[tuple[str, ...]], known: Iterable[str]) 
                 renamed = one + name.removeprefix(other)
                 if one != other and (name == other or name.startswith((f"{other}/", f"{other}@"))) and renamed in names:
                     return f" {other!r} is registered as {one!r}, too, and goes by that name: {renamed!r}."
-    return ""
+    return spelled_otherwise(name, names)
+
+
+def spelled_otherwise(name: str, known: Iterable[str]) -> str:
+    """What an error says of an ID or a path with registered names as they are and not as they stand in IDs, else nothing."""
+    kind = next((source for source in SOURCES if name.startswith(source)), "")
+    head, slash, op = name.rpartition("/")
+    places = [(kind, name.removeprefix(kind), "")] + [("", head, f"/{op}")] * bool(slash)
+    right = [f"{kind}{'.'.join(map(_spelled_call, place.split('.')))}{op}" for kind, place, op in places]
+    found = next((one for one in right if one != name and one in set(known)), None)
+    return f" In IDs and paths it is written {found!r}: signs that have a meaning there are encoded." if found else ""
+
+
+def _spelled_call(part: str) -> str:
+    """A registered name with the mark of a repetition, which stays."""
+    name, mark = re.fullmatch(r"(.*?)(@\d+)?", part, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    return spelled(name) + mark
 
 
 def outer_op(name: TensorId) -> TensorId:
     """The op of the model that an ID belongs to: itself, or the fused op whose scope it lies in."""
+    whole = name
     while "/" in name.scope:
         head, _, tail = name.partition("/")
         name = TensorId(f"{head}/{tail.partition('/')[0]}")
+    if name != whole and _OP.match(name.rpartition("/")[2]) is None:
+        raise IdError(
+            f"{str(whole)!r} is no ID: its part {str(name)!r} is no op with values inside it. "
+            "Expected '{scope}/{op}#{k}'; a '/' in the name of a module is written '%2F'."
+        )
     return name

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fmr
-from fmr.ids import Parent, TensorId, op_id
+from fmr.ids import Parent, TensorId, op_id, spelled, unspelled
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,12 @@ def test_a_site_beyond_the_end_says_how_long_the_axis_is(index: object) -> None:
 def test_a_site_prints_what_it_takes() -> None:
     assert repr(fmr.Site("h.3.attn/softmax#0", heads=5)) == "Site('h.3.attn/softmax#0', heads=5)"
     assert repr(fmr.Site("/add#0")) == "Site('/add#0')"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("c_attn", "c_attn"), ("en->de x", "en->de x"), ("a/b", "a%2Fb"), ("50%", "50%25"), ("", "%"), ("%", "%25")],
+)
+def test_a_registered_name_stands_in_ids_so_that_nothing_in_it_has_a_meaning(name: str, part: str) -> None:
+    assert spelled(name) == part
+    assert unspelled(part) == name

@@ -9,7 +9,7 @@ from torch import nn
 
 from fmr.errors import nearest
 from fmr.graph.graph import Graph
-from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op, used_name
+from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op, spelled_otherwise, used_name
 from fmr.runs.passes import last_graph
 from fmr.runs.run import Run
 from fmr.watching.mode import RootWatcher
@@ -79,7 +79,7 @@ def _uncalled(name: TensorId, model: nn.Module | None) -> str:
     module = next((module for path, module in registered if path in paths), None)
     others = [path for path, one in registered if one is module and path not in paths]
     if module is None:
-        return (
+        return spelled_otherwise(name, (path for path, _ in registered)) or (
             " No module of that path is registered and none was called. Expected a path as in model.named_modules(), or an "
             "ID such as 'h.0.attn/softmax#0', with an empty scope for the root: '/add#0'."
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.errors import TrackError
+from fmr.ids import spelled, unspelled
 from fmr.nests import leaves
 
 
@@ -21,7 +22,7 @@ class Paths:
     def __init__(self, root: nn.Module, wanted: tuple[str, ...]) -> None:
         paths = sorted(wanted, key=lambda path: path.count(".") + bool(path))
         places = {path: place for place, path in enumerate(paths)}
-        self._steps = [(places[above], name) for above, _, name in (path.rpartition(".") for path in paths[1:])]
+        self._steps = [(places[above], unspelled(name)) for above, _, name in (path.rpartition(".") for path in paths[1:])]
         self.found = self._modules(root)
         self.paths = {module: [path] for module, path in zip(self.found, paths, strict=False)}
         registered = len(self.found) == len(self.paths) == len(paths)
@@ -81,11 +82,12 @@ class Names:
         for path, module in self.modules:
             dot = f"{path}." if path else ""
             for kind, tensors in (("param", module._parameters), ("buffer", module._buffers)):
-                for name, tensor in tensors.items():
+                for key, tensor in tensors.items():
                     if tensor is not None:
-                        known = found.setdefault(id(tensor), (f"{kind}:{dot}{name}", tensor))[0]
-                        if known != f"{kind}:{dot}{name}":
-                            self._tied.setdefault(known, [known]).append(f"{kind}:{dot}{name}")
+                        name = f"{kind}:{dot}{spelled(key)}"
+                        known = found.setdefault(id(tensor), (name, tensor))[0]
+                        if known != name:
+                            self._tied.setdefault(known, [known]).append(name)
         return found
 
     @property
@@ -108,7 +110,7 @@ def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             dot = f"{path}." if path else ""
             for name, child in reversed(list(children.items())):
                 if child is not None and id(child) not in above:
-                    waiting.append((dot + name, child, above))
+                    waiting.append((dot + spelled(name), child, above))
 
 
 class Start(NamedTuple):
@@ -171,10 +173,10 @@ def _unregistered(parent: nn.Module, module: nn.Module) -> str:
             return path
     for name, value in vars(parent).items():
         if value is module:
-            return name
+            return spelled(name)
         if isinstance(value, (list, tuple)) and any(item is module for item in value):
-            return f"{name}.{[item is module for item in value].index(True)}"
-    return type(module).__name__.lower()
+            return f"{spelled(name)}.{[item is module for item in value].index(True)}"
+    return spelled(type(module).__name__.lower())
 
 
 def _refuse_compiled(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -216,8 +218,12 @@ def _arguments(called: Callable[..., Any]) -> tuple[str, ...]:
         return ()
 
 
+_PLAIN = str.maketrans({sign: spelled(sign) for sign in "*?[]"})
+"""The signs that make a glob of an ID; the keys of a nest of inputs may have any others."""
+
+
 def name_inputs(called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
     """The tensors given to a call of a module or a function, each under its name in the signature, nested by key."""
     names = _arguments(called) if args else ()
     given = {names[i] if i < len(names) else f"args.{i - len(names)}": value for i, value in enumerate(args)}
-    return [(f"input:{at}", tensor) for at, tensor in leaves({**given, **kwargs})]
+    return [(f"input:{at.translate(_PLAIN)}", tensor) for at, tensor in leaves({**given, **kwargs})]

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fmr
+from fmr.ids import TensorId
 from tests.models import build
 from tests.small import OPS, Fn, random_tree, trees_in
 
@@ -307,3 +309,101 @@ def test_a_chain_with_dropout_has_the_same_edges_in_train_and_eval() -> None:
         trained = edges(fmr.run(model.train(), torch.ones(2, 4)).graph)
     assert edges(fmr.run(model.eval(), torch.ones(2, 4)).graph) == trained
     assert ("2/linear#0", [("1/dropout#0", "0"), ("param:2.weight", "1"), ("param:2.bias", "2")]) in trained
+
+
+# ---- registered names of any kind
+
+ODD = [
+    "a/b",
+    "a:0",
+    "a@1",
+    "[x]",
+    "*",
+    "?",
+    "a#0",
+    "a b",
+    "",
+    "%",
+    "a%2Fb",
+    "a.b",
+    "param:x",
+    "input:",
+    "a\nb",
+    'q"<&|\\{',
+    "\u00e9",
+    "root",
+]
+
+
+class Odd(nn.Module):
+    """Calls a module that is registered under a name twice, and reads a buffer whose name it is too."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.after = name, nn.Linear(4, 4)
+        self._modules[name] = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.after._buffers[f"{name}_"] = torch.ones(4)
+
+    def forward(self, x: Tensor, more: dict[str, Tensor]) -> Tensor:
+        part = self._modules[self.name]
+        return self.after(part(x)) + part(x + more[self.name]) * self.after._buffers[f"{self.name}_"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_values_of_modules_of_any_name_are_found_kept_edited_and_saved(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs = Odd(name), (torch.randn(2, 4), {name: torch.randn(2, 4)})
+    run = fmr.run(model, *inputs)
+    run.graph.lint()
+    for node in run.graph:
+        assert [one.id for one in run.graph.find(node.id)] == [node.id]
+        assert node.id.is_source or (node.id.scope, node.id.parts.op) == (node.scope, node.op)
+        assert torch.equal(fmr.run(model, *inputs, keep=[node.id])[node.id], run[node.id])
+        assert fmr.run(model, *inputs, keep=[], edits={node.id: fmr.edits.Zero()}).receipts[node.id].fired == 1
+    calls = [scope.path for scope in run.graph.scopes if scope.path]
+    for path in calls:
+        assert TensorId(path).is_path
+        assert torch.equal(fmr.run(model, *inputs, keep=[path])[path], run[path])
+    assert [layer.path for layer in run.graph.table()] == ["", *calls]
+    run.save(tmp_path / "run", params=True)
+    loaded = fmr.load(tmp_path / "run")
+    assert ids(loaded.graph) == ids(run.graph)
+    assert all(torch.equal(loaded[node.id], run[node.id]) for node in run.graph)
+    run.graph.save_dot(tmp_path / "graph.dot")
+    run.graph.save_svg(tmp_path / "graph.svg")
+
+
+def test_names_that_would_be_the_same_path_stay_apart() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._modules |= {"a": nn.ReLU(), "a@1": nn.Tanh(), "a:0": nn.Sigmoid()}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self._modules["a@1"](self.a(self.a(x))) + self._modules["a:0"](x)
+
+    graph = fmr.run(Both(), torch.randn(2)).graph
+    assert [scope.path for scope in graph.scopes] == ["", "a", "a@1", "a%401", "a%3A0"]
+    assert [graph.module(path).output.op for path in ("a@1", "a%401", "a%3A0")] == ["relu", "tanh", "sigmoid"]
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("a/b", "a%2Fb"),
+        ("a/b@1", "a%2Fb@1"),
+        ("a/b.0/linear#0", "a%2Fb.0/linear#0"),
+        ("param:a/b.0.weight", "param:a%2Fb.0.weight"),
+    ],
+)
+def test_a_name_as_it_is_registered_is_told_how_it_is_written(given: str, written: str) -> None:
+    run = fmr.run(Odd("a/b"), torch.randn(2, 4), {"a/b": torch.randn(2, 4)})
+    for ask in (run.__getitem__, run.graph.__getitem__):
+        with pytest.raises(fmr.IdError, match=f"In IDs and paths it is written {written!r}"):
+            ask(given)
+    assert run[written].numel()
+
+
+def test_an_id_with_a_module_of_a_slash_in_a_plan_is_told_how_it_is_written() -> None:
+    with pytest.raises(fmr.IdError, match=r"'a/b.0/linear#0' is no ID: its part 'a/b\.0' is no op.* is written '%2F'"):
+        fmr.run(Odd("a/b"), torch.randn(2, 4), {"a/b": torch.randn(2, 4)}, keep=["a/b.0/linear#0"])
