@@ -25,6 +25,7 @@ except ImportError:
 SCHEMA = 2
 
 _CHUNK = 1 << 20
+_LONGEST = 200
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NEW = _BINARY | os.O_RDWR | os.O_CREAT | os.O_EXCL
 _READ = _BINARY | os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
@@ -32,12 +33,15 @@ _READ = _BINARY | os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
 
 def named(path: str | os.PathLike[str]) -> Path:
     """The path that was given, if a system can take it; an empty one would be the working directory."""
+    name: object = path
     try:
-        good = b"\0" not in os.fsencode(path) and os.fspath(path)
-    except UnicodeEncodeError:
+        name = os.fspath(path)
+        good = isinstance(name, str) and b"\0" not in os.fsencode(name) and name
+    except (UnicodeEncodeError, TypeError):
         good = ""
     if not good:
-        raise StoreError(f"{os.fspath(path)!a} is no path. Expected the name of a file, as 'facts.fmr', or of a folder.")
+        shown = ascii(name) if len(ascii(name)) < _LONGEST else type(name).__name__
+        raise StoreError(f"{shown} is no path. Expected the name of a file, as 'facts.fmr', or of a folder.")
     return Path(path)
 
 

@@ -12,6 +12,7 @@ from fmr.errors import DrawError
 from fmr.ids import OPAQUE
 from fmr.nodes import Nodes
 from fmr.pictures.captions import Captions, Line
+from fmr.pictures.endings import check_ending
 from fmr.pictures.picture import Box, Picture, View, notes_of, picture, roles_of
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def save_dot(
 
     The arguments are those of `save_svg`. Nothing but Python is needed, and the same graph gives the same text.
     """
+    check_ending(path, "dot", "gv", "txt")
     write_whole(path, dot(graph, depth=depth, around=around, hops=hops, structure=structure, fold=fold).encode())
 
 
@@ -135,6 +137,7 @@ def save_svg(
 
     Without Graphviz's program `dot` this is a `DrawError` that says how to get it; `save_dot` needs no program.
     """
+    check_ending(path, "svg")
     write_whole(path, svg(graph, depth=depth, around=around, hops=hops, structure=structure, fold=fold))
 
 

@@ -11,6 +11,7 @@ from fmr.nests import ids_in
 from fmr.nodes import Node, Nodes, Scope
 from fmr.pictures.captions import name_in, size
 from fmr.pictures.draw import INK, ROLES
+from fmr.pictures.endings import check_ending
 from fmr.pictures.picture import homes, notes_of, roles_of
 
 Json = dict[str, Any]
@@ -26,6 +27,7 @@ def save_explorer(graph: Nodes, path: str | os.PathLike[str], *, structure: Any 
     their role, as in `save_svg`. Module calls become layers that open and close, every value keeps its ID, and searching
     finds it. fmr itself needs neither the viewer nor anything else for this.
     """
+    check_ending(path, "json")
     write_whole(path, json.dumps(explorer(graph, structure)).encode())
 
 

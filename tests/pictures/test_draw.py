@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import fmr
 from fmr import Graph, Site
 from fmr.errors import DrawError, IdError
+from fmr.ids import spelled
 from fmr.ops.fused import is_fused
 from fmr.pictures.draw import ROLES, dot
 from fmr.pictures.picture import View, picture
@@ -512,12 +513,10 @@ def awkward() -> Graph:
 def test_names_may_hold_any_character(depth: int | None) -> None:
     drawing = read(dot(awkward(), depth=depth, fold=False))
     shown = [caption(part.attributes)[0].partition(" · ")[0] for part in drawing.parts[0].parts] or captions(drawing)[1:-1]
-    assert shown == [name.replace("\n", " ").replace("\x07", "\\x07") for name in AWKWARD]
+    assert shown == [spelled(name) for name in AWKWARD]
     if depth is None:
         ids = [node["tooltip"].partition("\nfloat32")[0] for node in boxes(drawing).values()]
-        assert [name.replace("\x07", "\\x07") + "/linear#0" for name in AWKWARD] == [
-            name for name in ids[:-1] if "/linear#0" in name
-        ]
+        assert [f"{spelled(name)}/linear#0" for name in AWKWARD] == [name for name in ids[:-1] if "/linear#0" in name]
 
 
 def test_saving_writes_the_text(tmp_path: Path) -> None:
