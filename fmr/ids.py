@@ -19,16 +19,16 @@ SOURCES = ("param:", "buffer:", "input:")
 OPAQUE = "opaque"
 _OP = re.compile(r"^(?P<op>[^/#:]+)#(?P<k>\d+)(?::(?P<i>\d+))?$")
 
-_SPECIAL = re.compile(r"[/#:@%*?\[\].\x00-\x1f\x7f]")
+_SPECIAL = re.compile(r"[/*?\[\].%\x00-\x1f\x7f]|@(?=\d+$)|(?<=^param):|(?<=^buffer):|(?<=^input):")
 _NAMELESS = "%"
 
 
 @lru_cache(maxsize=4096)
 def spelled(name: str) -> str:
-    """A registered name as it stands in paths and IDs; all but letters, digits and a few signs have a meaning there.
+    """A registered name as it stands in paths and IDs, without what would have a meaning there.
 
-    >>> spelled("c_attn"), spelled("en->de"), spelled("a/b"), spelled("")
-    ('c_attn', 'en->de', 'a%2Fb', '%')
+    >>> spelled("c_attn"), spelled("en->de:0"), spelled("a/b"), spelled("cell@1"), spelled("")
+    ('c_attn', 'en->de:0', 'a%2Fb', 'cell%401', '%')
     """
     return _SPECIAL.sub(lambda found: f"%{ord(found[0]):02X}", name) or _NAMELESS
 

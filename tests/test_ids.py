@@ -102,7 +102,19 @@ def test_a_site_prints_what_it_takes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("c_attn", "c_attn"), ("en->de x", "en->de x"), ("a/b", "a%2Fb"), ("50%", "50%25"), ("", "%"), ("%", "%25")],
+    [
+        ("c_attn", "c_attn"),
+        ("en->de x", "en->de x"),
+        ("a:b#0", "a:b#0"),
+        ("me@home", "me@home"),
+        ("a@1", "a%401"),
+        ("input:x", "input%3Ax"),
+        ("my_input:x", "my_input:x"),
+        ("a/b", "a%2Fb"),
+        ("50%", "50%25"),
+        ("", "%"),
+        ("%", "%25"),
+    ],
 )
 def test_a_registered_name_stands_in_ids_so_that_nothing_in_it_has_a_meaning(name: str, part: str) -> None:
     assert spelled(name) == part

@@ -18,6 +18,7 @@ from fmr.watching.inside import value_inside
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
 from fmr.watching.recorder import call_site
 from fmr.watching.scopes import Call, Names, Paths, Start, name_inputs, walk
+from fmr.watching.sites import outermost
 from fmr.watching.stack import put_on, take_off
 from fmr.watching.storage import is_unshaped
 
@@ -210,7 +211,7 @@ class Reader(RootWatcher):
                 self._deliver_sources(root, start, args, kwargs)
             here = Call(module, path, path) if self._all or path in self.plan.prefixes else None
             self._go(here)
-            out = proceed(*args, **kwargs)
+            out = outermost(proceed, args, kwargs)
             self._go(None)
             out = out if here is None else self._returned(here, out, args, kwargs)
             return out

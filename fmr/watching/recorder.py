@@ -17,6 +17,7 @@ from fmr.watching.handed import Handed, bytes_of
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
 from fmr.watching.own import unseen
 from fmr.watching.scopes import Start, walk
+from fmr.watching.sites import outermost
 from fmr.watching.storage import PLAIN, is_unshaped, version_of
 from fmr.watching.swaps import Ref
 from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Tape
@@ -257,7 +258,7 @@ class Recorder(RootWatcher):
             self.emit = Filling(module, emit)
         out = RAISED
         try:
-            out = tape.output = proceed(*args, **kwargs)
+            out = tape.output = outermost(proceed, args, kwargs)
             return out
         finally:
             if self.shares:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fmr
 from fmr.errors import DrawError, IdError, TrackError
+from tests.small import Fn
 
 WIDTH, HEADS = 8, 2
 
@@ -128,6 +129,33 @@ def test_a_module_of_torch_may_be_called_from_anywhere() -> None:
     later = fmr.run(layer, X, keep=[block.pattern, block.z])
     assert block.maps(later).shape == (3, HEADS, 5, 5)
     assert torch.equal(later[block.z], fmr.run(layer, X)[block.z])
+
+
+class Layer(nn.TransformerEncoderLayer):
+    """A layer of torch under a name of its own."""
+
+
+class Layers(nn.Sequential):
+    """Layers of torch in a sequence under a name of its own."""
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_root_without_a_forward_of_its_own_may_be_called_from_anywhere(nested: bool) -> None:
+    layer = Layer(WIDTH, HEADS, 16, batch_first=True).eval()
+    root = Layers(layer, nn.Linear(WIDTH, WIDTH)) if nested else layer
+    structure = fmr.locate(fmr.run(root, X))
+    sites = [structure.attention[0].pattern, structure.attention[0].out, structure.mlps[0].post]
+    with fmr.track(root, keep=sites) as planned, torch.no_grad():
+        root(X)
+    whole = fmr.run(root, X)
+    assert [node.where for node in whole.graph] == [""] * len(whole.graph)
+    assert all(torch.equal(planned[site], whole[site]) for site in sites)
+    assert fmr.run(root, X, edits={sites[2]: fmr.edits.Zero()}).receipts[sites[2]].fired == 1
+
+
+def test_an_op_of_torch_is_called_where_the_models_own_code_calls_it() -> None:
+    run = fmr.run(Fn(lambda self, x: self.layer(x), layer=Layers(nn.Linear(2, 2))), torch.randn(2))
+    assert run.graph["layer.0/linear#0"].where.partition(":")[0].endswith("test_places.py")
 
 
 def test_sites_are_compared_and_printed_without_the_place(forked: tuple[Forked, Any]) -> None:
