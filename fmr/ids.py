@@ -209,14 +209,19 @@ class Site:
         """The same site of a value that is made at this call site."""
         return replace(self, where=where)
 
-    def check_made_at(self, here: str) -> None:
-        """Raise where the value of this ID is made at another call site; files are told by their names alone."""
-        if self.where and here and here.rpartition("/")[2] != self.where.rpartition("/")[2]:
-            raise IdError(
-                f"{self!r} was found as the value that {self.where} makes. In this pass {here} makes {str(self.id)!r}, "
-                "which is another value: the model took another branch. Locate it in this run or pass: "
-                "fmr.locate(run.passes[i])."
-            )
+    def check_made_at(self, here: str, now: str = "") -> None:
+        """Raise where the value of this ID is made at another call site; files are told by their names alone.
+
+        `now` is the ID that what was found goes by, where that is known; then it is an error, too, that nothing has this ID.
+        """
+        if not self.where or here.rpartition("/")[2] == self.where.rpartition("/")[2] or not (here or now):
+            return
+        made = f"{here} makes {str(self.id)!r}, which is another value" if here else "nothing has this ID"
+        found = f" What is made there has the ID {now!r} now." if now else ""
+        raise IdError(
+            f"{self!r} was found as the value that {self.where} makes. In this pass {made}: the model took another branch."
+            f"{found} Locate it in this run or pass: fmr.locate(run.passes[i])."
+        )
 
     def of(self, value: torch.Tensor) -> torch.Tensor:
         """The selected part of the tensor; an int drops its axis, a slice or a list keeps it."""

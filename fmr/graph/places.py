@@ -33,4 +33,15 @@ def check_place(site: Site, places: Mapping[TensorId, str], graph: Graph | None)
     if site.where is None:
         return
     here = places.get(site.id) or (graph[site.id].where if graph is not None and site.id in graph else "")
-    site.check_made_at(here)
+    moved = graph is not None and (bool(here) or site.id not in graph)
+    site.check_made_at(here, _made_there(graph, site) if graph is not None and moved else "")
+
+
+def _made_there(graph: Graph, site: Site) -> str:
+    """The ID of the one value that the same op, called in the same place in the same module call, makes in this graph."""
+    if site.where is None or site.id.is_source or site.id.is_path:
+        return ""
+    part, file = site.id.parts, site.where.rpartition("/")[2]
+    calls = (node for node in graph if (node.scope, node.op) == (site.id.scope, part.op))
+    found = [node.id for node in calls if node.where.rpartition("/")[2] == file and node.id.parts.output == part.output]
+    return str(found[0]) if len(found) == 1 else ""

@@ -131,6 +131,32 @@ def test_a_module_of_torch_may_be_called_from_anywhere() -> None:
     assert torch.equal(later[block.z], fmr.run(layer, X)[block.z])
 
 
+class Late(Forked):
+    """One attention whose softmax is the third cast where a first call fills something, as a cache does."""
+
+    def forward(self, x: Tensor, fills: bool = False) -> Tensor:
+        q, k, v = self.q(x).unflatten(-1, (HEADS, -1)).transpose(1, 2), self.k(x)[:, None], self.v(x)[:, None]
+        if fills:
+            k = k.to(torch.float64).float()
+        pattern = (q @ k.mT / 2).softmax(-1, dtype=torch.float64).to(q.dtype)
+        return x + self.o((pattern @ v).transpose(1, 2).reshape(len(x), -1, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("fills", "words"),
+    [
+        (True, r"'/to#2'\) was found as .*In this pass nothing has this ID: .*What is made there has the ID '/to#0' now"),
+        (False, r"'/to#0'\) was found as .* makes '/to#0', which is another.*What is made there has the ID '/to#2' now"),
+    ],
+)
+def test_a_value_that_goes_by_another_number_is_named(fills: bool, words: str) -> None:
+    model = Late()
+    pattern = fmr.locate(fmr.run(model, X, fills)).attention[0].pattern
+    for keep in ("all", "none"):
+        with pytest.raises(IdError, match=words):
+            fmr.run(model, X, not fills, keep=keep)[pattern]
+
+
 class Layer(nn.TransformerEncoderLayer):
     """A layer of torch under a name of its own."""
 
