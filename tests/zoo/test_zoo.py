@@ -290,3 +290,24 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_package_is_named_with_its_remedy(name: str) -> None:
     want = f"The zoo's {name} needs the package transformers, which is not installed: pip install 'fmr[demo]'"
     assert error(name) == want
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"n_head": 2},
+            "facts was trained with n_head=4, and with n_head=2 its weights mean something else. Expected settings",
+        ),
+        ({"n_layer": 3}, "facts was trained with n_layer=4"),
+        ({"n_heads": 2}, "The configuration of facts has no 'n_heads'. Nearest that exist: n_head"),
+        ({"attn_implementation": "nope"}, "facts cannot be loaded with attn_implementation='nope'; transformers says: "),
+    ],
+)
+def test_a_setting_that_contradicts_the_weights_is_refused(config: dict[str, Any], words: str) -> None:
+    assert words in error("facts", **config)
+
+
+def test_what_is_no_name_is_told_the_names() -> None:
+    with pytest.raises(fmr.errors.ZooError, match=r"fmr.zoo.load got NoneType, expected the name of a model: digits-cnn, "):
+        fmr.zoo.load(None)  # type: ignore[arg-type]

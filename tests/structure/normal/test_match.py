@@ -220,7 +220,6 @@ SAYING_WHERE: dict[str, Callable[[Tensor], Tensor]] = {
     "masked_select": lambda x: x.masked_select(x > 0),
     "how often": lambda x: x.repeat_interleave(PLACES, 0),
     "a shape": lambda x: x.view_as(torch.ones(3, 2)),
-    "a type": lambda x: x.type_as(torch.ones(1, dtype=torch.float64)),
 }
 
 
