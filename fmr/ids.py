@@ -5,7 +5,6 @@ in an address: a module that is called "a/b" has the path "a%2Fb".
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -182,7 +181,17 @@ class Site:
     where: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise IdError(
+                f"fmr.Site got {type(self.id).__name__}, expected an ID or the path of a module, as a node's .id is."
+            )
         object.__setattr__(self, "id", TensorId(self.id))
+        for axis in _AXES:
+            if not _is_index(getattr(self, axis)):
+                raise IdError(
+                    f"{axis}={getattr(self, axis)!r} of a Site at {str(self.id)!r} is no index. Expected a whole number, a "
+                    "slice, a list of whole numbers or of one such row for each example, or a tensor of them."
+                )
 
     def at(self, **chosen: Any) -> "Site":
         """The same site, narrowed further: `positions`, `heads`, `units`, `examples` or `passes`.
@@ -317,6 +326,20 @@ class Site:
 
 _AXES = ("positions", "heads", "units", "examples")
 
+
+def _is_index(given: object) -> bool:
+    """Whether an object says what is taken of an axis."""
+    if given is None or isinstance(given, (slice, int)):
+        return not isinstance(given, bool)
+    if isinstance(given, (str, bytes, dict)):
+        return False
+    try:
+        places = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+    return places.numel() == 0 or not (places.is_floating_point() or places.is_complex() or places.dim() > 2)
+
+
 ALIAS = "alias"
 
 
@@ -328,37 +351,6 @@ def outer_scope(name: str) -> str:
     """The scope of the op of the model inside which an ID lies; empty for an ID that lies inside none."""
     parts = name.split("/", 2)
     return "/".join(parts[:2]) if len(parts) > 2 else ""
-
-
-def used_name(name: str, same: Iterable[tuple[str, ...]], known: Iterable[str]) -> str:
-    """What an error says of an ID or a path whose module or tensor goes by another of its registered names, else nothing.
-
-    `same` has the names of each module and tensor that has several, `known` the IDs and paths that exist.
-    """
-    names = set(known)
-    for group in same:
-        for other in group:
-            for one in group:
-                renamed = one + name.removeprefix(other)
-                if one != other and (name == other or name.startswith((f"{other}/", f"{other}@"))) and renamed in names:
-                    return f" {other!r} is registered as {one!r}, too, and goes by that name: {renamed!r}."
-    return spelled_otherwise(name, names)
-
-
-def spelled_otherwise(name: str, known: Iterable[str]) -> str:
-    """What an error says of an ID or a path with registered names as they are and not as they stand in IDs, else nothing."""
-    kind = next((source for source in SOURCES if name.startswith(source)), "")
-    head, slash, op = name.rpartition("/")
-    places = [(kind, name.removeprefix(kind), "")] + [("", head, f"/{op}")] * bool(slash)
-    right = [f"{kind}{'.'.join(map(_spelled_call, place.split('.')))}{op}" for kind, place, op in places]
-    found = next((one for one in right if one != name and one in set(known)), None)
-    return f" In IDs and paths it is written {found!r}: signs that have a meaning there are encoded." if found else ""
-
-
-def _spelled_call(part: str) -> str:
-    """A registered name with the mark of a repetition, which stays."""
-    name, mark = re.fullmatch(r"(.*?)(@\d+)?", part, re.DOTALL).groups(default="")  # type: ignore[union-attr]
-    return spelled(name) + mark
 
 
 def outer_op(name: TensorId) -> TensorId:

@@ -13,10 +13,11 @@ from fmr.disk.files import read_whole, seal, understood, unseal, write_whole
 from fmr.errors import GraphError, IdError, nearest
 from fmr.graph.align import align, diff
 from fmr.graph.expand import Inner, inner_nodes
+from fmr.graph.hints import used_name
 from fmr.graph.pack import packed, unpacked
 from fmr.graph.paths import call_at, returned, the_one
 from fmr.graph.table import table
-from fmr.ids import OPAQUE, RESULT, Parent, TensorId, outer_scope, used_name, within
+from fmr.ids import OPAQUE, RESULT, Parent, TensorId, outer_scope, within
 from fmr.nests import Nest, ids_in, map_ids
 from fmr.nodes import Key, Node, Scope, id_of, scope_of
 from fmr.ops.fused import is_fused

@@ -32,7 +32,21 @@ def unpacked(body: dict[str, Any]) -> tuple[list[Node], list[Scope], str]:
         known.add(node.id)
     if not all(known.issuperset(ids_in((scope.inputs, scope.output))) for scope in scopes):
         raise ValueError("a module call with values that are not there")
+    _check_calls(nodes, scopes)
     return nodes, scopes, _of(str, body["model"])
+
+
+def _check_calls(nodes: Iterable[Node], scopes: Iterable[Scope]) -> None:
+    """Raise unless each module call has its own path and began inside an earlier one, and each op ran in one of them."""
+    paths: set[str] = set()
+    for scope in scopes:
+        inside = scope.parent in paths if paths else scope.parent is None
+        if scope.path in paths or not inside:
+            raise ValueError(f"the module call {printed(scope.path)} stands twice or in no other")
+        paths.add(scope.path)
+    for node in nodes:
+        if not node.id.is_source and (node.scope != node.id.scope or node.module not in paths):
+            raise ValueError(f"{printed(node.id)} runs in no module call")
 
 
 def _of(kind: type[T], value: Any) -> T:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from fmr.errors import IdError, nearest
-from fmr.ids import TensorId, used_name, within
+from fmr.graph.hints import used_name
+from fmr.ids import TensorId, within
 from fmr.nests import Nest, item_at, map_at
 from fmr.nodes import Node, Nodes, Scope
 
@@ -27,6 +28,8 @@ Known = Callable[[], Iterable[str]]
 
 def call_at(graph: Calls, path: str, known: Known | None = None) -> Scope:
     """The call of a module by its dynamic path; where there is none, the error offers what is known, else other calls."""
+    if not isinstance(path, str):
+        raise IdError(f"graph.module got {type(path).__name__}, expected the path of a module call; the root's is ''.")
     scope = graph.calls.get(path)
     if scope is None:
         used = used_name(path, graph.same, graph.calls)

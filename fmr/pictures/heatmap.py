@@ -65,11 +65,14 @@ class Labels:
                 f"tokens={tokens!r} is one text. Expected one token per position, {columns} here, as "
                 f"tokenizer.convert_ids_to_tokens(input_ids[0]) gives."
             )
+        if not isinstance(tokens, Sequence) and getattr(tokens, "ndim", 0) != 1:
+            raise DrawError(f"tokens is {type(tokens).__name__}, expected a list of one token per position, {columns} here.")
         pair = isinstance(tokens, tuple) and len(tokens) == 2 and not any(isinstance(part, str) for part in tokens)
         if len(tokens) == 1 and not isinstance(tokens[0], str) and isinstance(tokens[0], Sequence):
             raise DrawError(
                 "tokens holds the tokens of each example. Expected those of the example that is drawn: tokens[0]."
             )
+        pair = pair and all(isinstance(part, Sequence) or getattr(part, "ndim", 0) == 1 for part in tokens)
         queries, keys = (list(part) for part in (tokens if pair else (tokens, tokens)))
         if (len(queries), len(keys)) != (rows, columns):
             given = f"{len(queries)} for the queries and {len(keys)} for the keys" if pair else f"{len(queries)} tokens"

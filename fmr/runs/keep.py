@@ -56,7 +56,7 @@ def parse(keep: Keep, model: nn.Module | None) -> Wanted:
         if is_dataclass(key) and not is_key(key):
             raise TrackError(f"keep got what is no key. {no_key(key)}")
     if not keys or not all(is_key(key) for key in keys):
-        what = "empty" if isinstance(keep, Iterable) and not keys else repr(keep)
+        what = "empty" if isinstance(keep, Iterable) and not isinstance(keep, torch.Tensor) and not keys else repr(keep)
         raise TrackError(
             f"keep is {what}. Expected 'all', 'none', IDs, paths of modules, nodes, sites, globs or a predicate on nodes."
         )
@@ -80,7 +80,7 @@ def _keys(keep: Any) -> list[Any]:
         return [keep]
     if isinstance(keep, Mapping) and any(isinstance(item, Node) for item in keep.values()):
         keep = keep.values()
-    if not isinstance(keep, Iterable):
+    if not isinstance(keep, Iterable) or isinstance(keep, torch.Tensor):
         return [keep] if is_dataclass(keep) else []
     nested = isinstance(keep, tuple) and any(isinstance(item, Node) for item in keep)
     return [key for item in keep if not (nested and item is None) for key in (_keys(item) if _is_nest(item) else [item])]
@@ -169,11 +169,13 @@ def check_place(to: torch.device | str | None, dtype: torch.dtype | None) -> Non
         named = getattr(torch, str(getattr(dtype, "__name__", dtype)).removeprefix("torch."), None)
         remedy = named if isinstance(named, torch.dtype) else "torch.float32 for example"
         raise TrackError(f"dtype={dtype!r} is a {type(dtype).__name__}, expected a torch.dtype: pass {remedy}.")
+    if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+        raise TrackError(f"dtype={dtype} has no fractions, expected a type for floating-point values: pass torch.float32.")
     if to is None:
         return
     try:
         device = torch.device(to)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise TrackError(f"to={to!r} names no device ({str(error)[:80]}). Expected one such as 'cpu' or 'cuda:0'.") from None
     backend: Any = getattr(torch, device.type, None)
     count = backend.device_count() if hasattr(backend, "device_count") and device.type != "cpu" else None

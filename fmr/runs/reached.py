@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import nn
 
 from fmr.errors import nearest
 from fmr.graph.graph import Graph
-from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op, spelled_otherwise, used_name
+from fmr.graph.hints import below_root, spelled_otherwise, used_name
+from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op
 from fmr.runs.passes import last_graph
 from fmr.runs.run import Run
 from fmr.watching.mode import RootWatcher
@@ -32,6 +34,18 @@ def unreached(name: TensorId, model: nn.Module | None, watcher: RootWatcher, run
     known = [*known, *values] if name.is_path else [*values, *known]
     used = "" if name.is_path else used_name(name, same, [*known, *sources])
     return f"No pass reached {str(name)!r}.{where}{used or nearest(name, (n for n in dict.fromkeys(known) if n != name))}"
+
+
+def unmatched(glob: str, watcher: RootWatcher, run: Run) -> str:
+    """The message for a glob that matched nothing, with the nearest of what there was."""
+    graphs = [] if isinstance(watcher, Reader) else [one.graph for one in run.passes]
+    known = list(dict.fromkeys(name for graph in graphs for name in (*map(str, graph.ids()), *filter(None, graph.calls))))
+    text = glob.translate(dict.fromkeys(map(ord, "*?[]"))) or glob
+    close = below_root(glob, lambda short: any(fnmatchcase(name, short) for name in known)) or nearest(text, known)
+    return (
+        f"keep={glob!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*' or over the paths "
+        f"of modules; fmr.run(model, *inputs, keep='none').graph lists them.{close}"
+    )
 
 
 def _that_ran(name: TensorId, known: list[TensorId], ran: Mapping[str, Any]) -> list[TensorId]:

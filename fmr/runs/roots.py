@@ -26,6 +26,12 @@ def method_of(model: nn.Module, name: str) -> Callable[..., Any]:
     if not callable(found) or isinstance(found, nn.Module):
         close = nearest(str(name), [key for key in dir(type(model)) if not key.startswith("_")])
         raise TrackError(f"{type(model).__name__} has no method {name!r}. Expected the name of one, as 'forward'.{close}")
+    inner = inspect.unwrap(found)
+    if any(told(inner) for told in (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)):
+        raise TrackError(
+            f"{type(model).__name__}.{name} is a coroutine or a generator: its call only makes one, which runs later. "
+            "Expected a method that computes when called; without method= the calls of the model inside it are the passes."
+        )
     return cast("Callable[..., Any]", found)
 
 

@@ -28,7 +28,7 @@ from fmr.runs.keep import Keep, check_place, nothing, parse, parse_with_edits
 from fmr.runs.listener import Heard, Listener
 from fmr.runs.outputs import without_history
 from fmr.runs.passes import Pass, graph_of
-from fmr.runs.reached import nothing_ran, unreached
+from fmr.runs.reached import nothing_ran, unmatched, unreached
 from fmr.runs.run import Run
 from fmr.watching.calls import watching
 from fmr.watching.guard import Guard
@@ -346,7 +346,4 @@ class Tracker:
                 raise IdError(self.lacking.get(name) or unreached(name, model, watcher, self.run))
         for pattern in self.globs:
             if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.names()):
-                raise IdError(
-                    f"keep={pattern!r} matched no value of the run. Expected a glob over IDs such as '*attn*/softmax#*' or "
-                    f"over the paths of modules; fmr.run(model, *inputs, keep='none').graph lists them."
-                )
+                raise IdError(unmatched(pattern, watcher, self.run))

@@ -180,12 +180,31 @@ def test_a_crafted_run_is_one_error(tiny: Run, tmp_path: Path, change: Callable[
 @pytest.mark.parametrize("name", ["lerp", "multi_head_attention_forward"])
 def test_a_fused_op_with_arguments_of_another_is_one_error(tiny: Run, tmp_path: Path, name: str) -> None:
     def change(row: Any) -> None:
-        op(row)[0], op(row)[1] = f"/{name}#0", name
-        row["passes"][0]["graph"]["scopes"] = []
+        op(row)[:3] = [f"/{name}#0", name, ""]
+        for scope in row["passes"][0]["graph"]["scopes"]:
+            scope[4:] = [files.encode(None), files.encode(None)]
 
     crafted(tiny, tmp_path / "run", change)
     with pytest.raises(GraphError, match=rf"/{name}#0 cannot be opened: {name} takes no such arguments \(\w*Error: "):
         read_all(tmp_path / "run")
+
+
+INCONSISTENT: dict[str, Callable[[Any], object]] = {
+    "an op in no call": lambda graph: graph["scopes"].pop(),
+    "no calls": lambda graph: graph["scopes"].clear(),
+    "a call twice": lambda graph: graph["scopes"].append(graph["scopes"][-1]),
+    "a call in none": lambda graph: graph["scopes"][-1].__setitem__(3, "nowhere"),
+    "two roots": lambda graph: graph["scopes"][-1].__setitem__(3, None),
+}
+
+
+@pytest.mark.parametrize("change", INCONSISTENT.values(), ids=INCONSISTENT)
+def test_calls_that_do_not_fit_are_one_error(tiny: Run, change: Callable[[Any], object]) -> None:
+    graph = tiny.graph.to_dict()
+    assert fmr.Graph.from_dict(graph).table()
+    change(graph)
+    with pytest.raises(StoreError, match=r"stands twice or in no other|runs in no module call"):
+        fmr.Graph.from_dict(graph)
 
 
 def test_a_deep_nest_is_one_error(tiny: Run, tmp_path: Path) -> None:
