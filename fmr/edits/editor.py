@@ -24,11 +24,12 @@ Source = Callable[[Any, Site, int, tuple[int, ...] | None], Tensor]
 
 @dataclass
 class Entry:
-    """One edit of one site."""
+    """One edit of one site; it `waits` where a gradient is yet to come back to it."""
 
     site: Site
     edit: Edit
     tally: Tally = field(default_factory=Tally)
+    waits: bool = False
 
     def meets(self, number: int) -> bool:
         """Whether the edit is meant for a pass."""
@@ -76,10 +77,11 @@ class Editor:
             if not entry.meets(self.number):
                 continue
             if isinstance(entry.edit, OnGradient):
-                now = self._hooked(entry, entry.edit.edit, now)
+                now = self._hooked(entry, entry.edit.edit, _like(now, value))
             else:
-                now = self._changed(entry, entry.edit, now, given)
-        return value if now is value else _like(now, value)
+                after = self._changed(entry, entry.edit, now, given)
+                now = now if after is now else _like(after, value)
+        return now
 
     def _changed(self, entry: Entry, edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
         for part in parts(entry.site, value, self.frames()):
@@ -100,14 +102,14 @@ class Editor:
         return Context(entry.site.id, entry.site, self.number, entry.tally.fired, given, reader, part.examples)
 
     def _hooked(self, entry: Entry, edit: Edit, value: Tensor) -> Tensor:
-        """The value with an edit on the gradient that comes back to it."""
+        """The value, a copy of the model's own, with an edit on the gradient that comes back to it."""
         if not (value.requires_grad and torch.is_grad_enabled()):
             raise EditError(
                 f"No gradient flows back through {entry.site!r}. Expected a run with grad=True and a value that depends on "
                 f"something that requires a gradient."
             )
         frames, number = self.frames, self.number
-        value = value.view_as(value)
+        entry.waits = True
 
         def change(gradient: Tensor) -> Tensor:
             before = self.frames, self.number

@@ -14,7 +14,7 @@ from fmr.edits.places import frames
 from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
-from fmr.ops.names import Op
+from fmr.ops.names import WRITE, Op
 from fmr.watching.mode import written_by
 from fmr.watching.own import alone
 from fmr.watching.plan import Plan, Reader, Want
@@ -120,32 +120,47 @@ class Editing(Reader):
 
         return alone(work)
 
-    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, op: Op, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Call a function; of an edited one that writes in place, autograd saves copies, since the edit writes once more."""
+        number = self._here.ops.get(op.name, 0) if self._here is not None else 0
+        wants = self._wanted.get(op.name, {}).get(number, ()) if op.kind == WRITE and self._wanted is not None else ()
+        if not (wants and torch.is_grad_enabled() and any(want.id in self.editor.by_id for want in wants)):
+            return super()._run(op, func, args, kwargs)
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.clone(), lambda saved: saved):
+            return super()._run(op, func, args, kwargs)
+
+    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any, read: Any) -> Any:
         """Edit what an op made, then read what is planned."""
-        new: dict[int, Tensor] = {}
         self._check_places(wants)
+        written = {id(tensor) for tensor in written_by(op, args, kwargs)}
+        own = dict(outputs(made))
+        now = {index: self._apart(tensor) if id(tensor) in written else tensor for index, tensor in own.items()}
+        before = dict(now)
         inner = [want.id for want in wants if want.inside and want.id in self.editor.by_id]
         if inner:
-            kernels = dict(outputs(made))
-            changed, values = edited_inside(op.name, name, args, kwargs, kernels, inner, self._edited)
-            for index, tensor in changed.items():
-                new[id(kernels[index])] = tensor
-                self._tell(tensor, kernels[index])
+            changed, values = edited_inside(op.name, name, *read, now, inner, self._edited)
+            now.update(changed)
             if self.told_inside is not None:
                 self.told_inside(name, values)
             for want in wants:
                 if want.inside and want.id in values:
                     self._found(want.id, values[want.id], False)
             wants = [want for want in wants if not (want.inside and want.id in values)]
-        written = {id(tensor) for tensor in written_by(op, args, kwargs)}
         for want in wants:
-            if not want.inside and want.id in self.editor.by_id:
-                own = next((tensor for index, tensor in outputs(made) if index == want.output), None)
-                if own is not None:
-                    self._replace(want.id, own, new.get(id(own), own), new, written)
+            if not want.inside and want.id in self.editor.by_id and want.output in now:
+                now[want.output] = self._edited(want.id, now[want.output])
+        new: dict[int, Tensor] = {}
+        for index, value in now.items():
+            if value is not before[index]:
+                self._replace(TensorId(name if index is None else f"{name}:{index}"), own[index], value, new, written)
         if new:
             made, out = (mapped(nest, lambda tensor: new.get(id(tensor), tensor)) for nest in (made, out))
-        return super()._made(op, name, wants, made, out, args, kwargs)
+        return super()._made(op, name, wants, made, out, args, kwargs, read)
+
+    @staticmethod
+    def _apart(written: Tensor) -> Tensor:
+        """What an op has written, as an edit is given it: a copy where the history of the edit will hold it."""
+        return alone(written.clone) if torch.is_grad_enabled() else written
 
     def _check_places(self, wants: list[Want]) -> None:
         """Raise where the op that made values to edit is not called where their sites were found."""
@@ -154,14 +169,10 @@ class Editing(Reader):
             if entry.site.where is not None and entry.meets(self.editor.number):
                 entry.site.check_made_at(where_of(*call_site(sys._getframe())))
 
-    def _replace(self, name: TensorId, old: Tensor, now: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
+    def _replace(self, name: TensorId, old: Tensor, value: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
         """Note what stands for a tensor from now on; one that was written in place is written once more."""
-        value = self._edited(name, now)
-        if value is old:
-            return
         if id(old) in written:
             alone(lambda: old.copy_(value))
-            new.pop(id(old), None)
             self._tell(old, old)
             return
         new[id(old)] = value

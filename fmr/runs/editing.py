@@ -59,7 +59,7 @@ def _ran(inputs: Any, sites: list[Key], model: nn.Module | None, run: Runs) -> R
 def check_fired(editor: Editor) -> None:
     """Raise for an edit that no pass came to."""
     for entry in editor.entries:
-        if not entry.tally.fired:
+        if not (entry.tally.fired or entry.waits):
             why = (
                 "no pass came to it" if entry.site.passes is None else f"none of its passes {entry.site.passes!r} came to it"
             )

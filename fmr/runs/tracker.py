@@ -61,8 +61,6 @@ class Tracker:
         check_place(to, dtype)
         self.editor, self.optional = editor, optional
         self.keep = wanted = parse_with_edits(keep, model) if editor is not None else parse(keep, model)
-        if editor is not None and grad and wanted.plan is None:
-            raise TrackError("edits with grad=True need a set of IDs to keep: keep=[...], or keep=() where none is read.")
         if stop and (wanted.plan is None or wanted.globs):
             raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
         self.run, self.to, self.dtype, self.grad = Run(), to, dtype, grad
@@ -209,7 +207,8 @@ class Tracker:
                     self._keep_returned(here, builder, call, event[1])
             if listener is not None:
                 listener.take(event)
-            if isinstance(event[0], Op) and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
+            whole = isinstance(event[0], Op) and not event[4]  # what was overwritten is read again from what is kept
+            if whole and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
                 known.update((node.id, node) for node in builder.nodes[len(known) :])
                 self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:
