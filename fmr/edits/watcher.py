@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
 from fmr.edits.inside import edited_inside
-from fmr.edits.places import frames
+from fmr.edits.places import Frames, Pasts
 from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
@@ -19,7 +19,7 @@ from fmr.watching.mode import written_by
 from fmr.watching.own import alone
 from fmr.watching.plan import Plan, Reader, Want
 from fmr.watching.recorder import call_site
-from fmr.watching.scopes import Call, Names, Start, name_inputs, walk
+from fmr.watching.scopes import Call, Names, Start, name_inputs, named_arguments, walk
 from fmr.watching.sites import where_of
 
 Told = Callable[[Tensor, Tensor], None]
@@ -45,20 +45,20 @@ class Editing(Reader):
         super().__init__(root, plan, *hears, stop)
         self.editor, self.told, self.told_inside = editor, told, told_inside
         self.views: list[tuple[TensorId, Tensor, int]] = []
+        self.pasts = Pasts()
+        self.frames: Callable[[], Frames] = list
 
     # ---- a pass
 
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass, with edited inputs, parameters and buffers."""
         root = start.module if self.root is None else self.root
-        given, named = dict(name_inputs(start.called, args, kwargs)), {**kwargs}
-        named.update({name.partition(":")[2]: tensor for name, tensor in given.items()})
-        named.update({f"args.{n}": arg for n, arg in enumerate(args) if hasattr(arg, "get_seq_length")})
-        known = frames(named) if self.editor.by_position else []  # now, since a cache grows while the pass runs
-        self.editor.begin(lambda: known)
+        given = dict(name_inputs(start.called, args, kwargs))
+        self.frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
+        self.editor.begin(self.frames)
         args, kwargs = self._inputs(given, args, kwargs)
         self.views.clear()
-        with self._swapped(root):
+        with self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
             out = super().record(proceed, start, args, kwargs)
         self._check_views()
         return out
@@ -69,17 +69,11 @@ class Editing(Reader):
         new = {id(given[name]): self._edited(name, given[name]) for name in wanted}
         if not wanted:
             return args, kwargs
-        held = {id(tensor) for _, tensor in leaves((args, kwargs))}
-        for name in wanted:
-            if id(given[name]) not in held:
-                raise EditError(
-                    f"{str(name)!r} lies inside an object, which is not taken apart. Edit the value that reads it."
-                )
-        made: tuple[Any, Any] = mapped((args, kwargs), lambda tensor: new.get(id(tensor), tensor))
+        made: tuple[Any, Any] = _exchanged((args, kwargs), new, str(wanted[0]))
         return made
 
     @contextmanager
-    def _swapped(self, root: nn.Module) -> Iterator[None]:
+    def _swapped(self, root: nn.Module, on_meta: bool) -> Iterator[None]:
         """Edited parameters and buffers in the places of the model's own, for the pass alone."""
         wanted = [name for name in self.editor.ids if name.startswith(("param:", "buffer:"))]
         if not wanted:
@@ -90,6 +84,11 @@ class Editing(Reader):
         try:
             for name in wanted:
                 if name in own:
+                    if own[name].is_meta and not on_meta:
+                        raise EditError(
+                            f"{str(name)!r} is offloaded: it is loaded when its module runs, over any edit. Edit the output "
+                            f"of the module, or the model before it is offloaded."
+                        )
                     new = self._edited(name, own[name])
                     if own[name].requires_grad and not new.requires_grad:  # by which some kernels round
                         new = new.detach().requires_grad_()
@@ -204,7 +203,21 @@ class Editing(Reader):
         if value is old:
             return out
         self._tell(value, old)
-        return value if out is old else mapped(out, lambda tensor: value if tensor is old else tensor)
+        return _exchanged(out, {id(old): value}, str(name))
+
+
+def _exchanged(nest: Nest, new: dict[int, Tensor], name: str) -> Any:
+    """A nest with other tensors in it, each of which must have a place there that can be exchanged."""
+    met = set()
+
+    def change(tensor: Tensor) -> Tensor:
+        met.add(id(tensor))
+        return new.get(id(tensor), tensor)
+
+    made = mapped(nest, change)
+    if not new.keys() <= met:
+        raise EditError(f"{name!r} lies inside an object, which is not taken apart. Edit the value that is put in or read.")
+    return made
 
 
 def _places(root: nn.Module, own: Tensor) -> list[tuple[Any, Any]]:

@@ -26,6 +26,7 @@ from fmr.runs.editing import check_fired, plan_of
 from fmr.runs.failures import carry, in_a_line
 from fmr.runs.keep import Keep, check_place, nothing, parse, parse_with_edits
 from fmr.runs.listener import Heard, Listener
+from fmr.runs.noting import Reading, Recording
 from fmr.runs.outputs import without_history
 from fmr.runs.passes import Pass, graph_of
 from fmr.runs.reached import nothing_ran, unreached
@@ -68,21 +69,27 @@ class Tracker:
         self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
         self.stop, self.guard = stop, Guard()
         self.lacking: dict[TensorId, str] = {}
+        self.noting: Recording | Reading | Editing
         self.listener: Listener | None = None
 
     def watcher(self, model: nn.Module | None) -> Recorder | Reader:
+        self.noting = watcher = self._watcher(model)
+        return watcher
+
+    def _watcher(self, model: nn.Module | None) -> Recording | Reading | Editing:
         if self.plan is not None:
             hears = self._begin_plan, self._deliver, self._end_plan
+            reader: Reading | Editing
             if self.editor is None:
-                reader = Reader(model, self.plan, *hears, self.stop)
+                reader = Reading(model, self.plan, *hears, self.stop)
             else:
                 ids = tuple(dict.fromkeys((*self.plan.ids, *self.editor.ids)))
                 reader = Editing(model, plan_of(ids, self.plan.globs, self.plan.placed), self.editor, hears, self.stop)
             reader.place = self._place
             return reader
         if self.wanted is None and self.to is None and self.dtype is None:
-            return Recorder(model, self._begin_tape, self._end, self.guard)
-        return Recorder(model, self._begin_stream, self._end, self.guard)
+            return Recording(model, self._begin_tape, self._end, self.guard)
+        return Recording(model, self._begin_stream, self._end, self.guard)
 
     @contextmanager
     def watch(self, model: nn.Module | None, watcher: Recorder | Reader, method: str | None) -> Iterator[None]:
@@ -105,7 +112,7 @@ class Tracker:
             raise TrackError(nothing_ran(model, watcher, method))
         self.check_reached(model, watcher)
         if self.editor is not None and not self.optional:
-            check_fired(self.editor)
+            check_fired(self.editor, lambda name: unreached(name, model, watcher, self.run))
 
     def _edited(self, model: nn.Module | None, watcher: Recorder | Reader) -> AbstractContextManager[None]:
         """Let edits be made below a recorder, which hears of each."""
@@ -128,6 +135,7 @@ class Tracker:
 
     def _new_pass(self, here: Pass | None = None) -> Pass:
         here = here or Pass(self.grad)
+        here.columns = self.noting.frames
         self.run.passes.append(here)
         return here
 
