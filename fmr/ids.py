@@ -249,7 +249,8 @@ class Site:
             places = torch.empty(0, 0, 0)
         if places.dtype == torch.bool and places.dim() == 1:
             return places.nonzero()[:, 0]
-        if places.numel() and (places.dtype.is_floating_point or places.dtype == torch.bool) or places.dim() > 2:
+        counts = not (places.dtype.is_floating_point or places.dtype == torch.bool) or not places.numel()
+        if not counts or places.dim() > 2:
             raise IdError(
                 f"{self!r} selects {axis}={index!r}. Expected an int, a slice, a list of ints, or a list of as many ints "
                 f"for each example, as [[1, 2], [3, 3]]."

@@ -29,82 +29,77 @@ Frames = list[tuple[int, Frame]]
 """The frames of a pass, each with how many columns it is for."""
 
 
-def frames(named: Mapping[str, Any], past: int | None = 0) -> Frames:
-    """The frames of a pass, read off its named inputs; `past` is how many columns a cache held before.
-
-    Tokens stand in a two-dimensional tensor of integers `{x}input_ids` (or in `{x}inputs_embeds`), which of them are real
-    in `{x}attention_mask`; a mask without tokens is that of what another pass has made of them.
-    """
-    found = []
-    kinds = {name: next((kind for kind in _KINDS if name.endswith(kind)), "") for name in named}
-    tokens = {name.removesuffix(kind) for name, kind in kinds.items() if kind in _TOKENS and named[name].dim() >= 2}
-    for name, kind in kinds.items():
-        prefix = name.removesuffix(kind)
-        given = named.get(prefix + _MASK)
-        real = given.bool() if given is not None and given.dim() == 2 else None
-        mask = None if real is None or bool(real.all()) else real
-        if kind in _TOKENS and prefix in tokens:
-            columns = named[name].shape[1]
-            before = past if len(tokens) == 1 or prefix.endswith("decoder_") else 0
-            if real is not None and real.shape[1] > columns:
-                before = real.shape[1] - columns
-            elif mask is not None and before:
-                before = None  # which of the columns before are real is not told
-            found.append((columns, Frame(before, mask)))
-            if before:
-                found.append((before + columns, Frame(0, mask)))
-        elif kind == _MASK and prefix not in tokens and real is not None:
-            found.append((real.shape[1], Frame(0, mask)))
-    return found
-
-
 _TOKENS = ("input_ids", "inputs_embeds")
 _MASK = "attention_mask"
-_KINDS = (*_TOKENS, _MASK)
+
+
+def frames(columns: Mapping[str, int], masks: Mapping[str, Tensor], past: int | None) -> Frames:
+    """The frames of a pass: of its tokens, and of what another pass has made of tokens whose mask is given alone.
+
+    columns: how many tokens there are, by the prefix of their name. masks: the same for which of them are real. past: how
+    many columns a cache held before; of an encoder's and a decoder's tokens, the decoder's follow those.
+    """
+    padded = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    found = [(mask.shape[1], Frame(0, padded.get(name))) for name, mask in masks.items() if name not in columns]
+    for name, count in columns.items():
+        mask, longest = padded.get(name), masks[name].shape[1] if name in masks else 0
+        before = past if len(columns) == 1 or name.endswith("decoder_") else 0
+        if longest > count:
+            before = longest - count
+        elif mask is not None and before:
+            before = None  # which of the columns before are real is not told
+        found.append((count, Frame(before, mask)))
+        if before:
+            found.append((before + count, Frame(0, mask)))
+    return found
 
 
 class Pasts:
     """What the passes of a block tell about positions; of a cache that does not know its length, what went into it."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[Any, int, Tensor | None]] = {}
+        self._seen: dict[int, tuple[Callable[[], Any], int, Mapping[str, Tensor]]] = {}
 
     def frames_of(self, arguments: Mapping[str, Any]) -> Callable[[], Frames]:
-        """The frames of a pass that begins with these arguments, by name; worked out when they are first asked for."""
-        given = dict(arguments)
+        """The frames of a pass that begins with these arguments, by name; worked out when they are first asked for.
+
+        Tokens stand in a two-dimensional tensor of integers `{x}input_ids` (or in `{x}inputs_embeds`), which of them are
+        real in `{x}attention_mask`, and how many came before in a key-value cache.
+        """
+        given = {**arguments}
         for name, value in arguments.items():
             if isinstance(value, Mapping):
                 given.update((f"{name}.{key}", item) for key, item in value.items())
-        named = {name: _apart(name, value) for name, value in given.items() if name.endswith(_KINDS) and _is_table(value)}
+        columns, masks = {}, {}
+        for name, value in given.items():
+            if name.endswith((*_TOKENS, _MASK)) and isinstance(value, Tensor) and not value.is_meta and value.dim() > 1:
+                prefix = name.removesuffix(next(kind for kind in (*_TOKENS, _MASK) if name.endswith(kind)))
+                if not name.endswith(_MASK):
+                    columns[prefix] = value.shape[1]
+                elif value.dim() == 2:
+                    masks[prefix] = _boolean(value)
         cache = next((value for value in given.values() if hasattr(value, "get_seq_length")), None)
-        past = 0 if cache is None else self._past(cache, named)
-        return once(lambda: frames(named, past))
+        past = 0 if cache is None else self._past(cache, columns, masks)
+        return once(lambda: frames(columns, masks, past))
 
-    def _past(self, cache: Any, named: dict[str, Tensor]) -> int | None:
-        """How many columns a cache holds; where it cannot tell, those of the passes that it was given to since it was new."""
+    def _past(self, cache: Any, columns: dict[str, int], masks: dict[str, Tensor]) -> int | None:
+        """How many columns a cache holds; where it cannot tell, those of the passes that it was in since it was new."""
         with suppress(ValueError, TypeError, NotImplementedError):
             return int(cache.get_seq_length())
         is_new = hasattr(cache, "has_previous_state") and not cache.has_previous_state()
-        kept, past, mask = (lambda: cache, 0, None) if is_new else self._seen.get(id(cache), (lambda: None, 0, None))
+        kept, past, known = (lambda: cache, 0, {}) if is_new else self._seen.get(id(cache), (lambda: None, 0, {}))
         if kept() is not cache:
             return None
-        columns = next((value.shape[1] for name, value in named.items() if name.endswith(_TOKENS)), 0)
-        now = next((value for name, value in named.items() if name.endswith(_MASK)), None)
-        if now is None and mask is not None:
-            now = torch.cat([mask, mask.new_ones(len(mask), columns)], 1)
-            named.update({name.removesuffix(kind) + _MASK: now for name in [*named] for kind in _TOKENS if name.endswith(kind)})
-        self._seen[id(cache)] = weakref.ref(cache), past + columns, now
+        for prefix, mask in known.items():
+            masks.setdefault(prefix, torch.cat([mask, mask.new_ones(len(mask), columns[prefix])], 1))
+        self._seen[id(cache)] = weakref.ref(cache), past + next(iter(columns.values()), 0), masks
         return past
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Tensor) and not value.is_meta and value.dim() >= 2
-
-
-def _apart(name: str, value: Tensor) -> Tensor:
-    """A mask that stays as it is now; of tokens only the shape counts."""
+def _boolean(mask: Tensor) -> Tensor:
+    """A mask as it is now."""
     with unseen():
-        return value.detach().clone() if name.endswith(_MASK) else value.detach()
+        return mask.detach().to(torch.bool, copy=True)
 
 
 class Part(NamedTuple):

@@ -232,12 +232,16 @@ class OnGradient:
 def _fitted(given: Any, value: Tensor, edit: object, context: Context) -> Tensor:
     """What an edit brings, on the value's device; it must have the value's type and broadcast to its shape."""
     if not isinstance(given, Tensor):
-        given = _numbers(given, value, edit, context)
+        return _shaped(_numbers(given, value, edit, context), value, edit, context)
     if given.dtype != value.dtype:
         raise EditError(
             f"{type(edit).__name__} at {context.site!r} brings {given.dtype}, expected {value.dtype}. Convert it: "
             f".to({value.dtype})."
         )
+    return _shaped(given, value, edit, context)
+
+
+def _shaped(given: Tensor, value: Tensor, edit: object, context: Context) -> Tensor:
     if context.examples is not None and given.dim() == value.dim() and len(given) not in (1, len(value)):
         given = given[list(context.examples)]
     try:

@@ -46,7 +46,7 @@ class Editing(Reader):
         self.editor, self.told, self.told_inside = editor, told, told_inside
         self.views: list[tuple[TensorId, Tensor, int]] = []
         self.pasts = Pasts()
-        self.frames: Callable[[], Frames] = list
+        self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
 
     # ---- a pass
 
@@ -54,8 +54,9 @@ class Editing(Reader):
         """Run a call as a pass, with edited inputs, parameters and buffers."""
         root = start.module if self.root is None else self.root
         given = dict(name_inputs(start.called, args, kwargs))
-        self.frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
-        self.editor.begin(self.frames)
+        frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
+        self.note(frames)
+        self.editor.begin(frames)
         args, kwargs = self._inputs(given, args, kwargs)
         self.views.clear()
         with self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
@@ -137,7 +138,7 @@ class Editing(Reader):
         before = dict(now)
         inner = [want.id for want in wants if want.inside and want.id in self.editor.by_id]
         if inner:
-            changed, values = edited_inside(op.name, name, *read, now, inner, self._edited)
+            changed, values = edited_inside(op.name, name, read[0], read[1], now, inner, self._edited)
             now.update(changed)
             if self.told_inside is not None:
                 self.told_inside(name, values)

@@ -14,11 +14,11 @@ class _Noting(RootWatcher):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.pasts = Pasts()
-        self.frames: Callable[[], Frames] = list
+        self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
 
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass."""
-        self.frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
+        self.note(self.pasts.frames_of(named_arguments(start.called, args, kwargs)))
         return super().record(proceed, start, args, kwargs)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fmr.edits.places import Frames, Part, frames, parts
+from fmr.edits.places import Frames, Part, Pasts, parts
 from fmr.errors import EditError, IdError
 from fmr.ids import Site
 from fmr.runs.passes import Pass
@@ -39,4 +39,5 @@ def columns_of(one: Pass) -> Frames:
     """What a pass tells about positions; of one from a file of an earlier version, as far as it kept its inputs."""
     if one.columns is not None:
         return one.columns()
-    return frames({name.partition(":")[2]: one.values[name] for name in one.values if name.startswith("input:")})
+    named = {name.partition(":")[2]: one.values[name] for name in one.values if name.startswith("input:")}
+    return Pasts().frames_of(named)()

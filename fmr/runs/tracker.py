@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
+from fmr.edits.places import Frames
 from fmr.edits.watcher import Editing
 from fmr.errors import IdError, TrackError
 from fmr.graph.build import Builder
@@ -69,11 +70,12 @@ class Tracker:
         self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
         self.stop, self.guard = stop, Guard()
         self.lacking: dict[TensorId, str] = {}
-        self.noting: Recording | Reading | Editing
+        self.frames: Callable[[], Frames] = list
         self.listener: Listener | None = None
 
     def watcher(self, model: nn.Module | None) -> Recorder | Reader:
-        self.noting = watcher = self._watcher(model)
+        watcher = self._watcher(model)
+        watcher.note = self._note
         return watcher
 
     def _watcher(self, model: nn.Module | None) -> Recording | Reading | Editing:
@@ -133,9 +135,12 @@ class Tracker:
             self.run.passes[-1].inside[name] = self._cast(value)
         self.run.passes[-1].inside_scopes.add(scope)
 
+    def _note(self, frames: Callable[[], Frames]) -> None:
+        self.frames = frames
+
     def _new_pass(self, here: Pass | None = None) -> Pass:
         here = here or Pass(self.grad)
-        here.columns = self.noting.frames
+        here.columns = self.frames
         self.run.passes.append(here)
         return here
 

@@ -265,7 +265,7 @@ class Reader(RootWatcher):
         return self._met(func, out, args, kwargs, read)
 
     def _run(self, op: Op, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Call a function: what it read, copied where a plain form will read it and the call overwrites it, and its result."""
+        """Call a function: what it read, copied where it overwrites that and a plain form will read it, and its result."""
         read = args, kwargs
         if (op.kind == WRITE or "out" in kwargs) and self._wanted and op.name in DECOMPOSITIONS and op.name in self._wanted:
             with unseen():

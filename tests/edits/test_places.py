@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fmr.edits.editor import Editor
-from fmr.edits.places import Frame, frames, parts
+from fmr.edits.places import Frame, Frames, Pasts, parts
 from fmr.edits.values import Zero
 from fmr.errors import EditError
 from fmr.ids import Site
@@ -80,6 +80,10 @@ def test_an_edit_of_one_position_sees_no_axis_of_positions_padded_or_not() -> No
     assert seen == [(2, 3), (2, 3)]
 
 
+def frames(arguments: dict[str, object]) -> Frames:
+    return Pasts().frames_of(arguments)()
+
+
 def test_frames_are_read_off_the_named_inputs() -> None:
     ids = torch.zeros(2, 4, dtype=torch.long)
     assert frames({"input_ids": ids}) == [(4, Frame(0, None))]
@@ -92,5 +96,5 @@ def test_frames_are_read_off_the_named_inputs() -> None:
 
 def test_inputs_of_one_length_with_other_padding_are_not_guessed_between() -> None:
     known = [(4, Frame(0, LEFT)), (4, Frame(0, RIGHT))]
-    with pytest.raises(EditError, match="several inputs of the model that are padded differently"):
+    with pytest.raises(EditError, match="several inputs of the model that count or pad them differently"):
         parts(SITE.at(positions=0), VALUE, known)
