@@ -77,6 +77,8 @@ class Editor:
             else:
                 after = self._changed(entry, entry.edit, now, given)
                 now = now if after is now else _like(after, value)
+        if value.requires_grad and not now.requires_grad and torch.is_grad_enabled():
+            now.requires_grad_()  # what comes back to it is told, and some kernels round by it
         return now
 
     def _changed(self, entry: Entry, edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
