@@ -1,7 +1,8 @@
 """Which column of a value is which position: real tokens under padding, absolute ones while a model generates."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache as once
@@ -68,8 +69,7 @@ class Pasts:
         """
         given = {**arguments}
         for name, value in arguments.items():
-            if isinstance(value, Mapping):
-                given.update((f"{name}.{key}", item) for key, item in value.items())
+            given.update((f"{name}.{key}", item) for key, item in _held(value))
         columns, masks = {}, {}
         for name, value in given.items():
             if name.endswith((*_TOKENS, _MASK)) and isinstance(value, Tensor) and not value.is_meta and value.dim() > 1:
@@ -78,7 +78,7 @@ class Pasts:
                     columns[prefix] = value.shape[1]
                 elif value.dim() == 2:
                     masks[prefix] = _boolean(value)
-        cache = next((value for value in given.values() if hasattr(value, "get_seq_length")), None)
+        cache = next((value for value in given.values() if hasattr(type(value), "get_seq_length")), None)
         past = 0 if cache is None else self._past(cache, columns, masks)
         return once(lambda: frames(columns, masks, past))
 
@@ -94,6 +94,12 @@ class Pasts:
             masks.setdefault(prefix, torch.cat([mask, mask.new_ones(len(mask), columns[prefix])], 1))
         self._seen[id(cache)] = weakref.ref(cache), past + next(iter(columns.values()), 0), masks
         return past
+
+
+def _held(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What a dictionary holds, as it lies there."""
+    held = vars(value).get("data") if issubclass(type(value), UserDict) else value
+    return dict.items(held) if issubclass(type(held), dict) else ()
 
 
 def _boolean(mask: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class Listener:
             elif head is SWAPPED:
                 self.exchange(*event[1:-1])
             elif head is REPLACED:
-                self.replaced(*event[1:])
+                self.replaced(*event[1:3])
             elif head is INSIDE:
                 for _, tensor in leaves(event[1:]):
                     if self._known(tensor) is not None:
