@@ -43,13 +43,17 @@ class Entry:
 
 
 class Editor:
-    """Applies the edits of a run; `frames` tells the pass's columns, `source` reads what interchanges take."""
+    """Applies the edits of a run; `frames` tells the pass's columns, `source` reads what interchanges take.
+
+    `of_sources` says whether any is of an input, a parameter or a buffer.
+    """
 
     def __init__(self, asked: Asked, source: Source | None = None) -> None:
         self.entries = list(entries(asked))
         self.by_id: dict[TensorId, list[Entry]] = defaultdict(list)
         for entry in self.entries:
             self.by_id[entry.site.id].append(entry)
+        self.of_sources = any(name.is_source for name in self.by_id)
         self.source, self.number = source, -1
         self.frames: Callable[[], Frames] = list
 

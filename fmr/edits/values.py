@@ -232,7 +232,7 @@ class OnGradient:
 def _fitted(given: Any, value: Tensor, edit: object, context: Context) -> Tensor:
     """What an edit brings, on the value's device; it must have the value's type and broadcast to its shape."""
     if not isinstance(given, Tensor):
-        return _shaped(_numbers(given, value, edit, context), value, edit, context)
+        return _numbers(given, value, edit, context)
     if given.dtype != value.dtype:
         raise EditError(
             f"{type(edit).__name__} at {context.site!r} brings {given.dtype}, expected {value.dtype}. Convert it: "
@@ -242,10 +242,11 @@ def _fitted(given: Any, value: Tensor, edit: object, context: Context) -> Tensor
 
 
 def _shaped(given: Tensor, value: Tensor, edit: object, context: Context) -> Tensor:
+    """The same of what has the value's type."""
     if context.examples is not None and given.dim() == value.dim() and len(given) not in (1, len(value)):
         given = given[list(context.examples)]
     try:
-        fits = torch.broadcast_shapes(given.shape, value.shape) == value.shape
+        fits = given.shape == value.shape or torch.broadcast_shapes(given.shape, value.shape) == value.shape
     except RuntimeError:
         fits = False
     if not fits:
@@ -259,13 +260,13 @@ def _shaped(given: Tensor, value: Tensor, edit: object, context: Context) -> Ten
 def _numbers(given: Any, value: Tensor, edit: object, context: Context) -> Tensor:
     """Numbers in the value's type, which must not lose any of them."""
     try:
-        exact = torch.as_tensor(given)
         made = torch.as_tensor(given, dtype=value.dtype, device=value.device)
+        lost = not (value.is_floating_point() or value.is_complex()) and bool((torch.as_tensor(given) != made.cpu()).any())
     except (TypeError, ValueError, RuntimeError):
         raise EditError(f"{edit!r} at {context.site!r}: expected a number or a tensor.") from None
-    if exact.is_floating_point() and not (made.is_floating_point() or made.is_complex()) and (exact != exact.round()).any():
+    if lost:
         raise EditError(f"{edit!r} at {context.site!r}, which holds {value.dtype}: expected whole numbers.")
-    return made
+    return made if made.dim() == 0 else _shaped(made, value, edit, context)
 
 
 def _check_exact(value: Tensor, edit: object, context: Context) -> None:

@@ -53,7 +53,7 @@ class Editing(Reader):
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass, with edited inputs, parameters and buffers."""
         root = start.module if self.root is None else self.root
-        given = dict(name_inputs(start.called, args, kwargs))
+        given = dict(name_inputs(start.called, args, kwargs)) if self.editor.of_sources else {}
         frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
         self.note(frames)
         self.editor.begin(frames)
