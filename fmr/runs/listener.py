@@ -11,7 +11,7 @@ from fmr.ops.names import Op
 from fmr.watching.own import like, unseen
 from fmr.watching.storage import extent, storage_key, version_of
 from fmr.watching.swaps import Ref
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, SWAPPED, WRITTEN, Event, Slot, first_read
+from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, REPLACED, SWAPPED, WRITTEN, Event, Slot, first_read
 
 _FURTHEST = 16
 """How many views of views are followed back from one that is written."""
@@ -169,6 +169,8 @@ class Listener:
                 self.made(event[1], first_read(self.number, self.position, event[1]))
             elif head is SWAPPED:
                 self.exchange(*event[1:-1])
+            elif head is REPLACED:
+                self.replaced(*event[1:3])
             elif head is INSIDE:
                 for _, tensor in leaves(event[1:]):
                     if self._known(tensor) is not None:
@@ -219,6 +221,15 @@ class Listener:
         for tensor, one in held:
             if one is not None:
                 one.tensor, self._held[id(tensor)] = Ref(tensor), one
+
+    def replaced(self, new: Tensor, old: Tensor) -> None:
+        """An edit put a tensor in place of another, or wrote it once more: from now on it stands for that one's value."""
+        held = self._known(old)
+        if held is not None:
+            last = max(held.current, len(held.slots) - 1)  # an op that handed on its argument left that one's slot before
+            slots = held.slots[last:]
+            del held.slots[last:]
+            self._hold(new, slots)
 
     def wrote(self, written: Sequence[Tensor]) -> None:
         """An op has overwritten these tensors."""

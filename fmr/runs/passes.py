@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from fmr.edits.places import Frame
+from fmr.edits.places import Frames
 from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph.build import Builder
 from fmr.graph.expand import inner_value
@@ -54,7 +54,7 @@ class Pass:
         self.live: dict[TensorId, tuple[Tensor, int]] = {}
         self.unsaved: Mapping[TensorId, str] = {}
         self.places: dict[TensorId, str] = {}
-        self.columns: list[tuple[int, Frame]] | None = None
+        self.columns: Callable[[], Frames] | None = None
         self.edited: tuple[TensorId, ...] = ()
         self.inside: dict[TensorId, Tensor] = {}
         self.inside_scopes: set[str] = set()
@@ -132,7 +132,7 @@ class Pass:
         grads = deepcopy({TensorId(name): grad.detach() for name, grad in known}, memo)
         lost = [name for name, slot in self.slots.items() if slot is None]
         made = Pass.of_file(self.history, values, grads, lost, self.unsaved, self.returned, None)
-        made._graph, made._pending, made.places = graph, None, dict(self.places)
+        made._graph, made._pending, made.places, made.columns = graph, None, dict(self.places), self.columns
         made.output, made.error, made.raised = deepcopy(detached(self.output), memo), self.error, self.raised
         return made
 
@@ -143,7 +143,7 @@ class Pass:
         here.values = {name: value for name, value in self.values.items() if name not in gone} | dict(changed)
         here.slots = {name: slot for name, slot in self.slots.items() if name not in changed and name not in gone}
         here.unsaved = {name: f"{name!r} was not computed in this replay. Name it: want=[{name!r}]." for name in gone}
-        here._graph, here.saved, here.edited = self._graph, self.saved, tuple(edited)
+        here._graph, here.saved, here.edited, here.columns = self._graph, self.saved, tuple(edited), self.columns
         if self.output is not None and self._graph is not None:
             here.output = exchanged(self.output, self._graph.scopes[0].output, changed.get)
         return here

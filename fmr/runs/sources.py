@@ -4,15 +4,15 @@ from typing import Any
 
 from torch import Tensor
 
-from fmr.edits.places import Frame, Part, frames, parts
+from fmr.edits.places import Frames, Part, Pasts, parts
 from fmr.errors import EditError, IdError
 from fmr.ids import Site
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 
 
-def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] | None) -> Tensor:
-    """What a run holds at a site: in the pass of the same number where it has several, of these examples alone."""
+def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] | None, gradient: bool) -> Tensor:
+    """What a run holds at a site, or its gradient: in the pass of the same number where it has several."""
     if not isinstance(origin, (Run, Pass)):
         raise EditError(
             f"The source of an Interchange at {site!r} is {type(origin).__name__}, expected a run: "
@@ -22,18 +22,22 @@ def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] 
     if examples is not None and site.examples is None:
         site = site.at(examples=list(examples))
     try:
-        whole = one[Site(site.id)]
+        whole = one.grad[Site(site.id)] if gradient else one[Site(site.id)]
     except IdError as error:
         raise EditError(f"The source of the Interchange at {site!r} does not hold it: {error}") from error
     found: list[Part] = parts(site, whole, columns_of(one))
     if len(found) != 1:
-        raise EditError(f"{site!r} means {len(found)} parts of its source, expected one: a position that each has.")
+        raise EditError(
+            f"The source of the Interchange at {site!r} has shape {tuple(whole.shape)} there, in which it means "
+            f"{len(found) or 'no'} parts. Expected positions that each example of the source has, as many in each: name "
+            f"them with edits.Interchange(source, at=site)."
+        )
     return found[0].of(whole)
 
 
-def columns_of(one: Pass) -> list[tuple[int, Frame]]:
-    """What a pass tells about positions, as far as it kept its inputs."""
-    if one.columns is None:
-        known = {name.partition(":")[2]: one.values[name] for name in one.values if name.startswith("input:")}
-        one.columns = frames(known)
-    return one.columns
+def columns_of(one: Pass) -> Frames:
+    """What a pass tells about positions; of one from a file of an earlier version, as far as it kept its inputs."""
+    if one.columns is not None:
+        return one.columns()
+    named = {name.partition(":")[2]: one.values[name] for name in one.values if name.startswith("input:")}
+    return Pasts().frames_of(named)()

@@ -29,6 +29,7 @@ from fmr.disk.files import (
     write_whole,
 )
 from fmr.disk.tensors import Entry, TensorFile, bytes_of, in_order, write_tensors
+from fmr.edits.places import Frame
 from fmr.errors import IdError, StoreError
 from fmr.graph.graph import Graph
 from fmr.graph.pack import unpacked
@@ -36,6 +37,7 @@ from fmr.ids import TensorId
 from fmr.nests import map_ids
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
+from fmr.runs.sources import columns_of
 from fmr.watching.calls import unwatched
 from fmr.watching.storage import storage_key
 
@@ -162,6 +164,7 @@ class _Content:
             "lost": [name for name, slot in one.slots.items() if slot is None and name not in one.values],
             "returned": {name: encode(nest) for name, nest in one.returned.items()},
             "places": dict(one.places),
+            "columns": [[n, frame.past, _listed(frame.mask)] for n, frame in columns_of(one)],
             "unsaved": [*one.unsaved, *(name for name in one.kept if name not in kept)],
         }
 
@@ -182,6 +185,10 @@ class _Content:
             self.reads[Entry(entry, kind, tuple(elements.shape), digest(bytes_of(elements)))] = read
             self._known[identity] = entry
         return [self._known[identity], list(value.shape), _stride(value)]
+
+
+def _listed(mask: Tensor | None) -> Any:
+    return None if mask is None else mask.tolist()
 
 
 def _has_gradient(one: Pass, name: TensorId) -> bool:
@@ -324,5 +331,8 @@ def _restored(row: dict[str, Any], file: TensorFile, source: str) -> Pass:
     made = graph if row["graph"] is not None else None
     given = {TensorId(name): map_ids(TensorId, decode(nest)) for name, nest in row.get("returned", {}).items()}
     one = Pass.of_file(row["history"], stored(row["values"]), stored(row["grads"]), lost, unsaved, given, made)
+    if "columns" in row:
+        known = [(n, Frame(past, None if mask is None else torch.tensor(mask))) for n, past, mask in row["columns"]]
+        one.columns = lambda: known
     one.places = {TensorId(name): str(where) for name, where in row.get("places", {}).items()}
     return one

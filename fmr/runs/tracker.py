@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
+from fmr.edits.places import Frames
 from fmr.edits.watcher import Editing
 from fmr.errors import IdError, TrackError
 from fmr.graph.build import Builder
@@ -26,6 +27,7 @@ from fmr.runs.editing import check_fired, plan_of
 from fmr.runs.failures import carry, in_a_line
 from fmr.runs.keep import Keep, check_place, nothing, parse, parse_with_edits
 from fmr.runs.listener import Heard, Listener
+from fmr.runs.noting import Reading, Recording
 from fmr.runs.outputs import without_history
 from fmr.runs.passes import Pass, graph_of
 from fmr.runs.reached import nothing_ran, unmatched, unreached
@@ -61,8 +63,6 @@ class Tracker:
         check_place(to, dtype)
         self.editor, self.optional = editor, optional
         self.keep = wanted = parse_with_edits(keep, model) if editor is not None else parse(keep, model)
-        if editor is not None and grad and wanted.plan is None:
-            raise TrackError("edits with grad=True need a set of IDs to keep: keep=[...], or keep=() where none is read.")
         if stop and (wanted.plan is None or wanted.globs):
             raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
         self.run, self.to, self.dtype, self.grad = Run(), to, dtype, grad
@@ -70,21 +70,28 @@ class Tracker:
         self.ids, self.globs, self.wanted, self.plan = wanted.ids, wanted.globs, wanted.predicate, wanted.plan
         self.stop, self.guard = stop, Guard()
         self.lacking: dict[TensorId, str] = {}
+        self.frames: Callable[[], Frames] = list
         self.listener: Listener | None = None
 
     def watcher(self, model: nn.Module | None) -> Recorder | Reader:
+        watcher = self._watcher(model)
+        watcher.note = self._note
+        return watcher
+
+    def _watcher(self, model: nn.Module | None) -> Recording | Reading | Editing:
         if self.plan is not None:
             hears = self._begin_plan, self._deliver, self._end_plan
+            reader: Reading | Editing
             if self.editor is None:
-                reader = Reader(model, self.plan, *hears, self.stop)
+                reader = Reading(model, self.plan, *hears, self.stop)
             else:
                 ids = tuple(dict.fromkeys((*self.plan.ids, *self.editor.ids)))
                 reader = Editing(model, plan_of(ids, self.plan.globs, self.plan.placed), self.editor, hears, self.stop)
             reader.place = self._place
             return reader
         if self.wanted is None and self.to is None and self.dtype is None:
-            return Recorder(model, self._begin_tape, self._end, self.guard)
-        return Recorder(model, self._begin_stream, self._end, self.guard)
+            return Recording(model, self._begin_tape, self._end, self.guard)
+        return Recording(model, self._begin_stream, self._end, self.guard)
 
     @contextmanager
     def watch(self, model: nn.Module | None, watcher: Recorder | Reader, method: str | None) -> Iterator[None]:
@@ -107,7 +114,7 @@ class Tracker:
             raise TrackError(nothing_ran(model, watcher, method))
         self.check_reached(model, watcher)
         if self.editor is not None and not self.optional:
-            check_fired(self.editor)
+            check_fired(self.editor, lambda name: unreached(name, model, watcher, self.run))
 
     def _edited(self, model: nn.Module | None, watcher: Recorder | Reader) -> AbstractContextManager[None]:
         """Let edits be made below a recorder, which hears of each."""
@@ -128,8 +135,12 @@ class Tracker:
             self.run.passes[-1].inside[name] = self._cast(value)
         self.run.passes[-1].inside_scopes.add(scope)
 
+    def _note(self, frames: Callable[[], Frames]) -> None:
+        self.frames = frames
+
     def _new_pass(self, here: Pass | None = None) -> Pass:
         here = here or Pass(self.grad)
+        here.columns = self.frames
         self.run.passes.append(here)
         return here
 
@@ -209,7 +220,8 @@ class Tracker:
                     self._keep_returned(here, builder, call, event[1])
             if listener is not None:
                 listener.take(event)
-            if isinstance(event[0], Op) and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
+            whole = isinstance(event[0], Op) and not event[4]  # what was overwritten is read again from what is kept
+            if whole and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
                 known.update((node.id, node) for node in builder.nodes[len(known) :])
                 self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:

@@ -14,15 +14,20 @@ from fmr.watching.own import alone, unseen, without_grad
 
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
-    """The same for a call that is under way: `op` with these arguments, whose scope is `scope`.
+    """The same for a call that is under way: `op` with these arguments, whose scope is `scope`."""
+    return _value(name, op, scope, *plain_arguments(args, kwargs))
 
-    Arguments are detached in both, since kernels round differently for tensors that require gradients; one given twice
-    stays one, since the plain forms ask whether query and key are the same.
+
+def plain_arguments(args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a fused op for its plain form, which writes to no `out`.
+
+    They are detached, since kernels round differently for tensors that require gradients; one given twice stays one, since
+    the plain forms ask whether query and key are the same.
     """
     with unseen():
         plain = {id(tensor): tensor.detach() for _, tensor in leaves((args, kwargs))}
         args, kwargs = replaced((args, kwargs), Tensor, lambda tensor: plain[id(tensor)])
-    return _value(name, op, scope, args, {at: arg for at, arg in kwargs.items() if at != "out"})
+    return args, {at: arg for at, arg in kwargs.items() if at != "out"}
 
 
 def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 
 from fmr.ids import SOURCES, TensorId, outer_op
-from fmr.nests import Nest, outputs
+from fmr.nests import Nest, outputs, replaced
+from fmr.ops.fused import DECOMPOSITIONS
 from fmr.ops.names import PASS, READ, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
+from fmr.watching.own import unseen
 from fmr.watching.recorder import call_site
 from fmr.watching.scopes import Call, Names, Paths, Start, name_inputs, walk
 from fmr.watching.sites import outermost
@@ -242,28 +244,37 @@ class Reader(RootWatcher):
                 self._found(name, given[name], True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        listening = self.listening
-        if listening is not None and not is_traced() and functorch_level() is None:
-            return self._heard(listening, func, args, kwargs or {})
-        out = func(*args, **kwargs) if kwargs else func(*args)
         if is_traced():
-            return out
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if self.listening is not None and functorch_level() is None:
+            return self._heard(self.listening, func, args, kwargs or {})
         if func in self._skip and not (kwargs and "out" in kwargs):
+            out = func(*args, **kwargs) if kwargs else func(*args)
             self._trail.append(func)
             return out
-        return self._met(func, out, args, kwargs or {})
+        read, out = self._run(known_ops.get(func) or op_of(func), func, args, kwargs or {})
+        return self._met(func, out, args, kwargs or {}, read)
 
     def _heard(self, listening: Listening, func: Any, args: Any, kwargs: Any) -> Any:
         """A function around which the planned values are looked at: their gradients are wanted."""
         listening.look()
-        out = func(*args, **kwargs)
         op = known_ops.get(func) or op_of(func)
+        read, out = self._run(op, func, args, kwargs)
         if op.kind != PASS:
             written = written_by(op, args, kwargs) if op.kind == WRITE or "out" in kwargs else []
             listening.after(written, (args, kwargs), out)
-        return self._met(func, out, args, kwargs)
+        return self._met(func, out, args, kwargs, read)
 
-    def _met(self, func: Any, out: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, op: Op, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Call a function: what it read, copied where it overwrites that and a plain form will read it, and its result."""
+        read = args, kwargs
+        if (op.kind == WRITE or "out" in kwargs) and self._wanted and op.name in DECOMPOSITIONS and op.name in self._wanted:
+            with unseen():
+                copies = {id(tensor): tensor.clone() for tensor in written_by(op, args, kwargs)}
+                read = replaced(read, Tensor, lambda tensor: copies.get(id(tensor), tensor))
+        return read, func(*args, **kwargs)
+
+    def _met(self, func: Any, out: Any, args: Any, kwargs: Any, read: Any) -> Any:
         """A function that may be one of those waited for; one that can not be is skipped from now on."""
         if self._wanted is None or self._here is None or fills_parameters(self._here.module):
             return out
@@ -277,14 +288,14 @@ class Reader(RootWatcher):
             if wanted is not None:
                 k = self._here.number(op.name)
                 if k in wanted:
-                    return self._made(op, f"{self._here.path}/{op.name}#{k}", wanted[k], made, out, args, kwargs)
+                    return self._made(op, f"{self._here.path}/{op.name}#{k}", wanted[k], made, out, args, kwargs, read)
         return out
 
-    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any) -> Any:
+    def _made(self, op: Op, name: str, wants: list[Want], made: Nest, out: Any, args: Any, kwargs: Any, read: Any) -> Any:
         """Deliver what is planned of the outputs of an op, and hand on what it returned."""
         for want in wants:
             if want.inside:
-                value = value_inside(want.id, op.name, name, args, kwargs)
+                value = value_inside(want.id, op.name, name, *read)
             else:
                 value = next((tensor for index, tensor in outputs(made) if index == want.output), None)
             if value is not None:

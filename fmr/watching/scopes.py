@@ -224,6 +224,11 @@ _PLAIN = str.maketrans({sign: spelled(sign) for sign in "*?[]"})
 
 def name_inputs(called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Tensor]]:
     """The tensors given to a call of a module or a function, each under its name in the signature, nested by key."""
+    return [(f"input:{at.translate(_PLAIN)}", tensor) for at, tensor in leaves(named_arguments(called, args, kwargs))]
+
+
+def named_arguments(called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, each under its name in the signature."""
     names = _arguments(called) if args else ()
     given = {names[i] if i < len(names) else f"args.{i - len(names)}": value for i, value in enumerate(args)}
-    return [(f"input:{at.translate(_PLAIN)}", tensor) for at, tensor in leaves({**given, **kwargs})]
+    return {**given, **kwargs}
