@@ -190,7 +190,7 @@ class Site:
             if not _is_index(getattr(self, axis)):
                 raise IdError(
                     f"{axis}={getattr(self, axis)!r} of a Site at {str(self.id)!r} is no index. Expected a whole number, a "
-                    "slice, a list of whole numbers or of one such row for each example, or a tensor of them."
+                    "slice, a list of whole numbers or of as many for each example, as [[1, 2], [3, 3]], or a tensor of them."
                 )
 
     def at(self, **chosen: Any) -> "Site":
@@ -284,20 +284,8 @@ class Site:
 
     def places(self, axis: str) -> torch.Tensor:
         """The indices along an axis: one, several, or a row of them for each example."""
-        index = getattr(self, axis)
-        try:
-            places = torch.as_tensor(index)
-        except (ValueError, TypeError, RuntimeError):
-            places = torch.empty(0, 0, 0)
-        if places.dtype == torch.bool and places.dim() == 1:
-            return places.nonzero()[:, 0]
-        counts = not (places.dtype.is_floating_point or places.dtype == torch.bool) or not places.numel()
-        if not counts or places.dim() > 2:
-            raise IdError(
-                f"{self!r} selects {axis}={index!r}. Expected an int, a slice, a list of ints, or a list of as many ints "
-                f"for each example, as [[1, 2], [3, 3]]."
-            )
-        return places.long()
+        places = torch.as_tensor(getattr(self, axis))
+        return places.nonzero()[:, 0] if places.dtype == torch.bool else places.long()
 
     def check_examples(self, value: torch.Tensor, layout: tuple[str, ...]) -> None:
         """Raise for examples that a tensor does not have, and for rows of positions of more or fewer examples."""
@@ -364,6 +352,8 @@ def _is_index(given: object) -> bool:
         places = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return False
+    if places.dtype == torch.bool:
+        return places.dim() == 1
     return places.numel() == 0 or not (places.is_floating_point() or places.is_complex() or places.dim() > 2)
 
 

@@ -220,8 +220,8 @@ class Tracker:
                     self._keep_returned(here, builder, call, event[1])
             if listener is not None:
                 listener.take(event)
-            whole = isinstance(event[0], Op) and not event[4]  # what was overwritten is read again from what is kept
-            if whole and self.wanted not in (None, nothing) and is_fused(builder.nodes[-1]):
+            looked = isinstance(event[0], Op) and self.wanted not in (None, nothing)
+            if looked and is_fused(builder.nodes[-1]) and not _overwrites_what_it_reads(event):
                 known.update((node.id, node) for node in builder.nodes[len(known) :])
                 self._keep_inner(here, builder.nodes[-1], known, event)
             if not builder.calls:
@@ -359,3 +359,9 @@ class Tracker:
         for pattern in self.globs:
             if not any(fnmatchcase(name, pattern) for one in self.run.passes for name in one.names()):
                 raise IdError(unmatched(pattern, watcher, self.run))
+
+
+def _overwrites_what_it_reads(event: Event) -> bool:
+    """Whether an op wrote into an argument other than `out`: its inner values are read later, from what is kept."""
+    written = {id(tensor) for tensor in event[4] or ()}
+    return bool(written) and any(id(tensor) in written for _, tensor in leaves(event[1]))

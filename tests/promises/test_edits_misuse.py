@@ -16,7 +16,6 @@ from tests.small import Fn
 
 H = "transformer.h.0"
 PATTERN = "transformer.h.0.attn/softmax#0"
-TABLE = torch.ones(2, 6, dtype=torch.bool)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +59,6 @@ def made() -> tuple[nn.Module, Tensor, fmr.Run]:
         (Site(H, examples=2, positions=9), edits.Zero(), r"selects examples=2, .*expected indices below 2 along examples"),
         (Site(H, positions=[[0], [1], [2]]), edits.Zero(), r"has 3 rows of positions, but 'transformer.h.0' has 2 examples"),
         (Site(H, positions=[[0, 9]]), edits.Zero(), r"has 1 rows of positions, but 'transformer.h.0' has 2 examples"),
-        (Site(H, positions=[[0, 1], [2]]), edits.Zero(), r"Expected an int, a slice, .* as \[\[1, 2\], \[3, 3\]\]"),
-        (Site(H, positions=TABLE), edits.Zero(), r"Expected an int, a slice, a list of ints, or a list of as many ints"),
-        (Site(H, units=[0.5]), edits.Zero(), r"selects units=\[0\.5\]\. Expected an int, a slice"),
         (Site(H, heads=0), edits.Zero(), r"selects heads, but .* has shape \(2, 6, 16\) with axes .*Pass layout="),
         (Site(H, passes=3), edits.Zero(), r"never fired: the run had 1 passes, none of them 3"),
         (Site(H, passes=-1), edits.Zero(), r"counts passes from the last, which no run knows before it ends\. Count from 0"),

@@ -70,7 +70,7 @@ def test_a_site_of_what_is_no_id_is_refused(given: Any) -> None:
         fmr.Site(given)
 
 
-@pytest.mark.parametrize("given", ["a", 2.5, True, {}, [1.5], ["a"], [[1], [2, 3]], torch.ones(2), 1j, [[[1]]]])
+@pytest.mark.parametrize("given", ["a", 2.5, True, {}, [1.5], ["a"], [[1], [2, 3]], torch.ones(2), 1j, [[[1]]], [[True]]])
 def test_what_is_no_index_is_refused(given: Any) -> None:
     with pytest.raises(IdError, match=r"of a Site at '/softmax#0' is no index\. Expected a whole number, a slice, a list"):
         fmr.Site("/softmax#0", units=given)
