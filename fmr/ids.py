@@ -190,7 +190,7 @@ class Site:
             if not _is_index(getattr(self, axis)):
                 raise IdError(
                     f"{axis}={getattr(self, axis)!r} of a Site at {str(self.id)!r} is no index. Expected a whole number, a "
-                    "slice, a list of whole numbers or of as many for each example, as [[1, 2], [3, 3]], or a tensor of them."
+                    "slice, a list of whole numbers or of as many for each example, as [[1, 2], [3, 3]], or a tensor."
                 )
 
     def at(self, **chosen: Any) -> "Site":
