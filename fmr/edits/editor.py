@@ -62,6 +62,10 @@ class Editor:
         """The IDs and module paths that are edited."""
         return tuple(self.by_id)
 
+    def edits_value(self, name: TensorId) -> bool:
+        """Whether the value of an ID is edited, and not only what comes back to it."""
+        return any(not isinstance(entry.edit, OnGradient) for entry in self.by_id[name])
+
     def begin(self, frames: Callable[[], Frames]) -> None:
         """The next pass begins."""
         self.number += 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from fmr.edits.editor import Editor
 from fmr.edits.inside import edited_inside
@@ -46,6 +47,7 @@ class Editing(Reader):
         self.editor, self.told, self.told_inside = editor, told, told_inside
         self.views: list[tuple[TensorId, Tensor, int]] = []
         self.pasts = Pasts()
+        self.grads, self.swaps = False, ""
         self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
 
     # ---- a pass
@@ -59,6 +61,7 @@ class Editing(Reader):
         self.editor.begin(frames)
         args, kwargs = self._inputs(given, args, kwargs)
         self.views.clear()
+        self.grads = torch.is_grad_enabled()
         with self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
             out = super().record(proceed, start, args, kwargs)
         self._check_views()
@@ -96,8 +99,10 @@ class Editing(Reader):
                     for held, key in _places(root, own[name]) if new is not own[name] else ():
                         places.append((held, key, own[name]))
                         held[key] = new
+            self.swaps = str(wanted[0]) if places else ""
             yield
         finally:
+            self.swaps = ""
             for held, key, tensor in reversed(places):
                 held[key] = tensor
 
@@ -118,7 +123,21 @@ class Editing(Reader):
             with torch.set_grad_enabled(grad):
                 return self.editor.apply(name, value, given)
 
-        return alone(work)
+        new = alone(work)
+        if new is not value and self.grads and self.editor.edits_value(name):
+            self.check_computed_once(str(name))
+        return new
+
+    def check_computed_once(self, name: str) -> None:
+        """Raise where what runs now is computed again when gradients come back, without any edit."""
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code is not Editing.record.__code__:
+            if frame.f_code.co_filename == checkpoint.__file__:
+                raise EditError(
+                    f"{name!r} is read inside torch.utils.checkpoint, which computes it again without the edit when "
+                    f"gradients come back: they would be wrong. Expected a run without gradients, or no checkpoints."
+                )
+            frame = frame.f_back  # type: ignore[assignment]
 
     def _run(self, op: Op, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Call a function; of an edited one that writes in place, autograd saves copies, since the edit writes once more."""
@@ -205,6 +224,16 @@ class Editing(Reader):
             return out
         self._tell(value, old)
         return _exchanged(out, {id(old): value}, str(name))
+
+
+class EditingSources(Editing):
+    """The same where inputs, parameters or buffers are edited, which any module call may read."""
+
+    def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module call."""
+        if self.swaps and self.grads:
+            self.check_computed_once(self.swaps)
+        return super().call(proceed, module, args, kwargs)
 
 
 def _exchanged(nest: Nest, new: dict[int, Tensor], name: str) -> Any:

@@ -46,8 +46,9 @@ def track(
     gradients, for `run.grad[id]` after `backward()`. stop: end the forward after the last of the kept IDs; what follows
     the model's call in the block is then not run.
     edits: what to change while the model runs, by site (an ID, a node, a `Site`, the path of a module): one of `fmr.edits`,
-    `f(value, context)`, or several in order. What is kept of a site is what the model went on with. An edit that no pass
-    comes to is an `EditError`, but for optional=True. keep=() keeps nothing.
+    `f(value, context)`, or several in order. What is kept of a site is what the model went on with; a module's path is
+    edited when its call returns, after the user's own hooks. An edit that no pass comes to is an `EditError`, but for
+    optional=True. keep=() keeps nothing.
 
     The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
     is not. An error that leaves the block carries what was recorded, `error.run`, and where it was raised,

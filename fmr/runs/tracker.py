@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
 from fmr.edits.places import Frames
-from fmr.edits.watcher import Editing
+from fmr.edits.watcher import Editing, EditingSources
 from fmr.errors import IdError, TrackError
 from fmr.graph.build import Builder
 from fmr.graph.expand import all_inside
@@ -86,7 +86,8 @@ class Tracker:
                 reader = Reading(model, self.plan, *hears, self.stop)
             else:
                 ids = tuple(dict.fromkeys((*self.plan.ids, *self.editor.ids)))
-                reader = Editing(model, plan_of(ids, self.plan.globs, self.plan.placed), self.editor, hears, self.stop)
+                plan = plan_of(ids, self.plan.globs, self.plan.placed)
+                reader = self._editing(self.editor)(model, plan, self.editor, hears, self.stop)
             reader.place = self._place
             return reader
         if self.wanted is None and self.to is None and self.dtype is None:
@@ -128,12 +129,16 @@ class Tracker:
         plan = plan_of(self.editor.ids, ())
         silent = (lambda: None), (lambda *_: None), (lambda *_: None)
         inside = self._inside_edited
-        return watching(Editing(model, plan, self.editor, silent, told=told, told_inside=inside))
+        return watching(self._editing(self.editor)(model, plan, self.editor, silent, told=told, told_inside=inside))
 
     def _inside_edited(self, scope: str, values: dict[TensorId, Tensor]) -> None:
         for name, value in values.items():
             self.run.passes[-1].inside[name] = self._cast(value)
         self.run.passes[-1].inside_scopes.add(scope)
+
+    @staticmethod
+    def _editing(editor: Editor) -> type[Editing]:
+        return EditingSources if editor.of_sources else Editing
 
     def _note(self, frames: Callable[[], Frames]) -> None:
         self.frames = frames

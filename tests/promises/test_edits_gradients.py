@@ -291,3 +291,34 @@ def test_attribution_in_one_backward_is_the_sweep_for_small_noise() -> None:
     swept = grid.values.view(len(points), -1) - metric(corrupt.output).detach()
     torch.testing.assert_close(told, swept, rtol=0.0, atol=2e-3 * float(swept.abs().max()))
     assert swept.abs().max() > 1e-6
+
+
+class Checkpointed(nn.Module):
+    """Computes its block again when gradients come back."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.block, self.reentrant = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.GELU()), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.reentrant is None:
+            return self.block(h)
+        return torch.utils.checkpoint.checkpoint(self.block, h, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # as torch says without gradients
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("keep", [(), "all"])
+def test_an_edit_that_a_checkpoint_would_compute_again_without_is_refused(reentrant: bool, keep: Any) -> None:
+    model, plain = Checkpointed(reentrant), Checkpointed(None)
+    for site in ("block.0/linear#0", "block.0", "param:block.0.weight", "param:first.weight"):
+        with pytest.raises(fmr.EditError, match=r"is read inside torch.utils.checkpoint, which computes it again without"):
+            fmr.run(model, X, keep=keep, grad=True, edits={site: edits.Add(1.0)})
+        pair = [fmr.run(one, X, keep=keep, edits={site: edits.Add(1.0)}).output for one in (model, plain)]
+        assert torch.equal(*pair)
+    for site, edit in (("first/linear#0", edits.Add(1.0)), ("block.0", lambda v, c: v)):
+        for one in (model, plain):
+            fmr.run(one, X, keep=keep, grad=True, edits={site: edit}).output.square().sum().backward()
+        torch.testing.assert_close(model.block[0].weight.grad, plain.block[0].weight.grad)
