@@ -39,7 +39,7 @@ from fmr.watching.own import like, unseen, without_grad
 from fmr.watching.plan import Reader, Stop
 from fmr.watching.recorder import Recorder
 from fmr.watching.sites import where_of
-from fmr.watching.storage import is_unshaped, storage_key, version_of
+from fmr.watching.storage import is_unshaped, storage_key, touches, version_of
 from fmr.watching.tape import EXIT, RAISED, REPLACED, Event, Slot, Tape, first_read
 from fmr.watching.versions import others_in
 
@@ -367,6 +367,7 @@ class Tracker:
 
 
 def _overwrites_what_it_reads(event: Event) -> bool:
-    """Whether an op wrote into an argument other than `out`: its inner values are read later, from what is kept."""
-    written = {id(tensor) for tensor in event[4] or ()}
-    return bool(written) and any(id(tensor) in written for _, tensor in leaves(event[1]))
+    """Whether an op wrote over the bytes of an argument: its inner values are read later, from what is kept."""
+    _, args, kwargs, _, written, *_ = event
+    read = args, {name: arg for name, arg in (kwargs or {}).items() if name != "out"}
+    return bool(written) and any(touches(tensor, written) for _, tensor in leaves(read))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 
 from fmr.ids import SOURCES, TensorId, outer_op
-from fmr.nests import Nest, outputs, replaced
+from fmr.nests import Nest, leaves, outputs, replaced
 from fmr.ops.fused import DECOMPOSITIONS
 from fmr.ops.names import PASS, READ, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.inside import value_inside
@@ -22,7 +22,7 @@ from fmr.watching.recorder import call_site
 from fmr.watching.scopes import Call, Names, Paths, Start, name_inputs, walk
 from fmr.watching.sites import outermost
 from fmr.watching.stack import put_on, take_off
-from fmr.watching.storage import is_unshaped
+from fmr.watching.storage import is_unshaped, touches
 
 
 class Stop(BaseException):
@@ -270,7 +270,8 @@ class Reader(RootWatcher):
         read = args, kwargs
         if (op.kind == WRITE or "out" in kwargs) and self._wanted and op.name in DECOMPOSITIONS and op.name in self._wanted:
             with unseen():
-                copies = {id(tensor): tensor.clone() for tensor in written_by(op, args, kwargs)}
+                written = written_by(op, args, kwargs)
+                copies = {id(tensor): tensor.clone() for _, tensor in leaves(read) if touches(tensor, written)}
                 read = replaced(read, Tensor, lambda tensor: copies.get(id(tensor), tensor))
         return read, func(*args, **kwargs)
 

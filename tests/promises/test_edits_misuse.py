@@ -267,10 +267,19 @@ def into_out(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize(("forward", "inner"), [(by_share, "/lerp#0/sub#0"), (into_out, "/addcmul#0/mul#0")])
+def onto_itself(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    h = x * 1
+    torch.lerp(h, y, 0.25, out=h.view_as(h))
+    return h
+
+
+INSIDE = [(by_share, "/lerp#0/sub#0"), (onto_itself, "/lerp#0/sub#0"), (into_out, "/addcmul#0/mul#0")]
+
+
+@pytest.mark.parametrize(("forward", "inner"), INSIDE)
 def test_what_lies_inside_an_op_that_overwrites_what_it_reads_is_read_and_edited_as_it_was(forward: Any, inner: str) -> None:
     model, x, y = Fn(forward), torch.randn(3, 4), torch.randn(3, 4)
-    truth = y - x if forward is by_share else x * y
+    truth = x * y if forward is into_out else y - x
     for keep in ([inner], "all", "*"):
         torch.testing.assert_close(fmr.run(model, x, y, keep=keep)[inner], truth)
         run = fmr.run(model, x, y, keep=keep, edits={inner: edits.Zero()})
