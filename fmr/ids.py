@@ -344,8 +344,8 @@ _AXES = ("positions", "heads", "units", "examples")
 
 def _is_index(given: object) -> bool:
     """Whether an object says what is taken of an axis."""
-    if given is None or isinstance(given, (slice, int)):
-        return not isinstance(given, bool)
+    if given is None or isinstance(given, slice):
+        return True
     if isinstance(given, (str, bytes, dict)):
         return False
     try:

@@ -92,8 +92,8 @@ class Entry:
 @contextmanager
 def entered(model: nn.Module, name: str, watcher: RootWatcher) -> Iterator[None]:
     """Let the calls of a method begin passes inside the block; the last block that ends leaves the model as it was."""
-    own = vars(model)
-    before, method = own.get(name, _NOTHING), method_of(model, name)
+    own, method = vars(model), method_of(model, name)
+    before = own.get(name, _NOTHING)
     entry = before if isinstance(before, Entry) else Entry(method, before)
     own[name] = entry
     mine = threading.get_ident(), watcher

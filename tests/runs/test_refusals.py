@@ -37,6 +37,7 @@ X = torch.randn(2, 3)
         ({"keep": torch.tensor(1)}, "keep is tensor(1). Expected 'all', 'none', IDs, paths of modules"),
         ({"dtype": torch.int64}, "dtype=torch.int64 has no fractions, expected a type for floating-point values"),
         ({"to": 10**30}, f"to={10**30} names no device"),
+        ({"method": ["later"]}, "method is list, expected the name of a method of Net"),
         ({"method": "later"}, "Net.later is a coroutine or a generator: its call only makes one, which runs later."),
         ({"method": "some"}, "Net.some is a coroutine or a generator"),
         ({"method": "both"}, "Net.both is a coroutine or a generator"),
@@ -70,15 +71,17 @@ def test_a_site_of_what_is_no_id_is_refused(given: Any) -> None:
         fmr.Site(given)
 
 
-@pytest.mark.parametrize("given", ["a", 2.5, True, {}, [1.5], ["a"], [[1], [2, 3]], torch.ones(2), 1j, [[[1]]], [[True]]])
+@pytest.mark.parametrize("given", ["a", 2.5, True, {}, [1.5], [[1], [2, 3]], torch.ones(2), 1j, [[[1]]], [[True]], 10**30])
 def test_what_is_no_index_is_refused(given: Any) -> None:
     with pytest.raises(IdError, match=r"of a Site at '/softmax#0' is no index\. Expected a whole number, a slice, a list"):
         fmr.Site("/softmax#0", units=given)
 
 
-@pytest.mark.parametrize("given", [0, -1, slice(1), [0, 1], [[0], [1]], range(2), torch.tensor([True, False, True])])
+@pytest.mark.parametrize("given", [0, -1, slice(1), [0, 1], [], [[0], [1]], range(2), torch.tensor([True, False, True])])
 def test_what_is_an_index_is_taken(given: Any) -> None:
-    assert fmr.run(Net(), X)[fmr.Site("/softmax#0", units=given)].numel()
+    part = fmr.run(Net(), X)[fmr.Site("/softmax#0", units=given)]
+    assert part.shape[0] == 2
+    assert bool(part.numel()) == (not isinstance(given, list) or bool(given))
 
 
 class Tower(nn.Module):
