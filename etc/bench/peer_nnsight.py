@@ -4,14 +4,16 @@ A trace takes the lines of its block out of the function and runs them elsewhere
 """
 # ruff: noqa: RET504
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 import nnsight
 from engine import Case
+from peer_edits import GREEDY
 from peer_table import EVERYTHING, PATTERNS
-from peer_work import Sample, Work, main, tensors_in, twin
+from peer_work import Sample, Work, main, tensors_in, twin, words
+from torch import Tensor, nn
 
 LINEAR = ("x_view_0", "torch_addmm_0", "x_view_1")
 ATTENTION = "attn.source.attention_interface_1.source"
@@ -104,5 +106,52 @@ def sourced(values: Any, blocks: int) -> Sample:
     return Sample(list(tensors_in(values)), values[SOURCE.index(SOFTMAX) :: a_block])
 
 
+class Traces:
+    """Edits by assignment in a trace."""
+
+    how: Mapping[str, str] = {
+        "add": "block.output = ...",
+        "put": "block.output[...] = ...",
+        "heads": "attn.c_proj.input = ...",
+        "interchange": "two traces",
+        "steer": "generate, tracer.iter",
+    }
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = nnsight.LanguageModel(model, tokenizer=words(model.config.vocab_size))  # a plain one cannot generate
+        self.blocks = self.model.transformer.h
+
+    def add(self, ids: Tensor, layer: int, vector: Tensor) -> Tensor:
+        with self.model.trace(ids, use_cache=False):
+            self.blocks[layer].output = self.blocks[layer].output + vector
+            logits = nnsight.save(self.model.output.logits)
+        return logits
+
+    def put(self, ids: Tensor, layer: int, positions: Sequence[int], values: Tensor) -> Tensor:
+        with self.model.trace(ids, use_cache=False):
+            self.blocks[layer].output[range(len(positions)), positions] = values
+            logits = nnsight.save(self.model.output.logits)
+        return logits
+
+    def heads(self, ids: Tensor, values: Mapping[int, Tensor]) -> Tensor:
+        with self.model.trace(ids, use_cache=False):
+            for layer, given in values.items():
+                self.blocks[layer].attn.c_proj.input = given
+            logits = nnsight.save(self.model.output.logits)
+        return logits
+
+    def interchange(self, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+        with self.model.trace(source, use_cache=False):
+            taken = nnsight.save(self.blocks[layer].output[:, position])
+        return self.put(ids, layer, [position] * len(ids), taken)
+
+    def steer(self, ids: Tensor, layer: int, vector: Tensor, steps: int) -> Tensor:
+        with self.model.generate(ids, min_new_tokens=steps, max_new_tokens=steps, **GREEDY) as tracer:
+            for _ in tracer.iter[:steps]:
+                self.blocks[layer].output = self.blocks[layer].output + vector
+            tokens = nnsight.save(tracer.result)
+        return tokens
+
+
 if __name__ == "__main__":
-    main("nnsight", works)
+    main("nnsight", works, Traces)

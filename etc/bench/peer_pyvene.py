@@ -1,13 +1,15 @@
 """pyvene: interventions that collect, on models built once. Its clones are its own; `unit` says what it gathers by."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pyvene
 from engine import Case
+from peer_edits import GREEDY
 from peer_table import EVERYTHING, PATTERNS
 from peer_work import Sample, Work, main, twin
-from torch import nn
+from torch import Tensor, nn
 
 PLACES = (
     "block_input",
@@ -32,13 +34,12 @@ def collector(model: nn.Module, places: Sequence[str], unit: str, units: int) ->
 
 
 def works(case: Case) -> Iterator[Work]:
-    inputs = {"input_ids": case.ids, "use_cache": False}
     positions, heads = case.ids.shape[1], case.model.config.n_head
     values = collector(twin(case), PLACES, "pos", positions)
     patterns = collector(twin(case), ["attention_weight"], "h", heads)
 
     def collect(model: pyvene.IntervenableModel, units: int) -> Any:
-        return model(inputs, unit_locations={"base": list(range(units))})
+        return model(inputs(case.ids), unit_locations={"base": list(range(units))})
 
     yield Work(EVERYTHING, "Collect, 11 places a layer", lambda: collect(values, positions), collected)
     yield Work(PATTERNS, "Collect attention_weight", lambda: collect(patterns, heads), patterned)
@@ -54,5 +55,58 @@ def patterned(result: Any) -> Sample:
     return Sample(values, values, output.logits)
 
 
+class Interventions:
+    """Edits by interventions, each model of them built once."""
+
+    how: Mapping[str, str] = {
+        "add": "Addition",
+        "put": "Vanilla, source_representations",
+        "heads": "Vanilla, attention_value_output",
+        "interchange": "Vanilla, sources",
+        "steer": "Addition, generate",
+    }
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.swapping = cache(self._swapping)
+        self.adding = cache(self._adding)
+
+    def _swapping(self, component: str, layers: tuple[int, ...]) -> pyvene.IntervenableModel:
+        wanted = [{"layer": n, "component": component, "intervention_type": pyvene.VanillaIntervention} for n in layers]
+        return pyvene.IntervenableModel(pyvene.IntervenableConfig(representations=wanted), model=self.model)
+
+    def _adding(self, layer: int, vector: Tensor) -> pyvene.IntervenableModel:
+        wanted = {"layer": layer, "component": "block_output", "intervention_type": pyvene.AdditionIntervention}
+        config = pyvene.IntervenableConfig(representations=[{**wanted, "source_representation": vector}])
+        return pyvene.IntervenableModel(config, model=self.model)
+
+    def add(self, ids: Tensor, layer: int, vector: Tensor) -> Tensor:
+        return self.adding(layer, vector)(inputs(ids))[1].logits
+
+    def put(self, ids: Tensor, layer: int, positions: Sequence[int], values: Tensor) -> Tensor:
+        model = self.swapping("block_output", (layer,))
+        places = {"sources->base": (None, [[[position] for position in positions]])}
+        given = dict.fromkeys(model.sorted_keys, values[:, None])
+        return model(inputs(ids), unit_locations=places, source_representations=given)[1].logits
+
+    def heads(self, ids: Tensor, values: Mapping[int, Tensor]) -> Tensor:
+        model = self.swapping("attention_value_output", tuple(values))
+        given = dict(zip(model.sorted_keys, values.values(), strict=True))
+        return model(inputs(ids), source_representations=given)[1].logits
+
+    def interchange(self, ids: Tensor, source: Tensor, layer: int, position: int) -> Tensor:
+        model, places = self.swapping("block_output", (layer,)), [[[position]] * len(ids)]
+        return model(inputs(ids), [inputs(source)], {"sources->base": (places, places)})[1].logits
+
+    def steer(self, ids: Tensor, layer: int, vector: Tensor, steps: int) -> Tensor:
+        model = self.adding(layer, vector)
+        settings = {"min_new_tokens": steps, "max_new_tokens": steps, **GREEDY}
+        return model.generate({"input_ids": ids}, intervene_on_prompt=True, **settings)[1]
+
+
+def inputs(ids: Tensor) -> dict[str, Any]:
+    return {"input_ids": ids, "use_cache": False}
+
+
 if __name__ == "__main__":
-    main("pyvene", works)
+    main("pyvene", works, Interventions)

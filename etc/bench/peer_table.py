@@ -6,11 +6,21 @@ from typing import NamedTuple
 
 EVERYTHING, WITH_GRAPH = "record everything", "record everything, with its graph"
 PATTERNS, GRAPH = "the attention patterns in a later run", "the graph alone"
+ONE_EDIT = "one edit: a vector added to the residual stream after a layer"
+INTERCHANGE = "interchange of that stream at the last position, 8 examples, their source run included"
+GENERATE = "20 new tokens, that vector added in every pass"
+RESTORES = "144 restores: 12 layers x 12 positions, 12 tokens, over 144 forwards"
+PATHS = "path patching of 144 heads, the heads above frozen, 12 tokens, over 144 forwards"
 WORK = {
     WITH_GRAPH: 'fmr.run(model, ids, keep="all").graph',
     EVERYTHING: 'fmr.run(model, ids, keep="all")',
     PATTERNS: "fmr.run(model, ids, keep=[an ID a layer])",
     GRAPH: 'fmr.run(model, ids, keep="none").graph',
+    ONE_EDIT: "fmr.run(model, ids, keep=(), edits={site: edits.Add(vector)})",
+    INTERCHANGE: "fmr.run(model, ids, keep=(), edits={site: edits.Interchange(source_ids)})",
+    GENERATE: "with fmr.track(model, keep=(), edits={site: edits.Add(vector)}): model.generate(ids)",
+    RESTORES: "fmr.sweep(model, ids, sites, edits.Interchange(clean), logit_diff(3, 5))",
+    PATHS: "fmr.sweep(model, ids, [(head, *heads_above), ...], swap_or_hold, logit_diff(3, 5))",
 }
 """The kinds of work in the order of the table, and how fmr does each."""
 

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from engine import TINY, Case, attention_ids, gpt2, token_ids
+from peer_edits import Task, Ways, tasks
 from peer_table import EVERYTHING, GRAPH, PATTERNS, WITH_GRAPH, Peer, Row
 from timing import Ratio, Variant, compare, cpu_seconds
+from tokenizers import Tokenizer, models
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 import fmr
 
@@ -54,6 +57,13 @@ def case_of(shape: str) -> Case:
 def twin(case: Case) -> Any:
     """A copy of the model on the same weights, for a peer to do with as it likes: nobody touches the model itself."""
     return copy.deepcopy(case.model, {id(one): one for one in (*case.model.parameters(), *case.model.buffers())})
+
+
+def words(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are numbers, so that nothing is downloaded."""
+    inner = Tokenizer(models.WordLevel({str(word): word for word in range(vocabulary)}, unk_token="0"))
+    special = {"bos_token": "0", "eos_token": "0", "pad_token": "0"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, add_bos_token=True, name_or_path="numbers", **special)
 
 
 # ---- what fmr does, and whether the values are the same
@@ -140,11 +150,11 @@ def own_work(case: Case, what: str, truth: Truth) -> tuple[Variant, str]:
 # ---- the clock
 
 
-ROUNDS, LEAST = 21, 5
-"""How many samples of each variant are taken, and how many where the time is up before."""
+ROUNDS, LEAST, FEWEST = 21, 5, 3
+"""How many samples of each variant are taken, how many where the time is up before, and how many of 144 edited runs."""
 
 
-def interleave(variants: Mapping[str, Variant], seconds: float) -> dict[str, Ratio]:
+def interleave(variants: Mapping[str, Variant], seconds: float, least: int = LEAST) -> dict[str, Ratio]:
     """Time every variant in turns; the first is the base. A quick one is called several times a sample, a slow one once.
 
     Garbage is collected between samples, so that none pays for what another left.
@@ -156,7 +166,7 @@ def interleave(variants: Mapping[str, Variant], seconds: float) -> dict[str, Rat
     gc.freeze()
     begun = time.perf_counter()
     for turn in range(ROUNDS):
-        if turn >= LEAST and time.perf_counter() - begun > seconds:
+        if turn >= least and time.perf_counter() - begun > seconds:
             break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
@@ -169,7 +179,8 @@ def interleave(variants: Mapping[str, Variant], seconds: float) -> dict[str, Rat
 
 
 def _calls(variant: Variant) -> int:
-    variant()
+    if cpu_seconds(variant) > 100 * SAMPLE_SECONDS:
+        return 1
     return max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / max(cpu_seconds(variant), 1e-4))))
 
 
@@ -216,6 +227,30 @@ def _measured(row: Row, at: Mapping[str, Ratio]) -> Row:
     return row._replace(**{field: at[name].median for field, name in names.items() if name in at})
 
 
+# ---- the edits
+
+
+def measure_edits(peer: str, case: Case, ways: Ways, seconds: float) -> Iterator[Row]:
+    """The rows of one model where something is changed, each with a plain forward of its own beside it."""
+    for task in tasks(case):
+        variants: dict[str, Variant] = {"base": task.base, f"fmr {task.what}": task.own}
+        rows, own = [], task.own()
+        for how, run in task.ways(ways):
+            row = Row(peer, task.what, how, case.name)
+            result = attempt(Work(task.what, how, run, lambda value: value))
+            if isinstance(result, str):
+                rows.append(row._replace(error=result))
+                continue
+            variants[f"peer {how}"] = run
+            rows.append(row._replace(values=_agree("results", [result], [own])))
+        at = interleave(variants, seconds / 4, LEAST if task.forwards == 1 else FEWEST)
+        yield from (_shared(_measured(row, at), task) for row in rows)
+
+
+def _shared(row: Row, task: Task) -> Row:
+    return row._replace(ratio=row.ratio / task.forwards, fmr_ratio=row.fmr_ratio / task.forwards)
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):
@@ -228,16 +263,19 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(one)
 
 
-def main(name: str, works: Works) -> None:
-    """Measure both models and print the result as JSON, the last line of the output."""
+def main(name: str, works: Works, ways: Callable[[Any], Ways] | None = None) -> None:
+    """Measure both models and print the result as JSON, the last line of the output. ways: of editing a model, if any."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
     rows, again = [], []
     with torch.no_grad():
         for shape in ("tiny", "small"):
-            mine, noise = measure(name, case_of(shape), works, seconds if shape == "small" else seconds / 2)
+            case, time_for = case_of(shape), seconds if shape == "small" else seconds / 2
+            mine, noise = measure(name, case, works, time_for)
             rows += mine
+            if ways is not None:
+                rows += measure_edits(name, case, ways(twin(case)), time_for)
             again.append(noise.median)
     versions = {package: version(package) for package in (name, "torch", "transformers")}
     print(json.dumps(Peer(name, versions, again, [row._asdict() for row in rows])._asdict()))
