@@ -1,6 +1,6 @@
 """What a run with edits needs besides: sources that are inputs are run before, and an edit that never fired is an error."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -23,13 +23,20 @@ Runs = Callable[..., Run]
 def editor_of(asked: Asked, model: nn.Module | None, run: Runs) -> Editor:
     """The editor of a run: sources of interchanges that are inputs of the model have run, each once."""
     editor = Editor(asked, read_source)
-    for entry in editor.entries:
+    with_sources(editor.entries, model, run)
+    return editor
+
+
+def with_sources(entries: Iterable[Entry], model: nn.Module | None, run: Runs) -> None:
+    """Run each source that is given as inputs once, and let its run stand in its place."""
+    entries = list(entries)
+    for entry in entries:
         if not is_plannable(entry.site.id):
             raise EditError(
                 f"{entry.site!r} cannot be edited: expected the ID of an op or a source, or the path of a module."
             )
     wanted: dict[int, list[tuple[Any, Key]]] = {}
-    for entry in editor.entries:
+    for entry in entries:
         edit = entry.edit
         if isinstance(edit, Interchange) and edit.source is not None and not isinstance(edit.source, (Run, Pass)):
             if not isinstance(edit.source, (Tensor, tuple, Mapping)):
@@ -39,10 +46,9 @@ def editor_of(asked: Asked, model: nn.Module | None, run: Runs) -> Editor:
                 )
             wanted.setdefault(id(edit.source), []).append((edit.source, entry.site if edit.at is None else edit.at))
     made = {key: _ran(several[0][0], [at for _, at in several], model, run) for key, several in wanted.items()}
-    for entry in editor.entries:
+    for entry in entries:
         if isinstance(entry.edit, Interchange) and id(entry.edit.source) in made:
             entry.edit = replace(entry.edit, source=made[id(entry.edit.source)])
-    return editor
 
 
 def _ran(inputs: Any, sites: list[Key], model: nn.Module | None, run: Runs) -> Run:

@@ -1,7 +1,7 @@
 """What a model returned, cut off from the autograd history: to keep an output is not to keep all that it was made of."""
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -61,6 +61,13 @@ def exchanged(out: Nest, names: Nest, value: Callable[[TensorId], Tensor | None]
 
     with unseen():
         return _changed(out, change, {}, _DEEPEST)
+
+
+def with_tensors(out: Nest, tensors: Sequence[Tensor]) -> Nest:
+    """An output with these tensors in place of its own, in the order of `leaves`."""
+    found = dict(zip((id(tensor) for _, tensor in leaves(taken(out))), tensors, strict=True))
+    with unseen():
+        return _changed(out, lambda tensor: found.get(id(tensor), tensor), {}, _DEEPEST)
 
 
 def _cut_off(tensor: Tensor) -> Tensor:

@@ -2,33 +2,57 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from fmr.ids import Site, TensorId
-from fmr.sweeps.rows import FEW, Grown
+import torch
+
+from fmr.ids import TensorId
+from fmr.sweeps.rows import FEW
+from fmr.sweeps.steps import Step
 
 SHARE, MOST = 0.25, 2**29
 """Of the free memory, and bytes at most."""
 
-
-def rows_that_fit(grown: Grown, sites: Sequence[Sequence[Site]]) -> int:
-    """The number of edited rows whose values fit into a quarter of the free memory, and into half a gigabyte."""
-    peak = _peak(grown, {site.id for several in sites for site in several})
-    return max(1, min(len(sites), int(min(SHARE * _free(), MOST) / max(peak, 1)) - 5))
+SENTINELS = 5
 
 
-def _free() -> float:
+def rows_that_fit(steps: Sequence[Step], edited: set[TensorId], many: int, device: torch.device) -> int:
+    """The number of edited rows whose values fit into a quarter of the free memory, and into half a gigabyte.
+
+    The steps are those of a recording of `FEW` rows.
+    """
+    peak = peak_of(steps, edited)
+    return max(1, min(many, int(min(SHARE * free_on(device), MOST) / max(peak, 1)) - SENTINELS))
+
+
+def free_on(device: torch.device) -> float:
+    """The bytes that are free on a device; of the machine those that can be had, as far as its limits tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    found = [_available()]
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # a machine of which only a part may be used
+        found.append(float((group / "memory.max").read_text()) - float((group / "memory.current").read_text()))
+    return max(0.0, min(found))
+
+
+def _available() -> float:
+    with suppress(OSError, StopIteration):
+        line = next(one for one in Path("/proc/meminfo").read_text().splitlines() if one.startswith("MemAvailable:"))
+        return float(line.split()[1]) * 1024
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):
         return float(4 * MOST)
 
 
-def _peak(grown: Grown, edited: set[TensorId]) -> int:
-    """The bytes that a row has at most at one time: of all that follows the first edit, freed after its last reader."""
-    last = {name: place for place, step in enumerate(grown.steps) for name in step.reads}
+def peak_of(steps: Sequence[Step], edited: set[TensorId]) -> int:
+    """The bytes that a row has most at one time: of all that follows the first edit, freed after its last reader."""
+    last = {name: place for place, step in enumerate(steps) for name in step.reads}
     live: dict[TensorId, int] = {}
     now = most = 0
-    for place, step in enumerate(grown.steps):
+    for place, step in enumerate(steps):
         for node in step.nodes:
             if node.id in edited or any(name in live for name in step.reads):
                 size = node.dtype.itemsize

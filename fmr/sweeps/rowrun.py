@@ -44,6 +44,7 @@ class RowRun:
         positions: Positions | None = None,
         seen: Callable[[TensorId], None] | None = None,
         guarded: bool = True,
+        tainted: frozenset[TensorId] = frozenset(),
     ) -> None:
         self.head, self.tail = (HEAD, TAIL) if guarded else (0, 0)
         self.grown, self.recorded, self.editors, self.wanted = grown, recorded, editors, wanted
@@ -54,6 +55,7 @@ class RowRun:
         for row, editor in enumerate(editors):
             for name in editor.ids:
                 self.at.setdefault(name, []).append(row)
+        self.tainted = tainted if guarded else frozenset()
         self.joined = 0
         self.live: dict[TensorId, Live] = {}
         self.last = self._last_readers()
@@ -91,7 +93,7 @@ class RowRun:
                 for name, value in self._made(step, planned).items():
                     self.live[name] = Live(value, self.joined, WHOLE if planned is None else planned.span)
             for node in step.nodes:
-                if node.id in self.at:
+                if node.id in self.at or node.id in self.tainted:
                     self._join(node.id)
                 if self.seen is not None and node.id in self.live:
                     self.seen(node.id)
@@ -163,19 +165,18 @@ class RowRun:
         return self._made(self.grown.step_of[name])[name]
 
     def _join(self, name: TensorId) -> None:
-        """Let the rows whose first site this is join, and edit this value in each row that has a site here."""
-        axis, rows = self.grown.axes.get(name), self.at[name]
+        """Let the rows whose first site this is join, edit this value in each row that has a site here, and taint it."""
+        axis, rows = self.grown.axes.get(name), self.at.get(name, [])
         if axis is None:
             raise ReplayError(f"{name} has no row for each example")
-        first = not self.joined
-        self.joined = max(self.joined, rows[-1] + 1)
+        self.joined = max(self.joined, *(row + 1 for row in rows)) if rows else self.joined
         value = self.value(name).clone()
         if not value.is_floating_point():
             raise ReplayError(f"{name} holds no floating-point numbers, which could tell rows apart")
         for row in rows:
             block = axis.block(value, self.head + row)
             block.copy_(self.editors[row].apply(name, block.clone()))
-        if first and self.tail:
+        if self.tail:
             for row in (0, self.rows - TAIL, self.rows - 1):
                 axis.block(value, row).fill_(float("nan"))
         planned = self.plan.get(self.grown.step_of[name].first.id)

@@ -154,8 +154,14 @@ def _counted(graph: Graph, axes: Mapping[TensorId, Axis]) -> set[TensorId]:
 
 def same(value: Tensor, clean: Tensor) -> bool:
     """Whether a row is what it was in the recording, up to the rounding of larger products."""
+    limit = tolerance(clean.dtype)
     value, clean = value.detach().double(), clean.detach().double()
     scale = clean.abs().nan_to_num(0, 0, 0).max() if clean.numel() else clean.new_zeros(())
     finite = torch.isfinite(clean)
     alike = torch.equal(torch.isfinite(value), finite)
-    return alike and bool(((value - clean)[finite].abs() <= 1e-4 * scale + 1e-12).all())
+    return alike and bool(((value - clean)[finite].abs() <= limit * scale + 1e-12).all())
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far rounding takes numbers of a type apart in a model, relative to the largest."""
+    return {torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 6e-2}.get(dtype, 1e-4)

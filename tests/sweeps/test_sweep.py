@@ -12,6 +12,7 @@ import fmr
 from fmr import edits
 from fmr.errors import EditError
 from fmr.sweeps import kl, log_prob, logit_diff, loss
+from fmr.sweeps.grid import Grid
 from tests.models import ZOO
 from tests.promises.test_edits import decoder, padded
 
@@ -28,7 +29,7 @@ def looped(model: nn.Module, inputs: Any, sites: Any, edit: Any, metric: Any) ->
     return torch.stack(values)
 
 
-def close(grid: fmr.sweeps.sweep.Grid, expected: Tensor) -> bool:
+def close(grid: Grid, expected: Tensor) -> bool:
     scale = float(expected.abs().max()) or 1.0
     return float((grid.values - expected).abs().max()) <= 1e-5 * scale
 
@@ -167,7 +168,7 @@ def test_state_that_a_model_keeps_and_the_random_state_are_left() -> None:
 def test_a_grid_prints_and_tabulates() -> None:
     model, ids = decoder()
     grid = fmr.sweep(model, ids, ["transformer.h.0", "transformer.h.1"], edits.Zero(), logit_diff(3, 5), progress=False)
-    assert repr(grid).startswith("Grid of 2 edited runs by rows, cut: values ")
+    assert repr(grid).startswith("Grid of 2 edited runs by rows, cut, 2 at once: values ")
     table = grid.table()
     assert list(table.columns) == ["site", "value", "change"]
     assert table["change"].tolist() == pytest.approx([v - float(grid.base.mean()) for v in grid.values.mean(1).tolist()])

@@ -1,0 +1,235 @@
+"""The runs of a sweep as rows of replays: recordings of the inputs repeated, positions that matter, groups and chunks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fmr.edits.places import parts
+from fmr.errors import EditError, FmrError, IdError, ReplayError
+from fmr.graph.graph import Graph
+from fmr.ids import Site, TensorId, outer_scope, within
+from fmr.nests import ids_in, leaves, taken
+from fmr.runs.outputs import exchanged
+from fmr.runs.passes import Pass
+from fmr.sweeps.budget import rows_that_fit
+from fmr.sweeps.cut import WHOLE, Cut, Positions, Span
+from fmr.sweeps.metrics import logits_of
+from fmr.sweeps.questions import Questions, refuse_chosen_paths
+from fmr.sweeps.reach import reached
+from fmr.sweeps.rowrun import RowRun
+from fmr.sweeps.rows import FEW, MORE, Grown, grown, same
+from fmr.sweeps.task import Row, Task, editor_of
+from fmr.watching.calls import unwatched
+
+GROUPS = 8
+"""Into how many groups of neighbouring positions rows are parted at most: more save positions and cost calls."""
+
+
+class Recording:
+    """A task's inputs twice in one recording: what rows are made of. Its errors are reasons to go another way."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, questions = task, Questions()
+        try:
+            self.few = task.forward(task.call.times(FEW), questions).last
+            self.graph = self.few.graph
+        except Exception as error:
+            raise ReplayError(f"the model does not run with more examples ({in_short(error)})") from error
+        refuse_chosen_paths(self.few, questions.tensors, set(self._edited()))
+
+    def _edited(self) -> Iterator[TensorId]:
+        """The IDs of what is edited, in place of paths those of what their calls returned."""
+        for name in {site.id for row in self.task.rows for site in row}:
+            try:
+                yield from ids_in(self.graph.module(name).scope.output) if name.is_path else [self.graph[name].id]
+            except IdError as error:
+                raise ReplayError(f"more examples take another way through the model: {error}") from error
+
+
+class OnReplay:
+    """A task whose runs are rows of replays of its recording."""
+
+    def __init__(self, recording: Recording, at: int | None, rows: int | None, progress: bool) -> None:
+        self.task, self.few, self.progress = recording.task, recording.few, progress
+        try:
+            more = self.task.forward(self.task.call.times(MORE), keep="none").last.graph
+        except Exception as error:
+            raise ReplayError(f"the model does not run with more examples ({in_short(error)})") from error
+        self.kind = grown(self.few.graph, more)
+        self.rows: list[Row] = [self._by_id(row) for row in self.task.rows]
+        self.names = self._as_before()
+        self.wanted = self._wanted(at)
+        self.size = rows or rows_that_fit(self.kind.steps, self.edited, len(self.rows), self.task.device)
+
+    @property
+    def edited(self) -> set[TensorId]:
+        """The IDs of what is edited."""
+        return {site.id for row in self.rows for site in row}
+
+    def run(self, cuts: bool) -> dict[int, Tensor]:
+        """What is measured of each row; with `cuts`, only positions that edits reach and that the metric needs are made."""
+        found: dict[int, Tensor] = {}
+        cut = self._cut() if cuts else None
+        with unwatched():
+            groups = self._groups(cut)
+            chunks = [(at, rows[n : n + self.size]) for at, rows in groups for n in range(0, len(rows), self.size)]
+            for number, (start, rows) in enumerate(tqdm(chunks, "rows", disable=not self.progress or len(chunks) < 3)):
+                plan = cut.plan(start, self.wanted, self._mixing(rows)) if cut is not None else None
+                positions = cut.positions if cut is not None else None
+                editors = [editor_of(self.rows[row]) for row in rows]
+                guarded = not number
+                going = RowRun(
+                    self.kind,
+                    self.few,
+                    editors,
+                    self.task.frames,
+                    set(self.wanted),
+                    plan,
+                    positions,
+                    guarded=guarded,
+                    tainted=frozenset(self.edited),
+                )
+                walk(going)
+                for place, row in enumerate(rows):
+                    found[row] = self.task.measure(self._output(going, place))
+        return found
+
+    # ---- the rows in the recording
+
+    def _by_id(self, row: Row) -> Row:
+        return {by_id(site, self.few.graph): edits for site, edits in row.items()}
+
+    def _mixing(self, rows: list[int]) -> set[TensorId]:
+        """Values whose edits may mix positions, and so need them all."""
+        return {site.id for row in rows for site in self.rows[row] if not isinstance(site.positions, int)}
+
+    def _as_before(self) -> list[TensorId]:
+        """The IDs of the model's output; what is edited and what comes out must be what it is without repeated inputs."""
+        clean, base = Clean(self.kind, self.few), self.task.base
+        names = list(ids_in(self.kind.graph.scopes[0].output))
+        tensors = [tensor for _, tensor in leaves(taken(base.output))]
+        edited = {site.id: base[asked.id] for row, own in zip(self.task.rows, self.rows, strict=True)
+                  for asked, site in zip(row, own, strict=True)}  # fmt: skip
+        pairs = [*edited.items(), *zip(names, tensors, strict=True)] if len(names) == len(tensors) else []
+        for name, value in pairs:
+            if not (isinstance(value, Tensor) and value.shape == clean[name].shape and same(clean[name], value)):
+                raise ReplayError(f"{name} is another value when the inputs are repeated")
+        if not pairs:
+            raise ReplayError("the model returns something else when the inputs are repeated")
+        return names
+
+    def _wanted(self, at: int | None) -> dict[TensorId, Span]:
+        """The values that the metric reads, and from which position on."""
+        at = getattr(self.task.metric, "at", None) if at is None else at
+        if at is None:
+            return dict.fromkeys(self.names, WHOLE)
+        logits = logits_of(self.task.base.output)
+        place = next(n for n, (_, tensor) in enumerate(leaves(taken(self.task.base.output))) if tensor is logits)
+        return {self.names[place]: Span(1, at % logits.shape[1])}
+
+    def _output(self, going: RowRun, row: int) -> Any:
+        """The output of the model as it is in one row."""
+
+        def here(name: TensorId) -> Tensor | None:
+            return going.outcome(name, row) if name in going.wanted else None
+
+        return exchanged(self.task.base.output, self.kind.graph.scopes[0].output, here)
+
+    # ---- positions
+
+    def _cut(self) -> Cut | None:
+        """What is needed to compute some positions alone; None where the inputs do not tell how many there are."""
+        frames = self.task.frames
+        lengths = {length for length, _ in frames}
+        if len(lengths) != 1 or max(lengths) < 3:
+            return None
+        positions = Positions(lengths.pop(), self.task.examples)
+        first = min((site for row in self.rows for site in row), key=lambda site: self.kind.graph.place(site.id))
+        try:
+            with unwatched():
+                reach = reached(self.kind, self.few, first, frames, set(self.wanted), positions)
+        except FmrError:  # a site without positions, or rows that mix
+            reach = {}
+        return Cut(self.kind, Clean(self.kind, self.few), positions, reach)
+
+    def _groups(self, cut: Cut | None) -> list[tuple[int, list[int]]]:
+        """The rows in groups of neighbouring first positions, in each in the order in which they join."""
+        starts = {row: 0 if cut is None else self._start(row) for row in range(len(self.rows))}
+        several = sorted(set(starts.values()))
+        wide = -(-len(several) // GROUPS)
+        found = []
+        for at in range(0, len(several), wide):
+            rows = [row for row, start in starts.items() if start in several[at : at + wide]]
+            rows.sort(key=lambda row: min(self.kind.graph.place(site.id) for site in self.rows[row]))
+            found.append((several[at], rows))
+        return found
+
+    def _start(self, row: int) -> int:
+        """The first position that the edits of a row touch."""
+        if any(site.positions is None or site.id not in self.kind.axes for site in self.rows[row]):
+            return 0
+        columns = torch.arange(max(length for length, _ in self.task.frames))
+        starts = []
+        for site in self.rows[row]:
+            value = self.kind.axes[site.id].clean(self.few[site.id])
+            for part in parts(site, value, self.task.frames):
+                chosen = part.site.positions
+                here = columns[chosen] if isinstance(chosen, slice) else torch.as_tensor(chosen) % len(columns)
+                starts.append(int(here.min()) if here.numel() else 0)
+        return min(starts, default=0)
+
+
+def by_id(site: Site, graph: Graph) -> Site:
+    """A site by the ID of its value; that of a module by what its call returned and nobody inside it reads."""
+    try:
+        if outer_scope(site.id):
+            raise ReplayError(f"{site.id} lies inside a fused op")
+        if not site.id.is_path:
+            return replace(site, id=graph[site.id].id)
+        names = list(ids_in(graph.module(site.id).scope.output))
+    except IdError as error:
+        raise ReplayError(f"more examples take another way through the model: {error}") from error
+    if len(names) != 1 or any(within(reader.module, site.id) for reader in graph.readers(names[0])):
+        raise ReplayError(f"{site.id} returned several values, or one that is read inside it")
+    return replace(site, id=names[0])
+
+
+def walk(going: RowRun) -> None:
+    """Run rows and judge them; what breaks on the way is a reason to go another way."""
+    try:
+        going.run()
+        going.check()
+    except (EditError, IdError) as error:  # what needs the model's own call, or the loop shall say it
+        raise ReplayError(in_short(error)) from error
+    except (RuntimeError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise ReplayError(f"rows break an op ({in_short(error)})") from error
+    for editor in going.editors:
+        for entry in editor.entries:
+            if not entry.tally.fired:
+                raise ReplayError(f"the edit of {entry.site!r} never fired in its row")
+
+
+def in_short(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+class Clean(Mapping[TensorId, Tensor]):
+    """The values of one row of a recording."""
+
+    def __init__(self, kind: Grown, few: Pass) -> None:
+        self.kind, self.few = kind, few
+
+    def __getitem__(self, name: TensorId) -> Tensor:
+        axis = self.kind.axes.get(name)
+        return self.few.as_read(name) if axis is None else axis.clean(self.few.as_read(name))
+
+    def __iter__(self) -> Iterator[TensorId]:
+        return iter(self.kind.step_of)
+
+    def __len__(self) -> int:
+        return len(self.kind.step_of)

@@ -1,0 +1,208 @@
+"""What a sweep is asked: rows of edits, a model with inputs, a metric; and forwards that leave all of these as they were."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fmr.edits.editor import Editor
+from fmr.edits.places import Frame, frames, parts
+from fmr.edits.values import Edit
+from fmr.errors import EditError
+from fmr.ids import Site
+from fmr.nests import leaves, taken
+from fmr.nodes import Key, id_of
+from fmr.runs.editing import with_sources
+from fmr.runs.run import Run
+from fmr.runs.sources import read_source
+from fmr.runs.track import run as run_once
+from fmr.sweeps.metrics import Metric
+from fmr.watching.mode import fills_parameters
+from fmr.watching.scopes import name_inputs
+
+Asked = Key | Sequence[Key] | Mapping[Key, Edit | Sequence[Edit]]
+"""What one run of a sweep edits: a site, several at once, or a mapping from sites to edits of their own."""
+
+Row = Mapping[Site, Sequence[Edit]]
+"""The same with the edits of each site."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a model's call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any) -> "Call":
+        """The arguments as they are given to a sweep: a tensor, a tuple or a mapping."""
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        return cls(inputs, {}) if isinstance(inputs, tuple) else cls((inputs,), {})
+
+    @property
+    def examples(self) -> int:
+        """How many examples there are: the length of the first tensor."""
+        first = next((tensor for _, tensor in leaves((self.args, self.kwargs)) if tensor.dim()), None)
+        if first is None:
+            raise EditError("inputs hold no tensor with examples: expected a tensor, a tuple or a dict of arguments.")
+        return len(first)
+
+    def times(self, many: int) -> "Call":
+        """Copies of the arguments, caches included, with the examples again and again wherever a first axis counts them."""
+        examples = self.examples
+
+        def more(tensor: Tensor) -> Tensor:
+            counts = tensor.dim() and len(tensor) == examples and many > 1
+            made = tensor.detach().repeat(many, *[1] * (tensor.dim() - 1)) if counts else tensor.detach().clone()
+            return made.requires_grad_(tensor.requires_grad)
+
+        held = [tensor for _, tensor in leaves((self.args, self.kwargs))]
+        known: dict[int, Any] = {id(tensor): more(tensor) for tensor in held}
+        known.update((id(one), one) for one in (*self.args, *self.kwargs.values()) if isinstance(one, nn.Module))
+        args, kwargs = deepcopy((self.args, self.kwargs), known)
+        return Call(args, kwargs)
+
+
+class Task:
+    """A sweep to be done; `base` is the run without edits, which holds what is edited, and `plain` its metric."""
+
+    def __init__(self, model: nn.Module, inputs: Any, asked: Sequence[Asked], edit: Edit | None, metric: Metric) -> None:
+        self.model, self.call, self.metric, self.forwards = model, Call.of(inputs), metric, 0
+        self.rows = self._with_sources([row_of(one, edit) for one in asked])
+        self.sites = tuple(tuple(row) for row in self.rows)
+        self.frames = self._frames()
+        ids = {site.id for row in self.rows for site in row}
+        self.base = self.forward(self.call, keep=[str(name) for name in sorted(ids)])
+        for site in dict.fromkeys(site for row in self.rows for site in row):
+            self._check(site)
+        self.plain = self.measure(self.base.output)
+
+    @property
+    def examples(self) -> int:
+        """How many examples a row has."""
+        return self.call.examples
+
+    @property
+    def device(self) -> torch.device:
+        """Where the output lies, and so what grows by rows."""
+        first = next((tensor for _, tensor in leaves(taken(self.base.output))), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def editor(self, row: int) -> Editor:
+        """The edits of a row, which have not fired yet."""
+        return editor_of(self.rows[row])
+
+    def forward(self, call: Call, under: AbstractContextManager[Any] | None = None, **more: Any) -> Run:
+        """A run of the model, which leaves the model, the inputs and the random state as they were."""
+        self.forwards += 1
+        call = call.times(1)
+        devices = {tensor.device.index for tensor in self.model.parameters() if tensor.device.type == "cuda"}
+        with torch.random.fork_rng(devices=devices), restored(self.model), under or nullcontext():
+            return run_once(self.model, *call.args, **more, **call.kwargs)
+
+    def measure(self, output: Any) -> Tensor:
+        """The metric of an output: one number, or one for each example."""
+        try:
+            found = torch.as_tensor(self.metric(output)).detach().clone()  # a view would keep all rows alive
+        except RuntimeError as error:
+            if "require grad" not in str(error):
+                raise
+            raise EditError(
+                "The metric asks for gradients, and a sweep computes none. Expected a function of the output's values; for "
+                "gradients run the model once for each site: fmr.run(model, *inputs, edits=..., keep=[...], grad=True)."
+            ) from error
+        if found.dim() > 1 or (found.dim() == 1 and len(found) not in (1, self.examples)):
+            raise EditError(
+                f"The metric returned shape {tuple(found.shape)}, expected one number or one for each of the "
+                f"{self.examples} examples."
+            )
+        return found
+
+    def alone(self, row: int) -> Tensor:
+        """What is measured of a row in a run of its own."""
+        return self.measure(self.forward(self.call, edits={**self.rows[row]}, keep=()).output)
+
+    def _with_sources(self, rows: list[Row]) -> list[Row]:
+        """The rows with a run in place of each source that is given as inputs."""
+        editors = [editor_of(row) for row in rows]
+
+        def run(_: nn.Module, *args: Any, keep: Any, **kwargs: Any) -> Run:
+            return self.forward(Call(args, kwargs), keep=keep)
+
+        with_sources([entry for editor in editors for entry in editor.entries], self.model, run)
+        made: list[Row] = []
+        for editor in editors:
+            row: dict[Site, list[Edit]] = {}
+            for entry in editor.entries:
+                row.setdefault(entry.site, []).append(entry.edit)
+            made.append(row)
+        return made
+
+    def _frames(self) -> list[tuple[int, Frame]]:
+        """What the inputs tell about positions."""
+        args, kwargs = self.call.args, self.call.kwargs
+        named = {**kwargs, **{f"args.{n}": arg for n, arg in enumerate(args)}}
+        named.update({name.partition(":")[2]: tensor for name, tensor in name_inputs(self.model, args, kwargs)})
+        return frames(named)
+
+    def _check(self, site: Site) -> None:
+        """Raise for a site that means nothing in this model and with these inputs."""
+        value = self.base[site.id]
+        if not isinstance(value, Tensor) or value.is_nested or value.layout != torch.strided:
+            return  # which the edit itself refuses in words
+        found = parts(site, value, self.frames)
+        if not found and site.passes is None:
+            raise EditError(
+                f"{site!r} lies nowhere: {str(site.id)!r} has shape {tuple(value.shape)} and no position "
+                f"{site.positions!r} among the tokens of any example."
+            )
+        for part in found:
+            part.of(value)
+
+
+def row_of(asked: Asked, edit: Edit | None) -> Row:
+    """The edits that one run makes, by site."""
+    if isinstance(asked, Mapping):
+        pairs = list(asked.items())
+    elif edit is None:
+        raise EditError(f"edit is None, and {asked!r} has no edit of its own. Expected one, or rows like {{site: edit}}.")
+    else:
+        pairs = [(key, edit) for key in (asked if isinstance(asked, (list, tuple)) else (asked,))]
+    if not pairs:
+        raise EditError(f"A run of the sweep edits nothing: {asked!r}. Expected a site, several, or a mapping to edits.")
+    row: dict[Site, Sequence[Edit]] = {}
+    for key, wanted in pairs:
+        site = key if isinstance(key, Site) else Site(id_of(key))
+        row[site] = list(wanted) if isinstance(wanted, (list, tuple)) else [cast("Edit", wanted)]
+    return row
+
+
+def editor_of(row: Row) -> Editor:
+    """The editor of a row's edits, which have not fired yet."""
+    return Editor(cast("dict[Key, Sequence[Edit]]", row), read_source)
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Put back what the block changes of a model's buffers, and of what its modules hold by name."""
+    modules = [module for module in model.modules() if not fills_parameters(module)]
+    held = [(at, dict(at)) for module in modules for at in (module._buffers, vars(module))]
+    kept = {id(one): one for _, before in held for one in before.values() if isinstance(one, Tensor)}
+    plain = [one for one in kept.values() if one.layout == torch.strided and not (one.is_meta or one.is_nested)]
+    bytes_before = [(tensor, tensor.detach().clone()) for tensor in plain]
+    try:
+        yield
+    finally:
+        for at, before in held:
+            if at.keys() != before.keys() or any(at[name] is not one for name, one in before.items()):
+                at.clear()
+                at.update(before)
+        for tensor, value in bytes_before:
+            if not torch.equal(tensor, value):  # kernels write running statistics without counting a version
+                tensor.detach().copy_(value)
