@@ -141,12 +141,12 @@ class OnReplay:
 
     # ---- positions
 
-    def _cut(self) -> Cut | None:
-        """What is needed to compute some positions alone; None where the inputs do not tell how many there are."""
+    def _cut(self) -> Cut:
+        """What is needed to compute some positions alone."""
         frames = self.task.frames
         lengths = {length for length, _ in frames}
         if len(lengths) != 1 or max(lengths) < 3:
-            return None
+            raise ReplayError(f"the inputs hold {sorted(lengths) or 'no'} tokens, and one number above 2 tells positions")
         positions = Positions(lengths.pop(), self.task.examples)
         first = min((site for row in self.rows for site in row), key=lambda site: self.kind.graph.place(site.id))
         try:

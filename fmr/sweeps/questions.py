@@ -4,11 +4,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fmr.errors import ReplayError
-from fmr.ids import TensorId, outer_op
+from fmr.graph.graph import Graph
+from fmr.ids import Parent, TensorId, outer_op
 from fmr.nests import leaves
+from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.sweeps.steps import steps_of
 from fmr.watching.calls import WatcherMode
@@ -33,6 +36,23 @@ class Questions(WatcherMode):
         return func(*args, **(kwargs or {}))
 
 
+_COUNTING = {"nonzero": "0", "argwhere": "0", "unique": "0", "unique_consecutive": "0", "bincount": "0"} | {
+    "masked_select": "1",
+    "repeat_interleave": "1",
+}
+"""The argument whose numbers decide how many elements the result has."""
+
+
+def _deciding(node: Node, graph: Graph) -> list[Parent]:
+    """The values whose numbers decide how many elements the result of an op has."""
+    if node.op == "getitem":
+        return [one for one in node.parents if one.at != "0" and graph[one.id].dtype == torch.bool]
+    if node.op == "where" and len(node.parents) == 1:
+        return list(node.parents)
+    at = _COUNTING.get(node.op)
+    return [one for one in node.parents if one.at == at or (at == "1" and one.at in ("mask", "repeats"))]
+
+
 def refuse_chosen_paths(recorded: Pass, asked: Sequence[Tensor], edited: set[TensorId]) -> None:
     """Raise where a number that Python was told depends on what is edited: another run may take another path."""
     names: dict[int, list[TensorId]] = defaultdict(list)
@@ -42,6 +62,8 @@ def refuse_chosen_paths(recorded: Pass, asked: Sequence[Tensor], edited: set[Ten
     for step in steps_of(recorded.graph):
         if any(name in reached for name in step.reads):
             reached.update(node.id for node in step.nodes)
+            if any(parent.id in reached for parent in _deciding(step.first, recorded.graph)):
+                raise ReplayError(f"how many elements {step.first.id} has depends on values, and Python may go by it")
     for tensor in asked:
         known = names.get(id(tensor), [])
         hit = next((name for name in known if name in reached), None)

@@ -91,6 +91,7 @@ class RowRun:
             if any(name in self.live for name in step.reads):
                 planned = self.plan.get(step.first.id)
                 for name, value in self._made(step, planned).items():
+                    self._check_size(name, value, planned)
                     self.live[name] = Live(value, self.joined, WHOLE if planned is None else planned.span)
             for node in step.nodes:
                 if node.id in self.at or node.id in self.tainted:
@@ -100,6 +101,16 @@ class RowRun:
             for name in step.reads:
                 if self.last.get(name) == place and name not in self.wanted:
                     self.live.pop(name, None)
+
+    def _check_size(self, name: TensorId, value: Tensor, planned: Planned | None) -> None:
+        """Raise where the size of a value depends on the edits."""
+        axis, was = self.grown.axes.get(name), self.grown.graph[name].shape
+        now = tuple(value.shape)
+        if axis is not None:
+            length = self.rows * axis.size
+            was = (*was[: axis.axis], length, *was[axis.axis + 1 :])
+        if now != was and (planned is None or planned.span == WHOLE) and -1 not in was:
+            raise ReplayError(f"{name} has shape {now} under these edits, expected {was}: its size depends on values")
 
     def _made(self, step: Step, planned: Planned | None = None) -> dict[TensorId, Tensor]:
         """The values of a step with the rows that there are now."""
