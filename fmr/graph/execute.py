@@ -49,9 +49,18 @@ def execute(node: Node, tensors: Mapping[Any, Tensor]) -> Tensor:
 
 _ALWAYS_DRAW = frozenset(
     """bernoulli binomial cauchy exponential gumbel_softmax geometric log_normal multinomial normal poisson rand rand_like
-    randint randint_like randn randn_like random randperm rrelu uniform""".split()
+    randint randint_like randn randn_like random randperm rrelu uniform standard_gamma sample_dirichlet
+    fractional_max_pool2d fractional_max_pool3d""".split()
 )
-_MASKS = {"dropout": 1, "feature_dropout": 1, "alpha_dropout": 1, "feature_alpha_dropout": 1, "dropout1d": 1, "dropout2d": 1}
+_MASKS = {
+    "dropout": 1,
+    "feature_dropout": 1,
+    "alpha_dropout": 1,
+    "feature_alpha_dropout": 1,
+    "dropout1d": 1,
+    "dropout2d": 1,
+    "dropout3d": 1,
+}
 _CELLS = frozenset({"gru", "lstm", "rnn_relu", "rnn_tanh"})
 
 

@@ -16,6 +16,7 @@ from fmr.graph.expand import inner_value
 from fmr.graph.graph import Graph
 from fmr.graph.paths import node_among, returned, the_one
 from fmr.graph.places import check_place
+from fmr.graph.state import casts_now
 from fmr.ids import Site, TensorId, outer_scope
 from fmr.nests import Nest, ids_in, map_ids
 from fmr.nodes import Key, Node, id_of
@@ -64,6 +65,7 @@ class Pass:
         self.saved: Mapping[Slot, Tensor] = {}
         self.lost: Set[Slot] = frozenset()
         self.apart, self.error = False, ""
+        self.casts = casts_now()
         self.raised: tuple[str, str] | None = None
         self._graph: Graph | None = None
         self._tape: Tape | None = None
@@ -118,7 +120,7 @@ class Pass:
 
         here = cls(history, settle)
         here.values, here.unsaved, here.returned = cast("dict[TensorId, Tensor]", values), unsaved, dict(returned)
-        here.slots, here.stored_grads, here.apart = dict.fromkeys(lost), grads, True
+        here.slots, here.stored_grads, here.apart, here.casts = dict.fromkeys(lost), grads, True, ()
         return here
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Pass":
@@ -133,6 +135,7 @@ class Pass:
         lost = [name for name, slot in self.slots.items() if slot is None]
         made = Pass.of_file(self.history, values, grads, lost, self.unsaved, self.returned, None)
         made._graph, made._pending, made.places, made.columns = graph, None, dict(self.places), self.columns
+        made.casts = self.casts
         made.output, made.error, made.raised = deepcopy(detached(self.output), memo), self.error, self.raised
         return made
 
@@ -144,6 +147,7 @@ class Pass:
         here.slots = {name: slot for name, slot in self.slots.items() if name not in changed and name not in gone}
         here.unsaved = {name: f"{name!r} was not computed in this replay. Name it: want=[{name!r}]." for name in gone}
         here._graph, here.saved, here.edited, here.columns = self._graph, self.saved, tuple(edited), self.columns
+        here.casts = self.casts
         if self.output is not None and self._graph is not None:
             here.output = exchanged(self.output, self._graph.scopes[0].output, changed.get)
         return here

@@ -84,7 +84,7 @@ class Run:
 
         It needs a run with every value (keep="all"). Ops that drew random numbers are named as not made again.
         """
-        return verify(self.graph, self.last.as_read)
+        return verify(self.graph, self.last.as_read, self.last.casts)
 
     @property
     def receipts(self) -> Receipts:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fmr.errors import IdError, StructureError
 from fmr.graph.execute import draws, execute, overwritten
 from fmr.graph.graph import Graph
+from fmr.graph.state import Casts, casting, kernels
 from fmr.ids import ALIAS, OPAQUE, TensorId
 from fmr.nodes import Node
 from fmr.ops.names import FILLS_NOTHING
@@ -44,8 +46,8 @@ class Verdict:
         return "\n".join(lines)
 
 
-def verify(graph: Graph, read: Callable[[TensorId], Tensor]) -> Verdict:
-    """Run every op of a graph again on the values that it read."""
+def verify(graph: Graph, read: Callable[[TensorId], Tensor], casts: Casts = ()) -> Verdict:
+    """Run every op of a graph again on the values that it read, under the autocast of its pass."""
     same, differ, refused = 0, [], {}
     with unwatched(), torch.no_grad():
         for node in _made(graph):
@@ -53,15 +55,29 @@ def verify(graph: Graph, read: Callable[[TensorId], Tensor]) -> Verdict:
                 refused[node.id] = f"{node.id} drew random numbers"
                 continue
             try:
-                tensors = {parent.id: read(parent.id) for parent in node.parents}
-                again = overwritten(graph.__getitem__, node, tensors) if node.op == ALIAS else execute(node, tensors)
-                alike = _alike(again, read(node.id))
+                alike = _same_bits(
+                    graph, node, {parent.id: read(parent.id) for parent in node.parents}, read(node.id), casts
+                )
             except (IdError, StructureError, RuntimeError) as error:
                 refused[node.id] = str(error).partition("\n")[0]
                 continue
             same += alike
             differ += [] if alike else [node.id]
     return Verdict(same, tuple(differ), refused)
+
+
+def _same_bits(graph: Graph, node: Node, tensors: "Mapping[TensorId, Tensor]", was: Tensor, casts: Casts) -> bool:
+    """Whether an op makes the same bits in one of the states of torch that its type and its kernel leave open."""
+    state = torch.get_rng_state()
+    for kernel, on in product(kernels(node.op), dict.fromkeys((casts, ()))):
+        with kernel, casting(on):
+            again = overwritten(graph.__getitem__, node, tensors) if node.op == ALIAS else execute(node, tensors)
+        if not torch.equal(torch.get_rng_state(), state):
+            torch.set_rng_state(state)
+            raise StructureError(f"{node.id} drew random numbers")
+        if _alike(again, was):
+            return True
+    return False
 
 
 def _made(graph: Graph) -> Iterator[Node]:

@@ -1,8 +1,10 @@
 """A recorded pass run again from its graph: what an edit reaches and what is wanted, without the model's Python."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from fmr.edits.editor import Editor
 from fmr.edits.inside import kept_bits
 from fmr.edits.values import Edit, Replace
 from fmr.errors import EditError, ReplayError
+from fmr.graph.state import BY_KERNEL, casting, kernels
 from fmr.ids import Site, TensorId, outer_op, outer_scope, within
 from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of, scope_of
@@ -18,7 +21,7 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import columns_of, read_source
 from fmr.sweeps.edges import Edge, carried
-from fmr.sweeps.steps import Read, Step, refuse_unknown, run_step, steps_of
+from fmr.sweeps.steps import Read, Step, refuse_resized, refuse_unknown, run_step, steps_of
 from fmr.watching.calls import unwatched
 
 
@@ -77,6 +80,12 @@ class Replay:
     def _editor(self, asked: Mapping[Any, Any]) -> Editor:
         editor = Editor(asked, read_source)
         editor.begin(lambda: columns_of(self.base))
+        inside = [node.id for node in self.graph.nodes if node.op == "input" and "." in node.id]
+        if editor.by_position and inside and columns_of(self.base):
+            raise ReplayError(
+                f"The pass was given {inside[0]}, and how many positions came before is not recorded. Run the model with this "
+                f"edit: fmr.run(model, *inputs, edits=...)."
+            )
         return editor
 
     def _held(self, freeze: Iterable[Key]) -> dict[Key, Edit]:
@@ -128,7 +137,7 @@ class Replay:
     def run(self) -> Run:
         """Walk the steps that matter, and hand out a run with what changed."""
         needed = self.needed = self._needed()
-        with unwatched(), torch.set_grad_enabled(self.base.history):
+        with unwatched(), torch.set_grad_enabled(self.base.history), casting(self.base.casts), no_draws():
             for step in self.steps:
                 if any(node.id in needed for node in step.nodes):
                     self._take(step)
@@ -152,7 +161,10 @@ class Replay:
             read = self._reader(step)
             for edge, editor in edges:
                 read = carried(edge, editor, step, self.steps, read, self.graph)
-            made = self._inside(step, read) if opened else run_step(step, read, self.graph.__getitem__)
+            with self._kernel(step):
+                made = self._inside(step, read) if opened else run_step(step, read, self.graph.__getitem__)
+            for name, value in made.items():
+                refuse_resized(name, value, self.graph[name].shape)
             self.changed.update((name, value) for name, value in made.items() if name not in self.frozen)
         for node in step.nodes:
             if node.id in self.editor.by_id:
@@ -161,6 +173,22 @@ class Replay:
                 path = self.returned[node.id]
                 value = self.editor.apply(path, self.value(node.id))
                 self.outside[node.id] = Outside(path, value)
+
+    def _kernel(self, step: Step) -> AbstractContextManager[None]:
+        """The state in which a step made the recorded bits, where kernels differ."""
+        if step.first.op != BY_KERNEL:
+            return nullcontext()
+        known = _kernels.setdefault(self.base, {})
+        if step.first.id not in known:
+            was = self.base.as_read(step.first.id)
+            for number, kernel in enumerate(kernels(step.first.op)):
+                with kernel:
+                    if torch.equal(run_step(step, self.base.as_read, self.graph.__getitem__)[step.first.id], was):
+                        known[step.first.id] = number
+                        break
+            else:
+                raise ReplayError(f"{step.first.id} was made by another kernel than any that runs here, with other bits.")
+        return kernels(step.first.op)[known[step.first.id]]
 
     def value(self, name: TensorId) -> Tensor:
         """A value as it is now."""
@@ -247,6 +275,23 @@ class Replay:
                         reached.add(node.id)
                         yield node.id
 
+
+@contextmanager
+def no_draws() -> Iterator[None]:
+    """A block that leaves the random state as it was, and may not use it."""
+    before = torch.get_rng_state()
+    try:
+        yield
+        drawn = not torch.equal(torch.get_rng_state(), before)
+    finally:
+        torch.set_rng_state(before)
+    if drawn:
+        raise ReplayError(
+            "An op drew random numbers in this replay. Record the model in eval mode, or run it with this edit."
+        )
+
+
+_kernels: "WeakKeyDictionary[Pass, dict[TensorId, int]]" = WeakKeyDictionary()
 
 _HANDED = (
     "{0} is the very tensor that an op was given, {1}, and a recording does not tell who reads it under which name. Edit "

@@ -13,7 +13,7 @@ from fmr.ids import TensorId
 from fmr.runs.passes import Pass
 from fmr.sweeps.cut import WHOLE, Planned, Positions, Span
 from fmr.sweeps.rows import Axis, Grown, at_rows, same
-from fmr.sweeps.steps import Step, refuse_unknown, run_step
+from fmr.sweeps.steps import Step, refuse_resized, refuse_unknown, run_step
 
 HEAD, TAIL = 2, 3
 """Sentinel rows before and behind the edited ones: tainted, clean; tainted, clean, tainted.
@@ -105,12 +105,11 @@ class RowRun:
     def _check_size(self, name: TensorId, value: Tensor, planned: Planned | None) -> None:
         """Raise where the size of a value depends on the edits."""
         axis, was = self.grown.axes.get(name), self.grown.graph[name].shape
-        now = tuple(value.shape)
         if axis is not None:
             length = self.rows * axis.size
             was = (*was[: axis.axis], length, *was[axis.axis + 1 :])
-        if now != was and (planned is None or planned.span == WHOLE) and -1 not in was:
-            raise ReplayError(f"{name} has shape {now} under these edits, expected {was}: its size depends on values")
+        if planned is None or planned.span == WHOLE:
+            refuse_resized(name, value, was)
 
     def _made(self, step: Step, planned: Planned | None = None) -> dict[TensorId, Tensor]:
         """The values of a step with the rows that there are now."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from fmr.errors import ReplayError, StructureError
 from fmr.graph.execute import call_of, draws, execute, overwritten, results
 from fmr.graph.graph import Graph
+from fmr.graph.state import casting, casts_now
 from fmr.ids import ALIAS, OPAQUE, RESULT, TensorId
 from fmr.nests import outputs
 from fmr.nodes import Node, scope_of
@@ -95,7 +96,24 @@ class _Marker:
 
 
 def run_step(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[TensorId, Tensor]:
-    """The values that a call makes when it runs again on what `read` gives."""
+    """The values that a call makes when it runs again on what `read` gives; they have the types that they had."""
+    made = _run(step, read, lookup)
+    if all(made[node.id].dtype == node.dtype for node in step.nodes):
+        return made
+    if casts_now():
+        with casting(()):
+            made = _run(step, read, lookup)
+    for node in step.nodes:
+        if made[node.id].dtype != node.dtype:
+            now = str(made[node.id].dtype).removeprefix("torch.")
+            raise ReplayError(
+                f"{node.id} is {node.kind} in the recording and {now} when it runs again: autocast was turned on inside the "
+                f"forward, which is not recorded. Run the model with this edit: fmr.run(model, *inputs, edits=...)."
+            )
+    return made
+
+
+def _run(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[TensorId, Tensor]:
     function = step.function
     if function is None:
         return _by_node(step, read, lookup)
@@ -111,6 +129,19 @@ def run_step(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[Tens
     return _named(step, made)
 
 
+def refuse_resized(name: TensorId, value: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise for a value of another shape than the recording has: what the model's Python did with it is not known."""
+    if value.shape != expected and -1 not in expected:
+        raise _resized(name, tuple(value.shape), expected)
+
+
+def _resized(name: TensorId, now: tuple[int, ...], expected: tuple[int, ...]) -> ReplayError:
+    return ReplayError(
+        f"{name} has shape {now} under these edits, expected {expected}: its size depends on values, and what the model's "
+        f"Python makes of it is not recorded. Run the model with this edit: fmr.run(model, *inputs, edits=...)."
+    )
+
+
 def refuse_unknown(step: Step, changed: bool) -> None:
     """Raise for a value of which nothing is known, not even what it was made of, where something has changed before it."""
     if changed and step.first.op == OPAQUE and not step.reads:
@@ -122,6 +153,8 @@ def refuse_unknown(step: Step, changed: bool) -> None:
 
 def _named(step: Step, made: Any) -> dict[TensorId, Tensor]:
     found = dict(outputs(made))
+    if len(found) != len(step.nodes):
+        raise _resized(step.first.id, (len(found),), (len(step.nodes),))
     return {node.id: found[node.id.parts.output] for node in step.nodes}
 
 
