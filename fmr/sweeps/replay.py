@@ -83,8 +83,8 @@ class Replay:
         inside = [node.id for node in self.graph.nodes if node.op == "input" and "." in node.id]
         if editor.by_position and inside and columns_of(self.base):
             raise ReplayError(
-                f"The pass was given {inside[0]}, and how many positions came before is not recorded. Run the model with this "
-                f"edit: fmr.run(model, *inputs, edits=...)."
+                f"The pass was given {inside[0]}, and how many positions came before is not recorded. Run the model with "
+                f"this edit: fmr.run(model, *inputs, edits=...)."
             )
         return editor
 
@@ -129,8 +129,9 @@ class Replay:
 
     def _read_once(self, given: Node, node: Node) -> bool:
         """Whether a tensor that was handed on is read in one place alone, and before by nobody else, so by its new name."""
-        places = [parent for reader in self.graph.readers(node.id) for parent in reader.parents if parent == node.id]
-        return len(places) == 1 and self.graph.readers(given.id) == (node,)
+        places = [one for reader in self.graph.readers(node.id) for one in reader.parents if one == node.id]
+        returned = {given.id, node.id} & set(ids_in(self.graph.scopes[0].output))
+        return len(places) == 1 and self.graph.readers(given.id) == (node,) and not returned
 
     # ---- running
 

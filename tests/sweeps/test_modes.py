@@ -34,8 +34,9 @@ def test_a_replay_of_a_pass_under_autocast_is_the_model_under_it(name: str, insi
             try:
                 again = fmr.replay(run, {value: edits.Scale(0.75)})
             except ReplayError as error:
-                assert "is the very tensor" in str(error)
-                continue
+                if "is the very tensor" in str(error):
+                    continue
+                raise
         assert alike(again.output, expected.output), value
         assert torch.is_autocast_enabled("cpu") is False
 
@@ -198,7 +199,7 @@ def test_a_size_that_an_edit_changes_is_refused_by_name(name: str) -> None:
 
 
 def test_positions_of_a_pass_that_goes_on_from_a_cache_are_the_models() -> None:
-    model, args, kwargs = build("gpt2")
+    model, _, kwargs = build("gpt2")
     ids = kwargs["input_ids"]
     with torch.no_grad():
         cache = [model(ids[:, :3], use_cache=True).past_key_values for _ in range(2)]

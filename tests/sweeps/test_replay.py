@@ -176,3 +176,17 @@ def test_a_replay_of_a_loaded_run_gives_its_values(tmp_path: Any) -> None:
     asked, want = {"transformer.h.0.mlp": edits.Zero()}, "lm_head/linear#0"
     a, b = (fmr.replay(one, edits=asked, want=want)[want] for one in (run, back))
     torch.testing.assert_close(a, b)
+
+
+class Returns(nn.Module):
+    """What an op hands on is read once, and its origin is returned besides."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = x * 2
+        return h.to(torch.float32).exp(), h
+
+
+def test_a_value_that_was_handed_on_and_is_returned_by_its_first_name_is_refused() -> None:
+    run = fmr.run(Returns(), torch.randn(2))
+    with pytest.raises(ReplayError, match="'/to#0' is the very tensor that an op was given"):
+        fmr.replay(run, {"/to#0": edits.Zero()})
