@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from fmr.edits.places import parts
 from fmr.errors import EditError, FmrError, IdError, ReplayError
-from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId, outer_scope, within
 from fmr.nests import ids_in, leaves, taken
 from fmr.runs.outputs import exchanged
@@ -22,7 +21,7 @@ from fmr.sweeps.questions import Questions, refuse_chosen_paths
 from fmr.sweeps.reach import reached
 from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import FEW, MORE, Grown, grown, same
-from fmr.sweeps.task import Row, Task, editor_of
+from fmr.sweeps.task import Task
 from fmr.watching.calls import unwatched
 
 GROUPS = 8
@@ -60,7 +59,8 @@ class OnReplay:
         except Exception as error:
             raise ReplayError(f"the model does not run with more examples ({in_short(error)})") from error
         self.kind = grown(self.few.graph, more)
-        self.rows: list[Row] = [self._by_id(row) for row in self.task.rows]
+        self.rows = self.task.rows
+        self.ids = {site.id: self._id(site) for row in self.rows for site in row}
         self.names = self._as_before()
         self.wanted = self._wanted(at)
         self.size = rows or rows_that_fit(self.kind.steps, self.edited, len(self.rows), self.task.device)
@@ -68,7 +68,7 @@ class OnReplay:
     @property
     def edited(self) -> set[TensorId]:
         """The IDs of what is edited."""
-        return {site.id for row in self.rows for site in row}
+        return set(self.ids.values())
 
     def run(self, cuts: bool) -> dict[int, Tensor]:
         """What is measured of each row; with `cuts`, only positions that edits reach and that the metric needs are made."""
@@ -80,7 +80,7 @@ class OnReplay:
             for number, (start, rows) in enumerate(tqdm(chunks, "rows", disable=not self.progress or len(chunks) < 3)):
                 plan = cut.plan(start, self.wanted, self._mixing(rows)) if cut is not None else None
                 positions = cut.positions if cut is not None else None
-                editors = [editor_of(self.rows[row]) for row in rows]
+                editors = [self.task.editor(row) for row in rows]
                 guarded = not number
                 going = RowRun(
                     self.kind,
@@ -91,7 +91,7 @@ class OnReplay:
                     plan,
                     positions,
                     guarded=guarded,
-                    tainted=frozenset(self.edited),
+                    ids=self.ids,
                 )
                 walk(going)
                 for place, row in enumerate(rows):
@@ -100,21 +100,33 @@ class OnReplay:
 
     # ---- the rows in the recording
 
-    def _by_id(self, row: Row) -> Row:
-        return {by_id(site, self.few.graph): edits for site, edits in row.items()}
+    def _id(self, site: Site) -> TensorId:
+        """The ID of a site's value in the recording; of a module call what it returned, if nobody inside it reads that."""
+        name, graph = site.id, self.few.graph
+        if outer_scope(name):
+            raise ReplayError(f"{name} lies inside a fused op")
+        if not name.is_path:
+            return graph[name].id
+        names = list(ids_in(graph.module(name).scope.output))
+        if len(names) != 1 or any(within(reader.module, name) for reader in graph.readers(names[0])):
+            raise ReplayError(f"{name} returned several values, or one that is read inside it")
+        return names[0]
+
+    def _place(self, row: int) -> int:
+        """Where in the graph a row joins."""
+        return min(self.kind.graph.place(self.ids[site.id]) for site in self.rows[row])
 
     def _mixing(self, rows: list[int]) -> set[TensorId]:
         """Values whose edits may mix positions, and so need them all."""
-        return {site.id for row in rows for site in self.rows[row] if not isinstance(site.positions, int)}
+        return {self.ids[site.id] for row in rows for site in self.rows[row] if not isinstance(site.positions, int)}
 
     def _as_before(self) -> list[TensorId]:
         """The IDs of the model's output; what is edited and what comes out must be what it is without repeated inputs."""
         clean, base = Clean(self.kind, self.few), self.task.base
         names = list(ids_in(self.kind.graph.scopes[0].output))
         tensors = [tensor for _, tensor in leaves(taken(base.output))]
-        edited = {site.id: base[asked.id] for row, own in zip(self.task.rows, self.rows, strict=True)
-                  for asked, site in zip(row, own, strict=True)}  # fmt: skip
-        pairs = [*edited.items(), *zip(names, tensors, strict=True)] if len(names) == len(tensors) else []
+        edited = [(name, base[asked]) for asked, name in self.ids.items()]
+        pairs = [*edited, *zip(names, tensors, strict=True)] if len(names) == len(tensors) else []
         for name, value in pairs:
             if not (isinstance(value, Tensor) and value.shape == clean[name].shape and same(clean[name], value)):
                 raise ReplayError(f"{name} is another value when the inputs are repeated")
@@ -148,7 +160,8 @@ class OnReplay:
         if len(lengths) != 1 or max(lengths) < 3:
             raise ReplayError(f"the inputs hold {sorted(lengths) or 'no'} tokens, and one number above 2 tells positions")
         positions = Positions(lengths.pop(), self.task.examples)
-        first = min((site for row in self.rows for site in row), key=lambda site: self.kind.graph.place(site.id))
+        sites = [replace(site, id=self.ids[site.id]) for row in self.rows for site in row]
+        first = min(sites, key=lambda site: self.kind.graph.place(site.id))
         try:
             with unwatched():
                 reach = reached(self.kind, self.few, first, frames, set(self.wanted), positions)
@@ -164,38 +177,24 @@ class OnReplay:
         found = []
         for at in range(0, len(several), wide):
             rows = [row for row, start in starts.items() if start in several[at : at + wide]]
-            rows.sort(key=lambda row: min(self.kind.graph.place(site.id) for site in self.rows[row]))
+            rows.sort(key=self._place)
             found.append((several[at], rows))
         return found
 
     def _start(self, row: int) -> int:
         """The first position that the edits of a row touch."""
-        if any(site.positions is None or site.id not in self.kind.axes for site in self.rows[row]):
+        if any(site.positions is None or self.ids[site.id] not in self.kind.axes for site in self.rows[row]):
             return 0
         columns = torch.arange(max(length for length, _ in self.task.frames))
         starts = []
         for site in self.rows[row]:
-            value = self.kind.axes[site.id].clean(self.few[site.id])
+            name = self.ids[site.id]
+            value = self.kind.axes[name].clean(self.few[name])
             for part in parts(site, value, self.task.frames):
                 chosen = part.site.positions
                 here = columns[chosen] if isinstance(chosen, slice) else torch.as_tensor(chosen) % len(columns)
                 starts.append(int(here.min()) if here.numel() else 0)
         return min(starts, default=0)
-
-
-def by_id(site: Site, graph: Graph) -> Site:
-    """A site by the ID of its value; that of a module by what its call returned and nobody inside it reads."""
-    try:
-        if outer_scope(site.id):
-            raise ReplayError(f"{site.id} lies inside a fused op")
-        if not site.id.is_path:
-            return replace(site, id=graph[site.id].id)
-        names = list(ids_in(graph.module(site.id).scope.output))
-    except IdError as error:
-        raise ReplayError(f"more examples take another way through the model: {error}") from error
-    if len(names) != 1 or any(within(reader.module, site.id) for reader in graph.readers(names[0])):
-        raise ReplayError(f"{site.id} returned several values, or one that is read inside it")
-    return replace(site, id=names[0])
 
 
 def walk(going: RowRun) -> None:

@@ -44,18 +44,18 @@ class RowRun:
         positions: Positions | None = None,
         seen: Callable[[TensorId], None] | None = None,
         guarded: bool = True,
-        tainted: frozenset[TensorId] = frozenset(),
+        ids: Mapping[TensorId, TensorId] | None = None,
     ) -> None:
         self.head, self.tail = (HEAD, TAIL) if guarded else (0, 0)
         self.grown, self.recorded, self.editors, self.wanted = grown, recorded, editors, wanted
         self.plan, self.positions, self.seen = plan or {}, positions, seen
         for editor in editors:
             editor.begin(lambda: frames)
-        self.at: dict[TensorId, list[int]] = {}
+        self.at: dict[TensorId, list[tuple[int, TensorId]]] = {}
         for row, editor in enumerate(editors):
-            for name in editor.ids:
-                self.at.setdefault(name, []).append(row)
-        self.tainted = tainted if guarded else frozenset()
+            for name in sorted(editor.ids, key=lambda name: name.is_path):  # what an op made before what a module returned
+                self.at.setdefault(name if ids is None else ids[name], []).append((row, name))
+        self.tainted = frozenset(ids.values()) if guarded and ids is not None else frozenset(self.at)
         self.joined = 0
         self.live: dict[TensorId, Live] = {}
         self.last = self._last_readers()
@@ -94,7 +94,7 @@ class RowRun:
                     self._check_size(name, value, planned)
                     self.live[name] = Live(value, self.joined, WHOLE if planned is None else planned.span)
             for node in step.nodes:
-                if node.id in self.at or node.id in self.tainted:
+                if node.id in self.at or (self.tail and node.id in self.tainted):
                     self._join(node.id)
                 if self.seen is not None and node.id in self.live:
                     self.seen(node.id)
@@ -176,16 +176,16 @@ class RowRun:
 
     def _join(self, name: TensorId) -> None:
         """Let the rows whose first site this is join, edit this value in each row that has a site here, and taint it."""
-        axis, rows = self.grown.axes.get(name), self.at.get(name, [])
+        axis, edits = self.grown.axes.get(name), self.at.get(name, [])
         if axis is None:
             raise ReplayError(f"{name} has no row for each example")
-        self.joined = max(self.joined, *(row + 1 for row in rows)) if rows else self.joined
+        self.joined = max([self.joined, *(row + 1 for row, _ in edits)])
         value = self.value(name).clone()
         if not value.is_floating_point():
             raise ReplayError(f"{name} holds no floating-point numbers, which could tell rows apart")
-        for row in rows:
+        for row, asked in edits:
             block = axis.block(value, self.head + row)
-            block.copy_(self.editors[row].apply(name, block.clone()))
+            block.copy_(self.editors[row].apply(asked, block.clone()))
         if self.tail:
             for row in (0, self.rows - TAIL, self.rows - 1):
                 axis.block(value, row).fill_(float("nan"))
