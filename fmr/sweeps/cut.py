@@ -110,6 +110,7 @@ class Cut:
     positions: Positions
     reach: Mapping[TensorId, int]
     rules: dict[tuple[object, ...], Rule | None] = field(default_factory=dict)
+    known: dict[tuple[TensorId, int], Rule | None] = field(default_factory=dict)
 
     def plan(self, start: int, wanted: Mapping[TensorId, Span], edited: set[TensorId]) -> dict[TensorId, Planned]:
         """The plan for rows whose edits begin at a position, by the first output of each step that is narrowed.
@@ -162,11 +163,14 @@ class Cut:
         """How to make a part of a step's result; None where no narrowing of operands gives it."""
         if step.function is None:
             return None
-        shapes = tuple(tuple(self.clean[name].shape) for name in step.reads)
-        key = (step.function, repr(step.first.args), shapes, tuple(at for at, _ in step.places), axis)
-        if key not in self.rules:
-            self.rules[key] = self._try(step, axis)
-        return self.rules[key]
+        place = (step.first.id, axis)
+        if place not in self.known:
+            shapes = tuple(tuple(self.clean[name].shape) for name in step.reads)
+            key = (step.function, repr(step.first.args), shapes, tuple(at for at, _ in step.places), axis)
+            if key not in self.rules:
+                self.rules[key] = self._try(step, axis)
+            self.known[place] = self.rules[key]
+        return self.known[place]
 
     def _try(self, step: Step, axis: int) -> Rule | None:
         choices = [(-1, *self.positions.axes(self.clean[name].shape)) for name in step.reads]

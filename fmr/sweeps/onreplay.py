@@ -1,6 +1,7 @@
 """The runs of a sweep as rows of replays: recordings of the inputs repeated, positions that matter, groups and chunks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,9 @@ from fmr.watching.calls import unwatched
 
 GROUPS = 8
 """Into how many groups of neighbouring positions rows are parted at most: more save positions and cost calls."""
+
+PROBES = 4
+"""How many edited values are probed at most for what they reach."""
 
 
 class Recording:
@@ -61,6 +65,7 @@ class OnReplay:
         self.kind = grown(self.few.graph, more)
         self.rows = self.task.rows
         self.ids = {site.id: self._id(site) for row in self.rows for site in row}
+        self.clean = Clean(self.kind, self.few)
         self.names = self._as_before()
         self.wanted = self._wanted(at)
         self.size = rows or rows_that_fit(self.kind.steps, self.edited, len(self.rows), self.task.device)
@@ -84,7 +89,7 @@ class OnReplay:
                 guarded = not number
                 going = RowRun(
                     self.kind,
-                    self.few,
+                    self.clean,
                     editors,
                     self.task.frames,
                     set(self.wanted),
@@ -116,13 +121,13 @@ class OnReplay:
         """Where in the graph a row joins."""
         return min(self.kind.graph.place(self.ids[site.id]) for site in self.rows[row])
 
-    def _mixing(self, rows: list[int]) -> set[TensorId]:
+    def _mixing(self, rows: Iterable[int]) -> set[TensorId]:
         """Values whose edits may mix positions, and so need them all."""
         return {self.ids[site.id] for row in rows for site in self.rows[row] if not isinstance(site.positions, int)}
 
     def _as_before(self) -> list[TensorId]:
         """The IDs of the model's output; what is edited and what comes out must be what it is without repeated inputs."""
-        clean, base = Clean(self.kind, self.few), self.task.base
+        clean, base = self.clean, self.task.base
         names = list(ids_in(self.kind.graph.scopes[0].output))
         tensors = [tensor for _, tensor in leaves(taken(base.output))]
         edited = [(name, base[asked]) for asked, name in self.ids.items()]
@@ -160,14 +165,33 @@ class OnReplay:
         if len(lengths) != 1 or max(lengths) < 3:
             raise ReplayError(f"the inputs hold {sorted(lengths) or 'no'} tokens, and one number above 2 tells positions")
         positions = Positions(lengths.pop(), self.task.examples)
-        sites = [replace(site, id=self.ids[site.id]) for row in self.rows for site in row]
-        first = min(sites, key=lambda site: self.kind.graph.place(site.id))
-        try:
-            with unwatched():
-                reach = reached(self.kind, self.few, first, frames, set(self.wanted), positions)
-        except FmrError:  # a site without positions, or rows that mix
-            reach = {}
-        return Cut(self.kind, Clean(self.kind, self.few), positions, reach)
+        cut = Cut(self.kind, self.clean, positions, {})
+        with unwatched(), suppress(FmrError):  # sites without positions
+            cut = replace(cut, reach=self._reach(cut))
+        return cut
+
+    def _reach(self, cut: Cut) -> dict[TensorId, int]:
+        """Of each value an axis along which no edit reaches a position before its own.
+
+        What is seen of one value holds for those that it reaches; others are probed themselves, up to a few.
+        """
+        plan = cut.plan(0, self.wanted, self._mixing(range(len(self.rows))))
+        sites = {self.ids[site.id]: replace(site, id=self.ids[site.id]) for row in self.rows for site in row}
+        seen: list[dict[TensorId, set[int]]] = []
+        for name in sorted(sites, key=self.kind.graph.place):
+            if any(name in one for one in seen):
+                continue
+            if len(seen) == PROBES:
+                return {}
+            wanted = set(self.wanted)
+            frames = self.task.frames
+            seen.append(reached(self.kind, self.clean, sites[name], frames, wanted, plan, cut.positions))
+        found = {}
+        for name in {name for one in seen for name in one}:
+            axes = set.intersection(*(one[name] for one in seen if name in one))
+            if axes:
+                found[name] = min(axes)
+        return found
 
     def _groups(self, cut: Cut | None) -> list[tuple[int, list[int]]]:
         """The rows in groups of neighbouring first positions, in each in the order in which they join."""
@@ -189,8 +213,7 @@ class OnReplay:
         starts = []
         for site in self.rows[row]:
             name = self.ids[site.id]
-            value = self.kind.axes[name].clean(self.few[name])
-            for part in parts(site, value, self.task.frames):
+            for part in parts(site, self.clean[name], self.task.frames):
                 chosen = part.site.positions
                 here = columns[chosen] if isinstance(chosen, slice) else torch.as_tensor(chosen) % len(columns)
                 starts.append(int(here.min()) if here.numel() else 0)
@@ -222,10 +245,14 @@ class Clean(Mapping[TensorId, Tensor]):
 
     def __init__(self, kind: Grown, few: Pass) -> None:
         self.kind, self.few = kind, few
+        self.known: dict[TensorId, Tensor] = {}
 
     def __getitem__(self, name: TensorId) -> Tensor:
-        axis = self.kind.axes.get(name)
-        return self.few.as_read(name) if axis is None else axis.clean(self.few.as_read(name))
+        found = self.known.get(name)
+        if found is None:
+            axis, value = self.kind.axes.get(name), self.few.as_read(name)
+            found = self.known[name] = value if axis is None else axis.clean(value)
+        return found
 
     def __iter__(self) -> Iterator[TensorId]:
         return iter(self.kind.step_of)

@@ -1,5 +1,6 @@
 """Which positions an edit reaches: seen by rows of finite noise, whose values are compared with a clean row bit for bit."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -9,9 +10,8 @@ from fmr.edits.editor import Editor
 from fmr.edits.places import Frame
 from fmr.edits.values import Context
 from fmr.ids import Site, TensorId
-from fmr.runs.passes import Pass
-from fmr.sweeps.cut import Positions
-from fmr.sweeps.rowrun import HEAD, RowRun
+from fmr.sweeps.cut import WHOLE, Planned, Positions
+from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import Grown
 
 SIZES = (1.0, 1000.0)
@@ -30,30 +30,44 @@ class Noisy:
         return value + self.size * (value.std() if value.numel() > 1 else 1.0) * noise
 
 
+def _kept(value: Tensor, _: Context) -> Tensor:
+    """The edit of the row that the others are compared with."""
+    return value
+
+
 def reached(
-    grown: Grown, recorded: Pass, site: Site, frames: list[tuple[int, Frame]], wanted: set[TensorId], positions: Positions
-) -> dict[TensorId, int]:
-    """For each value an axis along which no position before that of an edit changes, if there is one."""
+    grown: Grown,
+    clean: Mapping[TensorId, Tensor],
+    site: Site,
+    frames: list[tuple[int, Frame]],
+    wanted: set[TensorId],
+    plan: Mapping[TensorId, Planned],
+    positions: Positions,
+) -> dict[TensorId, set[int]]:
+    """For each value that an edit of a site reaches the axes along which no position before that of the edit changes.
+
+    Nothing is said of values that the plan narrows, nor of those that do not change.
+    """
     starts = sorted({1, positions.count // 2, positions.count - 1})
     probes = [(start, Noisy(size)) for start in starts for size in SIZES]
     bare = replace(site, positions=None, heads=None, units=None)
-    editors = [Editor({bare.at(positions=start): noise}) for start, noise in probes]
-    left: dict[TensorId, list[int]] = {}
+    editors = [Editor({bare: _kept}), *(Editor({bare.at(positions=start): noise}) for start, noise in probes)]
+    left: dict[TensorId, set[int]] = {}
 
     def look(name: TensorId) -> None:
-        if name not in grown.axes:
+        if name not in grown.axes or going.live[name].span != WHOLE:
             return
+        axis = grown.axes[name]
         rows = going.value(name)
-        size = rows.shape[grown.axes[name].axis] // going.rows
-        blocks = rows.split(size, grown.axes[name].axis)
-        clean = blocks[1]
-        axes = list(positions.axes(clean.shape))
-        for row, (start, _) in enumerate(probes[: going.joined]):
-            changed = blocks[HEAD + row] != clean
-            axes = [axis for axis in axes if not positions.before_any(changed, axis, start)]
+        alone = axis.block(rows, 0)
+        axes = set(positions.axes(alone.shape))
+        for row, (start, _) in enumerate(probes):
+            changed = axis.block(rows, row + 1) != alone
+            if not changed.any():
+                return  # it may be reached by other edits, and nothing is known of what lies below it
+            axes = {axis for axis in axes if not positions.before_any(changed, axis, start)}
         left[name] = axes
 
-    going = RowRun(grown, recorded, editors, frames, wanted, seen=look)
+    going = RowRun(grown, clean, editors, frames, wanted, plan, positions, seen=look, guarded=False)
     going.run()
-    going.check()
-    return {name: axes[0] for name, axes in left.items() if axes}
+    return left

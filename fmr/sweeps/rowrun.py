@@ -10,7 +10,6 @@ from fmr.edits.editor import Editor
 from fmr.edits.places import Frame
 from fmr.errors import ReplayError
 from fmr.ids import TensorId
-from fmr.runs.passes import Pass
 from fmr.sweeps.cut import WHOLE, Planned, Positions, Span
 from fmr.sweeps.rows import Axis, Grown, at_rows, same
 from fmr.sweeps.steps import Step, refuse_resized, refuse_unknown, run_step
@@ -31,12 +30,12 @@ class Live(NamedTuple):
 
 
 class RowRun:
-    """One replay with rows: `editors` holds the edits of each row, in the order in which the rows join."""
+    """One replay with rows: `editors` has the edits of each, in the order in which they join, `clean` a recorded row."""
 
     def __init__(
         self,
         grown: Grown,
-        recorded: Pass,
+        clean: Mapping[TensorId, Tensor],
         editors: Sequence[Editor],
         frames: list[tuple[int, Frame]],
         wanted: set[TensorId],
@@ -47,7 +46,7 @@ class RowRun:
         ids: Mapping[TensorId, TensorId] | None = None,
     ) -> None:
         self.head, self.tail = (HEAD, TAIL) if guarded else (0, 0)
-        self.grown, self.recorded, self.editors, self.wanted = grown, recorded, editors, wanted
+        self.grown, self.clean, self.editors, self.wanted = grown, clean, editors, wanted
         self.plan, self.positions, self.seen = plan or {}, positions, seen
         for editor in editors:
             editor.begin(lambda: frames)
@@ -146,18 +145,14 @@ class RowRun:
     def _whole(self, name: TensorId, live: Live, axis: Axis | None) -> Tensor:
         """A value with the recorded positions before those that were computed."""
         assert self.positions is not None
-        before = self.positions.before(self.clean(name, axis), live.span)
+        before = self.positions.before(self.clean[name], live.span)
         if axis is not None:
             before = axis._replace(size=before.shape[axis.axis]).repeated(before, self.rows)
         return self.positions.joined(before, live.value, live.span)
 
-    def clean(self, name: TensorId, axis: Axis | None) -> Tensor:
-        """The row of a value as it was recorded."""
-        return self.recorded.as_read(name) if axis is None else axis.clean(self.recorded.as_read(name))
-
     def _repeated(self, name: TensorId, axis: Axis | None, span: Span, rows: int) -> Tensor:
         """Clean rows of a value."""
-        row = self._part(self.clean(name, axis), span)
+        row = self._part(self.clean[name], span)
         return row if axis is None else axis._replace(size=row.shape[axis.axis]).repeated(row, rows)
 
     def _longer(self, live: Live, axis: Axis, name: TensorId) -> Tensor:
@@ -205,12 +200,12 @@ class RowRun:
         """A wanted value in one edited row, with the recorded positions before those that were computed."""
         axis, live = self.grown.axes.get(name), self.live.get(name)
         if axis is None or live is None:
-            return self.clean(name, axis)
+            return self.clean[name]
         self.value(name, live.span)
         block = self.block(name, self.head + row)
         if live.span == WHOLE or self.positions is None:
             return block
-        return self.positions.joined(self.positions.before(self.clean(name, axis), live.span), block, live.span)
+        return self.positions.joined(self.positions.before(self.clean[name], live.span), block, live.span)
 
     def check(self) -> None:
         """Raise unless every tainted row is tainted, none of the others is, and clean rows are what was recorded."""
@@ -219,7 +214,7 @@ class RowRun:
             if axis is None:
                 raise ReplayError(f"rows were mixed: {name} has none, but depends on the edits")
             span = self.live[name].span
-            value, clean = self.value(name, span), self._part(self.clean(name, axis), span)
+            value, clean = self.value(name, span), self._part(self.clean[name], span)
             if value.shape[axis.axis] != self.rows * clean.shape[axis.axis]:
                 places = self.rows * clean.shape[axis.axis]
                 raise ReplayError(f"{name} has {value.shape[axis.axis]} places instead of {places}")
