@@ -13,9 +13,8 @@ from fmr.ids import TensorId
 from fmr.nests import leaves, taken
 from fmr.runs.outputs import with_tensors
 from fmr.sweeps.budget import rows_that_fit
-from fmr.sweeps.onreplay import Recording, in_short
+from fmr.sweeps.onreplay import in_short
 from fmr.sweeps.rows import Axis, same
-from fmr.sweeps.steps import steps_of
 from fmr.sweeps.task import Task
 
 PROBES = 2
@@ -29,11 +28,10 @@ class Batched:
     path that it takes by its values, so the rows themselves lie between clean blocks alone, which must be as before.
     """
 
-    def __init__(self, recording: Recording, rows: int | None, progress: bool) -> None:
-        self.task, self.progress = recording.task, progress
-        steps = steps_of(recording.graph)
-        sources = {node.id for node in recording.graph.nodes if node.id.is_source and node.op == "input"}
-        self.size = rows or rows_that_fit(steps, sources, len(self.task.rows), self.task.device)
+    def __init__(self, task: Task, rows: int | None, progress: bool) -> None:
+        self.task, self.progress, graph = task, progress, task.base.graph
+        sources = {node.id for node in graph.nodes if node.op == "input"}
+        self.size = rows or rows_that_fit(graph, sources, 1, len(task.rows), task.device)
 
     def run(self) -> dict[int, Tensor]:
         """What is measured of each row."""

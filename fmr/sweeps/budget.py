@@ -1,15 +1,14 @@
 """How many rows fit into memory."""
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
-from fmr.sweeps.rows import FEW
-from fmr.sweeps.steps import Step
+from fmr.sweeps.steps import steps_of
 
 SHARE, MOST = 0.25, 2**29
 """Of the free memory, and bytes at most."""
@@ -17,12 +16,12 @@ SHARE, MOST = 0.25, 2**29
 SENTINELS = 5
 
 
-def rows_that_fit(steps: Sequence[Step], edited: set[TensorId], many: int, device: torch.device) -> int:
+def rows_that_fit(graph: Graph, edited: set[TensorId], recorded: int, many: int, device: torch.device) -> int:
     """The number of edited rows whose values fit into a quarter of the free memory, and into half a gigabyte.
 
-    The steps are those of a recording of `FEW` rows.
+    The graph is that of a recording of so many rows.
     """
-    peak = peak_of(steps, edited)
+    peak = peak_of(graph, edited) / recorded
     return max(1, min(many, int(min(SHARE * free_on(device), MOST) / max(peak, 1)) - SENTINELS))
 
 
@@ -47,8 +46,9 @@ def _available() -> float:
         return float(4 * MOST)
 
 
-def peak_of(steps: Sequence[Step], edited: set[TensorId]) -> int:
-    """The bytes that a row has most at one time: of all that follows the first edit, freed after its last reader."""
+def peak_of(graph: Graph, edited: set[TensorId]) -> int:
+    """The most bytes at one time of all that follows the first edit, each value freed after its last reader."""
+    steps = steps_of(graph)
     last = {name: place for place, step in enumerate(steps) for name in step.reads}
     live: dict[TensorId, int] = {}
     now = most = 0
@@ -58,7 +58,7 @@ def peak_of(steps: Sequence[Step], edited: set[TensorId]) -> int:
                 size = node.dtype.itemsize
                 for length in node.shape:
                     size *= length
-                live[node.id] = size // FEW
+                live[node.id] = size
                 now += live[node.id]
         most = max(most, now)
         for name in step.reads:

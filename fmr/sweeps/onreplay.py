@@ -18,7 +18,6 @@ from fmr.runs.passes import Pass
 from fmr.sweeps.budget import rows_that_fit
 from fmr.sweeps.cut import WHOLE, Cut, Positions, Span
 from fmr.sweeps.metrics import logits_of
-from fmr.sweeps.questions import Questions, refuse_chosen_paths
 from fmr.sweeps.reach import reached
 from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import FEW, MORE, Grown, grown, same
@@ -32,43 +31,33 @@ PROBES = 4
 """How many edited values are probed at most for what they reach."""
 
 
-class Recording:
-    """A task's inputs twice in one recording: what rows are made of. Its errors are reasons to go another way."""
-
-    def __init__(self, task: Task) -> None:
-        self.task, questions = task, Questions()
-        try:
-            self.few = task.forward(task.call.times(FEW), questions).last
-            self.graph = self.few.graph
-        except Exception as error:
-            raise ReplayError(f"the model does not run with more examples ({in_short(error)})") from error
-        refuse_chosen_paths(self.few, questions.tensors, set(self._edited()))
-
-    def _edited(self) -> Iterator[TensorId]:
-        """The IDs of what is edited, in place of paths those of what their calls returned."""
-        for name in {site.id for row in self.task.rows for site in row}:
-            try:
-                yield from ids_in(self.graph.module(name).scope.output) if name.is_path else [self.graph[name].id]
-            except IdError as error:
-                raise ReplayError(f"more examples take another way through the model: {error}") from error
-
-
 class OnReplay:
-    """A task whose runs are rows of replays of its recording."""
+    """A task whose runs are rows of replays of its recording. Its errors are reasons to go another way."""
 
-    def __init__(self, recording: Recording, at: int | None, rows: int | None, progress: bool) -> None:
-        self.task, self.few, self.progress = recording.task, recording.few, progress
-        try:
-            more = self.task.forward(self.task.call.times(MORE), keep="none").last.graph
-        except Exception as error:
-            raise ReplayError(f"the model does not run with more examples ({in_short(error)})") from error
-        self.kind = grown(self.few.graph, more)
-        self.rows = self.task.rows
+    def __init__(self, task: Task, at: int | None, rows: int | None, progress: bool) -> None:
+        self.task, self.progress, self.rows = task, progress, task.rows
+        self.recorded, self.kind = self._recorded()
         self.ids = {site.id: self._id(site) for row in self.rows for site in row}
-        self.clean = Clean(self.kind, self.few)
+        self.clean = Clean(self.kind, self.recorded)
         self.names = self._as_before()
         self.wanted = self._wanted(at)
-        self.size = rows or rows_that_fit(self.kind.steps, self.edited, len(self.rows), self.task.device)
+        self.size = rows or rows_that_fit(self.kind.graph, self.edited, self.kind.rows, len(self.rows), task.device)
+
+    def _recorded(self) -> tuple[Pass, Grown]:
+        """The inputs once and twice, where the model takes the same path for both; else the inputs twice and three times."""
+        base, alone = self.task.base.last, self.task.examples == 1
+        twice = self._more(FEW, keep="all" if alone else "none")
+        try:
+            return base, grown(base.graph, twice.graph, 1, FEW)
+        except ReplayError:
+            few = twice if alone else self._more(FEW, keep="all")
+            return few, grown(few.graph, self._more(MORE, keep="none").graph, FEW, MORE)
+
+    def _more(self, times: int, keep: str) -> Pass:
+        try:
+            return self.task.forward(self.task.call.times(times), keep=keep).last
+        except Exception as error:
+            raise ReplayError(f"the model does not run with more examples ({in_short(error)})") from error
 
     @property
     def edited(self) -> set[TensorId]:
@@ -107,7 +96,7 @@ class OnReplay:
 
     def _id(self, site: Site) -> TensorId:
         """The ID of a site's value in the recording; of a module call what it returned, if nobody inside it reads that."""
-        name, graph = site.id, self.few.graph
+        name, graph = site.id, self.recorded.graph
         if outer_scope(name):
             raise ReplayError(f"{name} lies inside a fused op")
         if not name.is_path:
@@ -243,14 +232,14 @@ def in_short(error: BaseException) -> str:
 class Clean(Mapping[TensorId, Tensor]):
     """The values of one row of a recording."""
 
-    def __init__(self, kind: Grown, few: Pass) -> None:
-        self.kind, self.few = kind, few
+    def __init__(self, kind: Grown, recorded: Pass) -> None:
+        self.kind, self.recorded = kind, recorded
         self.known: dict[TensorId, Tensor] = {}
 
     def __getitem__(self, name: TensorId) -> Tensor:
         found = self.known.get(name)
         if found is None:
-            axis, value = self.kind.axes.get(name), self.few.as_read(name)
+            axis, value = self.kind.axes.get(name), self.recorded.as_read(name)
             found = self.known[name] = value if axis is None else axis.clean(value)
         return found
 

@@ -17,7 +17,7 @@ from fmr.nodes import Node
 from fmr.sweeps.steps import Step, steps_of
 
 FEW, MORE = 2, 3
-"""How often the inputs are repeated in the two recordings; once may take another path through a model."""
+"""How often the inputs are repeated in two recordings where once takes another path through the model."""
 
 
 class Axis(NamedTuple):
@@ -55,11 +55,13 @@ class Scaled(NamedTuple):
 class Grown(NamedTuple):
     """A graph that can be run with any number of rows.
 
-    `axes` gives the axis that counts rows of each value that has one, `scaled` the steps whose arguments do; `counted` are
-    values made of the number of rows alone, as `arange(batch)`; `step_of` is the step that makes a value.
+    `rows` is how many it was recorded with; `axes` gives the axis that counts rows of each value that has one, `scaled` the
+    steps whose arguments do; `counted` are values made of the number of rows alone, as `arange(batch)`; `step_of` is the
+    step that makes a value.
     """
 
     graph: Graph
+    rows: int
     steps: tuple[Step, ...]
     axes: Mapping[TensorId, Axis]
     scaled: Mapping[TensorId, Step]
@@ -76,55 +78,57 @@ def repeated(nest: Any, examples: int, times: int) -> Any:
     return mapped(nest, more)
 
 
-def grown(few: Graph, more: Graph) -> Grown:
-    """What two recordings tell; a `ReplayError` where they are not the same graph, or not the same at each row."""
+def grown(few: Graph, more: Graph, rows: int, others: int) -> Grown:
+    """What recordings with these numbers of rows tell; a `ReplayError` where they differ in more than that."""
     if few.fingerprint != more.fingerprint:
         raise ReplayError("the model takes another path for another number of examples")
-    axes = {a.id: axis for a, b in zip(few.nodes, more.nodes, strict=True) if (axis := _axis(a, b)) is not None}
-    steps, others = steps_of(few), steps_of(more)
+    axes = {
+        a.id: axis for a, b in zip(few.nodes, more.nodes, strict=True) if (axis := _axis(a, b, rows, others)) is not None
+    }
+    steps, again = steps_of(few), steps_of(more)
     scaled = {
         one.first.id: grown_step
-        for one, other in zip(steps, others, strict=True)
-        if (grown_step := _grown_step(one, other)) is not None
+        for one, other in zip(steps, again, strict=True)
+        if (grown_step := _grown_step(one, other, rows, others)) is not None
     }
     step_of = {node.id: step for step in steps for node in step.nodes}
-    return Grown(few, steps, axes, scaled, frozenset(_counted(few, axes)), step_of)
+    return Grown(few, rows, steps, axes, scaled, frozenset(_counted(few, axes)), step_of)
 
 
-def _axis(few: Node, more: Node) -> Axis | None:
+def _axis(few: Node, more: Node, rows: int, others: int) -> Axis | None:
     """The axis of a value that counts rows."""
     if len(few.shape) != len(more.shape):
         raise ReplayError(f"{few.id} has {len(few.shape)} dimensions, and {len(more.shape)} with more examples")
     differ = [axis for axis, (a, b) in enumerate(zip(few.shape, more.shape, strict=True)) if a != b]
     if not differ:
         return None
-    axis, size = differ[0], more.shape[differ[0]] - few.shape[differ[0]]
-    if len(differ) > 1 or few.shape[axis] != FEW * size:
+    axis, size = differ[0], (more.shape[differ[0]] - few.shape[differ[0]]) // (others - rows)
+    if len(differ) > 1 or few.shape[axis] != rows * size or more.shape[axis] != others * size:
         raise ReplayError(f"{few.id} does not grow by a row for each example: {list(few.shape)}, then {list(more.shape)}")
     return Axis(axis, size)
 
 
-def _grown_step(few: Step, more: Step) -> Step | None:
+def _grown_step(few: Step, more: Step, rows: int, others: int) -> Step | None:
     """A step with numbers that grow in place of those that do; None where all stay."""
     if few.first.args == more.first.args:
         return None
     if few.function is None:
         raise ReplayError(f"{few.first.id} is called with other arguments for more examples")
-    args = tuple(_scaled(a, b, few) for a, b in zip(few.args, more.args, strict=True))
-    kwargs = tuple((name, _scaled(a, dict(more.kwargs)[name], few)) for name, a in few.kwargs)
+    args = tuple(_scaled(a, b, few, rows, others) for a, b in zip(few.args, more.args, strict=True))
+    kwargs = tuple((name, _scaled(a, dict(more.kwargs)[name], few, rows, others)) for name, a in few.kwargs)
     return few._replace(args=args, kwargs=kwargs)
 
 
-def _scaled(few: Any, more: Any, step: Step) -> Any:
+def _scaled(few: Any, more: Any, step: Step, rows: int, others: int) -> Any:
     """An argument with what grows in it."""
     if type(few) is int and type(more) is int:
-        rise = (more - few) // (MORE - FEW)
-        return few if few == more else Scaled(few - FEW * rise, rise)
+        rise = (more - few) // (others - rows)
+        return few if few == more else Scaled(few - rows * rise, rise)
     if isinstance(few, (tuple, list)) and isinstance(more, (tuple, list)) and len(few) == len(more):
-        items = [_scaled(a, b, step) for a, b in zip(few, more, strict=True)]
+        items = [_scaled(a, b, step, rows, others) for a, b in zip(few, more, strict=True)]
         return items if isinstance(few, list) else tuple(items)
     if isinstance(few, slice) and isinstance(more, slice):
-        return slice(*(_scaled(getattr(few, at), getattr(more, at), step) for at in ("start", "stop", "step")))
+        return slice(*(_scaled(getattr(few, at), getattr(more, at), step, rows, others) for at in ("start", "stop", "step")))
     if type(few) is type(more) and (few is more or few == more):
         return few
     raise ReplayError(f"{step.first.id} is called with {few!r}, and with {more!r} for more examples")

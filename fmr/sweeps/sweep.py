@@ -14,7 +14,7 @@ from fmr.nests import leaves, taken
 from fmr.sweeps.batched import Batched
 from fmr.sweeps.grid import Grid
 from fmr.sweeps.metrics import Metric
-from fmr.sweeps.onreplay import OnReplay, Recording
+from fmr.sweeps.onreplay import OnReplay
 from fmr.sweeps.rows import tolerance
 from fmr.sweeps.task import Asked, Task
 
@@ -83,17 +83,17 @@ class _Sweep:
 
     def _ways(self) -> Iterator[tuple[str, Callable[[], Way]]]:
         try:
-            recording = Recording(self.task)
+            self.task.refuse_chosen_paths()
         except ReplayError as refused:
             self.reasons[str(refused)] = "rows"
             return
         try:
-            rows = OnReplay(recording, self.at, self.rows, self.progress)
+            rows = OnReplay(self.task, self.at, self.rows, self.progress)
             yield "rows, cut", lambda: (rows.run(cuts=True), rows.size)
             yield "rows", lambda: (rows.run(cuts=False), rows.size)
         except ReplayError as refused:
             self.reasons[str(refused)] = "rows"
-        batches = Batched(recording, self.rows, self.progress)
+        batches = Batched(self.task, self.rows, self.progress)
         yield "batched", lambda: (batches.run(), batches.size)
 
     def _looped(self) -> dict[int, Tensor]:

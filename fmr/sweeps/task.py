@@ -13,14 +13,15 @@ from fmr.edits.editor import Editor
 from fmr.edits.places import Frame, frames, parts
 from fmr.edits.values import Edit
 from fmr.errors import EditError
-from fmr.ids import Site
-from fmr.nests import leaves, taken
+from fmr.ids import Site, outer_op
+from fmr.nests import ids_in, leaves, taken
 from fmr.nodes import Key, id_of
 from fmr.runs.editing import with_sources
 from fmr.runs.run import Run
 from fmr.runs.sources import read_source
 from fmr.runs.track import run as run_once
 from fmr.sweeps.metrics import Metric
+from fmr.sweeps.questions import Questions, refuse_chosen_paths
 from fmr.watching.mode import fills_parameters
 from fmr.watching.scopes import name_inputs
 
@@ -77,8 +78,8 @@ class Task:
         self.rows = self._with_sources([row_of(one, edit) for one in asked])
         self.sites = tuple(tuple(row) for row in self.rows)
         self.frames = self._frames()
-        ids = {site.id for row in self.rows for site in row}
-        self.base = self.forward(self.call, keep=[str(name) for name in sorted(ids)])
+        self.questions = Questions()
+        self.base = self.forward(self.call, self.questions)
         for site in dict.fromkeys(site for row in self.rows for site in row):
             self._check(site)
         self.plain = self.measure(self.base.output)
@@ -123,6 +124,13 @@ class Task:
                 f"{self.examples} examples."
             )
         return found
+
+    def refuse_chosen_paths(self) -> None:
+        """Raise a `ReplayError` where the model's Python asks for numbers that depend on what is edited."""
+        graph, edited = self.base.graph, set()
+        for name in {site.id for row in self.rows for site in row}:
+            edited |= set(ids_in(graph.module(name).scope.output)) if name.is_path else {outer_op(name)}
+        refuse_chosen_paths(self.base.last, self.questions.tensors, edited)
 
     def alone(self, row: int) -> Tensor:
         """What is measured of a row in a run of its own."""

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 import fmr
 from fmr import edits
 from fmr.sweeps import budget, logit_diff
-from fmr.sweeps.rows import grown
-from fmr.sweeps.task import Call
 from tests.promises.test_edits import decoder
 from tests.sweeps.looped import checked
 
@@ -26,7 +24,7 @@ def test_pairs_of_clean_and_corrupted_inputs_in_one_call_are_the_pairs_one_by_on
     sites = [fmr.Site(f"transformer.h.{layer}", positions=t) for layer in range(2) for t in range(6)]
     grid = fmr.sweep(model, corrupted, sites, edits.Interchange(clean), metric, progress=False)
     assert grid.how == "rows, cut"
-    assert grid.forwards == 6  # the clean run, the corrupted one, two recordings, two cells besides
+    assert grid.forwards == 5  # the clean run, the corrupted one, it with twice the examples, two cells besides
     assert grid.values.shape == (12, 2)
     for pair in range(2):
         one = slice(pair, pair + 1)
@@ -100,10 +98,8 @@ def test_as_many_rows_go_at_once_as_fit_into_the_stated_share(most: int, monkeyp
     monkeypatch.setattr(budget, "MOST", most)
     model, ids = decoder()
     sites = [fmr.Site(f"transformer.h.{layer}", positions=t) for layer in range(2) for t in range(6)]
-    few, more = (fmr.run(model, *Call.of(ids).times(many).args) for many in (2, 3))
-    kind = grown(few.graph, more.graph)
-    edited = {few.graph.module(f"transformer.h.{layer}").output.id for layer in range(2)}
-    row = budget.peak_of(kind.steps, edited)
+    graph = fmr.run(model, ids).graph
+    row = budget.peak_of(graph, {graph.module(f"transformer.h.{layer}").output.id for layer in range(2)})
     grid = checked(model, ids, sites, edits.Scale(2.0), metric)
     assert grid.rows == max(1, min(12, most // row - budget.SENTINELS))
     assert f"{grid.rows} at once" in repr(grid)
