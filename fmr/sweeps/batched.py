@@ -15,7 +15,7 @@ from fmr.runs.outputs import with_tensors
 from fmr.sweeps.budget import rows_that_fit
 from fmr.sweeps.onreplay import in_short
 from fmr.sweeps.rows import Axis, same
-from fmr.sweeps.task import Task
+from fmr.sweeps.task import Task, editor_of
 
 PROBES = 2
 """How many rows run between tainted ones, before all run between clean ones alone."""
@@ -47,12 +47,12 @@ class Batched:
 
     def _forward(self, rows: Sequence[int], head: str, tail: str) -> list[Any]:
         """The outputs of these rows, run between sentinels: T is tainted, C is clean."""
-        editors = [self.task.editor(row) for row in rows]
+        editors = [editor_of(self.task.held(row)) for row in rows]
         for editor in editors:
             editor.begin(lambda: self.task.frames)
         kinds = [*head, *editors, *tail]
         blocks = Blocks(self.task, kinds)
-        edited = editors if "T" not in kinds else [self.task.editor(row) for row in range(len(self.task.rows))]
+        edited = editors if "T" not in kinds else [editor_of(self.task.held(row)) for row in range(len(self.task.rows))]
         names = dict.fromkeys(name for editor in edited for name in editor.ids)
         try:
             run = self.task.forward(self.task.call.times(len(kinds)), keep=(), edits=dict.fromkeys(names, blocks))

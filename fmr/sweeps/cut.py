@@ -4,7 +4,7 @@ Nothing is known of any op. Whether it can be narrowed is tried on the recorded 
 narrowed result, at three starts. What an edit reaches is seen by rows of finite noise, bit for bit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
@@ -109,6 +109,7 @@ class Cut:
     clean: Mapping[TensorId, Tensor]
     positions: Positions
     reach: Mapping[TensorId, int]
+    frozen: Set[TensorId] = frozenset()
     rules: dict[tuple[object, ...], Rule | None] = field(default_factory=dict)
     known: dict[tuple[TensorId, int], Rule | None] = field(default_factory=dict)
 
@@ -123,7 +124,7 @@ class Cut:
         plan: dict[TensorId, Planned] = {}
         for step in reversed(self.grown.steps):
             asked = [need[node.id] for node in step.nodes if node.id in need]
-            if step.is_source or not asked:
+            if step.is_source or not asked or all(node.id in self.frozen for node in step.nodes):
                 continue
             spans = {self._reached(node.id, need[node.id], start) for node in step.nodes if node.id in need}
             span = spans.pop() if len(spans) == 1 else WHOLE

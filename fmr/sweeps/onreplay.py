@@ -38,6 +38,7 @@ class OnReplay:
         self.task, self.progress, self.rows = task, progress, task.rows
         self.recorded, self.kind = self._recorded()
         self.ids = {site.id: self._id(site) for row in self.rows for site in row}
+        self.frozen = frozenset(self._id(Site(name)) for name in task.frozen)
         self.clean = Clean(self.kind, self.recorded)
         self.names = self._as_before()
         self.wanted = self._wanted(at)
@@ -86,6 +87,7 @@ class OnReplay:
                     positions,
                     guarded=guarded,
                     ids=self.ids,
+                    frozen=self.frozen,
                 )
                 walk(going)
                 for place, row in enumerate(rows):
@@ -120,6 +122,7 @@ class OnReplay:
         names = list(ids_in(self.kind.graph.scopes[0].output))
         tensors = [tensor for _, tensor in leaves(taken(base.output))]
         edited = [(name, base[asked]) for asked, name in self.ids.items()]
+        edited += [(name, base[name]) for name in self.frozen]
         pairs = [*edited, *zip(names, tensors, strict=True)] if len(names) == len(tensors) else []
         for name, value in pairs:
             if not (isinstance(value, Tensor) and value.shape == clean[name].shape and same(clean[name], value)):
@@ -154,7 +157,7 @@ class OnReplay:
         if len(lengths) != 1 or max(lengths) < 3:
             raise ReplayError(f"the inputs hold {sorted(lengths) or 'no'} tokens, and one number above 2 tells positions")
         positions = Positions(lengths.pop(), self.task.examples)
-        cut = Cut(self.kind, self.clean, positions, {})
+        cut = Cut(self.kind, self.clean, positions, {}, self.frozen)
         with unwatched(), suppress(FmrError):  # sites without positions
             cut = replace(cut, reach=self._reach(cut))
         return cut
@@ -174,7 +177,7 @@ class OnReplay:
                 return {}
             wanted = set(self.wanted)
             frames = self.task.frames
-            seen.append(reached(self.kind, self.clean, sites[name], frames, wanted, plan, cut.positions))
+            seen.append(reached(self.kind, self.clean, sites[name], frames, wanted, plan, cut.positions, self.frozen))
         found = {}
         for name in {name for one in seen for name in one}:
             axes = set.intersection(*(one[name] for one in seen if name in one))

@@ -1,6 +1,6 @@
 """Which positions an edit reaches: seen by rows of finite noise, whose values are compared with a clean row bit for bit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import torch
@@ -43,6 +43,7 @@ def reached(
     wanted: set[TensorId],
     plan: Mapping[TensorId, Planned],
     positions: Positions,
+    frozen: Set[TensorId],
 ) -> dict[TensorId, set[int]]:
     """For each value that an edit of a site reaches the axes along which no position before that of the edit changes.
 
@@ -68,6 +69,6 @@ def reached(
             axes = {axis for axis in axes if not positions.before_any(changed, axis, start)}
         left[name] = axes
 
-    going = RowRun(grown, clean, editors, frames, wanted, plan, positions, seen=look, guarded=False)
+    going = RowRun(grown, clean, editors, frames, wanted, plan, positions, seen=look, guarded=False, frozen=frozen)
     going.run()
     return left

@@ -1,6 +1,6 @@
 """Many edited runs as the rows of one: rows join where their sites lie, and sentinel rows tell whether rows stay apart."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -44,6 +44,7 @@ class RowRun:
         seen: Callable[[TensorId], None] | None = None,
         guarded: bool = True,
         ids: Mapping[TensorId, TensorId] | None = None,
+        frozen: Set[TensorId] = frozenset(),
     ) -> None:
         self.head, self.tail = (HEAD, TAIL) if guarded else (0, 0)
         self.grown, self.clean, self.editors, self.wanted = grown, clean, editors, wanted
@@ -55,7 +56,7 @@ class RowRun:
             for name in sorted(editor.ids, key=lambda name: name.is_path):  # what an op made before what a module returned
                 self.at.setdefault(name if ids is None else ids[name], []).append((row, name))
         self.tainted = frozenset(ids.values()) if guarded and ids is not None else frozenset(self.at)
-        self.joined = 0
+        self.joined, self.frozen = 0, frozen
         self.live: dict[TensorId, Live] = {}
         self.last = self._last_readers()
 
@@ -65,7 +66,7 @@ class RowRun:
         """The last step that reads each value, of those that matter."""
         needed = self.wanted | self.at.keys()
         for step in reversed(self.grown.steps):
-            if any(node.id in needed for node in step.nodes):
+            if any(node.id in needed and node.id not in self.frozen for node in step.nodes):
                 needed.update(step.reads)
         self.needed = needed
         last: dict[TensorId, int] = {}
@@ -89,7 +90,7 @@ class RowRun:
             refuse_unknown(step, bool(self.live))
             if any(name in self.live for name in step.reads):
                 planned = self.plan.get(step.first.id)
-                for name, value in self._made(step, planned).items():
+                for name, value in self._made(step, planned).items() if not self._holds(step) else ():
                     self._check_size(name, value, planned)
                     self.live[name] = Live(value, self.joined, WHOLE if planned is None else planned.span)
             for node in step.nodes:
@@ -100,6 +101,10 @@ class RowRun:
             for name in step.reads:
                 if self.last.get(name) == place and name not in self.wanted:
                     self.live.pop(name, None)
+
+    def _holds(self, step: Step) -> bool:
+        """Whether all that a step makes is frozen."""
+        return bool(self.frozen) and all(node.id in self.frozen for node in step.nodes)
 
     def _check_size(self, name: TensorId, value: Tensor, planned: Planned | None) -> None:
         """Raise where the size of a value depends on the edits."""

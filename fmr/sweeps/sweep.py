@@ -1,7 +1,7 @@
 """Many edited runs asked for at once: as rows of one replay, else of one forward where rows stay apart, else one by one."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from fmr.edits.values import Edit
 from fmr.errors import EditError, ReplayError
 from fmr.nests import leaves, taken
+from fmr.nodes import Key
 from fmr.sweeps.batched import Batched
 from fmr.sweeps.grid import Grid
 from fmr.sweeps.metrics import Metric
@@ -34,6 +35,7 @@ def sweep(
     at: int | None = None,
     rows: int | None = None,
     *,
+    freeze: Iterable[Key] = (),
     seed: int = 0,
     progress: bool = True,
 ) -> Grid:
@@ -48,7 +50,9 @@ def sweep(
     site, a tuple of several, or a mapping from sites to edits of their own, with edit=None. edit: for all of them; the
     source of an `Interchange` may be other inputs, which are run once. metric: of the model's output, one number or one for
     each example. at: the position that the metric reads, if it reads one alone. rows: how many runs at once; by default as
-    many as fit into a quarter of the free memory or half a gigabyte. seed: of the cells that are run one by one besides.
+    many as fit into a quarter of the free memory or half a gigabyte. freeze: values that
+    keep what they are without edits, but for edits of themselves, as in path patching. seed: of the cells that are run one
+    by one besides.
 
     The answer is never a guess: rows that mix are found out by tainted and by clean rows between them, and other ways are
     taken, which `how` and `why` tell. Values have no gradients.
@@ -60,7 +64,7 @@ def sweep(
     if rows is not None and (type(rows) is not int or rows < 1):
         raise EditError(f"rows={rows!r}: expected how many runs go at once, 1 or more, or None for as many as fit.")
     with torch.no_grad():
-        return _Sweep(Task(model, inputs, sites, edit, metric), at, rows, seed, progress).run()
+        return _Sweep(Task(model, inputs, sites, edit, metric, freeze), at, rows, seed, progress).run()
 
 
 class _Sweep:

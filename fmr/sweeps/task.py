@@ -1,6 +1,6 @@
 """What a sweep is asked: rows of edits, a model with inputs, a metric; and forwards that leave all of these as they were."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
 from fmr.edits.places import Frame, frames, parts
-from fmr.edits.values import Edit
+from fmr.edits.values import Edit, Interchange
 from fmr.errors import EditError
-from fmr.ids import Site, outer_op
+from fmr.ids import Site, TensorId, outer_op
 from fmr.nests import ids_in, leaves, taken
 from fmr.nodes import Key, id_of
 from fmr.runs.editing import with_sources
@@ -73,11 +73,20 @@ class Call:
 class Task:
     """A sweep to be done; `base` is the run without edits, which holds what is edited, and `plain` its metric."""
 
-    def __init__(self, model: nn.Module, inputs: Any, asked: Sequence[Asked], edit: Edit | None, metric: Metric) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        asked: Sequence[Asked],
+        edit: Edit | None,
+        metric: Metric,
+        freeze: Iterable[Key] = (),
+    ) -> None:
         self.model, self.call, self.metric, self.forwards = model, Call.of(inputs), metric, 0
         self.rows = self._with_sources([row_of(one, edit) for one in asked])
         self.sites = tuple(tuple(row) for row in self.rows)
         self.frames = self._frames()
+        self.frozen = tuple(dict.fromkeys(_whole(key) for key in freeze))
         self.questions = Questions()
         self.base = self.forward(self.call, self.questions)
         for site in dict.fromkeys(site for row in self.rows for site in row):
@@ -96,8 +105,15 @@ class Task:
         return torch.device("cpu") if first is None else first.device
 
     def editor(self, row: int) -> Editor:
-        """The edits of a row, which have not fired yet."""
+        """The edits of a row alone, which have not fired yet."""
         return editor_of(self.rows[row])
+
+    def held(self, row: int) -> Row:
+        """The edits of a row in a run of its own, where what is frozen is put back before they act."""
+        back = Interchange(self.base)
+        asked = self.rows[row]
+        frozen: dict[Site, Sequence[Edit]] = {Site(name): [back] for name in self.frozen}
+        return {**frozen, **{site: [back] * (site.id in self.frozen) + [*own] for site, own in asked.items()}}
 
     def forward(self, call: Call, under: AbstractContextManager[Any] | None = None, **more: Any) -> Run:
         """A run of the model, which leaves the model, the inputs and the random state as they were."""
@@ -134,7 +150,7 @@ class Task:
 
     def alone(self, row: int) -> Tensor:
         """What is measured of a row in a run of its own."""
-        return self.measure(self.forward(self.call, edits={**self.rows[row]}, keep=()).output)
+        return self.measure(self.forward(self.call, edits={**self.held(row)}, keep=()).output)
 
     def _with_sources(self, rows: list[Row]) -> list[Row]:
         """The rows with a run in place of each source that is given as inputs."""
@@ -172,6 +188,13 @@ class Task:
             )
         for part in found:
             part.of(value)
+
+
+def _whole(key: Key) -> TensorId:
+    """The ID or path of something that is frozen."""
+    if isinstance(key, Site) and key.selection:
+        raise EditError(f"freeze={key!r} in a sweep: expected whole values. Freeze Site({str(key.id)!r}).")
+    return id_of(key)
 
 
 def row_of(asked: Asked, edit: Edit | None) -> Row:

@@ -37,7 +37,6 @@ def units(many: int = 4) -> list[fmr.Site]:
 APART: dict[str, Callable[[Tensor], Tensor]] = {
     "by row": lambda x: torch.stack([row * 2 for row in x]),
     "by number": lambda x: torch.cat([x[n : n + 1].exp() for n in range(len(x))]),
-    "by size": lambda x: x * 2 if len(x) < 3 else x + x,
     "a list": lambda x: torch.stack(x.unbind(0)[::-1]).flip(0),
 }
 
@@ -75,6 +74,7 @@ MIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "asked": lambda x: x if x.sum() > 0 else -x,
     "item": lambda x: x * x.max().item(),
     "counted": lambda x: x + len(x.gt(0).nonzero()),
+    "size": lambda x: x * 2 if len(x) < 3 else x * 3,
     "number": lambda x: x / len(x),
 }
 

@@ -193,3 +193,34 @@ def test_weights_that_are_moved_in_for_each_call_are_swept_and_replayed() -> Non
     assert grid.how == "rows, cut"
     run = fmr.run(model, ids)
     assert torch.equal(fmr.replay(run, {sites[2]: edits.Scale(2.0)}).output.logits, replayed)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("direct", [False, True])
+def test_path_patching_is_the_replay_with_the_same_values_frozen(direct: bool, attention: str) -> None:
+    model, ids = decoder(attention)
+    run, other = fmr.run(model, ids), fmr.run(model, ids.flip(1))
+    structure = fmr.locate(run)
+    blocks = structure.attention
+    sites = [block.z.at(heads=head) for block in blocks for head in range(4)]
+    freeze = [block.z for block in blocks] + ([block.out for block in structure.mlps] if direct else [])
+    grid = fmr.sweep(model, ids, sites, edits.Interchange(other), metric, freeze=freeze, progress=False)
+    assert grid.how == "rows, cut"
+    for site, value in zip(sites, grid.values, strict=True):
+        others = [key for key in freeze if key.id != site.id]
+        others += [block.z.at(heads=[h for h in range(4) if h != site.heads]) for block in blocks if block.z.id == site.id]
+        again = fmr.replay(run, {site: edits.Interchange(other)}, freeze=others)
+        torch.testing.assert_close(value, metric(again.output), rtol=1e-5, atol=1e-6)
+    loose = fmr.sweep(model, ids, sites, edits.Interchange(other), metric, progress=False)
+    assert not torch.allclose(loose.values[:4], grid.values[:4])
+
+
+def test_what_is_frozen_is_held_whichever_way_a_sweep_goes() -> None:
+    model, ids = decoder("sdpa")
+    blocks = fmr.locate(fmr.run(model, ids)).attention
+    sites = [blocks[0].pattern.at(heads=0), "transformer.h.0.mlp"]
+    grid = fmr.sweep(model, ids, sites, edits.Scale(0.5), metric, freeze=["transformer.h.0", blocks[1].z], progress=False)
+    assert grid.how == "batched"
+    torch.testing.assert_close(grid.values, grid.base.expand(2, 2), rtol=1e-5, atol=1e-6)
+    with pytest.raises(fmr.EditError, match=r"freeze=Site\(.* in a sweep: expected whole values"):
+        fmr.sweep(model, ids, sites, edits.Zero(), metric, freeze=[blocks[1].z.at(heads=1)], progress=False)
