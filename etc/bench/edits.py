@@ -103,6 +103,7 @@ class Sweep(NamedTuple):
     edit: edits.Edit
     metric: Any
     at: int | None = None
+    freeze: Sequence[fmr.Site] = ()
 
 
 def swept(what: str, sweep: Sweep, budget: float, per: int, unit: str) -> None:
@@ -130,7 +131,8 @@ def swept(what: str, sweep: Sweep, budget: float, per: int, unit: str) -> None:
 def whole(sweep: Sweep) -> Any:
     """The sweep as a user asks for it."""
     inputs = {"input_ids": sweep.case.ids, "use_cache": False}
-    return fmr.sweep(sweep.case.model, inputs, sweep.sites, sweep.edit, sweep.metric, sweep.at, progress=False)
+    asked = sweep.case.model, inputs, sweep.sites, sweep.edit, sweep.metric, sweep.at
+    return fmr.sweep(*asked, freeze=sweep.freeze, progress=False)
 
 
 def all_logits(output: Any) -> Tensor:
@@ -153,6 +155,16 @@ def grid(structure: Structure, positions: int) -> list[fmr.Site]:
     return [layer.resid_post.at(positions=n) for layer in structure.layers for n in range(positions)]
 
 
+def patched(case: Case, clean: edits.Edit) -> None:
+    """Path patching of every head to the last token's logits: with the other heads frozen, and with all else frozen."""
+    found = located(case)
+    heads = [block.z.at(heads=n) for block in found.attention for n in range(block.n_heads)]
+    frozen = [block.z for block in found.attention]
+    direct = [*frozen, *(block.out for block in found.mlps)]
+    for what, freeze, budget in (("heads frozen", frozen, 0.09), ("direct", direct, 0.07)):
+        swept(f"paths of 144 heads, {what}", Sweep(case, heads, clean, logit_diff(3, 5), freeze=freeze), budget, 144, "")
+
+
 def main(quick: bool) -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
@@ -169,6 +181,8 @@ def main(quick: bool) -> None:
     clean = edits.Interchange(other_run(twelve))
     swept("144 restores, last token", Sweep(twelve, restores, clean, logit_diff(3, 5)), 0.18, 144, "")
     swept("144 restores, all logits", Sweep(twelve, restores, clean, all_logits), 0.35, 144, "")
+    wide = Case("small 1x32", small, token_ids(small, 32))
+    patched(wide, edits.Interchange(other_run(wide)))
     deep = llama_of("eager")
     long = Case("SmolLM2 1x16", deep, token_ids(deep, 16))
     clean = edits.Interchange(other_run(long))
@@ -177,13 +191,9 @@ def main(quick: bool) -> None:
         prompts = torch.randint(0, 1000, (16, 14), generator=torch.Generator().manual_seed(0))
         many = Case("SmolLM2 16x14", deep, prompts)
         heads = [block.z.at(heads=n, positions=-1) for block in located(many).attention for n in range(block.n_heads)]
-        swept(
-            "z of 270 heads, two tokens",
-            Sweep(many, heads, edits.Interchange(other_run(many)), logit_diff(3, 5)),
-            11,
-            1,
-            " fwd",
-        )
+        clean = edits.Interchange(other_run(many))
+        swept("z of 270 heads, two tokens", Sweep(many, heads, clean, logit_diff(3, 5)), 11, 1, " fwd")
+        swept("z of 270 heads, all logits", Sweep(many, heads, clean, all_logits), 16, 1, " fwd")
 
 
 if __name__ == "__main__":
