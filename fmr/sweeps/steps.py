@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from fmr.errors import ReplayError, StructureError
@@ -15,7 +16,7 @@ from fmr.ids import ALIAS, OPAQUE, RESULT, TensorId
 from fmr.nests import outputs
 from fmr.nodes import Node, scope_of
 from fmr.ops.functions import function_of
-from fmr.ops.names import op_of
+from fmr.ops.names import Op, op_of
 
 Read = Callable[[TensorId], Tensor]
 
@@ -78,7 +79,7 @@ def _step(nodes: tuple[Node, ...]) -> Step:
     if function is None:
         return Step(nodes, reads)
     op = op_of(function)
-    if op.writes is not None or "out" in node.args or any("." in parent.at or parent.at == "out" for parent in node.parents):
+    if _writes(op, node) or "out" in node.args or any("." in parent.at or parent.at == "out" for parent in node.parents):
         return Step(nodes, reads)
     args, kwargs = call_of(node, {name: _Marker(name) for name in reads})  # type: ignore[misc]
     if op.reflected:
@@ -86,6 +87,14 @@ def _step(nodes: tuple[Node, ...]) -> Step:
     given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     places = tuple((at, item.id) for at, item in given if isinstance(item, _Marker))
     return Step(nodes, reads, function, tuple(args), tuple(kwargs.items()), places)
+
+
+def _writes(op: Op, node: Node) -> bool:
+    """Whether a call overwrites what it was given; many functions do only where an argument says so."""
+    if op.writes is None:
+        return False
+    stand_in = torch.empty(0, device="meta")
+    return bool(op.writes(*call_of(node, {parent.id: stand_in for parent in node.parents})))
 
 
 @dataclass(frozen=True)
