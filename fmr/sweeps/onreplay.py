@@ -169,6 +169,8 @@ class OnReplay:
         """
         plan = cut.plan(0, self.wanted, self._mixing(range(len(self.rows))))
         sites = {self.ids[site.id]: replace(site, id=self.ids[site.id]) for row in self.rows for site in row}
+        if len(self._apart(sites)) > PROBES:
+            return {}
         seen: list[dict[TensorId, set[int]]] = []
         for name in sorted(sites, key=self.kind.graph.place):
             if any(name in one for one in seen):
@@ -183,6 +185,20 @@ class OnReplay:
             axes = set.intersection(*(one[name] for one in seen if name in one))
             if axes:
                 found[name] = min(axes)
+        return found
+
+    def _apart(self, names: Iterable[TensorId]) -> list[TensorId]:
+        """Those of these values that none of the others can reach, since what lies between is frozen."""
+        found: list[TensorId] = []
+        reached: set[TensorId] = set()
+        wanted = set(names)
+        for step in self.kind.steps:
+            for node in step.nodes:
+                if node.id not in self.frozen and any(name in reached for name in step.reads):
+                    reached.add(node.id)
+                elif node.id in wanted:
+                    found.append(node.id)
+                    reached.add(node.id)
         return found
 
     def _groups(self, cut: Cut | None) -> list[tuple[int, list[int]]]:
