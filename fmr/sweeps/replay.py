@@ -42,7 +42,8 @@ def replay(
     the way can be read from the result too.
 
     What cannot be run again is a `ReplayError` that names it: values whose producer was not seen, active dropout, a value
-    that an op handed on.
+    that an op handed on, a size that an edit changes. The misuse to know: where the model's Python asked for a number
+    (`if x.max() > 1`), the recorded path is taken whatever an edit does to that number; a sweep looks out for it.
     """
     return Replay(run.last if isinstance(run, Run) else run, edits or {}, freeze, want).run()
 
