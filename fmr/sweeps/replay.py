@@ -81,12 +81,6 @@ class Replay:
     def _editor(self, asked: Mapping[Any, Any]) -> Editor:
         editor = Editor(asked, read_source)
         editor.begin(lambda: columns_of(self.base))
-        inside = [node.id for node in self.graph.nodes if node.op == "input" and "." in node.id]
-        if editor.by_position and inside and columns_of(self.base):
-            raise ReplayError(
-                f"The pass was given {inside[0]}, and how many positions came before is not recorded. Run the model with "
-                f"this edit: fmr.run(model, *inputs, edits=...)."
-            )
         return editor
 
     def _held(self, freeze: Iterable[Key]) -> dict[Key, Edit]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
-from fmr.edits.places import Frame, frames, parts
+from fmr.edits.places import parts
 from fmr.edits.values import Edit, Interchange
 from fmr.errors import EditError
 from fmr.ids import Site, TensorId, outer_op
@@ -18,12 +18,11 @@ from fmr.nests import ids_in, leaves, taken
 from fmr.nodes import Key, id_of
 from fmr.runs.editing import with_sources
 from fmr.runs.run import Run
-from fmr.runs.sources import read_source
+from fmr.runs.sources import columns_of, read_source
 from fmr.runs.track import run as run_once
 from fmr.sweeps.metrics import Metric
 from fmr.sweeps.questions import Questions, refuse_chosen_paths
 from fmr.watching.mode import fills_parameters
-from fmr.watching.scopes import name_inputs
 
 Asked = Key | Sequence[Key] | Mapping[Key, Edit | Sequence[Edit]]
 """What one run of a sweep edits: a site, several at once, or a mapping from sites to edits of their own."""
@@ -85,10 +84,10 @@ class Task:
         self.model, self.call, self.metric, self.forwards = model, Call.of(inputs), metric, 0
         self.rows = self._with_sources([row_of(one, edit) for one in asked])
         self.sites = tuple(tuple(row) for row in self.rows)
-        self.frames = self._frames()
         self.frozen = tuple(dict.fromkeys(_whole(key) for key in freeze))
         self.questions = Questions()
         self.base = self.forward(self.call, self.questions)
+        self.frames = columns_of(self.base.last)
         for site in dict.fromkeys(site for row in self.rows for site in row):
             self._check(site)
         self.plain = self.measure(self.base.output)
@@ -167,13 +166,6 @@ class Task:
                 row.setdefault(entry.site, []).append(entry.edit)
             made.append(row)
         return made
-
-    def _frames(self) -> list[tuple[int, Frame]]:
-        """What the inputs tell about positions."""
-        args, kwargs = self.call.args, self.call.kwargs
-        named = {**kwargs, **{f"args.{n}": arg for n, arg in enumerate(args)}}
-        named.update({name.partition(":")[2]: tensor for name, tensor in name_inputs(self.model, args, kwargs)})
-        return frames(named)
 
     def _check(self, site: Site) -> None:
         """Raise for a site that means nothing in this model and with these inputs."""
