@@ -8,7 +8,7 @@ from torch import Tensor
 from fmr.edits.editor import Editor
 from fmr.errors import ReplayError
 from fmr.graph.graph import Graph
-from fmr.ids import Site, TensorId
+from fmr.ids import Site, TensorId, within
 from fmr.nodes import Key, id_of
 from fmr.sweeps.steps import Read, Step, run_step
 
@@ -24,10 +24,12 @@ _CARRYING = frozenset(
 class Edge:
     """What one reader sees of one writer: an edit there changes the writer's value for that reader alone.
 
-    >>> fmr.replay(run, edits={fmr.Edge(structure.mlps[0].out, "transformer.h.3.ln_1/layer_norm#0"): edits.Zero()})
+    >>> fmr.replay(run, edits={fmr.Edge(structure.mlps[0].out, "transformer.h.3.ln_1"): edits.Zero()})
 
-    writer, reader: an ID, a node or a site each. What the reader's op reads of the writer comes along sums, views and
-    products with parameters; all else that lies between keeps its value. A `ReplayError` says where there is no such way.
+    writer: an ID, a node or a site. reader: the same of an op, or the path of a module call, for all that its ops read of
+    what was made outside it: "transformer.ln_f" for the final norm, however it is spelled. What is read of the writer comes
+    along sums, views and products with parameters; all else that lies between keeps its value. A `ReplayError` says where
+    there is no such way.
     """
 
     writer: Site
@@ -38,35 +40,58 @@ class Edge:
         object.__setattr__(self, "reader", reader if isinstance(reader, Site) else Site(id_of(reader)))
 
 
-def carried(edge: Edge, editor: Editor, reader: Step, steps: Sequence[Step], read: Read, graph: Graph) -> Read:
-    """How a step reads when it sees the writer of an edge edited."""
-    writer = graph[edge.writer.id].id
-    way = _way(writer, reader, steps)
-    if not any(name in way for name in reader.reads):
-        raise ReplayError(f"{reader.first.id} does not read {writer} along sums, views and products with parameters alone.")
-    seen: dict[TensorId, Tensor] = {writer: editor.apply(writer, read(writer))}
+class Carrying:
+    """An edge in a replay: the way from its writer to what the reader reads, and the values on it with the writer edited."""
 
-    def find(name: TensorId) -> Tensor:
-        return seen[name] if name in seen else read(name)
+    def __init__(self, edge: Edge, editor: Editor, steps: Sequence[Step], graph: Graph) -> None:
+        self.edge, self.editor, self.graph = edge, editor, graph
+        self.writer, reader = graph[edge.writer.id].id, edge.reader.id
+        path = graph.module(reader).scope.path if reader.is_path else None
+        inside = [step for step in steps if _belongs(step, reader if path is None else path, path is not None)]
+        ends = max((steps.index(step) for step in inside[-1:]), default=0)
+        self.carriers, self.way = _way(self.writer, [step for step in steps[:ends] if step not in inside])
+        self.readers = {step.first.id for step in inside if any(name in self.way for name in step.reads)}
+        self._seen: dict[TensorId, Tensor] = {}
+        if not self.readers:
+            raise ReplayError(
+                f"{reader} does not read {self.writer} along sums, views and products with parameters alone. Expected an op "
+                f"that does, or the path of a module call with all that it reads: {str(graph[reader].module)!r}."
+            )
 
+    def read(self, reader: Step, read: Read) -> Read:
+        """How a step of the reader reads when it sees the writer edited."""
+        if not self._seen:
+            self._seen[self.writer] = self.editor.apply(self.writer, read(self.writer))
+
+        def find(name: TensorId) -> Tensor:
+            return self._seen[name] if name in self._seen else read(name)
+
+        needed = {name for name in reader.reads if name in self.way}
+        for step in reversed(self.carriers):
+            if any(node.id in needed for node in step.nodes):
+                needed.update(name for name in step.reads if name in self.way)
+        for step in self.carriers:
+            if any(node.id in needed and node.id not in self._seen for node in step.nodes):
+                self._seen.update(run_step(step, find, self.graph.__getitem__))
+        return find
+
+
+def _belongs(step: Step, reader: str, is_path: bool) -> bool:
+    """Whether a step is the reader, or one of the ops of the module call that is."""
+    if is_path:
+        return not step.is_source and within(step.first.module, reader)
+    return any(node.id == reader for node in step.nodes)
+
+
+def _way(writer: TensorId, steps: Sequence[Step]) -> tuple[list[Step], set[TensorId]]:
+    """What carries a writer, in order, and all values on the way, the writer among them."""
+    reached, carriers = {writer}, []
     for step in steps:
-        if step is reader:
-            break
-        if any(node.id in way and node.id != writer for node in step.nodes):
-            seen.update(run_step(step, find, graph.__getitem__))
-    return find
-
-
-def _way(writer: TensorId, reader: Step, steps: Sequence[Step]) -> set[TensorId]:
-    """The writer and what carries it, up to the reader."""
-    reached = {writer}
-    for step in steps:
-        if step is reader:
-            break
         on = [name for name in step.reads if name in reached]
         if on and step.first.op in _CARRYING and _is_linear(step, reached):
             reached.update(node.id for node in step.nodes)
-    return reached
+            carriers.append(step)
+    return carriers, reached
 
 
 def _is_linear(step: Step, reached: set[TensorId]) -> bool:

@@ -20,7 +20,7 @@ from fmr.nodes import Key, Node, id_of, scope_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import columns_of, read_source
-from fmr.sweeps.edges import Edge, carried
+from fmr.sweeps.edges import Carrying, Edge
 from fmr.sweeps.steps import Read, Step, refuse_resized, refuse_unknown, run_step, steps_of
 from fmr.watching.calls import unwatched
 
@@ -71,7 +71,8 @@ class Replay:
         self.needed: set[TensorId] = set()
         self.outside: dict[TensorId, Outside] = {}
         self.editor = self._editor({key: edit for key, edit in asked.items() if type(key) is not Edge} | self._held(freeze))
-        self.edges = [(edge, self._editor({edge.writer: edit})) for edge, edit in asked.items() if type(edge) is Edge]
+        edges = [(edge, self._editor({edge.writer: edit})) for edge, edit in asked.items() if type(edge) is Edge]
+        self.edges = [Carrying(edge, editor, self.steps, self.graph) for edge, editor in edges]
         self.returned = {self._returned(name): name for name in self.editor.ids if name.is_path}
         self.wanted = self._wanted(want)
         self.opened = {outer_scope(name) for name in (*self.editor.ids, *self.frozen, *self.wanted)} - {""}
@@ -142,7 +143,7 @@ class Replay:
     def _needed(self) -> set[TensorId]:
         """What is wanted or edited, and all that it depends on, up to what is frozen."""
         edited = {name for name in self.editor.ids if not name.is_path} | set(self.returned)
-        needed = {outer_op(name) for name in self.wanted | edited} | {edge.reader.id for edge, _ in self.edges}
+        needed = {outer_op(name) for name in self.wanted | edited} | {name for edge in self.edges for name in edge.readers}
         for step in reversed(self.steps):
             if any(node.id in needed and node.id not in self.frozen for node in step.nodes):
                 needed.update(step.reads)
@@ -151,12 +152,12 @@ class Replay:
     def _take(self, step: Step) -> None:
         """Run a step if something that it reads has changed, and edit what it made."""
         refuse_unknown(step, bool(self.changed or self.outside))
-        edges = [(edge, editor) for edge, editor in self.edges if edge.reader.id in {node.id for node in step.nodes}]
+        edges = [edge for edge in self.edges if step.first.id in edge.readers]
         opened = bool(self.opened) and not step.is_source and scope_of(step.first) in self.opened
         if edges or opened or any(name in self.changed or name in self.outside for name in step.reads):
             read = self._reader(step)
-            for edge, editor in edges:
-                read = carried(edge, editor, step, self.steps, read, self.graph)
+            for edge in edges:
+                read = edge.read(step, read)
             with self._kernel(step):
                 made = self._inside(step, read) if opened else run_step(step, read, self.graph.__getitem__)
             for name, value in made.items():
@@ -250,7 +251,7 @@ class Replay:
     # ---- what comes out
 
     def _result(self) -> Run:
-        for entry in (*self.editor.entries, *(entry for _, editor in self.edges for entry in editor.entries)):
+        for entry in (*self.editor.entries, *(entry for edge in self.edges for entry in edge.editor.entries)):
             if not entry.tally.fired:
                 raise EditError(f"The edit of {entry.site!r} never fired in this replay: no step of it lies there.")
         found = Run()
@@ -258,7 +259,7 @@ class Replay:
         stale = self._stale()
         edited = [entry.site.id for entry in self.editor.entries]
         found.passes.append(self.base.replayed({**self.changed, **outer}, stale, edited))
-        found.editors = [self.editor, *(editor for _, editor in self.edges)]
+        found.editors = [self.editor, *(edge.editor for edge in self.edges)]
         return found
 
     def _stale(self) -> Iterator[TensorId]:

@@ -129,6 +129,42 @@ def test_an_edge_is_what_one_reader_sees_of_one_writer() -> None:
         fmr.replay(run, edits={fmr.Edge("/exp#0", "/tanh#0"): edits.Zero()})
 
 
+class Norm(nn.Module):
+    """A norm written out, which reads its input twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.double()
+        return (wide * wide.pow(2).mean(-1, keepdim=True).rsqrt()).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Two writers on a stream, each behind a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm, self.end = nn.Linear(4, 4), nn.Linear(4, 4), Norm(), Norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x)
+        x = x + self.second(self.norm(x)).tanh()
+        return self.end(x)
+
+
+def test_a_module_call_reads_an_edge_with_all_its_ops() -> None:
+    model, x = Block(), torch.randn(2, 4)
+    run = fmr.run(model, x)
+    first, second = run["first/linear#0"], run["/tanh#0"]
+    direct = fmr.replay(run, edits={fmr.Edge("first/linear#0", "end"): edits.Zero()})
+    assert torch.equal(direct.output, model.end((x + torch.zeros_like(first)) + second))
+    through = fmr.replay(run, edits={fmr.Edge("first/linear#0", "norm"): edits.Zero()})
+    assert torch.equal(through.output, model.end((x + first) + model.second(model.norm(x)).tanh()))
+    both = fmr.replay(run, edits={fmr.Edge("first/linear#0", reader): edits.Zero() for reader in ("norm", "end")})
+    assert torch.equal(both.output, fmr.replay(run, edits={"first/linear#0": edits.Zero()}).output)
+    assert both.receipts["first/linear#0"].fired == 1
+    with pytest.raises(ReplayError, match=r"end/rsqrt#0 does not read .* or the path of a module call .*: 'end'"):
+        fmr.replay(run, edits={fmr.Edge("first/linear#0", "end/rsqrt#0"): edits.Zero()})
+
+
 # ---- refusals
 
 
