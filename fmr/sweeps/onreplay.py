@@ -16,13 +16,15 @@ from fmr.nests import ids_in, leaves, taken
 from fmr.runs.outputs import exchanged
 from fmr.runs.passes import Pass
 from fmr.sweeps.budget import rows_that_fit
-from fmr.sweeps.cut import WHOLE, Cut, Positions, Span
+from fmr.sweeps.cut import WHOLE, Cut, Planned, Positions, Span
 from fmr.sweeps.metrics import logits_of
 from fmr.sweeps.reach import reached
 from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import FEW, MORE, Grown, grown, same
 from fmr.sweeps.task import Task
 from fmr.watching.calls import unwatched
+
+Plan = Mapping[TensorId, Planned]
 
 GROUPS = 8
 """Into how many groups of neighbouring positions rows are parted at most: more save positions and cost calls."""
@@ -42,7 +44,7 @@ class OnReplay:
         self.clean = Clean(self.kind, self.recorded)
         self.names = self._as_before()
         self.wanted = self._wanted(at)
-        self.size = rows or rows_that_fit(self.kind.graph, self.edited, self.kind.rows, len(self.rows), task.device)
+        self.asked, self.size = rows, 0
 
     def _recorded(self) -> tuple[Pass, Grown]:
         """The inputs once and twice, where the model takes the same path for both; else the inputs twice and three times."""
@@ -69,23 +71,19 @@ class OnReplay:
         """What is measured of each row; with `cuts`, only positions that edits reach and that the metric needs are made."""
         found: dict[int, Tensor] = {}
         cut = self._cut() if cuts else None
+        self.size = 0
         with unwatched():
-            groups = self._groups(cut)
-            chunks = [(at, rows[n : n + self.size]) for at, rows in groups for n in range(0, len(rows), self.size)]
-            for number, (start, rows) in enumerate(tqdm(chunks, "rows", disable=not self.progress or len(chunks) < 3)):
-                plan = cut.plan(start, self.wanted, self._mixing(rows)) if cut is not None else None
-                positions = cut.positions if cut is not None else None
-                editors = [self.task.editor(row) for row in rows]
-                guarded = not number
+            chunks = [chunk for start, rows in self._groups(cut) for chunk in self._chunks(cut, start, rows)]
+            for number, (plan, rows) in enumerate(tqdm(chunks, "rows", disable=not self.progress or len(chunks) < 3)):
                 going = RowRun(
                     self.kind,
                     self.clean,
-                    editors,
+                    [self.task.editor(row) for row in rows],
                     self.task.frames,
                     set(self.wanted),
                     plan,
-                    positions,
-                    guarded=guarded,
+                    None if cut is None else cut.positions,
+                    guarded=not number,
                     ids=self.ids,
                     frozen=self.frozen,
                 )
@@ -93,6 +91,19 @@ class OnReplay:
                 for place, row in enumerate(rows):
                     found[row] = self.task.measure(self._output(going, place))
         return found
+
+    def _chunks(self, cut: Cut | None, start: int, rows: list[int]) -> Iterator[tuple[Plan | None, list[int]]]:
+        """A group of rows in as many parts as memory asks for, with what of each value is made."""
+        plan = None if cut is None else cut.plan(start, self.wanted, self._mixing(rows))
+
+        def part(name: TensorId) -> float:
+            planned = None if plan is None else plan.get(name)
+            return 1.0 if planned is None or cut is None else 1 - planned.span.start / cut.positions.count
+
+        size = self.asked or rows_that_fit(self.kind.graph, self.edited, self.kind.rows, len(rows), self.task.device, part)
+        self.size = max(self.size, min(size, len(rows)))
+        for at in range(0, len(rows), size):
+            yield plan, rows[at : at + size]
 
     # ---- the rows in the recording
 
@@ -169,8 +180,10 @@ class OnReplay:
         """
         plan = cut.plan(0, self.wanted, self._mixing(range(len(self.rows))))
         sites = {self.ids[site.id]: replace(site, id=self.ids[site.id]) for row in self.rows for site in row}
-        if len(self._apart(sites)) > PROBES:
+        starts = sorted({self._start(row) for row in range(len(self.rows))} - {0})
+        if not starts or len(self._apart(sites)) > PROBES:
             return {}
+        tried = sorted({starts[0], starts[len(starts) // 2], starts[-1]})
         seen: list[dict[TensorId, set[int]]] = []
         for name in sorted(sites, key=self.kind.graph.place):
             if any(name in one for one in seen):
@@ -179,7 +192,7 @@ class OnReplay:
                 return {}
             wanted = set(self.wanted)
             frames = self.task.frames
-            seen.append(reached(self.kind, self.clean, sites[name], frames, wanted, plan, cut.positions, self.frozen))
+            seen.append(reached(self.kind, self.clean, sites[name], frames, wanted, plan, cut.positions, self.frozen, tried))
         found = {}
         for name in {name for one in seen for name in one}:
             axes = set.intersection(*(one[name] for one in seen if name in one))

@@ -1,6 +1,6 @@
 """Which positions an edit reaches: seen by rows of finite noise, whose values are compared with a clean row bit for bit."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -44,12 +44,12 @@ def reached(
     plan: Mapping[TensorId, Planned],
     positions: Positions,
     frozen: Set[TensorId],
+    starts: Sequence[int],
 ) -> dict[TensorId, set[int]]:
     """For each value that an edit of a site reaches the axes along which no position before that of the edit changes.
 
     Nothing is said of values that the plan narrows, nor of those that do not change.
     """
-    starts = sorted({1, positions.count // 2, positions.count - 1})
     probes = [(start, Noisy(size)) for start in starts for size in SIZES]
     bare = replace(site, positions=None, heads=None, units=None)
     editors = [Editor({bare: _kept}), *(Editor({bare.at(positions=start): noise}) for start, noise in probes)]

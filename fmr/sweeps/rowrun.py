@@ -58,6 +58,7 @@ class RowRun:
         self.tainted = frozenset(ids.values()) if guarded and ids is not None else frozenset(self.at)
         self.joined, self.frozen = 0, frozen
         self.live: dict[TensorId, Live] = {}
+        self.whole: dict[TensorId, Tensor] = {}
         self.last = self._last_readers()
 
     # ---- what is needed, and how long
@@ -202,7 +203,7 @@ class RowRun:
         return live.value.narrow(axis.axis, row * size, size)
 
     def outcome(self, name: TensorId, row: int) -> Tensor:
-        """A wanted value in one edited row, with the recorded positions before those that were computed."""
+        """A wanted value in one edited row, with what was recorded before its positions; it lasts until the next."""
         axis, live = self.grown.axes.get(name), self.live.get(name)
         if axis is None or live is None:
             return self.clean[name]
@@ -210,7 +211,12 @@ class RowRun:
         block = self.block(name, self.head + row)
         if live.span == WHOLE or self.positions is None:
             return block
-        return self.positions.joined(self.positions.before(self.clean[name], live.span), block, live.span)
+        if self.clean[name].shape[live.span.axis] != self.positions.count:
+            return self.positions.joined(self.positions.before(self.clean[name], live.span), block, live.span)
+        if name not in self.whole:
+            self.whole[name] = self.clean[name].clone()
+        self.positions.take(self.whole[name], live.span).copy_(block)
+        return self.whole[name]
 
     def check(self) -> None:
         """Raise unless every tainted row is tainted, none of the others is, and clean rows are what was recorded."""

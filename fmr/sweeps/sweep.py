@@ -50,7 +50,7 @@ def sweep(
     site, a tuple of several, or a mapping from sites to edits of their own, with edit=None. edit: for all of them; the
     source of an `Interchange` may be other inputs, which are run once. metric: of the model's output, one number or one for
     each example. at: the position that the metric reads, if it reads one alone. rows: how many runs at once; by default as
-    many as fit into a quarter of the free memory or half a gigabyte. freeze: values that
+    many as fit into a quarter of the free memory or 128 MB. freeze: values that
     keep what they are without edits, but for edits of themselves, as in path patching. seed: of the cells that are run one
     by one besides.
 

@@ -97,7 +97,7 @@ def test_values_have_no_gradients_and_a_metric_that_asks_for_them_is_told_so() -
 def test_as_many_rows_go_at_once_as_fit_into_the_stated_share(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "MOST", most)
     model, ids = decoder()
-    sites = [fmr.Site(f"transformer.h.{layer}", positions=t) for layer in range(2) for t in range(6)]
+    sites = [fmr.Site(f"transformer.h.{layer}", units=n) for layer in range(2) for n in range(6)]
     graph = fmr.run(model, ids).graph
     row = budget.peak_of(graph, {graph.module(f"transformer.h.{layer}").output.id for layer in range(2)})
     grid = checked(model, ids, sites, edits.Scale(2.0), metric)
