@@ -1,11 +1,12 @@
 """Text or tensors as what a model is called with, and the tokens that label what is measured."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analyzers.protocol import AnalyzerError, Batch, checked
 from fmr.nests import leaves
@@ -51,11 +52,13 @@ class Prompts:
         return Prompts({name: roll(value) for name, value in self.inputs.items()}, (*self.tokens[-1:], *self.tokens[:-1]))
 
 
-def prompts(given: Given, tokenizer: Any = None) -> Prompts:
+def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
     """Prompts of any kind as inputs of a model; texts of unequal length are padded on the left, so that the last is last.
 
-    >>> prompts(["a b", "a c"], tokenizer).labels
+    >>> prompts(["a b", "a c"], model, tokenizer).labels
     ('a', '1')
+
+    A model that takes `position_ids` is given those of the real tokens then, since not every one counts them itself.
 
     `AnalyzerError` for texts without a tokenizer, for no text at all, and for what is none of these.
     """
@@ -73,15 +76,15 @@ def prompts(given: Given, tokenizer: Any = None) -> Prompts:
         )
     if tokenizer is None:
         raise AnalyzerError(f"The prompt {texts[0]!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
-    return _of_inputs(_encoded(texts, tokenizer), tokenizer)
+    return _of_inputs(_encoded(texts, model, tokenizer), tokenizer)
 
 
-def pairs(clean: Given, corrupted: Given, tokenizer: Any = None) -> tuple[Prompts, Prompts]:
+def pairs(clean: Given, corrupted: Given, model: nn.Module, tokenizer: Any = None) -> tuple[Prompts, Prompts]:
     """Two lists of prompts that belong together one by one, with as many tokens each.
 
-    >>> clean, corrupted = pairs("Anna met Ben", "Carl met Ben", tokenizer)
+    >>> clean, corrupted = pairs("Anna met Ben", "Carl met Ben", model, tokenizer)
     """
-    both = prompts(clean, tokenizer), prompts(corrupted, tokenizer)
+    both = prompts(clean, model, tokenizer), prompts(corrupted, model, tokenizer)
     if len(both[0]) != len(both[1]):
         raise AnalyzerError(f"There are {len(both[0])} clean prompts and {len(both[1])} corrupted ones: expected pairs.")
     for place, (one, other) in enumerate(zip(both[0].tokens, both[1].tokens, strict=True)):
@@ -117,7 +120,7 @@ def _single(text: str, tokenizer: Any) -> int:
     return int(ids[0])
 
 
-def _encoded(texts: list[str], tokenizer: Any) -> dict[str, Any]:
+def _encoded(texts: list[str], model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     rows = tokenizer(texts)["input_ids"]
     even = len({len(row) for row in rows}) == 1
     if even:
@@ -128,7 +131,10 @@ def _encoded(texts: list[str], tokenizer: Any) -> dict[str, Any]:
             f"The prompts have {sizes} tokens, and the tokenizer has none to pad with. Set tokenizer.pad_token = "
             "tokenizer.eos_token, or pass prompts of one length."
         )
-    return dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side="left"))
+    inputs = dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side="left"))
+    if "position_ids" in inspect.signature(type(model).forward).parameters:
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return inputs
 
 
 def _of_inputs(inputs: dict[str, Any], tokenizer: Any) -> Prompts:

@@ -11,7 +11,7 @@ from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.effects import Effects, effects_of
 from analyzers.causal.metrics import by_example, in_tokens
 from analyzers.causal.patching import Direction, checked_direction, first_run, ids_of
-from analyzers.prompts import Given, Prompts, pairs
+from analyzers.prompts import Given, pairs
 from analyzers.protocol import AnalyzerError
 from fmr.edits.places import parts
 from fmr.nodes import Key
@@ -58,7 +58,7 @@ class AttributionPatching:
         """
         if type(steps) is not int or steps < 1:
             raise AnalyzerError(f"steps={steps!r}: expected how many gradients to average, 1 or more.")
-        both = pairs(clean, corrupted, self.tokenizer)
+        both = pairs(clean, corrupted, self.model, self.tokenizer)
         metric = in_tokens(metric, self.tokenizer)
         base, source = both if self.direction == "noising" else both[::-1]
         structure = fmr.locate(first_run(self.model, base))

@@ -28,7 +28,7 @@ class Cell(NamedTuple):
 def cells_of(structure: Structure, base: Prompts) -> list[Cell]:
     """The cells of all layers: `resid_pre`, `attention` and `mlp` by position, `z` by head.
 
-    >>> cells_of(structure, prompts(ids))[0]
+    >>> cells_of(structure, prompts(ids, model))[0]
     Cell(kind='resid_pre', layer=0, place=0, site=Site(..., positions=0))
     """
     if not structure.layers:
@@ -70,7 +70,7 @@ def as_maps(kinds: Sequence[str], layers: Ints, places: Ints, values: Floats) ->
 
 def _written(layer: Layer) -> Iterator[tuple[str, Site]]:
     yield "resid_pre", layer.resid_pre
-    if layer.attention is not None:
+    if layer.attention is not None and layer.attention.out is not None:
         yield "attention", layer.attention.out
     if layer.mlp is not None:
         yield "mlp", layer.mlp.out

@@ -109,8 +109,8 @@ class Effects(Stored):
             lines.append(f"  {kind}: strongest {name.removeprefix(kind + ' ')} with {effects[name]:.2f}{beside}")
         exact = f"; correlation with exact patching {self.correlation:.3f}" if self.correlation == self.correlation else ""
         head = (
-            f"{self.method}: {len(self.kinds)} sites over {len(self.base)} pairs, metric {float(self.base.mean()):.3g} in the "
-            f"base run and {float(self.source.mean()):.3g} in the source run; {self.forwards} forwards ({self.how}){exact}"
+            f"{self.method}: {len(self.kinds)} sites over {len(self.base)} pairs, metric {float(self.base.mean()):.3g} in "
+            f"the base run, {float(self.source.mean()):.3g} in the source run; {self.forwards} forwards ({self.how}){exact}"
         )
         return "\n".join([head, *lines])
 

@@ -54,7 +54,9 @@ def draw(result: "Effects", ax: "Axes | None", kind: str | None) -> "Axes":
 
 
 def _label_positions(ax: "Axes", labels: tuple[str, ...], columns: int, kind: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     if kind in ("z", "sites") or len(labels) != columns:
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         return
     ax.set_xticks(range(columns), [readable(label) for label in labels], rotation=60, ha="right", fontsize=7)

@@ -19,7 +19,7 @@ def in_tokens(metric: Metric, tokenizer: Any) -> Metric:
         return replace(metric, token=token_ids(metric.token, tokenizer))
     if not callable(metric):
         raise AnalyzerError(
-            f"metric is {type(metric).__name__}, expected a function of the model's output, such as logit_diff(right, wrong)."
+            f"metric is {type(metric).__name__}, expected a function of the model's output, as logit_diff(right, wrong)."
         )
     return metric
 

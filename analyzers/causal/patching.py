@@ -59,7 +59,7 @@ class ActivationPatching:
         text. sites: what to patch; None takes the stream, attention and memory of every layer by position, and z by head.
         seed: of the confidence intervals, and of the cells that are run one by one to check the sweep.
         """
-        both = pairs(clean, corrupted, self.tokenizer)
+        both = pairs(clean, corrupted, self.model, self.tokenizer)
         metric = in_tokens(metric, self.tokenizer)
         base, source = both if self.direction == "noising" else both[::-1]
         cells = cells_of(fmr.locate(first_run(self.model, base)), base) if sites is None else given_cells(sites)
@@ -90,7 +90,7 @@ class ActivationPatching:
     def _control(
         self, metric: Metric, cells: list[Cell], changes: Tensor, base: Prompts, source: Prompts, gap: Tensor
     ) -> dict[str, float]:
-        """The effect of the strongest cell of each kind where each pair takes the value of another pair; none for one pair."""
+        """The effect of the strongest cell of each kind with values of another pair; none where there is one pair."""
         strongest = {cells[place].kind: cells[place] for place in np.argsort(changes.mean(1).abs().numpy())}
         if len(base) < 2:
             return {}
