@@ -70,10 +70,13 @@ class PathPatching:
         structure = fmr.locate(held)
         cells = _heads(structure) if senders is None else given_cells(senders)
         taken = fmr.run(self.model, **source.inputs, keep=ids_of(cells))
-        sent = [dict(self._row(cell, structure, held, taken)) for cell in cells]
-        heard = [cell.site for cell in given_cells(receivers)] if receivers is not None else []
-        rows: list[Row] = [*(self._heard(sent, heard, held, progress) if heard else sent)]
-        grid = fmr.sweep(self.model, dict(base.inputs), rows, None, metric, seed=seed, progress=progress)
+        rows: list[Row] = [{cell.site: Interchange(taken)} for cell in cells]
+        frozen = [block.z for block in structure.attention]
+        frozen += [] if self.through_mlps else [memory.out for memory in structure.mlps]
+        if receivers is not None:
+            heard = [cell.site for cell in given_cells(receivers)]
+            rows, frozen = list(self._heard(rows, frozen, heard, held, progress)), []
+        grid = fmr.sweep(self.model, dict(base.inputs), rows, None, metric, freeze=frozen, seed=seed, progress=progress)
         before, reached = by_example(grid.base, len(base)), by_example(metric(taken.output), len(base))
         kind = "memories computed again" if self.through_mlps else "memories held"
         return effects_of(
@@ -89,26 +92,16 @@ class PathPatching:
             error=grid.error,
         )
 
-    def _row(self, cell: Cell, structure: Structure, held: fmr.Run, taken: fmr.Run) -> Iterator[tuple[Key, Edit]]:
-        """A sender from the source run, and all that comes later as it was."""
-        yield cell.site, Interchange(taken)
-        later = [block.z for block in structure.attention]
-        if not self.through_mlps:
-            later += [memory.out for memory in structure.mlps]
-        for site in later:
-            if held.graph.place(site.id) > held.graph.place(cell.site.id):
-                yield site, Interchange(held)
-
-    def _heard(self, rows: list[Row], receivers: list[Site], held: fmr.Run, progress: bool) -> Iterator[Row]:
+    def _heard(
+        self, rows: list[Row], frozen: list[Site], receivers: list[Site], held: fmr.Run, progress: bool
+    ) -> Iterator[Row]:
         """What the receivers get of each sender, to be put into a run in which nothing else is changed."""
         for row in tqdm(rows, "senders", disable=not progress):
-            sender, *later = row
-            first = held.graph.place(sender.id)
-            if all(held.graph.place(site.id) <= first for site in receivers):
-                yield {site: Interchange(held) for site in receivers}  # a sender that comes later tells them nothing
-                continue
-            heard = fmr.replay(held, {sender: row[sender]}, freeze=later, want=[Site(site.id) for site in receivers])
-            yield {site: Replace(heard[site]) for site in receivers}
+            first = min(held.graph.place(sender) for sender in row)
+            later = [site for site in frozen if held.graph.place(site) > first]
+            hears = [site for site in receivers if held.graph.place(site) > first]
+            heard = fmr.replay(held, row, freeze=later, want=[Site(site.id) for site in hears]) if hears else held
+            yield {site: Replace(heard[site]) for site in receivers}  # what comes before a sender hears nothing of it
 
 
 def _heads(structure: Structure) -> list[Cell]:
