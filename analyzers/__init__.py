@@ -6,8 +6,22 @@ HeadClusters: 16 heads of 4 layers over 200 tokens in 12 examples
   3 clusters, silhouette 0.4...; map: stress 0.1..., seed 0
 """
 
+from analyzers.causal.attribution import AttributionPatching
+from analyzers.causal.effects import Effects
+from analyzers.causal.patching import ActivationPatching
+from analyzers.causal.paths import PathPatching
 from analyzers.heads.clustering import HeadClustering, HeadClusters
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
 
-__all__ = ["Analyzer", "AnalyzerError", "HeadClustering", "HeadClusters", "sentences"]
+__all__ = [
+    "ActivationPatching",
+    "Analyzer",
+    "AnalyzerError",
+    "AttributionPatching",
+    "Effects",
+    "HeadClustering",
+    "HeadClusters",
+    "PathPatching",
+    "sentences",
+]

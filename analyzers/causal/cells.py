@@ -1,0 +1,76 @@
+"""What is patched one at a time: the state of the stream, what attention and memory write, and single heads, by role."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from analyzers.numbers.embed import Floats, Ints
+from analyzers.prompts import Prompts
+from analyzers.protocol import AnalyzerError
+from fmr.ids import Site
+from fmr.nodes import Key, id_of
+from fmr.structure.parts import Layer, Structure
+
+BY_POSITION = ("resid_pre", "attention", "mlp")
+"""What is patched position by position; `z` is patched head by head, at all positions."""
+
+
+class Cell(NamedTuple):
+    """One place of a map: what is patched there, in which layer, and at which position or in which head."""
+
+    kind: str
+    layer: int
+    place: int
+    site: Site
+
+
+def cells_of(structure: Structure, base: Prompts) -> list[Cell]:
+    """The cells of all layers: `resid_pre`, `attention` and `mlp` by position, `z` by head.
+
+    >>> cells_of(structure, prompts(ids, model))[0]
+    Cell(kind='resid_pre', layer=0, place=0, site=Site(..., positions=0))
+    """
+    if not structure.layers:
+        raise AnalyzerError(
+            f"fmr.locate found no layer in {structure.model}, so there is nothing to patch by default. Pass sites=[...]."
+        )
+    if base.length is None:
+        raise AnalyzerError(
+            f"The pairs have {min(base.lengths)} to {max(base.lengths)} tokens, so that positions do not correspond between "
+            "pairs. Run those of one length, or pass sites=[...], such as block.z.at(positions=-1)."
+        )
+    found: list[Cell] = []
+    for number, layer in enumerate(structure.layers):
+        for kind, site in _written(layer):
+            found += [Cell(kind, number, place, site.at(positions=place)) for place in range(base.length)]
+        if layer.attention is not None:
+            z = layer.attention.z
+            found += [Cell("z", number, head, z.at(heads=head)) for head in range(layer.attention.n_heads)]
+    return sorted(found, key=lambda cell: ((*BY_POSITION, "z").index(cell.kind), cell.layer, cell.place))
+
+
+def given_cells(sites: Sequence[Key]) -> list[Cell]:
+    """Cells of sites that a user chose, in one row."""
+    if isinstance(sites, (str, Site)) or not isinstance(sites, Sequence) or not sites:
+        raise AnalyzerError(f"sites={sites!r}: expected a list of sites, such as [layer.resid_pre.at(positions=-1)].")
+    keys = [key if isinstance(key, Site) else Site(id_of(key)) for key in sites]
+    return [Cell("sites", 0, place, site) for place, site in enumerate(keys)]
+
+
+def as_maps(kinds: Sequence[str], layers: Ints, places: Ints, values: Floats) -> dict[str, Floats]:
+    """The values of cells as one map a kind, (layers, positions) or (layers, heads); NaN where a layer has no such cell."""
+    maps: dict[str, Floats] = {}
+    for kind in dict.fromkeys(kinds):
+        own = [n for n, one in enumerate(kinds) if one == kind]
+        maps[kind] = np.full((1 + layers[own].max(), 1 + places[own].max()), np.nan)
+        maps[kind][layers[own], places[own]] = values[own]
+    return maps
+
+
+def _written(layer: Layer) -> Iterator[tuple[str, Site]]:
+    yield "resid_pre", layer.resid_pre
+    if layer.attention is not None and layer.attention.out is not None:
+        yield "attention", layer.attention.out
+    if layer.mlp is not None:
+        yield "mlp", layer.mlp.out

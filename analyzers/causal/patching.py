@@ -1,0 +1,123 @@
+"""Activation patching: values of one run are put into another, one place at a time, and the answer is measured."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+import fmr
+from analyzers.causal.cells import Cell, cells_of, given_cells
+from analyzers.causal.effects import Effects, effects_of
+from analyzers.causal.metrics import by_example, in_tokens
+from analyzers.prompts import Given, Prompts, pairs
+from analyzers.protocol import AnalyzerError
+from fmr.nodes import Key
+from fmr.sweeps.grid import Grid
+from fmr.sweeps.metrics import Metric
+
+Direction = Literal["denoising", "noising"]
+
+
+class ActivationPatching:
+    """Patch the activations of one run into another, one site at a time, and measure how far the answer goes over.
+
+    >>> patching = ActivationPatching(model, tokenizer)
+    >>> patching.run("Anna met Ben", "Carl met Ben", logit_diff(" Anna", " Carl")).plot()
+
+    model: any module whose layers `fmr.locate` finds, in eval mode. tokenizer: for prompts and answers that are text.
+    direction: "denoising" puts clean values into the corrupted run: what is enough to restore the answer. "noising" puts
+    corrupted values into the clean run: what is needed for it.
+
+    The effect of a site is (patched - base) / (source - base) of the metric, means over pairs: 0 where the patched run
+    answers as before, 1 where it answers as the run that the value came from. All sites go through one `fmr.sweep`.
+
+    Source: J. Vig et al., "Investigating gender bias in language models using causal mediation analysis", 2020; F. Zhang,
+    N. Nanda, "Towards best practices of activation patching in language models", 2024.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None, *, direction: Direction = "denoising") -> None:
+        self.model, self.tokenizer, self.direction = model, tokenizer, checked_direction(direction)
+
+    def run(
+        self,
+        clean: Given,
+        corrupted: Given,
+        metric: Metric,
+        sites: Sequence[Key] | None = None,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Effects:
+        """Patch every site in turn.
+
+        >>> patching.run(clean, corrupted, logit_diff(right, wrong)).maps["resid_pre"].shape
+        (30, 14)
+
+        clean, corrupted: prompts that belong together one by one, with as many tokens each. metric: of the model's output,
+        one number for each example, larger for the clean answer; `logit_diff` and `log_prob` of fmr.sweeps take answers as
+        text. sites: what to patch; None takes the stream, attention and memory of every layer by position, and z by head.
+        seed: of the confidence intervals, and of the cells that are run one by one to check the sweep.
+        """
+        both = pairs(clean, corrupted, self.model, self.tokenizer)
+        metric = in_tokens(metric, self.tokenizer)
+        base, source = both if self.direction == "noising" else both[::-1]
+        cells = cells_of(fmr.locate(first_run(self.model, base)), base) if sites is None else given_cells(sites)
+        taken = fmr.run(self.model, **source.inputs, keep=ids_of(cells))
+        grid = self._sweep(cells, taken, base, metric, seed, progress)
+        before, after = by_example(grid.base, len(base)), by_example(grid.values, len(base))
+        reached = by_example(metric(taken.output), len(base))
+        return effects_of(
+            f"Activation patching ({self.direction})",
+            cells,
+            after - before,
+            before,
+            reached,
+            both[0],
+            seed,
+            control=self._control(metric, cells, after - before, base, source, reached - before),
+            how=grid.how,
+            forwards=grid.forwards + 1 + (sites is None),
+            error=grid.error,
+        )
+
+    def _sweep(
+        self, cells: Iterable[Cell], taken: fmr.Run, base: Prompts, metric: Metric, seed: int, progress: bool
+    ) -> Grid:
+        sites, edit = [cell.site for cell in cells], fmr.edits.Interchange(taken)
+        return fmr.sweep(self.model, dict(base.inputs), sites, edit, metric, seed=seed, progress=progress)
+
+    def _control(
+        self, metric: Metric, cells: list[Cell], changes: Tensor, base: Prompts, source: Prompts, gap: Tensor
+    ) -> dict[str, float]:
+        """The effect of the strongest cell of each kind with values of another pair; none where there is one pair."""
+        strongest = {cells[place].kind: cells[place] for place in np.argsort(changes.mean(1).abs().numpy())}
+        if len(base) < 2:
+            return {}
+        other = fmr.run(self.model, **source.rolled().inputs, keep=ids_of(strongest.values()))
+        grid = self._sweep(strongest.values(), other, base, metric, 0, False)
+        moved = by_example(grid.values, len(base)) - by_example(grid.base, len(base))
+        return {kind: float(row.mean() / gap.mean()) for kind, row in zip(strongest, moved, strict=True)}
+
+
+def checked_direction(direction: Direction) -> Direction:
+    """The direction, if it is one."""
+    if direction not in ("denoising", "noising"):
+        raise AnalyzerError(f"direction={direction!r}: expected 'denoising' or 'noising'.")
+    return direction
+
+
+def first_run(model: nn.Module, given: Prompts) -> fmr.Run:
+    """The first two examples, recorded as a whole: enough to locate in, whatever the number of examples."""
+    examples = len(given)
+
+    def few(value: Any) -> Any:
+        counts = isinstance(value, Tensor) and value.dim() and len(value) == examples
+        return value[:2] if counts else value
+
+    return fmr.run(model, **{name: few(value) for name, value in given.inputs.items()})
+
+
+def ids_of(cells: Iterable[Cell]) -> list[str]:
+    """The IDs at which cells lie, each once."""
+    return list(dict.fromkeys(str(cell.site.id) for cell in cells))

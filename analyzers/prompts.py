@@ -1,0 +1,156 @@
+"""Text or tensors as what a model is called with, and the tokens that label what is measured."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzers.protocol import AnalyzerError, Batch, checked
+from fmr.nests import leaves
+
+Given = str | Sequence[str] | Tensor | Batch
+"""Prompts as a user has them: a text, several, token ids (examples, positions), or named arguments of a forward."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """What a model is called with, and the tokens of each example as text, without padding."""
+
+    inputs: Mapping[str, Any]
+    tokens: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many real tokens each example has."""
+        return tuple(map(len, self.tokens))
+
+    @property
+    def length(self) -> int | None:
+        """The number of tokens of every example, None where they differ."""
+        return self.lengths[0] if len(set(self.lengths)) == 1 else None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A label for each position: the token where all examples have the same there, else its number."""
+        columns = list(zip(*self.tokens, strict=False))
+        return tuple(column[0] if len(set(column)) == 1 else str(place) for place, column in enumerate(columns))
+
+    def rolled(self) -> "Prompts":
+        """The same examples, each in the place of the one before it."""
+        examples = len(self)
+
+        def roll(value: Any) -> Any:
+            counts = isinstance(value, Tensor) and value.dim() and len(value) == examples
+            return value.roll(1, 0) if counts else value
+
+        return Prompts({name: roll(value) for name, value in self.inputs.items()}, (*self.tokens[-1:], *self.tokens[:-1]))
+
+
+def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
+    """Prompts of any kind as inputs of a model; texts of unequal length are padded on the left, so that the last is last.
+
+    >>> prompts(["a b", "a c"], model, tokenizer).labels
+    ('a', '1')
+
+    A model that takes `position_ids` is given those of the real tokens then, since not every one counts them itself.
+
+    `AnalyzerError` for texts without a tokenizer, for no text at all, and for what is none of these.
+    """
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, Tensor):
+        return _of_inputs({"input_ids": given}, tokenizer)
+    if isinstance(given, Mapping):
+        return _of_inputs(checked(given), tokenizer)
+    texts = list(given) if isinstance(given, Sequence) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise AnalyzerError(
+            f"Prompts are {type(given).__name__} {str(given)[:60]!r}: expected a text, a list of texts, token ids "
+            "(examples, positions) or the model's arguments by name."
+        )
+    if tokenizer is None:
+        raise AnalyzerError(f"The prompt {texts[0]!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
+    return _of_inputs(_encoded(texts, model, tokenizer), tokenizer)
+
+
+def pairs(clean: Given, corrupted: Given, model: nn.Module, tokenizer: Any = None) -> tuple[Prompts, Prompts]:
+    """Two lists of prompts that belong together one by one, with as many tokens each.
+
+    >>> clean, corrupted = pairs("Anna met Ben", "Carl met Ben", model, tokenizer)
+    """
+    both = prompts(clean, model, tokenizer), prompts(corrupted, model, tokenizer)
+    if len(both[0]) != len(both[1]):
+        raise AnalyzerError(f"There are {len(both[0])} clean prompts and {len(both[1])} corrupted ones: expected pairs.")
+    for place, (one, other) in enumerate(zip(both[0].tokens, both[1].tokens, strict=True)):
+        if len(one) != len(other):
+            raise AnalyzerError(
+                f"Pair {place} has {len(one)} clean tokens and {len(other)} corrupted ones, so that positions do not "
+                f"correspond: {' '.join(one)!r} and {' '.join(other)!r}. Expected as many: choose words of as many tokens."
+            )
+    return both
+
+
+def token_ids(answers: Any, tokenizer: Any) -> Any:
+    """Answers as token ids: texts of one token each are looked up, numbers stay what they are.
+
+    >>> token_ids([" Paris", " Rome"], tokenizer)
+    tensor([3, 7])
+    """
+    if isinstance(answers, str):
+        return _single(answers, tokenizer)
+    if isinstance(answers, Sequence) and any(isinstance(answer, str) for answer in answers):
+        return torch.tensor([_single(a, tokenizer) if isinstance(a, str) else int(a) for a in answers])
+    return answers
+
+
+def _single(text: str, tokenizer: Any) -> int:
+    if tokenizer is None:
+        raise AnalyzerError(f"The answer {text!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if len(ids) != 1:
+        parts = ", ".join(repr(tokenizer.decode([one])) for one in ids)
+        remedy = "" if text.startswith(" ") else f" A word within a text begins with a space: {' ' + text!r}."
+        raise AnalyzerError(f"The answer {text!r} is {len(ids)} tokens ({parts}), expected one.{remedy}")
+    return int(ids[0])
+
+
+def _encoded(texts: list[str], model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+    rows = tokenizer(texts)["input_ids"]
+    even = len({len(row) for row in rows}) == 1
+    if even:
+        return dict(tokenizer(texts, return_tensors="pt"))
+    if getattr(tokenizer, "pad_token", None) is None:
+        sizes = ", ".join(str(len(row)) for row in rows[:4])
+        raise AnalyzerError(
+            f"The prompts have {sizes} tokens, and the tokenizer has none to pad with. Set tokenizer.pad_token = "
+            "tokenizer.eos_token, or pass prompts of one length."
+        )
+    inputs = dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side="left"))
+    if "position_ids" in inspect.signature(type(model).forward).parameters:
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return inputs
+
+
+def _of_inputs(inputs: dict[str, Any], tokenizer: Any) -> Prompts:
+    """Named arguments with the text of their tokens; without a tokenizer, with their ids."""
+    ids = inputs.get("input_ids")
+    if isinstance(ids, Tensor) and ids.dim() == 1:
+        ids = inputs["input_ids"] = ids[None]
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        first = next(tensor for _, tensor in leaves(inputs))
+        columns = first.shape[1] if first.dim() > 1 else 1
+        return Prompts(inputs, tuple(tuple(map(str, range(columns))) for _ in range(len(first))))
+    mask = inputs.get("attention_mask")
+    real = mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids, dtype=torch.bool)
+    rows = [row[kept].tolist() for row, kept in zip(ids, real, strict=True)]
+    return Prompts(inputs, tuple(tuple(map(_as_text(tokenizer), row)) for row in rows))
+
+
+def _as_text(tokenizer: Any) -> Any:
+    return str if tokenizer is None else lambda token: tokenizer.decode([token])

@@ -1,0 +1,251 @@
+"""Patching of activations, by gradients and of paths: equal to runs made by hand, exact where a model is linear."""
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fmr
+from analyzers import ActivationPatching, AnalyzerError, AttributionPatching, Effects, PathPatching
+from fmr import edits
+from fmr.sweeps import log_prob, logit_diff
+from fmr.zoo import world
+
+matplotlib.use("Agg")
+
+GIFTS = [gift for gift in world.ioi(40, seed=0) if len(gift.prompt.split()) == 14][:4]
+CLEAN, CORRUPTED = [gift.prompt for gift in GIFTS], [gift.fresh for gift in GIFTS]
+METRIC = logit_diff([gift.answer for gift in GIFTS], [gift.giver for gift in GIFTS])
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[nn.Module, Any]:
+    model, tokenizer = fmr.zoo.load("facts")
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def patched(loaded: tuple[nn.Module, Any]) -> Effects:
+    return ActivationPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, progress=False)
+
+
+def inputs(loaded: tuple[nn.Module, Any], texts: list[str]) -> dict[str, Tensor]:
+    return dict(loaded[1](texts, return_tensors="pt"))
+
+
+def measured(loaded: tuple[nn.Module, Any], run: fmr.Run) -> Tensor:
+    tokens = [[loaded[1](text, add_special_tokens=False)["input_ids"][0] for text in texts] for texts in (
+        [gift.answer for gift in GIFTS], [gift.giver for gift in GIFTS])]  # fmt: skip
+    return logit_diff(*map(torch.tensor, tokens))(run.output).detach().double()
+
+
+# ---- activations
+
+
+def test_an_effect_is_that_of_a_run_with_the_edit(loaded: tuple[nn.Module, Any], patched: Effects) -> None:
+    model, clean, corrupted = loaded[0], inputs(loaded, CLEAN), inputs(loaded, CORRUPTED)
+    source = fmr.run(model, **clean)
+    structure = fmr.locate(source)
+    before, after = measured(loaded, fmr.run(model, **corrupted)), measured(loaded, source)
+    sites = {
+        "resid_pre 2.10": structure.layers[2].resid_pre.at(positions=10),
+        "attention 1.12": structure.layers[1].attention.out.at(positions=12),
+        "mlp 0.4": structure.layers[0].mlp.out.at(positions=4),
+        "z 2.1": structure.layers[2].attention.z.at(heads=1),
+    }
+    for name, site in sites.items():
+        run = fmr.run(model, **corrupted, edits={site: edits.Interchange(source)})
+        expected = float((measured(loaded, run) - before).mean() / (after - before).mean())
+        assert patched.effects[patched.names.index(name)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_nothing_is_gained_where_nothing_differs_and_all_of_it_by_the_whole_stream(loaded: tuple[nn.Module, Any]) -> None:
+    structure = fmr.locate(fmr.run(loaded[0], **inputs(loaded, CLEAN)))
+    start = structure.layers[0].resid_pre
+    found = ActivationPatching(*loaded).run(
+        CLEAN, CORRUPTED, METRIC, [start, start.at(positions=3), start.at(positions=7)], progress=False
+    )
+    np.testing.assert_allclose(found.effects, [1, 0, 0], atol=1e-5)  # the words at 3 and 7 are the same
+
+
+def test_the_strongest_sites_are_no_better_than_none_with_values_of_another_pair(patched: Effects) -> None:
+    assert patched.effects[patched.names.index(patched.strongest(1)[0])] > 0.5
+    assert max(patched.control.values()) < 0.2
+
+
+def test_noising_is_denoising_the_other_way_round(loaded: tuple[nn.Module, Any], patched: Effects) -> None:
+    found = ActivationPatching(*loaded, direction="noising").run(CORRUPTED, CLEAN, METRIC, progress=False)
+    np.testing.assert_allclose(found.effects, patched.effects, atol=1e-6)
+
+
+def test_padded_pairs_are_as_each_pair_alone(loaded: tuple[nn.Module, Any]) -> None:
+    clean = ["Alice and Karen went , Karen gave a flower to", "When Alice and Karen went , Karen gave a flower to"]
+    corrupted = [text.replace("Alice", "Nora").replace("Karen", "Victor") for text in clean]
+    metric, z = logit_diff(" Alice", " Karen"), fmr.locate(fmr.run(loaded[0], **inputs(loaded, CLEAN))).layers[2].attention.z
+    sites = [z.at(heads=1), z.at(positions=3), z.at(positions=-1)]
+    patching = ActivationPatching(*loaded)
+    together = patching.run(clean, corrupted, metric, sites, progress=False)
+    for place in range(2):
+        alone = patching.run(clean[place], corrupted[place], metric, sites, progress=False)
+        torch.testing.assert_close(alone.changes[:, 0], together.changes[:, place], atol=1e-4, rtol=1e-4)
+
+
+# ---- gradients
+
+
+class Linear(nn.Module):
+    """A stream without anything that bends: two layers that add a projection of it, and logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(11, 6), nn.Linear(6, 11, bias=False)
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        x = x + self.a(x)
+        return self.out(x + self.b(x))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_attribution_is_exact_where_the_model_is_linear(steps: int) -> None:
+    model, clean, corrupted = Linear().eval(), torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 2, 7], [4, 9, 6]])
+    sites, metric = ["a/linear#0", fmr.Site("b/linear#0", positions=2), fmr.Site("/add#0", units=[0, 3])], logit_diff(3, 7)
+    exact = ActivationPatching(model).run(clean, corrupted, metric, sites, progress=False)
+    found = AttributionPatching(model).run(clean, corrupted, metric, sites, steps=steps, exact=exact)
+    torch.testing.assert_close(found.changes, exact.changes, atol=1e-5, rtol=1e-5)
+    assert found.correlation == pytest.approx(1)
+
+
+def test_attribution_comes_near_to_patching_and_leaves_no_gradient(loaded: tuple[nn.Module, Any], patched: Effects) -> None:
+    found = AttributionPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, exact=patched)
+    assert found.correlation > 0.95
+    assert found.forwards == 3
+    assert all(parameter.grad is None for parameter in loaded[0].parameters())
+
+
+def test_attribution_needs_no_parameter_that_asks_for_gradients(loaded: tuple[nn.Module, Any]) -> None:
+    attribution = AttributionPatching(*loaded)
+    before = attribution.run(CLEAN, CORRUPTED, METRIC)
+    try:
+        loaded[0].requires_grad_(False)
+        np.testing.assert_allclose(attribution.run(CLEAN, CORRUPTED, METRIC).effects, before.effects, atol=1e-6)
+    finally:
+        loaded[0].requires_grad_(True)
+
+
+# ---- paths
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_a_path_to_the_logits_is_a_run_in_which_all_later_heads_are_held(
+    loaded: tuple[nn.Module, Any], through: bool
+) -> None:
+    model, clean = loaded[0], inputs(loaded, CLEAN)
+    held, source = fmr.run(model, **clean), fmr.run(model, **inputs(loaded, CORRUPTED))
+    structure = fmr.locate(held)
+    found = PathPatching(*loaded, through_mlps=through).run(CLEAN, CORRUPTED, METRIC, progress=False)
+    for layer, head in ((0, 2), (2, 1), (3, 3)):
+        sender = structure.layers[layer].attention.z
+        asked = {sender.at(heads=head): edits.Interchange(source)}
+        later = [one.attention.z for one in structure.layers[layer + 1 :]]
+        later += [] if through else [one.mlp.out for one in structure.layers[layer:]]
+        run = fmr.run(model, **clean, edits=asked | dict.fromkeys(later, edits.Interchange(held)))
+        expected = measured(loaded, run) - measured(loaded, held)
+        torch.testing.assert_close(found.changes[found.names.index(f"z {layer}.{head}")], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_receiver_hears_of_a_sender_is_made_in_one_run_and_put_into_another(loaded: tuple[nn.Module, Any]) -> None:
+    model, clean = loaded[0], inputs(loaded, CLEAN)
+    held, source = fmr.run(model, **clean), fmr.run(model, **inputs(loaded, CORRUPTED))
+    structure = fmr.locate(held)
+    sender, receiver = structure.layers[1].attention.z.at(heads=3), structure.layers[3].attention.v.at(heads=1)
+    found = PathPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, [sender], [receiver], progress=False)
+    first = {sender: edits.Interchange(source), structure.layers[2].attention.z: edits.Interchange(held)}
+    heard = fmr.run(model, **clean, edits=first, keep=[receiver])[receiver]
+    run = fmr.run(model, **clean, edits={receiver: edits.Replace(heard)})
+    torch.testing.assert_close(found.changes[0], measured(loaded, run) - measured(loaded, held), atol=1e-4, rtol=1e-4)
+
+
+def test_a_receiver_hears_nothing_of_a_sender_that_comes_later(loaded: tuple[nn.Module, Any]) -> None:
+    structure = fmr.locate(fmr.run(loaded[0], **inputs(loaded, CLEAN)))
+    sender, receiver = structure.layers[3].attention.z, structure.layers[1].attention.q
+    found = PathPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, [sender], [receiver], progress=False)
+    assert found.effects == pytest.approx([0], abs=1e-6)
+
+
+# ---- results
+
+
+def test_a_result_prints_tables_draws_and_is_frozen(patched: Effects) -> None:
+    table, axes = patched.table(), patched.plot()
+    assert list(table.columns) == ["kind", "layer", "place", "effect", "low", "high", "change", "site"]
+    assert (table["low"] <= table["effect"] + 1e-9).all()
+    assert (table["high"] >= table["effect"] - 1e-9).all()
+    assert [axis.get_title() for axis in axes.figure.axes[:4]] == [
+        "stream before the layer", "attention output", "memory output", "z of single heads",
+    ]  # fmt: skip
+    assert repr(patched).startswith("Activation patching (denoising): 196 sites over 4 pairs")
+    assert patched.plot(kind="z").get_xlabel() == "head"
+    with pytest.raises(FrozenInstanceError):
+        patched.seed = 1  # type: ignore[misc]
+
+
+def test_a_result_comes_back_from_its_file(patched: Effects, tmp_path: Path) -> None:
+    patched.save(tmp_path / "effects.safetensors")
+    again = Effects.load(tmp_path / "effects.safetensors")
+    assert repr(again) == repr(patched)
+    assert again.table().equals(patched.table())
+    assert again.changes.equal(patched.changes)
+    with pytest.raises(AnalyzerError, match=r"holds a Effects, expected a HeadClusters"):
+        type("HeadClusters", (Effects,), {}).load(tmp_path / "effects.safetensors")
+    (tmp_path / "other").write_bytes(b"no result")
+    with pytest.raises(AnalyzerError, match=r"other holds no result of fmr \(.*\). Expected what .save\(path\) wrote."):
+        Effects.load(tmp_path / "other")
+
+
+def test_a_run_again_gives_the_same_numbers(loaded: tuple[nn.Module, Any], patched: Effects) -> None:
+    again = ActivationPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, progress=False)
+    np.testing.assert_array_equal(again.low, patched.low)
+    np.testing.assert_array_equal(again.effects, patched.effects)
+
+
+# ---- bad input
+
+
+BAD: dict[str, tuple[tuple[Any, ...], str]] = {
+    "unequal": ((["a b"], ["a b c"], METRIC), r"Pair 0 has 3 clean tokens and 4 corrupted ones"),
+    "how many": ((CLEAN, CORRUPTED[:2], METRIC), r"There are 4 clean prompts and 2 corrupted ones: expected pairs."),
+    "the same": ((CLEAN, CLEAN, METRIC), r"so that nothing can go over. Expected prompts with other answers"),
+    "no metric": ((CLEAN, CORRUPTED, 3), r"metric is int, expected a function of the model's output"),
+    "no text": (([], [], METRIC), r"Prompts are list '\[\]': expected a text, a list of texts, token ids"),
+    "no sites": ((CLEAN, CORRUPTED, METRIC, []), r"sites=\[\]: expected a list of sites"),
+    "two tokens": ((CLEAN, CORRUPTED, log_prob("Alice Karen")), r"The answer 'Alice Karen' is 2 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_error(loaded: tuple[nn.Module, Any], name: str) -> None:
+    args, message = BAD[name]
+    with pytest.raises(AnalyzerError, match=message):
+        ActivationPatching(*loaded).run(*args, progress=False)
+
+
+def test_text_needs_a_tokenizer_and_a_direction_is_one_of_two(loaded: tuple[nn.Module, Any]) -> None:
+    with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer. Pass one: Name\(model, tokenizer\)."):
+        ActivationPatching(loaded[0]).run(CLEAN, CORRUPTED, METRIC)
+    with pytest.raises(AnalyzerError, match=r"direction='up': expected 'denoising' or 'noising'."):
+        PathPatching(*loaded, direction="up")  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"steps=0: expected how many gradients to average, 1 or more."):
+        AttributionPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, steps=0)
+
+
+def test_positions_of_pairs_of_several_lengths_do_not_correspond(loaded: tuple[nn.Module, Any]) -> None:
+    clean = ["Alice and Karen went , Karen gave a flower to", "When Alice and Karen went , Karen gave a flower to"]
+    with pytest.raises(AnalyzerError, match=r"The pairs have 11 to 12 tokens, so that positions do not correspond"):
+        ActivationPatching(*loaded).run(clean, [text.replace("Alice", "Nora") for text in clean], logit_diff(3, 7))
