@@ -255,6 +255,11 @@ class Site:
     def axes(self, value: torch.Tensor) -> tuple[str, ...]:
         """What each dimension of the tensor counts."""
         layout = self.layout or _LAYOUTS.get(value.dim(), ())
+        if self.layout and (len(layout) != value.dim() or len(set(layout)) != len(layout)):
+            raise IdError(
+                f"{self!r} has layout={layout}, but {str(self.id)!r} has shape {tuple(value.shape)}. Expected a name for "
+                f"each dimension, each once."
+            )
         for axis in self.selection:
             if axis not in layout:
                 raise IdError(
@@ -273,7 +278,11 @@ class Site:
         length = shape[layout.index(axis)]
         if isinstance(index, slice):
             return index
+        if (chosen := torch.as_tensor(index)).dtype == torch.bool and len(chosen) != length:
+            raise IdError(f"{self!r} has a mask of {len(chosen)} over {length} {axis}: expected as many.")
         places = self.places(axis)
+        if axis == "examples" and places.dim() > 1:
+            raise IdError(f"{self!r} has rows of examples, expected one list of them: examples=[0, 2].")
         if ((places < -length) | (places >= length)).any():
             raise IdError(
                 f"{self!r} selects {axis}={index!r}, but {str(self.id)!r} has shape {shape}: expected "
@@ -328,10 +337,15 @@ class Site:
         return every if index is None else every[index]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Site) and repr(self) == repr(other) and self.layout == other.layout
+        return isinstance(other, Site) and self._told() == other._told() and self.layout == other.layout
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash(self._told())
+
+    def _told(self) -> str:
+        """All that is selected, where a long tensor prints its ends alone."""
+        plain = (one.tolist() if isinstance(one, torch.Tensor) else one for one in self.selection.values())
+        return f"{self.id} {list(self.selection)} {list(plain)} {self.passes}"
 
     def __repr__(self) -> str:
         told = self.selection if self.passes is None else {**self.selection, "passes": self.passes}

@@ -95,13 +95,17 @@ class Editor:
             entry.positions = max(entry.positions, extent(entry.site, value, known))
         for part in parts(entry.site, value, known):
             before = part.of(value)
-            after = _result(edit, before, self._context(entry, part, given))
+            if not before.numel() and value.numel() and slice in map(type, entry.site.selection.values()):
+                continue  # past the end of an axis an edit does not fire; an empty list is meant
+            after = _result(edit, before, self._context(entry, part, given, value))
             entry.tally.add(before, after)
             value = value if after is before else part.put(value, after)
         return value
 
-    def _context(self, entry: Entry, part: Part, given: Tensor | None) -> Context:
+    def _context(self, entry: Entry, part: Part, given: Tensor | None, value: Tensor) -> Context:
         source, number = self.source, self.number
+        if given is not None and given.shape == value.shape:
+            given = part.of(given)
 
         def read(origin: Any, at: Key) -> Tensor:
             assert source is not None
@@ -176,8 +180,7 @@ def entries(asked: Asked) -> Iterator[Entry]:
         )
     for key, wanted in asked.items():
         site = key if isinstance(key, Site) else Site(id_of(key))
-        if any(number < 0 for number in _numbers(site.passes)):
-            raise EditError(f"{site!r} counts passes from the last, which no run knows before it ends. Count from 0.")
+        _check_passes(site)
         several = wanted if isinstance(wanted, (list, tuple)) else (wanted,)
         for edit in several:
             if not callable(edit) or isinstance(edit, type):
@@ -186,17 +189,25 @@ def entries(asked: Asked) -> Iterator[Entry]:
             yield Entry(site, edit)
 
 
-def _numbers(passes: Any) -> list[int]:
-    """The numbers that a choice of passes is made with."""
+def _check_passes(site: Site) -> None:
+    """Raise for passes that are no numbers of passes."""
+    passes = site.passes
     found = [passes.start, passes.stop] if isinstance(passes, slice) else passes if isinstance(passes, list) else [passes]
-    return [number for number in found if number is not None]
+    numbers = [number for number in found if number is not None]
+    if any(type(number) is not int for number in numbers):
+        raise EditError(f"{site!r} chooses passes={passes!r}. Expected a whole number, a slice, or a list of whole numbers.")
+    if any(number < 0 for number in numbers):
+        raise EditError(f"{site!r} counts passes from the last, which no run knows before it ends. Count from 0.")
 
 
 def _result(edit: Edit, value: Tensor, context: Context) -> Tensor:
     """What an edit makes of a part, checked."""
     version = None if value.is_inference() else value._version
-    found = edit(value, context)
     named = f"The edit of {context.site!r}"
+    try:
+        found = edit(value, context)
+    except TypeError as error:  # which Python's operators take for "not of this kind", and ask the other operand
+        raise EditError(f"{named} raised a TypeError: {error}. Expected f(value, context) that returns a tensor.") from error
     if not isinstance(found, Tensor):
         raise EditError(f"{named} returned {type(found).__name__}, expected a tensor of shape {tuple(value.shape)}.")
     if version is not None and value._version != version:

@@ -142,6 +142,11 @@ def parts(site: Site, value: Tensor, known: Frames) -> list[Part]:
     rows = [_columns(site, frame, columns, example) for example in range(count)]
     drop = _kept(site, layout).index("positions") if isinstance(site.positions, int) else None
     if "examples" not in layout:
+        if frame.mask is not None and len({tuple(mask) for mask in frame.mask.tolist()}) > 1:
+            raise EditError(
+                f"{site!r} has no axis of examples in its layout, {layout}, and these are padded differently, so that "
+                f"positions are other columns in each. Expected one example at a time, or a function of the whole value."
+            )
         return [Part(replace(site, positions=rows[0]), None, drop)] if rows[0] else []
     chosen = range(count) if site.examples is None else torch.arange(count)[site.examples].reshape(-1).tolist()
     if len({len(rows[example]) for example in chosen}) == 1:
@@ -176,6 +181,12 @@ def _frame(site: Site, columns: int, known: Frames) -> Frame:
         raise EditError(
             f"{site!r} has {columns} columns, and so have several inputs of the model that count or pad them differently. "
             f"Expected inputs of different lengths (pad one of them further), or a function of the whole value."
+        )
+    padded = [length for length, frame in known if frame.mask is not None]
+    if padded and not fitting and columns > 1:
+        raise EditError(
+            f"{site!r} has {columns} columns where the padded inputs of the model have {padded[0]}, so that nothing tells "
+            f"which of them are real tokens. Expected one example at a time, or a function of the whole value."
         )
     return next(iter(fitting.values()), Frame())
 

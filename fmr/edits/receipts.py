@@ -41,9 +41,12 @@ class Tally:
         if after is before:
             return
         with torch.no_grad():
-            exact = before.is_floating_point() or before.is_complex()
-            self._changed.append(torch.ne(before, after).sum())
-            self._norms.append(torch.dist(before, after) if exact else torch.dist(before.double(), after.double()))
+            differ = torch.ne(before, after)
+            if before.is_floating_point() or before.is_complex():
+                differ &= ~(before.isnan() & after.isnan())
+            before, after = (part if part.dtype in _WIDE else part.double() for part in (before, after))
+            self._changed.append(differ.sum())
+            self._norms.append(torch.linalg.vector_norm(torch.where(differ, after - before, 0)))
         if len(self._norms) > _MOST:
             self._fold()
 
@@ -64,6 +67,9 @@ class Tally:
         self._fold()
         return Receipt(self.fired, int(self._changed[0]), float(self._norms[0]))
 
+
+_WIDE = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128})
+"""The types in which differences are taken; others are widened before."""
 
 _MOST = 64
 """How many firings are summed up at once."""

@@ -19,8 +19,8 @@ Value = Tensor | float | int | bool
 class Context:
     """What an edit may know beside the value: where it is, in which pass, and how often it has fired before.
 
-    `given` is the first tensor that the module call was given, for sites that name a module. `source` gives the value that
-    an `Interchange` takes; `examples` are those that the value holds, where it does not hold all.
+    `given` is the site's part of the first tensor that the module call was given, for sites that name a module. `source`
+    gives the value that an `Interchange` takes; `examples` are those that the value holds, where it does not hold all.
     """
 
     id: TensorId
@@ -61,9 +61,14 @@ class Mean:
     over: tuple[int, ...] = (0,)
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
+        if self.values is None and context.examples is not None:
+            raise EditError(
+                f"{self!r} at {context.site!r} means positions of which examples have different numbers, so that "
+                f"there is no mean over examples. Give it values: edits.Mean(values)."
+            )
         taken = value if self.values is None else self.values
         _check_exact(taken, self, context)
-        return _fitted(taken.mean(self.over, keepdim=True), value, self, context)
+        return _fitted(taken.mean(self.over, keepdim=True), value, self, context).expand_as(value).clone()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +83,7 @@ class Add:
     addend: Value
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
-        return value + _fitted(self.addend, value, self, context)
+        return torch.add(value, _operand(self.addend, value, self, context))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +96,7 @@ class Subtract:
     subtrahend: Value
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
-        return value - _fitted(self.subtrahend, value, self, context)
+        return torch.sub(value, _operand(self.subtrahend, value, self, context))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,7 @@ class Scale:
     factor: Value
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
-        return value * _fitted(self.factor, value, self, context)
+        return torch.mul(value, _operand(self.factor, value, self, context))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +210,7 @@ class Skip:
             raise EditError(
                 f"Skip at {context.site!r}: expected the path of a module, as 'h.3.mlp', whose input is handed on."
             )
-        return _fitted(context.site.of(context.given), value, self, context).clone()
+        return _fitted(context.given, value, self, context).clone()
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,12 @@ class OnGradient:
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         raise EditError(f"{self!r} acts on the gradient at {context.site!r} and is no function of the value.")
+
+
+def _operand(given: Any, value: Tensor, edit: object, context: Context) -> Value:
+    """The same, but that a Python number stays one: torch rounds the result once, and not the number before."""
+    fitted = _fitted(given, value, edit, context)
+    return given if isinstance(given, (int, float)) and not isinstance(given, bool) else fitted
 
 
 def _fitted(given: Any, value: Tensor, edit: object, context: Context) -> Tensor:

@@ -1,7 +1,8 @@
 """The watcher that edits: a reader of a plan that also replaces what was made there, before the model goes on with it."""
 
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils import checkpoint
 
 from fmr.edits.editor import Editor
 from fmr.edits.inside import edited_inside
+from fmr.edits.memory import Replaced, is_unchanged, shares
 from fmr.edits.places import Frames, Pasts
 from fmr.errors import EditError
 from fmr.ids import TensorId
@@ -22,6 +24,7 @@ from fmr.watching.plan import Plan, Reader, Want
 from fmr.watching.recorder import call_site
 from fmr.watching.scopes import Call, Names, Start, name_inputs, named_arguments, walk
 from fmr.watching.sites import where_of
+from fmr.watching.storage import is_equal
 
 Told = Callable[[Tensor, Tensor], None]
 """Is told of a tensor that stands for another from now on; of the same one twice where it was edited in place."""
@@ -45,7 +48,7 @@ class Editing(Reader):
     ) -> None:
         super().__init__(root, plan, *hears, stop)
         self.editor, self.told, self.told_inside = editor, told, told_inside
-        self.views: list[tuple[TensorId, Tensor, int]] = []
+        self.replaced: list[Replaced] = []
         self.pasts = Pasts()
         self.grads, self.swaps = False, ""
         self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
@@ -60,19 +63,23 @@ class Editing(Reader):
         self.note(frames)
         self.editor.begin(frames)
         args, kwargs = self._inputs(given, args, kwargs)
-        self.views.clear()
+        self.replaced.clear()
         self.grads = torch.is_grad_enabled()
         with self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
             out = super().record(proceed, start, args, kwargs)
-        self._check_views()
+        for one in self.replaced:
+            one.check()
+        self.replaced.clear()
         return out
 
     def _inputs(self, given: dict[str, Tensor], args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments with edited tensors in them; what was passed in stays as it is."""
         wanted = [name for name in self.editor.ids if name.startswith("input:") and name in given]
-        new = {id(given[name]): self._edited(name, given[name]) for name in wanted}
         if not wanted:
             return args, kwargs
+        new = {id(given[name]): self._edited(name, given[name]) for name in wanted}
+        for name in wanted:
+            _refuse_twice(name, given[name], given.values())
         made: tuple[Any, Any] = _exchanged((args, kwargs), new, str(wanted[0]))
         return made
 
@@ -84,7 +91,15 @@ class Editing(Reader):
             yield
             return
         own = dict(Names(root).tensors.values())
-        places: list[tuple[Any, Any, Tensor]] = []
+        places: list[tuple[Any, Any, Tensor, Tensor, Tensor]] = []
+        taken = {id(own[name]) for name in wanted if name in own}
+        with _lock:
+            if not _swapped_now.isdisjoint(taken):
+                raise EditError(
+                    f"{str(wanted[0])!r} is edited by another run of this model at this time. Expected one at a time that "
+                    f"edits a parameter or a buffer; edits of what ops and modules make may run together."
+                )
+            _swapped_now.update(taken)
         try:
             for name in wanted:
                 if name in own:
@@ -94,25 +109,28 @@ class Editing(Reader):
                             f"of the module, or the model before it is offloaded."
                         )
                     new = self._edited(name, own[name])
+                    if name.startswith("buffer:") and is_unchanged(new, own[name]):
+                        continue  # what the model writes into it is its own
                     if own[name].requires_grad and not new.requires_grad:  # by which some kernels round
                         new = new.detach().requires_grad_()
                     for held, key in _places(root, own[name]) if new is not own[name] else ():
-                        places.append((held, key, own[name]))
+                        before = new.detach().clone() if name.startswith("buffer:") else new
+                        places.append((held, key, own[name], new, before))
+                        taken.add(id(new))
+                        _swapped_now.add(id(new))  # which another run takes for the model's own
                         held[key] = new
             self.swaps = str(wanted[0]) if places else ""
             yield
+            if any(held[key] is not new or not is_equal(new, before) for held, key, _, new, before in places):
+                raise EditError(
+                    f"The model wrote into what stands for {', '.join(map(repr, map(str, wanted)))} in this pass. An edit "
+                    f"lasts for the pass alone, so that the write would be lost: edit what reads it instead."
+                )
         finally:
             self.swaps = ""
-            for held, key, tensor in reversed(places):
+            for held, key, tensor, *_ in reversed(places):
                 held[key] = tensor
-
-    def _check_views(self) -> None:
-        for name, tensor, version in self.views:
-            if not tensor.is_inference() and tensor._version != version:
-                raise EditError(
-                    f"{str(name)!r} is a view that the model wrote into later: the write went into the edited value, and "
-                    f"the tensor under the view did not see it. Edit what the write made instead."
-                )
+            _swapped_now.difference_update(taken)
 
     # ---- values
 
@@ -120,8 +138,15 @@ class Editing(Reader):
         grad = torch.is_grad_enabled()
 
         def work() -> Tensor:
-            with torch.set_grad_enabled(grad):
-                return self.editor.apply(name, value, given)
+            before = value.detach().clone() if name.is_source else None
+            try:
+                with torch.set_grad_enabled(grad):
+                    return self.editor.apply(name, value, given)
+            except BaseException:
+                if before is not None and not is_equal(value, before):  # an edit wrote into what is not the pass's own
+                    with torch.no_grad():
+                        value.copy_(before)
+                raise
 
         new = alone(work)
         if new is not value and self.grads and self.editor.edits_value(name):
@@ -171,7 +196,12 @@ class Editing(Reader):
         new: dict[int, Tensor] = {}
         for index, value in now.items():
             if value is not before[index]:
-                self._replace(TensorId(name if index is None else f"{name}:{index}"), own[index], value, new, written)
+                shared = shares(own[index], (args, kwargs))
+                if shared and id(own[index]) not in written and is_unchanged(value, own[index]):
+                    continue
+                self._replace(
+                    TensorId(name if index is None else f"{name}:{index}"), own[index], value, new, written, shared
+                )
         if new:
             made, out = (mapped(nest, lambda tensor: new.get(id(tensor), tensor)) for nest in (made, out))
         return super()._made(op, name, wants, made, out, args, kwargs, read)
@@ -188,7 +218,9 @@ class Editing(Reader):
             if entry.site.where is not None and entry.meets(self.editor.number):
                 entry.site.check_made_at(where_of(*call_site(sys._getframe())))
 
-    def _replace(self, name: TensorId, old: Tensor, value: Tensor, new: dict[int, Tensor], written: set[int]) -> None:
+    def _replace(
+        self, name: TensorId, old: Tensor, value: Tensor, new: dict[int, Tensor], written: set[int], shared: bool
+    ) -> None:
         """Note what stands for a tensor from now on; one that was written in place is written once more."""
         if id(old) in written:
             alone(lambda: old.copy_(value))
@@ -196,8 +228,7 @@ class Editing(Reader):
             return
         new[id(old)] = value
         self._tell(value, old)
-        if old._is_view():
-            self.views.append((name, value, 0 if value.is_inference() else value._version))
+        self.replaced.append(Replaced.now(name, old, value, shared))
 
     def _tell(self, new: Tensor, old: Tensor) -> None:
         if self.told is not None:
@@ -208,10 +239,10 @@ class Editing(Reader):
         for name, at in self.plan.returned_by(here.path):
             if name in self.editor.by_id:
                 given = next((tensor for _, tensor in leaves((args, kwargs))), None)
-                out = self._edited_output(name, at, here, out, given)
+                out = self._edited_output(name, at, here, out, given, (args, kwargs))
         return super()._returned(here, out, args, kwargs)
 
-    def _edited_output(self, name: TensorId, at: str, here: Call, out: Nest, given: Tensor | None) -> Any:
+    def _edited_output(self, name: TensorId, at: str, here: Call, out: Nest, given: Tensor | None, read: Any) -> Any:
         """What a module call returned with the one tensor that is meant edited."""
         part = item_at(taken(out), at)
         tensors = [tensor for _, tensor in leaves(part)]
@@ -222,8 +253,27 @@ class Editing(Reader):
         value = self._edited(name, old, given)
         if value is old:
             return out
+        shared = shares(old, read)
+        if shared and is_unchanged(value, old):
+            return out
+        _refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
         self._tell(value, old)
+        self.replaced.append(Replaced.now(name, old, value, shared))
         return _exchanged(out, {id(old): value}, str(name))
+
+
+_lock = threading.Lock()
+_swapped_now: set[int] = set()
+"""The parameters and buffers, by identity, in whose places edited ones stand at this time."""
+
+
+def _refuse_twice(name: TensorId, tensor: Tensor, among: Iterable[Tensor]) -> None:
+    """Raise where one tensor stands in several places, of which an edit would mean one."""
+    if sum(other is tensor for other in among) > 1:
+        raise EditError(
+            f"{str(name)!r} is one tensor in several places, which an edit would change in all of them. Edit the values "
+            f"that read it, or give copies: tensor.clone()."
+        )
 
 
 class EditingSources(Editing):

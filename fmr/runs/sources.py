@@ -18,7 +18,12 @@ def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] 
             f"The source of an Interchange at {site!r} is {type(origin).__name__}, expected a run: "
             f"edits.Interchange(fmr.run(model, *other_inputs))."
         )
-    one = origin if isinstance(origin, Pass) else origin.passes[number if 0 <= number < len(origin.passes) > 1 else -1]
+    if isinstance(origin, Run) and 1 < len(origin.passes) <= number:
+        raise EditError(
+            f"The source of the Interchange at {site!r} has {len(origin.passes)} passes, and this is pass {number}. "
+            f"Expected one for each, or one pass for all: edits.Interchange(source.passes[0])."
+        )
+    one = origin if isinstance(origin, Pass) else origin.passes[number if 0 <= number < len(origin.passes) else -1]
     if examples is not None and site.examples is None:
         site = site.at(examples=list(examples))
     try:

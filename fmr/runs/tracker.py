@@ -122,6 +122,13 @@ class Tracker:
         if self.editor is None or not isinstance(watcher, Recorder):
             return nullcontext()
 
+        ends = [name for name in self.editor.ids if name == "" or name.startswith(":")]
+        if ends:
+            raise TrackError(
+                f"The edit of {str(ends[0])!r}, what the model itself returns, is made when its recording has ended. "
+                f"Expected keep=() or a list of IDs beside it, or an edit of the value that is returned."
+            )
+
         def told(new: Tensor, old: Tensor) -> None:
             if watcher.emit is not None:
                 watcher.emit((REPLACED, new, old, others_in((new, old), watcher.begun)))

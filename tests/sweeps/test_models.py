@@ -107,7 +107,7 @@ def names(model: nn.Module) -> list[str]:
 
 def sites_of(run: fmr.Run) -> list[Any]:
     """A few values that the model's ops made, evenly over its graph: whole, at one position, or two at once."""
-    hidden = ("alias", "opaque", "getitem", "view", "chunk", "t")
+    hidden = ("alias", "opaque", "getitem", "view", "chunk", "t", "detach")
     read = [node for node in run.graph.nodes if node.dtype.is_floating_point and run.graph.readers(node.id)]
     made = [n for n in read if n.parents and n.op not in hidden and len(n.shape) > 1 and not handed_on(run, n)]
     made = [node for node in made if made[-1].shape[0] in node.shape[:2]]
