@@ -55,8 +55,8 @@ class Prompts:
 def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
     """Prompts of any kind as inputs of a model; texts of unequal length are padded on the left, so that the last is last.
 
-    >>> prompts(["a b", "a c"], model, tokenizer).labels
-    ('a', '1')
+    >>> prompts(["Alice gave", "Alice went"], model, tokenizer).labels
+    ('<bos>', 'Alice', '2')
 
     A model that takes `position_ids` is given those of the real tokens then, since not every one counts them itself.
 
@@ -82,7 +82,7 @@ def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
 def pairs(clean: Given, corrupted: Given, model: nn.Module, tokenizer: Any = None) -> tuple[Prompts, Prompts]:
     """Two lists of prompts that belong together one by one, with as many tokens each.
 
-    >>> clean, corrupted = pairs("Anna met Ben", "Carl met Ben", model, tokenizer)
+    >>> clean, corrupted = pairs("Alice gave", "Karen gave", model, tokenizer)
     """
     both = prompts(clean, model, tokenizer), prompts(corrupted, model, tokenizer)
     if len(both[0]) != len(both[1]):
@@ -99,8 +99,8 @@ def pairs(clean: Given, corrupted: Given, model: nn.Module, tokenizer: Any = Non
 def token_ids(answers: Any, tokenizer: Any) -> Any:
     """Answers as token ids: texts of one token each are looked up, numbers stay what they are.
 
-    >>> token_ids([" Paris", " Rome"], tokenizer)
-    tensor([3, 7])
+    >>> token_ids(["Alice", "Karen"], tokenizer).shape
+    torch.Size([2])
     """
     if isinstance(answers, str):
         return _single(answers, tokenizer)

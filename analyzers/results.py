@@ -24,7 +24,7 @@ class Stored:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to one safetensors file, whole or not at all.
 
-        >>> result.save("patching.safetensors")
+        >>> effects.save("patching.safetensors")
         """
         tensors: dict[str, Tensor] = {}
         plain = {field.name: _taken(getattr(self, field.name), field.name, tensors) for field in fields(self)}  # type: ignore[arg-type]
@@ -35,7 +35,9 @@ class Stored:
     def load(cls, path: str | os.PathLike[str]) -> "Self":
         """Read a result that was saved.
 
-        >>> Patching.load("patching.safetensors")
+        >>> effects.save("patching.safetensors")
+        >>> analyzers.Effects.load("patching.safetensors").strongest(1) == effects.strongest(1)
+        True
         """
         try:
             with safe_open(os.fspath(path), "pt") as file:

@@ -70,7 +70,13 @@ def shared() -> dict[str, Any]:
     batches = [tokenizer(texts[n : n + 4], return_tensors="pt", padding=True) for n in (0, 4, 8)]
     counted = analyzers.HeadClustering(model).over(batches)
     result = counted.result(seed=0)
+    gifts = [gift for gift in world.ioi(40, seed=0) if len(gift.prompt.split()) == 14][:4]
+    pairs = [gift.prompt for gift in gifts], [gift.fresh for gift in gifts]
+    right, wrong = [gift.answer for gift in gifts], [gift.giver for gift in gifts]
+    patching = analyzers.ActivationPatching(model, tokenizer)
     return {
+        "clean": pairs[0], "corrupted": pairs[1], "right": right, "wrong": wrong,
+        "effects": patching.run(*pairs, fmr.sweeps.logit_diff(right, wrong), progress=False),
         "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
         "HeadClustering": analyzers.HeadClustering,
         "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,

@@ -23,7 +23,8 @@ class AttributionPatching:
     """Estimate what activation patching of every site would do, from gradients.
 
     >>> attribution = AttributionPatching(model, tokenizer)
-    >>> attribution.run("Anna met Ben", "Carl met Ben", logit_diff(" Anna", " Carl"), exact=patched).correlation
+    >>> attribution.run(clean, corrupted, logit_diff(right, wrong), exact=effects).correlation > 0.95
+    True
 
     model, tokenizer, direction: as for `ActivationPatching`.
 
@@ -51,7 +52,7 @@ class AttributionPatching:
     ) -> Effects:
         """Estimate the effect of every site.
 
-        >>> attribution.run(clean, corrupted, logit_diff(right, wrong), steps=5).strongest(3)
+        >>> AttributionPatching(model, tokenizer).run(clean, corrupted, logit_diff(right, wrong), steps=5).strongest(3)
 
         clean, corrupted, metric, sites, seed: as for `ActivationPatching`. steps: how many runs the gradient is a mean of,
         1 for that of the base run alone. exact: the effects of patching the same sites, for the correlation with them.

@@ -28,7 +28,7 @@ class Cell(NamedTuple):
 def cells_of(structure: Structure, base: Prompts) -> list[Cell]:
     """The cells of all layers: `resid_pre`, `attention` and `mlp` by position, `z` by head.
 
-    >>> cells_of(structure, prompts(ids, model))[0]
+    >>> cells_of(structure, analyzers.prompts.prompts(input_ids, model))[0]
     Cell(kind='resid_pre', layer=0, place=0, site=Site(..., positions=0))
     """
     if not structure.layers:

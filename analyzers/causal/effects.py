@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Effects(Stored):
     """What patching each site did to the answer.
 
-    >>> result.maps["z"].shape, result.strongest(3)
-    ((30, 9), ['z 23.3', 'z 20.0', 'z 29.1'])
-    >>> result.table().sort_values("effect").tail()
+    >>> effects.maps["z"].shape, len(effects.strongest(3))
+    ((4, 4), 3)
+    >>> effects.table().sort_values("effect").tail()
 
     effects: by site, the share of the way from the base run's answer to the source run's, 0 for none and 1 for all of it,
     with the ends of their 95 % intervals over pairs. changes: (sites, pairs), what the metric changed by. base and source:
@@ -71,7 +71,7 @@ class Effects(Stored):
     def table(self) -> "DataFrame":
         """One row a site: its kind, layer and place, its effect with the interval, and the mean change of the metric.
 
-        >>> result.table().query("kind == 'z'")
+        >>> effects.table().query("kind == 'z'")
         """
         import pandas as pd
 
@@ -91,7 +91,7 @@ class Effects(Stored):
     def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Axes":
         """Draw the effects as heat maps, one a kind; returns the first axes.
 
-        >>> result.plot(kind="resid_pre").figure.savefig("patching.png")
+        >>> effects.plot(kind="resid_pre").figure.savefig("patching.png")
 
         ax: where to draw one kind; None makes a figure of all of them.
         """

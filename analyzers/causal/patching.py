@@ -23,7 +23,7 @@ class ActivationPatching:
     """Patch the activations of one run into another, one site at a time, and measure how far the answer goes over.
 
     >>> patching = ActivationPatching(model, tokenizer)
-    >>> patching.run("Anna met Ben", "Carl met Ben", logit_diff(" Anna", " Carl")).plot()
+    >>> patching.run(clean, corrupted, logit_diff(right, wrong), progress=False).plot()
 
     model: any module whose layers `fmr.locate` finds, in eval mode. tokenizer: for prompts and answers that are text.
     direction: "denoising" puts clean values into the corrupted run: what is enough to restore the answer. "noising" puts
@@ -51,8 +51,9 @@ class ActivationPatching:
     ) -> Effects:
         """Patch every site in turn.
 
-        >>> patching.run(clean, corrupted, logit_diff(right, wrong)).maps["resid_pre"].shape
-        (30, 14)
+        >>> patching = ActivationPatching(model, tokenizer)
+        >>> patching.run(clean, corrupted, logit_diff(right, wrong), progress=False).maps["resid_pre"].shape
+        (4, 15)
 
         clean, corrupted: prompts that belong together one by one, with as many tokens each. metric: of the model's output,
         one number for each example, larger for the clean answer; `logit_diff` and `log_prob` of fmr.sweeps take answers as

@@ -26,7 +26,7 @@ class PathPatching:
     """Patch the paths from single heads to the logits or to other sites, and measure what the answer does.
 
     >>> paths = PathPatching(model, tokenizer)
-    >>> paths.run("Anna met Ben", "Carl met Ben", logit_diff(" Anna", " Carl")).strongest(3, "z")
+    >>> paths.run(clean, corrupted, logit_diff(right, wrong), progress=False).strongest(3, "z")
 
     model, tokenizer, direction: as for `ActivationPatching`. through_mlps: whether memories between sender and receiver
     are computed again (as in the paper), or keep the values of the base run like all heads do: then the path is direct.
@@ -58,7 +58,9 @@ class PathPatching:
     ) -> Effects:
         """Patch the path from each sender to the receivers.
 
-        >>> paths.run(clean, corrupted, metric, receivers=[structure.attention[3].q.at(heads=1)]).maps["z"]
+        >>> paths, receivers = PathPatching(model, tokenizer), [structure.attention[3].v.at(heads=1)]
+        >>> paths.run(clean, corrupted, logit_diff(right, wrong), receivers=receivers, progress=False).maps["z"].shape
+        (4, 4)
 
         clean, corrupted, metric, seed: as for `ActivationPatching`. senders: sites of which each is patched by itself; None
         takes z of every head. receivers: sites that hear of a sender, all at once; None takes the logits.
