@@ -16,7 +16,20 @@ from fmr.watching.scopes import Call
 from fmr.watching.sites import where_of
 from fmr.watching.storage import extent, is_alike, is_dense, overlap, storage_key
 from fmr.watching.swaps import Ref
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, WRITTEN, Event, Slot, Tape, first_read
+from fmr.watching.tape import (
+    ASKED,
+    ENTER,
+    EXIT,
+    INSIDE,
+    NAMED,
+    RAISED,
+    REPLACED,
+    WRITTEN,
+    Event,
+    Slot,
+    Tape,
+    first_read,
+)
 from fmr.watching.versions import Versions
 
 _name = lru_cache(maxsize=1 << 15)(op_id)
@@ -65,6 +78,7 @@ class Builder:
         self._was_inside = False
         self._time, self._event = 0, -1
         self.edited: dict[TensorId, None] = {}
+        self.asked: dict[TensorId, str] = {}
         self._writing: Collection[int | None] = ()
         self.raised: tuple[str, str] | None = None  # the innermost call that raised, and the last op's value before
         self._raised_at = -1
@@ -98,6 +112,8 @@ class Builder:
             self._placed(*event[1:-1])
         elif head is WRITTEN:
             self._changed(event[1])
+        elif head is ASKED:
+            self._asked(*event[1:-1])
         elif head is REPLACED:
             self._replaced(*event[1:-1])
         else:
@@ -121,6 +137,11 @@ class Builder:
         """A tensor whose storage was written unseen: a new value, which reads the old one."""
         self._add_unseen(tensor, OPAQUE, [self._id_of(tensor)])
         self._overwrite(tensor, len(self.nodes) - 1, whole=True)
+
+    def _asked(self, tensors: tuple[Tensor, ...], code: Any, lasti: int) -> None:
+        """Python was told numbers of these tensors at this place."""
+        for tensor in tensors:
+            self.asked.setdefault(self._id_of(tensor), where_of(code, lasti))
 
     def _replaced(self, new: Tensor, old: Tensor) -> None:
         """An edit put a tensor in place of another: from now on it holds that one's value."""

@@ -121,12 +121,14 @@ def overwritten(
         way = [lookup(written)]
         while way[-1].id != old and way[-1].parents:
             way.append(lookup(way[-1].parents[0].id))
+        if way[-1].id != old:
+            raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
         part = whole
         for one in reversed(way[:-1]):  # what is no view was done in place
             if one.op in _VIEWS and len(one.parents) == 1:
                 part = run(one, {one.parents[0].id: part})
         same = part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
-        if way[-1].id != old or not same or part.shape != tensors[written].shape:
+        if not same or part.shape != tensors[written].shape:
             raise StructureError(f"{node.id} was overwritten in place on the way, which is not recomputed.")
         part.copy_(tensors[written])
     return whole

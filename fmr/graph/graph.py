@@ -37,7 +37,7 @@ class Graph:
 
     `nodes` holds one node for each value in execution order, sources included, each before its readers; `scopes` the
     module calls in the order in which they began; `model` the class name of the root, for display; `edited` the values that
-    edits of the run replaced.
+    edits of the run replaced; `asked` those of which Python was told numbers, each with the first line that asked.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class Graph:
         model: str,
         same: tuple[tuple[str, ...], ...] = (),
         edited: Iterable[TensorId] = (),
+        asked: Mapping[TensorId, str] | None = None,
     ) -> None:
         self.nodes = tuple(nodes)
         self.scopes = tuple(scopes)
         self.model = model
         self.edited = tuple(edited)
+        self.asked = dict(asked or {})
         self.same = same  # the names of each module and tensor that has several; files do not keep them
         self._place = {node.id: place for place, node in enumerate(self.nodes)}
         self._inner: dict[str, Inner] = {}
@@ -312,21 +314,21 @@ class Graph:
     def load(path: str | os.PathLike[str]) -> "Graph":
         """Read a graph that `save` wrote; a damaged, foreign or newer file is a `StoreError`."""
         body = unseal("graph", read_whole(path, "a graph that graph.save(path) wrote"), str(path))
-        with understood(str(path)):
-            edited = tuple(TensorId(str(name)) for name in body.get("edited", ()))
-            return Graph(*unpacked(body), edited=edited)
+        return Graph.from_dict(body, str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The graph in plain types for JSON."""
         edited = {"edited": [str(name) for name in self.edited]} if self.edited else {}
-        return {"model": self.model, "fingerprint": self.fingerprint, **packed(self.nodes, self.scopes), **edited}
+        asked = {"asked": {str(name): where for name, where in self.asked.items()}} if self.asked else {}
+        return {"model": self.model, "fingerprint": self.fingerprint, **packed(self.nodes, self.scopes), **edited, **asked}
 
     @staticmethod
-    def from_dict(body: dict[str, Any]) -> "Graph":
-        """The graph that `to_dict` gave; what is no graph is a `StoreError`."""
-        with understood("This dict"):
+    def from_dict(body: dict[str, Any], source: str = "This dict") -> "Graph":
+        """The graph that `to_dict` gave; what is no graph is a `StoreError` that names the source."""
+        with understood(source):
             edited = tuple(TensorId(str(name)) for name in body.get("edited", ()))
-            return Graph(*unpacked(body), edited=edited)
+            asked = {TensorId(str(name)): str(where) for name, where in body.get("asked", {}).items()}
+            return Graph(*unpacked(body), edited=edited, asked=asked)
 
     save_dot = save_dot
     save_svg = save_svg

@@ -102,6 +102,12 @@ HANDING_OUT = {"__array__", "__dlpack__", "data_ptr", "numpy"}
 STORAGES = {"_typed_storage", "storage", "untyped_storage"}
 """Those that hand out its storage object, through which sharded models free their weights at each call."""
 
+ASKING = frozenset(
+    """__array__ __bool__ __complex__ __contains__ __dlpack__ __float__ __index__ __int__ allclose equal is_nonzero item
+    numpy tolist""".split()
+)
+"""Functions that tell Python numbers of tensors, by which it may go."""
+
 FILLS_NOTHING = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
 """Ops whose result holds whatever lay in memory."""
 
@@ -112,7 +118,8 @@ PASS, READ, WRITE = range(3)
 class Op(NamedTuple):
     """What fmr knows about one torch function.
 
-    One that `moves` gives a tensor another shape, type or memory in place, one that `hands_out` gives its memory away.
+    One that `moves` gives a tensor another shape, type or memory in place, one that `hands_out` gives its memory away, one
+    that `asks` tells Python its numbers; `tells` is either of these.
     `reads` is how many of its arguments it reads, where others are for its own use.
     """
 
@@ -124,6 +131,8 @@ class Op(NamedTuple):
     moves: bool = False
     hands_out: bool = False
     reads: int | None = None
+    asks: bool = False
+    tells: bool = False
 
 
 def canonical(spelling: str) -> str:
@@ -154,12 +163,22 @@ def _classify(func: Callable[..., Any]) -> Op:
     if spelling in ("__get__", "__set__", "__delete__"):
         return _property(func, spelling)
     if spelling in QUERIES or spelling in HANDING_OUT or spelling in STORAGES:
-        return Op(spelling, PASS, hands_out=spelling not in QUERIES)
+        hands_out, asks = spelling not in QUERIES, spelling in ASKING
+        return Op(spelling, PASS, hands_out=hands_out, asks=asks, tells=hands_out or asks)
     name, written = canonical(spelling), _written(func, spelling)
     reflected = spelling.startswith("__") and spelling.strip("_") in REFLECTED
     changes = written is not None and moves(func)
     reads = 1 if name == "deepcopy" else None  # whose memo holds what it made
-    return Op(name, WRITE if written else READ, reflected, written, spelling_of(func), changes, reads=reads)
+    return Op(
+        name,
+        WRITE if written else READ,
+        reflected,
+        written,
+        spelling_of(func),
+        changes,
+        reads=reads,
+        asks=spelling in ASKING,
+    )
 
 
 def _property(func: Any, spelling: str) -> Op:

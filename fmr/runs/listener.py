@@ -11,7 +11,7 @@ from fmr.ops.names import Op
 from fmr.watching.own import like, unseen
 from fmr.watching.storage import extent, storage_key, version_of
 from fmr.watching.swaps import Ref
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, REPLACED, SWAPPED, WRITTEN, Event, Slot, first_read
+from fmr.watching.tape import ASKED, ENTER, EXIT, INSIDE, NAMED, REPLACED, SWAPPED, WRITTEN, Event, Slot, first_read
 
 _FURTHEST = 16
 """How many views of views are followed back from one that is written."""
@@ -167,6 +167,8 @@ class Listener:
                 self.made(event[2], first_read(self.number, self.position, event[3]))
             elif head is WRITTEN:
                 self.made(event[1], first_read(self.number, self.position, event[1]))
+            elif head is ASKED:
+                self._read_all(event[1])
             elif head is SWAPPED:
                 self.exchange(*event[1:-1])
             elif head is REPLACED:

@@ -36,7 +36,9 @@ last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
 
 def graph_of(builder: Builder, module: nn.Module) -> Graph:
     """The graph of a pass that a builder has seen as a whole, or as far as it went; it was a call of this module."""
-    graph = last_graph[module] = Graph(builder.nodes, builder.scopes, builder.kind, builder.names.same, builder.edited)
+    graph = last_graph[module] = Graph(
+        builder.nodes, builder.scopes, builder.kind, builder.names.same, builder.edited, builder.asked
+    )
     return graph
 
 
@@ -64,8 +66,8 @@ class Pass:
         self.slots: dict[TensorId, Slot | None] = {}
         self.saved: Mapping[Slot, Tensor] = {}
         self.lost: Set[Slot] = frozenset()
-        self.apart, self.error = False, ""
-        self.casts = casts_now()
+        self.apart, self.error, self.number = False, "", 0
+        self.cast, self.casts = "", casts_now()
         self.raised: tuple[str, str] | None = None
         self._graph: Graph | None = None
         self._tape: Tape | None = None
@@ -135,7 +137,7 @@ class Pass:
         lost = [name for name, slot in self.slots.items() if slot is None]
         made = Pass.of_file(self.history, values, grads, lost, self.unsaved, self.returned, None)
         made._graph, made._pending, made.places, made.columns = graph, None, dict(self.places), self.columns
-        made.casts = self.casts
+        made.cast, made.casts, made.number = self.cast, self.casts, self.number
         made.output, made.error, made.raised = deepcopy(detached(self.output), memo), self.error, self.raised
         return made
 
@@ -147,8 +149,12 @@ class Pass:
         here.slots = {name: slot for name, slot in self.slots.items() if name not in changed and name not in gone}
         here.unsaved = {name: f"{name!r} was not computed in this replay. Name it: want=[{name!r}]." for name in gone}
         here._graph, here.saved, here.edited, here.columns = self._graph, self.saved, tuple(edited), self.columns
-        here.casts = self.casts
-        if self.output is not None and self._graph is not None:
+        here.casts, here.number = self.casts, self.number
+        if (
+            self.output is not None
+            and self._graph is not None
+            and not gone.keys() & set(ids_in(self._graph.scopes[0].output))
+        ):
             here.output = exchanged(self.output, self._graph.scopes[0].output, changed.get)
         return here
 

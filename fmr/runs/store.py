@@ -32,7 +32,6 @@ from fmr.disk.tensors import Entry, TensorFile, bytes_of, in_order, write_tensor
 from fmr.edits.places import Frame
 from fmr.errors import IdError, StoreError
 from fmr.graph.graph import Graph
-from fmr.graph.pack import unpacked
 from fmr.ids import TensorId
 from fmr.nests import map_ids
 from fmr.runs.passes import Pass
@@ -62,7 +61,7 @@ def load(path: str | os.PathLike[str]) -> Run:
     run = Run()
     with unwatched(), understood(str(where)):
         body, file = _open_folder(where) if is_folder(where) else _open_file(where)
-        run.passes = [_restored(row, file, str(where)) for row in body["passes"]]
+        run.passes = [_restored(number, row, file, str(where)) for number, row in enumerate(body["passes"])]
     return run
 
 
@@ -157,6 +156,7 @@ class _Content:
         return {
             "graph": None if one._graph is None else one._graph.to_dict(),
             "history": one.history,
+            "cast": one.cast,
             "values": {name: self._view(f"{number}:{name}", one.values, name, read) for name, read in values.items()},
             "grads": {
                 name: self._view(f"{number}:grad:{name}", one.stored_grads, name, read) for name, read in grads.items()
@@ -315,15 +315,14 @@ def _expect(file: TensorFile, body: dict[str, Any], last: list[Entry]) -> None:
     file.expect([*entries, *last])
 
 
-def _restored(row: dict[str, Any], file: TensorFile, source: str) -> Pass:
+def _restored(number: int, row: dict[str, Any], file: TensorFile, source: str) -> Pass:
     """A pass whose values stay in the file until they are asked for; its graph is made on first use."""
 
     def stored(views: dict[str, list[Any]]) -> Stored:
         return Stored(file, {TensorId(name): Strided(file.entries[at[0]], at[1], at[2]) for name, at in views.items()})
 
     def graph() -> Graph:
-        with understood(source):
-            return Graph(*unpacked(row["graph"]))
+        return Graph.from_dict(row["graph"], source)
 
     why = f"belongs to the model and {source} was saved without it. Save with run.save(path, params=True)."
     unsaved = {TensorId(name): f"{name!r} {why}" for name in row["unsaved"]}
@@ -334,5 +333,6 @@ def _restored(row: dict[str, Any], file: TensorFile, source: str) -> Pass:
     if "columns" in row:
         known = [(n, Frame(past, None if mask is None else torch.tensor(mask))) for n, past, mask in row["columns"]]
         one.columns = lambda: known
+    one.number, one.cast = number, str(row.get("cast", ""))
     one.places = {TensorId(name): str(where) for name, where in row.get("places", {}).items()}
     return one

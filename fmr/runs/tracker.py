@@ -152,7 +152,7 @@ class Tracker:
 
     def _new_pass(self, here: Pass | None = None) -> Pass:
         here = here or Pass(self.grad)
-        here.columns = self.frames
+        here.columns, here.number = self.frames, len(self.run.passes)
         self.run.passes.append(here)
         return here
 
@@ -259,6 +259,8 @@ class Tracker:
         kept = self._cast(own)
         slot = Slot(heard_at.number, name=name, cast=kept is not own)
         here.keep(name, kept, slot, heard_at)
+        if kept is not own:
+            here.cast = f"to={self.to!r}, dtype={self.dtype}"
         if here.heard.wanted is not None:
             here.heard.wanted.add(heard_at)
         if kept is own and not name.is_source:

@@ -16,6 +16,7 @@ from fmr.ids import ALIAS, OPAQUE, TensorId
 from fmr.nodes import Node
 from fmr.ops.names import FILLS_NOTHING
 from fmr.watching.calls import unwatched
+from fmr.watching.storage import is_equal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,4 +91,4 @@ def _alike(a: Tensor, b: Tensor) -> bool:
         return False
     if a.layout != torch.strided or a.is_nested:
         return a.layout == b.layout
-    return bool(torch.equal(a, b) or torch.equal(a.nan_to_num(), b.nan_to_num()))
+    return is_equal(a, b)

@@ -95,7 +95,8 @@ def _way(writer: TensorId, steps: Sequence[Step]) -> tuple[list[Step], set[Tenso
 
 
 def _is_linear(step: Step, reached: set[TensorId]) -> bool:
-    """Whether a product is one of what is followed with a parameter."""
+    """Whether a product is one of what is followed, which it reads once, with parameters."""
     if step.first.op not in ("linear", "addmm", "mm", "matmul", "bmm", "baddbmm"):
         return True
-    return all(name in reached or name.is_source for name in step.reads)
+    on = [parent for parent in step.first.parents if parent.id in reached]
+    return len(on) == 1 and all(name in reached or name.is_source for name in step.reads)

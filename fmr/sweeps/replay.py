@@ -23,6 +23,7 @@ from fmr.runs.sources import columns_of, read_source
 from fmr.sweeps.edges import Carrying, Edge
 from fmr.sweeps.steps import Read, Step, refuse_resized, refuse_unknown, run_step, steps_of
 from fmr.watching.calls import unwatched
+from fmr.watching.storage import is_equal
 
 
 def replay(
@@ -38,12 +39,12 @@ def replay(
     >>> patched.output.logits - run.output.logits
 
     run: one with every value (keep="all"), or a pass of it. edits: by site, or by `Edge` for what one reader sees. freeze:
-    sites that keep the values of the recording. want: what to compute, by default the output of the model; what changed on
-    the way can be read from the result too.
+    sites that keep what they are without edits, but for edits of themselves. want: what to compute, by default the output
+    of the model; what changed on the way can be read from the result too.
 
     What cannot be run again is a `ReplayError` that names it: values whose producer was not seen, active dropout, a value
-    that an op handed on, a size that an edit changes. The misuse to know: where the model's Python asked for a number
-    (`if x.max() > 1`), the recorded path is taken whatever an edit does to that number; a sweep looks out for it.
+    that an op handed on, a size that an edit changes, a number that an edit changes and the model's Python asked for
+    (`if x.max() > 1`). A run in which `want` leaves the model's output out has the output None.
     """
     return Replay(run.last if isinstance(run, Run) else run, edits or {}, freeze, want).run()
 
@@ -65,33 +66,43 @@ class Replay:
             raise ReplayError(
                 "This run was recorded with edits. Expected one without: edits are given to the replay itself."
             )
+        if base.cast:
+            raise ReplayError(
+                f"This run was kept with {base.cast}, and its ops read other values than these. Expected one with values "
+                f"as the model made them: record it without to= and dtype=."
+            )
         self.steps = steps_of(self.graph)
         self.frozen: set[TensorId] = set()
         self.changed: dict[TensorId, Tensor] = {}
         self.needed: set[TensorId] = set()
         self.outside: dict[TensorId, Outside] = {}
-        self.editor = self._editor({key: edit for key, edit in asked.items() if type(key) is not Edge} | self._held(freeze))
+        self.editor = self._editor(self._held(freeze, {key: edit for key, edit in asked.items() if type(key) is not Edge}))
         edges = [(edge, self._editor({edge.writer: edit})) for edge, edit in asked.items() if type(edge) is Edge]
         self.edges = [Carrying(edge, editor, self.steps, self.graph) for edge, editor in edges]
         self.returned = {self._returned(name): name for name in self.editor.ids if name.is_path}
         self.wanted = self._wanted(want)
+        self.asked = self._asked(want)
         self.opened = {outer_scope(name) for name in (*self.editor.ids, *self.frozen, *self.wanted)} - {""}
 
     # ---- what is asked for
 
     def _editor(self, asked: Mapping[Any, Any]) -> Editor:
         editor = Editor(asked, read_source)
+        editor.number = self.base.number - 1
         editor.begin(lambda: columns_of(self.base))
         return editor
 
-    def _held(self, freeze: Iterable[Key]) -> dict[Key, Edit]:
-        """What is frozen in part, as edits that come last; what is frozen as a whole is noted."""
-        found: dict[Key, Edit] = {}
+    def _held(self, freeze: Iterable[Key], asked: Mapping[Key, Any]) -> dict[Key, Any]:
+        """What is frozen in part, as edits that come before those asked for; what is frozen as a whole is noted."""
+        found: dict[Key, Any] = {}
         for key in freeze:
             if isinstance(key, Site) and key.selection:
                 found[key] = Replace(self.base[key])
             else:
                 self.frozen.update(self._ids(id_of(key)))
+        for key, edit in asked.items():
+            own = list(edit) if isinstance(edit, (list, tuple)) else [edit]
+            found[key] = [found[key], *own] if key in found else own
         return found
 
     def _ids(self, name: TensorId) -> list[TensorId]:
@@ -129,6 +140,14 @@ class Replay:
         returned = {given.id, node.id} & set(ids_in(self.graph.scopes[0].output))
         return len(places) == 1 and self.graph.readers(given.id) == (node,) and not returned
 
+    def _asked(self, want: Any) -> dict[TensorId, str]:
+        """The values of which the model's Python was told numbers before all that is wanted was made, with its lines."""
+        nodes, keys = self.graph.nodes, [want] if isinstance(want, (str, Node, Site)) else list(want or ())
+        ends = [0 if want is not None else len(nodes), *(self.graph.place(outer_op(name)) for name in self.wanted)]
+        paths = [self.graph.module(id_of(key)).scope.path for key in keys if id_of(key).is_path]
+        ends += [place + 1 for place, node in enumerate(nodes) if any(within(node.module, path) for path in paths)]
+        return {name: where for name, where in self.graph.asked.items() if self.graph.place(name) < max(ends)}
+
     # ---- running
 
     def run(self) -> Run:
@@ -143,7 +162,9 @@ class Replay:
     def _needed(self) -> set[TensorId]:
         """What is wanted or edited, and all that it depends on, up to what is frozen."""
         edited = {name for name in self.editor.ids if not name.is_path} | set(self.returned)
-        needed = {outer_op(name) for name in self.wanted | edited} | {name for edge in self.edges for name in edge.readers}
+        needed = {outer_op(name) for name in self.wanted | edited | self.asked.keys()} | {
+            name for edge in self.edges for name in edge.readers
+        }
         for step in reversed(self.steps):
             if any(node.id in needed and node.id not in self.frozen for node in step.nodes):
                 needed.update(step.reads)
@@ -170,6 +191,18 @@ class Replay:
                 path = self.returned[node.id]
                 value = self.editor.apply(path, self.value(node.id))
                 self.outside[node.id] = Outside(path, value)
+            if node.id in self.asked:
+                self._refuse_answered(node.id)
+
+    def _refuse_answered(self, name: TensorId) -> None:
+        """Raise where the model's Python would be told other numbers than it was."""
+        was, outside = self.base.as_read(name), self.outside.get(name)
+        if not all(is_equal(value, was) for value in (self.value(name), *((outside.value,) if outside else ()))):
+            raise ReplayError(
+                f"{name} changes under these edits, and the model's Python asked for its numbers"
+                f"{self.asked[name] and f' at {self.asked[name]}'}, so that it may do something else than was recorded. Run "
+                f"the model with this edit: fmr.run(model, *inputs, edits=...), or give its value: freeze=[{str(name)!r}]."
+            )
 
     def _kernel(self, step: Step) -> AbstractContextManager[None]:
         """The state in which a step made the recorded bits, where kernels differ."""

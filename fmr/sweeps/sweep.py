@@ -49,10 +49,10 @@ def sweep(
     inputs: a tensor, a tuple or a dict of arguments; several examples are measured each for itself. sites: of each run a
     site, a tuple of several, or a mapping from sites to edits of their own, with edit=None. edit: for all of them; the
     source of an `Interchange` may be other inputs, which are run once. metric: of the model's output, one number or one for
-    each example. at: the position that the metric reads, if it reads one alone. rows: how many runs at once; by default as
-    many as fit into a quarter of the free memory or 128 MB. freeze: values that
-    keep what they are without edits, but for edits of themselves, as in path patching. seed: of the cells that are run one
-    by one besides.
+    each example; it may not keep what it was given, which the next run overwrites. at: the position that the metric reads,
+    if it reads one alone. rows: how many runs at once; by default as many as fit into a quarter of the free memory or 128
+    MB. freeze: values that keep what they are without edits, but for edits of themselves, as in path patching. seed: of the
+    cells that are run one by one besides.
 
     The answer is never a guess: rows that mix are found out by tainted and by clean rows between them, and other ways are
     taken, which `how` and `why` tell. Values have no gradients.

@@ -1,7 +1,7 @@
 """What a sweep is asked: rows of edits, a model with inputs, a metric; and forwards that leave all of these as they were."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +21,7 @@ from fmr.runs.run import Run
 from fmr.runs.sources import columns_of, read_source
 from fmr.runs.track import run as run_once
 from fmr.sweeps.metrics import Metric
-from fmr.sweeps.questions import Questions, refuse_chosen_paths
+from fmr.sweeps.questions import refuse_chosen_paths
 from fmr.watching.mode import fills_parameters
 
 Asked = Key | Sequence[Key] | Mapping[Key, Edit | Sequence[Edit]]
@@ -85,8 +85,7 @@ class Task:
         self.rows = self._with_sources([row_of(one, edit) for one in asked])
         self.sites = tuple(tuple(row) for row in self.rows)
         self.frozen = tuple(dict.fromkeys(_whole(key) for key in freeze))
-        self.questions = Questions()
-        self.base = self.forward(self.call, self.questions)
+        self.base = self.forward(self.call)
         self.frames = columns_of(self.base.last)
         for site in dict.fromkeys(site for row in self.rows for site in row):
             self._check(site)
@@ -114,12 +113,12 @@ class Task:
         frozen: dict[Site, Sequence[Edit]] = {Site(name): [back] for name in self.frozen}
         return {**frozen, **{site: [back] * (site.id in self.frozen) + [*own] for site, own in asked.items()}}
 
-    def forward(self, call: Call, under: AbstractContextManager[Any] | None = None, **more: Any) -> Run:
+    def forward(self, call: Call, **more: Any) -> Run:
         """A run of the model, which leaves the model, the inputs and the random state as they were."""
         self.forwards += 1
         call = call.times(1)
         devices = {tensor.device.index for tensor in self.model.parameters() if tensor.device.type == "cuda"}
-        with torch.random.fork_rng(devices=devices), restored(self.model), under or nullcontext():
+        with torch.random.fork_rng(devices=devices), restored(self.model):
             return run_once(self.model, *call.args, **more, **call.kwargs)
 
     def measure(self, output: Any) -> Tensor:
@@ -145,7 +144,7 @@ class Task:
         graph, edited = self.base.graph, set()
         for name in {site.id for row in self.rows for site in row}:
             edited |= set(ids_in(graph.module(name).scope.output)) if name.is_path else {outer_op(name)}
-        refuse_chosen_paths(self.base.last, self.questions.tensors, edited)
+        refuse_chosen_paths(graph, edited)
 
     def alone(self, row: int) -> Tensor:
         """What is measured of a row in a run of its own."""

@@ -20,7 +20,7 @@ from fmr.watching.scopes import Start, walk
 from fmr.watching.sites import outermost
 from fmr.watching.storage import PLAIN, is_unshaped, version_of
 from fmr.watching.swaps import Ref
-from fmr.watching.tape import ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Tape
+from fmr.watching.tape import ASKED, ENTER, EXIT, INSIDE, NAMED, RAISED, REPLACED, SWAPPED, WRITTEN, Event, Tape
 from fmr.watching.versions import others_in
 
 _is_internal: dict[str, bool] = {}
@@ -88,8 +88,8 @@ class Recorder(RootWatcher):
             return func(*args, **(kwargs or {}))
         op = known_ops.get(func) or op_of(func)
         if op.kind == PASS:
-            if op.hands_out and args and isinstance(args[0], Tensor) and not self._frees(op, args[0], sys._getframe(1)):
-                self.hand_out(args[0])
+            if op.tells:
+                return self._tell(op, func, args, kwargs or {})
             return func(*args, **kwargs) if kwargs else func(*args)
         if self.shares and self.emit is not None:
             self._compare((args, kwargs))
@@ -129,7 +129,27 @@ class Recorder(RootWatcher):
             emit((op, args, kwargs, tuple(out) if out.__class__ is list else out, None, code, lasti, version, read))
             if self.shares:
                 self._secure(out)
+        elif op.asks:
+            self._ask(args, kwargs, sys._getframe(1))
         return out
+
+    def _tell(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        """A function that hands out the memory of a tensor, or its numbers."""
+        frame = sys._getframe(2)
+        if op.hands_out and args and isinstance(args[0], Tensor) and not self._frees(op, args[0], frame):
+            self.hand_out(args[0])
+        if op.asks and self.shares and self.emit is not None:
+            self._compare((args, kwargs))
+        out = func(*args, **kwargs)
+        if op.asks:
+            self._ask(args, kwargs, frame)
+        return out
+
+    def _ask(self, args: Any, kwargs: Any, frame: FrameType) -> None:
+        """Python was told numbers of tensors; what it does with those of a transform is part of the transform."""
+        if self.emit is not None and functorch_level() is None:
+            tensors = tuple(tensor for _, tensor in leaves((args, kwargs)))
+            self.emit((ASKED, tensors, *call_site(frame), others_in(tensors, self.begun)))
 
     def _frees(self, op: Op, tensor: Tensor, frame: FrameType) -> bool:
         """Whether a storage is asked for by torch itself, or is that of a weight, which sharded models free and fill."""

@@ -10,16 +10,17 @@ from fmr.watching.scopes import Names, Start, name_inputs
 from fmr.watching.storage import is_unshaped, versions_of
 
 ENTER, EXIT, INSIDE, NAMED = "enter", "exit", "inside", "named"
-WRITTEN, REPLACED, SWAPPED = "written", "replaced", "swapped"
+WRITTEN, REPLACED, SWAPPED, ASKED = "written", "replaced", "swapped", "asked"
 """The events of a tape that are no op: a module call begins, ends, an op ran inside a functorch transform, a tensor was met
 that stands in a parameter's place while its module runs, the bytes under a tensor were found to be others, an edit put a
-tensor in place of another, or two tensor objects are about to become each other."""
+tensor in place of another, two tensor objects are about to become each other, or Python was told numbers of tensors."""
 
 Event = tuple[Any, ...]
 """`(op, args, kwargs, out, written, code, lasti, version, read)` for an op, with the version of each tensor that it made;
 `(ENTER, module, args, kwargs, read)` and `(EXIT, output, read)`, in nests as they were `taken` at that moment;
 `(INSIDE, tensors, written, read)`, `(NAMED, name, tensor, its value, read)`, `(WRITTEN, tensor, read)`,
-`(REPLACED, by, tensor, read)`, `(SWAPPED, tensor, other, read)`; `read` are versions, see `versions.Others`."""
+`(REPLACED, by, tensor, read)`, `(SWAPPED, tensor, other, read)`, `(ASKED, tensors, code, lasti, read)`; `read` are
+versions, see `versions.Others`."""
 
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""

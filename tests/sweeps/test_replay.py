@@ -226,3 +226,135 @@ def test_a_value_that_was_handed_on_and_is_returned_by_its_first_name_is_refused
     run = fmr.run(Returns(), torch.randn(2))
     with pytest.raises(ReplayError, match="'/to#0' is the very tensor that an op was given"):
         fmr.replay(run, {"/to#0": edits.Zero()})
+
+
+# ---- what the model's Python asks of values
+
+
+class Asks(nn.Module):
+    """Python goes by numbers in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        if self.way == "item":
+            return y / y.abs().max().item()
+        if self.way == "bool":
+            return y + 1 if y.sum() > 0 else y - 1
+        if self.way == "float":
+            return y * float(y.mean())
+        if self.way == "int":
+            return y[: int(y.abs().max().clamp(1, 20) / 5)] * 3
+        if self.way == "tolist":
+            return y * sum(y.flatten().tolist())
+        if self.way == "numpy":
+            return y * float(y.numpy().sum())
+        if self.way == "equal":
+            return y + 1 if torch.equal(y, x * 2) else y - 1
+        while y.norm() > 1:
+            y = y / 2
+        return y
+
+
+@pytest.mark.parametrize("way", ["item", "bool", "float", "int", "tolist", "numpy", "equal", "while"])
+def test_a_number_that_the_models_python_was_told_may_not_change(way: str) -> None:
+    run = fmr.run(Asks(way), torch.tensor([[0.5, 1.0], [0.25, 2.0]]))
+    with pytest.raises(ReplayError, match=r"changes under these edits, and the model's Python asked.*test_replay.py:\d+"):
+        fmr.replay(run, edits={"/mul#0": edits.Scale(-3.0)})
+    assert torch.equal(fmr.replay(run, edits={"/mul#0": edits.Scale(1.0)}).output, run.output)
+    before = fmr.replay(run, edits={"input:x": edits.Scale(-3.0)}, want="/mul#0")
+    assert torch.equal(before["/mul#0"], run["/mul#0"] * -3)
+
+
+def test_what_was_asked_is_in_the_graph_and_its_file(tmp_path: Any) -> None:
+    run = fmr.run(Asks("item"), torch.ones(2, 2))
+    assert list(run.graph.asked) == ["/max#0"]
+    run.graph.save(tmp_path / "graph.json")
+    run.save(tmp_path / "run.fmr")
+    assert fmr.Graph.load(tmp_path / "graph.json").asked == run.graph.asked
+    assert fmr.load(tmp_path / "run.fmr").graph.asked == run.graph.asked
+    held = fmr.replay(run, edits={"/mul#0": edits.Scale(2.0)}, freeze=["/max#0"])
+    assert torch.equal(held.output, run.output * 2)
+
+
+# ---- passes, outputs, types
+
+
+def test_a_replay_is_of_the_pass_with_its_number(tmp_path: Any) -> None:
+    model = nn.Linear(2, 2)
+    runs = []
+    for shift in (0.0, 10.0):
+        with fmr.track(model) as run:
+            model(torch.ones(1, 2) + shift)
+            model(torch.ones(1, 2) * 5 + shift)
+        runs.append(run)
+    first, second = runs
+    first.save(tmp_path / "run.fmr", params=True)
+    for one in (first, fmr.load(tmp_path / "run.fmr")):
+        again = fmr.replay(one.passes[1], {"input:input": edits.Interchange(second)}, want="/linear#0")
+        torch.testing.assert_close(again["/linear#0"], second.passes[1]["/linear#0"])
+        with pytest.raises(EditError, match="never fired"):
+            fmr.replay(one.passes[1], {fmr.Site("/linear#0", passes=0): edits.Zero()}, want="/linear#0")
+
+
+def test_an_output_that_was_not_computed_is_none() -> None:
+    run = fmr.run(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.ones(1, 2))
+    assert fmr.replay(run, {"0": edits.Zero()}, want="0").output is None
+    assert fmr.replay(run, {"0": edits.Zero()}).output is not None
+
+
+def test_a_run_kept_in_another_type_is_refused() -> None:
+    model, x = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.ones(1, 2)
+    with pytest.raises(ReplayError, match=r"kept with to=None, dtype=torch.float64, .*: record it without to= and dtype="):
+        fmr.replay(fmr.run(model, x, dtype=torch.float64), {"0": edits.Zero()})
+    with pytest.raises(ReplayError, match=r"kept with to='meta'"):
+        fmr.replay(fmr.run(model, x, to="meta"), {"0": edits.Zero()})
+
+
+def test_edits_of_what_is_frozen_come_after_it() -> None:
+    run = fmr.run(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), torch.ones(1, 2))
+    name = "1/linear#0"
+    for key in (name, fmr.Site(name, units=slice(None))):
+        for edited in (name, fmr.Site(name, units=slice(None))):
+            again = fmr.replay(run, {"0": edits.Scale(5.0), edited: edits.Scale(2.0)}, freeze=[key])
+            assert torch.equal(again.output, run.output * 2)
+
+
+def test_a_nan_that_was_filled_in_is_found_out() -> None:
+    run = fmr.run(nn.Sequential(nn.ReLU(), nn.ReLU()), torch.tensor([1.0, float("nan"), float("inf")]))
+    assert run.verify()
+    run.last.values["1/relu#0"] = torch.tensor([1.0, 0.0, float("inf")])
+    assert run.verify().differ == ("1/relu#0",)
+
+
+class Product(nn.Module):
+    """A product whose operands both come from one writer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        return (h @ h.transpose(-1, -2)).softmax(-1)
+
+
+def test_an_edge_does_not_go_through_a_product_of_two_values_of_its_writer() -> None:
+    run = fmr.run(Product(), torch.randn(2, 2))
+    with pytest.raises(ReplayError, match="does not read /mul#0 along sums"):
+        fmr.replay(run, {fmr.Edge("/mul#0", "/softmax#0"): edits.Zero()})
+
+
+class Parts(nn.Module):
+    """A part of a split that is written in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        c = x * 2
+        a, b = torch.split(c, [3, 5], -1)
+        a.sigmoid_()
+        return c * b.sum()
+
+
+def test_a_part_of_a_split_that_was_written_is_replayed_or_refused_by_name() -> None:
+    run = fmr.run(Parts(), torch.randn(2, 8))
+    with pytest.raises(ReplayError, match=r"/alias#0 was overwritten in place on the way"):
+        fmr.replay(run, {"/split#0:1": edits.Zero()})
