@@ -53,7 +53,7 @@ def test_the_tape_of_a_call() -> None:
     assert [name for name, _ in tape.inputs] == ["input:x"]
 
 
-def test_getters_and_questions_are_no_events() -> None:
+def test_getters_are_no_events_and_a_question_for_numbers_is_one() -> None:
     class Asks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             assert x.shape == x.size()
@@ -65,7 +65,7 @@ def test_getters_and_questions_are_no_events() -> None:
             return x.mT if x.dim() > 1 else x + x.shape[0]
 
     (tape,) = record(Asks(), torch.ones(3))
-    assert names(tape) == ["sum", "add", "exit"]
+    assert names(tape) == ["sum", "asked", "add", "exit"]
 
 
 @pytest.mark.parametrize("name", ["T", "mT", "H", "mH", "real", "data"])
