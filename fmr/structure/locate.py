@@ -16,6 +16,7 @@ from fmr.structure.attention.attention import Attention, certify_attention
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.dot_product import dot_product, undivided
 from fmr.structure.attention.softmax import softmaxes
+from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
 from fmr.structure.logits import find_readout
@@ -100,6 +101,8 @@ class _Search:
         sums = frozenset(write.after for stream in streams for write in stream.writes)
         residuals = tuple(self._residual(stream, sums) for stream in streams)
         attention, mlps = self._attention(), self._memories(residuals, sums)
+        self.axes = Axes(self.graph, attention)
+        attention, mlps = [self.axes.attention(one) for one in attention], [self.axes.memory(one) for one in mlps]
         last = streams[-1] if streams and streams[-1].writes else None
         embedding = _embedding(self.graph, last, sums)
         unembedding = _unembedding(self.graph, last, embedding)
@@ -108,20 +111,26 @@ class _Search:
             attention=tuple(attention),
             mlps=tuple(mlps),
             streams=residuals,
-            layers=tuple(map(self._placed, find_layers(self.graph, residuals, attention, mlps))),
+            layers=tuple(map(self._told, find_layers(self.graph, residuals, attention, mlps))),
             embedding=embedding,
             unembedding=unembedding,
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
             rejected=tuple(self.rejected),
             readout=find_readout(self.graph, last, unembedding, self.value),
         )
-        return self._placed(found)
+        return self._told(found)
 
     def _placed(self, part: Part) -> Part:
         """A part whose sites know where their values are made."""
         held = {one.name: getattr(part, one.name) for one in fields(part)}
         sites: dict[str, Any] = {name: at_place(self.graph, one) for name, one in held.items() if isinstance(one, Site)}
         return replace(part, **sites)
+
+    def _told(self, part: Part) -> Part:
+        """A part whose sites know where their values are made and what their dimensions count."""
+        held = {one.name: getattr(part, one.name) for one in fields(part)}
+        sites: dict[str, Any] = {name: self.axes.site(one) for name, one in held.items() if isinstance(one, Site)}
+        return self._placed(replace(part, **sites))
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []

@@ -45,7 +45,7 @@ class Readout:
                     read = {p.id: known[p.id] if p.id in known else self._weight(run, p.id) for p in node.parents}
                     known[node.id] = _again(graph, node, read)
         if isinstance(key, Site):
-            return Site(self.way[-1], positions=key.positions, examples=key.examples).of(known[self.way[-1]])
+            return Site(self.way[-1], key.positions, examples=key.examples, layout=key.layout).of(known[self.way[-1]])
         return known[self.way[-1]]
 
     def _weight(self, run: Run | Pass, name: TensorId) -> Tensor:

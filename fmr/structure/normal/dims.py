@@ -1,0 +1,230 @@
+"""Which dimensions of values are the same one: what goes along a dimension here goes along another there.
+
+The dimensions of all values fall into classes. Ops that work number by number, that turn and cut, and products join them;
+what lays several out as one makes another, which falls apart again where the same sizes are laid out.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from fmr.errors import FmrError
+from fmr.graph.execute import execute
+from fmr.graph.graph import Graph
+from fmr.nodes import Node
+from fmr.structure.normal.einsum import of_projection, subscripts_of
+from fmr.structure.normal.match import (
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    MOVES,
+    NORMS,
+    SAME,
+    above,
+    cached_per_graph,
+    contraction,
+    data_inputs,
+    projection,
+)
+
+Dim = tuple[str, int]
+"""A dimension of a value."""
+
+_RESHAPES = frozenset("view reshape flatten unflatten ravel view_as reshape_as".split())
+"""Ops that lay the same numbers, in the same order, out in another shape."""
+
+_VIEWS = frozenset(
+    """T broadcast_to chunk diagonal expand expand_as getitem mT movedim narrow permute select split split_with_sizes squeeze
+    t tensor_split transpose unbind unsqueeze""".split()
+)
+"""Ops that turn, cut or repeat, and copy nothing."""
+
+_CHOICES = frozenset("argmax argsort argwhere nonzero sort topk where".split())
+"""Ops that say which rows are taken by what they hold."""
+
+_BY_NUMBER = ELEMENTWISE | NORMS | SAME | frozenset("softmax log_softmax cumsum".split())
+
+_PRIMES = (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079)
+
+
+class Dims:
+    """The classes of the dimensions of a graph's values, with what is known of each."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._joined: dict[Dim, Dim] = {}
+        self._parts: dict[Dim, list[tuple[int, Dim]]] = {}
+        self._mixed: set[Dim] = set()
+        self._units: set[Dim] = set()
+        for node in graph.nodes:
+            self._read(graph, node)
+        self._mixed, self._units = ({self._root(one) for one in known} for known in (self._mixed, self._units))
+
+    def of(self, name: str, rank: int) -> tuple[Dim, ...]:
+        """The class of each dimension of a value."""
+        return tuple(self._root((name, n)) for n in range(rank))
+
+    def is_mixed(self, one: Dim) -> bool:
+        """Whether a class counts several things at once, or rows that were chosen among others."""
+        return one in self._mixed
+
+    def is_units(self, one: Dim) -> bool:
+        """Whether a projection sums over a class, or makes it."""
+        return one in self._units
+
+    def _root(self, one: Dim) -> Dim:
+        while one in self._joined:
+            one = self._joined[one]
+        return one
+
+    def _join(self, one: Dim, other: Dim) -> None:
+        a, b = self._root(one), self._root(other)
+        if a != b:
+            self._joined[b] = a
+            if b in self._parts:
+                self._parts.setdefault(a, self._parts.pop(b))
+
+    def _read(self, graph: Graph, node: Node) -> None:
+        """Take in what an op makes of the dimensions of what it reads."""
+        read = [graph[name] for name in data_inputs(graph, node)]
+        if contraction(node) is not None:
+            self._multiplied(graph, node)
+        elif node.op in _RESHAPES and read:
+            self._reshaped(read[0], node)
+        elif node.op == "embedding" and len(node.parents) > 1:
+            self._in_order(graph[node.parents[0].id], node)
+            self._units.add((node.id, len(node.shape) - 1))
+        elif node.op in ("getitem", "index_select") and len(node.parents) > 1:
+            self._chosen(graph, node)
+        elif node.op in _VIEWS and read:
+            self._viewed(graph, node)
+        elif node.op in ("sum", "mean") and read:
+            self._summed(read[0], node)
+        elif node.op in _BY_NUMBER or node.op in MOVES:
+            for one in read[:1] if node.op in NORMS else read:
+                self._aligned(one, node)
+
+    def _aligned(self, read: Node, node: Node) -> None:
+        """Dimensions of one size are the same, counted from the right; moved numbers in one rank alone."""
+        apart = len(node.shape) - len(read.shape)
+        if apart < 0 or (apart and node.op not in _BY_NUMBER):
+            return
+        for n, size in enumerate(read.shape):
+            if size == node.shape[n + apart]:
+                self._join((read.id, n), (node.id, n + apart))
+
+    def _in_order(self, read: Node, node: Node) -> None:
+        """The first dimensions are those of what is read."""
+        for n, (size, made) in enumerate(zip(read.shape, node.shape, strict=False)):
+            if size == made:
+                self._join((read.id, n), (node.id, n))
+
+    def _summed(self, read: Node, node: Node) -> None:
+        """The dimensions that are not summed up stay."""
+        dim, rank = node.argument("dim", 1), len(read.shape)
+        gone = {n % rank for n in (dim if isinstance(dim, (list, tuple)) else [dim])} if rank and dim is not None else set()
+        kept = [n for n in range(rank) if n not in gone or len(node.shape) == rank]
+        for n, source in enumerate(kept) if len(kept) == len(node.shape) else ():
+            if source not in gone:
+                self._join((read.id, source), (node.id, n))
+
+    def _multiplied(self, graph: Graph, node: Node) -> None:
+        """Dimensions of one letter are the same."""
+        found, used = contraction(node), projection(graph, node)
+        assert found is not None
+        subscripts = of_projection(graph, used) if used is not None else subscripts_of(graph, found)
+        left, right = (used.data, used.weight) if used is not None else (found.left, found.right)
+        if len(subscripts.result) != len(node.shape):
+            self._in_order(graph[left], node)
+            return
+        for name, word in ((left, subscripts.left), (right, subscripts.right))[: 1 if used is not None else 2]:
+            for n, (letter, size) in enumerate(zip(word, graph[name].shape, strict=False)):
+                place = subscripts.result.find(letter)
+                if place >= 0 and (node.shape[place] == size or node.op in CONVOLUTIONS):
+                    self._join((name, n), (node.id, place))
+        if used is not None:
+            self._units.update((left, subscripts.left.index(letter)) for letter in subscripts.contracted)
+            self._units.update((node.id, subscripts.result.index(letter)) for letter in subscripts.free(subscripts.right))
+
+    def _viewed(self, graph: Graph, node: Node) -> None:
+        """The dimensions are told by their strides, once the op runs again on a value without numbers."""
+        read = graph[node.parents[0].id]
+        strides = _PRIMES[: len(read.shape)]
+        tensors = {p.id: torch.empty(graph[p.id].shape, dtype=graph[p.id].dtype, device="meta") for p in node.parents}
+        if len(strides) < len(read.shape):
+            return
+        tensors[read.id] = torch.empty_strided(read.shape, strides, device="meta")
+        try:
+            made = execute(node, tensors)
+        except (FmrError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
+            return
+        if made.shape == node.shape:
+            for n, stride in {stride: n for n, stride in enumerate(made.stride())}.items():
+                if n in strides:
+                    self._join((read.id, strides.index(n)), (node.id, stride))
+
+    def _chosen(self, graph: Graph, node: Node) -> None:
+        """What is chosen by an index keeps the dimensions on its right."""
+        read, index = (graph[parent.id] for parent in node.parents[:2])
+        for n in range(1, min(len(node.shape), len(read.shape))):
+            if node.shape[-n] != read.shape[-n]:
+                break
+            self._join((read.id, len(read.shape) - n), (node.id, len(node.shape) - n))
+        by_value = index.dtype == torch.bool or any(one.op in _CHOICES for one in above(graph, index.id, MOVES))
+        many = read.shape and self._root((read.id, 0)) in {self._root(one) for one in self._mixed}
+        if node.shape and (by_value or many):
+            self._mixed.add((node.id, 0))
+
+    def _reshaped(self, read: Node, node: Node) -> None:
+        """Dimensions that stay are the same; several that are laid out as one are known by it."""
+        for before, after in _groups(read.shape, node.shape):
+            sources: list[tuple[int, Dim]] = [(read.shape[n], (read.id, n)) for n in before]
+            made: list[tuple[int, Dim]] = [(node.shape[n], (node.id, n)) for n in after]
+            if len(sources) == 1:
+                self._parted(sources[0], made)
+            elif made and sources and made[0][0] % sources[0][0] == 0:
+                known: list[tuple[int, Dim]] = [sources[0], (made[0][0] // sources[0][0], (f"{node.id} rest", 0))]
+                self._parts.setdefault(self._root(made[0][1]), sources if len(made) == 1 else known)
+                self._mixed.add(made[0][1])
+
+    def _parted(self, source: tuple[int, Dim], made: list[tuple[int, Dim]]) -> None:
+        """One dimension laid out as several: those that it was made of, where the sizes are theirs."""
+        parts = self._parts.get(self._root(source[1]), [])
+        wide = [one for size, one in made if size != 1] if source[0] != 1 else [one for _, one in made]
+        if [size for size, _ in parts] == [size for size, _ in made]:
+            for (_, one), (_, other) in zip(parts, made, strict=True):
+                self._join(one, other)
+        elif len(wide) == 1:
+            self._join(source[1], wide[0])
+
+
+@cached_per_graph
+def dims_of(graph: Graph) -> Dims:
+    """The classes of the dimensions of a graph's values."""
+    return Dims(graph)
+
+
+def _groups(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
+    """The dimensions of a value and those that they are laid out as, in as many groups as there are.
+
+    A dimension of size one that goes is laid out with the one before it: with another input it may be longer.
+
+    >>> list(_groups((2, 5, 8), (10, 8)))
+    [([0, 1], [0]), ([2], [1])]
+    """
+    i = j = 0
+    while i < len(before) and j < len(after):
+        read, made = [i], [j]
+        left, right = before[i], after[j]
+        i, j = i + 1, j + 1
+        while left != right and i <= len(before) and j <= len(after):
+            if left < right and i < len(before):
+                left, i = left * before[i], i + 1
+                read.append(i - 1)
+            elif left > right and j < len(after):
+                right, j = right * after[j], j + 1
+                made.append(j - 1)
+            else:
+                return
+        while i < len(before) and before[i] == 1 and (j == len(after) or after[j] != 1):
+            read.append(i)
+            i += 1
+        yield read, made

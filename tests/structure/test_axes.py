@@ -1,0 +1,138 @@
+"""Where sites say what their dimensions count: an edit changes the elements that are meant, or is refused in words."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fmr
+from fmr import edits
+from fmr.structure.parts import Structure
+
+
+class Pair(nn.Module):
+    """A residual memory of two projections, with what lays its input out before and back after."""
+
+    def __init__(self, up: nn.Module, down: nn.Module) -> None:
+        super().__init__()
+        self.up, self.down = up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+class Flattened(Pair):
+    """The tokens of all examples in one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x.view(-1, x.shape[-1])).relu()).view(x.shape)
+
+
+class Windows(nn.Module):
+    """Attention within windows of four tokens, each head and each window for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.view(x.shape[0], -1, 4, 8).reshape(-1, 4, 8)
+        q, k, v = (one(parts).view(-1, 4, 2, 4).transpose(1, 2) for one in (self.q, self.k, self.v))
+        z = (q @ k.mT * 0.5).softmax(-1) @ v
+        return x + self.out(z.transpose(1, 2).reshape(-1, 4, 8)).view(x.shape)
+
+
+class Encoder(nn.Module):
+    """Two layers of torch's own."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def located(model: nn.Module, x: Tensor) -> tuple[fmr.Run, Structure]:
+    run = fmr.run(model.eval(), x, keep="all")
+    return run, fmr.locate(run)
+
+
+def changed(model: nn.Module, x: Tensor, run: fmr.Run, site: fmr.Site) -> Tensor:
+    """Which elements of a value an edit at a site changes."""
+    edited = fmr.run(model, x, keep=[site.id], edits={site: edits.Add(torch.ones(()))})
+    return edited[site.id] != run[site.id]
+
+
+def only(shape: tuple[int, ...], *index: Any) -> Tensor:
+    expected = torch.zeros(shape, dtype=torch.bool)
+    expected[index] = True
+    return expected
+
+
+def test_units_of_channels_first() -> None:
+    x = torch.rand(2, 4, 5)
+    model = Pair(nn.Conv1d(4, 6, 1), nn.Conv1d(6, 4, 1))
+    run, found = located(model, x)
+    block = found.mlps[0]
+    assert torch.equal(changed(model, x, run, block.post.at(units=2)), only((2, 6, 5), slice(None), 2))
+    assert torch.equal(changed(model, x, run, block.out.at(units=3, positions=1)), only((2, 4, 5), slice(None), 3, 1))
+    post = found.layers[0].resid_post
+    assert torch.equal(changed(model, x, run, post.at(units=3, examples=1)), only((2, 4, 5), 1, 3))
+
+
+def test_units_of_images() -> None:
+    x = torch.rand(2, 4, 5, 3)
+    model = Pair(nn.Conv2d(4, 6, 1), nn.Conv2d(6, 4, 1))
+    run, found = located(model, x)
+    block = found.mlps[0]
+    assert torch.equal(changed(model, x, run, block.post.at(units=1)), only((2, 6, 5, 3), slice(None), 1))
+    assert torch.equal(changed(model, x, run, block.pre.at(units=1, examples=0)), only((2, 6, 5, 3), 0, 1))
+    with pytest.raises(fmr.FmrError, match=r"selects positions, but .* with axes"):
+        run[block.post.at(positions=0)]
+
+
+def test_sequence_first() -> None:
+    x = torch.rand(5, 3, 8)
+    model = Encoder(batch_first=False)
+    run, found = located(model, x)
+    block = found.layers[0].attention
+    assert block is not None
+    assert block.out is not None
+    for site in (found.layers[0].resid_post, found.layers[1].resid_pre, found.mlps[0].post, found.mlps[0].out, block.out):
+        shape = tuple(run[site.id].shape)
+        assert torch.equal(changed(model, x, run, site.at(positions=0)), only(shape, 0)), site
+        assert torch.equal(changed(model, x, run, site.at(examples=1)), only(shape, slice(None), 1)), site
+
+
+def test_what_is_read_as_its_number_tells_says_nothing() -> None:
+    _, found = located(Encoder(batch_first=True), torch.rand(3, 5, 8))
+    sites = [found.layers[0].resid_post, found.mlps[0].pre, found.mlps[0].post, found.attention[0].out]
+    assert [site.layout for site in sites if site is not None] == [None] * 4
+    _, found = located(Pair(nn.Linear(4, 6), nn.Linear(6, 4)), torch.rand(3, 4))
+    assert found.mlps[0].post.layout is None
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_flattened_tokens_are_refused(examples: int) -> None:
+    x = torch.rand(examples, 5, 4)
+    run, found = located(Flattened(nn.Linear(4, 6), nn.Linear(6, 4)), x)
+    post = found.mlps[0].post
+    assert post.layout == ("rows", "units")
+    with pytest.raises(fmr.FmrError, match=r"selects examples, but .* with axes \('rows', 'units'\)"):
+        run[post.at(examples=0)]
+    assert torch.equal(run[post.at(units=1)], run[post.id][:, 1])
+    assert found.layers[0].resid_post.layout is None
+
+
+def test_windows_are_no_examples() -> None:
+    run, found = located(Windows(), torch.rand(2, 8, 8))
+    block = found.attention[0]
+    assert block.pattern.layout == ("rows", "heads", "positions", "units")
+    with pytest.raises(fmr.FmrError, match="selects examples"):
+        run[block.pattern.at(examples=1)]
+    assert block.maps(run).shape == (4, 2, 4, 4)
+    assert found.layers[0].resid_post.layout is None
