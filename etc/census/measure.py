@@ -284,15 +284,21 @@ def certificates(run: fmr.Run, found: Any) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def command_line(what: str | None) -> tuple[argparse.Namespace, list[str]]:
+    """The command line of a measure over architectures, and the types that it names."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("types", nargs="*", help="architectures; all of types.json where none is named")
     parser.add_argument("--quick", action="store_true", help="a few dozen types of every idiom")
     parser.add_argument("--others", action="store_true", help="the library's types that types.json does not list")
     parser.add_argument("--out", type=pathlib.Path, help="write one JSON line per architecture to this file")
     given = parser.parse_args()
+    return given, list(given.types or (QUICK if given.quick else others() if given.others else TYPES))
+
+
+def main() -> int:
+    given, types = command_line(__doc__)
     rows = []
-    for name in given.types or (QUICK if given.quick else others() if given.others else TYPES):
+    for name in types:
         try:
             rows.append(measure(name))
         except tinymodels.CannotBuild as reason:

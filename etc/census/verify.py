@@ -4,7 +4,6 @@ Of each, every op runs again on what it read (`run.verify()`); then a few values
 replay of the recording must be the model's own forward under the same edit, or be refused by name.
 """
 
-import argparse
 import collections
 import copy
 import json
@@ -18,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import tinymodels
 import torch
 from inputs import flat
-from measure import QUICK, TYPES, others
+from measure import command_line
 
 import fmr
 from fmr import edits
@@ -73,14 +72,9 @@ def reason(why: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("types", nargs="*", help="architectures; all of types.json where none is named")
-    parser.add_argument("--quick", action="store_true", help="a few dozen types of every idiom")
-    parser.add_argument("--others", action="store_true", help="the library's types that types.json does not list")
-    parser.add_argument("--out", type=pathlib.Path, help="write one JSON line per architecture to this file")
-    given = parser.parse_args()
+    given, types = command_line(__doc__)
     rows = []
-    for name in given.types or (QUICK if given.quick else others() if given.others else TYPES):
+    for name in types:
         try:
             rows.append(measure(name))
         except tinymodels.CannotBuild:
