@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fmr.graph.state import casting, casts_now
 from fmr.ids import TensorId
 from fmr.sweeps.rows import Grown, Scaled, at_rows
-from fmr.sweeps.steps import Step, run_step
+from fmr.sweeps.steps import Read, Step, again
 
 
 class Span(NamedTuple):
@@ -177,32 +178,48 @@ class Cut:
         choices = [(-1, *self.positions.axes(self.clean[name].shape)) for name in step.reads]
         tried = sorted(product(*choices), key=lambda combo: combo.count(-1))[:64]
         starts = {1, self.positions.count // 2, self.positions.count - 1}
+        values = self._at_hand(step)
         for operands, shrinks in product(tried, (False, True)):
             rule = Rule(operands, shrinks)
-            if all(self._holds(step, axis, rule, start) for start in starts):
+            if values and all(self._holds(step, axis, rule, start, values) for start in starts):
                 return rule
         return None
 
-    def _holds(self, step: Step, axis: int, rule: Rule, start: int) -> bool:
+    def _at_hand(self, step: Step) -> Mapping[TensorId, Tensor]:
+        """What a step reads and makes, on the host and no coarser than float32; nothing if it does not run there.
+
+        Wrong operands are an error there. On another device a kernel may read past their end, and all its memory is lost.
+        """
+        read = {name: _on_host(self.clean[name]) for name in step.reads}
+        if not casts_now() and all(value is self.clean[name] for name, value in read.items()):
+            return self.clean
+        made = self._made(step, read.__getitem__)
+        return {**read, **made} if made else {}
+
+    def _holds(self, step: Step, axis: int, rule: Rule, start: int, values: Mapping[TensorId, Tensor]) -> bool:
         """Whether narrowed operands give the narrowed result."""
         spans = dict(zip(step.reads, rule.operands, strict=True))
 
         def read(name: TensorId) -> Tensor:
-            value = self.clean[name]
-            return value if spans[name] < 0 else self.positions.take(value, Span(spans[name], start))
+            return values[name] if spans[name] < 0 else self.positions.take(values[name], Span(spans[name], start))
 
         narrowed = self._shrunk(step, start) if rule.shrinks else self.grown.scaled.get(step.first.id, step)
-        args = tuple(at_rows(item, 1) for item in narrowed.args)
-        kwargs = tuple((name, at_rows(item, 1)) for name, item in narrowed.kwargs)
-        try:
-            made = run_step(narrowed._replace(args=args, kwargs=kwargs), read, self.grown.graph.__getitem__)
-        except (RuntimeError, IndexError, ValueError, TypeError):
-            return False
-        return all(
-            axis < value.dim() and _alike(value, self.positions.take(self.clean[name], Span(axis, start)))
+        made = self._made(narrowed, read)
+        return bool(made) and all(
+            axis < value.dim() and _alike(value, self.positions.take(values[name], Span(axis, start)))
             for name, value in made.items()
-            if self.clean[name].dim() > axis
+            if values[name].dim() > axis
         )
+
+    def _made(self, step: Step, read: Read) -> dict[TensorId, Tensor]:
+        """What a step makes of one row of these values; nothing where it takes no such operands."""
+        args = tuple(at_rows(item, 1) for item in step.args)
+        kwargs = tuple((name, at_rows(item, 1)) for name, item in step.kwargs)
+        try:
+            with casting(()):
+                return again(step._replace(args=args, kwargs=kwargs), read, self.grown.graph.__getitem__)
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return {}
 
     def _shrunk(self, step: Step, start: int) -> Step:
         """A step whose numbers that count positions count those from a start on."""
@@ -221,6 +238,12 @@ class Cut:
         if type(item) in (tuple, list):
             return type(item)(self._less(one, start) for one in item)  # type: ignore[call-arg, attr-defined]
         return item
+
+
+def _on_host(value: Tensor) -> Tensor:
+    """A value on the CPU, with half precision made float32 so that roundings are not taken for another result."""
+    coarse = value.dtype in (torch.float16, torch.bfloat16)
+    return value.to("cpu", torch.float32 if coarse else value.dtype)
 
 
 def _alike(value: Tensor, expected: Tensor) -> bool:

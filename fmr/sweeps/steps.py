@@ -106,12 +106,12 @@ class _Marker:
 
 def run_step(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[TensorId, Tensor]:
     """The values that a call makes when it runs again on what `read` gives; they have the types that they had."""
-    made = _run(step, read, lookup)
+    made = again(step, read, lookup)
     if all(made[node.id].dtype == node.dtype for node in step.nodes):
         return made
     if casts_now():
         with casting(()):
-            made = _run(step, read, lookup)
+            made = again(step, read, lookup)
     for node in step.nodes:
         if made[node.id].dtype != node.dtype:
             now = str(made[node.id].dtype).removeprefix("torch.")
@@ -122,7 +122,8 @@ def run_step(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[Tens
     return made
 
 
-def _run(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[TensorId, Tensor]:
+def again(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[TensorId, Tensor]:
+    """The values that a call makes of what `read` gives, whatever their types."""
     function = step.function
     if function is None:
         return _by_node(step, read, lookup)
