@@ -33,6 +33,7 @@ SPELLINGS = {
     "floordiv": "floor_divide",
     "greater": "gt",
     "greater_equal": "ge",
+    "grouped_mm_fallback": "grouped_mm",
     "half": "to",
     "idiv": "div",
     "int": "to",

@@ -341,3 +341,13 @@ def test_keys_that_are_none_are_not_certified() -> None:
     wrong = (replace(found, keys=found.values), replace(found, key_dim=1 - found.key_dim), replace(found, keys=found.w_gate))
     for other in (*wrong, replace(found, value_dim=1 - found.value_dim)):
         assert not certify_memory(memory.graph, other, run.__getitem__).ok
+
+
+def test_experts_are_memories_too_where_their_product_is_done_by_an_op_of_another_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("transformers.integrations.moe._can_use_grouped_mm", lambda *_: False)
+    model, args, kwargs = build("mixtral")
+    run = fmr.run(model, *args, **kwargs)
+    assert run.graph.find("*/grouped_mm#*")
+    assert [bool(one.certified) for one in fmr.locate(run).mlps] == [True, True]
