@@ -105,12 +105,18 @@ class Graph:
     def find(self, pattern: str) -> tuple[Node, ...]:
         """The nodes whose ID matches a glob, in execution order; inner values of fused ops stand after their op.
 
+        Where none does, the glob is one over paths of module calls: the nodes of what these returned.
+
         >>> [node.id for node in graph.find("*.[01].attn/softmax#*")]
         ['transformer.h.0.attn/softmax#0', 'transformer.h.1.attn/softmax#0']
         """
         if not isinstance(pattern, str):
             raise IdError(f"graph.find got {type(pattern).__name__}, expected a glob over IDs, such as '*softmax*'.")
-        return tuple(node for node in self._with_inner() if fnmatchcase(node.id, pattern))
+        found = tuple(node for node in self._with_inner() if fnmatchcase(node.id, pattern))
+        if found:
+            return found
+        made = {name for path, scope in self.calls.items() if fnmatchcase(path, pattern) for name in ids_in(scope.output)}
+        return tuple(node for node in self.nodes if node.id in made)
 
     def module(self, path: str) -> "ModuleCall":
         """The call of a module, by its dynamic path as in the IDs; the root is the empty path.

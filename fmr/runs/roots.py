@@ -58,7 +58,11 @@ def called(
     if method is not None:
         raise TrackError(f"fmr.run got method={method!r} and a {type(model).__name__}. Expected a torch.nn.Module with it.")
     if not callable(model):
-        raise TrackError(f"fmr.run got {type(model).__name__}, expected a torch.nn.Module or a function that calls modules.")
+        held = next((name for name, value in getattr(model, "__dict__", {}).items() if isinstance(value, nn.Module)), None)
+        raise TrackError(
+            f"fmr.run got {type(model).__name__}, expected a torch.nn.Module or a function that calls modules"
+            f"{(held and f', such as its attribute .{held}') or ''}."
+        )
     return root_of(model, args, kwargs), model
 
 

@@ -77,6 +77,11 @@ def test_globs_find_nodes_in_execution_order_and_look_inside_fused_ops(graph: fm
     assert len(graph.find("*")) == len(graph) + len(graph.inner("/scaled_dot_product_attention#0"))
 
 
+def test_a_glob_over_paths_finds_what_module_calls_returned(graph: fmr.Graph) -> None:
+    assert [str(n.id) for n in graph.find("blo?k")] == ["block/add#0", "block/split#0:0", "block/split#0:1"]
+    assert graph.find("block.line") == (graph.module("block.line").output,)
+
+
 def test_a_module_call_gives_what_went_in_and_came_out(graph: fmr.Graph) -> None:
     call = graph.module("block")
     assert call.input == ((graph["input:args.0"],), {"scale": graph["param:scale"]})

@@ -4,6 +4,7 @@ import copy
 import functools
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -273,7 +274,8 @@ def test_another_thread_and_a_copy_of_the_model_have_the_plain_method() -> None:
         (lambda: fmr.run(Coder(), X, method="decoder"), r"Coder has no method 'decoder'"),
         (lambda: fmr.run(Coder(), X, method="scale"), r"Coder has no method 'scale'"),
         (lambda: fmr.run(torch.relu, X, method="encode"), r"got method='encode' and a builtin_function_or_method"),
-        (lambda: fmr.run(3), r"fmr.run got int, expected a torch.nn.Module or a function"),
+        (lambda: fmr.run(3), r"fmr.run got int, expected a torch.nn.Module or a function that calls modules\."),
+        (lambda: fmr.run(SimpleNamespace(net=Coder()), X), r"got SimpleNamespace, .* such as its attribute \.net\."),
         (lambda: fmr.track(method="encode").__enter__(), r"got method='encode' and no model"),
     ],
 )
