@@ -1,25 +1,25 @@
 """Attribution patching: what patching each site would do, to first order, from one backward for all of them."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import fmr
 from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.effects import Effects, effects_of
-from analyzers.causal.metrics import by_example, in_tokens
-from analyzers.causal.patching import Direction, checked_direction, first_run, ids_of
-from analyzers.prompts import Given, pairs
+from analyzers.causal.metrics import by_example
+from analyzers.causal.opening import Patching, ids_of
+from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError
 from fmr.edits.places import parts
+from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.runs.sources import columns_of
 from fmr.sweeps.metrics import Metric
 
 
-class AttributionPatching:
+class AttributionPatching(Patching):
     """Estimate what activation patching of every site would do, from gradients.
 
     >>> attribution = AttributionPatching(model, tokenizer)
@@ -35,9 +35,6 @@ class AttributionPatching:
     Source: N. Nanda, "Attribution patching: activation patching at industrial scale", 2023; M. Sundararajan, A. Taly,
     Q. Yan, "Axiomatic attribution for deep networks", 2017 (steps).
     """
-
-    def __init__(self, model: nn.Module, tokenizer: Any = None, *, direction: Direction = "denoising") -> None:
-        self.model, self.tokenizer, self.direction = model, tokenizer, checked_direction(direction)
 
     def run(
         self,
@@ -59,10 +56,8 @@ class AttributionPatching:
         """
         if type(steps) is not int or steps < 1:
             raise AnalyzerError(f"steps={steps!r}: expected how many gradients to average, 1 or more.")
-        both = pairs(clean, corrupted, self.model, self.tokenizer)
-        metric = in_tokens(metric, self.tokenizer)
-        base, source = both if self.direction == "noising" else both[::-1]
-        structure = fmr.locate(first_run(self.model, base))
+        base, source, labels, metric = self._opened(clean, corrupted, metric)
+        structure = self._located(base)
         if structure.embedding is None:
             raise AnalyzerError(f"fmr.locate found no embedding in {structure.model}, at which gradients could end.")
         cells = cells_of(structure, base) if sites is None else given_cells(sites)
@@ -78,7 +73,7 @@ class AttributionPatching:
             found.sum().backward(inputs=[way.leaf])
             if step == 0:
                 moved = {name: taken[name].double() - run[name].detach().double() for name in names}
-            changes += torch.stack([summed(run, cell, moved[cell.site.id]) for cell in cells]) / steps
+            changes += torch.stack(list(summed(run, cells, moved))) / steps
         assert before is not None
         return effects_of(
             f"Attribution patching ({self.direction}, {steps} step{'s' * (steps > 1)})",
@@ -86,11 +81,11 @@ class AttributionPatching:
             changes,
             before,
             by_example(metric(taken.output), len(base)),
-            both[0],
+            labels,
             seed,
             exact=exact,
             how="gradients",
-            forwards=steps + 2,
+            forwards=steps + 1,
         )
 
 
@@ -105,11 +100,22 @@ class Between:
         return self.leaf
 
 
-def summed(run: fmr.Run, cell: Cell, moved: Tensor) -> Tensor:
-    """The sum over the elements of a cell of how far each would be moved times its gradient, by example."""
-    product = moved * run.grad[cell.site.id].double()
-    chosen = torch.zeros_like(product)
-    for part in parts(cell.site, product, columns_of(run.last)):
-        chosen = part.put(chosen, part.of(product))
-    examples = cell.site.axes(product).index("examples")
-    return chosen.movedim(examples, 0).flatten(1).sum(1).cpu()
+def summed(run: fmr.Run, cells: Iterable[Cell], moved: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Of each cell the sum over its elements of how far each would be moved times its gradient, by example."""
+    products: dict[tuple[object, ...], Tensor] = {}
+    for site in (cell.site for cell in cells):
+        key = (site.id, site.layout, "units" in site.selection)
+        if key not in products:
+            products[key] = _product(site, moved[site.id] * run.grad[site.id].double())
+        product = products[key]
+        chosen = torch.zeros_like(product)
+        for part in parts(site, product, columns_of(run.last)):
+            chosen = part.put(chosen, part.of(product))
+        yield chosen.movedim(site.axes(product).index("examples"), 0).flatten(1).sum(1).cpu()
+
+
+def _product(site: Site, product: Tensor) -> Tensor:
+    """A product with its units summed up, where a site takes them all."""
+    layout = site.axes(product)
+    whole = "units" in site.selection or "units" not in layout
+    return product if whole else product.sum(layout.index("units"), keepdim=True)

@@ -31,7 +31,8 @@ class Effects(Stored):
     effects: by site, the share of the way from the base run's answer to the source run's, 0 for none and 1 for all of it,
     with the ends of their 95 % intervals over pairs. changes: (sites, pairs), what the metric changed by. base and source:
     the metric of both runs by pair. control: by kind, the effect of the strongest site with values of another pair.
-    correlation: with the effects of exact patching, where those were given.
+    correlation: with the effects of exact patching, where those were given. forwards: how many there were, but for the one
+    in which the model was located.
     """
 
     method: str

@@ -1,25 +1,22 @@
 """Activation patching: values of one run are put into another, one place at a time, and the answer is measured."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 import fmr
 from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.effects import Effects, effects_of
-from analyzers.causal.metrics import by_example, in_tokens
-from analyzers.prompts import Given, Prompts, pairs
-from analyzers.protocol import AnalyzerError
+from analyzers.causal.metrics import by_example
+from analyzers.causal.opening import Patching, ids_of
+from analyzers.prompts import Given, Prompts
 from fmr.nodes import Key
 from fmr.sweeps.grid import Grid
 from fmr.sweeps.metrics import Metric
 
-Direction = Literal["denoising", "noising"]
 
-
-class ActivationPatching:
+class ActivationPatching(Patching):
     """Patch the activations of one run into another, one site at a time, and measure how far the answer goes over.
 
     >>> patching = ActivationPatching(model, tokenizer)
@@ -35,9 +32,6 @@ class ActivationPatching:
     Source: J. Vig et al., "Investigating gender bias in language models using causal mediation analysis", 2020; F. Zhang,
     N. Nanda, "Towards best practices of activation patching in language models", 2024.
     """
-
-    def __init__(self, model: nn.Module, tokenizer: Any = None, *, direction: Direction = "denoising") -> None:
-        self.model, self.tokenizer, self.direction = model, tokenizer, checked_direction(direction)
 
     def run(
         self,
@@ -60,10 +54,8 @@ class ActivationPatching:
         text. sites: what to patch; None takes the stream, attention and memory of every layer by position, and z by head.
         seed: of the confidence intervals, and of the cells that are run one by one to check the sweep.
         """
-        both = pairs(clean, corrupted, self.model, self.tokenizer)
-        metric = in_tokens(metric, self.tokenizer)
-        base, source = both if self.direction == "noising" else both[::-1]
-        cells = cells_of(fmr.locate(first_run(self.model, base)), base) if sites is None else given_cells(sites)
+        base, source, labels, metric = self._opened(clean, corrupted, metric)
+        cells = cells_of(self._located(base), base) if sites is None else given_cells(sites)
         taken = fmr.run(self.model, **source.inputs, keep=ids_of(cells))
         grid = self._sweep(cells, taken, base, metric, seed, progress)
         before, after = by_example(grid.base, len(base)), by_example(grid.values, len(base))
@@ -74,11 +66,11 @@ class ActivationPatching:
             after - before,
             before,
             reached,
-            both[0],
+            labels,
             seed,
             control=self._control(metric, cells, after - before, base, source, reached - before),
             how=grid.how,
-            forwards=grid.forwards + 1 + (sites is None),
+            forwards=grid.forwards + 1,
             error=grid.error,
         )
 
@@ -99,26 +91,3 @@ class ActivationPatching:
         grid = self._sweep(strongest.values(), other, base, metric, 0, False)
         moved = by_example(grid.values, len(base)) - by_example(grid.base, len(base))
         return {kind: float(row.mean() / gap.mean()) for kind, row in zip(strongest, moved, strict=True)}
-
-
-def checked_direction(direction: Direction) -> Direction:
-    """The direction, if it is one."""
-    if direction not in ("denoising", "noising"):
-        raise AnalyzerError(f"direction={direction!r}: expected 'denoising' or 'noising'.")
-    return direction
-
-
-def first_run(model: nn.Module, given: Prompts) -> fmr.Run:
-    """The first two examples, recorded as a whole: enough to locate in, whatever the number of examples."""
-    examples = len(given)
-
-    def few(value: Any) -> Any:
-        counts = isinstance(value, Tensor) and value.dim() and len(value) == examples
-        return value[:2] if counts else value
-
-    return fmr.run(model, **{name: few(value) for name, value in given.inputs.items()})
-
-
-def ids_of(cells: Iterable[Cell]) -> list[str]:
-    """The IDs at which cells lie, each once."""
-    return list(dict.fromkeys(str(cell.site.id) for cell in cells))

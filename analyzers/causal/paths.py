@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 import fmr
 from analyzers.causal.cells import Cell, given_cells
 from analyzers.causal.effects import Effects, effects_of
-from analyzers.causal.metrics import by_example, in_tokens
-from analyzers.causal.patching import Direction, checked_direction, ids_of
-from analyzers.prompts import Given, pairs
+from analyzers.causal.metrics import by_example
+from analyzers.causal.opening import Direction, Patching, ids_of
+from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError
 from fmr.edits import Edit, Interchange, Replace
 from fmr.ids import Site
@@ -22,7 +22,7 @@ from fmr.sweeps.metrics import Metric
 Row = dict[Key, Edit]
 
 
-class PathPatching:
+class PathPatching(Patching):
     """Patch the paths from single heads to the logits or to other sites, and measure what the answer does.
 
     >>> paths = PathPatching(model, tokenizer)
@@ -42,7 +42,7 @@ class PathPatching:
     def __init__(
         self, model: nn.Module, tokenizer: Any = None, *, direction: Direction = "noising", through_mlps: bool = True
     ) -> None:
-        self.model, self.tokenizer, self.direction = model, tokenizer, checked_direction(direction)
+        super().__init__(model, tokenizer, direction=direction)
         self.through_mlps = through_mlps
 
     def run(
@@ -65,11 +65,9 @@ class PathPatching:
         clean, corrupted, metric, seed: as for `ActivationPatching`. senders: sites of which each is patched by itself; None
         takes z of every head. receivers: sites that hear of a sender, all at once; None takes the logits.
         """
-        both = pairs(clean, corrupted, self.model, self.tokenizer)
-        metric = in_tokens(metric, self.tokenizer)
-        base, source = both if self.direction == "noising" else both[::-1]
+        base, source, labels, metric = self._opened(clean, corrupted, metric)
         held = fmr.run(self.model, **base.inputs)
-        structure = fmr.locate(held)
+        structure = self._located(base)
         cells = _heads(structure) if senders is None else given_cells(senders)
         taken = fmr.run(self.model, **source.inputs, keep=ids_of(cells))
         rows: list[Row] = [{cell.site: Interchange(taken)} for cell in cells]
@@ -87,7 +85,7 @@ class PathPatching:
             by_example(grid.values, len(base)) - before,
             before,
             reached,
-            both[0],
+            labels,
             seed,
             how=grid.how,
             forwards=grid.forwards + 2,
