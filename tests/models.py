@@ -56,7 +56,7 @@ def bits(value: Any) -> list[tuple[Any, ...]]:
         dense = tensor.detach().to_dense() if tensor.is_sparse else tensor.detach()
         origin = type(tensor.grad_fn).__name__
         with torch.inference_mode(False):
-            data = dense.clone().resolve_conj().resolve_neg().numpy().tobytes()
+            data = dense.clone().resolve_conj().resolve_neg().cpu().numpy().tobytes()
         found.append((data, tensor.dtype, tensor.shape, tensor.layout, dense.stride(), tensor.requires_grad, origin))
     return found
 
