@@ -60,6 +60,18 @@ class ExpertsBatched(Experts):
         return (share * out).sum(0).view(x.shape)
 
 
+class ExpertsEmptied(Experts):
+    """The rows of tokens that no expert takes are set to zero before, between and after the products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        share, chosen = self.router(x).softmax(-1).max(-1)
+        nobody = (chosen >= EXPERTS)[..., None]
+        x = x.masked_fill(nobody, 0.0)
+        hidden = torch.einsum("btm,btmh->bth", x, self.up[chosen]).masked_fill(nobody, 0.0)
+        out = torch.einsum("bth,bthm->btm", remembers(F.relu(hidden)), self.down[chosen])
+        return out.masked_fill(nobody, 0.0) * share[..., None]
+
+
 class Modules(nn.Module):
     """Experts as modules, the best two of which see a token."""
 
@@ -110,6 +122,7 @@ FOUND = (
     ExpertsWeighedFirst,
     ExpertsChosen,
     ExpertsBatched,
+    ExpertsEmptied,
     Modules,
     ModulesMasked,
     ModulesWritten,

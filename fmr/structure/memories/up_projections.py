@@ -20,7 +20,7 @@ from fmr.structure.normal.match import (
     weights,
 )
 
-THROUGH = MOVES | ELEMENTWISE | NORMS | STATISTICS | frozenset("topk sort kthvalue median".split())
+THROUGH = MOVES | ELEMENTWISE | NORMS | STATISTICS | frozenset("topk sort kthvalue median masked_fill".split())
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
 
 _MOST = 128
@@ -112,4 +112,4 @@ def _above(graph: Graph, step: _Step, node: Node, down: Projection, bends: int) 
 def _coefficients(graph: Graph, node: Node, down: Projection) -> list[TensorId]:
     """The operands of a node that have a number for each memory; one for all of them is only a share."""
     wide = [p.id for p in node.parents if down.node.op in CONVOLUTIONS or not node.shape or graph[p.id].shape[-1:] != (1,)]
-    return wide if node.op in ("mul", "div") and wide else data_inputs(graph, node)
+    return wide if node.op in ("mul", "div", "masked_fill") and wide else data_inputs(graph, node)
