@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
+
 Variant = Callable[[], object]
 
 
@@ -24,12 +26,31 @@ class Ratio(NamedTuple):
         return f"{self.median:.2f}"
 
 
+def cpu_seconds(variant: Variant, calls: int = 1) -> float:
+    """CPU seconds of one call of this process, freeing what it returned included."""
+    start = time.process_time()
+    for _ in range(calls):
+        variant()
+    return (time.process_time() - start) / calls
+
+
+def gpu_seconds(variant: Variant, calls: int = 1) -> float:
+    """Seconds of one call on the wall, until the GPU has done what was asked of it."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        variant()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
 class Clock(NamedTuple):
     """How long to measure: `rounds` turns, but no new one after `seconds` once `least` are done."""
 
     rounds: int = 15
     seconds: float = 20.0
     least: int = 5
+    timer: Callable[[Variant, int], float] = cpu_seconds
 
     def ratios(self, variants: Mapping[str, Variant], calls: int = 1) -> dict[str, Ratio]:
         """Time every variant in turns; the first is the base. `calls` calls make one sample.
@@ -47,16 +68,8 @@ class Clock(NamedTuple):
                 break
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
-                samples[name].append(cpu_seconds(variants[name], calls))
+                samples[name].append(self.timer(variants[name], calls))
         return compare(samples)
-
-
-def cpu_seconds(variant: Variant, calls: int = 1) -> float:
-    """CPU seconds of one call of this process, freeing what it returned included."""
-    start = time.process_time()
-    for _ in range(calls):
-        variant()
-    return (time.process_time() - start) / calls
 
 
 def compare(samples: Mapping[str, Sequence[float]]) -> dict[str, Ratio]:
