@@ -42,6 +42,7 @@ class OnReplay:
         self.ids = {site.id: self._id(site) for row in self.rows for site in row}
         self.frozen = frozenset(self._id(Site(name)) for name in task.frozen)
         self.clean = Clean(self.kind, self.recorded)
+        self._refuse_unlike()
         self.names = self._as_before()
         self.wanted = self._wanted(at)
         self.asked, self.size = rows, 0
@@ -126,6 +127,13 @@ class OnReplay:
     def _mixing(self, rows: Iterable[int]) -> set[TensorId]:
         """Values whose edits may mix positions, and so need them all."""
         return {self.ids[site.id] for row in rows for site in self.rows[row] if not isinstance(site.positions, int)}
+
+    def _refuse_unlike(self) -> None:
+        """Raise for a value that nobody saw made, and that is not the same for the same inputs in another row."""
+        for node in self.kind.graph.opaque:
+            axis, clean, value = self.kind.axes.get(node.id), self.clean[node.id], self.recorded.as_read(node.id)
+            if axis is not None and not all(same(axis.block(value, row), clean) for row in range(self.kind.rows)):
+                raise ReplayError(f"{node.id} differs from row to row, and what makes it could not be seen")
 
     def _as_before(self) -> list[TensorId]:
         """The IDs of the model's output; what is edited and what comes out must be what it is without repeated inputs."""

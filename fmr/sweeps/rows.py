@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fmr.errors import ReplayError
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import OPAQUE, TensorId
 from fmr.nests import mapped
 from fmr.nodes import Node
 from fmr.sweeps.steps import Step, steps_of
@@ -146,12 +146,12 @@ def at_rows(argument: Any, rows: int) -> Any:
 
 
 def _counted(graph: Graph, axes: Mapping[TensorId, Axis]) -> set[TensorId]:
-    """Values that count rows and that no input with rows went into."""
+    """Values that count rows and that no input with rows went into; of those that could not be seen nothing is known."""
     found: set[TensorId] = set()
     of_rows: set[TensorId] = set()
     for node in graph.nodes:
         if node.id in axes:
-            given = node.id.is_source or any(parent in of_rows for parent in node.parents)
+            given = node.id.is_source or node.op == OPAQUE or any(parent in of_rows for parent in node.parents)
             (of_rows if given else found).add(node.id)
     return found
 
