@@ -55,7 +55,9 @@ class Batched:
         edited = editors if "T" not in kinds else [editor_of(self.task.held(row)) for row in range(len(self.task.rows))]
         names = dict.fromkeys(name for editor in edited for name in editor.ids)
         try:
-            run = self.task.forward(self.task.call.times(len(kinds)), keep=(), edits=dict.fromkeys(names, blocks))
+            run = self.task.forward(
+                self.task.call.sized(len(kinds) * self.task.examples), keep=(), edits=dict.fromkeys(names, blocks)
+            )
         except ReplayError:
             raise
         except Exception as error:

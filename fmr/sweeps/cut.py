@@ -177,7 +177,8 @@ class Cut:
     def _try(self, step: Step, axis: int) -> Rule | None:
         choices = [(-1, *self.positions.axes(self.clean[name].shape)) for name in step.reads]
         tried = sorted(product(*choices), key=lambda combo: combo.count(-1))[:64]
-        starts = {1, self.positions.count // 2, self.positions.count - 1}
+        count = self.positions.count
+        starts = {count // 2, count - 2, count - 1}
         values = self._at_hand(step)
         for operands, shrinks in product(tried, (False, True)):
             rule = Rule(operands, shrinks)

@@ -20,7 +20,7 @@ from fmr.sweeps.cut import WHOLE, Cut, Planned, Positions, Span
 from fmr.sweeps.metrics import logits_of
 from fmr.sweeps.reach import reached
 from fmr.sweeps.rowrun import RowRun
-from fmr.sweeps.rows import FEW, MORE, Grown, grown, same
+from fmr.sweeps.rows import Counts, Grown, grown, same
 from fmr.sweeps.task import Task
 from fmr.watching.calls import unwatched
 
@@ -48,18 +48,20 @@ class OnReplay:
         self.asked, self.size = rows, 0
 
     def _recorded(self) -> tuple[Pass, Grown]:
-        """The inputs once and twice, where the model takes the same path for both; else the inputs twice and three times."""
-        base, alone = self.task.base.last, self.task.examples == 1
-        twice = self._more(FEW, keep="all" if alone else "none")
+        """The inputs, and with one example more if the model takes the same path; else the inputs twice and three times."""
+        base, row, more = self.task.base.last, self.task.examples, None
         try:
-            return base, grown(base.graph, twice.graph, 1, FEW)
+            more = self._more(row + 1, keep="all" if row == 1 else "none")
+            return base, grown(base.graph, more.graph, Counts(row, row + 1, row))
         except ReplayError:
-            few = twice if alone else self._more(FEW, keep="all")
-            return few, grown(few.graph, self._more(MORE, keep="none").graph, FEW, MORE)
+            if row == 1 and more is None:
+                raise
+        few = self._more(2 * row, keep="all") if row > 1 or more is None else more
+        return few, grown(few.graph, self._more(3 * row, keep="none").graph, Counts(2 * row, 3 * row, row))
 
-    def _more(self, times: int, keep: str) -> Pass:
+    def _more(self, examples: int, keep: str) -> Pass:
         try:
-            return self.task.forward(self.task.call.times(times), keep=keep).last
+            return self.task.forward(self.task.call.sized(examples), keep=keep).last
         except Exception as error:
             raise ReplayError(f"the model does not run with more examples ({in_short(error)})") from error
 

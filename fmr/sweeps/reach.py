@@ -15,7 +15,7 @@ from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import Grown
 
 SIZES = (1.0, 1000.0)
-"""How large the noise is, in standard deviations of the value."""
+"""How large the noise is in turn, in standard deviations of the value."""
 
 
 class Noisy:
@@ -50,7 +50,7 @@ def reached(
 
     Nothing is said of values that the plan narrows, nor of those that do not change.
     """
-    probes = [(start, Noisy(size)) for start in starts for size in SIZES]
+    probes = [(starts[n % len(starts)], Noisy(SIZES[n % len(SIZES)])) for n in range(max(len(starts), len(SIZES)))]
     bare = replace(site, positions=None, heads=None, units=None)
     editors = [Editor({bare: _kept}), *(Editor({bare.at(positions=start): noise}) for start, noise in probes)]
     left: dict[TensorId, set[int]] = {}

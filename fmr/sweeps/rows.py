@@ -1,6 +1,6 @@
 """How a recorded pass grows by rows: which axis of each value counts rows, and which numbers among arguments do.
 
-Two recordings of the same inputs, repeated two and three times, are compared; nothing is known beforehand of any layout.
+Two recordings of the same inputs with more and with fewer examples are compared; nothing is known beforehand of any layout.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,20 @@ from torch import Tensor
 from fmr.errors import ReplayError
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
-from fmr.nests import mapped
 from fmr.nodes import Node
 from fmr.sweeps.steps import Step, steps_of
 
-FEW, MORE = 2, 3
-"""How often the inputs are repeated in two recordings where once takes another path through the model."""
+
+class Counts(NamedTuple):
+    """How many examples two recordings have, and how many of them make a row."""
+
+    few: int
+    more: int
+    row: int
+
+    def each(self, few: int, more: int) -> int:
+        """By how much a number rises with each example."""
+        return (more - few) // (self.more - self.few)
 
 
 class Axis(NamedTuple):
@@ -69,66 +77,56 @@ class Grown(NamedTuple):
     step_of: Mapping[TensorId, Step]
 
 
-def repeated(nest: Any, examples: int, times: int) -> Any:
-    """Inputs with their examples repeated, wherever the first axis of a tensor counts examples."""
-
-    def more(tensor: Tensor) -> Tensor:
-        return tensor.repeat(times, *[1] * (tensor.dim() - 1)) if tensor.dim() and len(tensor) == examples else tensor
-
-    return mapped(nest, more)
-
-
-def grown(few: Graph, more: Graph, rows: int, others: int) -> Grown:
-    """What recordings with these numbers of rows tell; a `ReplayError` where they differ in more than that."""
+def grown(few: Graph, more: Graph, counts: Counts) -> Grown:
+    """What recordings with these numbers of examples tell; a `ReplayError` where they differ in more than that."""
     if few.fingerprint != more.fingerprint:
         raise ReplayError("the model takes another path for another number of examples")
-    axes = {
-        a.id: axis for a, b in zip(few.nodes, more.nodes, strict=True) if (axis := _axis(a, b, rows, others)) is not None
-    }
+    axes = {a.id: axis for a, b in zip(few.nodes, more.nodes, strict=True) if (axis := _axis(a, b, counts)) is not None}
     steps, again = steps_of(few), steps_of(more)
     scaled = {
         one.first.id: grown_step
         for one, other in zip(steps, again, strict=True)
-        if (grown_step := _grown_step(one, other, rows, others)) is not None
+        if (grown_step := _grown_step(one, other, counts)) is not None
     }
     step_of = {node.id: step for step in steps for node in step.nodes}
-    return Grown(few, rows, steps, axes, scaled, frozenset(_counted(few, axes)), step_of)
+    return Grown(few, counts.few // counts.row, steps, axes, scaled, frozenset(_counted(few, axes)), step_of)
 
 
-def _axis(few: Node, more: Node, rows: int, others: int) -> Axis | None:
+def _axis(few: Node, more: Node, counts: Counts) -> Axis | None:
     """The axis of a value that counts rows."""
     if len(few.shape) != len(more.shape):
         raise ReplayError(f"{few.id} has {len(few.shape)} dimensions, and {len(more.shape)} with more examples")
     differ = [axis for axis, (a, b) in enumerate(zip(few.shape, more.shape, strict=True)) if a != b]
     if not differ:
         return None
-    axis, size = differ[0], (more.shape[differ[0]] - few.shape[differ[0]]) // (others - rows)
-    if len(differ) > 1 or few.shape[axis] != rows * size or more.shape[axis] != others * size:
+    axis = differ[0]
+    each = counts.each(few.shape[axis], more.shape[axis])
+    if len(differ) > 1 or few.shape[axis] != counts.few * each or more.shape[axis] != counts.more * each:
         raise ReplayError(f"{few.id} does not grow by a row for each example: {list(few.shape)}, then {list(more.shape)}")
-    return Axis(axis, size)
+    return Axis(axis, each * counts.row)
 
 
-def _grown_step(few: Step, more: Step, rows: int, others: int) -> Step | None:
+def _grown_step(few: Step, more: Step, counts: Counts) -> Step | None:
     """A step with numbers that grow in place of those that do; None where all stay."""
     if few.first.args == more.first.args:
         return None
     if few.function is None:
         raise ReplayError(f"{few.first.id} is called with other arguments for more examples")
-    args = tuple(_scaled(a, b, few, rows, others) for a, b in zip(few.args, more.args, strict=True))
-    kwargs = tuple((name, _scaled(a, dict(more.kwargs)[name], few, rows, others)) for name, a in few.kwargs)
+    args = tuple(_scaled(a, b, few, counts) for a, b in zip(few.args, more.args, strict=True))
+    kwargs = tuple((name, _scaled(a, dict(more.kwargs)[name], few, counts)) for name, a in few.kwargs)
     return few._replace(args=args, kwargs=kwargs)
 
 
-def _scaled(few: Any, more: Any, step: Step, rows: int, others: int) -> Any:
+def _scaled(few: Any, more: Any, step: Step, counts: Counts) -> Any:
     """An argument with what grows in it."""
     if type(few) is int and type(more) is int:
-        rise = (more - few) // (others - rows)
-        return few if few == more else Scaled(few - rows * rise, rise)
+        each = counts.each(few, more)
+        return few if few == more else Scaled(few - counts.few * each, each * counts.row)
     if isinstance(few, (tuple, list)) and isinstance(more, (tuple, list)) and len(few) == len(more):
-        items = [_scaled(a, b, step, rows, others) for a, b in zip(few, more, strict=True)]
+        items = [_scaled(a, b, step, counts) for a, b in zip(few, more, strict=True)]
         return items if isinstance(few, list) else tuple(items)
     if isinstance(few, slice) and isinstance(more, slice):
-        return slice(*(_scaled(getattr(few, at), getattr(more, at), step, rows, others) for at in ("start", "stop", "step")))
+        return slice(*(_scaled(getattr(few, at), getattr(more, at), step, counts) for at in ("start", "stop", "step")))
     if type(few) is type(more) and (few is more or few == more):
         return few
     raise ReplayError(f"{step.first.id} is called with {few!r}, and with {more!r} for more examples")
@@ -158,6 +156,8 @@ def _counted(graph: Graph, axes: Mapping[TensorId, Axis]) -> set[TensorId]:
 
 def same(value: Tensor, clean: Tensor) -> bool:
     """Whether a row is what it was in the recording, up to the rounding of larger products."""
+    if value is clean:
+        return True
     limit = tolerance(clean.dtype)
     value, clean = value.detach().double(), clean.detach().double()
     scale = clean.abs().nan_to_num(0, 0, 0).max() if clean.numel() else clean.new_zeros(())

@@ -53,13 +53,14 @@ class Call:
             raise EditError("inputs hold no tensor with examples: expected a tensor, a tuple or a dict of arguments.")
         return len(first)
 
-    def times(self, many: int) -> "Call":
-        """Copies of the arguments, caches included, with the examples again and again wherever a first axis counts them."""
+    def sized(self, many: int) -> "Call":
+        """Copies of the arguments, caches included, with the examples over and over up to so many, where a first axis counts."""
         examples = self.examples
 
         def more(tensor: Tensor) -> Tensor:
-            counts = tensor.dim() and len(tensor) == examples and many > 1
-            made = tensor.detach().repeat(many, *[1] * (tensor.dim() - 1)) if counts else tensor.detach().clone()
+            counts = tensor.dim() and len(tensor) == examples and many != examples
+            again = torch.arange(many, device=tensor.device) % examples
+            made = tensor.detach().index_select(0, again) if counts else tensor.detach().clone()
             return made.requires_grad_(tensor.requires_grad)
 
         held = [tensor for _, tensor in leaves((self.args, self.kwargs))]
@@ -116,7 +117,7 @@ class Task:
     def forward(self, call: Call, **more: Any) -> Run:
         """A run of the model, which leaves the model, the inputs and the random state as they were."""
         self.forwards += 1
-        call = call.times(1)
+        call = call.sized(call.examples)
         devices = {tensor.device.index for tensor in self.model.parameters() if tensor.device.type == "cuda"}
         with torch.random.fork_rng(devices=devices), restored(self.model):
             return run_once(self.model, *call.args, **more, **call.kwargs)
