@@ -207,7 +207,7 @@ class Cut:
         narrowed = self._shrunk(step, start) if rule.shrinks else self.grown.scaled.get(step.first.id, step)
         made = self._made(narrowed, read)
         return bool(made) and all(
-            axis < value.dim() and _alike(value, self.positions.take(values[name], Span(axis, start)))
+            axis < value.dim() and alike(value, self.positions.take(values[name], Span(axis, start)))
             for name, value in made.items()
             if values[name].dim() > axis
         )
@@ -247,7 +247,8 @@ def _on_host(value: Tensor) -> Tensor:
     return value.to("cpu", torch.float32 if coarse else value.dtype)
 
 
-def _alike(value: Tensor, expected: Tensor) -> bool:
+def alike(value: Tensor, expected: Tensor) -> bool:
+    """Whether an op made the same of narrowed operands, up to rounding."""
     if value.shape != expected.shape or value.dtype != expected.dtype:
         return False
     if not value.is_floating_point():

@@ -38,6 +38,13 @@ class LogitDiff:
     wrong: Any
     at: int = -1
 
+    @property
+    def tokens(self) -> Tensor:
+        """The tokens whose logits are read."""
+        both = [torch.as_tensor(token).flatten() for token in (self.right, self.wrong)]
+        found: Tensor = torch.cat(both).unique()
+        return found
+
     def __call__(self, output: Any) -> Tensor:
         logits = logits_of(output)[:, self.at]
         right, wrong = _tokens(self.right, logits), _tokens(self.wrong, logits)

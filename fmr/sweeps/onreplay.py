@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from fmr.runs.outputs import exchanged
 from fmr.runs.passes import Pass
 from fmr.sweeps.budget import rows_that_fit
 from fmr.sweeps.cut import WHOLE, Cut, Planned, Positions, Span
-from fmr.sweeps.metrics import logits_of
+from fmr.sweeps.entries import with_entries
+from fmr.sweeps.metrics import LogitDiff, logits_of
 from fmr.sweeps.reach import reached
 from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import Counts, Grown, grown, same
@@ -45,6 +46,7 @@ class OnReplay:
         self._refuse_unlike()
         self.names = self._as_before()
         self.wanted = self._wanted(at)
+        self.entries = self._entries()
         self.asked, self.size = rows, 0
 
     def _recorded(self) -> tuple[Pass, Grown]:
@@ -161,11 +163,25 @@ class OnReplay:
         place = next(n for n, (_, tensor) in enumerate(leaves(taken(self.task.base.output))) if tensor is logits)
         return {self.names[place]: Span(1, at % logits.shape[1])}
 
+    def _entries(self) -> "Entries | None":
+        """What is made of the logits, where the metric reads those of a few tokens alone."""
+        metric = self.task.metric
+        if type(metric) is not LogitDiff:
+            return None
+        (name,) = self.wanted
+        whole, fixed = self.clean[name], {*self.edited, *self.frozen, *self.names} - ({name} - self.edited - self.frozen)
+        self.kind, values = with_entries(self.kind, self.clean, name, metric.tokens, fixed)
+        self.clean.known.update(values)
+        return Entries(metric.tokens, torch.full_like(whole, float("nan"))) if values else None
+
     def _output(self, going: RowRun, row: int) -> Any:
         """The output of the model as it is in one row."""
 
         def here(name: TensorId) -> Tensor | None:
-            return going.outcome(name, row) if name in going.wanted else None
+            if name not in going.wanted:
+                return None
+            made = going.outcome(name, row)
+            return made if self.entries is None else self.entries.within(made)
 
         return exchanged(self.task.base.output, self.kind.graph.scopes[0].output, here)
 
@@ -264,6 +280,17 @@ def walk(going: RowRun) -> None:
         for entry in editor.entries:
             if not entry.tally.fired:
                 raise ReplayError(f"the edit of {entry.site!r} never fired in its row")
+
+
+class Entries(NamedTuple):
+    """Which entries of the logits are made, and a place for them among others, which nobody reads."""
+
+    tokens: Tensor
+    whole: Tensor
+
+    def within(self, made: Tensor) -> Tensor:
+        """The logits with what was made of them."""
+        return self.whole.index_copy_(-1, self.tokens.to(made.device), made)
 
 
 def in_short(error: BaseException) -> str:

@@ -113,6 +113,8 @@ class RowRun:
         if axis is not None:
             length = self.rows * axis.size
             was = (*was[: axis.axis], length, *was[axis.axis + 1 :])
+        if name in self.grown.entries:
+            was = (*was[:-1], self.grown.entries[name])
         if planned is None or planned.span == WHOLE:
             refuse_resized(name, value, was)
 

@@ -65,7 +65,7 @@ class Grown(NamedTuple):
 
     `rows` is how many it was recorded with; `axes` gives the axis that counts rows of each value that has one, `scaled` the
     steps whose arguments do; `counted` are values made of the number of rows alone, as `arange(batch)`; `step_of` is the
-    step that makes a value.
+    step that makes a value; `entries` says how many entries of its last axis a value has where they are not all made.
     """
 
     graph: Graph
@@ -75,6 +75,7 @@ class Grown(NamedTuple):
     scaled: Mapping[TensorId, Step]
     counted: frozenset[TensorId]
     step_of: Mapping[TensorId, Step]
+    entries: Mapping[TensorId, int] = {}
 
 
 def grown(few: Graph, more: Graph, counts: Counts) -> Grown:
@@ -156,14 +157,15 @@ def _counted(graph: Graph, axes: Mapping[TensorId, Axis]) -> set[TensorId]:
 
 def same(value: Tensor, clean: Tensor) -> bool:
     """Whether a row is what it was in the recording, up to the rounding of larger products."""
-    if value is clean:
+    if value.shape == clean.shape and value.stride() == clean.stride() and value.data_ptr() == clean.data_ptr():
         return True
     limit = tolerance(clean.dtype)
     value, clean = value.detach().double(), clean.detach().double()
     scale = clean.abs().nan_to_num(0, 0, 0).max() if clean.numel() else clean.new_zeros(())
     finite = torch.isfinite(clean)
-    alike = torch.equal(torch.isfinite(value), finite)
-    return alike and bool(((value - clean)[finite].abs() <= limit * scale + 1e-12).all())
+    return torch.equal(torch.isfinite(value), finite) and bool(
+        ((value - clean)[finite].abs() <= limit * scale + 1e-12).all()
+    )
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -54,7 +54,7 @@ class Call:
         return len(first)
 
     def sized(self, many: int) -> "Call":
-        """Copies of the arguments, caches included, with the examples over and over up to so many, where a first axis counts."""
+        """Copies of the arguments, caches included, with so many examples, the given ones over and over."""
         examples = self.examples
 
         def more(tensor: Tensor) -> Tensor:
