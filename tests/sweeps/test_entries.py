@@ -59,7 +59,7 @@ NARROWED = {
     "normed": 0,
     "mixed": 1,
     "read": 1,
-    "flipped": 0,
+    "flipped": 1,
 }
 """How many values are made in part: none where arguments count them, or where a sum of others would tell in more digits."""
 
