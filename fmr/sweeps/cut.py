@@ -6,6 +6,7 @@ narrowed result, at three starts. What an edit reaches is seen by rows of finite
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
@@ -95,11 +96,11 @@ class Positions:
 
 
 class Planned(NamedTuple):
-    """What of a step is computed, and how it reads its operands."""
+    """What of a step is computed, how it reads its operands, and the step with numbers that grow, if it has any."""
 
     span: Span
     operands: Mapping[TensorId, Span]
-    step: Step
+    step: Step | None
 
 
 @dataclass
@@ -114,6 +115,12 @@ class Cut:
     rules: dict[tuple[object, ...], Rule | None] = field(default_factory=dict)
     known: dict[tuple[TensorId, int], Rule | None] = field(default_factory=dict)
 
+    @cached_property
+    def made(self) -> list[tuple[Step, tuple[TensorId, ...]]]:
+        """The steps, last first, with the values that they make."""
+        steps = [step for step in reversed(self.grown.steps) if not step.is_source]
+        return [(step, tuple(node.id for node in step.nodes)) for step in steps]
+
     def plan(self, start: int, wanted: Mapping[TensorId, Span], edited: set[TensorId]) -> dict[TensorId, Planned]:
         """The plan for rows whose edits begin at a position, by the first output of each step that is narrowed.
 
@@ -123,23 +130,22 @@ class Cut:
         for name in edited:
             need[name] = self._reached(name, WHOLE, start)
         plan: dict[TensorId, Planned] = {}
-        for step in reversed(self.grown.steps):
-            asked = [need[node.id] for node in step.nodes if node.id in need]
-            if step.is_source or not asked or all(node.id in self.frozen for node in step.nodes):
+        for step, names in self.made:
+            asked = [name for name in names if name in need and name not in self.frozen]
+            if not asked:
                 continue
-            spans = {self._reached(node.id, need[node.id], start) for node in step.nodes if node.id in need}
-            span = spans.pop() if len(spans) == 1 else WHOLE
+            span = self._reached(asked[0], need[asked[0]], start)
+            if any(self._reached(name, need[name], start) != span for name in asked[1:]):
+                span = WHOLE
             rule = self._rule(step, span.axis) if span != WHOLE else None
             if rule is None:
                 self._ask(need, dict.fromkeys(step.reads, WHOLE))
                 continue
-            operands = {
-                name: WHOLE if axis < 0 else Span(axis, span.start)
-                for name, axis in zip(step.reads, rule.operands, strict=True)
-            }
+            part = tuple(WHOLE if axis < 0 else Span(axis, span.start) for axis in rule.operands)
+            operands = dict(zip(step.reads, part, strict=True))
             self._ask(need, operands)
-            narrowed = self._shrunk(step, span.start) if rule.shrinks else self.grown.scaled.get(step.first.id, step)
-            plan[step.first.id] = Planned(span, operands, narrowed)
+            narrowed = self._shrunk(step, span.start) if rule.shrinks else self.grown.scaled.get(step.nodes[0].id)
+            plan[step.nodes[0].id] = Planned(span, operands, narrowed)
         return plan
 
     def _reached(self, name: TensorId, span: Span, start: int) -> Span:
@@ -163,9 +169,9 @@ class Cut:
 
     def _rule(self, step: Step, axis: int) -> Rule | None:
         """How to make a part of a step's result; None where no narrowing of operands gives it."""
+        place = (step.nodes[0].id, axis)
         if step.function is None:
             return None
-        place = (step.first.id, axis)
         if place not in self.known:
             shapes = tuple(tuple(self.clean[name].shape) for name in step.reads)
             key = (step.function, repr(step.first.args), shapes, tuple(at for at, _ in step.places), axis)

@@ -30,7 +30,7 @@ def with_entries(
     every = tuple(steps.get(step.first.id, step) for step in grown.steps)
     step_of = {node.id: step for step in every for node in step.nodes}
     entries_of = dict.fromkeys(narrowing.values, len(entries))
-    return grown._replace(steps=every, scaled=scaled, step_of=step_of, entries=entries_of), narrowing.values
+    return grown._replace(steps=every, scaled=scaled, step_of=step_of, walks={}, entries=entries_of), narrowing.values
 
 
 class Narrowing:

@@ -11,7 +11,7 @@ from fmr.edits.places import Frame
 from fmr.errors import ReplayError
 from fmr.ids import TensorId
 from fmr.sweeps.cut import WHOLE, Planned, Positions, Span
-from fmr.sweeps.rows import Axis, Grown, at_rows, same
+from fmr.sweeps.rows import Axis, Grown, at_rows, same, walk_of
 from fmr.sweeps.steps import Step, refuse_resized, refuse_unknown, run_step
 
 HEAD, TAIL = 2, 3
@@ -59,22 +59,6 @@ class RowRun:
         self.joined, self.frozen = 0, frozen
         self.live: dict[TensorId, Live] = {}
         self.whole: dict[TensorId, Tensor] = {}
-        self.last = self._last_readers()
-
-    # ---- what is needed, and how long
-
-    def _last_readers(self) -> dict[TensorId, int]:
-        """The last step that reads each value, of those that matter."""
-        needed = self.wanted | self.at.keys()
-        for step in reversed(self.grown.steps):
-            if any(node.id in needed and node.id not in self.frozen for node in step.nodes):
-                needed.update(step.reads)
-        self.needed = needed
-        last: dict[TensorId, int] = {}
-        for place, step in enumerate(self.grown.steps):
-            if any(node.id in needed for node in step.nodes):
-                last.update(dict.fromkeys(step.reads, place))
-        return last
 
     # ---- running
 
@@ -85,23 +69,23 @@ class RowRun:
 
     def run(self) -> None:
         """Walk the steps; afterwards `outcome` gives the wanted values row by row."""
-        for place, step in enumerate(self.grown.steps):
-            if not any(node.id in self.needed for node in step.nodes):
-                continue
+        joins = self.at.keys() | (self.tainted if self.tail else frozenset())
+        for step, last_read in walk_of(self.grown, self.wanted, self.at.keys(), self.frozen):
             refuse_unknown(step, bool(self.live))
             if any(name in self.live for name in step.reads):
                 planned = self.plan.get(step.first.id)
                 for name, value in self._made(step, planned).items() if not self._holds(step) else ():
+                    if name in self.frozen:
+                        continue
                     self._check_size(name, value, planned)
                     self.live[name] = Live(value, self.joined, WHOLE if planned is None else planned.span)
             for node in step.nodes:
-                if node.id in self.at or (self.tail and node.id in self.tainted):
+                if node.id in joins:
                     self._join(node.id)
                 if self.seen is not None and node.id in self.live:
                     self.seen(node.id)
-            for name in step.reads:
-                if self.last.get(name) == place and name not in self.wanted:
-                    self.live.pop(name, None)
+            for name in last_read:
+                self.live.pop(name, None)
 
     def _holds(self, step: Step) -> bool:
         """Whether all that a step makes is frozen."""
@@ -109,14 +93,15 @@ class RowRun:
 
     def _check_size(self, name: TensorId, value: Tensor, planned: Planned | None) -> None:
         """Raise where the size of a value depends on the edits."""
+        if planned is not None and planned.span != WHOLE:
+            return
         axis, was = self.grown.axes.get(name), self.grown.graph[name].shape
         if axis is not None:
             length = self.rows * axis.size
             was = (*was[: axis.axis], length, *was[axis.axis + 1 :])
         if name in self.grown.entries:
             was = (*was[:-1], self.grown.entries[name])
-        if planned is None or planned.span == WHOLE:
-            refuse_resized(name, value, was)
+        refuse_resized(name, value, was)
 
     def _made(self, step: Step, planned: Planned | None = None) -> dict[TensorId, Tensor]:
         """The values of a step with the rows that there are now."""

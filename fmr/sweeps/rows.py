@@ -3,7 +3,7 @@
 Two recordings of the same inputs with more and with fewer examples are compared; nothing is known beforehand of any layout.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +66,7 @@ class Grown(NamedTuple):
     `rows` is how many it was recorded with; `axes` gives the axis that counts rows of each value that has one, `scaled` the
     steps whose arguments do; `counted` are values made of the number of rows alone, as `arange(batch)`; `step_of` is the
     step that makes a value; `entries` says how many entries of its last axis a value has where they are not all made.
+    `walks` remembers which steps matter for what.
     """
 
     graph: Graph
@@ -75,6 +76,7 @@ class Grown(NamedTuple):
     scaled: Mapping[TensorId, Step]
     counted: frozenset[TensorId]
     step_of: Mapping[TensorId, Step]
+    walks: dict[object, "Walk"]
     entries: Mapping[TensorId, int] = {}
 
 
@@ -90,7 +92,32 @@ def grown(few: Graph, more: Graph, counts: Counts) -> Grown:
         if (grown_step := _grown_step(one, other, counts)) is not None
     }
     step_of = {node.id: step for step in steps for node in step.nodes}
-    return Grown(few, counts.few // counts.row, steps, axes, scaled, frozenset(_counted(few, axes)), step_of)
+    return Grown(few, counts.few // counts.row, steps, axes, scaled, frozenset(_counted(few, axes)), step_of, {})
+
+
+Walk = tuple[tuple[Step, tuple[TensorId, ...]], ...]
+"""The steps that matter, in order, each with the values that nobody reads after it."""
+
+
+def walk_of(grown: Grown, wanted: Set[TensorId], edited: Set[TensorId], frozen: Set[TensorId]) -> Walk:
+    """The steps on the way to what is wanted or edited; what is wanted lasts."""
+    key = frozenset(wanted), frozenset(edited), frozenset(frozen)
+    if key not in grown.walks:
+        grown.walks[key] = _walk(grown.steps, wanted, {*wanted, *edited}, frozen)
+    return grown.walks[key]
+
+
+def _walk(steps: Sequence[Step], wanted: Set[TensorId], needed: set[TensorId], frozen: Set[TensorId]) -> Walk:
+    for step in reversed(steps):
+        if any(node.id in needed and node.id not in frozen for node in step.nodes):
+            needed.update(step.reads)
+    found: list[tuple[Step, tuple[TensorId, ...]]] = []
+    read: set[TensorId] = set()
+    for step in reversed(steps):
+        if any(node.id in needed for node in step.nodes):
+            found.append((step, tuple(name for name in step.reads if name not in read and name not in wanted)))
+            read.update(step.reads)
+    return tuple(reversed(found))
 
 
 def _axis(few: Node, more: Node, counts: Counts) -> Axis | None:
