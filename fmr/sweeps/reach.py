@@ -19,15 +19,16 @@ SIZES = (1.0, 1000.0)
 
 
 class Noisy:
-    """An edit that adds noise of a size relative to the value."""
+    """An edit that adds noise of `SIZES`, which take turns over the examples; `number` says which is first."""
 
-    def __init__(self, size: float) -> None:
-        self.size = size
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
-        draw = torch.Generator().manual_seed(int(self.size))
-        noise = torch.randn(value.shape, generator=draw).to(value)
-        return value + self.size * (value.std() if value.numel() > 1 else 1.0) * noise
+        draw = torch.Generator().manual_seed(self.number)
+        sizes = torch.tensor([SIZES[(self.number + n) % len(SIZES)] for n in range(len(value))])
+        noise = torch.randn(value.shape, generator=draw) * sizes.view(-1, *[1] * (value.dim() - 1))
+        return value + (value.std() if value.numel() > 1 else 1.0) * noise.to(value)
 
 
 def _kept(value: Tensor, _: Context) -> Tensor:
@@ -50,12 +51,13 @@ def reached(
 
     Nothing is said of values that the plan narrows, nor of those that do not change.
     """
-    probes = [(starts[n % len(starts)], Noisy(SIZES[n % len(SIZES)])) for n in range(max(len(starts), len(SIZES)))]
+    least = len(SIZES) if positions.examples == 1 else 1
+    probes = [(starts[n % len(starts)], Noisy(n)) for n in range(max(len(starts), least))]
     bare = replace(site, positions=None, heads=None, units=None)
     editors = [Editor({bare: _kept}), *(Editor({bare.at(positions=start): noise}) for start, noise in probes)]
     left: dict[TensorId, set[int]] = {}
 
-    def look(name: TensorId) -> None:
+    def look(going: RowRun, name: TensorId) -> None:
         if name not in grown.axes or going.live[name].span != WHOLE:
             return
         axis = grown.axes[name]
@@ -69,6 +71,5 @@ def reached(
             axes = {axis for axis in axes if not positions.before_any(changed, axis, start)}
         left[name] = axes
 
-    going = RowRun(grown, clean, editors, frames, wanted, plan, positions, seen=look, guarded=False, frozen=frozen)
-    going.run()
+    RowRun(grown, clean, editors, frames, wanted, plan, positions, seen=look, guarded=False, frozen=frozen).run()
     return left

@@ -41,7 +41,7 @@ class RowRun:
         wanted: set[TensorId],
         plan: Mapping[TensorId, Planned] | None = None,
         positions: Positions | None = None,
-        seen: Callable[[TensorId], None] | None = None,
+        seen: Callable[["RowRun", TensorId], None] | None = None,
         guarded: bool = True,
         ids: Mapping[TensorId, TensorId] | None = None,
         frozen: Set[TensorId] = frozenset(),
@@ -83,7 +83,7 @@ class RowRun:
                 if node.id in joins:
                     self._join(node.id)
                 if self.seen is not None and node.id in self.live:
-                    self.seen(node.id)
+                    self.seen(self, node.id)
             for name in last_read:
                 self.live.pop(name, None)
 
@@ -138,10 +138,14 @@ class RowRun:
     def _whole(self, name: TensorId, live: Live, axis: Axis | None) -> Tensor:
         """A value with the recorded positions before those that were computed."""
         assert self.positions is not None
-        before = self.positions.before(self.clean[name], live.span)
-        if axis is not None:
-            before = axis._replace(size=before.shape[axis.axis]).repeated(before, self.rows)
-        return self.positions.joined(before, live.value, live.span)
+        before, span = self.positions.before(self.clean[name], live.span), live.span
+        if axis is None:
+            return self.positions.joined(before, live.value, span)
+        once = before.unsqueeze(axis.axis)  # all rows show it; the only copy is the joined value
+        shown = once.expand(*(self.rows if n == axis.axis else length for n, length in enumerate(once.shape)))
+        rows = live.value.unflatten(axis.axis, (self.rows, -1))
+        inner = span._replace(axis=span.axis + (span.axis >= axis.axis))
+        return self.positions.joined(shown, rows, inner).flatten(axis.axis, axis.axis + 1)
 
     def _repeated(self, name: TensorId, axis: Axis | None, span: Span, rows: int) -> Tensor:
         """Clean rows of a value."""

@@ -1,5 +1,6 @@
 """What a sweep can be asked: pairs of inputs, edits of each row's own, memory; and what it refuses in words."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 import fmr
 from fmr import edits
 from fmr.sweeps import budget, logit_diff
+from fmr.sweeps.onreplay import OnReplay
+from fmr.sweeps.rowrun import RowRun
+from fmr.sweeps.task import Task
 from tests.promises.test_edits import decoder
 from tests.sweeps.looped import checked
 
@@ -24,7 +28,7 @@ def test_pairs_of_clean_and_corrupted_inputs_in_one_call_are_the_pairs_one_by_on
     sites = [fmr.Site(f"transformer.h.{layer}", positions=t) for layer in range(2) for t in range(6)]
     grid = fmr.sweep(model, corrupted, sites, edits.Interchange(clean), metric, progress=False)
     assert grid.how == "rows, cut"
-    assert grid.forwards == 5  # the clean run, the corrupted one, it with twice the examples, two cells besides
+    assert grid.forwards == 5  # the clean run, the corrupted one, it with an example more, two cells besides
     assert grid.values.shape == (12, 2)
     for pair in range(2):
         one = slice(pair, pair + 1)
@@ -125,6 +129,19 @@ def test_a_sweep_allocates_no_more_than_its_share(monkeypatch: pytest.MonkeyPatc
             live += event.nbytes()
             most = max(most, live)
     assert most < 2 * 2**19 + 200 * 4 * 8 + 2**19
+
+
+def test_nothing_of_a_sweep_waits_for_the_garbage_collector() -> None:
+    model, ids = decoder("eager")
+    sites = [fmr.Site(f"transformer.h.{layer}", positions=t) for layer in range(2) for t in range(6)]
+    gc.collect()
+    gc.disable()
+    try:
+        grid = fmr.sweep(model, ids, sites, edits.Zero(), metric, progress=False)
+        left = [type(one).__name__ for one in gc.get_objects() if type(one) in (RowRun, OnReplay, Task, fmr.Run)]
+    finally:
+        gc.enable()
+    assert (grid.how, left) == ("rows, cut", [])
 
 
 # ---- what is refused
