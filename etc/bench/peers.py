@@ -38,8 +38,6 @@ Edits: each row has a plain run of its own beside it (of the batch, of the gener
 1e-5 ("results equal"), and the 144 edited runs are timed three times on the small shape alone. The peers are given the clean
 values that they put back, and the heads' that they hold; fmr's own recordings, probes and spot checks are in its figures,
 but for the other prompt's run, which everybody has beforehand. "12 rows at once" is written by hand: a batch for each layer.
-Under transformers 4.57.1, which pyvene needs, the model makes its mask under vmap where there are several rows; fmr does not
-see in there, so that its two sweeps run one by one beside pyvene, after what was tried first.
 torchlens leaves torch's functions wrapped, so the plain forward beside it runs wrapped. What TransformerLens has and fmr
 has not are the `hook_scale` of layer norms, which its bridge computes beside the model's one operation."""
 
