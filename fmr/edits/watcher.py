@@ -1,8 +1,7 @@
 """The watcher that edits: a reader of a plan that also replaces what was made there, before the model goes on with it."""
 
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.utils import checkpoint
 
 from fmr.edits.editor import Editor
 from fmr.edits.inside import edited_inside
-from fmr.edits.memory import Replaced, is_unchanged, shares
+from fmr.edits.memory import Replaced, Reserved, is_unchanged, refuse_twice, shares
 from fmr.edits.places import Frames, Pasts
 from fmr.errors import EditError
 from fmr.ids import TensorId
@@ -79,7 +78,7 @@ class Editing(Reader):
             return args, kwargs
         new = {id(given[name]): self._edited(name, given[name]) for name in wanted}
         for name in wanted:
-            _refuse_twice(name, given[name], given.values())
+            refuse_twice(name, given[name], given.values())
         made: tuple[Any, Any] = _exchanged((args, kwargs), new, str(wanted[0]))
         return made
 
@@ -92,14 +91,7 @@ class Editing(Reader):
             return
         own = dict(Names(root).tensors.values())
         places: list[tuple[Any, Any, Tensor, Tensor, Tensor]] = []
-        taken = {id(own[name]) for name in wanted if name in own}
-        with _lock:
-            if not _swapped_now.isdisjoint(taken):
-                raise EditError(
-                    f"{str(wanted[0])!r} is edited by another run of this model at this time. Expected one at a time that "
-                    f"edits a parameter or a buffer; edits of what ops and modules make may run together."
-                )
-            _swapped_now.update(taken)
+        reserved = Reserved(wanted[0], (own[name] for name in wanted if name in own))
         try:
             for name in wanted:
                 if name in own:
@@ -116,8 +108,7 @@ class Editing(Reader):
                     for held, key in _places(root, own[name]) if new is not own[name] else ():
                         before = new.detach().clone() if name.startswith("buffer:") else new
                         places.append((held, key, own[name], new, before))
-                        taken.add(id(new))
-                        _swapped_now.add(id(new))  # which another run takes for the model's own
+                        reserved.add(new)  # which another run takes for the model's own
                         held[key] = new
             self.swaps = str(wanted[0]) if places else ""
             yield
@@ -130,7 +121,7 @@ class Editing(Reader):
             self.swaps = ""
             for held, key, tensor, *_ in reversed(places):
                 held[key] = tensor
-            _swapped_now.difference_update(taken)
+            reserved.release()
 
     # ---- values
 
@@ -256,24 +247,10 @@ class Editing(Reader):
         shared = shares(old, read)
         if shared and is_unchanged(value, old):
             return out
-        _refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
+        refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
         self._tell(value, old)
         self.replaced.append(Replaced.now(name, old, value, shared))
         return _exchanged(out, {id(old): value}, str(name))
-
-
-_lock = threading.Lock()
-_swapped_now: set[int] = set()
-"""The parameters and buffers, by identity, in whose places edited ones stand at this time."""
-
-
-def _refuse_twice(name: TensorId, tensor: Tensor, among: Iterable[Tensor]) -> None:
-    """Raise where one tensor stands in several places, of which an edit would mean one."""
-    if sum(other is tensor for other in among) > 1:
-        raise EditError(
-            f"{str(name)!r} is one tensor in several places, which an edit would change in all of them. Edit the values "
-            f"that read it, or give copies: tensor.clone()."
-        )
 
 
 class EditingSources(Editing):

@@ -35,7 +35,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import map_ids
 from fmr.runs.passes import Pass
-from fmr.runs.run import Run
+from fmr.runs.run import Passes, Run
 from fmr.runs.sources import columns_of
 from fmr.watching.calls import unwatched
 from fmr.watching.storage import storage_key
@@ -61,7 +61,7 @@ def load(path: str | os.PathLike[str]) -> Run:
     run = Run()
     with unwatched(), understood(str(where)):
         body, file = _open_folder(where) if is_folder(where) else _open_file(where)
-        run.passes = [_restored(number, row, file, str(where)) for number, row in enumerate(body["passes"])]
+        run.passes = Passes(_restored(number, row, file, str(where)) for number, row in enumerate(body["passes"]))
     return run
 
 
