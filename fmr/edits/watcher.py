@@ -235,8 +235,8 @@ class Editing(Reader):
 
     def _edited_output(self, name: TensorId, at: str, here: Call, out: Nest, given: Tensor | None, read: Any) -> Any:
         """What a module call returned with the one tensor that is meant edited."""
-        part = item_at(taken(out), at)
-        tensors = [tensor for _, tensor in leaves(part)]
+        whole = out.__class__ is Tensor and not at
+        tensors = [out] if whole else [tensor for _, tensor in leaves(item_at(taken(out), at))]
         if len(tensors) != 1:
             places = ", ".join(repr(f"{here.path}:{place}") for place, _ in leaves(taken(out)))
             raise EditError(f"{str(name)!r} returned {len(tensors)} tensors, expected one. Name one of them: {places}.")
@@ -247,10 +247,11 @@ class Editing(Reader):
         shared = shares(old, read)
         if shared and is_unchanged(value, old):
             return out
-        refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
+        if not whole:
+            refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
         self._tell(value, old)
         self.replaced.append(Replaced.now(name, old, value, shared))
-        return _exchanged(out, {id(old): value}, str(name))
+        return value if whole else _exchanged(out, {id(old): value}, str(name))
 
 
 class EditingSources(Editing):
