@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmr.edits.places import Frames, Part, extent, parts
+from fmr.edits.frames import Frames
+from fmr.edits.places import Part, extent, parts
 from fmr.edits.receipts import Receipt, Tally
 from fmr.edits.values import Context, Edit, OnGradient
 from fmr.errors import EditError, nearest
@@ -19,8 +20,11 @@ from fmr.nodes import Key, id_of
 Asked = Mapping[Key, Edit | Sequence[Edit]]
 """What a run is asked to edit: sites, IDs, nodes or module paths, each with an edit or several in their order."""
 
-Source = Callable[[Any, Site, int, tuple[int, ...] | None, bool], Tensor]
-"""Reads what an `Interchange` takes: from a source, at a site, in a pass, of these examples; or the gradient there."""
+Source = Callable[[Any, Site, int, tuple[int, ...] | None, bool, bool], Tensor]
+"""Reads what an `Interchange` takes: from a source, at a site, in a pass, of these examples; or the gradient there.
+
+The last tells that the padding of this pass was told by calls inside it, as the source's has to be.
+"""
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Editor:
         for entry in self.entries:
             self.by_id[entry.site.id].append(entry)
         self.of_sources = any(name.is_source for name in self.by_id)
+        self.of_positions = any(entry.site.positions is not None for entry in self.entries)
         self.source, self.number = source, -1
         self.frames: Callable[[], Frames] = list
 
@@ -126,7 +131,8 @@ class Editor:
         def read(origin: Any, at: Key) -> Tensor:
             assert source is not None
             site = at if isinstance(at, Site) else Site(id_of(at))
-            return source(origin, site, number, part.examples, isinstance(entry.edit, OnGradient))
+            within = getattr(self.frames, "is_told_within", False)
+            return source(origin, site, number, part.examples, isinstance(entry.edit, OnGradient), within)
 
         reader = read if source is not None else None
         return Context(entry.site.id, entry.site, self.number, entry.tally.fired, given, reader, part.examples)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from fmr.edits.editor import Editor
+from fmr.edits.frames import Columns, Frames, Pasts, may_tell
 from fmr.edits.inside import edited_inside
 from fmr.edits.memory import Replaced, Reserved, is_unchanged, refuse_twice, shares
-from fmr.edits.places import Frames, Pasts
 from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
@@ -50,9 +50,23 @@ class Editing(Reader):
         self.replaced: list[Replaced] = []
         self.pasts = Pasts()
         self.grads, self.swaps = False, ""
+        self.hearing: Columns | None = None
         self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
 
     # ---- a pass
+
+    def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module call; inside a pass it may tell more of positions than the pass itself did."""
+        hearing = self.hearing
+        if hearing is None or not self.in_pass or not may_tell(module, args, kwargs):
+            return super().call(proceed, module, args, kwargs)
+        if not alone(lambda: hearing.hear(module, args, kwargs)):
+            return super().call(proceed, module, args, kwargs)
+        self.hearing = None  # for what this one calls
+        try:
+            return super().call(proceed, module, args, kwargs)
+        finally:
+            self.hearing = hearing
 
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass, with edited inputs, parameters and buffers."""
@@ -61,6 +75,7 @@ class Editing(Reader):
         frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
         self.note(frames)
         self.editor.begin(frames)
+        self.hearing = frames if frames.is_open and self.editor.of_positions else None
         args, kwargs = self._inputs(given, args, kwargs)
         self.replaced.clear()
         self.grads = torch.is_grad_enabled()

@@ -29,7 +29,7 @@ from fmr.disk.files import (
     write_whole,
 )
 from fmr.disk.tensors import Entry, TensorFile, bytes_of, in_order, write_tensors
-from fmr.edits.places import Frame
+from fmr.edits.frames import Frame
 from fmr.errors import IdError, StoreError
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -164,7 +164,7 @@ class _Content:
             "lost": [name for name, slot in one.slots.items() if slot is None and name not in one.values],
             "returned": {name: encode(nest) for name, nest in one.returned.items()},
             "places": dict(one.places),
-            "columns": [[n, frame.past, _listed(frame.mask)] for n, frame in columns_of(one)],
+            "columns": [[n, frame.past, _listed(frame.mask), *frame[2:]] for n, frame in columns_of(one)],
             "unsaved": [*one.unsaved, *(name for name in one.kept if name not in kept)],
         }
 
@@ -331,7 +331,9 @@ def _restored(number: int, row: dict[str, Any], file: TensorFile, source: str) -
     given = {TensorId(name): map_ids(TensorId, decode(nest)) for name, nest in row.get("returned", {}).items()}
     one = Pass.of_file(row["history"], stored(row["values"]), stored(row["grads"]), lost, unsaved, given, made)
     if "columns" in row:
-        known = [(n, Frame(past, None if mask is None else torch.tensor(mask))) for n, past, mask in row["columns"]]
+        known = [
+            (n, Frame(past, None if mask is None else torch.tensor(mask), *more)) for n, past, mask, *more in row["columns"]
+        ]
         one.columns = lambda: known
     one.number, one.cast = number, str(row.get("cast", ""))
     one.places = {TensorId(name): str(where) for name, where in row.get("places", {}).items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
-from fmr.edits.places import Frames
+from fmr.edits.frames import Frames
 from fmr.edits.watcher import Editing, EditingSources
 from fmr.errors import IdError, TrackError
 from fmr.graph.build import Builder

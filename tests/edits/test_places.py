@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fmr.edits.editor import Editor
-from fmr.edits.places import Frame, Frames, Pasts, parts
+from fmr.edits.frames import Frame, Frames, Pasts
+from fmr.edits.places import parts
 from fmr.edits.values import Zero
 from fmr.errors import EditError
 from fmr.ids import Site
@@ -152,7 +153,7 @@ def test_a_cache_that_tells_no_length_is_counted_from_when_it_was_new() -> None:
     assert [(n, frame.past) for n, frame in known] == [(4, 0)]
     assert [[(n, frame.past) for n, frame in one] for one in steps] == [[(1, 4), (5, 0)], [(1, 5), (6, 0)]]
     assert torch.equal(steps[1][0][1].mask, torch.cat([LEFT, torch.ones(2, 2).bool()], 1))
-    assert Pasts().frames_of(step)() == [(1, Frame(None, None))]  # another block has not seen it begin
+    assert Pasts().frames_of(step)() == [(1, Frame(None, None, cached=True))]  # another block has not seen it begin
     assert zeroed(SITE.at(positions=-1), [(4, Frame(None))]) == [[3], [3]]
     with pytest.raises(EditError, match="nothing tells how many came before this pass"):
         zeroed(SITE.at(positions=1), [(4, Frame(None))])
