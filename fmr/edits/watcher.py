@@ -25,8 +25,11 @@ from fmr.watching.scopes import Call, Names, Start, name_inputs, named_arguments
 from fmr.watching.sites import where_of
 from fmr.watching.storage import is_equal
 
-Told = Callable[[Tensor, Tensor], None]
-"""Is told of a tensor that stands for another from now on; of the same one twice where it was edited in place."""
+Told = Callable[[Tensor, Tensor, bool], None]
+"""Is told of a tensor that stands for another from now on; of the same one twice where it was edited in place.
+
+The last says that the other was handed on by a call, whose caller still has it.
+"""
 
 
 class Editing(Reader):
@@ -236,9 +239,9 @@ class Editing(Reader):
         self._tell(value, old)
         self.replaced.append(Replaced.now(name, old, value, shared))
 
-    def _tell(self, new: Tensor, old: Tensor) -> None:
+    def _tell(self, new: Tensor, old: Tensor, apart: bool = False) -> None:
         if self.told is not None:
-            self.told(new, old)
+            self.told(new, old, apart)
 
     def _returned(self, here: Call, out: Nest, args: Any, kwargs: Any) -> Nest:
         """Edit what a module call returned, then read it."""
@@ -264,7 +267,7 @@ class Editing(Reader):
             return out
         if not whole:
             refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
-        self._tell(value, old)
+        self._tell(value, old, apart=any(tensor is old for _, tensor in leaves(read)))
         self.replaced.append(Replaced.now(name, old, value, shared))
         return value if whole else _exchanged(out, {id(old): value}, str(name))
 

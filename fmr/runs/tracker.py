@@ -139,9 +139,9 @@ class Tracker:
                 f"Expected keep=() or a list of IDs beside it, or an edit of the value that is returned."
             )
 
-        def told(new: Tensor, old: Tensor) -> None:
+        def told(new: Tensor, old: Tensor, apart: bool) -> None:
             if watcher.emit is not None:
-                watcher.emit((REPLACED, new, old, others_in((new, old), watcher.begun)))
+                watcher.emit((REPLACED, new, old, apart, others_in((new, old), watcher.begun)))
 
         plan = plan_of(self.editor.ids, ())
         silent = (lambda: None), (lambda *_: None), (lambda *_: None)
