@@ -12,6 +12,7 @@ from torch.utils import checkpoint
 from fmr.edits.editor import Editor
 from fmr.edits.frames import Columns, Frames, Pasts, may_tell
 from fmr.edits.inside import edited_inside
+from fmr.edits.left import Left
 from fmr.edits.memory import Replaced, Reserved, is_unchanged, refuse_twice, shares
 from fmr.errors import EditError
 from fmr.ids import TensorId
@@ -51,7 +52,7 @@ class Editing(Reader):
         super().__init__(root, plan, *hears, stop)
         self.editor, self.told, self.told_inside = editor, told, told_inside
         self.replaced: list[Replaced] = []
-        self.pasts = Pasts()
+        self.pasts, self.left = Pasts(), Left()
         self.grads, self.swaps = False, ""
         self.hearing: Columns | None = None
         self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
@@ -82,7 +83,7 @@ class Editing(Reader):
         args, kwargs = self._inputs(given, args, kwargs)
         self.replaced.clear()
         self.grads = torch.is_grad_enabled()
-        with self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
+        with self.left.noting(root), self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
             out = super().record(proceed, start, args, kwargs)
         for one in self.replaced:
             one.check()

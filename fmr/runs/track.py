@@ -48,7 +48,8 @@ def track(
     the model's call in the block is then not run.
     edits: what to change while the model runs, by site (an ID, a node, a `Site`, the path of a module): one of `fmr.edits`,
     `f(value, context)`, or several in order. What is kept of a site is what the model went on with; a module's path is
-    edited when its call returns, after the user's own hooks. An edit that no pass comes to is an `EditError`, but for
+    edited when its call returns, after the user's own hooks. A tensor that a module keeps by name, as `self.last = hidden`,
+    is not left there: the attributes are as before after the block. An edit that no pass comes to is an `EditError`, but for
     optional=True. keep=() keeps nothing.
 
     The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it

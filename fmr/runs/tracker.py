@@ -106,6 +106,7 @@ class Tracker:
         self, model: nn.Module | None, watcher: Recorder | Reader, method: str | None
     ) -> Iterator[tuple[RootWatcher, ...]]:
         """Let a watcher, and one that edits below it, see what runs in the block, and that it is what was asked for."""
+        below = None
         try:
             with watching(watcher, watcher if isinstance(watcher, Recorder) else None):
                 below = self._editing_below(model, watcher)
@@ -122,6 +123,9 @@ class Tracker:
         finally:
             if isinstance(watcher, Recorder):
                 watcher.guard.close()
+            for one in (watcher, below):
+                if isinstance(one, Editing):
+                    one.left.put_back()
         if not self.run.passes:
             raise TrackError(nothing_ran(model, watcher, method))
         self.check_reached(model, watcher)
