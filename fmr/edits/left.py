@@ -54,25 +54,26 @@ class Left:
     @contextmanager
     def noting(self, root: nn.Module) -> Iterator[None]:
         """Note what a pass changes."""
-        before = [(held, held.copy()) for held in _held(root)]
+        held = _held(root)
+        before = [one.copy() for one in held]
         try:
             yield
         finally:
-            now, then = (chain.from_iterable(map(_values, several)) for several in zip(*before, strict=True))
-            if any(map(is_not, now, then)) or next(now, None) is not None:
-                self._note(before)
+            now, then = (chain.from_iterable(map(_values, several)) for several in (held, before))
+            if any(map(is_not, now, then)) or list(map(len, held)) != list(map(len, before)):
+                for one, copy in zip(held, before, strict=True):
+                    self._note(one, copy)
 
-    def _note(self, before: list[tuple[Held, Held]]) -> None:
-        for held, copy in before:
-            if isinstance(held, list):
-                if _differs(held, copy):
-                    self._changed(held, None, copy, held.copy())
-                continue
-            assert isinstance(copy, dict)
-            for name in {**copy, **held}:
-                one, other = copy.get(name, _NOTHING), held.get(name, _NOTHING)
-                if one is not other:
-                    self._changed(held, name, one, other)
+    def _note(self, held: Held, copy: Held) -> None:
+        if isinstance(held, list):
+            if _differs(held, copy):
+                self._changed(held, None, copy, held.copy())
+            return
+        assert isinstance(copy, dict)
+        for name in {**copy, **held}:
+            before, after = copy.get(name, _NOTHING), held.get(name, _NOTHING)
+            if before is not after:
+                self._changed(held, name, before, after)
 
     def _changed(self, held: Held, name: Any, before: Any, after: Any) -> None:
         known = self._changes.get((id(held), name))

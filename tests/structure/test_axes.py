@@ -191,8 +191,6 @@ def test_positions_that_nothing_tells_from_examples_are_refused() -> None:
     run, found = located(Pair(nn.Linear(4, 6), nn.Linear(6, 4)), torch.rand(3, 5, 4))
     for site in (found.layers[0].resid_post, found.mlps[0].post):
         for axis in ("positions", "examples"):
-            with pytest.raises(
-                fmr.FmrError, match=rf"selects {axis}, but .* with axes \('axis 0', 'axis 1', 'units'\)\. Pass"
-            ):
+            with pytest.raises(fmr.FmrError, match=rf"selects {axis}, but .* axes \('axis 0', 'axis 1', 'units'\)\. Pass"):
                 run[site.at(**{axis: 0})]
         assert torch.equal(run[site.at(units=1)], run[site.id][..., 1])
