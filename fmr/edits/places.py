@@ -103,9 +103,9 @@ def _frame(site: Site, columns: int, known: Frames) -> Frame:
     if not fitting and columns > 1 and any(frame.cached for _, frame in known):
         lengths = ", ".join(str(length) for length, _ in known)
         raise EditError(
-            f"{site!r} has {columns} columns where the pass and its cache have {lengths}: they are those of a window or of "
-            f"a buffer, and nothing tells which positions these hold. Expected a function of the whole value, or a cache "
-            f"that grows with the tokens."
+            f"{site!r} has {columns} columns where the pass and its cache have {lengths}: those of a window, of a buffer or "
+            f"of other inputs, and nothing tells which positions they hold. Expected a function of the whole value, or a "
+            f"run without a cache."
         )
     return fitting[0] if fitting else Frame()
 
