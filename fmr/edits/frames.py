@@ -167,12 +167,22 @@ def is_plain(frame: Frame) -> bool:
 
 
 class Columns:
-    """The frames of a pass, worked out when they are first asked for; calls inside it may tell what its own did not."""
+    """The frames of a pass, worked out when they are first asked for; calls inside it may tell what its own did not.
+
+    `is_open` as long as these were not heard and may tell more.
+    """
 
     def __init__(self, pasts: "Pasts", own: Told) -> None:
         self.pasts, self.told = pasts, [(own, pasts.past_of(own))]
         self.is_open, self.is_told_within = not own.is_masked, False
         self._known: Frames | None = None
+
+    @classmethod
+    def of_file(cls, known: Frames, is_open: bool) -> "Columns":
+        """The frames of a pass that was saved."""
+        made = cls(Pasts(), Told())
+        made._known, made.is_open = known, is_open
+        return made
 
     def __call__(self) -> Frames:
         if self._known is None:

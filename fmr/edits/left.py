@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import chain, islice
 from operator import is_not
 from typing import Any, NamedTuple
@@ -55,12 +54,12 @@ class Left:
     def noting(self, root: nn.Module) -> Iterator[None]:
         """Note what a pass changes."""
         held = _held(root)
-        before = [one.copy() for one in held]
+        views, before = [*map(_values, held)], [one.copy() for one in held]
+        then = [*chain.from_iterable(views)]
         try:
             yield
         finally:
-            now, then = (chain.from_iterable(map(_values, several)) for several in (held, before))
-            if any(map(is_not, now, then)) or list(map(len, held)) != list(map(len, before)):
+            if len(now := [*chain.from_iterable(views)]) != len(then) or any(map(is_not, now, then)):
                 for one, copy in zip(held, before, strict=True):
                     self._note(one, copy)
 
@@ -90,6 +89,8 @@ class Left:
 
 
 _NOTHING = object()
+_CONTAINERS = {list, dict}
+_torchs = {one for one in vars(nn).values() if isinstance(one, type) and issubclass(one, nn.Module)}
 _OWN = len(vars(nn.Module()))
 """How many attributes every module has before its own."""
 
@@ -104,15 +105,10 @@ def _held(root: nn.Module) -> list[Held]:
             if child is not None and child not in seen:
                 seen.add(child)
                 modules.append(child)
-        if not _is_torchs(type(module).__module__) and not fills_parameters(module):
+        if type(module) not in _torchs and not fills_parameters(module):
             found.append(held)
-            found += [one for one in islice(held.values(), _OWN, None) if type(one) is list or type(one) is dict]
+            found += [one for one in islice(held.values(), _OWN, None) if type(one) in _CONTAINERS]
     return found
-
-
-@lru_cache(maxsize=1024)
-def _is_torchs(file: str) -> bool:
-    return file.startswith("torch.nn.modules.")
 
 
 def _values(held: Held) -> Collection[Any]:

@@ -37,7 +37,7 @@ def read_source(
     except IdError as error:
         raise EditError(f"The source of the Interchange at {site!r} does not hold it: {error}") from error
     frames = columns_of(one)
-    if within and site.positions is not None and not getattr(one.columns, "is_told_within", False):
+    if within and site.positions is not None and getattr(one.columns, "is_open", True):
         raise EditError(
             f"The source of the Interchange at {site!r} does not know which of its tokens are real: calls inside the model "
             f"tell, and it did not hear them. Expected a run with everything recorded, "

@@ -29,7 +29,7 @@ from fmr.disk.files import (
     write_whole,
 )
 from fmr.disk.tensors import Entry, TensorFile, bytes_of, in_order, write_tensors
-from fmr.edits.frames import Frame
+from fmr.edits.frames import Columns, Frame
 from fmr.errors import IdError, StoreError
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -165,6 +165,7 @@ class _Content:
             "returned": {name: encode(nest) for name, nest in one.returned.items()},
             "places": dict(one.places),
             "columns": [[n, frame.past, _listed(frame.mask), *frame[2:]] for n, frame in columns_of(one)],
+            "unheard": getattr(one.columns, "is_open", False),
             "unsaved": [*one.unsaved, *(name for name in one.kept if name not in kept)],
         }
 
@@ -334,7 +335,7 @@ def _restored(number: int, row: dict[str, Any], file: TensorFile, source: str) -
         known = [
             (n, Frame(past, None if mask is None else torch.tensor(mask), *more)) for n, past, mask, *more in row["columns"]
         ]
-        one.columns = lambda: known
+        one.columns = Columns.of_file(known, bool(row.get("unheard")))
     one.number, one.cast = number, str(row.get("cast", ""))
     one.places = {TensorId(name): str(where) for name, where in row.get("places", {}).items()}
     return one

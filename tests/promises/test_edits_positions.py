@@ -192,13 +192,17 @@ def test_positions_that_were_counted_before_the_padding_was_told_are_an_error() 
     assert fmr.run(Own().eval(), full, keep=(), edits={Site("embed", positions=0): edits.Zero()}).receipts
 
 
-def test_a_source_that_cannot_tell_its_padding_is_refused() -> None:
+def test_a_source_that_cannot_tell_its_padding_is_refused(tmp_path: Any) -> None:
     whole, path = Masks(model("full")), "inner.model.layers.0"
     source = fmr.run(whole, IDS, keep=[path])
-    whole_source = fmr.run(whole, IDS)
-    site = Site(path, positions=1)
-    assert fmr.run(whole, IDS, keep=(), edits={site: edits.Interchange(whole_source)}).receipts[site].changed == 0
-    for origin in (source, IDS):
+    recorded, site = fmr.run(whole, IDS), Site(path, positions=1)
+    for at, kept in enumerate((recorded, source)):
+        kept.save(tmp_path / f"{at}.fmr")
+    for origin in (recorded, fmr.load(tmp_path / "0.fmr")):
+        assert fmr.run(whole, IDS, keep=(), edits={site: edits.Interchange(origin)}).receipts[site].changed == 0
+    unpadded = fmr.run(whole, IDS.where(LEFT.bool(), 5))
+    assert fmr.run(whole, IDS, keep=(), edits={site: edits.Interchange(unpadded)}).receipts[site].changed
+    for origin in (source, fmr.load(tmp_path / "1.fmr"), IDS):
         with pytest.raises(EditError, match=r"source of the Interchange at .* does not know which of its tokens are real"):
             fmr.run(whole, IDS, keep=(), edits={Site(path, positions=1): edits.Interchange(origin)})
     assert fmr.run(whole, IDS, keep=(), edits={path: edits.Interchange(source)}).receipts[path].changed == 0
@@ -213,3 +217,20 @@ def test_what_came_before_is_unknown_where_a_cache_is_only_tensors() -> None:
     with pytest.raises(EditError, match=r"nothing tells how many came before this pass"):
         run(edits={Site("/mul#0", positions=5): edits.Zero()})
     assert run(edits={Site("/mul#0", positions=-1): edits.Zero()}).receipts
+
+
+@pytest.mark.parametrize("make", [lambda: Masks(model("full")), Own])
+def test_replays_and_sweeps_count_the_same_tokens(make: Any) -> None:
+    whole = make().eval()
+    path = next(name for name, _ in whole.named_modules() if name.endswith("layers.0"))
+    recorded = fmr.run(whole, IDS)
+    sites = [Site(path, positions=n) for n in (0, -2)]
+
+    def metric(output: Any) -> Tensor:
+        return torch.as_tensor(output.logits if hasattr(output, "logits") else output)[:, -1, 3]
+
+    found = fmr.sweep(whole, IDS, sites, edits.Zero(), metric, progress=False)
+    for row, site in enumerate(sites):
+        edited = fmr.run(whole, IDS, keep=(), edits={site: edits.Zero()}).output
+        torch.testing.assert_close(found.values[row], metric(edited))
+        torch.testing.assert_close(metric(fmr.replay(recorded, {site: edits.Zero()}).output), metric(edited))
