@@ -21,7 +21,7 @@ class Frame(NamedTuple):
     """What a pass tells about positions: how many came before it, and which columns hold real tokens, example by example.
 
     `mask` covers the columns that came before, too; it is None where nothing is padded. `past` is None where nothing tells.
-    `cached`: there is a cache, whose values may have columns of their own. `unclear` names a mask that does not tell.
+    `cached`: there is a cache, whose values may have columns of their own. `unclear` says which mask does not tell, and why.
     """
 
     past: int | None = 0
@@ -42,14 +42,15 @@ _NAMES = (*_TOKENS, _REAL, _HIDDEN)
 class Told:
     """What the arguments of a call tell by their names, each under the prefix of its name.
 
-    columns: how many tokens there are; masks: which are real; wide: masks of queries and keys; odd: the names of masks that
-    do not tell; others: how many columns other passes made; cache: what holds the keys and values of those before.
+    columns: how many tokens there are; masks: which are real; wide: masks of queries and keys; odd: why masks do not tell;
+    strange: masks of other names; others: how many columns other passes made; cache: what holds keys and values of before.
     """
 
     columns: dict[str, int] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     wide: dict[str, list[Tensor]] = field(default_factory=dict)
     odd: dict[str, str] = field(default_factory=dict)
+    strange: dict[str, Tensor] = field(default_factory=dict)
     others: list[int] = field(default_factory=list)
     cache: Any = None
 
@@ -84,7 +85,17 @@ def told_by(arguments: Mapping[str, Any]) -> Told:
             told.others += [tensor.shape[1] for _, tensor in leaves(value) if tensor.dim() == 3]
         elif told.cache is None and _is_cache(name, value):
             told.cache = value
+        elif name.endswith("mask") and _is_of_columns(value, given):
+            with unseen():
+                told.strange[name] = value.detach().to(torch.bool, copy=True)
     return told
+
+
+def _is_of_columns(value: Any, given: Mapping[str, Any]) -> bool:
+    """Whether a tensor holds a number, true or not, for each column of another."""
+    if not isinstance(value, Tensor) or value.is_meta or value.dim() != 2 or value.is_floating_point():
+        return False
+    return any(isinstance(one, Tensor) and one is not value and one.shape[:2] == value.shape for one in given.values())
 
 
 def may_tell(called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -105,7 +116,14 @@ def _take_mask(told: Told, name: str, prefix: str, value: Any, hides: bool) -> N
         elif tensors and all(tensor.dim() in (3, 4) for tensor in tensors):
             told.wide[prefix] = [tensor.detach().clone() for tensor in tensors]
         else:
-            told.odd[prefix] = name
+            told.odd[prefix] = _proves_nothing(name)
+
+
+def _proves_nothing(name: str) -> str:
+    return (
+        f"{name} does not tell which these are: it is no mask of columns, nor one of queries and keys that hides padding "
+        f"and what is to come alone"
+    )
 
 
 def _is_cache(name: str, value: Any) -> bool:
@@ -131,10 +149,17 @@ def frames(told: Told, past: int | None) -> Frames:
         if name not in told.columns:
             found.append((mask.shape[1], Frame(0, None if mask.all() else mask)))
     found += [(count, Frame()) for count in told.others if count not in dict(found)]
-    found += [(-1, Frame(unclear=name)) for prefix, name in told.odd.items() if prefix not in told.columns]
+    found += [(-1, Frame(unclear=why)) for prefix, why in told.odd.items() if prefix not in told.columns]
+    if not told.is_masked:
+        told_apart = {name: mask for name, mask in told.strange.items() if bool(mask.any()) and not bool(mask.all())}
+        found += [(mask.shape[1], Frame(unclear=_says_nothing(name))) for name, mask in told_apart.items()]
     for name, count in told.columns.items():
         found += _of_tokens(told, name, count, past if name == told.decoded else 0)
     return found
+
+
+def _says_nothing(name: str) -> str:
+    return f"nothing tells whether {name} is true of these or of padding"
 
 
 def _of_tokens(told: Told, name: str, count: int, past: int | None) -> Frames:
@@ -146,7 +171,7 @@ def _of_tokens(told: Told, name: str, count: int, past: int | None) -> Frames:
     padded = mask is not None and not bool(mask.all())
     if mask is not None and padded and past and longest < past + count:
         if longest > count:
-            unclear = f"{name}{_REAL}"
+            unclear = _proves_nothing(f"{name}{_REAL}")
         else:
             past = None  # which of the columns before are real is not told
     shown = mask[:, : past + count] if mask is not None and past is not None else mask
@@ -198,11 +223,14 @@ class Columns:
             told.masks.update(_by_tokens(told, past, heard.masks))
             self.pasts.remember(told, past)
         elif not self.told[0][0].columns and (heard.columns or heard.masks):
-            heard.wide.clear()
-            heard.odd.clear()
+            if not heard.columns:  # what layers are given besides says little of tokens
+                heard.wide.clear()
+                heard.odd.clear()
             self.told.append((heard, self.pasts.past_of(heard)))
         else:
             return False
+        if heard.masks:
+            told.strange.clear()
         before, self._known = self._known, None
         plain = all(is_plain(frame) for _, frame in self())
         self.is_told_within = not plain
@@ -211,7 +239,7 @@ class Columns:
                 "Positions of this pass were counted before a call inside it told which of them are padding or came before. "
                 "Expected inputs that the model itself knows by name: input_ids=..., attention_mask=..."
             )
-        return bool(heard.masks)
+        return heard.is_masked
 
 
 def _by_tokens(told: Told, past: int | None, heard: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -253,7 +281,7 @@ class Pasts:
             before = past if of_cache and told.cache is not None else 0 if prefix in told.columns else None
             real = masks.of_queries_and_keys(several, before, known if of_cache else None)
             if real is None:
-                told.odd[prefix] = f"{prefix}{_REAL}"
+                told.odd[prefix] = _proves_nothing(f"{prefix}{_REAL}")
             else:
                 told.masks[prefix] = real
         told.wide.clear()

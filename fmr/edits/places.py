@@ -82,17 +82,16 @@ def _all_there(site: Site, columns: int) -> bool:
 def _frame(site: Site, columns: int, known: Frames) -> Frame:
     """The frame for a value of so many columns."""
     fitting = _apart(frame for length, frame in known if length == columns)
+    unclear = next((frame.unclear for frame in fitting or [frame for _, frame in known] if frame.unclear), "")
+    if unclear and (fitting or columns > 1):
+        raise EditError(
+            f"{site!r} counts real tokens, and {unclear}. Expected attention_mask=... of shape (examples, columns), or a "
+            f"function of the whole value."
+        )
     if len(fitting) > 1:
         raise EditError(
             f"{site!r} has {columns} columns, and so have several inputs of the model that count or pad them differently. "
             f"Expected inputs of different lengths (pad one of them further), or a function of the whole value."
-        )
-    unclear = next((frame.unclear for frame in fitting or [frame for _, frame in known] if frame.unclear), "")
-    if unclear and (fitting or columns > 1):
-        raise EditError(
-            f"{site!r} counts real tokens, and {unclear} does not tell which these are: it is no mask of columns, nor one "
-            f"of queries and keys that hides padding and what is to come alone. Expected {unclear} of shape (examples, "
-            f"columns), or a function of the whole value."
         )
     padded = [length for length, frame in known if frame.mask is not None]
     if padded and not fitting and columns > 1:

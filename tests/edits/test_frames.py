@@ -103,7 +103,7 @@ def test_a_single_query_is_told_by_what_was_known_of_its_cache() -> None:
     window = torch.tensor([0, 0, 0, 1, 1]).bool().expand(2, 1, 1, 5)
     step = {"input_ids": IDS, "attention_mask": window, "past_key_values": cache}
     assert torch.equal(block.frames_of(step)()[0][1].mask, LONG)  # type: ignore[arg-type]
-    assert Pasts().frames_of(step)()[0][1].unclear == "attention_mask"
+    assert Pasts().frames_of(step)()[0][1].unclear.startswith("attention_mask does not tell")
     whole = {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 1, 5).bool(), "past_key_values": cache}
     assert Pasts().frames_of(whole)()[0] == (1, Frame(4, None, cached=True))
 
@@ -125,4 +125,13 @@ def test_masks_of_keys_say_what_is_real_or_what_is_hidden(name: str, mask: torch
 @pytest.mark.parametrize("mask", ["a block of masks", torch.ones(4), torch.rand(2, 1, 4, 4) + 0.5, object()])
 def test_masks_of_other_forms_tell_nothing_and_say_so(mask: object) -> None:
     known = frames({"input_ids": VALUE[..., 0].long(), "attention_mask": mask})
-    assert [(n, frame.unclear) for n, frame in known] == [(4, "attention_mask")]
+    assert [n for n, _ in known] == [4]
+    assert known[0][1].unclear.startswith("attention_mask does not tell which these are")
+
+
+def test_a_mask_of_another_name_may_mean_either() -> None:
+    x = VALUE[..., 0]
+    (found,) = frames({"x": x, "mask": LEFT})
+    assert found == (4, Frame(unclear="nothing tells whether mask is true of these or of padding"))
+    for more in ({"mask": torch.ones(2, 4).bool()}, {"head_mask": LEFT[:, :3]}, {"mask": LEFT, "attention_mask": LEFT}):
+        assert not any(frame.unclear for _, frame in frames({"x": x, **more}))

@@ -144,6 +144,13 @@ class Masks(Any_):
         return self.inner(tokens, attention_mask=(tokens != 2).long())
 
 
+class Named(Any_):
+    """Has other names for what it hands on."""
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Any:
+        return self.inner(tokens, attention_mask=mask)
+
+
 class Own(nn.Module):
     """An encoder of torch's own, whose mask says what is hidden."""
 
@@ -163,6 +170,8 @@ class Own(nn.Module):
     [
         (lambda: Any_(model("full")), (IDS, LEFT)),
         (lambda: Any_(Any_(model("full"))), (IDS, LEFT)),
+        (lambda: Any_(model("full")), (IDS, WIDE[:, None])),
+        (lambda: Named(model("full")), (IDS, LEFT)),
         (lambda: Masks(model("full")), (IDS,)),
         (lambda: Masks(model("full").model), (IDS,)),
         (Own, (IDS,)),
@@ -190,6 +199,24 @@ def test_positions_that_were_counted_before_the_padding_was_told_are_an_error() 
         fmr.run(Own().eval(), IDS, keep=(), edits={Site("embed", positions=0): edits.Zero()})
     full = torch.ones(2, 6, dtype=torch.long) * 5
     assert fmr.run(Own().eval(), full, keep=(), edits={Site("embed", positions=0): edits.Zero()}).receipts
+
+
+class Pooled(nn.Module):
+    """Means over the tokens that a mask of its own counts."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return ((x * 2) * mask[..., None]).sum(1)
+
+
+def test_a_mask_of_a_name_that_says_nothing_is_no_guess() -> None:
+    x = torch.randn(2, 6, 4)
+    with pytest.raises(
+        EditError, match=r"and nothing tells whether mask is true of these or of padding"
+    ):
+        fmr.run(Pooled(), x, LEFT, edits={Site("/mul#0", positions=0): edits.Zero()})
+    for mask in (torch.ones_like(LEFT), LEFT[:, :1]):
+        run = fmr.run(Pooled(), x, mask, edits={Site("/mul#0", positions=0): edits.Zero()})
+        assert not run["/mul#0"][:, 0].any()
 
 
 def test_a_source_that_cannot_tell_its_padding_is_refused(tmp_path: Any) -> None:
