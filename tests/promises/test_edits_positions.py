@@ -210,9 +210,7 @@ class Pooled(nn.Module):
 
 def test_a_mask_of_a_name_that_says_nothing_is_no_guess() -> None:
     x = torch.randn(2, 6, 4)
-    with pytest.raises(
-        EditError, match=r"and nothing tells whether mask is true of these or of padding"
-    ):
+    with pytest.raises(EditError, match=r"and nothing tells whether mask is true of these or of padding"):
         fmr.run(Pooled(), x, LEFT, edits={Site("/mul#0", positions=0): edits.Zero()})
     for mask in (torch.ones_like(LEFT), LEFT[:, :1]):
         run = fmr.run(Pooled(), x, mask, edits={Site("/mul#0", positions=0): edits.Zero()})
