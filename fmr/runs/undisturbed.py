@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fmr.nests import leaves
 from fmr.watching.mode import fills_parameters
 
 
@@ -15,6 +18,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = {tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=devices), restored(model):
         yield
+
+
+def own(given: Any) -> Any:
+    """An argument that a run may write into: a cache or another object with tensors is copied, a tensor stays itself."""
+    held = [] if isinstance(given, (Tensor, nn.Module)) else [tensor for _, tensor in leaves(given)]
+    return deepcopy(given, {id(tensor): tensor.detach().clone() for tensor in held}) if held else given
 
 
 @contextmanager

@@ -136,6 +136,18 @@ def test_inputs_as_a_source_leave_the_model_and_the_random_numbers_as_they_were(
     assert model.last.shape == ()
 
 
+def test_a_cache_among_the_inputs_of_a_source_is_as_before(model: nn.Module, inputs: list[Tensor]) -> None:
+    from transformers import DynamicCache
+
+    with torch.no_grad():
+        cache: Any = model(inputs[0], past_key_values=DynamicCache(), use_cache=True).past_key_values
+    before = cache.layers[0].keys.clone()
+    given = {"input_ids": inputs[1], "past_key_values": cache, "use_cache": True}
+    fmr.run(model, inputs[2], keep=(), edits={Site(A, examples=0): edits.Interchange(given)})
+    assert cache.get_seq_length() == 6
+    assert torch.equal(cache.layers[0].keys, before)
+
+
 def test_a_pass_is_a_source_and_one_example_serves_all(model: nn.Module, inputs: list[Tensor]) -> None:
     base, one, two = inputs
     with fmr.track(model, keep=[A]) as both:
