@@ -268,7 +268,7 @@ class Editing(Reader):
             return out
         if not whole:
             refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
-        self._tell(value, old, apart=any(tensor is old for _, tensor in leaves(read)))
+        self._tell(value, old, isinstance(old, nn.Parameter) or any(tensor is old for _, tensor in leaves(read)))
         self.replaced.append(Replaced.now(name, old, value, shared))
         return value if whole else _exchanged(out, {id(old): value}, str(name))
 

@@ -113,6 +113,40 @@ def test_a_recorded_run_says_where_a_value_was_replaced(tmp_path: Any) -> None:
     run.graph.lint()
 
 
+class Table(nn.Module):
+    """Hands out its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class Tabled(nn.Module):
+    """Reads a weight as it is and as a module returned it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.table() + self.table.weight
+
+
+def test_an_edited_weight_that_a_module_handed_out_is_a_value_beside_the_weight() -> None:
+    model, x = Tabled(), torch.randn(2, 4)
+    run = fmr.run(model, x, edits={"table": edits.Scale(3.0)})
+    torch.testing.assert_close(run.output, x * 3 + 1)
+    assert list(run.graph.edited) == ["/opaque#0"]
+    assert [str(one) for one in run.graph["/mul#0"].parents] == ["input:x", "/opaque#0"]
+    assert [str(one) for one in run.graph["/add#0"].parents] == ["/mul#0", "param:table.weight"]
+    assert not run.verify().differ
+    assert torch.equal(run["table"], torch.full((4,), 3.0))
+    assert torch.equal(run["param:table.weight"], torch.ones(4))
+
+
 class Handed(nn.Module):
     """Modules and ops that hand on what they are given, beside others that read it."""
 
