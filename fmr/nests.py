@@ -294,10 +294,11 @@ def mapped(nest: Nest, function: Callable[[Tensor], Tensor]) -> Nest:
     if isinstance(nest, Tensor):
         return function(nest)
     if isinstance(nest, tuple) and type(nest) is not torch.Size:
-        items = [mapped(item, function) for item in nest]
-        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+        return _refilled(nest, [mapped(item, function) for item in nest])
     if isinstance(nest, list):
-        return [mapped(item, function) for item in nest]
+        made: Any = [] if type(nest) is list else copy(nest)
+        made[:] = [mapped(item, function) for item in nest]
+        return made
     if isinstance(nest, MutableMapping):
         made = copy(nest)
         for key, item in nest.items():
@@ -309,6 +310,15 @@ def mapped(nest: Nest, function: Callable[[Tensor], Tensor]) -> Nest:
             object.__setattr__(twin, field.name, mapped(getattr(nest, field.name, None), function))
         return twin
     return nest
+
+
+def _refilled(nest: Any, items: list[Any]) -> Any:
+    """A tuple of the same class with other items, and with what it holds besides; nothing runs that the class wrote."""
+    if hasattr(nest, "n_sequence_fields"):  # of C, which are made of a sequence
+        return type(nest)(items)
+    made = tuple.__new__(type(nest), items)
+    vars(made).update(vars(nest)) if hasattr(nest, "__dict__") else None
+    return made
 
 
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size})

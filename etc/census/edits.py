@@ -23,6 +23,7 @@ from measure import QUICK, TYPES
 from torch import Tensor, nn
 
 import fmr
+from fmr.watching.storage import is_equal
 
 HIDDEN = frozenset({"alias", "opaque", "input"})
 """Nodes that no edit is meant for."""
@@ -70,7 +71,7 @@ def bits(output: Any) -> list[Tensor]:
 def alike(a: list[Tensor], b: list[Tensor]) -> bool:
     """Whether two outputs are the same bits."""
     pairs = list(zip(a, b, strict=True))
-    return all(x.shape == y.shape and x.dtype == y.dtype and torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in pairs)
+    return all(x.dtype == y.dtype and is_equal(x, y) for x, y in pairs)
 
 
 def sampled(graph: fmr.Graph, most: int) -> Iterator[str]:

@@ -21,6 +21,7 @@ from measure import command_line
 
 import fmr
 from fmr import edits
+from fmr.watching.storage import is_equal
 
 EDITED = 6
 """How many values of each architecture are edited, evenly over its graph."""
@@ -62,7 +63,7 @@ def replayed(model: Any, inputs: Any, run: fmr.Run, value: fmr.TensorId) -> tupl
     except Exception as error:
         return "differs", f"{value}: {type(error).__name__}: {error}"
     pairs = zip(flat(again.output), flat(expected.output), strict=True)
-    alike = all(not torch.is_tensor(a) or torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+    alike = all(not torch.is_tensor(a) or (a.dtype == b.dtype and is_equal(a, b)) for a, b in pairs)
     return ("same", "") if alike else ("differs", f"{value}: another output")
 
 

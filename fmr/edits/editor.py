@@ -3,12 +3,14 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmr.edits.places import Frames, Part, extent, parts
+from fmr.edits.frames import Frames
+from fmr.edits.places import Part, extent, parts
 from fmr.edits.receipts import Receipt, Tally
 from fmr.edits.values import Context, Edit, OnGradient
 from fmr.errors import EditError, nearest
@@ -18,8 +20,11 @@ from fmr.nodes import Key, id_of
 Asked = Mapping[Key, Edit | Sequence[Edit]]
 """What a run is asked to edit: sites, IDs, nodes or module paths, each with an edit or several in their order."""
 
-Source = Callable[[Any, Site, int, tuple[int, ...] | None, bool], Tensor]
-"""Reads what an `Interchange` takes: from a source, at a site, in a pass, of these examples; or the gradient there."""
+Source = Callable[[Any, Site, int, tuple[int, ...] | None, bool, bool], Tensor]
+"""Reads what an `Interchange` takes: from a source, at a site, in a pass, of these examples; or the gradient there.
+
+The last tells that the padding of this pass was told by calls inside it, as the source's has to be.
+"""
 
 
 @dataclass
@@ -54,6 +59,7 @@ class Editor:
         for entry in self.entries:
             self.by_id[entry.site.id].append(entry)
         self.of_sources = any(name.is_source for name in self.by_id)
+        self.of_positions = any(entry.site.positions is not None for entry in self.entries)
         self.source, self.number = source, -1
         self.frames: Callable[[], Frames] = list
 
@@ -76,6 +82,11 @@ class Editor:
         if value.is_nested or value.layout != torch.strided:
             kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
             raise EditError(f"{str(name)!r} is a {kind} tensor, whose elements have no plain places. Edit what reads it.")
+        if not is_computable(value.dtype):
+            raise EditError(
+                f"{str(name)!r} holds {value.dtype}, which torch does not turn into plain numbers. Edit what it is made of, "
+                f"or what is made of it."
+            )
         now = value
         for entry in self.by_id[name]:
             if not entry.meets(self.number):
@@ -83,11 +94,21 @@ class Editor:
             if isinstance(entry.edit, OnGradient):
                 now = self._hooked(entry, entry.edit.edit, _like(now, value))
             else:
-                after = self._changed(entry, entry.edit, now, given)
+                after = self._made(entry, entry.edit, now, given)
                 now = now if after is now else _like(after, value)
         if value.requires_grad and not now.requires_grad and torch.is_grad_enabled():
             now.requires_grad_()  # what comes back to it is told, and some kernels round by it
         return now
+
+    def _made(self, entry: Entry, edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
+        """The value with an edit, of a type in which torch can do what that asks for."""
+        try:
+            return self._changed(entry, edit, value, given)
+        except NotImplementedError as error:
+            raise EditError(
+                f"The edit of {entry.site!r} asks for what torch does not do in {value.dtype}: {error}. Compute in another "
+                f"type: lambda value, context: edit(value.float(), context).to(value.dtype)."
+            ) from error
 
     def _changed(self, entry: Entry, edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
         known = self.frames() if entry.site.positions is not None else []
@@ -110,7 +131,8 @@ class Editor:
         def read(origin: Any, at: Key) -> Tensor:
             assert source is not None
             site = at if isinstance(at, Site) else Site(id_of(at))
-            return source(origin, site, number, part.examples, isinstance(entry.edit, OnGradient))
+            within = getattr(self.frames, "is_told_within", False)
+            return source(origin, site, number, part.examples, isinstance(entry.edit, OnGradient), within)
 
         reader = read if source is not None else None
         return Context(entry.site.id, entry.site, self.number, entry.tally.fired, given, reader, part.examples)
@@ -129,7 +151,7 @@ class Editor:
             before = self.frames, self.number
             self.frames, self.number = frames, number
             try:
-                return _like(self._changed(entry, edit, gradient, None), gradient)
+                return _like(self._made(entry, edit, gradient, None), gradient)
             finally:
                 self.frames, self.number = before
 
@@ -187,6 +209,15 @@ def entries(asked: Asked) -> Iterator[Entry]:
                 hint = f" Make one: {edit.__name__}(...)." if isinstance(edit, type) else ""
                 raise EditError(f"The edit of {site!r} is {edit!r}, expected one of fmr.edits or f(value, context).{hint}")
             yield Entry(site, edit)
+
+
+@lru_cache(maxsize=64)
+def is_computable(dtype: torch.dtype) -> bool:
+    """Whether the numbers of a type can be told: those of a quantised or packed one cannot without more."""
+    try:
+        return dtype.is_complex or torch.empty(1, dtype=dtype).double().numel() == 1
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 def _check_passes(site: Site) -> None:

@@ -33,8 +33,8 @@ def edited_inside(
     else:
         args, kwargs = plain_arguments(args, kwargs)
     met: dict[TensorId, Tensor] = {}
-    plain = alone(lambda: DECOMPOSITIONS[op](*args, **kwargs), _Inner(scope, {}, {}))
     edited = alone(lambda: DECOMPOSITIONS[op](*args, **kwargs), _Inner(scope, dict.fromkeys(names, edit), met))
+    plain = alone(lambda: DECOMPOSITIONS[op](*args, **kwargs))
     pairs = zip(outputs(plain), outputs(edited), strict=True)
     return {index: kept_bits(kernel[index], p, e) for (index, p), (_, e) in pairs if index in kernel}, met
 

@@ -1,5 +1,7 @@
 """Memory that an edited value shares: an edit gives the value memory of its own, and later writes must not miss it."""
 
+import threading
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -67,3 +69,40 @@ def is_unchanged(value: Tensor, old: Tensor) -> bool:
     """Whether an edit left the numbers as they were and made no history, so that the tensor may stay what it is."""
     with unseen():
         return value.requires_grad == old.requires_grad and value.grad_fn is old.grad_fn and is_equal(value, old)
+
+
+def refuse_twice(name: TensorId, tensor: Tensor, among: Iterable[Tensor]) -> None:
+    """Raise where one tensor stands in several places, of which an edit would mean one."""
+    if sum(other is tensor for other in among) > 1:
+        raise EditError(
+            f"{str(name)!r} is one tensor in several places, which an edit would change in all of them. Edit the values "
+            f"that read it, or give copies: tensor.clone()."
+        )
+
+
+_lock = threading.Lock()
+_reserved: set[int] = set()
+"""The parameters and buffers, by identity, that are edited at this time, and what stands in their places."""
+
+
+class Reserved:
+    """Parameters and buffers that one run alone edits at this time."""
+
+    def __init__(self, name: TensorId, tensors: Iterable[Tensor]) -> None:
+        self._own = set(map(id, tensors))
+        with _lock:
+            if not _reserved.isdisjoint(self._own):
+                raise EditError(
+                    f"{str(name)!r} is edited by another run of this model at this time. Expected one at a time that edits "
+                    f"a parameter or a buffer; edits of what ops and modules make may run together."
+                )
+            _reserved.update(self._own)
+
+    def add(self, tensor: Tensor) -> None:
+        """Take one more."""
+        self._own.add(id(tensor))
+        _reserved.add(id(tensor))
+
+    def release(self) -> None:
+        """Leave them to others."""
+        _reserved.difference_update(self._own)

@@ -1,111 +1,16 @@
 """Which column of a value is which position: real tokens under padding, absolute ones while a model generates."""
 
-import weakref
-from collections import UserDict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache as once
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fmr.edits.frames import Frame, Frames, is_plain
 from fmr.errors import EditError
 from fmr.ids import Site
-from fmr.watching.own import unseen
-
-
-class Frame(NamedTuple):
-    """What a pass tells about positions: how many came before it, and which columns hold real tokens, example by example.
-
-    `mask` covers the columns that came before, too; it is None where nothing is padded. `past` is None where nothing tells.
-    """
-
-    past: int | None = 0
-    mask: Tensor | None = None
-
-
-Frames = list[tuple[int, Frame]]
-"""The frames of a pass, each with how many columns it is for."""
-
-
-_TOKENS = ("input_ids", "inputs_embeds")
-_MASK = "attention_mask"
-
-
-def frames(columns: Mapping[str, int], masks: Mapping[str, Tensor], past: int | None) -> Frames:
-    """The frames of a pass: of its tokens, and of what another pass has made of tokens whose mask is given alone.
-
-    columns: how many tokens there are, by the prefix of their name. masks: the same for which of them are real. past: how
-    many columns a cache held before; of an encoder's and a decoder's tokens, the decoder's follow those.
-    """
-    padded = {name: mask for name, mask in masks.items() if not bool(mask.all())}
-    found = [(mask.shape[1], Frame(0, padded.get(name))) for name, mask in masks.items() if name not in columns]
-    for name, count in columns.items():
-        mask, longest = padded.get(name), masks[name].shape[1] if name in masks else 0
-        before = past if len(columns) == 1 or name.endswith("decoder_") else 0
-        if longest > count:
-            before = longest - count
-        elif mask is not None and before:
-            before = None  # which of the columns before are real is not told
-        found.append((count, Frame(before, mask)))
-        if before:
-            found.append((before + count, Frame(0, mask)))
-    return found
-
-
-class Pasts:
-    """What the passes of a block tell about positions; of a cache that does not know its length, what went into it."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[Callable[[], Any], int, Mapping[str, Tensor]]] = {}
-
-    def frames_of(self, arguments: Mapping[str, Any]) -> Callable[[], Frames]:
-        """The frames of a pass that begins with these arguments, by name; worked out when they are first asked for.
-
-        Tokens stand in a two-dimensional tensor of integers `{x}input_ids` (or in `{x}inputs_embeds`), which of them are
-        real in `{x}attention_mask`, and how many came before in a key-value cache.
-        """
-        given = {**arguments}
-        for name, value in arguments.items():
-            given.update((f"{name}.{key}", item) for key, item in _held(value))
-        columns, masks = {}, {}
-        for name, value in given.items():
-            if name.endswith((*_TOKENS, _MASK)) and isinstance(value, Tensor) and not value.is_meta and value.dim() > 1:
-                prefix = name.removesuffix(next(kind for kind in (*_TOKENS, _MASK) if name.endswith(kind)))
-                if not name.endswith(_MASK):
-                    columns[prefix] = value.shape[1]
-                elif value.dim() == 2:
-                    masks[prefix] = _boolean(value)
-        cache = next((value for value in given.values() if hasattr(type(value), "get_seq_length")), None)
-        past = 0 if cache is None else self._past(cache, columns, masks)
-        return once(lambda: frames(columns, masks, past))
-
-    def _past(self, cache: Any, columns: dict[str, int], masks: dict[str, Tensor]) -> int | None:
-        """How many columns a cache holds; where it cannot tell, those of the passes that it was in since it was new."""
-        with suppress(ValueError, TypeError, NotImplementedError):
-            return int(cache.get_seq_length())
-        is_new = hasattr(cache, "has_previous_state") and not cache.has_previous_state()
-        kept, past, known = (lambda: cache, 0, {}) if is_new else self._seen.get(id(cache), (lambda: None, 0, {}))
-        if kept() is not cache:
-            return None
-        for prefix, mask in known.items():
-            masks.setdefault(prefix, torch.cat([mask, mask.new_ones(len(mask), columns[prefix])], 1))
-        self._seen[id(cache)] = weakref.ref(cache), past + next(iter(columns.values()), 0), masks
-        return past
-
-
-def _held(value: Any) -> Iterable[tuple[Any, Any]]:
-    """What a dictionary holds, as it lies there."""
-    held = vars(value).get("data") if issubclass(type(value), UserDict) else value
-    return dict.items(held) if issubclass(type(held), dict) else ()
-
-
-def _boolean(mask: Tensor) -> Tensor:
-    """A mask as it is now."""
-    with unseen():
-        return mask.detach().to(torch.bool, copy=True)
+from fmr.watching.storage import is_equal
 
 
 class Part(NamedTuple):
@@ -135,7 +40,7 @@ def parts(site: Site, value: Tensor, known: Frames) -> list[Part]:
         return [Part(site)]
     columns = value.shape[layout.index("positions")]
     frame = _frame(site, columns, known)
-    if frame == Frame() and _all_there(site, columns):
+    if is_plain(frame) and _all_there(site, columns):
         return [Part(site)]
     count = value.shape[layout.index("examples")] if "examples" in layout else 1
     site.check_examples(value, layout)
@@ -176,7 +81,13 @@ def _all_there(site: Site, columns: int) -> bool:
 
 def _frame(site: Site, columns: int, known: Frames) -> Frame:
     """The frame for a value of so many columns."""
-    fitting = {(frame.past, id(frame.mask)): frame for length, frame in known if length == columns}
+    fitting = _apart(frame for length, frame in known if length == columns)
+    unclear = next((frame.unclear for frame in fitting or [frame for _, frame in known] if frame.unclear), "")
+    if unclear and (fitting or columns > 1):
+        raise EditError(
+            f"{site!r} counts real tokens, and {unclear}. Expected attention_mask=... of shape (examples, columns), or a "
+            f"function of the whole value."
+        )
     if len(fitting) > 1:
         raise EditError(
             f"{site!r} has {columns} columns, and so have several inputs of the model that count or pad them differently. "
@@ -188,7 +99,29 @@ def _frame(site: Site, columns: int, known: Frames) -> Frame:
             f"{site!r} has {columns} columns where the padded inputs of the model have {padded[0]}, so that nothing tells "
             f"which of them are real tokens. Expected one example at a time, or a function of the whole value."
         )
-    return next(iter(fitting.values()), Frame())
+    if not fitting and columns > 1 and any(frame.cached for _, frame in known):
+        lengths = ", ".join(str(length) for length, _ in known)
+        raise EditError(
+            f"{site!r} has {columns} columns where the pass and its cache have {lengths}: those of a window, of a buffer or "
+            f"of other inputs, and nothing tells which positions they hold. Expected a function of the whole value, or a "
+            f"run without a cache."
+        )
+    return fitting[0] if fitting else Frame()
+
+
+def _apart(frames: Iterable[Frame]) -> list[Frame]:
+    """The frames without those that say what another says."""
+    found: list[Frame] = []
+    for frame in frames:
+        if not any(_is_same(frame, one) for one in found):
+            found.append(frame)
+    return found
+
+
+def _is_same(frame: Frame, other: Frame) -> bool:
+    if (frame.past, frame.unclear) != (other.past, other.unclear) or frame.mask is None or other.mask is None:
+        return frame.mask is other.mask and (frame.past, frame.unclear) == (other.past, other.unclear)
+    return is_equal(frame.mask, other.mask)
 
 
 def _columns(site: Site, frame: Frame, columns: int, example: int) -> list[int]:

@@ -28,10 +28,14 @@ class Receipt:
 
 
 class Tally:
-    """Counts what an edit does while the model runs; nothing waits for the device before a receipt is asked for."""
+    """Counts what an edit does while the model runs; nothing waits for the device before a receipt is asked for.
+
+    Small values are copied, and compared when that is.
+    """
 
     def __init__(self) -> None:
         self.fired = 0
+        self._later: list[tuple[Tensor, Tensor]] = []
         self._changed: list[Tensor] = []
         self._norms: list[Tensor] = []
 
@@ -41,25 +45,35 @@ class Tally:
         if after is before:
             return
         with torch.no_grad():
-            differ = torch.ne(before, after)
-            if before.is_floating_point() or before.is_complex():
-                differ &= ~(before.isnan() & after.isnan())
-            before, after = (part if part.dtype in _WIDE else part.double() for part in (before, after))
-            self._changed.append(differ.sum())
-            self._norms.append(torch.linalg.vector_norm(torch.where(differ, after - before, 0)))
-        if len(self._norms) > _MOST:
+            if before.numel() <= _SMALL:
+                self._later.append((before.clone(), after.clone()))
+            else:
+                self._compare(before, after)
+        if len(self._norms) + len(self._later) > _MOST:
             self._fold()
 
+    def _compare(self, before: Tensor, after: Tensor) -> None:
+        differ = torch.ne(before, after)
+        if before.is_floating_point() or before.is_complex():
+            differ &= ~(before.isnan() & after.isnan())
+        before, after = (part if part.dtype in _WIDE else part.double() for part in (before, after))
+        self._changed.append(differ.sum())
+        self._norms.append(torch.linalg.vector_norm(torch.where(differ, after - before, 0)))
+
     def _fold(self) -> None:
+        with torch.no_grad():
+            for before, after in self._later:
+                self._compare(before, after)
+        self._later.clear()
         self._changed = [torch.stack(self._changed).sum()]
         self._norms = [torch.linalg.vector_norm(torch.stack([norm.double() for norm in self._norms]))]
 
     @property
     def receipt(self) -> Receipt:
         """What was done so far."""
-        if not self._norms:
+        if not self._norms and not self._later:
             return Receipt(self.fired, 0, 0.0)
-        if self._norms[0].is_meta:
+        if (self._norms or self._later[0])[0].is_meta:
             raise EditError(
                 f"An edit fired {self.fired} times on the meta device, which tells no numbers. Expected a run on data to "
                 f"read its receipt."
@@ -70,6 +84,9 @@ class Tally:
 
 _WIDE = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128})
 """The types in which differences are taken; others are widened before."""
+
+_SMALL = 1 << 14
+"""Up to how many elements a value is copied before it is compared, which then costs the run two steps instead of nine."""
 
 _MOST = 64
 """How many firings are summed up at once."""

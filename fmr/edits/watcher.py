@@ -1,8 +1,7 @@
 """The watcher that edits: a reader of a plan that also replaces what was made there, before the model goes on with it."""
 
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from fmr.edits.editor import Editor
+from fmr.edits.frames import Columns, Frames, Pasts, may_tell
 from fmr.edits.inside import edited_inside
-from fmr.edits.memory import Replaced, is_unchanged, shares
-from fmr.edits.places import Frames, Pasts
+from fmr.edits.left import Left
+from fmr.edits.memory import Replaced, Reserved, is_unchanged, refuse_twice, shares
 from fmr.errors import EditError
 from fmr.ids import TensorId
 from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
@@ -26,8 +26,11 @@ from fmr.watching.scopes import Call, Names, Start, name_inputs, named_arguments
 from fmr.watching.sites import where_of
 from fmr.watching.storage import is_equal
 
-Told = Callable[[Tensor, Tensor], None]
-"""Is told of a tensor that stands for another from now on; of the same one twice where it was edited in place."""
+Told = Callable[[Tensor, Tensor, bool], None]
+"""Is told of a tensor that stands for another from now on; of the same one twice where it was edited in place.
+
+The last says that the other was handed on by a call, whose caller still has it.
+"""
 
 
 class Editing(Reader):
@@ -49,11 +52,25 @@ class Editing(Reader):
         super().__init__(root, plan, *hears, stop)
         self.editor, self.told, self.told_inside = editor, told, told_inside
         self.replaced: list[Replaced] = []
-        self.pasts = Pasts()
+        self.pasts, self.left = Pasts(), Left()
         self.grads, self.swaps = False, ""
+        self.hearing: Columns | None = None
         self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
 
     # ---- a pass
+
+    def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module call; inside a pass it may tell more of positions than the pass itself did."""
+        hearing = self.hearing
+        if hearing is None or not self.in_pass or not may_tell(module, args, kwargs):
+            return super().call(proceed, module, args, kwargs)
+        if not alone(lambda: hearing.hear(module, args, kwargs)):
+            return super().call(proceed, module, args, kwargs)
+        self.hearing = None  # for what this one calls
+        try:
+            return super().call(proceed, module, args, kwargs)
+        finally:
+            self.hearing = hearing
 
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass, with edited inputs, parameters and buffers."""
@@ -62,10 +79,11 @@ class Editing(Reader):
         frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
         self.note(frames)
         self.editor.begin(frames)
+        self.hearing = frames if frames.is_open and self.editor.of_positions else None
         args, kwargs = self._inputs(given, args, kwargs)
         self.replaced.clear()
         self.grads = torch.is_grad_enabled()
-        with self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
+        with self.left.noting(root), self._swapped(root, on_meta=all(tensor.is_meta for tensor in given.values())):
             out = super().record(proceed, start, args, kwargs)
         for one in self.replaced:
             one.check()
@@ -79,7 +97,7 @@ class Editing(Reader):
             return args, kwargs
         new = {id(given[name]): self._edited(name, given[name]) for name in wanted}
         for name in wanted:
-            _refuse_twice(name, given[name], given.values())
+            refuse_twice(name, given[name], given.values())
         made: tuple[Any, Any] = _exchanged((args, kwargs), new, str(wanted[0]))
         return made
 
@@ -92,14 +110,7 @@ class Editing(Reader):
             return
         own = dict(Names(root).tensors.values())
         places: list[tuple[Any, Any, Tensor, Tensor, Tensor]] = []
-        taken = {id(own[name]) for name in wanted if name in own}
-        with _lock:
-            if not _swapped_now.isdisjoint(taken):
-                raise EditError(
-                    f"{str(wanted[0])!r} is edited by another run of this model at this time. Expected one at a time that "
-                    f"edits a parameter or a buffer; edits of what ops and modules make may run together."
-                )
-            _swapped_now.update(taken)
+        reserved = Reserved(wanted[0], (own[name] for name in wanted if name in own))
         try:
             for name in wanted:
                 if name in own:
@@ -116,8 +127,7 @@ class Editing(Reader):
                     for held, key in _places(root, own[name]) if new is not own[name] else ():
                         before = new.detach().clone() if name.startswith("buffer:") else new
                         places.append((held, key, own[name], new, before))
-                        taken.add(id(new))
-                        _swapped_now.add(id(new))  # which another run takes for the model's own
+                        reserved.add(new)  # which another run takes for the model's own
                         held[key] = new
             self.swaps = str(wanted[0]) if places else ""
             yield
@@ -130,7 +140,7 @@ class Editing(Reader):
             self.swaps = ""
             for held, key, tensor, *_ in reversed(places):
                 held[key] = tensor
-            _swapped_now.difference_update(taken)
+            reserved.release()
 
     # ---- values
 
@@ -230,9 +240,9 @@ class Editing(Reader):
         self._tell(value, old)
         self.replaced.append(Replaced.now(name, old, value, shared))
 
-    def _tell(self, new: Tensor, old: Tensor) -> None:
+    def _tell(self, new: Tensor, old: Tensor, apart: bool = False) -> None:
         if self.told is not None:
-            self.told(new, old)
+            self.told(new, old, apart)
 
     def _returned(self, here: Call, out: Nest, args: Any, kwargs: Any) -> Nest:
         """Edit what a module call returned, then read it."""
@@ -244,8 +254,8 @@ class Editing(Reader):
 
     def _edited_output(self, name: TensorId, at: str, here: Call, out: Nest, given: Tensor | None, read: Any) -> Any:
         """What a module call returned with the one tensor that is meant edited."""
-        part = item_at(taken(out), at)
-        tensors = [tensor for _, tensor in leaves(part)]
+        whole = out.__class__ is Tensor and not at
+        tensors = [out] if whole else [tensor for _, tensor in leaves(item_at(taken(out), at))]
         if len(tensors) != 1:
             places = ", ".join(repr(f"{here.path}:{place}") for place, _ in leaves(taken(out)))
             raise EditError(f"{str(name)!r} returned {len(tensors)} tensors, expected one. Name one of them: {places}.")
@@ -256,24 +266,11 @@ class Editing(Reader):
         shared = shares(old, read)
         if shared and is_unchanged(value, old):
             return out
-        _refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
-        self._tell(value, old)
+        if not whole:
+            refuse_twice(name, old, [tensor for _, tensor in leaves(taken(out))])
+        self._tell(value, old, isinstance(old, nn.Parameter) or any(tensor is old for _, tensor in leaves(read)))
         self.replaced.append(Replaced.now(name, old, value, shared))
-        return _exchanged(out, {id(old): value}, str(name))
-
-
-_lock = threading.Lock()
-_swapped_now: set[int] = set()
-"""The parameters and buffers, by identity, in whose places edited ones stand at this time."""
-
-
-def _refuse_twice(name: TensorId, tensor: Tensor, among: Iterable[Tensor]) -> None:
-    """Raise where one tensor stands in several places, of which an edit would mean one."""
-    if sum(other is tensor for other in among) > 1:
-        raise EditError(
-            f"{str(name)!r} is one tensor in several places, which an edit would change in all of them. Edit the values "
-            f"that read it, or give copies: tensor.clone()."
-        )
+        return value if whole else _exchanged(out, {id(old): value}, str(name))
 
 
 class EditingSources(Editing):

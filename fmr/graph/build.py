@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Collection, Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from fmr.graph.arguments import sorted_arguments
+from fmr.graph.owners import Overwrite, Owner
 from fmr.ids import ALIAS, OPAQUE, Parent, TensorId, op_id
-from fmr.nests import Nest, ids_in, leaves, outputs, tree_map
+from fmr.nests import Nest, ids_in, leaves, map_ids, outputs, tree_map
 from fmr.nodes import Node, Scope, shape_of, source_node
 from fmr.ops.names import FILLS_NOTHING, Op
 from fmr.watching.scopes import Call
@@ -34,24 +35,6 @@ from fmr.watching.versions import Versions
 
 _name = lru_cache(maxsize=1 << 15)(op_id)
 _made = tuple.__new__  # a NamedTuple's own is Python, which for three of them takes as long as all else of a node
-
-
-class Owner(NamedTuple):
-    """Which node a live tensor object stands for, and when it came to."""
-
-    tensor: Ref
-    node: int
-    since: int
-    name: TensorId
-    version: int | None
-
-
-class Overwrite(NamedTuple):
-    """An op that overwrote bytes of a storage."""
-
-    time: int
-    node: int
-    extent: tuple[int, int]
 
 
 class Builder:
@@ -81,7 +64,7 @@ class Builder:
         self.asked: dict[TensorId, str] = {}
         self._writing: Collection[int | None] = ()
         self.raised: tuple[str, str] | None = None  # the innermost call that raised, and the last op's value before
-        self._raised_at = -1
+        self._raised_at = self._ended = -1
         self._open: list[tuple[int, Nest]] = []
         self._handed_on: list[list[tuple[int, Owner, int]]] = [[]]
         self._last: Nest = None  # what an op made lives until the next, whose reading may show what was made of it
@@ -143,14 +126,28 @@ class Builder:
         for tensor in tensors:
             self.asked.setdefault(self._id_of(tensor), where_of(code, lasti))
 
-    def _replaced(self, new: Tensor, old: Tensor) -> None:
-        """An edit put a tensor in place of another: from now on it holds that one's value."""
+    def _replaced(self, new: Tensor, old: Tensor, apart: bool) -> None:
+        """An edit put a tensor in place of another: from now on it holds that one's value.
+
+        Where a call handed on what it was given, that keeps its value `apart`, and the edited one is a value of its own; an
+        op that did so left it what it was before.
+        """
         owner = self._owner(old)
-        if owner is not None:
+        if apart:
+            before = self._id_of(old)
+            self._add_unseen(new, OPAQUE, [before])
+            self.edited[self.nodes[-1].id] = None
+            scope = self.scopes[self._ended]
+            output = map_ids(lambda one: self.nodes[-1].id if one == before else one, scope.output)
+            self.scopes[self._ended] = scope._replace(output=output)
+        elif owner is not None:
             self.edited[owner.name] = None
             since = owner.since if new is old else self._time
             self._owners[id(new)] = owner._replace(tensor=Ref(new), since=since, version=self._versions.of(new))
             self.values[owner.node] = new
+            handed = next((one for key, one, node in self._handed_on[-1] if (key, node) == (id(old), owner.node)), None)
+            if handed is not None and new is not old:
+                self._owners[id(old)] = handed
 
     def place_of(self, tensor: Tensor) -> int | None:
         """The place of the node that a tensor stands for."""
@@ -185,6 +182,7 @@ class Builder:
 
     def _exit(self, out: Any) -> None:
         place, given = self._open.pop()
+        self._ended = place
         if out is not RAISED:
             output = self._id_of(out, given) if out.__class__ is Tensor else tree_map(lambda t: self._id_of(t, given), out)
             self.scopes[place] = self._scope(given, output)

@@ -83,7 +83,8 @@ def draws(node: Node) -> bool:
 def results(node: Node, tensors: Mapping[Any, Tensor]) -> dict[int | None, Tensor]:
     """All that the op of a node returns when it runs again, by the index of each output."""
     args, kwargs = call_of(node, tensors)
-    if node.function or node.op not in _PROPERTIES:
+    is_property = node.op in _PROPERTIES and isinstance(args[0], Tensor)  # torch.autograd.grad is a "grad", too
+    if node.function or not is_property:
         made = _called(node, args, kwargs)
     else:
         made = args[1] if node.op == "set_data" else getattr(args[0], node.op)

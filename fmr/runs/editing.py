@@ -15,6 +15,7 @@ from fmr.nodes import Key, id_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import read_source
+from fmr.runs.undisturbed import own, undisturbed
 from fmr.watching.plan import Plan, is_plannable
 
 Runs = Callable[..., Run]
@@ -57,7 +58,9 @@ def _ran(inputs: Any, sites: list[Key], model: nn.Module | None, run: Runs) -> R
         raise EditError("An Interchange with inputs as its source needs the model: fmr.track(model, edits=...).")
     args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
-    return run(model, *args, keep=list({str(id_of(site)) for site in sites}), **kwargs)
+    args, kwargs = tuple(map(own, args)), {name: own(value) for name, value in kwargs.items()}
+    with undisturbed(model):
+        return run(model, *args, keep=list({str(id_of(site)) for site in sites}), **kwargs)
 
 
 def check_fired(editor: Editor, why: Callable[[TensorId], str]) -> None:

@@ -172,7 +172,10 @@ class Listener:
             elif head is SWAPPED:
                 self.exchange(*event[1:-1])
             elif head is REPLACED:
-                self.replaced(*event[1:3])
+                if event[3]:
+                    self.made(event[1], first_read(self.number, self.position, event[1]))
+                else:
+                    self.replaced(*event[1:3])
             elif head is INSIDE:
                 for _, tensor in leaves(event[1:]):
                     if self._known(tensor) is not None:

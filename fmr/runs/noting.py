@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from fmr.edits.places import Frames, Pasts
+from fmr.edits.frames import Frames, Pasts
 from fmr.watching.mode import RootWatcher
 from fmr.watching.plan import Reader
 from fmr.watching.recorder import Recorder

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from fmr.edits.places import Frames
+from fmr.edits.frames import Columns, Frames
 from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph.build import Builder
 from fmr.graph.expand import inner_value
@@ -28,7 +28,7 @@ from fmr.runs.outputs import detached, exchanged
 from fmr.watching.guard import Guard
 from fmr.watching.own import alone, unseen
 from fmr.watching.storage import is_equal, is_freed, storages
-from fmr.watching.tape import Slot, Tape
+from fmr.watching.tape import ENTER, EXIT, Slot, Tape
 
 last_graph: "WeakKeyDictionary[nn.Module, Graph]" = WeakKeyDictionary()
 """The graph recorded last of each living model: what a later run is compared with when it misses an ID."""
@@ -57,7 +57,7 @@ class Pass:
         self.live: dict[TensorId, tuple[Tensor, int]] = {}
         self.unsaved: Mapping[TensorId, str] = {}
         self.places: dict[TensorId, str] = {}
-        self.columns: Callable[[], Frames] | None = None
+        self.columns: Columns | Callable[[], Frames] | None = None
         self.edited: tuple[TensorId, ...] = ()
         self.inside: dict[TensorId, Tensor] = {}
         self.inside_scopes: set[str] = set()
@@ -95,6 +95,8 @@ class Pass:
         guard.look()
         builder = self.follow()
         assert builder is not None
+        if isinstance(self.columns, Columns) and self.columns.is_open:
+            _hear(self.columns, tape)
         self.slots = dict(zip((node.id for node in builder.nodes), builder.slots, strict=True))
         values = zip(builder.nodes, builder.values, strict=True)
         self.values = {node.id: value for node, value in values if value is not None}
@@ -157,6 +159,11 @@ class Pass:
         ):
             here.output = exchanged(self.output, self._graph.scopes[0].output, changed.get)
         return here
+
+    def frames(self) -> Frames | None:
+        """What the pass tells about positions; None where that was not noted."""
+        self._settle()
+        return None if self.columns is None else self.columns()
 
     # ---- filling, while the model runs
 
@@ -342,6 +349,17 @@ class Pass:
         return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB{failed}"
 
     _repr_html_ = preformatted
+
+
+def _hear(columns: Columns, tape: Tape) -> None:
+    """Let what calls inside a pass were given tell which columns are real, where its own arguments do not."""
+    columns.is_open, inside = False, 0
+    for head, *event in tape.events:
+        if head is ENTER:
+            module, args, kwargs, _ = event
+            inside = inside + 1 if inside else int(columns.hear(module, args or (), kwargs or {}))
+        elif head is EXIT and inside:
+            inside -= 1
 
 
 def _nbytes(values: Any) -> int:

@@ -4,7 +4,7 @@ import copy
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any, cast
@@ -94,18 +94,21 @@ class Entry:
 
 
 @contextmanager
-def entered(model: nn.Module, name: str, watcher: RootWatcher) -> Iterator[None]:
-    """Let the calls of a method begin passes inside the block; the last block that ends leaves the model as it was."""
+def entered(model: nn.Module, name: str, watchers: Iterable[RootWatcher]) -> Iterator[None]:
+    """Let the calls of a method, and no others, begin passes of these; the last block that ends leaves all as it was."""
     own, method = vars(model), method_of(model, name)
     before = own.get(name, _NOTHING)
     entry = before if isinstance(before, Entry) else Entry(method, before)
     own[name] = entry
-    mine = threading.get_ident(), watcher
-    entry.watchers.append(mine)
+    mine = [(threading.get_ident(), watcher) for watcher in watchers]
+    for _, watcher in mine:
+        watcher.by_entry = True
+    entry.watchers += mine
     try:
         yield
     finally:
-        entry.watchers.remove(mine)
+        for one in mine:
+            entry.watchers.remove(one)
         if not entry.watchers and own.get(name) is entry:
             del own[name]
             if entry.before is not _NOTHING:

@@ -1,7 +1,7 @@
 """What a tracked block leaves: passes, and what is asked of the last of them."""
 
 import os
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 from torch import Tensor
 
@@ -18,6 +18,24 @@ from fmr.runs.passes import Pass
 from fmr.runs.verify import Verdict, verify
 
 
+class Passes(list[Pass]):
+    """The passes of a run in order, by number."""
+
+    @overload
+    def __getitem__(self, number: SupportsIndex) -> Pass: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Pass]: ...
+
+    def __getitem__(self, number: Any) -> Any:
+        try:
+            return super().__getitem__(number)
+        except (IndexError, TypeError):
+            many = f"{len(self)} pass{'es' * (len(self) != 1)}"
+            expected = f"a number below {len(self)}" if self else "a call of the model before"
+            raise IdError(f"passes[{number!r}] of a run of {many}: expected {expected}.") from None
+
+
 class Run:
     """One tracked execution: `run[id]` is a value, `run.graph` the graph, `run.passes` one entry for each model call.
 
@@ -31,7 +49,7 @@ class Run:
     """
 
     def __init__(self) -> None:
-        self.passes: list[Pass] = []
+        self.passes = Passes()
         self.editors: list[Editor] = []
 
     @property

@@ -4,15 +4,21 @@ from typing import Any
 
 from torch import Tensor
 
-from fmr.edits.places import Frames, Part, Pasts, parts
+from fmr.edits.frames import Frames, Pasts
+from fmr.edits.places import Part, parts
 from fmr.errors import EditError, IdError
 from fmr.ids import Site
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 
 
-def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] | None, gradient: bool) -> Tensor:
-    """What a run holds at a site, or its gradient: in the pass of the same number where it has several."""
+def read_source(
+    origin: Any, site: Site, number: int, examples: tuple[int, ...] | None, gradient: bool, within: bool
+) -> Tensor:
+    """What a run holds at a site, or its gradient: in the pass of the same number where it has several.
+
+    `within`: calls inside the edited pass told of its padding, and so must those of the source.
+    """
     if not isinstance(origin, (Run, Pass)):
         raise EditError(
             f"The source of an Interchange at {site!r} is {type(origin).__name__}, expected a run: "
@@ -30,7 +36,14 @@ def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] 
         whole = one.grad[Site(site.id)] if gradient else one[Site(site.id)]
     except IdError as error:
         raise EditError(f"The source of the Interchange at {site!r} does not hold it: {error}") from error
-    found: list[Part] = parts(site, whole, columns_of(one))
+    frames = columns_of(one)
+    if within and site.positions is not None and getattr(one.columns, "is_open", True):
+        raise EditError(
+            f"The source of the Interchange at {site!r} does not know which of its tokens are real: calls inside the model "
+            f"tell, and it did not hear them. Expected a run with everything recorded, "
+            f"edits.Interchange(fmr.run(model, *inputs)), or inputs that the model itself names: attention_mask=..."
+        )
+    found: list[Part] = parts(site, whole, frames)
     if len(found) != 1:
         raise EditError(
             f"The source of the Interchange at {site!r} has shape {tuple(whole.shape)} there, in which it means "
@@ -42,7 +55,8 @@ def read_source(origin: Any, site: Site, number: int, examples: tuple[int, ...] 
 
 def columns_of(one: Pass) -> Frames:
     """What a pass tells about positions; of one from a file of an earlier version, as far as it kept its inputs."""
-    if one.columns is not None:
-        return one.columns()
+    known = one.frames()
+    if known is not None:
+        return known
     named = {name.partition(":")[2]: one.values[name] for name in one.values if name.startswith("input:")}
     return Pasts().frames_of(named)()

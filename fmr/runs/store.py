@@ -29,13 +29,13 @@ from fmr.disk.files import (
     write_whole,
 )
 from fmr.disk.tensors import Entry, TensorFile, bytes_of, in_order, write_tensors
-from fmr.edits.places import Frame
+from fmr.edits.frames import Columns, Frame
 from fmr.errors import IdError, StoreError
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import map_ids
 from fmr.runs.passes import Pass
-from fmr.runs.run import Run
+from fmr.runs.run import Passes, Run
 from fmr.runs.sources import columns_of
 from fmr.watching.calls import unwatched
 from fmr.watching.storage import storage_key
@@ -61,7 +61,7 @@ def load(path: str | os.PathLike[str]) -> Run:
     run = Run()
     with unwatched(), understood(str(where)):
         body, file = _open_folder(where) if is_folder(where) else _open_file(where)
-        run.passes = [_restored(number, row, file, str(where)) for number, row in enumerate(body["passes"])]
+        run.passes = Passes(_restored(number, row, file, str(where)) for number, row in enumerate(body["passes"]))
     return run
 
 
@@ -164,7 +164,8 @@ class _Content:
             "lost": [name for name, slot in one.slots.items() if slot is None and name not in one.values],
             "returned": {name: encode(nest) for name, nest in one.returned.items()},
             "places": dict(one.places),
-            "columns": [[n, frame.past, _listed(frame.mask)] for n, frame in columns_of(one)],
+            "columns": [[n, frame.past, _listed(frame.mask), *frame[2:]] for n, frame in columns_of(one)],
+            "unheard": getattr(one.columns, "is_open", False),
             "unsaved": [*one.unsaved, *(name for name in one.kept if name not in kept)],
         }
 
@@ -331,8 +332,10 @@ def _restored(number: int, row: dict[str, Any], file: TensorFile, source: str) -
     given = {TensorId(name): map_ids(TensorId, decode(nest)) for name, nest in row.get("returned", {}).items()}
     one = Pass.of_file(row["history"], stored(row["values"]), stored(row["grads"]), lost, unsaved, given, made)
     if "columns" in row:
-        known = [(n, Frame(past, None if mask is None else torch.tensor(mask))) for n, past, mask in row["columns"]]
-        one.columns = lambda: known
+        known = [
+            (n, Frame(past, None if mask is None else torch.tensor(mask), *more)) for n, past, mask, *more in row["columns"]
+        ]
+        one.columns = Columns.of_file(known, bool(row.get("unheard")))
     one.number, one.cast = number, str(row.get("cast", ""))
     one.places = {TensorId(name): str(where) for name, where in row.get("places", {}).items()}
     return one

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ def track(
     the model's call in the block is then not run.
     edits: what to change while the model runs, by site (an ID, a node, a `Site`, the path of a module): one of `fmr.edits`,
     `f(value, context)`, or several in order. What is kept of a site is what the model went on with; a module's path is
-    edited when its call returns, after the user's own hooks. An edit that no pass comes to is an `EditError`, but for
+    edited when its call returns, after the user's own hooks. A tensor that a module keeps by name, as `self.last = hidden`,
+    is not left there: the attributes are as before after the block. An edit that no pass comes to is an `EditError`, but for
     optional=True. keep=() keeps nothing.
 
     The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
@@ -63,12 +65,11 @@ def track(
         raise TrackError(f"fmr.track got method={method!r} and no model. Expected the model whose method it is.")
     tracker = Tracker(keep, model, to, dtype, grad, stop, _editor(edits, model), optional)
     watcher = tracker.watcher(model)
-    with tracker.watch(model, watcher, method):
+    with tracker.watch(model, watcher, method) as watchers:
         if model is None or method is None:
             yield tracker.run
         else:
-            watcher.by_entry = True
-            with entered(model, method, watcher):
+            with entered(model, method, watchers):
                 yield tracker.run
 
 
@@ -104,8 +105,9 @@ def run(
     before = torch.is_grad_enabled()
     try:
         torch._C._set_grad_enabled(before and grad)
-        with tracker.watch(root, watcher, None):
-            root(*args, **kwargs) if function is None else watcher.enter(function, *args, **kwargs)
+        with tracker.watch(root, watcher, None) as watchers:
+            call = root if function is None else reduce(lambda inner, one: partial(one.enter, inner), watchers, function)
+            call(*args, **kwargs)
     finally:
         torch._C._set_grad_enabled(before)
     return tracker.run

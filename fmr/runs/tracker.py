@@ -3,7 +3,7 @@
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from types import CodeType
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.edits.editor import Editor
-from fmr.edits.places import Frames
+from fmr.edits.frames import Frames
 from fmr.edits.watcher import Editing, EditingSources
 from fmr.errors import IdError, TrackError
 from fmr.graph.build import Builder
@@ -35,6 +35,7 @@ from fmr.runs.run import Run
 from fmr.watching.calls import watching
 from fmr.watching.guard import Guard
 from fmr.watching.inside import value_inside
+from fmr.watching.mode import RootWatcher
 from fmr.watching.own import like, unseen, without_grad
 from fmr.watching.plan import Reader, Stop
 from fmr.watching.recorder import Recorder
@@ -61,6 +62,12 @@ class Tracker:
         optional: bool,
     ) -> None:
         check_place(to, dtype)
+        for name, flag in (("grad", grad), ("stop", stop), ("optional", optional)):
+            if not isinstance(flag, bool):
+                raise TrackError(
+                    f"{name} is {type(flag).__name__}, expected True or False. An argument of the model that has this name "
+                    f"is bound before: fmr.run(functools.partial(model, {name}=...), ...)."
+                )
         self.editor, self.optional = editor, optional
         self.keep = wanted = parse_with_edits(keep, model) if editor is not None else parse(keep, model)
         if stop and (wanted.plan is None or wanted.globs):
@@ -95,11 +102,16 @@ class Tracker:
         return Recording(model, self._begin_stream, self._end, self.guard)
 
     @contextmanager
-    def watch(self, model: nn.Module | None, watcher: Recorder | Reader, method: str | None) -> Iterator[None]:
-        """Let a watcher see what runs inside the block, and see at its end that it saw what was asked for."""
+    def watch(
+        self, model: nn.Module | None, watcher: Recorder | Reader, method: str | None
+    ) -> Iterator[tuple[RootWatcher, ...]]:
+        """Let a watcher, and one that edits below it, see what runs in the block, and that it is what was asked for."""
+        below = None
         try:
-            with watching(watcher, watcher if isinstance(watcher, Recorder) else None), self._edited(model, watcher):
-                yield
+            with watching(watcher, watcher if isinstance(watcher, Recorder) else None):
+                below = self._editing_below(model, watcher)
+                with nullcontext() if below is None else watching(below):
+                    yield (watcher,) if below is None else (watcher, below)
         except Stop as stopped:
             if stopped.args[0] is not watcher:
                 raise
@@ -111,17 +123,19 @@ class Tracker:
         finally:
             if isinstance(watcher, Recorder):
                 watcher.guard.close()
+            for one in (watcher, below):
+                if isinstance(one, Editing):
+                    one.left.put_back()
         if not self.run.passes:
             raise TrackError(nothing_ran(model, watcher, method))
         self.check_reached(model, watcher)
         if self.editor is not None and not self.optional:
             check_fired(self.editor, lambda name: unreached(name, model, watcher, self.run))
 
-    def _edited(self, model: nn.Module | None, watcher: Recorder | Reader) -> AbstractContextManager[None]:
-        """Let edits be made below a recorder, which hears of each."""
+    def _editing_below(self, model: nn.Module | None, watcher: Recorder | Reader) -> Editing | None:
+        """What makes the edits below a recorder, which hears of each."""
         if self.editor is None or not isinstance(watcher, Recorder):
-            return nullcontext()
-
+            return None
         ends = [name for name in self.editor.ids if name == "" or name.startswith(":")]
         if ends:
             raise TrackError(
@@ -129,14 +143,14 @@ class Tracker:
                 f"Expected keep=() or a list of IDs beside it, or an edit of the value that is returned."
             )
 
-        def told(new: Tensor, old: Tensor) -> None:
+        def told(new: Tensor, old: Tensor, apart: bool) -> None:
             if watcher.emit is not None:
-                watcher.emit((REPLACED, new, old, others_in((new, old), watcher.begun)))
+                watcher.emit((REPLACED, new, old, apart, others_in((new, old), watcher.begun)))
 
         plan = plan_of(self.editor.ids, ())
         silent = (lambda: None), (lambda *_: None), (lambda *_: None)
         inside = self._inside_edited
-        return watching(self._editing(self.editor)(model, plan, self.editor, silent, told=told, told_inside=inside))
+        return self._editing(self.editor)(model, plan, self.editor, silent, told=told, told_inside=inside)
 
     def _inside_edited(self, scope: str, values: dict[TensorId, Tensor]) -> None:
         for name, value in values.items():

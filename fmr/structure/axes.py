@@ -80,7 +80,8 @@ class Axes:
         named = {n: f"axis {n}" for n in others} | {units: "units"}
         if positions is not None:
             named[positions] = "positions"
-        if others and not (len(rest) > 2 and self._asks(dims[others[0]])):
+        told = positions is not None or len(rest) != 2  # of two that nothing tells apart, none is said to be either
+        if others and told and not (len(rest) > 2 and self._asks(dims[others[0]])):
             named[others[0]] = ROWS if self.dims.is_mixed(dims[others[0]]) else "examples"
         layout = tuple(named[n] for n in range(len(dims)))
         return None if layout in (("examples", "units"), ("examples", "positions", "units")) else layout
@@ -92,10 +93,11 @@ class Axes:
         return last if last in found or len(found) != 1 else found[0]
 
     def _positions(self, dims: Sequence[Dim], rest: Sequence[int]) -> int | None:
-        """The dimension of the positions: what attentions say, else the second of two."""
+        """The dimension of the positions: what attentions say, else the one of two that ops go along."""
         asked = [n for n in rest if self._asks(dims[n])]
         if len(rest) == 2:
-            return asked[0] if len(asked) == 1 else rest[1]
+            asked = asked or [n for n in rest if self.dims.goes_along(dims[n]) or self.dims.is_units(dims[n])]
+            return asked[0] if len(asked) == 1 else None
         return asked[0] if len(asked) == 1 and (len(rest) > 1 or "examples" not in self.said[dims[asked[0]]]) else None
 
     def _asks(self, one: Dim) -> bool:

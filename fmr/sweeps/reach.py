@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fmr.edits.editor import Editor
-from fmr.edits.places import Frame
+from fmr.edits.frames import Frame
 from fmr.edits.values import Context
 from fmr.ids import Site, TensorId
 from fmr.sweeps.cut import WHOLE, Planned, Positions

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fmr.edits.editor import Editor
-from fmr.edits.places import Frame
+from fmr.edits.frames import Frame
 from fmr.errors import ReplayError
 from fmr.ids import TensorId
 from fmr.sweeps.cut import WHOLE, Planned, Positions, Span

@@ -1,7 +1,6 @@
 """What a sweep is asked: rows of edits, a model with inputs, a metric; and forwards that leave all of these as they were."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,9 +19,9 @@ from fmr.runs.editing import with_sources
 from fmr.runs.run import Run
 from fmr.runs.sources import columns_of, read_source
 from fmr.runs.track import run as run_once
+from fmr.runs.undisturbed import undisturbed
 from fmr.sweeps.metrics import Metric
 from fmr.sweeps.questions import refuse_chosen_paths
-from fmr.watching.mode import fills_parameters
 
 Asked = Key | Sequence[Key] | Mapping[Key, Edit | Sequence[Edit]]
 """What one run of a sweep edits: a site, several at once, or a mapping from sites to edits of their own."""
@@ -118,8 +117,7 @@ class Task:
         """A run of the model, which leaves the model, the inputs and the random state as they were."""
         self.forwards += 1
         call = call.sized(call.examples)
-        devices = {tensor.device.index for tensor in self.model.parameters() if tensor.device.type == "cuda"}
-        with torch.random.fork_rng(devices=devices), restored(self.model):
+        with undisturbed(self.model):
             return run_once(self.model, *call.args, **more, **call.kwargs)
 
     def measure(self, output: Any) -> Tensor:
@@ -209,23 +207,3 @@ def row_of(asked: Asked, edit: Edit | None) -> Row:
 def editor_of(row: Row) -> Editor:
     """The editor of a row's edits, which have not fired yet."""
     return Editor(cast("dict[Key, Sequence[Edit]]", row), read_source)
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Put back what the block changes of a model's buffers, and of what its modules hold by name."""
-    modules = [module for module in model.modules() if not fills_parameters(module)]
-    held = [(at, dict(at)) for module in modules for at in (module._buffers, vars(module))]
-    kept = {id(one): one for _, before in held for one in before.values() if isinstance(one, Tensor)}
-    plain = [one for one in kept.values() if one.layout == torch.strided and not (one.is_meta or one.is_nested)]
-    bytes_before = [(tensor, tensor.detach().clone()) for tensor in plain]
-    try:
-        yield
-    finally:
-        for at, before in held:
-            if at.keys() != before.keys() or any(at[name] is not one for name, one in before.items()):
-                at.clear()
-                at.update(before)
-        for tensor, value in bytes_before:
-            if not torch.equal(tensor, value):  # kernels write running statistics without counting a version
-                tensor.detach().copy_(value)

@@ -160,7 +160,11 @@ class Guard:
 
     def _keep_event(self, event: Any, place: tuple[int, int]) -> None:
         if event[0] is REPLACED:
-            self._replace(*event[1:-1])
+            _, new, old, apart, _ = event
+            if apart:
+                self.keep(new, first_read(*place, new), version_of(new))
+            else:
+                self._replace(new, old)
             return
         if not isinstance(event[0], Op):
             self._keep_read(event[1:], place)

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -71,7 +72,7 @@ class RootWatcher(WatcherMode):
         assert self.root is not None
         if functorch_level() is not None:
             refuse_transformed(self.root)
-        return self.record(function, Start(self.root, "", function), args, kwargs)
+        return self.record(function, Start(self.root, "", _entered(function)), args, kwargs)
 
     def swap(self, first: Tensor, second: Tensor) -> None:
         """Two tensor objects are about to become each other, which is nothing to one that keeps copies."""
@@ -101,6 +102,13 @@ class RootWatcher(WatcherMode):
         if not (isinstance(other, RootWatcher) and self.by_generator and other.by_generator):
             return False
         return self.root is None or other.root is None or self.root is other.root
+
+
+def _entered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself of a call by which other watchers begin a pass, too."""
+    while isinstance(function, partial) and getattr(function.func, "__func__", None) is RootWatcher.enter:
+        function = function.args[0]
+    return function
 
 
 def _is_opened_by_generator() -> bool:

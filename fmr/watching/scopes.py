@@ -205,7 +205,7 @@ def _positional(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in inspect.signature(forward).parameters.values() if p.kind in kinds)
 
 
-def _arguments(called: Callable[..., Any]) -> tuple[str, ...]:
+def argument_names(called: Callable[..., Any]) -> tuple[str, ...]:
     """The names of the positional arguments of a forward or a function; those of a scripted forward stand in its schema."""
     if isinstance(called, torch.jit.ScriptModule):
         forward: Any = called.forward
@@ -229,6 +229,6 @@ def name_inputs(called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 def named_arguments(called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call, each under its name in the signature."""
-    names = _arguments(called) if args else ()
+    names = argument_names(called) if args else ()
     given = {names[i] if i < len(names) else f"args.{i - len(names)}": value for i, value in enumerate(args)}
     return {**given, **kwargs}

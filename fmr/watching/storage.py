@@ -54,7 +54,12 @@ def is_equal(tensor: Tensor, other: Tensor) -> bool:
     ordinary = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and tensor.layout == torch.strided
     if not ordinary or tensor.is_nested or tensor.is_meta:
         return True
-    return tensor.shape == other.shape and bool(((tensor == other) | ((tensor != tensor) & (other != other))).all())
+    if tensor.shape != other.shape:
+        return False
+    if tensor.dtype == other.dtype and torch.equal(tensor, other):
+        return True
+    unequal = tensor != tensor  # a NaN; where there is none, nothing else has to be asked
+    return bool(unequal.any()) and bool(((tensor == other) | (unequal & (other != other))).all())
 
 
 def is_unshaped(tensor: Tensor) -> bool:

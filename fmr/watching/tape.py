@@ -19,8 +19,8 @@ Event = tuple[Any, ...]
 """`(op, args, kwargs, out, written, code, lasti, version, read)` for an op, with the version of each tensor that it made;
 `(ENTER, module, args, kwargs, read)` and `(EXIT, output, read)`, in nests as they were `taken` at that moment;
 `(INSIDE, tensors, written, read)`, `(NAMED, name, tensor, its value, read)`, `(WRITTEN, tensor, read)`,
-`(REPLACED, by, tensor, read)`, `(SWAPPED, tensor, other, read)`, `(ASKED, tensors, code, lasti, read)`; `read` are
-versions, see `versions.Others`."""
+`(REPLACED, by, tensor, whether both stay, read)`, `(SWAPPED, tensor, other, read)`, `(ASKED, tensors, code, lasti, read)`;
+`read` are versions, see `versions.Others`."""
 
 RAISED = object()
 """Stands for the output of a module call that ended in an exception."""

@@ -140,6 +140,21 @@ def test_a_receipt_says_how_often_how_many_and_how_much() -> None:
         Receipts.of([editor])["h.1/add#0"]
 
 
+@pytest.mark.parametrize("size", [8, 1 << 16])
+def test_a_receipt_tells_of_numbers_as_they_were(size: int) -> None:
+    from fmr.edits.editor import Receipts
+
+    own = torch.empty(size)
+    editor = Editor({SITE: lambda value, context: own.copy_(value + context.fired + 1)})
+    value = torch.zeros(size)
+    for _ in range(2):
+        editor.apply(SITE.id, value)
+    value.fill_(9)
+    receipt = Receipts.of([editor])[SITE]
+    assert (receipt.fired, receipt.changed) == (2, 2 * size)
+    assert receipt.norm == pytest.approx((5 * size) ** 0.5)
+
+
 def test_many_firings_are_summed_up() -> None:
     from fmr.edits.editor import Receipts
 

@@ -16,9 +16,10 @@ import fmr
 from fmr import StructureError
 from fmr.disk.files import printed
 from fmr.graph.execute import call_of, execute
-from fmr.ids import Parent
+from fmr.ids import Parent, TensorId
 from fmr.nests import Hole, exact
 from fmr.nodes import Node
+from tests.models import build
 from tests.small import Fn
 
 X = torch.arange(24.0).reshape(2, 3, 4).sin()
@@ -345,3 +346,10 @@ def test_an_op_that_returns_no_tensor_is_an_error() -> None:
     )
     with pytest.raises(StructureError, match="grad returned no such tensor"):
         execute(node, {fmr.TensorId("input:x"): X})
+
+
+def test_a_gradient_that_a_function_took_is_refused_by_name() -> None:
+    model, args, kwargs = build("inner_backward")
+    refused = fmr.run(model, *args, **kwargs).verify().refused
+    assert list(refused) == ["/grad#0:0"]
+    assert "cannot be computed again" in refused[TensorId("/grad#0:0")]

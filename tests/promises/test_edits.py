@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import fmr
 from fmr import edits
 from fmr.errors import EditError
-from tests.models import ZOO
+from tests.models import ZOO, build
 from tests.residue import torch_state
 
 KEEPS: list[Any] = ["all", "none", "*", ()]
@@ -111,6 +111,88 @@ def test_a_recorded_run_says_where_a_value_was_replaced(tmp_path: Any) -> None:
     assert fmr.Graph.load(tmp_path / "g.json").edited == run.graph.edited
     assert fmr.run(model, ids).graph.fingerprint == run.graph.fingerprint
     run.graph.lint()
+
+
+class Table(nn.Module):
+    """Hands out its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class Tabled(nn.Module):
+    """Reads a weight as it is and as a module returned it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.table() + self.table.weight
+
+
+def test_an_edited_weight_that_a_module_handed_out_is_a_value_beside_the_weight() -> None:
+    model, x = Tabled(), torch.randn(2, 4)
+    run = fmr.run(model, x, edits={"table": edits.Scale(3.0)})
+    torch.testing.assert_close(run.output, x * 3 + 1)
+    assert list(run.graph.edited) == ["/opaque#0"]
+    assert [str(one) for one in run.graph["/mul#0"].parents] == ["input:x", "/opaque#0"]
+    assert [str(one) for one in run.graph["/add#0"].parents] == ["/mul#0", "param:table.weight"]
+    assert not run.verify().differ
+    assert torch.equal(run["table"], torch.full((4,), 3.0))
+    assert torch.equal(run["param:table.weight"], torch.ones(4))
+
+
+class Handed(nn.Module):
+    """Modules and ops that hand on what they are given, beside others that read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.same, self.b = nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        k = self.same(h)
+        return self.b(k) + h + k.to(k.dtype) * h
+
+
+@pytest.mark.parametrize(
+    ("site", "edited", "reads"),
+    [
+        ("same", "/opaque#0", ["/opaque#0", "a/linear#0"]),
+        ("a", "a/linear#0", ["a/linear#0", "a/linear#0"]),
+        ("/to#0", "/to#0", ["a/linear#0", "a/linear#0"]),
+    ],
+)
+def test_what_was_handed_on_and_edited_is_a_value_beside_the_one_that_was_given(
+    site: str, edited: str, reads: list[str]
+) -> None:
+    model, x = Handed(), torch.randn(2, 4)
+    run = fmr.run(model, x, edits={site: edits.Scale(0.5)})
+    graph = run.graph
+    assert list(graph.edited) == [edited]
+    assert [str(graph[name].parents[0]) for name in ("b/linear#0", "/add#0")][:1] == reads[:1]
+    assert str(graph["/add#0"].parents[1]) == reads[1]
+    assert set(run.verify().differ) <= {edited}
+    before = run["a/linear#0"] if site != "a" else model.a(x)
+    torch.testing.assert_close(run[site], before * 0.5)
+    assert graph.module("same").output.id == ("/opaque#0" if site == "same" else "a/linear#0")
+
+
+@pytest.mark.parametrize("name", ["gpt2_eager", "llama", "t5", "whisper", "transformer", "cnn", "shared", "parts"])
+def test_every_value_beside_an_edit_is_what_its_op_makes_of_its_parents(name: str) -> None:
+    model, args, kwargs = build(name)
+    graph = fmr.run(model, *args, keep="none", **kwargs).graph
+    known = [node.id for node in graph.nodes if node.op not in ("alias", "opaque") and not node.id.is_source]
+    paths = [path for path, call in graph.calls.items() if path and isinstance(call.output, str)]
+    for site in (*known[3 :: len(known) // 6], *paths[1 :: len(paths) // 4 + 1]):
+        run = fmr.run(model, *args, edits={site: lambda value, context: (value * 0.5).to(value.dtype)}, **kwargs)
+        assert set(run.verify().differ) <= set(run.graph.edited), site
+        run.graph.lint()
 
 
 class Writes(nn.Module):

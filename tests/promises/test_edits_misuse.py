@@ -119,6 +119,67 @@ def test_a_source_that_does_not_fit_is_told_apart(made: Any) -> None:
             fmr.run(model, ids, keep=(), edits={site: edits.Interchange(source)})
 
 
+class Narrow(nn.Module):
+    """Values of types in which torch computes little, or nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.float8_e4m3fn).float() + torch.quantize_per_tensor(x, 0.1, 0, torch.qint8).dequantize()
+
+
+@pytest.mark.parametrize(
+    ("site", "edit", "message"),
+    [
+        ("/to#0", edits.Add(1.0), r"asks for what torch does not do in torch\.float8_e4m3fn: .*Compute in another type"),
+        ("/to#0", edits.Noise(1.0), r"asks for what torch does not do in torch\.float8_e4m3fn"),
+        ("/quantize_per_tensor#0", edits.Zero(), r"holds torch\.qint8, which torch does not turn into plain numbers\. Edit"),
+        (Site("/quantize_per_tensor#0", units=1), lambda v, c: v, r"holds torch\.qint8"),
+    ],
+)
+@pytest.mark.parametrize("keep", [(), "all"])
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")  # they are to go one day
+def test_numbers_that_torch_cannot_compute_with_are_refused_in_words(site: Any, edit: Any, message: str, keep: Any) -> None:
+    with pytest.raises(EditError, match=message):
+        fmr.run(Narrow(), torch.ones(2, 4), keep=keep, edits={site: edit})
+    asked = {"/to#0": lambda value, context: edits.Add(1.0)(value.float(), context).to(value.dtype)}  # as it says there
+    run = fmr.run(Narrow(), torch.ones(2, 4), keep=keep, edits=asked)
+    assert torch.equal(run.output, torch.full((2, 4), 3.0))
+    assert repr(run.receipts["/to#0"]) == "Receipt: fired 1 time, changed 8 elements by 2.83 (L2 norm)"
+
+
+class Pair(tuple[Tensor, ...]):
+    """A tuple that is made in a way of its own and holds more."""
+
+    note: str
+
+    def __new__(cls, first: Tensor, second: Tensor) -> "Pair":
+        made = super().__new__(cls, (first, second))
+        made.note = "kept"
+        return made
+
+
+class Row(list[Tensor]):
+    """A list of a class of its own."""
+
+
+@pytest.mark.parametrize("form", [Pair, lambda a, b: Row([a, b]), lambda a, b: torch.stack([a, b]).max(0)])
+def test_what_holds_an_edited_output_keeps_its_class(form: Any) -> None:
+    class Holder(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return form(x * 2, x * 3)
+
+    x = torch.ones(2)
+    made = fmr.run(nn.Sequential(Holder()), x, keep=(), edits={"0:0": edits.Zero()}).output
+    assert type(made) is type(form(x, x))
+    assert not made[0].any()
+    assert getattr(made, "note", "kept") == "kept"
+
+
+@pytest.mark.parametrize("number", [1, -2, "last"])
+def test_a_pass_that_a_run_does_not_have_is_told(number: Any, made: Any) -> None:
+    with pytest.raises(FmrError, match=rf"^passes\[{number!r}\] of a run of 1 pass: expected a number below 1"):
+        made[2].passes[number]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -1,5 +1,6 @@
 """Where edits take their values from: runs one beside another, one after another, saved ones, inputs, other sites."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -102,6 +103,49 @@ def test_inputs_as_a_source_run_once_for_all_sites_and_passes(model: nn.Module, 
     counting.remove()
     assert [call is source for call in calls] == [True, False, False]
     assert {receipt.fired for receipt in run.receipts.values()} == {2}
+
+
+class Noisy(nn.Module):
+    """A model that draws random numbers, counts, and updates statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.calls, self.last = 0, torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls, self.last = self.calls + 1, x
+        return self.drop(self.norm(self.linear(x)))  # type: ignore[no-any-return]
+
+
+def test_inputs_as_a_source_leave_the_model_and_the_random_numbers_as_they_were() -> None:
+    model, base, other = Noisy(), torch.randn(3, 4), torch.randn(3, 4)
+    twin = copy.deepcopy(model)
+    torch.manual_seed(1)
+    run = fmr.run(model, base, keep=(), edits={Site("linear", examples=0): edits.Interchange(other)})
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    source = fmr.run(copy.deepcopy(twin), other, keep=["linear"])
+    torch.manual_seed(1)
+    again = fmr.run(twin, base, keep=(), edits={Site("linear", examples=0): edits.Interchange(source)})
+    assert torch.equal(run.output, again.output)
+    assert torch.equal(drawn, torch.rand(1))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert model.norm.num_batches_tracked == 1
+    assert model.calls == 0  # as what is kept of an edited run itself, too
+    assert model.last.shape == ()
+
+
+def test_a_cache_among_the_inputs_of_a_source_is_as_before(model: nn.Module, inputs: list[Tensor]) -> None:
+    from transformers import DynamicCache
+
+    with torch.no_grad():
+        cache: Any = model(inputs[0], past_key_values=DynamicCache(), use_cache=True).past_key_values
+    before = cache.layers[0].keys.clone()
+    given = {"input_ids": inputs[1], "past_key_values": cache, "use_cache": True}
+    fmr.run(model, inputs[2], keep=(), edits={Site(A, examples=0): edits.Interchange(given)})
+    assert cache.get_seq_length() == 6
+    assert torch.equal(cache.layers[0].keys, before)
 
 
 def test_a_pass_is_a_source_and_one_example_serves_all(model: nn.Module, inputs: list[Tensor]) -> None:

@@ -125,7 +125,7 @@ def test_flattened_tokens_are_refused(examples: int) -> None:
     with pytest.raises(fmr.FmrError, match=r"selects examples, but .* with axes \('rows', 'units'\)"):
         run[post.at(examples=0)]
     assert torch.equal(run[post.at(units=1)], run[post.id][:, 1])
-    assert found.layers[0].resid_post.layout is None
+    assert found.layers[0].resid_post.layout == ("axis 0", "axis 1", "units")
 
 
 def test_windows_are_no_examples() -> None:
@@ -135,4 +135,62 @@ def test_windows_are_no_examples() -> None:
     with pytest.raises(fmr.FmrError, match="selects examples"):
         run[block.pattern.at(examples=1)]
     assert block.maps(run).shape == (4, 2, 4, 4)
-    assert found.layers[0].resid_post.layout is None
+    assert found.layers[0].resid_post.layout == ("axis 0", "axis 1", "units")
+
+
+class Mixing(nn.Module):
+    """A memory behind something that goes along the positions, and is no attention."""
+
+    def __init__(self, mix: Any) -> None:
+        super().__init__()
+        self.mix, self.pair = mix, Pair(nn.Linear(4, 6), nn.Linear(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mix(x)
+        return self.pair(x + (mixed[0] if isinstance(mixed, tuple) else mixed))  # type: ignore[no-any-return]
+
+
+class Transposed(nn.Module):
+    """A layer over the second dimension."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("mix", "first"),
+    [
+        (nn.GRU(4, 4), True),
+        (nn.GRU(4, 4, batch_first=True), False),
+        (nn.LSTM(4, 2, 2, bidirectional=True), True),
+        (lambda x: x.cumsum(0), True),
+        (lambda x: x.cumsum(1), False),
+        (lambda x: x - x.mean(0, keepdim=True), True),
+        (lambda x: torch.stack([x, x.flip(1)]).sum(0), False),
+        (Transposed(nn.Conv1d(4, 4, 3, padding=1)), False),
+        (Transposed(nn.AvgPool1d(3, 1, 1)), False),
+        (Transposed(nn.Linear(5, 5)), False),
+    ],
+)
+def test_positions_are_what_ops_go_along(mix: Any, first: bool) -> None:
+    x = torch.rand(5, 3, 4) if first else torch.rand(3, 5, 4)
+    model = Mixing(mix)
+    run, found = located(model, x)
+    for site in (found.layers[-1].resid_post, found.mlps[0].post, found.mlps[0].out):
+        assert site.layout == (("positions", "examples", "units") if first else None)
+        shape = tuple(run[site.id].shape)
+        expected = only(shape, 1) if first else only(shape, slice(None), 1)
+        assert torch.equal(changed(model, x, run, site.at(positions=1)), expected)
+
+
+def test_positions_that_nothing_tells_from_examples_are_refused() -> None:
+    run, found = located(Pair(nn.Linear(4, 6), nn.Linear(6, 4)), torch.rand(3, 5, 4))
+    for site in (found.layers[0].resid_post, found.mlps[0].post):
+        for axis in ("positions", "examples"):
+            with pytest.raises(fmr.FmrError, match=rf"selects {axis}, but .* axes \('axis 0', 'axis 1', 'units'\)\. Pass"):
+                run[site.at(**{axis: 0})]
+        assert torch.equal(run[site.at(units=1)], run[site.id][..., 1])

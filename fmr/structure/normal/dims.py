@@ -43,6 +43,14 @@ _CHOICES = frozenset("argmax argsort argwhere nonzero sort topk where".split())
 
 _BY_NUMBER = ELEMENTWISE | NORMS | SAME | frozenset("softmax log_softmax cumsum".split())
 
+_CELLS = frozenset("gru lstm rnn_relu rnn_tanh".split())
+"""Recurrent layers that are one op."""
+
+_POOLS = frozenset(f"{kind}_pool{n}d" for kind in ("avg", "max", "lp") for n in (1, 2, 3))
+
+_ALONG = {"cumsum": 1, "cumprod": 1, "flip": 1, "roll": 2, "softmax": 1, "log_softmax": 1, "sum": 1, "mean": 1}
+"""Ops in which one place of a dimension reaches others, with the place of the argument that names it."""
+
 _PRIMES = (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079)
 
 
@@ -54,9 +62,12 @@ class Dims:
         self._parts: dict[Dim, list[tuple[int, Dim]]] = {}
         self._mixed: set[Dim] = set()
         self._units: set[Dim] = set()
+        self._along: set[Dim] = set()
         for node in graph.nodes:
             self._read(graph, node)
-        self._mixed, self._units = ({self._root(one) for one in known} for known in (self._mixed, self._units))
+        self._mixed, self._units, self._along = (
+            {self._root(one) for one in known} for known in (self._mixed, self._units, self._along)
+        )
 
     def of(self, name: str, rank: int) -> tuple[Dim, ...]:
         """The class of each dimension of a value."""
@@ -69,6 +80,10 @@ class Dims:
     def is_units(self, one: Dim) -> bool:
         """Whether a projection sums over a class, or makes it."""
         return one in self._units
+
+    def goes_along(self, one: Dim) -> bool:
+        """Whether an op, other than a projection, makes places along a class of others: it counts no examples."""
+        return one in self._along
 
     def _root(self, one: Dim) -> Dim:
         while one in self._joined:
@@ -85,6 +100,8 @@ class Dims:
     def _read(self, graph: Graph, node: Node) -> None:
         """Take in what an op makes of the dimensions of what it reads."""
         read = [graph[name] for name in data_inputs(graph, node)]
+        if node.op in _ALONG and read:
+            self._along.update((read[0].id, n) for n in _chosen_dims(node, len(read[0].shape)))
         if contraction(node) is not None:
             self._multiplied(graph, node)
         elif node.op in _RESHAPES and read:
@@ -98,6 +115,12 @@ class Dims:
             self._viewed(graph, node)
         elif node.op in ("sum", "mean") and read:
             self._summed(read[0], node)
+        elif node.op in _CELLS and read:
+            self._recurred(read[0], node)
+        elif node.op in _POOLS and read:
+            self._pooled(read[0], node)
+        elif node.op == "stack" and read:
+            self._stacked(read, node)
         elif node.op in _BY_NUMBER or node.op in MOVES:
             for one in read[:1] if node.op in NORMS else read:
                 self._aligned(one, node)
@@ -119,12 +142,36 @@ class Dims:
 
     def _summed(self, read: Node, node: Node) -> None:
         """The dimensions that are not summed up stay."""
-        dim, rank = node.argument("dim", 1), len(read.shape)
-        gone = {n % rank for n in (dim if isinstance(dim, (list, tuple)) else [dim])} if rank and dim is not None else set()
+        rank, gone = len(read.shape), _chosen_dims(node, len(read.shape))
         kept = [n for n in range(rank) if n not in gone or len(node.shape) == rank]
         for n, source in enumerate(kept) if len(kept) == len(node.shape) else ():
             if source not in gone:
                 self._join((read.id, source), (node.id, n))
+
+    def _recurred(self, read: Node, node: Node) -> None:
+        """A recurrent layer goes along the steps of its input, which its last argument tells from the examples."""
+        first, rank = node.args.get("8"), len(read.shape)
+        if node.id.parts.output != 0 or not isinstance(first, bool) or len(node.shape) != rank:
+            return
+        for n in range(rank - 1):
+            self._join((read.id, n), (node.id, n))
+        self._units.update([(read.id, rank - 1), (node.id, rank - 1)])
+        self._along.add((node.id, 1 if first and rank > 2 else 0))
+
+    def _pooled(self, read: Node, node: Node) -> None:
+        """A window goes along the last dimensions, as many as the name says."""
+        if len(read.shape) != len(node.shape):
+            return
+        for n in range(len(node.shape)):
+            self._join((read.id, n), (node.id, n))
+        self._along.update((node.id, len(node.shape) - 1 - n) for n in range(int(node.op[-2])))
+
+    def _stacked(self, read: list[Node], node: Node) -> None:
+        """There is one dimension more, and the others go on."""
+        new = node.argument("dim", 1, 0) % len(node.shape)
+        for one in read:
+            for n in range(len(one.shape)):
+                self._join((one.id, n), (node.id, n + (n >= new)))
 
     def _multiplied(self, graph: Graph, node: Node) -> None:
         """Dimensions of one letter are the same."""
@@ -140,6 +187,10 @@ class Dims:
                 place = subscripts.result.find(letter)
                 if place >= 0 and (node.shape[place] == size or node.op in CONVOLUTIONS):
                     self._join((name, n), (node.id, place))
+        if used is None:
+            self._along.update((left, subscripts.left.index(letter)) for letter in subscripts.contracted)
+        elif node.op in CONVOLUTIONS:
+            self._along.update((node.id, len(node.shape) - 1 - n) for n in range(len(graph[right].shape) - 2))
         if used is not None:
             self._units.update((left, subscripts.left.index(letter)) for letter in subscripts.contracted)
             self._units.update((node.id, subscripts.result.index(letter)) for letter in subscripts.free(subscripts.right))
@@ -194,6 +245,12 @@ class Dims:
                 self._join(one, other)
         elif len(wide) == 1:
             self._join(source[1], wide[0])
+
+
+def _chosen_dims(node: Node, rank: int) -> set[int]:
+    """The dimensions that an op is told to go along."""
+    dim = node.argument("dim", _ALONG[node.op], node.argument("dims", _ALONG[node.op]))
+    return {n % rank for n in (dim if isinstance(dim, (list, tuple)) else [dim])} if rank and dim is not None else set()
 
 
 @cached_per_graph
