@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import fmr
 from analyzers.causal.metrics import by_example
 from analyzers.causal.patching import first_run
-from analyzers.circuits.wiring import Bools, Component, Input, Wiring, wiring_of
+from analyzers.circuits.choice import Bools
+from analyzers.circuits.wiring import Component, Input, wiring_of
 from analyzers.prompts import Prompts
 from analyzers.protocol import AnalyzerError
 from fmr.structure.proof.certificate import error, tolerance_of
@@ -19,7 +20,8 @@ from fmr.sweeps.metrics import Metric
 class Board:
     """The clean and the corrupted run of some pairs, and what each node makes of what reaches it along kept edges.
 
-    >>> board = Board(model, clean, corrupted, metric)
+    >>> both = analyzers.prompts.pairs(clean, corrupted, model, tokenizer)
+    >>> board = Board(model, *both, lambda output: output.logits[:, -1, 3])
     >>> board.test(board.wiring.allowed).equal(board.clean)
     True
 
@@ -43,7 +45,7 @@ class Board:
         self._check_beside()
         self.differences = self._differences()
         self._check_sums()
-        self.now, self.tests = torch.zeros_like(self.differences), 0
+        self.now, self.forwards, self.tests = torch.zeros_like(self.differences), 3, 0
         self.last: Bools | None = None
         self.now[0] = self.differences[0]
         self.is_clean = np.arange(len(self.wiring.writers)) == 0
@@ -53,7 +55,13 @@ class Board:
 
     def measured(self, output: Any) -> Tensor:
         """The metric of an output, one number for each pair."""
-        return by_example(self.metric(output), self.pairs)
+        found = torch.as_tensor(self.metric(output))
+        if found.numel() not in (1, self.pairs):
+            raise AnalyzerError(
+                f"The metric has shape {tuple(found.shape)}, expected one number for each of {self.pairs} pairs, as "
+                "logit_diff(right, wrong) gives."
+            )
+        return by_example(found, self.pairs)
 
     @property
     def gap(self) -> float:
@@ -83,8 +91,8 @@ class Board:
     def _check_gap(self) -> None:
         if abs(self.gap) < 1e-6 * max(1.0, float(self.corrupted.abs().sum())):
             raise AnalyzerError(
-                f"The metric is {float(self.clean.mean()):.4g} on the clean prompts and on the corrupted ones, so that there "
-                "is no answer to carry. Expected prompts with other answers, or another metric."
+                f"The metric is {float(self.clean.mean()):.4g} on the clean prompts and on the corrupted ones, so that "
+                "there is no answer to carry. Expected prompts with other answers, or another metric."
             )
 
     def _check_beside(self) -> None:
@@ -169,8 +177,9 @@ class Board:
         value, known = self.noised[one.value].clone(), dict[int, Tensor]()
         for group, stream in zip(one.groups, heard, strict=True):
             if id(stream) not in known:
-                run = stream if isinstance(stream, fmr.Run) else None
-                known[id(stream)] = run[one.value] if run else one.way({one.point: stream}, self.noised.last)
+                known[id(stream)] = (
+                    stream[one.value] if isinstance(stream, fmr.Run) else one.way({one.point: stream}, self.noised.last)
+                )
             for part, made in zip(one.part(value, group), one.part(known[id(stream)], group), strict=True):
                 part.copy_(made)
         return value

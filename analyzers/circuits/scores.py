@@ -27,10 +27,13 @@ def by_gradients(board: Board, model: nn.Module, clean: Prompts, steps: int, pro
         way = Between(board.noised[board.embedding], 1 - step / steps)
         run = fmr.run(model, **clean.inputs, keep=list(names), grad=True, edits={board.embedding: way})
         board.metric(run.output).sum().backward(inputs=[way.leaf])
+        board.forwards += 1
         there = {str(name): slope for name, slope in run.grad.items()}
         for one in wiring.inputs:
             if one.value in there:
-                slopes[one.first : one.readers.stop] += _slopes(one, run[one.point].detach(), there[one.value], board) / steps
+                slopes[one.first : one.readers.stop] += (
+                    _slopes(one, run[one.point].detach(), there[one.value], board) / steps
+                )
     return np.where(wiring.allowed, (differences @ slopes.T).double().cpu().numpy() / board.gap, 0.0)
 
 

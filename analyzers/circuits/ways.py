@@ -17,7 +17,10 @@ from fmr.watching.calls import unwatched
 class Way:
     """The steps from some values to one that follows from them.
 
-    >>> Way(graph, ["h.3.ln_1/input#0"], "h.3.attn/q#0")({"h.3.ln_1/input#0": other}, run.last)
+    >>> point = structure.layers[3].resid_mid.id
+    >>> way = Way(graph, [point], structure.mlps[3].out.id)
+    >>> way({point: 2 * run[point]}, run.last).shape
+    torch.Size([1, 6, 128])
 
     `beside` is what else the steps read: weights, masks and whatever else does not follow from the given values.
     """

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analyzers.circuits.choice import Bools
 from analyzers.circuits.ways import Way, sources
 from analyzers.protocol import AnalyzerError
 from fmr.graph.graph import Graph
@@ -16,8 +17,6 @@ from fmr.ids import Site, TensorId
 from fmr.runs.passes import Pass
 from fmr.structure.parts import Attention, Memory, Structure
 from fmr.structure.streams.stream import Write
-
-Bools = NDArray[np.bool_]
 
 EMBEDDING, LOGITS = "embedding", "logits"
 
@@ -111,7 +110,9 @@ class Wiring:
     @cached_property
     def inputs(self) -> tuple[Input, ...]:
         """Everything that is read of the stream, the logits last."""
-        last = Input("", self.end, len(self.writers), Way(self.graph, [self.end], self.end), None, ((),), len(self.readers) - 1)
+        last = Input(
+            "", self.end, len(self.writers), Way(self.graph, [self.end], self.end), None, ((),), len(self.readers) - 1
+        )
         return (*(one for component in self.components for one in component.inputs), last)
 
     @cached_property
@@ -222,7 +223,7 @@ class _Builder:
         inputs, feeds = [], []
         for role in "qkv":
             value, axis, owners = self._operand(block, role)
-            groups = tuple(tuple(np.flatnonzero(owners == one)) for one in np.unique(owners))
+            groups = tuple(tuple(np.flatnonzero(owners == one).tolist()) for one in np.unique(owners))
             point = self._point(value)
             way = Way(self.graph, [point], value)
             count = 0 if axis is None else self.graph[value].shape[axis]
@@ -245,7 +246,7 @@ class _Builder:
         value, layout = self._outer(site.id), site.layout or ()
         axis = layout.index("heads") if "heads" in layout else None
         given, read = self.base[value].detach(), self.base[site.id].detach()
-        if axis is None and role == "q" or given.dim() != read.dim():
+        if (axis is None and role == "q") or given.dim() != read.dim():
             raise self._untold(block)
         if axis is None or given.shape[axis] == 1:
             return value, axis, np.zeros(block.n_heads, np.int64)

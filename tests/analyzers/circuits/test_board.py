@@ -1,0 +1,150 @@
+"""Circuits by replay are those of plain hooks, for a joint projection and for grouped queries; the ends are exact."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from analyzers import AnalyzerError
+from analyzers.circuits.board import Board
+from analyzers.circuits.choice import Bools
+from analyzers.prompts import prompts
+from fmr.sweeps import logit_diff
+from tests.analyzers.circuits.byhand import ByHand, Shape, circuit, grouped, joint
+from tests.models import build
+
+SHAPES: dict[str, Callable[[], Shape]] = {
+    "joint": joint,
+    "grouped": grouped,
+    "grouped, eager": lambda: grouped(attn_implementation="eager"),
+}
+METRIC = logit_diff(3, 7)
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    both = torch.randint(3, 32, (2, 3, 6), generator=draw)
+    return both[0], both[1]
+
+
+def board_of(shape: Shape) -> Board:
+    clean, corrupted = (prompts(one, shape.model) for one in tokens())
+    return Board(shape.model, clean, corrupted, METRIC)
+
+
+def named(board: Board, kept: Bools) -> set[tuple[str, str]]:
+    wiring = board.wiring
+    return {(wiring.writers[writer], wiring.readers[reader]) for writer, reader in np.argwhere(kept)}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_metric_of_a_circuit_is_that_of_hooks(name: str) -> None:
+    shape = SHAPES[name]()
+    board, hand, draw = board_of(shape), ByHand(shape), np.random.default_rng(0)
+    for share in (0.2, 0.5, 0.8, 0.95):
+        kept = board.wiring.allowed & (draw.random(board.wiring.allowed.shape) < share)
+        with torch.no_grad():
+            expected = METRIC(circuit(hand, *tokens(), named(board, kept)))
+        assert not expected.allclose(board.clean)
+        torch.testing.assert_close(board.test(kept), expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_all_edges_are_the_clean_run_and_none_the_corrupted_to_the_bit(name: str) -> None:
+    board = board_of(SHAPES[name]())
+    assert board.test(board.wiring.allowed).equal(board.clean)
+    assert board.test(np.zeros_like(board.wiring.allowed)).equal(board.corrupted)
+    assert board.test(board.wiring.allowed).equal(board.clean)
+
+
+def test_a_test_does_not_depend_on_the_one_before() -> None:
+    shape, draw = grouped(), np.random.default_rng(1)
+    board = board_of(shape)
+    circuits = [board.wiring.allowed & (draw.random(board.wiring.allowed.shape) < 0.7) for _ in range(4)]
+    one_by_one = [board_of(shape).test(kept) for kept in circuits]
+    for kept, expected in zip(circuits, one_by_one, strict=True):
+        assert board.test(kept).equal(expected)
+
+
+def test_readers_are_told_apart_and_heads_that_share_keys_read_as_one() -> None:
+    wiring = board_of(grouped()).wiring
+    assert wiring.writers[:7] == ("embedding", "head 0.0", "head 0.1", "head 0.2", "head 0.3", "mlp 0", "head 1.0")
+    assert wiring.readers[:9] == (
+        "head 0.0 q", "head 0.1 q", "head 0.2 q", "head 0.3 q", "heads 0.0-1 k", "heads 0.2-3 k",
+        "heads 0.0-1 v", "heads 0.2-3 v", "mlp 0",
+    )  # fmt: skip
+    assert wiring.allowed.sum() == 8 * 1 + 5 + 8 * 6 + 10 + 11
+    fed = wiring.feeds[wiring.readers.index("heads 1.2-3 k")]
+    assert [wiring.writers[place] for place in np.flatnonzero(fed)] == ["head 1.2", "head 1.3"]
+
+
+def test_a_padded_pair_is_as_the_pair_alone() -> None:
+    model = grouped().model
+    clean, corrupted = tokens()
+    padded = torch.tensor([[2, 2, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).clamp(max=1)
+    padded[0, :2] = 0
+    inputs = [
+        {"input_ids": ids, "attention_mask": padded, "position_ids": (padded.cumsum(1) - 1).clamp(min=0)}
+        for ids in (clean, torch.where(padded.bool(), corrupted, clean))
+    ]
+    together = Board(model, *(prompts(one, model) for one in inputs), METRIC)
+    alone = Board(model, *(prompts(ids[:1, 2:], model) for ids in (clean, corrupted)), METRIC)
+    kept = together.wiring.allowed & (np.random.default_rng(2).random(together.wiring.allowed.shape) < 0.8)
+    torch.testing.assert_close(together.test(kept)[:1], alone.test(kept), atol=1e-9, rtol=1e-9)
+
+
+def test_half_precision_keeps_its_type() -> None:
+    model = grouped().model.to(torch.bfloat16)
+    board = Board(model, *(prompts(one, model) for one in tokens()), METRIC)
+    kept = board.wiring.allowed & (np.random.default_rng(0).random(board.wiring.allowed.shape) < 0.9)
+    exact = board_of(grouped()).test(kept)
+    torch.testing.assert_close(board.test(kept), exact, atol=0.3, rtol=0.1)
+
+
+# ---- other models
+
+
+def parallel() -> torch.nn.Module:
+    """Attention and memory read the same stream, through a norm that they share, and are added at once."""
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    torch.manual_seed(0)
+    return GPTJForCausalLM(GPTJConfig(n_layer=2, n_embd=16, n_head=2, n_positions=32, rotary_dim=4, vocab_size=32)).eval()
+
+
+def test_attention_and_memory_side_by_side_do_not_hear_each_other() -> None:
+    model = parallel().double()
+    board = Board(model, *(prompts(one, model) for one in tokens()), METRIC)
+    wiring = board.wiring
+    assert board.test(wiring.allowed).equal(board.clean)
+    heard = wiring.allowed[:, wiring.readers.index("mlp 1")]
+    assert [wiring.writers[place] for place in np.flatnonzero(heard)] == ["embedding", "head 0.0", "head 0.1", "mlp 0"]
+
+
+def test_experts_are_a_memory() -> None:
+    model, _, inputs = build("mixtral")
+    model.eval()
+    other = torch.randint(3, 32, (2, 6), generator=torch.Generator().manual_seed(5))
+    board = Board(model, prompts(inputs["input_ids"], model), prompts(other, model), METRIC)
+    assert board.test(board.wiring.allowed).equal(board.clean)
+    assert "mlp 0" in board.wiring.writers or "write 0" in board.wiring.writers
+
+
+def test_norms_on_the_stream_are_refused() -> None:
+    model, _, inputs = build("bert")
+    ids = inputs["input_ids"]
+    given = prompts(ids, model), prompts(ids.flip(1), model)
+    with pytest.raises(AnalyzerError, match=r"changes its residual stream between two writes .* Expected a pre-norm model."):
+        Board(model.eval(), *given, lambda output: output.last_hidden_state[:, -1, 0])
+
+
+def test_a_norm_after_the_heads_is_refused() -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "head_dim": 4}
+    model = Gemma2ForCausalLM(Gemma2Config(num_attention_heads=4, num_key_value_heads=2, vocab_size=32, **sizes)).eval()
+    with pytest.raises(AnalyzerError, match=r"What the nodes write adds up to .* is not linear in its z"):
+        Board(model, *(prompts(one, model) for one in tokens()), METRIC)
