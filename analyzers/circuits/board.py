@@ -1,5 +1,7 @@
 """Circuits tested: a run in which every edge that is not kept carries what it carried in the corrupted run."""
 
+from collections.abc import Sequence
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -126,7 +128,7 @@ class Board:
                 if self._is_stale(component, kept, fresh):
                     self._compute(component, kept, fresh)
             last = self.wiring.inputs[-1]
-            (heard,) = self._heard(last, kept)
+            (heard,) = self._heard([last], kept)
             self.last, self.tests = kept.copy(), self.tests + 1
             if isinstance(heard, fmr.Run):
                 return self.clean if heard is self.whole else self.corrupted
@@ -139,23 +141,24 @@ class Board:
             return True
         return bool(kept[fresh, reads].any())
 
-    def _heard(self, one: Input, kept: Bools) -> list[Tensor | fmr.Run]:
-        """The stream that each reader of an input hears, or the run in which it heard the same."""
-        mask = kept[: one.before, one.first : one.readers.stop].T
-        whole = (mask & self.is_clean[: one.before]).all(1)
-        rows, which = np.unique(mask & self.moved[: one.before] & ~whole[:, None], axis=0, return_inverse=True)
-        there = self.noised[one.point]
-        matrix = torch.as_tensor(rows, dtype=self.now.dtype, device=self.now.device)
-        sums = (matrix @ self.now[: one.before].flatten(1)).view(-1, *there.shape)
+    def _heard(self, inputs: Sequence[Input], kept: Bools) -> list[Tensor | fmr.Run]:
+        """The stream that each reader of a point hears, or the run in which it heard the same."""
+        before, there = inputs[0].before, self.noised[inputs[0].point]
+        mask = kept[:before, inputs[0].first : inputs[-1].readers.stop].T
+        whole = (mask & self.is_clean[:before]).all(1)
+        rows, which = np.unique(mask & self.moved[:before] & ~whole[:, None], axis=0, return_inverse=True)
+        used = np.flatnonzero(rows.any(0))
+        matrix = torch.as_tensor(rows[:, used], dtype=self.now.dtype, device=self.now.device)
+        sums = (matrix @ self.now[used].flatten(1)).view(-1, *there.shape)
         streams = [(self.wide(there) + total).to(there.dtype) for total in sums]
         told = zip(which.reshape(-1), whole, strict=True)
         return [self.whole if clean else streams[row] if rows[row].any() else self.noised for row, clean in told]
 
     def _compute(self, component: Component, kept: Bools, fresh: Bools) -> None:
         """What the writers of a component write, given what its readers hear."""
-        heard = {one: self._heard(one, kept) for one in component.inputs}
-        every = [stream for one in component.inputs for stream in heard[one]]
-        states = []
+        every, states = [], []
+        for _, inputs in groupby(component.inputs, key=lambda one: one.point):
+            every += self._heard(list(inputs), kept)
         for fed in component.feeds.T:
             own = [every[reader] for reader in np.flatnonzero(fed)]
             states.append(own[0] if isinstance(own[0], fmr.Run) and all(one is own[0] for one in own) else None)
@@ -163,7 +166,9 @@ class Board:
         mixed = [place for place, state in enumerate(states) if state is None]
         if mixed:
             name = component.core.end
-            made = component.core({one.value: self._filled(one, heard[one]) for one in component.inputs}, self.noised.last)
+            streams = iter(every)
+            given = {one.value: self._filled(one, list(islice(streams, len(one.groups)))) for one in component.inputs}
+            made = component.core(given, self.noised.last)
             new[mixed] = self.wide(component.written(made - self.noised[name], self.noised.last, mixed))
         for place, (writer, state) in enumerate(zip(component.writers, states, strict=True)):
             if state is self.whole:

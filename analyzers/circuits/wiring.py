@@ -204,8 +204,7 @@ class _Builder:
     def _add_memory(self, memory: Memory, write: Way, times: float, layer: int) -> None:
         """A memory reads what its first projection does, if nothing else reads that."""
         core = Way(self.graph, [memory.source], memory.out.id)
-        own = {node.id for step in core.steps for node in step.nodes}
-        if memory.source in self.before or any(node.id not in own for node in self.graph.readers(memory.source)):
+        if memory.source in self.before or not self._is_alone(core):
             core = Way(self.graph, [memory.out.id], memory.out.id)
         point = self._point(core.starts[0])
         self._finish(f"mlp {layer}", Way(self.graph, [point], core.starts[0]), write, times, core)
@@ -233,7 +232,7 @@ class _Builder:
             feeds += [np.isin(np.arange(block.n_heads), group) for group in groups]
         core = Way(self.graph, [one.value for one in inputs], made)
         axis = (block.z.layout or ()).index("heads") if "heads" in (block.z.layout or ()) else None
-        if axis is None or len({one.value for one in inputs}) < 3:
+        if axis is None or len({one.value for one in inputs}) < 3 or not self._is_alone(core):
             raise self._untold(block)
         writers = range(len(self.writers), len(self.writers) + block.n_heads)
         self.components.append(Component(tuple(inputs), core, write, times, axis, writers, np.array(feeds)))
@@ -258,6 +257,11 @@ class _Builder:
             raise self._untold(block)
         return value, axis, np.array(owners if role != "q" else range(block.n_heads))
 
+    def _is_alone(self, core: Way) -> bool:
+        """Whether nothing else reads what a component makes of the stream before all else."""
+        own = {node.id for step in core.steps for node in step.nodes}
+        return all(node.id in own for name in core.starts for node in self.graph.readers(name))
+
     def _outer(self, name: TensorId) -> TensorId:
         """A value of a fused op as what the op was given, if it is made of that alone."""
         while name not in self.own:
@@ -280,7 +284,7 @@ class _Builder:
     def _untold(self, block: Attention) -> AnalyzerError:
         return AnalyzerError(
             f"The heads of {block.scope!r} cannot be told apart in its queries, keys, values and z ({block.q.layout}, "
-            f"{block.k.layout}, {block.v.layout}, {block.z.layout}). Expected values with a dimension of heads."
+            f"{block.k.layout}, {block.v.layout}, {block.z.layout}). Expected values of its own with a dimension of heads."
         )
 
     def _layer(self, write: Write) -> int:
