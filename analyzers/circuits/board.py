@@ -72,10 +72,9 @@ class Board:
 
     @torch.no_grad()
     def _differences(self) -> Tensor:
-        """What each writer writes in the clean run more than in the corrupted one, (writers, ...) of the stream."""
+        """What each writer writes in the clean run more than in the corrupted one, (writers, numbers of the stream)."""
         start = self.wiring.start
-        parts = [self.wide(self.whole[start]) - self.wide(self.noised[start])]
-        found = [parts[0][None]]
+        found = [(self.wide(self.whole[start]) - self.wide(self.noised[start])).flatten()[None]]
         for component in self.wiring.components:
             name = component.write.starts[0]
             moved = self.wide(self.whole[name]) - self.wide(self.noised[name])
@@ -109,7 +108,7 @@ class Board:
     def _check_sums(self) -> None:
         """Raise where what the nodes write does not add up to the stream that is read."""
         for one in self.wiring.inputs:
-            clean, noised = self.whole[one.point], self.noised[one.point]
+            clean, noised = self.whole[one.point].flatten(), self.noised[one.point].flatten()
             off = error(self.differences[: one.before].sum(0) + self.wide(noised), self.wide(clean))
             if off > tolerance_of(clean):
                 raise AnalyzerError(
@@ -149,7 +148,7 @@ class Board:
         rows, which = np.unique(mask & self.moved[:before] & ~whole[:, None], axis=0, return_inverse=True)
         used = np.flatnonzero(rows.any(0))
         matrix = torch.as_tensor(rows[:, used], dtype=self.now.dtype, device=self.now.device)
-        sums = (matrix @ self.now[used].flatten(1)).view(-1, *there.shape)
+        sums = (matrix @ self.now[used]).view(-1, *there.shape)
         streams = [(self.wide(there) + total).to(there.dtype) for total in sums]
         told = zip(which.reshape(-1), whole, strict=True)
         return [self.whole if clean else streams[row] if rows[row].any() else self.noised for row, clean in told]

@@ -20,7 +20,7 @@ def by_gradients(board: Board, model: nn.Module, clean: Prompts, steps: int, pro
     hears, summed over positions and pairs: that of the clean run with one step, the mean over runs from near the corrupted
     one to the clean one with more.
     """
-    wiring, differences = board.wiring, board.differences.flatten(1)
+    wiring, differences = board.wiring, board.differences
     slopes = torch.zeros(len(wiring.readers), differences.shape[1], dtype=differences.dtype, device=differences.device)
     names = dict.fromkeys([board.embedding, *(name for one in wiring.inputs for name in (one.point, one.value))])
     for step in tqdm(range(1, steps + 1), "gradients", disable=not progress):

@@ -15,8 +15,12 @@ from analyzers.protocol import AnalyzerError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.runs.passes import Pass
+from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS
 from fmr.structure.parts import Attention, Memory, Structure
 from fmr.structure.streams.stream import Write
+
+_BENDS = NORMS | NONLINEAR | STATISTICS - {"mean"}
+"""Ops that are not linear in what they read."""
 
 EMBEDDING, LOGITS = "embedding", "logits"
 
@@ -58,7 +62,8 @@ class Component:
     """The heads of an attention, or a memory: what it reads, what it makes of that, and what it writes to the stream.
 
     `core` leads from the inputs to what is made, `write` from there to what is added, `times` how often. Where `axis` is
-    that of heads, each head is a writer of its own. `feeds` says which reader goes into which writer: (readers, writers).
+    that of heads, each head is a writer of its own; where a norm follows them before the stream, they are one. `feeds` says
+    which reader goes into which writer: (readers, writers).
     """
 
     inputs: tuple[Input, ...]
@@ -75,13 +80,14 @@ class Component:
         return range(self.inputs[0].first, self.inputs[-1].readers.stop)
 
     def written(self, made: Tensor, base: Pass, places: Iterable[int] | None = None) -> Tensor:
-        """What the writers, or some of them, add to the stream if they make this, without what is added in any case."""
+        """What the writers, or some of them, add to the stream if they make this, without what is added in any case:
+        (writers, numbers of the stream)."""
         start = self.write.starts[0]
         nothing = self.write({start: torch.zeros_like(made)}, base)
         parts = []
         for place in range(len(self.writers)) if places is None else places:
             alone = made if self.axis is None else _alone(made, self.axis, place)
-            parts.append(self.times * (self.write({start: alone}, base) - nothing))
+            parts.append((self.times * (self.write({start: alone}, base) - nothing)).flatten())
         return torch.stack(parts)
 
 
@@ -157,7 +163,7 @@ class _Builder:
     def __init__(self, structure: Structure, base: Pass) -> None:
         self.structure, self.base, self.graph = structure, base, base.graph
         self.writes, self.own = structure.residual.writes, {node.id for node in base.graph.nodes}
-        self.before = {self.writes[0].before: 1}
+        self.before = dict.fromkeys(self._handed_on(self.writes[0].before), 1)
         self.writers, self.readers = [EMBEDDING], list[str]()
         self.components: list[Component] = []
         self.heads = {self._outer(block.z.id): block for block in structure.attention}
@@ -165,12 +171,14 @@ class _Builder:
 
     def build(self) -> Wiring:
         for place, write in enumerate(self.writes):
-            if place and write.before != self.writes[place - 1].after:
+            again = self._handed_on(write.before)
+            if place and self.writes[place - 1].after not in again:
                 raise AnalyzerError(
                     f"{self.structure.model} changes its residual stream between two writes ({self.writes[place - 1].after} "
                     f"and {write.before}), as norms on the stream do, so that what is read is no sum of what nodes wrote. "
                     "Expected a pre-norm model."
                 )
+            self.before |= dict.fromkeys(again, len(self.writers))
             self._add(write)
             self.before[write.after] = len(self.writers)
         self.readers.append(LOGITS)
@@ -181,6 +189,16 @@ class _Builder:
         allowed[:, -1] = True
         ends = self.writes[0].before, self.writes[-1].after
         return Wiring(self.graph, tuple(self.components), *ends, tuple(self.writers), tuple(self.readers), allowed)
+
+    def _handed_on(self, name: TensorId) -> list[TensorId]:
+        """A value, and those above it that hold the same numbers in the same order: reshaped, cast."""
+        found = [name]
+        while len(parents := self.graph[found[-1]].parents) == 1:
+            value, above = self.base[name], self.base[parents[0].id]
+            if above.numel() != value.numel() or not above.flatten().to(value.dtype).equal(value.flatten()):
+                break
+            found.append(parents[0].id)
+        return found
 
     def _add(self, write: Write) -> None:
         """The components that make what is added: attentions and memories, else all of the write as one."""
@@ -193,21 +211,28 @@ class _Builder:
         for name in sorted(made, key=self.graph.place):
             way = Way(self.graph, [name], write.added)
             if name in self.heads:
-                self._add_heads(self.heads[name], name, way, write.times, layer)
+                self._add_heads(self.heads[name], way, write.times, layer)
             else:
                 self._add_memory(self.memories[name], way, write.times, layer)
 
     def _add_whole(self, write: Write) -> None:
         way = Way(self.graph, [self._point(write.added)], write.added)
-        self._finish(f"write {self._layer(write)}", way, Way(self.graph, [write.added], write.added), write.times)
+        self._finish(f"write {self.writes.index(write)}", way, Way(self.graph, [write.added], write.added), write.times)
 
     def _add_memory(self, memory: Memory, write: Way, times: float, layer: int) -> None:
         """A memory reads what its first projection does, if nothing else reads that."""
-        core = Way(self.graph, [memory.source], memory.out.id)
+        end, write = self._ends(write)
+        core = Way(self.graph, [memory.source], end)
         if memory.source in self.before or not self._is_alone(core):
-            core = Way(self.graph, [memory.out.id], memory.out.id)
+            core = Way(self.graph, [end], end)
         point = self._point(core.starts[0])
         self._finish(f"mlp {layer}", Way(self.graph, [point], core.starts[0]), write, times, core)
+
+    def _ends(self, write: Way) -> tuple[TensorId, Way]:
+        """What a component makes, and the way from there to what is added, which must be linear: where a norm lies on it,
+        what is added is all that it makes."""
+        bent = any(step.first.op in _BENDS for step in write.steps)
+        return (write.end, Way(self.graph, [write.end], write.end)) if bent else (write.starts[0], write)
 
     def _finish(self, name: str, read: Way, write: Way, times: float, core: Way | None = None) -> None:
         """A component of one reader and one writer."""
@@ -218,7 +243,7 @@ class _Builder:
         self.components.append(Component((one,), core, write, times, None, writers, np.ones((1, 1), bool)))
         self.writers.append(self._new(name, self.writers))
 
-    def _add_heads(self, block: Attention, made: TensorId, write: Way, times: float, layer: int) -> None:
+    def _add_heads(self, block: Attention, write: Way, times: float, layer: int) -> None:
         inputs, feeds = [], []
         for role in "qkv":
             value, axis, owners = self._operand(block, role)
@@ -230,13 +255,18 @@ class _Builder:
             inputs.append(Input(role, point, self.before[point], way, axis, filled, len(self.readers)))
             self.readers += [self._new(f"{_called(layer, group)} {role}", self.readers) for group in groups]
             feeds += [np.isin(np.arange(block.n_heads), group) for group in groups]
+        made, write = self._ends(write)
         core = Way(self.graph, [one.value for one in inputs], made)
-        axis = (block.z.layout or ()).index("heads") if "heads" in (block.z.layout or ()) else None
-        if axis is None or len({one.value for one in inputs}) < 3 or not self._is_alone(core):
+        layout = block.z.layout or ()
+        if "heads" not in layout or len({one.value for one in inputs}) < 3 or not self._is_alone(core):
             raise self._untold(block)
-        writers = range(len(self.writers), len(self.writers) + block.n_heads)
-        self.components.append(Component(tuple(inputs), core, write, times, axis, writers, np.array(feeds)))
-        self.writers += [self._new(_called(layer, [head]), self.writers) for head in range(block.n_heads)]
+        apart = made == self._outer(block.z.id)
+        names = [_called(layer, [head]) for head in range(block.n_heads)] if apart else [f"attention {layer}"]
+        fed = np.array(feeds) if apart else np.ones((len(feeds), 1), bool)
+        writers = range(len(self.writers), len(self.writers) + len(names))
+        axis = layout.index("heads") if apart else None
+        self.components.append(Component(tuple(inputs), core, write, times, axis, writers, fed))
+        self.writers += [self._new(name, self.writers) for name in names]
 
     def _operand(self, block: Attention, role: str) -> tuple[TensorId, int | None, NDArray[np.int64]]:
         """Queries, keys or values as the model itself makes them, the axis of their heads, and whose they are: for each
@@ -258,9 +288,14 @@ class _Builder:
         return value, axis, np.array(owners if role != "q" else range(block.n_heads))
 
     def _is_alone(self, core: Way) -> bool:
-        """Whether nothing else reads what a component makes of the stream before all else."""
+        """Whether nothing else that goes on to the logits reads what a component makes of the stream before all else."""
         own = {node.id for step in core.steps for node in step.nodes}
-        return all(node.id in own for name in core.starts for node in self.graph.readers(name))
+        others = [node.id for name in core.starts for node in self.graph.readers(name) if node.id not in own]
+        for name in others:  # grows while it is read
+            if name == self.writes[-1].after:
+                return False
+            others += [node.id for node in self.graph.readers(name) if node.id not in others]
+        return True
 
     def _outer(self, name: TensorId) -> TensorId:
         """A value of a fused op as what the op was given, if it is made of that alone."""

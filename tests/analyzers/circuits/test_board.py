@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analyzers import AnalyzerError
 from analyzers.circuits.board import Board
@@ -106,7 +106,7 @@ def test_half_precision_keeps_its_type() -> None:
 # ---- other models
 
 
-def parallel() -> torch.nn.Module:
+def parallel() -> nn.Module:
     """Attention and memory read the same stream, through a norm that they share, and are added at once."""
     from transformers import GPTJConfig, GPTJForCausalLM
 
@@ -140,11 +140,49 @@ def test_norms_on_the_stream_are_refused() -> None:
         Board(model.eval(), *given, lambda output: output.last_hidden_state[:, -1, 0])
 
 
-def test_a_norm_after_the_heads_is_refused() -> None:
+def test_heads_before_a_norm_write_as_one() -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
     sizes = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "head_dim": 4}
     model = Gemma2ForCausalLM(Gemma2Config(num_attention_heads=4, num_key_value_heads=2, vocab_size=32, **sizes)).eval()
-    with pytest.raises(AnalyzerError, match=r"What the nodes write adds up to .* is not linear in its z"):
-        Board(model, *(prompts(one, model) for one in tokens()), METRIC)
+    board = Board(model.double(), *(prompts(one, model) for one in tokens()), METRIC)
+    assert board.wiring.writers == ("embedding", "attention 0", "mlp 0", "attention 1", "mlp 1")
+    assert board.wiring.readers[:5] == ("head 0.0 q", "head 0.1 q", "head 0.2 q", "head 0.3 q", "heads 0.0-1 k")
+    assert board.test(board.wiring.allowed).equal(board.clean)
+    board.is_clean[0], board.last = False, None  # so that all is computed
+    torch.testing.assert_close(board.test(board.wiring.allowed), board.clean)
+
+
+class Flat(nn.Module):
+    """The stream is flattened for the memory, and comes back as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.out = nn.Embedding(32, 6), nn.Linear(6, 32, bias=False)
+        self.norm, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.norm2, self.up2, self.down2 = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        x = x + self.down(self.up(self.norm(x)).relu())
+        rows = x.reshape(-1, 6)
+        rows = rows + self.down2(self.up2(self.norm2(rows)).relu())
+        return self.out(rows.view(x.shape))
+
+
+def test_a_stream_that_is_reshaped_is_the_same() -> None:
+    model = Flat().eval().double()
+    board = Board(model, *(prompts(one, model) for one in tokens()), METRIC)
+    assert board.wiring.writers == ("embedding", "mlp 0", "mlp 1")
+    assert board.wiring.allowed.sum() == 1 + 2 + 3
+    for kept in (board.wiring.allowed, ~board.wiring.allowed):
+        board.test(kept)
+    direct = board.wiring.allowed.copy()
+    direct[0, 1] = False  # the second memory hears the first alone
+    embedded, first = model.embed(tokens()[1]), model.embed(tokens()[0])
+    written = [model.down(model.up(model.norm(x)).relu()) for x in (embedded, first)]
+    heard = embedded + written[1]
+    expected = model.out(first + written[1] + model.down2(model.up2(model.norm2(heard)).relu()))
+    torch.testing.assert_close(board.test(direct), METRIC(expected).detach())
