@@ -205,7 +205,7 @@ class _Builder:
         known = self.heads.keys() | self.memories.keys() | self.before.keys()
         made = sources(self.graph, write.added, known) if write.added not in known else {write.added}
         if not made or made & self.before.keys():
-            self._add_whole(write)
+            self._add_whole(write, made)
             return
         layer = self._layer(write)
         for name in sorted(made, key=self.graph.place):
@@ -215,9 +215,12 @@ class _Builder:
             else:
                 self._add_memory(self.memories[name], way, write.times, layer)
 
-    def _add_whole(self, write: Write) -> None:
+    def _add_whole(self, write: Write, made: set[TensorId]) -> None:
+        """One component for all that is added: gated heads, experts, and what is neither attention nor memory."""
         way = Way(self.graph, [self._point(write.added)], write.added)
-        self._finish(f"write {self.writes.index(write)}", way, Way(self.graph, [write.added], write.added), write.times)
+        kinds = {kind for kind, known in (("attention", self.heads), ("mlp", self.memories)) if made & known.keys()}
+        name = f"{kinds.pop()} {self._layer(write)}" if len(kinds) == 1 else f"write {self.writes.index(write)}"
+        self._finish(name, way, Way(self.graph, [write.added], write.added), write.times)
 
     def _add_memory(self, memory: Memory, write: Way, times: float, layer: int) -> None:
         """A memory reads what its first projection does, if nothing else reads that."""
