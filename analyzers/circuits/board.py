@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 import fmr
 from analyzers.causal.metrics import by_example
-from analyzers.causal.patching import first_run
+from analyzers.causal.opening import first_run
 from analyzers.circuits.choice import Bools
 from analyzers.circuits.wiring import Component, Input, wiring_of
 from analyzers.prompts import Prompts
 from analyzers.protocol import AnalyzerError
+from fmr.structure.parts import Structure
 from fmr.structure.proof.certificate import error, tolerance_of
 from fmr.sweeps.metrics import Metric
 
@@ -33,8 +34,10 @@ class Board:
     bit. From one test to the next, only nodes with other edges or other writers before them are computed again.
     """
 
-    def __init__(self, model: nn.Module, clean: Prompts, corrupted: Prompts, metric: Metric) -> None:
-        structure = fmr.locate(first_run(model, corrupted))
+    def __init__(
+        self, model: nn.Module, clean: Prompts, corrupted: Prompts, metric: Metric, structure: Structure | None = None
+    ) -> None:
+        self.structure = structure = structure or fmr.locate(first_run(model, corrupted))
         with torch.no_grad():
             self.noised = fmr.run(model, **corrupted.inputs)
             self.wiring = wiring_of(structure, self.noised.last)
@@ -47,7 +50,7 @@ class Board:
         self._check_beside()
         self.differences = self._differences()
         self._check_sums()
-        self.now, self.forwards, self.tests = torch.zeros_like(self.differences), 3, 0
+        self.now, self.forwards, self.tests = torch.zeros_like(self.differences), 2, 0
         self.last: Bools | None = None
         self.now[0] = self.differences[0]
         self.is_clean = np.arange(len(self.wiring.writers)) == 0

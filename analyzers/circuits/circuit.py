@@ -39,7 +39,7 @@ class Circuit(Stored):
     these have, this one's among them; measured, without, random: the metric by pair with these circuits alone (sizes,
     pairs), with all edges but theirs (sizes, pairs), and with random circuits of their size (sizes, circuits, pairs). clean
     and corrupted: the metric of the two runs by pair. signed: whether the scores themselves were ranked, not their sizes.
-    forwards: runs of the model, one with a backward for each gradient; tests: circuits that were run.
+    forwards: runs of the model on all pairs, with a backward for each gradient; tests: circuits that were run.
     """
 
     method: str

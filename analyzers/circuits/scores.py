@@ -34,7 +34,7 @@ def by_gradients(board: Board, model: nn.Module, clean: Prompts, steps: int, pro
                 slopes[one.first : one.readers.stop] += (
                     _slopes(one, run[one.point].detach(), there[one.value], board) / steps
                 )
-    return np.where(wiring.allowed, (differences @ slopes.T).double().cpu().numpy() / board.gap, 0.0)
+    return np.where(wiring.allowed, (differences @ slopes.T).cpu().double().numpy() / board.gap, 0.0)
 
 
 def _slopes(one: Input, stream: Tensor, slope: Tensor, board: Board) -> Tensor:

@@ -16,6 +16,7 @@ from analyzers.circuits.scores import by_gradients, by_removal
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import Given, pairs
 from analyzers.protocol import AnalyzerError
+from fmr.structure.parts import Structure
 from fmr.sweeps.metrics import Metric
 
 Method = Literal["eap", "eap-ig", "acdc"]
@@ -51,6 +52,7 @@ class CircuitSearch:
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self._structure: Structure | None = None
 
     def run(
         self,
@@ -83,7 +85,8 @@ class CircuitSearch:
         """
         _check(method, edges, threshold, steps, random)
         both = pairs(clean, corrupted, self.model, self.tokenizer)
-        board = Board(self.model, *both, in_tokens(metric, self.tokenizer))
+        board = Board(self.model, *both, in_tokens(metric, self.tokenizer), self._structure)
+        self._structure = board.structure
         allowed, feeds, total = board.wiring.allowed, board.wiring.feeds, int(board.wiring.allowed.sum())
         many = {counted(one, total, "sizes") for one in sizes}
         if threshold is None and method == "acdc":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from analyzers import AnalyzerError
 from analyzers.circuits.board import Board
 from analyzers.circuits.choice import Bools
+from analyzers.circuits.scores import by_gradients
 from analyzers.prompts import prompts
 from fmr.sweeps import logit_diff
 from tests.analyzers.circuits.byhand import ByHand, Shape, circuit, grouped, joint
@@ -95,12 +96,17 @@ def test_a_padded_pair_is_as_the_pair_alone() -> None:
     torch.testing.assert_close(together.test(kept)[:1], alone.test(kept), atol=1e-9, rtol=1e-9)
 
 
-def test_half_precision_keeps_its_type() -> None:
+def test_half_precision_is_near_the_exact() -> None:
     model = grouped().model.to(torch.bfloat16)
     board = Board(model, *(prompts(one, model) for one in tokens()), METRIC)
     kept = board.wiring.allowed & (np.random.default_rng(0).random(board.wiring.allowed.shape) < 0.9)
-    exact = board_of(grouped()).test(kept)
-    torch.testing.assert_close(board.test(kept), exact, atol=0.3, rtol=0.1)
+    exact = board_of(grouped())
+    torch.testing.assert_close(board.test(kept), exact.test(kept), atol=0.3, rtol=0.1)
+    scores, expected = (
+        by_gradients(one, shape, prompts(tokens()[0], shape), 2)[kept]
+        for one, shape in ((board, model), (exact, grouped().model))
+    )
+    assert np.corrcoef(scores, expected)[0, 1] > 0.99
 
 
 # ---- other models
