@@ -164,16 +164,15 @@ class Circuit(Stored):
         row, total = self._row(None), len(self.ends)
         (kept, low, high), many = (part[row] for part in self._shares(self.measured)), int(self.kept.sum())
         null = self._shares(self.random[row])[0]
-        beside = (
-            f"; {len(null)} random circuits of its size {null.mean():.2f}, at most {null.max():.2f}" if len(null) else ""
-        )
-        interval = f" [{low:.2f}, {high:.2f}]" if low == low else ""
+        most = f"{_short(null.mean())}, at most {_short(null.max())} of {len(null)}" if len(null) else ""
+        beside = f"; random circuits of its size {most}" if most else ""
+        interval = f" [{_short(low)}, {_short(high)}]" if low == low else ""
         best = ", ".join(f"{edge.writer} -> {edge.reader} {edge.score:.2f}" for edge in self.edges[:4])
         return (
             f"Circuit of {self.model} ({self.method}): {many} of {total} edges ({100 * many / total:.1f} %), "
             f"{len(self.nodes)} of {len(self.writers) + 1} nodes; {self.tests} circuits tested on {len(self.clean)} pairs\n"
             f"  answer: {float(self.clean.mean()):.3g} in the clean run, {float(self.corrupted.mean()):.3g} corrupted\n"
-            f"  faithfulness {kept:.2f}{interval}, completeness {self.completeness():.2f}{beside}\n"
+            f"  faithfulness {_short(kept)}{interval}, completeness {_short(self.completeness())}{beside}\n"
             f"  strongest: {best}"
         )
 
@@ -214,6 +213,11 @@ class Circuit(Stored):
         feeds[tuple(self.feeds.T)] = True
         found: Bools = strongest(strengths, allowed, feeds, most)[tuple(self.ends.T)]
         return found
+
+
+def _short(share: float) -> str:
+    """A share with two digits, and no sign before nothing."""
+    return f"{round(share, 2) + 0.0:.2f}"
 
 
 def _split(reader: str) -> tuple[str, str]:

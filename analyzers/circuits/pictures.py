@@ -98,6 +98,8 @@ def draw(circuit: "Circuit", ax: "Axes | None" = None) -> "Axes":
         ax.plot(edges, table["random"], "^--", color=GREY, label="random circuits")
     ax.axvline(circuit.kept.sum(), color=INK, linewidth=0.8, linestyle=":")
     ax.set_xscale("log")
+    ax.set_xticks(edges, [str(n) for n in edges], fontsize=8)
+    ax.minorticks_off()
     ax.set(xlabel=f"edges (of {len(circuit.ends)})", ylabel="share of the answer")
     ax.set_title(f"{circuit.model}, {circuit.method}, {len(circuit.clean)} pairs", fontsize=10)
     ax.legend(fontsize=8, frameon=False)

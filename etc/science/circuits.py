@@ -3,8 +3,9 @@
     python etc/science/circuits.py
 
 Indirect objects ("When Mary and John went to the store, John gave a drink to") in SmolLM2-135M-Instruct, with two kinds of
-corrupted prompts: the giver named as the other person (`swapped`), and three other people (`others`). Induction and
-indirect objects in the small model that ships with fmr. Each claim is checked; the exit status is 1 where one fails.
+corrupted prompts: the giver named as the other person (swapped), and three other people. With these, nodes that work against
+the answer weigh more; where they are left out (signed), a hundredth of the edges is enough. Induction and indirect objects
+in the small model that ships with fmr. Each claim is checked; the exit status is 1 where one fails.
 """
 
 import sys
@@ -113,6 +114,7 @@ def main() -> int:
         given = talker_pairs(*sentences, "others")
         more = {"edges": 0.01, "sizes": [0.005, 0.02, 0.05], "signed": True}
         report.row(f"SmolLM2: other people, {what}", *search(talker, tokens, given, **more), 0.8)
+        report.row(f"SmolLM2: other people, {what}", *search(talker, tokens, given, sizes=[0.01, 0.1, 0.2]), 0.2)
     return min(report.failed, 1)
 
 
