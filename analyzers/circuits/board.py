@@ -42,9 +42,8 @@ class Board:
             self.noised = fmr.run(model, **corrupted.inputs)
             self.wiring = wiring_of(structure, self.noised.last)
             self.whole = fmr.run(model, **clean.inputs, keep=self.wiring.values)
-        if structure.embedding is None:
-            raise AnalyzerError(f"fmr.locate found no embedding in {structure.model}, at which gradients could end.")
-        self.metric, self.pairs, self.embedding = metric, len(clean), structure.embedding.id
+        self.metric, self.pairs = metric, len(clean)
+        self.embedding = structure.embedding.id if structure.embedding else self.wiring.start
         self.clean, self.corrupted = self.measured(self.whole.output), self.measured(self.noised.output)
         self._check_gap()
         self._check_beside()

@@ -14,7 +14,7 @@ from analyzers.circuits.scores import by_gradients
 from analyzers.prompts import prompts
 from fmr.sweeps import logit_diff
 from tests.analyzers.circuits.byhand import ByHand, Shape, circuit, grouped, joint
-from tests.models import build
+from tests.models import TOKENS, build
 
 SHAPES: dict[str, Callable[[], Shape]] = {
     "joint": joint,
@@ -160,6 +160,26 @@ def test_heads_before_a_norm_write_as_one() -> None:
     torch.testing.assert_close(board.test(board.wiring.allowed), board.clean)
 
 
+class Stream(nn.Module):
+    """A stream to which two memories write; what they read and add can be bent."""
+
+    def __init__(self, bend: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bend, self.embed, self.out = bend, nn.Embedding(32, 6), nn.Linear(6, 32, bias=False)
+        self.norm, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.norm2, self.up2, self.down2 = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.gate = nn.Embedding(32, 6)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        first = x = self.embed(input_ids)
+        x = x + self.down(self.up(self.norm(x)).relu())
+        read = self.norm2(x) + self.norm(first) if self.bend == "two" else self.norm2(x)
+        added = self.down2(self.up2(read).relu())
+        added = added * self.gate(input_ids) if self.bend == "gate" else added
+        return self.out(x + added)
+
+
 class Flat(nn.Module):
     """The stream is flattened for the memory, and comes back as it was."""
 
@@ -192,3 +212,68 @@ def test_a_stream_that_is_reshaped_is_the_same() -> None:
     heard = embedded + written[1]
     expected = model.out(first + written[1] + model.down2(model.up2(model.norm2(heard)).relu()))
     torch.testing.assert_close(board.test(direct), METRIC(expected).detach())
+
+
+class Patches(nn.Module):
+    """A stream that begins with a projection of pixels, not with an embedding of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.out, self.norm = nn.Linear(5, 6), nn.Linear(6, 3), nn.LayerNorm(6)
+        self.norm1, self.up, self.down = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+        self.norm2, self.up2, self.down2 = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patch(pixels)
+        x = x + self.down(self.up(self.norm1(x)).relu())
+        x = x + self.down2(self.up2(self.norm2(x)).relu())
+        return self.out(self.norm(x)[:, 0])
+
+
+def test_a_stream_may_begin_with_pixels() -> None:
+    model, draw = Patches().eval().double(), torch.Generator().manual_seed(0)
+    clean, corrupted = (
+        prompts({"pixels": torch.randn(2, 4, 5, generator=draw, dtype=torch.double)}, model) for _ in range(2)
+    )
+    board = Board(model, clean, corrupted, lambda output: output[:, 0] - output[:, 1])
+    scores = by_gradients(board, model, clean, 3)
+    assert board.test(board.wiring.allowed).equal(board.clean)
+    assert scores[board.wiring.allowed].all()
+
+
+# ---- what is refused
+
+
+def refused(model: nn.Module, message: str) -> None:
+    with pytest.raises(AnalyzerError, match=message):
+        Board(model.eval(), *(prompts(one, model) for one in tokens()), METRIC)
+
+
+def test_what_is_read_of_two_points_is_refused() -> None:
+    Board(Stream().eval(), *(prompts(one, Stream()) for one in tokens()), METRIC)
+    refused(Stream("two"), r"is made of 2 values of the residual stream \(.*\), expected one, so that no edges of Stream")
+
+
+def test_what_is_written_by_something_else_too_is_refused() -> None:
+    refused(Stream("gate"), r"What the nodes write adds up to /add#\d with an error of .*, or something else writes to")
+
+
+def test_heads_that_lie_among_the_examples_are_refused() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(n_layer=2, hidden_size=16, n_head=4, **TOKENS))
+    refused(model, r"The heads of 'transformer.h.0.self_attention' cannot be told apart .* with a dimension of heads.")
+
+
+def test_masks_that_differ_are_refused() -> None:
+    model, (clean, corrupted) = grouped(attn_implementation="eager").model, tokens()
+    masks = torch.ones_like(clean), torch.ones_like(clean)
+    masks[0][:, 0], masks[1][:, 1] = 0, 0
+    both = (
+        prompts({"input_ids": ids, "attention_mask": mask}, model)
+        for ids, mask in zip((clean, corrupted), masks, strict=True)
+    )
+    with pytest.raises(AnalyzerError, match=r"is read beside the residual stream and differs between clean and corrupted"):
+        Board(model, *both, METRIC)

@@ -113,6 +113,14 @@ def test_a_circuit_is_drawn(found: Circuit, tmp_path: Path) -> None:
     assert "the 8 strongest of" in (tmp_path / "few.svg").read_text()
 
 
+def test_without_graphviz_a_picture_is_one_clear_error(
+    found: Circuit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(AnalyzerError, match=r"needs Graphviz's program 'dot', and there is none on the PATH"):
+        found.save_svg(tmp_path / "circuit.svg")
+
+
 def test_a_circuit_comes_back_from_its_file(found: Circuit, tmp_path: Path) -> None:
     found.save(tmp_path / "circuit.safetensors")
     again = Circuit.load(tmp_path / "circuit.safetensors")
