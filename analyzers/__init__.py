@@ -10,6 +10,8 @@ from analyzers.causal.attribution import AttributionPatching
 from analyzers.causal.effects import Effects
 from analyzers.causal.patching import ActivationPatching
 from analyzers.causal.paths import PathPatching
+from analyzers.circuits.circuit import Circuit
+from analyzers.circuits.search import CircuitSearch
 from analyzers.heads.clustering import HeadClustering, HeadClusters
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
@@ -19,6 +21,8 @@ __all__ = [
     "Analyzer",
     "AnalyzerError",
     "AttributionPatching",
+    "Circuit",
+    "CircuitSearch",
     "Effects",
     "HeadClustering",
     "HeadClusters",

@@ -76,9 +76,12 @@ def shared() -> dict[str, Any]:
     patching = analyzers.ActivationPatching(model, tokenizer)
     return {
         "clean": pairs[0], "corrupted": pairs[1], "right": right, "wrong": wrong,
+        "circuit": analyzers.CircuitSearch(model, tokenizer).run(
+            *pairs, fmr.sweeps.logit_diff(right, wrong), edges=0.2, sizes=[], progress=False
+        ),
         "effects": patching.run(*pairs, fmr.sweeps.logit_diff(right, wrong), progress=False),
         "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
-        "HeadClustering": analyzers.HeadClustering,
+        "HeadClustering": analyzers.HeadClustering, "search": analyzers.CircuitSearch(model, tokenizer),
         "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,
         "run": run, "graph": run.graph, "structure": structure, "block": structure.attention[3],
         "blocks": structure.attention, "node": run.graph["transformer.h.0.attn/softmax#0"],

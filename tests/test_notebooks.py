@@ -17,7 +17,7 @@ NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes
 LOCAL = re.compile(r"/home/|/root/|/Users/|/tmp/|/work/|/opt/|site-packages|[A-Z]:\\\\")
 
-DRAW = {"01_track_and_look.ipynb"}
+DRAW = {"01_track_and_look.ipynb", "05_a_circuit.ipynb"}
 """What draws with Graphviz's program."""
 
 
