@@ -65,9 +65,9 @@ def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
     if isinstance(given, str):
         given = [given]
     if isinstance(given, Tensor):
-        return _of_inputs({"input_ids": given}, tokenizer)
+        return _of_inputs({"input_ids": given}, model, tokenizer)
     if isinstance(given, Mapping):
-        return _of_inputs(checked(given), tokenizer)
+        return _of_inputs(checked(given), model, tokenizer)
     texts = list(given) if isinstance(given, Sequence) else []
     if not texts or not all(isinstance(text, str) for text in texts):
         raise AnalyzerError(
@@ -76,7 +76,7 @@ def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
         )
     if tokenizer is None:
         raise AnalyzerError(f"The prompt {texts[0]!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
-    return _of_inputs(_encoded(texts, model, tokenizer), tokenizer)
+    return _of_inputs(_encoded(texts, model, tokenizer), model, tokenizer)
 
 
 def pairs(clean: Given, corrupted: Given, model: nn.Module, tokenizer: Any = None) -> tuple[Prompts, Prompts]:
@@ -137,8 +137,10 @@ def _encoded(texts: list[str], model: nn.Module, tokenizer: Any) -> dict[str, An
     return inputs
 
 
-def _of_inputs(inputs: dict[str, Any], tokenizer: Any) -> Prompts:
-    """Named arguments with the text of their tokens; without a tokenizer, with their ids."""
+def _of_inputs(inputs: dict[str, Any], model: nn.Module, tokenizer: Any) -> Prompts:
+    """Named arguments on the model's device, with the text of their tokens; without a tokenizer, with their ids."""
+    device = next((tensor.device for tensor in model.parameters() if not tensor.is_meta), torch.device("cpu"))
+    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and ids.dim() == 1:
         ids = inputs["input_ids"] = ids[None]
