@@ -1,0 +1,65 @@
+"""What the analyzers find does not hang on the device, nor, but for rounding, on half precision."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fmr
+from analyzers import ActivationPatching, AttributionPatching, CircuitSearch, HeadClustering, PathPatching
+from fmr.sweeps import logit_diff
+from fmr.zoo import world
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+ON = [pytest.param(device, dtype, id=f"{device}-{dtype}") for device in DEVICES for dtype in (torch.float32, torch.bfloat16)]
+NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+"""How far shares may lie from those in double precision."""
+
+GIFTS = [gift for gift in world.ioi(40, seed=0) if len(gift.prompt.split()) == 14][:4]
+TEXTS = [gift.prompt for gift in GIFTS], [gift.fresh for gift in GIFTS]
+WHO = logit_diff([gift.answer for gift in GIFTS], [gift.giver for gift in GIFTS])
+
+
+def loaded(device: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    model, tokenizer = fmr.zoo.load("facts")
+    return model.to(device, dtype), tokenizer
+
+
+def patched(where: tuple[nn.Module, Any]) -> dict[str, Any]:
+    return {
+        "activations": ActivationPatching(*where).run(*TEXTS, WHO, progress=False),
+        "gradients": AttributionPatching(*where).run(*TEXTS, WHO),
+        "paths": PathPatching(*where).run(*TEXTS, WHO, progress=False),
+    }
+
+
+@lru_cache(maxsize=1)
+def exact() -> dict[str, Any]:
+    return patched(loaded("cpu", torch.float64))
+
+
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_effects_of_patching_are_those_of_double_precision(device: str, dtype: torch.dtype) -> None:
+    for name, found in patched(loaded(device, dtype)).items():
+        assert found.how != "loop"
+        np.testing.assert_allclose(found.effects, exact()[name].effects, atol=NEAR[dtype], err_msg=name)
+
+
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_a_circuit_of_all_edges_is_the_clean_run(device: str, dtype: torch.dtype) -> None:
+    search = CircuitSearch(*loaded(device, dtype))
+    found = search.run(*TEXTS, WHO, method="eap", edges=0.5, sizes=[1.0], random=1, progress=False)
+    assert torch.equal(found.measured[-1], found.clean)
+    assert abs(found.faithfulness() - 1) < max(0.2, NEAR[dtype])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_heads_are_clustered_alike(device: str) -> None:
+    batches = [torch.randint(0, 500, (4, 12), generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    model, _ = loaded(device, torch.float32)
+    found = HeadClustering(model).over([{"input_ids": ids.to(device)} for ids in batches]).result()
+    plain = HeadClustering(loaded("cpu", torch.float64)[0]).over([{"input_ids": ids} for ids in batches]).result()
+    np.testing.assert_allclose(found.distances, plain.distances, atol=1e-4)
