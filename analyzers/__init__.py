@@ -15,6 +15,8 @@ from analyzers.circuits.search import CircuitSearch
 from analyzers.heads.clustering import HeadClustering, HeadClusters
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
+from analyzers.tracing.traces import Traces
+from analyzers.tracing.tracing import CausalTracing
 
 __all__ = [
     "ActivationPatching",
@@ -23,9 +25,11 @@ __all__ = [
     "AttributionPatching",
     "Circuit",
     "CircuitSearch",
+    "CausalTracing",
     "Effects",
     "HeadClustering",
     "HeadClusters",
     "PathPatching",
+    "Traces",
     "sentences",
 ]

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from analyzers.prompts import token_ids
 from analyzers.protocol import AnalyzerError
-from fmr.sweeps.metrics import LogitDiff, LogProb, Metric
+from fmr.sweeps.metrics import LogitDiff, LogProb, Metric, Probability
 
 
 def in_tokens(metric: Metric, tokenizer: Any) -> Metric:
     """A metric whose answers are token ids."""
     if isinstance(metric, LogitDiff):
         return replace(metric, right=token_ids(metric.right, tokenizer), wrong=token_ids(metric.wrong, tokenizer))
-    if isinstance(metric, LogProb):
+    if isinstance(metric, (LogProb, Probability)):
         return replace(metric, token=token_ids(metric.token, tokenizer))
     if not callable(metric):
         raise AnalyzerError(

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from fmr.edits.editor import Editor
 from fmr.edits.values import Context
 from fmr.errors import EditError, IdError, ReplayError
-from fmr.ids import TensorId
+from fmr.ids import Site, TensorId
 from fmr.nests import leaves, taken
 from fmr.runs.outputs import with_tensors
 from fmr.sweeps.budget import rows_that_fit
@@ -55,9 +55,8 @@ class Batched:
         edited = editors if "T" not in kinds else [editor_of(self.task.held(row)) for row in range(len(self.task.rows))]
         names = dict.fromkeys(name for editor in edited for name in editor.ids)
         try:
-            run = self.task.forward(
-                self.task.call.sized(len(kinds) * self.task.examples), keep=(), edits=dict.fromkeys(names, blocks)
-            )
+            every = self.task.both({Site(name): [blocks] for name in names})
+            run = self.task.forward(self.task.call.sized(len(kinds) * self.task.examples), every, keep=())
         except ReplayError:
             raise
         except Exception as error:

@@ -64,6 +64,21 @@ class LogProb:
 
 
 @dataclass(frozen=True, eq=False)
+class Probability:
+    """The probability of a token, or of several that follow one another."""
+
+    token: Any
+    at: int = -1
+
+    def __call__(self, output: Any) -> Tensor:
+        logits = logits_of(output)
+        tokens = _tokens(self.token, logits)
+        several = tokens if tokens.dim() == 2 else tokens[:, None]
+        read = logits[:, self.at :][:, : several.shape[1]].log_softmax(-1)
+        return read.gather(2, several.expand(len(read), -1)[..., None]).sum((1, 2)).exp()
+
+
+@dataclass(frozen=True, eq=False)
 class KL:
     """The Kullback-Leibler divergence from reference logits, in nats."""
 
@@ -102,6 +117,20 @@ def logit_diff(right: Any, wrong: Any, at: int = -1) -> LogitDiff:
 def log_prob(token: Any, at: int = -1) -> LogProb:
     """The log-probability of a token in nats, as a metric."""
     return LogProb(token, at)
+
+
+def probability(token: Any, at: int | None = None) -> Probability:
+    """The probability of a token as a metric, or of several tokens that follow one another.
+
+    >>> metric = fmr.sweeps.probability(3)
+    >>> fmr.sweep(model, inputs, [site], edits.Zero(), metric, progress=False).values.shape
+    torch.Size([1, 1])
+
+    token: one for all examples, one for each, or (examples, tokens) for an answer of several, of which the inputs hold all
+    but the last. at: the position that the first is read at; by default the last of the inputs is read for the last token.
+    """
+    shape = torch.as_tensor(token).shape if not isinstance(token, str) else ()
+    return Probability(token, at if at is not None else -shape[1] if len(shape) == 2 else -1)
 
 
 def kl(reference: Any, at: int = -1) -> KL:

@@ -42,6 +42,7 @@ class OnReplay:
         self.recorded, self.kind = self._recorded()
         self.ids = {site.id: self._id(site) for row in self.rows for site in row}
         self.frozen = frozenset(self._id(Site(name)) for name in task.frozen)
+        self._refuse_upstream({self._id(site) for site in task.always})
         self.clean = Clean(self.kind, self.recorded)
         self._refuse_unlike()
         self.names = self._as_before()
@@ -63,7 +64,7 @@ class OnReplay:
 
     def _more(self, examples: int, keep: str) -> Pass:
         try:
-            return self.task.forward(self.task.call.sized(examples), keep=keep).last
+            return self.task.forward(self.task.call.sized(examples), self.task.always, keep=keep).last
         except Exception as error:
             raise ReplayError(f"the model does not run with more examples ({in_short(error)})") from error
 
@@ -123,6 +124,15 @@ class OnReplay:
         if len(names) != 1 or any(within(reader.module, name) for reader in graph.readers(names[0])):
             raise ReplayError(f"{name} returned several values, or one that is read inside it")
         return names[0]
+
+    def _refuse_upstream(self, always: set[TensorId]) -> None:
+        """Raise where a value that all runs edit would be made again from what rows edit: a replay has it as it was."""
+        reached = self.edited
+        for step in self.kind.steps if always else ():
+            if any(name in reached for name in step.reads):
+                if found := always.intersection(node.id for node in step.nodes):
+                    raise ReplayError(f"{found.pop()} is edited in every run, and depends on what rows edit")
+                reached.update(node.id for node in step.nodes)
 
     def _place(self, row: int) -> int:
         """Where in the graph a row joins."""

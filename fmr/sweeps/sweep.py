@@ -1,7 +1,7 @@
 """Many edited runs asked for at once: as rows of one replay, else of one forward where rows stay apart, else one by one."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ def sweep(
     rows: int | None = None,
     *,
     freeze: Iterable[Key] = (),
+    base: Mapping[Key, Edit | Sequence[Edit]] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Grid:
@@ -51,8 +52,9 @@ def sweep(
     source of an `Interchange` may be other inputs, which are run once. metric: of the model's output, one number or one for
     each example; it may not keep what it was given, which the next run overwrites. at: the position that the metric reads,
     if it reads one alone. rows: how many runs at once; by default as many as fit into a quarter of the free memory or 128
-    MB. freeze: values that keep what they are without edits, but for edits of themselves, as in path patching. seed: of the
-    cells that are run one by one besides.
+    MB. freeze: values that keep what they are without edits, but for edits of themselves, as in path patching. base: edits
+    that every run has, the one without others too, as the noise of causal tracing; they act on repeated examples as on each.
+    seed: of the cells that are run one by one besides.
 
     The answer is never a guess: rows that mix are found out by tainted and by clean rows between them, and other ways are
     taken, which `how` and `why` tell. Values have no gradients.
@@ -64,7 +66,7 @@ def sweep(
     if rows is not None and (type(rows) is not int or rows < 1):
         raise EditError(f"rows={rows!r}: expected how many runs go at once, 1 or more, or None for as many as fit.")
     with torch.no_grad():
-        return _Sweep(Task(model, inputs, sites, edit, metric, freeze), at, rows, seed, progress).run()
+        return _Sweep(Task(model, inputs, sites, edit, metric, freeze, base), at, rows, seed, progress).run()
 
 
 class _Sweep:
@@ -104,7 +106,7 @@ class _Sweep:
         """Each run by itself; a model that has changed by the end keeps something that could not be put back."""
         every = tqdm(range(len(self.task.rows)), "runs", disable=not self.progress)
         found = {row: self._one(row) for row in every}
-        again = self.task.measure(self.task.forward(self.task.call, keep="none").output)
+        again = self.task.measure(self.task.forward(self.task.call, self.task.always, keep="none").output)
         if not torch.allclose(again, self.task.plain, rtol=0, atol=self._scale(again) * self._tolerance, equal_nan=True):
             raise EditError(
                 "The model gives another answer to the same inputs when it is called again, though its buffers, what its "

@@ -70,7 +70,7 @@ class Call:
 
 
 class Task:
-    """A sweep to be done; `base` is the run without edits, which holds what is edited, and `plain` its metric."""
+    """A sweep to be done; `base` is the run that rows edit, which has the edits `always` alone, and `plain` its metric."""
 
     def __init__(
         self,
@@ -80,12 +80,14 @@ class Task:
         edit: Edit | None,
         metric: Metric,
         freeze: Iterable[Key] = (),
+        base: Asked | None = None,
     ) -> None:
         self.model, self.call, self.metric, self.forwards = model, Call.of(inputs), metric, 0
+        self.always: Row = {} if base is None else row_of(base, None)
         self.rows = self._with_sources([row_of(one, edit) for one in asked])
         self.sites = tuple(tuple(row) for row in self.rows)
         self.frozen = tuple(dict.fromkeys(_whole(key) for key in freeze))
-        self.base = self.forward(self.call)
+        self.base = self.forward(self.call, self.always)
         self.frames = columns_of(self.base.last)
         for site in dict.fromkeys(site for row in self.rows for site in row):
             self._check(site)
@@ -113,9 +115,10 @@ class Task:
         frozen: dict[Site, Sequence[Edit]] = {Site(name): [back] for name in self.frozen}
         return {**frozen, **{site: [back] * (site.id in self.frozen) + [*own] for site, own in asked.items()}}
 
-    def forward(self, call: Call, **more: Any) -> Run:
+    def forward(self, call: Call, edits: Mapping[Any, Any], **more: Any) -> Run:
         """A run of the model, which leaves the model, the inputs and the random state as they were."""
         self.forwards += 1
+        more |= {"edits": edits} if edits else {}
         call = call.sized(call.examples)
         with undisturbed(self.model):
             return run_once(self.model, *call.args, **more, **call.kwargs)
@@ -147,14 +150,18 @@ class Task:
 
     def alone(self, row: int) -> Tensor:
         """What is measured of a row in a run of its own."""
-        return self.measure(self.forward(self.call, edits={**self.held(row)}, keep=()).output)
+        return self.measure(self.forward(self.call, self.both(self.held(row)), keep=()).output)
+
+    def both(self, row: Row) -> Row:
+        """The edits that all runs have, and then those of a row."""
+        return {site: [*self.always.get(site, ()), *row.get(site, ())] for site in (*self.always, *row)}
 
     def _with_sources(self, rows: list[Row]) -> list[Row]:
         """The rows with a run in place of each source that is given as inputs."""
         editors = [editor_of(row) for row in rows]
 
         def run(_: nn.Module, *args: Any, keep: Any, **kwargs: Any) -> Run:
-            return self.forward(Call(args, kwargs), keep=keep)
+            return self.forward(Call(args, kwargs), {}, keep=keep)
 
         with_sources([entry for editor in editors for entry in editor.entries], self.model, run)
         made: list[Row] = []

@@ -241,3 +241,29 @@ def test_what_is_frozen_is_held_whichever_way_a_sweep_goes() -> None:
     torch.testing.assert_close(grid.values, grid.base.expand(2, 2), rtol=1e-5, atol=1e-6)
     with pytest.raises(fmr.EditError, match=r"freeze=Site\(.* in a sweep: expected whole values"):
         fmr.sweep(model, ids, sites, edits.Zero(), metric, freeze=[blocks[1].z.at(heads=1)], progress=False)
+
+
+# ---- edits that all runs have
+
+
+def test_edits_of_every_run_are_part_of_each_row_and_of_what_rows_are_compared_with() -> None:
+    model, ids = decoder()
+    clean = fmr.run(model, ids)
+    noise = {fmr.Site("transformer.wte/embedding#0", positions=[1, 2]): edits.Scale(3.0)}
+    places = [fmr.Site(f"transformer.h.{layer}", positions=t) for layer in range(2) for t in range(6)]
+    rows = [{place: edits.Interchange(clean)} for place in [*places, fmr.Site("transformer.wte/embedding#0", positions=1)]]
+    grid = fmr.sweep(model, ids, rows, None, metric, base=noise, progress=False)
+    assert grid.how == "rows, cut"
+    assert torch.equal(grid.base, metric(fmr.run(model, ids, edits=noise).output))
+    for row, values in zip(rows, grid.values, strict=True):
+        torch.testing.assert_close(values, metric(fmr.run(model, ids, edits=noise | row).output), rtol=1e-5, atol=1e-6)
+
+
+def test_edits_of_every_run_behind_a_row_act_on_what_the_row_makes() -> None:
+    model, ids = decoder()
+    always, rows = {"transformer.h.1.mlp": edits.Scale(0.5)}, [fmr.Site("transformer.h.0", positions=t) for t in range(6)]
+    grid = fmr.sweep(model, ids, rows, edits.Scale(2.0), metric, base=always, progress=False)
+    assert "is edited in every run, and depends on what rows edit" in grid.why
+    for row, values in zip(rows, grid.values, strict=True):
+        expected = metric(fmr.run(model, ids, edits={row: edits.Scale(2.0), **always}).output)
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)

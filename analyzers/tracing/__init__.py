@@ -1,0 +1,1 @@
+"""Where a fact is recalled: its subject made unreadable, and single states put back."""
