@@ -51,8 +51,9 @@ class Traces(Stored):
     those of the subject with a star; of many facts, the roles of tokens, where a fact has its mean over such tokens;
     subject: those of single tokens of the subject.
     clean, corrupted: p(answer) by fact. control: by kind, the effect of each fact's strongest cell in the subject or of that
-    elsewhere, whichever is larger, with values from a run that is corrupted too. elsewhere: p(answer) by fact with the same noise at as many other tokens. noise: its standard
-    deviation, by fact; NaN where subjects were swapped. skipped: facts whose answer the model did not know.
+    beside it, whichever is larger, with values from a run that is corrupted too. elsewhere: p(answer) by fact with the same
+    noise at as many other tokens. noise: its standard deviation, by fact; NaN where subjects were swapped. skipped: facts
+    whose answer the model did not know.
     """
 
     facts: tuple[str, ...]

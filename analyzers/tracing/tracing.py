@@ -187,9 +187,7 @@ class CausalTracing(Analyzer[Traces]):
             clean=float(metric(clean.output)),
             corrupted=grid.base.double().cpu().expand(values.shape[1]),
             effects=_as_maps(cells, values, len(structure.layers), len(columns)),
-            control={
-                kind: made.control(metric, cell, corrupted) - float(grid.base.mean()) for kind, cell in strongest.items()
-            },
+            control={kind: max(p for other, p in effects if other == kind) - float(grid.base.mean()) for kind, _ in effects},
             elsewhere=made.elsewhere(metric),
             noise=made.noise,
             window=window,
