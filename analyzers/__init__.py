@@ -12,6 +12,10 @@ from analyzers.causal.patching import ActivationPatching
 from analyzers.causal.paths import PathPatching
 from analyzers.circuits.circuit import Circuit
 from analyzers.circuits.search import CircuitSearch
+from analyzers.editing.edit import FactEdit
+from analyzers.editing.keys import Covariance, KeyCovariance
+from analyzers.editing.rank_one import RankOneEdit
+from analyzers.editing.scores import EditScores
 from analyzers.heads.clustering import HeadClustering, HeadClusters
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
@@ -26,10 +30,15 @@ __all__ = [
     "Circuit",
     "CircuitSearch",
     "CausalTracing",
+    "Covariance",
+    "EditScores",
     "Effects",
+    "FactEdit",
     "HeadClustering",
     "HeadClusters",
+    "KeyCovariance",
     "PathPatching",
+    "RankOneEdit",
     "Traces",
     "sentences",
 ]

@@ -26,14 +26,15 @@ class Fact:
         return {"input_ids": ids.repeat(examples, 1)}
 
 
-def fact_of(prompt: Any, subject: Any, answer: Any, tokenizer: Any) -> Fact:
+def fact_of(prompt: Any, subject: Any, answer: Any, tokenizer: Any, behind: int = 0) -> Fact:
     """A fact in tokens, from text or from token ids.
 
     >>> fact_of("Junel Dunoth grew up in", "Junel Dunoth", "Brigost", tokenizer).subject
     (1, 2)
 
     prompt: a text, or its token ids. subject: a part of that text, found by its characters, or the positions of its tokens.
-    answer: what follows, put behind the prompt like the next word; a token id, or several; None for none.
+    answer: what follows, put behind the prompt like the next word; a token id, or several; None for none. behind: so many
+    characters come before the text that holds the subject.
     """
     if not isinstance(prompt, str):
         ids = _ids(prompt)
@@ -46,22 +47,22 @@ def fact_of(prompt: Any, subject: Any, answer: Any, tokenizer: Any) -> Fact:
         raise AnalyzerError(f"The prompt {prompt!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
     else:
         ids = _ids(tokenizer(prompt)["input_ids"])
-    places = span(prompt, subject, tokenizer) if isinstance(subject, str) else _places(subject, len(ids))
+    places = span(prompt, subject, tokenizer, behind) if isinstance(subject, str) else _places(subject, len(ids))
     tokens = tuple(str(one) if tokenizer is None else tokenizer.decode([one]) for one in ids.tolist())
     return Fact(ids, tokens, places, _answer(prompt, ids, answer, tokenizer))
 
 
-def span(text: str, subject: str, tokenizer: Any) -> tuple[int, ...]:
+def span(text: str, subject: str, tokenizer: Any, behind: int = 0) -> tuple[int, ...]:
     """The positions of the tokens of which a character belongs to the subject.
 
     >>> span("Junel Dunoth grew up in", "Dunoth", tokenizer)
     (2,)
     """
-    times = text.count(subject) if subject else 0
+    times = text.count(subject, behind) if subject else 0
     if times != 1:
         asked = "once" if times else "as it stands there, capitals and accents included"
         raise AnalyzerError(f"The subject {subject!r} is {times} times in {text!r}. Expected it {asked}.")
-    start = text.index(subject)
+    start = text.index(subject, behind)
     return tuple(
         place for place, (a, b) in enumerate(_offsets(text, tokenizer)) if a < b and a < start + len(subject) and b > start
     )

@@ -83,7 +83,7 @@ class Task:
         base: Asked | None = None,
     ) -> None:
         self.model, self.call, self.metric, self.forwards = model, Call.of(inputs), metric, 0
-        self.always: Row = {} if base is None else row_of(base, None)
+        self.always: Row = row_of(base, None) if base else {}
         self.rows = self._with_sources([row_of(one, edit) for one in asked])
         self.sites = tuple(tuple(row) for row in self.rows)
         self.frozen = tuple(dict.fromkeys(_whole(key) for key in freeze))

@@ -1,0 +1,179 @@
+"""A fact edited: the rank-one update as numbers, put into a model and taken out of it to the bit."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzers.editing.memories import Values
+from analyzers.editing.scores import EditScores, scores_of
+from analyzers.protocol import AnalyzerError
+from analyzers.results import Stored
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+@dataclass(frozen=True, eq=False)
+class Update(Stored):
+    """A rank-one update of the values of a memory, which gains the outer product of `direction` and `delta`.
+
+    >>> edit.update.ratio < 4, edit.update.direction @ edit.update.key
+    (True, tensor(1.0000, dtype=torch.float64))
+
+    key: (memories,), the mean key of the subject. direction: (memories,), of which a key gets its share of the change, 1
+    for the key itself. delta: (units,), the change of what the memory writes for it. parameter, dim, first: where the values
+    lie. before, after: p(target) of the prompt as the change was optimised. condition: of the covariance of the keys.
+    """
+
+    prompt: str
+    subject: str
+    target: str
+    answer: str
+    layer: int
+    parameter: str
+    dim: int
+    first: int
+    key: Tensor = field(repr=False)
+    direction: Tensor = field(repr=False)
+    delta: Tensor = field(repr=False)
+    value_norm: float
+    weight_norm: float
+    clamp: float
+    losses: tuple[float, ...] = field(repr=False)
+    before: float
+    after: float
+    tokens: int
+    condition: float
+    seed: int
+
+    @property
+    def ratio(self) -> float:
+        """How long the change of the value is, in lengths of the value."""
+        return float(self.delta.norm()) / self.value_norm
+
+    @property
+    def weight_ratio(self) -> float:
+        """How large the change of the matrix is, as a share of the matrix."""
+        return float(self.direction.norm() * self.delta.norm()) / self.weight_norm
+
+    @property
+    def values(self) -> Values:
+        """Where the values lie that are changed."""
+        return Values(self.parameter, self.dim, self.first, len(self.key))
+
+    def of(self, weight: Tensor, delta: Tensor | None = None) -> Tensor:
+        """A weight with the update in it, in the same type; delta: another change instead."""
+        made = weight.detach().to(torch.double, copy=True)
+        change = torch.outer(self.direction, self.delta if delta is None else delta)
+        self.values.of(made).add_(change.to(made.device))
+        return made.to(weight.dtype)
+
+
+class FactEdit:
+    """An edit of one fact, applied for a while or for good.
+
+    >>> with edit:
+    ...     model(**inputs)
+    >>> edit.scores(["The birthplace of Junel Dunoth is"], ["Velin dal Millwick grew up in"], words=0).plot()
+
+    update: its numbers. An edit that is applied is nothing but other numbers in one parameter; `revert` puts the bits back
+    that were there.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, update: Update) -> None:
+        self.model, self.tokenizer, self.update = model, tokenizer, update
+        self._before: Tensor | None = None
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the model has the edit now."""
+        return self._before is not None
+
+    def apply(self) -> "Self":
+        """Write the update into the model's weight, and return the edit.
+
+        >>> edit.apply().revert()
+        """
+        if self._before is not None:
+            raise AnalyzerError(f"The edit of {self.update.subject!r} is applied already. Call revert() before it is again.")
+        weight = self.update.values.weight(self.model)
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(self.update.of(weight))
+        self._before = before
+        return self
+
+    def revert(self) -> None:
+        """Put back the bits that were in the weight before.
+
+        >>> edit.apply().revert()
+
+        `AnalyzerError` if it is not applied, or if the weight has been changed since, by a later edit or by training.
+        """
+        if self._before is None:
+            raise AnalyzerError(f"The edit of {self.update.subject!r} is not applied. Call apply() before revert().")
+        weight = self.update.values.weight(self.model)
+        if not torch.equal(weight, self.update.of(self._before)):
+            raise AnalyzerError(
+                f"{self.update.parameter!r} has been changed since the edit of {self.update.subject!r} was applied. Revert "
+                "later edits first, the last one before the others."
+            )
+        with torch.no_grad():
+            weight.copy_(self._before)
+        self._before = None
+
+    def __enter__(self) -> "Self":
+        return self.apply()
+
+    def __exit__(self, *_: object) -> None:
+        self.revert()
+
+    def scores(
+        self,
+        paraphrases: Sequence[str] = (),
+        neighbours: Sequence[str | tuple[str, str]] = (),
+        *,
+        words: int = 40,
+        seed: int = 0,
+    ) -> EditScores:
+        """What the edit does to the fact, to other words for it, to other subjects, and to how the model writes.
+
+        >>> edit.scores(["The birthplace of Junel Dunoth is"], words=0).rates["before"]["paraphrase"]
+        0.0
+
+        paraphrases: other prompts after which the target should follow. neighbours: prompts that should be answered as
+        before, with their answers, or without them for the model's own. words: how many tokens are written after each
+        prompt on the subject, for the variety of what is written; 0 for none. seed: of these, and of the control: an
+        update with a random change of the same length, which is scored beside the edit and the model before it.
+        """
+        return scores_of(self, list(paraphrases), list(neighbours), words, seed)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the numbers of the edit to one safetensors file.
+
+        >>> edit.save("edit.safetensors")
+        """
+        self.update.save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module, tokenizer: Any = None) -> "Self":
+        """An edit that was saved, for a model with the same weights.
+
+        >>> edit.save("edit.safetensors")
+        >>> FactEdit.load("edit.safetensors", model, tokenizer)
+        """
+        return cls(model, tokenizer, Update.load(path))
+
+    def __repr__(self) -> str:
+        update = self.update
+        return (
+            f"FactEdit of {update.prompt!r}: {update.answer!r} -> {update.target!r}, {update.parameter} (layer "
+            f"{update.layer}), {'applied' if self.is_applied else 'not applied'}\n"
+            f"  |delta| / |v| {update.ratio:.2f} (clamp {update.clamp:g}), |dW| / |W| {update.weight_ratio:.3f}; p(target) "
+            f"{update.before:.3f} -> {update.after:.3f} in {len(update.losses) - 1} steps\n"
+            f"  keys of {update.tokens} tokens, condition number {update.condition:.3g}; seed {update.seed}"
+        )
