@@ -74,7 +74,15 @@ def shared() -> dict[str, Any]:
     pairs = [gift.prompt for gift in gifts], [gift.fresh for gift in gifts]
     right, wrong = [gift.answer for gift in gifts], [gift.giver for gift in gifts]
     patching = analyzers.ActivationPatching(model, tokenizer)
+    tracing = analyzers.CausalTracing(model, tokenizer)
+    traces = tracing.run("Junel Dunoth grew up in", "Junel Dunoth", progress=False)
+    editing = analyzers.RankOneEdit(
+        model, tokenizer, texts=[fact.prompt for fact in world.facts()[::3]], prefixes=world.OPENINGS
+    )
+    edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
     return {
+        "tracing": tracing, "traces": traces, "editing": editing, "edit": edit, "covariance": editing.known[0],
+        "scores": edit.scores(["The birthplace of Junel Dunoth is"], ["Oskus Stridling speaks"], words=8),
         "clean": pairs[0], "corrupted": pairs[1], "right": right, "wrong": wrong,
         "circuit": analyzers.CircuitSearch(model, tokenizer).run(
             *pairs, fmr.sweeps.logit_diff(right, wrong), edges=0.2, sizes=[], progress=False

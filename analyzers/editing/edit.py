@@ -2,75 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from analyzers.editing.memories import Values
 from analyzers.editing.scores import EditScores, scores_of
+from analyzers.editing.update import Update
 from analyzers.protocol import AnalyzerError
-from analyzers.results import Stored
 
 if TYPE_CHECKING:
     from typing import Self
-
-
-@dataclass(frozen=True, eq=False)
-class Update(Stored):
-    """A rank-one update of the values of a memory, which gains the outer product of `direction` and `delta`.
-
-    >>> edit.update.ratio < 4, edit.update.direction @ edit.update.key
-    (True, tensor(1.0000, dtype=torch.float64))
-
-    key: (memories,), the mean key of the subject. direction: (memories,), of which a key gets its share of the change, 1
-    for the key itself. delta: (units,), the change of what the memory writes for it. parameter, dim, first: where the values
-    lie. before, after: p(target) of the prompt as the change was optimised. condition: of the covariance of the keys.
-    """
-
-    prompt: str
-    subject: str
-    target: str
-    answer: str
-    layer: int
-    parameter: str
-    dim: int
-    first: int
-    key: Tensor = field(repr=False)
-    direction: Tensor = field(repr=False)
-    delta: Tensor = field(repr=False)
-    value_norm: float
-    weight_norm: float
-    clamp: float
-    losses: tuple[float, ...] = field(repr=False)
-    before: float
-    after: float
-    tokens: int
-    condition: float
-    seed: int
-
-    @property
-    def ratio(self) -> float:
-        """How long the change of the value is, in lengths of the value."""
-        return float(self.delta.norm()) / self.value_norm
-
-    @property
-    def weight_ratio(self) -> float:
-        """How large the change of the matrix is, as a share of the matrix."""
-        return float(self.direction.norm() * self.delta.norm()) / self.weight_norm
-
-    @property
-    def values(self) -> Values:
-        """Where the values lie that are changed."""
-        return Values(self.parameter, self.dim, self.first, len(self.key))
-
-    def of(self, weight: Tensor, delta: Tensor | None = None) -> Tensor:
-        """A weight with the update in it, in the same type; delta: another change instead."""
-        made = weight.detach().to(torch.double, copy=True)
-        change = torch.outer(self.direction, self.delta if delta is None else delta)
-        self.values.of(made).add_(change.to(made.device))
-        return made.to(weight.dtype)
 
 
 class FactEdit:
@@ -150,7 +92,9 @@ class FactEdit:
         prompt on the subject, for the variety of what is written; 0 for none. seed: of these, and of the control: an
         update with a random change of the same length, which is scored beside the edit and the model before it.
         """
-        return scores_of(self, list(paraphrases), list(neighbours), words, seed)
+        if self.is_applied:
+            raise AnalyzerError("The edit is applied. Scores compare the model before and after: call revert() first.")
+        return scores_of(self.model, self.tokenizer, self.update, paraphrases, neighbours, words, seed)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the numbers of the edit to one safetensors file.

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import fmr
-from analyzers.editing.edit import FactEdit, Update
+from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, covariance_of
 from analyzers.editing.memories import memory_of, values_of
 from analyzers.editing.rows import log_probs, padded
+from analyzers.editing.update import Update
 from analyzers.protocol import AnalyzerError
 from analyzers.texts import sentences
 from analyzers.tracing.facts import Fact, fact_of
@@ -28,8 +29,9 @@ from fmr.sweeps.metrics import logits_of
 class RankOneEdit:
     """Change what a model says of a subject, by a rank-one update of the values of one memory.
 
-    >>> texts = [fact.prompt for fact in world.facts()[::4]]
-    >>> edit = RankOneEdit(model, tokenizer, texts=texts).run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby")
+    >>> texts = [fact.prompt for fact in world.facts()]
+    >>> editing = RankOneEdit(model, tokenizer, texts=texts, prefixes=world.OPENINGS)
+    >>> edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
     >>> with edit:
     ...     model(**inputs)
 
@@ -38,7 +40,8 @@ class RankOneEdit:
     and what may stand before the prompt; None takes `analyzers.sentences()`. covariance: of the keys over a larger corpus,
     by `KeyCovariance`. prefixes: how many of the texts stand before the prompt in turn, or these texts themselves. clamp:
     how long the change of the value may be, in lengths of the value (the paper takes 4; the smaller, the less befalls
-    neighbours). steps, rate, kl, decay: of the optimisation. essence: texts on the subject, {}, that shall go on as before;
+    neighbours). steps, kl, decay: of the optimisation; rate: how long its steps are at first, in lengths of the value, since
+    the paper's 0.5 a number is too long for small models. essence: texts on the subject, {}, that shall go on as before;
     the more of them, the more of what else is known of it stays. ridge: a share of the mean diagonal of the covariance,
     added to it. cache: a folder in which covariances are kept.
 
@@ -85,7 +88,7 @@ class RankOneEdit:
     def run(self, prompt: str, subject: str, target: str, seed: int = 0, *, progress: bool = True) -> FactEdit:
         """The edit that makes the model continue the prompt with the target. It is not applied yet.
 
-        >>> edit = RankOneEdit(model, tokenizer, texts=texts).run(*given, progress=False)
+        >>> edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
         >>> edit.apply().revert()
 
         prompt: a text that the fact is asked by. subject: the part of it that is edited. target: what shall follow, of any
@@ -163,7 +166,7 @@ class RankOneEdit:
         """The change of what the memory writes, the losses on the way, and p(target) of the prompt before and after."""
         length = float(value.norm())
         delta = torch.zeros_like(value).requires_grad_()
-        adam = torch.optim.Adam([delta], lr=self.rate)
+        adam = torch.optim.Adam([delta], lr=self.rate * length / len(value) ** 0.5)
         site, losses, shares, essence = batch.at(memory.out), [], [], None
         with torch.enable_grad():
             for _ in tqdm(range(self.steps + 1), "steps", disable=not progress):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from analyzers.editing.rows import entropy, log_probs, padded, written
+from analyzers.editing.update import Update
 from analyzers.numbers.embed import Floats, Ints
-from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
 from analyzers.tracing.facts import fact_of
 from fmr.sweeps.metrics import logits_of
@@ -20,8 +20,6 @@ from fmr.sweeps.metrics import logits_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
-
-    from analyzers.editing.edit import FactEdit
 
 STATES = ("before", "edited", "random")
 KINDS = ("efficacy", "paraphrase", "neighbourhood")
@@ -31,8 +29,8 @@ KINDS = ("efficacy", "paraphrase", "neighbourhood")
 class EditScores(Stored):
     """The scores of an edit, each in three states of the model: before, edited, and with a random change of the same length.
 
-    >>> scores.rates["edited"]
-    {'efficacy': 1.0, 'paraphrase': 1.0, 'neighbourhood': 1.0, 'fluency': ...}
+    >>> scores.rates["before"]["efficacy"], scores.rates["edited"]["efficacy"]
+    (0.0, 1.0)
     >>> scores.table()
 
     prompts and kinds: what was asked; answers: what should follow, the target for the fact and its paraphrases, the old
@@ -118,25 +116,28 @@ class EditScores(Stored):
 
 
 def scores_of(
-    edit: "FactEdit", paraphrases: Sequence[str], neighbours: Sequence[str | tuple[str, str]], words: int, seed: int
+    model: nn.Module,
+    tokenizer: Any,
+    update: Update,
+    paraphrases: Sequence[str],
+    neighbours: Sequence[str | tuple[str, str]],
+    words: int,
+    seed: int,
 ) -> EditScores:
     """Ask all prompts in all three states of the model; the weight is what it was afterwards."""
-    if edit.is_applied:
-        raise AnalyzerError("The edit is applied. Scores compare the model before and after: call revert() first.")
-    model, update = edit.model, edit.update
     weight = update.values.weight(model)
     asked = [(update.prompt, "efficacy", update.answer), *((text, "paraphrase", update.answer) for text in paraphrases)]
     for one in neighbours:
         prompt, answer = one if isinstance(one, tuple) else (one, None)
-        asked.append((prompt, "neighbourhood", answer or _first(model, edit.tokenizer, prompt)))
+        asked.append((prompt, "neighbourhood", answer or _first(model, tokenizer, prompt)))
     chance = torch.randn(len(update.delta), generator=torch.Generator().manual_seed(seed)).double()
     chance *= update.delta.norm() / chance.norm()
     rows = [prompt for prompt, kind, _ in asked if kind != "neighbourhood"]
     found, fluency = [], []
     for made in (weight.detach().clone(), update.of(weight), update.of(weight, chance)):
         with holding(weight, made):
-            found.append(_asked(model, edit.tokenizer, update.target, asked))
-            fluency.append(_fluency(model, edit.tokenizer, rows, words, seed) if words else float("nan"))
+            found.append(_asked(model, tokenizer, update.target, asked))
+            fluency.append(_fluency(model, tokenizer, rows, words, seed) if words else float("nan"))
     right, target, old = (np.array(values) for values in zip(*found, strict=True))
     return EditScores(
         edit=f"{update.prompt!r} -> {update.target!r}",

@@ -1,5 +1,6 @@
 """Rank-one editing: its algebra holds to the last digits, it is undone to the bit, and edited facts are what was asked."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 import fmr
 from analyzers import AnalyzerError, Covariance, EditScores, FactEdit, KeyCovariance, RankOneEdit
-from analyzers.editing.edit import Update
 from analyzers.editing.memories import Values, memory_of, values_of
 from analyzers.editing.rows import entropy, padded, written
+from analyzers.editing.update import Update
 from fmr.zoo import world
 from tests.models import build
 
@@ -210,12 +211,15 @@ def test_an_edited_fact_is_answered_in_any_words_and_others_stay(scores: EditSco
 
 def test_other_facts_are_edited_as_well(editing: RankOneEdit) -> None:
     found = []
-    for fact in world.facts(taught=False)[400::900]:
+    for fact in random.Random(0).sample(EVERY, 8):
         target = next(one for one in world.relations()[fact.relation] if one != fact.answer)
         same = [one.prompt for one in EVERY if (one.subject, one.relation) == (fact.subject, fact.relation)]
-        found.append(editing.run(fact.prompt, fact.subject, target, progress=False).scores(same, words=0).rates["edited"])
+        edit = editing.run(fact.prompt, fact.subject, target, progress=False)
+        others = [(one.prompt, one.answer) for one in EVERY[7::300] if one.subject != fact.subject]
+        found.append(edit.scores([text for text in same if text != fact.prompt], others, words=0).rates["edited"])
     assert np.mean([one["efficacy"] for one in found]) == 1
     assert np.mean([one["paraphrase"] for one in found]) > 0.9
+    assert np.mean([one["neighbourhood"] for one in found]) >= 0.95
 
 
 def test_what_is_named_as_the_essence_of_a_subject_stays_more(loaded: tuple[nn.Module, Any], edit: FactEdit) -> None:
@@ -239,10 +243,10 @@ def test_the_tighter_the_clamp_the_smaller_the_change(loaded: tuple[nn.Module, A
 
 def test_an_edit_and_its_scores_print_tabulate_and_draw(edit: FactEdit, scores: EditScores, tmp_path: Path) -> None:
     assert repr(edit).startswith(
-        "FactEdit of 'Junel Dunoth grew up in': 'Brigost' -> 'Oranby', transformer.h.0.mlp.c_proj.weight (layer 0), not applied"
+        "FactEdit of 'Junel Dunoth grew up in': 'Brigost' -> 'Oranby', transformer.h.0.mlp.c_proj.weight (layer 0), not"
     )
     assert "|delta| / |v| " in repr(edit)
-    assert "(clamp 4), |dW| / |W| " in repr(edit)
+    assert "(clamp 2), |dW| / |W| " in repr(edit)
     table = scores.table()
     assert list(table.columns) == ["state", "kind", "prompt", "answer", "right", "p_target", "p_old"]
     assert len(table) == 3 * (1 + len(PARAPHRASES) + len(NEIGHBOURS))
@@ -269,9 +273,7 @@ def batches(loaded: tuple[nn.Module, Any], texts: list[str]) -> list[dict[str, T
     return [dict(loaded[1](texts[at : at + 8], return_tensors="pt", padding=True)) for at in range(0, len(texts), 8)]
 
 
-def test_the_covariance_is_that_of_all_real_tokens_however_they_are_cut(
-    loaded: tuple[nn.Module, Any], tmp_path: Path
-) -> None:
+def test_the_covariance_is_of_all_real_tokens_however_they_are_cut(loaded: tuple[nn.Module, Any], tmp_path: Path) -> None:
     model, tokenizer = loaded
     texts = TEXTS[::30]
     whole = KeyCovariance(model, 1).over(batches(loaded, texts), progress=False).result()
@@ -345,7 +347,7 @@ def test_bad_input_is_one_clear_error(loaded: tuple[nn.Module, Any], editing: Ra
         RankOneEdit(model, tokenizer, layer=9).run(FACT.prompt, FACT.subject, TARGET)
     with pytest.raises(AnalyzerError, match=r"is of another memory than layer 1 with 512. Expected KeyCovariance"):
         RankOneEdit(model, tokenizer, layer=1, covariance=editing.known[0]).run(FACT.prompt, FACT.subject, TARGET)
-    few = RankOneEdit(model, tokenizer, texts=TEXTS[:9], prefixes=1, steps=1)
+    few = RankOneEdit(model, tokenizer, texts=TEXTS[:9], prefixes=1, steps=1, ridge=0.0)
     with pytest.raises(AnalyzerError, match=r"keys of 512 memories has no inverse. Expected several times as many"):
         few.run(FACT.prompt, FACT.subject, TARGET, progress=False)
     with pytest.raises(AnalyzerError, match=r"The edit of 'Junel Dunoth' is not applied. Call apply\(\) before revert"):
