@@ -43,6 +43,7 @@ def execute(path: Path) -> NotebookNode:
             timeout=SECONDS,
             kernel_name="python3",
             coalesce_streams=True,
+            resources={"metadata": {"path": str(path.parent)}},  # where a notebook server starts it, beside its files
             extra_arguments=["--log-level=ERROR"],
         ).execute()
     finally:

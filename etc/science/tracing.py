@@ -1,6 +1,6 @@
 """Causal tracing and rank-one editing on the pretrained language model: what is found, beside what is expected.
 
-    python etc/science/tracing.py
+    python etc/science/tracing.py [--save notebooks/06_twelve_facts.safetensors]
 
 Twelve facts are traced (six minutes), five are edited (two minutes); one line a check, and an exit status of 1 if one fails.
 """
@@ -57,6 +57,8 @@ def traced(model: nn.Module, tokenizer: object) -> Iterator[Check]:
     """The early site at the last token of the subject, the late site in attention at the last token."""
     found = analyzers.CausalTracing(model, tokenizer).over(FACTS, progress=sys.stderr.isatty()).result()
     print(found)
+    if "--save" in sys.argv:
+        found.save(sys.argv[sys.argv.index("--save") + 1])
     columns = {column: place for place, column in enumerate(found.columns)}
     state, attention, mlp = (found.effects[kind] for kind in ("state", "attention", "mlp"))
     last, subject = columns["last token"], columns["last subject token"]

@@ -218,7 +218,7 @@ def test_other_facts_are_edited_as_well(editing: RankOneEdit) -> None:
         others = [(one.prompt, one.answer) for one in EVERY[7::300] if one.subject != fact.subject]
         found.append(edit.scores([text for text in same if text != fact.prompt], others, words=0).rates["edited"])
     assert np.mean([one["efficacy"] for one in found]) == 1
-    assert np.mean([one["paraphrase"] for one in found]) > 0.9
+    assert np.mean([one["paraphrase"] for one in found]) >= 0.9
     assert np.mean([one["neighbourhood"] for one in found]) >= 0.95
 
 
