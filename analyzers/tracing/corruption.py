@@ -21,14 +21,14 @@ Edits = dict[Key, Edit]
 
 @dataclass(frozen=True, eq=False)
 class Noised:
-    """The edit that adds noise, (samples, positions, units); of more examples each block of so many gets the same."""
+    """The edit that adds noise, (samples, positions, units), to as many examples, or to more of them over and over."""
 
     noise: Tensor
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         order = [("examples", "positions", "units").index(axis) for axis in context.site.axes(value)]
-        times = value.shape[order.index(0)] // len(self.noise)
-        return value + self.noise.repeat(times, 1, 1).permute(order).to(value)
+        again = torch.arange(value.shape[order.index(0)]) % len(self.noise)
+        return value + self.noise[again].permute(order).to(value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,8 +53,8 @@ def sweep(
     each example; it may not keep what it was given, which the next run overwrites. at: the position that the metric reads,
     if it reads one alone. rows: how many runs at once; by default as many as fit into a quarter of the free memory or 128
     MB. freeze: values that keep what they are without edits, but for edits of themselves, as in path patching. base: edits
-    that every run has, the one without others too, as the noise of causal tracing; they act on repeated examples as on each.
-    seed: of the cells that are run one by one besides.
+    that every run has, the one without others too, as the noise of causal tracing; of more examples than there are, they do
+    the same to each one over and over. seed: of the cells that are run one by one besides.
 
     The answer is never a guess: rows that mix are found out by tainted and by clean rows between them, and other ways are
     taken, which `how` and `why` tell. Values have no gradients.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fmr
 from fmr import edits
 from fmr.errors import EditError
-from fmr.sweeps import kl, log_prob, logit_diff, loss
+from fmr.sweeps import kl, log_prob, logit_diff, loss, probability
 from fmr.sweeps.grid import Grid
 from tests.models import ZOO
 from tests.promises.test_edits import decoder, padded
@@ -53,7 +53,14 @@ def test_restores_at_every_layer_and_position_are_the_loop(attention: str, examp
 def test_chunks_of_any_size_give_the_same(rows: int | None) -> None:
     model, ids = decoder()
     sites = [fmr.locate(fmr.run(model, ids)).attention[layer].z.at(heads=head) for layer in range(2) for head in range(4)]
-    for metric in (log_prob(3), log_prob(3, at=2), kl(fmr.run(model, ids).output), loss(ids)):
+    for metric in (
+        log_prob(3),
+        log_prob(3, at=2),
+        probability(3),
+        probability([[3, 5]]),
+        kl(fmr.run(model, ids).output),
+        loss(ids),
+    ):
         grid = fmr.sweep(model, ids, sites, edits.Zero(), metric, rows=rows, progress=False)
         assert close(grid, looped(model, ids, sites, edits.Zero(), metric))
 
