@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 import fmr
-from analyzers import ActivationPatching, AttributionPatching, CircuitSearch, HeadClustering, PathPatching
+from analyzers import (
+    ActivationPatching,
+    AttributionPatching,
+    CausalTracing,
+    CircuitSearch,
+    HeadClustering,
+    PathPatching,
+    RankOneEdit,
+)
 from fmr.sweeps import logit_diff
 from fmr.zoo import world
 
@@ -63,3 +71,27 @@ def test_heads_are_clustered_alike(device: str) -> None:
     found = HeadClustering(model).over([{"input_ids": ids.to(device)} for ids in batches]).result()
     plain = HeadClustering(loaded("cpu", torch.float64)[0]).over([{"input_ids": ids} for ids in batches]).result()
     np.testing.assert_allclose(found.distances, plain.distances, atol=1e-4)
+
+
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_a_fact_is_recalled_where_double_precision_says(device: str, dtype: torch.dtype) -> None:
+    asked = ("The mother tongue of Velin dal Millwick is", "Velin dal Millwick")
+    found = CausalTracing(*loaded(device, dtype)).run(*asked, progress=False)
+    plain = CausalTracing(*loaded("cpu", torch.float64)).run(*asked, progress=False)
+    assert found.how != "loop"
+    for kind, effects in plain.effects.items():
+        np.testing.assert_allclose(found.effects[kind], effects, atol=NEAR[dtype], err_msg=kind)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_fact_is_edited_and_put_back_to_the_bit(device: str) -> None:
+    model, tokenizer = loaded(device, torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    texts = [fact.prompt for fact in world.facts()[:200]]
+    editing = RankOneEdit(model, tokenizer, texts=texts, prefixes=world.OPENINGS)
+    with editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False):
+        inputs = {
+            name: tensor.to(device) for name, tensor in tokenizer("Junel Dunoth grew up in", return_tensors="pt").items()
+        }
+        assert tokenizer.decode(model(**inputs).logits[0, -1].argmax()) == "Oranby"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
