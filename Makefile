@@ -45,6 +45,7 @@ notebooks: $(DEV) graphviz
 bench: $(DEV)
 	@$(PY) etc/bench/engine.py $(BENCH)
 	@$(PY) etc/bench/edits.py $(BENCH)
+	@$(PY) etc/bench/methods.py
 
 bench-peers:
 	@$(find_python); $$python etc/bench/peers.py $(BENCH)

@@ -1,0 +1,74 @@
+"""What methods cost on a pretrained language model: whole calls in plain forwards of their batch, with all preparation.
+
+Run it as `make bench`, or `python etc/bench/methods.py`.
+"""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from engine import row
+from timing import cpu_seconds
+
+import fmr
+from analyzers import ActivationPatching, AttributionPatching, CausalTracing, CircuitSearch, PathPatching
+from fmr.sweeps import logit_diff
+
+PEOPLE = [("Mary", "John"), ("Alice", "Bob"), ("Tom", "James"), ("Sarah", "Peter"),
+          ("Emma", "Frank"), ("Kate", "Simon"), ("Laura", "Kevin"), ("Anna", "David")]  # fmt: skip
+GIFT = "When {} and {} went to the store, {} gave a drink to"
+FACT = "The Eiffel Tower, seen from the river, stands in the middle of the city of"
+
+
+def counted(what: str, call: Callable[[], Any], forward: Callable[[], object], budget: str, rounds: int = 3) -> None:
+    """Print what a call takes in plain forwards, the median of a few with a forward beside each."""
+    ratios = []
+    for _ in range(rounds):
+        plain = min(cpu_seconds(forward) for _ in range(3))
+        ratios.append(cpu_seconds(call) / plain)
+    spread = f"{min(ratios):.3g}-{max(ratios):.3g}"
+    row(what, f"{statistics.median(ratios):.3g} fwd", spread, budget, "", f"forward {plain:.2f} s")
+
+
+@torch.no_grad()
+def forward(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> object:
+    return model(**inputs)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print("Methods on SmolLM2-135M, float32: CPU time on one torch thread, over that of the plain forward of their batch.\n")
+    row("what", "measured", "spread", "budget", "", "")
+    model, tokenizer = fmr.zoo.load("smollm2")
+    clean = [GIFT.format(to, giver, giver) for to, giver in PEOPLE]
+    corrupted = [
+        GIFT.format(to, giver, other[0]) for (to, giver), other in zip(PEOPLE, PEOPLE[1:] + PEOPLE[:1], strict=True)
+    ]
+    metric = logit_diff([f" {to}" for to, _ in PEOPLE], [f" {giver}" for _, giver in PEOPLE])
+    inputs = dict(tokenizer(clean, return_tensors="pt"))
+    batch, given = (lambda: forward(model, inputs)), (clean, corrupted, metric)
+
+    attribution = AttributionPatching(model, tokenizer, direction="noising")
+    counted("attribution patching, 1,530 sites, located before", lambda: attribution.run(*given), batch, "3.1", 5)
+    structure = fmr.locate(fmr.run(model, **{name: value[:2] for name, value in inputs.items()}))
+    blocks = [layer.attention for layer in structure.layers if layer.attention is not None]
+    heads = [block.z.at(heads=head, positions=-1) for block in blocks for head in range(block.n_heads)]
+    patching = ActivationPatching(model, tokenizer, direction="noising")
+    counted("z of 270 heads, last position", lambda: patching.run(*given, heads, progress=False), batch, "11")
+    paths = PathPatching(model, tokenizer)
+    counted("paths of 270 heads to the logits", lambda: paths.run(*given, heads, progress=False), batch, "")
+    search = CircuitSearch(model, tokenizer)
+    wanted = {"method": "eap", "sizes": [0.05], "random": 1, "progress": False}
+    counted("a circuit by EAP, tested beside a random one", lambda: search.run(*given, **wanted), batch, "", 1)
+
+    fact = dict(tokenizer(FACT, return_tensors="pt"))
+    tracing = CausalTracing(model, tokenizer, kinds=("state",), samples=1)
+    long = f"30 layers x {fact['input_ids'].shape[1]} tokens"
+    one = {"progress": False, "answer": " Paris"}
+    what = f"causal tracing, {long}, with controls"
+    counted(what, lambda: tracing.run(FACT, "The Eiffel Tower", **one), lambda: forward(model, fact), "65")
+
+
+if __name__ == "__main__":
+    main()
