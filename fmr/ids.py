@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import torch
 
-from fmr.errors import IdError
+from fmr.errors import IdError, whole_number
 
 SOURCES = ("param:", "buffer:", "input:")
 OPAQUE = "opaque"
@@ -187,6 +187,8 @@ class Site:
             )
         object.__setattr__(self, "id", TensorId(self.id))
         for axis in _AXES:
+            if (number := whole_number(getattr(self, axis))) is not None:
+                object.__setattr__(self, axis, number)
             if not _is_index(getattr(self, axis)):
                 raise IdError(
                     f"{axis}={getattr(self, axis)!r} of a Site at {str(self.id)!r} is no index. Expected a whole number, a "
@@ -272,6 +274,10 @@ class Site:
                 f"laid out as {layout} like where it was found. Locate it in this run or pass: fmr.locate(run.passes[i])."
             )
         return layout
+
+    def kept(self, value: torch.Tensor) -> tuple[str, ...]:
+        """What each dimension of the selected part counts: an int drops its axis."""
+        return tuple(axis for axis in self.axes(value) if not isinstance(self.selection.get(axis), int))
 
     def _checked(self, axis: str, index: Index, shape: tuple[int, ...], layout: tuple[str, ...]) -> Any:
         """An index as an int, a slice, or a tensor of places of one or two dimensions, all within the axis."""

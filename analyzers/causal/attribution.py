@@ -15,7 +15,6 @@ from analyzers.protocol import AnalyzerError
 from fmr.edits.places import parts
 from fmr.ids import Site
 from fmr.nodes import Key
-from fmr.runs.sources import columns_of
 from fmr.sweeps.metrics import Metric
 
 
@@ -109,7 +108,7 @@ def summed(run: fmr.Run, cells: Iterable[Cell], moved: Mapping[str, Tensor]) -> 
             products[key] = _product(site, moved[site.id] * run.grad[site.id].double())
         product = products[key]
         chosen = torch.zeros_like(product)
-        for part in parts(site, product, columns_of(run.last)):
+        for part in parts(site, product, run.last.frames()):
             chosen = part.put(chosen, part.of(product))
         yield chosen.movedim(site.axes(product).index("examples"), 0).flatten(1).sum(1).cpu()
 

@@ -135,7 +135,11 @@ class Editor:
             return source(origin, site, number, part.examples, isinstance(entry.edit, OnGradient), within)
 
         reader = read if source is not None else None
-        return Context(entry.site.id, entry.site, self.number, entry.tally.fired, given, reader, part.examples)
+        axes = entry.site.kept(value)
+        dropped = tuple(axis for axis in entry.site.selection if axis not in axes)
+        return Context(
+            entry.site.id, entry.site, self.number, entry.tally.fired, given, reader, part.examples, axes, dropped
+        )
 
     def _hooked(self, entry: Entry, edit: Edit, value: Tensor) -> Tensor:
         """The value, a copy of the model's own, with an edit on the gradient that comes back to it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fmr.edits.frames import Frame, Frames, is_plain
-from fmr.errors import EditError
+from fmr.errors import EditError, IdError
 from fmr.ids import Site
 from fmr.watching.storage import is_equal
 
@@ -45,7 +45,7 @@ def parts(site: Site, value: Tensor, known: Frames) -> list[Part]:
     count = value.shape[layout.index("examples")] if "examples" in layout else 1
     site.check_examples(value, layout)
     rows = [_columns(site, frame, columns, example) for example in range(count)]
-    drop = _kept(site, layout).index("positions") if isinstance(site.positions, int) else None
+    drop = replace(site, positions=None).kept(value).index("positions") if isinstance(site.positions, int) else None
     if "examples" not in layout:
         if frame.mask is not None and len({tuple(mask) for mask in frame.mask.tolist()}) > 1:
             raise EditError(
@@ -62,6 +62,47 @@ def parts(site: Site, value: Tensor, known: Frames) -> list[Part]:
         for example in chosen
         if rows[example]
     ]
+
+
+def read(site: Site, value: Tensor, known: Frames) -> Tensor:
+    """What a value holds at a site: the same columns that an edit there is given, as one tensor."""
+    try:
+        found = parts(site, value, known)
+    except EditError as error:
+        raise IdError(str(error)) from None
+    if not found and isinstance(site.positions, slice):
+        return replace(site, positions=slice(0)).of(value)
+    if len(found) == 1 and found[0].examples is None and _is_whole(site, found[0]):
+        return found[0].of(value)
+    columns = value.shape[site.axes(value).index("positions")]
+    frame = _frame(site, columns, known)
+    if is_plain(frame):
+        return site.of(value)  # which says what there is
+    raise IdError(
+        f"{site!r} is no one part of {str(site.id)!r} in this pass, whose examples hold the positions "
+        f"{_held(frame, columns)}. Expected positions that each of them holds, as many in each: narrow it with examples=, "
+        f"or read another pass, run.passes[i][site]."
+    )
+
+
+def _is_whole(site: Site, part: Part) -> bool:
+    """Whether a part has every position that the site names one by one."""
+    if part.site is site or site.positions is None or isinstance(site.positions, slice):
+        return True
+    rows = torch.as_tensor(part.site.positions)
+    places = site.places("positions")
+    return rows.shape[-1] == (places.shape[-1] if places.dim() else 1)
+
+
+def _held(frame: Frame, columns: int) -> str:
+    """The positions of the columns of a pass, example by example where these differ."""
+    if frame.mask is None:
+        before = frame.past or 0
+        return f"{before} to {before + columns - 1}"
+    ends = frame.mask.sum(1).tolist()
+    begins = frame.mask[:, : frame.mask.shape[1] - columns].sum(1).tolist()
+    told = [f"{begin} to {end - 1}" if end > begin else "none" for begin, end in zip(begins, ends, strict=True)]
+    return told[0] if len(set(told)) == 1 else ", ".join(told)
 
 
 def extent(site: Site, value: Tensor, known: Frames) -> int:
@@ -148,8 +189,3 @@ def _last_columns(site: Site, columns: int) -> list[int]:
             f"does not know its length. Expected a pass that begins anew, or positions from the end, as -1, with passes=."
         )
     return [columns + place for place in places]
-
-
-def _kept(site: Site, layout: tuple[str, ...]) -> list[str]:
-    """The axes that the site's part has, with that of a single position."""
-    return [axis for axis in layout if axis == "positions" or not isinstance(site.selection.get(axis), int)]

@@ -21,6 +21,7 @@ class Context:
 
     `given` is the site's part of the first tensor that the module call was given, for sites that name a module. `source`
     gives the value that an `Interchange` takes; `examples` are those that the value holds, where it does not hold all.
+    `axes` name the value's dimensions, as far as the site tells them, and `dropped` those that a single index left out.
     """
 
     id: TensorId
@@ -30,6 +31,8 @@ class Context:
     given: Tensor | None = None
     source: Callable[[Any, Key], Tensor] | None = None
     examples: tuple[int, ...] | None = None
+    axes: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 Edit = Callable[[Tensor, Context], Tensor]
@@ -53,22 +56,45 @@ class Mean:
 
     >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Mean(other_run[block.z.at(heads=1)])})
 
-    values: as the site holds them, examples first; `over` are the dimensions that the mean is taken over, as (0, 1) for
-    examples and positions.
+    values: as the site holds them. over: the axes that the mean is taken over, as ("examples", "positions"); one that the
+    site drops by a single index, as positions=-1, has nothing to be averaged.
     """
 
     values: Tensor | None = None
-    over: tuple[int, ...] = (0,)
+    over: tuple[str, ...] = ("examples",)
+
+    def __post_init__(self) -> None:
+        if self.values is not None and not isinstance(self.values, Tensor):
+            kind = type(self.values).__name__
+            raise EditError(f"Mean got {kind}, expected a tensor, as the site holds it: edits.Mean(run[site]).")
+        if isinstance(self.over, str) or not all(isinstance(axis, str) for axis in self.over) or not self.over:
+            raise EditError(f"Mean got over={self.over!r}, expected names of axes: over=('examples', 'positions').")
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
-        if self.values is None and context.examples is not None:
+        named = f"Mean(over={self.over}) at {context.site!r}"
+        if self.values is None and context.examples is not None and "examples" in self.over:
             raise EditError(
-                f"{self!r} at {context.site!r} means positions of which examples have different numbers, so that "
-                f"there is no mean over examples. Give it values: edits.Mean(values)."
+                f"{named} means positions of which examples have different numbers, so that there is no mean over examples. "
+                f"Give it values: edits.Mean(values)."
             )
-        taken = value if self.values is None else self.values
+        taken, axes = value if self.values is None else self.values, context.axes
         _check_exact(taken, self, context)
-        return _fitted(taken.mean(self.over, keepdim=True), value, self, context).expand_as(value).clone()
+        if unknown := [axis for axis in self.over if axis not in (*axes, *context.dropped)]:
+            raise EditError(
+                f"{named}, whose axes are {axes}, has none called {unknown[0]!r}. Expected some of these, or a site with "
+                f"layout=(...) that names one axis per dimension."
+            )
+        if not set(self.over) & set(axes):
+            raise EditError(
+                f"{named} takes a single one of these, whose mean is the value itself. Expected a list, as "
+                f"{self.over[0]}=[0], to average, or edits.Replace(values)."
+            )
+        if taken.dim() != len(axes):
+            raise EditError(
+                f"{named} brings shape {tuple(taken.shape)}, expected values with the axes {axes}, as the site holds them."
+            )
+        dims = [axes.index(axis) for axis in self.over if axis in axes]
+        return _fitted(taken.mean(dims, keepdim=True), value, self, context).expand_as(value).clone()
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +219,8 @@ class Clamp:
         bounds = [bound for bound in (self.lo, self.hi) if bound is not None]
         if not bounds or not all(map(_is_number, bounds)):
             raise EditError(f"{self!r}: expected a number for lo, for hi, or for both.")
+        if len(bounds) == 2 and bounds[0] > bounds[1]:
+            raise EditError(f"{self!r}: lo lies above hi. Expected Clamp(lo={bounds[1]}, hi={bounds[0]}).")
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         return value.clamp(self.lo, self.hi)

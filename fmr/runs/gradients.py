@@ -36,6 +36,8 @@ class Holder(Protocol):
 
     def _value(self, name: TensorId) -> Tensor: ...
 
+    def _at(self, site: Site, value: Tensor) -> Tensor: ...
+
     def _heard_at(self, name: TensorId) -> Slot | None: ...
 
 
@@ -59,7 +61,7 @@ class Gradients(Mapping[str, Tensor]):
         grad = self._of(name)
         if grad is None:
             raise IdError(f"{str(name)!r} has no gradient: {self._why(name)}.")
-        return key.of(grad) if isinstance(key, Site) else grad
+        return here._at(key, grad) if isinstance(key, Site) else grad
 
     def __iter__(self) -> Any:
         here = self._pass

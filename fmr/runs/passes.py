@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from fmr.edits.frames import Columns, Frames
+from fmr.edits.frames import Columns, Frames, Pasts
+from fmr.edits.places import read
 from fmr.errors import IdError, RandomError, TrackError, nearest
 from fmr.graph.build import Builder
 from fmr.graph.expand import inner_value
@@ -160,10 +161,13 @@ class Pass:
             here.output = exchanged(self.output, self._graph.scopes[0].output, changed.get)
         return here
 
-    def frames(self) -> Frames | None:
-        """What the pass tells about positions; None where that was not noted."""
+    def frames(self) -> Frames:
+        """What the pass tells about positions; one from a file of an earlier version, as far as it kept its inputs."""
         self._settle()
-        return None if self.columns is None else self.columns()
+        if self.columns is not None:
+            return self.columns()
+        named = {name.partition(":")[2]: self.values[name] for name in self.values if name.startswith("input:")}
+        return Pasts().frames_of(named)()
 
     # ---- filling, while the model runs
 
@@ -245,8 +249,12 @@ class Pass:
         names = self.named(name)
         if isinstance(key, Site):
             check_place(key, self.places, self._graph)
-            return key.of(self._value(the_one(name, names)))
+            return self._at(key, self._value(the_one(name, names)))
         return map_ids(self._value, names)
+
+    def _at(self, site: Site, value: Tensor) -> Tensor:
+        """The part of a value, or of its gradient, that an edit of the site would be given."""
+        return read(site, value, self.frames() if site.positions is not None else [])
 
     def named(self, name: TensorId) -> Nest:
         """The IDs under which what a key names is kept: the ID itself, or a nest of them for what a module call returned."""

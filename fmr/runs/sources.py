@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fmr.edits.frames import Frames, Pasts
 from fmr.edits.places import Part, parts
 from fmr.errors import EditError, IdError
 from fmr.ids import Site
@@ -36,7 +35,7 @@ def read_source(
         whole = one.grad[Site(site.id)] if gradient else one[Site(site.id)]
     except IdError as error:
         raise EditError(f"The source of the Interchange at {site!r} does not hold it: {error}") from error
-    frames = columns_of(one)
+    frames = one.frames()
     if within and site.positions is not None and getattr(one.columns, "is_open", True):
         raise EditError(
             f"The source of the Interchange at {site!r} does not know which of its tokens are real: calls inside the model "
@@ -51,12 +50,3 @@ def read_source(
             f"them with edits.Interchange(source, at=site)."
         )
     return found[0].of(whole)
-
-
-def columns_of(one: Pass) -> Frames:
-    """What a pass tells about positions; of one from a file of an earlier version, as far as it kept its inputs."""
-    known = one.frames()
-    if known is not None:
-        return known
-    named = {name.partition(":")[2]: one.values[name] for name in one.values if name.startswith("input:")}
-    return Pasts().frames_of(named)()

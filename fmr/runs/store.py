@@ -36,7 +36,6 @@ from fmr.ids import TensorId
 from fmr.nests import map_ids
 from fmr.runs.passes import Pass
 from fmr.runs.run import Passes, Run
-from fmr.runs.sources import columns_of
 from fmr.watching.calls import unwatched
 from fmr.watching.storage import storage_key
 
@@ -164,7 +163,7 @@ class _Content:
             "lost": [name for name, slot in one.slots.items() if slot is None and name not in one.values],
             "returned": {name: encode(nest) for name, nest in one.returned.items()},
             "places": dict(one.places),
-            "columns": [[n, frame.past, _listed(frame.mask), *frame[2:]] for n, frame in columns_of(one)],
+            "columns": [[n, frame.past, _listed(frame.mask), *frame[2:]] for n, frame in one.frames()],
             "unheard": getattr(one.columns, "is_open", False),
             "unsaved": [*one.unsaved, *(name for name in one.kept if name not in kept)],
         }

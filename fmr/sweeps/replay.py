@@ -19,7 +19,7 @@ from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of, scope_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.runs.sources import columns_of, read_source
+from fmr.runs.sources import read_source
 from fmr.sweeps.edges import Carrying, Edge
 from fmr.sweeps.steps import Read, Step, refuse_resized, refuse_unknown, run_step, steps_of
 from fmr.watching.calls import unwatched
@@ -89,7 +89,7 @@ class Replay:
     def _editor(self, asked: Mapping[Any, Any]) -> Editor:
         editor = Editor(asked, read_source)
         editor.number = self.base.number - 1
-        editor.begin(lambda: columns_of(self.base))
+        editor.begin(lambda: self.base.frames())
         return editor
 
     def _held(self, freeze: Iterable[Key], asked: Mapping[Key, Any]) -> dict[Key, Any]:

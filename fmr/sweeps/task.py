@@ -17,7 +17,7 @@ from fmr.nests import ids_in, leaves, taken
 from fmr.nodes import Key, id_of
 from fmr.runs.editing import with_sources
 from fmr.runs.run import Run
-from fmr.runs.sources import columns_of, read_source
+from fmr.runs.sources import read_source
 from fmr.runs.track import run as run_once
 from fmr.runs.undisturbed import undisturbed
 from fmr.sweeps.metrics import Metric
@@ -88,7 +88,7 @@ class Task:
         self.sites = tuple(tuple(row) for row in self.rows)
         self.frozen = tuple(dict.fromkeys(_whole(key) for key in freeze))
         self.base = self.forward(self.call, self.always)
-        self.frames = columns_of(self.base.last)
+        self.frames = self.base.last.frames()
         for site in dict.fromkeys(site for row in self.rows for site in row):
             self._check(site)
         self.plain = self.measure(self.base.output)

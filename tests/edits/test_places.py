@@ -5,9 +5,9 @@ import torch
 
 from fmr.edits.editor import Editor
 from fmr.edits.frames import Frame
-from fmr.edits.places import parts
+from fmr.edits.places import parts, read
 from fmr.edits.values import Zero
-from fmr.errors import EditError
+from fmr.errors import EditError, IdError
 from fmr.ids import Site
 
 VALUE = torch.arange(24.0).view(2, 4, 3) + 1
@@ -91,3 +91,38 @@ def test_where_nothing_tells_what_came_before_only_places_from_the_end_are_meant
     assert zeroed(SITE.at(positions=-1), [(4, Frame(None))]) == [[3], [3]]
     with pytest.raises(EditError, match="nothing tells how many came before this pass"):
         zeroed(SITE.at(positions=1), [(4, Frame(None))])
+
+
+@pytest.mark.parametrize(
+    ("positions", "frame", "expected"),
+    [
+        (1, Frame(0, LEFT), [[3], [1]]),
+        (-1, Frame(0, RIGHT), [[1], [3]]),
+        ([0, 1], Frame(0, LEFT), [[2, 3], [0, 1]]),
+        ([6, 5], Frame(5), [[1, 0], [1, 0]]),
+        (slice(-2, None), Frame(0, RIGHT), [[0, 1], [2, 3]]),
+        (slice(9, None), Frame(0, RIGHT), [[], []]),
+        (slice(9, None), Frame(), [[], []]),
+    ],
+)
+def test_what_is_read_is_what_an_edit_is_given(positions: object, frame: Frame, expected: list[list[int]]) -> None:
+    found = read(SITE.at(positions=positions), VALUE, [(4, frame)])
+    wanted = torch.stack([VALUE[example, columns] for example, columns in enumerate(expected)])
+    assert torch.equal(found, wanted[:, 0] if isinstance(positions, int) else wanted)
+
+
+@pytest.mark.parametrize(
+    ("positions", "frame", "words"),
+    [
+        (2, Frame(0, LEFT), "whose examples hold the positions 0 to 1, 0 to 3. Expected positions that each of them holds"),
+        ([0, 2], Frame(0, LEFT), "hold the positions 0 to 1, 0 to 3"),
+        (slice(1, None), Frame(0, LEFT), "as many in each: narrow it with examples="),
+        (2, Frame(5), "hold the positions 5 to 8. Expected .* or read another pass"),
+        (4, Frame(), r"selects positions=4, but .* expected indices below 4"),
+        ([0, 4], Frame(), r"selects positions=\[0, 4\], but .* expected indices below 4"),
+        (0, Frame(unclear="mask tells nothing"), "counts real tokens, and mask tells nothing"),
+    ],
+)
+def test_positions_that_are_no_one_tensor_are_not_read(positions: object, frame: Frame, words: str) -> None:
+    with pytest.raises(IdError, match=words):
+        read(SITE.at(positions=positions), VALUE, [(4, frame)])

@@ -1,5 +1,8 @@
 """fmr.edits: each edit is a pure function; what does not fit is one clear error."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +15,7 @@ from fmr.ids import Site, TensorId
 
 VALUE = torch.arange(24.0).view(2, 3, 4)
 SITE = Site("h.0/add#0")
-CONTEXT = Context(TensorId("h.0/add#0"), SITE, 0, 0)
+CONTEXT = Context(TensorId("h.0/add#0"), SITE, 0, 0, axes=("examples", "positions", "units"))
 
 
 @pytest.mark.parametrize(
@@ -20,7 +23,7 @@ CONTEXT = Context(TensorId("h.0/add#0"), SITE, 0, 0)
     [
         (edits.Zero(), torch.zeros(2, 3, 4)),
         (edits.Mean(), VALUE.mean(0, keepdim=True)),
-        (edits.Mean(VALUE, over=(0, 1)), VALUE.mean((0, 1), keepdim=True)),
+        (edits.Mean(VALUE, over=("examples", "positions")), VALUE.mean((0, 1), keepdim=True)),
         (edits.Add(2), VALUE + 2),
         (edits.Add(torch.ones(4)), VALUE + 1),
         (edits.Subtract(VALUE), torch.zeros(2, 3, 4)),
@@ -35,6 +38,63 @@ def test_an_edit_makes_what_it_says(edit: Edit, expected: torch.Tensor) -> None:
     before = VALUE.clone()
     assert torch.equal(edit(VALUE, CONTEXT).expand_as(VALUE), expected.expand_as(VALUE))
     assert torch.equal(before, VALUE)
+
+
+HEADS = torch.arange(24.0).view(2, 2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "over", "part", "dims"),
+    [
+        ({}, ("examples", "positions"), (), (0, 2)),
+        ({"heads": [1]}, ("examples", "positions"), (slice(None), slice(1, 2)), (0, 2)),
+        ({"heads": 1}, ("examples", "positions"), (slice(None), 1), (0, 1)),
+        ({"heads": 1, "positions": -1}, ("examples", "positions"), (slice(None), 1, 2), (0,)),
+        ({"examples": [1]}, ("positions",), (slice(1, 2),), (2,)),
+        ({"examples": np.int64(1), "heads": torch.tensor(0)}, ("positions",), (1, 0), (0,)),
+        ({}, ("heads",), (), (1,)),
+    ],
+)
+def test_a_mean_is_over_axes_by_name_whatever_a_selection_drops(chosen: Any, over: Any, part: Any, dims: Any) -> None:
+    expected = HEADS.clone()
+    expected[part] = HEADS[part].mean(dims, keepdim=True)
+    site = SITE.at(**chosen)
+    for edit in (edits.Mean(over=over), edits.Mean(site.of(HEADS), over)):
+        assert torch.equal(Editor({site: edit}).apply(site.id, HEADS), expected)
+
+
+@pytest.mark.parametrize(
+    ("site", "made", "message"),
+    [
+        (SITE, lambda: edits.Mean(over=(0, 1)), r"over=\(0, 1\), expected names of axes: over=\('examples', 'positions'\)"),  # type: ignore[arg-type]
+        (SITE, lambda: edits.Mean(over=()), r"over=\(\), expected names of axes"),
+        (SITE, lambda: edits.Mean(over="units"), r"over='units', expected names of axes"),  # type: ignore[arg-type]
+        (
+            SITE,
+            lambda: edits.Mean(fmr),
+            r"Mean got module, expected a tensor, as the site holds it: edits.Mean\(run\[site\]\)",
+        ),  # type: ignore[arg-type]
+        (
+            SITE,
+            lambda: edits.Mean(over=("heads",)),
+            r"axes are \('examples', 'positions', 'units'\), has none called 'heads'",
+        ),
+        (
+            SITE.at(examples=1),
+            edits.Mean,
+            r"a single one of these, whose mean is the value itself. Expected a list, as examples=\[0\]",
+        ),
+        (
+            SITE.at(positions=1),
+            lambda: edits.Mean(VALUE),
+            r"brings shape \(2, 3, 4\), expected values with the axes \('examples', 'units'\)",
+        ),
+        (SITE, lambda: edits.Clamp(2, 1), r"Clamp\(lo=2, hi=1\): lo lies above hi. Expected Clamp\(lo=1, hi=2\)"),
+    ],
+)
+def test_a_mean_or_a_bound_that_says_nothing_is_refused(site: Site, made: Any, message: str) -> None:
+    with pytest.raises(EditError, match=message):
+        Editor({site: made()}).apply(site.id, VALUE)
 
 
 def test_noise_is_the_same_for_the_same_seed_site_and_firing_and_else_another() -> None:
