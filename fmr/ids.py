@@ -297,6 +297,15 @@ class Site:
         self._check_rows(axis, places, shape, layout)
         return int(places) if places.dim() == 0 else places % length
 
+    def repeats(self, value: torch.Tensor) -> bool:
+        """Whether it takes a place of the tensor several times."""
+        lists = [axis for axis, index in self.selection.items() if not isinstance(index, (int, slice))]
+        if not lists:
+            return False
+        lengths = dict(zip(self.axes(value), value.shape, strict=False))
+        ordered = [(self.places(axis) % lengths[axis]).sort(-1).values for axis in lists]
+        return any(bool((places[..., 1:] == places[..., :-1]).any()) for places in ordered)
+
     def places(self, axis: str) -> torch.Tensor:
         """The indices along an axis: one, several, or a row of them for each example."""
         places = torch.as_tensor(getattr(self, axis))

@@ -29,13 +29,17 @@ The last tells that the padding of this pass was told by calls inside it, as the
 
 @dataclass
 class Entry:
-    """One edit of one site; it `waits` where a gradient is yet to come back to it. `positions` is how many were there."""
+    """One edit of one site; it `waits` where a gradient is yet to come back to it. `positions` is how many were there.
+
+    `met` is the shape of a value of which the site selects nothing, with its axes.
+    """
 
     site: Site
     edit: Edit
     tally: Tally = field(default_factory=Tally)
     waits: bool = False
     positions: int = 0
+    met: tuple[tuple[int, ...], tuple[str, ...]] | None = None
 
     def meets(self, number: int) -> bool:
         """Whether the edit is meant for a pass."""
@@ -114,13 +118,15 @@ class Editor:
         known = self.frames() if entry.site.positions is not None else []
         if entry.site.positions is not None:
             entry.positions = max(entry.positions, extent(entry.site, value, known))
+        entry.met = tuple(value.shape), entry.site.axes(value)
         for part in parts(entry.site, value, known):
             before = part.of(value)
-            if not before.numel() and value.numel() and slice in map(type, entry.site.selection.values()):
-                continue  # past the end of an axis an edit does not fire; an empty list is meant
+            if not before.numel() and value.numel():
+                continue  # of a selection of nothing an edit does not fire
             after = _result(edit, before, self._context(entry, part, given, value))
-            entry.tally.add(before, after)
-            value = value if after is before else part.put(value, after)
+            changed = value if after is before else part.put(value, after)
+            entry.tally.add(*((value, changed) if part.site.repeats(value) else (before, after)))
+            value = changed
         return value
 
     def _context(self, entry: Entry, part: Part, given: Tensor | None, value: Tensor) -> Context:
@@ -210,9 +216,19 @@ def entries(asked: Asked) -> Iterator[Entry]:
         several = wanted if isinstance(wanted, (list, tuple)) else (wanted,)
         for edit in several:
             if not callable(edit) or isinstance(edit, type):
-                hint = f" Make one: {edit.__name__}(...)." if isinstance(edit, type) else ""
-                raise EditError(f"The edit of {site!r} is {edit!r}, expected one of fmr.edits or f(value, context).{hint}")
+                raise EditError(f"The edit of {site!r} is {_no_edit(edit)}")
             yield Entry(site, edit)
+
+
+def _no_edit(given: object) -> str:
+    """What was given in place of an edit, and what was expected."""
+    if isinstance(given, Tensor):
+        shape = tuple(given.shape)
+        return (
+            f"a tensor of shape {shape}, expected one of fmr.edits: edits.Replace(tensor) puts it there, edits.Add adds it."
+        )
+    hint = f" Make one: {given.__name__}(...)." if isinstance(given, type) else ""
+    return f"{given!r}, expected one of fmr.edits or f(value, context).{hint}"
 
 
 @lru_cache(maxsize=64)

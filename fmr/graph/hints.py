@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterable
 
-from fmr.ids import SOURCES, spelled
+from fmr.ids import SOURCES, TensorId, spelled
+from fmr.ops.fused import DECOMPOSITIONS
 
 
 def used_name(name: str, same: Iterable[tuple[str, ...]], known: Iterable[str]) -> str:
@@ -18,7 +19,31 @@ def used_name(name: str, same: Iterable[tuple[str, ...]], known: Iterable[str]) 
                 renamed = one + name.removeprefix(other)
                 if one != other and (name == other or name.startswith((f"{other}/", f"{other}@"))) and renamed in names:
                     return f" {other!r} is registered as {one!r}, too, and goes by that name: {renamed!r}."
-    return spelled_otherwise(name, names)
+    return spelled_otherwise(name, names) or inside_kernel(TensorId(name), names)
+
+
+_ARITHMETIC = {"lerp", "addcmul", "einsum"}
+"""Fused ops that are a few products and sums, and stand for no other way to write a module."""
+
+
+def inside_kernel(name: TensorId, known: Iterable[str]) -> str:
+    """What an error says of an op that a module call has not, where that runs a kernel of several ops; else nothing.
+
+    So it is of a pattern that was located in a model that runs without such kernels.
+    """
+    if name.is_source or name.is_path:
+        return ""
+    ids = [TensorId(one) for one in known if one.startswith(f"{name.scope}/")]
+    here = [one for one in ids if one.scope == name.scope and not one.is_path]
+    op = name.rpartition("/")[2].partition("#")[0]
+    ops = {one: one.parts.op for one in here}
+    kernel = next((one for one, own in ops.items() if own in DECOMPOSITIONS.keys() - _ARITHMETIC), None)
+    if kernel is None or op in ops.values():
+        return ""
+    return (
+        f" {name.scope!r} runs a kernel here, {kernel}, and what happens inside that has IDs of its own. Locate it in a run "
+        f"of this model, fmr.locate(run), or find it: run.graph.find('{name.scope}/*softmax#*')."
+    )
 
 
 def spelled_otherwise(name: str, known: Iterable[str]) -> str:

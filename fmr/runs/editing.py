@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmr.edits.editor import Asked, Editor, Entry
 from fmr.edits.values import Interchange
-from fmr.errors import EditError
+from fmr.errors import EditError, FmrError
 from fmr.ids import TensorId
 from fmr.nodes import Key, id_of
 from fmr.runs.passes import Pass
@@ -59,8 +59,17 @@ def _ran(inputs: Any, sites: list[Key], model: nn.Module | None, run: Runs) -> R
     args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, Mapping) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     args, kwargs = tuple(map(own, args)), {name: own(value) for name, value in kwargs.items()}
-    with undisturbed(model):
-        return run(model, *args, keep=list({str(id_of(site)) for site in sites}), **kwargs)
+    try:
+        with undisturbed(model):
+            return run(model, *args, keep=list({str(id_of(site)) for site in sites}), **kwargs)
+    except FmrError:
+        raise
+    except Exception as error:
+        what = f"a tensor of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise EditError(
+            f"The source of an Interchange at {sites[0]!r} is {what}, which the model was given as its inputs and raised "
+            f"{type(error).__name__}: {str(error)[:120]}. Expected a run or inputs; a value goes into edits.Replace(value)."
+        ) from error
 
 
 def check_fired(editor: Editor, why: Callable[[TensorId], str]) -> None:
@@ -73,9 +82,20 @@ def check_fired(editor: Editor, why: Callable[[TensorId], str]) -> None:
             reason = f" at {', '.join(map(str, missing))}: it had {entry.positions} positions."
         elif not any(entry.meets(number) for number in range(editor.number + 1)):
             reason = f": the run had {editor.number + 1} passes, none of them {passes!r}."
+        elif entry.met is not None:
+            reason = f": {_nothing_of(entry)}"
         else:
             reason = f". {why(entry.site.id)}"
         raise EditError(f"The edit of {entry.site!r} never fired{reason} With optional=True it need not fire.")
+
+
+def _nothing_of(entry: Entry) -> str:
+    """How much there was of what an edit selects nothing of."""
+    assert entry.met is not None
+    shape, axes = entry.met
+    sizes = ", ".join(f"{size} {axis}" for size, axis in zip(shape, axes, strict=False) if axis != "positions")
+    positions = f" and {entry.positions} positions" if entry.site.positions is not None else ""
+    return f"it selects nothing of what there was, {sizes}{positions}. Expected indices within these."
 
 
 def _missing(entry: Entry) -> list[int]:

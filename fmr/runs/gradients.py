@@ -77,6 +77,11 @@ class Gradients(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __repr__(self) -> str:
+        if not self._pass.history:
+            return "Gradients: the run kept no history. Track with grad=True"
+        return f"Gradients of {len(self)} values" if len(self) else "Gradients of no value: backward() has come to none yet"
+
     def _why(self, name: TensorId) -> str:
         here = self._pass
         slot, graph = here._heard_at(name), here._graph
@@ -104,7 +109,8 @@ def _reason(name: TensorId, value: Tensor, untaken: str | None, stored: bool, re
     if not value.requires_grad:
         return _needs_none(name, value)
     if not reached:
-        return "no backward() has come to any kept value of this pass. Expected backward() from a loss that depends on it"
+        computed = "no backward() has come to any kept value of this pass that was computed"
+        return f"{computed}. Expected backward() from a loss that depends on it"
     if aliases:
         return (
             f"its memory was overwritten through another view, and what reads it since is heard under another ID. "

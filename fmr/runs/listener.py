@@ -41,8 +41,8 @@ class Heard:
 
     @property
     def reached(self) -> bool:
-        """Whether backward has come to any value of the pass."""
-        return bool(self.ran) or any(leaf.is_leaf and leaf.grad is not None for leaf in self.leaves.values())
+        """Whether backward has come to any value that the pass computed; what parameters hold may be older."""
+        return bool(self.ran)
 
 
 def _listen(heard: Heard, slots: Sequence[Slot]) -> Callable[[Tensor], None]:

@@ -11,6 +11,7 @@ from torch import nn
 from fmr.edits.editor import Asked, Editor
 from fmr.errors import TrackError
 from fmr.runs.editing import editor_of
+from fmr.runs.given import check_given
 from fmr.runs.keep import Keep
 from fmr.runs.roots import called, entered, unbound
 from fmr.runs.run import Run
@@ -98,8 +99,9 @@ def run(
     modules are called as the function calls them (its arguments, its closure, the attributes of its object, globals).
     The named arguments are those of `fmr.track`; all others go to the model.
     """
-    model, args, kwargs = unbound(model, args, kwargs)
+    given, (model, args, kwargs) = kwargs, unbound(model, args, kwargs)
     root, function = called(model, method, args, kwargs)
+    check_given(function or root, args, given)
     tracker = Tracker(keep, root, to, dtype, grad, stop, _editor(edits, root), optional)
     watcher = tracker.watcher(root)
     before = torch.is_grad_enabled()

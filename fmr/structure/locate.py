@@ -54,8 +54,24 @@ def locate(source: Run | Pass | Graph) -> Structure:
         if isinstance(source, Graph):
             return _Search(source, None).structure()
         unproven = why_without_numbers(source)
-        found = _Search(source.graph, None if unproven else source.__getitem__).structure()
+        try:
+            found = _Search(source.graph, None if unproven else source.__getitem__).structure()
+        except IdError:
+            _check_kept(source)
+            raise
         return replace(found, unproven=unproven)
+
+
+def _check_kept(run: Run | Pass) -> None:
+    """Raise for a run that was asked to keep a part of its values, by which not everything can be proven."""
+    one = run.last if isinstance(run, Run) else run
+    held = {*one.kept, *one.unsaved, *one.slots}
+    kept = sum(node.id in held for node in one.graph.nodes)
+    if kept < len(one.graph.nodes):
+        raise IdError(
+            f"fmr.locate proves what it finds by the values of a run, and this one kept {kept} of {len(one.graph.nodes)}. "
+            f"Expected a run with keep='all'; fmr.locate(run.graph) finds without proof."
+        )
 
 
 MATCHERS = (dot_product, deformable, additive)

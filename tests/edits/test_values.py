@@ -215,6 +215,16 @@ def test_a_receipt_tells_of_numbers_as_they_were(size: int) -> None:
     assert receipt.norm == pytest.approx((5 * size) ** 0.5)
 
 
+def test_a_place_that_is_named_twice_counts_once() -> None:
+    for positions in ([1, 1], [1, -2], [[1, 1], [0, 2]]):
+        site = SITE.at(positions=positions)
+        editor = Editor({site: edits.Zero()})
+        after = editor.apply(site.id, VALUE + 1)
+        receipt = editor.entries[0].tally.receipt
+        assert receipt.changed == (after != VALUE + 1).sum()
+        assert receipt.norm == pytest.approx(float((after - VALUE - 1).norm()))
+
+
 def test_many_firings_are_summed_up() -> None:
     from fmr.edits.editor import Receipts
 

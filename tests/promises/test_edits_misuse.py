@@ -60,6 +60,28 @@ def made() -> tuple[nn.Module, Tensor, fmr.Run]:
         (Site(H, positions=[[0], [1], [2]]), edits.Zero(), r"has 3 rows of positions, but 'transformer.h.0' has 2 examples"),
         (Site(H, positions=[[0, 9]]), edits.Zero(), r"has 1 rows of positions, but 'transformer.h.0' has 2 examples"),
         (Site(H, heads=0), edits.Zero(), r"selects heads, but .* has shape \(2, 6, 16\) with axes .*Pass layout="),
+        (
+            Site(H, positions=slice(6, None)),
+            edits.Zero(),
+            r"never fired: it selects nothing of what there was, .* 6 positions",
+        ),
+        (Site(H, positions=[]), edits.Zero(), r"never fired: it selects nothing .*Expected indices within these"),
+        (
+            Site(PATTERN, heads=slice(2, 4)),
+            edits.Zero(),
+            r"never fired: it selects nothing of what there was, 2 examples, 2 heads",
+        ),
+        (Site(PATTERN, heads=0, n_heads=4), edits.Zero(), r"selects one of 4 heads, but .* has shape \(2, 2, 6, 6\)"),
+        (
+            H,
+            torch.zeros(128),
+            r"is a tensor of shape \(128,\), expected one of fmr.edits: edits.Replace\(tensor\) puts it there",
+        ),
+        (
+            H,
+            edits.Interchange(torch.ones(2, 6, 16)),
+            r"is a tensor of shape \(2, 6, 16\), which the model was given as its inputs and raised RuntimeError: .*Replace",
+        ),
         (Site(H, passes=3), edits.Zero(), r"never fired: the run had 1 passes, none of them 3"),
         (Site(H, passes=-1), edits.Zero(), r"counts passes from the last, which no run knows before it ends\. Count from 0"),
         (Site(H, passes=slice(-2, None)), edits.Zero(), r"counts passes from the last"),

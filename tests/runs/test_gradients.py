@@ -404,3 +404,17 @@ def test_what_a_copy_lacks_it_says() -> None:
     other = copy.deepcopy(fmr.run(nn.Tanh(), torch.ones(2, requires_grad=True), grad=True))
     with pytest.raises(fmr.IdError, match=r"'/tanh#0' has no gradient: the run had none when it was saved or copied"):
         other.grad["/tanh#0"]
+
+
+def test_gradients_of_an_earlier_backward_are_not_those_of_this_pass() -> None:
+    model = nn.Linear(3, 3)
+    model(torch.ones(3)).sum().backward()
+    run = fmr.run(model, torch.ones(3), grad=True)
+    assert repr(run.grad).startswith("Gradients of")
+    with pytest.raises(
+        fmr.IdError, match=r"no backward\(\) has come to any kept value of this pass that was computed\. Expected backward"
+    ):
+        run.grad["/linear#0"]
+    run.output.sum().backward()
+    assert repr(run.grad) == f"Gradients of {len(run.grad)} values"
+    assert repr(fmr.run(model, torch.ones(3)).grad) == "Gradients: the run kept no history. Track with grad=True"

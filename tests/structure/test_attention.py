@@ -399,7 +399,32 @@ def test_a_router_is_rejected_with_a_reason() -> None:
 
 def test_a_run_without_values_says_what_to_keep() -> None:
     model, inputs = made("gpt2", "eager")
-    with pytest.raises(fmr.IdError, match="keep='all'"):
-        fmr.locate(fmr.run(model, keep="none", **inputs))
+    for keep in ("none", "*softmax*"):
+        with pytest.raises(
+            fmr.IdError, match=r"this one kept \d+ of \d+\. Expected a run with keep='all'; fmr.locate\(run.graph\)"
+        ):
+            fmr.locate(fmr.run(model, keep=keep, **inputs))
+
+
+def test_a_pattern_without_a_kernel_is_told_of_the_kernel() -> None:
+    (eager, inputs), (fused, _) = made("gpt2", "eager"), made("gpt2", "sdpa")
+    pattern = fmr.locate(fmr.run(eager, **inputs)).attention[0].pattern
+    run = fmr.run(fused, **inputs)
+    where = pattern.id.scope
+    words = rf"'{where}' runs a kernel here, {where}/scaled_dot_product_attention#0, .*Locate it in a run of this model"
+    for ask in (
+        lambda: run[pattern],
+        lambda: fmr.run(fused, keep=[pattern], **inputs),
+        lambda: fmr.run(fused, edits={pattern: fmr.edits.Zero()}, **inputs),
+    ):
+        with pytest.raises(fmr.FmrError, match=words):
+            ask()
+    assert [node.op for node in run.graph.find(f"{where}/*softmax#*")] == ["softmax"]
+
+
+def test_the_sites_of_an_attention_know_how_many_heads_it_has() -> None:
+    model, inputs = made("gpt2", "eager")
+    block = fmr.locate(fmr.run(model, **inputs)).attention[0]
+    assert {getattr(block, role).n_heads for role in ("q", "k", "v", "scores", "pattern", "z")} == {block.n_heads}
     with pytest.raises(StructureError, match=r"fmr.locate got GPT2LMHeadModel, expected a run or a graph"):
         fmr.locate(model)  # type: ignore[arg-type]

@@ -32,7 +32,8 @@ class Layouts(NamedTuple):
 
 def laid_out(graph: Graph, name: TensorId, layout: Layout | None = None) -> Site:
     """The site of a value with what its dimensions count; heads are not told apart where that is not known."""
-    return Site(name, layout=layout or _usual(len(graph[name].shape)))
+    shape, named = graph[name].shape, layout or _usual(len(graph[name].shape))
+    return Site(name, layout=named, n_heads=shape[named.index("heads")] if "heads" in named else None)
 
 
 def _usual(rank: int) -> Layout:
