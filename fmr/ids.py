@@ -275,10 +275,6 @@ class Site:
             )
         return layout
 
-    def kept(self, value: torch.Tensor) -> tuple[str, ...]:
-        """What each dimension of the selected part counts: an int drops its axis."""
-        return tuple(axis for axis in self.axes(value) if not isinstance(self.selection.get(axis), int))
-
     def _checked(self, axis: str, index: Index, shape: tuple[int, ...], layout: tuple[str, ...]) -> Any:
         """An index as an int, a slice, or a tensor of places of one or two dimensions, all within the axis."""
         length = shape[layout.index(axis)]
@@ -296,15 +292,6 @@ class Site:
             )
         self._check_rows(axis, places, shape, layout)
         return int(places) if places.dim() == 0 else places % length
-
-    def repeats(self, value: torch.Tensor) -> bool:
-        """Whether it takes a place of the tensor several times."""
-        lists = [axis for axis, index in self.selection.items() if not isinstance(index, (int, slice))]
-        if not lists:
-            return False
-        lengths = dict(zip(self.axes(value), value.shape, strict=False))
-        ordered = [(self.places(axis) % lengths[axis]).sort(-1).values for axis in lists]
-        return any(bool((places[..., 1:] == places[..., :-1]).any()) for places in ordered)
 
     def places(self, axis: str) -> torch.Tensor:
         """The indices along an axis: one, several, or a row of them for each example."""

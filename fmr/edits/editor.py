@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fmr.edits.frames import Frames
-from fmr.edits.places import Part, extent, parts
+from fmr.edits.places import Part, extent, kept, parts, repeats
 from fmr.edits.receipts import Receipt, Tally
 from fmr.edits.values import Context, Edit, OnGradient
 from fmr.errors import EditError, nearest
@@ -125,7 +125,7 @@ class Editor:
                 continue  # of a selection of nothing an edit does not fire
             after = _result(edit, before, self._context(entry, part, given, value))
             changed = value if after is before else part.put(value, after)
-            entry.tally.add(*((value, changed) if part.site.repeats(value) else (before, after)))
+            entry.tally.add(*((value, changed) if repeats(part.site, value) else (before, after)))
             value = changed
         return value
 
@@ -141,7 +141,7 @@ class Editor:
             return source(origin, site, number, part.examples, isinstance(entry.edit, OnGradient), within)
 
         reader = read if source is not None else None
-        axes = entry.site.kept(value)
+        axes = kept(entry.site, value)
         dropped = tuple(axis for axis in entry.site.selection if axis not in axes)
         return Context(
             entry.site.id, entry.site, self.number, entry.tally.fired, given, reader, part.examples, axes, dropped

@@ -45,7 +45,7 @@ def parts(site: Site, value: Tensor, known: Frames) -> list[Part]:
     count = value.shape[layout.index("examples")] if "examples" in layout else 1
     site.check_examples(value, layout)
     rows = [_columns(site, frame, columns, example) for example in range(count)]
-    drop = replace(site, positions=None).kept(value).index("positions") if isinstance(site.positions, int) else None
+    drop = kept(replace(site, positions=None), value).index("positions") if isinstance(site.positions, int) else None
     if "examples" not in layout:
         if frame.mask is not None and len({tuple(mask) for mask in frame.mask.tolist()}) > 1:
             raise EditError(
@@ -189,3 +189,18 @@ def _last_columns(site: Site, columns: int) -> list[int]:
             f"does not know its length. Expected a pass that begins anew, or positions from the end, as -1, with passes=."
         )
     return [columns + place for place in places]
+
+
+def kept(site: Site, value: Tensor) -> tuple[str, ...]:
+    """What each dimension of a site's part counts: an int drops its axis."""
+    return tuple(axis for axis in site.axes(value) if not isinstance(site.selection.get(axis), int))
+
+
+def repeats(site: Site, value: Tensor) -> bool:
+    """Whether a site takes a place of the tensor several times."""
+    lists = [axis for axis, index in site.selection.items() if not isinstance(index, (int, slice))]
+    if not lists:
+        return False
+    lengths = dict(zip(site.axes(value), value.shape, strict=False))
+    ordered = [(site.places(axis) % lengths[axis]).sort(-1).values for axis in lists]
+    return any(bool((places[..., 1:] == places[..., :-1]).any()) for places in ordered)
