@@ -187,8 +187,8 @@ class Site:
             )
         object.__setattr__(self, "id", TensorId(self.id))
         for axis in _AXES:
-            if (number := whole_number(getattr(self, axis))) is not None:
-                object.__setattr__(self, axis, number)
+            if getattr(index := getattr(self, axis), "ndim", 0) == 0 and whole_number(index) is not None:
+                object.__setattr__(self, axis, whole_number(index))
             if not _is_index(getattr(self, axis)):
                 raise IdError(
                     f"{axis}={getattr(self, axis)!r} of a Site at {str(self.id)!r} is no index. Expected a whole number, a "
@@ -374,8 +374,6 @@ def _is_index(given: object) -> bool:
 
 
 ALIAS = "alias"
-
-
 RESULT = "result"
 """The op of a fused node in an unfused graph: it hands on what its inner nodes made."""
 

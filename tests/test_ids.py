@@ -1,12 +1,14 @@
 """IDs take themselves apart, and sites select what they say."""
 
 import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import fmr
-from fmr.ids import Parent, TensorId, op_id, spelled, unspelled
+from fmr.ids import Parent, Site, TensorId, op_id, spelled, unspelled
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,11 @@ def test_a_site_prints_what_it_takes() -> None:
 def test_a_registered_name_stands_in_ids_so_that_nothing_in_it_has_a_meaning(name: str, part: str) -> None:
     assert spelled(name) == part
     assert unspelled(part) == name
+
+
+@pytest.mark.parametrize("given", [np.int64(1), torch.tensor(1), 1])
+def test_a_whole_number_of_any_kind_drops_its_axis_and_a_list_of_one_keeps_it(given: Any) -> None:
+    value = torch.arange(12.0).view(2, 3, 2)
+    assert torch.equal(Site("/mul#0", positions=given).of(value), value[:, 1])
+    assert Site("/mul#0", positions=given) == Site("/mul#0", positions=1)
+    assert Site("/mul#0", positions=torch.tensor([1])).of(value).shape == (2, 1, 2)
