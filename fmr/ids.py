@@ -162,7 +162,8 @@ class Site:
     Site('h.3.attn/softmax#0', positions=[[3], [7]])
 
     An index is an int (its axis is dropped), a slice, a list, or a list of one row per example, which means that example
-    alone. `passes` narrows an edit to some of the model's calls. `layout` names the tensor's dimensions in order. The
+    alone. `positions` are those of real tokens under padding, and absolute under a cache.
+    `passes` narrows an edit to some of the model's calls. `layout` names the tensor's dimensions in order. The
     default reads (examples, positions, units) for three dimensions and (examples, heads, positions, units) for four; a
     tensor laid out otherwise states its own. With `n_heads`, a tensor with another number of heads is refused: it is laid
     out otherwise than where the site was found.

@@ -230,6 +230,8 @@ class Clamp:
 class Skip:
     """A module call hands on what it was given, as if it were not there; for sites that name a module.
 
+    A block is left out so; an attention or a memory would hand on its normed input, and `Zero` is the run without it.
+
     >>> fmr.run(model, input_ids, edits={"transformer.h.1": edits.Skip()})
     """
 
