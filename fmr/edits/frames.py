@@ -74,7 +74,7 @@ def told_by(arguments: Mapping[str, Any]) -> Told:
     """
     given, told = {**arguments}, Told()
     for name, value in arguments.items():
-        given.update((f"{name}.{key}", item) for key, item in _held(value))
+        given.update((f"{name}.{key}", item) for key, item in held(value))
     for name, value in given.items():
         kind = next((kind for kind in _NAMES if name.endswith(kind)), None)
         if kind in (_REAL, _HIDDEN):
@@ -102,6 +102,12 @@ def may_tell(called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     """Whether a call has arguments of such names."""
     names = (*kwargs, *argument_names(called)[: len(args)]) if args else kwargs
     return any(name.endswith(_NAMES) for name in names)
+
+
+def names_masks(called: Callable[..., Any]) -> bool:
+    """Whether a call can be given both tokens and their mask by name."""
+    names = argument_names(called)
+    return all(any(name.endswith(kinds) for name in names) for kinds in (_TOKENS, (_REAL, _HIDDEN)))
 
 
 def _take_mask(told: Told, name: str, prefix: str, value: Any, hides: bool) -> None:
@@ -133,7 +139,7 @@ def _is_cache(name: str, value: Any) -> bool:
     return ("past" in name or "cache" in name) and not isinstance(value, Tensor) and any(leaves(value))
 
 
-def _held(value: Any) -> Iterable[tuple[Any, Any]]:
+def held(value: Any) -> Iterable[tuple[Any, Any]]:
     """What a dictionary holds, as it lies there."""
     held = vars(value).get("data") if issubclass(type(value), UserDict) else value
     return dict.items(held) if issubclass(type(held), dict) else ()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from fmr.edits.editor import Editor
-from fmr.edits.frames import Columns, Frames, Pasts, may_tell
+from fmr.edits.frames import Frames, Pasts
+from fmr.edits.hearing import Hearing
 from fmr.edits.inside import edited_inside
 from fmr.edits.left import Left
 from fmr.edits.memory import Replaced, Reserved, is_unchanged, refuse_twice, shares
@@ -20,7 +21,7 @@ from fmr.nests import Nest, item_at, leaves, mapped, outputs, taken
 from fmr.ops.names import WRITE, Op
 from fmr.watching.mode import written_by
 from fmr.watching.own import alone
-from fmr.watching.plan import Plan, Reader, Want
+from fmr.watching.plan import Plan, Want
 from fmr.watching.recorder import call_site
 from fmr.watching.scopes import Call, Names, Start, name_inputs, named_arguments, walk
 from fmr.watching.sites import where_of
@@ -33,7 +34,7 @@ The last says that the other was handed on by a call, whose caller still has it.
 """
 
 
-class Editing(Reader):
+class Editing(Hearing):
     """Runs a plan and the edits of an `editor`: what is read is what the model goes on with.
 
     `told` hears of each edit, `told_inside` of a fused op that was edited inside, and of its inner values as they are then.
@@ -54,23 +55,9 @@ class Editing(Reader):
         self.replaced: list[Replaced] = []
         self.pasts, self.left = Pasts(), Left()
         self.grads, self.swaps = False, ""
-        self.hearing: Columns | None = None
         self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
 
     # ---- a pass
-
-    def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Run a module call; inside a pass it may tell more of positions than the pass itself did."""
-        hearing = self.hearing
-        if hearing is None or not self.in_pass or not may_tell(module, args, kwargs):
-            return super().call(proceed, module, args, kwargs)
-        if not alone(lambda: hearing.hear(module, args, kwargs)):
-            return super().call(proceed, module, args, kwargs)
-        self.hearing = None  # for what this one calls
-        try:
-            return super().call(proceed, module, args, kwargs)
-        finally:
-            self.hearing = hearing
 
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass, with edited inputs, parameters and buffers."""
@@ -79,7 +66,7 @@ class Editing(Reader):
         frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
         self.note(frames)
         self.editor.begin(frames)
-        self.hearing = frames if frames.is_open and self.editor.of_positions else None
+        self.hear(frames, start.called, self.editor.of_positions)
         args, kwargs = self._inputs(given, args, kwargs)
         self.replaced.clear()
         self.grads = torch.is_grad_enabled()

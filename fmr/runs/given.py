@@ -1,15 +1,17 @@
 """What was given to a run as arguments of the model, and is none: a misspelt option, edits, text, a batch as a whole."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
+from fmr.edits.frames import held
 from fmr.errors import TrackError
-from fmr.nodes import is_key
+from fmr.ids import Site
+from fmr.nodes import Node
 
 OPTIONS = ("method", "keep", "dtype", "grad", "stop", "edits", "optional")
 """The options of a run that a longer name may be meant for."""
@@ -23,9 +25,10 @@ def check_given(called: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappi
     for value in args:
         if isinstance(called, nn.Module) and _is_asked(value):
             raise TrackError("fmr.run got edits among the inputs of the model. Expected them by name: edits={site: edit}.")
-        if isinstance(value, Mapping) and value.keys() and set(value) <= set(_parameters(called)):
+        names = [name for name, _ in held(value)]
+        if names and all(name in _parameters(called) for name in names):
             raise TrackError(
-                f"fmr.run got {type(value).__name__} as one argument, whose keys {', '.join(map(str, value))} are arguments "
+                f"fmr.run got {type(value).__name__} as one argument, whose keys {', '.join(map(str, names))} are arguments "
                 f"of the model. Expected them by name: fmr.run(model, **inputs)."
             )
     text = any(map(_is_text, (*args, *kwargs.values())))
@@ -55,11 +58,11 @@ def _option(name: str) -> str | None:
 
 def _is_asked(value: Any) -> bool:
     """Whether it is a mapping of sites to edits, or part of one."""
-    if isinstance(value, (list, tuple)) and not is_key(value):
+    if type(value) in (list, tuple):
         return any(map(_is_asked, value))
-    if isinstance(value, Mapping):
-        return any(_is_asked(key) for key in value) or any(map(_is_edit, value.values()))
-    return _is_edit(value) or (is_key(value) and not isinstance(value, str))
+    if any(_is_asked(key) or _is_edit(edit) for key, edit in held(value)):
+        return True
+    return _is_edit(value) or issubclass(type(value), (Site, Node))
 
 
 def _is_edit(value: Any) -> bool:
@@ -67,8 +70,8 @@ def _is_edit(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    several: Iterable[Any] = value if isinstance(value, (list, tuple)) else ()
-    return isinstance(value, str) or (bool(several) and all(isinstance(one, str) for one in several))
+    several = value if type(value) in (list, tuple) and value else (value,)
+    return all(issubclass(type(one), str) for one in several)
 
 
 def _parameters(called: Callable[..., Any]) -> tuple[str, ...]:

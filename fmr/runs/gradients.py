@@ -109,8 +109,7 @@ def _reason(name: TensorId, value: Tensor, untaken: str | None, stored: bool, re
     if not value.requires_grad:
         return _needs_none(name, value)
     if not reached:
-        computed = "no backward() has come to any kept value of this pass that was computed"
-        return f"{computed}. Expected backward() from a loss that depends on it"
+        return "no backward() has come to any kept value of this pass. Expected backward() from a loss that depends on it"
     if aliases:
         return (
             f"its memory was overwritten through another view, and what reads it since is heard under another ID. "

@@ -28,7 +28,7 @@ class Heard:
     def __init__(self, wanted: set[Slot] | None = None) -> None:
         self.wanted = wanted
         self.grads: dict[Slot, Tensor] = {}
-        self.leaves: dict[Slot, Tensor] = {}
+        self.leaves, self.older = dict[Slot, Tensor](), set[Slot]()
         self.untaken: dict[Slot, str] = {}
         self.ran: set[bool] = set()
 
@@ -41,8 +41,9 @@ class Heard:
 
     @property
     def reached(self) -> bool:
-        """Whether backward has come to any value that the pass computed; what parameters hold may be older."""
-        return bool(self.ran)
+        """Whether backward has come to any value of the pass; what a leaf held before tells nothing."""
+        leaves = (leaf for slot, leaf in self.leaves.items() if slot not in self.older)
+        return bool(self.ran) or any(leaf.is_leaf and leaf.grad is not None for leaf in leaves)
 
 
 def _listen(heard: Heard, slots: Sequence[Slot]) -> Callable[[Tensor], None]:
@@ -303,6 +304,7 @@ class Listener:
         for slot in slots:
             if needed or heard.wanted is None or slot in heard.wanted:
                 heard.leaves[slot] = tensor
+                heard.older.update([slot] if tensor.grad is not None else [])
             if not (needed or torch.is_grad_enabled()):
                 heard.untaken[slot] = UNRECORDED
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from fmr.edits.frames import Frames, Pasts
+from fmr.edits.frames import Columns, Frames, Pasts
+from fmr.edits.hearing import Hearing
 from fmr.watching.mode import RootWatcher
-from fmr.watching.plan import Reader
 from fmr.watching.recorder import Recorder
 from fmr.watching.scopes import Start, named_arguments
 
@@ -16,9 +16,14 @@ class _Noting(RootWatcher):
         self.pasts = Pasts()
         self.note: Callable[[Callable[[], Frames]], None] = lambda frames: None
 
+    def noted(self, columns: Columns, called: Callable[..., Any]) -> None:
+        """The columns of the pass that begins."""
+
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
         """Run a call as a pass."""
-        self.note(self.pasts.frames_of(named_arguments(start.called, args, kwargs)))
+        frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
+        self.note(frames)
+        self.noted(frames, start.called)
         return super().record(proceed, start, args, kwargs)
 
 
@@ -26,5 +31,9 @@ class Recording(_Noting, Recorder):
     """A recorder."""
 
 
-class Reading(_Noting, Reader):
+class Reading(_Noting, Hearing):
     """A reader of a plan."""
+
+    def noted(self, columns: Columns, called: Callable[..., Any]) -> None:
+        """The columns of the pass that begins, of which calls inside it may tell more."""
+        self.hear(columns, called)

@@ -144,6 +144,13 @@ class Masks(Any_):
         return self.inner(tokens, attention_mask=(tokens != 2).long())
 
 
+class Knows(Any_):
+    """Makes its own mask where it is given none."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        return self.inner(input_ids, attention_mask=(input_ids != 2).long() if attention_mask is None else attention_mask)
+
+
 class Named(Any_):
     """Has other names for what it hands on."""
 
@@ -218,7 +225,7 @@ def test_a_mask_of_a_name_that_says_nothing_is_no_guess() -> None:
 
 
 def test_a_source_that_cannot_tell_its_padding_is_refused(tmp_path: Any) -> None:
-    whole, path = Masks(model("full")), "inner.model.layers.0"
+    whole, path = Knows(model("full")), "inner.model.layers.0"
     source = fmr.run(whole, IDS, keep=[path])
     recorded, site = fmr.run(whole, IDS), Site(path, positions=1)
     for at, kept in enumerate((recorded, source)):

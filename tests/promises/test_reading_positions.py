@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fmr
 from fmr import IdError, Site, edits
@@ -64,3 +65,24 @@ def test_examples_with_different_numbers_of_positions_are_no_one_tensor(padded: 
     with pytest.raises(IdError, match=r"hold the positions 0 to 2, 0 to 5\. Expected positions that each of them holds"):
         run[LAYER.at(positions=slice(1, None))]
     assert run[LAYER.at(positions=slice(1, None), examples=[1])].shape[1] == 5
+
+
+class Outer(nn.Module):
+    """A model that does not name its tokens, around one that does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, words: Tensor, real: Tensor) -> Any:
+        return self.inner(input_ids=words, attention_mask=real)
+
+
+@pytest.mark.parametrize("keep", ["all", ["inner.transformer.h.1"]])
+def test_padding_that_calls_inside_tell_of_is_heard_by_those_who_read(keep: Any, padded: dict[str, Any]) -> None:
+    model, site = Outer(fmr.zoo.load("facts").model), Site("inner.transformer.h.1", positions=1)
+    run = fmr.run(model, padded["input_ids"], padded["attention_mask"], keep=keep)
+    for edit in (edits.Replace(run[site]), edits.Interchange(run)):
+        same = fmr.run(model, padded["input_ids"], padded["attention_mask"], keep=keep, edits={site: edit})
+        assert (same.receipts[site].fired, same.receipts[site].changed) == (1, 0)
+    assert torch.equal(same[site], run[site])
