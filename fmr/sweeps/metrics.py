@@ -55,10 +55,10 @@ def read_at(logits: Tensor, at: At) -> Tensor:
     return logits[:, column]
 
 
-def token_ids(tokens: Any, logits: Tensor) -> Tensor:
-    """A token for all examples or one for each, as one for each."""
-    several, vocabulary = tokens if isinstance(tokens, (list, tuple)) else [tokens], logits.shape[-1]
-    text = next((token for token in several if isinstance(token, str)), None)
+def token_ids(tokens: Any, logits: Tensor, several: bool = False) -> Tensor:
+    """A token for all examples or one for each, as one for each; (examples, tokens) where it may be several."""
+    every, vocabulary = tokens if isinstance(tokens, (list, tuple)) else [tokens], logits.shape[-1]
+    text = next((token for token in every if isinstance(token, str)), None)
     if text is not None:
         raise EditError(
             f"The token {text!r} is text, and a metric reads numbers. Expected its ID, as "
@@ -70,7 +70,9 @@ def token_ids(tokens: Any, logits: Tensor) -> Tensor:
         found = torch.tensor(0.5)
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise EditError(f"The tokens {_short(tokens)} are no token IDs. Expected a whole number, or one for each example.")
-    if found.dim() and found.shape != (len(logits),):
+    follow = several and found.dim() == 2 and found.shape[1] > 0
+    fits = not found.dim() or len(found) == len(logits) or (follow and len(found) == 1)
+    if not fits or found.dim() > 1 + follow:
         raise EditError(
             f"The tokens {_short(tokens)} have shape {tuple(found.shape)}, and there are {len(logits)} examples. Expected "
             f"one token for all of them, as a number, or a list with one for each."
@@ -79,6 +81,9 @@ def token_ids(tokens: Any, logits: Tensor) -> Tensor:
     if outside:
         raise EditError(f"There is no token {outside[0]}: the logits have {vocabulary}. Expected 0 to {vocabulary - 1}.")
     found = found.to(logits.device)
+    if several:
+        found = found if follow else found.reshape(-1, 1)
+        return found.expand(len(logits), -1)
     return found.expand(len(logits)) if found.dim() == 0 else found
 
 
@@ -125,14 +130,16 @@ class Probability:
     """The probability of a token, or of several that follow one another."""
 
     token: Any
-    at: int = -1
+    at: At = -1
 
     def __call__(self, output: Any) -> Tensor:
-        logits = logits_of(output)
-        tokens = _tokens(self.token, logits)
-        several = tokens if tokens.dim() == 2 else tokens[:, None]
-        read = logits[:, self.at :][:, : several.shape[1]].log_softmax(-1)
-        return read.gather(2, several.expand(len(read), -1)[..., None]).sum((1, 2)).exp()
+        logits = logits_by_position(output)
+        tokens, at = token_ids(self.token, logits, several=True), self.at
+        if not isinstance(at, Tensor):
+            read_at(logits[:, tokens.shape[1] - 1 :], at if at >= 0 else at + tokens.shape[1] - 1)
+            at = torch.arange(tokens.shape[1]) + at % logits.shape[1]
+        each = logits[torch.arange(len(logits), device=logits.device)[:, None], at.to(logits.device)].log_softmax(-1)
+        return each.gather(2, tokens[..., None]).sum((1, 2)).exp()
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +178,7 @@ class Loss:
         return each.sum(1) / read.sum(1)
 
 
-READY = (LogitDiff, LogProb, KL, Loss)
+READY = (LogitDiff, LogProb, Probability, KL, Loss)
 
 
 # ---- what is measured of a run
@@ -182,16 +189,19 @@ def placed(metric: Metric, output: Any, known: Frames) -> Metric:
     if isinstance(metric, Loss):
         metric(output)
         return replace(metric, targets=_told(metric.targets, _columns(slice(None), logits_of(output), known)))
-    if not isinstance(metric, (LogitDiff, LogProb, KL)) or isinstance(metric.at, Tensor):
+    if not isinstance(metric, (LogitDiff, LogProb, Probability, KL)) or isinstance(metric.at, Tensor):
         return metric
-    logits = logits_by_position(output)
-    read_at(logits, metric.at)
-    rows = _columns(metric.at, logits, known)
-    none = next((example for example, row in enumerate(rows) if not row), None)
+    metric(output)
+    logits, first = logits_of(output), metric.at
+    many = token_ids(metric.token, logits, several=True).shape[1] if isinstance(metric, Probability) else 1
+    rows = [_columns(first + place, logits, known) for place in range(many)]
+    none = next((example for row in rows for example, columns in enumerate(row) if not columns), None)
     if none is not None:
-        raise EditError(f"at={metric.at!r}: example {none} has no such token. Expected one that each example has, as at=-1.")
-    at = torch.tensor(rows)[:, 0]
-    return replace(metric, at=int(at[0]) if bool((at == at[0]).all()) else at)
+        raise EditError(f"at={first!r}: example {none} has no such token. Expected one that each example has, as at=-1.")
+    at = torch.tensor(rows)[..., 0].T  # (examples, tokens)
+    if bool((at[:, 0] == at[0, 0]).all()) and bool((at.diff() == 1).all()):
+        return replace(metric, at=int(at[0, 0]))
+    return replace(metric, at=at if isinstance(metric, Probability) else at[:, 0])
 
 
 def _told(targets: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -254,7 +264,8 @@ def probability(token: Any, at: int | None = None) -> Probability:
     torch.Size([1, 1])
 
     token: one for all examples, one for each, or (examples, tokens) for an answer of several, of which the inputs hold all
-    but the last. at: the position that the first is read at; by default the last of the inputs is read for the last token.
+    but the last. at: the position that the first is read at, as in `logit_diff`; by default the last token of the inputs is
+    read for the last.
     """
     shape = torch.as_tensor(token).shape if not isinstance(token, str) else ()
     return Probability(token, at if at is not None else -shape[1] if len(shape) == 2 else -1)
