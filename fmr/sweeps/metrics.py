@@ -136,8 +136,13 @@ class Probability:
         logits = logits_by_position(output)
         tokens, at = token_ids(self.token, logits, several=True), self.at
         if not isinstance(at, Tensor):
-            read_at(logits[:, tokens.shape[1] - 1 :], at if at >= 0 else at + tokens.shape[1] - 1)
-            at = torch.arange(tokens.shape[1]) + at % logits.shape[1]
+            read_at(logits, at)
+            many, first = tokens.shape[1], at % logits.shape[1]
+            if first + many > logits.shape[1]:
+                raise EditError(
+                    f"at={at}: {many} tokens follow from there, and the logits have {logits.shape[1]} positions."
+                )
+            at = torch.arange(first, first + many)
         each = logits[torch.arange(len(logits), device=logits.device)[:, None], at.to(logits.device)].log_softmax(-1)
         return each.gather(2, tokens[..., None]).sum((1, 2)).exp()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fmr
 from fmr import edits
 from fmr.errors import EditError, IdError, ReplayError
-from fmr.sweeps import kl, log_prob, logit_diff, loss
+from fmr.sweeps import kl, log_prob, logit_diff, loss, probability
 from fmr.sweeps.metrics import Metric
 from tests.promises.test_edits import decoder, padded
 
@@ -25,6 +25,8 @@ READY: dict[str, Callable[[Any, Any], Metric]] = {
     "logit_diff": lambda model, inputs: logit_diff(3, 5),
     "an earlier one": lambda model, inputs: logit_diff(3, 5, at=2),
     "log_prob": lambda model, inputs: log_prob(3),
+    "probability": lambda model, inputs: probability(3),
+    "of several": lambda model, inputs: probability([[3, 5]]),
     "kl": lambda model, inputs: kl(model(**{**inputs, "input_ids": inputs["input_ids"] + 1})),
     "loss": lambda model, inputs: loss(inputs["input_ids"]),
 }
@@ -60,6 +62,10 @@ BAD: dict[str, tuple[Metric, str]] = {
     "negative": (log_prob(-1), r"There is no token -1: the logits have 32. Expected 0 to 31."),
     "no whole number": (log_prob(1.5), r"The tokens 1.5 are no token IDs. Expected a whole number"),
     "nothing": (log_prob(None), r"The tokens None are no token IDs."),
+    "several": (log_prob([[1, 2], [3, 4]]), r"The tokens .* have shape \(2, 2\), and there are 2 examples."),
+    "three of several": (probability([[1], [2], [3]]), r"have shape \(3, 1\), and there are 2 examples."),
+    "beyond the end": (probability([[1, 2, 3]], at=4), r"at=4: 3 tokens follow from there, and the logits have 6 positions."),
+    "longer than it": (probability([[1] * 7]), r"at=-7: the logits have 6 positions"),
     "at outside": (log_prob(3, at=77), r"at=77: the logits have 6 positions, expected a whole number from -6 to 5."),
     "at text": (logit_diff(3, 4, at="end"), r"at='end': the logits have 6 positions, expected a whole number"),  # type: ignore[arg-type]
     "reference": (kl(torch.zeros(2, 3, 40)), r"The reference has shape \(2, 3, 40\), and the logits have \(2, 6, 32\)."),

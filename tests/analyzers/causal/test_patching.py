@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers import ActivationPatching, AnalyzerError, AttributionPatching, CircuitSearch, Effects, PathPatching
+from analyzers import (
+    ActivationPatching,
+    AnalyzerError,
+    AttributionPatching,
+    CausalTracing,
+    CircuitSearch,
+    Effects,
+    PathPatching,
+    RankOneEdit,
+)
 from fmr import edits
 from fmr.sweeps import log_prob, logit_diff
 from fmr.zoo import world
@@ -314,6 +323,9 @@ def test_a_model_in_train_mode_is_refused(method: Any, loaded: tuple[nn.Module, 
         model.transformer.h[1].train()
         with pytest.raises(AnalyzerError, match=r"GPT2LMHeadModel.transformer.h.1 is in train mode.*call model.eval\(\)."):
             method(model, tokenizer).run(CLEAN, CORRUPTED, METRIC)
+        for run in (CausalTracing(model, tokenizer).run, RankOneEdit(model, tokenizer).run):
+            with pytest.raises(AnalyzerError, match=r"transformer.h.1 is in train mode"):
+                run("Junel Dunoth grew up in", "Junel Dunoth", "Brigost")
     finally:
         model.eval()
 
