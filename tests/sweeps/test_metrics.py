@@ -64,7 +64,7 @@ BAD: dict[str, tuple[Metric, str]] = {
     "nothing": (log_prob(None), r"The tokens None are no token IDs."),
     "several": (log_prob([[1, 2], [3, 4]]), r"The tokens .* have shape \(2, 2\), and there are 2 examples."),
     "three of several": (probability([[1], [2], [3]]), r"have shape \(3, 1\), and there are 2 examples."),
-    "beyond the end": (probability([[1, 2, 3]], at=4), r"at=4: 3 tokens follow from there, and the logits have 6 positions."),
+    "beyond the end": (probability([[1, 2, 3]], at=4), r"at=4: 3 tokens follow from there, and the logits have 6"),
     "longer than it": (probability([[1] * 7]), r"at=-7: the logits have 6 positions"),
     "at outside": (log_prob(3, at=77), r"at=77: the logits have 6 positions, expected a whole number from -6 to 5."),
     "at text": (logit_diff(3, 4, at="end"), r"at='end': the logits have 6 positions, expected a whole number"),  # type: ignore[arg-type]
