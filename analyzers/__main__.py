@@ -65,8 +65,7 @@ def patched(model: nn.Module, tokenizer: Any, out: Path) -> None:
 def shown(result: Any, path: Path) -> None:
     """Print a result and save its picture."""
     print("   " + repr(result).replace("\n", "\n   "))
-    drawn = result.plot()
-    figure = getattr(drawn, "figure", drawn)
+    figure = result.plot()
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
 

@@ -58,16 +58,17 @@ def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
     >>> prompts(["Alice gave", "Alice went"], model, tokenizer).labels
     ('<bos>', 'Alice', '2')
 
-    A model that takes `position_ids` is given those of the real tokens then, since not every one counts them itself.
+    A model that takes `position_ids` is given those of the real tokens then, since not every one counts them itself. A
+    tensor is `input_ids`, or the first argument of a model that has none of that name.
 
     `AnalyzerError` for texts without a tokenizer, for no text at all, and for what is none of these.
     """
     if isinstance(given, str):
         given = [given]
     if isinstance(given, Tensor):
-        return _of_inputs({"input_ids": given}, model, tokenizer)
+        return _of_inputs({_first_argument(model): given}, model, tokenizer)
     if isinstance(given, Mapping):
-        return _of_inputs(checked(given), model, tokenizer)
+        return _of_inputs(_known(checked(given), model), model, tokenizer)
     texts = list(given) if isinstance(given, Sequence) else []
     if not texts or not all(isinstance(text, str) for text in texts):
         raise AnalyzerError(
@@ -76,7 +77,7 @@ def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
         )
     if tokenizer is None:
         raise AnalyzerError(f"The prompt {texts[0]!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
-    return _of_inputs(_encoded(texts, model, tokenizer), model, tokenizer)
+    return _of_inputs(_known(_encoded(texts, model, tokenizer), model), model, tokenizer)
 
 
 def pairs(clean: Given, corrupted: Given, model: nn.Module, tokenizer: Any = None) -> tuple[Prompts, Prompts]:
@@ -113,6 +114,11 @@ def _single(text: str, tokenizer: Any) -> int:
     if tokenizer is None:
         raise AnalyzerError(f"The answer {text!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in ids and text.strip() != tokenizer.unk_token:
+        raise AnalyzerError(
+            f"The answer {text!r} is no token of this tokenizer, which knows {tokenizer.unk_token!r} for it."
+        )
     if len(ids) != 1:
         parts = ", ".join(repr(tokenizer.decode([one])) for one in ids)
         remedy = "" if text.startswith(" ") else f" A word within a text begins with a space: {' ' + text!r}."
@@ -134,6 +140,35 @@ def _encoded(texts: list[str], model: nn.Module, tokenizer: Any) -> dict[str, An
     inputs = dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side="left"))
     if "position_ids" in inspect.signature(type(model).forward).parameters:
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return inputs
+
+
+def _arguments(model: nn.Module) -> list[inspect.Parameter]:
+    """The arguments of a model's forward."""
+    return list(inspect.signature(model.forward).parameters.values())
+
+
+def _first_argument(model: nn.Module) -> str:
+    """The name under which a tensor is given."""
+    arguments = _arguments(model)
+    named = [one.name for one in arguments if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    return named[0] if named and not _takes(arguments, "input_ids") else "input_ids"
+
+
+def _takes(arguments: Sequence[inspect.Parameter], name: str) -> bool:
+    return any(one.name == name or one.kind is inspect.Parameter.VAR_KEYWORD for one in arguments)
+
+
+def _known(inputs: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Named arguments, all of which the model takes."""
+    arguments = _arguments(model)
+    strange = [name for name in inputs if not _takes(arguments, name)]
+    if strange:
+        names = [one.name for one in arguments]
+        raise AnalyzerError(
+            f"The prompts have {', '.join(strange)}, and the forward of {type(model).__name__} takes {', '.join(names)}. "
+            f"Expected its arguments by name, as {{{names[0] if names else 'x'!r}: tensor}}."
+        )
     return inputs
 
 

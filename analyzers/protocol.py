@@ -9,11 +9,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fmr.errors import FmrError
+from fmr.sweeps.bars import hidden
 
 if TYPE_CHECKING:
     from typing import Self
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 Batch = Mapping[str, Any]
@@ -29,7 +31,7 @@ class Result(Protocol):
 
     def table(self) -> "DataFrame": ...
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes": ...
+    def plot(self, ax: "Axes | None" = None) -> "Figure": ...
 
 
 R = TypeVar("R", bound=Result)
@@ -63,9 +65,12 @@ class Analyzer(ABC, Generic[R]):
 
         progress: show a bar; None shows it on a terminal only.
         """
-        for batch in tqdm(
-            batches, desc=type(self).__name__, unit="batch", disable=None if progress is None else not progress
-        ):
+        if isinstance(batches, (Mapping, str, Tensor)):
+            raise AnalyzerError(
+                f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them. Pass [batch], "
+                f"or call update(batch)."
+            )
+        for batch in tqdm(batches, desc=type(self).__name__, unit="batch", disable=hidden(progress)):
             self.update(batch)
         return self
 

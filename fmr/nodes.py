@@ -1,7 +1,7 @@
 """What a graph is made of: a node for each value, a scope for each module call."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -121,11 +121,20 @@ def id_of(key: Key) -> TensorId:
     raise IdError(no_key(key))
 
 
+def keys_of(keys: Key | Iterable[Key]) -> list[Key]:
+    """One key or several, as a list."""
+    if is_key(keys):
+        return [keys]
+    return list(cast("Iterable[Key]", keys))
+
+
 def no_key(key: object) -> str:
     """The message for what is no key, with the keys that it holds: an attention has .pattern, a layer .resid_post."""
     kind = type(key).__name__
     if isinstance(key, torch.nn.Module):
         return f"{kind} is a module, not a key: expected its path, as in model.named_modules()."
+    if told := getattr(type(key), "no_key", ""):
+        return str(told)
     fields = (*getattr(key, "__dataclass_fields__", ()), *getattr(key, "_fields", ()))
     sites = [f".{name}" for name in fields if isinstance(getattr(key, name), Site)]
     if sites:

@@ -8,7 +8,7 @@ from torch import Tensor
 import fmr
 from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.effects import Effects, effects_of
-from analyzers.causal.metrics import by_example
+from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
 from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError
@@ -67,8 +67,13 @@ class AttributionPatching(Patching):
         for step in range(steps):
             way = Between(end, step / steps)
             run = fmr.run(self.model, **base.inputs, keep=names, grad=True, edits={structure.embedding: way})
-            found = metric(run.output)
-            before = by_example(found, len(base)) if before is None else before
+            found = by_pair(metric, run, len(base))
+            before = numbers(found, -1) if before is None else before
+            if not found.requires_grad:
+                raise AnalyzerError(
+                    "The metric has no gradient. Expected one that is differentiable in the logits, as logit_diff(right, "
+                    "wrong); a count or a choice is none, and ActivationPatching takes it."
+                )
             found.sum().backward(inputs=[way.leaf])
             if step == 0:
                 moved = {name: taken[name].double() - run[name].detach().double() for name in names}
@@ -79,7 +84,7 @@ class AttributionPatching(Patching):
             cells,
             changes,
             before,
-            by_example(metric(taken.output), len(base)),
+            numbers(by_pair(metric, taken, len(base)), -1),
             labels,
             seed,
             exact=exact,

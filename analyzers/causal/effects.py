@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from analyzers.causal.cells import Cell, as_maps
+from analyzers.causal.cells import BY_POSITION, Cell, as_maps
 from analyzers.numbers.confidence import ratios
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.prompts import Prompts
@@ -14,9 +14,10 @@ from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 
@@ -89,16 +90,17 @@ class Effects(Stored):
             }
         )
 
-    def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Axes":
-        """Draw the effects as heat maps, one a kind; returns the first axes.
+    def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Figure":
+        """Draw the effects as heat maps, one a kind; returns the figure.
 
-        >>> effects.plot(kind="resid_pre").figure.savefig("patching.png")
+        >>> effects.plot(kind="resid_pre").savefig("patching.png")
 
         ax: where to draw one kind; None makes a figure of all of them.
         """
         from analyzers.causal.maps import draw
+        from fmr.pictures.heatmap import returned
 
-        return draw(self, ax, kind)
+        return returned(draw(self, ax, kind)) if ax is None else draw(self, ax, kind)
 
     def __repr__(self) -> str:
         effects = dict(zip(self.names, self.effects, strict=True))
@@ -108,12 +110,23 @@ class Effects(Stored):
             other = self.control.get(kind, float("nan"))
             beside = f"; with values of another pair {other:.2f}" if other == other else ""
             lines.append(f"  {kind}: strongest {name.removeprefix(kind + ' ')} with {effects[name]:.2f}{beside}")
+        lines += [f"  {kind}: {why}" for kind, why in self._without()]
         exact = f"; correlation with exact patching {self.correlation:.3f}" if self.correlation == self.correlation else ""
         head = (
             f"{self.method}: {len(self.kinds)} sites over {len(self.base)} pairs, metric {float(self.base.mean()):.3g} in "
             f"the base run, {float(self.source.mean()):.3g} in the source run; {self.forwards} forwards ({self.how}){exact}"
         )
         return "\n".join([head, *lines])
+
+    def _without(self) -> "Iterator[tuple[str, str]]":
+        """The kinds of a patching of whole layers that were not located in some of them, in words."""
+        layers = dict.fromkeys(n for n, kind in zip(self.layers.tolist(), self.kinds, strict=True) if kind == BY_POSITION[0])
+        for kind in (*BY_POSITION, "z") if layers else ():
+            own = {n for n, one in zip(self.layers.tolist(), self.kinds, strict=True) if one == kind}
+            missing = [str(n) for n in layers if n not in own]
+            if missing:
+                where = f"layer{'s' * (len(missing) > 1)} {', '.join(missing)}" if own else "any layer"
+                yield kind, f"not patched, as fmr.locate found none in {where}"
 
 
 def effects_of(

@@ -1,6 +1,6 @@
 """Effects as heat maps: layers up, positions with their tokens or heads across, 0 in white."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from fmr.pictures.heatmap import readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from analyzers.causal.effects import Effects
 
@@ -24,7 +25,7 @@ TITLES = {
 }
 
 
-def draw(result: "Effects", ax: "Axes | None", kind: str | None) -> "Axes":
+def draw(result: "Effects", ax: "Axes | None", kind: str | None) -> "Figure":
     """The maps of a result, side by side."""
     import matplotlib.pyplot as plt
 
@@ -50,7 +51,7 @@ def draw(result: "Effects", ax: "Axes | None", kind: str | None) -> "Axes":
         _label_positions(here, result.labels, maps[one].shape[1], one)
     bar = axes[-1].figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label("share of the answer that goes over", fontsize=8)
-    return axes[0]
+    return cast("Figure", axes[0].figure)
 
 
 def _label_positions(ax: "Axes", labels: tuple[str, ...], columns: int, kind: str) -> None:

@@ -3,12 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from analyzers.prompts import token_ids
 from analyzers.protocol import AnalyzerError
-from fmr.sweeps.metrics import LogitDiff, LogProb, Metric, Probability
+from fmr.runs.run import Run
+from fmr.runs.sources import columns_of
+from fmr.sweeps.metrics import LogitDiff, LogProb, Metric, Probability, measured, placed
+from fmr.sweeps.task import EDITS
 
 
 def in_tokens(metric: Metric, tokenizer: Any) -> Metric:
@@ -17,16 +19,24 @@ def in_tokens(metric: Metric, tokenizer: Any) -> Metric:
         return replace(metric, right=token_ids(metric.right, tokenizer), wrong=token_ids(metric.wrong, tokenizer))
     if isinstance(metric, (LogProb, Probability)):
         return replace(metric, token=token_ids(metric.token, tokenizer))
-    if not callable(metric):
+    if not callable(metric) or isinstance(metric, EDITS):
         raise AnalyzerError(
             f"metric is {type(metric).__name__}, expected a function of the model's output, as logit_diff(right, wrong)."
         )
     return metric
 
 
-def by_example(values: Any, examples: int) -> Tensor:
-    """What a metric gave, (..., examples); one number for all of them is each one's."""
-    found = torch.as_tensor(values).detach().double().cpu()
-    if found.dim() and found.shape[-1] == examples:
-        return found
-    return (found[..., 0] if found.dim() and found.shape[-1] == 1 else found)[..., None].expand(*found.shape[:1], examples)
+def by_pair(metric: Metric, run: Run, pairs: int) -> Tensor:
+    """The metric of a run, one number for each pair."""
+    found = measured(placed(metric, run.output, columns_of(run.last)), run.output, pairs)
+    if found.numel() != pairs:
+        raise AnalyzerError(
+            f"The metric returned one number for {pairs} pairs, expected one for each, as output.logits[:, -1, 3]. Leave "
+            f"out the mean: effects are means over pairs already."
+        )
+    return found.reshape(pairs)
+
+
+def numbers(values: Tensor, *shape: int) -> Tensor:
+    """What a metric gave as plain numbers."""
+    return values.detach().double().cpu().reshape(*shape)

@@ -35,6 +35,7 @@ class Patching:
         self._structure: Structure | None = None
 
     def _opened(self, clean: Given, corrupted: Given, metric: Metric) -> Opened:
+        check_eval(self.model)
         both = pairs(clean, corrupted, self.model, self.tokenizer)
         base, source = both if self.direction == "noising" else both[::-1]
         return Opened(base, source, both[0], in_tokens(metric, self.tokenizer))
@@ -44,6 +45,16 @@ class Patching:
         if self._structure is None:
             self._structure = fmr.locate(first_run(self.model, given))
         return self._structure
+
+
+def check_eval(model: nn.Module) -> None:
+    """Raise for a model of which a part is in train mode: dropout would differ between the runs that are compared."""
+    name = next((name for name, module in model.named_modules() if module.training), None)
+    if name is not None:
+        part = f"{type(model).__name__}.{name}" if name else type(model).__name__
+        raise AnalyzerError(
+            f"{part} is in train mode, so that runs may differ without any patch. Expected eval mode: call model.eval()."
+        )
 
 
 def first_run(model: nn.Module, given: Prompts) -> fmr.Run:

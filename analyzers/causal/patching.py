@@ -8,7 +8,7 @@ from torch import Tensor
 import fmr
 from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.effects import Effects, effects_of
-from analyzers.causal.metrics import by_example
+from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
 from analyzers.prompts import Given, Prompts
 from fmr.nodes import Key
@@ -41,7 +41,7 @@ class ActivationPatching(Patching):
         sites: Sequence[Key] | None = None,
         *,
         seed: int = 0,
-        progress: bool = True,
+        progress: bool | None = None,
     ) -> Effects:
         """Patch every site in turn.
 
@@ -52,14 +52,15 @@ class ActivationPatching(Patching):
         clean, corrupted: prompts that belong together one by one, with as many tokens each. metric: of the model's output,
         one number for each example, larger for the clean answer; `logit_diff` and `log_prob` of fmr.sweeps take answers as
         text. sites: what to patch; None takes the stream, attention and memory of every layer by position, and z by head.
-        seed: of the confidence intervals, and of the cells that are run one by one to check the sweep.
+        seed: of the confidence intervals, and of the cells that are run one by one to check the sweep. progress: show a bar;
+        None shows it on a terminal only.
         """
         base, source, labels, metric = self._opened(clean, corrupted, metric)
         cells = cells_of(self._located(base), base) if sites is None else given_cells(sites)
         taken = fmr.run(self.model, **source.inputs, keep=ids_of(cells))
+        reached = numbers(by_pair(metric, taken, len(base)), -1)
         grid = self._sweep(cells, taken, base, metric, seed, progress)
-        before, after = by_example(grid.base, len(base)), by_example(grid.values, len(base))
-        reached = by_example(metric(taken.output), len(base))
+        before, after = numbers(grid.base, -1), numbers(grid.values, -1, len(base))
         return effects_of(
             f"Activation patching ({self.direction})",
             cells,
@@ -75,7 +76,7 @@ class ActivationPatching(Patching):
         )
 
     def _sweep(
-        self, cells: Iterable[Cell], taken: fmr.Run, base: Prompts, metric: Metric, seed: int, progress: bool
+        self, cells: Iterable[Cell], taken: fmr.Run, base: Prompts, metric: Metric, seed: int, progress: bool | None
     ) -> Grid:
         sites, edit = [cell.site for cell in cells], fmr.edits.Interchange(taken)
         return fmr.sweep(self.model, dict(base.inputs), sites, edit, metric, seed=seed, progress=progress)
@@ -89,5 +90,5 @@ class ActivationPatching(Patching):
             return {}
         other = fmr.run(self.model, **source.rolled().inputs, keep=ids_of(strongest.values()))
         grid = self._sweep(strongest.values(), other, base, metric, 0, False)
-        moved = by_example(grid.values, len(base)) - by_example(grid.base, len(base))
+        moved = numbers(grid.values, -1, len(base)) - numbers(grid.base, -1)
         return {kind: float(row.mean() / gap.mean()) for kind, row in zip(strongest, moved, strict=True)}

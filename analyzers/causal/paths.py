@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 
 import fmr
 from analyzers.causal.cells import Cell, given_cells
 from analyzers.causal.effects import Effects, effects_of
-from analyzers.causal.metrics import by_example
+from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Direction, Patching, ids_of
 from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError
@@ -17,6 +16,7 @@ from fmr.edits import Edit, Interchange, Replace
 from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.structure.parts import Structure
+from fmr.sweeps.bars import bar
 from fmr.sweeps.metrics import Metric
 
 Row = dict[Key, Edit]
@@ -28,8 +28,10 @@ class PathPatching(Patching):
     >>> paths = PathPatching(model, tokenizer)
     >>> paths.run(clean, corrupted, logit_diff(right, wrong), progress=False).strongest(3, "z")
 
-    model, tokenizer, direction: as for `ActivationPatching`. through_mlps: whether memories between sender and receiver
-    are computed again (as in the paper), or keep the values of the base run like all heads do: then the path is direct.
+    model, tokenizer: as for `ActivationPatching`. direction: that of the paper by default, "noising": the sender's corrupted
+    value goes into the clean run, and effects are shares of the way to the corrupted answer; or "denoising". through_mlps:
+    whether memories between sender and receiver are computed again (the default, as in the paper), or keep the values of
+    the base run like all heads do: then the path is direct.
 
     A sender takes its value of the source run, every later head keeps that of the base run, and what the receivers get of
     this is put into a run in which nothing else is changed; where the logits receive, that is the answer already.
@@ -54,7 +56,7 @@ class PathPatching(Patching):
         receivers: Sequence[Key] | None = None,
         *,
         seed: int = 0,
-        progress: bool = True,
+        progress: bool | None = None,
     ) -> Effects:
         """Patch the path from each sender to the receivers.
 
@@ -70,6 +72,7 @@ class PathPatching(Patching):
         structure = self._located(base)
         cells = _heads(structure) if senders is None else given_cells(senders)
         taken = fmr.run(self.model, **source.inputs, keep=ids_of(cells))
+        reached = numbers(by_pair(metric, taken, len(base)), -1)
         rows: list[Row] = [{cell.site: Interchange(taken)} for cell in cells]
         frozen = [block.z for block in structure.attention]
         frozen += [] if self.through_mlps else [memory.out for memory in structure.mlps]
@@ -77,12 +80,12 @@ class PathPatching(Patching):
             heard = [cell.site for cell in given_cells(receivers)]
             rows, frozen = list(self._heard(rows, frozen, heard, held, progress)), []
         grid = fmr.sweep(self.model, dict(base.inputs), rows, None, metric, freeze=frozen, seed=seed, progress=progress)
-        before, reached = by_example(grid.base, len(base)), by_example(metric(taken.output), len(base))
+        before = numbers(grid.base, -1)
         kind = "memories computed again" if self.through_mlps else "memories held"
         return effects_of(
             f"Path patching ({self.direction}, {kind})",
             cells,
-            by_example(grid.values, len(base)) - before,
+            numbers(grid.values, -1, len(base)) - before,
             before,
             reached,
             labels,
@@ -93,10 +96,10 @@ class PathPatching(Patching):
         )
 
     def _heard(
-        self, rows: list[Row], frozen: list[Site], receivers: list[Site], held: fmr.Run, progress: bool
+        self, rows: list[Row], frozen: list[Site], receivers: list[Site], held: fmr.Run, progress: bool | None
     ) -> Iterator[Row]:
         """What the receivers get of each sender, to be put into a run in which nothing else is changed."""
-        for row in tqdm(rows, "senders", disable=not progress):
+        for row in bar(rows, "senders", progress):
             first = min(held.graph.place(sender) for sender in row)
             later = [site for site in frozen if held.graph.place(site) > first]
             hears = [site for site in receivers if held.graph.place(site) > first]

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import groupby, islice
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.causal.metrics import by_example
+from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import first_run
 from analyzers.circuits.choice import Bools
 from analyzers.circuits.wiring import Component, Input, wiring_of
@@ -44,7 +43,7 @@ class Board:
             self.whole = fmr.run(model, **clean.inputs, keep=self.wiring.values)
         self.metric, self.pairs = metric, len(clean)
         self.embedding = structure.embedding.id if structure.embedding else self.wiring.start
-        self.clean, self.corrupted = self.measured(self.whole.output), self.measured(self.noised.output)
+        self.clean, self.corrupted = self.measured(self.whole), self.measured(self.noised)
         self._check_gap()
         self._check_beside()
         self.differences = self._differences()
@@ -57,15 +56,9 @@ class Board:
 
     # ---- what is compared
 
-    def measured(self, output: Any) -> Tensor:
-        """The metric of an output, one number for each pair."""
-        found = torch.as_tensor(self.metric(output))
-        if found.numel() not in (1, self.pairs):
-            raise AnalyzerError(
-                f"The metric has shape {tuple(found.shape)}, expected one number for each of {self.pairs} pairs, as "
-                "logit_diff(right, wrong) gives."
-            )
-        return by_example(found, self.pairs)
+    def measured(self, run: fmr.Run) -> Tensor:
+        """The metric of a run, one number for each pair."""
+        return numbers(by_pair(self.metric, run, self.pairs), -1)
 
     @property
     def gap(self) -> float:
@@ -133,7 +126,7 @@ class Board:
             self.last, self.tests = kept.copy(), self.tests + 1
             if isinstance(heard, fmr.Run):
                 return self.clean if heard is self.whole else self.corrupted
-            return self.measured(fmr.replay(self.noised, {last.point: fmr.edits.Replace(heard)}).output)
+            return self.measured(fmr.replay(self.noised, {last.point: fmr.edits.Replace(heard)}))
 
     def _is_stale(self, component: Component, kept: Bools, fresh: Bools) -> bool:
         """Whether a component hears something else than in the last test."""

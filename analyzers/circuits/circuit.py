@@ -16,6 +16,7 @@ from analyzers.results import Stored
 if TYPE_CHECKING:
     import networkx
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 
@@ -122,14 +123,15 @@ class Circuit(Stored):
 
         return pd.DataFrame(self.edges, columns=list(ScoredEdge._fields))
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, ax: "Axes | None" = None) -> "Figure":
         """Draw the share of the answer by number of edges: with the circuit alone, without it, and with random ones.
 
-        >>> circuit.plot().figure.savefig("curve.png")
+        >>> circuit.plot().savefig("curve.png")
         """
         from analyzers.circuits.pictures import draw
+        from fmr.pictures.heatmap import returned
 
-        return draw(self, ax)
+        return returned(draw(self, ax)) if ax is None else draw(self, ax)
 
     def graph(self, most: int | None = None) -> "networkx.MultiDiGraph[str]":
         """The circuit as a networkx graph of nodes, with `role` (q, k, v or empty) and `score` on each edge.

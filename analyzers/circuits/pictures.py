@@ -2,7 +2,7 @@
 
 import os
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fmr.pictures.draw import BLUE, EDGE, GREY, INK, NODE, RED, SHEET
 if TYPE_CHECKING:
     import graphviz
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from analyzers.circuits.circuit import Circuit
 
@@ -81,7 +82,7 @@ def _level(name: str) -> str:
     return f"head {place.partition('.')[0]}" if kind == "head" else name
 
 
-def draw(circuit: "Circuit", ax: "Axes | None" = None) -> "Axes":
+def draw(circuit: "Circuit", ax: "Axes | None" = None) -> "Figure":
     """The curve of a circuit over the number of edges."""
     import matplotlib.pyplot as plt
 
@@ -103,4 +104,4 @@ def draw(circuit: "Circuit", ax: "Axes | None" = None) -> "Axes":
     ax.set(xlabel=f"edges (of {len(circuit.ends)})", ylabel="share of the answer")
     ax.set_title(f"{circuit.model}, {circuit.method}, {len(circuit.clean)} pairs", fontsize=10)
     ax.legend(fontsize=8, frameon=False)
-    return ax
+    return cast("Figure", ax.figure)

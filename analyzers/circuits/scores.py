@@ -7,13 +7,15 @@ from tqdm.auto import tqdm
 
 import fmr
 from analyzers.causal.attribution import Between
+from analyzers.causal.metrics import by_pair
 from analyzers.circuits.board import Board
 from analyzers.circuits.wiring import Input
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import Prompts
+from fmr.sweeps.bars import bar, hidden
 
 
-def by_gradients(board: Board, model: nn.Module, clean: Prompts, steps: int, progress: bool = False) -> Floats:
+def by_gradients(board: Board, model: nn.Module, clean: Prompts, steps: int, progress: bool | None = False) -> Floats:
     """The share of the answer that each edge carries to first order, (writers, readers).
 
     It is the difference that the writer makes between the two runs times the gradient of the metric at what the reader
@@ -23,10 +25,10 @@ def by_gradients(board: Board, model: nn.Module, clean: Prompts, steps: int, pro
     wiring, differences = board.wiring, board.differences
     slopes = torch.zeros(len(wiring.readers), differences.shape[1], dtype=differences.dtype, device=differences.device)
     names = dict.fromkeys([board.embedding, *(name for one in wiring.inputs for name in (one.point, one.value))])
-    for step in tqdm(range(1, steps + 1), "gradients", disable=not progress):
+    for step in bar(range(1, steps + 1), "gradients", progress):
         way = Between(board.noised[board.embedding], 1 - step / steps)
         run = fmr.run(model, **clean.inputs, keep=list(names), grad=True, edits={board.embedding: way})
-        board.metric(run.output).sum().backward(inputs=[way.leaf])
+        by_pair(board.metric, run, board.pairs).sum().backward(inputs=[way.leaf])
         board.forwards += 1
         there = {str(name): slope for name, slope in run.grad.items()}
         for one in wiring.inputs:
@@ -53,12 +55,12 @@ def _slopes(one: Input, stream: Tensor, slope: Tensor, board: Board) -> Tensor:
     return torch.stack([board.wide(grad).flatten() for grad in found])
 
 
-def by_removal(board: Board, threshold: float, progress: bool = False) -> Floats:
+def by_removal(board: Board, threshold: float, progress: bool | None = False) -> Floats:
     """How much further from the whole answer the circuit gets when each edge is patched, one after the other from the
     logits up: what makes less than the threshold stays patched. 0 where nothing hears the reader any more."""
     wiring, kept = board.wiring, board.wiring.allowed.copy()
     scores, off = np.zeros(kept.shape), 0.0
-    with tqdm(total=int(kept.sum()), desc="edges", disable=not progress) as bar:
+    with tqdm(total=int(kept.sum()), desc="edges", disable=hidden(progress)) as bar:
         for reader in reversed(range(len(wiring.readers))):
             heard = reader == len(wiring.readers) - 1 or bool(kept[wiring.feeds[reader]].any())
             for writer in reversed(np.flatnonzero(kept[:, reader])):

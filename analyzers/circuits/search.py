@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from analyzers.causal.metrics import in_tokens
+from analyzers.causal.opening import check_eval
 from analyzers.circuits.board import Board
 from analyzers.circuits.choice import Bools, connected, counted, strongest
 from analyzers.circuits.circuit import Circuit
@@ -17,6 +17,7 @@ from analyzers.numbers.embed import Floats
 from analyzers.prompts import Given, pairs
 from analyzers.protocol import AnalyzerError
 from fmr.structure.parts import Structure
+from fmr.sweeps.bars import bar
 from fmr.sweeps.metrics import Metric
 
 Method = Literal["eap", "eap-ig", "acdc"]
@@ -68,7 +69,7 @@ class CircuitSearch:
         signed: bool = False,
         random: int = 3,
         seed: int = 0,
-        progress: bool = True,
+        progress: bool | None = None,
     ) -> Circuit:
         """Score all edges, choose a circuit, and test it and others of several sizes.
 
@@ -81,9 +82,10 @@ class CircuitSearch:
         steps: how many gradients "eap-ig" averages. signed: leave out what works against the answer, however much it does:
         fewer edges carry more of it then, and may carry more than all of them. random: how many random circuits are tested
         for each size, 0 for none. seed: of these and of the intervals. "acdc" runs a circuit for each edge: it is meant for
-        small models.
+        small models. progress: show a bar; None shows it on a terminal only.
         """
         _check(method, edges, threshold, steps, random)
+        check_eval(self.model)
         both = pairs(clean, corrupted, self.model, self.tokenizer)
         board = Board(self.model, *both, in_tokens(metric, self.tokenizer), self._structure)
         self._structure = board.structure
@@ -130,11 +132,11 @@ class Settings(NamedTuple):
 
 
 def _tested(
-    board: Board, scores: Floats, chosen: Bools, circuits: dict[int, Bools], settings: Settings, progress: bool
+    board: Board, scores: Floats, chosen: Bools, circuits: dict[int, Bools], settings: Settings, progress: bool | None
 ) -> Circuit:
     """The result: every circuit run, all but it, and random ones of its size."""
     wiring, draw, rows = board.wiring, np.random.default_rng(settings.seed), []
-    for kept in tqdm(circuits.values(), "circuits", disable=not progress):
+    for kept in bar(list(circuits.values()), "circuits", progress):
         size = int(kept.sum())
         null = [strongest(draw.random(kept.shape), wiring.allowed, wiring.feeds, size) for _ in range(settings.random)]
         rows.append(torch.stack([board.test(one) for one in (kept, wiring.allowed & ~kept, *null)]))

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from fmr.ids import Site
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 ROWS = 32
@@ -66,17 +67,20 @@ class Covariance(Stored):
         values = torch.linalg.eigvalsh(self.matrix).flip(0)
         return pd.DataFrame({"eigenvalue": values.numpy(), "share": (values / values.sum()).numpy()})
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the eigenvalues, the largest first; returns the axes.
+    def plot(self, ax: "Axes | None" = None) -> "Figure":
+        """Draw the eigenvalues, the largest first; returns the figure.
 
-        >>> covariance.plot().figure.savefig("keys.png")
+        >>> covariance.plot().savefig("keys.png")
         """
         import matplotlib.pyplot as plt
 
-        ax = plt.subplots(figsize=(4, 3), layout="constrained")[1] if ax is None else ax
+        from fmr.pictures.heatmap import returned
+
+        given, ax = ax is not None, ax or plt.subplots(figsize=(4, 3), layout="constrained")[1]
         ax.semilogy(self.table()["eigenvalue"], color="#333333")
         ax.set(xlabel="eigenvalue", ylabel="mean square of keys", title=f"keys of layer {self.layer}, {self.tokens} tokens")
-        return ax
+        figure = cast("Figure", ax.figure)
+        return figure if given else returned(figure)
 
     def __repr__(self) -> str:
         return (

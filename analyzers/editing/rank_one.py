@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 import fmr
+from analyzers.causal.opening import check_eval
 from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, covariance_of
 from analyzers.editing.memories import memory_of, values_of
@@ -23,6 +23,7 @@ from analyzers.tracing.facts import Fact, fact_of
 from fmr.edits import Context
 from fmr.ids import Site
 from fmr.structure.memories.memory import Memory
+from fmr.sweeps.bars import bar
 from fmr.sweeps.metrics import logits_of
 
 
@@ -86,7 +87,7 @@ class RankOneEdit:
         self.clamp, self.steps, self.rate, self.kl, self.decay, self.essence = clamp, steps, rate, kl, decay, essence
         self.known: dict[int, Covariance] = {}
 
-    def run(self, prompt: str, subject: str, target: str, seed: int = 0, *, progress: bool = True) -> FactEdit:
+    def run(self, prompt: str, subject: str, target: str, seed: int = 0, *, progress: bool | None = None) -> FactEdit:
         """The edit that makes the model continue the prompt with the target. It is not applied yet.
 
         >>> edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
@@ -95,6 +96,7 @@ class RankOneEdit:
         prompt: a text that the fact is asked by. subject: the part of it that is edited. target: what shall follow, of any
         number of tokens. seed: of the texts that stand before the prompt.
         """
+        check_eval(self.model)
         contexts = [fact_of(text, subject, target, self.tokenizer, at) for text, at in self._contexts(prompt, seed)]
         essences = [fact_of(text.format(subject), subject, None, self.tokenizer) for text in self.essence]
         run = fmr.run(self.model, **padded([contexts[0].ids], self.model))
@@ -162,7 +164,7 @@ class RankOneEdit:
         return key, value
 
     def _change(
-        self, batch: "Batch", memory: Memory, value: Tensor, progress: bool
+        self, batch: "Batch", memory: Memory, value: Tensor, progress: bool | None
     ) -> tuple[Tensor, tuple[float, ...], tuple[float, float]]:
         """The change of what the memory writes, the losses on the way, and p(target) of the prompt before and after."""
         length = float(value.norm())
@@ -170,7 +172,7 @@ class RankOneEdit:
         adam = torch.optim.Adam([delta], lr=self.rate * length / len(value) ** 0.5)
         site, losses, shares, essence = batch.at(memory.out), [], [], None
         with torch.enable_grad():
-            for _ in tqdm(range(self.steps + 1), "steps", disable=not progress):
+            for _ in bar(range(self.steps + 1), "steps", progress):
                 run = fmr.run(self.model, **batch.inputs, edits={site: Shift(delta)}, keep=(), grad=True)
                 said = log_probs(run.output, batch.starts, batch.answers)
                 shares.append(float(said[0].detach().sum().exp()))

@@ -4,7 +4,7 @@ random change of the same length."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fmr.sweeps.metrics import logits_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 STATES = ("before", "edited", "random")
@@ -88,14 +89,16 @@ class EditScores(Stored):
             }
         )
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the shares of right first choices, three bars a score; returns the axes.
+    def plot(self, ax: "Axes | None" = None) -> "Figure":
+        """Draw the shares of right first choices, three bars a score; returns the figure.
 
-        >>> scores.plot().figure.savefig("scores.png")
+        >>> scores.plot().savefig("scores.png")
         """
         import matplotlib.pyplot as plt
 
-        ax = plt.subplots(figsize=(5, 2.6), layout="constrained")[1] if ax is None else ax
+        from fmr.pictures.heatmap import returned
+
+        given, ax = ax is not None, ax or plt.subplots(figsize=(5, 2.6), layout="constrained")[1]
         kinds = [kind for kind in KINDS if kind in self.kinds]
         for number, (state, colour) in enumerate(zip(STATES, ("#BBBBBB", "#2166AC", "#E0A030"), strict=True)):
             heights = [self.rates[state][kind] for kind in kinds]
@@ -104,7 +107,8 @@ class EditScores(Stored):
         ax.set(ylim=(0, 1.05), ylabel="first choice is right")
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        return ax
+        figure = cast("Figure", ax.figure)
+        return figure if given else returned(figure)
 
     def __repr__(self) -> str:
         lines = [f"EditScores of {self.edit}, {len(self.prompts)} prompts, first choices (seed {self.seed})"]

@@ -17,6 +17,7 @@ from fmr.ids import Site
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from fmr.structure.parts import Attention, Structure
@@ -251,16 +252,17 @@ class HeadClusters:
             index=pd.Index(self.names, name="layer.head"),
         )
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the map: a labelled point per head, coloured by layer, outlined by cluster; returns the axes.
+    def plot(self, ax: "Axes | None" = None) -> "Figure":
+        """Draw the map: a labelled point per head, coloured by layer, outlined by cluster; returns the figure.
 
-        >>> result.plot().figure.savefig("heads.png")
+        >>> result.plot().savefig("heads.png")
 
         ax: where to draw; None makes a figure. Both axes are in bits of divergence.
         """
         from analyzers.heads.scatter import draw
+        from fmr.pictures.heatmap import returned
 
-        return draw(self, ax)
+        return returned(draw(self, ax)) if ax is None else draw(self, ax)
 
     def __repr__(self) -> str:
         within, between, p_value = self.by_layer

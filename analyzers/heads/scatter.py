@@ -1,6 +1,6 @@
 """The map of heads as a picture."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from analyzers.numbers.embed import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from analyzers.heads.clustering import HeadClusters
 
@@ -19,7 +20,7 @@ INK, PALE, TAG = "#333333", "#8a8a8a", "#a6460a"
 LABEL = 6.5  # points
 
 
-def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Axes":
+def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Figure":
     """A labelled point per head, coloured by layer, with the outline of each cluster of several heads."""
     import matplotlib.pyplot as plt
 
@@ -39,7 +40,7 @@ def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Axes":
     _outlines(ax, result, 0.33 * margin[1])
     _points(ax, result)
     _labels(ax, result)
-    return ax
+    return cast("Figure", ax.figure)
 
 
 def _title(ax: "Axes", result: "HeadClusters") -> None:

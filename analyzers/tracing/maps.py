@@ -1,6 +1,6 @@
 """Traces as heat maps: tokens down, layers across, nothing in white."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from fmr.pictures.heatmap import INK, readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from analyzers.tracing.traces import Traces
 
@@ -17,7 +18,7 @@ COLOURS = {"state": "Purples", "attention": "Reds", "mlp": "Greens"}
 """As in the paper; what is severed has the colour of states. From white to dark, so that more is darker in grey too."""
 
 
-def draw(traces: "Traces", ax: "Axes | None", kind: str | None) -> "Axes":
+def draw(traces: "Traces", ax: "Axes | None", kind: str | None) -> "Figure":
     """The maps of a result, side by side."""
     import matplotlib.pyplot as plt
 
@@ -39,7 +40,7 @@ def draw(traces: "Traces", ax: "Axes | None", kind: str | None) -> "Axes":
     for one, here in zip(chosen, axes, strict=True):
         _map(traces, one, here)
     _label(traces, axes[0])
-    return axes[0]
+    return cast("Figure", axes[0].figure)
 
 
 def _map(traces: "Traces", kind: str, ax: "Axes") -> None:

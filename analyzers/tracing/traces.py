@@ -15,6 +15,7 @@ from analyzers.tracing.cells import ALL, ROLES, Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 
@@ -119,16 +120,17 @@ class Traces(Stored):
         ]
         return pd.concat(frames, ignore_index=True)
 
-    def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Axes":
-        """Draw heat maps, one a kind, with tokens down and layers across; returns the first axes.
+    def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Figure":
+        """Draw heat maps, one a kind, with tokens down and layers across; returns the figure.
 
-        >>> traces.plot(kind="state").figure.savefig("tracing.png")
+        >>> traces.plot(kind="state").savefig("tracing.png")
 
         ax: where to draw one kind; None makes a figure of all of them.
         """
         from analyzers.tracing.maps import draw
+        from fmr.pictures.heatmap import returned
 
-        return draw(self, ax, kind)
+        return returned(draw(self, ax, kind)) if ax is None else draw(self, ax, kind)
 
     def __repr__(self) -> str:
         what = self.facts[0] if len(self.facts) == 1 else f"{len(self.facts)} facts"

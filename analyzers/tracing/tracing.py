@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
+from analyzers.causal.opening import check_eval
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.tracing.cells import Cell, cells_of, checked_kinds, columns_of, window_of
 from analyzers.tracing.corruption import Corrupted, noised, swapped
@@ -65,7 +66,7 @@ class CausalTracing(Analyzer[Traces]):
         self.skipped = 0
 
     def run(
-        self, prompt: Any, subject: Any, answer: Any = None, seed: int | None = None, *, progress: bool = True
+        self, prompt: Any, subject: Any, answer: Any = None, seed: int | None = None, *, progress: bool | None = None
     ) -> Traces:
         """Trace one fact: a map with a column for each token, and one for all of the subject.
 
@@ -74,7 +75,8 @@ class CausalTracing(Analyzer[Traces]):
         (('Junel*', 'Dunoth*', 'grew'), (4, 7))
 
         prompt: a text, or token ids. subject: a part of the text, or positions. answer: what follows, of any number of
-        tokens; None for the model's first choice. seed: of the noise, the analyzer's own if None.
+        tokens; None for the model's first choice. seed: of the noise, the analyzer's own if None. progress: show a bar;
+        None shows it on a terminal only.
         """
         seed = self.seed if seed is None else seed
         return by_token(self._trace(fact_of(prompt, subject, answer, self.tokenizer), prompt, subject, seed, progress), seed)
@@ -160,8 +162,9 @@ class CausalTracing(Analyzer[Traces]):
         return noised(self.model, inputs, fact, structure.embedding, clean, self.noise, self.samples, draw)
 
     @torch.no_grad()
-    def _trace(self, fact: Fact, prompt: Any, subject: Any, seed: int, progress: bool) -> Trace:
+    def _trace(self, fact: Fact, prompt: Any, subject: Any, seed: int, progress: bool | None) -> Trace:
         """One fact: its clean and its corrupted runs, all cells in one sweep, and the controls."""
+        check_eval(self.model)
         if not fact.answer:
             fact = Fact(fact.ids, fact.tokens, fact.subject, (self._choice(fact),))
         clean = fmr.run(self.model, **self._placed(fact.inputs()))

@@ -120,7 +120,13 @@ def draw(maps: Tensor, numbers: Sequence[int], labels: Labels, title: str, note:
     figure.supxlabel("key", fontsize=8, color=INK)
     figure.supylabel("query", fontsize=8, color=INK)
     figure.suptitle(f"{title}\n{note}", x=0.01, ha="left", fontsize=9.5, color=INK)
-    if "inline" in plt.get_backend():  # a notebook shows what a cell returns; an open figure would be shown a second time
+    return returned(figure)
+
+
+def returned(figure: "Figure") -> "Figure":
+    """A figure as a plot returns it: a notebook shows what a cell returns, and an open one would be shown a second time."""
+    plt = _pyplot()
+    if "inline" in plt.get_backend():
         plt.close(figure)
     return figure
 

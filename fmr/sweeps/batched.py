@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fmr.edits.editor import Editor
 from fmr.edits.values import Context
@@ -12,6 +11,7 @@ from fmr.errors import EditError, IdError, ReplayError
 from fmr.ids import Site, TensorId
 from fmr.nests import leaves, taken
 from fmr.runs.outputs import with_tensors
+from fmr.sweeps.bars import bar
 from fmr.sweeps.budget import rows_that_fit
 from fmr.sweeps.onreplay import in_short
 from fmr.sweeps.rows import Axis, same
@@ -28,7 +28,7 @@ class Batched:
     path that it takes by its values, so the rows themselves lie between clean blocks alone, which must be as before.
     """
 
-    def __init__(self, task: Task, rows: int | None, progress: bool) -> None:
+    def __init__(self, task: Task, rows: int | None, progress: bool | None) -> None:
         self.task, self.progress, graph = task, progress, task.base.graph
         sources = {node.id for node in graph.nodes if node.op == "input"}
         self.size = rows or rows_that_fit(graph, sources, 1, len(task.rows), task.device)
@@ -40,7 +40,7 @@ class Batched:
         self._forward(probes, "TC", "TCT")
         found: dict[int, Tensor] = {}
         chunks = [every[at : at + self.size] for at in range(0, len(every), self.size)]
-        for rows in tqdm(chunks, "batches", disable=not self.progress or len(chunks) < 3):
+        for rows in bar(chunks, "batches", self.progress, least=3):
             for row, output in zip(rows, self._forward(rows, "C", "C"), strict=True):
                 found[row] = self.task.measure(output)
         return found

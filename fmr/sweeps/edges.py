@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,10 @@ class Edge:
 
     writer: Site
     reader: Site
+    no_key: ClassVar[str] = (
+        "An Edge is no place in the model's own forward, which makes one value for all of its readers. Expected it in "
+        "fmr.replay(run, {edge: edit}); its .writer as a site is the value for everybody."
+    )
 
     def __init__(self, writer: Key, reader: Key) -> None:
         object.__setattr__(self, "writer", writer if isinstance(writer, Site) else Site(id_of(writer)))
@@ -53,10 +58,32 @@ class Carrying:
         self.readers = {step.first.id for step in inside if any(name in self.way for name in step.reads)}
         self._seen: dict[TensorId, Tensor] = {}
         if not self.readers:
-            raise ReplayError(
-                f"{reader} does not read {self.writer} along sums, views and products with parameters alone. Expected an op "
-                f"that does, or the path of a module call with all that it reads: {str(graph[reader].module)!r}."
-            )
+            raise ReplayError(f"{reader} does not read {self.writer}: {self._why(inside, steps)}")
+
+    def _why(self, inside: Sequence[Step], steps: Sequence[Step]) -> str:
+        """Why the reader does not see the writer, and who does."""
+        if not inside:
+            return "no op runs there. Expected a module call with ops, or an op that is not the inside of a fused one."
+        made = next(place for place, step in enumerate(steps) if any(node.id == self.writer for node in step.nodes))
+        if steps.index(inside[-1]) <= made:
+            return "it runs before. Expected a reader that runs after the writer."
+        needed = {name for step in inside for name in step.reads}
+        between: list[Step] = []
+        for step in reversed(steps[made + 1 : steps.index(inside[-1])]):
+            if step not in inside and any(node.id in needed for node in step.nodes):
+                needed.update(step.reads)
+                if step not in self.carriers and any(name in self.way for name in step.reads):
+                    between.append(step)
+        if not between:
+            return "nothing leads from there to it. Expected a reader further down."
+        first, path = between[0].first, self.edge.reader.id
+        inner = first.module and not within(self.graph[self.writer].module, first.module)
+        name = first.module if inner and not (path.is_path and within(path, first.module)) else str(first.id)
+        return (
+            f"what lies between is no sum, view or product with parameters alone, {first.id} the last. Expected what "
+            f"reads it first: {name!r}. What a head tells the queries, keys or values of another is "
+            f"analyzers.PathPatching with receivers=[...]."
+        )
 
     def read(self, reader: Step, read: Read) -> Read:
         """How a step of the reader reads when it sees the writer edited."""

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fmr.edits.places import parts
 from fmr.errors import EditError, FmrError, IdError, ReplayError
@@ -15,10 +14,11 @@ from fmr.ids import Site, TensorId, outer_scope, within
 from fmr.nests import ids_in, leaves, taken
 from fmr.runs.outputs import exchanged
 from fmr.runs.passes import Pass
+from fmr.sweeps.bars import bar
 from fmr.sweeps.budget import rows_that_fit
 from fmr.sweeps.cut import WHOLE, Cut, Planned, Positions, Span
 from fmr.sweeps.entries import with_entries
-from fmr.sweeps.metrics import LogitDiff, logits_of
+from fmr.sweeps.metrics import READY, LogitDiff, logits_of
 from fmr.sweeps.reach import reached
 from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import Counts, Grown, grown, same
@@ -37,7 +37,7 @@ PROBES = 4
 class OnReplay:
     """A task whose runs are rows of replays of its recording. Its errors are reasons to go another way."""
 
-    def __init__(self, task: Task, at: int | None, rows: int | None, progress: bool) -> None:
+    def __init__(self, task: Task, at: int | None, rows: int | None, progress: bool | None) -> None:
         self.task, self.progress, self.rows = task, progress, task.rows
         self.recorded, self.kind = self._recorded()
         self.ids = {site.id: self._id(site) for row in self.rows for site in row}
@@ -80,7 +80,7 @@ class OnReplay:
         self.size = 0
         with unwatched():
             chunks = [chunk for start, rows in self._groups(cut) for chunk in self._chunks(cut, start, rows)]
-            for number, (plan, rows) in enumerate(tqdm(chunks, "rows", disable=not self.progress or len(chunks) < 3)):
+            for number, (plan, rows) in enumerate(bar(chunks, "rows", self.progress, least=3)):
                 going = RowRun(
                     self.kind,
                     self.clean,
@@ -166,12 +166,13 @@ class OnReplay:
 
     def _wanted(self, at: int | None) -> dict[TensorId, Span]:
         """The values that the metric reads, and from which position on."""
-        at = getattr(self.task.metric, "at", None) if at is None else at
+        at = getattr(self.task.metric, "at", None) if isinstance(self.task.metric, READY) else at
         if at is None:
             return dict.fromkeys(self.names, WHOLE)
         logits = logits_of(self.task.base.output)
+        first = int((torch.as_tensor(at) % logits.shape[1]).min())
         place = next(n for n, (_, tensor) in enumerate(leaves(taken(self.task.base.output))) if tensor is logits)
-        return {self.names[place]: Span(1, at % logits.shape[1])}
+        return {self.names[place]: Span(1, first)}
 
     def _entries(self) -> "Entries | None":
         """What is made of the logits, where the metric reads those of a few tokens alone."""

@@ -16,7 +16,7 @@ from fmr.errors import EditError, ReplayError
 from fmr.graph.state import BY_KERNEL, casting, kernels
 from fmr.ids import Site, TensorId, outer_op, outer_scope, within
 from fmr.nests import ids_in
-from fmr.nodes import Key, Node, id_of, scope_of
+from fmr.nodes import Key, Node, id_of, keys_of, scope_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import read_source
@@ -30,7 +30,7 @@ def replay(
     run: Run | Pass,
     edits: "Mapping[Key | Edge, Edit | Sequence[Edit]] | None" = None,
     *,
-    freeze: Iterable[Key] = (),
+    freeze: Key | Iterable[Key] = (),
     want: Key | Iterable[Key] | None = None,
 ) -> Run:
     """Run the part of a recorded pass again that edits reach, with the same bits as the model under the same edits.
@@ -46,6 +46,15 @@ def replay(
     that an op handed on, a size that an edit changes, a number that an edit changes and the model's Python asked for
     (`if x.max() > 1`). A run in which `want` leaves the model's output out has the output None.
     """
+    if not isinstance(run, (Run, Pass)):
+        raise ReplayError(
+            f"run is {type(run).__name__}, expected a recorded run: fmr.replay(fmr.run(model, *inputs), edits), or "
+            f"fmr.replay(fmr.load(path), edits)."
+        )
+    if edits is not None and not isinstance(edits, Mapping):
+        raise EditError(
+            f"edits is {type(edits).__name__}, expected a mapping from sites or edges to edits: {{site: edits.Zero()}}."
+        )
     return Replay(run.last if isinstance(run, Run) else run, edits or {}, freeze, want).run()
 
 
@@ -60,7 +69,7 @@ class Outside:
 class Replay:
     """One replay under way: the values that changed so far, over those of the recording."""
 
-    def __init__(self, base: Pass, asked: Mapping[Any, Any], freeze: Iterable[Key], want: Any) -> None:
+    def __init__(self, base: Pass, asked: Mapping[Any, Any], freeze: Any, want: Any) -> None:
         self.base, self.graph = base, base.graph
         if base.edited:
             raise ReplayError(
@@ -92,10 +101,10 @@ class Replay:
         editor.begin(lambda: self.base.frames())
         return editor
 
-    def _held(self, freeze: Iterable[Key], asked: Mapping[Key, Any]) -> dict[Key, Any]:
+    def _held(self, freeze: Any, asked: Mapping[Key, Any]) -> dict[Key, Any]:
         """What is frozen in part, as edits that come before those asked for; what is frozen as a whole is noted."""
         found: dict[Key, Any] = {}
-        for key in freeze:
+        for key in keys_of(freeze):
             if isinstance(key, Site) and key.selection:
                 found[key] = Replace(self.base[key])
             else:
@@ -112,8 +121,7 @@ class Replay:
     def _wanted(self, want: Any) -> set[TensorId]:
         if want is None:
             return set(ids_in(self.graph.scopes[0].output))
-        keys = [want] if isinstance(want, (str, Node, Site)) else list(want)
-        return {name for key in keys for name in self._ids(id_of(key))}
+        return {name for key in keys_of(want) for name in self._ids(id_of(key))}
 
     def _returned(self, path: TensorId) -> TensorId:
         """The one value that a module call returned and that it made itself, so that nobody else has it."""
@@ -142,7 +150,7 @@ class Replay:
 
     def _asked(self, want: Any) -> dict[TensorId, str]:
         """The values of which the model's Python was told numbers before all that is wanted was made, with its lines."""
-        nodes, keys = self.graph.nodes, [want] if isinstance(want, (str, Node, Site)) else list(want or ())
+        nodes, keys = self.graph.nodes, [] if want is None else keys_of(want)
         ends = [0 if want is not None else len(nodes), *(self.graph.place(outer_op(name)) for name in self.wanted)]
         paths = [self.graph.module(id_of(key)).scope.path for key in keys if id_of(key).is_path]
         ends += [place + 1 for place, node in enumerate(nodes) if any(within(node.module, path) for path in paths)]

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fmr.edits.values import Edit
-from fmr.errors import EditError, ReplayError
+from fmr.errors import EditError, ReplayError, whole_number
 from fmr.nests import leaves, taken
 from fmr.nodes import Key
+from fmr.sweeps.bars import bar
 from fmr.sweeps.batched import Batched
 from fmr.sweeps.grid import Grid
-from fmr.sweeps.metrics import Metric
+from fmr.sweeps.metrics import READY, Metric, logits_of
 from fmr.sweeps.onreplay import OnReplay
 from fmr.sweeps.rows import tolerance
 from fmr.sweeps.task import Asked, Task
@@ -35,10 +35,10 @@ def sweep(
     at: int | None = None,
     rows: int | None = None,
     *,
-    freeze: Iterable[Key] = (),
+    freeze: Key | Iterable[Key] = (),
     base: Mapping[Key, Edit | Sequence[Edit]] | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Grid:
     """Measure a model once for each site, edited there alone; as few forwards as the model allows.
 
@@ -50,11 +50,12 @@ def sweep(
     inputs: a tensor, a tuple or a dict of arguments; several examples are measured each for itself. sites: of each run a
     site, a tuple of several, or a mapping from sites to edits of their own, with edit=None. edit: for all of them; the
     source of an `Interchange` may be other inputs, which are run once. metric: of the model's output, one number or one for
-    each example; it may not keep what it was given, which the next run overwrites. at: the position that the metric reads,
-    if it reads one alone. rows: how many runs at once; by default as many as fit into a quarter of the free memory or 128
-    MB. freeze: values that keep what they are without edits, but for edits of themselves, as in path patching. base: edits
-    that every run has, the one without others too, as the noise of causal tracing; of more examples than there are, they do
-    the same to each one over and over. seed: of the cells that are run one by one besides.
+    each example, which it may not keep, since the next run overwrites it; ready ones read the tokens that a site would mean
+    by their `at`. at: the column of the logits that a metric of your own reads, if it reads one alone. rows: how many runs
+    at once; by default as many as fit into a quarter of the free memory or 128 MB. freeze: values that keep what they are
+    without edits, but for edits of themselves, as in path patching. base: edits that every run has, the one without others
+    too, as the noise of causal tracing; of more examples than there are, they do the same to each one over and over. seed:
+    of the cells that are run one by one besides. progress: show a bar; None shows it on a terminal only.
 
     The answer is never a guess: rows that mix are found out by tainted and by clean rows between them, and other ways are
     taken, which `how` and `why` tell. Values have no gradients.
@@ -72,8 +73,9 @@ def sweep(
 class _Sweep:
     """One sweep under way: the ways in turn, each checked by cells that are run one by one besides."""
 
-    def __init__(self, task: Task, at: int | None, rows: int | None, seed: int, progress: bool) -> None:
-        self.task, self.at, self.rows, self.seed, self.progress = task, at, rows, seed, progress
+    def __init__(self, task: Task, at: int | None, rows: int | None, seed: int, progress: bool | None) -> None:
+        self.task, self.rows, self.seed, self.progress = task, rows, seed, progress
+        self.at = None if at is None else _column(at, task)
         self.reasons: dict[str, str] = {}
         self.alone: dict[int, Tensor] = {}
 
@@ -104,7 +106,7 @@ class _Sweep:
 
     def _looped(self) -> dict[int, Tensor]:
         """Each run by itself; a model that has changed by the end keeps something that could not be put back."""
-        every = tqdm(range(len(self.task.rows)), "runs", disable=not self.progress)
+        every = bar(range(len(self.task.rows)), "runs", self.progress)
         found = {row: self._one(row) for row in every}
         again = self.task.measure(self.task.forward(self.task.call, self.task.always, keep="none").output)
         if not torch.allclose(again, self.task.plain, rtol=0, atol=self._scale(again) * self._tolerance, equal_nan=True):
@@ -145,3 +147,18 @@ class _Sweep:
         task, why = self.task, "; ".join(f"no {way}: {reason}" for reason, way in self.reasons.items())
         values = torch.stack([found[row] for row in range(len(task.rows))])
         return Grid(task.sites, values, task.plain, how, why, min(size, len(values)), task.forwards, error)
+
+
+def _column(at: Any, task: Task) -> int:
+    """The column of the logits that a metric of the user's own reads."""
+    if isinstance(task.metric, READY):
+        raise EditError(
+            f"at={at!r} in a sweep with {type(task.metric).__name__}, which has its own: logit_diff(3, 7, at=-1)."
+        )
+    logits, column = logits_of(task.base.output), whole_number(at)
+    many = logits.shape[1] if logits.dim() > 1 else 0
+    if column is None or not -many <= column < many:
+        raise EditError(
+            f"at={at!r}: expected the column of the output that the metric reads, and it has shape {tuple(logits.shape)}."
+        )
+    return column

@@ -8,19 +8,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fmr.edits import values
 from fmr.edits.editor import Editor
 from fmr.edits.places import parts
 from fmr.edits.values import Edit, Interchange
 from fmr.errors import EditError
 from fmr.ids import Site, TensorId, outer_op
 from fmr.nests import ids_in, leaves, taken
-from fmr.nodes import Key, id_of
+from fmr.nodes import Key, id_of, keys_of
 from fmr.runs.editing import with_sources
+from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import read_source
 from fmr.runs.track import run as run_once
 from fmr.runs.undisturbed import undisturbed
-from fmr.sweeps.metrics import Metric
+from fmr.sweeps.metrics import READY, Metric, measured, placed
 from fmr.sweeps.questions import refuse_chosen_paths
 
 Asked = Key | Sequence[Key] | Mapping[Key, Edit | Sequence[Edit]]
@@ -28,6 +30,10 @@ Asked = Key | Sequence[Key] | Mapping[Key, Edit | Sequence[Edit]]
 
 Row = Mapping[Site, Sequence[Edit]]
 """The same with the edits of each site."""
+
+
+EDITS = tuple(kind for kind in vars(values).values() if isinstance(kind, type) and kind.__module__ == values.__name__)
+"""The ready-made edits, none of which is a metric."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Call:
     @classmethod
     def of(cls, inputs: Any) -> "Call":
         """The arguments as they are given to a sweep: a tensor, a tuple or a mapping."""
+        if isinstance(inputs, (Run, Pass)):
+            raise EditError(
+                "inputs are a Run, expected what the model is called with: a tensor, a tuple or a dict of arguments. Values "
+                "of a run are put in by an edit: edits.Interchange(run)."
+            )
         if isinstance(inputs, Mapping):
             return cls((), dict(inputs))
         return cls(inputs, {}) if isinstance(inputs, tuple) else cls((inputs,), {})
@@ -79,18 +90,20 @@ class Task:
         asked: Sequence[Asked],
         edit: Edit | None,
         metric: Metric,
-        freeze: Iterable[Key] = (),
+        freeze: Key | Iterable[Key] = (),
         base: Asked | None = None,
     ) -> None:
+        _check(model, edit, metric)
         self.model, self.call, self.metric, self.forwards = model, Call.of(inputs), metric, 0
         self.always: Row = row_of(base, None) if base else {}
         self.rows = self._with_sources([row_of(one, edit) for one in asked])
         self.sites = tuple(tuple(row) for row in self.rows)
-        self.frozen = tuple(dict.fromkeys(_whole(key) for key in freeze))
+        self.frozen = tuple(dict.fromkeys(_whole(key) for key in keys_of(freeze)))
         self.base = self.forward(self.call, self.always)
         self.frames = self.base.last.frames()
         for site in dict.fromkeys(site for row in self.rows for site in row):
             self._check(site)
+        self.metric = placed(metric, self.base.output, self.frames)
         self.plain = self.measure(self.base.output)
 
     @property
@@ -126,7 +139,7 @@ class Task:
     def measure(self, output: Any) -> Tensor:
         """The metric of an output: one number, or one for each example."""
         try:
-            found = torch.as_tensor(self.metric(output)).detach().clone()  # a view would keep all rows alive
+            return measured(self.metric, output, self.examples).detach().clone()  # a view would keep all rows alive
         except RuntimeError as error:
             if "require grad" not in str(error):
                 raise
@@ -134,12 +147,6 @@ class Task:
                 "The metric asks for gradients, and a sweep computes none. Expected a function of the output's values; for "
                 "gradients run the model once for each site: fmr.run(model, *inputs, edits=..., keep=[...], grad=True)."
             ) from error
-        if found.dim() > 1 or (found.dim() == 1 and len(found) not in (1, self.examples)):
-            raise EditError(
-                f"The metric returned shape {tuple(found.shape)}, expected one number or one for each of the "
-                f"{self.examples} examples."
-            )
-        return found
 
     def refuse_chosen_paths(self) -> None:
         """Raise a `ReplayError` where the model's Python asks for numbers that depend on what is edited."""
@@ -185,6 +192,20 @@ class Task:
             )
         for part in found:
             part.of(value)
+
+
+def _check(model: Any, edit: Any, metric: Any) -> None:
+    """Raise for arguments of a sweep that are not what their places are for."""
+    order = "The order is fmr.sweep(model, inputs, sites, edit, metric)."
+    if not isinstance(model, nn.Module):
+        raise EditError(
+            f"model is {type(model).__name__}, expected a torch.nn.Module. A function is run once for each edit: "
+            f"fmr.run(function, *inputs, edits=...). {order}"
+        )
+    if isinstance(metric, EDITS) or not callable(metric):
+        raise EditError(f"metric is {type(metric).__name__}, expected a function of the model's output. {order}")
+    if isinstance(edit, READY):
+        raise EditError(f"edit is {type(edit).__name__}, a metric: expected an edit, as edits.Zero(). {order}")
 
 
 def _whole(key: Key) -> TensorId:

@@ -81,8 +81,12 @@ def test_several_sites_in_a_row_and_a_custom_edit() -> None:
 def test_padding(side: str) -> None:
     model, inputs, _ = padded(side)
     sites = [fmr.Site(f"model.layers.{layer}", positions=t) for layer in range(2) for t in (0, 2, -1)]
-    grid = fmr.sweep(model, inputs, sites, edits.Scale(2.0), log_prob(3, at=4), progress=False)
-    assert close(grid, looped(model, inputs, sites, edits.Scale(2.0), log_prob(3, at=4)))
+
+    def metric(output: Any) -> Tensor:
+        return log_prob(3, at=4)(output)
+
+    grid = fmr.sweep(model, inputs, sites, edits.Scale(2.0), metric, at=4, progress=False)
+    assert close(grid, looped(model, inputs, sites, edits.Scale(2.0), metric))
     assert grid.how.startswith("rows")
 
 

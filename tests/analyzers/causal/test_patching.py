@@ -1,6 +1,6 @@
 """Patching of activations, by gradients and of paths: equal to runs made by hand, exact where a model is linear."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers import ActivationPatching, AnalyzerError, AttributionPatching, Effects, PathPatching
+from analyzers import (
+    ActivationPatching,
+    AnalyzerError,
+    AttributionPatching,
+    CausalTracing,
+    CircuitSearch,
+    Effects,
+    PathPatching,
+    RankOneEdit,
+)
 from fmr import edits
 from fmr.sweeps import log_prob, logit_diff
 from fmr.zoo import world
@@ -183,15 +192,15 @@ def test_a_receiver_hears_nothing_of_a_sender_that_comes_later(loaded: tuple[nn.
 
 
 def test_a_result_prints_tables_draws_and_is_frozen(patched: Effects) -> None:
-    table, axes = patched.table(), patched.plot()
+    table, figure = patched.table(), patched.plot()
     assert list(table.columns) == ["kind", "layer", "place", "effect", "low", "high", "change", "site"]
     assert (table["low"] <= table["effect"] + 1e-9).all()
     assert (table["high"] >= table["effect"] - 1e-9).all()
-    assert [axis.get_title() for axis in axes.figure.axes[:4]] == [
+    assert [axis.get_title() for axis in figure.axes[:4]] == [
         "stream before the layer", "attention output", "memory output", "z of single heads",
     ]  # fmt: skip
     assert repr(patched).startswith("Activation patching (denoising): 196 sites over 4 pairs")
-    assert patched.plot(kind="z").get_xlabel() == "head"
+    assert patched.plot(kind="z").axes[0].get_xlabel() == "head"
     with pytest.raises(FrozenInstanceError):
         patched.seed = 1  # type: ignore[misc]
 
@@ -215,6 +224,68 @@ def test_a_run_again_gives_the_same_numbers(loaded: tuple[nn.Module, Any], patch
     np.testing.assert_array_equal(again.effects, patched.effects)
 
 
+# ---- models of one's own
+
+
+def test_a_tensor_is_the_first_argument_of_a_model_that_has_no_input_ids() -> None:
+    model, sites = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).eval(), ["0", "1"]
+    clean, corrupted = torch.eye(4)[:3], torch.ones(3, 4)
+
+    def metric(output: Tensor) -> Tensor:
+        return output[:, 0]
+
+    found = ActivationPatching(model).run(clean, corrupted, metric, sites, progress=False)
+    named = ActivationPatching(model).run({"input": clean}, {"input": corrupted}, metric, sites, progress=False)
+    assert found.effects == pytest.approx([1, 1], abs=1e-5)
+    assert found.changes.equal(named.changes)
+    with pytest.raises(AnalyzerError, match=r"The prompts have x, and the forward of Sequential takes input."):
+        ActivationPatching(model).run({"x": clean}, {"x": corrupted}, metric, sites)
+
+
+def test_one_pair_may_be_measured_by_one_number(loaded: tuple[nn.Module, Any]) -> None:
+    z = fmr.locate(fmr.run(loaded[0], **inputs(loaded, CLEAN))).layers[2].attention.z
+    sites = [z.at(heads=head) for head in range(3)]
+
+    def metric(output: Any) -> Tensor:
+        return output.logits[0, -1, 3]
+
+    for several in (sites, sites[:1]):
+        one = ActivationPatching(*loaded).run(CLEAN[0], CORRUPTED[0], metric, several, progress=False)
+        pair = ActivationPatching(*loaded).run(CLEAN[0], CORRUPTED[0], lambda o: metric(o)[None], several, progress=False)
+        assert one.changes.equal(pair.changes)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_metric_reads_the_tokens_of_each_pair_whatever_pads_them(loaded: tuple[nn.Module, Any], side: str) -> None:
+    tokenizer = loaded[1]
+    clean = ["Alice and Karen went , Karen gave a flower to", "When Alice and Karen went , Karen gave a flower to"]
+    corrupted = [text.replace("Alice", "Nora").replace("Karen", "Victor") for text in clean]
+    both = [dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side=side)) for texts in (clean, corrupted)]
+    for given in both:
+        given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    sites, metric = [fmr.Site("transformer.h.1", positions=-1)], logit_diff(3, 7, at=9)
+    for method in (ActivationPatching, AttributionPatching):
+        together = method(*loaded).run(*both, metric, sites)
+        for place in range(2):
+            alone = method(*loaded).run(clean[place], corrupted[place], metric, sites)
+            for one, other in ((alone.base, together.base), (alone.source, together.source)):
+                torch.testing.assert_close(one[0], other[place], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(alone.changes[:, 0], together.changes[:, place], atol=1e-4, rtol=1e-4)
+
+
+def test_a_kind_that_nothing_was_located_of_is_said(patched: Effects) -> None:
+    kept = [n for n, (kind, layer) in enumerate(zip(patched.kinds, patched.layers, strict=True))
+            if kind in ("resid_pre", "attention") or (kind == "z" and layer > 1)]  # fmt: skip
+    taken = {name: getattr(patched, name)[kept] for name in ("layers", "places", "effects", "low", "high")}
+    words = {name: tuple(getattr(patched, name)[n] for n in kept) for name in ("kinds", "sites")}
+    lines = repr(replace(patched, **taken, **words)).splitlines()
+    assert lines[-2:] == [
+        "  mlp: not patched, as fmr.locate found none in any layer",
+        "  z: not patched, as fmr.locate found none in layers 0, 1",
+    ]
+    assert "not patched" not in repr(patched)
+
+
 # ---- bad input
 
 
@@ -226,6 +297,15 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "no text": (([], [], METRIC), r"Prompts are list '\[\]': expected a text, a list of texts, token ids"),
     "no sites": ((CLEAN, CORRUPTED, METRIC, []), r"sites=\[\]: expected a list of sites"),
     "two tokens": ((CLEAN, CORRUPTED, log_prob("Alice Karen")), r"The answer 'Alice Karen' is 2 tokens"),
+    "unknown": (
+        (CLEAN, CORRUPTED, log_prob("Brigosst")),
+        r"The answer 'Brigosst' is no token of this .* '<unk>'",
+    ),
+    "one for all": (
+        (CLEAN, CORRUPTED, lambda output: output.logits[:, -1, 3].mean()),
+        r"The metric returned one number for 4 pairs, expected one for each",
+    ),
+    "an edit": ((CLEAN, CORRUPTED, edits.Zero()), r"metric is Zero, expected a function of the model's output"),
 }
 
 
@@ -234,6 +314,25 @@ def test_bad_input_is_one_clear_error(loaded: tuple[nn.Module, Any], name: str) 
     args, message = BAD[name]
     with pytest.raises(AnalyzerError, match=message):
         ActivationPatching(*loaded).run(*args, progress=False)
+
+
+@pytest.mark.parametrize("method", [ActivationPatching, AttributionPatching, PathPatching, CircuitSearch])
+def test_a_model_in_train_mode_is_refused(method: Any, loaded: tuple[nn.Module, Any]) -> None:
+    model, tokenizer = loaded
+    try:
+        model.transformer.h[1].train()
+        with pytest.raises(AnalyzerError, match=r"GPT2LMHeadModel.transformer.h.1 is in train mode.*call model.eval\(\)."):
+            method(model, tokenizer).run(CLEAN, CORRUPTED, METRIC)
+        for run in (CausalTracing(model, tokenizer).run, RankOneEdit(model, tokenizer).run):
+            with pytest.raises(AnalyzerError, match=r"transformer.h.1 is in train mode"):
+                run("Junel Dunoth grew up in", "Junel Dunoth", "Brigost")
+    finally:
+        model.eval()
+
+
+def test_a_metric_without_a_gradient_is_refused_where_one_is_taken(loaded: tuple[nn.Module, Any]) -> None:
+    with pytest.raises(AnalyzerError, match=r"The metric has no gradient. Expected one that is differentiable"):
+        AttributionPatching(*loaded).run(CLEAN, CORRUPTED, lambda output: output.logits[:, -1].argmax(-1))
 
 
 def test_text_needs_a_tokenizer_and_a_direction_is_one_of_two(loaded: tuple[nn.Module, Any]) -> None:

@@ -250,7 +250,7 @@ def test_an_edit_and_its_scores_print_tabulate_and_draw(edit: FactEdit, scores: 
     table = scores.table()
     assert list(table.columns) == ["state", "kind", "prompt", "answer", "right", "p_target", "p_old"]
     assert len(table) == 3 * (1 + len(PARAPHRASES) + len(NEIGHBOURS))
-    assert [bar.get_text() for bar in scores.plot().get_xticklabels()] == ["efficacy", "paraphrase", "neighbourhood"]
+    assert [bar.get_text() for bar in scores.plot().axes[0].get_xticklabels()] == ["efficacy", "paraphrase", "neighbourhood"]
     assert "random change of that length: efficacy 0.00" in repr(scores)
     scores.save(tmp_path / "scores.safetensors")
     assert repr(EditScores.load(tmp_path / "scores.safetensors")) == repr(scores)
@@ -290,7 +290,7 @@ def test_the_covariance_is_of_all_real_tokens_however_they_are_cut(loaded: tuple
     whole.save(tmp_path / "keys.safetensors")
     assert torch.equal(Covariance.load(tmp_path / "keys.safetensors").matrix, whole.matrix)
     assert len(whole.table()) == 512
-    assert whole.plot().get_ylabel() == "mean square of keys"
+    assert whole.plot().axes[0].get_ylabel() == "mean square of keys"
     assert repr(whole).startswith("Covariance of 512 keys at transformer.h.1.mlp")
 
 

@@ -245,7 +245,7 @@ def test_few_heads_give_a_result_and_a_picture(layers: int, heads: int) -> None:
 
     result = HeadClustering().update_patterns(random_patterns(layers=layers, heads=heads)).result(permutations=10)
     assert len(result.table()) == layers * heads
-    result.plot().figure.canvas.draw()
+    result.plot().canvas.draw()
     plt.close("all")
 
 
@@ -254,7 +254,7 @@ def test_heads_that_are_all_alike_give_a_result_and_a_picture() -> None:
 
     result = HeadClustering().update_patterns([torch.eye(4).expand(2, 3, 4, 4)] * 2).result(permutations=10)
     assert (result.stress, result.by_layer.p_value) == (0, 1)
-    result.plot().figure.canvas.draw()
+    result.plot().canvas.draw()
     plt.close("all")
 
 
@@ -266,7 +266,7 @@ def test_table_and_plot() -> None:
     assert list(table.index) == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
     assert (table.nearest_bits > 0).all()
     ax = plt.subplots()[1]
-    assert result.plot(ax) is ax
+    assert result.plot(ax) is ax.figure
     said = {text.get_text() for text in ax.texts}
     assert set(table.index) <= said
     assert any("21 tokens" in line and "seed 0" in line and "stress" in line for line in said)
@@ -460,3 +460,8 @@ def test_sentences_are_many_and_distinct() -> None:
     found = sentences()
     assert len(found) == len(set(found)) == 307
     assert all(line == line.strip() and len(line.split()) >= 3 for line in found)
+
+
+def test_one_batch_is_no_loader() -> None:
+    with pytest.raises(AnalyzerError, match=r"batches is one dict, expected several batches.*Pass \[batch\], or call"):
+        HeadClustering().over({"input_ids": torch.ones(1, 2)})

@@ -241,12 +241,12 @@ def test_facts_that_the_model_does_not_know_are_skipped_and_counted(loaded: tupl
 
 
 def test_a_result_prints_tables_draws_and_is_frozen(traces: Traces) -> None:
-    table, axes = traces.table(), traces.plot()
+    table, figure = traces.table(), traces.plot()
     assert list(table.columns) == ["kind", "layer", "column", "effect", "low", "high", "share"]
     assert len(table) == 5 * 4 * 10
     assert (table["low"] <= table["effect"] + 1e-9).all()
-    assert [label.get_text() for label in axes.get_yticklabels()][5:8] == ["Velin*", "dal*", "Millwick*"]
-    assert [axis.get_title() for axis in axes.figure.axes[:5]] == [
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][5:8] == ["Velin*", "dal*", "Millwick*"]
+    assert [axis.get_title() for axis in figure.axes[:5]] == [
         "state", "attention, 2 layers", "mlp, 2 layers", "state without attention", "state without mlp"]  # fmt: skip
     assert repr(traces).startswith(f"Traces of {PROMPT!r} -> 'Tashkar': p(answer) 0.999 clean, ")
     assert "from another corrupted run" in repr(traces)
