@@ -1,10 +1,11 @@
 """Which positions of a value have to be computed: those that an edit reaches and that what is read needs.
 
-Nothing is known of any op. Whether it can be narrowed is tried on the recorded values: narrowed operands must give the
-narrowed result, at three starts. What an edit reaches is seen by rows of finite noise, bit for bit.
+Nothing is known of any op. Whether it can be narrowed is tried on the recorded values, and on random ones, since recorded
+ones may be nothing to it (as zeros to a sum): narrowed operands must give the narrowed result, at three starts. What an edit
+reaches is seen by rows of finite noise, bit for bit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -186,10 +187,12 @@ class Cut:
         count = self.positions.count
         starts = {count // 2, count - 2, count - 1}
         values = self._at_hand(step)
+        given = drawn_like(values, step.reads) if values else {}
+        drawn = {**given, **self._made(step, given.__getitem__)}
         for operands, shrinks in product(tried, (False, True)):
             rule = Rule(operands, shrinks)
             if values and all(self._holds(step, axis, rule, start, values) for start in starts):
-                return rule
+                return rule if all(self._holds(step, axis, rule, start, drawn) for start in starts) else None
         return None
 
     def _at_hand(self, step: Step) -> Mapping[TensorId, Tensor]:
@@ -210,6 +213,8 @@ class Cut:
         def read(name: TensorId) -> Tensor:
             return values[name] if spans[name] < 0 else self.positions.take(values[name], Span(spans[name], start))
 
+        if step.first.id not in values:
+            return False
         narrowed = self._shrunk(step, start) if rule.shrinks else self.grown.scaled.get(step.first.id, step)
         made = self._made(narrowed, read)
         return bool(made) and all(
@@ -247,6 +252,20 @@ class Cut:
         return item
 
 
+def drawn_like(values: Mapping[TensorId, Tensor], names: Iterable[TensorId]) -> dict[TensorId, Tensor]:
+    """Random values of the same shapes and types, whole numbers within the same bounds; sources stay what they are."""
+    draw = torch.Generator().manual_seed(0)
+    return {name: values[name] if name.is_source else _drawn(values[name], draw) for name in names}
+
+
+def _drawn(value: Tensor, draw: torch.Generator) -> Tensor:
+    if value.is_floating_point() or value.is_complex():
+        return torch.randn(value.shape, generator=draw).to(value)
+    low, high = (int(value.min()), int(value.max())) if value.numel() else (0, 0)
+    high = max(high, low + 1) if value.dtype != torch.bool else 1
+    return torch.randint(min(low, high - 1), high + 1, value.shape, generator=draw).to(value)
+
+
 def _on_host(value: Tensor) -> Tensor:
     """A value on the CPU, with half precision made float32 so that roundings are not taken for another result."""
     coarse = value.dtype in (torch.float16, torch.bfloat16)
@@ -257,6 +276,7 @@ def alike(value: Tensor, expected: Tensor) -> bool:
     """Whether an op made the same of narrowed operands, up to rounding."""
     if value.shape != expected.shape or value.dtype != expected.dtype:
         return False
+    value, expected = value.detach(), expected.detach()
     if not value.is_floating_point():
         return torch.equal(value, expected)
     scale = float(expected[torch.isfinite(expected)].abs().max()) if torch.isfinite(expected).any() else 0.0

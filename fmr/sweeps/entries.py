@@ -1,6 +1,7 @@
 """Of an output only the entries that a metric reads: two tokens ask for two columns of an unembedding.
 
-As with positions nothing is known of any op: that narrowed operands give the narrowed result is tried on recorded values.
+As with positions nothing is known of any op: that narrowed operands give the narrowed result is tried on recorded values and
+on random ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fmr.ids import TensorId
-from fmr.sweeps.cut import alike
+from fmr.sweeps.cut import alike, drawn_like
 from fmr.sweeps.rows import Grown, at_rows, same
 from fmr.sweeps.steps import Step, run_step
 
@@ -96,9 +97,14 @@ class Narrowing:
         return step._replace(function=_reading(step.function, chosen, self.entries))
 
     def _holds(self, step: Step, operands: Mapping[TensorId, int], name: TensorId, expected: Tensor) -> bool:
-        """Whether narrowed operands give the narrowed result."""
+        """Whether narrowed operands give the narrowed result, of recorded and of random values."""
+        last = expected.dim() - 1
+        drawn = drawn_like(self.clean, step.reads)
         try:
-            return alike(self._run(self._narrowed(step, operands), self._clean_of(step))[name], expected)
+            whole = _selected(self._run(step, drawn)[name], last, self.entries)
+            narrowed = self._narrowed(step, operands)
+            told = (self._run(narrowed, values)[name] for values in (self._clean_of(step), drawn))
+            return all(alike(one, other) for one, other in zip(told, (expected, whole), strict=True))
         except (RuntimeError, IndexError, ValueError, TypeError):
             return False
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,9 @@ GROUPS = 8
 
 PROBES = 4
 """How many edited values are probed at most for what they reach."""
+
+STARTS = 24
+"""At how many positions each is probed at most: all of them where there are no more."""
 
 
 class OnReplay:
@@ -89,7 +93,7 @@ class OnReplay:
                     set(self.wanted),
                     plan,
                     None if cut is None else cut.positions,
-                    guarded=not number,
+                    everywhere=not number,
                     ids=self.ids,
                     frozen=self.frozen,
                 )
@@ -220,7 +224,7 @@ class OnReplay:
         starts = sorted({self._start(row) for row in range(len(self.rows))} - {0})
         if not starts or len(self._apart(sites)) > PROBES:
             return {}
-        tried = sorted({starts[0], starts[len(starts) // 2], starts[-1]})
+        tried = starts if len(starts) <= STARTS else sorted({starts[0], starts[-1], *Random(0).sample(starts, STARTS - 2)})
         seen: list[dict[TensorId, set[int]]] = []
         for name in sorted(sites, key=self.kind.graph.place):
             if any(name in one for one in seen):

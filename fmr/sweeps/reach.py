@@ -63,13 +63,15 @@ def reached(
         axis = grown.axes[name]
         rows = going.value(name)
         alone = axis.block(rows, 0)
-        axes = set(positions.axes(alone.shape))
-        for row, (start, _) in enumerate(probes):
-            changed = axis.block(rows, row + 1) != alone
-            if not changed.any():
-                return  # it may be reached by other edits, and nothing is known of what lies below it
-            axes = {axis for axis in axes if not positions.before_any(changed, axis, start)}
-        left[name] = axes
+        changed = [axis.block(rows, row + 1) != alone for row in range(len(probes))]
+        moved = [bool(one.any()) for one in changed]
+        if not any(moved):
+            return  # it may be reached by other edits, and nothing is known of what lies below it
+        left[name] = {
+            place
+            for place in (positions.axes(alone.shape) if all(moved) else ())
+            if not any(positions.before_any(one, place, start) for one, (start, _) in zip(changed, probes, strict=True))
+        }
 
     RowRun(grown, clean, editors, frames, wanted, plan, positions, seen=look, guarded=False, frozen=frozen).run()
     return left

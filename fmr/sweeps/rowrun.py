@@ -30,7 +30,10 @@ class Live(NamedTuple):
 
 
 class RowRun:
-    """One replay with rows: `editors` has the edits of each, in the order in which they join, `clean` a recorded row."""
+    """One replay with rows: `editors` has the edits of each, in the order in which they join, `clean` a recorded row.
+
+    If `guarded`, sentinels go with them, at all values that `ids` names if `everywhere`, else where these rows are edited.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class RowRun:
         positions: Positions | None = None,
         seen: Callable[["RowRun", TensorId], None] | None = None,
         guarded: bool = True,
+        everywhere: bool = True,
         ids: Mapping[TensorId, TensorId] | None = None,
         frozen: Set[TensorId] = frozenset(),
     ) -> None:
@@ -55,7 +59,7 @@ class RowRun:
         for row, editor in enumerate(editors):
             for name in sorted(editor.ids, key=lambda name: name.is_path):  # what an op made before what a module returned
                 self.at.setdefault(name if ids is None else ids[name], []).append((row, name))
-        self.tainted = frozenset(ids.values()) if guarded and ids is not None else frozenset(self.at)
+        self.tainted = frozenset(ids.values()) if everywhere and guarded and ids is not None else frozenset(self.at)
         self.joined, self.frozen = 0, frozen
         self.live: dict[TensorId, Live] = {}
         self.whole: dict[TensorId, Tensor] = {}

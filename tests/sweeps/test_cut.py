@@ -1,8 +1,11 @@
 """Positions are left out only where no edit reaches them, whatever other edits do."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fmr
 from fmr import edits
@@ -60,3 +63,49 @@ def test_edits_that_mix_positions_see_all_of_them() -> None:
 
     sites = [fmr.Site("one", units=slice(2)), fmr.Site("two", positions=slice(2, None)), "last", "first"]
     assert checked(model, {"input_ids": ids}, sites, turned, lambda out: out[:, 3, 3], at=3).how == "rows, cut"
+
+
+class Program(nn.Module):
+    """Tokens as vectors, and what a function makes of them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.embed, self.one, self.two, self.function = nn.Embedding(16, 4), nn.Linear(4, 4), nn.Linear(4, 4), function
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.two(self.function(self.one(self.embed(input_ids)))).tanh()
+
+
+def pairs_see_each_other(x: Tensor) -> Tensor:
+    block = torch.arange(x.shape[1]) // 2
+    return x + (x @ x.mT).masked_fill(block[:, None] < block, -1e9).softmax(-1) @ x
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """Position 2 is seen at 0, too, and 3 by nobody."""
+    return torch.cat([x[:, 2:3], x[:, 1:3], x[:, 4:5], x[:, 4:]], 1)
+
+
+PROGRAMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pairs of tokens see each other": pairs_see_each_other,
+    "one position looks ahead": lambda x: x + F.pad(x[:, 3:4], (0, 0, 1, x.shape[1] - 2)),
+    "shuffled": shuffled,
+    "sums of what is dead at first": lambda x: x + (x - 5).relu().cumsum(1),
+    "sums of roundings": lambda x: x + (x / 4).round().cumsum(1),
+    "counts of loud ones": lambda x: x * (1 + (x.abs() > 6).float().cumsum(1)),
+    "counts of loud ones, as truth values": lambda x: x * (1 + (x.abs() > 6).cumsum(1)),
+    "sums of what is saturated": lambda x: x + (1 - F.hardtanh(x + 9)).cumsum(1),
+    "dead, then turned round": lambda x: x + (x - 5).relu().flip(1),
+    "dead, then the largest so far": lambda x: x + (x - 5).relu().cummax(1).values,
+    "dead, then a convolution": lambda x: x + F.avg_pool1d((x - 5).relu().mT, 3, 1, 1).mT,
+}
+
+
+@pytest.mark.parametrize("edit", [edits.Scale(-200.0), edits.Scale(2.0), edits.Zero()], ids=repr)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_mixes_positions_only_under_an_edit_is_the_loop(name: str, edit: edits.Edit) -> None:
+    model, ids = Program(PROGRAMS[name]).eval(), torch.arange(8)[None]
+    sites = [fmr.Site(path, positions=t) for path in ("one", "two") for t in range(8)]
+    checked(model, {"input_ids": ids}, sites, edit)
+    checked(model, {"input_ids": ids}, sites, edit, lambda out: out[:, 3].double().sum(1), at=3)

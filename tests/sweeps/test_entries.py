@@ -94,3 +94,18 @@ def test_a_metric_that_reads_all_tokens_gets_them() -> None:
     task = Task(model, inputs, ["mlp"], edits.Scale(2.0), log_prob(3))
     assert OnReplay(task, None, None, False).entries is None
     checked(model, inputs, ["mlp"], edits.Scale(2.0), log_prob(3))
+
+
+def test_what_mixes_entries_only_under_an_edit_is_made_whole() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.a, self.head = nn.Embedding(16, 4), nn.Linear(4, 4), nn.Linear(4, 16)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            out = self.head(self.a(self.embed(input_ids)))
+            return out + (out - 6).relu().cumsum(-1)
+
+    sites = [fmr.Site(path, positions=7, units=u) for path in ("a", "embed") for u in range(4)]
+    checked(Head().eval(), {"input_ids": torch.arange(8)[None]}, sites, edits.Scale(-12.0), logit_diff(right=1, wrong=12))

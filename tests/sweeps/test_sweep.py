@@ -15,6 +15,7 @@ from fmr.sweeps import kl, log_prob, logit_diff, loss, probability
 from fmr.sweeps.grid import Grid
 from tests.models import ZOO
 from tests.promises.test_edits import decoder, padded
+from tests.sweeps.looped import checked
 
 LANGUAGE = ["gpt2", "gpt2_eager", "llama", "mixtral"]
 
@@ -197,3 +198,20 @@ def test_what_cannot_be_swept_is_one_clear_error(sites: Any, metric: Any, messag
     model, ids = decoder()
     with pytest.raises(fmr.FmrError, match=message):
         fmr.sweep(model, ids, sites, edits.Zero(), metric, progress=False)
+
+
+@pytest.mark.parametrize("rows", [4, None])
+def test_examples_that_one_loud_one_doubles_are_the_loop(rows: int | None) -> None:
+    class Loud(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            return x * (1 + (x > 50).any(0).float())
+
+    told = [-900.0, *range(1, 15), 60, 61, *range(1, 15)]
+    asked = [{fmr.Site("a", units=1): edits.Replace(float(value))} for value in told]
+    checked(Loud().eval(), torch.ones(1, 4), asked, None, lambda out: out.double().sum(1), rows=rows)
