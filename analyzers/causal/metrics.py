@@ -8,7 +8,6 @@ from torch import Tensor
 from analyzers.prompts import token_ids
 from analyzers.protocol import AnalyzerError
 from fmr.runs.run import Run
-from fmr.runs.sources import columns_of
 from fmr.sweeps.metrics import LogitDiff, LogProb, Metric, Probability, measured, placed
 from fmr.sweeps.task import EDITS
 
@@ -28,7 +27,7 @@ def in_tokens(metric: Metric, tokenizer: Any) -> Metric:
 
 def by_pair(metric: Metric, run: Run, pairs: int) -> Tensor:
     """The metric of a run, one number for each pair."""
-    found = measured(placed(metric, run.output, columns_of(run.last)), run.output, pairs)
+    found = measured(placed(metric, run.output, run.last.frames()), run.output, pairs)
     if found.numel() != pairs:
         raise AnalyzerError(
             f"The metric returned one number for {pairs} pairs, expected one for each, as output.logits[:, -1, 3]. Leave "
