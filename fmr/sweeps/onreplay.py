@@ -20,7 +20,7 @@ from fmr.sweeps.budget import rows_that_fit
 from fmr.sweeps.cut import WHOLE, Cut, Planned, Positions, Span
 from fmr.sweeps.entries import with_entries
 from fmr.sweeps.metrics import READY, LogitDiff, logits_of
-from fmr.sweeps.reach import reached
+from fmr.sweeps.reach import MOST, reached
 from fmr.sweeps.rowrun import RowRun
 from fmr.sweeps.rows import Counts, Grown, grown, same
 from fmr.sweeps.task import Task
@@ -33,9 +33,6 @@ GROUPS = 8
 
 PROBES = 4
 """How many edited values are probed at most for what they reach."""
-
-STARTS = 24
-"""At how many positions each is probed at most: all of them where there are no more."""
 
 
 class OnReplay:
@@ -224,7 +221,7 @@ class OnReplay:
         starts = sorted({self._start(row) for row in range(len(self.rows))} - {0})
         if not starts or len(self._apart(sites)) > PROBES:
             return {}
-        tried = starts if len(starts) <= STARTS else sorted({starts[0], starts[-1], *Random(0).sample(starts, STARTS - 2)})
+        tried = starts if len(starts) <= MOST else sorted({starts[0], starts[-1], *Random(0).sample(starts, MOST - 2)})
         seen: list[dict[TensorId, set[int]]] = []
         for name in sorted(sites, key=self.kind.graph.place):
             if any(name in one for one in seen):

@@ -17,6 +17,9 @@ from fmr.sweeps.rows import Grown
 SIZES = (1.0, 1000.0)
 """How large the noise is in turn, in standard deviations of the value."""
 
+MOST = 24
+"""How many rows there are at most; where they allow it, each position is probed with noise of every size."""
+
 
 class Noisy:
     """An edit that adds noise of `SIZES`, which take turns over the examples; `number` says which is first."""
@@ -51,8 +54,8 @@ def reached(
 
     Nothing is said of values that the plan narrows, nor of those that do not change.
     """
-    least = len(SIZES) if positions.examples == 1 else 1
-    probes = [(starts[n % len(starts)], Noisy(n)) for n in range(max(len(starts), least))]
+    each = len(SIZES) if len(starts) * len(SIZES) <= MOST else 1
+    probes = [(start, Noisy(n + size)) for n, start in enumerate(starts) for size in range(each)]
     bare = replace(site, positions=None, heads=None, units=None)
     editors = [Editor({bare: _kept}), *(Editor({bare.at(positions=start): noise}) for start, noise in probes)]
     left: dict[TensorId, set[int]] = {}
