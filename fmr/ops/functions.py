@@ -20,7 +20,7 @@ _HOMES: dict[str, Any] = {
 _PLACES = frozenset(home.__name__ for home in _HOMES.values()) - {"torch", "Tensor"} | {"torch._tensor", "torch.functional"}
 """The modules whose every function computes."""
 
-_NOT = frozenset({"from_file", "__setstate__", "__reduce_ex__"})
+_NOT = frozenset({"from_file", "__setstate__", "__reduce_ex__", "__deepcopy__"})
 """Functions on tensors that open files or take objects apart."""
 
 

@@ -104,8 +104,8 @@ STORAGES = {"_typed_storage", "storage", "untyped_storage"}
 """Those that hand out its storage object, through which sharded models free their weights at each call."""
 
 ASKING = frozenset(
-    """__array__ __bool__ __complex__ __contains__ __dlpack__ __float__ __index__ __int__ allclose equal is_nonzero item
-    numpy tolist""".split()
+    """__array__ __bool__ __complex__ __contains__ __dlpack__ __float__ __format__ __index__ __int__ __reduce_ex__ __repr__
+    allclose equal is_nonzero item numpy tolist""".split()
 )
 """Functions that tell Python numbers of tensors, by which it may go."""
 

@@ -88,7 +88,7 @@ class Carrying:
     def read(self, reader: Step, read: Read) -> Read:
         """How a step of the reader reads when it sees the writer edited."""
         if not self._seen:
-            self._seen[self.writer] = self.editor.apply(self.writer, read(self.writer))
+            self._seen[self.writer] = self.editor.apply(self.edge.writer.id, read(self.writer))
 
         def find(name: TensorId) -> Tensor:
             return self._seen[name] if name in self._seen else read(name)

@@ -21,6 +21,7 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import read_source
 from fmr.sweeps.edges import Carrying, Edge
+from fmr.sweeps.questions import reached_by, sized_by_values
 from fmr.sweeps.steps import Read, Step, refuse_resized, refuse_unknown, run_step, steps_of
 from fmr.watching.calls import unwatched
 from fmr.watching.storage import is_equal
@@ -90,7 +91,9 @@ class Replay:
         self.edges = [Carrying(edge, editor, self.steps, self.graph) for edge, editor in edges]
         self.returned = {self._returned(name): name for name in self.editor.ids if name.is_path}
         self.wanted = self._wanted(want)
-        self.asked = self._asked(want)
+        end = self._end(want)
+        self.asked = {name: where for name, where in self.graph.asked.items() if self.graph.place(name) < end}
+        self.sized = self._sized(end)
         self.opened = {outer_scope(name) for name in (*self.editor.ids, *self.frozen, *self.wanted)} - {""}
 
     # ---- what is asked for
@@ -148,13 +151,24 @@ class Replay:
         returned = {given.id, node.id} & set(ids_in(self.graph.scopes[0].output))
         return len(places) == 1 and self.graph.readers(given.id) == (node,) and not returned
 
-    def _asked(self, want: Any) -> dict[TensorId, str]:
-        """The values of which the model's Python was told numbers before all that is wanted was made, with its lines."""
+    def _end(self, want: Any) -> int:
+        """How many values were made when all that is wanted was."""
         nodes, keys = self.graph.nodes, [] if want is None else keys_of(want)
         ends = [0 if want is not None else len(nodes), *(self.graph.place(outer_op(name)) for name in self.wanted)]
         paths = [self.graph.module(id_of(key)).scope.path for key in keys if id_of(key).is_path]
         ends += [place + 1 for place, node in enumerate(nodes) if any(within(node.module, path) for path in paths)]
-        return {name: where for name, where in self.graph.asked.items() if self.graph.place(name) < max(ends)}
+        return max(ends)
+
+    def _sized(self, end: int) -> set[TensorId]:
+        """What is made before and has as many elements as edits may say, by which the model's Python may go."""
+        sized = [(node, by) for node, by in sized_by_values(self.graph) if self.graph.place(node.id) < end]
+        if not sized:
+            return set()
+        readers = [name for edge in self.edges for name in edge.readers]
+        made = [node.id for step in self.steps if step.first.id in readers for node in step.nodes]
+        reached = reached_by(self.graph, [*self._edited, *made], self.frozen)
+        names = {node.id for node, by in sized if not by.isdisjoint(reached) or node.id in readers}
+        return names - self.frozen
 
     # ---- running
 
@@ -167,12 +181,14 @@ class Replay:
                     self._take(step)
             return self._result()
 
+    @property
+    def _edited(self) -> set[TensorId]:
+        return {name for name in self.editor.ids if not name.is_path} | set(self.returned)
+
     def _needed(self) -> set[TensorId]:
         """What is wanted or edited, and all that it depends on, up to what is frozen."""
-        edited = {name for name in self.editor.ids if not name.is_path} | set(self.returned)
-        needed = {outer_op(name) for name in self.wanted | edited | self.asked.keys()} | {
-            name for edge in self.edges for name in edge.readers
-        }
+        needed = {outer_op(name) for name in self.wanted | self._edited | self.asked.keys()} | self.sized
+        needed.update(name for edge in self.edges for name in edge.readers)
         for step in reversed(self.steps):
             if any(node.id in needed and node.id not in self.frozen for node in step.nodes):
                 needed.update(step.reads)
@@ -189,9 +205,10 @@ class Replay:
                 read = edge.read(step, read)
             with self._kernel(step):
                 made = self._inside(step, read) if opened else run_step(step, read, self.graph.__getitem__)
+            made = {name: value for name, value in made.items() if name not in self.frozen}
             for name, value in made.items():
                 refuse_resized(name, value, self.graph[name].shape)
-            self.changed.update((name, value) for name, value in made.items() if name not in self.frozen)
+            self.changed.update(made)
         for node in step.nodes:
             if node.id in self.editor.by_id:
                 self._edit(node)
