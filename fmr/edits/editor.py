@@ -16,6 +16,7 @@ from fmr.edits.values import Context, Edit, OnGradient
 from fmr.errors import EditError, nearest
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key, id_of
+from fmr.watching.storage import is_equal
 
 Asked = Mapping[Key, Edit | Sequence[Edit]]
 """What a run is asked to edit: sites, IDs, nodes or module paths, each with an edit or several in their order."""
@@ -255,20 +256,34 @@ def _result(edit: Edit, value: Tensor, context: Context) -> Tensor:
     """What an edit makes of a part, checked."""
     version = None if value.is_inference() else value._version
     named = f"The edit of {context.site!r}"
+    numbers = None if type(edit).__module__ == Context.__module__ else value.detach().clone()  # which write nothing
     try:
         found = edit(value, context)
-    except TypeError as error:  # which Python's operators take for "not of this kind", and ask the other operand
+    except BaseException as error:
+        _put_back(value, numbers)
+        if not isinstance(
+            error, TypeError
+        ):  # which Python's operators take for "not of this kind", and ask the other operand
+            raise
         raise EditError(f"{named} raised a TypeError: {error}. Expected f(value, context) that returns a tensor.") from error
+    if value._version != version if version is not None else numbers is not None and not is_equal(value, numbers):
+        _put_back(value, numbers)
+        raise EditError(f"{named} wrote into the value that it was given. Expected a new tensor: begin with value.clone().")
     if not isinstance(found, Tensor):
         raise EditError(f"{named} returned {type(found).__name__}, expected a tensor of shape {tuple(value.shape)}.")
-    if version is not None and value._version != version:
-        raise EditError(f"{named} wrote into the value that it was given. Expected a new tensor: begin with value.clone().")
     if found.shape != value.shape or found.dtype != value.dtype or found.device != value.device:
         raise EditError(
             f"{named} returned {found.dtype} {tuple(found.shape)} on {found.device}, expected {value.dtype} "
             f"{tuple(value.shape)} on {value.device}, like what it was given."
         )
     return found
+
+
+def _put_back(value: Tensor, numbers: Tensor | None) -> None:
+    """Give a value, which may lie in the memory of a parameter, an input or a recording, the numbers that it had."""
+    if numbers is not None and not is_equal(value, numbers):
+        with torch.no_grad():
+            value.copy_(numbers)
 
 
 def _like(made: Tensor, value: Tensor) -> Tensor:

@@ -87,7 +87,10 @@ def results(node: Node, tensors: Mapping[Any, Tensor]) -> dict[int | None, Tenso
     if node.function or not is_property:
         made = _called(node, args, kwargs)
     elif node.op == "grad":
-        raise StructureError(f"{node.id} cannot be computed again: what backward() leaves in .grad is not recorded.")
+        raise StructureError(
+            f"{node.id} cannot be computed again: what backward() leaves in .grad is not recorded. "
+            f"Expected a value given for it."
+        )
     else:
         made = args[1] if node.op == "set_data" else getattr(args[0], node.op)
     return dict(outputs(made) if made is not None else ())

@@ -1,5 +1,6 @@
 """Memory that was handed out of torch's sight: an array, a pointer or a storage may write what no mode sees."""
 
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -62,3 +63,18 @@ def bytes_of(tensor: Tensor) -> Tensor | None:
     storage = tensor.untyped_storage()
     with torch.no_grad():
         return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage) if storage.nbytes() else None
+
+
+ASKING_CODE = {torch.overrides.__file__, torch._tensor.__file__}
+"""The files of what torch runs of its own to ask a mode."""
+
+_REDUCE = Tensor._reduce_ex_internal.__code__
+
+
+def is_taken_apart(frame: FrameType | None) -> bool:
+    """Whether torch asks for the storage of a tensor to write it to a file, with its numbers."""
+    while frame is not None and frame.f_code.co_filename in ASKING_CODE:
+        if frame.f_code is _REDUCE:
+            return True
+        frame = frame.f_back
+    return False

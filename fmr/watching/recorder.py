@@ -13,7 +13,7 @@ from torch._C import _get_function_stack_at
 from fmr.nests import Nest, leaves, outputs, taken, taken_arguments
 from fmr.ops.names import PASS, STORAGES, WRITE, Op, is_tensor_result, known_ops, op_of
 from fmr.watching.guard import Guard
-from fmr.watching.handed import Handed, bytes_of
+from fmr.watching.handed import ASKING_CODE, Handed, bytes_of, is_taken_apart
 from fmr.watching.mode import RootWatcher, fills_parameters, functorch_level, is_traced, made_by_writing, written_by
 from fmr.watching.own import unseen
 from fmr.watching.scopes import Start, walk
@@ -25,7 +25,6 @@ from fmr.watching.versions import others_in
 
 _is_internal: dict[str, bool] = {}
 _HERE = __file__.removesuffix("watching/recorder.py")
-_ASKING = {torch.overrides.__file__, torch._tensor.__file__}  # what torch runs of its own to ask a mode
 _TORCH = torch.__file__.rpartition("/")[0] + "/"
 
 
@@ -138,10 +137,11 @@ class Recorder(RootWatcher):
         frame = sys._getframe(2)
         if op.hands_out and args and isinstance(args[0], Tensor) and not self._frees(op, args[0], frame):
             self.hand_out(args[0])
-        if op.asks and self.shares and self.emit is not None:
+        asks = op.asks or (op.name in STORAGES and is_taken_apart(frame))
+        if asks and self.shares and self.emit is not None:
             self._compare((args, kwargs))
         out = func(*args, **kwargs)
-        if op.asks:
+        if asks:
             self._ask(args, kwargs, frame)
         return out
 
@@ -155,7 +155,7 @@ class Recorder(RootWatcher):
         """Whether a storage is asked for by torch itself, or is that of a weight, which sharded models free and fill."""
         if op.name not in STORAGES:
             return False
-        while frame.f_back is not None and frame.f_code.co_filename in _ASKING:
+        while frame.f_back is not None and frame.f_code.co_filename in ASKING_CODE:
             frame = frame.f_back
         own = self.own.get(id(tensor))
         return _is_internal_code(frame.f_code) or isinstance(tensor, nn.Parameter) or (own is not None and own[1] is tensor)

@@ -174,6 +174,23 @@ def test_an_edit_that_writes_leaves_what_was_given_as_it_was(name: str) -> None:
     assert model.l.weight.equal(weight)
 
 
+@pytest.mark.parametrize("block", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_edit_that_writes_into_a_view_of_a_weight_leaves_that_as_it_was(block: Any, fails: bool) -> None:
+    def edit(value: Tensor, context: Any) -> Tensor:
+        with torch.no_grad():
+            value.mul_(2)
+        if fails:
+            raise ValueError("after it wrote")
+        return value
+
+    model = Fn(lambda self, x: x @ self.l.weight.t(), l=nn.Linear(4, 4))
+    weight = model.l.weight.detach().clone()
+    with block(), pytest.raises(ValueError if fails else EditError, match="wrote"):
+        fmr.run(model, X, edits={"/t#0": edit})
+    assert model.l.weight.equal(weight)
+
+
 def test_a_receipt_counts_what_is_no_number_as_itself() -> None:
     x = torch.tensor([[float("nan"), float("inf"), 1.0]])
     model = Fn(lambda self, x: x * 1)

@@ -12,6 +12,7 @@ from fmr import edits
 from fmr.errors import EditError, ReplayError
 from tests.models import ZOO
 from tests.promises.test_edits import alike, decoder, editable
+from tests.small import Fn
 
 HARD = {"inner_backward"}
 
@@ -131,6 +132,14 @@ def test_an_edge_is_what_one_reader_sees_of_one_writer() -> None:
         fmr.replay(run, edits={fmr.Edge("/exp#0", "a"): edits.Zero()})
 
 
+def test_a_module_call_is_a_writer_by_its_path() -> None:
+    run = fmr.run(Sum(), torch.randn(2, 3))
+    by_path, by_id = (fmr.replay(run, {fmr.Edge(name, "/tanh#0"): edits.Scale(0.5)}) for name in ("a", "a/linear#0"))
+    assert all(torch.equal(a, b) for a, b in zip(by_path.output, by_id.output, strict=True))
+    assert by_path.receipts["a"].fired == 1
+    assert not torch.equal(by_path.output[0], run.output[0])
+
+
 class Norm(nn.Module):
     """A norm written out, which reads its input twice."""
 
@@ -196,6 +205,38 @@ def test_random_numbers_and_hidden_code_are_refused_by_name() -> None:
     run = fmr.run(nn.Sequential(nn.Linear(4, 4), scripted), torch.randn(3, 4))
     with pytest.raises(ReplayError, match="what makes it could not be seen"):
         fmr.replay(run, edits={"0": edits.Scale(2.0)})
+
+
+def _gradient(self: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = (x * 2).detach().requires_grad_()
+        (y**3).sum().backward()
+    assert y.grad is not None
+    return y.grad
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            lambda self, x: copy.deepcopy(x * 2) + 1,
+            "/deepcopy#0 cannot be computed again: its function is not one of torch's",
+        ),
+        (_gradient, r"/grad#1 cannot be computed again: what backward\(\) leaves in .grad is not recorded"),
+    ],
+)
+def test_what_no_function_of_its_values_makes_is_refused_by_name(forward: Any, message: str) -> None:
+    run = fmr.run(Fn(forward), torch.ones(2, 3))
+    with pytest.raises(ReplayError, match=message):
+        fmr.replay(run, edits={"/mul#0": edits.Scale(3.0)})
+    assert "not made again" in repr(run.verify())
+
+
+def test_an_edit_that_writes_leaves_the_recording_as_it_was() -> None:
+    run = fmr.run(Fn(lambda self, x: x * 2 + 1), torch.ones(2, 3))
+    with pytest.raises(EditError, match="wrote into the value that it was given"):
+        fmr.replay(run, edits={"/mul#0": lambda value, context: value.mul_(2)})
+    assert torch.equal(run["/mul#0"], torch.full((2, 3), 2.0))
 
 
 def test_a_run_without_values_and_an_edit_that_lies_nowhere_are_refused() -> None:
