@@ -1,5 +1,6 @@
 """Texts and sizes by which a model's Python may go: under edits that change them a replay is refused by name."""
 
+import copy
 import io
 import pickle
 from collections.abc import Callable
@@ -102,3 +103,28 @@ def test_a_loop_over_experts_is_swept_one_by_one() -> None:
     assert "how many elements /where#0:0 has depends on values" in grid.why
     for site, value in zip(sites, grid.values, strict=True):
         assert torch.equal(value, fmr.run(model, x, edits={site: edits.Add(5.0)}).output.sum(-1))
+
+
+def _gradient(self: Any, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = (x * 2).detach().requires_grad_()
+        (y**3).sum().backward()
+    assert y.grad is not None
+    return y.grad
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            lambda self, x: copy.deepcopy(x * 2) + 1,
+            "/deepcopy#0 cannot be computed again: its function is not one of torch's",
+        ),
+        (_gradient, r"/grad#1 cannot be computed again: what backward\(\) leaves in .grad is not recorded"),
+    ],
+)
+def test_what_no_function_of_its_values_makes_is_refused_by_name(forward: Any, message: str) -> None:
+    run = fmr.run(Fn(forward), torch.ones(2, 3))
+    with pytest.raises(ReplayError, match=message):
+        fmr.replay(run, edits={"/mul#0": edits.Scale(3.0)})
+    assert "not made again" in repr(run.verify())

@@ -207,31 +207,6 @@ def test_random_numbers_and_hidden_code_are_refused_by_name() -> None:
         fmr.replay(run, edits={"0": edits.Scale(2.0)})
 
 
-def _gradient(self: Any, x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        y = (x * 2).detach().requires_grad_()
-        (y**3).sum().backward()
-    assert y.grad is not None
-    return y.grad
-
-
-@pytest.mark.parametrize(
-    ("forward", "message"),
-    [
-        (
-            lambda self, x: copy.deepcopy(x * 2) + 1,
-            "/deepcopy#0 cannot be computed again: its function is not one of torch's",
-        ),
-        (_gradient, r"/grad#1 cannot be computed again: what backward\(\) leaves in .grad is not recorded"),
-    ],
-)
-def test_what_no_function_of_its_values_makes_is_refused_by_name(forward: Any, message: str) -> None:
-    run = fmr.run(Fn(forward), torch.ones(2, 3))
-    with pytest.raises(ReplayError, match=message):
-        fmr.replay(run, edits={"/mul#0": edits.Scale(3.0)})
-    assert "not made again" in repr(run.verify())
-
-
 def test_an_edit_that_writes_leaves_the_recording_as_it_was() -> None:
     run = fmr.run(Fn(lambda self, x: x * 2 + 1), torch.ones(2, 3))
     with pytest.raises(EditError, match="wrote into the value that it was given"):
