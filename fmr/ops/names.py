@@ -105,7 +105,7 @@ STORAGES = {"_typed_storage", "storage", "untyped_storage"}
 
 ASKING = frozenset(
     """__array__ __bool__ __complex__ __contains__ __dlpack__ __float__ __format__ __index__ __int__ __reduce_ex__ __repr__
-    allclose equal is_nonzero item numpy tolist""".split()
+    _local_scalar_dense allclose equal is_nonzero item numpy tolist""".split()
 )
 """Functions that tell Python numbers of tensors, by which it may go."""
 
@@ -178,7 +178,7 @@ def _classify(func: Callable[..., Any]) -> Op:
         spelling_of(func),
         changes,
         reads=reads,
-        asks=spelling in ASKING,
+        asks=spelling.partition(".")[0] in ASKING,
     )
 
 

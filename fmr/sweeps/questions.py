@@ -12,7 +12,9 @@ from fmr.nodes import Node
 from fmr.sweeps.steps import steps_of
 
 _COUNTING = {
-    **dict.fromkeys("argwhere bincount nonzero unique unique2 unique_consecutive unique_dim".split(), ("0", "input")),
+    **dict.fromkeys(
+        "argwhere bincount nonzero unique unique2 unique_consecutive unique_dim".split(), ("0", "input", "self")
+    ),
     **dict.fromkeys(("masked_select",), ("1", "mask")),
     **dict.fromkeys(("repeat_interleave",), ("1", "repeats")),
     **dict.fromkeys(("pack_padded_sequence", "pad_packed_sequence"), ("1", "lengths", "batch_sizes")),
@@ -33,9 +35,9 @@ _MAKING = frozenset("arange empty eye full linspace logspace ones range tril_ind
 def deciding(node: Node, graph: Graph) -> list[Parent]:
     """The values whose numbers decide how many elements the result of an op has."""
     parents = node.parents
-    if node.op == "getitem":
+    if node.op in ("getitem", "index"):
         masks = (torch.bool, torch.uint8)
-        return [one for one in parents if one.at != "0" and (_is_bound(one) or graph[one.id].dtype in masks)]
+        return [one for one in parents if one.at not in ("0", "self") and (_is_bound(one) or graph[one.id].dtype in masks)]
     if node.op == "where":
         return list(parents) if len(parents) == 1 and not node.args else []
     if node.op == "one_hot":

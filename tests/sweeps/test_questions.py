@@ -1,4 +1,4 @@
-"""Texts and sizes by which a model's Python may go: under edits that change them a replay is refused by name."""
+"""Numbers, texts and sizes by which a model's Python may go: under edits that change them a replay is refused by name."""
 
 import copy
 import io
@@ -16,13 +16,16 @@ from fmr import edits
 from fmr.errors import ReplayError
 from tests.small import Fn
 
-TEXTS: dict[str, Callable[[Tensor], float]] = {
+TOLD: dict[str, Callable[[Tensor], float]] = {
     "format": lambda y: float(f"{y.max():.3f}"),
     "str": lambda y: len(str(y)),
     "repr": lambda y: float(repr(y.max())[7:-1]),
     "percent": lambda y: float("%.2f" % y.max()),  # noqa: UP031
     "pickle": lambda y: sum(pickle.dumps(y)),
     "save": lambda y: _saved(y),
+    "item of aten": lambda y: torch.ops.aten.item.default(y.max()),
+    "scalar of aten": lambda y: torch.ops.aten._local_scalar_dense(y.max()),
+    "equal of aten": lambda y: float(torch.ops.aten.equal.default(y > 1, y > -9)),
 }
 
 
@@ -32,11 +35,11 @@ def _saved(y: Tensor) -> int:
     return sum(file.getvalue())
 
 
-@pytest.mark.parametrize("way", TEXTS)
-def test_a_text_of_a_tensor_tells_its_numbers(way: str) -> None:
-    run = fmr.run(Fn(lambda self, x: (x * 2) * TEXTS[way](x * 3)), torch.tensor([[0.5, 1.0], [0.25, 2.0]]))
+@pytest.mark.parametrize("way", TOLD)
+def test_a_text_or_an_overload_tells_numbers(way: str) -> None:
+    run = fmr.run(Fn(lambda self, x: (x * 2) * TOLD[way](x * 3)), torch.tensor([[0.5, 1.0], [0.25, 2.0]]))
     with pytest.raises(
-        ReplayError, match=r"/(mul#\d|max#0) changes under these edits, and the model's Python asked.*test_questions"
+        ReplayError, match=r"/(mul#\d|max#0|gt#\d) changes under these edits, and the model's Python asked.*test_questions"
     ):
         fmr.replay(run, edits={"input:args.0": edits.Scale(-3.0)})
     assert torch.equal(fmr.replay(run, edits={"input:args.0": edits.Scale(1.0)}).output, run.output)
@@ -62,6 +65,8 @@ SIZES: dict[str, Callable[[Tensor], int]] = {
     "new_zeros": lambda y: len(y.new_zeros((y > 1).sum())),
     "split": lambda y: len(y.flatten().split([(y > 1).sum(), (y <= 1).sum()])[0]),
     "topk": lambda y: y.flatten().topk((y > 1).sum())[0].numel(),
+    "aten": lambda y: len(torch.ops.aten.nonzero(self=y > 1)),
+    "aten with a mask": lambda y: len(torch.ops.aten.index.Tensor(y, [y > 1])),
     "pad_sequence": lambda y: torch.nn.utils.rnn.pad_sequence([y[0][y[0] > 1], y[1][y[1] > 1]]).numel(),
 }
 
