@@ -187,6 +187,8 @@ def _by_node(step: Step, read: Read, lookup: Callable[[str], Node]) -> dict[Tens
         if node.op == RESULT:
             return {node.id: execute(node, tensors)}
         found = results(node, tensors)
+        if any(one.id.parts.output not in found for one in step.nodes):
+            raise _resized(node.id, (len(found),), (len(step.nodes),))
         return {one.id: found[one.id.parts.output] for one in step.nodes}
     except StructureError as error:
         raise ReplayError(str(error)) from error

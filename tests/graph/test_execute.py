@@ -341,10 +341,9 @@ def test_a_function_that_is_not_torchs_is_an_error() -> None:
 
 
 def test_an_op_that_returns_no_tensor_is_an_error() -> None:
-    node = Node(
-        fmr.TensorId("/grad#0"), "grad", "", (Parent("input:x", "0"),), (), torch.float32, torch.device("cpu"), {}, ""
-    )
-    with pytest.raises(StructureError, match="grad returned no such tensor"):
+    given, cpu = (Parent("input:x", "0"),), torch.device("cpu")
+    node = Node(fmr.TensorId("/max#0:2"), "max", "", given, (), torch.float32, cpu, {}, "", "Tensor.max")
+    with pytest.raises(StructureError, match=r"/max#0:2 cannot be computed again: Tensor\.max returned no such tensor"):
         execute(node, {fmr.TensorId("input:x"): X})
 
 
