@@ -186,9 +186,10 @@ class Cut:
         tried = sorted(product(*choices), key=lambda combo: combo.count(-1))[:64]
         count = self.positions.count
         starts = {count // 2, count - 2, count - 1}
-        values = self._at_hand(step)
+        whole = self.grown.scaled.get(step.first.id, step)
+        values = self._at_hand(whole)
         given = drawn_like(values, step.reads) if values else {}
-        drawn = {**given, **self._made(step, given.__getitem__)}
+        drawn = {**given, **self._made(whole, given.__getitem__)}
         for operands, shrinks in product(tried, (False, True)):
             rule = Rule(operands, shrinks)
             if values and all(self._holds(step, axis, rule, start, values) for start in starts):

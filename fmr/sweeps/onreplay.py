@@ -214,7 +214,7 @@ class OnReplay:
     def _reach(self, cut: Cut) -> dict[TensorId, int]:
         """Of each value an axis along which no edit reaches a position before its own.
 
-        What is seen of one value holds for those that it reaches; others are probed themselves, up to a few.
+        A few edited values are probed each by itself; of many, what is seen of one holds for those that it reaches.
         """
         plan = cut.plan(0, self.wanted, self._mixing(range(len(self.rows))))
         sites = {self.ids[site.id]: replace(site, id=self.ids[site.id]) for row in self.rows for site in row}
@@ -224,7 +224,7 @@ class OnReplay:
         tried = starts if len(starts) <= MOST else sorted({starts[0], starts[-1], *Random(0).sample(starts, MOST - 2)})
         seen: list[dict[TensorId, set[int]]] = []
         for name in sorted(sites, key=self.kind.graph.place):
-            if any(name in one for one in seen):
+            if len(sites) > PROBES and any(name in one for one in seen):
                 continue
             if len(seen) == PROBES:
                 return {}
