@@ -15,19 +15,11 @@ class Hearing(Reader):
 
     def hear(self, columns: Columns, called: Callable[..., Any], wanted: bool = False) -> None:
         """Hear the calls inside the one that begins, where its own signature knows no masks, or where that is `wanted`."""
-        hears = columns.is_open and (wanted or not names_masks(called))
-        self.hearing = columns if hears else None
-        columns.is_open = columns.is_open and not hears
+        self.asking = columns.is_open and (wanted or not names_masks(called))
+        self.hearing = columns if self.asking else None
+        columns.is_open = columns.is_open and not self.asking
 
-    def call(self, proceed: Callable[..., Any], module: Any, args: Any, kwargs: Any) -> Any:
-        """Run a module call; inside a pass it may tell more of positions than the pass itself did."""
+    def asks(self, module: Any, args: Any, kwargs: Any) -> bool:
+        """Hear a call, which may tell more of positions than the pass itself did."""
         hearing = self.hearing
-        if hearing is None or not self.in_pass or not may_tell(module, args, kwargs):
-            return super().call(proceed, module, args, kwargs)
-        if not alone(lambda: hearing.hear(module, args, kwargs)):
-            return super().call(proceed, module, args, kwargs)
-        self.hearing = None  # for what this one calls
-        try:
-            return super().call(proceed, module, args, kwargs)
-        finally:
-            self.hearing = hearing
+        return hearing is not None and may_tell(module, args, kwargs) and alone(lambda: hearing.hear(module, args, kwargs))

@@ -135,6 +135,12 @@ class Reader(RootWatcher):
 
     def call(self, proceed: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module call; follow it if a planned ID lies below, with the mode on if its own ops are planned."""
+        if self.asking and self._names is not None and self.asks(module, args, kwargs):
+            self.asking = False  # for what this one calls
+            try:
+                return self.call(proceed, module, args, kwargs)
+            finally:
+                self.asking = True
         if self._here is None:
             start = self.begins_pass(module) if self._names is None else None
             return self.record(proceed, start, args, kwargs) if start is not None else proceed(*args, **kwargs)
@@ -157,6 +163,13 @@ class Reader(RootWatcher):
             if on is not self._on:
                 self._switch(on)
         return out if here is None else self._returned(here, out, args, kwargs)
+
+    asking = False
+    """Whether calls inside a pass are asked for more than values."""
+
+    def asks(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
+        """Ask a call; whether it told all there is, so that what it calls needs not be asked."""
+        return False
 
     def _step(self, module: nn.Module) -> Call | None:
         """Go into a call below the one that runs; one that holds no planned ID is not followed, nor what it calls."""
