@@ -17,7 +17,7 @@ from fmr.sweeps.rows import Grown
 SIZES = (1.0, 1000.0)
 """How large the noise is in turn, in standard deviations of the value."""
 
-MOST = 24
+MOST = 16
 """How many rows there are at most; where they allow it, each position is probed with noise of every size."""
 
 

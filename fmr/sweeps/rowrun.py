@@ -32,7 +32,8 @@ class Live(NamedTuple):
 class RowRun:
     """One replay with rows: `editors` has the edits of each, in the order in which they join, `clean` a recorded row.
 
-    If `guarded`, sentinels go with them, at all values that `ids` names if `everywhere`, else where these rows are edited.
+    If `guarded`, sentinels go with them: before and after them, at all values that `ids` names, if `everywhere`, else two
+    before them, where these rows are edited.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class RowRun:
         ids: Mapping[TensorId, TensorId] | None = None,
         frozen: Set[TensorId] = frozenset(),
     ) -> None:
-        self.head, self.tail = (HEAD, TAIL) if guarded else (0, 0)
+        self.head, self.tail = HEAD if guarded else 0, TAIL if guarded and everywhere else 0
         self.grown, self.clean, self.editors, self.wanted = grown, clean, editors, wanted
         self.plan, self.positions, self.seen = plan or {}, positions, seen
         for editor in editors:
@@ -71,9 +72,14 @@ class RowRun:
         """How many rows there are by now, sentinels included."""
         return self.head + self.joined + self.tail
 
+    @property
+    def _spoilt(self) -> set[int]:
+        """The sentinels that hold no numbers: the first row, and two of the last three."""
+        return {0, self.rows - TAIL, self.rows - 1} if self.tail else {0} if self.head else set()
+
     def run(self) -> None:
         """Walk the steps; afterwards `outcome` gives the wanted values row by row."""
-        joins = self.at.keys() | (self.tainted if self.tail else frozenset())
+        joins = self.at.keys() | (self.tainted if self.head else frozenset())
         for step, last_read in walk_of(self.grown, self.wanted, self.at.keys(), self.frozen):
             refuse_unknown(step, bool(self.live))
             if any(name in self.live for name in step.reads):
@@ -182,9 +188,8 @@ class RowRun:
         for row, asked in edits:
             block = axis.block(value, self.head + row)
             block.copy_(self.editors[row].apply(asked, block.clone()))
-        if self.tail:
-            for row in (0, self.rows - TAIL, self.rows - 1):
-                axis.block(value, row).fill_(float("nan"))
+        for row in self._spoilt:
+            axis.block(value, row).fill_(float("nan"))
         planned = self.plan.get(self.grown.step_of[name].first.id)
         span = WHOLE if planned is None else planned.span
         self.live[name] = Live(self._part(value, span), self.joined, span)
@@ -215,7 +220,7 @@ class RowRun:
 
     def check(self) -> None:
         """Raise unless every tainted row is tainted, none of the others is, and clean rows are what was recorded."""
-        for name in self.wanted & self.live.keys() if self.tail else ():
+        for name in self.wanted & self.live.keys() if self.head else ():
             axis = self.grown.axes.get(name)
             if axis is None:
                 raise ReplayError(f"rows were mixed: {name} has none, but depends on the edits")
@@ -225,12 +230,11 @@ class RowRun:
                 places = self.rows * clean.shape[axis.axis]
                 raise ReplayError(f"{name} has {value.shape[axis.axis]} places instead of {places}")
             blocks = [self.block(name, row) for row in range(self.rows)]
-            tainted = {0, self.rows - TAIL, self.rows - 1}
             already = int(clean.isnan().sum())
             for row, block in enumerate(blocks):
                 nan = int(block.isnan().sum())
-                if (row in tainted) != (nan > already):
+                if (row in self._spoilt) != (nan > already):
                     raise ReplayError(f"rows are mixed, or what is no number is replaced, on the way to {name}")
-            for row in (1, self.rows - TAIL + 1):
+            for row in (1, self.rows - TAIL + 1) if self.tail else (1,):
                 if not same(blocks[row], clean):
                     raise ReplayError(f"a row without edits differs from the recording at {name}")
