@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fmr.sweeps.grid import Grid
 from fmr.sweeps.metrics import READY, Metric, logits_of
 from fmr.sweeps.onreplay import OnReplay
 from fmr.sweeps.rows import tolerance
-from fmr.sweeps.task import Asked, Task
+from fmr.sweeps.task import Asked, AsksForGradients, Task
 
 Way = tuple[dict[int, Tensor], int]
 """What a way measured of each row, and how many rows went at once."""
@@ -58,7 +59,7 @@ def sweep(
     of the cells that are run one by one besides. progress: show a bar; None shows it on a terminal only.
 
     The answer is never a guess: rows that mix are found out by tainted and by clean rows between them, and other ways are
-    taken, which `how` and `why` tell. Values have no gradients.
+    taken, which `how` and `why` tell. Values have no gradients; a metric that computes some itself is measured run by run.
     """
     if not isinstance(sites, Sequence) or isinstance(sites, str):
         raise EditError(f"sites is {type(sites).__name__}, expected a list with what each run edits: [site, site, ...].")
@@ -66,8 +67,14 @@ def sweep(
         raise EditError("sites is empty: expected at least one site to edit.")
     if rows is not None and (type(rows) is not int or rows < 1):
         raise EditError(f"rows={rows!r}: expected how many runs go at once, 1 or more, or None for as many as fit.")
-    with torch.no_grad():
-        return _Sweep(Task(model, inputs, sites, edit, metric, freeze, base), at, rows, seed, progress).run()
+
+    def begun() -> _Sweep:
+        return _Sweep(Task(model, inputs, sites, edit, metric, freeze, base), at, rows, seed, progress)
+
+    with suppress(AsksForGradients), torch.no_grad():
+        return begun().run()
+    with torch.enable_grad():
+        return begun().one_by_one("the metric asks for gradients, which rows would share")
 
 
 class _Sweep:
@@ -87,6 +94,11 @@ class _Sweep:
                 return self._grid(how, size, found, self._spot_checks(found))
             except ReplayError as refused:
                 self.reasons[str(refused)] = how
+        return self._grid("loop", 1, self._looped(), 0.0)
+
+    def one_by_one(self, why: str) -> Grid:
+        """The loop, and why no other way is taken."""
+        self.reasons[why] = "rows"
         return self._grid("loop", 1, self._looped(), 0.0)
 
     def _ways(self) -> Iterator[tuple[str, Callable[[], Way]]]:

@@ -80,6 +80,10 @@ class Call:
         return Call(args, kwargs)
 
 
+class AsksForGradients(EditError):
+    """A metric asked for gradients where there are none."""
+
+
 class Task:
     """A sweep to be done; `base` is the run that rows edit, which has the edits `always` alone, and `plain` its metric."""
 
@@ -132,6 +136,7 @@ class Task:
         """A run of the model, which leaves the model, the inputs and the random state as they were."""
         self.forwards += 1
         more |= {"edits": edits} if edits else {}
+        more |= {"grad": True} if torch.is_grad_enabled() else {}
         call = call.sized(call.examples)
         with undisturbed(self.model):
             return run_once(self.model, *call.args, **more, **call.kwargs)
@@ -141,11 +146,11 @@ class Task:
         try:
             return measured(self.metric, output, self.examples).detach().clone()  # a view would keep all rows alive
         except RuntimeError as error:
-            if "require grad" not in str(error):
+            if not any(told in str(error) for told in ("require grad", "differentiated Tensor")):
                 raise
-            raise EditError(
-                "The metric asks for gradients, and a sweep computes none. Expected a function of the output's values; for "
-                "gradients run the model once for each site: fmr.run(model, *inputs, edits=..., keep=[...], grad=True)."
+            raise AsksForGradients(
+                "The metric asks for gradients of what has none in a run of its own. Expected those of the output by "
+                "parameters or inputs that require them."
             ) from error
 
     def refuse_chosen_paths(self) -> None:

@@ -81,17 +81,28 @@ def test_corruption_by_noise_and_restored_states_are_one_sweep() -> None:
     torch.testing.assert_close(grid.values[0], corrupted, rtol=1e-4, atol=1e-5)
 
 
-def test_values_have_no_gradients_and_a_metric_that_asks_for_them_is_told_so() -> None:
+def test_values_have_no_gradients_and_a_metric_may_compute_some() -> None:
     model, ids = decoder()
     factor = torch.tensor(0.5, requires_grad=True)
     grid = fmr.sweep(model, ids, ["transformer.h.0"], edits.Scale(factor), metric, progress=False)
     assert not grid.values.requires_grad
 
     def slope(output: Any) -> Tensor:
+        return torch.autograd.grad(output.logits.square().sum(), model.lm_head.weight)[0].norm()
+
+    sites = [fmr.Site(f"transformer.h.{layer}", positions=t) for layer in range(2) for t in range(3)]
+    grid = fmr.sweep(model, ids, sites, edits.Scale(0.5), slope, progress=False)
+    by_hand = [slope(fmr.run(model, ids, edits={site: edits.Scale(0.5)}, grad=True).output) for site in sites]
+    assert (grid.how, grid.why) == ("loop", "no rows: the metric asks for gradients, which rows would share")
+    assert torch.equal(grid.values, torch.stack(by_hand))
+    assert not grid.values.requires_grad
+    assert model.lm_head.weight.grad is None
+
+    def of_the_edit(output: Any) -> Tensor:
         return torch.autograd.grad(output.logits.sum(), factor)[0]
 
-    with pytest.raises(fmr.EditError, match=r"The metric asks for gradients, and a sweep computes none.*grad=True"):
-        fmr.sweep(model, ids, ["transformer.h.0"], edits.Scale(factor), slope, progress=False)
+    with pytest.raises(fmr.EditError, match=r"The metric asks for gradients of what has none in a run of its own"):
+        fmr.sweep(model, ids, ["transformer.h.0"], edits.Scale(factor), of_the_edit, progress=False)
 
 
 # ---- memory
