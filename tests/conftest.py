@@ -1,5 +1,7 @@
 """What every test shares: one thread and one seed, so that results are the same on any machine and in any order."""
 
+import sys
+
 import pytest
 import torch
 
@@ -19,3 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_runtest_setup() -> None:
     torch.manual_seed(0)
+
+
+def pytest_runtest_teardown() -> None:
+    """Figures of one test are none of the next, which would be warned of their number."""
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")

@@ -217,8 +217,12 @@ class Columns:
 
     def __call__(self) -> Frames:
         if self._known is None:
-            self._known = [frame for told, past in self.told for frame in frames(told, past)]
+            self._known = self._now()
         return self._known
+
+    def _now(self) -> Frames:
+        """What is told so far."""
+        return [frame for told, past in self.told for frame in frames(told, past)]
 
     def hear(self, called: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Take what a call inside the pass tells, if it tells more; then no call inside that one has to be asked."""
@@ -238,7 +242,7 @@ class Columns:
         if heard.masks:
             told.strange.clear()
         before, self._known = self._known, None
-        plain = all(is_plain(frame) for _, frame in self())
+        plain = all(is_plain(frame) for _, frame in self._now())
         self.is_told_within = not plain
         if before is not None and not plain:
             raise EditError(

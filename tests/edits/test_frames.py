@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fmr.edits.frames import Frame, Frames, Pasts
+from fmr.errors import EditError
 
 VALUE = torch.arange(24.0).view(2, 4, 3) + 1
 LEFT = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool()
@@ -135,3 +136,16 @@ def test_a_mask_of_another_name_may_mean_either() -> None:
     assert found == (4, Frame(unclear="nothing tells whether mask is true of these or of padding"))
     for more in ({"mask": torch.ones(2, 4).bool()}, {"head_mask": LEFT[:, :3]}, {"mask": LEFT, "attention_mask": LEFT}):
         assert not any(frame.unclear for _, frame in frames({"x": x, **more}))
+
+
+def test_several_calls_inside_a_pass_may_tell_as_long_as_nobody_has_asked() -> None:
+    def inner(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None: ...
+
+    columns = Pasts().frames_of({"pixels": VALUE})
+    for mask in (LEFT.long(), LEFT.flip(1).long()):
+        columns.hear(inner, (), {"input_ids": torch.zeros(2, 4, dtype=torch.long), "attention_mask": mask})
+    assert columns()[0][0] == 4
+    later = Pasts().frames_of({"pixels": VALUE})
+    assert later() == []
+    with pytest.raises(EditError, match="counted before a call inside it told"):
+        later.hear(inner, (), {"input_ids": torch.zeros(2, 4, dtype=torch.long), "attention_mask": LEFT.long()})
