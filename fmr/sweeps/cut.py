@@ -188,11 +188,13 @@ class Cut:
         starts = {count // 2, count - 2, count - 1}
         whole = self.grown.scaled.get(step.first.id, step)
         values = self._at_hand(whole)
-        given = drawn_like(values, step.reads) if values else {}
+        if not values:
+            return None
+        given = drawn_like(values, step.reads)
         drawn = {**given, **self._made(whole, given.__getitem__)}
         for operands, shrinks in product(tried, (False, True)):
             rule = Rule(operands, shrinks)
-            if values and all(self._holds(step, axis, rule, start, values) for start in starts):
+            if all(self._holds(step, axis, rule, start, values) for start in starts):
                 return rule if all(self._holds(step, axis, rule, start, drawn) for start in starts) else None
         return None
 

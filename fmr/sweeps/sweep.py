@@ -94,11 +94,11 @@ class _Sweep:
                 return self._grid(how, size, found, self._spot_checks(found))
             except ReplayError as refused:
                 self.reasons[str(refused)] = how
-        return self._grid("loop", 1, self._looped(), 0.0)
+        return self.one_by_one()
 
-    def one_by_one(self, why: str) -> Grid:
-        """The loop, and why no other way is taken."""
-        self.reasons[why] = "rows"
+    def one_by_one(self, *why: str) -> Grid:
+        """The loop, and why no rows are made, if that is not known yet."""
+        self.reasons |= dict.fromkeys(why, "rows")
         return self._grid("loop", 1, self._looped(), 0.0)
 
     def _ways(self) -> Iterator[tuple[str, Callable[[], Way]]]:

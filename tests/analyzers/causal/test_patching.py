@@ -33,12 +33,6 @@ METRIC = logit_diff([gift.answer for gift in GIFTS], [gift.giver for gift in GIF
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[nn.Module, Any]:
-    model, tokenizer = fmr.zoo.load("facts")
-    return model, tokenizer
-
-
-@pytest.fixture(scope="module")
 def patched(loaded: tuple[nn.Module, Any]) -> Effects:
     return ActivationPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, progress=False)
 

@@ -30,12 +30,6 @@ METRIC = logit_diff([words[3] for words in WORDS], [other[3] for other in OTHERS
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[nn.Module, Any]:
-    model, tokenizer = fmr.zoo.load("facts")
-    return model, tokenizer
-
-
-@pytest.fixture(scope="module")
 def found(loaded: tuple[nn.Module, Any]) -> Circuit:
     return CircuitSearch(*loaded).run(CLEAN, CORRUPTED, METRIC, sizes=[9, 0.1], progress=False)
 

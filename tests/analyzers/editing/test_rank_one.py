@@ -31,12 +31,6 @@ NEIGHBOURS = [(one.prompt, one.answer) for one in EVERY[5::300] if one.subject !
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[nn.Module, Any]:
-    model, tokenizer = fmr.zoo.load("facts")
-    return model, tokenizer
-
-
-@pytest.fixture(scope="module")
 def editing(loaded: tuple[nn.Module, Any]) -> RankOneEdit:
     return RankOneEdit(*loaded, texts=TEXTS, prefixes=world.OPENINGS[:3])
 

@@ -27,12 +27,6 @@ PLACES = [5, 6, 7]
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[nn.Module, Any]:
-    model, tokenizer = fmr.zoo.load("facts")
-    return model, tokenizer
-
-
-@pytest.fixture(scope="module")
 def traces(loaded: tuple[nn.Module, Any]) -> Traces:
     return CausalTracing(*loaded, kinds=KINDS, window=2).run(PROMPT, SUBJECT, progress=False)
 
