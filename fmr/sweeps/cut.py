@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmr.graph.state import casting, casts_now
+from fmr.graph.state import casting
 from fmr.ids import TensorId
 from fmr.sweeps.rows import Grown, Scaled, at_rows
 from fmr.sweeps.steps import Read, Step, again
@@ -76,9 +76,11 @@ class Positions:
         part: Tensor = split.narrow(span.axis + 1, 0, span.start)
         return part.flatten(span.axis, span.axis + 1)
 
-    def before_any(self, changed: Tensor, axis: int, start: int) -> bool:
-        """Whether anything is true before a start, in a value of one row."""
-        return bool(self.before(changed, Span(axis, start)).any())
+    def changed(self, rows: Tensor, axis: int) -> Tensor:
+        """Which positions along an axis of a row hold something true, (rows, positions), for rows (rows, *row)."""
+        split = rows if rows.shape[axis + 1] == self.count else rows.unflatten(axis + 1, (-1, self.count))
+        place = axis + 1 if split is rows else axis + 2
+        return split.movedim(place, 1).reshape(len(rows), self.count, -1).any(2)
 
     def axes(self, shape: Sequence[int]) -> Iterator[int]:
         """The axes of a row's value that may count positions."""
@@ -199,13 +201,11 @@ class Cut:
         return None
 
     def _at_hand(self, step: Step) -> Mapping[TensorId, Tensor]:
-        """What a step reads and makes, on the host and no coarser than float32; nothing if it does not run there.
+        """What a step reads and makes, on the host and in double precision; nothing if it does not run there.
 
         Wrong operands are an error there. On another device a kernel may read past their end, and all its memory is lost.
         """
-        read = {name: _on_host(self.clean[name]) for name in step.reads}
-        if not casts_now() and all(value is self.clean[name] for name, value in read.items()):
-            return self.clean
+        read = {name: _precise(self.clean[name]) for name in step.reads}
         made = self._made(step, read.__getitem__)
         return {**read, **made} if made else {}
 
@@ -269,10 +269,11 @@ def _drawn(value: Tensor, draw: torch.Generator) -> Tensor:
     return torch.randint(min(low, high - 1), high + 1, value.shape, generator=draw).to(value)
 
 
-def _on_host(value: Tensor) -> Tensor:
-    """A value on the CPU, with half precision made float32 so that roundings are not taken for another result."""
-    coarse = value.dtype in (torch.float16, torch.bfloat16)
-    return value.to("cpu", torch.float32 if coarse else value.dtype)
+def _precise(value: Tensor) -> Tensor:
+    """A value on the CPU and in double precision, so that roundings are not taken for another result."""
+    if value.is_complex():
+        return value.to("cpu", torch.complex128)
+    return value.to("cpu", torch.float64 if value.is_floating_point() else value.dtype)
 
 
 def alike(value: Tensor, expected: Tensor) -> bool:
@@ -282,5 +283,6 @@ def alike(value: Tensor, expected: Tensor) -> bool:
     value, expected = value.detach(), expected.detach()
     if not value.is_floating_point():
         return torch.equal(value, expected)
+    limit = 1e-10 if value.dtype == torch.float64 else 1e-5
     scale = float(expected[torch.isfinite(expected)].abs().max()) if torch.isfinite(expected).any() else 0.0
-    return torch.allclose(value, expected, rtol=0, atol=1e-5 * scale + 1e-12, equal_nan=True)
+    return torch.allclose(value, expected, rtol=0, atol=limit * scale + 1e-12, equal_nan=True)

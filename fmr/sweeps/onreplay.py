@@ -34,6 +34,9 @@ GROUPS = 8
 PROBES = 4
 """How many edited values are probed at most for what they reach."""
 
+BESIDE = 8
+"""How many of the others are probed at one position, where only the first is probed at all of them."""
+
 
 class OnReplay:
     """A task whose runs are rows of replays of its recording. Its errors are reasons to go another way."""
@@ -214,23 +217,28 @@ class OnReplay:
     def _reach(self, cut: Cut) -> dict[TensorId, int]:
         """Of each value an axis along which no edit reaches a position before its own.
 
-        A few edited values are probed each by itself; of many, what is seen of one holds for those that it reaches.
+        A few edited values are probed each by itself; of many the first at all positions, and others beside it at one each.
         """
         plan = cut.plan(0, self.wanted, self._mixing(range(len(self.rows))))
         sites = {self.ids[site.id]: replace(site, id=self.ids[site.id]) for row in self.rows for site in row}
         starts = sorted({self._start(row) for row in range(len(self.rows))} - {0})
         if not starts or len(self._apart(sites)) > PROBES:
             return {}
-        tried = starts if len(starts) <= MOST else sorted({starts[0], starts[-1], *Random(0).sample(starts, MOST - 2)})
+        draw = Random(0)
+        tried = starts if len(starts) <= MOST else sorted({starts[0], starts[-1], *draw.sample(starts, MOST - 2)})
+        names = sorted(sites, key=self.kind.graph.place)
         seen: list[dict[TensorId, set[int]]] = []
-        for name in sorted(sites, key=self.kind.graph.place):
+        for name in names:
             if len(sites) > PROBES and any(name in one for one in seen):
                 continue
             if len(seen) == PROBES:
                 return {}
-            wanted = set(self.wanted)
-            frames = self.task.frames
-            seen.append(reached(self.kind, self.clean, sites[name], frames, wanted, plan, cut.positions, self.frozen, tried))
+            probes = [(sites[name], start) for start in tried]
+            if len(sites) > PROBES and not seen:
+                others = draw.sample(names[1:], min(BESIDE, len(names) - 1))
+                probes += [(sites[other], draw.choice(tried)) for other in sorted(others, key=self.kind.graph.place)]
+            wanted, frames = set(self.wanted), self.task.frames
+            seen.append(reached(self.kind, self.clean, probes, frames, wanted, plan, cut.positions, self.frozen))
         found = {}
         for name in {name for one in seen for name in one}:
             axes = set.intersection(*(one[name] for one in seen if name in one))

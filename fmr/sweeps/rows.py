@@ -197,4 +197,4 @@ def same(value: Tensor, clean: Tensor) -> bool:
 
 def tolerance(dtype: torch.dtype) -> float:
     """How far rounding takes numbers of a type apart in a model, relative to the largest."""
-    return {torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 6e-2}.get(dtype, 1e-4)
+    return {torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 6e-2}.get(dtype, 1e-5)

@@ -17,6 +17,7 @@ from fmr.ids import Site, TensorId, outer_op
 from fmr.nests import ids_in, leaves, taken
 from fmr.nodes import Key, id_of, keys_of
 from fmr.runs.editing import with_sources
+from fmr.runs.outputs import with_tensors
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.runs.sources import read_source
@@ -24,6 +25,7 @@ from fmr.runs.track import run as run_once
 from fmr.runs.undisturbed import undisturbed
 from fmr.sweeps.metrics import READY, Metric, measured, placed
 from fmr.sweeps.questions import refuse_chosen_paths
+from fmr.sweeps.rows import tolerance
 
 Asked = Key | Sequence[Key] | Mapping[Key, Edit | Sequence[Edit]]
 """What one run of a sweep edits: a site, several at once, or a mapping from sites to edits of their own."""
@@ -78,6 +80,10 @@ class Call:
         known.update((id(one), one) for one in (*self.args, *self.kwargs.values()) if isinstance(one, nn.Module))
         args, kwargs = deepcopy((self.args, self.kwargs), known)
         return Call(args, kwargs)
+
+
+ROUNDINGS = 4
+"""How often an output is rounded at random to see what that does to a metric."""
 
 
 class AsksForGradients(EditError):
@@ -160,9 +166,17 @@ class Task:
             edited |= set(ids_in(graph.module(name).scope.output)) if name.is_path else {outer_op(name)}
         refuse_chosen_paths(graph, edited)
 
-    def alone(self, row: int) -> Tensor:
-        """What is measured of a row in a run of its own."""
-        return self.measure(self.forward(self.call, self.both(self.held(row)), keep=()).output)
+    def alone(self, row: int) -> Any:
+        """The output of a row in a run of its own."""
+        return self.forward(self.call, self.both(self.held(row)), keep=()).output
+
+    def rounding(self, output: Any) -> float:
+        """How far the metric moves where each number of an output is rounded up or down, by as much as models do."""
+        draw, plain, tensors = torch.Generator().manual_seed(0), self.measure(output), list(leaves(taken(output)))
+        moved = [
+            self.measure(with_tensors(output, [_rounded(tensor, draw) for _, tensor in tensors])) for _ in range(ROUNDINGS)
+        ]
+        return max(float((one - plain).abs().nan_to_num().max()) for one in moved)
 
     def both(self, row: Row) -> Row:
         """The edits that all runs have, and then those of a row."""
@@ -211,6 +225,15 @@ def _check(model: Any, edit: Any, metric: Any) -> None:
         raise EditError(f"metric is {type(metric).__name__}, expected a function of the model's output. {order}")
     if isinstance(edit, READY):
         raise EditError(f"edit is {type(edit).__name__}, a metric: expected an edit, as edits.Zero(). {order}")
+
+
+def _rounded(value: Tensor, draw: torch.Generator) -> Tensor:
+    """A value with each number moved by as much as rounding may, relative to itself or to a typical one."""
+    if not value.is_floating_point() or not value.numel():
+        return value
+    signs = (torch.randint(2, value.shape, generator=draw) * 2 - 1).to(value)
+    size = value.abs()
+    return value + signs * tolerance(value.dtype) * size.maximum(size.float().nanmedian().to(size))
 
 
 def _whole(key: Key) -> TensorId:

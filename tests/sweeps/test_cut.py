@@ -109,3 +109,58 @@ def test_what_mixes_positions_only_under_an_edit_is_the_loop(name: str, edit: ed
     sites = [fmr.Site(path, positions=t) for path in ("one", "two") for t in range(8)]
     checked(model, {"input_ids": ids}, sites, edit)
     checked(model, {"input_ids": ids}, sites, edit, lambda out: out[:, 3].double().sum(1), at=3)
+
+
+class Tap(nn.Module):
+    """A causal convolution that hardly hears the token before, the first of which is loud, as attention sinks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.conv, self.head = nn.Embedding(32, 4), nn.Conv1d(4, 4, 3, padding=1, groups=4), nn.Linear(4, 32)
+        with torch.no_grad():
+            self.embed.weight[0] *= 3000
+            self.conv.weight.copy_(torch.tensor([2e-6, 1.0, 0.0]).expand(4, 1, 3))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        return self.head(self.conv(x.transpose(1, 2)).transpose(1, 2))
+
+
+def test_what_a_position_hardly_hears_is_not_left_out() -> None:
+    """What is left out of a trial by rounding is not little everywhere."""
+    ids = torch.tensor([[0, 5, 7, 3, 9, 4, 8, 2]])
+    sites = [fmr.Site("embed", positions=t) for t in range(1, 8)]
+    grid = checked(Tap().eval(), {"input_ids": ids}, sites, edits.Scale(0.5), lambda out: out[:, 1, 3], at=1)
+    assert grid.how == "rows, cut"
+    assert (grid.values[0] - grid.base).abs() > 1e-3
+
+
+class Normed(nn.Module):
+    """Blocks whose norm bounds what comes in; what is loud after it is heard at every position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(32, 8), nn.Linear(8, 32)
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(7))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        for norm in self.norms:
+            y = norm(x)
+            x = x + y + (y.abs() - 20).relu().sum((1, 2), keepdim=True)
+        return self.head(x)
+
+
+def test_what_only_a_later_edit_reaches_is_seen() -> None:
+    ids = torch.tensor([[1, 5, 7, 3, 9, 4, 8, 2]])
+    sites = [fmr.Site(f"norms.{n}", positions=t) for n in range(7) for t in range(3, 8)]
+    checked(
+        Normed().eval(),
+        {"input_ids": ids},
+        [fmr.Site("embed", positions=3), *sites],
+        edits.Scale(100.0),
+        lambda out: out[:, 4, 3],
+        at=4,
+    )
