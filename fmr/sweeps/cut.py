@@ -80,7 +80,7 @@ class Positions:
         """Which positions along an axis of a row hold something true, (rows, positions), for rows (rows, *row)."""
         split = rows if rows.shape[axis + 1] == self.count else rows.unflatten(axis + 1, (-1, self.count))
         place = axis + 1 if split is rows else axis + 2
-        return split.movedim(place, 1).reshape(len(rows), self.count, -1).any(2)
+        return somewhere(split, [dim for dim in range(1, split.dim()) if dim != place])
 
     def axes(self, shape: Sequence[int]) -> Iterator[int]:
         """The axes of a row's value that may count positions."""
@@ -253,6 +253,13 @@ class Cut:
         if type(item) in (tuple, list):
             return type(item)(self._less(one, start) for one in item)  # type: ignore[call-arg, attr-defined]
         return item
+
+
+def somewhere(true: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
+    """Whether anything is true along some dimensions; in numbers, which is several times as fast as `any`."""
+    if not dims:
+        return true
+    return true.view(torch.uint8).amax(tuple(dims), keepdim).bool() if true.numel() else true.any(tuple(dims), keepdim)
 
 
 def drawn_like(values: Mapping[TensorId, Tensor], names: Iterable[TensorId]) -> dict[TensorId, Tensor]:

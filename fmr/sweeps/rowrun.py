@@ -84,7 +84,7 @@ class RowRun:
             refuse_unknown(step, bool(self.live))
             if any(name in self.live for name in step.reads):
                 planned = self.plan.get(step.first.id)
-                for name, value in self._made(step, planned).items() if not self._holds(step) else ():
+                for name, value in self.made(step, planned).items() if not self._holds(step) else ():
                     if name in self.frozen:
                         continue
                     self._check_size(name, value, planned)
@@ -113,7 +113,7 @@ class RowRun:
             was = (*was[:-1], self.grown.entries[name])
         refuse_resized(name, value, was)
 
-    def _made(self, step: Step, planned: Planned | None = None) -> dict[TensorId, Tensor]:
+    def made(self, step: Step, planned: Planned | None = None) -> dict[TensorId, Tensor]:
         """The values of a step with the rows that there are now."""
         scaled = self.grown.scaled.get(step.first.id) if planned is None else planned.step
         if scaled is not None:
@@ -174,7 +174,7 @@ class RowRun:
 
     def _counted(self, name: TensorId) -> Tensor:
         """A value that only depends on the number of rows, made for as many as there are."""
-        return self._made(self.grown.step_of[name])[name]
+        return self.made(self.grown.step_of[name])[name]
 
     def _join(self, name: TensorId) -> None:
         """Let the rows whose first site this is join, edit this value in each row that has a site here, and taint it."""

@@ -164,3 +164,30 @@ def test_what_only_a_later_edit_reaches_is_seen() -> None:
         lambda out: out[:, 4, 3],
         at=4,
     )
+
+
+class Layers(nn.Module):
+    """Tokens as vectors, and functions of them with a projection after each."""
+
+    def __init__(self, seed: int, width: int, *functions: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.first, self.functions = nn.Embedding(20, width), nn.Linear(width, width), functions
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in functions)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.first(self.embed(input_ids))
+        for function, layer in zip(self.functions, self.layers, strict=True):
+            x = layer(function(x))
+        return x
+
+
+def gated(x: Tensor) -> Tensor:
+    return x * (x[..., :1] > 0).float()
+
+
+def test_what_one_noise_leaves_shut_is_tried_with_others() -> None:
+    """A comparison that one noise does not tip says nothing of what lies behind it."""
+    model = Layers(5905, 6, lambda x: x + x.roll(-1, 1) * 0.5, gated, lambda x: x + (x.abs() > 4).float().flip(1)).eval()
+    sites = [fmr.Site(path, positions=t) for path in ("layers.1", "first") for t in (0, 3)]
+    checked(model, {"input_ids": torch.randint(0, 20, (1, 4))}, sites, edits.Zero())
