@@ -35,7 +35,8 @@ PROBES = 4
 """How many edited values are probed at most for what they reach."""
 
 BESIDE = 8
-"""How many of the others are probed at one position, where only the first is probed at all of them."""
+"""How many of the others are probed at one position, at most as many as positions and one more, where only the first is
+probed at all of them."""
 
 
 class OnReplay:
@@ -235,7 +236,7 @@ class OnReplay:
                 return {}
             probes = [(sites[name], start) for start in tried]
             if len(sites) > PROBES and not seen:
-                others = draw.sample(names[1:], min(BESIDE, len(names) - 1))
+                others = draw.sample(names[1:], min(BESIDE, len(tried) + 1, len(names) - 1))
                 probes += [(sites[other], draw.choice(tried)) for other in sorted(others, key=self.kind.graph.place)]
             wanted, frames = set(self.wanted), self.task.frames
             seen.append(reached(self.kind, self.clean, probes, frames, wanted, plan, cut.positions, self.frozen))

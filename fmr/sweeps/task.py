@@ -82,8 +82,8 @@ class Call:
         return Call(args, kwargs)
 
 
-ROUNDINGS = 4
-"""How often an output is rounded at random to see what that does to a metric."""
+ROUNDINGS, SAMPLE = 2, 2**16 + 1
+"""How often an output is rounded at random to see what that does to a metric, and by how many different draws."""
 
 
 class AsksForGradients(EditError):
@@ -231,9 +231,10 @@ def _rounded(value: Tensor, draw: torch.Generator) -> Tensor:
     """A value with each number moved by as much as rounding may, relative to itself or to a typical one."""
     if not value.is_floating_point() or not value.numel():
         return value
-    signs = (torch.randint(2, value.shape, generator=draw) * 2 - 1).to(value)
-    size = value.abs()
-    return value + signs * tolerance(value.dtype) * size.maximum(size.float().nanmedian().to(size))
+    size, many = value.flatten().abs(), value.numel()
+    typical = size[:: -(-many // SAMPLE)].float().nanmedian().to(size)
+    signs = (torch.randint(2, (min(many, SAMPLE),), generator=draw) * 2 - 1).to(value).repeat(-(-many // SAMPLE))[:many]
+    return value + (signs * tolerance(value.dtype) * size.maximum(typical)).view(value.shape)
 
 
 def _whole(key: Key) -> TensorId:
