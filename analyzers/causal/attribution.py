@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fmr
 from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.effects import Effects, effects_of
 from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
-from analyzers.prompts import Given
+from analyzers.prompts import Given, Prompts
 from analyzers.protocol import AnalyzerError
 from fmr.edits.places import parts
 from fmr.ids import Site
@@ -66,15 +66,8 @@ class AttributionPatching(Patching):
         changes, before = torch.zeros(len(cells), len(base), dtype=torch.double), None
         for step in range(steps):
             way = Between(end, step / steps)
-            run = fmr.run(self.model, **base.inputs, keep=names, grad=True, edits={structure.embedding: way})
-            found = by_pair(metric, run, len(base))
-            before = numbers(found, -1) if before is None else before
-            if not found.requires_grad:
-                raise AnalyzerError(
-                    "The metric has no gradient. Expected one that is differentiable in the logits, as logit_diff(right, "
-                    "wrong); a count or a choice is none, and ActivationPatching takes it."
-                )
-            found.sum().backward(inputs=[way.leaf])
+            run, found = descended(self.model, base, names, {structure.embedding: way}, metric)
+            before = found if before is None else before
             if step == 0:
                 moved = {name: taken[name].double() - run[name].detach().double() for name in names}
             changes += torch.stack(list(summed(run, cells, moved))) / steps
@@ -102,6 +95,22 @@ class Between:
     def __call__(self, value: Tensor, context: fmr.edits.Context) -> Tensor:
         self.leaf = torch.lerp(value.detach(), self.end.to(value.dtype), self.share).requires_grad_()
         return self.leaf
+
+
+@torch.enable_grad()
+def descended(
+    model: nn.Module, given: Prompts, keep: Sequence[str], edits: Mapping[Key, Between], metric: Metric
+) -> tuple[fmr.Run, Tensor]:
+    """A run whose values have the gradients of the metric, down to where an edit lets them end; and the metric by pair."""
+    run = fmr.run(model, **given.inputs, keep=keep, grad=True, edits=edits)
+    found = by_pair(metric, run, len(given))
+    if not found.requires_grad:
+        raise AnalyzerError(
+            "The metric has no gradient. Expected one that is differentiable in the logits, as logit_diff(right, wrong); a "
+            "count or a choice is none, and ActivationPatching takes it."
+        )
+    found.sum().backward(inputs=[way.leaf for way in edits.values()])
+    return run, numbers(found, -1)
 
 
 def summed(run: fmr.Run, cells: Iterable[Cell], moved: Mapping[str, Tensor]) -> Iterator[Tensor]:

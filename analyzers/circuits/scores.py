@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import fmr
-from analyzers.causal.attribution import Between
-from analyzers.causal.metrics import by_pair
+from analyzers.causal.attribution import Between, descended
 from analyzers.circuits.board import Board
 from analyzers.circuits.wiring import Input
 from analyzers.numbers.embed import Floats
@@ -27,8 +26,7 @@ def by_gradients(board: Board, model: nn.Module, clean: Prompts, steps: int, pro
     names = dict.fromkeys([board.embedding, *(name for one in wiring.inputs for name in (one.point, one.value))])
     for step in bar(range(1, steps + 1), "gradients", progress):
         way = Between(board.noised[board.embedding], 1 - step / steps)
-        run = fmr.run(model, **clean.inputs, keep=list(names), grad=True, edits={board.embedding: way})
-        by_pair(board.metric, run, board.pairs).sum().backward(inputs=[way.leaf])
+        run, _ = descended(model, clean, list(names), {board.embedding: way}, board.metric)
         board.forwards += 1
         there = {str(name): slope for name, slope in run.grad.items()}
         for one in wiring.inputs:

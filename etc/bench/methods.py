@@ -18,7 +18,16 @@ from fmr.sweeps import logit_diff
 PEOPLE = [("Mary", "John"), ("Alice", "Bob"), ("Tom", "James"), ("Sarah", "Peter"),
           ("Emma", "Frank"), ("Kate", "Simon"), ("Laura", "Kevin"), ("Anna", "David")]  # fmt: skip
 GIFT = "When {} and {} went to the store, {} gave a drink to"
-FACT = "The Eiffel Tower, seen from the river, stands in the middle of the city of"
+SUBJECT, ANSWER = "The Eiffel Tower", " Paris"
+FACT = f"{SUBJECT}, seen from the river, stands in the middle of the city of"
+
+
+def gifts() -> tuple[list[str], list[str], list[str], list[str]]:
+    """Clean prompts, corrupted ones in which somebody else gives, and the right and the wrong answers."""
+    clean = [GIFT.format(to, giver, giver) for to, giver in PEOPLE]
+    others = [other for other, _ in PEOPLE[1:] + PEOPLE[:1]]
+    corrupted = [GIFT.format(to, giver, other) for (to, giver), other in zip(PEOPLE, others, strict=True)]
+    return clean, corrupted, [f" {to}" for to, _ in PEOPLE], [f" {giver}" for _, giver in PEOPLE]
 
 
 def counted(what: str, call: Callable[[], Any], forward: Callable[[], object], budget: str, rounds: int = 3) -> None:
@@ -41,11 +50,8 @@ def main() -> None:
     print("Methods on SmolLM2-135M, float32: CPU time on one torch thread, over that of the plain forward of their batch.\n")
     row("what", "measured", "spread", "budget", "", "")
     model, tokenizer = fmr.zoo.load("smollm2")
-    clean = [GIFT.format(to, giver, giver) for to, giver in PEOPLE]
-    corrupted = [
-        GIFT.format(to, giver, other[0]) for (to, giver), other in zip(PEOPLE, PEOPLE[1:] + PEOPLE[:1], strict=True)
-    ]
-    metric = logit_diff([f" {to}" for to, _ in PEOPLE], [f" {giver}" for _, giver in PEOPLE])
+    clean, corrupted, right, wrong = gifts()
+    metric = logit_diff(right, wrong)
     inputs = dict(tokenizer(clean, return_tensors="pt"))
     batch, given = (lambda: forward(model, inputs)), (clean, corrupted, metric)
 
@@ -65,9 +71,9 @@ def main() -> None:
     fact = dict(tokenizer(FACT, return_tensors="pt"))
     tracing = CausalTracing(model, tokenizer, kinds=("state",), samples=1)
     long = f"30 layers x {fact['input_ids'].shape[1]} tokens"
-    one = {"progress": False, "answer": " Paris"}
+    one = {"progress": False, "answer": ANSWER}
     what = f"causal tracing, {long}, with controls"
-    counted(what, lambda: tracing.run(FACT, "The Eiffel Tower", **one), lambda: forward(model, fact), "65")
+    counted(what, lambda: tracing.run(FACT, SUBJECT, **one), lambda: forward(model, fact), "65")
 
 
 if __name__ == "__main__":

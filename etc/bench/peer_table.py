@@ -11,6 +11,10 @@ INTERCHANGE = "interchange of that stream at the last position, 8 examples, thei
 GENERATE = "20 new tokens, that vector added in every pass"
 RESTORES = "144 restores: 12 layers x 12 positions, 12 tokens, over 144 forwards"
 PATHS = "path patching of 144 heads, the heads above frozen, 12 tokens, over 144 forwards"
+ATTRIBUTION = "attribution patching of all sites, 8 pairs of 14 tokens"
+HEADS = "z of 270 heads patched at the last position, 8 pairs"
+TRACING = "causal tracing, 30 layers x 18 tokens, the state"
+CIRCUIT = "EAP: all edges scored, a circuit of 5 % tested"
 WORK = {
     WITH_GRAPH: 'fmr.run(model, ids, keep="all").graph',
     EVERYTHING: 'fmr.run(model, ids, keep="all")',
@@ -23,6 +27,14 @@ WORK = {
     PATHS: "fmr.sweep(model, ids, [(head, *heads_above), ...], swap_or_hold, logit_diff(3, 5))",
 }
 """The kinds of work in the order of the table, and how fmr does each."""
+
+METHODS = {
+    ATTRIBUTION: "AttributionPatching(model, tokenizer).run(clean, corrupted, logit_diff(right, wrong))",
+    HEADS: "ActivationPatching(model, tokenizer).run(clean, corrupted, logit_diff(right, wrong), sites)",
+    TRACING: "CausalTracing(model, tokenizer, samples=1).run(fact, subject)",
+    CIRCUIT: 'CircuitSearch(model, tokenizer).run(clean, corrupted, logit_diff(right, wrong), "eap")',
+}
+"""The methods on a language model in the order of their table, and how fmr does each."""
 
 SHAPES = {"tiny": "2 layers, 64 wide, 4 heads, 16 tokens", "small": "12 layers, 768 wide, 12 heads, 32 tokens"}
 
@@ -93,6 +105,38 @@ def _line(at: Mapping[str, Row]) -> Line:
     )
 
 
+class Method(NamedTuple):
+    """The cells of one line of the table of methods."""
+
+    how: str
+    model: str
+    forwards: str
+    fmr_forwards: str
+    results: str
+
+
+METHOD_HEAD = Method("peer", "model", "peer, in forwards", "fmr, in forwards", "peer's results against fmr's")
+
+
+def methods(peers: Sequence[Peer]) -> Iterator[tuple[str, list[Method]]]:
+    """The lines under each method."""
+    rows = [row for peer in peers for row in peer.rows]
+    for what in METHODS:
+        mine = sorted((row for row in rows if row.what == what), key=lambda row: (row.shape, row.peer))
+        lines = [
+            Method(
+                f"{row.peer}: {row.how}",
+                row.shape,
+                _ratio(row.ratio, row.error),
+                _ratio(row.fmr_ratio),
+                row.error or row.values,
+            )
+            for row in mine
+        ]
+        if lines:
+            yield what, lines
+
+
 def _verdict(rows: Sequence[Row]) -> str:
     said = dict.fromkeys(row.error or row.values for row in rows)
     found = dict.fromkeys(row.found for row in rows if row.found)
@@ -112,17 +156,21 @@ def _ratio(value: float | None, error: str | None = None) -> str:
 
 
 def as_text(peers: Sequence[Peer]) -> str:
-    """The table for a terminal."""
-    parts = list(sections(peers))
-    every = [HEAD, *(line for _, lines in parts for line in lines)]
-    widths = [max(len(line[column]) for line in every) for column in range(len(HEAD))]
-    out = [_padded(HEAD, widths)]
+    """The tables for a terminal."""
+    tables = (HEAD, WORK, list(sections(peers))), (METHOD_HEAD, METHODS, list(methods(peers)))
+    return "\n\n".join(_text(*table) for table in tables if table[2])
+
+
+def _text(head: Sequence[str], own: Mapping[str, str], parts: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str:
+    every = [head, *(line for _, lines in parts for line in lines)]
+    widths = [max(len(line[column]) for line in every) for column in range(len(head))]
+    out = [_padded(head, widths)]
     for what, lines in parts:
-        out += ["", f"{what}; fmr: {WORK[what]}", *(_padded(line, widths) for line in lines)]
+        out += ["", f"{what}; fmr: {own[what]}", *(_padded(line, widths) for line in lines)]
     return "\n".join(out)
 
 
-def _padded(line: Line, widths: Sequence[int]) -> str:
+def _padded(line: Sequence[str], widths: Sequence[int]) -> str:
     left = {0, 1, 4, 7}
     return "  ".join(
         cell.ljust(wide) if column in left else cell.rjust(wide)
@@ -131,10 +179,13 @@ def _padded(line: Line, widths: Sequence[int]) -> str:
 
 
 def as_markdown(peers: Sequence[Peer]) -> str:
-    """The table for a README."""
+    """The tables for a README."""
     out = [_piped(HEAD), "|---|---|--:|--:|---|--:|--:|---|"]
     for what, lines in sections(peers):
         out += [_piped((f"**{what}**", "", "", "", f"`{WORK[what]}`", "", "", "")), *(_piped(line) for line in lines)]
+    out += ["", _piped(METHOD_HEAD), "|---|---|--:|--:|---|"]
+    for what, lines in methods(peers):
+        out += [_piped((f"**{what}**", "", "", "", f"`{METHODS[what]}`")), *(_piped(line) for line in lines)]
     return "\n".join(out)
 
 

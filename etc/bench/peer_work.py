@@ -9,12 +9,14 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
 from engine import TINY, Case, attention_ids, gpt2, token_ids
 from peer_edits import Task, Ways, tasks
+from peer_methods import Methods, Subject, studies, subjects
 from peer_table import EVERYTHING, GRAPH, PATTERNS, WITH_GRAPH, Peer, Row
 from timing import Ratio, Variant, compare, cpu_seconds
 from tokenizers import Tokenizer, models
@@ -54,7 +56,7 @@ def case_of(shape: str) -> Case:
     return Case(shape, model, token_ids(model, 16 if shape == "tiny" else 32))
 
 
-def twin(case: Case) -> Any:
+def twin(case: Case | Subject) -> Any:
     """A copy of the model on the same weights, for a peer to do with as it likes: nobody touches the model itself."""
     return copy.deepcopy(case.model, {id(one): one for one in (*case.model.parameters(), *case.model.buffers())})
 
@@ -251,6 +253,33 @@ def _shared(row: Row, task: Task) -> Row:
     return row._replace(ratio=row.ratio / task.forwards, fmr_ratio=row.fmr_ratio / task.forwards)
 
 
+# ---- the methods
+
+
+def measure_methods(peer: str, subject: Subject, methods: Methods, seconds: float) -> Iterator[Row]:
+    """The rows of methods on one model, each with a plain forward of its own beside it."""
+    for study in studies(subject):
+        if study.method not in methods.how:
+            continue
+        row, own = Row(peer, study.what, methods.how[study.method], subject.name), study.own()
+        run = partial(study.way, methods)
+        result = attempt(Work(study.what, row.how, run, lambda value: value))
+        variants: dict[str, Variant] = {"base": study.base, f"fmr {study.what}": study.own}
+        if isinstance(result, str):
+            row = row._replace(error=result)
+        else:
+            variants[f"peer {row.how}"] = run
+            row = row._replace(values=_same(result.flatten().double(), own.double()))
+        row = _measured(row, interleave(variants, seconds / 2, FEWEST))
+        yield row._replace(ratio=row.ratio * study.times)
+
+
+def _same(result: Tensor, own: Tensor) -> str:
+    """Whether a peer's numbers are fmr's, as a share of the largest; of those that a peer gives, where it gives fewer."""
+    size = own.abs().max()
+    return _agree("results", [result / size], [own[: len(result)] / size])
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):
@@ -263,8 +292,13 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(one)
 
 
-def main(name: str, works: Works, ways: Callable[[Any], Ways] | None = None) -> None:
-    """Measure both models and print the result as JSON, the last line of the output. ways: of editing a model, if any."""
+def main(
+    name: str,
+    works: Works = lambda case: (),
+    ways: Callable[[Any], Ways] | None = None,
+    methods: Callable[[Subject, Any], Methods] | None = None,
+) -> None:
+    """Measure all models and print the result as JSON, the last line of the output. ways, methods: of a model, if any."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 30.0
@@ -277,5 +311,7 @@ def main(name: str, works: Works, ways: Callable[[Any], Ways] | None = None) -> 
             if ways is not None:
                 rows += measure_edits(name, case, ways(twin(case)), time_for)
             again.append(noise.median)
+        for subject in subjects() if methods is not None else ():
+            rows += measure_methods(name, subject, methods(subject, twin(subject)), seconds)
     versions = {package: version(package) for package in (name, "torch", "transformers")}
     print(json.dumps(Peer(name, versions, again, [row._asdict() for row in rows])._asdict()))
