@@ -16,7 +16,7 @@ help:
 	@echo "make test    style, types and tests: all that a change must pass"
 	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
-	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens and pyvene, each beside fmr in its own environment"
+	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens, pyvene and CircuitKIT, each beside fmr in its own environment"
 	@echo "make census  how much of the structure of 408 architectures is located (CENSUS=--quick: a few dozen; --others: the rest)"
 	@echo "make census-edits   edits that change nothing at values of a few dozen architectures, none of which may change a bit (CENSUS=--all)"
 	@echo "make census-replays   whether recordings of these architectures run again bit for bit, with edits too (CENSUS=--quick)"

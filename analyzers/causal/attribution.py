@@ -12,7 +12,7 @@ from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
 from analyzers.prompts import Given, Prompts
 from analyzers.protocol import AnalyzerError
-from fmr.edits.places import parts
+from fmr.edits.places import kept, parts
 from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.sweeps.metrics import Metric
@@ -121,10 +121,14 @@ def summed(run: fmr.Run, cells: Iterable[Cell], moved: Mapping[str, Tensor]) -> 
         if key not in products:
             products[key] = _product(site, moved[site.id] * run.grad[site.id].double())
         product = products[key]
-        chosen = torch.zeros_like(product)
-        for part in parts(site, product, run.last.frames()):
-            chosen = part.put(chosen, part.of(product))
-        yield chosen.movedim(site.axes(product).index("examples"), 0).flatten(1).sum(1).cpu()
+        layout, chosen = site.axes(product), parts(site, product, run.last.frames())
+        if len(chosen) == 1 and "examples" not in chosen[0].site.selection:
+            taken, layout = chosen[0].of(product), kept(site, product)
+        else:
+            taken = torch.zeros_like(product)
+            for part in chosen:
+                taken = part.put(taken, part.of(product))
+        yield taken.movedim(layout.index("examples"), 0).flatten(1).sum(1).cpu()
 
 
 def _product(site: Site, product: Tensor) -> Tensor:

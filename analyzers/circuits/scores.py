@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-import fmr
 from analyzers.causal.attribution import Between, descended
 from analyzers.circuits.board import Board
 from analyzers.circuits.wiring import Input

