@@ -1,4 +1,4 @@
-"""Methods on a pretrained language model by fmr and by one peer: the rows, each once; a peer's `Methods` say how that does it."""
+"""Methods on a language model by fmr and by one peer: the rows, each once; a peer's `Methods` say how that does them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -62,9 +62,10 @@ class Trace(NamedTuple):
 class Methods(Protocol):
     """How a peer does the methods, in words by method; one that it has no way for is missing there.
 
-    attribution: of the clean run put into the corrupted one, the change to first order for the z of each head, then for what
-    each memory writes at each position; means over pairs. cells: the probability of the answer with the state after each layer
-    put back at one position. heads: the metric with the z of one head of each layer at the last position taken from `values`.
+    attribution: of the clean run put into the corrupted one, the change to first order for the z of each head, then for
+    what each memory writes at each position; means over pairs. cells: the probability of the answer with the state after
+    each layer put back at one position. heads: the metric with the z of one head of each layer at the last position taken
+    from `values`.
     circuit: the scores of all edges by EAP, (writers, readers) as fmr orders them, and, where a peer tests circuits, the
     metric of that of the kept edges.
     """
@@ -78,7 +79,7 @@ class Methods(Protocol):
 
 
 class Study(NamedTuple):
-    """A row on one model: the plain forward beside it, how fmr does it, how a peer does, and how often that goes into all."""
+    """A row on one model: the plain forward beside it, how fmr does it, how a peer does, how often that goes into all."""
 
     what: str
     base: Variant

@@ -104,9 +104,11 @@ class Analysis:
         config = EdgeAttributionConfig(granularity=granularity)
         for pair in range(len(clean)):
             one = slice(pair, pair + 1)
-            metric = partial(self.subject.metric, pairs=one)
             with torch.enable_grad():
-                yield attribution_patch(self.bridge, clean[one], corrupted[one], lambda logits: metric(logits).sum(), config)
+                yield attribution_patch(self.bridge, clean[one], corrupted[one], partial(self.answer, one), config)
+
+    def answer(self, pair: slice, logits: Tensor) -> Tensor:
+        return self.subject.metric(logits, pair).sum()
 
     def attribution(self) -> Tensor:
         pairs, length = self.subject.clean.shape

