@@ -69,7 +69,7 @@ class ActivationPatching(Patching):
             reached,
             labels,
             seed,
-            control=self._control(metric, cells, after - before, base, source, reached - before),
+            control=self._control(metric, cells, after - before, base, source, before, reached - before),
             how=grid.how,
             forwards=grid.forwards + 1,
             error=grid.error,
@@ -82,13 +82,15 @@ class ActivationPatching(Patching):
         return fmr.sweep(self.model, dict(base.inputs), sites, edit, metric, seed=seed, progress=progress)
 
     def _control(
-        self, metric: Metric, cells: list[Cell], changes: Tensor, base: Prompts, source: Prompts, gap: Tensor
+        self, metric: Metric, cells: list[Cell], changes: Tensor, base: Prompts, source: Prompts, before: Tensor, gap: Tensor
     ) -> dict[str, float]:
-        """The effect of the strongest cell of each kind with values of another pair; none where there is one pair."""
+        """The effect of the strongest cell of each kind with values of another pair, a run each; none where there is one."""
         strongest = {cells[place].kind: cells[place] for place in np.argsort(changes.mean(1).abs().numpy())}
         if len(base) < 2:
             return {}
         other = fmr.run(self.model, **source.rolled().inputs, keep=ids_of(strongest.values()))
-        grid = self._sweep(strongest.values(), other, base, metric, 0, False)
-        moved = numbers(grid.values, -1, len(base)) - numbers(grid.base, -1)
-        return {kind: float(row.mean() / gap.mean()) for kind, row in zip(strongest, moved, strict=True)}
+        found = {}
+        for kind, cell in strongest.items():
+            run = fmr.run(self.model, **base.inputs, keep=(), edits={cell.site: fmr.edits.Interchange(other)})
+            found[kind] = float((numbers(by_pair(metric, run, len(base)), -1) - before).mean() / gap.mean())
+        return found

@@ -1,6 +1,6 @@
 """Runs that cannot read a subject: noise on its embedding, or another subject in its place; and their controls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,14 @@ class Corrupted:
     elsewhere_edits: Edits
     noise: float
 
-    def control(self, metric: Metric, cell: Cell, held: Edit | None) -> float:
-        """The metric with a cell restored from a run that is corrupted too, in another way."""
-        ids = [str(site.id) for site in cell.restored]
-        other = fmr.run(self.model, **self.other_inputs, edits=self.other_edits, keep=ids)
-        row = cell.row(Interchange(other), held)
-        both = {site: [one[site] for one in (self.edits, row) if site in one] for site in (*self.edits, *row)}
-        return self._measured(metric, both)
+    def controls(self, metric: Metric, cells: Sequence[Cell], held: Edit | None) -> Iterator[float]:
+        """The metric with each of some cells restored from a run that is corrupted too, in another way."""
+        ids = [str(site.id) for cell in cells for site in cell.restored]
+        other = fmr.run(self.model, **self.other_inputs, edits=self.other_edits, keep=list(dict.fromkeys(ids)))
+        for cell in cells:
+            row = cell.row(Interchange(other), held)
+            both = {site: [one[site] for one in (self.edits, row) if site in one] for site in (*self.edits, *row)}
+            yield self._measured(metric, both)
 
     def elsewhere(self, metric: Metric) -> float:
         """The metric with the same noise at as many other tokens; NaN where there is none."""

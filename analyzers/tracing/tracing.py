@@ -181,7 +181,8 @@ class CausalTracing(Analyzer[Traces]):
         values = (grid.values - grid.base).double().cpu()
         order = [cells[place] for place in np.argsort(values.mean(1).numpy())]
         strongest = {(cell.kind, cell.column in fact.subject): cell for cell in order}
-        effects = [(cell.kind, made.control(metric, cell, corrupted)) for cell in strongest.values()]
+        controls = made.controls(metric, list(strongest.values()), corrupted)
+        effects = [(kind, value) for (kind, _), value in zip(strongest, controls, strict=True)]
         return Trace(
             prompt=prompt if isinstance(prompt, str) else " ".join(fact.tokens),
             answer=" ".join(map(str, fact.answer)) if self.tokenizer is None else self.tokenizer.decode(list(fact.answer)),
@@ -195,7 +196,7 @@ class CausalTracing(Analyzer[Traces]):
             noise=made.noise,
             window=window,
             how=grid.how,
-            forwards=grid.forwards + bool(held) + 2 * len(strongest) + 3,
+            forwards=grid.forwards + bool(held) + len(strongest) + 4,
             error=grid.error,
         )
 
