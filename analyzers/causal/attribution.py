@@ -117,11 +117,11 @@ def summed(run: fmr.Run, cells: Iterable[Cell], moved: Mapping[str, Tensor]) -> 
     """Of each cell the sum over its elements of how far each would be moved times its gradient, by example."""
     products: dict[tuple[object, ...], Tensor] = {}
     for site in (cell.site for cell in cells):
-        key = (site.id, site.layout, "units" in site.selection)
+        key = (site.id, site.layout, *site.selection)
         if key not in products:
             products[key] = _product(site, moved[site.id] * run.grad[site.id].double())
-        product = products[key]
-        layout, chosen = site.axes(product), parts(site, product, run.last.frames())
+        product, layout = products[key], site.axes(products[key])
+        chosen = parts(site, product, run.last.frames())
         if len(chosen) == 1 and "examples" not in chosen[0].site.selection:
             taken, layout = chosen[0].of(product), kept(site, product)
         else:
@@ -132,7 +132,7 @@ def summed(run: fmr.Run, cells: Iterable[Cell], moved: Mapping[str, Tensor]) -> 
 
 
 def _product(site: Site, product: Tensor) -> Tensor:
-    """A product with its units summed up, where a site takes them all."""
-    layout = site.axes(product)
-    whole = "units" in site.selection or "units" not in layout
-    return product if whole else product.sum(layout.index("units"), keepdim=True)
+    """A product summed up along all that a site takes as a whole; examples stay apart."""
+    apart = {"examples", *site.selection}
+    whole = [place for place, axis in enumerate(site.axes(product)) if axis not in apart]
+    return product.sum(whole, keepdim=True) if whole else product

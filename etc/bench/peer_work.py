@@ -154,8 +154,9 @@ def own_work(case: Case, what: str, truth: Truth) -> tuple[Variant, str]:
 # ---- the clock
 
 
-ROUNDS, LEAST, FEWEST = 21, 5, 3
-"""How many samples of each variant are taken, how many where the time is up before, and how many of 144 edited runs."""
+ROUNDS, LEAST, FEWEST, TWICE = 21, 5, 3, 2
+"""How many samples of each variant are taken, how many where the time is up before, and how many of 144 edited runs and of
+methods, which have run once when they are timed."""
 
 
 def interleave(variants: Mapping[str, Variant], seconds: float, least: int = LEAST) -> dict[str, Ratio]:
@@ -164,7 +165,7 @@ def interleave(variants: Mapping[str, Variant], seconds: float, least: int = LEA
     Garbage is collected between samples, so that none pays for what another left.
     """
     names = list(variants)
-    calls = {name: _calls(variants[name]) for name in names}
+    calls = {name: _calls(variants[name]) if least > TWICE else 1 for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.freeze()
@@ -258,7 +259,7 @@ def _shared(row: Row, task: Task) -> Row:
 # ---- the methods
 
 
-def measure_methods(peer: str, subject: Subject, methods: Methods, seconds: float) -> Iterator[Row]:
+def measure_methods(peer: str, subject: Subject, methods: Methods) -> Iterator[Row]:
     """The rows of methods on one model, each with a plain forward of its own beside it."""
     for study in studies(subject):
         if study.method not in methods.how:
@@ -272,7 +273,7 @@ def measure_methods(peer: str, subject: Subject, methods: Methods, seconds: floa
         else:
             variants[f"peer {row.how}"] = run
             row = row._replace(values=_same(result.flatten().double(), own.double()))
-        row = _measured(row, interleave(variants, seconds / 2, FEWEST))
+        row = _measured(row, interleave(variants, 0, TWICE))
         yield row._replace(ratio=row.ratio * study.times)
 
 
@@ -314,6 +315,6 @@ def main(
                 rows += measure_edits(name, case, ways(twin(case)), time_for)
             again.append(noise.median)
         for subject in subjects() if methods is not None else ():
-            rows += measure_methods(name, subject, methods(subject, twin(subject)), seconds)
+            rows += measure_methods(name, subject, methods(subject, twin(subject)))
     versions = {package: version(package) for package in (name, "torch", "transformers")}
     print(json.dumps(Peer(name, versions, again, [row._asdict() for row in rows])._asdict()))

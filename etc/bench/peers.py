@@ -45,7 +45,7 @@ Edits: each row has a plain run of its own beside it (of the batch, of the gener
 1e-5 ("results equal"), and the 144 edited runs are timed three times on the small shape alone. The peers are given the clean
 values that they put back, and the heads' that they hold; fmr's own recordings, probes and spot checks are in its figures,
 but for the other prompt's run, which everybody has beforehand. "12 rows at once" is written by hand: a batch for each layer.
-Methods: each call as a whole in plain forwards of its batch, timed three times, the model being located beforehand; numbers
+Methods: each call as a whole in plain forwards of its batch, timed twice, the model being located beforehand; numbers
 equal within 1e-5 of the largest ("results equal"). SmolLM2 is SmolLM2-135M-Instruct (30 layers, 9 heads, 3 of keys and
 values), 8 sentences about gifts of 14 tokens and one fact of 18; GPT-2 small has random weights and 4 pairs of 12 tokens.
 fmr's figures include its controls, its checks and the run that values come from; the peers are given these, and where they
