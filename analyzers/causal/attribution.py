@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.causal.cells import Cell, cells_of, given_cells
+from analyzers.causal.cells import Cell
 from analyzers.causal.effects import Effects, effects_of
 from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
@@ -56,12 +56,12 @@ class AttributionPatching(Patching):
         if type(steps) is not int or steps < 1:
             raise AnalyzerError(f"steps={steps!r}: expected how many gradients to average, 1 or more.")
         base, source, labels, metric = self._opened(clean, corrupted, metric)
-        structure = self._located(base)
+        structure, _ = self._located(base)
         if structure.embedding is None:
             raise AnalyzerError(f"fmr.locate found no embedding in {structure.model}, at which gradients could end.")
-        cells = cells_of(structure, base) if sites is None else given_cells(sites)
+        cells = self._cells(base, sites)
         names = [*ids_of(cells), str(structure.embedding.id)]
-        taken = fmr.run(self.model, **source.inputs, keep=names)
+        taken, reached = self._source(source, names, metric)
         end = taken[structure.embedding]
         changes, before = torch.zeros(len(cells), len(base), dtype=torch.double), None
         for step in range(steps):
@@ -77,7 +77,7 @@ class AttributionPatching(Patching):
             cells,
             changes,
             before,
-            numbers(by_pair(metric, taken, len(base)), -1),
+            reached,
             labels,
             seed,
             exact=exact,

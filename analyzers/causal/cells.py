@@ -8,12 +8,16 @@ import numpy as np
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.prompts import Prompts
 from analyzers.protocol import AnalyzerError
+from fmr.graph.graph import Graph
 from fmr.ids import Site
 from fmr.nodes import Key, id_of
 from fmr.structure.parts import Layer, Structure
 
 BY_POSITION = ("resid_pre", "attention", "mlp")
 """What is patched position by position; `z` is patched head by head, at all positions."""
+
+OUTPUT = "layer"
+"""What a layer hands on of which it is not known what it is made of."""
 
 
 class Cell(NamedTuple):
@@ -25,29 +29,30 @@ class Cell(NamedTuple):
     site: Site
 
 
-def cells_of(structure: Structure, base: Prompts) -> list[Cell]:
+def cells_of(structure: Structure, base: Prompts, graph: Graph) -> list[Cell]:
     """The cells of all layers: `resid_pre`, `attention` and `mlp` by position, `z` by head.
 
-    >>> cells_of(structure, analyzers.prompts.prompts(input_ids, model))[0]
+    >>> cells_of(structure, analyzers.prompts.prompts(input_ids, model), run.graph)[0]
     Cell(kind='resid_pre', layer=0, place=0, site=Site(..., positions=0))
+
+    Where no layers are told, `resid_pre` is the stream before each write and `layer` what that adds; of a plain stack,
+    `layer` is what its layers hand on.
     """
-    if not structure.layers:
-        raise AnalyzerError(
-            f"fmr.locate found no layer in {structure.model}, so there is nothing to patch by default. Pass sites=[...]."
-        )
     if base.length is None:
         raise AnalyzerError(
             f"The pairs have {min(base.lengths)} to {max(base.lengths)} tokens, so that positions do not correspond between "
             "pairs. Run those of one length, or pass sites=[...], such as block.z.at(positions=-1)."
         )
     found: list[Cell] = []
-    for number, layer in enumerate(structure.layers):
-        for kind, site in _written(layer):
+    rows = [list(_written(layer)) for layer in structure.layers] or list(_unlayered(structure, graph, base.length))
+    for number, row in enumerate(rows):
+        for kind, site in row:
             found += [Cell(kind, number, place, site.at(positions=place)) for place in range(base.length)]
+    for number, layer in enumerate(structure.layers):
         if layer.attention is not None:
             z = layer.attention.z
             found += [Cell("z", number, head, z.at(heads=head)) for head in range(layer.attention.n_heads)]
-    return sorted(found, key=lambda cell: ((*BY_POSITION, "z").index(cell.kind), cell.layer, cell.place))
+    return sorted(found, key=lambda cell: ((*BY_POSITION, OUTPUT, "z").index(cell.kind), cell.layer, cell.place))
 
 
 def given_cells(sites: Sequence[Key]) -> list[Cell]:
@@ -66,6 +71,21 @@ def as_maps(kinds: Sequence[str], layers: Ints, places: Ints, values: Floats) ->
         maps[kind] = np.full((1 + layers[own].max(), 1 + places[own].max()), np.nan)
         maps[kind][layers[own], places[own]] = values[own]
     return maps
+
+
+def _unlayered(structure: Structure, graph: Graph, length: int) -> Iterator[list[tuple[str, Site]]]:
+    """What a model without attention and memories hands on: its stream and what is added to it, or the states of a stack."""
+    stream = structure.streams[-1] if structure.streams else None
+    if stream is None or not all(graph[name].shape[1:-1] == (length,) for name in stream.points):
+        raise AnalyzerError(
+            f"fmr.locate found no layers in {structure.model}, and no stream or stack of (examples, positions, units) with "
+            f"{length} positions, so there is nothing to patch by default. Pass sites=[...]: IDs of run.graph, each with "
+            "what is to be patched of it."
+        )
+    if not stream.writes:
+        yield from ([(OUTPUT, Site(name))] for name in stream.points[:-1])
+    for write in stream.writes:
+        yield [("resid_pre", Site(write.before)), (OUTPUT, Site(write.added))]
 
 
 def _written(layer: Layer) -> Iterator[tuple[str, Site]]:

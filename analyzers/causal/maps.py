@@ -20,6 +20,7 @@ TITLES = {
     "resid_pre": "stream before the layer",
     "attention": "attention output",
     "mlp": "memory output",
+    "layer": "output of the layer",
     "z": "z of single heads",
     "sites": "sites",
 }

@@ -1,15 +1,17 @@
 """What every method that patches begins with: pairs of prompts, which of them is the base, and the model's structure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 import fmr
-from analyzers.causal.cells import Cell
-from analyzers.causal.metrics import in_tokens
+from analyzers.causal.cells import Cell, cells_of, given_cells
+from analyzers.causal.metrics import by_pair, in_tokens, numbers
 from analyzers.prompts import Given, Prompts, pairs
 from analyzers.protocol import AnalyzerError
+from fmr.graph.graph import Graph
+from fmr.nodes import Key
 from fmr.structure.parts import Structure
 from fmr.sweeps.metrics import Metric
 
@@ -25,26 +27,50 @@ class Opened(NamedTuple):
     metric: Metric
 
 
-class Patching:
-    """A method that puts values of one run into another; the model is located once."""
+class Paired:
+    """A method that is given pairs of prompts; the model is located once."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._known: tuple[Structure, Graph] | None = None
+
+    def _pairs(self, clean: Given, corrupted: Given, metric: Metric) -> tuple[Prompts, Prompts, Metric]:
+        check_eval(self.model)
+        return *pairs(clean, corrupted, self.model, self.tokenizer), in_tokens(metric, self.tokenizer)
+
+    def _located(self, given: Prompts) -> tuple[Structure, Graph]:
+        """The structure of the model in a run of the first two examples, with its graph: the IDs hold for any number."""
+        if self._known is None:
+            run = first_run(self.model, given)
+            self._known = fmr.locate(run), run.graph
+        return self._known
+
+
+class Patching(Paired):
+    """A method that puts values of one run into another."""
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, *, direction: Direction = "denoising") -> None:
         if direction not in ("denoising", "noising"):
             raise AnalyzerError(f"direction={direction!r}: expected 'denoising' or 'noising'.")
-        self.model, self.tokenizer, self.direction = model, tokenizer, direction
-        self._structure: Structure | None = None
+        super().__init__(model, tokenizer)
+        self.direction = direction
 
     def _opened(self, clean: Given, corrupted: Given, metric: Metric) -> Opened:
-        check_eval(self.model)
-        both = pairs(clean, corrupted, self.model, self.tokenizer)
-        base, source = both if self.direction == "noising" else both[::-1]
-        return Opened(base, source, both[0], in_tokens(metric, self.tokenizer))
+        first, second, metric = self._pairs(clean, corrupted, metric)
+        base, source = (first, second) if self.direction == "noising" else (second, first)
+        return Opened(base, source, first, metric)
 
-    def _located(self, given: Prompts) -> Structure:
-        """The structure of the model in a run of the first two examples: its IDs hold for any number of them."""
-        if self._structure is None:
-            self._structure = fmr.locate(first_run(self.model, given))
-        return self._structure
+    def _cells(self, base: Prompts, sites: Sequence[Key] | None) -> list[Cell]:
+        """What is patched: the sites that are given, or those of all layers."""
+        if sites is not None:
+            return given_cells(sites)
+        structure, graph = self._located(base)
+        return cells_of(structure, base, graph)
+
+    def _source(self, source: Prompts, keep: Sequence[str], metric: Metric) -> tuple[fmr.Run, Tensor]:
+        """The run that values come from, and its metric by pair."""
+        run = fmr.run(self.model, **source.inputs, keep=keep)
+        return run, numbers(by_pair(metric, run, len(source)), -1)
 
 
 def check_eval(model: nn.Module) -> None:

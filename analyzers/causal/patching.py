@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 import fmr
-from analyzers.causal.cells import Cell, cells_of, given_cells
+from analyzers.causal.cells import Cell
 from analyzers.causal.effects import Effects, effects_of
 from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
@@ -56,9 +56,8 @@ class ActivationPatching(Patching):
         None shows it on a terminal only.
         """
         base, source, labels, metric = self._opened(clean, corrupted, metric)
-        cells = cells_of(self._located(base), base) if sites is None else given_cells(sites)
-        taken = fmr.run(self.model, **source.inputs, keep=ids_of(cells))
-        reached = numbers(by_pair(metric, taken, len(base)), -1)
+        cells = self._cells(base, sites)
+        taken, reached = self._source(source, ids_of(cells), metric)
         grid = self._sweep(cells, taken, base, metric, seed, progress)
         before, after = numbers(grid.base, -1), numbers(grid.values, -1, len(base))
         return effects_of(

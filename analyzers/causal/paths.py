@@ -8,7 +8,7 @@ from torch import nn
 import fmr
 from analyzers.causal.cells import Cell, given_cells
 from analyzers.causal.effects import Effects, effects_of
-from analyzers.causal.metrics import by_pair, numbers
+from analyzers.causal.metrics import numbers
 from analyzers.causal.opening import Direction, Patching, ids_of
 from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError
@@ -69,10 +69,9 @@ class PathPatching(Patching):
         """
         base, source, labels, metric = self._opened(clean, corrupted, metric)
         held = fmr.run(self.model, **base.inputs)
-        structure = self._located(base)
+        structure, _ = self._located(base)
         cells = _heads(structure) if senders is None else given_cells(senders)
-        taken = fmr.run(self.model, **source.inputs, keep=ids_of(cells))
-        reached = numbers(by_pair(metric, taken, len(base)), -1)
+        taken, reached = self._source(source, ids_of(cells), metric)
         rows: list[Row] = [{cell.site: Interchange(taken)} for cell in cells]
         frozen = [block.z for block in structure.attention]
         frozen += [] if self.through_mlps else [memory.out for memory in structure.mlps]

@@ -5,18 +5,15 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import nn
 
-from analyzers.causal.metrics import in_tokens
-from analyzers.causal.opening import check_eval
+from analyzers.causal.opening import Paired
 from analyzers.circuits.board import Board
 from analyzers.circuits.choice import Bools, connected, counted, strongest
 from analyzers.circuits.circuit import Circuit
 from analyzers.circuits.scores import by_gradients, by_removal
 from analyzers.numbers.embed import Floats
-from analyzers.prompts import Given, pairs
+from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError
-from fmr.structure.parts import Structure
 from fmr.sweeps.bars import bar
 from fmr.sweeps.metrics import Metric
 
@@ -29,7 +26,7 @@ EDGES, THRESHOLD = 0.05, 0.01
 """What is chosen where nothing is asked for: a share of the edges; of an exact search, those that change more than this."""
 
 
-class CircuitSearch:
+class CircuitSearch(Paired):
     """Find the edges between embedding, heads, memories and logits that carry an answer, and test them.
 
     >>> search = CircuitSearch(model, tokenizer)
@@ -50,10 +47,6 @@ class CircuitSearch:
     Hanna, S. Pezzelle, Y. Belinkov, "Have faith in faithfulness", 2024 (eap-ig); A. Conmy et al., "Towards automated
     circuit discovery for mechanistic interpretability", 2023 (acdc).
     """
-
-    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self._structure: Structure | None = None
 
     def run(
         self,
@@ -85,10 +78,9 @@ class CircuitSearch:
         small models. progress: show a bar; None shows it on a terminal only.
         """
         _check(method, edges, threshold, steps, random)
-        check_eval(self.model)
-        both = pairs(clean, corrupted, self.model, self.tokenizer)
-        board = Board(self.model, *both, in_tokens(metric, self.tokenizer), self._structure)
-        self._structure = board.structure
+        first, second, metric = self._pairs(clean, corrupted, metric)
+        structure, _ = self._located(second)
+        board = Board(self.model, first, second, metric, structure)
         allowed, feeds, total = board.wiring.allowed, board.wiring.feeds, int(board.wiring.allowed.sum())
         many = {counted(one, total, "sizes") for one in sizes}
         if threshold is None and method == "acdc":
@@ -97,7 +89,7 @@ class CircuitSearch:
         if method == "acdc":
             scores = strengths = by_removal(board, threshold or 0.0, progress)
         else:
-            scores = by_gradients(board, self.model, both[0], 1 if method == "eap" else steps, progress)
+            scores = by_gradients(board, self.model, first, 1 if method == "eap" else steps, progress)
             strengths = scores if signed else np.abs(scores)
         if threshold is None:
             chosen = strongest(strengths, allowed, feeds, asked)

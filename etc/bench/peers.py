@@ -50,9 +50,9 @@ equal within 1e-5 of the largest ("results equal"). SmolLM2 is SmolLM2-135M-Inst
 values), 8 sentences about gifts of 14 tokens and one fact of 18; GPT-2 small has random weights and 4 pairs of 12 tokens.
 fmr's figures include its controls, its checks and the run that values come from; the peers are given these, and where they
 patch one place at a time they do 30 of the places ("18 times": the figure is that of all). pyvene and torchlens have no
-gradients at places, nnsight has no methods of its own, torchlens no edits here. CircuitKIT works on a copy of the model in its own
-code, whose keys and values are repeated for each head: its edges are added up by shared head. TransformerLens refuses edges
-there, scores the edges of each position by themselves, and tests circuits of one pair only: no test is in its figure.
+gradients at places, nnsight has no methods of its own, torchlens no edits here. CircuitKIT works on a copy of the model in
+its own code, whose keys and values are repeated for each head: its edges are added up by shared head. TransformerLens
+refuses edges there, scores those of each position by themselves, and tests circuits of one pair: no test is in its figure.
 torchlens leaves torch's functions wrapped, so the plain forward beside it runs wrapped. What TransformerLens has and fmr
 has not are the `hook_scale` of layer norms, which its bridge computes beside the model's one operation."""
 

@@ -81,6 +81,17 @@ def test_the_strongest_sites_are_no_better_than_none_with_values_of_another_pair
     assert max(patched.control.values()) < 0.2
 
 
+def test_the_control_is_a_run_with_values_of_the_pair_before(loaded: tuple[nn.Module, Any], patched: Effects) -> None:
+    model, corrupted = loaded[0], inputs(loaded, CORRUPTED)
+    site = fmr.locate(fmr.run(model, **corrupted)).layers[0].resid_pre
+    found = ActivationPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, [site.at(positions=p) for p in (2, 5)], progress=False)
+    strongest = site.at(positions=(2, 5)[int(found.changes.mean(1).abs().argmax())])
+    source = fmr.run(model, **inputs(loaded, [*CLEAN[-1:], *CLEAN[:-1]]))
+    run = fmr.run(model, **corrupted, edits={strongest: edits.Interchange(source)})
+    moved = (measured(loaded, run) - found.base).mean() / (found.source - found.base).mean()
+    assert found.control["sites"] == pytest.approx(float(moved), abs=1e-5)
+
+
 def test_noising_is_denoising_the_other_way_round(loaded: tuple[nn.Module, Any], patched: Effects) -> None:
     found = ActivationPatching(*loaded, direction="noising").run(CORRUPTED, CLEAN, METRIC, progress=False)
     np.testing.assert_allclose(found.effects, patched.effects, atol=1e-6)
@@ -130,6 +141,13 @@ def test_attribution_comes_near_to_patching_and_leaves_no_gradient(loaded: tuple
     assert found.correlation > 0.95
     assert found.forwards == 2
     assert all(parameter.grad is None for parameter in loaded[0].parameters())
+
+
+@torch.no_grad()
+def test_gradients_are_taken_whatever_is_switched_off_around_them(loaded: tuple[nn.Module, Any]) -> None:
+    heads = [block.z for block in fmr.locate(fmr.run(loaded[0], **inputs(loaded, CLEAN))).attention]
+    assert AttributionPatching(*loaded).run(CLEAN, CORRUPTED, METRIC, heads).changes.abs().max() > 0.1
+    assert CircuitSearch(*loaded).run(CLEAN, CORRUPTED, METRIC, "eap", sizes=[0.1], random=0, progress=False).kept.any()
 
 
 def test_attribution_needs_no_parameter_that_asks_for_gradients(loaded: tuple[nn.Module, Any]) -> None:
@@ -278,6 +296,54 @@ def test_a_kind_that_nothing_was_located_of_is_said(patched: Effects) -> None:
         "  z: not patched, as fmr.locate found none in layers 0, 1",
     ]
     assert "not patched" not in repr(patched)
+
+
+# ---- models without attention
+
+
+class Mixing(nn.Module):
+    """Positions are mixed by their running mean; what that writes is added to the stream, or takes its place."""
+
+    def __init__(self, residual: bool) -> None:
+        super().__init__()
+        self.residual, self.embed, self.out = residual, nn.Embedding(11, 6), nn.Linear(6, 11)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            mean = layer(x).tanh().cumsum(1) / x.shape[1]
+            x = x + mean if self.residual else mean
+        return self.out(x)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_what_is_no_transformer_is_patched_by_its_stream_or_by_what_its_layers_hand_on(residual: bool) -> None:
+    torch.manual_seed(0)
+    model, (clean, corrupted) = Mixing(residual).eval(), torch.randint(11, (2, 3, 5))
+    clean[:, 1:] = corrupted[:, 1:]
+    found = ActivationPatching(model).run(clean, corrupted, lambda output: output[:, -1, 3], progress=False)
+    start = "resid_pre" if residual else "layer"
+    assert set(found.maps) == ({"resid_pre", "layer"} if residual else {"layer"})
+    assert found.maps[start].shape[1] == 5
+    np.testing.assert_allclose(found.maps[start][0], [1, 0, 0, 0, 0], atol=1e-5)  # the first word is what differs
+    assert abs(found.maps[start][-1, 0] - 1) > 0.1  # later ones have heard of it
+
+
+def test_a_model_without_stream_or_stack_is_told_to_pass_sites() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.gru, self.out = nn.Embedding(11, 6), nn.GRU(6, 6, batch_first=True), nn.Linear(6, 11)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.out(self.gru(self.embed(input_ids))[0])
+
+    with pytest.raises(
+        AnalyzerError,
+        match=r"no layers in Recurrent, and no stream or stack of \(examples, positions, units\) with 5 pos.*Pass",
+    ):
+        ActivationPatching(Recurrent().eval()).run(*torch.randint(11, (2, 3, 5)), lambda output: output[:, -1, 3])
 
 
 # ---- bad input
