@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import fmr
 from analyzers import ActivationPatching, AttributionPatching, CausalTracing, CircuitSearch
 from analyzers.tracing.facts import fact_of
-from analyzers.tracing.traces import Traces
 from fmr.sweeps import logit_diff
 
 REAL, RANDOM = "SmolLM2", "GPT-2 small"
@@ -112,6 +111,7 @@ def studies(subject: Subject) -> Iterator[Study]:
 
 def attribution(subject: Subject) -> Study:
     patching = AttributionPatching(subject.model)
+    patching.run(*subject.given)  # which locates the model
 
     def own() -> Tensor:
         found = patching.run(*subject.given)
@@ -145,13 +145,10 @@ def tracing(subject: Subject) -> Study:
     method = CausalTracing(model, tokenizer, kinds=("state",), samples=1)
     fact = fact_of(FACT, SUBJECT, ANSWER, tokenizer)
     clean, position = fmr.run(model, fact.ids[None]), fact.subject[-1]
-    structure = fmr.locate(clean)
-
-    def traced() -> Traces:
-        return method.run(FACT, SUBJECT, ANSWER, progress=False)
+    method.structure = structure = fmr.locate(clean)
 
     def own() -> Tensor:
-        found = traced()
+        found = method.run(FACT, SUBJECT, ANSWER, progress=False)
         return torch.as_tensor(found.effects["state"][:, position] + found.corrupted[0])
 
     def base() -> object:
@@ -159,9 +156,10 @@ def tracing(subject: Subject) -> Study:
             return model(fact.ids[None], use_cache=False)
 
     draw = torch.Generator().manual_seed(method.seed)  # the first that tracing draws, of two
-    drawn = torch.randn(2, 1, len(fact.subject), clean[structure.embedding].shape[-1], generator=draw)[0, 0]
+    there = clean[structure.embedding][0, list(fact.subject)]
+    noise = 3 * there.std() * torch.randn(2, 1, *there.shape, generator=draw)[0, 0]
     states = [clean[layer.resid_post][0, position] for layer in structure.layers]
-    trace = Trace(fact.ids[None], list(fact.subject), drawn * float(traced().noise[0]), position, states, fact.answer[0])
+    trace = Trace(fact.ids[None], list(fact.subject), noise, position, states, fact.answer[0])
     return Study(TRACING, base, own, lambda peer: peer.cells(trace), "cells", len(fact.tokens))
 
 

@@ -156,7 +156,7 @@ def own_work(case: Case, what: str, truth: Truth) -> tuple[Variant, str]:
 
 ROUNDS, LEAST, FEWEST, TWICE = 21, 5, 3, 2
 """How many samples of each variant are taken, how many where the time is up before, and how many of 144 edited runs and of
-methods, which have run once when they are timed."""
+methods."""
 
 
 def interleave(variants: Mapping[str, Variant], seconds: float, least: int = LEAST) -> dict[str, Ratio]:
@@ -165,7 +165,7 @@ def interleave(variants: Mapping[str, Variant], seconds: float, least: int = LEA
     Garbage is collected between samples, so that none pays for what another left.
     """
     names = list(variants)
-    calls = {name: _calls(variants[name]) if least > TWICE else 1 for name in names}
+    calls = {name: _calls(variants[name]) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
     gc.freeze()
@@ -264,17 +264,28 @@ def measure_methods(peer: str, subject: Subject, methods: Methods) -> Iterator[R
     for study in studies(subject):
         if study.method not in methods.how:
             continue
-        row, own = Row(peer, study.what, methods.how[study.method], subject.name), study.own()
-        run = partial(study.way, methods)
-        result = attempt(Work(study.what, row.how, run, lambda value: value))
-        variants: dict[str, Variant] = {"base": study.base, f"fmr {study.what}": study.own}
-        if isinstance(result, str):
-            row = row._replace(error=result)
-        else:
-            variants[f"peer {row.how}"] = run
-            row = row._replace(values=_same(result.flatten().double(), own.double()))
-        row = _measured(row, interleave(variants, 0, TWICE))
-        yield row._replace(ratio=row.ratio * study.times)
+        row, samples = Row(peer, study.what, methods.how[study.method], subject.name), defaultdict[str, list[float]](list)
+        for _ in range(TWICE):
+            gc.collect()
+            samples["base"].append(min(cpu_seconds(study.base) for _ in range(3)))
+            own, seconds = _timed(study.own)
+            samples[f"fmr {row.what}"].append(seconds)
+            result, seconds = _timed(
+                partial(attempt, Work(row.what, row.how, partial(study.way, methods), lambda value: value))
+            )
+            if isinstance(result, str):
+                row = row._replace(error=result)
+            else:
+                samples[f"peer {row.how}"].append(seconds * study.times)
+                row = row._replace(values=_same(result.flatten().double(), own.double()))
+        yield _measured(row, compare(samples))
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and the CPU seconds that it takes."""
+    found: list[Any] = []
+    seconds = cpu_seconds(lambda: found.append(call()))
+    return found[0], seconds
 
 
 def _same(result: Tensor, own: Tensor) -> str:

@@ -95,7 +95,7 @@ def readable(token: object) -> str:
 
 def draw(maps: Tensor, numbers: Sequence[int], labels: Labels, title: str, note: str, sizes: Sizes = SMALL) -> "Figure":
     """A figure with one heat map per head on one scale from 0 to 1. maps: (heads, queries, keys); numbers: their names."""
-    plt = _pyplot()
+    plt = pyplot()
     figure: Figure
     rows, columns = maps.shape[-2:]
     cell = max(min(sizes.cell, sizes.most / max(rows, columns)), sizes.least / max(rows, columns))
@@ -125,7 +125,7 @@ def draw(maps: Tensor, numbers: Sequence[int], labels: Labels, title: str, note:
 
 def returned(figure: "Figure") -> "Figure":
     """A figure as a plot returns it: a notebook shows what a cell returns, and an open one would be shown a second time."""
-    plt = _pyplot()
+    plt = pyplot()
     if "inline" in plt.get_backend():
         plt.close(figure)
     return figure
@@ -157,7 +157,8 @@ def _colours() -> Any:
     return colormaps[COLOURS].with_extremes(bad=UNKNOWN)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's functions, or one clear error."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:

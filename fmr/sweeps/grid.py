@@ -1,14 +1,19 @@
 """What a sweep measured, and how it came to it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from fmr.errors import DrawError
 from fmr.ids import Site
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,32 @@ class Grid:
         ]
         return pandas.DataFrame(lines)
 
+    def plot(self, ax: "Axes | None" = None, tokens: Sequence[str] | None = None) -> "Figure":
+        """Draw what each edit changes the metric by, the mean over examples; returns the figure.
+
+        >>> grid.plot(tokens=tokenizer.tokenize(text)).savefig("sweep.png")
+
+        Sites of one position each, or of one head, make a map: a row for each value, a column for each position or head. Any
+        others stand side by side, in the order of the sweep. ax: where to draw. tokens: one for each position.
+        """
+        from fmr.pictures.changes import draw
+
+        changes = self.values.reshape(len(self.sites), -1).double().mean(1).cpu() - float(self.base.mean())
+        axis, cells = _laid_out(self.sites)
+        ids = list(dict.fromkeys(row for row, _ in cells))
+        columns = 1 + max(column for _, column in cells)
+        found = torch.full((len(ids), columns), float("nan"), dtype=torch.double)
+        for (row, column), change in zip(cells, changes, strict=True):
+            found[ids.index(row), column] = change
+        if tokens is not None and (axis != "positions" or len(tokens) < columns):
+            raise DrawError(
+                f"tokens holds {len(tokens)} labels, and the map has {columns} {axis}. Expected one for each position, "
+                "of sites that have one position each."
+            )
+        labels = list(map(str, range(columns))) if tokens is None else list(tokens[:columns])
+        across = "" if tokens is not None else axis.removesuffix("s")
+        return draw(found, ids, labels, across, f"{len(self.sites)} edited runs", ax)
+
     def __repr__(self) -> str:
         why = f" ({self.why})" if self.why else ""
         low, high = float(self.values.min()), float(self.values.max())
@@ -54,3 +85,14 @@ class Grid:
             f"{high:.4g}, without edits {float(self.base.mean()):.4g}; {self.forwards} forwards, spot checks within "
             f"{self.error:.1e}"
         )
+
+
+def _laid_out(sites: Sequence[tuple[Site, ...]]) -> tuple[str, list[tuple[str, int]]]:
+    """What the columns of a map count, and the row and column of each run; one row of runs where they make no map."""
+    for axis in ("positions", "heads"):
+        places = [getattr(of[0], axis) for of in sites if len(of) == 1]
+        if len(places) == len(sites) and all(type(place) is int and place >= 0 for place in places):
+            cells = [(str(of[0].id), place) for of, place in zip(sites, places, strict=True)]
+            if len(set(cells)) == len(cells):
+                return axis, cells
+    return "runs", [("", number) for number in range(len(sites))]
