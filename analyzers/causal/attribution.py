@@ -1,6 +1,8 @@
 """Attribution patching: what patching each site would do, to first order, from one backward for all of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,8 @@ from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
 from analyzers.prompts import Given, Prompts
 from analyzers.protocol import AnalyzerError
-from fmr.edits.places import kept, parts
+from fmr.edits.frames import Frames
+from fmr.edits.places import parts
 from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.sweeps.metrics import Metric
@@ -113,22 +116,39 @@ def descended(
     return run, numbers(found, -1)
 
 
-def summed(run: fmr.Run, cells: Iterable[Cell], moved: Mapping[str, Tensor]) -> Iterator[Tensor]:
+def summed(run: fmr.Run, cells: Sequence[Cell], moved: Mapping[str, Tensor]) -> Iterator[Tensor]:
     """Of each cell the sum over its elements of how far each would be moved times its gradient, by example."""
     products: dict[tuple[object, ...], Tensor] = {}
-    for site in (cell.site for cell in cells):
-        key = (site.id, site.layout, *site.selection)
+    frames = run.last.frames()
+    for key, alike in groupby(cells, key=lambda cell: (cell.site.id, cell.site.layout, *cell.site.selection)):
+        sites = [cell.site for cell in alike]
         if key not in products:
-            products[key] = _product(site, moved[site.id] * run.grad[site.id].double())
-        product, layout = products[key], site.axes(products[key])
-        chosen = parts(site, product, run.last.frames())
-        if len(chosen) == 1 and "examples" not in chosen[0].site.selection:
-            taken, layout = chosen[0].of(product), kept(site, product)
-        else:
-            taken = torch.zeros_like(product)
-            for part in chosen:
-                taken = part.put(taken, part.of(product))
-        yield taken.movedim(layout.index("examples"), 0).flatten(1).sum(1).cpu()
+            products[key] = _product(sites[0], moved[sites[0].id] * run.grad[sites[0].id].double())
+        yield from _at_once(sites, products[key], frames) or (_chosen(site, products[key], frames) for site in sites)
+
+
+def _at_once(sites: list[Site], product: Tensor, frames: Frames) -> list[Tensor]:
+    """The sums of sites that differ in one place of one axis, read together; none where examples differ in what is there."""
+    (axis, *others) = sites[0].selection or [""]
+    places = [getattr(site, axis) for site in sites] if axis and axis != "examples" and not others else []
+    if len(places) < 2 or any(type(place) is not int for place in places):
+        return []
+    every = replace(sites[0], **{axis: places})  # type: ignore[arg-type]
+    chosen = parts(every, product, frames)
+    taken = chosen[0].of(product) if len(chosen) == 1 else product
+    layout = every.axes(product)
+    if len(chosen) != 1 or taken.shape[layout.index(axis)] != len(places):
+        return []
+    by_place = taken.movedim((layout.index(axis), layout.index("examples")), (0, 1))
+    return list(by_place.flatten(2).sum(2).cpu() if by_place.dim() > 2 else by_place.cpu())
+
+
+def _chosen(site: Site, product: Tensor, frames: Frames) -> Tensor:
+    """The sums of one site, by example."""
+    taken = torch.zeros_like(product)
+    for part in parts(site, product, frames):
+        taken = part.put(taken, part.of(product))
+    return taken.movedim(site.axes(product).index("examples"), 0).flatten(1).sum(1).cpu()
 
 
 def _product(site: Site, product: Tensor) -> Tensor:
