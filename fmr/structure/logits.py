@@ -1,9 +1,12 @@
 """From the residual stream to logits: the model's own final norm and unembedding, run again from any point of the stream."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fmr.errors import IdError, StructureError
 from fmr.graph.execute import execute, overwritten
@@ -19,6 +22,9 @@ from fmr.structure.streams.stream import Stream
 
 _SCALES = MOVES | CLAMPS | frozenset("add sub mul div tanh neg".split())
 """What may be done to logits before they are returned: a bias, a scale, a soft cap, a cast."""
+
+_JOINS = frozenset(["cat", "stack"])
+"""What puts the logits of several heads together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,75 @@ class Readout:
             return Site(self.way[-1], key.positions, examples=key.examples, layout=key.layout).of(known[self.way[-1]])
         return known[self.way[-1]]
 
+    def of_vectors(self, vectors: Tensor) -> Tensor:
+        """The logits of vectors (..., width) that no run holds, (..., vocabulary), as if the stream had ended with each."""
+        _check_vectors(self.graph, self.end, vectors)
+        missing = next((name for node in self._nodes for name in node.parents if not self._knows(name.id)), None)
+        if missing is not None:
+            raise StructureError(
+                f"{missing.id} is not known: the structure was found in a graph alone, which holds no weights, or without "
+                "numbers. Expected fmr.locate(run), or a point of a run: read_out(run, site)."
+            )
+        width, dtype = vectors.shape[-1], self.graph[self.end].dtype
+        device = next((weight.device for weight in self.weights.values()), vectors.device)
+        with own_work():
+            rows = vectors.reshape(-1, width).to(device, dtype)
+            read = self._freely(rows)
+            if read is None:
+                read = self._as_recorded(rows)
+        return read.reshape(*vectors.shape[:-1], *read.shape[1:])
+
+    @property
+    def _nodes(self) -> list[Node]:
+        return [self.graph[name] for name in self.way]
+
+    def _knows(self, name: TensorId) -> bool:
+        return name == self.end or name in self.way or name in self.weights
+
+    def _through(self, start: Tensor) -> dict[TensorId, Tensor]:
+        """Every value of the way when the stream ends with this one."""
+        known = {self.end: start}
+        for node in self._nodes:
+            read = {p.id: known[p.id] if p.id in known else self.weights[p.id].detach() for p in node.parents}
+            known[node.id] = _again(self.graph, node, read)
+        return known
+
+    def _freely(self, rows: Tensor) -> Tensor | None:
+        """The logits of all rows at once, each an example of one position; None where the way has sizes of its own."""
+        lead = self.graph[self.end].shape[:-1]
+        if not lead:
+            return None
+        ours = (len(rows), *(1 for _ in lead[1:]))
+        try:
+            known = self._through(rows.view(*ours, rows.shape[-1]))
+        except StructureError:
+            return None
+        recorded = ((known[node.id].numel(), math.prod(node.shape)) for node in self._nodes)
+        alike = all(made * math.prod(lead) == before * len(rows) for made, before in recorded)
+        logits = known[self.way[-1]]
+        return logits.flatten(0, len(lead) - 1) if alike and logits.shape[: len(lead)] == ours else None
+
+    def _as_recorded(self, rows: Tensor) -> Tensor:
+        """The logits of rows in the shape of the recorded stream, as many at a time as that has; where only one position of
+        it has logits, one for each example, which stands at all its positions."""
+        shape, logits = self.graph[self.end].shape, self.graph[self.way[-1]].shape
+        lead = shape[:-1]
+        if logits[: len(lead)] == lead:
+            size, rest = math.prod(lead), logits[len(lead) :]
+        elif len(lead) == 2 and math.prod(logits) == lead[0] * logits[-1]:
+            size, rest = lead[0], logits[-1:]
+        else:
+            raise StructureError(
+                f"{self.way[-1]} of {list(logits)} has no logits for each vector of the stream, {list(shape)}, so that "
+                "vectors alone cannot be read out. Expected a point of a run: read_out(run, site)."
+            )
+        found = []
+        for part in rows.split(size):
+            full = pad(part, (0, 0, 0, size - len(part)))
+            start = full.view(shape) if size == math.prod(lead) else full[:, None].expand(shape)
+            found.append(self._through(start)[self.way[-1]].reshape(size, *rest)[: len(part)])
+        return torch.cat(found)
+
     def _weight(self, run: Run | Pass, name: TensorId) -> Tensor:
         if name in run:
             return run[name]
@@ -68,6 +143,16 @@ def _check(graph: Graph, name: TensorId, start: TensorId, key: Key) -> None:
         )
     if isinstance(key, Site) and not {"heads", "units"}.isdisjoint(key.selection):
         raise StructureError(f"{key!r} is a part of a vector, which has no logits: expected positions or examples.")
+
+
+def _check_vectors(graph: Graph, end: TensorId, vectors: Tensor) -> None:
+    """Whether vectors have the width of the stream."""
+    width = graph[end].shape[-1]
+    if not vectors.is_floating_point() or vectors.shape[-1:] != (width,):
+        raise StructureError(
+            f"Vectors of {vectors.dtype} and shape {list(vectors.shape)}: expected numbers of shape (..., {width}), "
+            f"as wide as the residual stream {end}."
+        )
 
 
 def _again(graph: Graph, node: Node, read: Mapping[TensorId, Tensor]) -> Tensor:
@@ -91,7 +176,8 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
         return "no projection makes logits of the end of its residual stream"
     if _is_normed_on_its_way(graph, stream):
         return "its norms stand on the stream itself (post-norm), so that none is left to read an earlier point through"
-    end, last = stream.writes[-1].after, _last(graph, graph[unembedding.id])
+    end = stream.writes[-1].after
+    last = _last(graph, graph[unembedding.id], end)
     way = [node for node in between(graph, end, last.id) if depends_on(graph, node.id, end)]
     beside = {parent.id for node in way for parent in node.parents} - {end, *(node.id for node in way)}
     fed = next((name for name in sorted(beside) if not is_constant(graph, name)), None)
@@ -109,12 +195,14 @@ def _is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
     return any(node.op in NORMS | STATISTICS for node in inside)
 
 
-def _last(graph: Graph, unembedding: Node) -> Node:
-    """The logits as the model returns them: scaled and capped; as they were projected where they are not returned."""
+def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node:
+    """The logits as the model returns them: scaled, capped, and those of several heads put together; as they were projected
+    where they are not returned."""
 
     def goes_on(node: Node) -> bool:
-        others = sum(not is_constant(graph, parent.id) for parent in node.parents)
-        return node.op in _SCALES and others == 1
+        others = [parent.id for parent in node.parents if not is_constant(graph, parent.id)]
+        joins = node.op in _JOINS and all(depends_on(graph, name, end) for name in others)
+        return joins or (node.op in _SCALES and len(others) == 1)
 
     returned = set(ids_in(graph.scopes[0].output)) if graph.scopes else set()
     lower = [node for node, _ in below(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]

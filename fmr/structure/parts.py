@@ -89,20 +89,30 @@ class Structure:
             )
         return self.streams[-1]
 
-    def read_out(self, run: Run | Pass, site: Key) -> Tensor:
+    def read_out(self, run: Run | Pass | Tensor, site: Key | None = None) -> Tensor:
         """The logits of any point of the residual stream: through the model's own final norm, unembedding, scales and caps.
 
         >>> structure.read_out(run, structure.layers[2].resid_post).argmax(-1)
+        >>> structure.read_out(structure.mlps[2].memory(7)[1]).topk(5)
 
         run: one that kept the point; `fmr.run(model, keep=[site], **inputs)` is enough. site: a point of the stream, or any
-        value of its shape; a site with positions or examples gives the logits of these. All is computed in the dtype of the
-        model. One without logits, or whose norms stand on the stream itself (post-norm encoders), is a `StructureError`.
+        value of its shape; a site with positions or examples gives the logits of these. In place of both, bare vectors
+        (..., width) give logits (..., vocabulary) with the weights of the run where the structure was located; gradients go
+        through. All is computed in the dtype of the model. One without logits, or whose norms stand on the stream itself
+        (post-norm encoders), is a `StructureError`.
         """
         if isinstance(self.readout, str):
             raise StructureError(
                 f"Nothing can be read out of {self.model}: {self.readout}. Expected pre-norm layers and logits."
             )
+        if isinstance(run, Tensor) and site is None:
+            return self.readout.of_vectors(run)
         check_run(run)
+        if site is None:
+            raise StructureError(
+                "read_out got a run and no site. Expected read_out(run, structure.layers[0].resid_post), or bare vectors."
+            )
+        assert isinstance(run, (Run, Pass))
         return self.readout.of(run, site)
 
     @property
