@@ -1,7 +1,7 @@
 """From the residual stream to logits: the model's own final norm and unembedding, run again from any point of the stream."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,12 +16,16 @@ from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
+from fmr.structure.frozen import Frozen, Held, affine, apart, run_affine
 from fmr.structure.normal.match import CLAMPS, MOVES, NORMS, STATISTICS, below, between, depends_on, is_constant, settled
 from fmr.structure.proof.evaluate import Values, graph_of, own_work
 from fmr.structure.streams.stream import Stream
 
 _SCALES = MOVES | CLAMPS | frozenset("add sub mul div tanh neg".split())
 """What may be done to logits before they are returned: a bias, a scale, a soft cap, a cast."""
+
+Through = Callable[[Tensor], Mapping[TensorId, Tensor]]
+"""Runs the way from the end of the stream: every value on it."""
 
 _JOINS = frozenset(["cat", "stack"])
 """What puts the logits of several heads together."""
@@ -56,28 +60,62 @@ class Readout:
 
     def of_vectors(self, vectors: Tensor) -> Tensor:
         """The logits of vectors (..., width) that no run holds, (..., vocabulary), as if the stream had ended with each."""
-        _check_vectors(self.graph, self.end, vectors)
-        missing = next((name for node in self._nodes for name in node.parents if not self._knows(name.id)), None)
-        if missing is not None:
-            raise StructureError(
-                f"{missing.id} is not known: the structure was found in a graph alone, which holds no weights, or without "
-                "numbers. Expected fmr.locate(run), or a point of a run: read_out(run, site)."
-            )
-        width, dtype = vectors.shape[-1], self.graph[self.end].dtype
-        device = next((weight.device for weight in self.weights.values()), vectors.device)
+        rows = self._rows(vectors, self.graph[self.end].dtype)
         with own_work():
-            rows = vectors.reshape(-1, width).to(device, dtype)
-            read = self._freely(rows)
-            if read is None:
-                read = self._as_recorded(rows)
+            read = self._read(rows, self._through, self.way[-1])
         return read.reshape(*vectors.shape[:-1], *read.shape[1:])
+
+    def frozen(self, vectors: Tensor) -> Frozen:
+        """The logits of vectors (..., width) in float64 as an affine function of these, the scale of the norm held at what
+        each of them has; before what bends them, such as a soft cap (`capped`)."""
+        last = self.linear
+        if last is None:
+            raise StructureError(
+                f"The logits of {self.graph.model} are no sum over what is written to its stream: what lies between "
+                f"{self.end} and {self.way[-1]} is not linear. Expected a norm and a projection."
+            )
+        nodes, live = self._nodes, affine(self.graph, self._nodes, [self.end])
+
+        def through(leaves: Mapping[TensorId, Tensor], held: Held) -> Tensor:
+            def run(start: Tensor) -> dict[TensorId, Tensor]:
+                return run_affine(self.graph, nodes, live, {self.end: start}, self.weights.__getitem__, held())
+
+            read = self._read(leaves[self.end], run, last)
+            return read.reshape(*vectors.shape[:-1], *read.shape[1:])
+
+        return apart(through, {self.end: self._rows(vectors, torch.float64)})
+
+    @property
+    def capped(self) -> bool:
+        """Whether something that bends, such as a soft cap, follows the projection to logits."""
+        return self.linear != self.way[-1]
+
+    @property
+    def linear(self) -> TensorId | None:
+        """The last value on the way that is affine in the stream when the scale of its norm is held: the logits, or what
+        is bent to make them; None where that comes before the projection."""
+        live = affine(self.graph, self._nodes, [self.end])
+        found = [node for node in self._nodes if node.id in live]
+        if found and found[-1].id != self.way[-1] and found[-1].op in ("mul", "div"):
+            found.pop()  # what scales logits for their cap
+        return found[-1].id if found and found[-1].shape[-1] == self.graph[self.way[-1]].shape[-1] else None
 
     @property
     def _nodes(self) -> list[Node]:
         return [self.graph[name] for name in self.way]
 
-    def _knows(self, name: TensorId) -> bool:
-        return name == self.end or name in self.way or name in self.weights
+    def _rows(self, vectors: Tensor, dtype: torch.dtype) -> Tensor:
+        """Vectors as rows where the weights are; all that the way reads beside them must be known."""
+        _check_vectors(self.graph, self.end, vectors)
+        beside = {parent.id for node in self._nodes for parent in node.parents} - {self.end, *self.way}
+        missing = sorted(beside - self.weights.keys())
+        if missing:
+            raise StructureError(
+                f"{missing[0]} is not known: the structure was found in a graph alone, which holds no weights, or without "
+                "numbers. Expected fmr.locate(run), or a point of a run: read_out(run, site)."
+            )
+        device = next((weight.device for weight in self.weights.values()), vectors.device)
+        return vectors.reshape(-1, vectors.shape[-1]).to(device, dtype)
 
     def _through(self, start: Tensor) -> dict[TensorId, Tensor]:
         """Every value of the way when the stream ends with this one."""
@@ -87,25 +125,25 @@ class Readout:
             known[node.id] = _again(self.graph, node, read)
         return known
 
-    def _freely(self, rows: Tensor) -> Tensor | None:
-        """The logits of all rows at once, each an example of one position; None where the way has sizes of its own."""
+    def _read(self, rows: Tensor, through: Through, last: TensorId) -> Tensor:
+        """The value at the end of the way for each row: all at once, each an example of one position, where that has no
+        sizes of its own."""
         lead = self.graph[self.end].shape[:-1]
-        if not lead:
-            return None
         ours = (len(rows), *(1 for _ in lead[1:]))
         try:
-            known = self._through(rows.view(*ours, rows.shape[-1]))
-        except StructureError:
-            return None
-        recorded = ((known[node.id].numel(), math.prod(node.shape)) for node in self._nodes)
+            known = through(rows.view(*ours, rows.shape[-1])) if lead else {}
+        except (RuntimeError, StructureError):
+            return self._as_recorded(rows, through, last)
+        recorded = ((made.numel(), math.prod(self.graph[name].shape)) for name, made in known.items())
         alike = all(made * math.prod(lead) == before * len(rows) for made, before in recorded)
-        logits = known[self.way[-1]]
-        return logits.flatten(0, len(lead) - 1) if alike and logits.shape[: len(lead)] == ours else None
+        if not lead or not alike or known[last].shape[: len(lead)] != ours:
+            return self._as_recorded(rows, through, last)
+        return known[last].flatten(0, len(lead) - 1)
 
-    def _as_recorded(self, rows: Tensor) -> Tensor:
-        """The logits of rows in the shape of the recorded stream, as many at a time as that has; where only one position of
-        it has logits, one for each example, which stands at all its positions."""
-        shape, logits = self.graph[self.end].shape, self.graph[self.way[-1]].shape
+    def _as_recorded(self, rows: Tensor, through: Through, last: TensorId) -> Tensor:
+        """The same in the shape of the recorded stream, as many rows at a time as that has; where only one position of it
+        has logits, one for each example, which stands at all its positions."""
+        shape, logits = self.graph[self.end].shape, self.graph[last].shape
         lead = shape[:-1]
         if logits[: len(lead)] == lead:
             size, rest = math.prod(lead), logits[len(lead) :]
@@ -113,14 +151,14 @@ class Readout:
             size, rest = lead[0], logits[-1:]
         else:
             raise StructureError(
-                f"{self.way[-1]} of {list(logits)} has no logits for each vector of the stream, {list(shape)}, so that "
-                "vectors alone cannot be read out. Expected a point of a run: read_out(run, site)."
+                f"{last} of {list(logits)} has no logits for each vector of the stream, {list(shape)}, so that vectors "
+                "alone cannot be read out. Expected a point of a run: read_out(run, site)."
             )
         found = []
         for part in rows.split(size):
             full = pad(part, (0, 0, 0, size - len(part)))
             start = full.view(shape) if size == math.prod(lead) else full[:, None].expand(shape)
-            found.append(self._through(start)[self.way[-1]].reshape(size, *rest)[: len(part)])
+            found.append(through(start)[last].reshape(size, *rest)[: len(part)])
         return torch.cat(found)
 
     def _weight(self, run: Run | Pass, name: TensorId) -> Tensor:

@@ -13,6 +13,7 @@ from fmr.pictures.notebook import table
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.attention.attention import Attention, Head
+from fmr.structure.frozen import Frozen
 from fmr.structure.logits import Readout
 from fmr.structure.memories.memory import Memory
 from fmr.structure.proof.certificate import Certificate, Rejected, proof
@@ -101,19 +102,35 @@ class Structure:
         through. All is computed in the dtype of the model. One without logits, or whose norms stand on the stream itself
         (post-norm encoders), is a `StructureError`.
         """
-        if isinstance(self.readout, str):
-            raise StructureError(
-                f"Nothing can be read out of {self.model}: {self.readout}. Expected pre-norm layers and logits."
-            )
         if isinstance(run, Tensor) and site is None:
-            return self.readout.of_vectors(run)
+            return self._readout().of_vectors(run)
+        readout = self._readout()
         check_run(run)
         if site is None:
             raise StructureError(
                 "read_out got a run and no site. Expected read_out(run, structure.layers[0].resid_post), or bare vectors."
             )
         assert isinstance(run, (Run, Pass))
-        return self.readout.of(run, site)
+        return readout.of(run, site)
+
+    def frozen(self, vectors: Tensor) -> Frozen:
+        """The logits of vectors (..., width) as a sum over what these are made of, the scale of the final norm held.
+
+        >>> logits = structure.frozen(run[structure.layers[-1].resid_post][:, -1])
+        >>> weights = torch.nn.functional.one_hot(logits.value.argmax(-1), logits.value.shape[-1])
+        >>> (direction,) = logits.back(weights).values()  # what each number of the stream adds to the largest logit
+
+        `value` (..., vocabulary) in float64 is affine in the vectors, `rest` what it is without them. A soft cap of the
+        logits comes after it; where more than a norm and projections lead to the logits, it is a `StructureError`.
+        """
+        return self._readout().frozen(vectors)
+
+    def _readout(self) -> Readout:
+        if isinstance(self.readout, str):
+            raise StructureError(
+                f"Nothing can be read out of {self.model}: {self.readout}. Expected pre-norm layers and logits."
+            )
+        return self.readout
 
     @property
     def roles(self) -> dict[TensorId, str]:
