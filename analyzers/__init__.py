@@ -17,6 +17,8 @@ from analyzers.editing.keys import Covariance, KeyCovariance
 from analyzers.editing.rank_one import RankOneEdit
 from analyzers.editing.scores import EditScores
 from analyzers.heads.clustering import HeadClustering, HeadClusters
+from analyzers.lenses.attribution import LogitAttribution
+from analyzers.lenses.shares import LogitParts
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
 from analyzers.tracing.traces import Traces
@@ -37,6 +39,8 @@ __all__ = [
     "HeadClustering",
     "HeadClusters",
     "KeyCovariance",
+    "LogitAttribution",
+    "LogitParts",
     "PathPatching",
     "RankOneEdit",
     "Traces",

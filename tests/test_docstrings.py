@@ -88,6 +88,8 @@ def shared() -> dict[str, Any]:
             *pairs, fmr.sweeps.logit_diff(right, wrong), edges=0.2, sizes=[], progress=False
         ),
         "effects": patching.run(*pairs, fmr.sweeps.logit_diff(right, wrong), progress=False),
+        "attribution": analyzers.LogitAttribution(model, tokenizer).run(pairs[0], right, wrong),
+        "LogitAttribution": analyzers.LogitAttribution,
         "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
         "HeadClustering": analyzers.HeadClustering, "search": analyzers.CircuitSearch(model, tokenizer),
         "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,

@@ -45,13 +45,22 @@ class Frozen:
     def back(self, weights: Tensor) -> dict[TensorId, Tensor]:
         """How much a weighed sum of the value grows with each number that is given: its gradient, which is constant.
 
-        The sum is that of the gradients times the given numbers, and of the weighed `rest`.
+        The sum is that of the gradients times the given numbers, and of the weighed `rest`. weights: of the shape of the
+        value, or with one more dimension in front for several sums at once, which the gradients have then, too.
         """
+        several = weights.dim() > self.made.dim()
         with own_work(), torch.inference_mode(False), torch.enable_grad():
-            total = (self.made * weights.to(self.made)).sum()
-            found = torch.autograd.grad(total, list(self.given.values()), retain_graph=True, allow_unused=True)
-        pairs = zip(self.given, found, self.given.values(), strict=True)
-        return {name: grad if grad is not None else torch.zeros_like(leaf) for name, grad, leaf in pairs}
+            found = torch.autograd.grad(
+                self.made,
+                list(self.given.values()),
+                weights.to(self.made),
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=several,
+            )
+        lead = weights.shape[:1] if several else ()
+        pairs = zip(self.given.items(), found, strict=True)
+        return {name: leaf.new_zeros(*lead, *leaf.shape) if grad is None else grad for (name, leaf), grad in pairs}
 
 
 def frozen(graph: Graph, end: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> Frozen:

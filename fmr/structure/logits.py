@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -144,12 +145,10 @@ class Readout:
         """The same in the shape of the recorded stream, as many rows at a time as that has; where only one position of it
         has logits, one for each example, which stands at all its positions."""
         shape, logits = self.graph[self.end].shape, self.graph[last].shape
-        lead = shape[:-1]
-        if logits[: len(lead)] == lead:
-            size, rest = math.prod(lead), logits[len(lead) :]
-        elif len(lead) == 2 and math.prod(logits) == lead[0] * logits[-1]:
-            size, rest = lead[0], logits[-1:]
-        else:
+        lead, all_rows = shape[:-1], math.prod(shape[:-1])
+        rest = logits[len(lead) :] if logits[: len(lead)] == lead else logits[-1:]
+        size = all_rows if math.prod(logits) == all_rows * math.prod(rest) else (lead or (1,))[0]
+        if (size == all_rows and not self._keeps_order) or math.prod(logits) != size * math.prod(rest) or len(lead) > 2:
             raise StructureError(
                 f"{last} of {list(logits)} has no logits for each vector of the stream, {list(shape)}, so that vectors "
                 "alone cannot be read out. Expected a point of a run: read_out(run, site)."
@@ -157,9 +156,20 @@ class Readout:
         found = []
         for part in rows.split(size):
             full = pad(part, (0, 0, 0, size - len(part)))
-            start = full.view(shape) if size == math.prod(lead) else full[:, None].expand(shape)
+            start = full.view(shape) if size == all_rows else full[:, None].expand(shape)
             found.append(through(start)[last].reshape(size, *rest)[: len(part)])
         return torch.cat(found)
+
+    @cached_property
+    def _keeps_order(self) -> bool:
+        """Whether the rows of the recorded stream are those of the logits in the same order: turned by one, so are these."""
+        node = self.graph[self.end]
+        draw = torch.Generator().manual_seed(0)
+        device = next((weight.device for weight in self.weights.values()), None)
+        rows = torch.randn(math.prod(node.shape[:-1]), node.shape[-1], generator=draw).to(device, node.dtype)
+        made = [self._through(one.view(node.shape))[self.way[-1]].float() for one in (rows, rows.roll(1, 0))]
+        first, turned = (one.reshape(len(rows), -1) for one in made)
+        return bool((first.roll(1, 0) - turned).abs().max() < 0.1 * first.std())
 
     def _weight(self, run: Run | Pass, name: TensorId) -> Tensor:
         if name in run:

@@ -123,6 +123,32 @@ def test_vectors_are_read_where_the_model_gives_logits_of_its_last_position_alon
     assert torch.allclose(structure.read_out(last), model(ids).logits, atol=1e-6)
 
 
+class Turned(nn.Module):
+    """A model that keeps its positions first, or its tokens as rows, and gives its logits by example."""
+
+    def __init__(self, rows: bool) -> None:
+        super().__init__()
+        self.rows, self.table, self.norm = rows, nn.Embedding(20, 16), nn.LayerNorm(16)
+        self.up, self.down, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids).reshape(-1, 16) if self.rows else self.table(ids.T)
+        x = self.head(self.norm(x + self.down(torch.relu(self.up(x)))))
+        return x.view(*ids.shape, 20) if self.rows else x.transpose(0, 1)
+
+
+def test_rows_are_told_from_positions_that_come_first() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(20, (5, 5))
+    run = fmr.run(Turned(rows=True).eval(), ids)
+    structure = fmr.locate(run)
+    vectors = run[structure.residual.writes[-1].after].detach()
+    assert torch.allclose(structure.read_out(vectors[3:20]), run.output.flatten(0, 1)[3:20], atol=1e-6)
+    turned = fmr.locate(fmr.run(Turned(rows=False).eval(), ids))
+    with pytest.raises(StructureError, match="has no logits for each vector of the stream"):
+        turned.read_out(vectors)
+
+
 def test_gradients_go_through_vectors_and_leave_weights_alone() -> None:
     model, ids = made("Gemma2")
     structure = fmr.locate(fmr.run(model, ids))
