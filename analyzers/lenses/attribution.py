@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fmr
 from analyzers.lenses.backward import Backward, Part, followed
-from analyzers.lenses.opening import Reading, columns_of, mask_of, rows_of
+from analyzers.lenses.opening import Reading, columns_of, mask_of, readout_of, rows_of
 from analyzers.lenses.shares import LogitParts
 from analyzers.prompts import Given, token_ids
 from analyzers.protocol import AnalyzerError
@@ -77,19 +77,17 @@ class LogitAttribution(Reading):
         answers; where all prompts have the same, in those of random tokens.
         """
         given, structure = self._opened(inputs)
+        readout = readout_of(structure)
         with torch.no_grad():
             run = fmr.run(self.model, **given.inputs)
-        end = structure.residual.writes[-1].after
-        states = rows_of(run[end].detach(), len(given), structure.model)
+        states = rows_of(run[readout.end].detach(), len(given), structure.model)
         columns = columns_of(mask_of(given, states.shape[:2]), position).to(states.device)
         logits = structure.frozen(states[torch.arange(len(states)), columns])
-        readout = structure.readout
-        assert isinstance(readout, Readout)
         asked = _answers(right, wrong, logits.value, self.tokenizer)
         others, control = _others(asked, logits.value[0].numel(), seed)
         weights = torch.stack([asked.weights(logits.value), others.weights(logits.value)])
         (directions,) = logits.back(weights).values()
-        parts = list(Backward(structure, run, len(given)).parts(followed(directions, columns, run[end])))
+        parts = list(Backward(structure, run, len(given)).parts(followed(directions, columns, run[readout.end])))
         parts.append(Part("bias", len(structure.layers), (weights * logits.rest).flatten(2).sum(-1)))
         values = torch.cat([_flat(part) for part in parts], 1)
         total = _told(run, readout, columns, weights[0], logits.value, states.shape[1])

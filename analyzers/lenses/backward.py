@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from analyzers.circuits.ways import sources
+from analyzers.lenses.writers import Writers
 from analyzers.protocol import AnalyzerError
 from fmr.errors import StructureError
 from fmr.ids import TensorId
 from fmr.runs.run import Run
 from fmr.structure.frozen import Frozen, frozen
-from fmr.structure.parts import Attention, Memory, Structure
+from fmr.structure.parts import Structure
 from fmr.structure.streams.stream import Write
 
 
@@ -38,11 +38,8 @@ class Backward:
 
     def __init__(self, structure: Structure, run: Run, examples: int) -> None:
         self.structure, self.run, self.graph = structure, run, run.graph.unfused
-        self.writes: Sequence[Write] = structure.residual.writes
-        self.heads: dict[TensorId, Attention] = {block.z.id: block for block in structure.attention}
-        self.memories: dict[TensorId, Memory] = {memory.post.id: memory for memory in structure.mlps}
-        self.points = {name for write in self.writes for name in (write.before, write.after)}
-        self.examples = examples
+        self.writes, self.examples = structure.residual.writes, examples
+        self.writers = Writers(structure, self.graph)
 
     def parts(self, directions: Tensor) -> Iterator[Part]:
         """Each part's share of directions (draws, *stream) at the end of the stream."""
@@ -50,7 +47,7 @@ class Backward:
         for write in reversed(self.writes):
             if later not in (None, write.after):
                 directions, rest = self._between(write.after, later, directions)
-                yield Part("bias", self._layer(write), rest)
+                yield Part("bias", self.writers.layer(write), rest)
             yield from self._written(write, directions)
             later = write.before
         yield Part("embedding", -1, self._by_example(directions * self._value(self.writes[0].before)))
@@ -76,11 +73,8 @@ class Backward:
 
     def _written(self, write: Write, directions: Tensor) -> Iterator[Part]:
         """The heads, memories and biases in what one write adds."""
-        added, layer = write.times * directions, self._layer(write)
-        known = self.heads.keys() | self.memories.keys()
-        made = {write.added} if write.added in known else sources(self.graph, write.added, known | self.points)
-        own = sorted(made & known, key=self.graph.place)
-        kinds = {"attention" if name in self.heads else "mlp" for name in own}
+        added, layer = write.times * directions, self.writers.layer(write)
+        own, besides = self.writers.made_of(write)
         try:
             if not own:
                 raise StructureError("it is made of no attention and no memory that fmr.locate found")
@@ -88,19 +82,19 @@ class Backward:
             found = list(self._single(way, added, layer))
         except StructureError as error:
             whole = self._by_example(added * self._value(write.added))
-            yield Part(kinds.pop() if len(kinds) == 1 else "write", layer, whole, str(error))
+            yield Part(self.writers.kind(write), layer, whole, str(error))
             return
         yield from found
-        yield Part("write" if made & self.points else "bias", layer, self._by_example(added * way.rest))
+        yield Part("write" if besides else "bias", layer, self._by_example(added * way.rest))
 
     def _single(self, way: Frozen, added: Tensor, layer: int) -> Iterator[Part]:
         for name, gradient in way.back(added).items():
             product = gradient * way.given[name].detach()
-            if name in self.heads:
-                block = self.heads[name]
+            if name in self.writers.heads:
+                block = self.writers.heads[name]
                 yield Part("head", layer, self._by_axes(product, block.z.layout or (), "heads", name))
             else:
-                memory = self.memories[name]
+                memory = self.writers.memories[name]
                 layout = list(memory.post.layout or ("examples", "positions", "units")[-product.dim() + 1 :])
                 layout[memory.axis] = "memories"
                 if added.dim() == product.dim() == 3:  # rows of a stream that is one of rows
@@ -118,12 +112,6 @@ class Backward:
             raise StructureError(f"the dimensions of {name} count {', '.join(layout) or 'nothing known'}, not {axis}")
         product = product.movedim((names.index("examples"), names.index(axis)), (1, 2))
         return product.flatten(3).sum(-1) if product.dim() > 3 else product
-
-    def _layer(self, write: Write) -> int:
-        """The number of the layer of this stream that a write belongs to."""
-        place = self.graph.place(write.after)
-        own = [layer for layer in self.structure.layers if layer.resid_post.id in self.points]
-        return sum(self.graph.place(layer.resid_post.id) < place for layer in own)
 
 
 def followed(directions: Tensor, columns: Tensor, stream: Tensor) -> Tensor:

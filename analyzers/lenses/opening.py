@@ -1,6 +1,6 @@
 """What every reading of the stream begins with: prompts, the model's structure, the points of the last stream."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from analyzers.prompts import Given, Prompts, prompts
 from analyzers.protocol import AnalyzerError, real_tokens
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
+from fmr.structure.logits import Readout
 from fmr.structure.parts import Structure
 
 
@@ -40,6 +41,15 @@ def run_with(model: nn.Module, given: Prompts, wanted: Iterable[TensorId]) -> Ru
     names = set(wanted)
     with torch.no_grad():
         return fmr.run(model, keep=lambda node: node.id in names, **given.inputs)
+
+
+def readout_of(structure: Structure) -> Readout:
+    """The way of a model's stream to its logits; `AnalyzerError` where there is none to read earlier points by."""
+    if isinstance(structure.readout, str):
+        raise AnalyzerError(
+            f"Nothing can be read out of {structure.model}: {structure.readout}. Expected pre-norm layers and logits."
+        )
+    return structure.readout
 
 
 def points_of(structure: Structure) -> dict[str, Site]:
@@ -87,3 +97,28 @@ def rows_of(states: Tensor, examples: int, model: str) -> Tensor:
             f"The stream of {model} has shape {list(states.shape)}, expected ({examples}, positions, width)."
         )
     return states
+
+
+def by_position(logits: Tensor, mask: Tensor, model: str) -> Tensor:
+    """Logits as (examples, positions, vocabulary), or of the last position alone."""
+    examples, positions = mask.shape
+    found = logits.reshape(examples, -1, logits.shape[-1])
+    if found.shape[1] not in (positions, 1):
+        raise AnalyzerError(
+            f"The logits of {model} have shape {list(logits.shape)}, expected one distribution for each of {positions} "
+            f"positions of {examples} examples."
+        )
+    return found
+
+
+def labelled(tokens: Sequence[Sequence[str]], mask: Tensor) -> list[list[str]]:
+    """The token at each column of each example, its number where tokens are not those of the mask; nothing on padding.
+
+    >>> labelled([["a", "b"]], torch.tensor([[False, True, True]]))
+    [['', 'a', 'b']]
+    """
+    found = []
+    for own, real in zip(tokens, mask.tolist(), strict=True):
+        left = iter(own if len(own) == sum(real) else map(str, range(sum(real))))
+        found.append([next(left) if one else "" for one in real])
+    return found

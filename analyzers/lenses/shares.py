@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-KINDS = {"embedding": "embedding", "head": "heads", "attention": "attention", "mlp": "memories", "write": "other writes",
+KINDS = {"embedding": "embedding", "head": "heads", "attention": "attention", "mlp": "memories", "block": "whole blocks",
+         "write": "other writes",
          "bias": "biases"}  # fmt: skip
 
 
