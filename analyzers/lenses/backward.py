@@ -96,9 +96,9 @@ class Backward:
             else:
                 memory = self.writers.memories[name]
                 layout = list(memory.post.layout or ("examples", "positions", "units")[-product.dim() + 1 :])
+                if product.shape[1:-1] == added.shape[1:-1]:  # what the stream's dimensions count is known
+                    layout = ["examples*positions", ""] if product.dim() == 3 else ["examples", "positions", ""]
                 layout[memory.axis] = "memories"
-                if added.dim() == product.dim() == 3:  # rows of a stream that is one of rows
-                    layout[0] = "examples*positions"
                 yield Part("mlp", layer, self._by_axes(product, layout, "memories", name))
 
     def _by_axes(self, product: Tensor, layout: Sequence[str], axis: str, name: str) -> Tensor:

@@ -108,9 +108,9 @@ class Decomposition(Stored):
         moved = table["movement"].drop(index=self.names[0]).nlargest(3)
         told = [", ".join(f"{name} {value:+.2f}" for name, value in some.items()) for some in (most, least)]
         written = table["cosine_end"].iloc[1:].abs().mean(), table["other_cosine"].iloc[1:].abs().mean()
+        prompts = f"{len(self.tokens)} prompt{'s' * (len(self.tokens) > 1)}, {int(self.mask.sum())} tokens"
         return (
-            f"Decomposition of the stream of {len(self.tokens)} prompts, {int(self.mask.sum())} tokens, {len(self.names)} "
-            f"parts (error {self.error:.0e})\n"
+            f"Decomposition of the stream of {prompts}, {len(self.names)} parts (error {self.error:.0e})\n"
             f"  shares of its end: {told[0]}; least {told[1]}\n"
             f"  moved most by {', '.join(f'{name} {value:.2f}' for name, value in moved.items())} (change over state)\n"
             f"  cosine with the end {written[0]:.3f}, with the end at another token {written[1]:.3f} (means of sizes)"

@@ -85,7 +85,7 @@ class LogitLens(Reading):
         readout = readout_of(structure)
         points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
         if not points:
-            raise AnalyzerError("sites={}: expected points of the stream by name, or None for every layer.")
+            raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
         run = run_with(self.model, given, [*(site.id for site in points.values()), readout.end, readout.way[-1]])
         states = {name: rows_of(run[site.id].detach(), len(given), structure.model) for name, site in points.items()}
         mask = mask_of(given, rows_of(run[readout.end], len(given), structure.model).shape[:2])
@@ -93,14 +93,7 @@ class LogitLens(Reading):
             by_position(logits.detach(), mask, structure.model)
             for logits in (structure.read_out(run, readout.end), run[readout.way[-1]])
         )
-        read = mask.clone()
-        if position is not None:
-            read &= torch.zeros_like(mask).index_put_(
-                (torch.arange(len(mask)), columns_of(mask, position)), torch.tensor(True)
-            )
-        if said.shape[1] < mask.shape[1]:  # a model that gives the logits of its last position alone
-            read[:, :-1] = False
-        rows = _rows(read, said, answers, self.tokenizer, seed)
+        rows = _rows(_chosen(mask, position, said.shape[1]), said, answers, self.tokenizer, seed)
         readings = Readings(len(points), mask.shape, top)
         for few in rows.split():
             for place, (name, values) in enumerate(states.items()):
@@ -109,7 +102,6 @@ class LogitLens(Reading):
                     structure, name, chosen, few.final if points[name].id == readout.end else None
                 ):
                     readings.note(view, place, few, logits)
-        ids = {*rows.answers.tolist(), *(one for held in readings.top.values() for one in held.unique().tolist())} - {-1}
         answered = torch.full(mask.shape, -1).index_put_((rows.examples.cpu(), rows.columns.cpu()), rows.answers.cpu())
         return Lens(
             points=tuple(points),
@@ -118,7 +110,7 @@ class LogitLens(Reading):
             top=readings.top,
             top_probability=readings.top_probability,
             answers=answered,
-            words={str(one): str(one) if self.tokenizer is None else self.tokenizer.decode([one]) for one in ids},
+            words=_words([answered, *readings.top.values()], self.tokenizer),
             mask=mask,
             control="the answers of other places" if rows.drawn else "random tokens",
             error=float((said - own).abs().max()),
@@ -132,7 +124,7 @@ class LogitLens(Reading):
         *,
         layers: Sequence[int] | None = None,
         steps: int = 50,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 1e-4,
         tokens: int = 64,
         seed: int = 0,
         progress: bool | None = None,
@@ -192,6 +184,22 @@ class LogitLens(Reading):
 
 def _site(key: Key) -> Site:
     return key if isinstance(key, Site) else Site(id_of(key))
+
+
+def _chosen(mask: Tensor, position: int | None, said: int) -> Tensor:
+    """Which places are read, (examples, positions); of a model that gives the logits of its last position, that alone."""
+    read = mask.clone()
+    if position is not None:
+        read &= torch.arange(mask.shape[1]) == columns_of(mask, position)[:, None]
+    if said < mask.shape[1]:
+        read[:, :-1] = False
+    return read
+
+
+def _words(held: Sequence[Tensor], tokenizer: Any) -> dict[str, str]:
+    """The text of every token, by its number; the number itself without a tokenizer."""
+    ids = torch.cat([one.flatten() for one in held]).unique().tolist()
+    return {str(one): str(one) if tokenizer is None else str(tokenizer.decode([one])) for one in ids if one >= 0}
 
 
 def _rows(read: Tensor, said: Tensor, answers: Any, tokenizer: Any, seed: int) -> Rows:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from analyzers.numbers.embed import Floats
 from analyzers.lenses.decomposition import MEASURED, NULLS, WITH_SIGN
 from analyzers.lenses.readings import LENS, MEASURES, NULL, TRANSLATED
+from analyzers.numbers.embed import Floats
 from fmr.pictures.heatmap import INK, PALE, readable
 
 if TYPE_CHECKING:

@@ -151,7 +151,8 @@ class LogitParts(Stored):
     def _lines(self) -> Iterator[str]:
         capped = ", before the soft cap" if self.capped else ""
         kinds = " + ".join(f"{name} {share:.3f}" for name, share in self.by_kind().items())
-        yield f"LogitParts of {len(self.total)} prompts: {self.title}{capped} {float(self.total.mean()):.4f} on average"
+        prompts = f"{len(self.total)} prompt{'s' * (len(self.total) > 1)}"
+        yield f"LogitParts of {prompts}: {self.title}{capped} {float(self.total.mean()):.4f} (mean)"
         yield f"  = {kinds} (error {self.error:.0e}; scales of norms held)"
         if "head" in self.kinds:
             heads = np.array([kind == "head" for kind in self.kinds])

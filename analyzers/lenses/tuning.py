@@ -8,7 +8,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analyzers.lenses.translator import Translator
-from analyzers.protocol import AnalyzerError
 from fmr.structure.parts import Structure
 from fmr.sweeps.bars import hidden
 

@@ -222,7 +222,7 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
         return "it has no residual stream"
     if unembedding is None:
         return "no projection makes logits of the end of its residual stream"
-    if _is_normed_on_its_way(graph, stream):
+    if is_normed_on_its_way(graph, stream):
         return "its norms stand on the stream itself (post-norm), so that none is left to read an earlier point through"
     end = stream.writes[-1].after
     last = _last(graph, graph[unembedding.id], end)
@@ -235,7 +235,7 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
     return Readout(graph, end, tuple(node.id for node in way), weights)
 
 
-def _is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
+def is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
     """Whether the last write of a stream begins with a normalised value of it."""
     if len(stream.writes) < 2:
         return False
