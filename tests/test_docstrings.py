@@ -80,7 +80,11 @@ def shared() -> dict[str, Any]:
         model, tokenizer, texts=[fact.prompt for fact in world.facts()[::3]], prefixes=world.OPENINGS
     )
     edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
+    translator = analyzers.LensTranslator(model, tokenizer).over(batches, progress=False).result(ridge=1e-2)
     return {
+        "translator": translator, "lens": analyzers.LogitLens(model, tokenizer).run("Junel Dunoth grew up in"),
+        "decomposition": analyzers.ResidualDecomposition(model, tokenizer).run("Junel Dunoth grew up in"),
+        "LogitLens": analyzers.LogitLens,
         "tracing": tracing, "traces": traces, "editing": editing, "edit": edit, "covariance": editing.known[0],
         "scores": edit.scores(["The birthplace of Junel Dunoth is"], ["Oskus Stridling speaks"], words=8),
         "clean": pairs[0], "corrupted": pairs[1], "right": right, "wrong": wrong,

@@ -181,7 +181,7 @@ class LensTranslator(Analyzer[Translator]):
         """Count all real tokens of a batch: named arguments, token ids, a text or several.
 
         >>> analyzers.LensTranslator(model, tokenizer).update(texts[:2]).tokens
-        28
+        34
         """
         check_eval(self.model)
         given = prompts(batch, self.model, self.tokenizer)
