@@ -32,8 +32,9 @@ class Translator(Stored):
     >>> translator("1", run[structure.layers[1].resid_post]).shape
     torch.Size([1, 6, 128])
 
-    explained: which share of the variance of the end each map explains on the texts that it was fitted to. `null_maps` and
-    `null_biases` were fitted to ends of other tokens: what is said without knowing the state, with `null_explained`.
+    explained: which share of the variance of the end each map explains, of so many tokens `held_out`, or, where that is 0,
+    of those that it was fitted to. `null_maps` and `null_biases` were fitted to ends of other tokens: what is said without
+    knowing the state, with `null_explained`.
     kl_before, kl_after: of a tuned one, KL to the model's own distribution on held-out text, in nats, by layer.
     """
 
@@ -45,6 +46,7 @@ class Translator(Stored):
     explained: Floats
     null_explained: Floats
     tokens: int
+    held_out: int
     ridge: float
     seed: int
     kl_before: dict[str, float] = field(default_factory=dict)
@@ -86,7 +88,14 @@ class Translator(Stored):
         given, ax = ax is not None, ax or plt.subplots(figsize=(4.2, 2.8), layout="constrained")[1]
         ax.plot(self.points, self.explained, "o-", color="#0072B2", markersize=3, label="fitted")
         ax.plot(self.points, self.null_explained, "x--", color=INK, markersize=3, label="fitted to other tokens")
-        ax.set(xlabel="layer", ylabel="share of variance explained", ylim=(min(0, *self.null_explained) - 0.05, 1.02))
+        where = f"{self.held_out} held-out tokens" if self.held_out else "the tokens fitted to"
+        ax.set(
+            xlabel="layer",
+            ylabel="share of variance explained",
+            title=where,
+            ylim=(min(0.0, *self.null_explained) - 0.05, 1.05),
+        )
+        ax.title.set_fontsize(9)
         ax.set_xticks(ax.get_xticks()[:: max(1, len(self.points) // 10)])
         ax.legend(fontsize=8, frameon=False)
         figure = cast("Figure", ax.figure)
@@ -95,9 +104,10 @@ class Translator(Stored):
     def __repr__(self) -> str:
         how = "tuned by KL from least squares" if self.kl_after else "least squares"
         first, last = self.points[0], self.points[-1]
+        where = f" on {self.held_out} held-out tokens" if self.held_out else " on these"
         return (
             f"Translator of {len(self.points)} layers, {self.maps.shape[-1]} wide, {how} over {self.tokens} tokens, ridge "
-            f"{self.ridge:g}\n  variance of the end explained: {self.explained[0]:.3f} at layer {first}, "
+            f"{self.ridge:g}\n  variance of the end explained{where}: {self.explained[0]:.3f} at layer {first}, "
             f"{self.explained[-1]:.3f} at {last}; fitted to other tokens {self.null_explained.max():.3f} at most"
         )
 
@@ -122,8 +132,8 @@ class Sums:
         pairs = zip(vars(self).values(), vars(more).values(), strict=True)
         return Sums(*(one + two.to(one.device) for one, two in pairs))
 
-    def solve(self, count: int, ridge: float, null: bool = False) -> tuple[Tensor, Tensor, float]:
-        """The map, the bias, and the share of the variance of y that they explain of these tokens.
+    def solve(self, count: int, ridge: float, null: bool = False) -> tuple[Tensor, Tensor]:
+        """The map and the bias with the least squared error.
 
         The ridge is a share of each coordinate's own variance, so that no coordinate's unit counts.
         """
@@ -139,10 +149,14 @@ class Sums:
                 "ridge, such as result(ridge=1e-3)."
             )
         found = torch.cholesky_solve(of_xy, factor)
-        total = (self.yy / count - (self.y / count) ** 2).sum()
-        true = self.xy / count - x[:, None] * (self.y / count)
-        left = total - 2 * (found * true).sum() + (found * (of_x @ found)).sum() + ((y - self.y / count) ** 2).sum()
-        return found, y - x @ found, float(1 - left / total)
+        return found, y - x @ found
+
+    def explained(self, count: int, weight: Tensor, bias: Tensor) -> float:
+        """Which share of the variance of y a map explains of these tokens."""
+        x, y, weight, bias = self.x / count, self.y / count, weight.to(self.x), bias.to(self.x)
+        of_both = 2 * ((weight * (self.xy / count)).sum() + bias @ (y - x @ weight))
+        left = self.yy.sum() / count - of_both + (weight * (self.xx / count @ weight)).sum() + bias @ bias
+        return float(1 - left / (self.yy / count - y**2).sum())
 
 
 class LensTranslator(Analyzer[Translator]):
@@ -237,24 +251,39 @@ class LensTranslator(Analyzer[Translator]):
         self.tokens += other.tokens
         return self
 
-    def result(self, *, ridge: float = 1e-4) -> Translator:
+    def result(self, *, ridge: float = 1e-4, held_out: "LensTranslator | None" = None) -> Translator:
         """The maps for the tokens so far; ridge: the share of its variance that is added to each coordinate's.
 
-        >>> analyzers.LensTranslator(model).update(batches[0]).result(ridge=1e-2)
+        >>> others = analyzers.LensTranslator(model).update(batches[1])
+        >>> analyzers.LensTranslator(model).update(batches[0]).result(ridge=1e-2, held_out=others)
+
+        held_out: one that counted other texts, of which is told how much the maps explain; None tells it of the same texts.
         """
-        if not self.sums:
+        if not self.sums or (held_out is not None and not held_out.sums):
             raise AnalyzerError("No token has been counted yet. Call update(batch) or over(batches) before result().")
-        fitted = [found.solve(self.tokens, ridge) for found in self.sums.values()]
-        nulls = [found.solve(self.tokens, ridge, null=True) for found in self.sums.values()]
+        told = self if held_out is None else held_out
+        if told.sums.keys() != self.sums.keys():
+            raise AnalyzerError(f"held_out counted layers {', '.join(told.sums)}, expected {', '.join(self.sums)}.")
+        fitted = {name: found.solve(self.tokens, ridge) for name, found in self.sums.items()}
+        nulls = {name: found.solve(self.tokens, ridge, null=True) for name, found in self.sums.items()}
+        shares = [
+            np.array([told.sums[name].explained(told.tokens, *made) for name, made in some.items()])
+            for some in (fitted, nulls)
+        ]
         return Translator(
             points=tuple(self.sums),
-            maps=torch.stack([one for one, _, _ in fitted]).float().cpu(),
-            biases=torch.stack([one for _, one, _ in fitted]).float().cpu(),
-            null_maps=torch.stack([one for one, _, _ in nulls]).float().cpu(),
-            null_biases=torch.stack([one for _, one, _ in nulls]).float().cpu(),
-            explained=np.array([share for _, _, share in fitted]),
-            null_explained=np.array([share for _, _, share in nulls]),
+            maps=_stacked(fitted, 0),
+            biases=_stacked(fitted, 1),
+            null_maps=_stacked(nulls, 0),
+            null_biases=_stacked(nulls, 1),
+            explained=shares[0],
+            null_explained=shares[1],
             tokens=self.tokens,
+            held_out=held_out.tokens if held_out is not None else 0,
             ridge=ridge,
             seed=self.seed,
         )
+
+
+def _stacked(made: dict[str, tuple[Tensor, Tensor]], place: int) -> Tensor:
+    return torch.stack([one[place] for one in made.values()]).float().cpu()

@@ -67,7 +67,8 @@ def rows(texts: list[str], tokenizer: Any, length: int = 64, most: int = 6000) -
 
 def fitted(model: nn.Module, tokenizer: Any, batches: list[Any], what: str) -> Translator:
     start = time.perf_counter()
-    found = LensTranslator(model, tokenizer).over(batches, progress=False).result()
+    others = LensTranslator(model, tokenizer).over(batches[-2:], progress=False)
+    found = LensTranslator(model, tokenizer).over(batches[:-2], progress=False).result(held_out=others)
     print(f"{what}: {found.tokens} tokens, {time.perf_counter() - start:.0f} s\n  {repr(found).splitlines()[1].strip()}")
     return found
 

@@ -154,6 +154,11 @@ def test_the_map_is_the_least_squares_of_all_tokens_at_once(loaded: tuple[nn.Mod
     assert fitted.tokens == len(x)
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
     assert float(mine.explained[1]) == pytest.approx(1 - errors[0] / float(y.var(0, correction=0).mean()), abs=1e-4)
+    others = LensTranslator(*loaded).update(HELD)
+    held = fitted.result(ridge=1e-2, held_out=others)
+    assert 0 < float(held.explained[1]) < float(mine.explained[1])
+    assert float(held.null_explained[1]) < 0.1
+    assert f"on {others.tokens} held-out tokens" in repr(held)
 
 
 def test_training_lowers_the_divergence_on_texts_that_it_did_not_see(
@@ -226,6 +231,8 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
     shard = LensTranslator(model, tokenizer, layers=[0]).update(TEXTS[:2])
     with pytest.raises(AnalyzerError, match=r"merge of maps from 0 to .*expected the same model and settings"):
         shard.merge(fitted)
+    with pytest.raises(AnalyzerError, match=r"held_out counted layers 0, expected 0, 1, 2"):
+        fitted.result(held_out=shard)
     with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer"):
         LogitLens(model).run("Junel")
 
