@@ -101,8 +101,8 @@ def read(lens: LogitLens, prompts: list[str]) -> int:
             claimed(f"at layer 25 {ten['lens']:.2f} of answers are in the top ten raw, {ten['translated']:.2f} translated",
                     ten["lens"] <= 0.5 and ten["translated"] >= 0.9),
             claimed(f"and {ten['null']:.2f} through maps fitted to other tokens", ten["null"] <= 0.1),
-            claimed("answers of other prompts are not lifted: more than 50 tokens above them",
-                    float(table.loc[("25", "translated"), "rank of others"]) > 50),
+            claimed("answers of other prompts are not lifted: more than 20 tokens above them",
+                    float(table.loc[("25", "translated"), "rank of others"]) > 20),
         )
     )  # fmt: skip
 
