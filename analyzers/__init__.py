@@ -17,6 +17,12 @@ from analyzers.editing.keys import Covariance, KeyCovariance
 from analyzers.editing.rank_one import RankOneEdit
 from analyzers.editing.scores import EditScores
 from analyzers.heads.clustering import HeadClustering, HeadClusters
+from analyzers.lenses.attribution import LogitAttribution
+from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
+from analyzers.lenses.lens import LogitLens
+from analyzers.lenses.readings import Lens
+from analyzers.lenses.shares import LogitParts
+from analyzers.lenses.translator import LensTranslator, Translator
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
 from analyzers.tracing.traces import Traces
@@ -31,14 +37,22 @@ __all__ = [
     "Circuit",
     "CircuitSearch",
     "Covariance",
+    "Decomposition",
     "EditScores",
     "Effects",
     "FactEdit",
     "HeadClustering",
     "HeadClusters",
     "KeyCovariance",
+    "Lens",
+    "LensTranslator",
+    "LogitAttribution",
+    "LogitLens",
+    "LogitParts",
     "PathPatching",
     "RankOneEdit",
+    "ResidualDecomposition",
     "Traces",
+    "Translator",
     "sentences",
 ]

@@ -80,7 +80,11 @@ def shared() -> dict[str, Any]:
         model, tokenizer, texts=[fact.prompt for fact in world.facts()[::3]], prefixes=world.OPENINGS
     )
     edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
+    translator = analyzers.LensTranslator(model, tokenizer).over(batches, progress=False).result(ridge=1e-2)
     return {
+        "translator": translator, "lens": analyzers.LogitLens(model, tokenizer).run("Junel Dunoth grew up in"),
+        "decomposition": analyzers.ResidualDecomposition(model, tokenizer).run("Junel Dunoth grew up in"),
+        "LogitLens": analyzers.LogitLens,
         "tracing": tracing, "traces": traces, "editing": editing, "edit": edit, "covariance": editing.known[0],
         "scores": edit.scores(["The birthplace of Junel Dunoth is"], ["Oskus Stridling speaks"], words=8),
         "clean": pairs[0], "corrupted": pairs[1], "right": right, "wrong": wrong,
@@ -88,6 +92,8 @@ def shared() -> dict[str, Any]:
             *pairs, fmr.sweeps.logit_diff(right, wrong), edges=0.2, sizes=[], progress=False
         ),
         "effects": patching.run(*pairs, fmr.sweeps.logit_diff(right, wrong), progress=False),
+        "attribution": analyzers.LogitAttribution(model, tokenizer).run(pairs[0], right, wrong),
+        "LogitAttribution": analyzers.LogitAttribution,
         "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
         "HeadClustering": analyzers.HeadClustering, "search": analyzers.CircuitSearch(model, tokenizer),
         "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,

@@ -12,7 +12,19 @@ from engine import row
 from timing import cpu_seconds
 
 import fmr
-from analyzers import ActivationPatching, AttributionPatching, CausalTracing, CircuitSearch, PathPatching
+from analyzers import (
+    ActivationPatching,
+    AttributionPatching,
+    CausalTracing,
+    CircuitSearch,
+    LensTranslator,
+    LogitAttribution,
+    LogitLens,
+    PathPatching,
+    ResidualDecomposition,
+    sentences,
+)
+from analyzers.prompts import prompts
 from fmr.sweeps import logit_diff
 
 PEOPLE = [("Mary", "John"), ("Alice", "Bob"), ("Tom", "James"), ("Sarah", "Peter"),
@@ -74,6 +86,28 @@ def main() -> None:
     one = {"progress": False, "answer": ANSWER}
     what = f"causal tracing, {long}, with controls"
     counted(what, lambda: tracing.run(FACT, SUBJECT, **one), lambda: forward(model, fact), "65")
+    readings(model, tokenizer, clean, inputs)
+
+
+def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: dict[str, torch.Tensor]) -> None:
+    """What the stream says, who wrote it, and maps to its end."""
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    right, wrong = ([f" {pair[place]}" for pair in PEOPLE] for place in (0, 1))
+    lens, shares = LogitLens(model, tokenizer), LogitAttribution(model, tokenizer)
+    parts, maps = ResidualDecomposition(model, tokenizer), LensTranslator(model, tokenizer)
+    texts = sentences()[:32]
+    tokens = dict(tokenizer(texts, return_tensors="pt", padding=True))
+    for one in (lens, shares, parts):
+        one._located(prompts(clean, model, tokenizer))
+    maps.update(texts[:2])
+
+    def batch() -> object:
+        return forward(model, inputs)
+
+    counted("logit lens, 30 layers at the last position", lambda: lens.run(clean, position=-1), batch, "")
+    counted("logits of names as sums over 270 heads", lambda: shares.run(clean, right, wrong), batch, "")
+    counted("who wrote what, 61 parts", lambda: parts.run(clean), batch, "")
+    counted("29 translators and their nulls, streamed", lambda: maps.update(texts), lambda: forward(model, tokens), "")
 
 
 if __name__ == "__main__":

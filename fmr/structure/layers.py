@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.structure.logits import is_normed_on_its_way
 from fmr.structure.normal.match import MOVES, above, below, depends_on
 from fmr.structure.parts import Attention, Layer, Memory
 from fmr.structure.streams.stream import Stream, Write
@@ -50,7 +51,7 @@ def find_layers(
             for write, names in zip(residual.writes, residual.writers, strict=True)
         ]
         groups = list(_groups(steps, lists))
-        posts = [*(group[0].write.before for group in groups[1:]), *(_post(residual) for _ in groups[-1:])]
+        posts = [*(group[0].write.before for group in groups[1:]), *(_post(graph, residual) for _ in groups[-1:])]
         pairs = zip(groups, posts, strict=True)
         found += [_layer(graph, group, post) for group, post in pairs if any(step.kinds for step in group)]
     return sorted(found, key=lambda layer: graph.place(layer.resid_post))
@@ -78,10 +79,10 @@ def _reads_late(graph: Graph, step: _Step) -> bool:
     return any(depends_on(graph, memory.source, step.write.before) for memory in step.memories)
 
 
-def _post(stream: Stream) -> TensorId:
+def _post(graph: Graph, stream: Stream) -> TensorId:
     """The stream after its last layer: where a norm stands on the stream itself, its normalised value."""
-    normed = len(stream.writes) > 1 and stream.writes[-1].before != stream.writes[-2].after
-    return stream.final_norm if normed and stream.final_norm else stream.writes[-1].after
+    normed = stream.final_norm if is_normed_on_its_way(graph, stream) else None
+    return normed or stream.writes[-1].after
 
 
 def _entries(module: str) -> list[str]:

@@ -1,9 +1,13 @@
 """From the residual stream to logits: the model's own final norm and unembedding, run again from any point of the stream."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fmr.errors import IdError, StructureError
 from fmr.graph.execute import execute, overwritten
@@ -13,12 +17,19 @@ from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
+from fmr.structure.frozen import Frozen, Held, affine, apart, run_affine
 from fmr.structure.normal.match import CLAMPS, MOVES, NORMS, STATISTICS, below, between, depends_on, is_constant, settled
 from fmr.structure.proof.evaluate import Values, graph_of, own_work
 from fmr.structure.streams.stream import Stream
 
 _SCALES = MOVES | CLAMPS | frozenset("add sub mul div tanh neg".split())
 """What may be done to logits before they are returned: a bias, a scale, a soft cap, a cast."""
+
+Through = Callable[[Tensor], Mapping[TensorId, Tensor]]
+"""Runs the way from the end of the stream: every value on it."""
+
+_JOINS = frozenset(["cat", "stack"])
+"""What puts the logits of several heads together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +59,118 @@ class Readout:
             return Site(self.way[-1], key.positions, examples=key.examples, layout=key.layout).of(known[self.way[-1]])
         return known[self.way[-1]]
 
+    def of_vectors(self, vectors: Tensor) -> Tensor:
+        """The logits of vectors (..., width) that no run holds, (..., vocabulary), as if the stream had ended with each."""
+        rows = self._rows(vectors, self.graph[self.end].dtype)
+        with own_work():
+            read = self._read(rows, self._through, self.way[-1])
+        return read.reshape(*vectors.shape[:-1], *read.shape[1:])
+
+    def frozen(self, vectors: Tensor) -> Frozen:
+        """The logits of vectors (..., width) in float64 as an affine function of these, the scale of the norm held at what
+        each of them has; before what bends them, such as a soft cap (`capped`)."""
+        last = self.linear
+        if last is None:
+            raise StructureError(
+                f"The logits of {self.graph.model} are no sum over what is written to its stream: what lies between "
+                f"{self.end} and {self.way[-1]} is not linear. Expected a norm and a projection."
+            )
+        nodes, live = self._nodes, affine(self.graph, self._nodes, [self.end])
+
+        def through(leaves: Mapping[TensorId, Tensor], held: Held) -> Tensor:
+            def run(start: Tensor) -> dict[TensorId, Tensor]:
+                return run_affine(self.graph, nodes, live, {self.end: start}, self.weights.__getitem__, held())
+
+            read = self._read(leaves[self.end], run, last)
+            return read.reshape(*vectors.shape[:-1], *read.shape[1:])
+
+        return apart(through, {self.end: self._rows(vectors, torch.float64)})
+
+    @property
+    def capped(self) -> bool:
+        """Whether something that bends, such as a soft cap, follows the projection to logits."""
+        return self.linear != self.way[-1]
+
+    @property
+    def linear(self) -> TensorId | None:
+        """The last value on the way that is affine in the stream when the scale of its norm is held: the logits, or what
+        is bent to make them; None where that comes before the projection."""
+        live = affine(self.graph, self._nodes, [self.end])
+        found = [node for node in self._nodes if node.id in live]
+        if found and found[-1].id != self.way[-1] and found[-1].op in ("mul", "div"):
+            found.pop()  # what scales logits for their cap
+        return found[-1].id if found and found[-1].shape[-1] == self.graph[self.way[-1]].shape[-1] else None
+
+    @property
+    def _nodes(self) -> list[Node]:
+        return [self.graph[name] for name in self.way]
+
+    def _rows(self, vectors: Tensor, dtype: torch.dtype) -> Tensor:
+        """Vectors as rows where the weights are; all that the way reads beside them must be known."""
+        _check_vectors(self.graph, self.end, vectors)
+        beside = {parent.id for node in self._nodes for parent in node.parents} - {self.end, *self.way}
+        missing = sorted(beside - self.weights.keys())
+        if missing:
+            raise StructureError(
+                f"{missing[0]} is not known: the structure was found in a graph alone, which holds no weights, or without "
+                "numbers. Expected fmr.locate(run), or a point of a run: read_out(run, site)."
+            )
+        device = next((weight.device for weight in self.weights.values()), vectors.device)
+        return vectors.reshape(-1, vectors.shape[-1]).to(device, dtype)
+
+    def _through(self, start: Tensor) -> dict[TensorId, Tensor]:
+        """Every value of the way when the stream ends with this one."""
+        known = {self.end: start}
+        for node in self._nodes:
+            read = {p.id: known[p.id] if p.id in known else self.weights[p.id].detach() for p in node.parents}
+            known[node.id] = _again(self.graph, node, read)
+        return known
+
+    def _read(self, rows: Tensor, through: Through, last: TensorId) -> Tensor:
+        """The value at the end of the way for each row: all at once, each an example of one position, where that has no
+        sizes of its own."""
+        lead = self.graph[self.end].shape[:-1]
+        ours = (len(rows), *(1 for _ in lead[1:]))
+        try:
+            known = through(rows.view(*ours, rows.shape[-1])) if lead else {}
+        except (RuntimeError, StructureError):
+            return self._as_recorded(rows, through, last)
+        recorded = ((made.numel(), math.prod(self.graph[name].shape)) for name, made in known.items())
+        alike = all(made * math.prod(lead) == before * len(rows) for made, before in recorded)
+        if not lead or not alike or known[last].shape[: len(lead)] != ours:
+            return self._as_recorded(rows, through, last)
+        return known[last].flatten(0, len(lead) - 1)
+
+    def _as_recorded(self, rows: Tensor, through: Through, last: TensorId) -> Tensor:
+        """The same in the shape of the recorded stream, as many rows at a time as that has; where only one position of it
+        has logits, one for each example, which stands at all its positions."""
+        shape, logits = self.graph[self.end].shape, self.graph[last].shape
+        lead, all_rows = shape[:-1], math.prod(shape[:-1])
+        rest = logits[len(lead) :] if logits[: len(lead)] == lead else logits[-1:]
+        size = all_rows if math.prod(logits) == all_rows * math.prod(rest) else (lead or (1,))[0]
+        if (size == all_rows and not self._keeps_order) or math.prod(logits) != size * math.prod(rest) or len(lead) > 2:
+            raise StructureError(
+                f"{last} of {list(logits)} has no logits for each vector of the stream, {list(shape)}, so that vectors "
+                "alone cannot be read out. Expected a point of a run: read_out(run, site)."
+            )
+        found = []
+        for part in rows.split(size):
+            full = pad(part, (0, 0, 0, size - len(part)))
+            start = full.view(shape) if size == all_rows else full[:, None].expand(shape)
+            found.append(through(start)[last].reshape(size, *rest)[: len(part)])
+        return torch.cat(found)
+
+    @cached_property
+    def _keeps_order(self) -> bool:
+        """Whether the rows of the recorded stream are those of the logits in the same order: turned by one, so are these."""
+        node = self.graph[self.end]
+        draw = torch.Generator().manual_seed(0)
+        device = next((weight.device for weight in self.weights.values()), None)
+        rows = torch.randn(math.prod(node.shape[:-1]), node.shape[-1], generator=draw).to(device, node.dtype)
+        made = [self._through(one.view(node.shape))[self.way[-1]].float() for one in (rows, rows.roll(1, 0))]
+        first, turned = (one.reshape(len(rows), -1) for one in made)
+        return bool((first.roll(1, 0) - turned).abs().max() < 0.1 * first.std())
+
     def _weight(self, run: Run | Pass, name: TensorId) -> Tensor:
         if name in run:
             return run[name]
@@ -70,6 +193,16 @@ def _check(graph: Graph, name: TensorId, start: TensorId, key: Key) -> None:
         raise StructureError(f"{key!r} is a part of a vector, which has no logits: expected positions or examples.")
 
 
+def _check_vectors(graph: Graph, end: TensorId, vectors: Tensor) -> None:
+    """Whether vectors have the width of the stream."""
+    width = graph[end].shape[-1]
+    if not vectors.is_floating_point() or vectors.shape[-1:] != (width,):
+        raise StructureError(
+            f"Vectors of {vectors.dtype} and shape {list(vectors.shape)}: expected numbers of shape (..., {width}), "
+            f"as wide as the residual stream {end}."
+        )
+
+
 def _again(graph: Graph, node: Node, read: Mapping[TensorId, Tensor]) -> Tensor:
     """The result of a node, in the model's own dtype."""
     try:
@@ -89,9 +222,10 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
         return "it has no residual stream"
     if unembedding is None:
         return "no projection makes logits of the end of its residual stream"
-    if _is_normed_on_its_way(graph, stream):
+    if is_normed_on_its_way(graph, stream):
         return "its norms stand on the stream itself (post-norm), so that none is left to read an earlier point through"
-    end, last = stream.writes[-1].after, _last(graph, graph[unembedding.id])
+    end = stream.writes[-1].after
+    last = _last(graph, graph[unembedding.id], end)
     way = [node for node in between(graph, end, last.id) if depends_on(graph, node.id, end)]
     beside = {parent.id for node in way for parent in node.parents} - {end, *(node.id for node in way)}
     fed = next((name for name in sorted(beside) if not is_constant(graph, name)), None)
@@ -101,7 +235,7 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
     return Readout(graph, end, tuple(node.id for node in way), weights)
 
 
-def _is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
+def is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
     """Whether the last write of a stream begins with a normalised value of it."""
     if len(stream.writes) < 2:
         return False
@@ -109,12 +243,14 @@ def _is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
     return any(node.op in NORMS | STATISTICS for node in inside)
 
 
-def _last(graph: Graph, unembedding: Node) -> Node:
-    """The logits as the model returns them: scaled and capped; as they were projected where they are not returned."""
+def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node:
+    """The logits as the model returns them: scaled, capped, and those of several heads put together; as they were projected
+    where they are not returned."""
 
     def goes_on(node: Node) -> bool:
-        others = sum(not is_constant(graph, parent.id) for parent in node.parents)
-        return node.op in _SCALES and others == 1
+        others = [parent.id for parent in node.parents if not is_constant(graph, parent.id)]
+        joins = node.op in _JOINS and all(depends_on(graph, name, end) for name in others)
+        return joins or (node.op in _SCALES and len(others) == 1)
 
     returned = set(ids_in(graph.scopes[0].output)) if graph.scopes else set()
     lower = [node for node, _ in below(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]

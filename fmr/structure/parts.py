@@ -13,6 +13,7 @@ from fmr.pictures.notebook import table
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.attention.attention import Attention, Head
+from fmr.structure.frozen import Frozen
 from fmr.structure.logits import Readout
 from fmr.structure.memories.memory import Memory
 from fmr.structure.proof.certificate import Certificate, Rejected, proof
@@ -89,21 +90,47 @@ class Structure:
             )
         return self.streams[-1]
 
-    def read_out(self, run: Run | Pass, site: Key) -> Tensor:
+    def read_out(self, run: Run | Pass | Tensor, site: Key | None = None) -> Tensor:
         """The logits of any point of the residual stream: through the model's own final norm, unembedding, scales and caps.
 
         >>> structure.read_out(run, structure.layers[2].resid_post).argmax(-1)
+        >>> structure.read_out(structure.mlps[2].memory(7)[1]).topk(5)
 
         run: one that kept the point; `fmr.run(model, keep=[site], **inputs)` is enough. site: a point of the stream, or any
-        value of its shape; a site with positions or examples gives the logits of these. All is computed in the dtype of the
-        model. One without logits, or whose norms stand on the stream itself (post-norm encoders), is a `StructureError`.
+        value of its shape; a site with positions or examples gives the logits of these. In place of both, bare vectors
+        (..., width) give logits (..., vocabulary) with the weights of the run where the structure was located; gradients go
+        through. All is computed in the dtype of the model. One without logits, or whose norms stand on the stream itself
+        (post-norm encoders), is a `StructureError`.
         """
+        if isinstance(run, Tensor) and site is None:
+            return self._readout().of_vectors(run)
+        readout = self._readout()
+        check_run(run)
+        if site is None:
+            raise StructureError(
+                "read_out got a run and no site. Expected read_out(run, structure.layers[0].resid_post), or bare vectors."
+            )
+        assert isinstance(run, (Run, Pass))
+        return readout.of(run, site)
+
+    def frozen(self, vectors: Tensor) -> Frozen:
+        """The logits of vectors (..., width) as a sum over what these are made of, the scale of the final norm held.
+
+        >>> logits = structure.frozen(run[structure.layers[-1].resid_post][:, -1])
+        >>> weights = torch.nn.functional.one_hot(logits.value.argmax(-1), logits.value.shape[-1])
+        >>> (direction,) = logits.back(weights).values()  # what each number of the stream adds to the largest logit
+
+        `value` (..., vocabulary) in float64 is affine in the vectors, `rest` what it is without them. A soft cap of the
+        logits comes after it; where more than a norm and projections lead to the logits, it is a `StructureError`.
+        """
+        return self._readout().frozen(vectors)
+
+    def _readout(self) -> Readout:
         if isinstance(self.readout, str):
             raise StructureError(
                 f"Nothing can be read out of {self.model}: {self.readout}. Expected pre-norm layers and logits."
             )
-        check_run(run)
-        return self.readout.of(run, site)
+        return self.readout
 
     @property
     def roles(self) -> dict[TensorId, str]:

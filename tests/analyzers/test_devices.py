@@ -15,8 +15,12 @@ from analyzers import (
     CausalTracing,
     CircuitSearch,
     HeadClustering,
+    LensTranslator,
+    LogitAttribution,
+    LogitLens,
     PathPatching,
     RankOneEdit,
+    ResidualDecomposition,
 )
 from fmr.sweeps import logit_diff
 from fmr.zoo import world
@@ -95,3 +99,23 @@ def test_a_fact_is_edited_and_put_back_to_the_bit(device: str) -> None:
         }
         assert tokenizer.decode(model(**inputs).logits[0, -1].argmax()) == "Oranby"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_the_stream_is_read_and_taken_apart_alike(device: str, dtype: torch.dtype) -> None:
+    """A lens with its translator, logits as a sum over parts, and who wrote what."""
+    texts, right = TEXTS[0], [gift.answer for gift in GIFTS]
+    found, plain = [], []
+    for where, held in (((device, dtype), found), (("cpu", torch.float64), plain)):
+        model, tokenizer = loaded(*where)
+        translator = LensTranslator(model, tokenizer).update([fact.prompt for fact in world.facts()[:64]]).result(ridge=0.1)
+        lens = LogitLens(model, tokenizer, translator).run(texts, right, position=-1)
+        assert lens.error == 0.0
+        shares, parts = (
+            LogitAttribution(model, tokenizer).run(texts, right),
+            ResidualDecomposition(model, tokenizer).run(texts),
+        )
+        held += [lens.probability[view][lens.probability[view] >= 0] for view in lens.views]
+        held += [shares.shares / float(shares.total.abs().mean()), parts.share.nan_to_num()]
+    for one, other in zip(found, plain, strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=NEAR[dtype])

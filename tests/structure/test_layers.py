@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -186,3 +187,11 @@ def test_the_stream_goes_on_from_layer_to_layer() -> None:
     one, two, three = structure.layers
     assert (one.resid_post, two.resid_post) == (two.resid_pre, three.resid_pre)
     assert [layer.resid_mid and layer.resid_mid.id for layer in structure.layers] == ["0/add#0", "1/add#1", "2/add#1"]
+
+
+def test_a_stream_that_is_reshaped_between_two_writes_ends_before_its_final_norm() -> None:
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "ffn_dim": 48, "vocab_size": 40}
+    model = transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, word_embed_proj_dim=32)).eval()
+    structure = fmr.locate(fmr.run(model, torch.randint(3, 40, (2, 7))))
+    assert structure.layers[-1].resid_post.id == structure.residual.writes[-1].after

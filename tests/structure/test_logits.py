@@ -97,3 +97,106 @@ def test_the_path_of_a_layer_reads_as_what_it_returned() -> None:
     model, ids = made("Llama")
     run = fmr.run(model, ids)
     assert torch.equal(fmr.locate(run).read_out(run, "model.layers.1"), run.output.logits)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "gpt2", "t5", "whisper", "mamba"])
+def test_bare_vectors_read_as_the_points_that_hold_them(name: str) -> None:
+    """GPT-2's own code writes the sizes of its batch into a view on the way: vectors go through it as many at a time."""
+    model, args, kwargs = (*made(name), {}) if name in MODELS else build(name)
+    run = fmr.run(model, *(args if isinstance(args, tuple) else (args,)), **kwargs)
+    structure = fmr.locate(run)
+    point = structure.residual.writes[-1].after
+    vectors, logits = run[point].detach(), structure.read_out(run, point)
+    assert torch.allclose(structure.read_out(vectors), logits, atol=1e-6)
+    assert torch.allclose(structure.read_out(vectors[0, 0]), logits[0, 0], atol=1e-6)
+    many = vectors.flatten(0, 1).repeat(3, 1)[:-1][:, None]
+    assert torch.allclose(structure.read_out(many), logits.flatten(0, 1).repeat(3, 1)[:-1, None], atol=1e-6)
+    assert structure.read_out(vectors[:0]).shape == (0, *logits.shape[1:])
+
+
+def test_vectors_are_read_where_the_model_gives_logits_of_its_last_position_alone() -> None:
+    model, ids = made("Llama")
+    run = fmr.run(model, ids, logits_to_keep=1)
+    structure = fmr.locate(run)
+    last = run[structure.layers[-1].resid_post]
+    assert torch.allclose(structure.read_out(last)[:, -1:], run.output.logits, atol=1e-6)
+    assert torch.allclose(structure.read_out(last), model(ids).logits, atol=1e-6)
+
+
+class Turned(nn.Module):
+    """A model that keeps its positions first, or its tokens as rows, and gives its logits by example."""
+
+    def __init__(self, rows: bool) -> None:
+        super().__init__()
+        self.rows, self.table, self.norm = rows, nn.Embedding(20, 16), nn.LayerNorm(16)
+        self.up, self.down, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids).reshape(-1, 16) if self.rows else self.table(ids.T)
+        x = self.head(self.norm(x + self.down(torch.relu(self.up(x)))))
+        return x.view(*ids.shape, 20) if self.rows else x.transpose(0, 1)
+
+
+def test_rows_are_told_from_positions_that_come_first() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(20, (5, 5))
+    run = fmr.run(Turned(rows=True).eval(), ids)
+    structure = fmr.locate(run)
+    vectors = run[structure.residual.writes[-1].after].detach()
+    assert torch.allclose(structure.read_out(vectors[3:20]), run.output.flatten(0, 1)[3:20], atol=1e-6)
+    turned = fmr.locate(fmr.run(Turned(rows=False).eval(), ids))
+    with pytest.raises(StructureError, match="has no logits for each vector of the stream"):
+        turned.read_out(vectors)
+
+
+def test_gradients_go_through_vectors_and_leave_weights_alone() -> None:
+    model, ids = made("Gemma2")
+    structure = fmr.locate(fmr.run(model, ids))
+    vectors = torch.randn(3, 32, requires_grad=True)
+    structure.read_out(vectors)[:, 5].sum().backward()
+    assert vectors.grad is not None
+    assert bool(vectors.grad.any())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+class Codebooks(nn.Module):
+    """A stream of which several heads make logits, by one projection or by several."""
+
+    def __init__(self, joint: bool) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(20, 16), nn.LayerNorm(16)
+        self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.heads = nn.ModuleList([nn.Linear(16, 60)] if joint else [nn.Linear(16, 20) for _ in range(3)])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        x = self.norm(x + self.down(torch.relu(self.up(x))))
+        if len(self.heads) == 1:
+            return self.heads[0](x).unflatten(-1, (3, 20))
+        return torch.stack([head(x) for head in self.heads], -2)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_several_heads_are_read_as_the_model_returns_them(joint: bool) -> None:
+    torch.manual_seed(0)
+    model, ids = Codebooks(joint).eval(), torch.randint(20, (2, 5))
+    run = fmr.run(model, ids)
+    structure = fmr.locate(run)
+    point = structure.residual.writes[-1].after
+    assert run.output.shape == (2, 5, 3, 20)
+    assert torch.equal(structure.read_out(run, point), run.output)
+    assert torch.allclose(structure.read_out(run[point].detach()), run.output, atol=1e-6)
+
+
+def test_vectors_that_no_weights_are_known_for_or_of_another_width_are_refused() -> None:
+    model, ids = made("Llama")
+    run = fmr.run(model, ids)
+    structure = fmr.locate(run)
+    with pytest.raises(StructureError, match=r"shape \[3, 31\]: expected numbers of shape \(\.\.\., 32\), as wide as"):
+        structure.read_out(torch.zeros(3, 31))
+    with pytest.raises(StructureError, match=r"Vectors of torch.int64 .*expected numbers"):
+        structure.read_out(ids)
+    with pytest.raises(StructureError, match=r"found in a graph alone, which holds no weights.*Expected fmr.locate\(run\)"):
+        fmr.locate(run.graph).read_out(torch.zeros(32))
+    with pytest.raises(StructureError, match=r"a run and no site. Expected read_out\(run, structure.layers"):
+        structure.read_out(run)

@@ -32,10 +32,10 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     of the largest, of what is sorted. Everything is computed in float64.
     """
     first = min(given, key=graph.place)
-    known = {name: _double(tensor) for name, tensor in given.items()}
+    known = {name: double(tensor) for name, tensor in given.items()}
     for node in between(graph, first, target, lambda node: node.id not in given):
         if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
-            tensors = {p.id: known[p.id] if p.id in known else _double(value(p.id)) for p in node.parents}
+            tensors = {p.id: known[p.id] if p.id in known else double(value(p.id)) for p in node.parents}
             if node.op == ALIAS:
                 known[node.id] = overwritten(graph.__getitem__, node, tensors, in_double)
             else:
@@ -79,7 +79,8 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.dequantize() if quantised else tensor
 
 
-def _double(tensor: Tensor) -> Tensor:
+def double(tensor: Tensor) -> Tensor:
+    """A tensor in numbers of double precision, apart from its history; whole numbers and truth values as they are."""
     numbers = plain(tensor).detach()
     return numbers.to(torch.float64) if numbers.is_floating_point() else numbers
 

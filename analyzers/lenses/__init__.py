@@ -1,0 +1,1 @@
+"""What the residual stream says on its way: read out at each layer, taken apart by who wrote it, and translated."""

@@ -1,0 +1,169 @@
+"""Direct logit attribution: which part of the model wrote the answer's logit."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fmr
+from analyzers.lenses.backward import Backward, Part, followed
+from analyzers.lenses.opening import Reading, columns_of, mask_of, readout_of, rows_of
+from analyzers.lenses.shares import LogitParts
+from analyzers.prompts import Given, token_ids
+from analyzers.protocol import AnalyzerError
+from fmr.runs.run import Run
+from fmr.structure.logits import Readout
+from fmr.structure.proof.certificate import tolerance_of
+from fmr.sweeps.metrics import token_ids as one_each
+
+
+class Answers(NamedTuple):
+    """A right token for each example, and a wrong one or none."""
+
+    right: Tensor
+    wrong: Tensor | None
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """How much of each logit, (examples, ...), is counted: 1 of the right one, -1 of the wrong one."""
+        found = torch.zeros_like(logits).flatten(1)
+        rows = torch.arange(len(found), device=found.device)
+        found[rows, self.right] += 1
+        if self.wrong is not None:
+            found[rows, self.wrong] -= 1
+        return found.view_as(logits)
+
+    @property
+    def pairs(self) -> Tensor:
+        """(examples, 1 or 2)."""
+        return torch.stack([self.right, *([self.wrong] if self.wrong is not None else [])], 1)
+
+
+class LogitAttribution(Reading):
+    """How much of a logit, or of the difference of two, each head, each memory and the embedding wrote directly.
+
+    >>> attribution = analyzers.LogitAttribution(model, tokenizer).run(clean, right, wrong)
+    >>> attribution.error < 1e-4
+    True
+
+    The stream is the sum of all that was written to it, x = embedding + heads + memories + biases, and with the scale s of
+    the final norm held at what it is in the run, logits = U (x / s) are linear in it. The difference of a right and a wrong
+    logit is then the sum over parts w of (U[right] - U[wrong]) w / s, in logits (nats). Norms on what a part writes are held
+    as well. Where a soft cap follows, the logits before it are taken apart. What a part does through later ones is no part
+    of its share: that is what patching measures.
+
+    model: any module with a pre-norm stream and logits, in eval mode.
+
+    Source: N. Elhage et al., "A mathematical framework for transformer circuits", 2021; K. Wang et al., "Interpretability in
+    the wild", 2022.
+    """
+
+    def run(
+        self,
+        inputs: Given,
+        right: Any,
+        wrong: Any = None,
+        *,
+        position: int = -1,
+        memories: bool = False,
+        seed: int = 0,
+    ) -> LogitParts:
+        """Take the logits of right tokens apart, or what they are above those of wrong ones.
+
+        >>> LogitAttribution(model, tokenizer).run("Junel Dunoth grew up in", "Oskus").strongest(3)
+
+        right, wrong: a token for each prompt, or one for all, as text or as a number. position: of which real token of each
+        prompt. memories: tell single memories, too. Beside each part stands its share in the logits of other prompts'
+        answers; where all prompts have the same, in those of random tokens.
+        """
+        given, structure = self._opened(inputs)
+        readout = readout_of(structure)
+        with torch.no_grad():
+            run = fmr.run(self.model, **given.inputs)
+        states = rows_of(run[readout.end].detach(), len(given), structure.model)
+        columns = columns_of(mask_of(given, states.shape[:2]), position).to(states.device)
+        logits = structure.frozen(states[torch.arange(len(states)), columns])
+        asked = _answers(right, wrong, logits.value, self.tokenizer)
+        others, control = _others(asked, logits.value[0].numel(), seed)
+        weights = torch.stack([asked.weights(logits.value), others.weights(logits.value)])
+        (directions,) = logits.back(weights).values()
+        parts = list(Backward(structure, run, len(given)).parts(followed(directions, columns, run[readout.end])))
+        parts.append(Part("bias", len(structure.layers), (weights * logits.rest).flatten(2).sum(-1)))
+        values = torch.cat([_flat(part) for part in parts], 1)
+        total = _told(run, readout, columns, weights[0], logits.value, states.shape[1])
+        error = float((values[0].sum(0) - total).abs().max())
+        allowed = tolerance_of(states) * float(values[0].abs().sum(0).max())
+        if error > allowed:
+            raise AnalyzerError(
+                f"The parts of the logits of {structure.model} add up to {error:.2g} more or less than what the model says, "
+                f"more than rounding ({allowed:.2g}): something writes to its stream that fmr.locate did not find."
+            )
+        return LogitParts(
+            kinds=tuple(part.kind for part in parts for _ in range(_flat(part).shape[1])),
+            layers=np.array([part.layer for part in parts for _ in range(_flat(part).shape[1])]),
+            places=np.concatenate([_places(part) for part in parts]),
+            values=values[0].cpu(),
+            others=values[1].cpu(),
+            total=total.cpu(),
+            memories={str(p.layer): p.value[0].mT.cpu() for p in parts if memories and _by_memory(p)},
+            whole={f"{part.kind} {part.layer}": part.whole for part in parts if part.whole},
+            right=_named(asked.right, self.tokenizer),
+            wrong=_named(asked.wrong, self.tokenizer) if asked.wrong is not None else (),
+            tokens=given.tokens,
+            control=control,
+            capped=readout.capped,
+            error=error,
+            position=position,
+            seed=seed,
+        )
+
+
+def _by_memory(part: Part) -> bool:
+    return part.kind == "mlp" and part.value.dim() == 3
+
+
+def _flat(part: Part) -> Tensor:
+    """The values of a part, (draws, rows, examples): a row for each head, one for all memories of a layer."""
+    if part.value.dim() == 2:
+        return part.value[:, None]
+    return part.value.sum(-1)[:, None] if _by_memory(part) else part.value.mT
+
+
+def _places(part: Part) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    return np.arange(part.value.shape[2]) if part.kind == "head" else np.array([-1])
+
+
+def _answers(right: Any, wrong: Any, logits: Tensor, tokenizer: Any) -> Answers:
+    flat = logits.flatten(1)
+    found = [one_each(token_ids(one, tokenizer), flat) if one is not None else None for one in (right, wrong)]
+    if found[0] is None:
+        raise AnalyzerError("right=None: expected a token, or one for each prompt, as right=' Mary'.")
+    return Answers(found[0].to(flat.device), found[1].to(flat.device) if found[1] is not None else None)
+
+
+def _others(asked: Answers, vocabulary: int, seed: int) -> tuple[Answers, str]:
+    """The answers of another example for each, drawn among those that differ; random tokens where there is none."""
+    draw, pairs = torch.Generator().manual_seed(seed), asked.pairs.cpu()
+    differ = (pairs[:, None] != pairs[None]).all(-1)
+    if bool(differ.any(1).all()):
+        chosen = pairs[torch.multinomial(differ.double(), 1, generator=draw)[:, 0]]
+        control = "answers of other prompts"
+    else:
+        chosen = torch.stack([torch.randperm(vocabulary, generator=draw)[: pairs.shape[1]] for _ in pairs])
+        control = "random tokens"
+    found = chosen.to(asked.right.device).unbind(1)
+    return Answers(found[0], found[1] if len(found) > 1 else None), control
+
+
+def _told(run: Run, readout: Readout, columns: Tensor, weights: Tensor, logits: Tensor, positions: int) -> Tensor:
+    """The weighed logits as the model itself computed them, before a soft cap; recomputed where it did not at this place."""
+    assert readout.linear is not None
+    own, examples = run[readout.linear].detach().double(), torch.arange(len(columns))
+    fits = own.dim() == logits.dim() + 1 and own.shape[:1] + own.shape[2:] == logits.shape
+    if fits and own.shape[1] == positions:
+        logits = own[examples, columns]
+    return (weights * logits).flatten(1).sum(-1)
+
+
+def _named(tokens: Tensor, tokenizer: Any) -> tuple[str, ...]:
+    return tuple(str(one) if tokenizer is None else str(tokenizer.decode([one])) for one in tokens.tolist())

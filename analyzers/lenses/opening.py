@@ -1,0 +1,124 @@
+"""What every reading of the stream begins with: prompts, the model's structure, the points of the last stream."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fmr
+from analyzers.causal.opening import check_eval, first_run
+from analyzers.prompts import Given, Prompts, prompts
+from analyzers.protocol import AnalyzerError, real_tokens
+from fmr.ids import Site, TensorId
+from fmr.runs.run import Run
+from fmr.structure.logits import Readout
+from fmr.structure.parts import Structure
+
+
+class Reading:
+    """A method that reads what a model writes to its stream; the model is located once."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self._structure: Structure | None = None
+
+    def _opened(self, inputs: Given) -> tuple[Prompts, Structure]:
+        """The prompts, and the structure of the model in a run of the first two: its IDs hold for any number."""
+        check_eval(self.model)
+        given = prompts(inputs, self.model, self.tokenizer)
+        return given, self._located(given)
+
+    def _located(self, given: Prompts) -> Structure:
+        if self._structure is None:
+            with torch.no_grad():
+                self._structure = fmr.locate(first_run(self.model, given))
+        return self._structure
+
+
+def run_with(model: nn.Module, given: Prompts, wanted: Iterable[TensorId]) -> Run:
+    """A run of prompts that keeps these values, and the graph, whose sizes are those of this batch."""
+    names = set(wanted)
+    with torch.no_grad():
+        return fmr.run(model, keep=lambda node: node.id in names, **given.inputs)
+
+
+def readout_of(structure: Structure) -> Readout:
+    """The way of a model's stream to its logits; `AnalyzerError` where there is none to read earlier points by."""
+    if isinstance(structure.readout, str):
+        raise AnalyzerError(
+            f"Nothing can be read out of {structure.model}: {structure.readout}. Expected pre-norm layers and logits."
+        )
+    return structure.readout
+
+
+def points_of(structure: Structure) -> dict[str, Site]:
+    """The stream after each layer of the last stream and at its end, by the name of the layer.
+
+    >>> list(points_of(structure))
+    ['0', '1', '2', '3']
+    """
+    stream = structure.residual
+    own = {*stream.points, *(write.after for write in stream.writes)}
+    posts = [layer.resid_post for layer in structure.layers if layer.resid_post.id in own]
+    found = {str(number): site for number, site in enumerate(posts)}
+    end = stream.writes[-1].after
+    if not posts or posts[-1].id != end:
+        found["end"] = Site(end)
+    return found
+
+
+def mask_of(given: Prompts, shape: Iterable[int]) -> Tensor:
+    """Which tokens of a batch are real, (examples, positions): those of the decoder, where there are two kinds."""
+    name = "decoder_attention_mask" if "decoder_input_ids" in given.inputs else "attention_mask"
+    mask = given.inputs.get(name)
+    fits = isinstance(mask, Tensor) and tuple(mask.shape) == tuple(shape)
+    return real_tokens(mask if fits else None, *shape)
+
+
+def columns_of(mask: Tensor, position: int) -> Tensor:
+    """The column of the real token at a position of each example."""
+    lengths = mask.sum(1)
+    if not bool(((position < lengths) & (-position <= lengths)).all()):
+        raise AnalyzerError(
+            f"position={position}: the shortest prompt has {int(lengths.min())} tokens, expected {-int(lengths.min())} to "
+            f"{int(lengths.min()) - 1}."
+        )
+    place = torch.where(torch.tensor(position) < 0, lengths + position, torch.tensor(position))
+    return (mask.cumsum(1) - 1 - place[:, None]).abs().masked_fill(~mask, mask.shape[1]).argmin(1)
+
+
+def rows_of(states: Tensor, examples: int, model: str) -> Tensor:
+    """Values of a stream as (examples, positions, width), also where it holds all tokens as rows."""
+    if states.dim() == 2 and len(states) % examples == 0:
+        states = states.unflatten(0, (examples, -1))
+    if states.dim() != 3 or len(states) != examples:
+        raise AnalyzerError(
+            f"The stream of {model} has shape {list(states.shape)}, expected ({examples}, positions, width)."
+        )
+    return states
+
+
+def by_position(logits: Tensor, mask: Tensor, model: str) -> Tensor:
+    """Logits as (examples, positions, vocabulary), or of the last position alone."""
+    examples, positions = mask.shape
+    found = logits.reshape(examples, -1, logits.shape[-1])
+    if found.shape[1] not in (positions, 1):
+        raise AnalyzerError(
+            f"The logits of {model} have shape {list(logits.shape)}, expected one distribution for each of {positions} "
+            f"positions of {examples} examples."
+        )
+    return found
+
+
+def labelled(tokens: Sequence[Sequence[str]], mask: Tensor) -> list[list[str]]:
+    """The token at each column of each example, its number where tokens are not those of the mask; nothing on padding.
+
+    >>> labelled([["a", "b"]], torch.tensor([[False, True, True]]))
+    [['', 'a', 'b']]
+    """
+    found = []
+    for own, real in zip(tokens, mask.tolist(), strict=True):
+        left = iter(own if len(own) == sum(real) else map(str, range(sum(real))))
+        found.append([next(left) if one else "" for one in real])
+    return found
