@@ -1,0 +1,150 @@
+"""What a batch tells of memories: their coefficients at each real token, and which prefix each of these ends."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analyzers.protocol import AnalyzerError, real_tokens
+from analyzers.sites import found_in, read_at
+from fmr.structure.memories.memory import Memory
+from fmr.structure.parts import Structure
+
+_EXAMPLES = 2
+"""How many examples of a first batch are tracked in full, to find the memories in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The memories of a model by the number of their layer, and the structure that they are of."""
+
+    layers: tuple[int, ...]
+    blocks: tuple[Memory, ...]
+    structure: Structure
+
+    @property
+    def gated(self) -> bool:
+        """Whether some have a gate, so that coefficients have both signs."""
+        return any(block.w_gate is not None or block.fused_gate for block in self.blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """The texts of a batch: a number for each, made of what it says, its tokens, and which columns hold these."""
+
+    numbers: Tensor
+    tokens: tuple[np.ndarray[Any, np.dtype[np.int32]], ...]
+    real: Tensor
+
+
+def find(model: nn.Module, inputs: Mapping[str, Any], scope: str) -> Found:
+    """The memories that hold one vector for all tokens, of the layers whose module calls match a glob.
+
+    >>> find(model, inputs, "*").layers
+    (0, 1, 2, 3)
+    """
+    sizes = [len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
+    few = {
+        name: value[:_EXAMPLES] if isinstance(value, Tensor) and value.dim() and len(value) == max(sizes) else value
+        for name, value in inputs.items()
+    }
+    (structure,), _ = found_in(model, few, lambda structure: (structure,))
+    every = [(number, block) for number, layer in enumerate(structure.layers) for block in layer.mlps]
+    chosen = [(number, block) for number, block in every if fnmatchcase(block.scope, scope)]
+    if not chosen:
+        raise AnalyzerError(_none(structure, every, scope))
+    for one, two in zip(chosen, chosen[1:], strict=False):
+        if one[0] == two[0]:
+            raise AnalyzerError(
+                f"Layer {one[0]} of {structure.model} has memories at {one[1].scope!r} and {two[1].scope!r}. Expected one a "
+                f"layer: choose by a glob, such as scope={one[1].scope.replace(f'.{one[0]}.', '.*.')!r}."
+            )
+    return Found(tuple(number for number, _ in chosen), tuple(block for _, block in chosen), structure)
+
+
+def _none(structure: Structure, every: list[tuple[int, Memory]], scope: str) -> str:
+    if every:
+        scopes = ", ".join(dict.fromkeys(repr(block.scope) for _, block in every[:4]))
+        return f"scope={scope!r} matches none of the memories of {structure.model}, which are at {scopes}."
+    reasons = [repr(one) for one in structure.rejected if one.what == "memory"][:3]
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return (
+        f"{structure.model} has no memories that could be counted{why}. Expected layers of two projections with a "
+        "nonlinearity between them, written to a residual stream; fmr.locate(fmr.run(model, ...)) shows what was found."
+    )
+
+
+def coefficients(
+    model: nn.Module, inputs: Mapping[str, Any], found: Found, shape: tuple[int, int] | None
+) -> list[Tensor]:
+    """The coefficients of each layer in one batch, (examples, positions, memories).
+
+    shape: the examples and positions of the tokens, where there are tokens.
+    """
+    with torch.no_grad():
+        run = read_at(model, inputs, [block.post for block in found.blocks])
+    return [
+        _laid(run[block.post.id].detach(), block, number, shape)
+        for number, block in zip(found.layers, found.blocks, strict=True)
+    ]
+
+
+def _laid(value: Tensor, block: Memory, layer: int, shape: tuple[int, int] | None) -> Tensor:
+    """Coefficients as (examples, positions, memories), whatever order their dimensions have."""
+    names = block.post.layout or {2: ("examples", "units"), 3: ("examples", "positions", "units")}.get(value.dim(), ())
+    experts = block.weights[block.values].dim() == 3 if block.weights else False
+    made = None
+    if experts or len(names) != value.dim():
+        made = None
+    elif set(names) == {"examples", "positions", "units"}:
+        made = value.permute([names.index(name) for name in ("examples", "positions", "units")])
+    elif names == ("rows", "units") and shape is not None and len(value) == shape[0] * shape[1]:
+        made = value.unflatten(0, shape)
+    elif names == ("examples", "units"):
+        made = value[:, None]
+    elif names == ("positions", "units"):
+        made = value[None]
+    if made is None:
+        what = "one matrix for each of several experts" if experts else f"coefficients {tuple(value.shape)} by {names}"
+        raise AnalyzerError(
+            f"The memories of layer {layer} at {block.scope!r} have {what}, which are not one for each token. Expected "
+            "(examples, positions, memories): leave such layers out with a glob, as scope='*.shared_expert'."
+        )
+    if shape is not None and tuple(made.shape[:2]) != shape:
+        raise AnalyzerError(
+            f"The memories of layer {layer} at {block.scope!r} are at {made.shape[1]} positions of {len(made)} examples, the "
+            f"tokens at {shape[1]} of {shape[0]}. Of a model with several stacks choose one, with its tokens and their mask: "
+            "KeyValueMemories(model, scope='decoder.*', tokens='decoder_input_ids', mask='decoder_attention_mask')."
+        )
+    return made
+
+
+def texts_of(inputs: Mapping[str, Any], tokens: str, mask: str, shape: tuple[int, int]) -> Texts:
+    """The texts of a batch; the number of each is a digest of its real tokens and of all that goes in beside them."""
+    real = real_tokens(inputs.get(mask), *shape)
+    given = inputs.get(tokens)
+    ids = given.detach().cpu().numpy().astype(np.int32) if is_tokens(given) else None
+    others = [
+        value.detach().cpu().float() if value.is_floating_point() else value.detach().cpu()
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and name not in (mask, "position_ids") and value.dim() and len(value) == shape[0]
+    ]
+    numbers, rows = [], []
+    for row in range(shape[0]):
+        told = hashlib.blake2b(digest_size=8)
+        for value in others:
+            own = value[row][real[row]] if tuple(value.shape[:2]) == shape else value[row]
+            told.update(own.contiguous().numpy().tobytes())
+        numbers.append(int.from_bytes(told.digest(), "big") >> 1)
+        rows.append(np.zeros(0, np.int32) if ids is None else ids[row][real[row].numpy()])
+    return Texts(torch.tensor(numbers), tuple(rows), real)
+
+
+def is_tokens(given: Any) -> bool:
+    """Whether an argument holds token ids, (examples, positions)."""
+    return isinstance(given, Tensor) and given.dim() == 2 and not given.is_floating_point()
