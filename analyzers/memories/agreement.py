@@ -1,6 +1,6 @@
 """Whether what follows a memory's triggers is what its value says, beside values dealt out to other memories."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from analyzers.numbers.embed import Floats
 _CELLS = 1 << 24
 """How many comparisons are made at once."""
 
-Tokens = NDArray[np.int32]
+Tokens = NDArray[Any]
 
 
 class Agreement(NamedTuple):
@@ -29,6 +29,10 @@ class Agreement(NamedTuple):
     memories: int
 
 
+NONE = Agreement(*(6 * (float("nan"),)), memories=0)
+"""That of no memories."""
+
+
 def agreement(following: Tokens, words: Tokens, seed: int, draws: int) -> Agreement:
     """How often the first word of a memory is the token after its strongest trigger.
 
@@ -42,7 +46,7 @@ def agreement(following: Tokens, words: Tokens, seed: int, draws: int) -> Agreem
     following, words = following[followed], words[followed]
     n = len(words)
     if n == 0:
-        return Agreement(*[float("nan")] * 6, 0)
+        return NONE
     first = following[np.arange(n), (following >= 0).argmax(1)]
     share = float((first == words).mean())
     counts = np.bincount(words, minlength=int(max(words.max(), following.max())) + 1) / n

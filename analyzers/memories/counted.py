@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -154,3 +154,19 @@ def fingerprint(model: nn.Module) -> str:
         some = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous()
         told.update(f"{name} {tuple(value.shape)} ".encode() + some.numpy().tobytes())
     return told.hexdigest()
+
+
+ONE = "Expected one model, read in one way: make another KeyValueMemories for another."
+
+
+def place(number: int, site: str, n: int) -> str:
+    """A layer in words."""
+    return f"layer {number} with {n} memories{f' at {site!r}' if site else ''}"
+
+
+def same(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:
+    """Raise where settings differ; a model that is not known differs from none."""
+    for name, value in ours.items():
+        if value != theirs[name] and not (name == "model" and "" in (value, theirs[name])):
+            told = {"model": "other weights"}.get(name, f"{name}={theirs[name]!r} where {name}={value!r} was asked for")
+            raise AnalyzerError(f"{what} {told}: expected counts of one model with one k, signs, position and tokens.")

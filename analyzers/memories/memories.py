@@ -3,27 +3,30 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analyzers.memories.counted import Counts, Layer, digest_of, fingerprint
-from analyzers.memories.reading import Found, Texts, coefficients, find, is_tokens, texts_of
-from analyzers.memories.result import Memories, Values, made
+from analyzers.memories.counted import ONE, Counts, Layer, digest_of, fingerprint, place, same
+from analyzers.memories.predictions import Composed, Promotion, composed, promotion
+from analyzers.memories.reading import Found, Texts, coefficients, find, gathered, is_tokens, texts_of
+from analyzers.memories.result import Memories, made
+from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
-from analyzers.memories.vocabulary import logits_of, unread, value_vectors, words_of
-from analyzers.prompts import Given, prompts
-from analyzers.protocol import Analyzer, AnalyzerError
+from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
+from analyzers.prompts import Given, Prompts, prompts, token_ids
+from analyzers.protocol import Analyzer, AnalyzerError, real_tokens
 from fmr.errors import whole_number
 from fmr.sweeps.bars import hidden
 
 if TYPE_CHECKING:
     from typing import Self
 
-ROWS, EVERY = 16, 50
-"""How many strings make a batch; after how many batches a store is written."""
+EVERY = 50
+"""After how many batches a store is written."""
 
 
 class KeyValueMemories(Analyzer[Memories]):
@@ -76,9 +79,9 @@ class KeyValueMemories(Analyzer[Memories]):
         self.scope, self.tokens, self.mask = scope, tokens, mask
         self.found: Found | None = None
         self.counts: Counts | None = None
-        self.values: dict[int, Values] = {}
         self.weights = fingerprint(model) if model is not None else ""
         self.store = Store(store) if store is not None else None
+        self.vocabulary = Vocabulary(self.store, self._decode)
         self.resumed = 0
         if self.store is not None:
             self._resume(self.store)
@@ -91,14 +94,16 @@ class KeyValueMemories(Analyzer[Memories]):
         >>> KeyValueMemories(model, tokenizer).update(["Junel Dunoth grew up in Oranby."])
         """
         if self.model is None:
-            raise AnalyzerError("This KeyValueMemories has no model to run. Make it with KeyValueMemories(model, tokenizer).")
+            raise AnalyzerError(
+                "This KeyValueMemories has no model to run. Make it with KeyValueMemories(model, tokenizer)."
+            )
         inputs = self._inputs(batch)
         self.found = self.found or self._find(inputs)
         given = inputs.get(self.tokens)
         shape = (len(given), given.shape[1]) if isinstance(given, Tensor) and is_tokens(given) else None
         values = coefficients(self.model, inputs, self.found, shape)
         self._start([(n, str(b.post.id), b.n) for n, b in zip(self.found.layers, self.found.blocks, strict=True)])
-        return self._count(values, texts_of(inputs, self.tokens, self.mask, tuple(values[0].shape[:2])))
+        return self._count(values, texts_of(inputs, self.tokens, self.mask, values[0].shape[:2]))
 
     def update_coefficients(self, coefficients: Sequence[Any], tokens: Any, mask: Any = None) -> "Self":
         """Count coefficients from any source.
@@ -113,8 +118,8 @@ class KeyValueMemories(Analyzer[Memories]):
         if not is_tokens(tokens) or not values or any(v.dim() != 3 or v.shape[:2] != tokens.shape for v in values):
             shapes = ", ".join(str(tuple(value.shape)) for value in values) or "none"
             raise AnalyzerError(
-                f"The coefficients have shapes {shapes} and the tokens {tuple(tokens.shape)}. Expected (examples, positions, "
-                "memories) for each layer, and whole numbers (examples, positions)."
+                f"The coefficients have shapes {shapes} and the tokens {tuple(tokens.shape)}. Expected (examples, "
+                "positions, memories) for each layer, and whole numbers (examples, positions)."
             )
         numbers = self.layers or range(len(values))
         self._start([(number, "", value.shape[-1]) for number, value in zip(numbers, values, strict=True)])
@@ -133,7 +138,7 @@ class KeyValueMemories(Analyzer[Memories]):
             return self
         self.found, self.weights = self.found or other.found, self.weights or other.weights
         self.signs = self.signs or other.signs
-        _same(self._settings(), other._settings(), "merge of")
+        same(self._settings(), other._settings(), "merge of")
         self._start([(layer.number, layer.site, layer.n) for layer in other.counts.layers])
         assert self.counts is not None
         if self.counts.repeats(other.counts):
@@ -155,12 +160,14 @@ class KeyValueMemories(Analyzer[Memories]):
                 f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them, or texts. Pass "
                 "[batch], or call update(batch)."
             )
-        held = Counter(batch.digest for batch in self.counts.batches[: self.resumed]) if self.counts is not None else Counter()
+        held = (
+            Counter(batch.digest for batch in self.counts.batches[: self.resumed]) if self.counts is not None else Counter()
+        )
         self.resumed = 0
-        for batch in tqdm(_gathered(batches), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
+        for batch in tqdm(gathered(batches), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
             if held:
                 inputs = self._inputs(batch)
-                shape = next(tuple(v.shape[:2]) for v in inputs.values() if isinstance(v, Tensor) and v.dim() > 1)
+                shape = next(v.shape[:2] for v in inputs.values() if isinstance(v, Tensor) and v.dim() > 1)
                 digest = digest_of(texts_of(inputs, self.tokens, self.mask, shape))
                 if held[digest]:
                     held[digest] -= 1
@@ -177,9 +184,11 @@ class KeyValueMemories(Analyzer[Memories]):
         >>> KeyValueMemories(model, tokenizer, store="memories.sqlite").update(texts[:4]).save()
         """
         if self.store is None:
-            raise AnalyzerError("There is no store to write to. Make one with KeyValueMemories(model, store='memories.sqlite').")
+            raise AnalyzerError(
+                "There is no store to write to. Make one with KeyValueMemories(model, store='memories.sqlite')."
+            )
         if self.counts is not None:
-            self.store.write(self.counts, self._settings(), self._words_of_texts())
+            self.store.write(self.counts, self._settings(), self._words_of_texts(), self._glue())
 
     # ---- results
 
@@ -198,7 +207,7 @@ class KeyValueMemories(Analyzer[Memories]):
             self.save()
         values = [] if words == 0 else [*self._values(words, progress)]
         why = "no words were asked for" if words == 0 else "" if values else self._unread()
-        return made(self.counts, values, why, self._decode, self._settings(), seed, draws)
+        return made(self.counts, values, why, self._decode, self._glue(), self._settings(), seed, draws)
 
     def distribution(self, layer: int, memory: int) -> Tensor:
         """The value of a memory as probabilities of words: a softmax of what it alone adds to the logits, (vocabulary,).
@@ -208,9 +217,12 @@ class KeyValueMemories(Analyzer[Memories]):
         """
         found = self._located()
         if layer not in found.layers or not 0 <= memory < found.blocks[found.layers.index(layer)].n:
-            raise AnalyzerError(f"layer={layer}, memory={memory}: expected one of the layers {found.layers} and a memory in it.")
-        vector = value_vectors(found.blocks[found.layers.index(layer)])[memory]
-        return next(logits_of(found.structure, vector[None]))[0].softmax(-1)
+            raise AnalyzerError(
+                f"layer={layer}, memory={memory}: expected one of the layers {found.layers} and a memory in it."
+            )
+        place = found.layers.index(layer)
+        vector = value_vectors(found.blocks[place])[memory]
+        return next(logits_of(found.structure, vector[None], found.ways[place]))[0].softmax(-1)
 
     def __repr__(self) -> str:
         if self.counts is None:
@@ -221,7 +233,57 @@ class KeyValueMemories(Analyzer[Memories]):
             f"{self.counts.n_tokens} tokens of {self.counts.n_texts} texts in {len(self.counts.batches)} batches"
         )
 
+    # ---- given prompts
+
+    def run(self, given: Given, *, seed: int = 0) -> Composed:
+        """How the first word of each layer comes of those of its memories, at every token of some prompts.
+
+        >>> memories.run(texts[:4], seed=0).none.shape
+        (4,)
+
+        seed: of the order in which coefficients are dealt out to other memories, for comparison. `AnalyzerError` where
+        values have no words.
+        """
+        model, asked, found = self._asked(given)
+        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens].shape)
+        vocabulary = self.vocabulary
+
+        def first_words(layer: int) -> Tensor:
+            return vocabulary.of(found, layer, 1).tokens[..., 0]
+
+        return composed(model, asked.inputs, found, real, first_words, seed)
+
+    def promotion(self, prompt: Given, token: str | int, *, seed: int = 0, draws: int = 100) -> Promotion:
+        """What each memory of all layers adds to the logit of a word after one prompt.
+
+        >>> memories.promotion("Junel Dunoth grew up in", "Oranby").strongest()
+
+        token: the word as text, of one token, or as its number. seed: of the `draws` other words for comparison.
+        """
+        model, asked, found = self._asked(prompt)
+        if len(asked) != 1:
+            raise AnalyzerError(f"There are {len(asked)} prompts, expected one: a word is promoted at its last token.")
+        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens].shape)
+        number = int(token_ids(token, self.tokenizer))
+        word = self._decode([number])[number]
+        ids = asked.inputs[self.tokens][0][real[0].to(asked.inputs[self.tokens].device)].tolist()
+        between = glue(self.tokenizer, [ids])
+        words = [self._decode([one])[one] for one in ids]
+        return promotion(model, asked.inputs, found, words, between, real, number, word, seed, draws)
+
     # ---- inside
+
+    def _asked(self, given: Given) -> tuple[nn.Module, Prompts, Found]:
+        """Prompts of tokens, and the memories of the model."""
+        if self.model is None:
+            raise AnalyzerError(
+                "This KeyValueMemories has no model to run. Make it with KeyValueMemories(model, tokenizer)."
+            )
+        asked = prompts(given, self.model, self.tokenizer)
+        if not is_tokens(asked.inputs.get(self.tokens)):
+            raise AnalyzerError(f"The prompts have {', '.join(asked.inputs)}, expected token ids as {self.tokens!r}.")
+        self.found = self.found or self._find(dict(asked.inputs))
+        return self.model, asked, self.found
 
     def _inputs(self, batch: Given) -> dict[str, Any]:
         assert self.model is not None
@@ -232,9 +294,10 @@ class KeyValueMemories(Analyzer[Memories]):
         found = find(self.model, inputs, self.scope)
         wanted = found.layers if self.layers is None else self.layers
         if not wanted or not set(wanted) <= set(found.layers):
-            raise AnalyzerError(f"layers={list(wanted)}: {found.structure.model} has memories in layers {list(found.layers)}.")
-        blocks = tuple(found.blocks[found.layers.index(number)] for number in sorted(set(wanted)))
-        found = Found(tuple(sorted(set(wanted))), blocks, found.structure)
+            raise AnalyzerError(
+                f"layers={list(wanted)}: {found.structure.model} has memories in layers {list(found.layers)}."
+            )
+        found = found.of(wanted)
         if self.signs is None:
             self.signs = 2 if found.gated else 1
         return found
@@ -247,9 +310,9 @@ class KeyValueMemories(Analyzer[Memories]):
         have = [(layer.number, layer.site, layer.n) for layer in self.counts.layers]
         for ours, theirs in zip(have, layers, strict=False):
             if ours != theirs:
-                raise AnalyzerError(f"{_place(*theirs)} after {_place(*ours)}. {_ONE}")
+                raise AnalyzerError(f"{place(*theirs)} after {place(*ours)}. {ONE}")
         if len(have) != len(layers):
-            raise AnalyzerError(f"{len(layers)} layers of memories after {len(have)}. {_ONE}")
+            raise AnalyzerError(f"{len(layers)} layers of memories after {len(have)}. {ONE}")
 
     def _count(self, values: Sequence[Tensor], texts: Texts) -> "Self":
         assert self.counts is not None
@@ -268,7 +331,7 @@ class KeyValueMemories(Analyzer[Memories]):
             return
         settings, self.counts = held
         self.signs, self.weights = self.signs or settings["signs"], self.weights or settings["model"]
-        _same(self._settings(), settings, f"{store.path}:")
+        same(self._settings(), settings, f"{store.path}:")
         self.resumed = len(self.counts.batches)
 
     def _located(self) -> Found:
@@ -278,37 +341,30 @@ class KeyValueMemories(Analyzer[Memories]):
             if ids is not None:
                 self.found = self._find(self._inputs({self.tokens: torch.tensor(ids[None], dtype=torch.long)}))
         if self.found is None:
-            raise AnalyzerError("There is no model whose values could be read. Use KeyValueMemories(model) and update(batch).")
+            raise AnalyzerError(
+                "There is no model whose values could be read. Use KeyValueMemories(model) and update(batch)."
+            )
         return self.found
 
     def _unread(self) -> str:
         return "there is no model" if self.model is None else unread(self._located().structure)
 
     def _values(self, top: int, progress: bool | None) -> Iterator[Values]:
-        """The words of the values of each layer: known, from the store, or read; none where values have no words."""
+        """The words of the values of each layer; none where values have no words."""
         assert self.counts is not None
         numbers = [layer.number for layer in self.counts.layers]
         for number in tqdm(numbers, desc="words of values", unit="layer", disable=hidden(progress)):
-            known = self.values.get(number) or self._stored_values(number)
-            if known is None or known.tokens.shape[-1] < top:
-                if self.model is None or unread(self._located().structure):
-                    return
-                found = self._located()
-                vectors = value_vectors(found.blocks[found.layers.index(number)])
-                known = Values(*words_of(found.structure, vectors, top))
-                if self.store is not None:
-                    ids = known.tokens.unique().tolist()
-                    self.store.write_values(number, known.tokens, known.scores, self._decode(ids))
-            self.values[number] = known
-            yield Values(known.tokens[..., :top], known.scores[..., :top])
-
-    def _stored_values(self, number: int) -> Values | None:
-        held = None if self.store is None else self.store.read_values(number)
-        return None if held is None else Values(*held)
+            known = self.vocabulary.held(number, top)
+            if known is None and self._unread():
+                return
+            yield self.vocabulary.of(self._located(), number, top) if known is None else known.first(top)
 
     def _decode(self, ids: Iterable[int]) -> dict[int, str]:
-        """The text of tokens; their numbers where there is no tokenizer."""
-        return {one: str(one) if self.tokenizer is None else self.tokenizer.decode([one]) for one in ids}
+        return spelled(self.tokenizer, ids)
+
+    def _glue(self) -> str:
+        assert self.counts is not None
+        return glue(self.tokenizer, (ids[:32].tolist() for ids in islice(self.counts.texts.values(), 8)))
 
     def _words_of_texts(self) -> dict[int, str]:
         assert self.counts is not None
@@ -316,33 +372,3 @@ class KeyValueMemories(Analyzer[Memories]):
         for ids in self.counts.texts.values():
             every.update(ids.tolist())
         return self._decode(every)
-
-
-_ONE = "Expected one model, read in one way: make another KeyValueMemories for another."
-
-
-def _place(number: int, site: str, n: int) -> str:
-    return f"layer {number} with {n} memories{f' at {site!r}' if site else ''}"
-
-
-def _same(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
-    """Raise where settings differ; a model that is not known differs from none."""
-    for name, value in ours.items():
-        if value != theirs[name] and not (name == "model" and "" in (value, theirs[name])):
-            told = {"model": "other weights"}.get(name, f"{name}={theirs[name]!r} where {name}={value!r} was asked for")
-            raise AnalyzerError(f"{what} {told}: expected counts of one model with one k, signs, position and tokens.")
-
-
-def _gathered(batches: Iterable[Given]) -> Iterator[Given]:
-    """Batches as they come, with strings put together."""
-    texts: list[str] = []
-    for batch in batches:
-        if isinstance(batch, str):
-            texts.append(batch)
-        else:
-            yield batch
-        if len(texts) == ROWS:
-            yield texts
-            texts = []
-    if texts:
-        yield texts

@@ -1,19 +1,26 @@
 """What a batch tells of memories: their coefficients at each real token, and which prefix each of these ends."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analyzers.memories.written import Passage, passage
+from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError, real_tokens
 from analyzers.sites import found_in, read_at
+from fmr.runs.run import Run
 from fmr.structure.memories.memory import Memory
 from fmr.structure.parts import Structure
+
+ROWS = 16
+"""How many strings make a batch."""
 
 _EXAMPLES = 2
 """How many examples of a first batch are tracked in full, to find the memories in."""
@@ -21,11 +28,23 @@ _EXAMPLES = 2
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The memories of a model by the number of their layer, and the structure that they are of."""
+    """The memories of a model by the number of their layer, their ways into the stream or why there is none, and the
+    structure that they are of."""
 
     layers: tuple[int, ...]
     blocks: tuple[Memory, ...]
+    ways: tuple[Passage | str, ...]
     structure: Structure
+
+    def of(self, layers: Sequence[int]) -> "Found":
+        """Those of some layers."""
+        places = [self.layers.index(number) for number in sorted(set(layers))]
+        return Found(
+            tuple(self.layers[place] for place in places),
+            tuple(self.blocks[place] for place in places),
+            tuple(self.ways[place] for place in places),
+            self.structure,
+        )
 
     @property
     def gated(self) -> bool:
@@ -53,18 +72,27 @@ def find(model: nn.Module, inputs: Mapping[str, Any], scope: str) -> Found:
         name: value[:_EXAMPLES] if isinstance(value, Tensor) and value.dim() and len(value) == max(sizes) else value
         for name, value in inputs.items()
     }
-    (structure,), _ = found_in(model, few, lambda structure: (structure,))
+    (structure,), run = found_in(model, few, lambda structure: (structure,))
     every = [(number, block) for number, layer in enumerate(structure.layers) for block in layer.mlps]
     chosen = [(number, block) for number, block in every if fnmatchcase(block.scope, scope)]
     if not chosen:
         raise AnalyzerError(_none(structure, every, scope))
-    for one, two in zip(chosen, chosen[1:], strict=False):
+    for one, two in pairwise(chosen):
         if one[0] == two[0]:
             raise AnalyzerError(
                 f"Layer {one[0]} of {structure.model} has memories at {one[1].scope!r} and {two[1].scope!r}. Expected one a "
                 f"layer: choose by a glob, such as scope={one[1].scope.replace(f'.{one[0]}.', '.*.')!r}."
             )
-    return Found(tuple(number for number, _ in chosen), tuple(block for _, block in chosen), structure)
+    ways = tuple(_way(structure, block, run) for _, block in chosen)
+    return Found(tuple(number for number, _ in chosen), tuple(block for _, block in chosen), ways, structure)
+
+
+def _way(structure: Structure, block: Memory, run: Run) -> Passage | str:
+    """The way of a layer's memories into the stream, or why there is none."""
+    try:
+        return passage(structure, block, run)
+    except AnalyzerError as error:
+        return str(error)
 
 
 def _none(structure: Structure, every: list[tuple[int, Memory]], scope: str) -> str:
@@ -79,9 +107,7 @@ def _none(structure: Structure, every: list[tuple[int, Memory]], scope: str) -> 
     )
 
 
-def coefficients(
-    model: nn.Module, inputs: Mapping[str, Any], found: Found, shape: tuple[int, int] | None
-) -> list[Tensor]:
+def coefficients(model: nn.Module, inputs: Mapping[str, Any], found: Found, shape: tuple[int, int] | None) -> list[Tensor]:
     """The coefficients of each layer in one batch, (examples, positions, memories).
 
     shape: the examples and positions of the tokens, where there are tokens.
@@ -89,14 +115,14 @@ def coefficients(
     with torch.no_grad():
         run = read_at(model, inputs, [block.post for block in found.blocks])
     return [
-        _laid(run[block.post.id].detach(), block, number, shape)
+        laid(run[block.post.id].detach(), block.post.layout, block, number, shape)
         for number, block in zip(found.layers, found.blocks, strict=True)
     ]
 
 
-def _laid(value: Tensor, block: Memory, layer: int, shape: tuple[int, int] | None) -> Tensor:
-    """Coefficients as (examples, positions, memories), whatever order their dimensions have."""
-    names = block.post.layout or {2: ("examples", "units"), 3: ("examples", "positions", "units")}.get(value.dim(), ())
+def laid(value: Tensor, layout: Sequence[str] | None, block: Memory, layer: int, shape: tuple[int, int] | None) -> Tensor:
+    """Coefficients, or what they make, as (examples, positions, memories or units), whatever order their dimensions have."""
+    names = tuple(layout or ()) or {2: ("examples", "units"), 3: ("examples", "positions", "units")}.get(value.dim(), ())
     experts = block.weights[block.values].dim() == 3 if block.weights else False
     made = None
     if experts or len(names) != value.dim():
@@ -117,28 +143,29 @@ def _laid(value: Tensor, block: Memory, layer: int, shape: tuple[int, int] | Non
         )
     if shape is not None and tuple(made.shape[:2]) != shape:
         raise AnalyzerError(
-            f"The memories of layer {layer} at {block.scope!r} are at {made.shape[1]} positions of {len(made)} examples, the "
-            f"tokens at {shape[1]} of {shape[0]}. Of a model with several stacks choose one, with its tokens and their mask: "
+            f"The memories of layer {layer} at {block.scope!r} are at {made.shape[1]} positions of {len(made)} examples, "
+            f"the tokens at {shape[1]} of {shape[0]}. Of a model with several stacks choose one, with its tokens and mask: "
             "KeyValueMemories(model, scope='decoder.*', tokens='decoder_input_ids', mask='decoder_attention_mask')."
         )
     return made
 
 
-def texts_of(inputs: Mapping[str, Any], tokens: str, mask: str, shape: tuple[int, int]) -> Texts:
+def texts_of(inputs: Mapping[str, Any], tokens: str, mask: str, shape: Sequence[int]) -> Texts:
     """The texts of a batch; the number of each is a digest of its real tokens and of all that goes in beside them."""
-    real = real_tokens(inputs.get(mask), *shape)
+    examples, positions = shape
+    real = real_tokens(inputs.get(mask), examples, positions)
     given = inputs.get(tokens)
-    ids = given.detach().cpu().numpy().astype(np.int32) if is_tokens(given) else None
+    ids = given.detach().cpu().numpy().astype(np.int32) if isinstance(given, Tensor) and is_tokens(given) else None
     others = [
         value.detach().cpu().float() if value.is_floating_point() else value.detach().cpu()
         for name, value in inputs.items()
-        if isinstance(value, Tensor) and name not in (mask, "position_ids") and value.dim() and len(value) == shape[0]
+        if isinstance(value, Tensor) and name not in (mask, "position_ids") and value.dim() and len(value) == examples
     ]
     numbers, rows = [], []
-    for row in range(shape[0]):
+    for row in range(examples):
         told = hashlib.blake2b(digest_size=8)
         for value in others:
-            own = value[row][real[row]] if tuple(value.shape[:2]) == shape else value[row]
+            own = value[row][real[row]] if value.shape[:2] == real.shape else value[row]
             told.update(own.contiguous().numpy().tobytes())
         numbers.append(int.from_bytes(told.digest(), "big") >> 1)
         rows.append(np.zeros(0, np.int32) if ids is None else ids[row][real[row].numpy()])
@@ -148,3 +175,18 @@ def texts_of(inputs: Mapping[str, Any], tokens: str, mask: str, shape: tuple[int
 def is_tokens(given: Any) -> bool:
     """Whether an argument holds token ids, (examples, positions)."""
     return isinstance(given, Tensor) and given.dim() == 2 and not given.is_floating_point()
+
+
+def gathered(batches: Iterable[Given]) -> Iterator[Given]:
+    """Batches as they come, with strings put together."""
+    texts: list[str] = []
+    for batch in batches:
+        if isinstance(batch, str):
+            texts.append(batch)
+        else:
+            yield batch
+        if len(texts) == ROWS:
+            yield texts
+            texts = []
+    if texts:
+        yield texts

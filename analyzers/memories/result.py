@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from analyzers.memories.agreement import Agreement, agreement
+from analyzers.memories.agreement import NONE, agreement
 from analyzers.memories.counted import SIGNS, Counts
-from analyzers.numbers.embed import Floats, Ints
+from analyzers.memories.spelling import joined
+from analyzers.memories.vocabulary import Values
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
 
@@ -19,15 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+Array = NDArray[Any]
+
 _LONGEST = 60
 """How many characters of a prefix are shown, the last ones."""
-
-
-class Values(NamedTuple):
-    """The words of the values of a layer: tokens and scores, both (memories, 2, top)."""
-
-    tokens: Tensor
-    scores: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,23 +50,24 @@ class Memories(Stored):
     layers: tuple[int, ...]
     sites: tuple[str, ...]
     sizes: tuple[int, ...]
-    coefficients: Floats = field(repr=False)
-    texts: Ints = field(repr=False)
-    positions: Ints = field(repr=False)
-    following: Ints = field(repr=False)
-    means: Floats = field(repr=False)
-    deviations: Floats = field(repr=False)
-    words: Ints = field(repr=False)
-    scores: Floats = field(repr=False)
-    agreement: Floats
-    chance: Floats
-    high: Floats
-    p_values: Floats
-    among: Floats
-    among_chance: Floats
-    corpus: Ints = field(repr=False)
-    starts: Ints = field(repr=False)
+    coefficients: Array = field(repr=False)
+    texts: Array = field(repr=False)
+    positions: Array = field(repr=False)
+    following: Array = field(repr=False)
+    means: Array = field(repr=False)
+    deviations: Array = field(repr=False)
+    words: Array = field(repr=False)
+    scores: Array = field(repr=False)
+    agreement: Array
+    chance: Array
+    high: Array
+    p_values: Array
+    among: Array
+    among_chance: Array
+    corpus: Array = field(repr=False)
+    starts: Array = field(repr=False)
     spelled: dict[str, str] = field(repr=False)
+    between: str
     n_texts: int
     n_tokens: int
     k: int
@@ -88,8 +85,8 @@ class Memories(Stored):
         return SIGNS[: self.coefficients.shape[1]]
 
     @property
-    def z(self) -> Floats:
-        """How many standard deviations each trigger lies above the mean of its memory, (memories, signs, k); NaN for none."""
+    def z(self) -> Array:
+        """How many standard deviations each trigger lies above the mean of its memory, (memories, signs, k); NaN: none."""
         with np.errstate(divide="ignore", invalid="ignore"):
             far = (self.coefficients - self.means[:, None, None]) / self.deviations[:, None, None]
         return np.where(self.coefficients == 0, np.nan, far)
@@ -114,7 +111,7 @@ class Memories(Stored):
     def prefix(self, text: int, position: int, longest: int | None = _LONGEST) -> str:
         """The text of a prefix, the last characters of it."""
         own = self.corpus[self.starts[text] : self.starts[text + 1]][: position + 1]
-        whole = "".join(self.word(int(token)) for token in own)
+        whole = joined((self.word(int(token)) for token in own), self.between)
         return whole if longest is None or len(whole) <= longest else "…" + whole[-longest:]
 
     def triggers(self, layer: int, memory: int, sign: int = 1) -> "DataFrame":
@@ -188,7 +185,9 @@ class Memories(Stored):
         signs = len(self.signs)
         numbers = ("agreement", "chance", "high", "p_values", "among", "among_chance")
         columns = {name: getattr(self, name).ravel() for name in numbers}
-        return pd.DataFrame({"layer": np.repeat(self.layers, signs), "sign": np.tile(self.signs, len(self.layers)), **columns})
+        return pd.DataFrame(
+            {"layer": np.repeat(self.layers, signs), "sign": np.tile(self.signs, len(self.layers)), **columns}
+        )
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
         """Draw agreement by layer, one line a sign, over the band of chance; returns the figure.
@@ -213,7 +212,9 @@ class Memories(Stored):
 
     def _side(self, sign: int) -> int:
         if sign not in self.signs:
-            raise AnalyzerError(f"sign={sign!r}: expected one of {self.signs}; KeyValueMemories(model, signs=2) counts both.")
+            raise AnalyzerError(
+                f"sign={sign!r}: expected one of {self.signs}; KeyValueMemories(model, signs=2) counts both."
+            )
         return self.signs.index(sign)
 
     def __repr__(self) -> str:
@@ -225,15 +226,18 @@ class Memories(Stored):
         ]
         if self.unread:
             return f"{lines[0]}\n  values without words: {self.unread}"
-        for side, sign in enumerate(self.signs):
-            layer = int(np.nanargmax(self.agreement[:, side])) if not np.isnan(self.agreement[:, side]).all() else 0
-            high = self.agreement[:, side] > self.high[:, side]
-            lines.append(
-                f"  {'positive' if sign > 0 else 'negative'} triggers followed by the first word of their value: most in layer "
-                f"{self.layers[layer]}, {self.agreement[layer, side]:.2%} (chance {self.chance[layer, side]:.2%}, p "
-                f"{self.p_values[layer, side]:.2g}); above chance in {int(high.sum())} of {len(high)} layers"
-            )
+        lines += [self._agreeing(side, sign) for side, sign in enumerate(self.signs)]
         return "\n".join([*lines, f"  chance: {self.draws} permutations of values over memories, seed {self.seed}"])
+
+    def _agreeing(self, side: int, sign: int) -> str:
+        shares = np.nan_to_num(self.agreement[:, side])
+        layer, above = int(shares.argmax()), int((shares > self.high[:, side]).sum())
+        which, word = ("positive", "for") if sign > 0 else ("negative", "against")
+        return (
+            f"  {which} triggers followed by the word that their value speaks {word} most: layer {self.layers[layer]} "
+            f"{shares[layer]:.2%} (chance {self.chance[layer, side]:.2%}, p {self.p_values[layer, side]:.2g}); above chance "
+            f"in {above} of {len(shares)} layers"
+        )
 
 
 def made(
@@ -241,6 +245,7 @@ def made(
     values: Sequence[Values],
     unread: str,
     decode: Callable[[Iterable[int]], Mapping[int, str]],
+    between: str,
     settings: Mapping[str, Any],
     seed: int,
     draws: int,
@@ -277,6 +282,7 @@ def made(
         corpus=corpus,
         starts=starts,
         spelled={str(token): word for token, word in spelled.items()},
+        between=between,
         n_texts=counts.n_texts,
         n_tokens=counts.n_tokens,
         k=settings["k"],
@@ -288,7 +294,7 @@ def made(
     )
 
 
-def _lists(layer: Any) -> tuple[Floats, Ints, Ints]:
+def _lists(layer: Any) -> tuple[Array, Array, Array]:
     """The lists of a layer, each (memories, signs, k): coefficients, numbers of texts, positions."""
     pairs = list(zip(SIGNS, layer.tops, strict=False))
     return (
@@ -298,7 +304,7 @@ def _lists(layer: Any) -> tuple[Floats, Ints, Ints]:
     )
 
 
-def _agreements(following: Ints, words: Ints, sizes: Sequence[int], seed: int, draws: int) -> dict[str, Floats]:
+def _agreements(following: Array, words: Array, sizes: Sequence[int], seed: int, draws: int) -> dict[str, Array]:
     """How triggers and values agree, by layer and sign."""
     signs = following.shape[1]
     rows, start = [], 0
@@ -306,8 +312,7 @@ def _agreements(following: Ints, words: Ints, sizes: Sequence[int], seed: int, d
         own = slice(start, start + size)
         start += size
         for side in range(signs):
-            nothing = Agreement(*[float("nan")] * 6, 0)
-            rows.append(agreement(following[own, side], words[own, side, 0], seed, draws) if len(words) else nothing)
+            rows.append(agreement(following[own, side], words[own, side, 0], seed, draws) if len(words) else NONE)
     table = np.array(rows).reshape(len(sizes), signs, -1)
     names = {"agreement": 0, "chance": 1, "high": 2, "p_values": 3, "among": 4, "among_chance": 5}
     return {name: table[:, :, column] for name, column in names.items()}

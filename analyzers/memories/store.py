@@ -1,6 +1,6 @@
 """Counts in one SQLite file: written in transactions, so that what a killed process leaves is whole, and read by plain SQL.
 
-    select memory, prefix, next, coefficient, z from prefixes where layer = 25 and rank = 0 order by z desc limit 10
+select memory, prefix, next, coefficient, z from prefixes where layer = 25 and rank = 0 order by z desc limit 10
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from analyzers.memories.counted import SIGNS, Counted, Counts, Layer
-from analyzers.memories.tops import Moments, Tops
+from analyzers.memories.tops import Moments
 from analyzers.protocol import AnalyzerError
 
 FORMAT = 1
@@ -34,12 +34,18 @@ create table value_words (layer integer, memory integer, sign integer, rank inte
     primary key (layer, memory, sign, rank)) without rowid;
 create view prefixes as
     select t.layer, t.memory, t.sign, t.rank, t.coefficient, (t.coefficient - m.mean) / m.deviation as z,
-        (select group_concat(word, '') from (select w.word from json_each(x.tokens) j
+        (select replace(group_concat(word, (select json_extract(value, '$') from settings where name = 'between')),
+            ' ##', '') from (select w.word from json_each(x.tokens) j
             join words w on w.token = j.value where j.key <= t.position order by j.key)) as prefix,
         (select w.word from words w where w.token = json_extract(x.tokens, '$[' || (t.position + 1) || ']')) as next,
         t.text, t.position
     from triggers t join memories m using (layer, memory) join texts x using (text);
 """
+
+
+_MOMENT = np.dtype([("mean", "f8"), ("squares", "f8")])
+_TRIGGER = np.dtype([("memory", "i8"), ("rank", "i8"), ("coefficient", "f8"), ("text", "i8"), ("position", "i8")])
+"""Columns that are read at once."""
 
 
 class Store:
@@ -77,16 +83,14 @@ class Store:
             rows = list(base.execute("select layer, site, memories, counted from layers order by layer"))
             layers = [_layer(base, row, settings["k"], settings["signs"]) for row in rows]
             texts = {number: np.array(json.loads(ids), np.int32) for number, ids in base.execute("select * from texts")}
-            batches = [
-                Counted(*row) for row in base.execute("select digest, texts, tokens from batches order by batch")
-            ]
+            batches = [Counted(*row) for row in base.execute("select digest, texts, tokens from batches order by batch")]
         self.batches, self.texts = len(batches), set(texts)
         return settings, Counts(layers, texts, batches)
 
-    def write(self, counts: Counts, settings: Mapping[str, Any], words: Mapping[int, str]) -> None:
+    def write(self, counts: Counts, settings: Mapping[str, Any], words: Mapping[int, str], between: str) -> None:
         """Bring the file up to date, all at once or not at all.
 
-        words: the text of each token that the texts hold, as far as they are known.
+        words: the text of each token that the texts hold; between: what stands between two of them.
         """
         counts.forget()
         with self._open() as base:
@@ -97,10 +101,10 @@ class Store:
             (there,) = base.execute("select count(*) from batches").fetchone()
             if there != self.batches:
                 raise AnalyzerError(
-                    f"{self.path} holds {there} batches, of which {self.batches} are known here: another process writes to it. "
-                    "Give each its own store and merge them: KeyValueMemories(model, store=one).merge(another)."
+                    f"{self.path} holds {there} batches, of which {self.batches} are known here: another process writes to "
+                    "it. Give each its own store and merge them: KeyValueMemories(model, store=one).merge(another)."
                 )
-            told = {"format": FORMAT, **settings}
+            told = {"format": FORMAT, **settings, "between": between}
             base.executemany("insert or replace into settings values (?, ?)", [(n, json.dumps(v)) for n, v in told.items()])
             new = counts.batches[self.batches :]
             rows = [(self.batches + n, *batch) for n, batch in enumerate(new)]
@@ -161,24 +165,23 @@ def _write_layer(base: sqlite3.Connection, layer: Layer) -> None:
         rank = torch.arange(own.values.shape[1]).expand_as(own.values).flatten()[filled].tolist()
         columns = [(sign * own.values).flatten(), own.texts.flatten(), own.places.flatten()]
         entries = zip(memory, rank, *(column[filled].tolist() for column in columns), strict=True)
-        base.executemany(
-            f"insert or replace into triggers values ({layer.number}, ?, {sign}, ?, ?, ?, ?)", entries
-        )
+        base.executemany(f"insert or replace into triggers values ({layer.number}, ?, {sign}, ?, ?, ?, ?)", entries)
 
 
 def _layer(base: sqlite3.Connection, row: Sequence[Any], k: int, signs: int) -> Layer:
     """A layer as it was written."""
     number, site, n, counted = row
     layer = Layer.empty(number, site, n, k, signs)
-    moments = base.execute("select mean, squares from memories where layer = ? order by memory", (number,)).fetchall()
-    mean, squares = np.array(moments, np.float64).T
-    layer.moments = Moments(counted, torch.tensor(mean), torch.tensor(squares))
+    moments = np.fromiter(
+        base.execute("select mean, squares from memories where layer = ? order by memory", (number,)), _MOMENT
+    )
+    layer.moments = Moments(counted, torch.tensor(moments["mean"]), torch.tensor(moments["squares"]))
+    columns = ", ".join(_TRIGGER.names or ())
     for sign, tops in zip(SIGNS, layer.tops, strict=False):
-        which = "from triggers where layer = ? and sign = ?"
-        found = base.execute(f"select memory, rank, coefficient, text, position {which}", (number, sign)).fetchall()
-        if found:
-            memory, rank, coefficient, text, position = (torch.tensor(column) for column in zip(*found, strict=True))
-            tops.values[memory, rank] = (sign * coefficient).float()
-            tops.texts[memory, rank] = text
-            tops.places[memory, rank] = position.to(torch.int32)
+        rows = base.execute(f"select {columns} from triggers where layer = ? and sign = ?", (number, sign))
+        found = np.fromiter(rows, _TRIGGER)
+        at = torch.tensor(found["memory"]), torch.tensor(found["rank"])
+        tops.values[at] = torch.tensor(sign * found["coefficient"]).float()
+        tops.texts[at] = torch.tensor(found["text"])
+        tops.places[at] = torch.tensor(found["position"]).to(torch.int32)
     return layer

@@ -84,8 +84,7 @@ def _best(one: Tops, other: Tops) -> Tops:
     """The k best of two lists for each memory: sorted by value, then text, then place, each prefix once."""
     k = one.values.shape[1]
     values, texts, places = (
-        torch.cat(pair, 1)
-        for pair in ((one.values, other.values), (one.texts, other.texts), (one.places, other.places))
+        torch.cat(pair, 1) for pair in ((one.values, other.values), (one.texts, other.texts), (one.places, other.places))
     )
 
     def by(keys: Tensor, descending: bool = False) -> None:

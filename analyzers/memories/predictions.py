@@ -1,0 +1,263 @@
+"""How a layer's prediction comes of its memories, and which memories of all layers speak for a word."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from analyzers.memories.linear import into_stream, to_logits
+from analyzers.memories.reading import Found, laid
+from analyzers.memories.spelling import joined
+from analyzers.memories.vocabulary import logits_of, value_vectors
+from analyzers.memories.written import Passage
+from analyzers.numbers.embed import Floats
+from analyzers.protocol import AnalyzerError
+from analyzers.results import Stored
+from analyzers.sites import read_at
+from fmr.ids import Site
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+_CELLS = 1 << 24
+"""How many votes are looked at at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Composed(Stored):
+    """How often what a layer's memories make together says what none of them says alone, by layer.
+
+    >>> composed.none.shape
+    (4,)
+
+    none: (layers,), the share of tokens at which the layer's first word is that of none of its memories; a memory with a
+    negative coefficient has the word that its value speaks against most, one with none has no word. shuffled: the same with
+    the coefficients of each token dealt out to other memories of the layer. voters: how many memories have the layer's word,
+    the mean over tokens, shuffled_voters: with shuffled coefficients.
+    """
+
+    layers: tuple[int, ...]
+    none: Floats
+    shuffled: Floats
+    voters: Floats
+    shuffled_voters: Floats
+    n_tokens: int
+    seed: int
+
+    def table(self) -> "DataFrame":
+        """One row a layer.
+
+        >>> composed.table()[["layer", "none", "shuffled"]]
+        """
+        import pandas as pd
+
+        names = ("layers", "none", "shuffled", "voters", "shuffled_voters")
+        return pd.DataFrame({"layer" if name == "layers" else name: getattr(self, name) for name in names})
+
+    def plot(self, ax: "Axes | None" = None) -> "Figure":
+        """Draw the shares by layer, as they are and with shuffled coefficients; returns the figure.
+
+        >>> composed.plot().savefig("composed.png")
+        """
+        from analyzers.memories.pictures import composition
+        from fmr.pictures.heatmap import returned
+
+        return returned(composition(self, ax)) if ax is None else composition(self, ax)
+
+    def __repr__(self) -> str:
+        return (
+            f"Composed: what {len(self.layers)} layers say at {self.n_tokens} tokens\n"
+            f"  none of a layer's memories says it: {self.none.mean():.1%} of tokens (layers {self.none.min():.1%} to "
+            f"{self.none.max():.1%}); with shuffled coefficients {self.shuffled.mean():.1%}, seed {self.seed}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Promotion(Stored):
+    """What each memory of all layers adds to the logit of one word at the last token of a prompt.
+
+    >>> promotion.strongest(1), promotion.by_layer.shape
+    ((3, 208), (4,))
+    >>> promotion.table().head()
+
+    added: (memories,), layer by layer, `sizes` of them: coefficient times what the value adds to the logit, with the scales
+    of norms as they were. coefficients: (memories,). by_layer: (layers,), the sums. others: the same sums for the mean of
+    `draws` other words of the vocabulary, (layers,), spread: their standard deviation. logit: that of the word, less that
+    of an empty stream.
+    """
+
+    prompt: tuple[str, ...]
+    between: str
+    word: str
+    token: int
+    layers: tuple[int, ...]
+    sizes: tuple[int, ...]
+    added: Floats = field(repr=False)
+    coefficients: Floats = field(repr=False)
+    by_layer: Floats
+    others: Floats
+    spread: Floats
+    logit: float
+    probability: float
+    seed: int
+    draws: int
+
+    @property
+    def total(self) -> float:
+        """What all memories together add to the logit."""
+        return float(self.by_layer.sum())
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The layer and the number in it of a memory."""
+        ends = np.cumsum(self.sizes)
+        layer = int(np.searchsorted(ends, row, side="right"))
+        return self.layers[layer], int(row - ends[layer] + self.sizes[layer])
+
+    def strongest(self, rank: int = 1) -> tuple[int, int]:
+        """The memory that adds most, or the one of a rank: its layer and its number in it."""
+        return self.place(int(np.argsort(-self.added, kind="stable")[rank - 1]))
+
+    def table(self) -> "DataFrame":
+        """One row a memory, the one that adds most to the logit first.
+
+        >>> promotion.table().tail(3)
+        """
+        import pandas as pd
+
+        order = np.argsort(-self.added, kind="stable")
+        layers, numbers = zip(*(self.place(int(row)) for row in order), strict=True)
+        values = {"added": self.added[order], "coefficient": self.coefficients[order]}
+        return pd.DataFrame({"layer": layers, "memory": numbers, **values})
+
+    def plot(self, ax: "Axes | None" = None) -> "Figure":
+        """Draw what the memories of each layer add, beside what they add to other words; returns the figure.
+
+        >>> promotion.plot().savefig("promotion.png")
+        """
+        from analyzers.memories.pictures import promoted
+        from fmr.pictures.heatmap import returned
+
+        return returned(promoted(self, ax)) if ax is None else promoted(self, ax)
+
+    def __repr__(self) -> str:
+        prompt = joined(self.prompt, self.between)
+        best = [f"{layer}.{number}" for layer, number in map(self.strongest, (1, 2, 3))]
+        top = np.sort(self.added)[::-1]
+        layer = int(np.argmax(self.by_layer))
+        return (
+            f"Promotion of {self.word!r} after {prompt[-60:]!r}: p {self.probability:.3f}, logit {self.logit:.2f}\n"
+            f"  {len(self.added)} memories of {len(self.layers)} layers add {self.total:+.2f} (to other words "
+            f"{self.others.sum():+.2f}); most in layer {self.layers[layer]}, {self.by_layer[layer]:+.2f}\n"
+            f"  strongest memories: {', '.join(f'{name} {value:+.2f}' for name, value in zip(best, top, strict=False))}"
+        )
+
+
+def composed(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    found: Found,
+    real: Tensor,
+    first_words: Callable[[int], Tensor],
+    seed: int,
+) -> Composed:
+    """How each layer's first word comes of those of its memories.
+
+    first_words: of the number of a layer, the tokens that its values speak for and against most, (memories, 2).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    sites = [site for block in found.blocks for site in (block.post, block.out)]
+    with torch.no_grad():
+        run = read_at(model, inputs, sites)
+        for number, block, way in zip(found.layers, found.blocks, found.ways, strict=True):
+            shape = (len(real), real.shape[1])
+            made = laid(run[block.out.id], block.out.layout, block, number, shape)[real.to(run[block.out.id].device)]
+            weights = laid(run[block.post.id], block.post.layout, block, number, shape)[real.to(made.device)]
+            values = value_vectors(block)
+            orders = torch.rand(weights.shape, generator=generator).argsort(1).to(weights.device)
+            dealt = weights.gather(1, orders)
+            other = made.float() + (dealt.float() - weights.float()) @ values.float()
+            words = first_words(number).to(weights.device)
+            pairs = ((made, weights), (other.to(made.dtype), dealt))
+            votes = [_votes(found, way, vectors, own, words) for vectors, own in pairs]
+            rows.append(
+                [share for vote in votes for share in (float((vote == 0).float().mean()), float(vote.float().mean()))]
+            )
+    none, voters, shuffled, shuffled_voters = np.array(rows).T
+    return Composed(found.layers, none, shuffled, voters, shuffled_voters, int(real.sum()), seed)
+
+
+def _votes(found: Found, way: Passage | str, vectors: Tensor, weights: Tensor, words: Tensor) -> Tensor:
+    """How many memories have as their first word that of what they make together, for each token."""
+    said = torch.cat([logits.argmax(1) for logits in logits_of(found.structure, vectors, way)])
+    counts = []
+    rows = max(1, _CELLS // weights.shape[1])
+    for own, word in zip(weights.split(rows), said.split(rows), strict=True):
+        voted = torch.where(own > 0, words[:, 0], words[:, 1])
+        counts.append(((voted == word[:, None]) & (own != 0)).sum(1))
+    return torch.cat(counts)
+
+
+def promotion(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    found: Found,
+    prompt: Sequence[str],
+    between: str,
+    real: Tensor,
+    token: int,
+    word: str,
+    seed: int,
+    draws: int,
+) -> Promotion:
+    """What each memory adds to the logit of a word at the last token of one prompt.
+
+    With the scales of norms as they are in this run, what a vector adds to a logit is linear in it.
+    """
+    structure = found.structure
+    last = int(real[0].nonzero()[-1])
+    if isinstance(structure.readout, str):
+        raise AnalyzerError(
+            f"No word is promoted in {structure.model}: {structure.readout}. Expected pre-norm layers and logits."
+        )
+    end = Site(structure.readout.end)
+    sites = [site for block in found.blocks for site in (block.post, block.out)]
+    with torch.no_grad():
+        run = read_at(model, inputs, [*sites, end])
+    whole = run[end].reshape(*real.shape, -1)[0, last]
+    said, empty = structure.read_out(torch.stack([whole, torch.zeros_like(whole)])).float()
+    others = torch.randint(len(said), (draws,), generator=torch.Generator().manual_seed(seed))
+    maps = to_logits(structure, whole, torch.cat([torch.tensor([token]), others]))
+    added, coefficients, sums = [], [], []
+    for number, block, way in zip(found.layers, found.blocks, found.ways, strict=True):
+        shape = (1, real.shape[1])
+        weights = laid(run[block.post.id], block.post.layout, block, number, shape)[0, last].float()
+        made = laid(run[block.out.id], block.out.layout, block, number, shape)[0, last]
+        read = into_stream(structure, way, made, maps)
+        each = (value_vectors(block).float() @ read.mT) * weights[:, None]
+        added.append(each[:, 0].cpu())
+        coefficients.append(weights.cpu())
+        sums.append(each.sum(0).cpu())
+    table = torch.stack(sums).double().numpy()
+    return Promotion(
+        prompt=tuple(prompt),
+        between=between,
+        word=word,
+        token=token,
+        layers=found.layers,
+        sizes=tuple(len(one) for one in added),
+        added=torch.cat(added).double().numpy(),
+        coefficients=torch.cat(coefficients).double().numpy(),
+        by_layer=table[:, 0],
+        others=table[:, 1:].mean(1) if draws else np.full(len(table), np.nan),
+        spread=table[:, 1:].std(1) if draws else np.full(len(table), np.nan),
+        logit=float(said[token] - empty[token]),
+        probability=float(said.softmax(-1)[token]),
+        seed=seed,
+        draws=draws,
+    )
