@@ -54,6 +54,8 @@ class Layer:
 
     def add(self, values: Tensor, offered: Tensor | None, at: Prefixes) -> None:
         """Count the coefficients of a batch, (tokens, memories); `offered` are those that may enter lists, None for all."""
+        if not len(values):
+            return
         batch = Moments.of(values)
         if not bool(batch.mean.isfinite().all()):
             raise AnalyzerError(

@@ -127,6 +127,8 @@ def laid(value: Tensor, layout: Sequence[str] | None, block: Memory, layer: int,
     made = None
     if experts or len(names) != value.dim():
         made = None
+    elif names[-1] == "units" and value.shape[:-1] == shape:  # where nothing else tells, as the tokens lie
+        made = value
     elif set(names) == {"examples", "positions", "units"}:
         made = value.permute([names.index(name) for name in ("examples", "positions", "units")])
     elif names == ("rows", "units") and shape is not None and len(value) == shape[0] * shape[1]:
