@@ -25,8 +25,8 @@ from fmr.sweeps.bars import hidden
 if TYPE_CHECKING:
     from typing import Self
 
-EVERY = 50
-"""After how many batches a store is written."""
+K, EVERY = 10, 50
+"""How many triggers are kept of each memory; after how many batches a store is written."""
 
 
 class KeyValueMemories(Analyzer[Memories]):
@@ -37,7 +37,7 @@ class KeyValueMemories(Analyzer[Memories]):
 
     A layer's output is the sum over its memories of coefficient times value vector; a memory's key makes the coefficient of
     what the layer reads. model: any module whose memories `fmr.locate` finds, in eval mode; None where only counts are read.
-    k: how many triggers are kept of each memory and sign. signs: 1 for positive coefficients alone, 2 for negative ones
+    k: how many triggers are kept of each memory and sign; None: 10, or as many as the store has. signs: 1 for positive coefficients alone, 2 for negative ones
     too; None takes 2 where memories have a gate. position: count this token of each text alone (-1: the last); None: all.
     layers, scope: the numbers of layers, and a glob over module calls, of the memories to count. tokens, mask: the
     arguments with token ids and with 0 on padding, (examples, positions).
@@ -56,7 +56,7 @@ class KeyValueMemories(Analyzer[Memories]):
         model: nn.Module | None = None,
         tokenizer: Any = None,
         *,
-        k: int = 10,
+        k: int | None = None,
         signs: int | None = None,
         position: int | None = None,
         layers: Sequence[int] | None = None,
@@ -66,15 +66,15 @@ class KeyValueMemories(Analyzer[Memories]):
         store: str | os.PathLike[str] | None = None,
         every: int = EVERY,
     ) -> None:
-        for name, value, least in (("k", k, 1), ("every", every, 1)):
-            if (whole_number(value) or 0) < least:
-                raise AnalyzerError(f"{name}={value!r}: expected a whole number from {least} on.")
+        for name, value in (("k", 1 if k is None else k), ("every", every)):
+            if (whole_number(value) or 0) < 1:
+                raise AnalyzerError(f"{name}={value!r}: expected a whole number from 1 on.")
         if signs not in (None, 1, 2):
             raise AnalyzerError(f"signs={signs!r}: expected 1 for positive coefficients, 2 for both signs, or None.")
         if position is not None and whole_number(position) is None:
             raise AnalyzerError(f"position={position!r}: expected the number of a token, such as 0 or -1, or None for all.")
         self.model, self.tokenizer = model, tokenizer
-        self.k, self.signs, self.position, self.every = k, signs, position, every
+        self.k, self.signs, self.position, self.every = k or K, signs, position, every
         self.layers = None if layers is None else tuple(layers)
         self.scope, self.tokens, self.mask = scope, tokens, mask
         self.found: Found | None = None
@@ -84,7 +84,7 @@ class KeyValueMemories(Analyzer[Memories]):
         self.vocabulary = Vocabulary(self.store, self._decode)
         self.resumed = 0
         if self.store is not None:
-            self._resume(self.store)
+            self._resume(self.store, k)
 
     # ---- counting
 
@@ -325,11 +325,12 @@ class KeyValueMemories(Analyzer[Memories]):
     def _settings(self) -> dict[str, Any]:
         return {"model": self.weights, "k": self.k, "signs": self.signs, "position": self.position, "tokens": self.tokens}
 
-    def _resume(self, store: Store) -> None:
+    def _resume(self, store: Store, k: int | None) -> None:
         held = store.read()
         if held is None:
             return
         settings, self.counts = held
+        self.k = settings["k"] if k is None else k
         self.signs, self.weights = self.signs or settings["signs"], self.weights or settings["model"]
         same(self._settings(), settings, f"{store.path}:")
         self.resumed = len(self.counts.batches)

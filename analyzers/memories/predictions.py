@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from analyzers.memories.linear import into_stream, to_logits
+import fmr
 from analyzers.memories.reading import Found, laid
 from analyzers.memories.spelling import joined
 from analyzers.memories.vocabulary import logits_of, value_vectors
-from analyzers.memories.written import Passage
+from analyzers.memories.written import Passage, write_of
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
 from analyzers.sites import read_at
-from fmr.ids import Site
+from fmr.runs.run import Run
+from fmr.structure.frozen import frozen
+from fmr.structure.memories.memory import Memory
+from fmr.structure.parts import Structure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,9 +90,9 @@ class Promotion(Stored):
     >>> promotion.table().head()
 
     added: (memories,), layer by layer, `sizes` of them: coefficient times what the value adds to the logit, with the scales
-    of norms as they were. coefficients: (memories,). by_layer: (layers,), the sums. others: the same sums for the mean of
-    `draws` other words of the vocabulary, (layers,), spread: their standard deviation. logit: that of the word, less that
-    of an empty stream.
+    of norms held at what they are, before any soft cap of logits. coefficients: (memories,). by_layer: (layers,), the sums.
+    others: the same sums for the mean of `draws` other words of the vocabulary, (layers,), spread: their standard deviation.
+    logit: that of the word, less that of an empty stream at the same scale.
     """
 
     prompt: tuple[str, ...]
@@ -217,33 +221,29 @@ def promotion(
 ) -> Promotion:
     """What each memory adds to the logit of a word at the last token of one prompt.
 
-    With the scales of norms as they are in this run, what a vector adds to a logit is linear in it.
+    With the scales of norms held at what they are in this run, what a vector adds to a logit is linear in it.
     """
-    structure = found.structure
-    last = int(real[0].nonzero()[-1])
+    structure, last = found.structure, int(real[0].nonzero()[-1])
     if isinstance(structure.readout, str):
         raise AnalyzerError(
             f"No word is promoted in {structure.model}: {structure.readout}. Expected pre-norm layers and logits."
         )
-    end = Site(structure.readout.end)
-    sites = [site for block in found.blocks for site in (block.post, block.out)]
-    with torch.no_grad():
-        run = read_at(model, inputs, [*sites, end])
-    whole = run[end].reshape(*real.shape, -1)[0, last]
-    said, empty = structure.read_out(torch.stack([whole, torch.zeros_like(whole)])).float()
+    run = fmr.run(model, **inputs)
+    state = run[structure.readout.end].detach().reshape(*real.shape, -1)[0, last]
+    said = structure.read_out(state).detach().float()
     others = torch.randint(len(said), (draws,), generator=torch.Generator().manual_seed(seed))
-    maps = to_logits(structure, whole, torch.cat([torch.tensor([token]), others]))
+    logits = structure.frozen(state.expand(draws + 1, -1))
+    chosen = torch.cat([torch.tensor([token]), others]).to(logits.value.device)
+    (maps,) = logits.back(one_hot(chosen, logits.value.shape[-1])).values()
     added, coefficients, sums = [], [], []
     for number, block, way in zip(found.layers, found.blocks, found.ways, strict=True):
-        shape = (1, real.shape[1])
-        weights = laid(run[block.post.id], block.post.layout, block, number, shape)[0, last].float()
-        made = laid(run[block.out.id], block.out.layout, block, number, shape)[0, last]
-        read = into_stream(structure, way, made, maps)
-        each = (value_vectors(block).float() @ read.mT) * weights[:, None]
+        value = laid(run[block.post.id].detach(), block.post.layout, block, number, (1, real.shape[1]))
+        weights = value[0, last].double()
+        each = (value_vectors(block).double() @ _of_memories(run, block, way, structure, maps, last).mT) * weights[:, None]
         added.append(each[:, 0].cpu())
         coefficients.append(weights.cpu())
         sums.append(each.sum(0).cpu())
-    table = torch.stack(sums).double().numpy()
+    table = torch.stack(sums).numpy()
     return Promotion(
         prompt=tuple(prompt),
         between=between,
@@ -251,13 +251,28 @@ def promotion(
         token=token,
         layers=found.layers,
         sizes=tuple(len(one) for one in added),
-        added=torch.cat(added).double().numpy(),
-        coefficients=torch.cat(coefficients).double().numpy(),
+        added=torch.cat(added).numpy(),
+        coefficients=torch.cat(coefficients).numpy(),
         by_layer=table[:, 0],
         others=table[:, 1:].mean(1) if draws else np.full(len(table), np.nan),
         spread=table[:, 1:].std(1) if draws else np.full(len(table), np.nan),
-        logit=float(said[token] - empty[token]),
+        logit=float(logits.value[0, token] - logits.rest[0, token]),
         probability=float(said.softmax(-1)[token]),
         seed=seed,
         draws=draws,
     )
+
+
+def _of_memories(run: Run, block: Memory, way: Passage | str, structure: Structure, maps: Tensor, last: int) -> Tensor:
+    """What numbers of what memories make add to logits, from what numbers of the stream do, (words, width)."""
+    write = write_of(structure, block)
+    if isinstance(way, Passage) and not way.nodes:
+        return maps * write.times
+    out = block.out.id
+    made = frozen(run.graph.unfused, write.added, {out: run[out].detach()}, run.__getitem__)
+    rows = []
+    for one in maps:
+        weights = torch.zeros_like(made.value)
+        weights.view(-1, len(one))[last] = one
+        rows.append(made.back(weights)[out].reshape(-1, len(one))[last])
+    return torch.stack(rows) * write.times

@@ -148,15 +148,17 @@ class Memories(Stored):
         )
 
     def table(self) -> "DataFrame":
-        """One row a memory and sign: moments, the strongest trigger with what followed, the value's first word.
+        """One row a memory and sign: moments, the strongest trigger, what followed, what the value says.
+
+        `next` is the token after the strongest trigger that any token follows.
 
         >>> found.table().query("agrees")
         """
         import pandas as pd
 
         n, signs = len(self), len(self.signs)
-        best = self.coefficients[:, :, 0]
-        following = np.where(best == 0, -1, self.following[:, :, 0])
+        best, followed = self.coefficients[:, :, 0], self.following >= 0
+        following = np.take_along_axis(self.following, followed.argmax(2)[..., None], 2)[..., 0]
         words = self.words[:, :signs, 0] if not self.unread else np.full((n, signs), -1)
         where = np.repeat(np.arange(len(self.sizes)), self.sizes)
         within = np.concatenate([np.arange(size) for size in self.sizes])

@@ -13,7 +13,7 @@ from fmr.nodes import Node
 from fmr.runs.run import Run
 from fmr.structure.memories.memory import Memory
 from fmr.structure.normal.match import MOVES, between, depends_on, is_constant
-from fmr.structure.parts import Structure
+from fmr.structure.parts import Structure, Write
 
 _LEFT = MOVES | {"add"}
 """Ops after which what a memory makes is the same vector, beside what others add to it."""
@@ -23,14 +23,13 @@ _LEFT = MOVES | {"add"}
 class Passage:
     """The ops between what a layer's memories make, `start`, and what is added to the stream; none as a rule.
 
-    weights: the constants that they read. times: how often the result is added.
+    weights: the constants that they read.
     """
 
     graph: Graph = field(repr=False)
     start: TensorId
     nodes: tuple[Node, ...]
     weights: Mapping[TensorId, Tensor] = field(repr=False)
-    times: float = 1.0
 
     def through(self, vectors: Tensor) -> Tensor:
         """What is added to the stream where memories make these vectors, (rows, width), and nothing else is made."""
@@ -49,21 +48,31 @@ class Passage:
         return known[self.nodes[-1].id].reshape(len(vectors), -1)
 
 
+def write_of(structure: Structure, block: Memory) -> Write:
+    """The write to a stream that what a layer's memories make is in.
+
+    >>> write_of(structure, structure.mlps[2]).after
+    """
+    graph, start = block.graph, block.out.id
+    writes = [write for stream in structure.streams for write in stream.writes]
+    later = sorted(
+        (one for one in writes if graph.place(one.after) > graph.place(start)), key=lambda one: graph.place(one.after)
+    )
+    found = next((one for one in later if one.added == start or depends_on(graph, one.added, start)), None)
+    if found is None:
+        raise AnalyzerError(
+            f"What the memories at {block.scope!r} make is added to no residual stream of {structure.model}."
+        )
+    return found
+
+
 def passage(structure: Structure, block: Memory, run: Run) -> Passage:
     """The way of what a layer's memories make into the stream, with the weights that a run holds.
 
     >>> passage(structure, structure.mlps[2], run).nodes
     ()
     """
-    graph, start = block.graph, block.out.id
-    writes = [write for stream in structure.streams for write in stream.writes]
-    place = graph.place(start)
-    later = sorted((one for one in writes if graph.place(one.after) > place), key=lambda one: graph.place(one.after))
-    write = next((one for one in later if one.added == start or depends_on(graph, one.added, start)), None)
-    if write is None:
-        raise AnalyzerError(
-            f"What the memories at {block.scope!r} make is added to no residual stream of {structure.model}."
-        )
+    graph, start, write = block.graph, block.out.id, write_of(structure, block)
     way = [node for node in between(graph, start, write.added) if depends_on(graph, node.id, start)]
     beside = {parent.id for node in way if node.op not in _LEFT for parent in node.parents}
     beside -= {start, *(node.id for node in way)}
@@ -74,6 +83,6 @@ def passage(structure: Structure, block: Memory, run: Run) -> Passage:
             "each token, so that values have no words of their own. Expected layers that add it as it is: choose by scope."
         )
     if all(node.op in _LEFT for node in way):
-        return Passage(graph, start, (), {}, write.times)
+        return Passage(graph, start, (), {})
     constant = {parent.id for node in way for parent in node.parents if is_constant(graph, parent.id)}
-    return Passage(graph, start, tuple(way), {name: run[name] for name in constant}, write.times)
+    return Passage(graph, start, tuple(way), {name: run[name] for name in constant})

@@ -73,7 +73,9 @@ def agreeing(model: nn.Module, tokenizer: object, texts: list[str], times: float
         failed += claimed(f"layer 25, {sign}: {high:.0f} times chance, {times:g} or more (p {p_high:.3f})", high >= times)
         failed += claimed(f"layer 5, {sign}: {low:.1f} times chance, p {p_low:.2f} >= 0.05", p_low >= 0.05)
     among = found.among[2] / found.among_chance[2]
-    failed += claimed(f"layer 25: words are among next tokens {among.min():.1f} times chance or more, 2.5", among.min() >= 2.5)
+    failed += claimed(
+        f"layer 25: words are among next tokens {among.min():.1f} times chance or more, 2.5", among.min() >= 2.5
+    )
     return found, failed
 
 

@@ -238,9 +238,9 @@ def test_an_encoder_has_triggers_and_no_words() -> None:
     assert "values without words" in repr(found)
     assert np.isnan(found.agreement).all()
     assert len(found.triggers(1, 4)) == 10
-    with pytest.raises(AnalyzerError, match="The values have no words: .*"):
+    with pytest.raises(AnalyzerError, match=r"The values have no words: .*"):
         found.says(1, 4)
-    with pytest.raises(AnalyzerError, match="There is no agreement to draw"):
+    with pytest.raises(AnalyzerError, match=r"There is no agreement to draw"):
         found.plot()
 
 
@@ -302,26 +302,26 @@ def test_pictures_show_what_was_found(loaded: tuple[nn.Module, Any]) -> None:
 
 
 def test_what_cannot_be_counted_is_told() -> None:
-    with pytest.raises(AnalyzerError, match="k=0: expected a whole number from 1 on"):
+    with pytest.raises(AnalyzerError, match=r"k=0: expected a whole number from 1 on"):
         KeyValueMemories(Planted(), k=0)
-    with pytest.raises(AnalyzerError, match="signs=3: expected 1 for positive coefficients, 2 for both signs"):
+    with pytest.raises(AnalyzerError, match=r"signs=3: expected 1 for positive coefficients, 2 for both signs"):
         KeyValueMemories(Planted(), signs=3)
-    with pytest.raises(AnalyzerError, match="position='last': expected the number of a token, such as 0 or -1"):
+    with pytest.raises(AnalyzerError, match=r"position='last': expected the number of a token, such as 0 or -1"):
         KeyValueMemories(Planted(), position="last")  # type: ignore[arg-type]
-    with pytest.raises(AnalyzerError, match="No text has been counted yet. Call update"):
+    with pytest.raises(AnalyzerError, match=r"No text has been counted yet. Call update"):
         KeyValueMemories(Planted()).result()
-    with pytest.raises(AnalyzerError, match="No text has been counted yet. Call update"):
+    with pytest.raises(AnalyzerError, match=r"No text has been counted yet. Call update"):
         KeyValueMemories(Planted()).over([]).result()
-    with pytest.raises(AnalyzerError, match="has no model to run. Make it with"):
+    with pytest.raises(AnalyzerError, match=r"has no model to run. Make it with"):
         KeyValueMemories().update(random_texts())
     with pytest.raises(AnalyzerError, match=r"layers=\[4\]: Planted has memories in layers \[0\]"):
         KeyValueMemories(Planted(), layers=[4]).update(random_texts())
     with pytest.raises(AnalyzerError, match=r"scope='other\.\*' matches none of the memories of Planted"):
         KeyValueMemories(Planted(), scope="other.*").update(random_texts())
-    with pytest.raises(AnalyzerError, match="batches is one Tensor, expected several batches"):
+    with pytest.raises(AnalyzerError, match=r"batches is one Tensor, expected several batches"):
         KeyValueMemories(Planted()).over(random_texts())
     found = over(Planted(), counting_texts()).result()
-    with pytest.raises(AnalyzerError, match="layer=1, memory=0: expected one of the layers 0, and a memory from 0 to 23"):
+    with pytest.raises(AnalyzerError, match=r"layer=1, memory=0: expected one of the layers 0, and a memory from 0 to 23"):
         found.triggers(1, 0)
     with pytest.raises(AnalyzerError, match=r"sign=-1: expected one of \(1,\); KeyValueMemories\(model, signs=2\)"):
         found.triggers(0, 0, sign=-1)
@@ -340,7 +340,9 @@ class Bare(nn.Module):
 
 
 def test_a_model_without_memories_is_refused() -> None:
-    with pytest.raises(AnalyzerError, match="Bare has no memories that could be counted.*Expected layers of two projections"):
+    with pytest.raises(
+        AnalyzerError, match=r"Bare has no memories that could be counted.*Expected layers of two projections"
+    ):
         KeyValueMemories(Bare().eval()).update(torch.randint(9, (2, 5)))
 
 
@@ -348,26 +350,28 @@ def test_experts_are_refused_with_the_reason() -> None:
     torch.manual_seed(0)
     config = transformers.MixtralConfig(**TINY, num_key_value_heads=2, num_local_experts=4)
     model = transformers.MixtralForCausalLM(config).eval()
-    with pytest.raises(AnalyzerError, match="layer 0 at .* have one matrix for each of several experts, which are not one"):
+    with pytest.raises(AnalyzerError, match=r"layer 0 at .* have one matrix for each of several experts, which are not one"):
         KeyValueMemories(model).update(torch.randint(3, 40, (2, 5)))
 
 
 def test_coefficients_that_are_no_numbers_are_refused() -> None:
     values = torch.full((1, 2, 3), float("inf"))
-    with pytest.raises(AnalyzerError, match="Layer 0 has coefficients that are no finite numbers"):
+    with pytest.raises(AnalyzerError, match=r"Layer 0 has coefficients that are no finite numbers"):
         KeyValueMemories().update_coefficients([values], torch.zeros(1, 2, dtype=torch.long))
-    with pytest.raises(AnalyzerError, match=r"shapes \(1, 2, 3\) and the tokens \(1, 5\). Expected \(examples, positions, mem"):
+    with pytest.raises(
+        AnalyzerError, match=r"shapes \(1, 2, 3\) and the tokens \(1, 5\). Expected \(examples, positions, mem"
+    ):
         KeyValueMemories().update_coefficients([values], torch.zeros(1, 5, dtype=torch.long))
 
 
 def test_counts_of_different_things_are_not_merged() -> None:
     one = KeyValueMemories(Planted(), k=3).update(counting_texts())
-    with pytest.raises(AnalyzerError, match="merge got int, expected another KeyValueMemories"):
+    with pytest.raises(AnalyzerError, match=r"merge got int, expected another KeyValueMemories"):
         one.merge(3)  # type: ignore[arg-type]
-    with pytest.raises(AnalyzerError, match="merge of k=4 where k=3 was asked for"):
+    with pytest.raises(AnalyzerError, match=r"merge of k=4 where k=3 was asked for"):
         one.merge(KeyValueMemories(Planted(), k=4).update(counting_texts()))
-    with pytest.raises(AnalyzerError, match="merge of other weights: expected counts of one model"):
+    with pytest.raises(AnalyzerError, match=r"merge of other weights: expected counts of one model"):
         one.merge(KeyValueMemories(Planted(seed=1), k=3).update(counting_texts()))
-    with pytest.raises(AnalyzerError, match="merge of the same counts twice"):
+    with pytest.raises(AnalyzerError, match=r"merge of the same counts twice"):
         one.merge(KeyValueMemories(Planted(), k=3).update(counting_texts()))
     assert one.merge(KeyValueMemories(Planted(), k=3)) is one
