@@ -36,11 +36,11 @@ class KeyValueMemories(Analyzer[Memories]):
     >>> memories.result().triggers(layer=3, memory=7)
 
     A layer's output is the sum over its memories of coefficient times value vector; a memory's key makes the coefficient of
-    what the layer reads. model: any module whose memories `fmr.locate` finds, in eval mode; None where only counts are read.
-    k: how many triggers are kept of each memory and sign; None: 10, or as many as the store has. signs: 1 for positive coefficients alone, 2 for negative ones
-    too; None takes 2 where memories have a gate. position: count this token of each text alone (-1: the last); None: all.
-    layers, scope: the numbers of layers, and a glob over module calls, of the memories to count. tokens, mask: the
-    arguments with token ids and with 0 on padding, (examples, positions).
+    what the layer reads. model: any module whose memories `fmr.locate` finds, in eval mode; None where counts alone are
+    read. k: how many triggers are kept of each memory and sign; None: 10, or as many as the store has. signs: 1 for positive
+    coefficients alone, 2 for negative ones too; None takes 2 where memories have a gate. position: count this token of each
+    text alone (-1: the last); None: all. layers, scope: the numbers of layers, and a glob over module calls, of the memories
+    to count. tokens, mask: the arguments with token ids and with 0 on padding, (examples, positions).
 
     store: an SQLite file for all that is counted; with one that is there counting goes on where it ended, and `over` passes
     by the batches that it holds. It is written every so many batches and when a result is asked for.
