@@ -86,7 +86,7 @@ class Promotion(Stored):
     """What each memory of all layers adds to the logit of one word at the last token of a prompt.
 
     >>> promotion.strongest(1), promotion.by_layer.shape
-    ((3, 208), (4,))
+    ((3, 147), (4,))
     >>> promotion.table().head()
 
     added: (memories,), layer by layer, `sizes` of them: coefficient times what the value adds to the logit, with the scales

@@ -260,7 +260,7 @@ def made(
     corpus = np.concatenate([*rows, np.zeros(0, np.int32)])
     coefficients, numbers, positions = (np.concatenate(column) for column in zip(*map(_lists, counts.layers), strict=True))
     known = np.array([*texts, 0])
-    where = np.searchsorted(known[:-1], numbers).clip(max=max(len(texts) - 1, 0)).astype(np.int32)
+    where = np.searchsorted(known[:-1], numbers).astype(np.int32)
     after = starts[where] + positions + 1
     has_next = (after < starts[where + 1]) & (coefficients != 0) if len(rows) else np.zeros_like(coefficients, bool)
     following = np.where(has_next, corpus[np.where(has_next, after, 0)] if len(corpus) else -1, -1).astype(np.int32)

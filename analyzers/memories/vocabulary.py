@@ -43,7 +43,7 @@ def logits_of(structure: Structure, vectors: Tensor, way: Passage | str | None =
     """What each vector alone, in an otherwise empty stream, adds to the logits, a few rows at a time, (rows, words).
 
     >>> torch.cat([*logits_of(structure, value_vectors(structure.mlps[2]))]).shape
-    torch.Size([512, 262])
+    torch.Size([512, 515])
 
     The model's own final norm, unembedding, scales and caps are run; what they make of an empty stream is taken off, so that
     a vector and its negative say opposite things. way: that of vectors into the stream, where they are what memories make.
