@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from analyzers.memories.counted import ONE, Counts, Layer, digest_of, fingerprint, place, same
 from analyzers.memories.predictions import Composed, Promotion, composed, promotion
-from analyzers.memories.reading import Found, Texts, coefficients, find, gathered, is_tokens, texts_of
+from analyzers.memories.reading import Found, Texts, coefficients, experts_of, find, gathered, is_tokens, texts_of
 from analyzers.memories.result import Memories, made
 from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
@@ -40,7 +40,8 @@ class KeyValueMemories(Analyzer[Memories]):
     read. k: how many triggers are kept of each memory and sign; None: 10, or as many as the store has. signs: 1 for positive
     coefficients alone, 2 for negative ones too; None takes 2 where memories have a gate. position: count this token of each
     text alone (-1: the last); None: all. layers, scope: the numbers of layers, and a glob over module calls, of the memories
-    to count. tokens, mask: the arguments with token ids and with 0 on padding, (examples, positions).
+    to count; those of experts are counted one expert after the other, as 0 for tokens that went to others. tokens, mask: the
+    arguments with token ids and with 0 on padding, (examples, positions).
 
     store: an SQLite file for all that is counted; with one that is there counting goes on where it ended, and `over` passes
     by the batches that it holds. It is written every so many batches and when a result is asked for.
@@ -102,7 +103,8 @@ class KeyValueMemories(Analyzer[Memories]):
         given = inputs.get(self.tokens)
         shape = (len(given), given.shape[1]) if isinstance(given, Tensor) and is_tokens(given) else None
         values = coefficients(self.model, inputs, self.found, shape)
-        self._start([(n, str(b.post.id), b.n) for n, b in zip(self.found.layers, self.found.blocks, strict=True)])
+        names = [str(block.post.id) for block in self.found.blocks]
+        self._start([*zip(self.found.layers, names, self.found.sizes, strict=True)])
         return self._count(values, texts_of(inputs, self.tokens, self.mask, values[0].shape[:2]))
 
     def update_coefficients(self, coefficients: Sequence[Any], tokens: Any, mask: Any = None) -> "Self":
@@ -216,7 +218,7 @@ class KeyValueMemories(Analyzer[Memories]):
         tensor(1.)
         """
         found = self._located()
-        if layer not in found.layers or not 0 <= memory < found.blocks[found.layers.index(layer)].n:
+        if layer not in found.layers or not 0 <= memory < found.sizes[found.layers.index(layer)]:
             raise AnalyzerError(
                 f"layer={layer}, memory={memory}: expected one of the layers {found.layers} and a memory in it."
             )
@@ -283,6 +285,12 @@ class KeyValueMemories(Analyzer[Memories]):
         if not is_tokens(asked.inputs.get(self.tokens)):
             raise AnalyzerError(f"The prompts have {', '.join(asked.inputs)}, expected token ids as {self.tokens!r}.")
         self.found = self.found or self._find(dict(asked.inputs))
+        routed = [number for number, block in zip(self.found.layers, self.found.blocks, strict=True) if experts_of(block)]
+        if routed:
+            raise AnalyzerError(
+                f"Layers {routed} have experts, whose shares in one prompt are not told apart. Expected layers of one "
+                "matrix: choose them with layers=[...]; counting over texts takes experts too."
+            )
         return self.model, asked, self.found
 
     def _inputs(self, batch: Given) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def promotion(
 def _of_memories(run: Run, block: Memory, way: Passage | str, structure: Structure, maps: Tensor, last: int) -> Tensor:
     """What numbers of what memories make add to logits, from what numbers of the stream do, (words, width)."""
     write = write_of(structure, block)
-    if isinstance(way, Passage) and not way.nodes:
+    if isinstance(way, Passage) and not way.changes:
         return maps * write.times
     out = block.out.id
     made = frozen(run.graph.unfused, write.added, {out: run[out].detach()}, run.__getitem__)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from analyzers.memories.written import Passage, passage
 from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError, real_tokens
 from analyzers.sites import found_in, read_at
+from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.memories.memory import Memory
 from fmr.structure.parts import Structure
@@ -45,6 +46,12 @@ class Found:
             tuple(self.ways[place] for place in places),
             self.structure,
         )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many memories each layer has, those of all its experts."""
+        routes = map(experts_of, self.blocks)
+        return tuple(block.n * (route.number if route else 1) for block, route in zip(self.blocks, routes, strict=True))
 
     @property
     def gated(self) -> bool:
@@ -112,12 +119,48 @@ def coefficients(model: nn.Module, inputs: Mapping[str, Any], found: Found, shap
 
     shape: the examples and positions of the tokens, where there are tokens.
     """
+    routes = [experts_of(block) for block in found.blocks]
+    sites = [block.post for block in found.blocks] + [Site(name) for one in routes if one for name in (one.tokens, one.ends)]
     with torch.no_grad():
-        run = read_at(model, inputs, [block.post for block in found.blocks])
-    return [
-        laid(run[block.post.id].detach(), block.post.layout, block, number, shape)
-        for number, block in zip(found.layers, found.blocks, strict=True)
-    ]
+        run = read_at(model, inputs, sites)
+        return [
+            laid(run[block.post.id].detach(), block.post.layout, block, number, shape)
+            if route is None
+            else _routed(run, block, route, number, shape)
+            for number, block, route in zip(found.layers, found.blocks, routes, strict=True)
+        ]
+
+
+class Experts(NamedTuple):
+    """How the memories of several experts are read: how many there are, the token of each row, where rows of each end."""
+
+    number: int
+    tokens: TensorId
+    ends: TensorId
+
+
+def experts_of(block: Memory) -> Experts | None:
+    """The experts of a layer, where one grouped product reads the rows of each behind those of another; None for others.
+
+    >>> experts_of(structure.mlps[2])
+    """
+    graph = block.graph
+    down, source = graph[block.down], graph[block.source]
+    if down.op != "grouped_mm" or source.op not in ("getitem", "index_select") or len(source.parents) != 2:
+        return None
+    ends = next((parent.id for parent in down.parents if parent.at in ("offs", "2")), None)
+    return None if ends is None else Experts(len(block.weights[block.values]), source.parents[1].id, ends)
+
+
+def _routed(run: Run, block: Memory, route: Experts, layer: int, shape: tuple[int, int] | None) -> Tensor:
+    """Coefficients of all experts, one after the other; those of an expert that a token does not go to are 0."""
+    value, tokens, ends = (run[name].detach() for name in (block.post.id, route.tokens, route.ends))
+    if shape is None:
+        raise AnalyzerError(f"Layer {layer} has experts, and there are no token ids to tell their rows apart.")
+    experts = torch.searchsorted(ends.long(), torch.arange(len(value), device=value.device), right=True)
+    made = value.new_zeros(shape[0] * shape[1], route.number, value.shape[-1])
+    made[tokens.long(), experts] = value
+    return made.view(*shape, -1)
 
 
 def laid(value: Tensor, layout: Sequence[str] | None, block: Memory, layer: int, shape: tuple[int, int] | None) -> Tensor:
@@ -138,10 +181,14 @@ def laid(value: Tensor, layout: Sequence[str] | None, block: Memory, layer: int,
     elif names == ("positions", "units"):
         made = value[None]
     if made is None:
-        what = "one matrix for each of several experts" if experts else f"coefficients {tuple(value.shape)} by {names}"
+        what = (
+            "one matrix for each of several experts, not read by one grouped product,"
+            if experts
+            else f"coefficients {tuple(value.shape)} by {names}"
+        )
         raise AnalyzerError(
-            f"The memories of layer {layer} at {block.scope!r} have {what}, which are not one for each token. Expected "
-            "(examples, positions, memories): leave such layers out with a glob, as scope='*.shared_expert'."
+            f"The memories of layer {layer} at {block.scope!r} have {what} so that they are not one for each token. "
+            "Expected (examples, positions, memories): leave such layers out with a glob, as scope='*.shared_expert'."
         )
     if shape is not None and tuple(made.shape[:2]) != shape:
         raise AnalyzerError(

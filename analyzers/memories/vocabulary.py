@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from analyzers.memories.reading import Found
+from analyzers.memories.reading import Found, experts_of
 from analyzers.memories.store import Store
 from analyzers.memories.written import Passage
 from analyzers.protocol import AnalyzerError
@@ -18,18 +18,20 @@ _ROWS = 512
 
 
 def value_vectors(memory: Memory) -> Tensor:
-    """The value vectors of a memory, (memories, width).
+    """The value vectors of a memory, (memories, width); those of several experts one after the other.
 
     >>> value_vectors(structure.mlps[2]).shape
     torch.Size([512, 128])
     """
     weight = memory.own(memory.weights[memory.values], memory.n).detach()
+    if weight.dim() == 3 and experts_of(memory) is not None:
+        return weight.movedim(memory.value_dim + 1, 1).flatten(0, 1).contiguous()
     rows = weight.movedim(memory.value_dim, 0)
     rows = rows.flatten(1) if rows.dim() > 2 and rows[0].numel() == rows.shape[1] else rows
     if rows.dim() != 2 or len(rows) != memory.n:
         raise AnalyzerError(
             f"{memory.scope!r} holds its values as {tuple(weight.shape)}, where no row or column is that of one of its "
-            f"{memory.n} memories. Expected one matrix for all tokens; experts have one each: choose layers without."
+            f"{memory.n} memories. Expected one matrix, or one for each expert that a grouped product reads."
         )
     return rows.contiguous()  # products with columns of a matrix take ten times as long
 

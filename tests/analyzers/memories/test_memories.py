@@ -346,12 +346,56 @@ def test_a_model_without_memories_is_refused() -> None:
         KeyValueMemories(Bare().eval()).update(torch.randint(9, (2, 5)))
 
 
-def test_experts_are_refused_with_the_reason() -> None:
+def mixture(how: str) -> nn.Module:
     torch.manual_seed(0)
-    config = transformers.MixtralConfig(**TINY, num_key_value_heads=2, num_local_experts=4)
-    model = transformers.MixtralForCausalLM(config).eval()
-    with pytest.raises(AnalyzerError, match=r"layer 0 at .* have one matrix for each of several experts, which are not one"):
-        KeyValueMemories(model).update(torch.randint(3, 40, (2, 5)))
+    config = transformers.MixtralConfig(**TINY, num_key_value_heads=2, num_local_experts=4, experts_implementation=how)
+    return transformers.MixtralForCausalLM(config).eval()
+
+
+def test_memories_of_experts_are_counted_expert_by_expert() -> None:
+    model, ids = mixture("grouped_mm"), torch.randint(3, 40, (4, 7), generator=torch.Generator().manual_seed(1))
+    found = KeyValueMemories(model, k=3).over(ids.split(2)).result(words=3)
+    assert found.sizes == (4 * 48, 4 * 48)
+    layer = model.model.layers[1]
+    read = fmr.run(model, ids, keep=["model.layers.1.post_attention_layernorm"])["model.layers.1.post_attention_layernorm"]
+    tokens = read.flatten(0, 1).detach()
+    chosen = layer.mlp.gate.weight.matmul(tokens.mT).mT.topk(2).indices
+    dense = torch.zeros(28, 4, 48)
+    for expert in range(4):
+        gate, up = (layer.mlp.experts.gate_up_proj[expert] @ tokens.mT).mT.detach().chunk(2, -1)
+        goes = (chosen == expert).any(1)
+        dense[goes, expert] = (nn.functional.silu(gate) * up)[goes]
+    values = dense.flatten(1)
+    own = slice(found.row(1, 0), None)
+    assert np.allclose(found.means[own], values.mean(0), atol=1e-6)
+    assert np.allclose(found.coefficients[own, 0], values.clamp(min=0).topk(3, 0).values.mT, atol=1e-6)
+    said = model.lm_head(model.model.norm(layer.mlp.experts.down_proj[2][:, 5]))
+    assert found.words[found.row(1, 2 * 48 + 5), 0].tolist() == said.topk(3).indices.tolist()
+    with pytest.raises(AnalyzerError, match=r"Layers \[0, 1\] have experts, whose shares in one prompt are not told apart"):
+        KeyValueMemories(model).promotion(ids[:1], 9)
+
+
+def test_experts_that_are_read_in_other_ways_are_refused_with_the_reason() -> None:
+    ids = torch.randint(3, 40, (2, 5))
+    with pytest.raises(AnalyzerError, match=r"have one matrix for each of several experts, not read by one grouped product"):
+        KeyValueMemories(mixture("batched_mm")).update(ids)
+    with pytest.raises(AnalyzerError, match=r"Layer 0 of MixtralForCausalLM has memories at .* Expected one a layer"):
+        KeyValueMemories(mixture("eager")).update(ids)
+
+
+class Scaled(Planted):
+    """What memories make is multiplied with a vector of the token on its way into the stream."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.table(input_ids)
+        return self.out(self.norm(x + self.values(torch.relu(self.keys(x))) * x.roll(1, -1).exp()))
+
+
+def test_values_that_meet_other_vectors_on_their_way_have_no_words() -> None:
+    memories = KeyValueMemories(Scaled()).update(counting_texts())
+    assert len(memories.result(words=0)) == WORDS
+    with pytest.raises(AnalyzerError, match=r"meets /exp#0 on its way into the stream, which is another vector for each"):
+        memories.result()
 
 
 def test_coefficients_that_are_no_numbers_are_refused() -> None:
