@@ -71,10 +71,10 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
         ax.text(size + 0.02 * sizes.max(), place, label, va="center", fontsize=7, color=colour, weight=weight)
     ax.invert_yaxis()
     ax.set_yticks([])
-    ax.set_xlim(0, sizes.max() * 1.35)
+    ax.set_xlim(0, sizes.max() * 1.2)
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.set_xlabel("coefficient" if sign > 0 else "coefficient, negative", fontsize=8)
+    ax.set_xlabel("coefficient" if sign > 0 else "size of the negative coefficient", fontsize=8)
     said = ", ".join(readable(word) for word in words[:6])
     ax.set_title(f"memory {memory} of layer {layer}" + f"; its value says: {said}" * bool(words), fontsize=8, color=INK)
     return cast("Figure", ax.figure)
@@ -100,18 +100,20 @@ def composition(found: "Composed", ax: "Axes | None") -> "Figure":
 
 
 def promoted(found: "Promotion", ax: "Axes | None") -> "Figure":
-    """What the memories of each layer add to the logit of a word, over what they add to others."""
+    """How the memories of each layer promote a word, over the spread of that of other words."""
     import matplotlib.pyplot as plt
 
     ax = ax or plt.subplots(figsize=(5.2, 3.0), layout="constrained")[1]
-    ax.bar(found.layers, found.by_layer, 0.7, color=[COLOURS[1 if one >= 0 else -1] for one in found.by_layer])
-    low, high = found.others - 2 * found.spread, found.others + 2 * found.spread
-    ax.vlines(found.layers, low, high, color=INK, linewidth=1.0, label=f"{found.draws} other words, mean ± 2 sd")
-    ax.plot(found.layers, found.others, ".", color=INK, markersize=4)
+    colours = [COLOURS[1 if one >= 0 else -1] for one in found.by_layer]
+    label = f"{found.draws} other words, twice their spread"
+    ax.bar(found.layers, 4 * found.spread, 0.9, bottom=-2 * found.spread, color=PALE, alpha=0.6, label=label)
+    ax.bar(found.layers, found.by_layer, 0.5, color=colours)
     ax.axhline(0, color=INK, linewidth=0.6)
     prompt = _line(joined(found.prompt, found.between), 50)
-    _axes(ax, found.layers, "added to the logit", f"{prompt} → {readable(found.word)!r} (p {found.probability:.2f})")
-    ax.legend(fontsize=7, frameon=False)
+    title = f"{prompt} → {readable(found.word)!r} (p {found.probability:.2f})"
+    _axes(ax, found.layers, "added to the logit, above an average word", title)
+    ax.yaxis.label.set_fontsize(8)
+    ax.legend(fontsize=7, frameon=False, loc="upper left")
     return cast("Figure", ax.figure)
 
 

@@ -1,4 +1,4 @@
-"""How a layer's prediction comes of its memories, and which memories of all layers speak for a word."""
+"""How a layer's prediction comes of its memories, and which memories of all layers promote a word."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,16 +83,17 @@ class Composed(Stored):
 
 @dataclass(frozen=True, eq=False)
 class Promotion(Stored):
-    """What each memory of all layers adds to the logit of one word at the last token of a prompt.
+    """How each memory of all layers promotes one word at the last token of a prompt.
 
     >>> promotion.strongest(1), promotion.by_layer.shape
     ((3, 147), (4,))
     >>> promotion.table().head()
 
-    added: (memories,), layer by layer, `sizes` of them: coefficient times what the value adds to the logit, with the scales
-    of norms held at what they are, before any soft cap of logits. coefficients: (memories,). by_layer: (layers,), the sums.
-    others: the same sums for the mean of `draws` other words of the vocabulary, (layers,), spread: their standard deviation.
-    logit: that of the word, less that of an empty stream at the same scale.
+    added: (memories,), layer by layer, `sizes` of them: coefficient times what the value adds to the logit of the word, with
+    the scales of norms held at what they are, before any soft cap of logits; average: the same for the mean of all words.
+    What is above the average is `promoted`: what all words get alike moves none. by_layer: (layers,), the sums of that;
+    spread: how far those of `draws` other words lie from 0, the root of the mean square. coefficients: (memories,). logit:
+    that of the word, less that of an empty stream at the same scale; probability: as the model says it.
     """
 
     prompt: tuple[str, ...]
@@ -102,9 +103,9 @@ class Promotion(Stored):
     layers: tuple[int, ...]
     sizes: tuple[int, ...]
     added: Floats = field(repr=False)
+    average: Floats = field(repr=False)
     coefficients: Floats = field(repr=False)
     by_layer: Floats
-    others: Floats
     spread: Floats
     logit: float
     probability: float
@@ -112,9 +113,9 @@ class Promotion(Stored):
     draws: int
 
     @property
-    def total(self) -> float:
-        """What all memories together add to the logit."""
-        return float(self.by_layer.sum())
+    def promoted(self) -> Floats:
+        """What each memory adds to the word above what it adds to a word on average, (memories,)."""
+        return self.added - self.average
 
     def place(self, row: int) -> tuple[int, int]:
         """The layer and the number in it of a memory."""
@@ -123,23 +124,23 @@ class Promotion(Stored):
         return self.layers[layer], int(row - ends[layer] + self.sizes[layer])
 
     def strongest(self, rank: int = 1) -> tuple[int, int]:
-        """The memory that adds most, or the one of a rank: its layer and its number in it."""
-        return self.place(int(np.argsort(-self.added, kind="stable")[rank - 1]))
+        """The memory that promotes the word most, or the one of a rank: its layer and its number in it."""
+        return self.place(int(np.argsort(-self.promoted, kind="stable")[rank - 1]))
 
     def table(self) -> "DataFrame":
-        """One row a memory, the one that adds most to the logit first.
+        """One row a memory, the one that promotes the word most first.
 
         >>> promotion.table().tail(3)
         """
         import pandas as pd
 
-        order = np.argsort(-self.added, kind="stable")
+        order = np.argsort(-self.promoted, kind="stable")
         layers, numbers = zip(*(self.place(int(row)) for row in order), strict=True)
-        values = {"added": self.added[order], "coefficient": self.coefficients[order]}
-        return pd.DataFrame({"layer": layers, "memory": numbers, **values})
+        columns = {"promoted": self.promoted, "added": self.added, "coefficient": self.coefficients}
+        return pd.DataFrame({"layer": layers, "memory": numbers, **{name: one[order] for name, one in columns.items()}})
 
     def plot(self, ax: "Axes | None" = None) -> "Figure":
-        """Draw what the memories of each layer add, beside what they add to other words; returns the figure.
+        """Draw how the memories of each layer promote the word, beside other words; returns the figure.
 
         >>> promotion.plot().savefig("promotion.png")
         """
@@ -151,12 +152,12 @@ class Promotion(Stored):
     def __repr__(self) -> str:
         prompt = joined(self.prompt, self.between)
         best = [f"{layer}.{number}" for layer, number in map(self.strongest, (1, 2, 3))]
-        top = np.sort(self.added)[::-1]
-        layer = int(np.argmax(self.by_layer))
+        top, layer = np.sort(self.promoted)[::-1], int(np.argmax(self.by_layer))
         return (
             f"Promotion of {self.word!r} after {prompt[-60:]!r}: p {self.probability:.3f}, logit {self.logit:.2f}\n"
-            f"  {len(self.added)} memories of {len(self.layers)} layers add {self.total:+.2f} (to other words "
-            f"{self.others.sum():+.2f}); most in layer {self.layers[layer]}, {self.by_layer[layer]:+.2f}\n"
+            f"  {len(self.added)} memories of {len(self.layers)} layers add {self.added.sum():+.2f}, to a word on average "
+            f"{self.average.sum():+.2f}; above that most in layer {self.layers[layer]}, {self.by_layer[layer]:+.2f} "
+            f"({self.draws} other words ± {self.spread[layer]:.2f}, seed {self.seed})\n"
             f"  strongest memories: {', '.join(f'{name} {value:+.2f}' for name, value in zip(best, top, strict=False))}"
         )
 
@@ -232,18 +233,21 @@ def promotion(
     state = run[structure.readout.end].detach().reshape(*real.shape, -1)[0, last]
     said = structure.read_out(state).detach().float()
     others = torch.randint(len(said), (draws,), generator=torch.Generator().manual_seed(seed))
-    logits = structure.frozen(state.expand(draws + 1, -1))
-    chosen = torch.cat([torch.tensor([token]), others]).to(logits.value.device)
-    (maps,) = logits.back(one_hot(chosen, logits.value.shape[-1])).values()
+    logits = structure.frozen(state.expand(draws + 2, -1))
+    asked = one_hot(torch.cat([torch.tensor([token, 0]), others]), len(said)).double()
+    asked[1] = 1 / len(said)
+    (maps,) = logits.back(asked).values()
     added, coefficients, sums = [], [], []
     for number, block, way in zip(found.layers, found.blocks, found.ways, strict=True):
         value = laid(run[block.post.id].detach(), block.post.layout, block, number, (1, real.shape[1]))
         weights = value[0, last].double()
         each = (value_vectors(block).double() @ _of_memories(run, block, way, structure, maps, last).mT) * weights[:, None]
-        added.append(each[:, 0].cpu())
+        added.append(each[:, :2].cpu())
         coefficients.append(weights.cpu())
         sums.append(each.sum(0).cpu())
     table = torch.stack(sums).numpy()
+    table -= table[:, 1:2].copy()
+    every = torch.cat(added).numpy()
     return Promotion(
         prompt=tuple(prompt),
         between=between,
@@ -251,11 +255,11 @@ def promotion(
         token=token,
         layers=found.layers,
         sizes=tuple(len(one) for one in added),
-        added=torch.cat(added).numpy(),
+        added=every[:, 0].copy(),
+        average=every[:, 1].copy(),
         coefficients=torch.cat(coefficients).numpy(),
-        by_layer=table[:, 0],
-        others=table[:, 1:].mean(1) if draws else np.full(len(table), np.nan),
-        spread=table[:, 1:].std(1) if draws else np.full(len(table), np.nan),
+        by_layer=table[:, 0].copy(),
+        spread=np.sqrt(np.square(table[:, 2:]).mean(1)) if draws else np.full(len(table), np.nan),
         logit=float(logits.value[0, token] - logits.rest[0, token]),
         probability=float(said.softmax(-1)[token]),
         seed=seed,

@@ -13,7 +13,7 @@ import fmr
 from analyzers import AnalyzerError, Composed, KeyValueMemories, Promotion
 from analyzers.memories.vocabulary import value_vectors
 from fmr.zoo import world
-from tests.analyzers.memories.planted import Planted, counting_texts
+from tests.analyzers.memories.planted import WORDS, Planted, counting_texts
 from tests.analyzers.memories.test_memories import TINY, causal
 
 FACT = world.facts()[0]
@@ -67,8 +67,11 @@ def test_what_memories_add_is_what_their_layer_adds_but_for_its_bias(name: str) 
     (back,) = structure.frozen(state).back(nn.functional.one_hot(torch.tensor([9]), 40)).values()
     for layer, block in enumerate(structure.mlps):
         made = run[block.post].reshape(7, -1)[-1] @ value_vectors(block)
-        assert promoted.by_layer[layer] == pytest.approx(float((back[0] @ made.double()).detach()), abs=1e-5)
-    assert np.allclose(promoted.added.reshape(2, -1).sum(1), promoted.by_layer)
+        added = promoted.added.reshape(2, -1)[layer].sum()
+        assert added == pytest.approx(float((back[0] @ made.double()).detach()), abs=1e-5)
+    assert np.allclose((promoted.added - promoted.average).reshape(2, -1).sum(1), promoted.by_layer)
+    (mean,) = structure.frozen(state).back(torch.full((1, 40), 1 / 40)).values()
+    assert promoted.average.reshape(2, -1)[1].sum() == pytest.approx(float((mean[0] @ made.double()).detach()), abs=1e-5)
     assert promoted.logit == pytest.approx(float((back[0] @ state[0].double()).detach()), abs=1e-4)
     assert promoted.probability == pytest.approx(float(run.output.logits[0, -1].softmax(-1)[9].detach()), abs=1e-5)
 
@@ -82,10 +85,11 @@ def test_all_writes_of_a_model_without_biases_sum_to_the_logit() -> None:
     whole = state + model.values(up)
     scale = (whole.square().mean() + 1e-5).rsqrt()
     assert promoted.logit == pytest.approx(model(ids)[0, -1, 4].item(), abs=1e-5)
-    assert promoted.total + (state[4] * scale).item() == pytest.approx(promoted.logit, abs=1e-5)
+    assert promoted.added.sum() + (state[4] * scale).item() == pytest.approx(promoted.logit, abs=1e-5)
     expected = (model.values.weight[4] * up * scale).detach()
     assert np.allclose(promoted.added, expected, atol=1e-6)
-    assert promoted.strongest() == (0, int(expected.argmax()))
+    average = (model.values.weight[:WORDS].mean(0) * up * scale).detach()
+    assert promoted.strongest() == (0, int((expected - average).argmax()))
 
 
 def test_a_norm_on_the_way_into_the_stream_is_held_too() -> None:
@@ -97,20 +101,23 @@ def test_a_norm_on_the_way_into_the_stream_is_held_too() -> None:
     for layer, block in enumerate(structure.mlps):
         write = next(w for w in structure.residual.writes if block.out.id != w.added and f"layers.{layer}/add#1" in w.after)
         (back,) = structure.frozen(state).back(nn.functional.one_hot(torch.tensor([9]), 40)).values()
-        assert float(back[0] @ run[write.added][0, -1].double()) == pytest.approx(promoted.by_layer[layer], rel=1e-4)
+        assert float(back[0] @ run[write.added][0, -1].double()) == pytest.approx(
+            promoted.added[48 * layer :][:48].sum(), rel=1e-4
+        )
 
 
 def test_the_memories_of_a_fact_add_more_to_its_answer_than_to_other_words(loaded: tuple[nn.Module, Any]) -> None:
     promoted = KeyValueMemories(*loaded).promotion(FACT.prompt, FACT.answer, seed=0)
     assert promoted.word == FACT.answer
     assert promoted.probability > 0.9
-    assert promoted.total > 0.5 * promoted.logit
-    assert promoted.by_layer[2] > promoted.others[2] + 3 * promoted.spread[2]
+    assert promoted.added.sum() > 0.5 * promoted.logit
+    assert promoted.by_layer[2] > 3 * promoted.spread[2]
     other = KeyValueMemories(*loaded).promotion(FACT.prompt, "the", seed=0)
-    assert other.total < 0.3 * promoted.total
+    assert other.promoted.sum() < 0.3 * promoted.promoted.sum()
+    assert other.by_layer[2] < 3 * other.spread[2]
     table = promoted.table()
     assert tuple(table.iloc[0][["layer", "memory"]]) == promoted.strongest()
-    assert table["added"].is_monotonic_decreasing
+    assert table["promoted"].is_monotonic_decreasing
 
 
 def test_padding_changes_no_promotion(loaded: tuple[nn.Module, Any]) -> None:
@@ -141,7 +148,8 @@ def test_pictures_show_the_null_beside_the_value(loaded: tuple[nn.Module, Any]) 
     assert np.allclose(ax.lines[1].get_ydata(), 100 * composed.shuffled)
     promoted = memories.promotion(FACT.prompt, FACT.answer)
     (ax,) = promoted.plot().axes
-    assert np.allclose([bar.get_height() for bar in ax.patches], promoted.by_layer)
+    assert np.allclose([bar.get_height() for bar in ax.patches[4:]], promoted.by_layer)
+    assert np.allclose([bar.get_height() for bar in ax.patches[:4]], 4 * promoted.spread)
     assert "other words" in ax.get_legend().get_texts()[0].get_text()
 
 
