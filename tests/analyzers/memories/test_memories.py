@@ -1,5 +1,6 @@
 """Key-value memories on models where they are known, on many architectures, and in the face of bad input."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,15 @@ def test_pictures_show_what_was_found(loaded: tuple[nn.Module, Any]) -> None:
     figure = found.plot_memory(3, 7)
     assert len(figure.axes[0].patches) == 3
     assert "memory 7 of layer 3" in figure.axes[0].get_title()
+
+
+def test_words_that_the_font_lacks_are_drawn_by_number() -> None:
+    found = over(Planted(), counting_texts()).result()
+    words = {**found.spelled, "4": "\u5230", "3": "$x$"}
+    figure = replace(found, spelled=words).plot_memory(0, 3)
+    figure.canvas.draw()
+    assert "<5230>" in figure.axes[0].get_title()
+    assert any("<5230>" in text.get_text() for text in figure.axes[0].texts)
 
 
 # ---- bad input
