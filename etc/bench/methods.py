@@ -17,6 +17,7 @@ from analyzers import (
     AttributionPatching,
     CausalTracing,
     CircuitSearch,
+    KeyValueMemories,
     LensTranslator,
     LogitAttribution,
     LogitLens,
@@ -25,10 +26,6 @@ from analyzers import (
     sentences,
 )
 from analyzers.prompts import prompts
-    KeyValueMemories,
-    PathPatching,
-    sentences,
-)
 from fmr.sweeps import logit_diff
 
 PEOPLE = [("Mary", "John"), ("Alice", "Bob"), ("Tom", "James"), ("Sarah", "Peter"),
@@ -85,6 +82,7 @@ def main() -> None:
     what = f"causal tracing, {long}, with controls"
     counted(what, lambda: tracing.run(FACT, "The Eiffel Tower", **one), lambda: forward(model, fact), "65")
     readings(model, tokenizer, clean, inputs)
+    triggers(model, tokenizer)
 
 
 def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: dict[str, torch.Tensor]) -> None:
@@ -107,6 +105,9 @@ def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: d
     counted("who wrote what, 61 parts", lambda: parts.run(clean), batch, "")
     counted("29 translators and their nulls, streamed", lambda: maps.update(texts), lambda: forward(model, tokens), "")
 
+
+def triggers(model: torch.nn.Module, tokenizer: Any) -> None:
+    """Memories counted over two batches, after two that fill their lists."""
     texts = [" ".join(sentences()[n : n + 3]) for n in range(0, 96, 3)]
     batches = [dict(tokenizer(texts[n : n + 8], return_tensors="pt", padding=True)) for n in (0, 8, 16, 24)]
     memories = KeyValueMemories(model, tokenizer).over(batches[:2], progress=False)
