@@ -74,7 +74,7 @@ class Layer:
             changed[ours.merge(theirs)] = True
 
 
-@dataclass
+@dataclass(repr=False)
 class Counts:
     """Layers, the tokens of the texts that their lists name, and the batches that were counted."""
 
@@ -91,6 +91,10 @@ class Counts:
     def n_tokens(self) -> int:
         """How many tokens were counted."""
         return sum(batch.tokens for batch in self.batches)
+
+    def __repr__(self) -> str:
+        memories = f"{sum(layer.n for layer in self.layers)} memories of {len(self.layers)} layers"
+        return f"{self.n_tokens} tokens of {self.n_texts} texts in {len(self.batches)} batches; {memories}"
 
     def add(self, values: Sequence[Tensor], texts: Texts, position: int | None) -> None:
         """Count a batch: coefficients (examples, positions, memories) of each layer, over the same texts."""

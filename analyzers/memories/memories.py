@@ -12,7 +12,17 @@ from tqdm import tqdm
 
 from analyzers.memories.counted import ONE, Counts, Layer, digest_of, fingerprint, place, same
 from analyzers.memories.predictions import Composed, Promotion, composed, promotion
-from analyzers.memories.reading import Found, Texts, coefficients, experts_of, find, gathered, is_tokens, texts_of
+from analyzers.memories.reading import (
+    Found,
+    Texts,
+    coefficients,
+    experts_of,
+    find,
+    gathered,
+    is_tokens,
+    texts_of,
+    token_argument,
+)
 from analyzers.memories.result import Memories, made
 from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
@@ -41,7 +51,7 @@ class KeyValueMemories(Analyzer[Memories]):
     coefficients alone, 2 for negative ones too; None takes 2 where memories have a gate. position: count this token of each
     text alone (-1: the last); None: all. layers, scope: the numbers of layers, and a glob over module calls, of the memories
     to count; those of experts are counted one expert after the other, as 0 for tokens that went to others. tokens, mask: the
-    arguments with token ids and with 0 on padding, (examples, positions).
+    arguments with token ids and with 0 on padding, (examples, positions); None: the one that holds them.
 
     store: an SQLite file for all that is counted; with one that is there counting goes on where it ended, and `over` passes
     by the batches that it holds. It is written every so many batches and when a result is asked for.
@@ -62,7 +72,7 @@ class KeyValueMemories(Analyzer[Memories]):
         position: int | None = None,
         layers: Sequence[int] | None = None,
         scope: str = "*",
-        tokens: str = "input_ids",
+        tokens: str | None = None,
         mask: str = "attention_mask",
         store: str | os.PathLike[str] | None = None,
         every: int = EVERY,
@@ -100,12 +110,12 @@ class KeyValueMemories(Analyzer[Memories]):
             )
         inputs = self._inputs(batch)
         self.found = self.found or self._find(inputs)
-        given = inputs.get(self.tokens)
+        given = inputs.get(self.tokens or "")
         shape = (len(given), given.shape[1]) if isinstance(given, Tensor) and is_tokens(given) else None
         values = coefficients(self.model, inputs, self.found, shape)
         names = [str(block.post.id) for block in self.found.blocks]
         self._start([*zip(self.found.layers, names, self.found.sizes, strict=True)])
-        return self._count(values, texts_of(inputs, self.tokens, self.mask, values[0].shape[:2]))
+        return self._count(values, texts_of(inputs, self.tokens or "", self.mask, values[0].shape[:2]))
 
     def update_coefficients(self, coefficients: Sequence[Any], tokens: Any, mask: Any = None) -> "Self":
         """Count coefficients from any source.
@@ -125,8 +135,9 @@ class KeyValueMemories(Analyzer[Memories]):
             )
         numbers = self.layers or range(len(values))
         self._start([(number, "", value.shape[-1]) for number, value in zip(numbers, values, strict=True)])
+        self.tokens = self.tokens or "input_ids"
         inputs = {self.tokens: tokens, **({} if mask is None else {self.mask: torch.as_tensor(mask)})}
-        return self._count(values, texts_of(inputs, self.tokens, self.mask, (len(tokens), tokens.shape[1])))
+        return self._count(values, texts_of(inputs, self.tokens or "", self.mask, (len(tokens), tokens.shape[1])))
 
     def merge(self, other: "Self") -> "Self":
         """Add what another analyzer counted on other data, and return this one; the result is that of one pass over all.
@@ -139,7 +150,7 @@ class KeyValueMemories(Analyzer[Memories]):
         if other.counts is None:
             return self
         self.found, self.weights = self.found or other.found, self.weights or other.weights
-        self.signs = self.signs or other.signs
+        self.signs, self.tokens = self.signs or other.signs, self.tokens if self.tokens is not None else other.tokens
         same(self._settings(), other._settings(), "merge of")
         self._start([(layer.number, layer.site, layer.n) for layer in other.counts.layers])
         assert self.counts is not None
@@ -170,7 +181,7 @@ class KeyValueMemories(Analyzer[Memories]):
             if held:
                 inputs = self._inputs(batch)
                 shape = next(v.shape[:2] for v in inputs.values() if isinstance(v, Tensor) and v.dim() > 1)
-                digest = digest_of(texts_of(inputs, self.tokens, self.mask, shape))
+                digest = digest_of(texts_of(inputs, self.tokens or "", self.mask, shape))
                 if held[digest]:
                     held[digest] -= 1
                     continue
@@ -227,13 +238,8 @@ class KeyValueMemories(Analyzer[Memories]):
         return next(logits_of(found.structure, vector[None], found.ways[place]))[0].softmax(-1)
 
     def __repr__(self) -> str:
-        if self.counts is None:
-            return f"KeyValueMemories: nothing counted yet, {self.k} triggers a memory"
-        layers = self.counts.layers
-        return (
-            f"KeyValueMemories: {sum(layer.n for layer in layers)} memories of {len(layers)} layers; counted "
-            f"{self.counts.n_tokens} tokens of {self.counts.n_texts} texts in {len(self.counts.batches)} batches"
-        )
+        what = "nothing yet" if self.counts is None else repr(self.counts)
+        return f"KeyValueMemories, {self.k} triggers a memory: counted {what}"
 
     # ---- given prompts
 
@@ -247,7 +253,7 @@ class KeyValueMemories(Analyzer[Memories]):
         values have no words.
         """
         model, asked, found = self._asked(given)
-        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens].shape)
+        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
         vocabulary = self.vocabulary
 
         def first_words(layer: int) -> Tensor:
@@ -265,10 +271,10 @@ class KeyValueMemories(Analyzer[Memories]):
         model, asked, found = self._asked(prompt)
         if len(asked) != 1:
             raise AnalyzerError(f"There are {len(asked)} prompts, expected one: a word is promoted at its last token.")
-        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens].shape)
+        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
         number = int(token_ids(token, self.tokenizer))
         word = self._decode([number])[number]
-        ids = asked.inputs[self.tokens][0][real[0].to(asked.inputs[self.tokens].device)].tolist()
+        ids = asked.inputs[self.tokens or ""][0][real[0].to(asked.inputs[self.tokens or ""].device)].tolist()
         between = glue(self.tokenizer, [ids])
         words = [self._decode([one])[one] for one in ids]
         return promotion(model, asked.inputs, found, words, between, real, number, word, seed, draws)
@@ -282,8 +288,9 @@ class KeyValueMemories(Analyzer[Memories]):
                 "This KeyValueMemories has no model to run. Make it with KeyValueMemories(model, tokenizer)."
             )
         asked = prompts(given, self.model, self.tokenizer)
-        if not is_tokens(asked.inputs.get(self.tokens)):
-            raise AnalyzerError(f"The prompts have {', '.join(asked.inputs)}, expected token ids as {self.tokens!r}.")
+        self.tokens = token_argument(asked.inputs, self.mask) if self.tokens is None else self.tokens
+        if not is_tokens(asked.inputs.get(self.tokens or "")):
+            raise AnalyzerError(f"The prompts have {', '.join(asked.inputs)}, expected token ids (examples, positions).")
         self.found = self.found or self._find(dict(asked.inputs))
         routed = [number for number, block in zip(self.found.layers, self.found.blocks, strict=True) if experts_of(block)]
         if routed:
@@ -295,7 +302,10 @@ class KeyValueMemories(Analyzer[Memories]):
 
     def _inputs(self, batch: Given) -> dict[str, Any]:
         assert self.model is not None
-        return dict(prompts(batch, self.model, self.tokenizer).inputs)
+        inputs = dict(prompts(batch, self.model, self.tokenizer).inputs)
+        if self.tokens is None:
+            self.tokens = token_argument(inputs, self.mask)
+        return inputs
 
     def _find(self, inputs: dict[str, Any]) -> Found:
         assert self.model is not None
@@ -338,7 +348,7 @@ class KeyValueMemories(Analyzer[Memories]):
         if held is None:
             return
         settings, self.counts = held
-        self.k = settings["k"] if k is None else k
+        self.k, self.tokens = k or settings["k"], settings["tokens"] if self.tokens is None else self.tokens
         self.signs, self.weights = self.signs or settings["signs"], self.weights or settings["model"]
         same(self._settings(), settings, f"{store.path}:")
         self.resumed = len(self.counts.batches)
@@ -348,7 +358,8 @@ class KeyValueMemories(Analyzer[Memories]):
         if self.found is None and self.model is not None and self.counts is not None:
             ids = next((one for one in self.counts.texts.values() if len(one)), None)
             if ids is not None:
-                self.found = self._find(self._inputs({self.tokens: torch.tensor(ids[None], dtype=torch.long)}))
+                tokens = torch.tensor(ids[None], dtype=torch.long)
+                self.found = self._find(self._inputs({self.tokens or "input_ids": tokens}))
         if self.found is None:
             raise AnalyzerError(
                 "There is no model whose values could be read. Use KeyValueMemories(model) and update(batch)."

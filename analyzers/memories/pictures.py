@@ -65,8 +65,8 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
     ax.barh(places, sizes, 0.55, color=COLOURS[sign], alpha=0.85)
     for place, (prefix, following, size) in enumerate(zip(triggers["prefix"], triggers["next"], sizes, strict=True)):
         ax.text(-0.02 * sizes.max(), place, _line(prefix, 44), ha="right", va="center", fontsize=7, color=INK)
-        says = following in words[:1]
-        colour, weight = (COLOURS[sign], "bold") if says else (INK, "normal")
+        agrees = following in words[:1]
+        colour, weight = (COLOURS[sign], "bold") if agrees else (INK, "normal")
         label = _label(following) if following else "(end)"
         ax.text(size + 0.02 * sizes.max(), place, label, va="center", fontsize=7, color=colour, weight=weight)
     ax.invert_yaxis()
@@ -76,7 +76,8 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("coefficient" if sign > 0 else "size of the negative coefficient", fontsize=8)
     said = ", ".join(_label(word) for word in words[:6])
-    ax.set_title(f"memory {memory} of layer {layer}" + f"; its value says: {said}" * bool(words), fontsize=8, color=INK)
+    says = f"; its value says{' the opposite of' * (sign < 0)}: {said}" if words else ""
+    ax.set_title(f"memory {memory} of layer {layer}{says}", fontsize=8, color=INK)
     return cast("Figure", ax.figure)
 
 

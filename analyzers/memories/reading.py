@@ -170,8 +170,10 @@ def laid(value: Tensor, layout: Sequence[str] | None, block: Memory, layer: int,
     made = None
     if experts or len(names) != value.dim():
         made = None
-    elif names[-1] == "units" and value.shape[:-1] == shape:  # where nothing else tells, as the tokens lie
+    elif names[-1] == "units" and "positions" not in names and value.shape[:-1] == shape:  # as the tokens lie
         made = value
+    elif names[-1] == "units" and "positions" not in names and value.shape[:-1] == (shape or ())[::-1]:
+        made = value.transpose(0, 1)
     elif set(names) == {"examples", "positions", "units"}:
         made = value.permute([names.index(name) for name in ("examples", "positions", "units")])
     elif names == ("rows", "units") and shape is not None and len(value) == shape[0] * shape[1]:
@@ -219,6 +221,17 @@ def texts_of(inputs: Mapping[str, Any], tokens: str, mask: str, shape: Sequence[
         numbers.append(int.from_bytes(told.digest(), "big") >> 1)
         rows.append(np.zeros(0, np.int32) if ids is None else ids[row][real[row].numpy()])
     return Texts(torch.tensor(numbers), tuple(rows), real)
+
+
+def token_argument(inputs: Mapping[str, Any], mask: str) -> str:
+    """The name of the argument that holds token ids: `input_ids`, or the only one of whole numbers; empty for none."""
+    beside = (mask, "position_ids", "token_type_ids")
+    names = [name for name, value in inputs.items() if is_tokens(value) and name not in beside]
+    if "input_ids" in names or len(names) == 1:
+        return "input_ids" if "input_ids" in names else names[0]
+    if names:
+        raise AnalyzerError(f"Both {' and '.join(names)} hold whole numbers. Name the tokens: tokens={names[0]!r}.")
+    return ""
 
 
 def is_tokens(given: Any) -> bool:

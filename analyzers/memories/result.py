@@ -235,6 +235,8 @@ class Memories(Stored):
         shares = np.nan_to_num(self.agreement[:, side])
         layer, above = int(shares.argmax()), int((shares > self.high[:, side]).sum())
         which, word = ("positive", "for") if sign > 0 else ("negative", "against")
+        if np.isnan(self.agreement[:, side]).all():
+            return f"  {which} triggers: no token follows any of them"
         return (
             f"  {which} triggers followed by the word that their value speaks {word} most: layer {self.layers[layer]} "
             f"{shares[layer]:.2%} (chance {self.chance[layer, side]:.2%}, p {self.p_values[layer, side]:.2g}); above chance "

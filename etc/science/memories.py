@@ -98,10 +98,16 @@ def main() -> int:
     made = memories.run(texts[:8], seed=0)
     print(made)
     print(made.table().round(3).to_string(index=False))
+    share = float(made.none.mean() / made.shuffled.mean())
+    failed += claimed(
+        f"layers say what none of their memories says {share:.2f} times as often as shuffled, < 0.95", share < 0.95
+    )
     whole = analyzers.KeyValueMemories(model, tokenizer)
     paris = whole.promotion("The Eiffel Tower is located in the city of", " Paris", seed=0)
     print(paris)
     print(paris.table().head(5).round(2).to_string(index=False))
+    times = float(paris.by_layer[24] / paris.spread[24])
+    failed += claimed(f"layer 24 promotes Paris {times:.1f} times the spread of other words, 2 or more", times >= 2)
     return min(failed, 1)
 
 

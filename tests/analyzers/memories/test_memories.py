@@ -99,6 +99,15 @@ def test_the_words_of_values_are_those_of_the_final_norm_and_the_unembedding(loa
     assert torch.allclose(next(logits_of(memories._located().structure, -vector)), nothing - said, atol=1e-5)
 
 
+def test_in_a_trained_model_upper_layers_agree_more_than_the_lowest(loaded: tuple[nn.Module, Any]) -> None:
+    facts = [fact.prompt for fact in world.facts()[::4]] + TEXTS
+    found = KeyValueMemories(*loaded, k=3).over(facts, progress=False).result(words=1, seed=0)
+    lowest, _, third, last = found.agreement[:, 0]
+    assert min(third, last) > 3 * lowest
+    assert (found.agreement[2:, 0] > 5 * found.chance[2:, 0]).all()
+    assert (found.p_values[2:, 0] < 0.01).all()
+
+
 # ---- batches, padding, positions
 
 
@@ -265,6 +274,58 @@ def test_half_precision_finds_nearly_the_same(loaded: tuple[nn.Module, Any]) -> 
     assert (half.words[:, 0, 0] == whole.words[:, 0, 0]).mean() > 0.9
 
 
+class PositionsFirst(nn.Module):
+    """A model of one's own: positions before examples inside, tokens under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.attention = nn.Embedding(40, 32), nn.MultiheadAttention(32, 4)
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+        self.up, self.down, self.out = nn.Linear(32, 48), nn.Linear(48, 32), nn.Linear(32, 40)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.table(words).mT.permute(2, 0, 1)
+        h = self.norms[0](x)
+        x = x + self.attention(h, h, h, need_weights=False)[0]
+        x = x + self.down(nn.functional.gelu(self.up(self.norms[1](x))))
+        return self.out(self.norms[2](x)).transpose(0, 1)
+
+
+@pytest.mark.parametrize("cuts", [[6], [1, 2, 3], [3, 3]])
+def test_positions_may_lie_before_examples(cuts: list[int]) -> None:
+    torch.manual_seed(0)
+    model, ids = PositionsFirst().eval(), torch.randint(40, (6, 9))
+    found = KeyValueMemories(model, k=4).over(ids.split(cuts)).result(words=0)
+    run = fmr.run(model, ids)
+    value = run[fmr.locate(run).mlps[0].post]
+    assert value.shape == (9, 6, 48)
+    for memory in range(48):
+        best = value[:, :, memory].flatten().argmax()
+        position, example = int(best) // 6, int(best) % 6
+        text = found.texts[memory, 0, 0]
+        assert found.positions[memory, 0, 0] == position
+        assert found.corpus[found.starts[text] : found.starts[text + 1]].tolist() == ids[example].tolist()
+
+
+def test_a_residual_net_of_vectors_has_memories_too() -> None:
+    torch.manual_seed(0)
+
+    class Vectors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + layer(x)
+            return x
+
+    found = KeyValueMemories(Vectors().eval(), k=2).over([{"x": torch.randn(5, 8)} for _ in range(2)]).result()
+    assert found.sizes == (16, 16, 16)
+    assert found.n_texts == found.n_tokens == 10
+    assert "values without words" in repr(found)
+
+
 # ---- results
 
 
@@ -330,6 +391,8 @@ def test_what_cannot_be_counted_is_told() -> None:
         KeyValueMemories(Planted(), scope="other.*").update(random_texts())
     with pytest.raises(AnalyzerError, match=r"batches is one Tensor, expected several batches"):
         KeyValueMemories(Planted()).over(random_texts())
+    one = KeyValueMemories(Planted()).update(torch.tensor([[3]])).result()
+    assert "no token follows any of them" in repr(one)
     found = over(Planted(), counting_texts()).result()
     with pytest.raises(AnalyzerError, match=r"layer=1, memory=0: expected one of the layers 0, and a memory from 0 to 23"):
         found.triggers(1, 0)

@@ -33,7 +33,9 @@ def test_what_was_stored_is_read_again_to_the_bit(tmp_path: Path) -> None:
     model, path = Planted(gated=True), tmp_path / "memories.sqlite"
     whole = KeyValueMemories(model, k=4, store=path).over(BATCHES).result(seed=2)
     again = KeyValueMemories(model, k=4, store=path)
-    assert repr(again).endswith("counted 360 tokens of 60 texts in 10 batches")
+    assert repr(again) == (
+        "KeyValueMemories, 4 triggers a memory: counted 360 tokens of 60 texts in 10 batches; 24 memories of 1 layers"
+    )
     found = again.result(seed=2)
     same(found, whole)
     assert np.array_equal(found.means, whole.means)
