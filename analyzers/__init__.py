@@ -23,6 +23,9 @@ from analyzers.lenses.lens import LogitLens
 from analyzers.lenses.readings import Lens
 from analyzers.lenses.shares import LogitParts
 from analyzers.lenses.translator import LensTranslator, Translator
+from analyzers.memories.memories import KeyValueMemories
+from analyzers.memories.predictions import Composed, Promotion
+from analyzers.memories.result import Memories
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
 from analyzers.tracing.traces import Traces
@@ -36,6 +39,7 @@ __all__ = [
     "CausalTracing",
     "Circuit",
     "CircuitSearch",
+    "Composed",
     "Covariance",
     "Decomposition",
     "EditScores",
@@ -44,12 +48,15 @@ __all__ = [
     "HeadClustering",
     "HeadClusters",
     "KeyCovariance",
+    "KeyValueMemories",
     "Lens",
     "LensTranslator",
     "LogitAttribution",
     "LogitLens",
     "LogitParts",
+    "Memories",
     "PathPatching",
+    "Promotion",
     "RankOneEdit",
     "ResidualDecomposition",
     "Traces",

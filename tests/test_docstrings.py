@@ -81,6 +81,7 @@ def shared() -> dict[str, Any]:
     )
     edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
     translator = analyzers.LensTranslator(model, tokenizer).over(batches, progress=False).result(ridge=1e-2)
+    memories = analyzers.KeyValueMemories(model, tokenizer, k=5).over(texts, progress=False)
     return {
         "translator": translator, "lens": analyzers.LogitLens(model, tokenizer).run("Junel Dunoth grew up in"),
         "decomposition": analyzers.ResidualDecomposition(model, tokenizer).run("Junel Dunoth grew up in"),
@@ -94,6 +95,8 @@ def shared() -> dict[str, Any]:
         "effects": patching.run(*pairs, fmr.sweeps.logit_diff(right, wrong), progress=False),
         "attribution": analyzers.LogitAttribution(model, tokenizer).run(pairs[0], right, wrong),
         "LogitAttribution": analyzers.LogitAttribution,
+        "KeyValueMemories": analyzers.KeyValueMemories, "memories": memories, "found": memories.result(words=3, draws=100),
+        "composed": memories.run(texts[:2]), "promotion": memories.promotion("Junel Dunoth grew up in", "Oranby", draws=5),
         "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
         "HeadClustering": analyzers.HeadClustering, "search": analyzers.CircuitSearch(model, tokenizer),
         "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,

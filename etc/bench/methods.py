@@ -17,6 +17,7 @@ from analyzers import (
     AttributionPatching,
     CausalTracing,
     CircuitSearch,
+    KeyValueMemories,
     LensTranslator,
     LogitAttribution,
     LogitLens,
@@ -87,6 +88,7 @@ def main() -> None:
     what = f"causal tracing, {long}, with controls"
     counted(what, lambda: tracing.run(FACT, SUBJECT, **one), lambda: forward(model, fact), "65")
     readings(model, tokenizer, clean, inputs)
+    triggers(model, tokenizer)
 
 
 def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: dict[str, torch.Tensor]) -> None:
@@ -108,6 +110,18 @@ def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: d
     counted("logits of names as sums over 270 heads", lambda: shares.run(clean, right, wrong), batch, "")
     counted("who wrote what, 61 parts", lambda: parts.run(clean), batch, "")
     counted("29 translators and their nulls, streamed", lambda: maps.update(texts), lambda: forward(model, tokens), "")
+
+
+def triggers(model: torch.nn.Module, tokenizer: Any) -> None:
+    """Memories counted over two batches, after two that fill their lists."""
+    texts = [" ".join(sentences()[n : n + 3]) for n in range(0, 96, 3)]
+    batches = [dict(tokenizer(texts[n : n + 8], return_tensors="pt", padding=True)) for n in (0, 8, 16, 24)]
+    memories = KeyValueMemories(model, tokenizer).over(batches[:2], progress=False)
+    sizes = " and ".join("x".join(map(str, batch["input_ids"].shape)) for batch in batches[2:])
+    what = f"triggers of 46,080 memories, both signs, {sizes}"
+    counted(
+        what, lambda: memories.over(batches[2:], progress=False), lambda: [forward(model, b) for b in batches[2:]], "1.3"
+    )
 
 
 if __name__ == "__main__":

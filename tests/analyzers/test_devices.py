@@ -15,6 +15,7 @@ from analyzers import (
     CausalTracing,
     CircuitSearch,
     HeadClustering,
+    KeyValueMemories,
     LensTranslator,
     LogitAttribution,
     LogitLens,
@@ -75,6 +76,25 @@ def test_heads_are_clustered_alike(device: str) -> None:
     found = HeadClustering(model).over([{"input_ids": ids.to(device)} for ids in batches]).result()
     plain = HeadClustering(loaded("cpu", torch.float64)[0]).over([{"input_ids": ids} for ids in batches]).result()
     np.testing.assert_allclose(found.distances, plain.distances, atol=1e-4)
+
+
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_memories_are_counted_as_in_double_precision(device: str, dtype: torch.dtype) -> None:
+    texts = [fact.prompt for fact in world.facts()[:24]]
+    found, plain = (
+        KeyValueMemories(*loaded(*where), k=3).over(texts, progress=False).result(words=1, draws=20)
+        for where in ((device, dtype), ("cpu", torch.float64))
+    )
+    np.testing.assert_allclose(found.coefficients[..., 0], plain.coefficients[..., 0], atol=NEAR[dtype])
+    np.testing.assert_allclose(found.means, plain.means, atol=NEAR[dtype])
+    assert (found.words[:, 0, 0] == plain.words[:, 0, 0]).mean() > (0.9 if dtype == torch.bfloat16 else 0.999)
+    added, exactly = (
+        KeyValueMemories(*loaded(*where)).promotion(texts[0], world.facts()[0].answer, draws=3)
+        for where in ((device, dtype), ("cpu", torch.float64))
+    )
+    np.testing.assert_allclose(added.by_layer, exactly.by_layer, atol=3 * NEAR[dtype])
+    composed = KeyValueMemories(*loaded(device, dtype)).run(texts[:4])
+    assert abs(composed.none - KeyValueMemories(*loaded("cpu", torch.float64)).run(texts[:4]).none).max() <= NEAR[dtype]
 
 
 @pytest.mark.parametrize(("device", "dtype"), ON)
