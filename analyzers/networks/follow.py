@@ -1,0 +1,442 @@
+"""A traced pass followed unit by unit: which number of each value belongs to which unit, and which weights lead where.
+
+Every value gets a tensor of its shape that holds the unit of each number, 0 for none. Ops that move numbers are run again on
+it; sums and products of activations make one unit of two; a projection makes new ones, and edges from those that it reads.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analyzers.networks.layout import Laid, laid_out, narrow, spread, spread_rows
+from analyzers.networks.units import Units
+from analyzers.numbers.embed import Floats, Ints
+from analyzers.protocol import AnalyzerError
+from fmr.errors import FmrError
+from fmr.graph.execute import overwritten
+from fmr.graph.graph import Graph
+from fmr.ids import ALIAS, RESULT, TensorId
+from fmr.nodes import Node
+from fmr.structure.normal.einsum import subscripts_of
+from fmr.structure.normal.match import (
+    ELEMENTWISE,
+    MOVES,
+    NORMS,
+    STATISTICS,
+    Contraction,
+    Projection,
+    contraction,
+    is_constant,
+    projection,
+    value_number,
+)
+from fmr.structure.proof.evaluate import in_double, plain
+
+_BY_NUMBER = (ELEMENTWISE | frozenset("softmax log_softmax softmin dropout1d dropout2d dropout3d".split())) - {"glu"}
+_REDUCING = STATISTICS | frozenset("sum mean amax amin max min prod logsumexp median".split())
+_WINDOWS = tuple("avg_pool max_pool lp_pool interpolate upsample".split())
+_ADDING = frozenset("index_add scatter_add".split())
+_SCALING = frozenset("mul div".split())
+_OVER_UNITS = frozenset("layer_norm rms_norm normalize".split())
+"""Normalisations after which nothing is left of a scale that all units shared before."""
+
+_WEIGHT_AT = {"batch_norm": 3, "instance_norm": 3, "layer_norm": 2, "group_norm": 2, "rms_norm": 2}
+
+
+@dataclass
+class Edges:
+    """The weights of one projection, or of one group of it: (targets, sources), each the size of what lies between."""
+
+    node: TensorId
+    scope: str
+    targets: Ints
+    sources: Ints
+    weights: Floats
+    read: TensorId
+
+
+class Known(NamedTuple):
+    """The unit of each number of a value, what scales lie between unit and value, and the edges that just made it."""
+
+    units: Tensor
+    gain: Tensor | None = None
+    fresh: tuple[int, ...] = ()
+
+
+class Following:
+    """A graph followed from its inputs to its end.
+
+    value: gives recorded values; weighed: which projections give edges; order: of the norm over what a kernel holds; fold:
+    whether scales of normalisations, and learned scales, count in the weights. `edges` is what was found, `known` the units
+    of each value, `mixing` the projections that weigh positions and leave units alone.
+    """
+
+    def __init__(
+        self, graph: Graph, value: Callable[[TensorId], Tensor], weighed: Callable[[Node], bool], order: int, fold: bool
+    ) -> None:
+        self.graph, self.value, self.weighed, self.order, self.fold = graph, value, weighed, order, fold
+        self.units = Units()
+        self.edges: list[Edges] = []
+        self.known: dict[str, Known] = {}
+        self.lost: dict[str, TensorId] = {}
+        self.mixing: list[TensorId] = []
+        with torch.no_grad():
+            for node in graph.nodes:
+                self._read(node)
+
+    # ---- one node
+
+    def _read(self, node: Node) -> None:
+        """Take in what one op makes of the units of what it reads."""
+        if not node.dtype.is_floating_point or is_constant(self.graph, node.id):
+            return
+        first = value_number(self.graph, node.id)
+        if first != node.id:
+            self._same(node, first)
+            return
+        try:
+            found = self._made(node)
+        except (FmrError, RuntimeError, TypeError, KeyError, IndexError, ValueError) as error:
+            if isinstance(error, AnalyzerError):
+                raise
+            found = None
+        if found is not None and tuple(found.units.shape) == node.shape:
+            self.known[node.id] = found
+        else:
+            blamed = (self.lost[parent] for parent in node.parents if parent in self.lost)
+            self.lost[node.id] = next(blamed, node.id)
+
+    def _same(self, node: Node, first: TensorId) -> None:
+        """What is computed again is what it was, and gives no second edges."""
+        if first in self.known:
+            self.known[node.id] = self.known[first]._replace(fresh=())
+        elif first in self.lost:
+            self.lost[node.id] = self.lost[first]
+
+    def _made(self, node: Node) -> Known | None:
+        """The units of what a node makes; None where they cannot be told."""
+        read = [self.known[parent.id] for parent in node.parents if parent.id in self.known]
+        if node.op == "input" or (node.op == "to" and not self._is_number(node.parents[0].id)):
+            return self._given(node)
+        if node.op == "embedding":
+            units = torch.as_tensor(self.units.new(node.shape[-1], _named(node))).double()
+            return Known(units.expand(node.shape))
+        found = projection(self.graph, node)
+        if found is not None:
+            return self._projected(node, found)
+        both = contraction(node)
+        if both is not None:
+            return self._multiplied(node, both)
+        if not read:
+            return None
+        if node.op in _ADDING:
+            return self._added(node)
+        if node.op in MOVES or node.op == ALIAS:
+            return self._moved(node, read)
+        if node.op in NORMS:
+            return self._normed(node)
+        if node.op == "glu":
+            halves = read[0].units.chunk(2, int(node.argument("dim", 1, -1)))
+            return self._together(node, [Known(halves[0]), Known(halves[1])])
+        if node.op in _REDUCING and (node.op in STATISTICS or len(node.parents) == 1):
+            return self._reduced(node, read[0])
+        if any(part in node.op for part in _WINDOWS):
+            return self._pooled(node, read[0])
+        if node.op in _BY_NUMBER:
+            return self._elementwise(node, read)
+        if node.op in ("cumsum", "cumprod"):
+            flat = self._level(read[0].units, (int(node.argument("dim", 1)),))
+            return None if flat is None else Known(flat.expand(node.shape), read[0].gain)
+        return None
+
+    def _is_number(self, name: TensorId) -> bool:
+        return self.graph[name].dtype.is_floating_point
+
+    def _given(self, node: Node) -> Known:
+        """Each number of an input is free, until a layer reads it together with others."""
+        count = int(np.prod(node.shape))
+        units = self.units.new(count, "input" if node.op == "input" else str(node.id), free=True)
+        return Known(torch.as_tensor(units).double().reshape(node.shape))
+
+    # ---- ops that move numbers or work number by number
+
+    def _moved(self, node: Node, read: list[Known]) -> Known:
+        """The same op on the units, and on the scales between them and the value."""
+        if node.op == RESULT:
+            return self.known[node.parents[0].id]
+        fresh = read[0].fresh if len(read) == 1 and self._alone(node) else ()
+        units = self._run(node, lambda known, like: known.units if known else torch.zeros(()).double().expand(like))
+        if all(known.gain is None for known in read):
+            return Known(units, None, fresh)
+        gain = self._run(node, lambda known, like: known.gain if known and known.gain is not None else _ones(like))
+        return Known(units, gain, fresh)
+
+    def _run(self, node: Node, given: Callable[[Known | None, tuple[int, ...]], Tensor]) -> Tensor:
+        """An op on what stands for its operands; what is no amount, as an index, is what it was."""
+        tensors = {}
+        for parent in node.parents:
+            here = self.graph[parent.id]
+            number = here.dtype.is_floating_point
+            tensors[parent.id] = given(self.known.get(parent.id), here.shape) if number else self.value(parent.id)
+        if node.op == ALIAS:
+            return overwritten(self.graph.__getitem__, node, tensors, in_double)
+        return in_double(node, tensors)
+
+    def _alone(self, node: Node) -> bool:
+        """Whether nothing else reads what a node reads."""
+        return all(len(self.graph.readers(parent.id)) == 1 for parent in node.parents if parent.id in self.known)
+
+    def _added(self, node: Node) -> Known:
+        """Rows added at places: each place is one unit with what comes there."""
+        base, index, source = node.parent("input", 0), node.parent("index", 2), node.parent("source", 3) or node.parent("src", 3)
+        assert base is not None and index is not None and source is not None
+        dim, where = int(node.argument("dim", 1)), self.value(index.id)
+        placed = torch.zeros(node.shape).double()
+        rows = self.known[source.id].units
+        placed = placed.index_copy(dim, where, rows) if node.op == "index_add" else placed.scatter(dim, where, rows)
+        first = [self.known[base.id]] if base.id in self.known else []
+        return self._together(node, [*first, Known(placed)])
+
+    def _elementwise(self, node: Node, read: list[Known]) -> Known | None:
+        """Number by number: activations that meet are one unit, and a constant scales."""
+        lost = any(parent.id in self.lost for parent in node.parents)
+        if lost and all(self._is_free(known.units) for known in read):
+            return None
+        if lost and node.op in _SCALING:  # a scale that the data give, as a norm's
+            read = [known._replace(gain=None, fresh=()) for known in read]
+        if len(read) == 1 and node.op in _SCALING and self.fold:
+            scale = next((self.value(parent.id) for parent in node.parents if is_constant(self.graph, parent.id)), None)
+            if scale is not None:
+                over = node.op == "div"
+                if over and node.parents[0].id not in self.known:
+                    return Known(read[0].units.expand(node.shape))
+                size = plain(scale).detach().double().abs().cpu()
+                return self._scaled(node, read[0], 1 / size.clamp_min(1e-30) if over else size)
+        if len(read) == 1 and node.op in ("add", "sub") and self._alone(node) and not lost:
+            known = read[0]
+            gain = known.gain.expand(node.shape) if known.gain is not None else None
+            return Known(known.units.expand(node.shape), gain, known.fresh)
+        return self._together(node, read)
+
+    def _scaled(self, node: Node, known: Known, scale: Tensor) -> Known:
+        """A learned scale: of the edges that made the units, where nothing else reads those, else of what reads them."""
+        units = known.units.expand(node.shape)
+        if known.fresh and known.gain is None and self._alone(node) and scale.dim() <= units.dim():
+            self._fold(known.fresh, units, scale.expand(node.shape))
+            return Known(units, None, known.fresh)
+        gain = scale.expand(node.shape) if known.gain is None else known.gain.expand(node.shape) * scale
+        return Known(units, gain)
+
+    def _fold(self, fresh: Iterable[int], units: Tensor, scale: Tensor) -> None:
+        """Scale the edges to some units."""
+        units, scale = _narrowed(units, scale)
+        places, first = np.unique(units.long().numpy().ravel(), return_index=True)
+        sizes = scale.numpy().ravel()[first]
+        for number in fresh:
+            edges = self.edges[number]
+            edges.weights = edges.weights * sizes[np.searchsorted(places, edges.targets)][:, None]
+
+    def _together(self, node: Node, read: list[Known]) -> Known:
+        """Values that meet number by number; one that is repeated along the units of another only weighs it."""
+        read = [known for known in read if not any(self._is_gate(known, other) for other in read if other is not known)]
+        wide = [known.units.expand(node.shape) for known in read]
+        units, united = wide[0], False
+        for other in wide[1:]:
+            units, new = self._united(units, other)
+            united = united or new
+        gains = [known.gain for known in read if known.gain is not None]
+        keeps = gains and not (united and node.op in ("add", "sub"))
+        return Known(units, gains[0].expand(node.shape) if keeps else None)
+
+    def _is_gate(self, known: Known, other: Known) -> bool:
+        """Whether a value is repeated along dimensions in which another has several units, as one gate of many is."""
+        rank = max(known.units.dim(), other.units.dim())
+        mine, theirs = ((1,) * (rank - one.units.dim()) + tuple(one.units.shape) for one in (known, other))
+        dims = tuple(n for n in range(rank) if mine[n] == 1 and theirs[n] > 1)
+        return bool(dims) and self._level(other.units.reshape(theirs), dims, unite=False) is None
+
+    def _united(self, some: Tensor, others: Tensor) -> tuple[Tensor, bool]:
+        """One unit of the two at each place, where there are two; and whether any were apart before."""
+        slim, other = _narrowed(some, others)
+        one, two = (part.long().numpy().ravel() for part in (slim, other))
+        both = (one > 0) & (two > 0)
+        a, b = self.units.roots(one[both]), self.units.roots(two[both])
+        apart = a != b
+        if apart.any():
+            pairs = np.unique(np.stack([a[apart], b[apart]]), axis=1)
+            self.units.unite(pairs[0], pairs[1])
+        return torch.where(slim > 0, slim, other).expand(some.shape), bool(apart.any())
+
+    # ---- ops over several numbers
+
+    def _level(self, units: Tensor, dims: tuple[int, ...], *, unite: bool = True) -> Tensor | None:
+        """The unit that is the same all along these dimensions, kept with size one; None where it is not.
+
+        unite: free numbers of an input become one unit.
+        """
+        if not dims:
+            return units
+        units = narrow(units, dims)
+        for _ in range(2):
+            most = units.amax(dims, keepdim=True)
+            least = torch.where(units > 0, units, torch.inf).amin(dims, keepdim=True)
+            if bool(((most == least) | (most == 0)).all()):
+                return most
+            units = torch.as_tensor(self.units.roots(units.long().numpy())).double()
+        differ = ((units > 0) & (units != most)).any(dims, keepdim=True).expand(units.shape)
+        if not unite or not self._is_free(units[differ]):
+            return None
+        ends = most.expand(units.shape)
+        taken = units > 0
+        self.units.unite(units[taken].long().numpy(), ends[taken].long().numpy())
+        return torch.as_tensor(self.units.roots(most.long().numpy())).double()
+
+    def _is_free(self, units: Tensor) -> bool:
+        flat = narrow(units).long().numpy().ravel()
+        return self.units.are_free(flat[flat > 0])
+
+    def _reduced(self, node: Node, known: Known) -> Known | None:
+        """Positions that are put together leave the units alone; a statistic of units belongs to none."""
+        rank = known.units.dim()
+        dim = node.argument("dim", 2 if node.op in ("norm", "vector_norm") else 1)
+        dims = tuple(range(rank)) if dim is None else tuple(dim) if isinstance(dim, (tuple, list)) else (int(dim),)
+        dims = tuple(n % rank for n in dims)
+        units = self._level(known.units, dims) if node.op not in STATISTICS - {"mean"} else None
+        if units is None:
+            return None
+        gain = None if known.gain is None else known.gain.mean(dims, keepdim=True)
+        kept = tuple(1 if n in dims else size for n, size in enumerate(known.units.shape))
+        units, gain = units.expand(kept), None if gain is None else gain.expand(kept)
+        return Known(units.reshape(node.shape), None if gain is None else gain.reshape(node.shape))
+
+    def _pooled(self, node: Node, known: Known) -> Known | None:
+        """A window over positions leaves the units alone."""
+        lead = len(node.shape) - next((int(c) for c in node.op if c.isdigit()), known.units.dim() - 2)
+        dims = tuple(range(lead, len(node.shape)))
+        whole = all(node.shape[n] == 1 for n in dims)
+        units = self._level(known.units, dims, unite=whole)
+        if units is None:
+            return None
+        gain = None if known.gain is None else known.gain.mean(dims, keepdim=True).expand(node.shape)
+        return Known(units.expand(node.shape), gain)
+
+    def _normed(self, node: Node) -> Known:
+        """A normalisation leaves the units alone and scales each."""
+        known = self.known[node.parents[0].id]
+        if node.op in _OVER_UNITS:
+            known = known._replace(gain=None)
+        scale = self._norm_scale(node) if self.fold else None
+        return Known(known.units, known.gain) if scale is None else self._scaled(node, known, scale)
+
+    def _norm_scale(self, node: Node) -> Tensor | None:
+        """What a normalisation multiplies each unit by, whatever the data."""
+        weight = node.parent("weight", _WEIGHT_AT.get(node.op))
+        scale = plain(self.value(weight.id)).detach().double().abs().cpu() if weight is not None else None
+        if node.op == "batch_norm":
+            variance = node.parent("running_var", 2)
+            if variance is None or node.argument("training", 5, False):
+                raise AnalyzerError(
+                    f"{node.id} normalises by the statistics of its batch, which is no scale of the model. Expected a model "
+                    f"in eval mode: call model.eval(), or fold=False to leave scales out."
+                )
+            spread = (self.value(variance.id).detach().double().cpu() + node.argument("eps", 7, 1e-5)).sqrt()
+            scale = (1.0 if scale is None else scale) / spread
+        if scale is None or node.op in _OVER_UNITS:
+            return scale
+        return scale.reshape(-1, *[1] * (len(node.shape) - 2))
+
+    # ---- products
+
+    def _multiplied(self, node: Node, found: Contraction) -> Known | None:
+        """A product of two activations: what it does not sum over goes on, as the values do that a pattern weighs."""
+        word = subscripts_of(self.graph, found)
+        if len(word.result) != len(node.shape):
+            return None
+        kept = []
+        for name, letters in ((found.left, word.left), (found.right, word.right)):
+            known = self.known.get(name)
+            if known is None or self._is_free(known.units):
+                continue
+            dims = tuple(n for n, letter in enumerate(letters) if letter in word.contracted)
+            units = self._level(known.units, dims, unite=False)
+            if units is not None:
+                gain = None if known.gain is None else known.gain.mean(dims, keepdim=True)
+                kept.append((letters, units, gain))
+        if len(kept) != 1:
+            return None
+        letters, units, gain = kept[0]
+        gains = None if gain is None else spread(gain, letters, word.result, node.shape)
+        return Known(spread(units, letters, word.result, node.shape), gains)
+
+    def _projected(self, node: Node, found: Projection) -> Known | None:
+        """A projection: new units, with edges from those that it reads."""
+        laid = laid_out(self.graph, node, found, plain(self.value(found.weight)).detach().double().cpu(), self.order)
+        known = self.known.get(found.data)
+        if laid is None:
+            self._refuse(node, node.id)
+            return None
+        groups, many, wide = laid.weights.shape
+        if known is None:
+            if found.data in self.lost:
+                self._refuse(node, self.lost[found.data])
+            columns = torch.zeros(groups, wide).double()
+        else:
+            rows = laid.rows(known.units)
+            level = self._level(rows, (0,))
+            if level is None:
+                return self._mixed(node, laid, known, rows)
+            columns = level[0]
+        gain = laid.rows(known.gain).mean(0) if known is not None and known.gain is not None else _ones((groups, wide))
+        if laid.apart:
+            sizes = laid.made((laid.weights * gain[:, None]).reshape(-1), node.shape)
+            return Known(laid.made(columns.reshape(-1), node.shape), sizes)
+        targets = self.units.new(groups * many, _named(node)).reshape(groups, many)
+        fresh: tuple[int, ...] = ()
+        if self.weighed(node):
+            fresh = tuple(range(len(self.edges), len(self.edges) + groups))
+            self.units.settle(columns.long().numpy().ravel())
+            sized = (laid.weights * gain[:, None]).numpy()
+            for n in range(groups):
+                sources = columns[n].long().numpy()
+                self.edges.append(Edges(node.id, _named(node), targets[n], sources, sized[n], found.data))
+        return Known(laid.made(torch.as_tensor(targets).double().reshape(-1), node.shape), None, fresh)
+
+    def _mixed(self, node: Node, laid: Laid, known: Known, rows: Tensor) -> Known | None:
+        """A projection over positions, each row of one unit: it leaves the units alone."""
+        units = self._level(rows, (2,), unite=False)
+        if units is None or laid.windowed:
+            self._refuse(node, node.id)
+            return None
+        self.mixing.append(node.id)
+        full = spread_rows(laid, known.units, units, node)
+        return Known(full) if full is not None else None
+
+    def _refuse(self, node: Node, blamed: TensorId) -> None:
+        """Raise where edges are wanted of a projection of which it is not known what it reads."""
+        if self.weighed(node):
+            op = self.graph[blamed].op
+            raise AnalyzerError(
+                f"{node.id} reads what {blamed} ({op}) made, and which number of that belongs to which unit cannot be followed. "
+                f"Expected layers with ops between them that move numbers or work number by number; leave this layer out "
+                f"with scope=, a glob over the module calls whose weights count."
+            )
+
+
+def _narrowed(some: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Two values of one shape without the repetition that both have."""
+    strides = zip(some.shape, some.stride(), others.stride(), strict=True)
+    taken = tuple(slice(0, 1) if size > 1 and a == b == 0 else slice(None) for size, a, b in strides)
+    return some[taken], others[taken]
+
+
+def _ones(shape: Iterable[int]) -> Tensor:
+    return torch.ones(()).double().expand(tuple(shape))
+
+
+def _named(node: Node) -> str:
+    """What a layer is called: the module call that it ran in, else the op."""
+    return node.module or str(node.id)

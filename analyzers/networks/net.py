@@ -1,0 +1,117 @@
+"""A network as a weighted graph: its units in groups, and a matrix of sizes of weights for each pair that a layer joins."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzers.networks.follow import Following
+from analyzers.numbers.embed import Floats, Ints
+
+Sparse = Any
+"""A matrix of scipy, in compressed rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The edges of one layer: `weights` (rows, columns), between the units that number its rows and its columns.
+
+    open: where an edge may be; None where it may be everywhere. It is false where the same pair has its place elsewhere.
+    """
+
+    layer: str
+    rows: Ints
+    columns: Ints
+    weights: Floats
+    open: NDArray[np.bool_] | None = None
+
+    @property
+    def places(self) -> NDArray[np.bool_]:
+        """Where an edge may be."""
+        return np.ones(self.weights.shape, bool) if self.open is None else self.open
+
+
+@dataclass(frozen=True, eq=False)
+class Net:
+    """Units and edges. groups: what made them; group and place: of each unit; blocks: the edges, layer by layer."""
+
+    groups: tuple[str, ...]
+    group: Ints
+    place: Ints
+    blocks: tuple[Block, ...]
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def names(self, units: Iterable[int]) -> list[str]:
+        """Each unit as "group:place"."""
+        return [f"{self.groups[self.group[unit]]}:{self.place[unit]}" for unit in units]
+
+    def adjacency(self) -> Sparse:
+        """The matrix of the undirected graph: the sum of all edges between two units, in both directions."""
+        return adjacency(len(self), self.blocks)
+
+    def pruned(self, share: float) -> "Net":
+        """The same units with the strongest edges alone, this share of those that are there."""
+        if share >= 1:
+            return self
+        sizes = np.concatenate([block.weights[block.weights > 0] for block in self.blocks])
+        least = np.partition(sizes, len(sizes) - max(1, round(share * len(sizes))))[len(sizes) - max(1, round(share * len(sizes)))]
+        kept = (replace(block, weights=np.where(block.weights >= least, block.weights, 0.0)) for block in self.blocks)
+        return replace(self, blocks=tuple(kept))
+
+
+def adjacency(units: int, blocks: Sequence[Block]) -> Sparse:
+    """The symmetric matrix of the edges of several layers."""
+    from scipy.sparse import coo_array
+
+    found = []
+    for block in blocks:
+        at = np.nonzero(block.weights)
+        found.append((block.rows[at[0]], block.columns[at[1]], block.weights[at]))
+    rows, columns, sizes = (np.concatenate(part) if found else np.zeros(0, int) for part in zip(*found, strict=True))
+    half = coo_array((sizes, (rows, columns)), shape=(units, units)).tocsr()
+    return (half + half.T).tocsr()
+
+
+def net_of(found: Following, order: int) -> Net:
+    """The graph of what was followed: units that some edge joins, in the order in which they were made."""
+    units = found.units
+    ends = [(units.roots(edges.targets), units.roots(edges.sources)) for edges in found.edges]
+    every = np.unique(np.concatenate([part for pair in ends for part in pair] or [np.zeros(0, np.int64)]))
+    every = every[every > 0]
+    number = np.zeros(int(every.max(initial=0)) + 1, np.int64)
+    number[every] = np.arange(len(every))
+    blocks = []
+    for edges, (targets, sources) in zip(found.edges, ends, strict=True):
+        read = sources > 0
+        rows, columns = number[targets], number[sources[read]]
+        blocks.append(_merged(edges.scope, rows, columns, edges.weights[:, read], order))
+    groups, group = np.unique(units.group(every), return_inverse=True)
+    starts = np.searchsorted(group, np.arange(len(groups)))
+    return Net(_apart([units.groups[n] for n in groups]), group, np.arange(len(every)) - starts[group], tuple(blocks))
+
+
+def _merged(layer: str, rows: Ints, columns: Ints, weights: Floats, order: int) -> Block:
+    """Several weights between the same two units are one edge: their norm, as over a kernel."""
+    for turn in range(2):
+        ends, where = np.unique(columns if turn == 0 else rows, return_inverse=True)
+        if len(ends) < len(where):
+            powers = np.zeros((len(ends), weights.shape[turn]))
+            np.add.at(powers, where, (weights.T if turn == 0 else weights) ** order)
+            weights = powers ** (1 / order)
+            weights = weights.T if turn == 0 else weights
+            rows, columns = (rows, ends) if turn == 0 else (ends, columns)
+    return Block(layer, rows, columns, weights)
+
+
+def _apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of which the second of a kind has a number."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(found)
