@@ -17,6 +17,8 @@ from analyzers.editing.keys import Covariance, KeyCovariance
 from analyzers.editing.rank_one import RankOneEdit
 from analyzers.editing.scores import EditScores
 from analyzers.heads.clustering import HeadClustering, HeadClusters
+from analyzers.networks.communities import Communities
+from analyzers.networks.modularity import Modularity
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
 from analyzers.tracing.traces import Traces
@@ -30,6 +32,7 @@ __all__ = [
     "CausalTracing",
     "Circuit",
     "CircuitSearch",
+    "Communities",
     "Covariance",
     "EditScores",
     "Effects",
@@ -37,6 +40,7 @@ __all__ = [
     "HeadClustering",
     "HeadClusters",
     "KeyCovariance",
+    "Modularity",
     "PathPatching",
     "RankOneEdit",
     "Traces",
