@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyzers.networks.layout import Laid, laid_out, narrow, spread, spread_rows
+from analyzers.networks.layout import Laid, laid_out, spread, spread_rows
+from analyzers.networks.tags import is_free, is_gate, level, narrowed, united
 from analyzers.networks.units import Units
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.protocol import AnalyzerError
@@ -49,14 +50,21 @@ _WEIGHT_AT = {"batch_norm": 3, "instance_norm": 3, "layer_norm": 2, "group_norm"
 
 @dataclass
 class Edges:
-    """The weights of one projection, or of one group of it: (targets, sources), each the size of what lies between."""
+    """The weights of one projection, or of one group of it: (targets, sources), each the size of what lies between.
+
+    gain: (sources,), what scales lie between a unit and what is read of it. `read` is what the projection reads, `node` what
+    it makes, `laid` where units are in both, and `group` which of its groups this is.
+    """
 
     node: TensorId
+    read: TensorId
     scope: str
     targets: Ints
     sources: Ints
     weights: Floats
-    read: TensorId
+    gain: Floats
+    laid: Laid
+    group: int
 
 
 class Known(NamedTuple):
@@ -149,7 +157,7 @@ class Following:
         if node.op in _BY_NUMBER:
             return self._elementwise(node, read)
         if node.op in ("cumsum", "cumprod"):
-            flat = self._level(read[0].units, (int(node.argument("dim", 1)),))
+            flat = level(self.units, read[0].units, (int(node.argument("dim", 1)),))
             return None if flat is None else Known(flat.expand(node.shape), read[0].gain)
         return None
 
@@ -192,11 +200,9 @@ class Following:
 
     def _added(self, node: Node) -> Known:
         """Rows added at places: each place is one unit with what comes there."""
-        base, index, source = node.parent("input", 0), node.parent("index", 2), node.parent("source", 3) or node.parent("src", 3)
-        assert base is not None and index is not None and source is not None
+        base, index, source, *_ = node.parents
         dim, where = int(node.argument("dim", 1)), self.value(index.id)
-        placed = torch.zeros(node.shape).double()
-        rows = self.known[source.id].units
+        placed, rows = torch.zeros(node.shape).double(), self.known[source.id].units
         placed = placed.index_copy(dim, where, rows) if node.op == "index_add" else placed.scatter(dim, where, rows)
         first = [self.known[base.id]] if base.id in self.known else []
         return self._together(node, [*first, Known(placed)])
@@ -204,7 +210,7 @@ class Following:
     def _elementwise(self, node: Node, read: list[Known]) -> Known | None:
         """Number by number: activations that meet are one unit, and a constant scales."""
         lost = any(parent.id in self.lost for parent in node.parents)
-        if lost and all(self._is_free(known.units) for known in read):
+        if lost and all(is_free(self.units, known.units) for known in read):
             return None
         if lost and node.op in _SCALING:  # a scale that the data give, as a norm's
             read = [known._replace(gain=None, fresh=()) for known in read]
@@ -233,71 +239,27 @@ class Following:
 
     def _fold(self, fresh: Iterable[int], units: Tensor, scale: Tensor) -> None:
         """Scale the edges to some units."""
-        units, scale = _narrowed(units, scale)
+        units, scale = narrowed(units, scale)
         places, first = np.unique(units.long().numpy().ravel(), return_index=True)
         sizes = scale.numpy().ravel()[first]
         for number in fresh:
             edges = self.edges[number]
-            edges.weights = edges.weights * sizes[np.searchsorted(places, edges.targets)][:, None]
+            at = np.searchsorted(places, edges.targets).clip(max=len(places) - 1)
+            edges.weights = edges.weights * np.where(places[at] == edges.targets, sizes[at], 1.0)[:, None]
 
     def _together(self, node: Node, read: list[Known]) -> Known:
         """Values that meet number by number; one that is repeated along the units of another only weighs it."""
-        read = [known for known in read if not any(self._is_gate(known, other) for other in read if other is not known)]
+        read = [one for one in read if not any(is_gate(self.units, one.units, two.units) for two in read if two is not one)]
         wide = [known.units.expand(node.shape) for known in read]
-        units, united = wide[0], False
+        units, joined = wide[0], False
         for other in wide[1:]:
-            units, new = self._united(units, other)
-            united = united or new
+            units, new = united(self.units, units, other)
+            joined = joined or new
         gains = [known.gain for known in read if known.gain is not None]
-        keeps = gains and not (united and node.op in ("add", "sub"))
+        keeps = gains and not (joined and node.op in ("add", "sub"))
         return Known(units, gains[0].expand(node.shape) if keeps else None)
 
-    def _is_gate(self, known: Known, other: Known) -> bool:
-        """Whether a value is repeated along dimensions in which another has several units, as one gate of many is."""
-        rank = max(known.units.dim(), other.units.dim())
-        mine, theirs = ((1,) * (rank - one.units.dim()) + tuple(one.units.shape) for one in (known, other))
-        dims = tuple(n for n in range(rank) if mine[n] == 1 and theirs[n] > 1)
-        return bool(dims) and self._level(other.units.reshape(theirs), dims, unite=False) is None
-
-    def _united(self, some: Tensor, others: Tensor) -> tuple[Tensor, bool]:
-        """One unit of the two at each place, where there are two; and whether any were apart before."""
-        slim, other = _narrowed(some, others)
-        one, two = (part.long().numpy().ravel() for part in (slim, other))
-        both = (one > 0) & (two > 0)
-        a, b = self.units.roots(one[both]), self.units.roots(two[both])
-        apart = a != b
-        if apart.any():
-            pairs = np.unique(np.stack([a[apart], b[apart]]), axis=1)
-            self.units.unite(pairs[0], pairs[1])
-        return torch.where(slim > 0, slim, other).expand(some.shape), bool(apart.any())
-
     # ---- ops over several numbers
-
-    def _level(self, units: Tensor, dims: tuple[int, ...], *, unite: bool = True) -> Tensor | None:
-        """The unit that is the same all along these dimensions, kept with size one; None where it is not.
-
-        unite: free numbers of an input become one unit.
-        """
-        if not dims:
-            return units
-        units = narrow(units, dims)
-        for _ in range(2):
-            most = units.amax(dims, keepdim=True)
-            least = torch.where(units > 0, units, torch.inf).amin(dims, keepdim=True)
-            if bool(((most == least) | (most == 0)).all()):
-                return most
-            units = torch.as_tensor(self.units.roots(units.long().numpy())).double()
-        differ = ((units > 0) & (units != most)).any(dims, keepdim=True).expand(units.shape)
-        if not unite or not self._is_free(units[differ]):
-            return None
-        ends = most.expand(units.shape)
-        taken = units > 0
-        self.units.unite(units[taken].long().numpy(), ends[taken].long().numpy())
-        return torch.as_tensor(self.units.roots(most.long().numpy())).double()
-
-    def _is_free(self, units: Tensor) -> bool:
-        flat = narrow(units).long().numpy().ravel()
-        return self.units.are_free(flat[flat > 0])
 
     def _reduced(self, node: Node, known: Known) -> Known | None:
         """Positions that are put together leave the units alone; a statistic of units belongs to none."""
@@ -305,7 +267,7 @@ class Following:
         dim = node.argument("dim", 2 if node.op in ("norm", "vector_norm") else 1)
         dims = tuple(range(rank)) if dim is None else tuple(dim) if isinstance(dim, (tuple, list)) else (int(dim),)
         dims = tuple(n % rank for n in dims)
-        units = self._level(known.units, dims) if node.op not in STATISTICS - {"mean"} else None
+        units = level(self.units, known.units, dims) if node.op not in STATISTICS - {"mean"} else None
         if units is None:
             return None
         gain = None if known.gain is None else known.gain.mean(dims, keepdim=True)
@@ -318,7 +280,7 @@ class Following:
         lead = len(node.shape) - next((int(c) for c in node.op if c.isdigit()), known.units.dim() - 2)
         dims = tuple(range(lead, len(node.shape)))
         whole = all(node.shape[n] == 1 for n in dims)
-        units = self._level(known.units, dims, unite=whole)
+        units = level(self.units, known.units, dims, unite=whole)
         if units is None:
             return None
         gain = None if known.gain is None else known.gain.mean(dims, keepdim=True).expand(node.shape)
@@ -359,10 +321,10 @@ class Following:
         kept = []
         for name, letters in ((found.left, word.left), (found.right, word.right)):
             known = self.known.get(name)
-            if known is None or self._is_free(known.units):
+            if known is None or is_free(self.units, known.units):
                 continue
             dims = tuple(n for n, letter in enumerate(letters) if letter in word.contracted)
-            units = self._level(known.units, dims, unite=False)
+            units = level(self.units, known.units, dims, unite=False)
             if units is not None:
                 gain = None if known.gain is None else known.gain.mean(dims, keepdim=True)
                 kept.append((letters, units, gain))
@@ -386,10 +348,10 @@ class Following:
             columns = torch.zeros(groups, wide).double()
         else:
             rows = laid.rows(known.units)
-            level = self._level(rows, (0,))
-            if level is None:
+            flat = level(self.units, rows, (0,))
+            if flat is None:
                 return self._mixed(node, laid, known, rows)
-            columns = level[0]
+            columns = flat[0]
         gain = laid.rows(known.gain).mean(0) if known is not None and known.gain is not None else _ones((groups, wide))
         if laid.apart:
             sizes = laid.made((laid.weights * gain[:, None]).reshape(-1), node.shape)
@@ -399,15 +361,15 @@ class Following:
         if self.weighed(node):
             fresh = tuple(range(len(self.edges), len(self.edges) + groups))
             self.units.settle(columns.long().numpy().ravel())
-            sized = (laid.weights * gain[:, None]).numpy()
             for n in range(groups):
-                sources = columns[n].long().numpy()
-                self.edges.append(Edges(node.id, _named(node), targets[n], sources, sized[n], found.data))
+                sources, sizes, scales = columns[n].long().numpy(), laid.weights[n].numpy(), gain[n].numpy()
+                edges = Edges(node.id, found.data, _named(node), targets[n], sources, sizes, scales, laid, n)
+                self.edges.append(edges)
         return Known(laid.made(torch.as_tensor(targets).double().reshape(-1), node.shape), None, fresh)
 
     def _mixed(self, node: Node, laid: Laid, known: Known, rows: Tensor) -> Known | None:
         """A projection over positions, each row of one unit: it leaves the units alone."""
-        units = self._level(rows, (2,), unite=False)
+        units = level(self.units, rows, (2,), unite=False)
         if units is None or laid.windowed:
             self._refuse(node, node.id)
             return None
@@ -420,17 +382,10 @@ class Following:
         if self.weighed(node):
             op = self.graph[blamed].op
             raise AnalyzerError(
-                f"{node.id} reads what {blamed} ({op}) made, and which number of that belongs to which unit cannot be followed. "
-                f"Expected layers with ops between them that move numbers or work number by number; leave this layer out "
-                f"with scope=, a glob over the module calls whose weights count."
+                f"{node.id} reads what {blamed} ({op}) made, in which units cannot be followed. "
+                f"Expected ops between layers that move numbers or work number by number. To leave this layer out, give "
+                f"scope=, a glob over the module calls whose weights count."
             )
-
-
-def _narrowed(some: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Two values of one shape without the repetition that both have."""
-    strides = zip(some.shape, some.stride(), others.stride(), strict=True)
-    taken = tuple(slice(0, 1) if size > 1 and a == b == 0 else slice(None) for size, a, b in strides)
-    return some[taken], others[taken]
 
 
 def _ones(shape: Iterable[int]) -> Tensor:

@@ -39,13 +39,19 @@ class Laid(NamedTuple):
         """The letters of what is read: positions, groups, then what is summed over."""
         return "".join(letter for letter in self.left if letter not in self.read_letters) + self.read_letters
 
+    def results(self, value: Tensor) -> Tensor:
+        """What is made, (positions, groups, made): all places of it below each other."""
+        letters = "".join(letter for letter in self.result if letter not in self.made_letters) + self.made_letters
+        groups, many, _ = self.weights.shape
+        return value.permute([self.result.index(letter) for letter in letters]).reshape(-1, groups, many)
+
     def made(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A number for each thing that is made, in the shape of the result."""
         return spread(units.reshape(self.made_sizes), self.made_letters, self.result, shape)
 
 
 def laid_out(graph: Graph, node: Node, found: Projection, weight: Tensor, order: int) -> Laid | None:
-    """The weights of a projection as matrices of sizes, norms over what a kernel holds; None for a layout that is not known."""
+    """The weights of a projection as matrices of sizes, norms over kernels; None for a layout that is not known."""
     word = of_projection(graph, found)
     if len(word.result) != len(node.shape) or len(word.right) != weight.dim():
         return None
@@ -73,9 +79,7 @@ def laid_out(graph: Graph, node: Node, found: Projection, weight: Tensor, order:
         made_sizes = tuple(sizes[letter] for letter in batch + free)
     weights = matrix.abs().sum(-1) if order == 1 else matrix.square().sum(-1).sqrt()
     apart = groups > 1 and weights.shape[1:] == (1, 1)
-    return Laid(
-        weights, word.left, batch + summed, word.result, batch + free, made_sizes, apart, node.op in CONVOLUTIONS
-    )
+    return Laid(weights, word.left, batch + summed, word.result, batch + free, made_sizes, apart, node.op in CONVOLUTIONS)
 
 
 def spread_rows(laid: Laid, like: Tensor, units: Tensor, node: Node) -> Tensor | None:

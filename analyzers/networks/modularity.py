@@ -1,5 +1,6 @@
-"""How modular a network is: communities among its units, by weights, against networks alike but for their order."""
+"""How modular a network is: communities among its units against networks alike but for what makes communities."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import fmr
+from analyzers.networks.activity import Gauge, Sums, check_examples, counted, first_tensor, gauges, root_mean_squares
 from analyzers.networks.communities import Communities
 from analyzers.networks.follow import Following
-from analyzers.networks.net import Net, net_of
+from analyzers.networks.net import Net, correlated, net_of
 from analyzers.networks.nulls import NULLS
 from analyzers.networks.search import Search, compared, searched, strongest
 from analyzers.prompts import prompts
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import Analyzer, AnalyzerError
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.runs.run import Run
@@ -27,6 +29,7 @@ DRAWN = 4000
 """How many of the strongest edges a result keeps, for its pictures."""
 
 _CHOICES = {
+    "graph": ("weights", "activations", "correlations"),
     "layers": ("all", "memories"),
     "norm": ("l1", "l2"),
     "method": ("spectral", "louvain"),
@@ -35,53 +38,128 @@ _CHOICES = {
 }
 
 
-class Modularity:
+class Modularity(Analyzer[Communities]):
     """Find communities among the units of a network, and compare them with those of networks without its order.
 
     >>> analyzers.Modularity(model, layers="memories", scope="*.h.[01].*").run(input_ids)
 
-    model: any module, in eval mode. layers: "all" weights, or those of the "memories" alone; scope: a glob over the module
-    calls whose weights count. norm: of what lies between two units, as the numbers of a kernel: "l1" or "l2". fold: whether
-    scales of normalisations (of batch, layer) and learned scales count in the weights. method: "spectral", or "louvain",
-    which chooses the number of communities itself; rows: of spectral clustering, "shi-malik" or "ng-jordan". ks: the numbers
-    of communities that are tried; choose: among them the one of best Q ("q") or of the widest gap of eigenvalues ("gap").
-    edges: which shares of the edges are kept, strongest first, one after the other; the verdict may turn with them. draws:
-    networks of each null: weights dealt anew within layers, and dealt anew with the strength of each unit kept in each layer.
-
     A unit is a neuron, a channel, a memory, a channel of the residual stream: numbers that a layer reads or makes as one, and
-    those that are added to or multiplied with them. The size of an edge is the norm of the weights between two units, both
-    directions added. What leads where is read off the traced graph: layers called twice give units for each call.
+    those that are added to or multiplied with them. What leads where is read off the traced graph: a layer that is called
+    twice has units for each call.
+
+    model: any module, in eval mode. tokenizer: where texts are given. graph: the size of an edge is, by "weights", the norm
+    of the weights between two units, both directions added; by "activations", that times the root mean square of what is
+    read, over positions; by "correlations", that of the two units over examples, without its sign and between all pairs. The
+    latter two count data: `over(batches).result()`, or `run` on one batch.
+    layers: "all" weights, or those of the "memories" alone; scope: a glob over the module calls whose weights count. norm: of
+    what lies between two units, as the numbers of a kernel. fold: whether scales of normalisations (of batch, layer) and
+    learned scales count in the weights.
+    method: "spectral", or "louvain", which chooses the number of communities itself; rows: of spectral clustering,
+    "shi-malik" or "ng-jordan". ks: the numbers of communities to try; choose: among them that of best Q ("q") or of the widest
+    gap of eigenvalues ("gap"). edges: which shares of the edges are kept, strongest first, one after the other: the verdict
+    may turn with them. draws: networks of each null: sizes dealt anew within layers, and that with the strength of each unit
+    kept in each layer.
 
     Source: D. Filan, S. Casper, S. Hod, C. Wild, A. Critch, S. Russell, "Clusterability in neural networks", 2021.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any = None, *, layers: str = "all", scope: str = "*", norm: str = "l2",
-        fold: bool = True, method: str = "spectral", rows: str = "shi-malik", ks: Sequence[int] = range(2, 11),
-        choose: str = "q", edges: Sequence[float] = (1.0, 0.1), draws: int = 20,
+        self, model: nn.Module, tokenizer: Any = None, *, graph: str = "weights", layers: str = "all", scope: str = "*",
+        norm: str = "l2", fold: bool = True, method: str = "spectral", rows: str = "shi-malik",
+        ks: Sequence[int] = range(2, 11), choose: str = "q", edges: Sequence[float] = (1.0, 0.1), draws: int = 20,
+        mask: str = "attention_mask",
     ) -> None:  # fmt: skip
-        given = {"layers": layers, "norm": norm, "method": method, "rows": rows, "choose": choose}
+        given = {"graph": graph, "layers": layers, "norm": norm, "method": method, "rows": rows, "choose": choose}
         for name, value in given.items():
             if value not in _CHOICES[name]:
                 raise AnalyzerError(f"{name}={value!r}: expected {' or '.join(map(repr, _CHOICES[name]))}.")
         _check(ks, edges, draws)
-        self.model, self.tokenizer, self.scope, self.fold = model, tokenizer, scope, fold
-        self.layers, self.order, self.draws = layers, int(norm[1]), draws
+        self.model, self.tokenizer, self.graph, self.mask = model, tokenizer, graph, mask
+        self.layers, self.scope, self.order, self.fold = layers, scope, int(norm[1]), fold
         self.method, self.rows, self.choose = method, rows, choose
-        self.ks, self.edges = tuple(sorted({int(k) for k in ks})), tuple(float(share) for share in edges)
+        self.ks, self.edges, self.draws = tuple(sorted({int(k) for k in ks})), tuple(map(float, edges)), draws
+        self.found: Following | None = None
+        self.sums: Sums | None = None
+        self.name, self.units, self.gauges = "", np.zeros(0, np.int64), list[Gauge]()
 
     def run(self, inputs: Any, k: int | None = None, seed: int = 0, *, progress: bool | None = None) -> Communities:
-        """Trace the network on some inputs, and divide its graph.
+        """Look at the network on some inputs alone, and divide its graph.
 
         >>> analyzers.Modularity(model, draws=3, edges=[1.0], layers="memories").run(input_ids).q.shape
         (1,)
 
         inputs: what the model is called with: a tensor, several in a tuple, named ones in a mapping, or texts where there is
-        a tokenizer. Numbers of activations do not count, so one example is enough. k: how many communities; None looks for
-        the best of `ks`, in the network and in each null. `AnalyzerError` where no weight is found, or an op between two
-        layers cannot be followed.
+        a tokenizer; of a graph of weights one example is enough. k: how many communities; None looks for the best of `ks`, in
+        the network and in each null. `AnalyzerError` where no weight is found, or an op between two layers cannot be followed.
         """
-        net, run, mixing = self.net(inputs)
+        alone = copy.copy(self)
+        alone.found = alone.sums = None
+        return alone.update(inputs).result(k, seed, progress=progress)
+
+    def update(self, batch: Any) -> "Modularity":
+        """Trace the network on the first batch, and count what its units do on every one, where the graph is one of data.
+
+        >>> modularity.update(batches[0])
+        """
+        if self.found is None:
+            with torch.no_grad():
+                run = _run(self.model, batch, self.tokenizer)
+            self._follow(run)
+        elif self.graph == "weights":
+            return self
+        else:
+            with torch.no_grad():
+                run = _run(
+                    self.model, batch, self.tokenizer, keep=list({place.value: 0 for place in self.gauges}), stop=True
+                )
+        if self.graph != "weights":
+            self._count(run, batch)
+        return self
+
+    def merge(self, other: "Modularity") -> "Modularity":
+        """Add what another one counted on other data, and return this one.
+
+        >>> analyzers.Modularity(model).update(batches[0]).merge(analyzers.Modularity(model).update(batches[1])).units
+        array([...])
+        """
+        if not isinstance(other, Modularity) or self._settings() != other._settings():
+            what = type(other).__name__ if not isinstance(other, Modularity) else "one with other settings"
+            raise AnalyzerError(f"merge got {what}, expected another Modularity of the same model and settings.")
+        if other.found is None:
+            return self
+        if self.found is None:
+            self.found, self.name, self.units, self.gauges = other.found, other.name, other.units, other.gauges
+            self.sums = copy.copy(other.sums)
+        elif self.gauges != other.gauges and [g.value for g in self.gauges] != [g.value for g in other.gauges]:
+            raise AnalyzerError(
+                "merge of networks whose values lie elsewhere. Expected the same model on inputs of one kind."
+            )
+        elif self.sums is not None and other.sums is not None:
+            self.sums.add(other.sums)
+        return self
+
+    def net(self) -> Net:
+        """The network as a graph of units, of what was seen so far.
+
+        >>> analyzers.Modularity(model).update(input_ids).net().adjacency().shape
+        (4227, 4227)
+        """
+        if self.found is None:
+            raise AnalyzerError("No inputs have been seen yet. Call update(batch), over(batches) or run(inputs).")
+        if self.sums is None:
+            return net_of(self.found, self.order)[0]
+        if self.graph == "activations":
+            return net_of(self.found, self.order, root_mean_squares(self.found, self.gauges, self.sums))[0]
+        return correlated(net_of(self.found, self.order)[0], self.sums.correlations())
+
+    def result(self, k: int | None = None, seed: int = 0, *, progress: bool | None = None) -> Communities:
+        """Divide the graph of what was seen, and those of its nulls; k, seed as for `run`."""
+        net = self.net()
+        assert self.found is not None
+        if not any(block.weights.any() for block in net.blocks):
+            raise AnalyzerError(
+                f"No two units of {self.name} go together on these inputs. Give several examples that differ."
+            )
         search = self._search(k, len(net), seed)
         founds, nulls, nets = [], [], [net.pruned(share) for share in self.edges]
         with tqdm(total=len(nets) * len(NULLS), desc="Modularity", unit="null", disable=hidden(progress)) as bar:
@@ -93,8 +171,8 @@ class Modularity:
         shape = len(nets), len(NULLS), self.draws
         ends, sizes = strongest(nets[0], DRAWN)
         return Communities(
-            model=run.graph.model,
-            graph="weights",
+            model=self.name,
+            graph=self.graph,
             groups=net.groups,
             group=net.group,
             place=net.place,
@@ -108,22 +186,16 @@ class Modularity:
             null_k=np.array([null.k for null in nulls]).reshape(shape),
             null_ncut=np.array([null.ncut for null in nulls]).reshape(shape),
             drift=np.array([null.drift for null in nulls]).reshape(shape[:2]).max(0),
-            edges=np.array([one.adjacency().nnz // 2 for one in nets]),
+            edges=np.array([one.count() for one in nets]),
             ends=ends,
             sizes=sizes,
-            mixing=tuple(map(str, mixing)),
-            settings=self._settings(k),
+            mixing=tuple(map(str, self.found.mixing)),
+            settings={**self._settings(), "choose": self.choose if k is None else f"k={k}"},
             seed=seed,
         )
 
-    def net(self, inputs: Any) -> tuple[Net, Run, list[TensorId]]:
-        """The network as a graph of units, the run that it was read off, and the projections that weigh positions.
-
-        >>> analyzers.Modularity(model).net(input_ids)[0].adjacency().shape
-        (4227, 4227)
-        """
-        with torch.no_grad():
-            run = _run(self.model, inputs, self.tokenizer)
+    def _follow(self, run: Run) -> None:
+        """Read the network off a run."""
         graph = run.graph.unfused
         chosen = self._of_memories(run) if self.layers == "memories" else None
 
@@ -133,15 +205,28 @@ class Modularity:
             found = projection(graph, node)
             return chosen is None or (found is not None and not chosen.isdisjoint(weights(graph, found.weight)))
 
-        followed = Following(graph, run.__getitem__, weighed, self.order, self.fold)
-        net = net_of(followed, self.order)
+        found = Following(graph, run.__getitem__, weighed, self.order, self.fold)
+        net, roots = net_of(found, self.order)
         if not any(block.weights.any() for block in net.blocks):
             modules = ", ".join(repr(scope.path) for scope in run.graph.scopes[1:5])
             raise AnalyzerError(
                 f"{run.graph.model} has no weights between units in scope={self.scope!r}, so there is no graph to divide. "
                 f"Expected a glob over the calls of modules with weights, such as {modules or 'those of linear layers'}."
             )
-        return net, run, followed.mixing
+        self.found, self.name, self.units, self.gauges = found, run.graph.model, roots, gauges(found, roots)
+
+    def _count(self, run: Run, batch: Any) -> None:
+        """Count what units do in a run."""
+        given = first_tensor(prompts(batch, self.model, self.tokenizer).inputs if _is_text(batch) else batch)
+        check_examples(self.gauges, run.__getitem__, given)
+        assert given is not None
+        real = batch.get(self.mask) if isinstance(batch, Mapping) else None
+        pairs = self.graph == "correlations"
+        sums = counted(self.gauges, run.__getitem__, len(self.units), len(given), _mask(real), pairs=pairs)
+        if self.sums is None:
+            self.sums = sums
+        else:
+            self.sums.add(sums)
 
     def _of_memories(self, run: Run) -> set[TensorId]:
         """The parameters of all memories that are located."""
@@ -152,7 +237,7 @@ class Modularity:
                 f"in eval mode: fmr.locate(run) says what was rejected and why."
             )
         graph = structure.mlps[0].graph
-        named = {name for block in structure.mlps for name in (block.keys, block.values, block.w_in, block.w_gate, block.w_out)}
+        named = {name for one in structure.mlps for name in (one.keys, one.values, one.w_in, one.w_gate, one.w_out)}
         return {name for given in named if given is not None for name in (weights(graph, given) or (given,))}
 
     def _search(self, k: int | None, units: int, seed: int) -> Search:
@@ -162,11 +247,9 @@ class Modularity:
             raise AnalyzerError(f"k={k!r} of {units} units: expected 1 to {units - 1}, or None for the best of {self.ks}.")
         return Search(self.method, self.rows, self.ks if k is None else (k,), self.choose, seed)
 
-    def _settings(self, k: int | None) -> dict[str, Any]:
-        return {
-            "layers": self.layers, "scope": self.scope, "norm": f"l{self.order}", "fold": self.fold, "method": self.method,
-            "rows": self.rows, "ks": list(self.ks), "choose": self.choose if k is None else f"k={k}",
-        }  # fmt: skip
+    def _settings(self) -> dict[str, Any]:
+        names = "graph layers scope fold method rows choose draws".split()
+        return {name: getattr(self, name) for name in names} | {"norm": f"l{self.order}", "ks": list(self.ks)}
 
 
 def _check(ks: Sequence[int], edges: Sequence[float], draws: int) -> None:
@@ -178,17 +261,25 @@ def _check(ks: Sequence[int], edges: Sequence[float], draws: int) -> None:
         raise AnalyzerError(f"draws={draws}: expected a number of networks from 0; p is at least 1 / (1 + draws).")
 
 
-def _run(model: nn.Module, inputs: Any, tokenizer: Any) -> Run:
-    """A run of the model that keeps everything, on inputs of any kind."""
-    if isinstance(inputs, str) or (isinstance(inputs, (list, tuple)) and inputs and isinstance(inputs[0], str)):
-        return fmr.run(model, **prompts(inputs, model, tokenizer).inputs)
+def _is_text(inputs: Any) -> bool:
+    return isinstance(inputs, str) or (isinstance(inputs, (list, tuple)) and bool(inputs) and isinstance(inputs[0], str))
+
+
+def _mask(given: Any) -> Tensor | None:
+    return None if given is None else torch.as_tensor(given).cpu() != 0
+
+
+def _run(model: nn.Module, inputs: Any, tokenizer: Any, **how: Any) -> Run:
+    """A run of the model on inputs of any kind."""
+    if _is_text(inputs):
+        return fmr.run(model, **how, **prompts(inputs, model, tokenizer).inputs)
     if isinstance(inputs, Mapping):
-        return fmr.run(model, **inputs)
+        return fmr.run(model, **how, **inputs)
     if isinstance(inputs, Tensor):
-        return fmr.run(model, inputs)
+        return fmr.run(model, inputs, **how)
     if isinstance(inputs, tuple):
-        return fmr.run(model, *inputs)
+        return fmr.run(model, *inputs, **how)
     raise AnalyzerError(
-        f"inputs is {type(inputs).__name__}, expected what the model is called with: a tensor, several in a tuple, named ones "
-        f"in a mapping, or texts with a tokenizer."
+        f"inputs is {type(inputs).__name__}, expected what the model is called with: a tensor, several in a tuple, named "
+        f"ones in a mapping, or texts with a tokenizer."
     )

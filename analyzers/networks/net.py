@@ -53,12 +53,18 @@ class Net:
         """The matrix of the undirected graph: the sum of all edges between two units, in both directions."""
         return adjacency(len(self), self.blocks)
 
+    def count(self) -> int:
+        """How many edges there are, one between two units."""
+        graph = self.adjacency()
+        return int(graph.nnz + (graph.diagonal() != 0).sum()) // 2
+
     def pruned(self, share: float) -> "Net":
         """The same units with the strongest edges alone, this share of those that are there."""
         if share >= 1:
             return self
         sizes = np.concatenate([block.weights[block.weights > 0] for block in self.blocks])
-        least = np.partition(sizes, len(sizes) - max(1, round(share * len(sizes))))[len(sizes) - max(1, round(share * len(sizes)))]
+        out = len(sizes) - max(1, round(share * len(sizes)))
+        least = np.partition(sizes, out)[out]
         kept = (replace(block, weights=np.where(block.weights >= least, block.weights, 0.0)) for block in self.blocks)
         return replace(self, blocks=tuple(kept))
 
@@ -76,22 +82,42 @@ def adjacency(units: int, blocks: Sequence[Block]) -> Sparse:
     return (half + half.T).tocsr()
 
 
-def net_of(found: Following, order: int) -> Net:
-    """The graph of what was followed: units that some edge joins, in the order in which they were made."""
-    units = found.units
+def net_of(found: Following, order: int, gains: Sequence[Floats] | None = None) -> tuple[Net, Ints]:
+    """The graph of what was followed: units that some edge joins, in the order in which they were made, and their roots.
+
+    gains: for each of the edges, what to scale what is read of each source by; None for the scales that were met.
+    """
+    units, sized = found.units, gains or [edges.gain for edges in found.edges]
     ends = [(units.roots(edges.targets), units.roots(edges.sources)) for edges in found.edges]
     every = np.unique(np.concatenate([part for pair in ends for part in pair] or [np.zeros(0, np.int64)]))
     every = every[every > 0]
     number = np.zeros(int(every.max(initial=0)) + 1, np.int64)
     number[every] = np.arange(len(every))
     blocks = []
-    for edges, (targets, sources) in zip(found.edges, ends, strict=True):
+    for edges, gain, (targets, sources) in zip(found.edges, sized, ends, strict=True):
         read = sources > 0
         rows, columns = number[targets], number[sources[read]]
-        blocks.append(_merged(edges.scope, rows, columns, edges.weights[:, read], order))
+        blocks.append(_merged(edges.scope, rows, columns, (edges.weights * gain)[:, read], order))
     groups, group = np.unique(units.group(every), return_inverse=True)
     starts = np.searchsorted(group, np.arange(len(groups)))
-    return Net(_apart([units.groups[n] for n in groups]), group, np.arange(len(every)) - starts[group], tuple(blocks))
+    named = _apart([units.groups[n] for n in groups])
+    return Net(named, group, np.arange(len(every)) - starts[group], tuple(blocks)), every
+
+
+def correlated(net: Net, sizes: Floats) -> Net:
+    """The same units with an edge between any two, of these sizes; a layer of edges is a pair of groups.
+
+    sizes: (units, units), symmetric.
+    """
+    members = [np.flatnonzero(net.group == n) for n in range(len(net.groups))]
+    blocks = []
+    for a, mine in enumerate(members):
+        for b, theirs in enumerate(members[: a + 1]):
+            places = None if a != b else np.triu(np.ones((len(mine), len(mine)), bool), 1)
+            weights = sizes[np.ix_(mine, theirs)]
+            layer = f"{net.groups[a]} - {net.groups[b]}"
+            blocks.append(Block(layer, mine, theirs, weights if places is None else np.where(places, weights, 0.0), places))
+    return replace(net, blocks=tuple(blocks))
 
 
 def _merged(layer: str, rows: Ints, columns: Ints, weights: Floats, order: int) -> Block:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzers.networks.net import Block, Net
-from analyzers.numbers.embed import Floats
+from analyzers.numbers.embed import Floats, Ints
 
 Random = np.random.Generator
 Bools = NDArray[np.bool_]
@@ -57,10 +57,8 @@ NULLS: dict[str, Callable[[Net, Random], Net]] = {"weights shuffled": shuffled, 
 
 def _strengths_kept(block: Block, random: Random) -> Block:
     old, places = block.weights, block.places
-    if len(old) > len(old.T):
-        filled = _traded((old > 0).T, places.T, random).T
-    else:
-        filled = _traded(old > 0, places, random)
+    wide = len(old) <= len(old.T)
+    filled = _traded(old > 0, places, random) if wide else _traded((old > 0).T, places.T, random).T
     new = np.zeros(old.shape)
     new[filled] = random.permutation(old[old > 0])
     return replace(block, weights=_balanced(new, old.sum(1), old.sum(0), random))
@@ -82,21 +80,28 @@ def _traded(filled: Bools, places: Bools, random: Random) -> Bools:
 
 def _balanced(weights: Floats, rows: Floats, columns: Floats, random: Random) -> Floats:
     """The weights scaled by row and by column to these sums, and what is left of the sums on edges that are added."""
-    at, new = np.nonzero(weights), np.zeros(weights.shape)
-    sizes, scale = weights[at], float(rows.max(initial=0)) or 1.0
+    (across, down), new = np.nonzero(weights), np.zeros(weights.shape)
+    sizes, scale = weights[across, down], float(rows.max(initial=0)) or 1.0
     for _ in range(TURNS):
-        sizes = sizes * _over(rows, np.bincount(at[0], sizes, len(rows)))[at[0]]
-        sizes = sizes * _over(columns, np.bincount(at[1], sizes, len(columns)))[at[1]]
-        if np.abs(np.bincount(at[0], sizes, len(rows)) - rows).max(initial=0) < CLOSE * scale:
+        sizes = sizes * _over(rows, _sums(across, sizes))[across]
+        sizes = sizes * _over(columns, _sums(down, sizes))[down]
+        if np.abs(_sums(across, sizes, len(rows)) - rows).max(initial=0) < CLOSE * scale:
             break
-    sizes = sizes * np.minimum(1, _over(rows, np.bincount(at[0], sizes, len(rows))))[at[0]]
-    new[at] = sizes * np.minimum(1, _over(columns, np.bincount(at[1], sizes, len(columns))))[at[1]]
+    sizes = sizes * np.minimum(1, _over(rows, _sums(across, sizes)))[across]
+    new[across, down] = sizes * np.minimum(1, _over(columns, _sums(down, sizes)))[down]
     left = rows - new.sum(1), columns - new.sum(0)
     return new if max(part.max(initial=0) for part in left) < 10 * CLOSE * scale else new + _carried(*left, random)
 
 
+def _sums(at: Ints, sizes: Floats, count: int = 0) -> Floats:
+    """The sum of the sizes at each place, at least so many places."""
+    return np.bincount(at, sizes, count).astype(np.float64)
+
+
 def _over(wanted: Floats, sums: Floats) -> Floats:
-    return np.divide(wanted, sums, out=np.zeros_like(wanted), where=sums > 0)
+    """What to scale sums by, so that they are those that are wanted; 0 for nothing."""
+    found: Floats = np.divide(wanted[: len(sums)], sums, out=np.zeros(len(sums)), where=sums > 0)
+    return found
 
 
 def _carried(rows: Floats, columns: Floats, random: Random) -> Floats:

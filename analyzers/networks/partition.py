@@ -29,9 +29,7 @@ def newman(graph: Sparse, labels: Ints) -> float:
 
     Source: M. Newman, "Analysis of weighted networks", 2004.
     """
-    within, volume = _sums(graph, labels)
-    total = volume.sum()
-    return float((within / total - (volume / total) ** 2).sum()) if total else 0.0
+    return _q(*_sums(graph, labels))
 
 
 def n_cut(graph: Sparse, labels: Ints) -> float:
@@ -39,17 +37,24 @@ def n_cut(graph: Sparse, labels: Ints) -> float:
 
     Source: J. Shi, J. Malik, "Normalized cuts and image segmentation", 2000.
     """
-    within, volume = _sums(graph, labels)
+    return _cut(*_sums(graph, labels))
+
+
+def _q(within: Floats, volume: Floats) -> float:
+    total = volume.sum()
+    return float((within / total - (volume / total) ** 2).sum()) if total else 0.0
+
+
+def _cut(within: Floats, volume: Floats) -> float:
     return float(((volume - within)[volume > 0] / volume[volume > 0]).sum())
 
 
 def _sums(graph: Sparse, labels: Ints) -> tuple[Floats, Floats]:
     """For each community the weights of edges within, counted from both ends, and the strengths of its units."""
     count = int(labels.max(initial=-1)) + 1
-    half = graph.tocoo()
-    same = labels[half.row] == labels[half.col]
-    within = np.bincount(labels[half.row][same], half.data[same], count)
-    return within, np.bincount(labels, graph.sum(1), count)
+    mine = np.repeat(labels, np.diff(graph.indptr))
+    within = np.bincount(mine, np.where(mine == labels[graph.indices], graph.data, 0.0), count)
+    return within.astype(np.float64), np.bincount(labels, graph.sum(1), count).astype(np.float64)
 
 
 class Division(NamedTuple):
@@ -68,7 +73,8 @@ class Division(NamedTuple):
 def divided(graph: Sparse, labels: Ints) -> Division:
     """A division with what it is worth; labels are made 0, 1, ... by size."""
     named = by_size(labels)
-    return Division(named, newman(graph, named), n_cut(graph, named))
+    sums = _sums(graph, named)
+    return Division(named, _q(*sums), _cut(*sums))
 
 
 def by_size(labels: Ints) -> Ints:

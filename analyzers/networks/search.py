@@ -7,7 +7,7 @@ import numpy as np
 
 from analyzers.networks.net import Net
 from analyzers.networks.nulls import NULLS
-from analyzers.networks.partition import Division, Sparse, gap, louvain, spectral
+from analyzers.networks.partition import Division, Sparse, by_size, divided, gap, louvain, spectral
 from analyzers.numbers.embed import Floats, Ints
 
 
@@ -31,30 +31,66 @@ class Search(NamedTuple):
             return found, {found.k: found}
         ks = [k for k in self.ks if k < graph.shape[0]] or [1]
         divisions, values = spectral(graph, ks, self.seed, self.rows)
-        k = max(ks, key=lambda k: divisions[k].q) if self.choose == "q" else gap(values, ks)
-        return divisions[k], divisions
+        if self.choose == "gap":
+            return divisions[gap(values, ks)], divisions
+        if len(self.ks) > 1:
+            for k, found in self._by_parts(graph).items():
+                if k not in divisions or found.q > divisions[k].q:
+                    divisions[k] = found
+        return max(divisions.values(), key=lambda found: found.q), divisions
+
+    def at(self, graph: Sparse, k: int) -> Division | None:
+        """The division into so many communities; None where the method chooses their number."""
+        return None if self.method == "louvain" or k >= graph.shape[0] else spectral(graph, [k], self.seed, self.rows)[0][k]
+
+    def _by_parts(self, graph: Sparse) -> dict[int, Division]:
+        """Where the graph falls apart, the divisions in which each part is a community and the largest is divided.
+
+        Eigenvectors tell parts apart first, so that small ones would use up all communities that are tried.
+        """
+        from scipy.sparse.csgraph import connected_components
+
+        count, part = connected_components(graph, directed=False)
+        if count == 1:
+            return {}
+        part = by_size(part.astype(np.int64))
+        largest = np.flatnonzero(part == 0)
+        ks = [k for k in self.ks if k < len(largest)]
+        inner = spectral(graph[largest][:, largest], ks, self.seed, self.rows)[0] if ks else {}
+        labels = [part, *(_replaced(part, largest, found.labels) for found in inner.values())]
+        return {found.k: found for found in (divided(graph, one) for one in labels)}
+
+
+def _replaced(labels: Ints, at: Ints, new: Ints) -> Ints:
+    """The labels with others at some places, which no place had before."""
+    found = labels + int(new.max()) + 1
+    found[at] = new
+    return found
 
 
 class Found(NamedTuple):
     """The communities of one network: labels of all its units, -1 without an edge, and the division of the others."""
 
     labels: Ints
+    graph: Sparse
     division: Division
     by_k: dict[int, Division]
 
-    def ncut(self, k: int) -> float:
-        """The n-cut of the division into so many communities; into those that were found, where there is none."""
-        return self.by_k.get(k, self.division).ncut
+    def ncut(self, k: int, search: Search) -> float:
+        """The n-cut of the division into so many communities; NaN where there is none."""
+        found = self.by_k.get(k) or search.at(self.graph, k)
+        return found.ncut if found is not None else float("nan")
 
 
 def searched(net: Net, search: Search) -> Found:
     """Look for communities among the units that have edges."""
     graph = net.adjacency()
     joined = np.flatnonzero(np.asarray(graph.sum(1)) > 0)
-    division, by_k = search.of(graph[joined][:, joined] if len(joined) < len(net) else graph)
+    graph = graph[joined][:, joined] if len(joined) < len(net) else graph
+    division, by_k = search.of(graph)
     labels = np.full(len(net), -1)
     labels[joined] = division.labels
-    return Found(labels, division, by_k)
+    return Found(labels, graph, division, by_k)
 
 
 class Compared(NamedTuple):
@@ -78,7 +114,7 @@ def compared(net: Net, found: Found, search: Search, kind: str, draws: int) -> C
         new = searched(other, search)
         off = np.abs(np.asarray(other.adjacency().sum(1)) - strengths).max(initial=0) / strengths.max(initial=1e-300)
         divisions.append(new.division)
-        ncuts.append(new.ncut(found.division.k))
+        ncuts.append(new.ncut(found.division.k, search))
         drift = max(drift, float(off))
     qs, ks = np.array([one.q for one in divisions]), np.array([one.k for one in divisions], dtype=np.int64)
     return Compared(qs, ks, np.array(ncuts), drift)
@@ -96,6 +132,7 @@ def strongest(net: Net, count: int) -> tuple[Ints, Floats]:
 def ratio(value: float, null: Sequence[float] | Floats, *, larger: bool) -> tuple[float, float]:
     """How many standard deviations a value is above those of a null, and p = (1 + as extreme) / (1 + all of them)."""
     drawn = np.asarray(null, dtype=np.float64)
+    drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
         return float("nan"), float("nan")
     spread = float(drawn.std(ddof=1)) if len(drawn) > 1 else 0.0
