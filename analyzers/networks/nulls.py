@@ -51,7 +51,7 @@ def strengths_kept(net: Net, random: Random) -> Net:
     return replace(net, blocks=tuple(_strengths_kept(block, random) for block in net.blocks))
 
 
-NULLS: dict[str, Callable[[Net, Random], Net]] = {"weights shuffled": shuffled, "strengths kept": strengths_kept}
+NULLS: dict[str, Callable[[Net, Random], Net]] = {"shuffled": shuffled, "strengths kept": strengths_kept}
 """What networks are compared with, by name."""
 
 

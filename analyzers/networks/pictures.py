@@ -91,7 +91,7 @@ def network(result: "Communities", ax: "Axes") -> None:
     )
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    shown = f"{len(ends)} strongest edges; in colour within a community, grey between two; units of each group by community"
+    shown = f"{len(ends)} strongest edges: coloured within a community, grey between two"
     ax.set_title(shown, fontsize=8, color=INK, loc="left")
 
 
