@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import networkx
 import numpy as np
 import pytest
 import torch
@@ -80,7 +81,11 @@ def shared() -> dict[str, Any]:
         model, tokenizer, texts=[fact.prompt for fact in world.facts()[::3]], prefixes=world.OPENINGS
     )
     edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
+    digits, images = fmr.zoo.load("digits-mlp").model, tasks.digits().test.inputs
+    club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     return {
+        "digits": digits, "images": images, "club": club,
+        "communities": analyzers.Modularity(digits, draws=3).run(images[:1], progress=False),
         "tracing": tracing, "traces": traces, "editing": editing, "edit": edit, "covariance": editing.known[0],
         "scores": edit.scores(["The birthplace of Junel Dunoth is"], ["Oskus Stridling speaks"], words=8),
         "clean": pairs[0], "corrupted": pairs[1], "right": right, "wrong": wrong,

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyzers.networks.follow import Edges, Following
+from analyzers.networks.follow import Following
+from analyzers.networks.known import Edges
 from analyzers.networks.layout import Laid
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.protocol import AnalyzerError

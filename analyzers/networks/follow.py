@@ -5,17 +5,17 @@ it; sums and products of activations make one unit of two; a projection makes ne
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from analyzers.networks.known import Edges, Known
 from analyzers.networks.layout import Laid, laid_out, spread, spread_rows
+from analyzers.networks.positions import pooled, reduced, summed_along
+from analyzers.networks.scales import OVER_UNITS, norm_scale
 from analyzers.networks.tags import is_free, is_gate, level, narrowed, united
 from analyzers.networks.units import Units
-from analyzers.numbers.embed import Floats, Ints
 from analyzers.protocol import AnalyzerError
 from fmr.errors import FmrError
 from fmr.graph.execute import overwritten
@@ -42,37 +42,6 @@ _REDUCING = STATISTICS | frozenset("sum mean amax amin max min prod logsumexp me
 _WINDOWS = tuple("avg_pool max_pool lp_pool interpolate upsample".split())
 _ADDING = frozenset("index_add scatter_add".split())
 _SCALING = frozenset("mul div".split())
-_OVER_UNITS = frozenset("layer_norm rms_norm normalize".split())
-"""Normalisations after which nothing is left of a scale that all units shared before."""
-
-_WEIGHT_AT = {"batch_norm": 3, "instance_norm": 3, "layer_norm": 2, "group_norm": 2, "rms_norm": 2}
-
-
-@dataclass
-class Edges:
-    """The weights of one projection, or of one group of it: (targets, sources), each the size of what lies between.
-
-    gain: (sources,), what scales lie between a unit and what is read of it. `read` is what the projection reads, `node` what
-    it makes, `laid` where units are in both, and `group` which of its groups this is.
-    """
-
-    node: TensorId
-    read: TensorId
-    scope: str
-    targets: Ints
-    sources: Ints
-    weights: Floats
-    gain: Floats
-    laid: Laid
-    group: int
-
-
-class Known(NamedTuple):
-    """The unit of each number of a value, what scales lie between unit and value, and the edges that just made it."""
-
-    units: Tensor
-    gain: Tensor | None = None
-    fresh: tuple[int, ...] = ()
 
 
 class Following:
@@ -151,14 +120,13 @@ class Following:
             halves = read[0].units.chunk(2, int(node.argument("dim", 1, -1)))
             return self._together(node, [Known(halves[0]), Known(halves[1])])
         if node.op in _REDUCING and (node.op in STATISTICS or len(node.parents) == 1):
-            return self._reduced(node, read[0])
+            return reduced(self.units, node, read[0])
         if any(part in node.op for part in _WINDOWS):
-            return self._pooled(node, read[0])
+            return pooled(self.units, node, read[0])
         if node.op in _BY_NUMBER:
             return self._elementwise(node, read)
         if node.op in ("cumsum", "cumprod"):
-            flat = level(self.units, read[0].units, (int(node.argument("dim", 1)),))
-            return None if flat is None else Known(flat.expand(node.shape), read[0].gain)
+            return summed_along(self.units, node, read[0])
         return None
 
     def _is_number(self, name: TensorId) -> bool:
@@ -244,7 +212,7 @@ class Following:
         sizes = scale.numpy().ravel()[first]
         for number in fresh:
             edges = self.edges[number]
-            at = np.searchsorted(places, edges.targets).clip(max=len(places) - 1)
+            at = np.minimum(np.searchsorted(places, edges.targets), len(places) - 1)
             edges.weights = edges.weights * np.where(places[at] == edges.targets, sizes[at], 1.0)[:, None]
 
     def _together(self, node: Node, read: list[Known]) -> Known:
@@ -259,57 +227,15 @@ class Following:
         keeps = gains and not (joined and node.op in ("add", "sub"))
         return Known(units, gains[0].expand(node.shape) if keeps else None)
 
-    # ---- ops over several numbers
-
-    def _reduced(self, node: Node, known: Known) -> Known | None:
-        """Positions that are put together leave the units alone; a statistic of units belongs to none."""
-        rank = known.units.dim()
-        dim = node.argument("dim", 2 if node.op in ("norm", "vector_norm") else 1)
-        dims = tuple(range(rank)) if dim is None else tuple(dim) if isinstance(dim, (tuple, list)) else (int(dim),)
-        dims = tuple(n % rank for n in dims)
-        units = level(self.units, known.units, dims) if node.op not in STATISTICS - {"mean"} else None
-        if units is None:
-            return None
-        gain = None if known.gain is None else known.gain.mean(dims, keepdim=True)
-        kept = tuple(1 if n in dims else size for n, size in enumerate(known.units.shape))
-        units, gain = units.expand(kept), None if gain is None else gain.expand(kept)
-        return Known(units.reshape(node.shape), None if gain is None else gain.reshape(node.shape))
-
-    def _pooled(self, node: Node, known: Known) -> Known | None:
-        """A window over positions leaves the units alone."""
-        lead = len(node.shape) - next((int(c) for c in node.op if c.isdigit()), known.units.dim() - 2)
-        dims = tuple(range(lead, len(node.shape)))
-        whole = all(node.shape[n] == 1 for n in dims)
-        units = level(self.units, known.units, dims, unite=whole)
-        if units is None:
-            return None
-        gain = None if known.gain is None else known.gain.mean(dims, keepdim=True).expand(node.shape)
-        return Known(units.expand(node.shape), gain)
+    # ---- normalisations
 
     def _normed(self, node: Node) -> Known:
         """A normalisation leaves the units alone and scales each."""
         known = self.known[node.parents[0].id]
-        if node.op in _OVER_UNITS:
+        if node.op in OVER_UNITS:
             known = known._replace(gain=None)
-        scale = self._norm_scale(node) if self.fold else None
+        scale = norm_scale(node, self.value) if self.fold else None
         return Known(known.units, known.gain) if scale is None else self._scaled(node, known, scale)
-
-    def _norm_scale(self, node: Node) -> Tensor | None:
-        """What a normalisation multiplies each unit by, whatever the data."""
-        weight = node.parent("weight", _WEIGHT_AT.get(node.op))
-        scale = plain(self.value(weight.id)).detach().double().abs().cpu() if weight is not None else None
-        if node.op == "batch_norm":
-            variance = node.parent("running_var", 2)
-            if variance is None or node.argument("training", 5, False):
-                raise AnalyzerError(
-                    f"{node.id} normalises by the statistics of its batch, which is no scale of the model. Expected a model "
-                    f"in eval mode: call model.eval(), or fold=False to leave scales out."
-                )
-            spread = (self.value(variance.id).detach().double().cpu() + node.argument("eps", 7, 1e-5)).sqrt()
-            scale = (1.0 if scale is None else scale) / spread
-        if scale is None or node.op in _OVER_UNITS:
-            return scale
-        return scale.reshape(-1, *[1] * (len(node.shape) - 2))
 
     # ---- products
 
@@ -362,8 +288,8 @@ class Following:
             fresh = tuple(range(len(self.edges), len(self.edges) + groups))
             self.units.settle(columns.long().numpy().ravel())
             for n in range(groups):
-                sources, sizes, scales = columns[n].long().numpy(), laid.weights[n].numpy(), gain[n].numpy()
-                edges = Edges(node.id, found.data, _named(node), targets[n], sources, sizes, scales, laid, n)
+                sources, matrix, scales = columns[n].long().numpy(), laid.weights[n].numpy(), gain[n].numpy()
+                edges = Edges(node.id, found.data, _named(node), targets[n], sources, matrix, scales, laid, n)
                 self.edges.append(edges)
         return Known(laid.made(torch.as_tensor(targets).double().reshape(-1), node.shape), None, fresh)
 

@@ -55,7 +55,7 @@ def _seeded(points: Floats, squares: Floats, k: int, random: np.random.Generator
     nearest = np.maximum(_squared(points, squares, means)[..., 0], 0)
     for _ in range(k - 1):
         reach = nearest.cumsum(1)
-        drawn = (reach < random.random((starts, 1)) * reach[:, -1:]).sum(1).clip(max=len(points) - 1)
+        drawn = np.minimum((reach < random.random((starts, 1)) * reach[:, -1:]).sum(1), len(points) - 1)
         means = np.concatenate([means, points[drawn][:, None]], 1)
         nearest = np.minimum(nearest, np.maximum(_squared(points, squares, means[:, -1:])[..., 0], 0))
     return means

@@ -41,24 +41,32 @@ _CHOICES = {
 class Modularity(Analyzer[Communities]):
     """Find communities among the units of a network, and compare them with those of networks without its order.
 
-    >>> analyzers.Modularity(model, layers="memories", scope="*.h.[01].*").run(input_ids)
+    >>> analyzers.Modularity(fmr.zoo.load("digits-mlp").model).run(images[:1])
+    Communities of MLP (weights): 202 units in 4 groups, 8832 edges
+      all edges: Q 0.0..., n-cut ..., k ...
+        shuffled: Q 0.0..., z ..., p 0...; n-cut ..., z ..., p 0...
+        strengths kept: Q 0.0..., z ..., p 0...; n-cut ..., z ..., p 0...
+      strongest 10 % of edges: Q 0.2..., n-cut ..., k ...
+        shuffled: Q 0.2..., z -..., p ...; n-cut ..., z ..., p ...
+        strengths kept: Q 0..., z +..., p 0...; n-cut ..., z ..., p 0...
+      20 networks of each null, the same search in all; fold True, method spectral, choose q, norm l2; seed 0
 
-    A unit is a neuron, a channel, a memory, a channel of the residual stream: numbers that a layer reads or makes as one, and
-    those that are added to or multiplied with them. What leads where is read off the traced graph: a layer that is called
-    twice has units for each call.
+    A unit is a neuron, a channel, a memory, a channel of the residual stream: numbers that a layer reads or makes as one,
+    and those that are added to or multiplied with them. What leads where is read off the traced graph: a layer that is
+    called twice has units for each call.
 
     model: any module, in eval mode. tokenizer: where texts are given. graph: the size of an edge is, by "weights", the norm
     of the weights between two units, both directions added; by "activations", that times the root mean square of what is
-    read, over positions; by "correlations", that of the two units over examples, without its sign and between all pairs. The
-    latter two count data: `over(batches).result()`, or `run` on one batch.
-    layers: "all" weights, or those of the "memories" alone; scope: a glob over the module calls whose weights count. norm: of
-    what lies between two units, as the numbers of a kernel. fold: whether scales of normalisations (of batch, layer) and
+    read, over positions; by "correlations", that of the two units over examples, without its sign and between all pairs.
+    The latter two count data: `over(batches).result()`, or `run` on one batch; mask names the argument that is 0 on padding.
+    layers: "all" weights, or those of the "memories" alone; scope: a glob over the module calls whose weights count. norm:
+    of what lies between two units, as the numbers of a kernel. fold: whether scales of normalisations (of batch, layer) and
     learned scales count in the weights.
     method: "spectral", or "louvain", which chooses the number of communities itself; rows: of spectral clustering,
-    "shi-malik" or "ng-jordan". ks: the numbers of communities to try; choose: among them that of best Q ("q") or of the widest
-    gap of eigenvalues ("gap"). edges: which shares of the edges are kept, strongest first, one after the other: the verdict
-    may turn with them. draws: networks of each null: sizes dealt anew within layers, and that with the strength of each unit
-    kept in each layer.
+    "shi-malik" or "ng-jordan". ks: the numbers of communities to try; choose: among them that of best Q ("q") or of the
+    widest gap of eigenvalues ("gap"). edges: which shares of the edges are kept, strongest first, one after the other: the
+    verdict may turn with them. draws: networks of each null, in which the sizes of edges are dealt anew within layers, and
+    that with the strength of each unit kept in each layer.
 
     Source: D. Filan, S. Casper, S. Hod, C. Wild, A. Critch, S. Russell, "Clusterability in neural networks", 2021.
     """
@@ -85,12 +93,12 @@ class Modularity(Analyzer[Communities]):
     def run(self, inputs: Any, k: int | None = None, seed: int = 0, *, progress: bool | None = None) -> Communities:
         """Look at the network on some inputs alone, and divide its graph.
 
-        >>> analyzers.Modularity(model, draws=3, edges=[1.0], layers="memories").run(input_ids).q.shape
-        (1,)
+        >>> analyzers.Modularity(model, layers="memories", scope="*.h.[01].*", draws=3, edges=[1.0]).run(input_ids).groups
+        ('transformer.wte', 'transformer.h.0.mlp.c_fc', 'transformer.h.1.mlp.c_fc')
 
         inputs: what the model is called with: a tensor, several in a tuple, named ones in a mapping, or texts where there is
-        a tokenizer; of a graph of weights one example is enough. k: how many communities; None looks for the best of `ks`, in
-        the network and in each null. `AnalyzerError` where no weight is found, or an op between two layers cannot be followed.
+        a tokenizer; of a graph of weights one example is enough. k: how many communities; None looks for the best of `ks`,
+        in the network and in each null. `AnalyzerError` where no weight is found, or an op between layers is not followed.
         """
         alone = copy.copy(self)
         alone.found = alone.sums = None
@@ -99,7 +107,8 @@ class Modularity(Analyzer[Communities]):
     def update(self, batch: Any) -> "Modularity":
         """Trace the network on the first batch, and count what its units do on every one, where the graph is one of data.
 
-        >>> modularity.update(batches[0])
+        >>> len(analyzers.Modularity(model).update(batches[0]).net())
+        4227
         """
         if self.found is None:
             with torch.no_grad():
@@ -119,8 +128,9 @@ class Modularity(Analyzer[Communities]):
     def merge(self, other: "Modularity") -> "Modularity":
         """Add what another one counted on other data, and return this one.
 
-        >>> analyzers.Modularity(model).update(batches[0]).merge(analyzers.Modularity(model).update(batches[1])).units
-        array([...])
+        >>> one, other = (analyzers.Modularity(digits, graph="correlations").update(part) for part in images.split(180))
+        >>> one.merge(other).result().graph
+        'correlations'
         """
         if not isinstance(other, Modularity) or self._settings() != other._settings():
             what = type(other).__name__ if not isinstance(other, Modularity) else "one with other settings"
@@ -153,7 +163,11 @@ class Modularity(Analyzer[Communities]):
         return correlated(net_of(self.found, self.order)[0], self.sums.correlations())
 
     def result(self, k: int | None = None, seed: int = 0, *, progress: bool | None = None) -> Communities:
-        """Divide the graph of what was seen, and those of its nulls; k, seed as for `run`."""
+        """Divide the graph of what was seen, and those of its nulls; k, seed as for `run`.
+
+        >>> analyzers.Modularity(digits, graph="activations").over(images.split(180)).result(k=3).k
+        array([3, 3])
+        """
         net = self.net()
         assert self.found is not None
         if not any(block.weights.any() for block in net.blocks):

@@ -75,10 +75,17 @@ def network(result: "Communities", ax: "Axes") -> None:
     lines = [_curve(places[a], places[b]) for a, b in ends]
     ax.add_collection(LineCollection(lines, colors=shades, linewidths=0.3 + 1.6 * weight, zorder=1, capstyle="round"))
     counts = np.bincount(result.group)
-    dots = np.clip(260 / counts[result.group], 2.2, 6.5) ** 2
+    dots = np.minimum(np.maximum(260 / counts[result.group], 2.2), 6.5) ** 2
+    rims = np.where(dots > 15, 0.5, 0.0).tolist()
     edge = [INK if label < 0 else "white" for label in result.labels]
     ax.scatter(
-        places[:, 0], places[:, 1], s=dots, c=colours, edgecolors=edge, linewidths=np.where(dots > 15, 0.5, 0.0), zorder=2
+        places[:, 0],
+        places[:, 1],
+        s=dots,
+        c=colours,
+        edgecolors=edge,
+        linewidths=rims,
+        zorder=2,
     )
     ax.set(xlim=(-0.5, len(counts) - 0.5), ylim=(-0.06, 1.04), yticks=[])
     turned = len(counts) > 5 or max(len(_short(name)) for name in result.groups) > 12

@@ -32,6 +32,7 @@ def level(known: Units, units: Tensor, dims: tuple[int, ...], *, unite: bool = T
 
 
 def is_free(known: Units, units: Tensor) -> bool:
+    """Whether all of these units are numbers of an input that nothing has told apart."""
     flat = narrow(units).long().numpy().ravel()
     return known.are_free(flat[flat > 0])
 

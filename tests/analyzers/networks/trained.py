@@ -1,6 +1,7 @@
 """Two networks of one shape: trained on two tasks side by side, and on one task of all inputs."""
 
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def trained(tasks: int, seed: int = 0, steps: int = 1000) -> nn.Sequential:
     """A network that has learned so many tasks, each of a part of its inputs."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for wide, narrow in zip(WIDTHS, WIDTHS[1:], strict=False):
+    for wide, narrow in pairwise(WIDTHS):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
