@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analyzers.networks.search import ratio
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.results import Stored
@@ -129,7 +131,5 @@ class Communities(Stored):
         if not len(q):
             return f"    {self.kinds[kind]}: none drawn"
         (z_q, p_q), (z_cut, p_cut) = ratio(self.q[n], q, larger=True), ratio(self.ncut[n], ncut, larger=False)
-        return (
-            f"    {self.kinds[kind]}: Q {q.mean():.3f}, z {z_q:+.1f}, p {p_q:.2g}; "
-            f"n-cut {ncut.mean():.3f}, z {z_cut:+.1f}, p {p_cut:.2g}"
-        )
+        cut = f"n-cut {np.nanmean(ncut):.3f}, z {z_cut:+.1f}, p {p_cut:.2g}" if p_cut == p_cut else "n-cut of other k"
+        return f"    {self.kinds[kind]}: Q {q.mean():.3f}, z {z_q:+.1f}, p {p_q:.2g}; {cut}"

@@ -48,12 +48,12 @@ class Following:
     """A graph followed from its inputs to its end.
 
     value: gives recorded values; weighed: which projections give edges; order: of the norm over what a kernel holds; fold:
-    whether scales of normalisations, and learned scales, count in the weights. `edges` is what was found, `known` the units
+    which scales count in the weights, as `Modularity` has it. `edges` is what was found, `known` the units
     of each value, `mixing` the projections that weigh positions and leave units alone.
     """
 
     def __init__(
-        self, graph: Graph, value: Callable[[TensorId], Tensor], weighed: Callable[[Node], bool], order: int, fold: bool
+        self, graph: Graph, value: Callable[[TensorId], Tensor], weighed: Callable[[Node], bool], order: int, fold: str
     ) -> None:
         self.graph, self.value, self.weighed, self.order, self.fold = graph, value, weighed, order, fold
         self.units = Units()
@@ -182,7 +182,7 @@ class Following:
             return None
         if lost and node.op in _SCALING:  # a scale that the data give, as a norm's
             read = [known._replace(gain=None, fresh=()) for known in read]
-        if len(read) == 1 and node.op in _SCALING and self.fold:
+        if len(read) == 1 and node.op in _SCALING and self.fold != "none":
             scale = next((self.value(parent.id) for parent in node.parents if is_constant(self.graph, parent.id)), None)
             if scale is not None:
                 over = node.op == "div"
@@ -202,6 +202,8 @@ class Following:
         if known.fresh and known.gain is None and self._alone(node) and scale.dim() <= units.dim():
             self._fold(known.fresh, units, scale.expand(node.shape))
             return Known(units, None, known.fresh)
+        if self.fold != "all":
+            return Known(units)
         gain = scale.expand(node.shape) if known.gain is None else known.gain.expand(node.shape) * scale
         return Known(units, gain)
 
@@ -234,7 +236,7 @@ class Following:
         known = self.known[node.parents[0].id]
         if node.op in OVER_UNITS:
             known = known._replace(gain=None)
-        scale = norm_scale(node, self.value) if self.fold else None
+        scale = norm_scale(node, self.value) if self.fold != "none" else None
         return Known(known.units, known.gain) if scale is None else self._scaled(node, known, scale)
 
     # ---- products
@@ -280,7 +282,7 @@ class Following:
             columns = flat[0]
         gain = laid.rows(known.gain).mean(0) if known is not None and known.gain is not None else _ones((groups, wide))
         if laid.apart:
-            sizes = laid.made((laid.weights * gain[:, None]).reshape(-1), node.shape)
+            sizes = laid.made((laid.weights * gain[:, None]).reshape(-1), node.shape) if self.fold == "all" else None
             return Known(laid.made(columns.reshape(-1), node.shape), sizes)
         targets = self.units.new(groups * many, _named(node)).reshape(groups, many)
         fresh: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ import fmr
 from analyzers.networks.activity import Gauge, Sums, check_examples, counted, first_tensor, gauges, root_mean_squares
 from analyzers.networks.communities import Communities
 from analyzers.networks.follow import Following
-from analyzers.networks.net import Net, correlated, net_of
+from analyzers.networks.net import Net, correlated, count_edges, net_of, pruned
 from analyzers.networks.nulls import NULLS
 from analyzers.networks.search import Search, compared, searched, strongest
 from analyzers.prompts import prompts
@@ -32,6 +32,7 @@ _CHOICES = {
     "graph": ("weights", "activations", "correlations"),
     "layers": ("all", "memories"),
     "norm": ("l1", "l2"),
+    "fold": ("after", "all", "none"),
     "method": ("spectral", "louvain"),
     "rows": ("shi-malik", "ng-jordan"),
     "choose": ("q", "gap"),
@@ -49,7 +50,7 @@ class Modularity(Analyzer[Communities]):
       strongest 10 % of edges: Q 0.2..., n-cut ..., k ...
         shuffled: Q 0.2..., z -..., p ...; n-cut ..., z ..., p ...
         strengths kept: Q 0..., z +..., p 0...; n-cut ..., z ..., p 0...
-      20 networks of each null, the same search in all; fold True, method spectral, choose q, norm l2; seed 0
+      20 networks of each null, the same search in all; fold after, method spectral, choose q, norm l2; seed 0
 
     A unit is a neuron, a channel, a memory, a channel of the residual stream: numbers that a layer reads or makes as one,
     and those that are added to or multiplied with them. What leads where is read off the traced graph: a layer that is
@@ -59,31 +60,42 @@ class Modularity(Analyzer[Communities]):
     of the weights between two units, both directions added; by "activations", that times the root mean square of what is
     read, over positions; by "correlations", that of the two units over examples, without its sign and between all pairs.
     The latter two count data: `over(batches).result()`, or `run` on one batch; mask names the argument that is 0 on padding.
-    layers: "all" weights, or those of the "memories" alone; scope: a glob over the module calls whose weights count. norm:
-    of what lies between two units, as the numbers of a kernel. fold: whether scales of normalisations (of batch, layer) and
-    learned scales count in the weights.
+    layers: "all" weights, or those of the "memories" alone; scope: a glob, or several, over the module calls whose weights
+    count. norm: of what lies between two units, as the numbers of a kernel. fold: which scales of
+    normalisations, and learned ones, count in the weights: those directly "after" a layer, as a batch norm's; "all", also
+    those before the layer that reads, as a layer norm's or a filter of each channel alone; or "none".
     method: "spectral", or "louvain", which chooses the number of communities itself; rows: of spectral clustering,
     "shi-malik" or "ng-jordan". ks: the numbers of communities to try; choose: among them that of best Q ("q") or of the
     widest gap of eigenvalues ("gap"). edges: which shares of the edges are kept, strongest first, one after the other: the
-    verdict may turn with them. draws: networks of each null, in which the sizes of edges are dealt anew within layers, and
-    that with the strength of each unit kept in each layer.
+    verdict may turn with them. draws: networks of each null: with the weights of each layer shuffled, then pruned alike; and
+    with the edges of the graph that was divided dealt anew, where each unit keeps its strength, the sum of its edges.
 
     Source: D. Filan, S. Casper, S. Hod, C. Wild, A. Critch, S. Russell, "Clusterability in neural networks", 2021.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any = None, *, graph: str = "weights", layers: str = "all", scope: str = "*",
-        norm: str = "l2", fold: bool = True, method: str = "spectral", rows: str = "shi-malik",
+        self, model: nn.Module, tokenizer: Any = None, *, graph: str = "weights", layers: str = "all",
+        scope: str | Sequence[str] = "*",
+        norm: str = "l2", fold: str = "after", method: str = "spectral", rows: str = "shi-malik",
         ks: Sequence[int] = range(2, 11), choose: str = "q", edges: Sequence[float] = (1.0, 0.1), draws: int = 20,
         mask: str = "attention_mask",
     ) -> None:  # fmt: skip
-        given = {"graph": graph, "layers": layers, "norm": norm, "method": method, "rows": rows, "choose": choose}
+        given = {
+            "graph": graph,
+            "layers": layers,
+            "norm": norm,
+            "fold": fold,
+            "method": method,
+            "rows": rows,
+            "choose": choose,
+        }
         for name, value in given.items():
             if value not in _CHOICES[name]:
                 raise AnalyzerError(f"{name}={value!r}: expected {' or '.join(map(repr, _CHOICES[name]))}.")
         _check(ks, edges, draws)
         self.model, self.tokenizer, self.graph, self.mask = model, tokenizer, graph, mask
-        self.layers, self.scope, self.order, self.fold = layers, scope, int(norm[1]), fold
+        self.layers, self.order, self.fold = layers, int(norm[1]), fold
+        self.scope = [scope] if isinstance(scope, str) else list(scope)
         self.method, self.rows, self.choose = method, rows, choose
         self.ks, self.edges, self.draws = tuple(sorted({int(k) for k in ks})), tuple(map(float, edges)), draws
         self.found: Following | None = None
@@ -140,10 +152,8 @@ class Modularity(Analyzer[Communities]):
         if self.found is None:
             self.found, self.name, self.units, self.gauges = other.found, other.name, other.units, other.gauges
             self.sums = copy.copy(other.sums)
-        elif self.gauges != other.gauges and [g.value for g in self.gauges] != [g.value for g in other.gauges]:
-            raise AnalyzerError(
-                "merge of networks whose values lie elsewhere. Expected the same model on inputs of one kind."
-            )
+        elif _places(self) != _places(other):
+            raise AnalyzerError("merge of networks whose values lie elsewhere. Expected one model, on inputs of one kind.")
         elif self.sums is not None and other.sums is not None:
             self.sums.add(other.sums)
         return self
@@ -175,15 +185,15 @@ class Modularity(Analyzer[Communities]):
                 f"No two units of {self.name} go together on these inputs. Give several examples that differ."
             )
         search = self._search(k, len(net), seed)
-        founds, nulls, nets = [], [], [net.pruned(share) for share in self.edges]
-        with tqdm(total=len(nets) * len(NULLS), desc="Modularity", unit="null", disable=hidden(progress)) as bar:
-            for pruned in nets:
-                founds.append(searched(pruned, search))
+        founds, nulls, graphs = [], [], [pruned(net.adjacency(), share) for share in self.edges]
+        with tqdm(total=len(graphs) * len(NULLS), desc="Modularity", unit="null", disable=hidden(progress)) as bar:
+            for share, graph in zip(self.edges, graphs, strict=True):
+                founds.append(searched(graph, search))
                 for kind in NULLS:
-                    nulls.append(compared(pruned, founds[-1], search, kind, self.draws))
+                    nulls.append(compared(net, share, founds[-1], search, kind, self.draws))
                     bar.update()
-        shape = len(nets), len(NULLS), self.draws
-        ends, sizes = strongest(nets[0], DRAWN)
+        shape = len(graphs), len(NULLS), self.draws
+        ends, sizes = strongest(graphs[0], DRAWN)
         return Communities(
             model=self.name,
             graph=self.graph,
@@ -200,7 +210,7 @@ class Modularity(Analyzer[Communities]):
             null_k=np.array([null.k for null in nulls]).reshape(shape),
             null_ncut=np.array([null.ncut for null in nulls]).reshape(shape),
             drift=np.array([null.drift for null in nulls]).reshape(shape[:2]).max(0),
-            edges=np.array([one.count() for one in nets]),
+            edges=np.array([count_edges(graph) for graph in graphs]),
             ends=ends,
             sizes=sizes,
             mixing=tuple(map(str, self.found.mixing)),
@@ -214,7 +224,7 @@ class Modularity(Analyzer[Communities]):
         chosen = self._of_memories(run) if self.layers == "memories" else None
 
         def weighed(node: Node) -> bool:
-            if not fnmatchcase(node.module, self.scope):
+            if not any(fnmatchcase(node.module, scope) for scope in self.scope):
                 return False
             found = projection(graph, node)
             return chosen is None or (found is not None and not chosen.isdisjoint(weights(graph, found.weight)))
@@ -224,7 +234,7 @@ class Modularity(Analyzer[Communities]):
         if not any(block.weights.any() for block in net.blocks):
             modules = ", ".join(repr(scope.path) for scope in run.graph.scopes[1:5])
             raise AnalyzerError(
-                f"{run.graph.model} has no weights between units in scope={self.scope!r}, so there is no graph to divide. "
+                f"{run.graph.model} has no weights between units in scope={self.scope}, so there is no graph to divide. "
                 f"Expected a glob over the calls of modules with weights, such as {modules or 'those of linear layers'}."
             )
         self.found, self.name, self.units, self.gauges = found, run.graph.model, roots, gauges(found, roots)
@@ -264,6 +274,10 @@ class Modularity(Analyzer[Communities]):
     def _settings(self) -> dict[str, Any]:
         names = "graph layers scope fold method rows choose draws".split()
         return {name: getattr(self, name) for name in names} | {"norm": f"l{self.order}", "ks": list(self.ks)}
+
+
+def _places(one: Modularity) -> list[tuple[str, int]]:
+    return [(str(place.value), len(place.units)) for place in one.gauges]
 
 
 def _check(ks: Sequence[int], edges: Sequence[float], draws: int) -> None:

@@ -53,20 +53,47 @@ class Net:
         """The matrix of the undirected graph: the sum of all edges between two units, in both directions."""
         return adjacency(len(self), self.blocks)
 
-    def count(self) -> int:
-        """How many edges there are, one between two units."""
-        graph = self.adjacency()
-        return int(graph.nnz + (graph.diagonal() != 0).sum()) // 2
+    def with_edges(self, graph: Sparse) -> "Net":
+        """The same units with the edges of a graph among them; a layer of edges is a pair of groups that edges may join."""
+        members = [np.flatnonzero(self.group == n) for n in range(len(self.groups))]
+        places = adjacency(len(self), [replace(block, weights=block.places.astype(float)) for block in self.blocks])
+        blocks = []
+        for a, b in sorted({(self.group[i], self.group[j]) for i, j in self._joined(places)}):
+            mine, theirs = members[a], members[b]
+            weights, open_to = (part[mine][:, theirs].toarray() for part in (graph, places))
+            if a == b:
+                weights, open_to = (np.triu(part) - np.diag(part.diagonal()) / 2 for part in (weights, open_to))
+            layer = f"{self.groups[a]} - {self.groups[b]}"
+            blocks.append(Block(layer, mine, theirs, weights, None if open_to.all() else open_to > 0))
+        return replace(self, blocks=tuple(blocks))
 
-    def pruned(self, share: float) -> "Net":
-        """The same units with the strongest edges alone, this share of those that are there."""
-        if share >= 1:
-            return self
-        sizes = np.concatenate([block.weights[block.weights > 0] for block in self.blocks])
-        out = len(sizes) - max(1, round(share * len(sizes)))
-        least = np.partition(sizes, out)[out]
-        kept = (replace(block, weights=np.where(block.weights >= least, block.weights, 0.0)) for block in self.blocks)
-        return replace(self, blocks=tuple(kept))
+    def _joined(self, places: Sparse) -> list[tuple[int, int]]:
+        """For each pair of groups that edges may join two units of them, the first group not before the second."""
+        half = places.tocoo()
+        pairs = self.group[half.row] * len(self.groups) + self.group[half.col]
+        _, first = np.unique(pairs, return_index=True)
+        ends = zip(half.row[first].tolist(), half.col[first].tolist(), strict=True)
+        return [(i, j) for i, j in ends if self.group[i] >= self.group[j]]
+
+
+def count_edges(graph: Sparse) -> int:
+    """How many edges a graph has, one between two units."""
+    return int(graph.nnz + (graph.diagonal() != 0).sum()) // 2
+
+
+def pruned(graph: Sparse, share: float) -> Sparse:
+    """A graph with its strongest edges alone, this share of those that are there; equal ones stay or go together."""
+    if share >= 1:
+        return graph
+    from scipy.sparse import triu
+
+    sizes = triu(graph).data
+    out = len(sizes) - max(1, round(share * len(sizes)))
+    least = np.partition(sizes, out)[out]
+    kept = graph.copy()
+    kept.data[kept.data < least] = 0.0
+    kept.eliminate_zeros()
+    return kept
 
 
 def adjacency(units: int, blocks: Sequence[Block]) -> Sparse:

@@ -1,4 +1,4 @@
-"""Networks to compare with: the same sizes of weights in each layer without their order, and with strengths kept.
+"""Networks to compare with: the same weights in each layer without their order, and the same strengths of units.
 
 A strength is the sum of a unit's edges. Shuffling the weights of a layer makes strengths alike, too; a graph that is
 divided better than that may owe it to strong units alone, which is why there is a second kind.
@@ -6,11 +6,12 @@ divided better than that may owe it to strong units alone, which is why there is
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers.networks.net import Block, Net
+from analyzers.networks.net import Block, Net, Sparse, pruned
 from analyzers.numbers.embed import Floats, Ints
 
 Random = np.random.Generator
@@ -51,8 +52,20 @@ def strengths_kept(net: Net, random: Random) -> Net:
     return replace(net, blocks=tuple(_strengths_kept(block, random) for block in net.blocks))
 
 
-NULLS: dict[str, Callable[[Net, Random], Net]] = {"shuffled": shuffled, "strengths kept": strengths_kept}
-"""What networks are compared with, by name."""
+class Null(NamedTuple):
+    """A kind of networks to compare with. given: what is dealt anew, of a network and of its pruned graph; draw: the graph
+    of one that was dealt, pruned to the same share of edges."""
+
+    given: Callable[[Net, Sparse], Net]
+    draw: Callable[[Net, float, Random], Sparse]
+
+
+NULLS = {
+    "shuffled": Null(lambda net, graph: net, lambda net, share, random: pruned(shuffled(net, random).adjacency(), share)),
+    "strengths kept": Null(Net.with_edges, lambda net, share, random: strengths_kept(net, random).adjacency()),
+}
+"""By name: the weights of each layer shuffled, then pruned as the network was; the graph that was divided, pruned or not,
+with the strength of each unit kept towards each other group of units."""
 
 
 def _strengths_kept(block: Block, random: Random) -> Block:

@@ -25,7 +25,7 @@ def norm_scale(node: Node, value: Callable[[TensorId], Tensor]) -> Tensor | None
         if variance is None or node.argument("training", 5, False):
             raise AnalyzerError(
                 f"{node.id} normalises by the statistics of its batch, which is no scale of the model. Expected a model "
-                f"in eval mode: call model.eval(), or fold=False to leave scales out."
+                f"in eval mode: call model.eval(), or fold='none' to leave scales out."
             )
         spread = (value(variance.id).detach().double().cpu() + node.argument("eps", 7, 1e-5)).sqrt()
         scale = (1.0 if scale is None else scale) / spread

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analyzers.networks.net import Net
+from analyzers.networks.net import Net, pruned
 from analyzers.networks.nulls import NULLS
 from analyzers.networks.partition import Division, Sparse, by_size, divided, gap, louvain, spectral
 from analyzers.numbers.embed import Floats, Ints
@@ -82,13 +82,12 @@ class Found(NamedTuple):
         return found.ncut if found is not None else float("nan")
 
 
-def searched(net: Net, search: Search) -> Found:
+def searched(graph: Sparse, search: Search) -> Found:
     """Look for communities among the units that have edges."""
-    graph = net.adjacency()
     joined = np.flatnonzero(np.asarray(graph.sum(1)) > 0)
-    graph = graph[joined][:, joined] if len(joined) < len(net) else graph
+    labels = np.full(graph.shape[0], -1)
+    graph = graph[joined][:, joined] if len(joined) < len(labels) else graph
     division, by_k = search.of(graph)
-    labels = np.full(len(net), -1)
     labels[joined] = division.labels
     return Found(labels, graph, division, by_k)
 
@@ -105,14 +104,15 @@ class Compared(NamedTuple):
     drift: float
 
 
-def compared(net: Net, found: Found, search: Search, kind: str, draws: int) -> Compared:
-    """The same search in networks of one null."""
-    strengths = np.asarray(net.adjacency().sum(1))
+def compared(net: Net, share: float, found: Found, search: Search, kind: str, draws: int) -> Compared:
+    """The same search in networks of one null; share: of the edges, as they were kept in the network itself."""
+    graph, make = pruned(net.adjacency(), share), NULLS[kind]
+    strengths, given = np.asarray(graph.sum(1)), make.given(net, graph)
     divisions, ncuts, drift = [], [], 0.0
     for draw in range(draws):
-        other = NULLS[kind](net, np.random.default_rng([search.seed, draw, list(NULLS).index(kind)]))
+        other = make.draw(given, share, np.random.default_rng([search.seed, draw, list(NULLS).index(kind)]))
         new = searched(other, search)
-        off = np.abs(np.asarray(other.adjacency().sum(1)) - strengths).max(initial=0) / strengths.max(initial=1e-300)
+        off = np.abs(np.asarray(other.sum(1)) - strengths).max(initial=0) / strengths.max(initial=1e-300)
         divisions.append(new.division)
         ncuts.append(new.ncut(found.division.k, search))
         drift = max(drift, float(off))
@@ -120,11 +120,11 @@ def compared(net: Net, found: Found, search: Search, kind: str, draws: int) -> C
     return Compared(qs, ks, np.array(ncuts), drift)
 
 
-def strongest(net: Net, count: int) -> tuple[Ints, Floats]:
-    """The ends of the strongest edges of a network, (edges, 2), and their sizes."""
+def strongest(graph: Sparse, count: int) -> tuple[Ints, Floats]:
+    """The ends of the strongest edges of a graph, (edges, 2), and their sizes."""
     from scipy.sparse import triu
 
-    half = triu(net.adjacency()).tocoo()
+    half = triu(graph).tocoo()
     order = np.argsort(-half.data, kind="stable")[:count]
     return np.stack([half.row[order], half.col[order]], 1).astype(np.int64), half.data[order]
 
@@ -133,7 +133,7 @@ def ratio(value: float, null: Sequence[float] | Floats, *, larger: bool) -> tupl
     """How many standard deviations a value is above those of a null, and p = (1 + as extreme) / (1 + all of them)."""
     drawn = np.asarray(null, dtype=np.float64)
     drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
+    if not len(drawn) or np.isnan(value):
         return float("nan"), float("nan")
     spread = float(drawn.std(ddof=1)) if len(drawn) > 1 else 0.0
     extreme = int(np.sum(drawn >= value - 1e-12 if larger else drawn <= value + 1e-12))

@@ -78,7 +78,7 @@ def scale(norm: nn.BatchNorm2d) -> Tensor:
 
 def test_residual_channels_are_one_unit_and_scales_are_folded_in() -> None:
     model, images = Residual(), torch.randn(2, 3, 6, 6)
-    net = net_of(model, images)
+    net = net_of(model, images, fold="all")
     assert sizes(net) == {
         "input": 3,
         "stem": 4,
@@ -88,9 +88,10 @@ def test_residual_channels_are_one_unit_and_scales_are_folded_in() -> None:
     up = model.up.weight[:, :, 0, 0].abs() * scale(model.norm)[:, None]
     down = model.down.weight[:, :, 0, 0].abs() * scale(model.last)[:, None] * filters
     close(matrix(net, "up", "stem"), up + down.T)
-    plain = net_of(model, images, fold=False)
-    bare = model.up.weight[:, :, 0, 0].abs() + (model.down.weight[:, :, 0, 0].abs() * filters).T
-    close(matrix(plain, "up", "stem"), bare)
+    after = model.down.weight[:, :, 0, 0].abs() * scale(model.last)[:, None]
+    close(matrix(net_of(model, images), "up", "stem"), up + after.T)
+    bare = model.up.weight[:, :, 0, 0].abs() + model.down.weight[:, :, 0, 0].abs().T
+    close(matrix(net_of(model, images, fold="none"), "up", "stem"), bare)
 
 
 class Whole(nn.Module):
@@ -220,12 +221,13 @@ class Attending(nn.Module):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (3, 6)])
 def test_a_transformer_of_residual_channels_heads_and_memories(gated: bool, after: bool, shape: tuple[int, int]) -> None:
     model, ids = Attending(gated, after), torch.randint(11, shape, generator=torch.Generator().manual_seed(0))
-    net = net_of(model, ids)
+    net, plain = net_of(model, ids, fold="all"), net_of(model, ids)
     memory = "gate" if gated else "up"
     assert sizes(net) == {"emb": 8, "qkv": 24, memory: 12}
     read = model.n1.weight.detach() if after else model.n2.weight.detach()
     keys = model.up.weight.abs() + (model.gate.weight.abs() if gated else 0)
     close(matrix(net, memory, "emb"), keys * read + model.down.weight.abs().T)
+    close(matrix(plain, memory, "emb"), keys + model.down.weight.abs().T)
     heads = model.qkv.weight.detach().abs() * (1 if after else model.n1.weight.detach())
     heads[16:] += model.proj.weight.detach().abs().T  # z has the units of the values
     close(matrix(net, "qkv", "emb"), heads)
@@ -233,7 +235,7 @@ def test_a_transformer_of_residual_channels_heads_and_memories(gated: bool, afte
 
 def test_memories_alone() -> None:
     model, tokenizer = fmr.zoo.load("facts")
-    net = Modularity(model, tokenizer, layers="memories", fold=False).update("Junel Dunoth grew up").net()
+    net = Modularity(model, tokenizer, layers="memories").update("Junel Dunoth grew up").net()
     assert sizes(net) == {"transformer.wte": 128} | {f"transformer.h.{n}.mlp.c_fc": 512 for n in range(4)}
     mlp = model.transformer.h[2].mlp
     close(matrix(net, "transformer.h.2.mlp.c_fc", "transformer.wte"), mlp.c_fc.weight.abs().T + mlp.c_proj.weight.abs())
@@ -256,10 +258,10 @@ def test_a_layer_after_what_cannot_be_followed_is_named_with_the_op() -> None:
 def test_batch_norm_by_the_batch_is_no_scale_of_the_model() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).train()
     with pytest.raises(
-        AnalyzerError, match=r"1/batch_norm#0 normalises by the statistics of its batch.*model.eval\(\), or fold=False"
+        AnalyzerError, match=r"1/batch_norm#0 normalises by the statistics of its batch.*model.eval\(\), or fold='none'"
     ):
         Modularity(model).update(torch.randn(3, 5))
-    assert len(Modularity(model, fold=False).update(torch.randn(3, 5)).net()) == 9
+    assert len(Modularity(model, fold="none").update(torch.randn(3, 5)).net()) == 9
 
 
 def test_half_precision_is_counted_alike() -> None:

@@ -1,9 +1,11 @@
 """What the two nulls keep, and what they do not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from analyzers.networks.net import Block, Net
+from analyzers.networks.net import Block, Net, count_edges, pruned
 from analyzers.networks.nulls import NULLS, shuffled, strengths_kept
 
 
@@ -58,20 +60,45 @@ def test_strengths_are_kept_within_a_millionth_in_each_layer(share: float, seed:
 def test_strengths_kept_keeps_about_as_many_edges() -> None:
     one = net(0.5, 3)
     other = strengths_kept(one, np.random.default_rng(0))
-    assert abs(other.count() - one.count()) <= 0.1 * one.count()
+    edges = [count_edges(part.adjacency()) for part in (one, other)]
+    assert abs(edges[1] - edges[0]) <= 0.1 * edges[0]
 
 
 def test_within_a_group_edges_stay_between_two_units() -> None:
     random, units = np.random.default_rng(0), np.arange(9)
     places = np.triu(np.ones((9, 9), bool), 1)
     one = Net(("a",), np.zeros(9, np.int64), units, (Block("a", units, units, random.random((9, 9)) * places, places),))
-    for make in NULLS.values():
+    for make in (shuffled, strengths_kept):
         other = make(one, np.random.default_rng(1))
         assert (other.blocks[0].weights[~places] == 0).all()
         assert not np.allclose(other.adjacency().toarray(), one.adjacency().toarray())
 
 
 def test_nulls_are_the_same_for_one_seed() -> None:
-    for make in NULLS.values():
-        one, other = (make(net(0.5), np.random.default_rng(4)).adjacency().toarray() for _ in range(2))
+    given = net(0.5)
+    for null in NULLS.values():
+        known = null.given(given, given.adjacency())
+        one, other = (null.draw(known, 0.5, np.random.default_rng(4)).toarray() for _ in range(2))
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_a_graph_by_pairs_of_groups_is_the_same_graph(share: float) -> None:
+    given = net(1.0)
+    loops = Block("c", np.arange(4), np.arange(4), np.random.default_rng(0).random((4, 4)))
+    given = replace(given, blocks=(*given.blocks, loops))
+    graph = pruned(given.adjacency(), share)
+    by_pairs = given.with_edges(graph)
+    np.testing.assert_allclose(by_pairs.adjacency().toarray(), graph.toarray())
+    assert [block.layer for block in by_pairs.blocks] == ["in - in", "mid - in", "out - mid"]
+    assert by_pairs.blocks[2].places.sum() == 2 * 5 * 4  # of the groups of channels
+    kept = NULLS["strengths kept"].draw(by_pairs, share, np.random.default_rng(0))
+    np.testing.assert_allclose(kept.sum(1), graph.sum(1), rtol=1e-6)
+
+
+def test_pruning_keeps_the_strongest_edges_of_the_graph() -> None:
+    graph = net(1.0).adjacency()
+    few = pruned(graph, 0.25)
+    assert count_edges(few) == round(0.25 * count_edges(graph))
+    assert few.data.min() >= np.sort(graph.data)[-len(few.data)]
+    assert pruned(graph, 1.0) is graph

@@ -6,7 +6,6 @@ import pytest
 from scipy.sparse import csr_array
 
 from analyzers.networks.means import k_means
-from analyzers.networks.net import Block, Net
 from analyzers.networks.partition import by_size, gap, louvain, n_cut, newman, spectral
 from analyzers.networks.search import Search, searched
 
@@ -21,12 +20,6 @@ def cliques(count: int, size: int = 6) -> csr_array:
     return csr_array(np.kron(np.eye(count), np.ones((size, size)) - np.eye(size)))
 
 
-def as_net(graph: csr_array) -> Net:
-    units = np.arange(graph.shape[0])
-    block = Block("all", units, units, np.triu(graph.toarray()))
-    return Net(("all",), np.zeros(len(units), np.int64), units, (block,))
-
-
 def test_one_community_has_no_modularity() -> None:
     assert newman(cliques(3), np.zeros(18, int)) == 0.0
     assert n_cut(cliques(3), np.zeros(18, int)) == 0.0
@@ -35,7 +28,7 @@ def test_one_community_has_no_modularity() -> None:
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
 def test_disconnected_cliques_are_found_and_worth_what_they_must_be(count: int) -> None:
     for choose in ("q", "gap"):
-        found = searched(as_net(cliques(count)), SEARCH._replace(choose=choose))
+        found = searched(cliques(count), SEARCH._replace(choose=choose))
         assert found.division.k == count
         assert found.division.q == pytest.approx(1 - 1 / count)
         assert found.division.ncut == pytest.approx(0)
@@ -44,7 +37,7 @@ def test_disconnected_cliques_are_found_and_worth_what_they_must_be(count: int) 
 
 
 def test_more_cliques_than_are_tried_are_found_as_parts() -> None:
-    found = searched(as_net(cliques(14)), SEARCH)
+    found = searched(cliques(14), SEARCH)
     assert (found.division.k, found.division.q) == (14, pytest.approx(1 - 1 / 14))
 
 
@@ -88,7 +81,7 @@ def test_planted_blocks_are_recovered(rows: str, size: int) -> None:
     true = random.permutation(np.repeat(np.arange(4), size))
     inside = np.where(true[:, None] == true, 0.25, 0.03)
     half = np.triu(random.random(inside.shape) < inside, 1) * random.uniform(0.5, 1.5, inside.shape)
-    found = searched(as_net(csr_array(half + half.T)), SEARCH._replace(rows=rows)).division
+    found = searched(csr_array(half + half.T), SEARCH._replace(rows=rows)).division
     assert found.k == 4
     agree = [np.bincount(true[found.labels == label]).max() for label in range(4)]
     assert sum(agree) > 0.97 * len(true)
@@ -97,7 +90,7 @@ def test_planted_blocks_are_recovered(rows: str, size: int) -> None:
 def test_the_order_of_units_changes_nothing() -> None:
     random = np.random.default_rng(1)
     graph, order = weighted(networkx.karate_club_graph(), "weight"), random.permutation(34)
-    one, other = searched(as_net(graph), SEARCH), searched(as_net(csr_array(graph[order][:, order])), SEARCH)
+    one, other = searched(graph, SEARCH), searched(csr_array(graph[order][:, order]), SEARCH)
     assert other.division.q == pytest.approx(one.division.q)
     assert newman(graph[order][:, order], one.division.labels[order]) == pytest.approx(one.division.q)
 
