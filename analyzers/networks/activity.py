@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from analyzers.networks.follow import Following
-from analyzers.networks.known import Edges
 from analyzers.networks.layout import Laid
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.protocol import AnalyzerError
@@ -34,23 +33,23 @@ class Gauge(NamedTuple):
 @dataclass
 class Sums:
     """What was counted: examples, the means of units over them and their products about these (both may be empty), and for
-    each gauge the mean square of each column, over positions."""
+    each gauge the sum of squares of each column, and the positions that it is of."""
 
     examples: int
     means: Tensor
     products: Tensor
     squares: list[Tensor]
-    rows: int
+    positions: list[float]
 
     def add(self, other: "Sums") -> None:
         """Count what other examples came to."""
-        total, rows = self.examples + other.examples, self.rows + other.rows
+        total = self.examples + other.examples
         apart = other.means - self.means
         self.products = self.products + other.products + torch.outer(apart, apart) * (self.examples * other.examples / total)
         self.means = self.means + apart * (other.examples / total)
-        shares = other.rows / rows
-        self.squares = [mine + (theirs - mine) * shares for mine, theirs in zip(self.squares, other.squares, strict=True)]
-        self.examples, self.rows = total, rows
+        self.squares = [mine + theirs for mine, theirs in zip(self.squares, other.squares, strict=True)]
+        self.positions = [mine + theirs for mine, theirs in zip(self.positions, other.positions, strict=True)]
+        self.examples = total
 
     def correlations(self) -> Floats:
         """How strongly units go together, without the sign: (units, units); 0 for a unit that never changes."""
@@ -64,16 +63,14 @@ class Sums:
 def gauges(found: Following, roots: Ints) -> list[Gauge]:
     """Where to read each unit of a network: as it is made, and as each layer reads it."""
     made, read = [], []
-    for edges in _first_of_each(found.edges):
+    for edges in found.edges:
+        if edges.laid is None or edges.group:
+            continue
         group = [one for one in found.edges if one.node == edges.node]
         targets, sources = (np.concatenate([getattr(one, end) for one in group]) for end in ("targets", "sources"))
         made.append(Gauge(edges.node, edges.node, edges.laid, _numbers(found, targets, roots), True))
         read.append(Gauge(edges.read, edges.node, edges.laid, _numbers(found, sources, roots), False))
     return [*made, *read]
-
-
-def _first_of_each(edges: Sequence[Edges]) -> list[Edges]:
-    return [one for one in edges if one.group == 0]
 
 
 def _numbers(found: Following, units: Ints, roots: Ints) -> Ints:
@@ -97,7 +94,7 @@ def counted(
     each as its mean over the positions of an example, as the last layer that reads it reads it.
     """
     samples = torch.zeros(examples, units if pairs else 0, dtype=torch.float64)
-    squares, many = [], 0
+    squares, positions = [], []
     for place in places:
         rows = place.rows(value(place.value).detach()).cpu()
         each = rows.reshape(examples, -1, rows.shape[1])
@@ -106,11 +103,11 @@ def counted(
             weights = real.double()
         if pairs:
             samples = _put(samples, torch.einsum("epc,ep->ec", each, weights) / weights.sum(1, keepdim=True), place.units)
-        squares.append(torch.einsum("epc,ep->c", each.square(), weights) / weights.sum())
-        many = int(examples if real is None else real.sum())
+        squares.append(torch.einsum("epc,ep->c", each.square(), weights))
+        positions.append(float(weights.sum()))
     means = samples.mean(0)
     apart = samples - means
-    return Sums(examples, means, apart.T @ apart, squares, many)
+    return Sums(examples, means, apart.T @ apart, squares, positions)
 
 
 def _put(samples: Tensor, columns: Tensor, units: Ints) -> Tensor:
@@ -137,9 +134,11 @@ def check_examples(places: Sequence[Gauge], value: Callable[[TensorId], Tensor],
 
 def root_mean_squares(found: Following, places: Sequence[Gauge], sums: Sums) -> list[Floats]:
     """For each of the edges how large what is read of each source is."""
-    read = {place.layer: squares.sqrt() for place, squares in zip(places, sums.squares, strict=True) if not place.made}
+    counts = zip(places, sums.squares, sums.positions, strict=True)
+    read = {place.layer: (squares / many).sqrt() for place, squares, many in counts if not place.made}
     sizes = []
     for edges in found.edges:
+        assert edges.laid is not None  # check_examples
         groups, _, wide = edges.laid.weights.shape
         sizes.append(np.asarray(read[edges.node].reshape(groups, wide)[edges.group], dtype=np.float64))
     return sizes

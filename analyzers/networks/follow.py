@@ -264,6 +264,11 @@ class Following:
 
     def _projected(self, node: Node, found: Projection) -> Known | None:
         """A projection: new units, with edges from those that it reads."""
+        if not is_constant(self.graph, found.weight):  # matrices that the data choose, one for each row
+            self._refuse(node, found.weight)
+            return None
+        if node.op == "grouped_mm":
+            return self._routed(node, found)
         laid = laid_out(self.graph, node, found, plain(self.value(found.weight)).detach().double().cpu(), self.order)
         known = self.known.get(found.data)
         if laid is None:
@@ -284,7 +289,10 @@ class Following:
         if laid.apart:
             sizes = laid.made((laid.weights * gain[:, None]).reshape(-1), node.shape) if self.fold == "all" else None
             return Known(laid.made(columns.reshape(-1), node.shape), sizes)
-        targets = self.units.new(groups * many, _named(node)).reshape(groups, many)
+        if laid.windowed:
+            targets = self.units.new(groups * many, _named(node)).reshape(groups, many)
+        else:
+            targets = np.stack([self.units.new(many, _named(node)) for _ in range(groups)])
         fresh: tuple[int, ...] = ()
         if self.weighed(node):
             fresh = tuple(range(len(self.edges), len(self.edges) + groups))
@@ -294,6 +302,30 @@ class Following:
                 edges = Edges(node.id, found.data, _named(node), targets[n], sources, matrix, scales, laid, n)
                 self.edges.append(edges)
         return Known(laid.made(torch.as_tensor(targets).double().reshape(-1), node.shape), None, fresh)
+
+    def _routed(self, node: Node, found: Projection) -> Known | None:
+        """Rows that are sent to experts: each has units of its own; one that no row was sent to has none."""
+        known, ends = self.known.get(found.data), node.parent("offs", 2)
+        matrices = plain(self.value(found.weight)).detach().double().abs().cpu()
+        if known is None or ends is None or matrices.dim() != 3:
+            self._refuse(node, self.lost.get(found.data, node.id))
+            return None
+        units, first, start = torch.zeros(node.shape).double(), len(self.edges), 0
+        for expert, end in enumerate(self.value(ends.id).tolist()):
+            if end > start:
+                flat = level(self.units, known.units[start:end], (0,))
+                if flat is None:
+                    self._refuse(node, node.id)
+                    return None
+                targets, sources = self.units.new(matrices.shape[2], _named(node)), flat[0].long().numpy()
+                units[start:end] = torch.as_tensor(targets).double()
+                if self.weighed(node):
+                    self.units.settle(sources)
+                    gain = (known.gain[start:end].mean(0) if known.gain is not None else _ones(flat[0].shape)).numpy()
+                    sizes = matrices[expert].T.numpy()
+                    self.edges.append(Edges(node.id, found.data, _named(node), targets, sources, sizes, gain, None, expert))
+            start = end
+        return Known(units, None, tuple(range(first, len(self.edges))))
 
     def _mixed(self, node: Node, laid: Laid, known: Known, rows: Tensor) -> Known | None:
         """A projection over positions, each row of one unit: it leaves the units alone."""

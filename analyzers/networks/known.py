@@ -15,7 +15,7 @@ class Edges:
     """The weights of one projection, or of one group of it: (targets, sources), each the size of what lies between.
 
     gain: (sources,), what scales lie between a unit and what is read of it. `read` is what the projection reads, `node` what
-    it makes, `laid` where units are in both, and `group` which of its groups this is.
+    it makes, `laid` where units are in both, None for rows that are sent to experts, `group` which of its groups this is.
     """
 
     node: TensorId
@@ -25,7 +25,7 @@ class Edges:
     sources: Ints
     weights: Floats
     gain: Floats
-    laid: Laid
+    laid: Laid | None
     group: int
 
 

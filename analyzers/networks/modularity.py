@@ -245,6 +245,12 @@ class Modularity(Analyzer[Communities]):
         check_examples(self.gauges, run.__getitem__, given)
         assert given is not None
         real = batch.get(self.mask) if isinstance(batch, Mapping) else None
+        assert self.found is not None
+        routed = next((edges.node for edges in self.found.edges if edges.laid is None), None)
+        if routed is not None:
+            raise AnalyzerError(
+                f"{routed} sends rows to experts, so that units are not there for every example. Expected graph='weights'."
+            )
         pairs = self.graph == "correlations"
         sums = counted(self.gauges, run.__getitem__, len(self.units), len(given), _mask(real), pairs=pairs)
         if self.sums is None:

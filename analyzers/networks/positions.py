@@ -1,7 +1,7 @@
 """Ops over positions: what is put together of several of them, and which units it belongs to."""
 
 from analyzers.networks.known import Known
-from analyzers.networks.tags import level
+from analyzers.networks.tags import level, parallel
 from analyzers.networks.units import Units
 from fmr.nodes import Node
 from fmr.structure.normal.match import STATISTICS
@@ -14,6 +14,8 @@ def reduced(units: Units, node: Node, known: Known) -> Known | None:
     dims = tuple(range(rank)) if dim is None else tuple(dim) if isinstance(dim, (tuple, list)) else (int(dim),)
     dims = tuple(n % rank for n in dims)
     found = level(units, known.units, dims) if node.op not in STATISTICS - {"mean"} else None
+    if found is None and node.op == "sum":
+        found = parallel(units, known.units, dims)
     if found is None:
         return None
     gain = None if known.gain is None else known.gain.mean(dims, keepdim=True)

@@ -31,6 +31,20 @@ def level(known: Units, units: Tensor, dims: tuple[int, ...], *, unite: bool = T
     return torch.as_tensor(known.roots(most.long().numpy())).double()
 
 
+def parallel(known: Units, units: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+    """One unit of those along these dimensions, kept with size one, where they have one place in several groups, as what
+    experts write to the same channels has; None where they have not."""
+    units = narrow(units, dims)
+    taken = units > 0
+    places = torch.as_tensor(known.place(units.long().numpy())).double()
+    most = places.masked_fill(~taken, -1).amax(dims, keepdim=True)
+    if not bool(((places == most) | ~taken).all()):
+        return None
+    ends = units.amax(dims, keepdim=True)
+    known.unite(units[taken].long().numpy(), ends.expand(units.shape)[taken].long().numpy())
+    return ends
+
+
 def is_free(known: Units, units: Tensor) -> bool:
     """Whether all of these units are numbers of an input that nothing has told apart."""
     flat = narrow(units).long().numpy().ravel()

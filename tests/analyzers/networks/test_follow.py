@@ -233,6 +233,46 @@ def test_a_transformer_of_residual_channels_heads_and_memories(gated: bool, afte
     close(matrix(net, "qkv", "emb"), heads)
 
 
+@pytest.mark.parametrize("how", ["loop", "sorted", "chosen"])
+def test_experts_have_units_of_their_own_and_write_to_the_same_channels(how: str) -> None:
+    up, down = nn.Parameter(torch.randn(3, 4, 8)), nn.Parameter(torch.randn(3, 8, 4))
+
+    def code(m: Any, x: Tensor) -> Tensor:
+        x = m.first(x)
+        weights, expert = m.router(x).softmax(-1).topk(2, -1)
+        if how == "loop":
+            out = torch.zeros_like(x)
+            for n in range(3):
+                rows, k = torch.where(expert == n)
+                out.index_add_(0, rows, F.relu(x[rows] @ up[n]) @ down[n] * weights[rows, k, None])
+            return x + out
+        order = expert.flatten().argsort(stable=True)
+        rows = x[order // 2]
+        if how == "chosen":
+            made = torch.bmm(F.relu(torch.bmm(rows[:, None], up[expert.flatten()[order]])), down[expert.flatten()[order]])[
+                :, 0
+            ]
+        else:
+            ends = torch.bincount(expert.flatten(), minlength=3).cumsum(0).int()
+            made = F.grouped_mm(F.relu(F.grouped_mm(rows, up, offs=ends)), down, offs=ends)
+        made = made * weights.flatten()[order][:, None]
+        return x + made[order.argsort()].view(len(x), 2, 4).sum(1)
+
+    torch.manual_seed(1)
+    model = Whole(code, first=nn.Linear(5, 4), router=nn.Linear(4, 3))
+    model.up, model.down = up, down
+    inputs = torch.randn(16, 5)
+    if how == "chosen":
+        with pytest.raises(AnalyzerError, match=r"/bmm#0 reads what /getitem#\d \(getitem\) made"):
+            net_of(model, inputs)
+        return
+    net = net_of(model, inputs)
+    assert sorted(sizes(net).values()) == [3, 4, 5, 8, 8, 8]
+    experts = [name for name, size in sizes(net).items() if size == 8]
+    for n, name in enumerate(experts):
+        close(matrix(net, name, "first"), (up[n].abs() + down[n].abs().T).T)
+
+
 def test_memories_alone() -> None:
     model, tokenizer = fmr.zoo.load("facts")
     net = Modularity(model, tokenizer, layers="memories").update("Junel Dunoth grew up").net()
