@@ -139,7 +139,7 @@ def root_mean_squares(found: Following, places: Sequence[Gauge], sums: Sums) -> 
     sizes = []
     for edges in found.edges:
         assert edges.laid is not None  # check_examples
-        groups, _, wide = edges.laid.weights.shape
+        groups, _, wide = edges.laid.shape
         sizes.append(np.asarray(read[edges.node].reshape(groups, wide)[edges.group], dtype=np.float64))
     return sizes
 

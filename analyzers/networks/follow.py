@@ -269,12 +269,12 @@ class Following:
             return None
         if node.op == "grouped_mm":
             return self._routed(node, found)
-        laid = laid_out(self.graph, node, found, plain(self.value(found.weight)).detach().double().cpu(), self.order)
+        laid = laid_out(self.graph, node, found, plain(self.value(found.weight)))
         known = self.known.get(found.data)
         if laid is None:
             self._refuse(node, node.id)
             return None
-        groups, many, wide = laid.weights.shape
+        groups, many, wide = laid.shape
         if known is None:
             if found.data in self.lost:
                 self._refuse(node, self.lost[found.data])
@@ -287,7 +287,9 @@ class Following:
             columns = flat[0]
         gain = laid.rows(known.gain).mean(0) if known is not None and known.gain is not None else _ones((groups, wide))
         if laid.apart:
-            sizes = laid.made((laid.weights * gain[:, None]).reshape(-1), node.shape) if self.fold == "all" else None
+            sizes = (
+                laid.made((laid.weights(self.order) * gain[:, None]).reshape(-1), node.shape) if self.fold == "all" else None
+            )
             return Known(laid.made(columns.reshape(-1), node.shape), sizes)
         if laid.windowed:
             targets = self.units.new(groups * many, _named(node)).reshape(groups, many)
@@ -297,16 +299,17 @@ class Following:
         if self.weighed(node):
             fresh = tuple(range(len(self.edges), len(self.edges) + groups))
             self.units.settle(columns.long().numpy().ravel())
+            matrices = laid.weights(self.order).numpy()
             for n in range(groups):
-                sources, matrix, scales = columns[n].long().numpy(), laid.weights[n].numpy(), gain[n].numpy()
-                edges = Edges(node.id, found.data, _named(node), targets[n], sources, matrix, scales, laid, n)
+                sources, scales = columns[n].long().numpy(), gain[n].numpy()
+                edges = Edges(node.id, found.data, _named(node), targets[n], sources, matrices[n], scales, laid, n)
                 self.edges.append(edges)
         return Known(laid.made(torch.as_tensor(targets).double().reshape(-1), node.shape), None, fresh)
 
     def _routed(self, node: Node, found: Projection) -> Known | None:
         """Rows that are sent to experts: each has units of its own; one that no row was sent to has none."""
         known, ends = self.known.get(found.data), node.parent("offs", 2)
-        matrices = plain(self.value(found.weight)).detach().double().abs().cpu()
+        matrices = plain(self.value(found.weight)).detach()
         if known is None or ends is None or matrices.dim() != 3:
             self._refuse(node, self.lost.get(found.data, node.id))
             return None
@@ -322,7 +325,7 @@ class Following:
                 if self.weighed(node):
                     self.units.settle(sources)
                     gain = (known.gain[start:end].mean(0) if known.gain is not None else _ones(flat[0].shape)).numpy()
-                    sizes = matrices[expert].T.numpy()
+                    sizes = matrices[expert].double().abs().T.cpu().numpy()
                     self.edges.append(Edges(node.id, found.data, _named(node), targets, sources, sizes, gain, None, expert))
             start = end
         return Known(units, None, tuple(range(first, len(self.edges))))

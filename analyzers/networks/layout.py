@@ -12,12 +12,11 @@ from fmr.structure.normal.match import CONVOLUTIONS, Projection
 
 
 class Laid(NamedTuple):
-    """A projection laid out: weights (groups, made, read), and the letters of what it reads and makes.
-
-    `apart` where each channel is read by itself alone; `windowed` for a convolution.
+    """A projection laid out: its weights (groups, made, read, numbers of a kernel), and the letters of what it reads and
+    makes. `apart` where each channel is read by itself alone; `windowed` for a convolution.
     """
 
-    weights: Tensor
+    matrix: Tensor
     left: str
     read_letters: str
     result: str
@@ -26,12 +25,23 @@ class Laid(NamedTuple):
     apart: bool
     windowed: bool
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """How many groups there are, and how much each makes and reads."""
+        groups, made, read, _ = self.matrix.shape
+        return groups, made, read
+
+    def weights(self, order: int) -> Tensor:
+        """The sizes of the weights, (groups, made, read): their norms over kernels."""
+        matrix = self.matrix.detach().double().cpu()
+        return matrix.abs().sum(-1) if order == 1 else matrix.square().sum(-1).sqrt()
+
     def rows(self, value: Tensor) -> Tensor:
         """What is read, (positions, groups, read): all places of it below each other."""
         lead = len(self.left) - len(self.read_letters)
         turned = value.permute([self.left.index(letter) for letter in self.letters])
         slim = narrow(turned, tuple(range(lead)))
-        groups, _, wide = self.weights.shape
+        groups, _, wide = self.shape
         return slim.reshape(-1, groups, wide)
 
     @property
@@ -42,7 +52,7 @@ class Laid(NamedTuple):
     def results(self, value: Tensor) -> Tensor:
         """What is made, (positions, groups, made): all places of it below each other."""
         letters = "".join(letter for letter in self.result if letter not in self.made_letters) + self.made_letters
-        groups, many, _ = self.weights.shape
+        groups, many, _ = self.shape
         return value.permute([self.result.index(letter) for letter in letters]).reshape(-1, groups, many)
 
     def made(self, units: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -50,8 +60,8 @@ class Laid(NamedTuple):
         return spread(units.reshape(self.made_sizes), self.made_letters, self.result, shape)
 
 
-def laid_out(graph: Graph, node: Node, found: Projection, weight: Tensor, order: int) -> Laid | None:
-    """The weights of a projection as matrices of sizes, norms over kernels; None for a layout that is not known."""
+def laid_out(graph: Graph, node: Node, found: Projection, weight: Tensor) -> Laid | None:
+    """The weights of a projection as matrices; None for a layout that is not known."""
     word = of_projection(graph, found)
     if len(word.result) != len(node.shape) or len(word.right) != weight.dim():
         return None
@@ -77,9 +87,8 @@ def laid_out(graph: Graph, node: Node, found: Projection, weight: Tensor, order:
     else:
         matrix = matrix.reshape(count * groups, made // groups, read, -1)
         made_sizes = tuple(sizes[letter] for letter in batch + free)
-    weights = matrix.abs().sum(-1) if order == 1 else matrix.square().sum(-1).sqrt()
-    apart = groups > 1 and weights.shape[1:] == (1, 1)
-    return Laid(weights, word.left, batch + summed, word.result, batch + free, made_sizes, apart, node.op in CONVOLUTIONS)
+    apart = groups > 1 and matrix.shape[1:3] == (1, 1)
+    return Laid(matrix, word.left, batch + summed, word.result, batch + free, made_sizes, apart, node.op in CONVOLUTIONS)
 
 
 def spread_rows(laid: Laid, like: Tensor, units: Tensor, node: Node) -> Tensor | None:

@@ -105,8 +105,8 @@ def adjacency(units: int, blocks: Sequence[Block]) -> Sparse:
         at = np.nonzero(block.weights)
         found.append((block.rows[at[0]], block.columns[at[1]], block.weights[at]))
     rows, columns, sizes = (np.concatenate(part) if found else np.zeros(0, int) for part in zip(*found, strict=True))
-    half = coo_array((sizes, (rows, columns)), shape=(units, units)).tocsr()
-    return (half + half.T).tocsr()
+    ends = np.concatenate([rows, columns]), np.concatenate([columns, rows])
+    return coo_array((np.concatenate([sizes, sizes]), ends), shape=(units, units)).tocsr()
 
 
 def net_of(found: Following, order: int, gains: Sequence[Floats] | None = None) -> tuple[Net, Ints]:

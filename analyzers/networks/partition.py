@@ -89,7 +89,7 @@ def by_size(labels: Ints) -> Ints:
 
 def leading(graph: Sparse, count: int, seed: int) -> tuple[Floats, Floats]:
     """The largest eigenvalues of D^-1/2 A D^-1/2, from 1 down, and their vectors; D is the diagonal of strengths."""
-    from scipy.sparse import dia_array
+    from scipy.sparse import csr_array
     from scipy.sparse.linalg import eigsh
 
     units = graph.shape[0]
@@ -97,9 +97,10 @@ def leading(graph: Sparse, count: int, seed: int) -> tuple[Floats, Floats]:
     if units <= max(DENSE, count + 1):
         values, vectors = np.linalg.eigh(root[:, None] * graph.toarray() * root)
         return values[::-1][:count], vectors[:, ::-1][:, :count]
-    scaled = dia_array((root[None], [0]), shape=graph.shape)
-    start = np.random.default_rng(seed).standard_normal(units)
-    values, vectors = eigsh((scaled @ graph @ scaled).tocsr(), k=count, which="LA", v0=start, tol=1e-6)
+    sizes = graph.data * np.repeat(root, np.diff(graph.indptr)) * root[graph.indices]
+    scaled = csr_array((sizes, graph.indices, graph.indptr), shape=graph.shape)
+    start, held = np.random.default_rng(seed).standard_normal(units), min(units, max(2 * count + 1, 40))
+    values, vectors = eigsh(scaled, k=count, which="LA", v0=start, ncv=held, tol=1e-5)
     order = np.argsort(-values)
     return values[order], vectors[:, order]
 
