@@ -28,6 +28,9 @@ from fmr.sweeps.bars import hidden
 DRAWN = 4000
 """How many of the strongest edges a result keeps, for its pictures."""
 
+FEW = 0.5
+"""Of the edges that there may be: with a smaller share of them, spectral clustering raises strengths by their mean."""
+
 _CHOICES = {
     "graph": ("weights", "activations", "correlations"),
     "layers": ("all", "memories"),
@@ -188,9 +191,10 @@ class Modularity(Analyzer[Communities]):
         founds, nulls, graphs = [], [], [pruned(net.adjacency(), share) for share in self.edges]
         with tqdm(total=len(graphs) * len(NULLS), desc="Modularity", unit="null", disable=hidden(progress)) as bar:
             for share, graph in zip(self.edges, graphs, strict=True):
-                founds.append(searched(graph, search))
+                mine = search._replace(raised=count_edges(graph) < FEW * net.room())
+                founds.append(searched(graph, mine))
                 for kind in NULLS:
-                    nulls.append(compared(net, share, founds[-1], search, kind, self.draws))
+                    nulls.append(compared(net, share, founds[-1], mine, kind, self.draws))
                     bar.update()
         shape = len(graphs), len(NULLS), self.draws
         ends, sizes = strongest(graphs[0], DRAWN)

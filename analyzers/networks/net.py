@@ -53,11 +53,17 @@ class Net:
         """The matrix of the undirected graph: the sum of all edges between two units, in both directions."""
         return adjacency(len(self), self.blocks)
 
+    def room(self) -> int:
+        """How many edges there may be."""
+        return count_edges(self._places())
+
+    def _places(self) -> Sparse:
+        return adjacency(len(self), [replace(block, weights=block.places.astype(float)) for block in self.blocks])
+
     def with_edges(self, graph: Sparse) -> "Net":
         """The same units with the edges of a graph among them; a layer of edges is a pair of groups that edges may join."""
         members = [np.flatnonzero(self.group == n) for n in range(len(self.groups))]
-        places = adjacency(len(self), [replace(block, weights=block.places.astype(float)) for block in self.blocks])
-        blocks = []
+        blocks, places = [], self._places()
         for a, b in sorted({(self.group[i], self.group[j]) for i, j in self._joined(places)}):
             mine, theirs = members[a], members[b]
             weights, open_to = (part[mine][:, theirs].toarray() for part in (graph, places))

@@ -87,13 +87,13 @@ def by_size(labels: Ints) -> Ints:
     return renamed
 
 
-def leading(graph: Sparse, count: int, seed: int) -> tuple[Floats, Floats]:
-    """The largest eigenvalues of D^-1/2 A D^-1/2, from 1 down, and their vectors; D is the diagonal of strengths."""
+def leading(graph: Sparse, strengths: Floats, count: int, seed: int) -> tuple[Floats, Floats]:
+    """The largest eigenvalues of D^-1/2 A D^-1/2, from the top down, and their vectors; D is the diagonal of strengths."""
     from scipy.sparse import csr_array
     from scipy.sparse.linalg import eigsh
 
     units = graph.shape[0]
-    root = 1 / np.sqrt(np.asarray(graph.sum(1)))
+    root = 1 / np.sqrt(strengths)
     if units <= max(DENSE, count + 1):
         values, vectors = np.linalg.eigh(root[:, None] * graph.toarray() * root)
         return values[::-1][:count], vectors[:, ::-1][:, :count]
@@ -105,24 +105,29 @@ def leading(graph: Sparse, count: int, seed: int) -> tuple[Floats, Floats]:
     return values[order], vectors[:, order]
 
 
-def spectral(graph: Sparse, ks: Sequence[int], seed: int = 0, rows: str = "shi-malik") -> tuple[dict[int, Division], Floats]:
+def spectral(
+    graph: Sparse, ks: Sequence[int], seed: int = 0, rows: str = "shi-malik", raised: bool = False
+) -> tuple[dict[int, Division], Floats]:
     """The division into each of these numbers of communities by normalised spectral clustering, and the eigenvalues.
 
     >>> round(spectral(club, [2])[0][2].q, 2)  # Zachary's karate club
     0.36
 
     graph: every unit has an edge. rows: "shi-malik" clusters the rows of the eigenvectors of the random walk, D^-1 A;
-    "ng-jordan" those of D^-1/2 A D^-1/2 brought to length one. Both by k-means, ten starts.
+    "ng-jordan" those of D^-1/2 A D^-1/2 brought to length one. Both by k-means, ten starts. raised: strengths
+    are raised by their mean, for graphs of few edges, where units that hang by a thread would each be a community.
 
     Source: J. Shi, J. Malik, 2000; A. Ng, M. Jordan, Y. Weiss, "On spectral clustering", 2001; U. von Luxburg, "A tutorial
-    on spectral clustering", 2007.
+    on spectral clustering", 2007; T. Qin, K. Rohe, "Regularized spectral clustering", 2013.
     """
-    values, vectors = leading(graph, min(max(ks) + 1, graph.shape[0]), seed)
+    strengths = np.asarray(graph.sum(1))
+    strengths = strengths + strengths.mean() if raised else strengths
+    values, vectors = leading(graph, strengths, min(max(ks) + 1, graph.shape[0]), seed)
     found = {}
     for k in ks:
         points = vectors[:, :k]
         if rows == "shi-malik":
-            points = points / np.sqrt(np.asarray(graph.sum(1)))[:, None]
+            points = points / np.sqrt(strengths)[:, None]
         else:
             points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
         found[k] = divided(graph, k_means(points / points.std(), k, seed))

@@ -18,7 +18,7 @@ INK, PALE, BETWEEN = "#333333", "#8a8a8a", "#c9c9c9"
 COLOURS = "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #f0e442 #332288 #882255 #44aa99".split()
 """Colours that stay apart for every kind of colour vision (Okabe and Ito 2008; Tol 2021)."""
 
-SHOWN = 900
+SHOWN = 600
 """How many of the strongest edges are drawn."""
 
 LONGEST = 18

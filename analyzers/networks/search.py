@@ -15,7 +15,7 @@ class Search(NamedTuple):
     """How communities are looked for.
 
     method: "spectral" or "louvain"; rows: of spectral clustering, "shi-malik" or "ng-jordan"; ks: numbers of communities to
-    try; choose: among them by "q", the best Q, or "gap", the widest of the eigenvalues'.
+    try; choose: among them by "q", the best Q, or "gap", the widest of the eigenvalues'. raised: for graphs of few edges.
     """
 
     method: str
@@ -23,6 +23,7 @@ class Search(NamedTuple):
     ks: tuple[int, ...]
     choose: str
     seed: int
+    raised: bool = False
 
     def of(self, graph: Sparse) -> tuple[Division, dict[int, Division]]:
         """The division that is chosen, and that into each number of communities."""
@@ -30,7 +31,7 @@ class Search(NamedTuple):
             found = louvain(graph, self.seed)
             return found, {found.k: found}
         ks = [k for k in self.ks if k < graph.shape[0]] or [1]
-        divisions, values = spectral(graph, ks, self.seed, self.rows)
+        divisions, values = spectral(graph, ks, self.seed, self.rows, self.raised)
         if self.choose == "gap":
             return divisions[gap(values, ks)], divisions
         if len(self.ks) > 1:
@@ -41,7 +42,9 @@ class Search(NamedTuple):
 
     def at(self, graph: Sparse, k: int) -> Division | None:
         """The division into so many communities; None where the method chooses their number."""
-        return None if self.method == "louvain" or k >= graph.shape[0] else spectral(graph, [k], self.seed, self.rows)[0][k]
+        if self.method == "louvain" or k >= graph.shape[0]:
+            return None
+        return spectral(graph, [k], self.seed, self.rows, self.raised)[0][k]
 
     def _by_parts(self, graph: Sparse) -> dict[int, Division]:
         """Where the graph falls apart, the divisions in which each part is a community and the largest is divided.
@@ -56,7 +59,7 @@ class Search(NamedTuple):
         part = by_size(part.astype(np.int64))
         largest = np.flatnonzero(part == 0)
         ks = [k for k in self.ks if k < len(largest)]
-        inner = spectral(graph[largest][:, largest], ks, self.seed, self.rows)[0] if ks else {}
+        inner = spectral(graph[largest][:, largest], ks, self.seed, self.rows, self.raised)[0] if ks else {}
         labels = [part, *(_replaced(part, largest, found.labels) for found in inner.values())]
         return {found.k: found for found in (divided(graph, one) for one in labels)}
 
