@@ -18,7 +18,7 @@ INK, PALE, BETWEEN = "#333333", "#8a8a8a", "#c9c9c9"
 COLOURS = "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #f0e442 #332288 #882255 #44aa99".split()
 """Colours that stay apart for every kind of colour vision (Okabe and Ito 2008; Tol 2021)."""
 
-SHOWN = 600
+SHOWN = 500
 """How many of the strongest edges are drawn."""
 
 LONGEST = 18
@@ -36,8 +36,8 @@ def draw(result: "Communities", ax: "Axes | None" = None) -> "Figure":
         columns = len(result.groups)
         wide = min(max(4.5, 1.0 * columns + 1.5), 13.0)
         with_nulls = result.null_q.size > 0
-        figure = plt.figure(figsize=(wide + (4.2 if with_nulls else 0), 5.6), layout="constrained")
-        grid = figure.add_gridspec(1, 2 if with_nulls else 1, width_ratios=[wide, 4.2] if with_nulls else [1])
+        figure = plt.figure(figsize=(wide + (3.6 if with_nulls else 0), 4.4), layout="constrained")
+        grid = figure.add_gridspec(1, 2 if with_nulls else 1, width_ratios=[wide, 3.6] if with_nulls else [1])
         ax = figure.add_subplot(grid[0, 0])
         if with_nulls:
             nulls(result, figure.add_subplot(grid[0, 1]))

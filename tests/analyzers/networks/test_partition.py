@@ -95,6 +95,21 @@ def test_the_order_of_units_changes_nothing() -> None:
     assert newman(graph[order][:, order], one.division.labels[order]) == pytest.approx(one.division.q)
 
 
+def test_units_that_hang_by_a_thread_do_not_use_communities_up() -> None:
+    random = np.random.default_rng(0)
+    true = np.repeat(np.arange(3), 30)
+    half = np.triu(random.random((90, 90)) < np.where(true[:, None] == true, 0.3, 0.02), 1).astype(float)
+    whole = np.zeros((110, 110))
+    whole[:90, :90] = half
+    pairs = np.arange(90, 110, 2)
+    whole[np.arange(0, 20, 2), pairs] = 0.01  # ten pairs of units, each on a thread
+    whole[pairs, pairs + 1] = 1.0
+    graph = csr_array(whole + whole.T)
+    plain, raised = (searched(graph, SEARCH._replace(raised=raised)).division.q for raised in (False, True))
+    assert raised > 0.95 * louvain(graph).q
+    assert raised > plain + 0.02
+
+
 def test_the_gap_is_where_eigenvalues_fall_farthest() -> None:
     assert gap(np.array([1.0, 0.95, 0.9, 0.3, 0.2]), [1, 2, 3, 4]) == 3
 
