@@ -26,6 +26,8 @@ from analyzers.lenses.translator import LensTranslator, Translator
 from analyzers.memories.memories import KeyValueMemories
 from analyzers.memories.predictions import Composed, Promotion
 from analyzers.memories.result import Memories
+from analyzers.networks.communities import Communities
+from analyzers.networks.modularity import Modularity
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
 from analyzers.tracing.traces import Traces
@@ -39,6 +41,7 @@ __all__ = [
     "CausalTracing",
     "Circuit",
     "CircuitSearch",
+    "Communities",
     "Composed",
     "Covariance",
     "Decomposition",
@@ -55,6 +58,7 @@ __all__ = [
     "LogitLens",
     "LogitParts",
     "Memories",
+    "Modularity",
     "PathPatching",
     "Promotion",
     "RankOneEdit",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import networkx
 import numpy as np
 import pytest
 import torch
@@ -82,10 +83,16 @@ def shared() -> dict[str, Any]:
     edit = editing.run("Junel Dunoth grew up in", "Junel Dunoth", "Oranby", progress=False)
     translator = analyzers.LensTranslator(model, tokenizer).over(batches, progress=False).result(ridge=1e-2)
     memories = analyzers.KeyValueMemories(model, tokenizer, k=5).over(texts, progress=False)
-    return {
+    looked = {
         "translator": translator, "lens": analyzers.LogitLens(model, tokenizer).run("Junel Dunoth grew up in"),
         "decomposition": analyzers.ResidualDecomposition(model, tokenizer).run("Junel Dunoth grew up in"),
         "LogitLens": analyzers.LogitLens,
+    }  # fmt: skip
+    digits, images = fmr.zoo.load("digits-mlp").model, tasks.digits().test.inputs
+    club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
+    return looked | {
+        "digits": digits, "images": images, "club": club,
+        "communities": analyzers.Modularity(digits, draws=3).run(images[:1], progress=False),
         "tracing": tracing, "traces": traces, "editing": editing, "edit": edit, "covariance": editing.known[0],
         "scores": edit.scores(["The birthplace of Junel Dunoth is"], ["Oskus Stridling speaks"], words=8),
         "clean": pairs[0], "corrupted": pairs[1], "right": right, "wrong": wrong,

@@ -5,6 +5,7 @@ Run it as `make bench`, or `python etc/bench/methods.py`.
 
 import statistics
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from analyzers import (
     LensTranslator,
     LogitAttribution,
     LogitLens,
+    Modularity,
     PathPatching,
     ResidualDecomposition,
     sentences,
@@ -80,6 +82,11 @@ def main() -> None:
     search = CircuitSearch(model, tokenizer)
     wanted = {"method": "eap", "sizes": [0.05], "random": 1, "progress": False}
     counted("a circuit by EAP, tested beside a random one", lambda: search.run(*given, **wanted), batch, "", 1)
+
+    units = Modularity(model, tokenizer, layers="memories", scope="*.1[01].*")
+    counted("the graph of 3,072 memories of two layers", lambda: copy(units).update(inputs).net(), batch, "", 1)
+    acting = Modularity(model, tokenizer, graph="activations", layers="memories", scope="*.1[01].*").update(inputs)
+    counted("counting what they do, a batch, located before", lambda: acting.update(inputs), batch, "1.3")
 
     fact = dict(tokenizer(FACT, return_tensors="pt"))
     tracing = CausalTracing(model, tokenizer, kinds=("state",), samples=1)

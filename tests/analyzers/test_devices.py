@@ -19,6 +19,7 @@ from analyzers import (
     LensTranslator,
     LogitAttribution,
     LogitLens,
+    Modularity,
     PathPatching,
     RankOneEdit,
     ResidualDecomposition,
@@ -105,6 +106,19 @@ def test_a_fact_is_recalled_where_double_precision_says(device: str, dtype: torc
     assert found.how != "loop"
     for kind, effects in plain.effects.items():
         np.testing.assert_allclose(found.effects[kind], effects, atol=NEAR[dtype], err_msg=kind)
+
+
+@pytest.mark.parametrize("graph", ["weights", "activations", "correlations"])
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_a_network_is_the_same_graph(device: str, dtype: torch.dtype, graph: str) -> None:
+    ids = torch.randint(0, 500, (6, 12), generator=torch.Generator().manual_seed(0))
+    settings = {"graph": graph, "layers": "memories", "scope": "*.h.2.*"}
+    found = Modularity(loaded(device, dtype)[0], **settings).update({"input_ids": ids.to(device)}).net().adjacency()
+    plain = Modularity(loaded("cpu", torch.float64)[0], **settings).update({"input_ids": ids}).net().adjacency()
+    if graph == "correlations":
+        assert np.corrcoef(found.toarray().ravel(), plain.toarray().ravel())[0, 1] > 0.98
+    else:
+        np.testing.assert_allclose(found.toarray(), plain.toarray(), rtol=NEAR[dtype], atol=NEAR[dtype] * plain.mean())
 
 
 @pytest.mark.parametrize("device", DEVICES)

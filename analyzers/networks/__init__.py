@@ -1,0 +1,1 @@
+"""Networks as weighted graphs of their units: neurons, channels, residual channels, and communities among them."""
