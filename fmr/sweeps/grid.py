@@ -54,7 +54,9 @@ class Grid:
     def plot(self, ax: "Axes | None" = None, tokens: Sequence[str] | None = None) -> "Figure":
         """Draw what each edit changes the metric by, the mean over examples; returns the figure.
 
-        >>> grid.plot(tokens=tokenizer.tokenize(text)).savefig("sweep.png")
+        >>> places = [site.at(positions=t) for t in range(6)]
+        >>> grid = fmr.sweep(model, inputs, places, edits.Zero(), logit_diff(3, 7), progress=False)
+        >>> figure = grid.plot(tokens=["<bos>", "who", "gave", "what", "to", "whom"])
 
         Sites of one position each, or of one head, make a map: a row for each value, a column for each position or head. Any
         others stand side by side, in the order of the sweep. ax: where to draw. tokens: one for each position.
