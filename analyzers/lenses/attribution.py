@@ -88,7 +88,7 @@ class LogitAttribution(Reading):
         weights = torch.stack([asked.weights(logits.value), others.weights(logits.value)])
         (directions,) = logits.back(weights).values()
         parts = list(Backward(structure, run, len(given)).parts(followed(directions, columns, run[readout.end])))
-        parts.append(Part("bias", len(structure.layers), (weights * logits.rest).flatten(2).sum(-1)))
+        parts = _by_layer(parts, (weights * logits.rest).flatten(2).sum(-1))
         values = torch.cat([_flat(part) for part in parts], 1)
         total = _told(run, readout, columns, weights[0], logits.value, states.shape[1])
         error = float((values[0].sum(0) - total).abs().max())
@@ -118,6 +118,16 @@ class LogitAttribution(Reading):
         )
 
 
+def _by_layer(parts: list[Part], last: Tensor) -> list[Part]:
+    """The parts with one of biases a layer, and at the end those of the final norm and the unembedding."""
+    last_layer = 1 + max(part.layer for part in parts)
+    biases: dict[int, Tensor] = {}
+    for part in (*parts, Part("bias", last_layer, last)):
+        if part.kind == "bias":
+            biases[part.layer] = biases.get(part.layer, 0) + part.value
+    return [part for part in parts if part.kind != "bias"] + [Part("bias", n, one) for n, one in sorted(biases.items())]
+
+
 def _by_memory(part: Part) -> bool:
     return part.kind == "mlp" and part.value.dim() == 3
 
@@ -130,7 +140,7 @@ def _flat(part: Part) -> Tensor:
 
 
 def _places(part: Part) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    return np.arange(part.value.shape[2]) if part.kind == "head" else np.array([-1])
+    return np.arange(part.value.shape[2]) if part.kind.endswith("head") else np.array([-1])
 
 
 def _answers(right: Any, wrong: Any, logits: Tensor, tokenizer: Any) -> Answers:

@@ -92,7 +92,8 @@ class Backward:
             product = gradient * way.given[name].detach()
             if name in self.writers.heads:
                 block = self.writers.heads[name]
-                yield Part("head", layer, self._by_axes(product, block.z.layout or (), "heads", name))
+                kind = "cross head" if block.kind == "cross" else "head"
+                yield Part(kind, layer, self._by_axes(product, block.z.layout or (), "heads", name))
             else:
                 memory = self.writers.memories[name]
                 layout = list(memory.post.layout or ("examples", "positions", "units")[-product.dim() + 1 :])
@@ -108,6 +109,8 @@ class Backward:
             at = names.index(joint)
             product = product.unflatten(at, (self.examples, -1))
             names[at : at + 1] = joint.split("*")
+        if self.examples == 1 and "examples" not in names:
+            product, names = product[:, None], ["draws", "examples", *names[1:]]
         if len(names) != product.dim() or not {"examples", axis} <= set(names):
             raise StructureError(f"the dimensions of {name} count {', '.join(layout) or 'nothing known'}, not {axis}")
         product = product.movedim((names.index("examples"), names.index(axis)), (1, 2))

@@ -145,10 +145,10 @@ class LogitLens(Reading):
         if not wanted or not set(wanted) <= set(known):
             raise AnalyzerError(f"layers={layers!r}: expected some of {', '.join(known)}.")
         texts, held = ([self._states(batch, wanted) for batch in some] for some in (batches, held_out))
-        if not texts or not held or self._structure is None:
+        if not texts or not held:
             raise AnalyzerError("batches or held_out is empty: expected texts to train on, and others to measure on.")
         return tuned(
-            self._structure,
+            next(iter(self._structures.values())),
             self.translator,
             texts,
             held,

@@ -17,23 +17,22 @@ from fmr.structure.parts import Structure
 
 
 class Reading:
-    """A method that reads what a model writes to its stream; the model is located once."""
+    """A method that reads what a model writes to its stream; the model is located once, and again where a batch has one
+    example or one position and others had not: then its values are laid out in another way."""
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._structure: Structure | None = None
+        self._structures: dict[tuple[bool, bool], Structure] = {}
 
     def _opened(self, inputs: Given) -> tuple[Prompts, Structure]:
         """The prompts, and the structure of the model in a run of the first two: its IDs hold for any number."""
         check_eval(self.model)
         given = prompts(inputs, self.model, self.tokenizer)
-        return given, self._located(given)
-
-    def _located(self, given: Prompts) -> Structure:
-        if self._structure is None:
+        shape = len(given) > 1, max(given.lengths) > 1
+        if shape not in self._structures:
             with torch.no_grad():
-                self._structure = fmr.locate(first_run(self.model, given))
-        return self._structure
+                self._structures[shape] = fmr.locate(first_run(self.model, given))
+        return given, self._structures[shape]
 
 
 def run_with(model: nn.Module, given: Prompts, wanted: Iterable[TensorId]) -> Run:

@@ -81,7 +81,7 @@ def _map_of_heads(result: "LogitParts", ax: "Axes") -> None:
 def _bars_of_layers(result: "LogitParts", ax: "Axes", layers: int) -> None:
     """What attention and memories of each layer wrote, and in grey what they wrote for the control."""
     other = np.asarray(result.others.mean(1))
-    kinds = (("attention", ("head", "attention"), ATTENTION, 0.2), ("memories", ("mlp",), MEMORIES, -0.2))
+    kinds = (("attention", ("head", "cross head", "attention"), ATTENTION, 0.2), ("memories", ("mlp",), MEMORIES, -0.2))
     for name, own, colour, offset in kinds:
         values, null = (_by_layer(result, shares, own, layers) for shares in (result.shares, other))
         ax.barh(np.arange(layers) + offset, values, 0.4, color=colour, label=name)

@@ -154,7 +154,8 @@ class Lens(Stored):
         yield f"Lens of {several}, {len(self.points)} layers; the last row {exact} what the model says"
         told = [f"{view} {self._layer(place)}" for view, place in self.first().items()]
         yield f"  the answer is first on top at layer (median): {', '.join(told)}"
-        for place in sorted({len(self.points) // 2, 5 * len(self.points) // 6}):
+        last = len(self.points) - 1
+        for place in sorted({(last + 1) // 2, 5 * (last + 1) // 6} - {last}):
             ranks = [f"{view} {self.rank[view][place][self.read].median():.0f}" for view in self.views]
             other = float(self.other_rank[LENS][place][self.read].median())
             yield (

@@ -17,9 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-KINDS = {"embedding": "embedding", "head": "heads", "attention": "attention", "mlp": "memories", "block": "whole blocks",
-         "write": "other writes",
-         "bias": "biases"}  # fmt: skip
+KINDS = {
+    "embedding": "embedding",
+    "head": "heads",
+    "cross head": "cross heads",
+    "attention": "attention",
+    "mlp": "memories",
+    "block": "whole blocks",
+    "write": "other writes",
+    "bias": "biases",
+}
+"""What is written, one and several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +65,7 @@ class LogitParts(Stored):
     def names(self) -> tuple[str, ...]:
         """The name of each part: "embedding", "head 3.1", "mlp 3", "bias 3"."""
         return tuple(
-            f"{kind} {layer}.{place}" if kind == "head" else f"{kind} {layer}" if layer >= 0 else kind
+            f"{kind} {layer}.{place}" if place >= 0 else f"{kind} {layer}" if layer >= 0 else kind
             for kind, layer, place in zip(self.kinds, self.layers.tolist(), self.places.tolist(), strict=True)
         )
 

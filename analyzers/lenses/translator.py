@@ -222,6 +222,10 @@ class LensTranslator(Analyzer[Translator]):
             return
         (points,), _ = found_in(self.model, inputs, lambda structure: (points_of(structure),))
         *names, last = points
+        if not names:
+            raise AnalyzerError(
+                f"{type(self.model).__name__} has one layer, after which its stream ends: there is nothing to translate."
+            )
         wanted = names if self.layers is None else [str(layer) for layer in self.layers]
         if not wanted or not set(wanted) <= set(names):
             raise AnalyzerError(

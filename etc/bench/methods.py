@@ -27,7 +27,6 @@ from analyzers import (
     ResidualDecomposition,
     sentences,
 )
-from analyzers.prompts import prompts
 from fmr.sweeps import logit_diff
 
 PEOPLE = [("Mary", "John"), ("Alice", "Bob"), ("Tom", "James"), ("Sarah", "Peter"),
@@ -107,7 +106,7 @@ def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: d
     texts = sentences()[:32]
     tokens = dict(tokenizer(texts, return_tensors="pt", padding=True))
     for one in (lens, shares, parts):
-        one._located(prompts(clean, model, tokenizer))
+        one._opened(clean)
     maps.update(texts[:2])
 
     def batch() -> object:

@@ -139,14 +139,20 @@ class Readout:
         alike = all(made * math.prod(lead) == before * len(rows) for made, before in recorded)
         if not lead or not alike or known[last].shape[: len(lead)] != ours:
             return self._as_recorded(rows, through, last)
-        return known[last].flatten(0, len(lead) - 1)
+        return known[last].reshape(len(rows), *self._rest(last))
+
+    def _rest(self, last: TensorId) -> tuple[int, ...]:
+        """The shape of the logits of one vector: a vocabulary, after a dimension of heads where there are several."""
+        lead, logits = self.graph[self.end].shape[:-1], self.graph[last].shape
+        of_rows = len(lead) == 1 and math.prod(logits[:-1]) == lead[0]
+        return tuple(logits[len(lead) :]) if logits[: len(lead)] == lead and not of_rows else tuple(logits[-1:])
 
     def _as_recorded(self, rows: Tensor, through: Through, last: TensorId) -> Tensor:
         """The same in the shape of the recorded stream, as many rows at a time as that has; where only one position of it
         has logits, one for each example, which stands at all its positions."""
         shape, logits = self.graph[self.end].shape, self.graph[last].shape
         lead, all_rows = shape[:-1], math.prod(shape[:-1])
-        rest = logits[len(lead) :] if logits[: len(lead)] == lead else logits[-1:]
+        rest = self._rest(last)
         size = all_rows if math.prod(logits) == all_rows * math.prod(rest) else (lead or (1,))[0]
         if (size == all_rows and not self._keeps_order) or math.prod(logits) != size * math.prod(rest) or len(lead) > 2:
             raise StructureError(

@@ -113,6 +113,25 @@ def test_padding_and_the_size_of_a_batch_change_nothing(loaded: tuple[nn.Module,
         assert torch.allclose(alone.values[:, 0], together.values[:, row], atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["GPT2", "Bloom", "OPT"])
+def test_one_example_after_several_is_taken_apart_as_by_itself(name: str) -> None:
+    """With one example, or one position, dimensions mean other things."""
+    model, ids = made(name)
+    attribution = LogitAttribution(model)
+    for some in (ids[:1], ids, ids[:, :1], ids[:1]):
+        found, alone = attribution.run(some, 4), LogitAttribution(model).run(some, 4)
+        assert torch.allclose(found.values, alone.values, atol=1e-6)
+    assert "head 1.3" in found.names
+
+
+def test_heads_that_look_at_an_encoder_have_names_of_their_own() -> None:
+    model, _, kwargs = build("t5")
+    found = LogitAttribution(model).run(kwargs, 3)
+    assert found.error < 1e-5
+    assert {"head 0.0", "cross head 0.0"} <= set(found.names)
+    assert len(set(found.names)) == len(found.names)
+
+
 def test_the_answers_name_movers_are_found_and_shuffled_answers_find_none(loaded: tuple[nn.Module, Any]) -> None:
     model, tokenizer = loaded
     gifts = [gift for gift in world.ioi(60, seed=0) if len(gift.prompt.split()) == 14][:12]
@@ -175,7 +194,7 @@ def test_a_model_written_by_hand_is_taken_apart() -> None:
     torch.manual_seed(0)
     found = LogitAttribution(Memories().eval()).run(torch.randint(20, (2, 5)), 3)
     assert found.error < 1e-5
-    assert list(dict.fromkeys(found.kinds)) == ["mlp", "bias", "embedding"]
+    assert list(dict.fromkeys(found.kinds)) == ["mlp", "embedding", "bias"]
     assert found.strongest(1, "mlp")[0][0] in ("mlp 0", "mlp 1")
 
 

@@ -233,6 +233,9 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
         shard.merge(fitted)
     with pytest.raises(AnalyzerError, match=r"held_out counted layers 0, expected 0, 1, 2"):
         fitted.result(held_out=shard)
+    whisper, _, kwargs = build("whisper")
+    with pytest.raises(AnalyzerError, match=r"has one layer, after which its stream ends: there is nothing to translate"):
+        LensTranslator(whisper).update(kwargs)
     with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer"):
         LogitLens(model).run("Junel")
 
