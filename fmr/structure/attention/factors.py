@@ -91,7 +91,7 @@ def read_by(graph: Graph, site: Site, heads: Heads, value: Values) -> Read:
     base = settled(graph, found.node)
     raw = _before_rotation(graph, base, graph[site.id])
     subscripts = of_projection(graph, found)
-    tokens, matrix = _operands(graph, found, subscripts, value)
+    tokens, matrix = _last(plain(value(found.data)).detach(), subscripts), matrix_of(graph, found, value)
     n = len(matrix)
     numbers = _numbers(graph, found, subscripts, n)
     rows = _rows(graph, raw, site, heads)
@@ -126,7 +126,7 @@ def written_by(graph: Graph, z: Site, way: tuple[TensorId, ...], out: Site, head
     if found is None:
         raise StructureError(f"no projection reads {last}, where its heads lie side by side.")
     subscripts = of_projection(graph, found)
-    tokens, matrix = _operands(graph, found, subscripts, value)
+    tokens, matrix = _last(plain(value(found.data)).detach(), subscripts), matrix_of(graph, found, value)
     places = _traced(graph, iota(*graph[z.id].shape), graph[z.id], graph[last])
     if bool((places < 0).any()) or prod(graph[last].shape) != prod(graph[z.id].shape):
         raise StructureError(f"{last}, which its projection reads, is more than the values of its heads.")
@@ -211,17 +211,17 @@ def _is_foreign(graph: Graph, name: TensorId, own: dict[TensorId, int]) -> bool:
     return number and name not in own and prod(node.shape) > 1 and not weights(graph, name)
 
 
-def _operands(graph: Graph, found: Projection, subscripts: Subscripts, value: Values) -> tuple[Tensor, Tensor]:
-    """What a projection reads as (tokens, width), and its weight as (made, width)."""
+def matrix_of(graph: Graph, found: Projection, value: Values) -> Tensor:
+    """The weight of a projection as a matrix, (what it makes, what it sums over), whichever way round it lies."""
+    subscripts = of_projection(graph, found)
     shape = dict(zip(subscripts.right, graph[found.weight].shape, strict=True))
     made, summed = _made(subscripts), subscripts.contracted
     rest = [letter for letter in subscripts.right if letter not in made + summed]
     if not summed or any(shape[letter] > 1 for letter in rest):
         raise StructureError(f"{found.node.id} has other weights for other places, expected one matrix.")
-    weight = plain(value(found.weight)).detach()
     order = [subscripts.right.index(letter) for letter in (*rest, *made, *summed)]
-    matrix = weight.permute(order).reshape(prod(shape[letter] for letter in made), -1)
-    return _last(plain(value(found.data)).detach(), subscripts), matrix
+    weight = plain(value(found.weight)).detach().permute(order)
+    return weight.reshape(prod(shape[letter] for letter in made), -1)
 
 
 def _made(subscripts: Subscripts) -> str:
