@@ -46,8 +46,15 @@ class Part:
 
 
 def triangle(matrix: Tensor) -> Tensor:
-    """The triangular factor of tall matrices (..., rows, columns): it makes vectors of the same lengths."""
-    return matrix if matrix.shape[-2] <= matrix.shape[-1] else torch.linalg.qr(matrix, mode="r")[1]
+    """The triangular factor of tall matrices (..., rows, columns): it makes vectors of the same lengths.
+
+    It is the root of their small Gram matrix, taken in float64; where that is singular, of a QR decomposition.
+    """
+    if matrix.shape[-2] <= matrix.shape[-1]:
+        return matrix
+    wide = matrix.double()
+    root, failed = torch.linalg.cholesky_ex(wide.mT @ wide, upper=True)
+    return (torch.linalg.qr(wide, mode="r")[1] if bool(failed.any()) else root).to(matrix.dtype)
 
 
 class Circuits:
@@ -79,9 +86,11 @@ class Circuits:
         by_layer = [(n, block) for n, layer in enumerate(layers) for block in layer.attentions if block.kind == "self"]
         return by_layer or [(n, block) for n, block in enumerate(self.structure.attention) if block.kind == "self"]
 
-    def memories(self) -> Iterator[Part]:
+    def memories(self, layers: range | None = None) -> Iterator[Part]:
         """The memories of each layer as one map each, from what the coefficients read to what they write."""
         for number, layer in enumerate(self.structure.layers):
+            if layers is not None and number not in layers:
+                continue
             for place, memory in enumerate(layer.mlps):
                 name = f"mlp {number}" + (f".{place}" if len(layer.mlps) > 1 else "")
                 part = self._tried(memory.scope, partial(self._memory, memory, number, name))
