@@ -113,7 +113,11 @@ class Circuits:
 
     def point_of(self, name: TensorId) -> tuple[int, int, TensorId]:
         """The stream that a value is read from, how many of its writes are in it, and the point itself."""
-        points = {point: number for number, stream in enumerate(self.streams) for point in stream.points}
+        points = {
+            point: number
+            for number, stream in enumerate(self.streams)
+            for point in (stream.points[0], *(write.after for write in stream.writes))
+        }
         for node in above(self.graph, name, lambda node: node.id not in points and contraction(node) is None):
             if node.id in points:
                 self._check_norms(points[node.id])
