@@ -50,7 +50,7 @@ class Heads:
                          to its variance                null: the other sequence's keys permuted
 
     By the weights: copying, the sum of the eigenvalues of a head's circuit from tokens to logits over the sum of their sizes;
-    null: values and outputs of different heads of the layer. On sentences in which one of two people gives: name mover, what
+    null: its values before the output of a head elsewhere. On sentences in which one of two people gives: name mover, what
     the head adds at the last token to the logit of who receives, above the mean of all names; null: to that of somebody who
     is not there. A head has a job if its score lies `least` or more above its null, and above it in nine of ten examples; a
     name mover must also look at who receives. Entropies are in bits.
@@ -96,7 +96,7 @@ class Heads:
         structure = fmr.locate(first)
         rows = self._rows(structure, first)
         draws = self._draws(pool_of(self.ids, rows, self.tokenizer), seed)
-        run = self._run(self._ids(draws.twice[:, : draws.length + 1]))
+        run = self._run(self._ids(draws.twice[:2, :9]))
         structure = fmr.locate(run)
         blocks = _blocks(structure)
         looked, losses = self._looks([block for _, block in blocks], draws, seed, edits)
@@ -173,9 +173,7 @@ class Heads:
         except FmrError as refused:
             return {COPYING: str(refused), NAMING: str(refused)}
         with torch.no_grad():
-            gram = words.gram()
-            pairs = [copying(one, gram) for one in known]
-            scores[COPYING], nulls[COPYING] = (torch.cat(one)[:, None].numpy() for one in zip(*pairs, strict=True))
+            scores[COPYING], nulls[COPYING] = (one[:, None].numpy() for one in copying(known, words.gram()))
             people = draw_people(self.tokenizer, seed)
             if isinstance(people, str):
                 return {NAMING: people}

@@ -46,20 +46,25 @@ class Words:
         return self.fold.into(total)
 
 
-def copying(factors: Factors, gram: Tensor) -> tuple[Tensor, Tensor]:
+def copying(known: Sequence[Factors], gram: Tensor) -> tuple[Tensor, Tensor]:
     """How far each head raises the logit of the token that it looks at, and the most that mismatched heads do: (heads,).
 
     The circuit `U O V E^T` from tokens to logits has the rank of a head, and its eigenvalues but for zeros are those of the
     (head size)^2 matrix `V (E^T U) O`: the score is their sum over the sum of their sizes, 1 where all are positive. The null
-    puts the values of one head before the output of the next one, two or three of the layer.
+    puts the values of a head before the outputs of three heads of the next attention; heads of one may share values.
 
     Source: N. Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021 (copying).
     """
-    read = (factors.v.matrix @ gram.to(factors.v.matrix)).cpu()
-    written = factors.out.matrix.mT.cpu()
-    others = [_positive(read @ written.roll(shift, 0)) for shift in range(1, min(len(read), 4))]
-    own = _positive(read @ written)
-    return own, torch.stack(others).amax(0) if others else torch.full_like(own, float("nan"))
+    own, nulls = [], []
+    for number, factors in enumerate(known):
+        read = (factors.v.matrix @ gram.to(factors.v.matrix)).cpu()
+        other = known[(number + 1) % len(known)].out.matrix.mT.cpu()
+        own.append(_positive(read @ factors.out.matrix.mT.cpu()))
+        first = 1 if len(known) == 1 else 0
+        fits = other.shape == factors.out.matrix.mT.shape
+        mixed = [_positive(read @ other.roll(shift, 0)) for shift in range(first, min(len(read), 3 + first)) if fits]
+        nulls.append(torch.stack(mixed).amax(0) if mixed else torch.full_like(own[-1], float("nan")))
+    return torch.cat(own), torch.cat(nulls)
 
 
 def _positive(matrices: Tensor) -> Tensor:
@@ -79,40 +84,43 @@ def naming(
     """What each head adds to the logit of who receives, and to that of someone who is not there; and its weight on the first.
 
     Each is (heads, prompts), the logits over the mean of all names, by the direct way to the logits with the size of the
-    token as it was. The prompts are run one by one, as they may differ in length.
+    token as it was. Prompts of one length are run together.
     """
-    lists: tuple[list[Tensor], ...] = ([], [], [])
-    names = words.unembedding[people.names.to(words.unembedding.device)].float()
-    read = words.fold.into(names) - words.fold.into(names).mean(0)
-    column = {token: n for n, token in enumerate(people.names.tolist())}
+    names = words.fold.into(words.unembedding[people.names.to(words.unembedding.device)].float())
+    read = names - names.mean(0)
     device = next(model.parameters()).device
-    sites = [site for block in blocks for site in (block.z, block.pattern)]
-    keep = [*sites, words.end, words.normed]
-    for number, (inputs, to, giver) in enumerate(
-        zip(people.inputs, people.receivers.tolist(), people.givers.tolist(), strict=True)
-    ):
-        ids = inputs["input_ids"].to(device)
-        run = fmr.run(model, keep=keep, edits=edits, input_ids=ids)
-        scale = _size(run[words.end], run[words.normed], words)
-        absent = [token for token in column if token not in (to, giver)]
-        other = absent[number % len(absent)]
-        place = ids[0].tolist().index(to)
-        rows = []
+    keep = [site for block in blocks for site in (block.z, block.pattern)] + [words.end, words.normed]
+    rows = [one["input_ids"][0] for one in people.inputs]
+    found = torch.zeros(3, sum(block.n_heads for block in blocks), len(rows), dtype=torch.float64)
+    for size in sorted({len(row) for row in rows}):
+        which = [n for n, row in enumerate(rows) if len(row) == size]
+        ids = torch.stack([rows[n] for n in which])
+        run = fmr.run(model, keep=keep, edits=edits, input_ids=ids.to(device))
+        scale = _sizes(run[words.end], run[words.normed], words)
+        logits = []
         for block, factors in zip(blocks, known, strict=True):
-            z = in_order(run[block.z], block.z, Heads(block.n_heads, block.n_kv_heads))[0, :, -1].float()
-            rows.append(torch.einsum("hu,huw,nw->hn", z, factors.out.matrix.to(z), read.to(z)) * scale)
-        logits = torch.cat(rows).double().cpu()
-        lists[0].append(logits[:, column[to]])
-        lists[1].append(logits[:, column[other]])
-        lists[2].append(torch.cat([block.maps(run)[0, :, -1, place].double().cpu() for block in blocks]))
-    return tuple(torch.stack(one, 1) for one in lists)  # type: ignore[return-value]
+            z = in_order(run[block.z], block.z, Heads(block.n_heads, block.n_kv_heads))[:, :, -1].float()
+            written = torch.einsum("ehu,huw,nw->hen", z, factors.out.matrix.to(z), read.to(z))
+            logits.append(written * scale[None, :, None].to(z))
+        added = torch.cat(logits).double().cpu()
+        weights = torch.cat([block.maps(run)[:, :, -1].transpose(0, 1).double().cpu() for block in blocks])
+        for place, n in enumerate(which):
+            to, other = _columns(people, n)
+            found[0, :, n], found[1, :, n] = added[:, place, to], added[:, place, other]
+            found[2, :, n] = weights[:, place, (ids[place] == people.receivers[n]).nonzero()[0, 0]]
+    return found[0], found[1], found[2]
 
 
-def _size(end: Tensor, normed: Tensor, words: Words) -> float:
-    """What the last token was multiplied by where it was normalised."""
-    x, y = end[0, -1].double(), normed[0, -1].double()
-    fold = words.fold
-    moved = fold.gain * (x - x.mean() if fold.centred else x)
-    return float((moved * (y - fold.bias)).sum() / (moved * moved).sum().clamp(min=1e-30))
+def _columns(people: People, n: int) -> tuple[int, int]:
+    """The places among the names of who receives in a prompt, and of somebody who is not there."""
+    names, there = people.names.tolist(), (int(people.receivers[n]), int(people.givers[n]))
+    absent = [column for column, token in enumerate(names) if token not in there]
+    return names.index(there[0]), absent[n % len(absent)]
 
 
+def _sizes(end: Tensor, normed: Tensor, words: Words) -> Tensor:
+    """What the last token of each example was multiplied by where it was normalised."""
+    x, y, fold = end[:, -1].double(), normed[:, -1].double(), words.fold
+    moved = fold.gain * (x - x.mean(-1, keepdim=True) if fold.centred else x)
+    scale: Tensor = (moved * (y - fold.bias)).sum(-1) / (moved * moved).sum(-1).clamp(min=1e-30)
+    return scale
