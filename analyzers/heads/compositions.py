@@ -62,7 +62,9 @@ class Compositions(Stored):
         """
         alike = [name for name, _ in self.into(reader, role) if _is_memory(name) == _is_memory(writer)]
         if writer not in alike:
-            raise AnalyzerError(f"{writer!r} writes nothing that {reader!r} reads: expected one of {', '.join(alike[:5])} ...")
+            raise AnalyzerError(
+                f"{writer!r} writes nothing that {reader!r} reads: expected one of {', '.join(alike[:5])} ..."
+            )
         return alike.index(writer) + 1, len(alike)
 
     def strongest(self, n: int = 10, role: str | None = None) -> list[tuple[str, str, str, float]]:

@@ -13,12 +13,19 @@ COLUMNS = 8192
 
 LOOKS = ("previous", "next", "self", "first", "last")
 
+ATTENTION, BEYOND, OUTPUT, CKA = "attention", "beyond first", "output", "cka"
+"""Distances: by attention, by attention to all keys but the first, by what is written, by likeness of what is written."""
+
+DISTANCES = {ATTENTION: "JS divergence in bits", BEYOND: "JS divergence in bits, first token left out",
+             OUTPUT: "1 - cosine of outputs", CKA: "1 - CKA of outputs"}  # fmt: skip
+
 
 @dataclass
 class Sums:
-    """What was counted of n heads: sums in float64, so that shards add."""
+    """What was counted of n heads: sums in float64, so that shards add; of each distance, over how many things too."""
 
-    divergence: Tensor
+    apart: dict[str, Tensor]
+    counted: dict[str, int]
     entropy: Tensor
     looks: dict[str, Tensor]
     asked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LOOKS, 0))
@@ -27,15 +34,18 @@ class Sums:
     skipped: int = 0
 
     @classmethod
-    def zeros(cls, n: int) -> "Sums":
+    def zeros(cls, n: int, distances: Sequence[str] = (ATTENTION,)) -> "Sums":
         nothing = torch.zeros(n, dtype=torch.float64)
-        return cls(torch.zeros(n, n, dtype=torch.float64), nothing.clone(), {look: nothing.clone() for look in LOOKS})
+        apart = {one: torch.zeros(n, n, dtype=torch.float64) for one in distances}
+        return cls(apart, dict.fromkeys(distances, 0), nothing.clone(), {look: nothing.clone() for look in LOOKS})
 
     def __len__(self) -> int:
         return len(self.entropy)
 
     def add(self, other: "Sums") -> None:
-        self.divergence += other.divergence
+        for one in self.apart:
+            self.apart[one] += other.apart[one]
+            self.counted[one] += other.counted[one]
         self.entropy += other.entropy
         for look in LOOKS:
             self.looks[look] += other.looks[look]
@@ -45,8 +55,8 @@ class Sums:
         self.skipped += other.skipped
 
 
-def count(patterns: Sequence[Tensor], real: Tensor, smoothing: float) -> Sums:
-    """The sums of one batch.
+def count(patterns: Sequence[Tensor], real: Tensor, smoothing: float, distances: Sequence[str] = (ATTENTION,)) -> Sums:
+    """The sums of one batch, of those distances that are of patterns.
 
     >>> count([torch.eye(5).expand(2, 12, 5, 5)], torch.ones(2, 5, dtype=torch.bool), 0.0).tokens
     10
@@ -54,8 +64,8 @@ def count(patterns: Sequence[Tensor], real: Tensor, smoothing: float) -> Sums:
     patterns: attention weights by layer, (examples, heads, queries, keys). real: which tokens are no padding,
     (examples, positions). smoothing: the share of uniform attention over the real keys mixed into each row.
     """
-    sums = Sums.zeros(sum(pattern.shape[1] for pattern in patterns))
-    waiting: list[Tensor] = []
+    sums = Sums.zeros(sum(pattern.shape[1] for pattern in patterns), distances)
+    waiting = {one: _Waiting(sums.apart[one]) for one in (ATTENTION, BEYOND) if one in sums.apart}
     for rows, places, n_skipped in _examples(patterns, real):
         sums.skipped += n_skipped
         if not len(places):
@@ -64,13 +74,38 @@ def count(patterns: Sequence[Tensor], real: Tensor, smoothing: float) -> Sums:
         sums.tokens += len(places)
         sums.entropy += _entropy(rows).sum((1, 2)).cpu()
         _look(sums, rows, places)
-        waiting.append(((1 - smoothing) * rows + smoothing / rows.shape[-1] if smoothing else rows).flatten(1))
-        if sum(block.shape[1] for block in waiting) >= 2 * COLUMNS:
-            sums.divergence += divergences(torch.cat(waiting, 1))
-            waiting = []
-    if waiting:
-        sums.divergence += divergences(torch.cat(waiting, 1))
+        for one, block in waiting.items():
+            kept = rows if one == ATTENTION else _beyond(rows, places)
+            sums.counted[one] += kept.shape[1]
+            block.add((1 - smoothing) * kept + smoothing / max(kept.shape[-1], 1) if smoothing else kept)
+    for block in waiting.values():
+        block.flush()
     return sums
+
+
+class _Waiting:
+    """Rows that wait until there are enough of them to be compared at once."""
+
+    def __init__(self, total: Tensor) -> None:
+        self.total, self.rows = total, list[Tensor]()
+
+    def add(self, rows: Tensor) -> None:
+        self.rows.append(rows.flatten(1))
+        if sum(block.shape[1] for block in self.rows) >= 2 * COLUMNS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            self.total += divergences(torch.cat(self.rows, 1))
+            self.rows = []
+
+
+def _beyond(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows over all keys but the first, each with the sum 1 again, of those queries of which every head looks there."""
+    rest = rows[:, :, 1:][:, (places > 0).to(rows.device)]
+    mass = rest.sum(-1, keepdim=True)
+    kept = (mass > 0).all(0).flatten()
+    return rest[:, kept] / mass[:, kept]
 
 
 def divergences(weights: Tensor) -> Tensor:

@@ -47,8 +47,10 @@ def draw_tokens(pool: Tensor, first: int | None, examples: int, length: int, see
     random = torch.Generator().manual_seed(seed)
     known = _different(pool, examples, length, random, pool.new_empty(examples, 0))
     others = _different(pool, examples, length, random, known)
-    beginning = torch.full((examples, 1), first) if first is not None else _different(
-        pool, examples, 1, random, torch.cat([known, others], 1)
+    beginning = (
+        torch.full((examples, 1), first)
+        if first is not None
+        else _different(pool, examples, 1, random, torch.cat([known, others], 1))
     )
     return Draws(torch.cat([beginning, known, known], 1), torch.cat([beginning, known, others], 1), length)
 

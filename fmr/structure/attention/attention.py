@@ -231,7 +231,14 @@ def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
     out, written = written_by(graph, found.z, found.path, found.out, heads, value)
     maps = maps_of(value(found.pattern.id).double(), found.pattern, *heads)
     mixed = error(maps @ v.vectors, in_order(value(found.z.id), found.z, heads))
-    errors = {"q": q.error, "k": k.error, "v": v.error, "q.k": _angles(found, heads, q, k, value), "z": mixed, "out": written}
+    errors = {
+        "q": q.error,
+        "k": k.error,
+        "v": v.error,
+        "q.k": _angles(found, heads, q, k, value),
+        "z": mixed,
+        "out": written,
+    }
     tolerance = tolerance_of(*(value(site.id) for site in (found.q, found.k, found.pattern, found.z, found.out)))
     certificate = Certificate(errors, tolerance)
     if not certificate:

@@ -119,7 +119,9 @@ def read_by(graph: Graph, site: Site, heads: Heads, value: Values) -> Read:
     return Read(factor, seen, error(made, seen))
 
 
-def written_by(graph: Graph, z: Site, way: tuple[TensorId, ...], out: Site, heads: Heads, value: Values) -> tuple[Factor, float]:
+def written_by(
+    graph: Graph, z: Site, way: tuple[TensorId, ...], out: Site, heads: Heads, value: Values
+) -> tuple[Factor, float]:
     """The weights by which each head writes what it mixed to the output of their projection, and how exactly."""
     last = way[-1]
     found = next((one for node in graph.readers(last) if (one := projection(graph, node)) and one.data == last), None)
@@ -287,7 +289,9 @@ def _is_centred(graph: Graph, base: Node, raw: Node, value: Values) -> bool:
     """Whether a normalisation takes the mean of a vector away."""
     if not _is_normed(graph, base, raw):
         return False
-    ones, zeros = (torch.full(base.shape, number, dtype=torch.float64, device=value(base.id).device) for number in (1.0, 0.0))
+    ones, zeros = (
+        torch.full(base.shape, number, dtype=torch.float64, device=value(base.id).device) for number in (1.0, 0.0)
+    )
     made = [evaluate(graph, raw.id, {base.id: one}, value) for one in (ones, zeros)]
     return bool((made[0] - made[1]).abs().max() < 1e-6)
 

@@ -50,7 +50,9 @@ def fold_between(graph: Graph, start: TensorId, end: TensorId, value: Values) ->
         raise StructureError(f"{end} has another shape than {start}, a value of the stream.")
     gain, bias = (odd * probe).reshape(-1, width)[0], even.reshape(-1, width)[0]
     if width % 2:
-        gain[-1] = (_halves(graph, start, end, probe.roll(1).expand(x.shape), value)[0] * probe.roll(1)).reshape(-1, width)[0, -1]
+        gain[-1] = (_halves(graph, start, end, probe.roll(1).expand(x.shape), value)[0] * probe.roll(1)).reshape(-1, width)[
+            0, -1
+        ]
     flat, _ = _halves(graph, start, end, torch.ones_like(x), value)
     centred = not bool((flat.abs() > 1e-3 * gain.abs().max()).any())
     moved = gain * (x - x.mean(-1, keepdim=True) if centred else x)
