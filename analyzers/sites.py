@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 import fmr
 from fmr.errors import StructureError
@@ -46,8 +46,8 @@ def read_blocks(
 
     >>> blocks, maps, _ = read_blocks(model, inputs, blocks, choose, ["pattern"], lambda block, run: block.maps(run))
 
-    blocks: those found in an earlier batch; none on the first one. roles: the sites of an attention that are read. Where this
-    batch lays a value out in another way, such as one example and several may, they are found again in it.
+    blocks: those found in an earlier batch; none on the first one. roles: the sites of an attention that are read. Where
+    this batch lays a value out in another way, such as one example and several may, they are found again in it.
     """
     if blocks:
         run = read_at(model, inputs, [getattr(block, role) for block in blocks for role in roles])

@@ -54,7 +54,8 @@ def triangle(matrix: Tensor) -> Tensor:
         return matrix
     wide = matrix.double()
     root, failed = torch.linalg.cholesky_ex(wide.mT @ wide, upper=True)
-    return (torch.linalg.qr(wide, mode="r")[1] if bool(failed.any()) else root).to(matrix.dtype)
+    found: Tensor = torch.linalg.qr(wide, mode="r")[1] if bool(failed.any()) else root
+    return found.to(matrix.dtype)
 
 
 class Circuits:
@@ -150,8 +151,8 @@ class Circuits:
         stream = self.streams[number]
         if _is_normed_itself(self.graph, stream):
             raise AnalyzerError(
-                f"{self.structure.model} normalises its residual stream itself (post-norm), so that what a head wrote is not "
-                "what later heads read. Expected layers that normalise what they read (pre-norm)."
+                f"{self.structure.model} normalises its residual stream itself (post-norm), so that what a head wrote is "
+                "not what later heads read. Expected layers that normalise what they read (pre-norm)."
             )
 
     def _tried(self, scope: str, make: Callable[[], Made]) -> Made | None:

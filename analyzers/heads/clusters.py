@@ -26,10 +26,11 @@ class HeadClusters(Stored):
     >>> result.table().sort_values("previous").tail()
 
     distances: (heads, heads), of the kind that `distance` names. heads: (layer, head) of each row; models: the name of its
-    model, empty where there is one; scopes: the module call of each layer. looks: by name, the mean weight that each head gives to the previous, next, first, last token and to
-    the token itself, where there is one, and its entropy in bits. points: (heads, 2), a map of the distances, with its
-    stress. clusters: a label per head, with the mean silhouette. by_layer: mean distance within and between layers, and the
-    share of random layer labels that do as well. skipped: queries left out, as some head gave no weight to real keys.
+    model, empty where there is one; scopes: the module call of each layer. looks: by name, the mean weight that each head
+    gives to the previous, next, first, last token and to the token itself, where there is one, and its entropy in bits.
+    points: (heads, 2), a map of the distances, with its stress. clusters: a label per head, with the mean silhouette.
+    by_layer: mean distance within and between layers, and the share of random layer labels that do as well. skipped: queries
+    left out, as some head gave no weight to real keys.
     """
 
     distances: Floats
@@ -140,7 +141,8 @@ class HeadClusters(Stored):
         unit = "in bits" if self.distance == ATTENTION else f"({self.unit})"
         layers = len(dict.fromkeys(zip(self.models, (layer for layer, _ in self.heads), strict=True)))
         lines = [
-            f"HeadClusters: {len(self.heads)} heads of {layers} layers over {self.tokens} tokens in {self.examples} examples",
+            f"HeadClusters: {len(self.heads)} heads of {layers} layers over {self.tokens} tokens in {self.examples} "
+            "examples",
             f"  distance {unit}: within a layer {within:.3f}, between layers {between:.3f}, permutation p {p_value:.2g}",
             f"  {self.clusters.max() + 1} clusters, {quality}",
         ]

@@ -79,7 +79,7 @@ class Composition:
         wanted = _layers(into, circuits)
         last = max(wanted)
         parts = [part for parts in circuits.heads(range(last + 1)) for part in parts]
-        parts += [part for part in circuits.memories(range(last + 1))] if memories else []
+        parts += list(circuits.memories(range(last + 1))) if memories else []
         if not parts:
             raise AnalyzerError(f"{structure.model} has no head whose weights are known. {_reasons(circuits.refused)}")
         readers = [(part, role) for part in parts if part.layer in wanted for role in ROLES if role in part.reads]

@@ -37,7 +37,7 @@ class Heads:
     None draws from all tokens that the model looks up, begins with one of them, and leaves name movers out.
     examples, length: so many sequences of a first token and `length` random ones, each followed by itself; None takes 40, or
     as many as the tokenizer's `model_max_length` allows. ids: the tokens to draw from. least: how far a score must lie above
-    its null for a job to be named.
+    its null for a job to be named. writes: whether copying and name movers are scored too.
 
     The scores, means over queries of sequences `first x1 ... xn x1 ... xn`, each a share of the attention:
 
@@ -49,10 +49,10 @@ class Heads:
         positional       beyond the first token, times the covariance of the pattern with that of another sequence relative
                          to its variance                null: the other sequence's keys permuted
 
-    By the weights: copying, the sum of the eigenvalues of a head's circuit from tokens to logits over the sum of their sizes;
-    null: its values before the output of a head elsewhere. On sentences in which one of two people gives: name mover, what
-    the head adds at the last token to the logit of who receives, above the mean of all names; null: to that of somebody who
-    is not there. A head has a job if its score lies `least` or more above its null, and above it in nine of ten examples; a
+    By the weights: copying, the sum of the eigenvalues of a head's circuit from tokens to logits over the sum of their
+    sizes; null: its values before the output of a head elsewhere. On sentences in which one of two people gives: name mover,
+    what the head adds at the last token to the logit of who receives, above the mean of all names; null: to that of somebody
+    who is not there. A head has a job if its score lies `least` or more above its null, and above it in nine of ten examples; a
     name mover must also look at who receives. Entropies are in bits.
 
     Source: C. Olsson et al., "In-context Learning and Induction Heads", 2022; N. Elhage et al., "A Mathematical Framework
@@ -68,6 +68,7 @@ class Heads:
         length: int | None = None,
         ids: Sequence[int] | None = None,
         least: float = 0.25,
+        writes: bool = True,
     ) -> None:
         if whole_number(examples) is None or examples < 2:
             raise AnalyzerError(f"examples={examples!r}: expected 2 or more sequences, so that they can be compared.")
@@ -76,7 +77,7 @@ class Heads:
         if not 0 < least < 1:
             raise AnalyzerError(f"least={least!r}: expected a share of the attention between 0 and 1, such as 0.25.")
         self.model, self.tokenizer = model, tokenizer
-        self.examples, self.ids, self.least = examples, ids, least
+        self.examples, self.ids, self.least, self.writes = examples, ids, least, writes
         limit = getattr(tokenizer, "model_max_length", None) or 10**9
         self.length = length if length is not None else int(min(LENGTH, (limit - 1) // 2))
 
@@ -166,6 +167,8 @@ class Heads:
         edits: Mapping[Key, Edit] | None,
     ) -> dict[str, str]:
         """Add the scores of what heads write; why not, where there are none."""
+        if not self.writes:
+            return dict.fromkeys((COPYING, NAMING), "it was not asked for, writes=False")
         try:
             circuits = Circuits(structure, run)
             known: list[Factors] = [circuits.factors(block) for _, block in blocks]

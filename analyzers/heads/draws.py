@@ -11,8 +11,9 @@ from torch import Tensor
 from analyzers.protocol import AnalyzerError
 from fmr.errors import whole_number
 
-NAMES = """Mary John Alice Bob Tom James Sarah Peter Emma Frank Kate Simon Laura Kevin Anna David George Henry Jack Paul Martin
-Adam Lucy Robert Steve Diana Max Eric Clara Louis Maria Oscar Karen Bella Felix Grace Thomas Victor Wendy Ralph""".split()
+NAMES = """Mary John Alice Bob Tom James Sarah Peter Emma Frank Kate Simon Laura Kevin Anna David George Henry Jack
+Paul Martin Adam Lucy Robert Steve Diana Max Eric Clara Louis Maria Oscar Karen Bella Felix Grace
+Thomas Victor Wendy Ralph""".split()
 SCENES = (
     "When {} and {} went to the store, {} gave a drink to",
     "When {} and {} went to the park, {} gave a book to",
@@ -41,8 +42,8 @@ def draw_tokens(pool: Tensor, first: int | None, examples: int, length: int, see
     pool = pool[pool != first] if first is not None else pool
     if len(pool) <= 2 * length:
         raise AnalyzerError(
-            f"length={length} needs more than {2 * length} different tokens, and there are {len(pool)} to draw from. Expected "
-            "a smaller length, or more ids."
+            f"length={length} needs more than {2 * length} different tokens, and there are {len(pool)} to draw from. "
+            "Expected a smaller length, or more ids."
         )
     random = torch.Generator().manual_seed(seed)
     known = _different(pool, examples, length, random, pool.new_empty(examples, 0))
@@ -62,7 +63,7 @@ def _different(pool: Tensor, examples: int, length: int, random: torch.Generator
         seen = set(before.tolist())
         for place, token in enumerate(row.tolist()):
             while token in seen:
-                token = int(pool[torch.randint(len(pool), (), generator=random)])  # noqa: PLW2901
+                token = int(pool[torch.randint(len(pool), (), generator=random)])
             row[place] = token
             seen.add(token)
     return found

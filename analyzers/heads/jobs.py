@@ -105,7 +105,7 @@ class HeadJobs(Stored):
         has = {job: self.has(job) for job in self.nulls}
         order = {job: self.score(job) for job in self.nulls}
         jobs = [
-            ", ".join(sorted((job for job in has if has[job][i]), key=lambda job: -float(order[job][i])))  # noqa: B023
+            ", ".join(sorted((job for job in has if has[job][i]), key=lambda job: -float(order[job][i])))
             for i in range(len(self.heads))
         ]
         return pd.DataFrame(columns | {"entropy": self.entropy, "jobs": jobs}, index=pd.Index(self.names, name="layer.head"))

@@ -57,9 +57,16 @@ def _strips(result: "HeadJobs", named: Sequence[str], ax: "Axes", label: str) ->
         null, score, has = result.null(job), result.score(job), result.has(job)
         ax.scatter(place - 0.22 + spread, null, s=9, color=NULL, linewidths=0, zorder=2)
         colour: dict[str, Any] = {"cmap": COLOURS, "vmin": 0, "vmax": max(1, layers.max())}
-        edges = np.where(has, INK, "none")
+        edges = [INK if one else "none" for one in has]
         ax.scatter(
-            place + 0.14 + spread, score, c=layers, s=np.where(has, 20, 9), edgecolors=edges, linewidths=0.5, zorder=3, **colour
+            place + 0.14 + spread,
+            score,
+            c=layers,
+            s=np.where(has, 20, 9),
+            edgecolors=edges,
+            linewidths=0.5,
+            zorder=3,
+            **colour,
         )
         _names(ax, [(place + 0.3, float(score[i]), result.names[i]) for i in np.argsort(-score) if has[i]][:NAMED])
     ax.set_xticks(range(len(named)), [job.replace(" ", "\n") for job in named], fontsize=8.5, color=INK)
@@ -103,13 +110,15 @@ def _job_map(result: "HeadJobs", job: str, ax: "Axes | None") -> "Figure":
     rows, columns = (max(one[n] for one in result.heads) + 1 for n in (0, 1))
     if ax is None:
         size = (2.2 + 0.36 * columns * 2, 1.4 + 0.2 * rows)
-        figure, made = plt.subplots(1, 2, figsize=(max(size[0], 5.0), max(size[1], 3.0)), layout="constrained", sharey=True)
+        _, made = plt.subplots(1, 2, figsize=(max(size[0], 5.0), max(size[1], 3.0)), layout="constrained", sharey=True)
         axes: list[Axes] = list(made)
     else:
         axes = [ax]
     signed = float(min(np.nanmin(score), np.nanmin(null))) < -0.05
     most = float(np.nanmax(np.abs(score))) or 1.0
-    scale: dict[str, Any] = {"cmap": "PuOr_r", "vmin": -most, "vmax": most} if signed else {"cmap": COLOURS, "vmin": 0, "vmax": most}
+    scale: dict[str, Any] = (
+        {"cmap": "PuOr_r", "vmin": -most, "vmax": most} if signed else {"cmap": COLOURS, "vmin": 0, "vmax": most}
+    )
     for axis, values, title in zip(axes, (score, null), (job, "null"), strict=False):
         grid = np.full((rows, columns), np.nan)
         grid[tuple(np.array(result.heads).T)] = values
@@ -123,9 +132,16 @@ def _job_map(result: "HeadJobs", job: str, ax: "Axes | None") -> "Figure":
     for name, _ in result.best(job, 6):
         layer, head = result.heads[result.names.index(name)]
         axes[0].annotate(
-            name, (head, layer), ha="center", va="center", fontsize=6.5, color="white" if signed or score[result.names.index(name)] < 0.6 * most else "black"
+            name,
+            (head, layer),
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color="white" if signed or score[result.names.index(name)] < 0.6 * most else "black",
         )
     bar = axes[-1].figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
+    units = {COPYING: "eigenvalues: sum / sum of sizes", NAMING: "logit of the receiver"}
+    bar.set_label(units.get(job, "share of the attention"), fontsize=8)
     bar.ax.tick_params(labelsize=7.5)
     bar.outline.set_visible(False)
     return cast("Figure", axes[0].figure)
@@ -143,7 +159,9 @@ def compositions(result: "Compositions", ax: "Axes | None", role: str, reader: s
     columns = [n for n, name in enumerate(result.writers) if not name.startswith("mlp")]
     rows = [n for n in rows if np.isfinite(result.scores[n, columns]).any()]
     if not rows:
-        raise AnalyzerError(f"role={role!r} has no reader of heads. Expected one of {', '.join(map(repr, dict.fromkeys(result.roles)))}.")
+        raise AnalyzerError(
+            f"role={role!r} has no reader of heads. Expected one of {', '.join(map(repr, dict.fromkeys(result.roles)))}."
+        )
     if ax is None:
         size = np.clip([0.05 * len(columns) + 2.5, 0.05 * len(rows) + 1.6], [5.5, 2.6], [9.5, 8.0])
         ax = plt.subplots(figsize=tuple(size), layout="constrained")[1]
@@ -155,22 +173,26 @@ def _score_map(result: "Compositions", ax: "Axes", role: str, rows: Sequence[int
     image = ax.imshow(values, cmap=COLOURS, vmin=0, vmax=float(np.nanmax(values)), aspect="auto", interpolation="nearest")
     ax.set_facecolor("#f1f1f1")
     for axis, names, what in (
-        (ax.yaxis, [result.readers[n] for n in rows], f"reads by its {_ROLES[role]} (layer.head)"),
-        (ax.xaxis, [result.writers[n] for n in columns], "writes (layer.head)"),
+        (ax.yaxis, [result.readers[n] for n in rows], f"head that reads by its {_ROLES[role]}"),
+        (ax.xaxis, [result.writers[n] for n in columns], "head that writes"),
     ):
         starts = [n for n, name in enumerate(names) if not n or name.split(".")[0] != names[n - 1].split(".")[0]]
         few = len(names) <= 24
         kept = list(range(len(names))) if few else starts[:: max(1, len(starts) // 15)]
-        axis.set_ticks(kept, [names[n] if few else f"{names[n].split('.')[0]}." for n in kept])
-        axis.set_label_text(what, fontsize=8.5, color=INK)
+        axis.set_ticks(kept, [names[n] if few else names[n].split(".")[0] for n in kept])
+        axis.set_label_text(what if few else f"{what}, by layer", fontsize=8.5, color=INK)
     ax.tick_params(labelsize=7.5, length=2, colors=INK)
     ax.spines[:].set_visible(False)
-    for n in np.argsort(-np.nan_to_num(values, nan=-1), axis=None)[:4]:
-        i, j = np.unravel_index(n, values.shape)
+    apart: list[tuple[int, int]] = []
+    for n in np.argsort(-np.nan_to_num(values, nan=-1), axis=None)[:12]:
+        i, j = (int(one) for one in np.unravel_index(n, values.shape))
+        if any(abs(i - row) < 0.04 * len(rows) and abs(j - column) < 0.2 * len(columns) for row, column in apart):
+            continue
+        apart.append((i, j))
         right = j < 0.8 * len(columns)
         ax.annotate(
-            f"{result.readers[rows[i]]} ← {result.writers[columns[j]]}", (j, i), (7 if right else -7, 0), textcoords="offset points",
-            fontsize=6.5, color="white", ha="left" if right else "right", va="center",
+            f"{result.readers[rows[i]]} ← {result.writers[columns[j]]}", (j, i), (7 if right else -7, 0),
+            textcoords="offset points", fontsize=6.5, color="white", ha="left" if right else "right", va="center",
             bbox={"facecolor": INK, "alpha": 0.65, "pad": 1.0, "linewidth": 0},
         )  # fmt: skip
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
@@ -190,13 +212,20 @@ def _bars(result: "Compositions", ax: "Axes", role: str, reader: str) -> "Figure
     every = result.into(reader, role)
     first = every[:BARS]
     scores: Floats = np.array([score for _, score in first])
-    ax.barh(range(len(first)), scores, color=["#7a5195" if name.startswith("mlp") else "#2f6f8f" for name, _ in first], height=0.7)
+    ax.barh(
+        range(len(first)),
+        scores,
+        color=["#7a5195" if name.startswith("mlp") else "#2f6f8f" for name, _ in first],
+        height=0.7,
+    )
     ax.set_yticks(range(len(first)), [name for name, _ in first])
     ax.invert_yaxis()
     ax.axvline(result.expected, color=INK, linewidth=1)
-    ax.annotate(f"turned at random {result.expected:.3f}", (result.expected, len(first) - 0.4), (4, 0), textcoords="offset points",
-                fontsize=7.5, color=INK, va="center")  # fmt: skip
-    ax.set_title(f"what {reader} reads by its {_ROLES[role]}: first of {len(every)} writers", loc="left", fontsize=10, color=INK)
+    text, place = f"turned at random {result.expected:.3f}", (result.expected, len(first) - 0.4)
+    ax.annotate(text, place, (4, 0), textcoords="offset points", fontsize=7.5, color=INK, va="center")
+    ax.set_title(
+        f"what {reader} reads by its {_ROLES[role]}: first of {len(every)} writers", loc="left", fontsize=10, color=INK
+    )
     _plain(ax, "writer")
     ax.set_xlabel("composition", fontsize=8.5, color=INK)
     return cast("Figure", ax.figure)

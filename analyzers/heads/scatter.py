@@ -51,8 +51,9 @@ def _title(ax: "Axes", result: "HeadClusters") -> None:
     within, between, p_value = result.by_layer
     how = "where they look" if "JS" in result.unit else "what they write"
     ax.set_title(f"{len(result.heads)} attention heads by {how}", loc="left", fontsize=12, color=INK, pad=28)
+    bits = " bits" if "JS" in result.unit else ""
     lines = (
-        f"{result.tokens:,} tokens; mean distance within a layer {within:.3f}, between layers {between:.3f}{' bits' if 'JS' in result.unit else ''}, "
+        f"{result.tokens:,} tokens; mean distance within a layer {within:.3f}, between layers {between:.3f}{bits}, "
         f"permutation p = {p_value:.2g}; map: stress {result.stress:.3f}, seed {result.seed}",
         f"{result.clusters.max() + 1} clusters, outlined where of several heads (silhouette {result.silhouette:.2f}); "
         f"beside them the token that gets unusual weight, or broad attention",
@@ -72,7 +73,8 @@ def _points(ax: "Axes", result: "HeadClusters") -> None:
     fixed |= {"edgecolors": INK, "linewidths": 0.5, "zorder": 3}
     for model, marker in zip(models, MARKERS * len(models), strict=False):
         own = np.array([name == model for name in result.models])
-        dots = ax.scatter(*result.points[own].T, c=np.array(layers)[own], marker=marker, label=model, **fixed)
+        x, y = result.points[own].T
+        dots = ax.scatter(x, y, c=np.array(layers)[own], marker=marker, label=model, **fixed)
     if len(models) > 1:
         ax.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
         _counterparts(ax, result)

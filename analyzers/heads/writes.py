@@ -50,8 +50,8 @@ def copying(known: Sequence[Factors], gram: Tensor) -> tuple[Tensor, Tensor]:
     """How far each head raises the logit of the token that it looks at, and the most that mismatched heads do: (heads,).
 
     The circuit `U O V E^T` from tokens to logits has the rank of a head, and its eigenvalues but for zeros are those of the
-    (head size)^2 matrix `V (E^T U) O`: the score is their sum over the sum of their sizes, 1 where all are positive. The null
-    puts the values of a head before the outputs of three heads of the next attention; heads of one may share values.
+    (head size)^2 matrix `V (E^T U) O`: the score is their sum over the sum of their sizes, 1 where all are positive. The
+    null puts the values of a head before the outputs of three heads of the next attention; heads of one may share values.
 
     Source: N. Elhage et al., "A Mathematical Framework for Transformer Circuits", 2021 (copying).
     """
@@ -81,7 +81,7 @@ def naming(
     people: People,
     edits: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each head adds to the logit of who receives, and to that of someone who is not there; and its weight on the first.
+    """What each head adds to the logit of who receives, and to that of someone not there; and its weight on the first.
 
     Each is (heads, prompts), the logits over the mean of all names, by the direct way to the logits with the size of the
     token as it was. Prompts of one length are run together.

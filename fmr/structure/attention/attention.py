@@ -249,7 +249,8 @@ def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
 def _angles(found: Attention, heads: Heads, q: Read, k: Read, value: Values) -> float:
     """How far the angle between a token's query and its own key is from that before both were rotated alike."""
     sites = (found.q, found.k)
-    seen = torch.cosine_similarity(*(in_order(value(site.id).double(), site, heads) for site in sites), dim=-1)
+    turned = [in_order(value(site.id).double(), site, heads) for site in sites]
+    seen = torch.cosine_similarity(turned[0], turned[1], dim=-1)
     return float((torch.cosine_similarity(q.vectors, k.vectors, dim=-1) - seen).abs().max())
 
 

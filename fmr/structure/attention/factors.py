@@ -16,7 +16,7 @@ from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
-from fmr.structure.attention.maps import JOIN, maps_of
+from fmr.structure.attention.maps import JOIN, counts_heads, maps_of
 from fmr.structure.normal.einsum import Subscripts, of_projection
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
@@ -35,7 +35,6 @@ from fmr.structure.normal.match import (
 )
 from fmr.structure.proof.certificate import Certificate, error
 from fmr.structure.proof.evaluate import Values, evaluate, plain
-
 
 _FOLDED = f"examples{JOIN}heads"
 """What rows of a value count in which heads lie in the batch; that it is so is proven with the rest."""
@@ -59,8 +58,8 @@ class Factors:
 
     Head h adds `pattern @ (x @ v.matrix[h].T + v.bias[h]) @ out.matrix[h]` to the output, and the query of a token meets its
     own key in `(q.matrix[h] @ x) @ (k.matrix[h] @ x)`, but for biases, and for lengths where the two are normalised. Queries
-    and keys are those before a rotation by their positions, which leaves that product as it is; between tokens some way apart
-    the rotation by that way stands between the two matrices. Heads that share keys and values have the same ones.
+    and keys are those before a rotation by their positions, which leaves that product as it is; between tokens apart the
+    rotation by that way stands between the two matrices. Heads that share keys and values have the same ones.
     """
 
     q: Factor
@@ -128,7 +127,7 @@ def written_by(
     if found is None:
         raise StructureError(f"no projection reads {last}, where its heads lie side by side.")
     subscripts = of_projection(graph, found)
-    tokens, matrix = _last(plain(value(found.data)).detach(), subscripts), matrix_of(graph, found, value)
+    matrix = matrix_of(graph, found, value)
     places = _traced(graph, iota(*graph[z.id].shape), graph[z.id], graph[last])
     if bool((places < 0).any()) or prod(graph[last].shape) != prod(graph[z.id].shape):
         raise StructureError(f"{last}, which its projection reads, is more than the values of its heads.")
@@ -155,13 +154,15 @@ def written_by(
 
 
 def in_order(value: Tensor, site: Site, heads: Heads) -> Tensor:
-    """A value of the heads as (examples, heads, positions, units), with shared keys repeated for the heads that share them."""
+    """A value of the heads as (examples, heads, positions, units), shared keys repeated for the heads that share them."""
     ordered = _ordered(value, site, heads)
     return ordered.repeat_interleave(heads.queries // ordered.shape[1], 1)
 
 
 def _ordered(value: Tensor, site: Site, heads: Heads) -> Tensor:
-    layout = tuple(_FOLDED if name == "rows" else name for name in site.layout or ())
+    named = site.layout or ()
+    told = any(counts_heads(name) for name in named)
+    layout = tuple(_FOLDED if name == "rows" and not told else name for name in named)
     if layout[-1:] != ("units",):
         raise StructureError(f"{site.id} does not end with the units of a head: {list(layout)}.")
     site = replace(site, layout=layout)
@@ -192,9 +193,8 @@ def _is_of_data(graph: Graph, found: Projection) -> bool:
 def _before_rotation(graph: Graph, base: Node, end: Node) -> Node:
     """The last value that everything goes through on a way before anything else flows in, as the angles of a rotation."""
     own, alone = {base.id: -1}, base
-    nodes = [node for node in between(graph, base.id, end.id)]
     way: list[Node] = []
-    for node in nodes:
+    for node in between(graph, base.id, end.id):
         if any(parent in own for parent in node.parents):
             own[node.id] = len(way)
             way.append(node)

@@ -1,4 +1,4 @@
-"""What a normalisation does to the weights behind it: its gain, its bias and whether it takes means away, read off by probes."""
+"""What a normalisation does to the weights behind it: its gain, its bias, whether it takes means away."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from fmr.structure.proof.evaluate import Values, evaluate
 
 
 class Fold(NamedTuple):
-    """The way between two values as `a * gain * (x - mean) + bias`, with a number `a` of each token; the mean where `centred`.
+    """The way between two values as `a * gain * (x - mean) + bias`, `a` a number of each token; the mean where `centred`.
 
     gain, bias: (width,).
     """
@@ -23,7 +23,7 @@ class Fold(NamedTuple):
     centred: bool
 
     def into(self, matrix: Tensor) -> Tensor:
-        """A matrix (..., width) that reads the end of the way as one that reads its start, but for the size of each token."""
+        """A matrix (..., width) that reads the end of the way as one that reads its start, but for the token's size."""
         folded = matrix * self.gain.to(matrix)
         return folded - folded.mean(-1, keepdim=True) if self.centred else folded
 
