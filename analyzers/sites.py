@@ -44,7 +44,8 @@ def read_blocks(
 ) -> tuple[tuple[Attention, ...], list[Read], Run | None]:
     """What is read of attentions in one batch, the attentions, and the run where that was tracked in full.
 
-    >>> blocks, maps, _ = read_blocks(model, inputs, blocks, choose, ["pattern"], lambda block, run: block.maps(run))
+    >>> every = lambda structure: structure.attention
+    >>> blocks, maps, _ = read_blocks(model, inputs, (), every, ["pattern"], lambda block, run: block.maps(run))
 
     blocks: those found in an earlier batch; none on the first one. roles: the sites of an attention that are read. Where
     this batch lays a value out in another way, such as one example and several may, they are found again in it.

@@ -67,7 +67,7 @@ class HeadClusters(Stored):
         """The mean distance of some heads among themselves, or to others.
 
         >>> result.between(["0.0", "0.1"], ["3.0", "3.1"])
-        0.5...
+        0.4...
         """
         unknown = [name for name in (*heads, *(others or ())) if name not in self.names]
         if unknown or not heads:

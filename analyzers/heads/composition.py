@@ -26,7 +26,7 @@ class Composition:
 
     >>> found = Composition(model).run(inputs)
     >>> found.strongest(1, role="k")[0][:2]
-    ('1.3', '0.0')
+    ('2.0', '0.2')
 
     model: any module whose layers normalise what they read of a residual stream (pre-norm). tokenizer: for inputs as text.
 
@@ -61,7 +61,7 @@ class Composition:
         """The composition of every earlier part with every later one.
 
         >>> Composition(model, tokenizer).run("Alice gave", into=3, memories=False).rank("2.1", "3.0", "k")
-        (12, 12)
+        (9, 12)
 
         inputs: any, of which the graph is made: a few tokens are enough, and the result does not depend on them. into: the
         layers whose parts read; None for all. memories: whether they are counted too.

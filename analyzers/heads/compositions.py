@@ -21,8 +21,8 @@ class Compositions(Stored):
 
     >>> found.scores.shape, len(found.writers)
     ((52, 19), 19)
-    >>> found.into("3.0", "k")[0]
-    ('mlp 2', 0.1...)
+    >>> found.into("1.2", "k")[0]  # an induction head, and the head that looks at the token before
+    ('0.1', 0.2...)
 
     scores: (readings, writers), from 0 to 1, NaN where the writer is no earlier one; `readers` and `roles` ("q", "k", "v" of
     a head, "in" of a memory) name the rows, `writers` the columns, as "layer.head" and "mlp layer". z: the same for the
@@ -48,7 +48,7 @@ class Compositions(Stored):
         """The writers that a part reads by one role, strongest first, with their scores.
 
         >>> found.into("2.1", "v")[0]
-        ('mlp 1', 0.1...)
+        ('1.1', 0.1...)
         """
         row = self.scores[self._row(reader, role)]
         order = [int(n) for n in np.argsort(-row, kind="stable") if row[n] == row[n]]
@@ -57,8 +57,8 @@ class Compositions(Stored):
     def rank(self, writer: str, reader: str, role: str) -> tuple[int, int]:
         """The place of a writer among those of its kind, heads or memories, that a part reads by one role, and how many.
 
-        >>> found.rank("2.1", "3.0", "k")
-        (12, 12)
+        >>> found.rank("0.1", "1.2", "k")
+        (1, 4)
         """
         alike = [name for name, _ in self.into(reader, role) if _is_memory(name) == _is_memory(writer)]
         if writer not in alike:
@@ -71,7 +71,7 @@ class Compositions(Stored):
         """The pairs of heads that compose most: (reader, writer, role, score).
 
         >>> found.strongest(1, role="q")
-        [('1.2', '0.3', 'q', 0.2...)]
+        [('2.2', '0.0', 'q', 0.1...)]
         """
         rows = [i for i, (name, one) in enumerate(zip(self.readers, self.roles, strict=True))
                 if not _is_memory(name) and role in (None, one)]  # fmt: skip

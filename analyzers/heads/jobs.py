@@ -23,8 +23,8 @@ NINE_OF_TEN = 0.9
 class HeadJobs(Stored):
     """What each head does, by score and null.
 
-    >>> jobs.of("3.1")
-    ['induction', ...]
+    >>> jobs.of("1.1")
+    ['induction', 'copying', 'positional']
     >>> jobs.table().query("induction > 0.4")[["induction", "induction null", "jobs"]]
 
     scores, nulls: by job, (heads, examples), shares of the attention; of copying one number from -1 to 1, of name movers
@@ -80,7 +80,7 @@ class HeadJobs(Stored):
         """The heads that have a job, highest score first; fewer than `n` where fewer clear their null.
 
         >>> jobs.best("previous token", 1)
-        [('2.1', 0.9...)]
+        [('0.1', 0.5...)]
         """
         score, has = self.score(job), self.has(job)
         return [(self.names[i], float(score[i])) for i in np.argsort(-score, kind="stable") if has[i]][:n]

@@ -163,8 +163,8 @@ def compositions(result: "Compositions", ax: "Axes | None", role: str, reader: s
             f"role={role!r} has no reader of heads. Expected one of {', '.join(map(repr, dict.fromkeys(result.roles)))}."
         )
     if ax is None:
-        size = np.clip([0.05 * len(columns) + 2.5, 0.05 * len(rows) + 1.6], [5.5, 2.6], [9.5, 8.0])
-        ax = plt.subplots(figsize=tuple(size), layout="constrained")[1]
+        size = min(max(0.05 * len(columns) + 2.5, 5.5), 9.5), min(max(0.05 * len(rows) + 1.6, 2.6), 8.0)
+        ax = plt.subplots(figsize=size, layout="constrained")[1]
     return _score_map(result, ax, role, rows, columns)
 
 

@@ -184,6 +184,16 @@ def test_a_planted_reader_is_found_and_a_planted_stranger_is_not() -> None:
     assert found.z[found._row("2.1", "q"), column] < 4
 
 
+def test_trained_induction_heads_read_the_previous_token_head(loaded: tuple[nn.Module, Any]) -> None:
+    """By weights alone, in the model that ships: all four heads of layer 1 read by their keys what 0.1 wrote, not what they
+    read by their queries."""
+    found = Composition(*loaded).run(IDS, into=1, memories=False)
+    ranks = [found.rank("0.1", f"1.{head}", "k")[0] for head in range(4)]
+    assert sorted(ranks) == [1, 1, 1, 2]
+    assert min(found.rank("0.1", f"1.{head}", "q")[0] for head in range(4)) > 2
+    assert all(found.z[found._row(f"1.{head}", "k"), found.writers.index("0.1")] > 10 for head in range(4))
+
+
 def test_the_triangle_of_a_matrix_without_full_rank_keeps_its_lengths() -> None:
     torch.manual_seed(0)
     tall = torch.randn(9, 2) @ torch.randn(2, 4)
