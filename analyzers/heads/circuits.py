@@ -117,7 +117,7 @@ class Circuits:
         points = {
             point: number
             for number, stream in enumerate(self.streams)
-            for point in (stream.points[0], *(write.after for write in stream.writes))
+            for point in (stream.points[0], stream.writes[0].before, *(write.after for write in stream.writes))
         }
         for node in above(self.graph, name, lambda node: node.id not in points and contraction(node) is None):
             if node.id in points:
@@ -190,7 +190,8 @@ class Circuits:
         values = values if memory.first is None else values.narrow(1, memory.first, memory.n)
         if len(keys) not in (memory.n, 2 * memory.n) or values.shape[1] != memory.n:
             raise StructureError(
-                f"its projections make {len(keys)} numbers of a token and read {values.shape[1]} for {memory.n} memories."
+                f"its projections make {len(keys)} numbers of a token and read {values.shape[1]} for {memory.n} memories: "
+                "one matrix for all tokens was expected and none for others (experts have several)."
             )
         stream, after, point = self.point_of(source)
         _, at, written = self.written(memory.out.id)

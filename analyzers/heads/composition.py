@@ -110,6 +110,8 @@ class Composition:
 def _layers(into: int | Sequence[int] | None, circuits: Circuits) -> frozenset[int]:
     """The layers whose parts read."""
     known = {number for number, _ in circuits.numbered()} | set(range(len(circuits.structure.layers)))
+    if not known:
+        raise AnalyzerError(f"{circuits.structure.model} has no layers: no attention and no memory on a residual stream.")
     if into is None:
         return frozenset(known)
     one = whole_number(into)

@@ -131,9 +131,11 @@ class Heads:
             raise
         except Exception as error:
             size = max(value.shape[-1] for value in inputs.values() if isinstance(value, Tensor))
+            shorter = f"shorter sequences: Heads(model, length={max(3, size // 4)})."
+            alone = "a model that takes these alone, such as the encoder of two stacks."
             raise AnalyzerError(
-                f"{type(self.model).__name__} does not take {size} token ids alone: {error}. Expected a model of one stack, "
-                f"such as the encoder of two, and sequences that it can take: Heads(model, length={max(3, size // 4)})."
+                f"{type(self.model).__name__} does not take {size} token ids: {error}. "
+                f"Expected {shorter if size > 9 else alone}"
             ) from error
 
     def _rows(self, structure: Structure, run: Run) -> int:

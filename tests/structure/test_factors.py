@@ -16,6 +16,7 @@ from transformers import (
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MixtralConfig,
     Qwen3Config,
@@ -40,6 +41,7 @@ CONFIGS: dict[str, Any] = {
     "rotated in pairs, in part": GPTJConfig(**SHORT, rotary_dim=4),
     "heads in the batch": BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=64, bos_token_id=1, eos_token_id=1),
     "experts": MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=2),
+    "sinks, halves turned": GptOssConfig(**SIZES, num_key_value_heads=2, head_dim=16, num_local_experts=4),
     "post-norm": BertConfig(**SIZES),
 }
 

@@ -13,7 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.attention.factors import Factors, Heads, Read, in_order, read_by, written_by
+from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
@@ -226,6 +226,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
 def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
     """The weights of each head; that q and k, and v and z, count their units alike is part of what is proven."""
     heads = Heads(found.n_heads, found.n_kv_heads)
+    found = replace(found, q=named_like(found.q, found.pattern), k=named_like(found.k, found.pattern))
     q, k, v = (read_by(graph, site, heads, value) for site in (found.q, found.k, found.v))
     assert found.out is not None
     out, written = written_by(graph, found.z, found.path, found.out, heads, value)

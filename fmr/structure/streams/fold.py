@@ -46,7 +46,7 @@ def fold_between(graph: Graph, start: TensorId, end: TensorId, value: Values) ->
     probe[1::2] = -1
     probe[-1] = -1 if width % 2 == 0 else 0  # its mean is 0
     odd, even = _halves(graph, start, end, probe.expand(x.shape), value)
-    if odd.shape != x.shape:
+    if odd.shape[-1] != width or odd.numel() != x.numel():
         raise StructureError(f"{end} has another shape than {start}, a value of the stream.")
     gain, bias = (odd * probe).reshape(-1, width)[0], even.reshape(-1, width)[0]
     if width % 2:
@@ -56,7 +56,7 @@ def fold_between(graph: Graph, start: TensorId, end: TensorId, value: Values) ->
     flat, _ = _halves(graph, start, end, torch.ones_like(x), value)
     centred = not bool((flat.abs() > 1e-3 * gain.abs().max()).any())
     moved = gain * (x - x.mean(-1, keepdim=True) if centred else x)
-    seen = value(end).detach().double()
+    seen = value(end).detach().double().reshape(x.shape)
     scale = (moved * (seen - bias)).sum(-1, keepdim=True) / (moved * moved).sum(-1, keepdim=True).clamp(min=1e-30)
     off = error(scale * moved + bias, seen)
     if off > tolerance_of(value(start), value(end)):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
 
 import fmr
 from analyzers import AnalyzerError, Composition, Compositions
@@ -282,3 +282,11 @@ def test_what_its_weights_do_not_explain_is_left_out_with_the_reason() -> None:
     assert len(parts) == 2
     assert len(circuits.refused) == 1
     assert "no weights of single heads" in next(iter(circuits.refused.values()))
+
+
+def test_layers_that_lay_tokens_of_all_examples_in_rows_are_read_too() -> None:
+    torch.manual_seed(0)
+    config = OPTConfig(**{**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32})
+    found = Composition(_moved(AutoModelForCausalLM.from_config(config))).run(IDS)
+    assert found.refused == {}
+    assert found.scores.shape == (3 * 13, 14)

@@ -283,9 +283,7 @@ def test_it_is_shown_saved_and_read_again(jobs: HeadJobs, tmp_path: Path) -> Non
 
 def test_what_is_wrong_is_said(loaded: tuple[nn.Module, Any], jobs: HeadJobs) -> None:
     model, tokenizer = loaded
-    with pytest.raises(
-        AnalyzerError, match=r"does not take 81 token ids alone: index out of range.*Heads\(model, length=20\)"
-    ):
+    with pytest.raises(AnalyzerError, match=r"does not take 81 token ids: index out of range.*Heads\(model, length=20\)"):
         Heads(model, length=40).run()
     with pytest.raises(AnalyzerError, match="length=30 needs more than 60 different tokens, and there are 50 to draw from"):
         Heads(model, tokenizer, length=30, ids=range(10, 60)).run()
@@ -303,5 +301,9 @@ def test_what_is_wrong_is_said(loaded: tuple[nn.Module, Any], jobs: HeadJobs) ->
         jobs.of("9.9")
     with pytest.raises(AnalyzerError, match=r"'name mover' was not scored: there is no tokenizer"):
         Heads(model, length=20).run().score("name mover")
+    with pytest.raises(
+        AnalyzerError, match=r"does not take 8 token ids: .*Expected a model that takes these alone, such as"
+    ):
+        Heads(nn.Sequential(nn.Linear(4, 4))).run()
     with pytest.raises(AnalyzerError, match="looks no tokens up in a table: expected a language model"):
         Heads(Counts()).run()
