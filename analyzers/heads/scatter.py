@@ -21,6 +21,8 @@ MARKERS = "osD^v"
 
 INK, PALE, TAG = "#333333", "#8a8a8a", "#a6460a"
 LABEL = 6.5  # points
+MOVED = 10
+"""How many heads have names where there are several models."""
 
 
 def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Figure":
@@ -85,10 +87,12 @@ def _points(ax: "Axes", result: "HeadClusters") -> None:
 
 
 def _counterparts(ax: "Axes", result: "HeadClusters") -> None:
-    """A line from each head to the same one of another model."""
+    """A line from each head to the same one of another model, those that lie farthest apart in dark."""
     place = dict(zip(result.names, result.points, strict=True))
-    for one, other, _ in result.counterparts():
-        ax.plot(*np.stack([place[one], place[other]]).T, color=PALE, linewidth=0.6, zorder=2)
+    for number, (one, other, _) in enumerate(result.counterparts()):
+        dark = number < MOVED
+        x, y = np.stack([place[one], place[other]]).T
+        ax.plot(x, y, color=TAG if dark else PALE, linewidth=1.1 if dark else 0.5, zorder=2.5 if dark else 2)
 
 
 def _outlines(ax: "Axes", result: "HeadClusters", margin: float) -> None:
@@ -132,9 +136,11 @@ def _labels(ax: "Axes", result: "HeadClusters") -> None:
     """The name of each head beside its point, moved apart where names would cover names or points."""
     ax.apply_aspect()
     scale = 72 / ax.figure.dpi
-    points = ax.transData.transform(result.points) * scale
-    sizes = np.array([(0.62 * LABEL * len(name), 1.15 * LABEL) for name in result.names])
-    for name, point, place, away in zip(result.names, result.points, *_apart(points, sizes), strict=True):
+    shown = _named(result)
+    names, own = [f"{layer}.{head}" for layer, head in (result.heads[n] for n in shown)], result.points[shown]
+    points = ax.transData.transform(own) * scale
+    sizes = np.array([(0.62 * LABEL * len(name), 1.15 * LABEL) for name in names]).reshape(-1, 2)
+    for name, point, place, away in zip(names, own, *_apart(points, sizes), strict=True):
         line: dict[str, Any] = {"arrowstyle": "-", "color": PALE, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3}
         ax.annotate(
             name,
@@ -148,6 +154,12 @@ def _labels(ax: "Axes", result: "HeadClusters") -> None:
             arrowprops=line if away else None,
             zorder=4,
         )
+
+
+def _named(result: "HeadClusters") -> list[int]:
+    """The heads whose names are written: all of one model; of several, those of the first that lie farthest from others."""
+    moved = {one for one, _, _ in result.counterparts()[:MOVED]}
+    return [n for n, name in enumerate(result.names) if name in moved or not moved]
 
 
 def _apart(points: Floats, sizes: Floats) -> tuple[Floats, NDArray[np.bool_]]:

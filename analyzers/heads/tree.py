@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from analyzers.heads.clusters import HeadClusters
 
-READABLE = 5.0  # points
+READABLE = 5.5  # points
+NAMED = 100
+"""So many leaves have room for names."""
 
 
 def linkage(distances: Floats) -> Floats:
@@ -35,21 +37,31 @@ def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Figure":
 
     n, joined = len(result.heads), linkage(result.distances)
     if ax is None:
-        ax = plt.subplots(figsize=(max(7.0, 0.095 * n + 1.5), 4.2), layout="constrained")[1]
+        ax = plt.subplots(figsize=(min(max(7.0, 0.11 * n + 1.5), 12.0), 4.4), layout="constrained")[1]
     drawn: dict[str, Any] = dendrogram(joined, ax=ax, no_labels=True, link_color_func=lambda _: PALE)
     order, layers = drawn["leaves"], [layer for layer, _ in result.heads]
     top, most = float(joined[-1, 2]) or 1.0, max(layers)
     colours = colormaps[COLOURS].resampled(most + 1)
     places = 10 * np.arange(n) + 5.0
-    ax.scatter(places, np.full(n, -0.02 * top), c=[colours(layers[i]) for i in order], s=14, marker="s", linewidths=0)
-    for place, i in zip(places, order, strict=True):
-        ax.annotate(result.names[i], (place, -0.045 * top), rotation=90, ha="center", va="top", fontsize=READABLE, color=INK)
-    ax.set_ylim(-0.16 * top, 1.03 * top)
+    ax.bar(places, np.full(n, -0.04 * top), 10.0, -0.01 * top, color=[colours(layers[i]) for i in order], linewidth=0)
+    for place, i in zip(places, order, strict=True) if n <= NAMED else ():
+        ax.annotate(result.names[i], (place, -0.065 * top), rotation=90, ha="center", va="top", fontsize=READABLE, color=INK)
+    ax.set_ylim((-0.17 if n <= NAMED else -0.06) * top, 1.03 * top)
+    ax.spines["left"].set_bounds(0, top)
     k = int(result.clusters.max()) + 1
     if 1 < k < n:
         cut = (joined[-k, 2] + joined[-k + 1, 2]) / 2
         ax.axhline(cut, color=INK, linewidth=0.7, linestyle=(0, (4, 2)))
-        ax.annotate(f"{k} clusters", (10 * n, cut), (0, 2), textcoords="offset points", ha="right", fontsize=7.5, color=INK)
+        ax.annotate(
+            f"{k} clusters",
+            (10 * n, cut),
+            (3, 0),
+            textcoords="offset points",
+            ha="left",
+            va="center",
+            fontsize=7.5,
+            color=INK,
+        )
     ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= top])
     ax.set_ylabel(result.unit, color=INK)
     ax.spines[["top", "right", "bottom"]].set_visible(False)
@@ -65,7 +77,7 @@ def _bar(ax: "Axes", most: int, colours: Any) -> None:
 
     norm = BoundaryNorm(np.arange(most + 2) - 0.5, most + 1)
     ticks = range(0, most + 1, -(-(most + 1) // 12))
-    bar = ax.figure.colorbar(ScalarMappable(norm, colours), ax=ax, shrink=0.8, aspect=18, pad=0.01, ticks=ticks)
+    bar = ax.figure.colorbar(ScalarMappable(norm, colours), ax=ax, shrink=0.8, aspect=18, pad=0.06, ticks=ticks)
     bar.set_label("layer")
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
