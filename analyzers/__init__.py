@@ -16,7 +16,12 @@ from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, KeyCovariance
 from analyzers.editing.rank_one import RankOneEdit
 from analyzers.editing.scores import EditScores
-from analyzers.heads.clustering import HeadClustering, HeadClusters
+from analyzers.heads.clustering import HeadClustering
+from analyzers.heads.clusters import HeadClusters
+from analyzers.heads.composition import Composition
+from analyzers.heads.compositions import Compositions
+from analyzers.heads.detect import Heads
+from analyzers.heads.jobs import HeadJobs
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -43,6 +48,8 @@ __all__ = [
     "CircuitSearch",
     "Communities",
     "Composed",
+    "Composition",
+    "Compositions",
     "Covariance",
     "Decomposition",
     "EditScores",
@@ -50,6 +57,8 @@ __all__ = [
     "FactEdit",
     "HeadClustering",
     "HeadClusters",
+    "HeadJobs",
+    "Heads",
     "KeyCovariance",
     "KeyValueMemories",
     "Lens",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 import fmr
 from fmr.errors import StructureError
@@ -12,6 +12,7 @@ from fmr.runs.run import Run
 from fmr.structure.parts import Attention, Structure
 
 Part = TypeVar("Part")
+Read = TypeVar("Read")
 
 
 def found_in(
@@ -33,25 +34,27 @@ def read_at(model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[Site]) 
     return fmr.run(model, keep=sites, stop=True, **inputs)
 
 
-def read_maps(
+def read_blocks(
     model: nn.Module,
     inputs: Mapping[str, Any],
     blocks: tuple[Attention, ...],
     choose: Callable[[Structure], tuple[Attention, ...]],
-) -> tuple[tuple[Attention, ...], list[Tensor]]:
-    """The patterns of attentions in one batch, each (examples, heads, queries, keys), and the attentions.
+    roles: Sequence[str],
+    read: Callable[[Attention, Run], Read],
+) -> tuple[tuple[Attention, ...], list[Read], Run | None]:
+    """What is read of attentions in one batch, the attentions, and the run where that was tracked in full.
 
-    >>> blocks, maps = read_maps(model, inputs, blocks, lambda structure: structure.attention)
+    >>> every = lambda structure: structure.attention
+    >>> blocks, maps, _ = read_blocks(model, inputs, (), every, ["pattern"], lambda block, run: block.maps(run))
 
-    blocks: those found in an earlier batch; none on the first one. Where this batch lays a pattern out in another way, such
-    as one example and several may, they are found again in it.
+    blocks: those found in an earlier batch; none on the first one. roles: the sites of an attention that are read. Where
+    this batch lays a value out in another way, such as one example and several may, they are found again in it.
     """
     if blocks:
-        run = read_at(model, inputs, [block.pattern for block in blocks])
+        run = read_at(model, inputs, [getattr(block, role) for block in blocks for role in roles])
         try:
-            return blocks, [block.maps(run) for block in blocks]
+            return blocks, [read(block, run) for block in blocks], None
         except StructureError:
-            again, run = found_in(model, inputs, choose)
-            return again, [block.maps(run) for block in again]
-    blocks, run = found_in(model, inputs, choose)
-    return blocks, [block.maps(run) for block in blocks]
+            blocks = ()
+    found, run = found_in(model, inputs, choose)
+    return found, [read(block, run) for block in found], run

@@ -1,7 +1,6 @@
-"""Which attention heads do the same: their Jensen-Shannon divergences, as a map of all heads."""
+"""Which attention heads do the same: their distances over a data set, by where they look or by what they write."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -9,49 +8,79 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analyzers.heads.divergence import LOOKS, Sums, count
-from analyzers.numbers.embed import Floats, Ints, Separation, group, plane, separation
+from analyzers.heads.clusters import HeadClusters
+from analyzers.heads.divergence import ATTENTION, CKA, DISTANCES, LOOKS, OUTPUT, Sums, count
+from analyzers.heads.outputs import count_outputs, from_likeness
+from analyzers.numbers.embed import group, plane, separation
 from analyzers.protocol import Analyzer, AnalyzerError, Batch, checked, real_tokens
-from analyzers.sites import read_maps
+from analyzers.sites import read_blocks
 from fmr.ids import Site
+from fmr.runs.run import Run
+from fmr.structure.attention.factors import Factors, Heads, in_order
+from fmr.structure.parts import Attention
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from fmr.structure.parts import Structure
 
-    from fmr.structure.parts import Attention, Structure
+Read = tuple[Tensor, Tensor | None]
+"""The pattern of an attention, (examples, heads, queries, keys), and what its heads mixed where that is asked for."""
 
 
 class HeadClustering(Analyzer["HeadClusters"]):
-    """Measure how differently attention heads look at the same tokens, over a data set.
+    """Measure how differently attention heads look at, or write from, the same tokens, over a data set.
 
     >>> heads = HeadClustering(model)
     >>> heads.over(tokenizer(text, return_tensors="pt", padding=True) for text in texts)
     >>> heads.result().plot()
 
-    model: any module with self-attention, in eval mode; None where only `update_patterns` is used.
+    model: any module with self-attention, in eval mode; several by name, {"before": one, "after": other}, are put on one map
+    (they must split texts alike); None where only `update_patterns` is used.
+    distances: which are counted, one or several of:
+
+        attention       the Jensen-Shannon divergence of two heads' rows in bits, the mean over all real query tokens: 0 for
+                        heads that look alike, 1 for heads that never look at the same token
+        beyond first    the same over all keys but the first, each row with the sum 1 again: heads that rest on the first
+                        token (a sink) are alike by that alone
+        output          1 - cosine of what two heads add to the output of their attention, the mean over tokens
+        cka             1 - linear CKA (unbiased) of these: whether they tell tokens apart alike, in whatever direction
+
     smoothing: the share of uniform attention over the real keys mixed into each row before comparing, from 0 (none, as
     in the paper) to below 1; a little of it makes less of weights that differ only in how close to 0 they are.
     scope: a glob over the module calls that hold the attentions, for a model with several stacks ("encoder.*").
     mask: the name of the argument that is 0 on padding, (examples, positions); without it every token is real.
 
-    The distance of two heads is the divergence of their rows in bits, the mean over all real query tokens: 0 for heads
-    that look alike, 1 for heads that never look at the same token. Padding counts neither as query nor as key. The first
-    batch is tracked in full to find the patterns; later ones read only these.
+    Padding counts neither as query nor as key. The first batch is tracked in full to find the patterns; later ones read only
+    these.
 
-    Source: K. Clark, U. Khandelwal, O. Levy, C. Manning, "What Does BERT Look At?", 2019, section 6.
+    Source: K. Clark, U. Khandelwal, O. Levy, C. Manning, "What Does BERT Look At?", 2019, section 6; S. Kornblith et al.,
+    "Similarity of Neural Network Representations Revisited", 2019 (CKA).
     """
 
     def __init__(
-        self, model: nn.Module | None = None, *, smoothing: float = 0.0, scope: str = "*", mask: str = "attention_mask"
+        self,
+        model: nn.Module | Mapping[str, nn.Module] | None = None,
+        *,
+        distances: str | Sequence[str] = ATTENTION,
+        smoothing: float = 0.0,
+        scope: str = "*",
+        mask: str = "attention_mask",
     ) -> None:
         if not 0 <= smoothing < 1:
             raise AnalyzerError(f"smoothing={smoothing}: expected a share from 0 (none) to below 1, such as 0.001.")
-        self.model, self.smoothing, self.scope, self.mask = model, smoothing, scope, mask
-        self.blocks: tuple[Attention, ...] = ()
-        self.layers: tuple[int, ...] = ()
+        named = (distances,) if isinstance(distances, str) else tuple(distances)
+        if not named or not set(named) <= DISTANCES.keys():
+            raise AnalyzerError(f"distances={distances!r}: expected some of {', '.join(map(repr, DISTANCES))}.")
+        self.models = dict(model) if isinstance(model, Mapping) else {"": model} if model is not None else {}
+        self.distances, self.smoothing, self.scope, self.mask = named, smoothing, scope, mask
+        self.found: dict[str, tuple[Attention, ...]] = {}
+        self.written: dict[str, list[Factors]] = {}
+        self.layers: dict[str, tuple[int, ...]] = {}
         self.sums: Sums | None = None
+
+    @property
+    def blocks(self) -> tuple[Attention, ...]:
+        """The attentions, by layer, model after model; none before the first batch."""
+        return tuple(block for blocks in self.found.values() for block in blocks)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -66,83 +95,97 @@ class HeadClustering(Analyzer["HeadClusters"]):
         batch: the model's arguments by name, with the mask where there is padding. `AnalyzerError` if the batch holds
         no tensor, or the model no attention that `fmr.locate` certifies.
         """
-        if self.model is None:
+        if not self.models:
             raise AnalyzerError(
                 "This HeadClustering has no model to run. Make it with HeadClustering(model), or call update_patterns."
             )
         inputs = checked(batch)
-        self.blocks, patterns = read_maps(self.model, inputs, self.blocks, self._blocks)
-        return self.update_patterns(patterns, inputs.get(self.mask))
+        read = {name: self._read(name, inputs) for name in self.models}
+        patterns = {name: [pattern for pattern, _ in values] for name, values in read.items()}
+        outputs = [self._outputs(name, values) for name, values in read.items() if self._writes]
+        return self._update(patterns, inputs.get(self.mask), [one for several in outputs for one in several])
 
-    def update_patterns(self, patterns: Sequence[Any], mask: Any = None) -> "HeadClustering":
+    def update_patterns(self, patterns: Sequence[Any] | Mapping[str, Sequence[Any]], mask: Any = None) -> "HeadClustering":
         """Count attention patterns from any source.
 
         >>> HeadClustering().update_patterns([torch.eye(5).expand(2, 12, 5, 5)])
 
-        patterns: one tensor or array per layer, (examples, heads, queries, keys), all over the same tokens.
-        mask: (examples, positions), 0 on padding; None: no padding.
+        patterns: one tensor or array per layer, (examples, heads, queries, keys), all over the same tokens; those of several
+        models by name. mask: (examples, positions), 0 on padding; None: no padding.
         """
-        values = [torch.as_tensor(pattern) for pattern in patterns]
-        _check_shapes(values)
-        layers = tuple(value.shape[1] for value in values)
-        if self.sums is not None and layers != self.layers:
-            raise AnalyzerError(
-                f"This batch has {list(layers)} heads by layer, earlier ones had {list(self.layers)}. {_ONE}"
-            )
-        real = real_tokens(mask, values[0].shape[0], values[0].shape[-1])
-        with torch.no_grad():
-            self._add(layers, count(values, real.to(values[0].device), self.smoothing))
-        return self
+        if self._writes:
+            raise AnalyzerError(f"Patterns alone do not tell what is written: expected distances of {_OF_PATTERNS}.")
+        return self._update(dict(patterns) if isinstance(patterns, Mapping) else {"": patterns}, mask, [])
 
     def merge(self, other: "HeadClustering") -> "HeadClustering":
         """Add what another analyzer counted on other data, and return this one; the result is that of one pass over all.
 
         >>> HeadClustering(model).over(batches[:2]).merge(HeadClustering(model).over(batches[2:])).result()
 
-        `AnalyzerError` if the two differ in heads, in where the patterns lie, or in smoothing.
+        `AnalyzerError` if the two differ in heads, in where the patterns lie, in distances or in smoothing.
         """
         if not isinstance(other, HeadClustering):
             raise AnalyzerError(f"merge got {type(other).__name__}, expected another HeadClustering.")
-        if self.smoothing != other.smoothing:
-            raise AnalyzerError(f"merge of smoothing={self.smoothing} with {other.smoothing}: expected one value. {_ONE}")
+        for what in ("smoothing", "distances"):
+            ours, theirs = getattr(self, what), getattr(other, what)
+            if ours != theirs:
+                raise AnalyzerError(f"merge of {what}={ours} with {theirs}: expected one value. {_ONE}")
         if other.sums is None:
             return self
         if self.sums is not None and self.layers != other.layers:
-            raise AnalyzerError(f"merge of {list(self.layers)} heads by layer with {list(other.layers)}. {_ONE}")
+            raise AnalyzerError(f"merge of {_told(self.layers)} heads by layer with {_told(other.layers)}. {_ONE}")
         ours, theirs = ([str(site.id) for site in one.sites] for one in (self, other))
         if ours and theirs and ours != theirs:
             first = next(n for n, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
             raise AnalyzerError(f"merge of patterns at {ours[first]!r} with {theirs[first]!r} (layer {first}). {_ONE}")
-        self.blocks = self.blocks or other.blocks
+        self.found, self.written = self.found or other.found, self.written or other.written
         self._add(other.layers, other.sums)
         return self
 
-    def result(self, *, clusters: int | None = None, seed: int = 0, permutations: int = 2000) -> "HeadClusters":
+    def result(
+        self, *, distance: str | None = None, clusters: int | None = None, seed: int = 0, permutations: int = 2000
+    ) -> "HeadClusters":
         """Distances, a map in the plane, clusters, and whether heads of one layer are alike beyond chance.
 
         >>> heads.result(seed=0).distances.shape
         (16, 16)
 
-        clusters: how many; None takes the number of highest silhouette. seed: of the map's random starts and of the
-        permutations of layer labels, of which `permutations` are drawn (0: no test, p_value is nan).
+        distance: which of those that were counted; None takes the first. clusters: how many; None takes the number of
+        highest silhouette. seed: of the map's random starts and of the permutations of layer labels, of which
+        `permutations` are drawn (0: no test, p_value is nan).
         """
         if self.sums is None or not self.sums.tokens:
             raise AnalyzerError("No token has been counted yet. Call update(batch) or over(batches) before result().")
-        sums, heads = self.sums, [(layer, head) for layer, n in enumerate(self.layers) for head in range(n)]
-        distances = (sums.divergence / sums.tokens).numpy()
+        kind, sums = self.distances[0] if distance is None else distance, self.sums
+        if kind not in self.distances:
+            raise AnalyzerError(
+                f"distance={distance!r} was not counted. Expected one of {', '.join(map(repr, self.distances))}."
+            )
+        if not sums.counted[kind]:
+            raise AnalyzerError(
+                f"No example was long enough for the distance {kind!r}: expected texts of four tokens or more."
+            )
+        heads = [
+            (name, layer, head) for name, sizes in self.layers.items() for layer, n in enumerate(sizes) for head in range(n)
+        ]
+        apart = from_likeness(sums.apart[kind]) if kind == CKA else sums.apart[kind] / sums.counted[kind]
+        distances = apart.numpy()
         points, stress = plane(distances, seed)
         labels, silhouette = group(distances, clusters)
         looks = {look: (sums.looks[look] / (sums.asked[look] or float("nan"))).numpy() for look in LOOKS}
+        by_layer = np.unique([f"{name} {layer:06d}" for name, layer, _ in heads], return_inverse=True)[1]
         return HeadClusters(
             distances=distances,
-            heads=tuple(heads),
+            distance=kind,
+            models=tuple(name for name, _, _ in heads),
+            heads=tuple((layer, head) for _, layer, head in heads),
             scopes=tuple(block.scope for block in self.blocks),
             looks=looks | {"entropy": (sums.entropy / sums.tokens).numpy()},
             points=points,
             stress=stress,
             clusters=labels,
             silhouette=silhouette,
-            by_layer=separation(distances, np.array([layer for layer, _ in heads]), permutations, seed),
+            by_layer=separation(distances, by_layer, permutations, seed),
             tokens=sums.tokens,
             examples=sums.examples,
             skipped=sums.skipped,
@@ -150,9 +193,54 @@ class HeadClustering(Analyzer["HeadClusters"]):
             seed=seed,
         )
 
-    def _add(self, layers: tuple[int, ...], sums: Sums) -> None:
+    @property
+    def _writes(self) -> bool:
+        return bool({OUTPUT, CKA} & set(self.distances))
+
+    def _read(self, name: str, inputs: dict[str, Any]) -> list[Read]:
+        """The patterns of one model, and what its heads mixed, in a batch."""
+
+        def read(block: Attention, run: Run) -> Read:
+            heads = Heads(block.n_heads, block.n_kv_heads)
+            return block.maps(run), in_order(run[block.z], block.z, heads) if self._writes else None
+
+        roles = ("pattern", "z") if self._writes else ("pattern",)
+        known = self.found.get(name, ())
+        self.found[name], values, run = read_blocks(self.models[name], inputs, known, self._blocks, roles, read)
+        if self._writes and run is not None and name not in self.written:
+            self.written[name] = [block.factors(run) for block in self.found[name]]
+        return values
+
+    def _outputs(self, name: str, values: list[Read]) -> list[Tensor]:
+        """What the heads of one model write, by layer, (examples, heads, positions, width)."""
+        return [
+            torch.einsum("ehtu,huw->ehtw", z.float(), factors.out.matrix.to(z.device, torch.float32))
+            for (_, z), factors in zip(values, self.written[name], strict=True)
+            if z is not None
+        ]
+
+    def _update(self, patterns: Mapping[str, Sequence[Any]], mask: Any, outputs: list[Tensor]) -> "HeadClustering":
+        by_name = {name: [torch.as_tensor(pattern) for pattern in several] for name, several in patterns.items()}
+        values = [value for several in by_name.values() for value in several]
+        _check_shapes(values)
+        layers = {name: tuple(value.shape[1] for value in several) for name, several in by_name.items()}
+        if self.sums is not None and layers != self.layers:
+            raise AnalyzerError(
+                f"This batch has {_told(layers)} heads by layer, earlier ones had {_told(self.layers)}. {_ONE}"
+            )
+        real = real_tokens(mask, values[0].shape[0], values[0].shape[-1])
+        with torch.no_grad():
+            sums = count(
+                [value.to(values[0].device) for value in values], real.to(values[0].device), self.smoothing, self.distances
+            )
+            if outputs:
+                count_outputs(sums, [one.to(outputs[0].device) for one in outputs], real)
+            self._add(layers, sums)
+        return self
+
+    def _add(self, layers: dict[str, tuple[int, ...]], sums: Sums) -> None:
         if self.sums is None:
-            self.layers, self.sums = layers, Sums.zeros(len(sums))
+            self.layers, self.sums = layers, Sums.zeros(len(sums), self.distances)
         self.sums.add(sums)
 
     def _blocks(self, structure: "Structure") -> "tuple[Attention, ...]":
@@ -173,7 +261,13 @@ class HeadClustering(Analyzer["HeadClusters"]):
         )
 
 
+_OF_PATTERNS = "'attention' or 'beyond first'"
 _ONE = "Use one analyzer per model and setting, and merge only those that agree."
+
+
+def _told(layers: Mapping[str, tuple[int, ...]]) -> str:
+    several = {name: list(sizes) for name, sizes in layers.items()}
+    return str(several if set(several) != {""} else several[""])
 
 
 def _check_shapes(patterns: list[Tensor]) -> None:
@@ -192,84 +286,3 @@ def _check_shapes(patterns: list[Tensor]) -> None:
                 f"(examples, heads, queries, keys) with as many queries as keys and the same tokens in every layer. Of a "
                 f"model with several stacks, choose one: HeadClustering(model, scope='encoder.*')."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class HeadClusters:
-    """The heads of a model by how differently they look at the same tokens.
-
-    >>> result.heads[:2], result.distances[:2, :2].round(1)
-    (((0, 0), (0, 1)), array([[0. , 0.5],
-           [0.5, 0. ]]))
-    >>> result.table().sort_values("previous").tail()
-
-    distances: (heads, heads), mean Jensen-Shannon divergence in bits. heads: (layer, head) of each row; scopes: the module
-    call of each layer. looks: by name, the mean weight that each head gives to the previous, next, first, last token and to
-    the token itself, where there is one, and its entropy in bits. points: (heads, 2), a map of the distances, with its
-    stress. clusters: a label per head, with the mean silhouette. by_layer: mean distance within and between layers, and the
-    share of random layer labels that do as well. skipped: queries left out, as some head gave no weight to real keys.
-    """
-
-    distances: Floats
-    heads: tuple[tuple[int, int], ...]
-    scopes: tuple[str, ...]
-    looks: dict[str, Floats] = field(repr=False)
-    points: Floats
-    stress: float
-    clusters: Ints
-    silhouette: float
-    by_layer: Separation
-    tokens: int
-    examples: int
-    skipped: int
-    smoothing: float
-    seed: int
-
-    @property
-    def names(self) -> list[str]:
-        """Each head as "layer.head"."""
-        return [f"{layer}.{head}" for layer, head in self.heads]
-
-    def table(self) -> "DataFrame":
-        """One row per head: where it is, its cluster and nearest head, and where it looks.
-
-        >>> result.table().query("cluster == 0")
-        """
-        import pandas as pd
-
-        others = self.distances + np.diag(np.full(len(self.heads), np.inf))
-        return pd.DataFrame(
-            {
-                "layer": [layer for layer, _ in self.heads],
-                "head": [head for _, head in self.heads],
-                "cluster": self.clusters,
-                "nearest": [self.names[i] for i in others.argmin(1)],
-                "nearest_bits": others.min(1),
-                **self.looks,
-                "x": self.points[:, 0],
-                "y": self.points[:, 1],
-            },
-            index=pd.Index(self.names, name="layer.head"),
-        )
-
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
-        """Draw the map: a labelled point per head, coloured by layer, outlined by cluster; returns the figure.
-
-        >>> result.plot().savefig("heads.png")
-
-        ax: where to draw; None makes a figure. Both axes are in bits of divergence.
-        """
-        from analyzers.heads.scatter import draw
-        from fmr.pictures.heatmap import returned
-
-        return returned(draw(self, ax)) if ax is None else draw(self, ax)
-
-    def __repr__(self) -> str:
-        within, between, p_value = self.by_layer
-        quality = f"silhouette {self.silhouette:.2f}; map: stress {self.stress:.3f}, seed {self.seed}"
-        return (
-            f"HeadClusters: {len(self.heads)} heads of {self.heads[-1][0] + 1} layers over {self.tokens} tokens in "
-            f"{self.examples} examples\n"
-            f"  distance in bits: within a layer {within:.3f}, between layers {between:.3f}, permutation p {p_value:.2g}\n"
-            f"  {self.clusters.max() + 1} clusters, {quality}"
-        )

@@ -1,5 +1,6 @@
 """Sums over the attention of many heads: Jensen-Shannon divergence of each pair, and where each head looks."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -8,17 +9,24 @@ from torch import Tensor
 
 from analyzers.protocol import AnalyzerError
 
-COLUMNS = 8192
+COLUMNS = 2048
 """Attention weights of one head taken at a time: a block of them, for all heads, stays in the processor's cache."""
 
 LOOKS = ("previous", "next", "self", "first", "last")
 
+ATTENTION, BEYOND, OUTPUT, CKA = "attention", "beyond first", "output", "cka"
+"""Distances: by attention, by attention to all keys but the first, by what is written, by likeness of what is written."""
+
+DISTANCES = {ATTENTION: "JS divergence in bits", BEYOND: "JS divergence in bits, first token left out",
+             OUTPUT: "1 - cosine of outputs", CKA: "1 - CKA of outputs"}  # fmt: skip
+
 
 @dataclass
 class Sums:
-    """What was counted of n heads: sums in float64, so that shards add."""
+    """What was counted of n heads: sums in float64, so that shards add; of each distance, over how many things too."""
 
-    divergence: Tensor
+    apart: dict[str, Tensor]
+    counted: dict[str, int]
     entropy: Tensor
     looks: dict[str, Tensor]
     asked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LOOKS, 0))
@@ -27,15 +35,18 @@ class Sums:
     skipped: int = 0
 
     @classmethod
-    def zeros(cls, n: int) -> "Sums":
+    def zeros(cls, n: int, distances: Sequence[str] = (ATTENTION,)) -> "Sums":
         nothing = torch.zeros(n, dtype=torch.float64)
-        return cls(torch.zeros(n, n, dtype=torch.float64), nothing.clone(), {look: nothing.clone() for look in LOOKS})
+        apart = {one: torch.zeros(n, n, dtype=torch.float64) for one in distances}
+        return cls(apart, dict.fromkeys(distances, 0), nothing.clone(), {look: nothing.clone() for look in LOOKS})
 
     def __len__(self) -> int:
         return len(self.entropy)
 
     def add(self, other: "Sums") -> None:
-        self.divergence += other.divergence
+        for one in self.apart:
+            self.apart[one] += other.apart[one]
+            self.counted[one] += other.counted[one]
         self.entropy += other.entropy
         for look in LOOKS:
             self.looks[look] += other.looks[look]
@@ -45,8 +56,8 @@ class Sums:
         self.skipped += other.skipped
 
 
-def count(patterns: Sequence[Tensor], real: Tensor, smoothing: float) -> Sums:
-    """The sums of one batch.
+def count(patterns: Sequence[Tensor], real: Tensor, smoothing: float, distances: Sequence[str] = (ATTENTION,)) -> Sums:
+    """The sums of one batch, of those distances that are of patterns.
 
     >>> count([torch.eye(5).expand(2, 12, 5, 5)], torch.ones(2, 5, dtype=torch.bool), 0.0).tokens
     10
@@ -54,23 +65,51 @@ def count(patterns: Sequence[Tensor], real: Tensor, smoothing: float) -> Sums:
     patterns: attention weights by layer, (examples, heads, queries, keys). real: which tokens are no padding,
     (examples, positions). smoothing: the share of uniform attention over the real keys mixed into each row.
     """
-    sums = Sums.zeros(sum(pattern.shape[1] for pattern in patterns))
-    waiting: list[Tensor] = []
+    sums = Sums.zeros(sum(pattern.shape[1] for pattern in patterns), distances)
+    exact = any(pattern.dtype == torch.float64 for pattern in patterns)
+    dtype = torch.float64 if exact else torch.float32
+    waiting = {one: _Waiting(sums.apart[one], dtype) for one in (ATTENTION, BEYOND) if one in sums.apart}
     for rows, places, n_skipped in _examples(patterns, real):
         sums.skipped += n_skipped
         if not len(places):
             continue
         sums.examples += 1
         sums.tokens += len(places)
-        sums.entropy += _entropy(rows).sum((1, 2)).cpu()
+        sums.entropy += (_nats(rows).sum((1, 2)) / math.log(2)).cpu()
         _look(sums, rows, places)
-        waiting.append(((1 - smoothing) * rows + smoothing / rows.shape[-1] if smoothing else rows).flatten(1))
-        if sum(block.shape[1] for block in waiting) >= 2 * COLUMNS:
-            sums.divergence += divergences(torch.cat(waiting, 1))
-            waiting = []
-    if waiting:
-        sums.divergence += divergences(torch.cat(waiting, 1))
+        for one, block in waiting.items():
+            kept = rows if one == ATTENTION else _beyond(rows, places)
+            sums.counted[one] += kept.shape[1]
+            block.add((1 - smoothing) * kept + smoothing / max(kept.shape[-1], 1) if smoothing else kept)
+    for block in waiting.values():
+        block.flush()
     return sums
+
+
+class _Waiting:
+    """Rows that wait until there are enough of them to be compared at once; what no head looks at tells none apart."""
+
+    def __init__(self, total: Tensor, dtype: torch.dtype) -> None:
+        self.total, self.dtype, self.rows = total, dtype, list[Tensor]()
+
+    def add(self, rows: Tensor) -> None:
+        flat = rows.flatten(1).to(self.dtype)
+        self.rows.append(flat[:, (flat != 0).any(0)])
+        if sum(block.shape[1] for block in self.rows) >= 2 * COLUMNS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            self.total += divergences(torch.cat(self.rows, 1))
+            self.rows = []
+
+
+def _beyond(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows over all keys but the first, each with the sum 1 again, of those queries of which every head looks there."""
+    rest = rows[:, :, 1:][:, (places > 0).to(rows.device)]
+    mass = rest.sum(-1, keepdim=True)
+    kept = (mass > 0).all(0).flatten()
+    return rest[:, kept] / mass[:, kept]
 
 
 def divergences(weights: Tensor) -> Tensor:
@@ -81,23 +120,24 @@ def divergences(weights: Tensor) -> Tensor:
             [1., 0.]])
 
     weights: (heads, weights), one head's rows one after the other. JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 is
-    taken weight by weight before anything is summed: equal heads then give exactly 0.
+    taken weight by weight before anything is summed: equal heads then give exactly 0. Logarithms are natural ones, which are
+    faster, until the end.
 
     Source: J. Lin, "Divergence measures based on the Shannon entropy", 1991.
     """
     n = len(weights)
-    total = weights.new_zeros(n, n)
+    total = weights.new_zeros(n, n, dtype=torch.float64)
     for block in weights.split(COLUMNS, 1):
-        own = _entropy(block)
+        own = _nats(block)
         for i in range(n - 1):
-            mixed = _entropy((block[i] + block[i + 1 :]).mul_(0.5))
-            total[i, i + 1 :] += mixed.sub_(own[i + 1 :].add(own[i]), alpha=0.5).sum(1)
-    return (total + total.T).cpu()
+            mixed = _nats((block[i] + block[i + 1 :]).mul_(0.5))
+            total[i, i + 1 :] += mixed.sub_(own[i + 1 :].add(own[i]), alpha=0.5).sum(1, dtype=torch.float64)
+    return ((total + total.T) / weights.new_tensor(2.0).log().double()).cpu()
 
 
-def _entropy(p: Tensor) -> Tensor:
-    """-p log2 p of each weight, 0 for a weight of 0."""
-    return p.clamp_min(torch.finfo(p.dtype).tiny).log2_().mul_(p).neg_()
+def _nats(p: Tensor) -> Tensor:
+    """-p log p of each weight, 0 for a weight of 0."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(p).neg_()
 
 
 def _examples(patterns: Sequence[Tensor], real: Tensor) -> Iterator[tuple[Tensor, Tensor, int]]:

@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from analyzers.heads.clustering import HeadClusters
+    from analyzers.heads.clusters import HeadClusters
 
 COLOURS = "viridis"
 """Even in lightness, so that layers keep their order for every kind of colour vision and in grey."""
 
+MARKERS = "osD^v"
+"""The heads of each model on one map."""
+
 INK, PALE, TAG = "#333333", "#8a8a8a", "#a6460a"
 LABEL = 6.5  # points
+MOVED = 10
+"""How many heads have names where there are several models."""
 
 
 def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Figure":
@@ -31,8 +36,8 @@ def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Figure":
         size = (high - low) / (high - low).max() * 9
         ax = plt.subplots(figsize=(size[0] + 1.8, max(size[1], 3) + 1.5), layout="constrained")[1]
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-    ax.set_xlabel("MDS dimension 1 (JS divergence in bits)", color=INK)
-    ax.set_ylabel("MDS dimension 2 (JS divergence in bits)", color=INK)
+    ax.set_xlabel(f"MDS dimension 1 ({result.unit})", color=INK)
+    ax.set_ylabel(f"MDS dimension 2 ({result.unit})", color=INK)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(PALE)
     ax.tick_params(colors=INK, color=PALE, labelsize=8)
@@ -46,9 +51,11 @@ def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Figure":
 def _title(ax: "Axes", result: "HeadClusters") -> None:
     """What was measured, in one line, and how sure the picture is, in smaller ones."""
     within, between, p_value = result.by_layer
-    ax.set_title(f"{len(result.heads)} attention heads by where they look", loc="left", fontsize=12, color=INK, pad=28)
+    how = "where they look" if "JS" in result.unit else "what they write"
+    ax.set_title(f"{len(result.heads)} attention heads by {how}", loc="left", fontsize=12, color=INK, pad=28)
+    bits = " bits" if "JS" in result.unit else ""
     lines = (
-        f"{result.tokens:,} tokens; mean distance within a layer {within:.3f}, between layers {between:.3f} bits, "
+        f"{result.tokens:,} tokens; mean distance within a layer {within:.3f}, between layers {between:.3f}{bits}, "
         f"permutation p = {p_value:.2g}; map: stress {result.stress:.3f}, seed {result.seed}",
         f"{result.clusters.max() + 1} clusters, outlined where of several heads (silhouette {result.silhouette:.2f}); "
         f"beside them the token that gets unusual weight, or broad attention",
@@ -63,21 +70,29 @@ def _points(ax: "Axes", result: "HeadClusters") -> None:
     layers = [layer for layer, _ in result.heads]
     n = max(layers) + 1
     colours = colormaps[COLOURS].resampled(n)
-    dots = ax.scatter(
-        result.points[:, 0],
-        result.points[:, 1],
-        c=layers,
-        cmap=colours,
-        norm=BoundaryNorm(np.arange(n + 1) - 0.5, n),
-        s=34,
-        edgecolors=INK,
-        linewidths=0.5,
-        zorder=3,
-    )
+    models = list(dict.fromkeys(result.models))
+    fixed: dict[str, Any] = {"cmap": colours, "norm": BoundaryNorm(np.arange(n + 1) - 0.5, n), "s": 34}
+    fixed |= {"edgecolors": INK, "linewidths": 0.5, "zorder": 3}
+    for model, marker in zip(models, MARKERS * len(models), strict=False):
+        own = np.array([name == model for name in result.models])
+        x, y = result.points[own].T
+        dots = ax.scatter(x, y, c=np.array(layers)[own], marker=marker, label=model, **fixed)
+    if len(models) > 1:
+        ax.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
+        _counterparts(ax, result)
     bar = ax.figure.colorbar(dots, ax=ax, shrink=0.5, aspect=18, pad=0.02, ticks=range(0, n, -(-n // 12)))
     bar.set_label("layer")
     bar.ax.minorticks_off()
     bar.outline.set_visible(False)
+
+
+def _counterparts(ax: "Axes", result: "HeadClusters") -> None:
+    """A line from each head to the same one of another model, those that lie farthest apart in dark."""
+    place = dict(zip(result.names, result.points, strict=True))
+    for number, (one, other, _) in enumerate(result.counterparts()):
+        dark = number < MOVED
+        x, y = np.stack([place[one], place[other]]).T
+        ax.plot(x, y, color=TAG if dark else PALE, linewidth=1.1 if dark else 0.5, zorder=2.5 if dark else 2)
 
 
 def _outlines(ax: "Axes", result: "HeadClusters", margin: float) -> None:
@@ -121,9 +136,11 @@ def _labels(ax: "Axes", result: "HeadClusters") -> None:
     """The name of each head beside its point, moved apart where names would cover names or points."""
     ax.apply_aspect()
     scale = 72 / ax.figure.dpi
-    points = ax.transData.transform(result.points) * scale
-    sizes = np.array([(0.62 * LABEL * len(name), 1.15 * LABEL) for name in result.names])
-    for name, point, place, away in zip(result.names, result.points, *_apart(points, sizes), strict=True):
+    shown = _named(result)
+    names, own = [f"{layer}.{head}" for layer, head in (result.heads[n] for n in shown)], result.points[shown]
+    points = ax.transData.transform(own) * scale
+    sizes = np.array([(0.62 * LABEL * len(name), 1.15 * LABEL) for name in names]).reshape(-1, 2)
+    for name, point, place, away in zip(names, own, *_apart(points, sizes), strict=True):
         line: dict[str, Any] = {"arrowstyle": "-", "color": PALE, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3}
         ax.annotate(
             name,
@@ -137,6 +154,12 @@ def _labels(ax: "Axes", result: "HeadClusters") -> None:
             arrowprops=line if away else None,
             zorder=4,
         )
+
+
+def _named(result: "HeadClusters") -> list[int]:
+    """The heads whose names are written: all of one model; of several, those of the first that lie farthest from others."""
+    moved = {one for one, _, _ in result.counterparts()[:MOVED]}
+    return [n for n, name in enumerate(result.names) if name in moved or not moved]
 
 
 def _apart(points: Floats, sizes: Floats) -> tuple[Floats, NDArray[np.bool_]]:

@@ -18,6 +18,9 @@ from analyzers import (
     AttributionPatching,
     CausalTracing,
     CircuitSearch,
+    Composition,
+    HeadClustering,
+    Heads,
     KeyValueMemories,
     LensTranslator,
     LogitAttribution,
@@ -95,6 +98,7 @@ def main() -> None:
     counted(what, lambda: tracing.run(FACT, SUBJECT, **one), lambda: forward(model, fact), "65")
     readings(model, tokenizer, clean, inputs)
     triggers(model, tokenizer)
+    heads_of(model, tokenizer)
 
 
 def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: dict[str, torch.Tensor]) -> None:
@@ -128,6 +132,22 @@ def triggers(model: torch.nn.Module, tokenizer: Any) -> None:
     counted(
         what, lambda: memories.over(batches[2:], progress=False), lambda: [forward(model, b) for b in batches[2:]], "1.3"
     )
+
+
+def heads_of(model: torch.nn.Module, tokenizer: Any) -> None:
+    """What heads do, who reads whom, and which are alike."""
+    ids = torch.randint(1000, 40000, (6, 81), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids}
+    found = Heads(model, tokenizer)
+    counted("jobs of 270 heads, six sequences of 81", found.run, lambda: forward(model, batch), "", 3)
+    short = {"input_ids": ids[:1, :16]}
+    reads = Composition(model)
+    small = {"into": 17, "memories": False, "progress": False}
+    counted("153 heads into one layer, by q, k and v", lambda: reads.run(short, **small), lambda: forward(model, short), "")
+    for kind in ("attention", "beyond first", "output", "cka"):
+        clusters = HeadClustering(model, distances=kind).update(batch)
+        what = f"clustering a batch, {kind}"
+        counted(what, lambda clusters=clusters: clusters.update(batch), lambda: forward(model, batch), "1.3")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from analyzers import (
     AttributionPatching,
     CausalTracing,
     CircuitSearch,
+    Composition,
     HeadClustering,
+    Heads,
     KeyValueMemories,
     LensTranslator,
     LogitAttribution,
@@ -77,6 +79,33 @@ def test_heads_are_clustered_alike(device: str) -> None:
     found = HeadClustering(model).over([{"input_ids": ids.to(device)} for ids in batches]).result()
     plain = HeadClustering(loaded("cpu", torch.float64)[0]).over([{"input_ids": ids} for ids in batches]).result()
     np.testing.assert_allclose(found.distances, plain.distances, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_outputs_of_heads_are_compared_alike(device: str) -> None:
+    batches = [{"input_ids": torch.randint(0, 500, (4, 12), generator=torch.Generator().manual_seed(n))} for n in range(2)]
+    kinds = ("beyond first", "output", "cka")
+    found, plain = (
+        HeadClustering(loaded(where, dtype)[0], distances=kinds).over(
+            [{"input_ids": one["input_ids"].to(where)} for one in batches]
+        )
+        for where, dtype in ((device, torch.float32), ("cpu", torch.float64))
+    )
+    for kind in kinds:
+        distances = (one.result(distance=kind, permutations=0).distances for one in (found, plain))
+        np.testing.assert_allclose(*distances, atol=1e-3, err_msg=kind)
+
+
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_heads_have_the_same_jobs_and_compose_alike(device: str, dtype: torch.dtype) -> None:
+    where, exact = loaded(device, dtype), loaded("cpu", torch.float64)
+    found, plain = (Heads(*one, length=20).run() for one in (where, exact))
+    for job in ("previous token", "induction", "copying"):
+        np.testing.assert_allclose(found.score(job), plain.score(job), atol=NEAR[dtype], err_msg=job)
+    assert {name for name, _ in found.best("induction")} == {name for name, _ in plain.best("induction")}
+    ids = torch.arange(3, 12)[None]
+    scores = [Composition(*one).run(ids, progress=False).scores for one in (where, exact)]
+    np.testing.assert_allclose(*scores, atol=1e-2 * NEAR[dtype] + 1e-3 * (dtype is torch.bfloat16))
 
 
 @pytest.mark.parametrize(("device", "dtype"), ON)

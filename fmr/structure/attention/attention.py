@@ -13,6 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
+from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
@@ -129,6 +130,28 @@ class Attention:
             check_places(run, (self.q, self.k, self.v, self.scores, self.pattern, self.z))
             return certify_attention(graph, self, run.__getitem__)
 
+    def factors(self, run: Run | Pass) -> Factors:
+        """The weights of each head, as the projections around the attention read them, proven by a run.
+
+        >>> factors = structure.attention[3].factors(run)
+        >>> factors.k.matrix.shape, factors.out.matrix.shape  # (heads, units of a head, width)
+        (torch.Size([4, 32, 128]), torch.Size([4, 32, 128]))
+
+        run: one that kept every value (keep="all"). Fused projections, weights of either layout, rotations, normalised
+        queries and shared keys are told apart by the graph. An attention whose values are not what these weights make of
+        what it reads is a `StructureError` with the reason.
+        """
+        if self.kind != "self" or self.out is None:
+            raise StructureError(
+                f"{self.scope!r} is {self.kind}-attention{'' if self.out else ' without an output projection'}, expected "
+                "self-attention between projections: only its heads read and write one stream by weights alone."
+            )
+        try:
+            with own_work():
+                return _factors(graph_of(run, self.graph), self, run.__getitem__)
+        except StructureError as refused:
+            raise StructureError(f"{self.scope!r} has no weights of single heads: {refused}") from None
+
     def plot(
         self,
         run: Run | Pass,
@@ -198,6 +221,38 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
         whole = evaluate(graph, out, {found.z.id: z}, value) if bent else _sum_of_heads(graph, found, out, value)
         errors["out"] = error(whole, value(out))
     return Certificate(errors, tolerance)
+
+
+def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
+    """The weights of each head; that q and k, and v and z, count their units alike is part of what is proven."""
+    heads = Heads(found.n_heads, found.n_kv_heads)
+    found = replace(found, q=named_like(found.q, found.pattern), k=named_like(found.k, found.pattern))
+    q, k, v = (read_by(graph, site, heads, value) for site in (found.q, found.k, found.v))
+    assert found.out is not None
+    out, written = written_by(graph, found.z, found.path, found.out, heads, value)
+    maps = maps_of(value(found.pattern.id).double(), found.pattern, *heads)
+    mixed = error(maps @ v.vectors, in_order(value(found.z.id), found.z, heads))
+    errors = {
+        "q": q.error,
+        "k": k.error,
+        "v": v.error,
+        "q.k": _angles(found, heads, q, k, value),
+        "z": mixed,
+        "out": written,
+    }
+    tolerance = tolerance_of(*(value(site.id) for site in (found.q, found.k, found.pattern, found.z, found.out)))
+    certificate = Certificate(errors, tolerance)
+    if not certificate:
+        raise StructureError(f"its values are not what these make, {certificate!r}.")
+    return Factors(q.factor, k.factor, v.factor, out, certificate)
+
+
+def _angles(found: Attention, heads: Heads, q: Read, k: Read, value: Values) -> float:
+    """How far the angle between a token's query and its own key is from that before both were rotated alike."""
+    sites = (found.q, found.k)
+    turned = [in_order(value(site.id).double(), site, heads) for site in sites]
+    seen = torch.cosine_similarity(turned[0], turned[1], dim=-1)
+    return float((torch.cosine_similarity(q.vectors, k.vectors, dim=-1) - seen).abs().max())
 
 
 def _heads(graph: Graph, found: Attention, pattern: Tensor, mixed: Tensor, value: Values) -> dict[str, float]:

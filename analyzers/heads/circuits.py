@@ -1,0 +1,215 @@
+"""Heads and memories as maps of one residual stream: what each reads of it and what it writes, as factors of their circuits.
+
+A circuit is a matrix `left @ right` of low rank. Where only lengths matter, a factor stands for its triangular part, so that
+what is kept of a circuit that reads is `(rank, width)`, and of one that writes `(width, rank)`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from analyzers.protocol import AnalyzerError
+from fmr.errors import StructureError
+from fmr.graph.graph import Graph
+from fmr.ids import TensorId
+from fmr.runs.run import Run
+from fmr.structure.attention.factors import Factors, matrix_of
+from fmr.structure.normal.match import MOVES, NORMS, STATISTICS, above, below, between, contraction, projection, strip_views
+from fmr.structure.parts import Attention, Memory, Structure
+from fmr.structure.streams.fold import Fold, fold_between
+from fmr.structure.streams.stream import Stream
+
+Made = TypeVar("Made")
+
+HEADS, MEMORIES = "head", "memory"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A head or a memory: `reads` by role (rank, width), `writes` (width, rank), and where in its stream it does so.
+
+    `after` is the number of writes that are in what it reads, `at` that of the write that it takes part in.
+    """
+
+    name: str
+    kind: str
+    layer: int
+    stream: int
+    after: int
+    at: int
+    reads: dict[str, Tensor] = field(repr=False)
+    writes: Tensor = field(repr=False)
+
+
+def triangle(matrix: Tensor) -> Tensor:
+    """The triangular factor of tall matrices (..., rows, columns): it makes vectors of the same lengths.
+
+    It is the root of their small Gram matrix, taken in float64; where that is singular, of a QR decomposition.
+    """
+    if matrix.shape[-2] <= matrix.shape[-1]:
+        return matrix
+    wide = matrix.double()
+    root, failed = torch.linalg.cholesky_ex(wide.mT @ wide, upper=True)
+    found: Tensor = torch.linalg.qr(wide, mode="r")[1] if bool(failed.any()) else root
+    return found.to(matrix.dtype)
+
+
+class Circuits:
+    """The heads and memories of a structure as maps of its residual streams, found in a run that kept every value.
+
+    `refused` says of those that are none, by scope, why.
+    """
+
+    def __init__(self, structure: Structure, run: Run) -> None:
+        self.structure, self.run = structure, run
+        self.graph = run.graph.unfused
+        self.streams = [stream for stream in structure.streams if stream.writes]
+        self.refused: dict[str, str] = {}
+        if not self.streams:
+            raise AnalyzerError(f"{structure.model} has no residual stream, so that nothing is read that others wrote.")
+        self._folds: dict[tuple[TensorId, TensorId], Fold] = {}
+
+    def heads(self, layers: range | None = None) -> Iterator[list[Part]]:
+        """The heads, attention by attention; of these layers alone where they are named."""
+        for number, block in self.numbered():
+            if layers is None or number in layers:
+                parts = self._tried(block.scope, partial(self._heads, block, number))
+                if parts:
+                    yield parts
+
+    def numbered(self) -> list[tuple[int, Attention]]:
+        """Each self-attention with the number of its layer; of its own place where there are no layers."""
+        layers = self.structure.layers
+        by_layer = [(n, block) for n, layer in enumerate(layers) for block in layer.attentions if block.kind == "self"]
+        return by_layer or [(n, block) for n, block in enumerate(self.structure.attention) if block.kind == "self"]
+
+    def memories(self, layers: range | None = None) -> Iterator[Part]:
+        """The memories of each layer as one map each, from what the coefficients read to what they write."""
+        for number, layer in enumerate(self.structure.layers):
+            if layers is not None and number not in layers:
+                continue
+            for place, memory in enumerate(layer.mlps):
+                name = f"mlp {number}" + (f".{place}" if len(layer.mlps) > 1 else "")
+                part = self._tried(memory.scope, partial(self._memory, memory, number, name))
+                if part is not None:
+                    yield part
+
+    def factors(self, block: Attention) -> Factors:
+        """The weights of the heads of an attention, with the norm before them folded in, and that after them."""
+        found = block.factors(self.run)
+        folded = {}
+        for role in ("q", "k", "v"):
+            factor = getattr(found, role)
+            fold = self.fold(self.point_of(factor.of)[2], factor.of)
+            offset = factor.bias + factor.matrix @ fold.bias.to(factor.matrix)
+            folded[role] = factor._replace(matrix=fold.into(factor.matrix), bias=offset)
+        assert block.out is not None
+        written = self.written(block.out.id)[2]
+        out = found.out._replace(matrix=self.fold(block.out.id, written).after(found.out.matrix))
+        return Factors(folded["q"], folded["k"], folded["v"], out, found.certified)
+
+    def point_of(self, name: TensorId) -> tuple[int, int, TensorId]:
+        """The stream that a value is read from, how many of its writes are in it, and the point itself."""
+        points = {
+            point: number
+            for number, stream in enumerate(self.streams)
+            for point in (stream.points[0], stream.writes[0].before, *(write.after for write in stream.writes))
+        }
+        for node in above(self.graph, name, lambda node: node.id not in points and contraction(node) is None):
+            if node.id in points:
+                self._check_norms(points[node.id])
+                stream, place = self.streams[points[node.id]], self.graph.place(node.id)
+                before = sum(self.graph.place(write.after) <= place for write in stream.writes)
+                return points[node.id], before, node.id
+        raise StructureError(f"{name} is not read from a residual stream through a normalisation alone.")
+
+    def written(self, name: TensorId) -> tuple[int, int, TensorId]:
+        """The stream that a value is written to, with the number of the write, and the value that is added there."""
+        added = {
+            writer: (number, place)
+            for number, stream in enumerate(self.streams)
+            for place, (write, names) in enumerate(zip(stream.writes, stream.writers, strict=True))
+            for writer in (*names, write.added)
+        }
+        for node, _ in below(self.graph, self.graph[name], lambda node: contraction(node) is None):
+            if node.id in added:
+                return *added[node.id], node.id
+        raise StructureError(f"{name} is written to no residual stream.")
+
+    def fold(self, start: TensorId, end: TensorId) -> Fold:
+        """The norm between two values."""
+        if (start, end) not in self._folds:
+            self._folds[start, end] = fold_between(self.graph, start, end, self.run.__getitem__)
+        return self._folds[start, end]
+
+    def _check_norms(self, number: int) -> None:
+        """Raise for a stream that is normalised itself: what was written is not what is read."""
+        stream = self.streams[number]
+        if _is_normed_itself(self.graph, stream):
+            raise AnalyzerError(
+                f"{self.structure.model} normalises its residual stream itself (post-norm), so that what a head wrote is "
+                "not what later heads read. Expected layers that normalise what they read (pre-norm)."
+            )
+
+    def _tried(self, scope: str, make: Callable[[], Made]) -> Made | None:
+        try:
+            return make()
+        except StructureError as refused:
+            self.refused[scope] = str(refused)
+            return None
+
+    def _heads(self, block: Attention, layer: int) -> list[Part]:
+        found = self.factors(block)
+        stream, after, _ = self.point_of(found.v.of)
+        assert block.out is not None
+        _, at, _ = self.written(block.out.id)
+        q, k, v, out = (getattr(found, role).matrix for role in ("q", "k", "v", "out"))
+        reads = {
+            "q": triangle(k.mT) @ q,
+            "k": triangle(q.mT) @ k,
+            "v": triangle(out.mT) @ v,
+        }
+        writes = out.mT @ triangle(v.mT).mT
+        return [
+            Part(f"{layer}.{h}", HEADS, layer, stream, after, at, {role: x[h] for role, x in reads.items()}, writes[h])
+            for h in range(len(out))
+        ]
+
+    def _memory(self, memory: Memory, layer: int, name: str) -> Part:
+        graph, value = self.graph, self.run.__getitem__
+        source = strip_views(graph, memory.source, MOVES)
+        higher = above(graph, memory.post.id, lambda node: projection(graph, node) is None)
+        ups = [one for node in higher if (one := projection(graph, node)) and strip_views(graph, one.data, MOVES) == source]
+        down = projection(graph, graph[memory.down])
+        assert down is not None
+        keys, values = torch.cat([matrix_of(graph, up, value) for up in ups]), matrix_of(graph, down, value)
+        values = values if memory.first is None else values.narrow(1, memory.first, memory.n)
+        if len(keys) not in (memory.n, 2 * memory.n) or values.shape[1] != memory.n:
+            raise StructureError(
+                f"its projections make {len(keys)} numbers of a token and read {values.shape[1]} for {memory.n} memories: "
+                "one matrix for all tokens was expected and none for others (experts have several)."
+            )
+        stream, after, point = self.point_of(source)
+        _, at, written = self.written(memory.out.id)
+        reads = triangle(_single(self.fold(point, source).into(keys)))
+        writes = triangle(_single(self.fold(memory.out.id, written).after(values.mT)))
+        return Part(name, MEMORIES, layer, stream, after, at, {"in": reads}, writes.mT)
+
+
+def _single(matrix: Tensor) -> Tensor:
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+
+
+def _is_normed_itself(graph: Graph, stream: Stream) -> bool:
+    """Whether a norm stands between two writes of a stream."""
+    steps = zip(stream.writes, stream.writes[1:], strict=False)
+    return any(
+        node.op in NORMS | STATISTICS
+        for one, next_ in steps
+        if graph.place(next_.before) > graph.place(one.after)
+        for node in between(graph, one.after, next_.before)
+    )
