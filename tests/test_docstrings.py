@@ -107,7 +107,7 @@ def shared() -> dict[str, Any]:
         "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
         "HeadClustering": analyzers.HeadClustering, "Heads": analyzers.Heads, "Composition": analyzers.Composition,
         "jobs": analyzers.Heads(model, tokenizer, length=20).run(seed=0),
-        "found": analyzers.Composition(model, tokenizer).run(inputs, progress=False),
+        "reads": analyzers.Composition(model, tokenizer).run(inputs, progress=False),
         "search": analyzers.CircuitSearch(model, tokenizer),
         "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,
         "run": run, "graph": run.graph, "structure": structure, "block": structure.attention[3],

@@ -24,8 +24,8 @@ ROLES = ("q", "k", "v", "in")
 class Composition:
     """How much of what one head or memory writes another one reads, by their weights: Q-, K- and V-composition.
 
-    >>> found = Composition(model).run(inputs)
-    >>> found.strongest(1, role="k")[0][:2]
+    >>> reads = Composition(model).run(inputs)
+    >>> reads.strongest(1, role="k")[0][:2]
     ('2.0', '0.2')
 
     model: any module whose layers normalise what they read of a residual stream (pre-norm). tokenizer: for inputs as text.

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Compositions(Stored):
     """How much of what each earlier part writes each later part reads.
 
-    >>> found.scores.shape, len(found.writers)
+    >>> reads.scores.shape, len(reads.writers)
     ((52, 19), 19)
-    >>> found.into("1.2", "k")[0]  # an induction head, and the head that looks at the token before
+    >>> reads.into("1.2", "k")[0]  # an induction head, and the head that looks at the token before
     ('0.1', 0.2...)
 
     scores: (readings, writers), from 0 to 1, NaN where the writer is no earlier one; `readers` and `roles` ("q", "k", "v" of
@@ -47,7 +47,7 @@ class Compositions(Stored):
     def into(self, reader: str, role: str) -> list[tuple[str, float]]:
         """The writers that a part reads by one role, strongest first, with their scores.
 
-        >>> found.into("2.1", "v")[0]
+        >>> reads.into("2.1", "v")[0]
         ('1.1', 0.1...)
         """
         row = self.scores[self._row(reader, role)]
@@ -57,7 +57,7 @@ class Compositions(Stored):
     def rank(self, writer: str, reader: str, role: str) -> tuple[int, int]:
         """The place of a writer among those of its kind, heads or memories, that a part reads by one role, and how many.
 
-        >>> found.rank("0.1", "1.2", "k")
+        >>> reads.rank("0.1", "1.2", "k")
         (1, 4)
         """
         alike = [name for name, _ in self.into(reader, role) if _is_memory(name) == _is_memory(writer)]
@@ -70,7 +70,7 @@ class Compositions(Stored):
     def strongest(self, n: int = 10, role: str | None = None) -> list[tuple[str, str, str, float]]:
         """The pairs of heads that compose most: (reader, writer, role, score).
 
-        >>> found.strongest(1, role="q")
+        >>> reads.strongest(1, role="q")
         [('2.2', '0.0', 'q', 0.1...)]
         """
         rows = [i for i, (name, one) in enumerate(zip(self.readers, self.roles, strict=True))
@@ -86,7 +86,7 @@ class Compositions(Stored):
     def table(self) -> "DataFrame":
         """One row a pair and role: reader, writer, score, z and the writer's rank among those of its kind.
 
-        >>> found.table().query("role == 'k' and rank == 1")
+        >>> reads.table().query("role == 'k' and rank == 1")
         """
         import pandas as pd
 
@@ -108,7 +108,7 @@ class Compositions(Stored):
     def plot(self, ax: "Axes | None" = None, role: str = "k", reader: str | None = None) -> "Figure":
         """Draw the scores of one role as a map of writers by readers, or of one reader as bars of its first writers.
 
-        >>> found.plot(role="k").savefig("k-composition.png")
+        >>> reads.plot(role="k").savefig("k-composition.png")
         """
         from analyzers.heads.pictures import compositions
         from fmr.pictures.heatmap import returned
