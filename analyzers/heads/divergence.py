@@ -117,7 +117,7 @@ def divergences(weights: Tensor) -> Tensor:
 
     >>> divergences(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     tensor([[0., 1.],
-            [1., 0.]])
+            [1., 0.]], dtype=torch.float64)
 
     weights: (heads, weights), one head's rows one after the other. JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 is
     taken weight by weight before anything is summed: equal heads then give exactly 0. Logarithms are natural ones, which are

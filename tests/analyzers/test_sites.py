@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.sites import found_in, read_at, read_maps
+from analyzers.sites import found_in, read_at, read_blocks
 from fmr.errors import IdError
 from fmr.structure.parts import Attention, Structure
 
@@ -47,10 +47,12 @@ def test_one_example_and_several_may_be_laid_out_otherwise() -> None:
     """Of one example, heads in the batch look like heads alone: with the next batch they are found again, and then kept."""
     model = Folded().eval()
     blocks: tuple[Attention, ...] = ()
-    layouts = []
+    layouts, runs = [], []
     for examples in (1, 3, 1, 2):
         x = torch.randn(examples, 5, 8)
-        blocks, (maps,) = read_maps(model, {"x": x}, blocks, all_of)
+        blocks, (maps,), run = read_blocks(model, {"x": x}, blocks, all_of, ["pattern"], lambda block, run: block.maps(run))
+        runs.append(run is not None)
         assert torch.allclose(maps, model.true(x), atol=1e-6)
         layouts.append(blocks[0].pattern.layout)
+    assert runs == [True, True, False, False]
     assert layouts == [("heads", "positions", "units"), *[("examples*heads", "positions", "units")] * 3]
