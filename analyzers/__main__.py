@@ -1,4 +1,4 @@
-"""`python -m analyzers`: what methods find in pretrained models: clusters of heads, a fact recalled, an answer patched."""
+"""`python -m analyzers`: what methods find in pretrained models, each with its picture: causes first, then readings."""
 
 import argparse
 import sys
@@ -29,6 +29,10 @@ def main() -> int:
     model, tokenizer = fmr.zoo.load("smollm2")
     traced(model, tokenizer, out)
     patched(model, tokenizer, out)
+    read_out(model, tokenizer, out)
+    remembered(model, tokenizer, out)
+    named(model, tokenizer, out)
+    divided(out)
     return 0
 
 
@@ -62,10 +66,50 @@ def patched(model: nn.Module, tokenizer: Any, out: Path) -> None:
     print(f"   {out / 'patching.png'}: the effect of every state, attention, memory and head")
 
 
-def shown(result: Any, path: Path) -> None:
+def read_out(model: nn.Module, tokenizer: Any, out: Path) -> None:
+    """What the language model would say if it ended earlier, and who wrote its answer."""
+    prompt = "The city of Shanghai is located in the country of"
+    print(f"\n9. What the stream says after each layer of {prompt!r}, and which heads wrote {NAMES[0][0]!r}")
+    texts = analyzers.sentences()[:96]
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    maps = analyzers.LensTranslator(model, tokenizer).over([texts[n : n + 16] for n in range(0, 96, 16)], progress=True)
+    shown(analyzers.LogitLens(model, tokenizer, maps.result()).run(prompt), out / "lens.png")
+    given = [GIFT.format(to, giver, giver) for to, giver, _ in NAMES]
+    right, wrong = [f" {to}" for to, _, _ in NAMES], [f" {giver}" for _, giver, _ in NAMES]
+    shown(analyzers.LogitAttribution(model, tokenizer).run(given, right, wrong), out / "attribution.png")
+    print(f"   {out / 'lens.png'}: raw, through fitted maps, through their null; {out / 'attribution.png'}: heads and layers")
+
+
+def remembered(model: nn.Module, tokenizer: Any, out: Path) -> None:
+    """Which memories promote an answer."""
+    prompt, answer = "The Eiffel Tower is located in the city of", " Paris"
+    print(f"\n10. Which memories promote {answer!r} after {prompt!r}")
+    shown(analyzers.KeyValueMemories(model, tokenizer).promotion(prompt, answer), out / "promotion.png")
+    print(f"   {out / 'promotion.png'}: what the memories of each layer add to it, beside other words")
+
+
+def named(model: nn.Module, tokenizer: Any, out: Path) -> None:
+    """What heads do, and which one an induction head reads."""
+    print("\n11. The jobs of heads, and whom the keys of an induction head read")
+    shown(analyzers.Heads(model, tokenizer, examples=3).run(), out / "jobs.png")
+    reads = analyzers.Composition(model, tokenizer).run("It rains.", into=17, memories=False)
+    shown(reads, out / "composition.png", reader="17.3", role="k")
+    print(f"   {out / 'jobs.png'}: each head's scores beside nulls; {out / 'composition.png'}: 16.0 works for 17.3")
+
+
+def divided(out: Path) -> None:
+    """Whether a network consists of parts."""
+    print("\n12. Communities of a small network that reads digits, beside two kinds of null networks")
+    images = fmr.zoo.tasks.digits().test.inputs
+    parts = analyzers.Modularity(fmr.zoo.load("digits-mlp").model).run(images[:1])
+    shown(parts, out / "communities.png")
+    print(f"   {out / 'communities.png'}: the network, and its modularity among those of the nulls")
+
+
+def shown(result: Any, path: Path, **how: Any) -> None:
     """Print a result and save its picture."""
     print("   " + repr(result).replace("\n", "\n   "))
-    figure = result.plot()
+    figure = result.plot(**how)
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
 

@@ -122,7 +122,7 @@ def _job_map(result: "HeadJobs", job: str, ax: "Axes | None") -> "Figure":
     for axis, values, title in zip(axes, (score, null), (job, "null"), strict=False):
         grid = np.full((rows, columns), np.nan)
         grid[tuple(np.array(result.heads).T)] = values
-        image = axis.imshow(grid, aspect="auto", interpolation="nearest", **scale)
+        image = axis.imshow(grid, origin="lower", aspect="auto", interpolation="nearest", **scale)
         axis.set_title(title, fontsize=10, loc="left", color=INK)
         axis.set_xlabel("head", fontsize=8.5, color=INK)
         axis.set_xticks(range(0, columns, max(1, columns // 12)))
