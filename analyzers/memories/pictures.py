@@ -6,7 +6,7 @@ import numpy as np
 
 from analyzers.memories.spelling import joined
 from analyzers.protocol import AnalyzerError
-from fmr.pictures.heatmap import INK, PALE, readable
+from fmr.pictures.heatmap import INK, PALE, readable, with_glyphs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
         ax.text(-0.02 * sizes.max(), place, _line(prefix, 44), ha="right", va="center", fontsize=7, color=INK)
         agrees = following in words[:1]
         colour, weight = (COLOURS[sign], "bold") if agrees else (INK, "normal")
-        label = _label(following) if following else "(end)"
+        label = readable(following) if following else "(end)"
         ax.text(size + 0.02 * sizes.max(), place, label, va="center", fontsize=7, color=colour, weight=weight)
     ax.invert_yaxis()
     ax.set_yticks([])
@@ -75,7 +75,7 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("coefficient" if sign > 0 else "size of the negative coefficient", fontsize=8)
-    said = ", ".join(_label(word) for word in words[:6])
+    said = ", ".join(readable(word) for word in words[:6])
     says = f"; its value says{' the opposite of' * (sign < 0)}: {said}" if words else ""
     ax.set_title(f"memory {memory} of layer {layer}{says}", fontsize=8, color=INK)
     return cast("Figure", ax.figure)
@@ -84,7 +84,7 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
 def _line(text: str, longest: int) -> str:
     """The end of a text on one line."""
     flat = " ".join(text.split())
-    return _glyphs(flat if len(flat) <= longest else "…" + flat[-longest + 1 :]).replace("$", r"\$")
+    return with_glyphs(flat if len(flat) <= longest else "…" + flat[-longest + 1 :]).replace("$", r"\$")
 
 
 def composition(found: "Composed", ax: "Axes | None") -> "Figure":
@@ -111,7 +111,7 @@ def promoted(found: "Promotion", ax: "Axes | None") -> "Figure":
     ax.bar(found.layers, found.by_layer, 0.5, color=colours)
     ax.axhline(0, color=INK, linewidth=0.6)
     prompt = _line(joined(found.prompt, found.between), 50)
-    title = f"{prompt} → {_label(found.word)!r} (p {found.probability:.2f})"
+    title = f"{prompt} → {readable(found.word)!r} (p {found.probability:.2f})"
     _axes(ax, found.layers, "added to the logit, above an average word", title)
     ax.yaxis.label.set_fontsize(8)
     ax.legend(fontsize=7, frameon=False, loc="upper left")
@@ -125,16 +125,3 @@ def _axes(ax: "Axes", layers: "Sequence[int]", what: str, title: str) -> None:
     ax.tick_params(labelsize=8)
     ax.set_xticks(layers if len(layers) <= 12 else range(0, max(layers) + 1, 5))
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def _label(token: str) -> str:
-    """A token as a label."""
-    return readable(_glyphs(token))
-
-
-def _glyphs(text: str) -> str:
-    """A text with numbers for the characters that the font of pictures does not have."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties()))
-    return "".join(c if font.get_char_index(ord(c)) or not c.isprintable() else f"<{ord(c):04X}>" for c in text)

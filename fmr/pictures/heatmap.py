@@ -88,9 +88,19 @@ class Labels:
 
 
 def readable(token: object) -> str:
-    """A token as a label: one line, not too long, and no mathematics."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(token))
+    """A token as a label: one line, not too long, no mathematics, and no sign that the font of pictures lacks."""
+    text = with_glyphs("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(token)))
     return (text if len(text) <= LONGEST else text[: LONGEST - 1] + "…").replace("$", r"\$")
+
+
+def with_glyphs(text: str) -> str:
+    """A text with numbers for the characters that the font of pictures does not have."""
+    if text.isascii():
+        return text
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties()))
+    return "".join(c if font.get_char_index(ord(c)) or not c.isprintable() else f"<{ord(c):04X}>" for c in text)
 
 
 def draw(maps: Tensor, numbers: Sequence[int], labels: Labels, title: str, note: str, sizes: Sizes = SMALL) -> "Figure":

@@ -116,7 +116,7 @@ class Readout:
                 "numbers. Expected fmr.locate(run), or a point of a run: read_out(run, site)."
             )
         device = next((weight.device for weight in self.weights.values()), vectors.device)
-        return vectors.reshape(-1, vectors.shape[-1]).to(device, dtype)
+        return vectors.reshape(-1, vectors.shape[-1]).to(device, dtype).contiguous()
 
     def _through(self, start: Tensor) -> dict[TensorId, Tensor]:
         """Every value of the way when the stream ends with this one."""

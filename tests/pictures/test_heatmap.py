@@ -210,7 +210,16 @@ def test_no_label_covers_another() -> None:
 
 @pytest.mark.parametrize(
     ("token", "label"),
-    [("cat", "cat"), ("\n", r"\n"), ("$x$", r"\$x\$"), ("x" * 30, "x" * 15 + "…"), (7, "7"), ("Ġcat", "Ġcat"), ("", "")],
+    [
+        ("cat", "cat"),
+        ("\n", r"\n"),
+        ("$x$", r"\$x\$"),
+        ("x" * 30, "x" * 15 + "…"),
+        (7, "7"),
+        ("Ġcat", "Ġcat"),
+        ("", ""),
+        ("中", "<4E2D>"),
+    ],
 )
 def test_a_token_becomes_one_short_line(token: object, label: str) -> None:
     assert readable(token) == label
