@@ -70,9 +70,8 @@ def read_out(model: nn.Module, tokenizer: Any, out: Path) -> None:
     """What the language model would say if it ended earlier, and who wrote its answer."""
     prompt = "The city of Shanghai is located in the country of"
     print(f"\n9. What the stream says after each layer of {prompt!r}, and which heads wrote {NAMES[0][0]!r}")
-    texts = analyzers.sentences()[:96]
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    maps = analyzers.LensTranslator(model, tokenizer).over([texts[n : n + 16] for n in range(0, 96, 16)], progress=True)
+    maps = analyzers.LensTranslator(model, tokenizer).over(analyzers.sentences()[:96], progress=True)
     shown(analyzers.LogitLens(model, tokenizer, maps.result()).run(prompt), out / "lens.png")
     given = [GIFT.format(to, giver, giver) for to, giver, _ in NAMES]
     right, wrong = [f" {to}" for to, _, _ in NAMES], [f" {giver}" for _, giver, _ in NAMES]

@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analyzers.protocol import AnalyzerError, Batch, checked
+from analyzers.protocol import AnalyzerError, Given, checked
 from fmr.nests import leaves
-
-Given = str | Sequence[str] | Tensor | Batch
-"""Prompts as a user has them: a text, several, token ids (examples, positions), or named arguments of a forward."""
 
 
 @dataclass(frozen=True, eq=False)

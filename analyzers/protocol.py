@@ -1,8 +1,8 @@
 """What every analyzer is: sums that batches add to, that merge across shards, and a frozen result made from them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, Any]
 """Named arguments of one forward, as a tokenizer returns them; `attention_mask` (examples, positions) is 0 on padding."""
+
+
+Given = str | Sequence[str] | Tensor | Batch
+"""Prompts as a user has them: a text, several, token ids (examples, positions), or named arguments of a forward."""
+
+TEXTS = 16
+"""How many texts make a batch."""
 
 
 class AnalyzerError(FmrError):
@@ -58,8 +65,8 @@ class Analyzer(ABC, Generic[R]):
     def result(self) -> R:
         """The numbers so far; more batches may follow."""
 
-    def over(self, batches: Iterable[Batch], *, progress: bool | None = None) -> "Self":
-        """Count every batch of a loader and return the analyzer.
+    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> "Self":
+        """Count every batch of a loader and return the analyzer; texts are put together, 16 a batch.
 
         >>> heads.over(batches)
 
@@ -70,9 +77,24 @@ class Analyzer(ABC, Generic[R]):
                 f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them. Pass [batch], "
                 f"or call update(batch)."
             )
-        for batch in tqdm(batches, desc=type(self).__name__, unit="batch", disable=hidden(progress)):
-            self.update(batch)
+        for batch in tqdm(gathered(batches), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
+            self.update(cast("Batch", batch))
         return self
+
+
+def gathered(batches: Iterable[Given]) -> Iterator[Given]:
+    """Batches as they come, with texts put together."""
+    texts: list[str] = []
+    for batch in batches:
+        if isinstance(batch, str):
+            texts.append(batch)
+        else:
+            yield batch
+        if len(texts) == TEXTS:
+            yield texts
+            texts = []
+    if texts:
+        yield texts
 
 
 def checked(batch: Batch) -> dict[str, Any]:

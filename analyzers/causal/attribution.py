@@ -12,8 +12,8 @@ from analyzers.causal.cells import Cell
 from analyzers.causal.effects import Effects, effects_of
 from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
-from analyzers.prompts import Given, Prompts
-from analyzers.protocol import AnalyzerError
+from analyzers.prompts import Prompts
+from analyzers.protocol import AnalyzerError, Given
 from fmr.edits.frames import Frames
 from fmr.edits.places import parts
 from fmr.ids import Site

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 import fmr
 from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.metrics import by_pair, in_tokens, numbers
-from analyzers.prompts import Given, Prompts, pairs
-from analyzers.protocol import AnalyzerError
+from analyzers.prompts import Prompts, pairs
+from analyzers.protocol import AnalyzerError, Given
 from fmr.graph.graph import Graph
 from fmr.nodes import Key
 from fmr.structure.parts import Structure

@@ -10,7 +10,8 @@ from analyzers.causal.cells import Cell
 from analyzers.causal.effects import Effects, effects_of
 from analyzers.causal.metrics import by_pair, numbers
 from analyzers.causal.opening import Patching, ids_of
-from analyzers.prompts import Given, Prompts
+from analyzers.prompts import Prompts
+from analyzers.protocol import Given
 from fmr.nodes import Key
 from fmr.sweeps.grid import Grid
 from fmr.sweeps.metrics import Metric

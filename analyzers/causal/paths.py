@@ -10,8 +10,7 @@ from analyzers.causal.cells import Cell, given_cells
 from analyzers.causal.effects import Effects, effects_of
 from analyzers.causal.metrics import numbers
 from analyzers.causal.opening import Direction, Patching, ids_of
-from analyzers.prompts import Given
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, Given
 from fmr.edits import Edit, Interchange, Replace
 from fmr.ids import Site
 from fmr.nodes import Key

@@ -12,8 +12,7 @@ from analyzers.circuits.choice import Bools, connected, counted, strongest
 from analyzers.circuits.circuit import Circuit
 from analyzers.circuits.scores import by_gradients, by_removal
 from analyzers.numbers.embed import Floats
-from analyzers.prompts import Given
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, Given
 from fmr.sweeps.bars import bar
 from fmr.sweeps.metrics import Metric
 

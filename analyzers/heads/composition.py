@@ -11,8 +11,8 @@ import fmr
 from analyzers.heads.circuits import Circuits, Part
 from analyzers.heads.compositions import Compositions
 from analyzers.numbers.embed import Floats
-from analyzers.prompts import Given, prompts
-from analyzers.protocol import AnalyzerError
+from analyzers.prompts import prompts
+from analyzers.protocol import AnalyzerError, Given
 from fmr.errors import whole_number
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure

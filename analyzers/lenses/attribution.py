@@ -10,8 +10,8 @@ import fmr
 from analyzers.lenses.backward import Backward, Part, followed
 from analyzers.lenses.opening import Reading, columns_of, mask_of, readout_of, rows_of
 from analyzers.lenses.shares import LogitParts
-from analyzers.prompts import Given, token_ids
-from analyzers.protocol import AnalyzerError
+from analyzers.prompts import token_ids
+from analyzers.protocol import AnalyzerError, Given
 from fmr.runs.run import Run
 from fmr.structure.logits import Readout
 from fmr.structure.proof.certificate import tolerance_of

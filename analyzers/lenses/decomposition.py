@@ -12,8 +12,7 @@ from torch.nn.functional import cosine_similarity
 from analyzers.lenses.opening import Reading, labelled, mask_of, rows_of, run_with
 from analyzers.lenses.writers import named
 from analyzers.numbers.embed import Floats
-from analyzers.prompts import Given
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, Given
 from analyzers.results import Stored
 from fmr.ids import TensorId
 from fmr.runs.run import Run

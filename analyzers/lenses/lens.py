@@ -10,8 +10,8 @@ from analyzers.lenses.opening import Reading, by_position, columns_of, mask_of, 
 from analyzers.lenses.readings import LENS, NULL, TRANSLATED, Lens
 from analyzers.lenses.translator import Translator
 from analyzers.lenses.tuning import States, tuned
-from analyzers.prompts import Given, token_ids
-from analyzers.protocol import AnalyzerError
+from analyzers.prompts import token_ids
+from analyzers.protocol import AnalyzerError, Given
 from fmr.ids import Site
 from fmr.nodes import Key, id_of
 from fmr.structure.parts import Structure

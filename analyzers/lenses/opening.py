@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import fmr
 from analyzers.causal.opening import check_eval, first_run
-from analyzers.prompts import Given, Prompts, prompts
-from analyzers.protocol import AnalyzerError, real_tokens
+from analyzers.prompts import Prompts, prompts
+from analyzers.protocol import AnalyzerError, Given, real_tokens
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.logits import Readout

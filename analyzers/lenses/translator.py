@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from analyzers.causal.opening import check_eval
 from analyzers.lenses.opening import mask_of, points_of, rows_of
 from analyzers.numbers.embed import Floats
-from analyzers.prompts import Given, prompts
-from analyzers.protocol import Analyzer, AnalyzerError
+from analyzers.prompts import prompts
+from analyzers.protocol import Analyzer, AnalyzerError, Given
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
 from fmr.ids import Site

@@ -18,7 +18,6 @@ from analyzers.memories.reading import (
     coefficients,
     experts_of,
     find,
-    gathered,
     is_tokens,
     texts_of,
     token_argument,
@@ -27,8 +26,8 @@ from analyzers.memories.result import Memories, made
 from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
-from analyzers.prompts import Given, Prompts, prompts, token_ids
-from analyzers.protocol import Analyzer, AnalyzerError, real_tokens
+from analyzers.prompts import Prompts, prompts, token_ids
+from analyzers.protocol import Analyzer, AnalyzerError, Given, gathered, real_tokens
 from fmr.errors import whole_number
 from fmr.sweeps.bars import hidden
 

@@ -1,7 +1,7 @@
 """What a batch tells of memories: their coefficients at each real token, and which prefix each of these ends."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -12,16 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from analyzers.memories.written import Passage, passage
-from analyzers.prompts import Given
 from analyzers.protocol import AnalyzerError, real_tokens
 from analyzers.sites import found_in, read_at
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.memories.memory import Memory
 from fmr.structure.parts import Structure
-
-ROWS = 16
-"""How many strings make a batch."""
 
 _EXAMPLES = 2
 """How many examples of a first batch are tracked in full, to find the memories in."""
@@ -237,18 +233,3 @@ def token_argument(inputs: Mapping[str, Any], mask: str) -> str:
 def is_tokens(given: Any) -> bool:
     """Whether an argument holds token ids, (examples, positions)."""
     return isinstance(given, Tensor) and given.dim() == 2 and not given.is_floating_point()
-
-
-def gathered(batches: Iterable[Given]) -> Iterator[Given]:
-    """Batches as they come, with strings put together."""
-    texts: list[str] = []
-    for batch in batches:
-        if isinstance(batch, str):
-            texts.append(batch)
-        else:
-            yield batch
-        if len(texts) == ROWS:
-            yield texts
-            texts = []
-    if texts:
-        yield texts

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers import AnalyzerError, Lens, LensTranslator, LogitLens, Translator
+from analyzers import AnalyzerError, HeadClustering, Lens, LensTranslator, LogitLens, Translator
 from analyzers.lenses.opening import points_of
 from fmr.zoo import world
 from tests.analyzers.lenses.test_attribution import FAMILIES, Memories, made
@@ -245,3 +245,14 @@ def test_a_hand_written_model_without_attention_is_read() -> None:
     found = LogitLens(Memories().eval()).run(torch.randint(20, (2, 5)))
     assert found.points == ("0", "1")
     assert found.error == 0.0
+
+
+def test_texts_are_put_together_and_heads_say_what_they_take(loaded: tuple[nn.Module, Any]) -> None:
+    model, tokenizer = loaded
+    texts = [gift.prompt for gift in world.ioi(20, seed=0)]
+    alone = LensTranslator(model, tokenizer).update(texts[:16]).update(texts[16:])
+    together = LensTranslator(model, tokenizer).over(texts, progress=False)
+    assert together.tokens == alone.tokens
+    assert torch.equal(together.result().maps[0], alone.result().maps[0])
+    with pytest.raises(AnalyzerError, match="A batch is a list, expected a mapping"):
+        HeadClustering(model).over(texts, progress=False)
