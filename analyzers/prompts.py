@@ -41,6 +41,12 @@ class Prompts:
         columns = list(zip(*self.tokens, strict=False))
         return tuple(column[0] if len(set(column)) == 1 else str(place) for place, column in enumerate(columns))
 
+    @property
+    def last_word(self) -> str:
+        """The last token of the first prompt of words with blanks between them that ends in a letter; else nothing."""
+        ends = (row[-1] for row in self.tokens if any(" " in token for token in row))
+        return next((end for end in ends if end[-1:].isalpha()), "")
+
     def rolled(self) -> "Prompts":
         """The same examples, each in the place of the one before it."""
         examples = len(self)
@@ -97,20 +103,22 @@ def pairs(clean: Given, corrupted: Given, model: nn.Module, tokenizer: Any = Non
     return both
 
 
-def token_ids(answers: Any, tokenizer: Any) -> Any:
+def token_ids(answers: Any, tokenizer: Any, given: Prompts | None = None) -> Any:
     """Answers as token ids: texts of one token each are looked up, numbers stay what they are.
 
     >>> token_ids(["Alice", "Karen"], tokenizer).shape
     torch.Size([2])
+
+    given: the prompts, behind whose last word a text without its blank is refused where that is another token.
     """
     if isinstance(answers, str):
-        return _single(answers, tokenizer)
+        return _single(answers, tokenizer, given)
     if isinstance(answers, Sequence) and any(isinstance(answer, str) for answer in answers):
-        return torch.tensor([_single(a, tokenizer) if isinstance(a, str) else int(a) for a in answers])
+        return torch.tensor([_single(a, tokenizer, given) if isinstance(a, str) else int(a) for a in answers])
     return answers
 
 
-def _single(text: str, tokenizer: Any) -> int:
+def _single(text: str, tokenizer: Any, given: Prompts | None) -> int:
     if tokenizer is None:
         raise AnalyzerError(f"The answer {text!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -123,6 +131,13 @@ def _single(text: str, tokenizer: Any) -> int:
         parts = ", ".join(repr(tokenizer.decode([one])) for one in ids)
         remedy = "" if text.startswith(" ") else f" A word within a text begins with a space: {' ' + text!r}."
         raise AnalyzerError(f"The answer {text!r} is {len(ids)} tokens ({parts}), expected one.{remedy}")
+    behind = given.last_word if given is not None else ""
+    word = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"]) if behind and text[0].isalpha() else []
+    if len(word) == 1 and word != ids:
+        raise AnalyzerError(
+            f"The answer {text!r} is a token that goes on with the last word of the prompt, as in {behind + text!r}. "
+            f"Expected the next word, with its blank: {' ' + text!r}; or the token's number, {ids[0]}."
+        )
     return int(ids[0])
 
 

@@ -36,7 +36,8 @@ class Paired:
 
     def _pairs(self, clean: Given, corrupted: Given, metric: Metric) -> tuple[Prompts, Prompts, Metric]:
         check_eval(self.model)
-        return *pairs(clean, corrupted, self.model, self.tokenizer), in_tokens(metric, self.tokenizer)
+        both = pairs(clean, corrupted, self.model, self.tokenizer)
+        return *both, in_tokens(metric, self.tokenizer, both[0])
 
     def _located(self, given: Prompts) -> tuple[Structure, Graph]:
         """The structure of the model in a run of the first two examples, with its graph: the IDs hold for any number."""

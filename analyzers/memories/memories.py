@@ -266,13 +266,13 @@ class KeyValueMemories(Analyzer[Memories]):
 
         >>> memories.promotion("Junel Dunoth grew up in", "Oranby").strongest()
 
-        token: the word as text, of one token, or as its number. seed: of the `draws` other words for comparison.
+        token: the word as text (" Mary", with its blank) or as a number. seed: of the `draws` other words beside it.
         """
         model, asked, found = self._asked(prompt)
         if len(asked) != 1:
             raise AnalyzerError(f"There are {len(asked)} prompts, expected one: a word is promoted at its last token.")
         real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
-        number = int(token_ids(token, self.tokenizer))
+        number = int(token_ids(token, self.tokenizer, asked))
         word = self._decode([number])[number]
         ids = asked.inputs[self.tokens or ""][0][real[0].to(asked.inputs[self.tokens or ""].device)].tolist()
         between = glue(self.tokenizer, [ids])
