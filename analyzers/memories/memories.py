@@ -351,6 +351,9 @@ class KeyValueMemories(Analyzer[Memories]):
         self.k, self.tokens = k or settings["k"], settings["tokens"] if self.tokens is None else self.tokens
         self.signs, self.weights = self.signs or settings["signs"], self.weights or settings["model"]
         same(self._settings(), settings, f"{store.path}:")
+        have = tuple(layer.number for layer in self.counts.layers)
+        if self.layers is not None and sorted(self.layers) != sorted(have):
+            raise AnalyzerError(f"{store.path}: layers={[*have]} where layers={[*self.layers]} was asked for. {ONE}")
         self.resumed = len(self.counts.batches)
 
     def _located(self) -> Found:
