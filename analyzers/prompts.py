@@ -122,11 +122,7 @@ def _single(text: str, tokenizer: Any, given: Prompts | None) -> int:
     if tokenizer is None:
         raise AnalyzerError(f"The answer {text!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown in ids and text.strip() != tokenizer.unk_token:
-        raise AnalyzerError(
-            f"The answer {text!r} is no token of this tokenizer, which knows {tokenizer.unk_token!r} for it."
-        )
+    check_known(text, ids, tokenizer)
     if len(ids) != 1:
         parts = ", ".join(repr(tokenizer.decode([one])) for one in ids)
         remedy = "" if text.startswith(" ") else f" A word within a text begins with a space: {' ' + text!r}."
@@ -139,6 +135,15 @@ def _single(text: str, tokenizer: Any, given: Prompts | None) -> int:
             f"Expected the next word, with its blank: {' ' + text!r}; or the token's number, {ids[0]}."
         )
     return int(ids[0])
+
+
+def check_known(answer: str, ids: Sequence[int], tokenizer: Any) -> None:
+    """Whether a tokenizer has tokens for an answer; `AnalyzerError` where it has its unknown one."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in ids and tokenizer.unk_token not in answer:
+        raise AnalyzerError(
+            f"The answer {answer!r} is no token of this tokenizer, which knows {tokenizer.unk_token!r} for it."
+        )
 
 
 def _encoded(texts: list[str], model: nn.Module, tokenizer: Any) -> dict[str, Any]:
