@@ -78,6 +78,8 @@ def test_nothing_is_gained_where_nothing_differs_and_all_of_it_by_the_whole_stre
 
 def test_the_strongest_sites_are_no_better_than_none_with_values_of_another_pair(patched: Effects) -> None:
     assert patched.effects[patched.names.index(patched.strongest(1)[0])] > 0.5
+    with pytest.raises(AnalyzerError, match=r"kind='heads' was not patched. Expected one of resid_pre, attention, mlp, z."):
+        patched.strongest(3, "heads")
     assert max(patched.control.values()) < 0.2
 
 
@@ -212,7 +214,12 @@ def test_a_result_prints_tables_draws_and_is_frozen(patched: Effects) -> None:
         "stream before the layer", "attention output", "memory output", "z of single heads",
     ]  # fmt: skip
     assert repr(patched).startswith("Activation patching (denoising): 196 sites over 4 pairs")
-    assert patched.plot(kind="z").axes[0].get_xlabel() == "head"
+    narrow = patched.plot(kind="z")
+    assert narrow.axes[0].get_xlabel() == "head"
+    narrow.draw_without_rendering()
+    (title,) = narrow.texts
+    assert title.get_text().replace("\n", " ") == "Activation patching (denoising), 4 pairs"
+    assert narrow.bbox.x0 <= title.get_window_extent().x0 < title.get_window_extent().x1 <= narrow.bbox.x1
     with pytest.raises(FrozenInstanceError):
         patched.seed = 1  # type: ignore[misc]
 
