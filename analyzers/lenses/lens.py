@@ -86,6 +86,11 @@ class LogitLens(Reading):
         points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
         if not points:
             raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
+        if self.translator is not None and not points.keys() & {*self.translator.points}:
+            raise AnalyzerError(
+                f"The translator has maps for {', '.join(self.translator.points)}, and what is read is {', '.join(points)}. "
+                "Expected one that was fitted to this model, at points of the same names."
+            )
         run = run_with(self.model, given, [*(site.id for site in points.values()), readout.end, readout.way[-1]])
         states = {name: rows_of(run[site.id].detach(), len(given), structure.model) for name, site in points.items()}
         mask = mask_of(given, rows_of(run[readout.end], len(given), structure.model).shape[:2])
