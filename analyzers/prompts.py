@@ -172,7 +172,7 @@ def _first_argument(model: nn.Module) -> str:
     """The name under which a tensor is given."""
     arguments = _arguments(model)
     named = [one.name for one in arguments if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    return named[0] if named and not _takes(arguments, "input_ids") else "input_ids"
+    return named[0] if named and "input_ids" not in [one.name for one in arguments] else "input_ids"
 
 
 def _takes(arguments: Sequence[inspect.Parameter], name: str) -> bool:

@@ -1,11 +1,12 @@
-"""Answers as text: a word is looked up as it follows a prompt, not as it would go on with its last word."""
+"""Answers as text: a word is looked up as it follows a prompt, not as it would go on with its last word; tensors."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from analyzers.prompts import Prompts, token_ids
+from analyzers.prompts import Prompts, prompts, token_ids
 from analyzers.protocol import AnalyzerError
 
 VOCABULARY = ["The", " capital", " of", "Italy", " Italy", "ist", "=", "32", " 32"]
@@ -44,6 +45,24 @@ def test_a_word_without_its_blank_is_refused_behind_a_word(answers: Any) -> None
 def test_what_can_follow_as_it_stands_is_taken(answer: str, tokens: tuple[str, ...], number: int) -> None:
     assert token_ids(answer, Bytes(), _after(*tokens)) == number
     assert token_ids(answer, Bytes()) == number
+
+
+class Pixels(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor, scale: float = 1.0, **others: Any) -> torch.Tensor:
+        return pixels * scale
+
+
+class Words(torch.nn.Module):
+    def forward(self, mask: torch.Tensor | None = None, input_ids: torch.Tensor | None = None) -> None: ...
+
+
+class Wrapped(torch.nn.Module):
+    def forward(self, **inputs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("model", "name"), [(Pixels(), "pixels"), (Words(), "input_ids"), (Wrapped(), "input_ids")])
+def test_a_tensor_is_the_first_argument_of_a_model_without_input_ids(model: torch.nn.Module, name: str) -> None:
+    assert list(prompts(torch.zeros(1, 3, dtype=torch.long), model).inputs) == [name]
 
 
 def test_numbers_are_tokens_whatever_they_say() -> None:
