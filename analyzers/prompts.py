@@ -38,6 +38,12 @@ class Prompts:
         columns = list(zip(*self.tokens, strict=False))
         return tuple(column[0] if len(set(column)) == 1 else str(place) for place, column in enumerate(columns))
 
+    @property
+    def last_word(self) -> str:
+        """The last token of the first prompt of words with blanks between them that ends in a letter; else nothing."""
+        ends = (row[-1] for row in self.tokens if any(" " in token for token in row))
+        return next((end for end in ends if end[-1:].isalpha()), "")
+
     def rolled(self) -> "Prompts":
         """The same examples, each in the place of the one before it."""
         examples = len(self)
@@ -94,33 +100,47 @@ def pairs(clean: Given, corrupted: Given, model: nn.Module, tokenizer: Any = Non
     return both
 
 
-def token_ids(answers: Any, tokenizer: Any) -> Any:
+def token_ids(answers: Any, tokenizer: Any, given: Prompts | None = None) -> Any:
     """Answers as token ids: texts of one token each are looked up, numbers stay what they are.
 
     >>> token_ids(["Alice", "Karen"], tokenizer).shape
     torch.Size([2])
+
+    given: the prompts, behind whose last word a text without its blank is refused where that is another token.
     """
     if isinstance(answers, str):
-        return _single(answers, tokenizer)
+        return _single(answers, tokenizer, given)
     if isinstance(answers, Sequence) and any(isinstance(answer, str) for answer in answers):
-        return torch.tensor([_single(a, tokenizer) if isinstance(a, str) else int(a) for a in answers])
+        return torch.tensor([_single(a, tokenizer, given) if isinstance(a, str) else int(a) for a in answers])
     return answers
 
 
-def _single(text: str, tokenizer: Any) -> int:
+def _single(text: str, tokenizer: Any, given: Prompts | None) -> int:
     if tokenizer is None:
         raise AnalyzerError(f"The answer {text!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown in ids and text.strip() != tokenizer.unk_token:
-        raise AnalyzerError(
-            f"The answer {text!r} is no token of this tokenizer, which knows {tokenizer.unk_token!r} for it."
-        )
+    check_known(text, ids, tokenizer)
     if len(ids) != 1:
         parts = ", ".join(repr(tokenizer.decode([one])) for one in ids)
         remedy = "" if text.startswith(" ") else f" A word within a text begins with a space: {' ' + text!r}."
         raise AnalyzerError(f"The answer {text!r} is {len(ids)} tokens ({parts}), expected one.{remedy}")
+    behind = given.last_word if given is not None else ""
+    word = list(tokenizer(" " + text, add_special_tokens=False)["input_ids"]) if behind and text[0].isalpha() else []
+    if len(word) == 1 and word != ids:
+        raise AnalyzerError(
+            f"The answer {text!r} is a token that goes on with the last word of the prompt, as in {behind + text!r}. "
+            f"Expected the next word, with its blank: {' ' + text!r}; or the token's number, {ids[0]}."
+        )
     return int(ids[0])
+
+
+def check_known(answer: str, ids: Sequence[int], tokenizer: Any) -> None:
+    """Whether a tokenizer has tokens for an answer; `AnalyzerError` where it has its unknown one."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in ids and tokenizer.unk_token not in answer:
+        raise AnalyzerError(
+            f"The answer {answer!r} is no token of this tokenizer, which knows {tokenizer.unk_token!r} for it."
+        )
 
 
 def _encoded(texts: list[str], model: nn.Module, tokenizer: Any) -> dict[str, Any]:
@@ -149,7 +169,7 @@ def _first_argument(model: nn.Module) -> str:
     """The name under which a tensor is given."""
     arguments = _arguments(model)
     named = [one.name for one in arguments if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    return named[0] if named and not _takes(arguments, "input_ids") else "input_ids"
+    return named[0] if named and "input_ids" not in [one.name for one in arguments] else "input_ids"
 
 
 def _takes(arguments: Sequence[inspect.Parameter], name: str) -> bool:

@@ -47,7 +47,8 @@ def cells_of(structure: Structure, base: Prompts, graph: Graph) -> list[Cell]:
     rows = [list(_written(layer)) for layer in structure.layers] or list(_unlayered(structure, graph, base.length))
     for number, row in enumerate(rows):
         for kind, site in row:
-            found += [Cell(kind, number, place, site.at(positions=place)) for place in range(base.length)]
+            places = range(_positions(graph, site, base.length))
+            found += [Cell(kind, number, place, site.at(positions=place)) for place in places]
     for number, layer in enumerate(structure.layers):
         if layer.attention is not None:
             z = layer.attention.z
@@ -71,6 +72,13 @@ def as_maps(kinds: Sequence[str], layers: Ints, places: Ints, values: Floats) ->
         maps[kind] = np.full((1 + layers[own].max(), 1 + places[own].max()), np.nan)
         maps[kind][layers[own], places[own]] = values[own]
     return maps
+
+
+def _positions(graph: Graph, site: Site, length: int) -> int:
+    """How many positions a value has: those of a decoder are not its encoder's, and of a picture they are its patches."""
+    shape = graph[site.id].shape
+    layout = site.layout or ("examples", "positions", "units")
+    return shape[layout.index("positions")] if len(shape) == len(layout) and "positions" in layout else length
 
 
 def _unlayered(structure: Structure, graph: Graph, length: int) -> Iterator[list[tuple[str, Site]]]:

@@ -67,6 +67,8 @@ class Effects(Stored):
 
     def strongest(self, many: int = 5, kind: str | None = None) -> list[str]:
         """The names of the sites with the largest effects, whatever their sign."""
+        if kind is not None and kind not in self.kinds:
+            raise AnalyzerError(f"kind={kind!r} was not patched. Expected one of {', '.join(dict.fromkeys(self.kinds))}.")
         order = [n for n in np.argsort(-np.abs(self.effects), kind="stable") if kind in (None, self.kinds[n])]
         return [self.names[n] for n in order[:many]]
 

@@ -5,19 +5,20 @@ from typing import Any
 
 from torch import Tensor
 
-from analyzers.prompts import token_ids
+from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError
 from fmr.runs.run import Run
 from fmr.sweeps.metrics import LogitDiff, LogProb, Metric, Probability, measured, placed
 from fmr.sweeps.task import EDITS
 
 
-def in_tokens(metric: Metric, tokenizer: Any) -> Metric:
-    """A metric whose answers are token ids."""
+def in_tokens(metric: Metric, tokenizer: Any, given: Prompts) -> Metric:
+    """A metric whose answers, behind some prompts, are token ids."""
     if isinstance(metric, LogitDiff):
-        return replace(metric, right=token_ids(metric.right, tokenizer), wrong=token_ids(metric.wrong, tokenizer))
+        right, wrong = (token_ids(one, tokenizer, given) for one in (metric.right, metric.wrong))
+        return replace(metric, right=right, wrong=wrong)
     if isinstance(metric, (LogProb, Probability)):
-        return replace(metric, token=token_ids(metric.token, tokenizer))
+        return replace(metric, token=token_ids(metric.token, tokenizer, given))
     if not callable(metric) or isinstance(metric, EDITS):
         raise AnalyzerError(
             f"metric is {type(metric).__name__}, expected a function of the model's output, as logit_diff(right, wrong)."

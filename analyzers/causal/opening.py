@@ -28,21 +28,24 @@ class Opened(NamedTuple):
 
 
 class Paired:
-    """A method that is given pairs of prompts; the model is located once."""
+    """A method that is given pairs of prompts; the model is located once for each of their lengths."""
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._known: tuple[Structure, Graph] | None = None
+        self._sizes: dict[str, tuple[int, ...]] = {}
 
     def _pairs(self, clean: Given, corrupted: Given, metric: Metric) -> tuple[Prompts, Prompts, Metric]:
         check_eval(self.model)
-        return *pairs(clean, corrupted, self.model, self.tokenizer), in_tokens(metric, self.tokenizer)
+        both = pairs(clean, corrupted, self.model, self.tokenizer)
+        return *both, in_tokens(metric, self.tokenizer, both[0])
 
     def _located(self, given: Prompts) -> tuple[Structure, Graph]:
         """The structure of the model in a run of the first two examples, with its graph: the IDs hold for any number."""
-        if self._known is None:
+        sizes = {name: tuple(value.shape[1:]) for name, value in given.inputs.items() if isinstance(value, Tensor)}
+        if self._known is None or sizes != self._sizes:
             run = first_run(self.model, given)
-            self._known = fmr.locate(run), run.graph
+            self._known, self._sizes = (fmr.locate(run), run.graph), sizes
         return self._known
 
 

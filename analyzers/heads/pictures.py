@@ -96,14 +96,16 @@ def _layers(ax: "Axes", most: int) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    bar = ax.figure.colorbar(ScalarMappable(Normalize(0, max(1, most)), COLOURS), ax=ax, shrink=0.7, pad=0.05, aspect=18)
+    layers = ScalarMappable(Normalize(0, max(1, most)), COLOURS)
+    whole = range(0, most + 1, -(-(most + 1) // 12))
+    bar = ax.figure.colorbar(layers, ax=ax, shrink=0.7, pad=0.05, aspect=18, ticks=whole)
     bar.set_label("layer", fontsize=8.5)
     bar.ax.tick_params(labelsize=7.5)
     bar.outline.set_visible(False)
 
 
 def _job_map(result: "HeadJobs", job: str, ax: "Axes | None") -> "Figure":
-    """Layers down, heads across; beside it the null on the same scale."""
+    """Layers up, heads across; beside it the null on the same scale."""
     import matplotlib.pyplot as plt
 
     score, null = result.score(job), result.null(job)

@@ -10,7 +10,7 @@ import fmr
 from analyzers.lenses.backward import Backward, Part, followed
 from analyzers.lenses.opening import Reading, columns_of, mask_of, readout_of, rows_of
 from analyzers.lenses.shares import LogitParts
-from analyzers.prompts import token_ids
+from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError, Given
 from fmr.runs.run import Run
 from fmr.structure.logits import Readout
@@ -72,9 +72,9 @@ class LogitAttribution(Reading):
 
         >>> LogitAttribution(model, tokenizer).run("Junel Dunoth grew up in", "Oskus").strongest(3)
 
-        right, wrong: a token for each prompt, or one for all, as text or as a number. position: of which real token of each
-        prompt. memories: tell single memories, too. Beside each part stands its share in the logits of other prompts'
-        answers; where all prompts have the same, in those of random tokens.
+        right, wrong: a token for each prompt, or one for all, as text (" Mary", with its blank) or as a
+        number. position: of which real token of each prompt. memories: tell single memories, too. Beside each part stands
+        its share in the logits of other prompts' answers; where all prompts have the same, in those of random tokens.
         """
         given, structure = self._opened(inputs)
         readout = readout_of(structure)
@@ -83,7 +83,7 @@ class LogitAttribution(Reading):
         states = rows_of(run[readout.end].detach(), len(given), structure.model)
         columns = columns_of(mask_of(given, states.shape[:2]), position).to(states.device)
         logits = structure.frozen(states[torch.arange(len(states)), columns])
-        asked = _answers(right, wrong, logits.value, self.tokenizer)
+        asked = _answers(right, wrong, logits.value, given, self.tokenizer)
         others, control = _others(asked, logits.value[0].numel(), seed)
         weights = torch.stack([asked.weights(logits.value), others.weights(logits.value)])
         (directions,) = logits.back(weights).values()
@@ -143,9 +143,9 @@ def _places(part: Part) -> "np.ndarray[Any, np.dtype[np.int64]]":
     return np.arange(part.value.shape[2]) if part.kind.endswith("head") else np.array([-1])
 
 
-def _answers(right: Any, wrong: Any, logits: Tensor, tokenizer: Any) -> Answers:
+def _answers(right: Any, wrong: Any, logits: Tensor, given: Prompts, tokenizer: Any) -> Answers:
     flat = logits.flatten(1)
-    found = [one_each(token_ids(one, tokenizer), flat) if one is not None else None for one in (right, wrong)]
+    found = [one_each(token_ids(one, tokenizer, given), flat) if one is not None else None for one in (right, wrong)]
     if found[0] is None:
         raise AnalyzerError("right=None: expected a token, or one for each prompt, as right=' Mary'.")
     return Answers(found[0].to(flat.device), found[1].to(flat.device) if found[1] is not None else None)

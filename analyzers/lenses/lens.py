@@ -10,7 +10,7 @@ from analyzers.lenses.opening import Reading, by_position, columns_of, mask_of, 
 from analyzers.lenses.readings import LENS, NULL, TRANSLATED, Lens
 from analyzers.lenses.translator import Translator
 from analyzers.lenses.tuning import States, tuned
-from analyzers.prompts import token_ids
+from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError, Given
 from fmr.ids import Site
 from fmr.nodes import Key, id_of
@@ -76,16 +76,21 @@ class LogitLens(Reading):
         >>> analyzers.LogitLens(model, tokenizer).run("Junel Dunoth grew up in", "Oskus", position=-1).first()
         {'lens': ...}
 
-        answers: a token for each prompt, or one for all, as text or as a number, whose rank and probability are told at
-        every position; by default what the model itself says there. sites: other points of the stream than the layers, by
-        name. position: of which real token of each prompt; None reads all. top: how many tokens to name. Beside the rank of
-        each answer stands that of another prompt's or position's.
+        answers: a token for each prompt, or one for all, as text (" Mary", with its blank) or as a number, whose rank and
+        probability are told at every position; by default what the model itself says there. sites: other points of the
+        stream than the layers, by name. position: of which real token of each prompt; None reads all. top: how many tokens
+        to name. Beside the rank of each answer stands that of another prompt's or position's.
         """
         given, structure = self._opened(inputs)
         readout = readout_of(structure)
         points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
         if not points:
             raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
+        if self.translator is not None and not points.keys() & {*self.translator.points}:
+            raise AnalyzerError(
+                f"The translator has maps for {', '.join(self.translator.points)}, and what is read is {', '.join(points)}. "
+                "Expected one that was fitted to this model, at points of the same names."
+            )
         run = run_with(self.model, given, [*(site.id for site in points.values()), readout.end, readout.way[-1]])
         states = {name: rows_of(run[site.id].detach(), len(given), structure.model) for name, site in points.items()}
         mask = mask_of(given, rows_of(run[readout.end], len(given), structure.model).shape[:2])
@@ -93,7 +98,7 @@ class LogitLens(Reading):
             by_position(logits.detach(), mask, structure.model)
             for logits in (structure.read_out(run, readout.end), run[readout.way[-1]])
         )
-        rows = _rows(_chosen(mask, position, said.shape[1]), said, answers, self.tokenizer, seed)
+        rows = _rows(_chosen(mask, position, said.shape[1]), said, answers, given, self.tokenizer, seed)
         readings = Readings(len(points), mask.shape, top)
         for few in rows.split():
             for place, (name, values) in enumerate(states.items()):
@@ -202,7 +207,7 @@ def _words(held: Sequence[Tensor], tokenizer: Any) -> dict[str, str]:
     return {str(one): str(one) if tokenizer is None else str(tokenizer.decode([one])) for one in ids if one >= 0}
 
 
-def _rows(read: Tensor, said: Tensor, answers: Any, tokenizer: Any, seed: int) -> Rows:
+def _rows(read: Tensor, said: Tensor, answers: Any, given: Prompts, tokenizer: Any, seed: int) -> Rows:
     """The places to read, in order, each with its answer and another one: that of a place with another answer, else a
     random token."""
     examples, columns = (one.to(said.device) for one in read.nonzero(as_tuple=True))
@@ -211,7 +216,7 @@ def _rows(read: Tensor, said: Tensor, answers: Any, tokenizer: Any, seed: int) -
     if answers is None:
         own = final.argmax(-1)
     else:
-        own = one_each(token_ids(answers, tokenizer), said[:, -1]).expand(len(read)).to(said.device)[examples]
+        own = one_each(token_ids(answers, tokenizer, given), said[:, -1]).expand(len(read)).to(said.device)[examples]
     drawn = own[torch.randint(len(own), (len(own), 16), generator=draw).to(own.device)]
     differs = drawn != own[:, None]
     others = drawn.gather(1, differs.int().argmax(1, keepdim=True))[:, 0]

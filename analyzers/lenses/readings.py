@@ -68,6 +68,8 @@ class Lens(Stored):
 
         >>> lens.first(below=10)
         {'lens': ...}
+
+        Where it never has, that counts as the number of layers, one more than the last.
         """
         found = {}
         for view, ranks in self.rank.items():

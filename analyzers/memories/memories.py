@@ -265,13 +265,13 @@ class KeyValueMemories(Analyzer[Memories]):
 
         >>> memories.promotion("Junel Dunoth grew up in", "Oranby").strongest()
 
-        token: the word as text, of one token, or as its number. seed: of the `draws` other words for comparison.
+        token: the word as text (" Mary", with its blank) or as a number. seed: of the `draws` other words beside it.
         """
         model, asked, found = self._asked(prompt)
         if len(asked) != 1:
             raise AnalyzerError(f"There are {len(asked)} prompts, expected one: a word is promoted at its last token.")
         real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
-        number = int(token_ids(token, self.tokenizer))
+        number = int(token_ids(token, self.tokenizer, asked))
         word = self._decode([number])[number]
         ids = asked.inputs[self.tokens or ""][0][real[0].to(asked.inputs[self.tokens or ""].device)].tolist()
         between = glue(self.tokenizer, [ids])
@@ -350,6 +350,9 @@ class KeyValueMemories(Analyzer[Memories]):
         self.k, self.tokens = k or settings["k"], settings["tokens"] if self.tokens is None else self.tokens
         self.signs, self.weights = self.signs or settings["signs"], self.weights or settings["model"]
         same(self._settings(), settings, f"{store.path}:")
+        have = tuple(layer.number for layer in self.counts.layers)
+        if self.layers is not None and sorted(self.layers) != sorted(have):
+            raise AnalyzerError(f"{store.path}: layers={[*have]} where layers={[*self.layers]} was asked for. {ONE}")
         self.resumed = len(self.counts.batches)
 
     def _located(self) -> Found:

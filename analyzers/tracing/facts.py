@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analyzers.prompts import check_known
 from analyzers.protocol import AnalyzerError
 
 
@@ -107,6 +108,7 @@ def _answer(prompt: Any, ids: Tensor, answer: Any, tokenizer: Any) -> tuple[int,
                 "prompt that ends with one, without a blank."
             )
         found = tuple(whole[len(ids) :].tolist())
+        check_known(answer, found, tokenizer)
     if not found:
         raise AnalyzerError(f"The answer {answer!r} has no token. Expected a word, or None for what the model says itself.")
     return found

@@ -31,9 +31,9 @@ class CausalTracing(Analyzer[Traces]):
     `KINDS` in `analyzers.tracing.cells`: "state" after a layer, what "attention" or "mlp" write in a window of layers, and
     the severed "state without mlp" and "state without attention". noise: the standard deviation of the noise that is added
     to the embedding of the subject's tokens; None takes 3 times that of the embedding there. swaps: other subjects to put in
-    its place instead of noise, those of as many tokens. samples: how many draws of the noise (the paper takes 10), or
-    how many swaps. window: how
-    many layers go into a cell of attention or mlp; None takes a sixth of them. seed: of noise and choices.
+    its place instead of noise, those of as many tokens. samples: how many draws of the noise (the paper takes 10), or how
+    many swaps. window: how many layers go into a cell of attention or mlp; None takes a sixth of them. seed: of noise and
+    choices.
 
     The indirect effect of a cell is p(answer) with it restored less p(answer) corrupted, the mean over samples, which are
     the same for all cells; the total effect is p(answer) clean less p(answer) corrupted. An answer of several tokens has

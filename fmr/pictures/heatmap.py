@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -20,7 +21,7 @@ COLOURS = "Blues"
 """From white to dark in one hue, so that more is darker for every kind of colour vision and in grey."""
 
 INK, PALE, UNKNOWN = "#333333", "#B8B8B8", "#E8E2D8"
-LONGEST, LINE = 16, 1.25  # characters of a token; height of a line of text in font sizes
+LONGEST, LINE, WIDE = 16, 1.25, 0.6  # characters of a token; height of a line of text and width of a letter in font sizes
 
 
 class Sizes(NamedTuple):
@@ -134,8 +135,12 @@ def draw(maps: Tensor, numbers: Sequence[int], labels: Labels, title: str, note:
 
 
 def returned(figure: "Figure") -> "Figure":
-    """A figure as a plot returns it: a notebook shows what a cell returns, and an open one would be shown a second time."""
+    """A figure as a plot returns it: a notebook shows what a cell returns, and an open one would be shown a second time.
+    A title wider than the figure goes on in another line."""
     plt = pyplot()
+    for text in figure.texts:
+        most = int(figure.get_figwidth() * 72 / (WIDE * float(text.get_fontsize())))
+        text.set_text("\n".join(fill(line, most) for line in text.get_text().split("\n")))
     if "inline" in plt.get_backend():
         plt.close(figure)
     return figure

@@ -352,9 +352,11 @@ class Pass:
     def __repr__(self) -> str:
         self._settle()
         size = _nbytes(self.values)
-        head = repr(self._graph).partition("\n")[0] if self._graph is not None else f"{len(self.values)} IDs read, no graph"
+        several = "s" * (len(self.values) != 1)
+        read = f"{len(self.values)} ID{several} read, no graph"
+        head = repr(self._graph).partition("\n")[0] if self._graph is not None else read
         failed = f"\n  {self.failed}" if self.failed is not None else ""
-        return f"{head}; {len(self.values)} values kept, {size / 2**20:.1f} MB{failed}"
+        return f"{head}; {len(self.values)} value{several} kept, {size / 2**20:.1f} MB{failed}"
 
     _repr_html_ = preformatted
 
@@ -371,6 +373,9 @@ def _hear(columns: Columns, tape: Tape) -> None:
 
 
 def _nbytes(values: Any) -> int:
-    """The memory under the values, or their size in the file where they were not read from it."""
+    """The memory under the values beside the model's own, or their size in the file where they were not read from it."""
     stored: int | None = getattr(values, "nbytes", None)
-    return sum(storage.nbytes() for storage in storages(values.values())) if stored is None else stored
+    if stored is not None:
+        return stored
+    own = {one._cdata for one in storages(value for name, value in values.items() if name.startswith(("param:", "buffer:")))}
+    return sum(storage.nbytes() for storage in storages(values.values()) if storage._cdata not in own)

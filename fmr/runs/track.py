@@ -51,7 +51,7 @@ def track(
     `f(value, context)`, or several in order. What is kept of a site is what the model went on with; a module's path is
     edited when its call returns, after the user's own hooks. A tensor that a module keeps by name, as `self.last = hidden`,
     is not left there: the attributes are as before after the block. An edit that no pass comes to is an `EditError`, but for
-    optional=True. keep=() keeps nothing.
+    optional=True. keep=() keeps what is edited alone.
 
     The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
     is not. An error that leaves the block carries what was recorded, `error.run`, and where it was raised,

@@ -227,3 +227,13 @@ def test_the_memory_of_all_values_is_that_of_their_storages() -> None:
     (made,) = {run[node].untyped_storage().data_ptr() for node in run.graph if not node.id.is_source}
     assert made == run["/mul#0"].data_ptr()
     assert "0.0 MB" in repr(run.last)
+
+
+def test_the_memory_that_a_run_tells_is_beside_that_of_the_model() -> None:
+    class Wide(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.weight.T[0]
+
+    run = fmr.run(Wide(1024, 1024), torch.randn(256, 1024))
+    assert repr(run).endswith("7 values kept, 3.0 MB")  # the input, the product and the sum; not 4 MB of weights
+    assert repr(fmr.run(Wide(2, 2), torch.randn(1, 2), keep=[""])).endswith("1 ID read, no graph; 1 value kept, 0.0 MB")

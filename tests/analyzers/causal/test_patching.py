@@ -24,6 +24,7 @@ from analyzers import (
 from fmr import edits
 from fmr.sweeps import log_prob, logit_diff
 from fmr.zoo import world
+from tests.models import build
 
 matplotlib.use("Agg")
 
@@ -78,6 +79,8 @@ def test_nothing_is_gained_where_nothing_differs_and_all_of_it_by_the_whole_stre
 
 def test_the_strongest_sites_are_no_better_than_none_with_values_of_another_pair(patched: Effects) -> None:
     assert patched.effects[patched.names.index(patched.strongest(1)[0])] > 0.5
+    with pytest.raises(AnalyzerError, match=r"kind='heads' was not patched. Expected one of resid_pre, attention, mlp, z."):
+        patched.strongest(3, "heads")
     assert max(patched.control.values()) < 0.2
 
 
@@ -212,7 +215,12 @@ def test_a_result_prints_tables_draws_and_is_frozen(patched: Effects) -> None:
         "stream before the layer", "attention output", "memory output", "z of single heads",
     ]  # fmt: skip
     assert repr(patched).startswith("Activation patching (denoising): 196 sites over 4 pairs")
-    assert patched.plot(kind="z").axes[0].get_xlabel() == "head"
+    narrow = patched.plot(kind="z")
+    assert narrow.axes[0].get_xlabel() == "head"
+    narrow.draw_without_rendering()
+    (title,) = narrow.texts
+    assert title.get_text().replace("\n", " ") == "Activation patching (denoising), 4 pairs"
+    assert narrow.bbox.x0 <= title.get_window_extent().x0 < title.get_window_extent().x1 <= narrow.bbox.x1
     with pytest.raises(FrozenInstanceError):
         patched.seed = 1  # type: ignore[misc]
 
@@ -344,6 +352,26 @@ def test_a_model_without_stream_or_stack_is_told_to_pass_sites() -> None:
         match=r"no layers in Recurrent, and no stream or stack of \(examples, positions, units\) with 5 pos.*Pass",
     ):
         ActivationPatching(Recurrent().eval()).run(*torch.randint(11, (2, 3, 5)), lambda output: output[:, -1, 3])
+
+
+@pytest.mark.parametrize("decoded", [3, 9])
+def test_a_decoder_has_positions_of_its_own(decoded: int) -> None:
+    model, _, _ = build("t5")
+    ids = torch.randint(3, 11, (2, 1, 7), generator=torch.Generator().manual_seed(0))
+    patching = ActivationPatching(model)
+    for length in (2, decoded):  # the same analyzer, on other lengths
+        texts = [{"input_ids": row, "decoder_input_ids": torch.arange(length)[None]} for row in ids]
+        found = patching.run(*texts, logit_diff(3, 7), progress=False)
+    layers, states = fmr.locate(fmr.run(model, **texts[0])).layers, found.maps["resid_pre"]
+    assert states.shape == (len(layers), max(7, decoded))
+    assert (~np.isnan(states)).sum(1).tolist() == [7] * (len(layers) // 2) + [decoded] * (len(layers) // 2)
+
+
+def test_a_picture_has_positions_that_its_tensor_does_not_count() -> None:
+    model, _, _ = build("vit")  # 8 x 8 in patches of 4 x 4, and a token for the class
+    pictures = torch.randn(2, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = ActivationPatching(model).run(*pictures, lambda output: output.logits[:, 0], progress=False)
+    assert found.maps["resid_pre"].shape == (2, 5)
 
 
 # ---- bad input

@@ -275,6 +275,9 @@ def test_it_is_shown_saved_and_read_again(jobs: HeadJobs, tmp_path: Path) -> Non
     assert again.table().equals(jobs.table())
     assert "HeadJobs of GPT2LMHeadModel: 16 heads, 6 sequences of 20 random tokens twice; loss" in repr(jobs)
     assert len(jobs.plot().axes) == 4
+    assert jobs.plot().axes[-1].get_yticks().tolist() == [0, 1, 2, 3]  # layers are whole
+    bottom, top = jobs.plot(job="induction").axes[0].get_ylim()
+    assert bottom < top  # layers go up, as in all other maps
     assert jobs.plot(job="induction").axes[0].get_title("left") == "induction"
     assert jobs.plot(job="copying").axes
     figure = matplotlib.figure.Figure()

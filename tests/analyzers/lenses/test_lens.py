@@ -216,6 +216,8 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
     other, ids = made("Llama")
     with pytest.raises(AnalyzerError, match=r"shape \[21, 32\]: this translator is of a model 128 wide"):
         LogitLens(other, translator=fitted.result()).run(ids)
+    with pytest.raises(AnalyzerError, match=r"maps for 0, 1, 2, and what is read is middle. .* at points of the same names"):
+        LogitLens(*loaded, fitted.result()).run("Junel", sites={"middle": "transformer.h.1/add#0"})
     with pytest.raises(AnalyzerError, match=r"No map was fitted for '3': expected one of '0', '1', '2'"):
         fitted.result()("3", torch.zeros(128))
     with pytest.raises(AnalyzerError, match=r"No token has been counted yet"):

@@ -196,6 +196,14 @@ def test_a_store_of_another_model_or_of_something_else_is_refused(tmp_path: Path
         KeyValueMemories(Planted()).update(IDS).save()
 
 
+def test_a_store_of_other_layers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "memories.sqlite"
+    KeyValueMemories(Planted(), k=4, layers=[0], store=path).over(BATCHES[:2])
+    with pytest.raises(AnalyzerError, match=r"sqlite: layers=\[0\] where layers=\[1\] was asked for. .* another"):
+        KeyValueMemories(Planted(), k=4, layers=[1], store=path)
+    assert KeyValueMemories(Planted(), k=4, layers=[0], store=path).resumed == 2
+
+
 def test_two_processes_on_one_store_are_told(tmp_path: Path) -> None:
     path = tmp_path / "memories.sqlite"
     one, two = (KeyValueMemories(Planted(), store=path) for _ in range(2))

@@ -299,6 +299,7 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "no places": (([[1, 2, 3]], [7]), r"subject=\[7\]: expected a part of the text, or positions of it from 0 to 2."),
     "ids and text": (([[1, 2, 3]], "Velin"), r"The prompt is token ids, the subject 'Velin'"),
     "two prompts": (([[1, 2], [3, 4]], [0]), r"Token ids have shape \(2, 2\) of torch.int64, expected those of one prompt"),
+    "unknown": ((PROMPT, SUBJECT, "Brigosst"), r"The answer 'Brigosst' is no token of this tokenizer, .* '<unk>' for it."),
     "no answer": ((PROMPT, SUBJECT, ""), r"The answer '' has no token. Expected a word"),
 }
 
