@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from analyzers.protocol import AnalyzerError
-from fmr.disk.files import write_whole
+from fmr.disk.files import named, write_whole
 from fmr.pictures.draw import BLUE, EDGE, GREY, INK, NODE, RED, SHEET
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ def save(circuit: "Circuit", path: str | os.PathLike[str], most: int) -> None:
     """Write a circuit as SVG."""
     import graphviz
 
+    name = named(path)
+    if name.suffix.lower() != ".svg" and name.suffix[1:].isalpha():
+        raise AnalyzerError(
+            f"{str(name)!r} ends in {name.suffix!r}, but SVG is written: expected {str(name.with_suffix('.svg'))!r}. "
+            "circuit.plot().savefig(path) writes other kinds."
+        )
     try:
         drawn = bytes(sheet(circuit, most).pipe(format="svg", quiet=True))
     except graphviz.ExecutableNotFound:

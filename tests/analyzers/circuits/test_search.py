@@ -116,6 +116,12 @@ def test_without_graphviz_a_picture_is_one_clear_error(
         found.save_svg(tmp_path / "circuit.svg")
 
 
+def test_a_name_that_promises_another_kind_of_picture_is_refused(found: Circuit, tmp_path: Path) -> None:
+    with pytest.raises(AnalyzerError, match=r"ends in '.png', but SVG is written: expected '.*circuit.svg'"):
+        found.save_svg(tmp_path / "circuit.png")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_circuit_comes_back_from_its_file(found: Circuit, tmp_path: Path) -> None:
     found.save(tmp_path / "circuit.safetensors")
     again = Circuit.load(tmp_path / "circuit.safetensors")
