@@ -30,6 +30,9 @@ class Span(NamedTuple):
 WHOLE = Span(-1, 0)
 """All positions."""
 
+LARGE = 2**22
+"""How many numbers an operand has that is not worth a copy in double precision, as an unembedding."""
+
 
 class Rule(NamedTuple):
     """How a step makes a part of its result: the axis along which each operand is narrowed (-1: it is read as a whole), and
@@ -201,11 +204,12 @@ class Cut:
         return None
 
     def _at_hand(self, step: Step) -> Mapping[TensorId, Tensor]:
-        """What a step reads and makes, on the host and in double precision; nothing if it does not run there.
+        """What a step reads and makes, on the host, in double precision unless large; nothing if it does not run there.
 
         Wrong operands are an error there. On another device a kernel may read past their end, and all its memory is lost.
         """
-        read = {name: _precise(self.clean[name]) for name in step.reads}
+        large = any(self.clean[name].numel() > LARGE for name in step.reads)
+        read = {name: _precise(self.clean[name], torch.float32 if large else torch.float64) for name in step.reads}
         made = self._made(step, read.__getitem__)
         return {**read, **made} if made else {}
 
@@ -276,11 +280,11 @@ def _drawn(value: Tensor, draw: torch.Generator) -> Tensor:
     return torch.randint(min(low, high - 1), high + 1, value.shape, generator=draw).to(value)
 
 
-def _precise(value: Tensor) -> Tensor:
-    """A value on the CPU and in double precision, so that roundings are not taken for another result."""
-    if value.is_complex():
-        return value.to("cpu", torch.complex128)
-    return value.to("cpu", torch.float64 if value.is_floating_point() else value.dtype)
+def _precise(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A value on the CPU in such precision, or its own if that is better, so that roundings are no other result."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return value.to("cpu")
+    return value.to("cpu", torch.promote_types(value.dtype, dtype))
 
 
 def alike(value: Tensor, expected: Tensor) -> bool:
