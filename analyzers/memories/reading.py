@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from analyzers.memories.written import Passage, passage
-from analyzers.protocol import AnalyzerError, real_tokens
+from analyzers.protocol import AnalyzerError, check_eval, real_tokens
 from analyzers.sites import found_in, read_at
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
@@ -115,6 +115,7 @@ def coefficients(model: nn.Module, inputs: Mapping[str, Any], found: Found, shap
 
     shape: the examples and positions of the tokens, where there are tokens.
     """
+    check_eval(model)
     routes = [experts_of(block) for block in found.blocks]
     sites = [block.post for block in found.blocks] + [Site(name) for one in routes if one for name in (one.tokens, one.ends)]
     with torch.no_grad():

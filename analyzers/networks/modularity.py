@@ -18,7 +18,7 @@ from analyzers.networks.net import Net, correlated, count_edges, net_of, pruned
 from analyzers.networks.nulls import NULLS
 from analyzers.networks.search import Search, compared, searched, strongest
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError
+from analyzers.protocol import Analyzer, AnalyzerError, check_eval
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.runs.run import Run
@@ -125,6 +125,8 @@ class Modularity(Analyzer[Communities]):
         >>> len(analyzers.Modularity(model).update(batches[0]).net())
         4227
         """
+        if self.graph != "weights":
+            check_eval(self.model)
         if self.found is None:
             with torch.no_grad():
                 run = _run(self.model, batch, self.tokenizer)

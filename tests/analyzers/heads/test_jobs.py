@@ -317,6 +317,8 @@ def test_what_is_wrong_is_said(loaded: tuple[nn.Module, Any], jobs: HeadJobs) ->
         Heads(model, length=40).run()
     with pytest.raises(AnalyzerError, match="length=30 needs more than 60 different tokens, and there are 50 to draw from"):
         Heads(model, tokenizer, length=30, ids=range(10, 60)).run()
+    with pytest.raises(AnalyzerError, match="length=4 needs more than 8 different tokens, and there are 2 to draw from"):
+        Heads(model, tokenizer, length=4, ids=[10, 11] * 20).run()
     with pytest.raises(AnalyzerError, match=r"ids=\[9999\]: expected token ids from 0 to 514"):
         Heads(model, tokenizer, ids=[9999]).run()
     with pytest.raises(AnalyzerError, match="examples=1: expected 2 or more"):

@@ -252,4 +252,11 @@ def test_a_value_that_does_not_count_examples_first_is_named() -> None:
     with pytest.raises(
         AnalyzerError, match=r"last/linear#0 has shape \(5, 7, 2\), whose first dimension does not count the 7"
     ):
-        found(Turned(), torch.randn(7, 5, 4), graph="activations")
+        found(Turned().eval(), torch.randn(7, 5, 4), graph="activations")
+
+
+def test_what_units_do_is_not_counted_in_train_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 2)).train()
+    assert len(Modularity(model).update(torch.randn(7, 4)).net()) == 9  # weights are what they are
+    with pytest.raises(AnalyzerError, match=r"Sequential is in train mode, .*Expected eval mode: call model.eval\(\)"):
+        Modularity(model, graph="activations").update(torch.randn(7, 4))
