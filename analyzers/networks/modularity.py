@@ -247,10 +247,11 @@ class Modularity(Analyzer[Communities]):
 
     def _count(self, run: Run, batch: Any) -> None:
         """Count what units do in a run."""
-        given = first_tensor(prompts(batch, self.model, self.tokenizer).inputs if _is_text(batch) else batch)
+        inputs = prompts(batch, self.model, self.tokenizer).inputs if _is_text(batch) else batch
+        given = first_tensor(inputs)
         check_examples(self.gauges, run.__getitem__, given)
         assert given is not None
-        real = batch.get(self.mask) if isinstance(batch, Mapping) else None
+        real = inputs.get(self.mask) if isinstance(inputs, Mapping) else None
         assert self.found is not None
         routed = next((edges.node for edges in self.found.edges if edges.laid is None), None)
         if routed is not None:

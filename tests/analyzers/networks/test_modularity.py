@@ -180,15 +180,17 @@ def test_activations_weigh_what_is_read() -> None:
     np.testing.assert_allclose(found, (model.conv2.weight.flatten(2).norm(2, -1) * read).detach().numpy(), rtol=1e-6)
 
 
-def test_padding_does_not_count() -> None:
+@pytest.mark.parametrize("graph", ["activations", "correlations"])
+def test_padding_does_not_count(graph: str) -> None:
     model, tokenizer = fmr.zoo.load("facts")
     tokenizer.padding_side = "left"
     texts = ["Junel Dunoth grew up in", "Oskus"]
     padded = dict(tokenizer(texts, return_tensors="pt", padding=True))
     padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    both = Modularity(model, graph="activations", layers="memories").update(padded).net().adjacency()
-    alone = Modularity(model, tokenizer, graph="activations", layers="memories").update(texts[:1]).update(texts[1:])
-    assert abs(both - alone.net().adjacency()).max() < 1e-4 * both.max()
+    alone = Modularity(model, tokenizer, graph=graph, layers="memories").update(texts[:1]).update(texts[1:])
+    for batch in (padded, texts):
+        both = Modularity(model, tokenizer, graph=graph, layers="memories").update(batch).net().adjacency()
+        assert abs(both - alone.net().adjacency()).max() < 1e-4 * both.max()
 
 
 # ---- what is refused
