@@ -309,7 +309,7 @@ class KeyValueMemories(Analyzer[Memories]):
 
     def _find(self, inputs: dict[str, Any]) -> Found:
         assert self.model is not None
-        found = find(self.model, inputs, self.scope)
+        found = find(self.model, inputs, self.scope, self.tokens or "")
         wanted = found.layers if self.layers is None else self.layers
         if not wanted or not set(wanted) <= set(found.layers):
             raise AnalyzerError(

@@ -237,8 +237,14 @@ def test_an_encoder_decoder_is_counted_one_stack_at_a_time() -> None:
     assert found.layers == (2, 3)
     assert found.n_tokens == 12
     assert KeyValueMemories(model, scope="encoder.*").update(batch).result(words=0).n_tokens == 21
-    with pytest.raises(AnalyzerError, match=r"are at 4 positions of 3 examples, the tokens at 7 of 3.*scope='decoder"):
-        KeyValueMemories(model).update(batch)
+    alike = batch | {"decoder_input_ids": torch.randint(3, 40, (3, 7))}
+    for two in (batch, alike):
+        with pytest.raises(
+            AnalyzerError, match=r"at 'decoder.block.0.* are at other tokens than input_ids. Of a model with"
+        ):
+            KeyValueMemories(model).update(two)
+    with pytest.raises(AnalyzerError, match=r"at 'encoder.block.0.* are at other tokens than decoder_input_ids"):
+        KeyValueMemories(model, tokens="decoder_input_ids").update(alike)
 
 
 def test_an_encoder_has_triggers_and_no_words() -> None:
