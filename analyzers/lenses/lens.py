@@ -84,14 +84,7 @@ class LogitLens(Reading):
         """
         given, structure = self._opened(inputs)
         readout = readout_of(structure)
-        points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
-        if not points:
-            raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
-        if self.translator is not None and not points.keys() & {*self.translator.points}:
-            raise AnalyzerError(
-                f"The translator has maps for {', '.join(self.translator.points)}, and what is read is {', '.join(points)}. "
-                "Expected one that was fitted to this model, at points of the same names."
-            )
+        points = self._points(structure, sites)
         if (whole_number(top) or 0) < 1:
             raise AnalyzerError(f"top={top!r}: expected how many tokens to name, from 1 on.")
         run = run_with(self.model, given, [*(site.id for site in points.values()), readout.end, readout.way[-1]])
@@ -167,6 +160,18 @@ class LogitLens(Reading):
             seed=seed,
             progress=progress,
         )
+
+    def _points(self, structure: Structure, sites: Mapping[str, Key] | None) -> dict[str, Site]:
+        """The points of the stream that are read, by name."""
+        points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
+        if not points:
+            raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
+        if self.translator is not None and not points.keys() & {*self.translator.points}:
+            raise AnalyzerError(
+                f"The translator has maps for {', '.join(self.translator.points)}, and what is read is {', '.join(points)}. "
+                "Expected one that was fitted to this model, at points of the same names."
+            )
+        return points
 
     def _states(self, batch: Given, layers: Sequence[str]) -> States:
         """The stream after some layers and at its end, at all real tokens of a batch."""
