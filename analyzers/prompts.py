@@ -198,12 +198,19 @@ def _of_inputs(inputs: dict[str, Any], model: nn.Module, tokenizer: Any) -> Prom
         ids = inputs["input_ids"] = ids[None]
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         first = next(tensor for _, tensor in leaves(inputs))
+        _check_some(first)
         columns = first.shape[1] if first.dim() > 1 else 1
         return Prompts(inputs, tuple(tuple(map(str, range(columns))) for _ in range(len(first))))
+    _check_some(ids)
     mask = inputs.get("attention_mask")
     real = mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids, dtype=torch.bool)
     rows = [row[kept].tolist() for row, kept in zip(ids, real, strict=True)]
     return Prompts(inputs, tuple(tuple(map(_as_text(tokenizer), row)) for row in rows))
+
+
+def _check_some(first: Tensor) -> None:
+    if not first.numel():
+        raise AnalyzerError(f"The prompts have shape {list(first.shape)}: expected an example with a token, or several.")
 
 
 def _as_text(tokenizer: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fmr.errors import FmrError
@@ -122,3 +122,13 @@ def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
         )
     real: Tensor = mask.detach().cpu() != 0
     return real
+
+
+def check_eval(model: nn.Module) -> None:
+    """Raise for a model of which a part is in train mode: dropout would differ between the runs that are compared."""
+    name = next((name for name, module in model.named_modules() if module.training), None)
+    if name is not None:
+        part = f"{type(model).__name__}.{name}" if name else type(model).__name__
+        raise AnalyzerError(
+            f"{part} is in train mode, so that runs may differ without any patch. Expected eval mode: call model.eval()."
+        )

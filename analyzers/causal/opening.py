@@ -9,7 +9,7 @@ import fmr
 from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.metrics import by_pair, in_tokens, numbers
 from analyzers.prompts import Prompts, pairs
-from analyzers.protocol import AnalyzerError, Given
+from analyzers.protocol import AnalyzerError, Given, check_eval
 from fmr.graph.graph import Graph
 from fmr.nodes import Key
 from fmr.structure.parts import Structure
@@ -74,16 +74,6 @@ class Patching(Paired):
         """The run that values come from, and its metric by pair."""
         run = fmr.run(self.model, **source.inputs, keep=keep)
         return run, numbers(by_pair(metric, run, len(source)), -1)
-
-
-def check_eval(model: nn.Module) -> None:
-    """Raise for a model of which a part is in train mode: dropout would differ between the runs that are compared."""
-    name = next((name for name, module in model.named_modules() if module.training), None)
-    if name is not None:
-        part = f"{type(model).__name__}.{name}" if name else type(model).__name__
-        raise AnalyzerError(
-            f"{part} is in train mode, so that runs may differ without any patch. Expected eval mode: call model.eval()."
-        )
 
 
 def first_run(model: nn.Module, given: Prompts) -> fmr.Run:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.causal.opening import check_eval
 from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, covariance_of
 from analyzers.editing.memories import memory_of, values_of
 from analyzers.editing.rows import log_probs, padded
 from analyzers.editing.update import Update
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, check_eval
 from analyzers.texts import sentences
 from analyzers.tracing.facts import Fact, fact_of
 from fmr.edits import Context

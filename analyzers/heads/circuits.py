@@ -16,9 +16,22 @@ from analyzers.protocol import AnalyzerError
 from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
+from fmr.nodes import Node
 from fmr.runs.run import Run
-from fmr.structure.attention.factors import Factors, matrix_of
-from fmr.structure.normal.match import MOVES, NORMS, STATISTICS, above, below, between, contraction, projection, strip_views
+from fmr.structure.attention.factors import Factors, last_alone, matrix_of
+from fmr.structure.normal.match import (
+    MOVES,
+    NORMS,
+    STATISTICS,
+    above,
+    below,
+    between,
+    contraction,
+    depends_on,
+    is_constant,
+    projection,
+    strip_views,
+)
 from fmr.structure.parts import Attention, Memory, Structure
 from fmr.structure.streams.fold import Fold, fold_between
 from fmr.structure.streams.stream import Stream
@@ -26,6 +39,9 @@ from fmr.structure.streams.stream import Stream
 Made = TypeVar("Made")
 
 HEADS, MEMORIES = "head", "memory"
+
+_SUMS = MOVES | {"add", "sub", "sum", "neg"}
+"""Ops after which what a part writes has the directions that it had, beside what others add."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +123,14 @@ class Circuits:
             fold = self.fold(self.point_of(factor.of)[2], factor.of)
             offset = factor.bias + factor.matrix @ fold.bias.to(factor.matrix)
             folded[role] = factor._replace(matrix=fold.into(factor.matrix), bias=offset)
+        out = found.out._replace(matrix=self.way_of(block)[2].after(found.out.matrix))
+        return Factors(folded["q"], folded["k"], folded["v"], out, found.certified)
+
+    def way_of(self, block: Attention) -> tuple[TensorId, TensorId, Fold]:
+        """The output of an attention, what is written of it alone, and the norm or scale between the two."""
         assert block.out is not None
         written = self.written(block.out.id)[2]
-        out = found.out._replace(matrix=self.fold(block.out.id, written).after(found.out.matrix))
-        return Factors(folded["q"], folded["k"], folded["v"], out, found.certified)
+        return block.out.id, written, self.fold(block.out.id, written)
 
     def point_of(self, name: TensorId) -> tuple[int, int, TensorId]:
         """The stream that a value is read from, how many of its writes are in it, and the point itself."""
@@ -128,7 +148,8 @@ class Circuits:
         raise StructureError(f"{name} is not read from a residual stream through a normalisation alone.")
 
     def written(self, name: TensorId) -> tuple[int, int, TensorId]:
-        """The stream that a value is written to, with the number of the write, and the value that is added there."""
+        """The stream that a value is written to, with the number of the write, and the value that is added there: the last
+        one that is made of it alone, where it is added up with others on its way."""
         added = {
             writer: (number, place)
             for number, stream in enumerate(self.streams)
@@ -137,8 +158,22 @@ class Circuits:
         }
         for node, _ in below(self.graph, self.graph[name], lambda node: contraction(node) is None):
             if node.id in added:
-                return *added[node.id], node.id
+                number, place = added[node.id]
+                return number, place, self._alone(name, self.streams[number].writes[place].added)
         raise StructureError(f"{name} is written to no residual stream.")
+
+    def _alone(self, name: TensorId, added: TensorId) -> TensorId:
+        """The last value on the way to what is added that is made of one alone; whatever follows it must be sums."""
+        graph = self.graph
+        alone = last_alone(graph, graph[name], graph[added], lambda other: _is_number(graph, other))
+        bends = [
+            node
+            for node in between(graph, alone.id, added)
+            if node.op not in _SUMS and not _is_scaled(graph, node) and depends_on(graph, node.id, alone.id)
+        ]
+        if bends:
+            raise StructureError(f"{name} goes through {bends[0].id} together with what others write.")
+        return alone.id
 
     def fold(self, start: TensorId, end: TensorId) -> Fold:
         """The norm between two values."""
@@ -198,6 +233,16 @@ class Circuits:
         reads = triangle(_single(self.fold(point, source).into(keys)))
         writes = triangle(_single(self.fold(memory.out.id, written).after(values.mT)))
         return Part(name, MEMORIES, layer, stream, after, at, {"in": reads}, writes.mT)
+
+
+def _is_number(graph: Graph, name: TensorId) -> bool:
+    """Whether a value is of numbers that a run makes."""
+    return graph[name].dtype.is_floating_point and not is_constant(graph, name)
+
+
+def _is_scaled(graph: Graph, node: Node) -> bool:
+    """Whether a node multiplies each token with one number at most."""
+    return node.op in ("mul", "div") and sum(graph[parent.id].shape[-1:] not in ((), (1,)) for parent in node.parents) == 1
 
 
 def _single(matrix: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def pool_of(ids: Sequence[int] | None, rows: int, tokenizer: Any) -> Tensor:
     numbers = [whole_number(one) for one in ids]
     if not numbers or any(one is None or not 0 <= one < rows for one in numbers):
         raise AnalyzerError(f"ids={str(ids)[:60]}: expected token ids from 0 to {rows - 1}, as range(1000, 40000).")
-    return torch.tensor(numbers)
+    return torch.tensor(list(dict.fromkeys(numbers)))
 
 
 @dataclass(frozen=True, eq=False)

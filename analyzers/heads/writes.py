@@ -10,9 +10,11 @@ import fmr
 from analyzers.heads.circuits import Circuits
 from analyzers.heads.draws import People
 from fmr.errors import StructureError
+from fmr.nodes import Key
 from fmr.structure.attention.factors import Factors, Heads, in_order, matrix_of
 from fmr.structure.normal.match import MOVES, projection, strip_views
 from fmr.structure.parts import Attention, Structure
+from fmr.structure.streams.fold import Fold
 
 
 class Words:
@@ -27,6 +29,7 @@ class Words:
         found = projection(graph, graph[structure.unembedding.id])
         assert table is not None
         assert found is not None
+        self.circuits = circuits
         self.normed = strip_views(graph, found.data, MOVES)
         self.end = circuits.point_of(self.normed)[2]
         self.fold = circuits.fold(self.end, self.normed)
@@ -89,19 +92,22 @@ def naming(
     names = words.fold.into(words.unembedding[people.names.to(words.unembedding.device)].float())
     read = names - names.mean(0)
     device = next(model.parameters()).device
-    keep = [site for block in blocks for site in (block.z, block.pattern)] + [words.end, words.normed]
+    ways = [words.circuits.way_of(block) for block in blocks]
+    keep: list[Key] = [site for block in blocks for site in (block.z, block.pattern)]
+    keep += [words.end, words.normed, *(name for out, after, _ in ways if out != after for name in (out, after))]
     rows = [one["input_ids"][0] for one in people.inputs]
     found = torch.zeros(3, sum(block.n_heads for block in blocks), len(rows), dtype=torch.float64)
     for size in sorted({len(row) for row in rows}):
         which = [n for n, row in enumerate(rows) if len(row) == size]
         ids = torch.stack([rows[n] for n in which])
         run = fmr.run(model, keep=keep, edits=edits, input_ids=ids.to(device))
-        scale = _sizes(run[words.end], run[words.normed], words)
+        scale = _sizes(run[words.end], run[words.normed], words.fold, len(which))
         logits = []
-        for block, factors in zip(blocks, known, strict=True):
+        for block, factors, (out, after, fold) in zip(blocks, known, ways, strict=True):
             z = in_order(run[block.z], block.z, Heads(block.n_heads, block.n_kv_heads))[:, :, -1].float()
             written = torch.einsum("ehu,huw,nw->hen", z, factors.out.matrix.to(z), read.to(z))
-            logits.append(written * scale[None, :, None].to(z))
+            own = scale if out == after else scale * _sizes(run[out], run[after], fold, len(which))
+            logits.append(written * own[None, :, None].to(z))
         added = torch.cat(logits).double().cpu()
         weights = torch.cat([block.maps(run)[:, :, -1].transpose(0, 1).double().cpu() for block in blocks])
         for place, n in enumerate(which):
@@ -118,9 +124,9 @@ def _columns(people: People, n: int) -> tuple[int, int]:
     return names.index(there[0]), absent[n % len(absent)]
 
 
-def _sizes(end: Tensor, normed: Tensor, words: Words) -> Tensor:
+def _sizes(before: Tensor, after: Tensor, fold: Fold, examples: int) -> Tensor:
     """What the last token of each example was multiplied by where it was normalised."""
-    x, y, fold = end[:, -1].double(), normed[:, -1].double(), words.fold
+    x, y = (one.reshape(examples, -1, one.shape[-1])[:, -1].double() for one in (before, after))
     moved = fold.gain * (x - x.mean(-1, keepdim=True) if fold.centred else x)
     scale: Tensor = (moved * (y - fold.bias)).sum(-1) / (moved * moved).sum(-1).clamp(min=1e-30)
     return scale

@@ -12,6 +12,7 @@ from analyzers.lenses.translator import Translator
 from analyzers.lenses.tuning import States, tuned
 from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError, Given
+from fmr.errors import whole_number
 from fmr.ids import Site
 from fmr.nodes import Key, id_of
 from fmr.structure.parts import Structure
@@ -83,14 +84,9 @@ class LogitLens(Reading):
         """
         given, structure = self._opened(inputs)
         readout = readout_of(structure)
-        points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
-        if not points:
-            raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
-        if self.translator is not None and not points.keys() & {*self.translator.points}:
-            raise AnalyzerError(
-                f"The translator has maps for {', '.join(self.translator.points)}, and what is read is {', '.join(points)}. "
-                "Expected one that was fitted to this model, at points of the same names."
-            )
+        points = self._points(structure, sites)
+        if (whole_number(top) or 0) < 1:
+            raise AnalyzerError(f"top={top!r}: expected how many tokens to name, from 1 on.")
         run = run_with(self.model, given, [*(site.id for site in points.values()), readout.end, readout.way[-1]])
         states = {name: rows_of(run[site.id].detach(), len(given), structure.model) for name, site in points.items()}
         mask = mask_of(given, rows_of(run[readout.end], len(given), structure.model).shape[:2])
@@ -165,6 +161,18 @@ class LogitLens(Reading):
             progress=progress,
         )
 
+    def _points(self, structure: Structure, sites: Mapping[str, Key] | None) -> dict[str, Site]:
+        """The points of the stream that are read, by name."""
+        points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
+        if not points:
+            raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
+        if self.translator is not None and not points.keys() & {*self.translator.points}:
+            raise AnalyzerError(
+                f"The translator has maps for {', '.join(self.translator.points)}, and what is read is {', '.join(points)}. "
+                "Expected one that was fitted to this model, at points of the same names."
+            )
+        return points
+
     def _states(self, batch: Given, layers: Sequence[str]) -> States:
         """The stream after some layers and at its end, at all real tokens of a batch."""
         given, structure = self._opened(batch)
@@ -198,6 +206,11 @@ def _chosen(mask: Tensor, position: int | None, said: int) -> Tensor:
         read &= torch.arange(mask.shape[1]) == columns_of(mask, position)[:, None]
     if said < mask.shape[1]:
         read[:, :-1] = False
+        if not bool(read.any()):
+            raise AnalyzerError(
+                f"position={position}: this model gives the logits of the last column alone, which holds no such token. "
+                "Expected position=-1 or None, and padding on the left."
+            )
     return read
 
 

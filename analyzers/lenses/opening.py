@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.causal.opening import check_eval, first_run
+from analyzers.causal.opening import first_run
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import AnalyzerError, Given, real_tokens
+from analyzers.protocol import AnalyzerError, Given, check_eval, real_tokens
+from fmr.errors import whole_number
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.logits import Readout
@@ -77,6 +78,8 @@ def mask_of(given: Prompts, shape: Iterable[int]) -> Tensor:
 
 def columns_of(mask: Tensor, position: int) -> Tensor:
     """The column of the real token at a position of each example."""
+    if whole_number(position) is None:
+        raise AnalyzerError(f"position={position!r}: expected the number of a token, such as 0 or -1.")
     lengths = mask.sum(1)
     if not bool(((position < lengths) & (-position <= lengths)).all()):
         raise AnalyzerError(

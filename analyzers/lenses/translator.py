@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analyzers.causal.opening import check_eval
 from analyzers.lenses.opening import mask_of, points_of, rows_of
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
 from fmr.ids import Site

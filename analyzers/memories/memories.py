@@ -213,6 +213,8 @@ class KeyValueMemories(Analyzer[Memories]):
         words: how many of each value are kept; 0 reads no values. seed: of the permutations of values over memories, of
         which there are `draws`. Values are read once, in time in proportion to memories times vocabulary.
         """
+        if (least := whole_number(words)) is None or least < 0:
+            raise AnalyzerError(f"words={words!r}: expected how many words of each value are kept, from 0 on.")
         if self.counts is None or not self.counts.batches:
             raise AnalyzerError("No text has been counted yet. Call update(batch) or over(batches) before result().")
         if self.store is not None:
@@ -272,11 +274,10 @@ class KeyValueMemories(Analyzer[Memories]):
             raise AnalyzerError(f"There are {len(asked)} prompts, expected one: a word is promoted at its last token.")
         real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
         number = int(token_ids(token, self.tokenizer, asked))
-        word = self._decode([number])[number]
         ids = asked.inputs[self.tokens or ""][0][real[0].to(asked.inputs[self.tokens or ""].device)].tolist()
         between = glue(self.tokenizer, [ids])
         words = [self._decode([one])[one] for one in ids]
-        return promotion(model, asked.inputs, found, words, between, real, number, word, seed, draws)
+        return promotion(model, asked.inputs, found, words, between, real, number, self._decode, seed, draws)
 
     # ---- inside
 
@@ -308,7 +309,7 @@ class KeyValueMemories(Analyzer[Memories]):
 
     def _find(self, inputs: dict[str, Any]) -> Found:
         assert self.model is not None
-        found = find(self.model, inputs, self.scope)
+        found = find(self.model, inputs, self.scope, self.tokens or "")
         wanted = found.layers if self.layers is None else self.layers
         if not wanted or not set(wanted) <= set(found.layers):
             raise AnalyzerError(

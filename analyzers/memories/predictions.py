@@ -1,6 +1,6 @@
 """How a layer's prediction comes of its memories, and which memories of all layers promote a word."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from analyzers.memories.spelling import joined
 from analyzers.memories.vocabulary import logits_of, value_vectors
 from analyzers.memories.written import Passage, write_of
 from analyzers.numbers.embed import Floats
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, check_eval
 from analyzers.results import Stored
 from analyzers.sites import read_at
 from fmr.runs.run import Run
 from fmr.structure.frozen import frozen
 from fmr.structure.memories.memory import Memory
 from fmr.structure.parts import Structure
+from fmr.sweeps.metrics import token_ids
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -174,6 +175,7 @@ def composed(
 
     first_words: of the number of a layer, the tokens that its values speak for and against most, (memories, 2).
     """
+    check_eval(model)
     generator = torch.Generator().manual_seed(seed)
     rows = []
     sites = [site for block in found.blocks for site in (block.post, block.out)]
@@ -216,7 +218,7 @@ def promotion(
     between: str,
     real: Tensor,
     token: int,
-    word: str,
+    decode: Callable[[Iterable[int]], Mapping[int, str]],
     seed: int,
     draws: int,
 ) -> Promotion:
@@ -229,9 +231,11 @@ def promotion(
         raise AnalyzerError(
             f"No word is promoted in {structure.model}: {structure.readout}. Expected pre-norm layers and logits."
         )
+    check_eval(model)
     run = fmr.run(model, **inputs)
     state = run[structure.readout.end].detach().reshape(*real.shape, -1)[0, last]
     said = structure.read_out(state).detach().float()
+    token_ids(token, said[None])
     others = torch.randint(len(said), (draws,), generator=torch.Generator().manual_seed(seed))
     logits = structure.frozen(state.expand(draws + 2, -1))
     asked = one_hot(torch.cat([torch.tensor([token, 0]), others]), len(said)).double()
@@ -251,7 +255,7 @@ def promotion(
     return Promotion(
         prompt=tuple(prompt),
         between=between,
-        word=word,
+        word=decode([token])[token],
         token=token,
         layers=found.layers,
         sizes=tuple(len(one) for one in added),

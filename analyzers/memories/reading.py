@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analyzers.memories.written import Passage, passage
-from analyzers.protocol import AnalyzerError, real_tokens
+from analyzers.memories.written import Passage, passage, write_of
+from analyzers.protocol import AnalyzerError, check_eval, real_tokens
 from analyzers.sites import found_in, read_at
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.memories.memory import Memory
+from fmr.structure.normal.match import depends_on
 from fmr.structure.parts import Structure
 
 _EXAMPLES = 2
@@ -64,11 +65,13 @@ class Texts:
     real: Tensor
 
 
-def find(model: nn.Module, inputs: Mapping[str, Any], scope: str) -> Found:
+def find(model: nn.Module, inputs: Mapping[str, Any], scope: str, tokens: str = "") -> Found:
     """The memories that hold one vector for all tokens, of the layers whose module calls match a glob.
 
     >>> find(model, inputs, "*").layers
     (0, 1, 2, 3)
+
+    tokens: the argument whose tokens are theirs, if there is one.
     """
     sizes = [len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()]
     few = {
@@ -86,8 +89,32 @@ def find(model: nn.Module, inputs: Mapping[str, Any], scope: str) -> Found:
                 f"Layer {one[0]} of {structure.model} has memories at {one[1].scope!r} and {two[1].scope!r}. Expected one a "
                 f"layer: choose by a glob, such as scope={one[1].scope.replace(f'.{one[0]}.', '.*.')!r}."
             )
+    for number, block in chosen:
+        if not _reads(structure, block, tokens):
+            raise AnalyzerError(
+                f"The memories of layer {number} at {block.scope!r} are at other tokens than {tokens}. {_STACKS}"
+            )
     ways = tuple(_way(structure, block, run) for _, block in chosen)
     return Found(tuple(number for number, _ in chosen), tuple(block for _, block in chosen), ways, structure)
+
+
+_STACKS = (
+    "Of a model with several stacks choose one, with its tokens and mask: KeyValueMemories(model, scope='decoder.*', "
+    "tokens='decoder_input_ids', mask='decoder_attention_mask')."
+)
+
+
+def _reads(structure: Structure, block: Memory, tokens: str) -> bool:
+    """Whether the stream that memories write to begins with the tokens of an argument, as far as that can be told."""
+    given = TensorId(f"input:{tokens}")
+    if given not in block.graph:
+        return True
+    try:
+        write = write_of(structure, block)
+    except AnalyzerError:
+        return True
+    start = next(stream.points[0] for stream in structure.streams if write in stream.writes)
+    return depends_on(block.graph, start, given)
 
 
 def _way(structure: Structure, block: Memory, run: Run) -> Passage | str:
@@ -115,6 +142,7 @@ def coefficients(model: nn.Module, inputs: Mapping[str, Any], found: Found, shap
 
     shape: the examples and positions of the tokens, where there are tokens.
     """
+    check_eval(model)
     routes = [experts_of(block) for block in found.blocks]
     sites = [block.post for block in found.blocks] + [Site(name) for one in routes if one for name in (one.tokens, one.ends)]
     with torch.no_grad():
@@ -191,8 +219,7 @@ def laid(value: Tensor, layout: Sequence[str] | None, block: Memory, layer: int,
     if shape is not None and tuple(made.shape[:2]) != shape:
         raise AnalyzerError(
             f"The memories of layer {layer} at {block.scope!r} are at {made.shape[1]} positions of {len(made)} examples, "
-            f"the tokens at {shape[1]} of {shape[0]}. Of a model with several stacks choose one, with its tokens and mask: "
-            "KeyValueMemories(model, scope='decoder.*', tokens='decoder_input_ids', mask='decoder_attention_mask')."
+            f"the tokens at {shape[1]} of {shape[0]}. {_STACKS}"
         )
     return made
 

@@ -80,7 +80,7 @@ def words_of(structure: Structure, vectors: Tensor, top: int, way: Passage | str
     """
     tokens, scores = [], []
     for logits in logits_of(structure, vectors, way):
-        both = [logits.topk(top, largest=largest) for largest in (True, False)]
+        both = [logits.topk(min(top, logits.shape[1]), largest=largest) for largest in (True, False)]
         tokens.append(torch.stack([one.indices for one in both], 1).to(torch.int32).cpu())
         scores.append(torch.stack([one.values for one in both], 1).cpu())
     return torch.cat(tokens), torch.cat(scores)

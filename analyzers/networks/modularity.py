@@ -18,7 +18,7 @@ from analyzers.networks.net import Net, correlated, count_edges, net_of, pruned
 from analyzers.networks.nulls import NULLS
 from analyzers.networks.search import Search, compared, searched, strongest
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError
+from analyzers.protocol import Analyzer, AnalyzerError, check_eval
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.runs.run import Run
@@ -125,6 +125,8 @@ class Modularity(Analyzer[Communities]):
         >>> len(analyzers.Modularity(model).update(batches[0]).net())
         4227
         """
+        if self.graph != "weights":
+            check_eval(self.model)
         if self.found is None:
             with torch.no_grad():
                 run = _run(self.model, batch, self.tokenizer)
@@ -245,10 +247,11 @@ class Modularity(Analyzer[Communities]):
 
     def _count(self, run: Run, batch: Any) -> None:
         """Count what units do in a run."""
-        given = first_tensor(prompts(batch, self.model, self.tokenizer).inputs if _is_text(batch) else batch)
+        inputs = prompts(batch, self.model, self.tokenizer).inputs if _is_text(batch) else batch
+        given = first_tensor(inputs)
         check_examples(self.gauges, run.__getitem__, given)
         assert given is not None
-        real = batch.get(self.mask) if isinstance(batch, Mapping) else None
+        real = inputs.get(self.mask) if isinstance(inputs, Mapping) else None
         assert self.found is not None
         routed = next((edges.node for edges in self.found.edges if edges.laid is None), None)
         if routed is not None:

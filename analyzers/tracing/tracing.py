@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.causal.opening import check_eval
-from analyzers.protocol import Analyzer, AnalyzerError
+from analyzers.protocol import Analyzer, AnalyzerError, check_eval
 from analyzers.tracing.cells import Cell, cells_of, checked_kinds, columns_of, window_of
 from analyzers.tracing.corruption import Corrupted, noised, swapped
 from analyzers.tracing.facts import Fact, asked, fact_of

@@ -12,6 +12,7 @@ from transformers import (
     BertModel,
     BloomConfig,
     CohereConfig,
+    FalconConfig,
     Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
@@ -113,6 +114,14 @@ def test_they_are_the_slices_that_one_would_cut() -> None:
     assert torch.equal(factors.k.matrix, fused.c_attn.weight.detach().T[32:64].unflatten(0, (4, 8)))
     assert torch.allclose(factors.k.bias, fused.c_attn.bias.detach()[32:64].unflatten(0, (4, 8)), atol=1e-7)
     assert torch.allclose(factors.out.bias, fused.c_proj.bias.detach(), atol=1e-7)
+
+
+def test_as_many_positions_as_heads_share_a_key_are_no_heads() -> None:
+    """Four positions of one key for four heads have the shape of four queries that stand at one step."""
+    config = FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=64, bias=False)
+    model = made(config)
+    four, seven = (first_block(model, input_ids=torch.randint(2, 64, (3, n))) for n in (4, 7))
+    torch.testing.assert_close(four[1].factors(four[0]).k.matrix, seven[1].factors(seven[0]).k.matrix)
 
 
 def test_the_gain_of_normalised_queries_is_theirs() -> None:

@@ -227,7 +227,8 @@ def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
     """The weights of each head; that q and k, and v and z, count their units alike is part of what is proven."""
     heads = Heads(found.n_heads, found.n_kv_heads)
     found = replace(found, q=named_like(found.q, found.pattern), k=named_like(found.k, found.pattern))
-    q, k, v = (read_by(graph, site, heads, value) for site in (found.q, found.k, found.v))
+    q = read_by(graph, found.q, heads, value)
+    k, v = (read_by(graph, site, heads, value, shared=True) for site in (found.k, found.v))
     assert found.out is not None
     out, written = written_by(graph, found.z, found.path, found.out, heads, value)
     maps = maps_of(value(found.pattern.id).double(), found.pattern, *heads)
@@ -249,8 +250,7 @@ def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
 
 def _angles(found: Attention, heads: Heads, q: Read, k: Read, value: Values) -> float:
     """How far the angle between a token's query and its own key is from that before both were rotated alike."""
-    sites = (found.q, found.k)
-    turned = [in_order(value(site.id).double(), site, heads) for site in sites]
+    turned = [in_order(value(site.id).double(), site, heads, site is found.k) for site in (found.q, found.k)]
     seen = torch.cosine_similarity(turned[0], turned[1], dim=-1)
     return float((torch.cosine_similarity(q.vectors, k.vectors, dim=-1) - seen).abs().max())
 

@@ -5,6 +5,7 @@ way to q, k, v, and those of z along its way to the output. Nothing is multiplie
 a run are made again from the factors and compared.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
@@ -84,8 +85,11 @@ class Read(NamedTuple):
     error: float
 
 
-def read_by(graph: Graph, site: Site, heads: Heads, value: Values) -> Read:
-    """The weights by which each head makes its queries, keys or values, before what rotates those by their position."""
+def read_by(graph: Graph, site: Site, heads: Heads, value: Values, shared: bool = False) -> Read:
+    """The weights by which each head makes its queries, keys or values, before what rotates those by their position.
+
+    shared: whether several heads may have the same ones, as keys and values.
+    """
     found = _projection_above(graph, site.id)
     base = settled(graph, found.node)
     raw = _before_rotation(graph, base, graph[site.id])
@@ -93,7 +97,7 @@ def read_by(graph: Graph, site: Site, heads: Heads, value: Values) -> Read:
     tokens, matrix = _last(plain(value(found.data)).detach(), subscripts), matrix_of(graph, found, value)
     n = len(matrix)
     numbers = _numbers(graph, found, subscripts, n)
-    rows = _rows(graph, raw, site, heads)
+    rows = _rows(graph, raw, site, heads, shared)
     units = _vectors(_traced(graph, numbers, found.node, raw), rows)
     own = (units % n)[0, :, 0]
     if bool((units < 0).any()) or bool((units % n != own[None, :, None]).any()):
@@ -153,9 +157,12 @@ def written_by(
     return factor, error(made, value(out.id))
 
 
-def in_order(value: Tensor, site: Site, heads: Heads) -> Tensor:
-    """A value of the heads as (examples, heads, positions, units), shared keys repeated for the heads that share them."""
-    ordered = _ordered(value, site, heads)
+def in_order(value: Tensor, site: Site, heads: Heads, shared: bool = False) -> Tensor:
+    """A value of the heads as (examples, heads, positions, units), shared keys repeated for the heads that share them.
+
+    shared: whether these may be keys or values of several heads, which are never laid out as queries of one step are.
+    """
+    ordered = _ordered(value, site, heads, shared)
     return ordered.repeat_interleave(heads.queries // ordered.shape[1], 1)
 
 
@@ -168,14 +175,15 @@ def named_like(site: Site, pattern: Site) -> Site:
     return replace(site, layout=tuple(told))
 
 
-def _ordered(value: Tensor, site: Site, heads: Heads) -> Tensor:
+def _ordered(value: Tensor, site: Site, heads: Heads, shared: bool = False) -> Tensor:
     named = site.layout or ()
     told = any(counts_heads(name) for name in named)
     layout = tuple(_FOLDED if name == "rows" and not told else name for name in named)
     if layout[-1:] != ("units",):
         raise StructureError(f"{site.id} does not end with the units of a head: {list(layout)}.")
     site = replace(site, layout=layout)
-    for number in dict.fromkeys((heads.queries, heads.keys, 1)):
+    counts = (heads.keys, heads.queries) if shared else (heads.queries, heads.keys)
+    for number in dict.fromkeys((*counts, 1)):
         try:
             return maps_of(value, site, number, heads.keys if number == heads.queries else number)
         except StructureError as refused:
@@ -199,8 +207,8 @@ def _is_of_data(graph: Graph, found: Projection) -> bool:
     return read.dtype.is_floating_point and not is_constant(graph, read.id)
 
 
-def _before_rotation(graph: Graph, base: Node, end: Node) -> Node:
-    """The last value that everything goes through on a way before anything else flows in, as the angles of a rotation."""
+def last_alone(graph: Graph, base: Node, end: Node, is_foreign: Callable[[TensorId], bool]) -> Node:
+    """The last value that everything goes through on a way before anything that is foreign flows in."""
     own, alone = {base.id: -1}, base
     way: list[Node] = []
     for node in between(graph, base.id, end.id):
@@ -209,17 +217,22 @@ def _before_rotation(graph: Graph, base: Node, end: Node) -> Node:
             way.append(node)
     reach = [min((own[parent.id] for parent in node.parents if parent.id in own), default=-1) for node in way]
     for n, node in enumerate(way):
-        if any(_is_foreign(graph, parent.id, own) for parent in node.parents):
+        if any(parent.id not in own and is_foreign(parent.id) for parent in node.parents):
             break
         if all(first >= n for first in reach[n + 1 :]):
             alone = node
     return alone
 
 
-def _is_foreign(graph: Graph, name: TensorId, own: dict[TensorId, int]) -> bool:
-    node = graph[name]
-    number = node.dtype.is_floating_point or node.dtype.is_complex
-    return number and name not in own and prod(node.shape) > 1 and not weights(graph, name)
+def _before_rotation(graph: Graph, base: Node, end: Node) -> Node:
+    """The last value on a way before what rotates it, or masks it, by the place of its token."""
+
+    def is_foreign(name: TensorId) -> bool:
+        node = graph[name]
+        number = node.dtype.is_floating_point or node.dtype.is_complex
+        return number and prod(node.shape) > 1 and not weights(graph, name)
+
+    return last_alone(graph, base, end, is_foreign)
 
 
 def matrix_of(graph: Graph, found: Projection, value: Values) -> Tensor:
@@ -265,10 +278,10 @@ def _traced(graph: Graph, numbers: Tensor, start: Node, end: Node) -> Tensor:
     return found.long()
 
 
-def _rows(graph: Graph, raw: Node, site: Site, heads: Heads) -> Tensor:
+def _rows(graph: Graph, raw: Node, site: Site, heads: Heads, shared: bool) -> Tensor:
     """Which vector of a value becomes the one of each example, head and position: (examples, heads, positions)."""
     numbers = iota(*raw.shape[:-1], 1).expand(raw.shape)
-    found = in_order(_traced(graph, numbers, raw, graph[site.id]), site, heads)
+    found = in_order(_traced(graph, numbers, raw, graph[site.id]), site, heads, shared)
     most = found.amax(-1)
     if bool((most < 0).any()) or bool(((found != most[..., None]) & (found >= 0)).any()):
         raise StructureError(f"the heads of {site.id} mix several vectors of {raw.id}.")

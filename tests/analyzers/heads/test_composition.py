@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
 
 import fmr
 from analyzers import AnalyzerError, Composition, Compositions
@@ -34,6 +34,12 @@ def gpt2() -> nn.Module:
     return _moved(AutoModelForCausalLM.from_config(config))
 
 
+def gemma2() -> nn.Module:
+    torch.manual_seed(0)
+    config = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8)
+    return _moved(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+
+
 def _moved(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -54,14 +60,25 @@ def multiplied_out(circuits: dict[str, tuple[Tensor, ...]], writer: str, reader:
 
 
 def llama_circuits(model: nn.Module) -> dict[str, tuple[Tensor, ...]]:
+    return _cut(model, lambda layer: layer.input_layernorm.weight, lambda layer: 1.0)
+
+
+def gemma2_circuits(model: nn.Module) -> dict[str, tuple[Tensor, ...]]:
+    """Norms stand before attention and after it, each with one added to its weight."""
+    return _cut(
+        model, lambda layer: 1 + layer.input_layernorm.weight, lambda layer: 1 + layer.post_attention_layernorm.weight
+    )
+
+
+def _cut(model: nn.Module, before: Any, after: Any) -> dict[str, tuple[Tensor, ...]]:
     found = {}
     for n, layer in enumerate(model.model.layers):
-        gain, own = layer.input_layernorm.weight, layer.self_attn
+        gain, own = before(layer), layer.self_attn
         rows = {
             name: (getattr(own, name).weight * gain).unflatten(0, (-1, 8)).detach()
             for name in ("q_proj", "k_proj", "v_proj")
         }
-        out = own.o_proj.weight.T.unflatten(0, (4, 8)).detach()
+        out = (own.o_proj.weight.T * after(layer)).unflatten(0, (4, 8)).detach()
         for head in range(4):
             found[f"{n}.{head}"] = rows["q_proj"][head], rows["k_proj"][head // 2], rows["v_proj"][head // 2], out[head]
     return found
@@ -77,7 +94,10 @@ def gpt2_circuits(model: nn.Module) -> dict[str, tuple[Tensor, ...]]:
     return found
 
 
-@pytest.mark.parametrize(("make", "cut"), [(llama, llama_circuits), (gpt2, gpt2_circuits)], ids=["llama", "gpt2"])
+CUT = {"llama": (llama, llama_circuits), "gpt2": (gpt2, gpt2_circuits), "norms after": (gemma2, gemma2_circuits)}
+
+
+@pytest.mark.parametrize(("make", "cut"), CUT.values(), ids=CUT)
 def test_scores_are_those_of_circuits_multiplied_out(make: Any, cut: Any) -> None:
     model = make()
     found, circuits = Composition(model).run(IDS), cut(model)

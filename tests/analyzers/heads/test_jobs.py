@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, LlamaConfig
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, Gemma2Config, LlamaConfig
 
 import fmr
 from analyzers import AnalyzerError, HeadJobs, Heads
 from analyzers.heads.circuits import Circuits
-from analyzers.heads.draws import Draws, draw_people, draw_tokens, pool_of
+from analyzers.heads.draws import Draws, People, draw_people, draw_tokens, pool_of
 from analyzers.heads.looks import Looked, look
 from analyzers.heads.writes import Words, copying, naming
 from fmr.structure.attention.factors import Factor, Factors
@@ -196,6 +196,33 @@ def test_what_heads_add_to_names_is_what_their_outputs_add(loaded: tuple[nn.Modu
     assert float(weight[9, 0]) == pytest.approx(float(blocks[2].maps(run)[0, 1, -1, place]), abs=1e-6)
 
 
+def test_what_heads_add_to_names_goes_through_the_norm_after_them() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = AutoModelForCausalLM.from_config(
+        Gemma2Config(**sizes, intermediate_size=48, vocab_size=64, head_dim=8), attn_implementation="eager"
+    ).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    ids, names = torch.tensor([[2, 9, 8, 5, 9]]), torch.tensor([7, 8, 9])
+    people = People(({"input_ids": ids},), torch.tensor([8]), torch.tensor([9]), names)
+    with torch.no_grad():
+        run = fmr.run(model, input_ids=ids)
+        structure = fmr.locate(run)
+        circuits = Circuits(structure, run)
+        blocks = structure.attention
+        to, _, _ = naming(model, blocks, [circuits.factors(blocks[0])], Words(structure, circuits), people)
+        layer, seen = model.model.layers[0], {}
+        for name, norm in (("own", layer.post_attention_layernorm), ("last", model.model.norm)):
+            norm.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0][0, -1]}))
+        model(input_ids=ids)
+        size = {name: x.square().mean().add(1e-6).rsqrt() for name, x in seen.items()}
+        written = layer.self_attn.o_proj.weight[:, 8:16] @ run[blocks[0].z][0, 1, -1]
+        written = written * size["own"] * (1 + layer.post_attention_layernorm.weight)
+        logits = model.lm_head.weight[names] @ (written * size["last"] * (1 + model.model.norm.weight))
+    assert float(to[1, 0]) == pytest.approx(float(logits[1] - logits.mean()), abs=1e-4)
+
+
 # ---- trained heads
 
 
@@ -290,6 +317,8 @@ def test_what_is_wrong_is_said(loaded: tuple[nn.Module, Any], jobs: HeadJobs) ->
         Heads(model, length=40).run()
     with pytest.raises(AnalyzerError, match="length=30 needs more than 60 different tokens, and there are 50 to draw from"):
         Heads(model, tokenizer, length=30, ids=range(10, 60)).run()
+    with pytest.raises(AnalyzerError, match="length=4 needs more than 8 different tokens, and there are 2 to draw from"):
+        Heads(model, tokenizer, length=4, ids=[10, 11] * 20).run()
     with pytest.raises(AnalyzerError, match=r"ids=\[9999\]: expected token ids from 0 to 514"):
         Heads(model, tokenizer, ids=[9999]).run()
     with pytest.raises(AnalyzerError, match="examples=1: expected 2 or more"):

@@ -240,6 +240,31 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
         LensTranslator(whisper).update(kwargs)
     with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer"):
         LogitLens(model).run("Junel")
+    with pytest.raises(AnalyzerError, match=r"top=0: expected how many tokens to name, from 1 on"):
+        LogitLens(model, tokenizer).run("Junel", top=0)
+    with pytest.raises(AnalyzerError, match=r"position=0.5: expected the number of a token, such as 0 or -1"):
+        LogitLens(model, tokenizer).run("Junel", position=0.5)  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"The prompts have shape \[0, 4\]: expected an example with a token"):
+        LogitLens(model).run(torch.zeros(0, 4, dtype=torch.long))
+
+
+class LastAlone(nn.Module):
+    """A model that gives the logits of its last column."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model(input_ids, logits_to_keep=1).logits
+
+
+def test_a_model_that_says_its_last_token_alone_is_read_there_alone() -> None:
+    model, ids = made("Llama")
+    found, whole = LogitLens(LastAlone(model).eval()).run(ids), LogitLens(model).run(ids, position=-1)
+    torch.testing.assert_close(found.entropy["lens"], whole.entropy["lens"], equal_nan=True)
+    with pytest.raises(AnalyzerError, match=r"position=0: this model gives the logits of the last column alone"):
+        LogitLens(LastAlone(model).eval()).run(ids, position=0)
 
 
 def test_a_hand_written_model_without_attention_is_read() -> None:

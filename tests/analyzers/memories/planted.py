@@ -29,6 +29,7 @@ class Planted(nn.Module):
             self.values.weight.copy_(says * signs)
             if self.gate is not None:
                 self.gate.weight.copy_(torch.eye(WORDS, WIDTH))
+        self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         x = self.table(input_ids)

@@ -237,8 +237,14 @@ def test_an_encoder_decoder_is_counted_one_stack_at_a_time() -> None:
     assert found.layers == (2, 3)
     assert found.n_tokens == 12
     assert KeyValueMemories(model, scope="encoder.*").update(batch).result(words=0).n_tokens == 21
-    with pytest.raises(AnalyzerError, match=r"are at 4 positions of 3 examples, the tokens at 7 of 3.*scope='decoder"):
-        KeyValueMemories(model).update(batch)
+    alike = batch | {"decoder_input_ids": torch.randint(3, 40, (3, 7))}
+    for two in (batch, alike):
+        with pytest.raises(
+            AnalyzerError, match=r"at 'decoder.block.0.* are at other tokens than input_ids. Of a model with"
+        ):
+            KeyValueMemories(model).update(two)
+    with pytest.raises(AnalyzerError, match=r"at 'encoder.block.0.* are at other tokens than decoder_input_ids"):
+        KeyValueMemories(model, tokens="decoder_input_ids").update(alike)
 
 
 def test_an_encoder_has_triggers_and_no_words() -> None:
@@ -385,6 +391,12 @@ def test_what_cannot_be_counted_is_told() -> None:
         KeyValueMemories(Planted()).over([]).result()
     with pytest.raises(AnalyzerError, match=r"has no model to run. Make it with"):
         KeyValueMemories().update(random_texts())
+    with pytest.raises(AnalyzerError, match=r"Planted is in train mode, .*Expected eval mode: call model.eval\(\)"):
+        KeyValueMemories(Planted().train()).update(random_texts())
+    with pytest.raises(AnalyzerError, match=r"words=-1: expected how many words of each value are kept, from 0 on"):
+        KeyValueMemories(Planted()).update(random_texts()).result(words=-1)
+    with pytest.raises(AnalyzerError, match=r"The prompts have shape \[2, 0\]: expected an example with a token"):
+        KeyValueMemories(Planted()).update(torch.zeros(2, 0, dtype=torch.long))
     with pytest.raises(AnalyzerError, match=r"layers=\[4\]: Planted has memories in layers \[0\]"):
         KeyValueMemories(Planted(), layers=[4]).update(random_texts())
     with pytest.raises(AnalyzerError, match=r"scope='other\.\*' matches none of the memories of Planted"):
@@ -454,6 +466,12 @@ def test_experts_that_are_read_in_other_ways_are_refused_with_the_reason() -> No
         KeyValueMemories(mixture("batched_mm")).update(ids)
     with pytest.raises(AnalyzerError, match=r"Layer 0 of MixtralForCausalLM has memories at .* Expected one a layer"):
         KeyValueMemories(mixture("eager")).update(ids)
+
+
+def test_no_more_words_are_kept_than_there_are() -> None:
+    found = KeyValueMemories(Planted()).update(counting_texts()).result(words=1000)
+    assert found.words.shape == (WORDS, 2, WORDS)
+    assert (np.sort(found.words, -1) == np.arange(WORDS)).all()
 
 
 class Scaled(Planted):

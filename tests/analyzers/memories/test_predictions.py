@@ -12,6 +12,7 @@ from torch import nn
 import fmr
 from analyzers import AnalyzerError, Composed, KeyValueMemories, Promotion
 from analyzers.memories.vocabulary import value_vectors
+from fmr.errors import FmrError
 from fmr.zoo import world
 from tests.analyzers.memories.planted import WORDS, Planted, counting_texts
 from tests.analyzers.memories.test_memories import TINY, causal
@@ -159,6 +160,9 @@ def test_bad_input_is_told(loaded: tuple[nn.Module, Any]) -> None:
         memories.promotion(["It", "rains"], "the")
     with pytest.raises(AnalyzerError, match=r"The answer 'xyzzy' is no token of this tokenizer"):
         memories.promotion("It rains", "xyzzy")
+    for number in (515, -1):
+        with pytest.raises(FmrError, match=rf"There is no token {number}: the logits have 515. Expected 0 to 514"):
+            memories.promotion("It rains", number)
     with pytest.raises(AnalyzerError, match=r"has no model to run"):
         KeyValueMemories().run("It rains")
     torch.manual_seed(0)

@@ -180,15 +180,17 @@ def test_activations_weigh_what_is_read() -> None:
     np.testing.assert_allclose(found, (model.conv2.weight.flatten(2).norm(2, -1) * read).detach().numpy(), rtol=1e-6)
 
 
-def test_padding_does_not_count() -> None:
+@pytest.mark.parametrize("graph", ["activations", "correlations"])
+def test_padding_does_not_count(graph: str) -> None:
     model, tokenizer = fmr.zoo.load("facts")
     tokenizer.padding_side = "left"
     texts = ["Junel Dunoth grew up in", "Oskus"]
     padded = dict(tokenizer(texts, return_tensors="pt", padding=True))
     padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    both = Modularity(model, graph="activations", layers="memories").update(padded).net().adjacency()
-    alone = Modularity(model, tokenizer, graph="activations", layers="memories").update(texts[:1]).update(texts[1:])
-    assert abs(both - alone.net().adjacency()).max() < 1e-4 * both.max()
+    alone = Modularity(model, tokenizer, graph=graph, layers="memories").update(texts[:1]).update(texts[1:])
+    for batch in (padded, texts):
+        both = Modularity(model, tokenizer, graph=graph, layers="memories").update(batch).net().adjacency()
+        assert abs(both - alone.net().adjacency()).max() < 1e-4 * both.max()
 
 
 # ---- what is refused
@@ -252,4 +254,11 @@ def test_a_value_that_does_not_count_examples_first_is_named() -> None:
     with pytest.raises(
         AnalyzerError, match=r"last/linear#0 has shape \(5, 7, 2\), whose first dimension does not count the 7"
     ):
-        found(Turned(), torch.randn(7, 5, 4), graph="activations")
+        found(Turned().eval(), torch.randn(7, 5, 4), graph="activations")
+
+
+def test_what_units_do_is_not_counted_in_train_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 2)).train()
+    assert len(Modularity(model).update(torch.randn(7, 4)).net()) == 9  # weights are what they are
+    with pytest.raises(AnalyzerError, match=r"Sequential is in train mode, .*Expected eval mode: call model.eval\(\)"):
+        Modularity(model, graph="activations").update(torch.randn(7, 4))
