@@ -32,7 +32,7 @@ def main() -> int:
     read_out(model, tokenizer, out)
     remembered(model, tokenizer, out)
     named(model, tokenizer, out)
-    divided(out)
+    divided(model, tokenizer, out)
     return 0
 
 
@@ -98,12 +98,11 @@ def named(model: nn.Module, tokenizer: Any, out: Path) -> None:
     print(f"   {out / 'jobs.png'}: each head's scores beside nulls; {out / 'composition.png'}: 16.0 works for 17.3")
 
 
-def divided(out: Path) -> None:
-    """Whether a network consists of parts."""
-    print("\n12. Communities of a small network that reads digits, beside two kinds of null networks")
-    images = fmr.zoo.tasks.digits().test.inputs
-    parts = analyzers.Modularity(fmr.zoo.load("digits-mlp").model).run(images[:1])
-    shown(parts, out / "communities.png")
+def divided(model: nn.Module, tokenizer: Any, out: Path) -> None:
+    """Whether the memories of two layers fall into parts."""
+    print("\n12. Communities of the memories of two layers, by the strongest of their edges, beside two kinds of nulls")
+    given: dict[str, Any] = {"layers": "memories", "scope": "*.1[01].*", "edges": [0.02], "draws": 2}
+    shown(analyzers.Modularity(model, tokenizer, **given).run("The store is closed."), out / "communities.png")
     print(f"   {out / 'communities.png'}: the network, and its modularity among those of the nulls")
 
 

@@ -14,7 +14,7 @@ copied with random changes, as in the paper (there of integers, here of numbers)
 Q of each network, and of networks of the same strengths. What is printed: the difference of Q, and of Q above that null,
 between varying goals and each of the others, the mean over seeds with its 95 % interval (bootstrap over seeds, paired).
 
-Source: N. Kashtan, U. Alon, "Spontaneous evolution of modularity and network motifs", 2005. One thread, about five minutes.
+Source: N. Kashtan, U. Alon, "Spontaneous evolution of modularity and network motifs", 2005. One thread, some ten minutes.
 """
 
 import argparse
