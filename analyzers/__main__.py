@@ -76,9 +76,9 @@ def read_out(model: nn.Module, tokenizer: Any, out: Path) -> None:
     given = [GIFT.format(to, giver, giver) for to, giver, _ in NAMES]
     right, wrong = [f" {to}" for to, _, _ in NAMES], [f" {giver}" for _, giver, _ in NAMES]
     shown(analyzers.LogitAttribution(model, tokenizer).run(given, right, wrong), out / "attribution.png")
-    print(
-        f"   {out / 'lens.png'}: raw, through fitted maps, through their null; {out / 'attribution.png'}: heads and layers"
-    )
+    shown(analyzers.ResidualDecomposition(model, tokenizer).run(prompt), out / "decomposition.png")
+    print(f"   {out / 'lens.png'}: raw, through fitted maps, through their null; {out / 'attribution.png'}: heads, layers")
+    print(f"   {out / 'decomposition.png'}: what each attention and memory wrote, by token")
 
 
 def remembered(model: nn.Module, tokenizer: Any, out: Path) -> None:
