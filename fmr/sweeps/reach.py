@@ -120,15 +120,15 @@ class Trials:
         """What differs from the first row in each of the others, (rows, *row)."""
         step = self.grown.step_of[name]
         value = by_row(going.value(name), axis)
-        changed = value[1:] != value[:1]
+        changed = differing(value)
         noisy = {one: seen for one in step.reads if (seen := self._noise(going, one)) is not None}
         kind = value.is_floating_point() or value.dtype == torch.bool  # other whole numbers may have to fit one another
         if kind and name not in going.at and noisy and not self._shows_all(changed, list(noisy.values())):
             self._put(going, name, self._tried(going, name, axis, noisy))
             value = by_row(going.value(name), axis)
-            hidden = value[1:] == value[:1]
-            changed = self._spread(~hidden)
-            self._renew(going, name, hidden & changed)
+            seen = differing(value)
+            changed = self._spread(seen)
+            self._renew(going, name, changed & ~seen)
         self.seen = {one: seen for one, seen in self.seen.items() if one in going.live} | {name: changed}
         return changed
 
@@ -139,7 +139,7 @@ class Trials:
             return None
         value = by_row(going.value(name), axis)
         if name not in self.seen or len(self.seen[name]) < len(value) - 1:
-            self.seen[name] = value[1:] != value[:1]
+            self.seen[name] = differing(value)
         return self.seen[name]
 
     def _shows_all(self, changed: Tensor, noisy: Sequence[Tensor]) -> bool:
@@ -201,6 +201,11 @@ class Trials:
         scale = torch.stack([_typical(by, 0.5), _typical(clean.float().abs().flatten(), 0.25)]).max()
         drawn: Tensor = clean + noise * scale.to(value)
         return drawn
+
+
+def differing(rows: Tensor) -> Tensor:
+    """What differs from the first row in each of the others."""
+    return rows[1:] != rows[:1]
 
 
 def rows_of(changed: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ class _Sweep:
             self.alone[row] = self.task.measure(self.task.alone(row))
         return self.alone[row]
 
-    def _apart(self, row: int) -> float:
+    def _rounding(self, row: int) -> float:
         """How far rounding may take a row from its run by itself."""
         if row not in self.slack:
             output = self.task.alone(row)
@@ -151,7 +151,7 @@ class _Sweep:
         scale = self._scale(*found.values())
         scale, errors = self._scale(*found.values()), []
         for row in chosen:
-            slack = self._apart(row) + self._tolerance / 10 * scale
+            slack = self._rounding(row) + self._tolerance / 10 * scale
             errors.append(float((self._one(row) - found[row]).abs().max()))
             if not errors[-1] <= slack:
                 raise ReplayError(
