@@ -138,7 +138,8 @@ def forget() -> None:
 @cache
 def remembered() -> list[MutableMapping[Any, Any]]:
     """The mappings in which functions keep what they were asked."""
-    every = [one for module in modules() for one in vars(module).values() if hasattr(one, "__wrapped__")]
+    every = [one for module in modules() for one in vars(module).values() if inspect.isfunction(one)]
+    every = [one for one in every if hasattr(one, "__wrapped__")]
     kept = [known for one in every for known in inspect.getclosurevars(one).nonlocals.values()]
     return [known for known in kept if isinstance(known, MutableMapping)]
 

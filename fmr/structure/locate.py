@@ -15,13 +15,13 @@ from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.dot_product import dot_product, undivided
-from fmr.structure.attention.softmax import softmaxes
 from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
 from fmr.structure.logits import find_readout
 from fmr.structure.memories.find import find_memories, only_weighs
 from fmr.structure.memories.memory import Memory, certify_memory
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import is_random
 from fmr.structure.parts import Layer, Structure
@@ -90,7 +90,7 @@ _UNSEEN = "what it makes of the values that are projected for it is hidden from 
 
 def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
     """Each softmax of an unfused graph as an attention, or with the reason why it is none."""
-    for softmax in softmaxes(graph):
+    for softmax in form_of(graph).of_kind("softmax"):
         reason = ""
         for matcher in MATCHERS:
             answer = matcher(graph, softmax)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fmr
 from fmr.structure.attention.deformable import deformable
-from fmr.structure.attention.softmax import softmaxes
+from fmr.structure.normal.form import form_of
 from tests.structure import heads
 
 
@@ -77,7 +77,7 @@ def test_deformable_attention(heads_first: bool) -> None:
 
 def test_of_one_query_it_is_not_told_which_dimension_counts_the_heads() -> None:
     run = fmr.run(Deformable(False), torch.randn(1, 1, 4), torch.randn(1, 2, 6, 6))
-    (softmax,) = softmaxes(run.graph)
+    (softmax,) = form_of(run.graph).of_kind("softmax")
     assert "which of its dimensions count queries and heads cannot be told" in str(deformable(run.graph, softmax))
     assert not fmr.locate(run).attention
 

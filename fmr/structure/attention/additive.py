@@ -20,7 +20,6 @@ from fmr.structure.attention.layouts import laid_out, mixing
 from fmr.structure.attention.output import handed_on, output_of
 from fmr.structure.attention.queries import varies
 from fmr.structure.attention.scores import BEFORE
-from fmr.structure.attention.softmax import Softmax
 from fmr.structure.attention.values import ValueProduct, value_product
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
@@ -34,6 +33,7 @@ from fmr.structure.normal.match import (
     strip_views,
     weights,
 )
+from fmr.structure.normal.value import Value
 
 
 class _Pair(NamedTuple):
@@ -44,9 +44,9 @@ class _Pair(NamedTuple):
     units: int
 
 
-def additive(graph: Graph, softmax: Softmax) -> Attention | None:
+def additive(graph: Graph, softmax: Value) -> Attention | None:
     """The attention around a softmax of scores that are read off a sum over two activations; None for another."""
-    higher = list(above(graph, softmax.scores, BEFORE | NONLINEAR))
+    higher = list(above(graph, softmax.operands[0], BEFORE | NONLINEAR))
     bent = any(node.op in NONLINEAR for node in higher)
     scored = next((p for node in higher if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
     pair = (_read_off(graph, softmax, scored, bent) if scored is not None else None) or _all_pairs(graph, softmax, higher)
@@ -62,7 +62,7 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | None:
         q=laid_out(graph, pair.q),
         k=laid_out(graph, pair.k),
         v=laid_out(graph, mixed.v, v),
-        scores=laid_out(graph, softmax.scores, pattern),
+        scores=laid_out(graph, softmax.operands[0], pattern),
         pattern=laid_out(graph, acting(graph, mixed.way), pattern),
         z=laid_out(graph, z.id, mixture),
         out=Site(output.id) if output is not None else None,
@@ -75,7 +75,7 @@ def additive(graph: Graph, softmax: Softmax) -> Attention | None:
     )
 
 
-def _read_off(graph: Graph, softmax: Softmax, scored: Projection, bent: bool) -> _Pair | None:
+def _read_off(graph: Graph, softmax: Value, scored: Projection, bent: bool) -> _Pair | None:
     """The query and the key that a vector reads a score off: their sum under a nonlinearity, or both side by side."""
     beside = _beside(graph, softmax, scored) if bent else None
     for node in above(graph, scored.data, MOVES | NONLINEAR):
@@ -89,7 +89,7 @@ def _read_off(graph: Graph, softmax: Softmax, scored: Projection, bent: bool) ->
     return beside
 
 
-def _beside(graph: Graph, softmax: Softmax, found: Projection) -> _Pair | None:
+def _beside(graph: Graph, softmax: Value, found: Projection) -> _Pair | None:
     """The query and the key that a projection reads side by side: all keys meet the same query."""
     data, joined = graph[found.data], graph[strip_views(graph, found.data)]
     place = len(softmax.node.shape) + softmax.dim
@@ -115,7 +115,7 @@ def _numbered(graph: Graph, node: Node) -> Tensor | None:
     return trace(graph, iota(*source.shape), (source, node))
 
 
-def _all_pairs(graph: Graph, softmax: Softmax, higher: list[Node]) -> _Pair | None:
+def _all_pairs(graph: Graph, softmax: Value, higher: list[Node]) -> _Pair | None:
     """The numbers of queries and keys that are added, each with each, under a nonlinearity."""
     dim = softmax.dim
     for node in (

@@ -9,9 +9,9 @@ from fmr.nodes import Node
 from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.layouts import Layout, laid_out
 from fmr.structure.attention.output import output_of
-from fmr.structure.attention.softmax import Softmax
 from fmr.structure.normal.indices import dim_map
 from fmr.structure.normal.match import MOVES, Path, above, below, projection, strip_views
+from fmr.structure.normal.value import Value
 
 
 class _Weighed(NamedTuple):
@@ -23,12 +23,12 @@ class _Weighed(NamedTuple):
     way: Path
 
 
-def deformable(graph: Graph, softmax: Softmax) -> Attention | str | None:
+def deformable(graph: Graph, softmax: Value) -> Attention | str | None:
     """The attention around a softmax of a projection of the queries that weighs values sampled on a grid; None for another.
 
     `q` are the queries that the weights are projected from, `k` the places that are looked at, `v` the sampled values.
     """
-    higher = above(graph, softmax.scores, MOVES)
+    higher = above(graph, softmax.operands[0], MOVES)
     scored = next((found for node in higher if (found := projection(graph, node)) is not None), None)
     weighed = _weighed(graph, softmax.node)
     if scored is None or weighed is None:
@@ -44,7 +44,7 @@ def deformable(graph: Graph, softmax: Softmax) -> Attention | str | None:
         q=laid_out(graph, strip_views(graph, scored.data)),
         k=laid_out(graph, weighed.grid),
         v=laid_out(graph, weighed.v),
-        scores=laid_out(graph, softmax.scores, layout),
+        scores=laid_out(graph, softmax.operands[0], layout),
         pattern=laid_out(graph, softmax.node.id, layout),
         z=laid_out(graph, weighed.z.id),
         out=Site(output.id) if output is not None else None,
@@ -70,7 +70,7 @@ def _weighed(graph: Graph, softmax: Node) -> _Weighed | None:
     return None
 
 
-def _layout(graph: Graph, softmax: Softmax, way: Path) -> Layout | None:
+def _layout(graph: Graph, softmax: Value, way: Path) -> Layout | None:
     """What the dimensions of the weights count; None where that cannot be told.
 
     The sampled values are (examples and heads, units, queries, places): the one before the last tells the queries apart.

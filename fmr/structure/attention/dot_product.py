@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from fmr.graph.graph import Graph
@@ -14,8 +15,8 @@ from fmr.structure.attention.layouts import laid_out, layouts
 from fmr.structure.attention.output import handed_on, output_of, own_parts
 from fmr.structure.attention.queries import Queries, varies
 from fmr.structure.attention.scores import BEFORE, Scores, find_scores
-from fmr.structure.attention.softmax import Softmax
 from fmr.structure.attention.values import Parts, ValueProduct, hands_out, orient, split_keys, unused, value_product
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
     CLAMPS,
@@ -31,6 +32,7 @@ from fmr.structure.normal.match import (
     projection,
     strip_views,
 )
+from fmr.structure.normal.value import Value
 from fmr.structure.proof.certificate import Rejected
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
@@ -40,11 +42,19 @@ _TOTAL = MOVES | CLAMPS | {"add", "reciprocal"}
 """What may lie between a sum of weights and the division by it."""
 
 
-def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
+def dot_product(graph: Graph, softmax: Value) -> Attention | str:
     """The attention around a softmax of products of queries with keys, or the reason why it is none."""
-    scores = find_scores(graph, softmax)
-    if scores is None:
-        return _why_no_scores(graph, softmax)
+    reason = ""
+    for scores in find_scores(graph, softmax):
+        answer = _of_scores(graph, softmax, scores)
+        if isinstance(answer, Attention):
+            return answer
+        reason = reason or answer
+    return reason or _why_no_scores(graph, softmax)
+
+
+def _of_scores(graph: Graph, softmax: Value, scores: Scores) -> Attention | str:
+    """The attention of these scores, or the reason why there is none."""
     use = value_product(graph, softmax, scores)
     if use is None:
         return unused(graph, softmax)
@@ -54,15 +64,15 @@ def dot_product(graph: Graph, softmax: Softmax) -> Attention | str:
     return _why_no_values(graph, softmax, scores, use) or _attention(graph, softmax, scores, parts, use)
 
 
-def _why_no_scores(graph: Graph, softmax: Softmax) -> str:
-    higher = above(graph, softmax.scores, BEFORE)
+def _why_no_scores(graph: Graph, softmax: Value) -> str:
+    higher = above(graph, softmax.operands[0], BEFORE)
     hidden = next((node for node in higher if node.op == "opaque"), None)
     if hidden is not None:
         return f"its scores come from code that is hidden from torch: {hidden.id}"
     return "no product of two activations lies above the softmax"
 
 
-def _why_no_values(graph: Graph, softmax: Softmax, scores: Scores, use: ValueProduct) -> str:
+def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProduct) -> str:
     """Why what a softmax weighs are no values; empty where they are."""
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
@@ -73,7 +83,7 @@ def _why_no_values(graph: Graph, softmax: Softmax, scores: Scores, use: ValuePro
     return ""
 
 
-def _attention(graph: Graph, softmax: Softmax, scores: Scores, parts: Parts, use: ValueProduct) -> Attention | str:
+def _attention(graph: Graph, softmax: Value, scores: Scores, parts: Parts, use: ValueProduct) -> Attention | str:
     """The attention of these scores and values, if its heads can be told."""
     z = handed_on(graph, parts.total)
     output = output_of(graph, z, own_parts(graph, scores.q, use.v, softmax.node.id))
@@ -95,7 +105,7 @@ def _attention(graph: Graph, softmax: Softmax, scores: Scores, parts: Parts, use
         q=laid_out(graph, scores.q, named.q),
         k=laid_out(graph, scores.k, named.k),
         v=laid_out(graph, use.v, named.v),
-        scores=laid_out(graph, softmax.scores, named.scores),
+        scores=laid_out(graph, softmax.operands[0], named.scores),
         pattern=laid_out(graph, acting(graph, parts.whole(use)), named.scores),
         z=laid_out(graph, z.id, named.z),
         out=Site(output.id) if output is not None else None,
@@ -163,6 +173,6 @@ def undivided(graph: Graph) -> Iterator[Rejected]:
         sums = [one for one in above(graph, node.parents[1].id, _TOTAL) if one.op == "sum"]
         totals = {strip_views(graph, one.parents[0].id, SAME) for one in sums if one.parents}
         for name in {strip_views(graph, one, SAME) for one in (mixed.left, mixed.right)} & totals if mixed else ():
-            bent = graph[name]
-            if bent.op == "exp" and find_scores(graph, Softmax(bent, bent.parents[0].id, -1)) is not None:
+            bent = form_of(graph)[name]
+            if bent.op == "exp" and any(find_scores(graph, replace(bent, dim=-1))):
                 yield Rejected(bent.id, "attention", "its pattern is never computed: the division comes after the values")

@@ -1,6 +1,6 @@
 """The scores of an attention: the product of queries and keys above a softmax, and its way into it."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,26 +8,20 @@ import torch
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.attention.softmax import Softmax
-from fmr.structure.normal.einsum import Subscripts, subscripts_of
+from fmr.structure.normal.einsum import Subscripts
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     MASKING,
     MOVES,
     NORMS,
-    Contraction,
     Path,
-    Through,
-    above,
     contraction,
     paths,
-    product,
     projection,
-    strip_views,
-    weighed_sum,
-    weights,
 )
+from fmr.structure.normal.value import Value
 
 BEFORE = MOVES | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
 """What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink, norm, choice of the
@@ -49,29 +43,41 @@ class Scores(NamedTuple):
         return self._replace(subscripts=self.subscripts.swapped, q=self.k, k=self.q)
 
 
-def find_scores(graph: Graph, softmax: Softmax) -> Scores | None:
-    """The nearest product of queries and keys above a softmax; heads may have been mixed on the way."""
-
-    def mixed(node: Node) -> bool:
-        return node.op in BEFORE or projection(graph, node) is not None
-
-    kinds: tuple[tuple[Callable[[Graph, Node], Contraction | None], Through], ...]
-    kinds = (product, BEFORE), (weighed_sum, BEFORE), (_distance, BEFORE), (_learned, BEFORE), (product, mixed)
-    for product_of, through in kinds:
-        for node in above(graph, softmax.scores, through):
-            found = product_of(graph, node)
-            scores = _scores(graph, found, graph[softmax.scores]) if found is not None else None
-            if scores is not None and (product_of is not _learned or _is_over_keys(graph, softmax, scores)):
-                return scores
-    return None
+def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
+    """The products of queries and keys above a softmax, the likeliest first: of two values that data flows into, with a
+    constant, of learned queries, and those whose heads are mixed on the way; of each kind the nearest first."""
+    start = form_of(graph)[softmax.operands[0]]
+    near, far = (list(start.above(through)) for through in (_scores_go_on, _scores_are_mixed))
+    products = [one for one in near if one.kind == "product"]
+    learned = [one for one in near if _is_learned(one)]
+    mixed = [one for one in far if one.kind == "product" and one not in products]
+    for one in (*sorted(products, key=lambda one: len(one.inputs) < 2), *learned, *mixed):
+        scores = _scores(graph, one, graph[softmax.operands[0]])
+        if scores is not None and (one.kind == "product" or _is_over_keys(graph, softmax, scores)):
+            yield scores
 
 
-def _scores(graph: Graph, found: Contraction, end: Node) -> Scores | None:
+def _scores_go_on(value: Value) -> bool:
+    return value.kind == "norm" or (value.kind != "product" and value.is_of(BEFORE))
+
+
+def _scores_are_mixed(value: Value) -> bool:
+    return _scores_go_on(value) or value.kind == "projection"
+
+
+def _is_learned(value: Value) -> bool:
+    """Whether a value is the product of queries that are weights with keys that were projected themselves."""
+    keys = value.inputs[0] if value.kind == "projection" and value.node.op not in CONVOLUTIONS and value.inputs else None
+    return keys is not None and (keys.inputs[0] if keys.kind == "move" else keys).kind == "projection"
+
+
+def _scores(graph: Graph, product: Value, end: Node) -> Scores | None:
     """The scores that a product makes; None where more than heads is mixed on the way to a softmax."""
-    subscripts = subscripts_of(graph, found)
-    way = _way(graph, found.node, end, subscripts)
-    scores = Scores(found.node, subscripts, found.left, found.right, way)
-    return (scores.swapped if weights(graph, found.right) else scores) if way else None
+    assert product.subscripts is not None
+    way = _way(graph, product.node, end, product.subscripts)
+    q, k = product.operands
+    scores = Scores(product.node, product.subscripts, q, k, way)
+    return (scores.swapped if product.kind == "projection" else scores) if way else None
 
 
 def _way(graph: Graph, start: Node, end: Node, subscripts: Subscripts) -> Path:
@@ -87,24 +93,7 @@ def _way(graph: Graph, start: Node, end: Node, subscripts: Subscripts) -> Path:
     return (*way, end)
 
 
-def _distance(graph: Graph, node: Node) -> Contraction | None:
-    """The distances of queries from keys."""
-    left, right = node.parent("x1", 0), node.parent("x2", 1)
-    if node.op != "cdist" or left is None or right is None or weights(graph, left.id) or weights(graph, right.id):
-        return None
-    return Contraction(node, left.id, right.id)
-
-
-def _learned(graph: Graph, node: Node) -> Contraction | None:
-    """The contraction of queries that are weights with keys that were projected themselves."""
-    found = projection(graph, node)
-    if found is None or node.op in CONVOLUTIONS:
-        return None
-    keys = graph[strip_views(graph, found.data, MOVES)]
-    return contraction(node) if projection(graph, keys) is not None else None
-
-
-def _is_over_keys(graph: Graph, softmax: Softmax, scores: Scores) -> bool:
+def _is_over_keys(graph: Graph, softmax: Value, scores: Scores) -> bool:
     """Whether a softmax is over what is projected: over what a weight makes of it, a softmax chooses among experts."""
     place = dim_map(graph, scores.way)[softmax.dim]
     return place is not None and scores.subscripts.result[place] in scores.subscripts.free(scores.subscripts.right)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, orient_scores
-from fmr.structure.attention.softmax import Softmax
 from fmr.structure.normal.einsum import Subscripts, subscripts_of
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map
 from fmr.structure.normal.match import (
     MOVES,
@@ -26,6 +27,7 @@ from fmr.structure.normal.match import (
     weighed_sum,
     weights,
 )
+from fmr.structure.normal.value import Value
 
 _AFTER = MOVES | frozenset("masked_fill mul where div tril triu pow square".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""
@@ -48,7 +50,7 @@ class ValueProduct(NamedTuple):
         return tuple(self.subscripts.result.index(letter) for letter in self.subscripts.free(self.subscripts.right))
 
 
-def value_product(graph: Graph, softmax: Softmax, scores: Scores | None = None) -> ValueProduct | None:
+def value_product(graph: Graph, softmax: Value, scores: Scores | None = None) -> ValueProduct | None:
     """The product with the values below a softmax, which takes what the scores are made of to see where heads are mixed."""
 
     def through(node: Node, way: Path) -> bool:
@@ -79,7 +81,7 @@ def _hands_on(node: Node) -> bool:
     return node.op in _AFTER | NORMS or (node.op == "add" and len(node.parents) == 1)
 
 
-def _is_mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
+def _is_mixture(graph: Graph, node: Node, softmax: Value) -> bool:
     """Whether a node adds up a softmax and a constant, or one that looks at no keys: of positions alone, of weights."""
     if node.op != "add" or len(node.parents) != 2:
         return False
@@ -90,7 +92,7 @@ def _is_mixture(graph: Graph, node: Node, softmax: Softmax) -> bool:
     return any(one.op == "softmax" and not _is_of_scores(graph, one, softmax.dim) for one in others)
 
 
-def _is_multiplied(graph: Graph, softmax: Softmax, way: Path) -> bool:
+def _is_multiplied(graph: Graph, softmax: Value, way: Path) -> bool:
     """Whether a softmax is multiplied with another one of scores on its way."""
     factors = (above(graph, parent.id, _hands_on) for node in way if node.op == "mul" for parent in node.parents)
     others = {node.id: node for higher in factors for node in higher if node.op == "softmax" and node.id != softmax.node.id}
@@ -99,10 +101,10 @@ def _is_multiplied(graph: Graph, softmax: Softmax, way: Path) -> bool:
 
 def _is_of_scores(graph: Graph, node: Node, dim: int) -> bool:
     """Whether another softmax, over the same dimension, is of products of queries with keys."""
-    return find_scores(graph, Softmax(node, node.parents[0].id, dim)) is not None
+    return next(find_scores(graph, replace(form_of(graph)[node.id], dim=dim)), None) is not None
 
 
-def unused(graph: Graph, softmax: Softmax) -> str:
+def unused(graph: Graph, softmax: Value) -> str:
     """Why a softmax of scores is no attention: nothing is multiplied by it alone."""
     for node, way in below(graph, softmax.node, _adds_on):
         met = contraction(node) is not None and any(one.op in ("add", "sub", "mul") for one in way)
@@ -138,14 +140,14 @@ def _size(node: Node, word: str, subscripts: str) -> int:
     return math.prod(size for letter, size in zip(word, node.shape, strict=True) if letter in subscripts)
 
 
-def split_keys(graph: Graph, softmax: Softmax, use: ValueProduct) -> Parts:
+def split_keys(graph: Graph, softmax: Value, use: ValueProduct) -> Parts:
     """The product with the values alone, or all whose sum it is part of, where each weighs by a cut of the pattern."""
     uses = (use, *_beside(graph, softmax, use)) if _is_cut(use, softmax.dim) else (use,)
     total = _total(graph, uses) if len(uses) > 1 else None
     return Parts(uses, total) if total is not None else Parts((use,), use.node)
 
 
-def _beside(graph: Graph, softmax: Softmax, use: ValueProduct) -> Iterator[ValueProduct]:
+def _beside(graph: Graph, softmax: Value, use: ValueProduct) -> Iterator[ValueProduct]:
     """The other products that weigh values by a cut of the same pattern."""
     for node, way in below(graph, softmax.node, _hands_on):
         other = _use(graph, node, way) if way and node is not use.node and node.shape == use.node.shape else None
