@@ -6,6 +6,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import read_dims
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     ELEMENTWISE,
@@ -14,11 +15,17 @@ from fmr.structure.normal.match import (
     NORMS,
     STATISTICS,
     Projection,
-    data_inputs,
-    is_constant,
-    projection,
-    weights,
 )
+from fmr.structure.normal.value import Value
+
+_KINDS = frozenset("move join affine bend gate norm statistic sum".split())
+"""What may lie between the two projections."""
+
+_CHOICES = ELEMENTWISE | frozenset("topk sort kthvalue median masked_fill".split())
+"""The ops on several coefficients that choose among them."""
+
+_LARGEST = frozenset("max amax min amin".split())
+"""What is told of several coefficients is one of them."""
 
 THROUGH = MOVES | ELEMENTWISE | NORMS | STATISTICS | frozenset("topk sort kthvalue median masked_fill".split())
 """What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
@@ -39,8 +46,10 @@ class UpProjection(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A value on the way up, what was met below it, what entered that, and whether a convolution lies below."""
+    """A value on the way up and as what it is read, what was met below it, what entered that, and whether a convolution
+    lies below."""
 
+    value: Value
     name: TensorId
     bent: int
     pre: TensorId
@@ -50,34 +59,41 @@ class _Step(NamedTuple):
 def ups_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[UpProjection]:
     """The first projections above a second one, through elementwise ops alone; empty where anything else flows in.
 
-    A convolution of each unit alone may lie below the projection, but nothing may bend between the two.
+    A convolution of each unit alone may lie below the projection, but nothing may bend between the two. What is told of
+    many coefficients, a threshold or a norm's scale, is no way of one.
     """
     found: list[UpProjection] = []
-    waiting = [_Step(down.data, STRAIGHT, down.data, False)]
-    seen = {waiting[0][:2]}
+    form = form_of(graph)
+    waiting = [_Step(form[down.data], down.data, STRAIGHT, down.data, False)]
+    seen = {(waiting[0].value, STRAIGHT)}
     while waiting and len(seen) < _MOST:
         step = waiting.pop()
-        node = graph[step.name]
-        up = projection(graph, node) if not _is_depthwise(graph, node) else None
-        if up is not None:
+        value = step.value
+        if value.kind == "projection" and not _is_depthwise(graph, value.node):
+            up = Projection(value.node, *value.operands)
             found.append(UpProjection(up, step.bent, step.pre if step.bent else step.name))
-        elif _goes_on(graph, node, down) and step.name not in stream:
-            bends = _bends(graph, node, step.bent == STRAIGHT or step.windowed)
+        elif _goes_on(graph, value, down) and value.id not in stream:
+            bends = _bends(value, step.bent == STRAIGHT or step.windowed)
             if step.windowed and bends > STRAIGHT:
                 return []
-            higher = [one for one in _above(graph, step, node, down, bends) if one[:2] not in seen]
-            seen.update(one[:2] for one in higher)
+            higher = [one for one in _above(graph, step, down, bends) if (one.value, one.bent) not in seen]
+            seen.update((one.value, one.bent) for one in higher)
             waiting += higher
-        elif not is_constant(graph, step.name):
+        elif value.is_data:
             return []
     return [] if waiting else found
 
 
-def _goes_on(graph: Graph, node: Node, down: Projection) -> bool:
-    """Whether coefficients may come through a node."""
-    return not weights(graph, node.id) and (
-        node.op in THROUGH or _is_depthwise(graph, node) or _is_choice(graph, node, down)
-    )
+def _goes_on(graph: Graph, value: Value, down: Projection) -> bool:
+    """Whether coefficients may come through a value."""
+    if value.kind in ("softmax", "projection"):
+        return _is_choice(graph, value.node, down) or _is_depthwise(graph, value.node)
+    return _is_wide(value) and (value.kind in _KINDS or value.node.op in _CHOICES)
+
+
+def _is_wide(value: Value) -> bool:
+    """Whether a value has a number for each memory still: a mean or a sum is told of many."""
+    return value.kind != "statistic" or value.op in _LARGEST
 
 
 def _is_depthwise(graph: Graph, node: Node) -> bool:
@@ -92,24 +108,32 @@ def _is_choice(graph: Graph, node: Node, down: Projection) -> bool:
     return node.op == "softmax" and last and read_dims(graph, down) == (len(graph[down.data].shape) - 1,)
 
 
-def _bends(graph: Graph, node: Node, gates: bool) -> int:
-    """What a node adds to a way up; whether it `gates` is asked of products of two activations."""
-    if node.op in NONLINEAR | {"softmax"}:
+def _bends(value: Value, gates: bool) -> int:
+    """What a value adds to a way up; whether it `gates` is asked of products of two activations."""
+    if value.kind in ("bend", "softmax", "statistic") or value.node.op in NONLINEAR:
         return BENT
-    if not gates or node.op != "mul" or len(node.parents) < 2 or any(weights(graph, parent.id) for parent in node.parents):
-        return STRAIGHT
-    return GATED
+    return GATED if gates and value.kind == "gate" and value.node.op == "mul" else STRAIGHT
 
 
-def _above(graph: Graph, step: _Step, node: Node, down: Projection, bends: int) -> list[_Step]:
-    """The steps above a node, which bends this much."""
-    alone = _is_depthwise(graph, node)
-    parents = [node.parents[0].id] if alone else _coefficients(graph, node, down)
+def _above(graph: Graph, step: _Step, down: Projection, bends: int) -> list[_Step]:
+    """The steps above a value, which bends this much."""
+    value = step.value
+    alone = value.kind == "projection"
     over = STRAIGHT < bends >= step.bent
-    return [_Step(name, max(step.bent, bends), name if over else step.pre, step.windowed or alone) for name in parents]
+    steps = []
+    for name, higher in _coefficients(graph, value, down):
+        steps.append(_Step(higher, name, max(step.bent, bends), name if over else step.pre, step.windowed or alone))
+    return steps
 
 
-def _coefficients(graph: Graph, node: Node, down: Projection) -> list[TensorId]:
-    """The operands of a node that have a number for each memory; one for all of them is only a share."""
-    wide = [p.id for p in node.parents if down.node.op in CONVOLUTIONS or not node.shape or graph[p.id].shape[-1:] != (1,)]
-    return wide if node.op in ("mul", "div", "masked_fill") and wide else data_inputs(graph, node)
+def _coefficients(graph: Graph, value: Value, down: Projection) -> list[tuple[TensorId, Value]]:
+    """What a value reads that has a number for each memory, and under which name; one for all of them is only a share, and
+    so is what is told of many."""
+    form = form_of(graph)
+    names = [name for name in value.operands or value.node.parents if form[name] in value.inputs] or [
+        one.id for one in value.inputs
+    ]
+    read = [(graph[name].id, form[name]) for name in names]
+    whole = [one for one in read if _is_wide(one[1])]
+    wide = [one for one in whole if down.node.op in CONVOLUTIONS or not value.node.shape or graph[one[0]].shape[-1:] != (1,)]
+    return wide if value.kind in ("gate", "affine") and wide else whole

@@ -34,8 +34,15 @@ Rule = Callable[[Graph, Node, tuple[Value, ...]], Value | None]
 STATISTICS = frozenset("mean var std var_mean norm vector_norm sum max amax min amin logsumexp".split())
 """What is told of many numbers."""
 
-_OF_STATISTICS = CLAMPS | SHAPE | frozenset("rsqrt sqrt pow reciprocal square add mul div log".split())
+_OF_STATISTICS = (
+    CLAMPS | SHAPE | frozenset("rsqrt sqrt pow reciprocal square add sub mul div log exp neg maximum max".split())
+)
 """What is told of many numbers still, bounded, rooted or laid out to meet them."""
+
+_BESIDE_STATISTICS = ("statistic", "weight", "constant")
+
+_COMPARED = frozenset("gt ge lt le".split())
+"""Ops that make truth values of amounts."""
 
 _POWERS = frozenset("pow square abs".split())
 
@@ -189,7 +196,7 @@ def statistic(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None
     if node.op in STATISTICS and len(read) == 1 and prod(node.shape) <= prod(read[0].node.shape):
         return Value(node, "statistic", read, node.op, dim=dim_of(graph, node), folded=(node,))
     told = next((one for one in read if one.kind == "statistic"), None)
-    if told is None or not (node.op in _OF_STATISTICS or node.op in ("maximum", "max")):
+    if told is None or node.op not in _OF_STATISTICS or any(one.kind not in _BESIDE_STATISTICS for one in read):
         return None
     return _statistic(node, told) if prod(node.shape) <= prod(told.node.shape) else None
 
@@ -240,7 +247,7 @@ def _root_of(value: Value) -> Value:
 
 def _data(read: tuple[Value, ...]) -> tuple[Value, ...]:
     """What of the values that a node reads is data, and numbers."""
-    return tuple(one for one in _flowing(read) if one.node.dtype.is_floating_point)
+    return tuple(one for one in _flowing(read) if one.node.dtype.is_floating_point or one.node.op in _COMPARED)
 
 
 def _flowing(read: tuple[Value, ...]) -> tuple[Value, ...]:
