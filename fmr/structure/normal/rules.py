@@ -69,7 +69,7 @@ def constant(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
 
 def same(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     """A cast, a copy, dropout, the result of a kernel."""
-    return read[0] if node.op in SAME and len(read) == 1 else None
+    return read[0] if node.op in SAME and (len(read) == 1 or node.op == "to") else None
 
 
 def move(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:

@@ -8,15 +8,14 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
+    CLAMPS,
     MEANS,
-    NONLINEAR,
-    NORM_PARTS,
     NORMS,
     SAME,
     STATISTICS,
     above,
-    below,
     contraction,
     is_constant,
     product,
@@ -252,37 +251,11 @@ def _cut(graph: Graph, node: Node) -> bool:
 
 def under_norm(graph: Graph, name: TensorId) -> TensorId | None:
     """The value that was normalised or bent to this one; None where it is no such value."""
-    node = graph[name]
-    if node.op in NORMS or (node.op in NONLINEAR and len(node.parents) == 1):
-        return base(graph, node.parents[0].id)
-    if node.op not in ("mul", "div", "add", "to"):
-        return None
-
-    def of_norm(node: Node) -> bool:
-        inner = node.op in NORM_PARTS and (node.op != "add" or len(node.parents) == 1)
-        return node.id == name or (inner and not weights(graph, node.id))
-
-    higher = list(above(graph, name, of_norm))
-    roots = [node.id for node in higher if not of_norm(node) and not weights(graph, node.id)]
-    statistic = any(node.op in STATISTICS for node in higher if of_norm(node))
-    return base(graph, roots[0]) if len(roots) == 1 and statistic else None
+    value = form_of(graph)[name]
+    return base(graph, value.inputs[0].id) if value.kind in ("norm", "bend") or value.node.op in CLAMPS else None
 
 
 def norms(graph: Graph, name: TensorId) -> list[TensorId]:
-    """The values normalised from one, each norm one op or written out."""
-    found = [reader.id for reader in graph.readers(name) if reader.op in NORMS]
-    if found:
-        return found
-    lower = [node for node, _ in below(graph, graph[name], lambda node: node.op in NORM_PARTS)]
-    parts = [node for node in lower if node.op in NORM_PARTS and node.id != name]
-    last = max(parts, key=graph.place, default=None)
-    if last is None or last.shape != graph[name].shape or not any(node.op in STATISTICS for node in parts):
-        return []
-    return [_unscaled(graph, last).id]
-
-
-def _unscaled(graph: Graph, node: Node) -> Node:
-    """A norm without the plain number that it is multiplied by after its weight."""
-    higher = graph[node.parents[0].id]
-    gained = higher.op in ("mul", "add") and any(weights(graph, parent.id) for parent in higher.parents)
-    return higher if node.op in ("mul", "div") and len(node.parents) == 1 and gained else node
+    """The values normalised from one, each norm one op or written out, then with its gain and its cast."""
+    found = [user for user in form_of(graph)[name].users if user.kind == "norm" and user.op in STATISTICS | NORMS]
+    return [one.id if one.op in NORMS else one.gained.id for one in found]
