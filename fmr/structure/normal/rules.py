@@ -122,8 +122,9 @@ def bias(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     gains = ("mul", "add") if data and data[0].kind == "norm" else ("add",)
     if node.op not in gains or len(data) != 1 or data[0].kind not in ("projection", "norm") or len(read) != 2:
         return None
-    gain = any(one.kind == "weight" for one in read)
-    return data[0] if gain and data[0].node.shape == node.shape else None
+    gain = next((one.node.shape for one in read if one.kind == "weight"), None)
+    alike = gain is not None and prod(gain) == max(gain, default=1) and gain != node.shape
+    return data[0] if alike and data[0].node.shape == node.shape else None
 
 
 def softmax(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
@@ -185,8 +186,12 @@ def _by_statistic(node: Node, read: tuple[Value, ...]) -> tuple[Value, Value] | 
 
 
 def _root(value: Value) -> Value:
-    """The value of which one is a power, or what a mean was taken from."""
-    while (value.kind == "bend" and value.op in _POWERS) or (value.kind == "norm" and value.op in ("mean", "max", "amax")):
+    """The value of which one is a power, a multiple, or what a mean was taken from."""
+    while (
+        value.kind == "affine"
+        or (value.kind == "bend" and value.op in _POWERS)
+        or (value.kind == "norm" and value.op in ("mean", "max", "amax"))
+    ):
         value = value.inputs[0]
     return value
 
@@ -274,9 +279,9 @@ RULES: tuple[Rule, ...] = (
     softmax,
     projected,
     product_of,
+    norm,
     constant,
     same,
-    norm,
     bias,
     statistic,
     move,

@@ -258,4 +258,5 @@ def under_norm(graph: Graph, name: TensorId) -> TensorId | None:
 def norms(graph: Graph, name: TensorId) -> list[TensorId]:
     """The values normalised from one, each norm one op or written out, then with its gain and its cast."""
     found = [user for user in form_of(graph)[name].users if user.kind == "norm" and user.op in STATISTICS | NORMS]
-    return [one.id if one.op in NORMS else one.gained.id for one in found]
+    whole = [one for one in found if one.node.op != "sub"] or found  # less its mean alone is a part of a norm
+    return [one.id if one.op in NORMS else one.gained.id for one in whole]

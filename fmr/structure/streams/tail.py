@@ -7,6 +7,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import ids_in
 from fmr.nodes import Node
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import NONLINEAR, NORMS, above, contraction, depends_on, projection
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.identity import (
@@ -99,7 +100,7 @@ def _step(graph: Graph, name: TensorId) -> TensorId | None:
     readers = graph.readers(name)
     if len(readers) != 1 or readers[0].op not in HANDED | POOLS | REDUCED | NONLINEAR | {"sum"}:
         return None
-    return readers[0].id if len(readers[0].parents) == 1 else None
+    return readers[0].id if len(form_of(graph)[readers[0].id].inputs) == 1 else None
 
 
 def _leaving(
