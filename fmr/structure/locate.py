@@ -19,7 +19,7 @@ from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
 from fmr.structure.logits import find_readout
-from fmr.structure.memories.find import find_memories, only_weighs
+from fmr.structure.memories.find import find_memories, is_as_wide, only_weighs
 from fmr.structure.memories.memory import Memory, certify_memory
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
@@ -161,11 +161,19 @@ class _Search:
         return blocks
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId]) -> list[Memory]:
-        written = {name for residual in residuals for names in residual.writers for name in names}
+        written = {
+            name: {size for point in residual.points for size in self.graph[point].shape}
+            for residual in residuals
+            for names in residual.writers
+            for name in names
+        }
         blocks: list[Memory] = []
         for found in find_memories(self.graph, sums):
             if found.down not in written:
                 self.rejected.append(Rejected(found.down, "memory", "its output is not written to a residual stream"))
+                continue
+            if not is_as_wide(self.graph, found, written[found.down]):
+                self.rejected.append(Rejected(found.down, "memory", "its keys and values are not as wide as the stream"))
                 continue
             if only_weighs(self.graph, found, sums):
                 self.rejected.append(Rejected(found.down, "memory", "its output only weighs what another part writes"))

@@ -11,6 +11,7 @@ from fmr.nodes import Node
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import STRAIGHT, THROUGH, UpProjection, ups_of
 from fmr.structure.normal.einsum import made_dim, subscripts_of, summed_dim
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     MOVES,
@@ -151,6 +152,21 @@ def _scope(first: Node, last: Node) -> str:
     """The innermost module call that holds both projections."""
     pairs = zip(first.module.split("."), last.module.split("."), strict=False)
     return ".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
+    """Whether a key and a value of a memory are vectors as wide as a stream that has values of these sizes."""
+    form = form_of(graph)
+    for name, contracted in ((found.up, True), (found.down, False)):
+        made = next((one for one in form[name].above(lambda one: one.kind == "move") if one.kind == "projection"), None)
+        if made is not None and made.subscripts is not None:
+            words, weight = made.subscripts, graph[made.operands[1]]
+            letters = words.contracted if contracted else words.free(words.right)
+            sizes = dict(zip(words.right, weight.shape, strict=True))
+            groups = made.node.argument("groups", 6, 1) if contracted and made.node.op in CONVOLUTIONS else 1
+            if letters and sizes[letters[-1]] * groups not in widths:
+                return False
+    return True
 
 
 def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:

@@ -100,7 +100,9 @@ def _step(graph: Graph, name: TensorId) -> TensorId | None:
     readers = graph.readers(name)
     if len(readers) != 1 or readers[0].op not in HANDED | POOLS | REDUCED | NONLINEAR | {"sum"}:
         return None
-    return readers[0].id if len(form_of(graph)[readers[0].id].inputs) == 1 else None
+    form = form_of(graph)
+    data = [parent for parent in readers[0].parents if form[parent.id].kind not in ("weight", "constant")]
+    return readers[0].id if len(data) == 1 else None
 
 
 def _leaving(
