@@ -24,7 +24,7 @@ from fmr.structure.logits import find_readout
 from fmr.structure.memories.find import memory_of, only_weighs
 from fmr.structure.memories.memory import Memory, certify_memory
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
-from fmr.structure.normal.match import is_random
+from fmr.structure.normal.match import is_random, strip_views
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
@@ -198,6 +198,7 @@ class _Search:
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId]) -> list[Memory]:
         written = {name for residual in residuals for names in residual.writers for name in names}
+        points = {strip_views(self.graph, name) for residual in residuals if residual.writes for name in residual.points}
         blocks: list[Memory] = []
         for node in self.graph.nodes:
             found = self._tried(node.id, "memory", partial(memory_of, self.graph, node, sums), None)
@@ -205,6 +206,9 @@ class _Search:
                 continue
             if found.down not in written:
                 self.rejected.append(Rejected(found.down, "memory", "its output is not written to a residual stream"))
+                continue
+            if (made := strip_views(self.graph, found.up)) in points:
+                self.rejected.append(Rejected(found.down, "memory", f"its first projection makes the stream itself, {made}"))
                 continue
             if only_weighs(self.graph, found, sums):
                 self.rejected.append(Rejected(found.down, "memory", "its output only weighs what another part writes"))
@@ -246,6 +250,8 @@ class _Search:
             if not isinstance(error, RandomError):
                 raise
             reason = f"it cannot be recomputed: {error}"
+        except StructureError as error:
+            reason = str(error)
         except Exception as error:  # whatever a weight's own class raises
             reason = f"it cannot be recomputed: {str(error) or type(error).__name__}".partition("\n")[0]
         else:
