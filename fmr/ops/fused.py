@@ -4,7 +4,7 @@ Each function takes the arguments of the op that it explains. They are traced li
 values their IDs, `...attn/scaled_dot_product_attention#0/softmax#0`, and run only when such a value is asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fmr.nodes import Node
+from fmr.ops.einsum import einsum
 
 
 def scaled_dot_product_attention(
@@ -128,29 +129,6 @@ def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
     return input.add(product if value == 1.0 else product.mul(value))
 
 
-def _einsum(equation: str, *given: Any) -> Tensor:
-    """The product of several operands, two at a time from the left; two that nothing is summed of are multiplied."""
-    operands: Sequence[Tensor] = given[0] if isinstance(given[0], (list, tuple)) else given
-    before, _, after = equation.replace(" ", "").partition("->")
-    words = before.split(",")
-    word, out = words[0], operands[0]
-    for n, (other, operand) in enumerate(zip(words[1:], operands[1:], strict=True), 2):
-        needed = after + "".join(words[n:])
-        kept = "".join(letter for letter in dict.fromkeys(word + other) if letter in needed) if words[n:] else after
-        if sorted(kept) == sorted(set(word + other)) and len(set(word)) == len(word) and len(set(other)) == len(other):
-            out = _spread(out, word, kept).mul(_spread(operand, other, kept))
-        else:
-            out = torch.einsum(f"{word},{other}->{kept}", out, operand)
-        word = kept
-    return out
-
-
-def _spread(value: Tensor, word: str, letters: str) -> Tensor:
-    """A value with a dimension for each letter, of size one where it has none."""
-    ordered = value.permute([word.index(letter) for letter in letters if letter in word])
-    return ordered[tuple(slice(None) if letter in word else None for letter in letters)]
-
-
 DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": scaled_dot_product_attention,
     "multi_head_attention_forward": multi_head_attention_forward,
@@ -158,7 +136,7 @@ DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "transformer_encoder_layer_fwd": _transformer_encoder_layer_fwd,
     "lerp": _lerp,
     "addcmul": _addcmul,
-    "einsum": _einsum,
+    "einsum": einsum,
 }
 """The fused ops by canonical name."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fmr.errors import IdError, RandomError, StructureError
@@ -19,11 +20,12 @@ from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
 from fmr.structure.logits import find_readout
-from fmr.structure.memories.find import find_memories, is_as_wide, only_weighs
+from fmr.structure.memories.find import is_as_wide, memory_of, only_weighs
 from fmr.structure.memories.memory import Memory, certify_memory
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
-from fmr.structure.normal.match import is_random
+from fmr.structure.normal.match import is_random, strip_views
+from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
@@ -34,6 +36,8 @@ from fmr.structure.streams.stream import Stream, certify_stream
 from fmr.structure.streams.writes import writers
 
 Found = TypeVar("Found")
+Answer = TypeVar("Answer")
+Default = TypeVar("Default")
 Part = TypeVar("Part", Attention, Memory, Layer, Structure)
 
 
@@ -88,21 +92,15 @@ _RAGGED = (
 _UNSEEN = "what it makes of the values that are projected for it is hidden from torch, in compiled or foreign code"
 
 
-def find_attention(graph: Graph) -> Iterator[Attention | Rejected]:
-    """Each softmax of an unfused graph as an attention, or with the reason why it is none."""
-    for softmax in form_of(graph).of_kind("softmax"):
-        reason = ""
-        for matcher in MATCHERS:
-            answer = matcher(graph, softmax)
-            if isinstance(answer, Attention):
-                yield answer
-                break
-            reason = answer or reason
-        else:
-            yield Rejected(softmax.node.id, "attention", reason)
-    yield from undivided(graph)
-    yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden_attentions(graph))
-    yield from (Rejected(node.id, "attention", _RAGGED) for node in graph.nodes if is_fused(node))
+def _attention_of(graph: Graph, softmax: Value) -> Attention | Rejected:
+    """A softmax as an attention, or with the reason why it is none."""
+    reason = ""
+    for matcher in MATCHERS:
+        answer = matcher(graph, softmax)
+        if isinstance(answer, Attention):
+            return answer
+        reason = answer or reason
+    return Rejected(softmax.node.id, "attention", reason)
 
 
 class _Search:
@@ -111,30 +109,57 @@ class _Search:
     def __init__(self, graph: Graph, value: Values | None) -> None:
         self.model, self.graph, self.value = graph.model, graph.unfused, value
         self.rejected: list[Rejected] = []
+        self.axes: Axes | None = None
 
     def structure(self) -> Structure:
         streams = self._streams()
         sums = frozenset(write.after for stream in streams for write in stream.writes)
         residuals = tuple(self._residual(stream, sums) for stream in streams)
         attention, mlps = self._attention(), self._memories(residuals, sums)
-        self.axes = Axes(self.graph, attention)
-        attention, mlps = [self.axes.attention(one) for one in attention], [self.axes.memory(one) for one in mlps]
+        attention, mlps = self._named(attention, mlps)
         last = streams[-1] if streams and streams[-1].writes else None
-        embedding = _embedding(self.graph, last, sums)
-        unembedding = _unembedding(self.graph, last, embedding)
+        embedding = self._tried(self.end, "embedding", lambda: _embedding(self.graph, last, sums), None)
+        unembedding = self._tried(self.end, "unembedding", lambda: _unembedding(self.graph, last, embedding), None)
+        look = partial(find_readout, self.graph, last, unembedding, self.value)
+        readout = self._tried(self.end, "read-out", look, "the search for it failed, see rejected")
+        layers = self._tried(self.end, "layer", lambda: find_layers(self.graph, residuals, attention, mlps), ())
         found = Structure(
             model=self.model,
             attention=tuple(attention),
             mlps=tuple(mlps),
             streams=residuals,
-            layers=tuple(map(self._told, find_layers(self.graph, residuals, attention, mlps))),
+            layers=tuple(map(self._told, layers)),
             embedding=embedding,
             unembedding=unembedding,
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
             rejected=tuple(self.rejected),
-            readout=find_readout(self.graph, last, unembedding, self.value),
+            readout=readout,
         )
         return self._told(found)
+
+    @property
+    def end(self) -> TensorId:
+        """What stands for a graph as a whole: the last of its values."""
+        return self.graph.nodes[-1].id
+
+    def _tried(self, name: TensorId, what: str, look: Callable[[], Answer], otherwise: Default) -> Answer | Default:
+        """What a step of the search says; where it fails at a value, that is noted: one bad spot costs one finding."""
+        try:
+            return look()
+        except IdError:
+            raise
+        except Exception as error:  # whatever an op that nobody foresaw does to a matcher
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            self.rejected.append(Rejected(name, what, f"looking at it failed ({said}); please report it"))
+            return otherwise
+
+    def _named(self, attention: list[Attention], mlps: list[Memory]) -> tuple[list[Attention], list[Memory]]:
+        """The parts with what their dimensions count."""
+        axes = self.axes = self._tried(self.end, "axis", lambda: Axes(self.graph, attention), None)
+        if axes is None:
+            return attention, mlps
+        told = [self._tried(one.softmax, "axis", partial(axes.attention, one), one) for one in attention]
+        return told, [self._tried(one.down, "axis", partial(axes.memory, one), one) for one in mlps]
 
     def _placed(self, part: Part) -> Part:
         """A part whose sites know where their values are made."""
@@ -145,12 +170,24 @@ class _Search:
     def _told(self, part: Part) -> Part:
         """A part whose sites know where their values are made and what their dimensions count."""
         held = {one.name: getattr(part, one.name) for one in fields(part)}
-        sites: dict[str, Any] = {name: self.axes.site(one) for name, one in held.items() if isinstance(one, Site)}
+        axes = self.axes
+        sites: dict[str, Any] = {name: axes.site(one) for name, one in held.items() if axes and isinstance(one, Site)}
         return self._placed(replace(part, **sites))
+
+    def _candidates(self) -> Iterator[Attention | Rejected]:
+        """Each softmax of an unfused graph as an attention, or with the reason why it is none; what hides one."""
+        graph, nothing = self.graph, list[Any]()
+        for softmax in self._tried(self.end, "attention", lambda: form_of(graph).of_kind("softmax"), nothing):
+            answer = self._tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
+            yield from [answer] if answer is not None else []
+        yield from self._tried(self.end, "attention", lambda: list(undivided(graph)), nothing)
+        hidden = self._tried(self.end, "attention", lambda: list(hidden_attentions(graph)), nothing)
+        yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden)
+        yield from (Rejected(node.id, "attention", _RAGGED) for node in graph.nodes if is_fused(node))
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []
-        for found in find_attention(self.graph):
+        for found in self._candidates():
             if isinstance(found, Rejected):
                 self.rejected.append(found)
                 continue
@@ -167,13 +204,20 @@ class _Search:
             for names in residual.writers
             for name in names
         }
+        points = {strip_views(self.graph, name) for residual in residuals if residual.writes for name in residual.points}
         blocks: list[Memory] = []
-        for found in find_memories(self.graph, sums):
+        for node in self.graph.nodes:
+            found = self._tried(node.id, "memory", partial(memory_of, self.graph, node, sums), None)
+            if found is None:
+                continue
             if found.down not in written:
                 self.rejected.append(Rejected(found.down, "memory", "its output is not written to a residual stream"))
                 continue
             if not is_as_wide(self.graph, found, written[found.down]):
                 self.rejected.append(Rejected(found.down, "memory", "its keys and values are not as wide as the stream"))
+                continue
+            if (made := strip_views(self.graph, found.up)) in points:
+                self.rejected.append(Rejected(found.down, "memory", f"its first projection makes the stream itself, {made}"))
                 continue
             if only_weighs(self.graph, found, sums):
                 self.rejected.append(Rejected(found.down, "memory", "its output only weighs what another part writes"))
@@ -182,7 +226,7 @@ class _Search:
             if ok:
                 weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
                 blocks.append(replace(self._placed(found), weights=weights, certified=certificate))
-        for down, hidden in hidden_memories(self.graph, sums):
+        for down, hidden in self._tried(self.end, "memory", lambda: list(hidden_memories(self.graph, sums)), []):
             reason = (
                 f"{'it' if down is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"
             )
@@ -190,9 +234,10 @@ class _Search:
         return blocks
 
     def _streams(self) -> list[Stream]:
-        flow = Flow(self.graph)
-        found = sorted(find_streams(self.graph, flow), key=lambda stream: self.graph.place(stream.writes[-1].after))
-        kept = list(find_stacks(self.graph, flow, found))
+        graph, flow = self.graph, Flow(self.graph)
+        found = self._tried(self.end, "residual stream", lambda: list(find_streams(graph, flow)), [])
+        found = sorted(found, key=lambda stream: graph.place(stream.writes[-1].after))
+        kept = self._tried(self.end, "stack", lambda: list(find_stacks(graph, flow, found)), [])
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after
             _, ok = self._certify(
@@ -214,6 +259,8 @@ class _Search:
             if not isinstance(error, RandomError):
                 raise
             reason = f"it cannot be recomputed: {error}"
+        except StructureError as error:
+            reason = str(error)
         except Exception as error:  # whatever a weight's own class raises
             reason = f"it cannot be recomputed: {str(error) or type(error).__name__}".partition("\n")[0]
         else:

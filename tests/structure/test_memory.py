@@ -336,11 +336,12 @@ def test_keys_that_are_none_are_not_certified() -> None:
     run = fmr.run(model, *args, **kwargs)
     memory = fmr.locate(run).mlps[0]
     assert memory.certified
-    assert set(memory.certified.errors) == {"post", "keys", "out"}
-    found = memory
-    wrong = (replace(found, keys=found.values), replace(found, key_dim=1 - found.key_dim), replace(found, keys=found.w_gate))
-    for other in (*wrong, replace(found, value_dim=1 - found.value_dim)):
+    assert set(memory.certified.errors) == {"post", "places", "keys", "out"}
+    for other in (replace(memory, key_dim=1 - memory.key_dim), replace(memory, value_dim=1 - memory.value_dim)):
         assert not certify_memory(memory.graph, other, run.__getitem__).ok
+    for other in (replace(memory, keys=memory.values), replace(memory, keys=memory.w_gate)):
+        with pytest.raises(StructureError, match=r"is not made of param:model.layers.0.mlp.up_proj.weight"):
+            certify_memory(memory.graph, other, run.__getitem__)
 
 
 def test_experts_are_memories_too_where_their_product_is_done_by_an_op_of_another_library(

@@ -139,7 +139,7 @@ def _unfolded(graph: Graph, layout: Layout, use: ValueProduct, heads: Heads) -> 
     if not letter or letter not in use.subscripts.left or heads.number == 1 or heads.number not in shape:
         return layout
     value = trace(graph, iota(*shape), use.way)
-    if value is None:
+    if value is None or not value.numel():
         return layout
     lines = value.movedim(use.subscripts.left.index(letter), 0).flatten(1)
     several = (lines[0] >= 0) & (lines[0] != lines[-1])  # what is padded has no places

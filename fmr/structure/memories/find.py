@@ -1,7 +1,6 @@
 """Feed-forward memories by dataflow: a contraction with keys, a nonlinearity, a contraction with values."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import takewhile
 
@@ -28,18 +27,13 @@ from fmr.structure.normal.match import (
 )
 
 
-def find_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Memory]:
-    """Each second projection of an unfused graph whose input is an elementwise nonlinear function of a first one.
+def memory_of(graph: Graph, node: Node, stream: frozenset[TensorId]) -> Memory | None:
+    """The memory whose second projection a node of an unfused graph is: its input is a nonlinear function of a first one.
 
     `stream` are the sums of the residual stream, beyond which no memory reaches.
     """
-    for node in graph.nodes:
-        down = projection(graph, node)
-        if down is None:
-            continue
-        found = _memory(graph, down, stream) or _beside_heads(graph, down, stream)
-        if found is not None:
-            yield found
+    down = projection(graph, node)
+    return None if down is None else _memory(graph, down, stream) or _beside_heads(graph, down, stream)
 
 
 def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:

@@ -13,9 +13,10 @@ from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
+from fmr.structure.memories.definition import gates, is_gated, of_own_place
 from fmr.structure.memories.up_projections import THROUGH
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, above, strip_views
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, above, depends_on, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_places, evaluate, graph_of, own_work, plain
 
@@ -179,14 +180,22 @@ def _units(graph: Graph, up: Node, cut: Node, size: int) -> list[int]:
 
 def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     """Recompute the coefficients from what the keys read, what the keys make of that as matrices, and the output as the sum
-    of the values that the coefficients weigh."""
+    of the values that the coefficients weigh; show that coefficients are made of their own position alone.
+
+    A memory whose parts do not follow one another as they are named is a `StructureError`.
+    """
+    if wrong := _misread(graph, found) or _misgated(graph, found, value):
+        raise StructureError(wrong)
     source, post, out = value(found.source), value(found.post.id), value(found.out.id)
     errors = {"post": error(evaluate(graph, found.post.id, {found.source: source}, value), post)}
+    places = of_own_place(graph, found.source, found.up, found.post.id, found.axis, value)
+    if places is not None:
+        errors["places"] = places
     keys, values = plain(value(found.keys)), found.own(plain(value(found.values)), post.shape[-1])
     of_keys = of_values = None
     if found.axis == -1:
         of_keys = _product(graph, found.source, found.up, keys, found.key_dim == 0, value)
-        of_values = _product(graph, found.post.id, found.out.id, values, found.value_dim == 1, value)
+        of_values = _product(graph, found.post.id, found.out.id, values, found.value_dim == 1, value, found.first is None)
     if of_keys is not None:
         errors["keys"] = error(of_keys, value(found.up))
     errors["out"] = error(
@@ -195,10 +204,40 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     return Certificate(errors, tolerance_of(source, post, out))
 
 
-def _product(graph: Graph, name: TensorId, result: TensorId, weight: Tensor, turned: bool, value: Values) -> Tensor | None:
+def _misread(graph: Graph, found: Memory) -> str:
+    """Which of the parts of a memory does not follow where it should; empty where all do."""
+    pre, post, out = found.pre.id, found.post.id, found.out.id
+    for lower, higher in ((found.up, found.source), (post, found.up), (post, pre), (found.down, post)):
+        if lower == higher or not depends_on(graph, lower, higher):
+            return f"{lower} is not computed from {higher}"
+    made = [(out, found.down), (found.keys, found.w_in), (found.values, found.w_out)]
+    made += [(post, found.w_gate)] if found.w_gate is not None else []
+    for lower, higher in made:
+        if lower != higher and not depends_on(graph, lower, higher):
+            return f"{lower} is not made of {higher}"
+    return ""
+
+
+def _misgated(graph: Graph, found: Memory, value: Values) -> str:
+    """Why the gate that is named is not the one that there is; empty where it is, or where none is and none is named."""
+    size, n = graph[found.keys].shape, graph[found.post.id].shape[found.axis]
+    if found.fused_gate and len(size) == 2 and size[found.key_dim] != 2 * n:
+        return f"no gate and what it gates are {list(size)} of {found.keys}, for {n} memories"
+    if found.w_gate is not None or found.fused_gate:
+        return ""
+    others = gates(graph, found.source, found.up, found.post.id, n)
+    if others and is_gated(graph, found.source, found.pre.id, found.post.id, value):
+        return f"{others[0].node.id} gates its coefficients"
+    return ""
+
+
+def _product(
+    graph: Graph, name: TensorId, result: TensorId, weight: Tensor, turned: bool, value: Values, alone: bool = True
+) -> Tensor | None:
     """What a weight makes of a value as a matrix, turned or not, plus the bias; None where it is none that fits both.
 
-    One that would fit the other way round is not the matrix that was claimed, and makes nothing that is finite.
+    One that would fit the other way round is not the matrix that was claimed, and makes nothing that is finite; nor does
+    one beside which, though it makes the result `alone`, more is added than one bias for all positions.
     """
     given, made = value(name).detach().double(), value(result)
     if weight.dim() != 2:
@@ -209,4 +248,7 @@ def _product(graph: Graph, name: TensorId, result: TensorId, weight: Tensor, tur
         other = (given.shape[-1], positions * len(matrix)) == (matrix.shape[1], made.numel())
         return torch.full(made.shape, torch.inf) if other else None
     bias = evaluate(graph, result, {name: torch.zeros_like(given)}, value)
+    rows = bias.reshape(-1, matrix.shape[1])
+    if alone and not torch.allclose(rows, rows[:1].expand_as(rows)):
+        return torch.full(made.shape, torch.inf)
     return (given @ matrix).reshape(made.shape) + bias

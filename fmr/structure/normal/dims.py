@@ -231,7 +231,7 @@ class Dims:
             made: list[tuple[int, Dim]] = [(node.shape[n], (node.id, n)) for n in after]
             if len(sources) == 1:
                 self._parted(sources[0], made)
-            elif made and sources and made[0][0] % sources[0][0] == 0:
+            elif made and sources and sources[0][0] and made[0][0] % sources[0][0] == 0:
                 known: list[tuple[int, Dim]] = [sources[0], (made[0][0] // sources[0][0], (f"{node.id} rest", 0))]
                 self._parts.setdefault(self._root(made[0][1]), sources if len(made) == 1 else known)
                 self._mixed.add(made[0][1])

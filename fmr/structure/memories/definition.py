@@ -1,0 +1,95 @@
+"""What coefficients must be to be those of a memory: made of their own position alone, and of no other gate than is said."""
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from fmr.graph.graph import Graph
+from fmr.ids import TensorId
+from fmr.nodes import Node
+from fmr.structure.normal.einsum import summed_dim
+from fmr.structure.normal.match import CONVOLUTIONS, Projection, between, projection, strip_views
+from fmr.structure.proof.evaluate import Values, evaluate
+
+
+def of_own_place(graph: Graph, source: TensorId, up: TensorId, post: TensorId, axis: int, value: Values) -> float | None:
+    """How far coefficients move, beyond a gain of each unit, where what is read at other positions is turned round.
+
+    A gain may depend on all positions of an example, as where units compete. None where a convolution of each unit lies
+    between, whose window is known to reach further, and where which position is which cannot be told.
+    """
+    origin = strip_views(graph, source)
+    first = next((one for node in between(graph, source, up) if (one := _reads(graph, node, origin))), None)
+    if first is None or any(node.op in CONVOLUTIONS for node in between(graph, up, post)):
+        return None
+    read, made = value(source).detach(), evaluate(graph, post, {source: value(source)}, value)
+    units = summed_dim(graph, first) % len(graph[first.data].shape) - len(graph[first.data].shape)
+    rows, coefficients = _rows(read, units), _rows(made, axis)
+    if not rows.numel() or not coefficients.numel():
+        return None
+    if len(coefficients) % len(rows):
+        return float("inf")
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)) < len(rows) / 3
+    turned = _turned(rows, chosen).reshape(read.movedim(units, -1).shape).movedim(-1, units)
+    moved = _rows(evaluate(graph, post, {source: turned}, value), axis)
+    examples = read.shape[0] if read.dim() > 2 else 1
+    ways = _laid(chosen, read.movedim(units, -1).shape[:-1], made.movedim(axis, -1).shape[:-1])
+    return min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))
+
+
+def _reads(graph: Graph, node: Node, origin: TensorId) -> Projection | None:
+    """The projection that a node is, where it reads a view of this value."""
+    found = projection(graph, node)
+    return found if found is not None and strip_views(graph, found.data) == origin else None
+
+
+def _rows(value: Tensor, axis: int) -> Tensor:
+    """A value as (everything else, units)."""
+    return value.movedim(axis, -1).reshape(-1, value.shape[axis])
+
+
+def _laid(chosen: Tensor, rows: torch.Size, places: torch.Size) -> Iterator[Tensor]:
+    """Which places the chosen rows are, for each way in which the places may be the rows, with more dimensions between."""
+    if len(chosen) == places.numel():
+        yield chosen
+        return
+    for dims in combinations(range(len(places)), len(rows)):
+        if tuple(places[dim] for dim in dims) == tuple(rows):
+            wide = [places[dim] if dim in dims else 1 for dim in range(len(places))]
+            yield chosen.reshape(wide).expand(places).reshape(-1)
+
+
+def _turned(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Rows of which the chosen ones have their units in the other order; their largest number, mean and length stay."""
+    other = -rows if rows.shape[-1] == 1 else rows.flip(-1)
+    return torch.where(chosen[:, None], other, rows)
+
+
+def _off(before: Tensor, after: Tensor, chosen: Tensor, examples: int) -> float:
+    """How far the rows that were not chosen lie from their old ones times a gain; infinite where nothing moved at all."""
+    if torch.equal(before[chosen], after[chosen]) and chosen.any() and bool(before.any()):
+        return float("inf")
+    kept = (~chosen)[:, None]
+    shape = (examples if len(before) % examples == 0 else 1, -1, before.shape[-1])
+    many = kept.expand_as(before).reshape(shape).sum(1, keepdim=True).clamp(min=1)
+    old, new = ((one * kept).reshape(shape) for one in (before, after))
+    old, new = (one - one.sum(1, keepdim=True) / many for one in (old, new))
+    old, new = ((one.reshape(before.shape) * kept).reshape(shape) for one in (old, new))
+    gain = (old * new).sum(1, keepdim=True) / (old * old).sum(1, keepdim=True).clamp(min=1e-30)
+    return float((new - gain * old).abs().max() / before.abs().max().clamp(min=1e-12))
+
+
+def is_gated(graph: Graph, source: TensorId, pre: TensorId, post: TensorId, value: Values) -> bool:
+    """Whether coefficients depend on what is read by another way than through what enters the nonlinearity."""
+    read, given = value(source).detach(), {pre: value(pre)}
+    before, after = (evaluate(graph, post, {**given, source: one}, value) for one in (read, -0.5 * read))
+    return not torch.allclose(before, after)
+
+
+def gates(graph: Graph, source: TensorId, up: TensorId, post: TensorId, n: int) -> list[Projection]:
+    """The projections, beside a first one, that make as many numbers of what it reads, on the way to coefficients."""
+    origin, own = strip_views(graph, source), {node.id for node in between(graph, source, up)} | {up}
+    others = (node for node in between(graph, source, post) if node.id not in own and node.shape[-1:] == (n,))
+    return [found for node in others if (found := _reads(graph, node, origin)) is not None]
