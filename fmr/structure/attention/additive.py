@@ -18,10 +18,9 @@ from fmr.structure.attention.dot_product import acting
 from fmr.structure.attention.heads import Heads
 from fmr.structure.attention.layouts import laid_out, mixing
 from fmr.structure.attention.output import handed_on, output_of
-from fmr.structure.attention.queries import varies
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import ValueProduct, value_product
-from fmr.structure.normal.indices import iota, trace
+from fmr.structure.normal.indices import iota, trace, varies
 from fmr.structure.normal.match import (
     MOVES,
     NONLINEAR,

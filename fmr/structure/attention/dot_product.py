@@ -13,11 +13,20 @@ from fmr.structure.attention.heads import heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of
 from fmr.structure.attention.layouts import laid_out, layouts
 from fmr.structure.attention.output import handed_on, output_of, own_parts
-from fmr.structure.attention.queries import Queries, varies
+from fmr.structure.attention.queries import Queries
 from fmr.structure.attention.scores import BEFORE, Scores, find_scores
-from fmr.structure.attention.values import Parts, ValueProduct, hands_out, orient, split_keys, unused, value_product
+from fmr.structure.attention.values import (
+    Parts,
+    ValueProduct,
+    hands_out,
+    orient,
+    split_keys,
+    sums_a_part,
+    unused,
+    value_product,
+)
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.indices import iota, trace
+from fmr.structure.normal.indices import iota, trace, varies
 from fmr.structure.normal.match import (
     CLAMPS,
     MOVES,
@@ -76,6 +85,10 @@ def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProdu
     """Why what a softmax weighs are no values; empty where they are."""
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
+    if is_constant(graph, use.v) and not is_constant(graph, scores.k):
+        return "what it weighs are constants, as in an expectation over a grid: they are no data"
+    if sums_a_part(graph, use, softmax.dim):
+        return "its values are summed over a part of what the softmax is over: their product has more factors"
     if hands_out(graph, use, softmax.dim):
         return "it chooses where a single value goes, and weighs none against another"
     if _is_of_patterns(graph, use.v):

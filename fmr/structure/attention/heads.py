@@ -14,6 +14,7 @@ from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.attention.output import Output
 from fmr.structure.attention.values import ValueProduct
+from fmr.structure.normal.einsum import summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
 
 
@@ -37,7 +38,8 @@ def heads_in_rows(graph: Graph, use: ValueProduct, z: Node, output: Output) -> H
     """
     query = use.subscripts.free(use.subscripts.left)[-1:]
     row = use.subscripts.result.index(query) if query else None
-    asked = [n for n, place in enumerate(dim_map(graph, output.way)) if place is not None and place == row]
+    summed = summed_dim(graph, output.projection) % len(output.way[-1].shape)
+    asked = [n for n, place in enumerate(dim_map(graph, output.way)) if place is not None and place == row and n != summed]
     found = (_meeting(graph, units, z.shape, output, asked) for units in dict.fromkeys((use.units, use.units[-1:])))
     return next((heads for heads in found if heads is not None), None)
 
@@ -58,8 +60,6 @@ def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], outpu
     several = tuple(n for n, place in enumerate(places) if len(place) > 1)
     in_order = torch.tensor(list(dict.fromkeys(row.long().tolist())))
     counts = tuple(len(places[n]) for n in several)
-    if len(shape) > 3 and any(count != shape[n] for count, n in zip(counts, several, strict=True)):
-        return None
     folded = math.prod(counts) != math.prod(shape[n] for n in several)
     return Heads(len(met), several, counts, folded, torch.unravel_index(in_order, lead))
 

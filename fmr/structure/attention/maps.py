@@ -20,7 +20,7 @@ JOIN = "*"
 
 def counts_heads(name: str) -> bool:
     """Whether a dimension of this name counts heads, alone or with something else."""
-    return name in (KEY_HEADS, GROUPS) or "heads" in name.split(JOIN)
+    return name == KEY_HEADS or bool({"heads", GROUPS}.intersection(name.split(JOIN)))
 
 
 def told_apart(layout: tuple[str, ...], shape: tuple[int, ...], places: Sequence[Tensor]) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def told_apart(layout: tuple[str, ...], shape: tuple[int, ...], places: Sequence
         other = layout[dim] if layout[dim] in ("examples", "positions") else "examples"
         name = _joined(place - place[0], counted, shape[dim], other)
     elif len(along) == 2:
-        name = _crossed(along, shape, counted)
+        name = _crossed(along, shape, counted, layout)
     else:
         name = {}
     return tuple((dict(enumerate(layout)) | ({dim: name} if isinstance(name, str) else name)).values())
@@ -52,13 +52,17 @@ def _joined(place: Tensor, counted: Tensor, size: int, other: str) -> dict[int, 
     return f"heads{JOIN}{other}" if torch.equal(place, counted * apart) else {}
 
 
-def _crossed(along: dict[int, Tensor], shape: tuple[int, ...], counted: Tensor) -> dict[int, str]:
-    """What two dimensions count that tell heads apart together."""
+def _crossed(along: dict[int, Tensor], shape: tuple[int, ...], counted: Tensor, layout: tuple[str, ...]) -> dict[int, str]:
+    """What two dimensions count that tell heads apart together: key heads, and groups alone or beside something else."""
     for outer, inner in permutations(along):
-        size = shape[inner]
-        whole = shape[outer] * size == len(counted)
-        if whole and torch.equal(along[outer], counted // size) and torch.equal(along[inner], counted % size):
-            return {outer: KEY_HEADS, inner: GROUPS}
+        size, rest = divmod(len(counted), shape[outer])
+        if rest or shape[inner] % size or not torch.equal(along[outer], counted // size):
+            continue
+        place, apart = along[inner] - along[inner][0], shape[inner] // size
+        if torch.equal(place, counted % size):
+            return {outer: KEY_HEADS, inner: GROUPS if apart == 1 else f"{layout[inner]}{JOIN}{GROUPS}"}
+        if torch.equal(place, counted % size * apart):
+            return {outer: KEY_HEADS, inner: f"{GROUPS}{JOIN}{layout[inner]}"}
     return {}
 
 
@@ -69,7 +73,8 @@ def maps_of(value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> Tensor:
         raise StructureError(f"{_found(value, site)}: expected {len(layout)} dimensions, {list(layout)}. {_ELSEWHERE}")
     for dim in reversed(range(len(layout))):
         if JOIN in layout[dim]:
-            value, layout = _parted(value, layout, dim, n_heads, site)
+            many = n_heads // n_kv_heads if GROUPS in layout[dim] else n_heads
+            value, layout = _parted(value, layout, dim, many, site)
     if _is_packed(layout, tuple(value.shape), n_heads, n_kv_heads):
         layout = tuple({"heads": KEY_HEADS, "positions": GROUPS}.get(name, name) for name in layout)
     heads = [dim for name in ("heads", KEY_HEADS, GROUPS) for dim, own in enumerate(layout) if own == name]
@@ -102,7 +107,7 @@ def _parted(value: Tensor, layout: tuple[str, ...], dim: int, n_heads: int, site
             f"{_found(value, site)}: dimension {dim} counts {' and '.join(names)}, expected a multiple of {n_heads} heads. "
             f"{_ELSEWHERE}"
         )
-    sizes = [n_heads if name == "heads" else value.shape[dim] // n_heads for name in names]
+    sizes = [n_heads if name in ("heads", GROUPS) else value.shape[dim] // n_heads for name in names]
     return value.unflatten(dim, sizes), (*layout[:dim], *names, *layout[dim + 1 :])
 
 

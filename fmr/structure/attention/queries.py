@@ -14,8 +14,9 @@ from fmr.nodes import Node
 from fmr.structure.attention.heads import Heads
 from fmr.structure.attention.scores import Scores
 from fmr.structure.attention.values import ValueProduct
+from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import of_projection
-from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
+from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
 from fmr.structure.normal.match import MASKING, MOVES, NORMS, above, projection, strip_views, weights
 
 _SPLITS = MOVES | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
@@ -65,7 +66,19 @@ class Queries:
     @property
     def compare_units(self) -> bool:
         """Whether a score sums over positions: then the map is one of units by units."""
-        return bool(self.varying.intersection(self.free)) and not self.varying.intersection(self.contracted)
+        if not self.varying.intersection(self.free) or self.varying.intersection(self.contracted):
+            return False
+        return self.size > 1 or self._sum_places
+
+    @property
+    def _sum_places(self) -> bool:
+        """Whether what a score sums over is a dimension that what the queries were split from has beside its units."""
+        if self.made is None:
+            return False
+        of_queries, of_made = (
+            dims_of(self.graph).of(name, len(self.graph[name].shape)) for name in (self.scores.q, self.made.id)
+        )
+        return any(of_queries[n] in of_made[:-1] for n in self.contracted)
 
     def heads(self, use: ValueProduct) -> Heads | None:
         """The heads that the units of a projection were split into on their way to the queries."""
@@ -154,8 +167,3 @@ def _units(graph: Graph, made: Node) -> Tensor:
         sizes = dict(zip(subscripts.right, graph[found.weight].shape, strict=True))
         shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(subscripts.result, made.shape, strict=True)]
     return iota(*shape).expand(made.shape)
-
-
-def varies(value: Tensor, dim: int) -> bool:
-    """Whether a value is not the same all along a dimension."""
-    return bool((value != value.narrow(dim, 0, 1)).any())

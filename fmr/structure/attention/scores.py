@@ -58,7 +58,7 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
 
 
 def _scores_go_on(value: Value) -> bool:
-    return value.kind == "norm" or (value.kind != "product" and value.is_of(BEFORE))
+    return value.kind in ("norm", "sum") or (value.kind != "product" and value.is_of(BEFORE))
 
 
 def _scores_are_mixed(value: Value) -> bool:
@@ -84,7 +84,7 @@ def _way(graph: Graph, start: Node, end: Node, subscripts: Subscripts) -> Path:
     """The nodes from a product of queries and keys to its softmax; empty where more than heads is mixed between them."""
 
     def through(node: Node, way: Path) -> bool:
-        return node.op in BEFORE or mixes_heads(graph, subscripts, way, node)
+        return node.op in BEFORE or form_of(graph)[node.id].kind == "sum" or mixes_heads(graph, subscripts, way, node)
 
     ends = (way for node, way in paths(graph, start, through) if node is end)
     way = next(ends, None)

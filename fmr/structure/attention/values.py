@@ -12,7 +12,7 @@ from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, orient_scores
 from fmr.structure.normal.einsum import Subscripts, subscripts_of
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.indices import dim_map
+from fmr.structure.normal.indices import dim_map, iota, trace, varies
 from fmr.structure.normal.match import (
     MOVES,
     NORMS,
@@ -31,6 +31,9 @@ from fmr.structure.normal.value import Value
 
 _AFTER = MOVES | frozenset("masked_fill mul where div tril triu pow square".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""
+
+_LAID_OUT = SAME | frozenset("view view_as reshape flatten unflatten transpose permute squeeze unsqueeze".split())
+"""What lays a pattern out otherwise, every number of it."""
 
 _SUMMED = SAME | {"add"}
 """What may lie between the products of the parts of a pattern and the sum of all."""
@@ -110,6 +113,12 @@ def unused(graph: Graph, softmax: Value) -> str:
         met = contraction(node) is not None and any(one.op in ("add", "sub", "mul") for one in way)
         if met and sum(one.op == "softmax" for one in above(graph, way[-1].id, _adds_on)) > 1:
             return "a sum, a difference or a product of it and another softmax weighs the values"
+    for node, _ in below(graph, softmax.node, _hands_on):
+        found = contraction(node) or weighed_sum(graph, node)
+        weighed = form_of(graph)[node.id]
+        summed = weighed.kind == "statistic" and weighed.op == "sum" and weighed.inputs[0].kind == "affine"
+        if summed or (found is not None and any(is_constant(graph, name) for name in (found.left, found.right))):
+            return "what it weighs are constants, as in an expectation over a grid: they are no data"
     return "nothing below the softmax multiplies values by it"
 
 
@@ -190,3 +199,15 @@ def hands_out(graph: Graph, use: ValueProduct, dim: int) -> bool:
     if start[dim] == 1 or any(end[n] > 1 for n in summed):
         return False
     return any(place == dim % len(start) for n, place in enumerate(dim_map(graph, use.way)) if n not in summed)
+
+
+def sums_a_part(graph: Graph, use: ValueProduct, dim: int) -> bool:
+    """Whether what a softmax is over is laid out as several dimensions, of which a product sums over some alone."""
+    start = use.way[0].shape
+    if not all(node.op in _LAID_OUT for node in use.way[1:]) or not math.prod(start):
+        return False
+    along = [size if n == dim % len(start) else 1 for n, size in enumerate(start)]
+    value = trace(graph, iota(*along).expand(start), use.way)
+    summed = [n for n, letter in enumerate(use.subscripts.left) if letter in use.subscripts.contracted]
+    dims = [n for n in range(value.dim()) if varies(value, n)] if value is not None else []
+    return any(n in summed for n in dims) and any(n not in summed for n in dims)

@@ -54,9 +54,10 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
 
 
 def _reduced(value: Tensor, node: Node) -> Tensor:
-    """What is left of numbers that are summed up: those that are the same all along."""
+    """What is left of numbers that are summed up: those that are the same all along, but for what comes from elsewhere."""
     dim, keep = node.argument("dim", 1), len(node.shape) == value.dim()
-    most, least = (function(value, dim=dim, keepdim=keep) for function in (torch.amax, torch.amin))
+    most = torch.amax(value, dim=dim, keepdim=keep)
+    least = torch.amin(value.masked_fill(value == 0, torch.inf), dim=dim, keepdim=keep)
     return torch.where(most == least, most, 0.0)
 
 
@@ -103,3 +104,8 @@ def rows_of(graph: Graph, found: Projection, value: Tensor, places: Collection[i
     """
     dims = tuple(n for n in read_dims(graph, found) if n not in places)
     return value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims)).unsqueeze(0).flatten(0, -2)
+
+
+def varies(value: Tensor, dim: int) -> bool:
+    """Whether a value is not the same all along a dimension."""
+    return bool((value != value.narrow(dim, 0, 1)).any())

@@ -162,6 +162,23 @@ def _over_sum(node: Node, read: tuple[Value, ...]) -> Value | None:
     return _softmax(node, scores, reader, total.dim)
 
 
+def stacked(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
+    """The sum of values that were laid one on another for that, each scaled or not."""
+    found = projection(graph, node)
+    if found is not None:
+        words = of_projection(graph, found)
+        dims = [words.left.index(letter) for letter in words.contracted] if not words.free(words.right) else []
+    else:
+        dims = [dim_of(graph, node)] if node.op == "sum" and node.parents else []
+    laid = read[0] if dims else None
+    while laid is not None and laid.kind == "affine":
+        laid = laid.inputs[0]
+    if laid is None or laid.op != "stack" or len(dims) != 1:
+        return None
+    rank, along = len(laid.node.shape), laid.node.argument("dim", 1, 0)
+    return Value(node, "sum", laid.inputs, "sum") if along % rank == dims[0] % rank else None
+
+
 def norm(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     """A value divided by, or less, what is told of its own numbers; a norm of a norm is one."""
     if node.op in NORMS or node.op == "log_softmax":
@@ -277,6 +294,7 @@ RULES: tuple[Rule, ...] = (
     source,
     weight,
     softmax,
+    stacked,
     projected,
     product_of,
     norm,
