@@ -20,11 +20,12 @@ from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
 from fmr.structure.logits import find_readout
-from fmr.structure.memories.find import is_as_wide, memory_of, only_weighs
+from fmr.structure.memories.find import memory_of
 from fmr.structure.memories.memory import Memory, certify_memory
+from fmr.structure.memories.written import why_no_memory, why_not_between
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
-from fmr.structure.normal.match import is_random, strip_views
+from fmr.structure.normal.match import is_random, projection
 from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.proof.certificate import Certificate, Rejected
@@ -198,39 +199,31 @@ class _Search:
         return blocks
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId]) -> list[Memory]:
-        written = {
-            name: {size for point in residual.points for size in self.graph[point].shape}
-            for residual in residuals
-            for names in residual.writers
-            for name in names
-        }
-        points = {strip_views(self.graph, name) for residual in residuals if residual.writes for name in residual.points}
+        written = {name for residual in residuals for names in residual.writers for name in names}
         blocks: list[Memory] = []
         for node in self.graph.nodes:
-            found = self._tried(node.id, "memory", partial(memory_of, self.graph, node, sums), None)
-            if found is None:
+            down = projection(self.graph, node)
+            if down is None:
                 continue
-            if found.down not in written:
-                self.rejected.append(Rejected(found.down, "memory", "its output is not written to a residual stream"))
+            found = self._tried(node.id, "memory", partial(memory_of, self.graph, down, sums), None)
+            if found is not None:
+                look = partial(why_no_memory, self.graph, found, residuals, sums)
+            else:
+                look = partial(why_not_between, self.graph, down, sums)
+            reason = self._tried(node.id, "memory", look, "") if found is not None or node.id in written else ""
+            if reason:
+                self.rejected.append(Rejected(node.id, "memory", reason))
+            if reason or found is None:
                 continue
-            if not is_as_wide(self.graph, found, written[found.down]):
-                self.rejected.append(Rejected(found.down, "memory", "its keys and values are not as wide as the stream"))
-                continue
-            if (made := strip_views(self.graph, found.up)) in points:
-                self.rejected.append(Rejected(found.down, "memory", f"its first projection makes the stream itself, {made}"))
-                continue
-            if only_weighs(self.graph, found, sums):
-                self.rejected.append(Rejected(found.down, "memory", "its output only weighs what another part writes"))
-                continue
-            certificate, ok = self._certify(certify_memory, found, "memory", found.pre.id, found.out.id)
+            certificate, ok = self._certify(certify_memory, found, "memory", found.down, found.out.id)
             if ok:
                 weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
                 blocks.append(replace(self._placed(found), weights=weights, certified=certificate))
-        for down, hidden in self._tried(self.end, "memory", lambda: list(hidden_memories(self.graph, sums)), []):
+        for second, hidden in self._tried(self.end, "memory", lambda: list(hidden_memories(self.graph, sums)), []):
             reason = (
-                f"{'it' if down is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"
+                f"{'it' if second is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"
             )
-            self.rejected.append(Rejected(down.id, "memory", reason))
+            self.rejected.append(Rejected(second.id, "memory", reason))
         return blocks
 
     def _streams(self) -> list[Stream]:

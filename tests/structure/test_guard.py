@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import fmr
+from fmr.ids import TensorId
+from fmr.structure.normal.form import form_of
 from tests.structure import scores
 from tests.structure.idioms import WIDTH, Heads, Plain, Stack
 
@@ -41,7 +43,7 @@ LOCATE = sys.modules["fmr.structure.locate"]
         ("memory_of", -1, (2, 1, 1, 1), "memory"),
         ("find_streams", 0, (2, 0, 0, 0), "residual stream"),
         ("find_stacks", 0, (2, 2, 1, 2), "stack"),
-        ("softmaxes", 0, (0, 2, 1, 2), "attention"),
+        ("form_of", 0, (0, 2, 1, 2), "attention"),
         ("undivided", 0, (2, 2, 1, 2), "attention"),
         ("hidden_attentions", 0, (2, 2, 1, 2), "attention"),
         ("hidden_memories", 0, (2, 2, 1, 2), "memory"),
@@ -56,8 +58,8 @@ def test_a_step_that_fails_is_told_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, step: str, at: int, left: tuple[int, ...], what: str
 ) -> None:
     run = fmr.run(model(), torch.randint(11, (2, 5)))
-    nodes = run.graph.unfused.nodes
-    at = next(n for n, node in enumerate(nodes) if node.id == "memory.0.down/linear#0") if at < 0 else at
+    asked = [value.id for value in form_of(run.graph.unfused).of_kind("projection")]
+    at = asked.index(TensorId("memory.0.down/linear#0")) if at < 0 else at
     monkeypatch.setattr(LOCATE, step, failing(getattr(LOCATE, step), at))
     found = fmr.locate(run)
     streams = [one for one in found.streams if one.writes]

@@ -37,6 +37,7 @@ from fmr.structure.normal.match import (
     contraction,
     data_inputs,
     is_constant,
+    is_learned,
     product,
     projection,
     strip_views,
@@ -85,7 +86,7 @@ def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProdu
     """Why what a softmax weighs are no values; empty where they are."""
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
         return "its keys are weights and its values are not: it chooses among experts"
-    if is_constant(graph, use.v) and not is_constant(graph, scores.k):
+    if is_constant(graph, use.v) and not is_learned(graph, use.v) and not is_constant(graph, scores.k):
         return "what it weighs are constants, as in an expectation over a grid: they are no data"
     if sums_a_part(graph, use, softmax.dim):
         return "its values are summed over a part of what the softmax is over: their product has more factors"

@@ -40,12 +40,17 @@ def heads_in_rows(graph: Graph, use: ValueProduct, z: Node, output: Output) -> H
     row = use.subscripts.result.index(query) if query else None
     summed = summed_dim(graph, output.projection) % len(output.way[-1].shape)
     asked = [n for n, place in enumerate(dim_map(graph, output.way)) if place is not None and place == row and n != summed]
-    found = (_meeting(graph, units, z.shape, output, asked) for units in dict.fromkeys((use.units, use.units[-1:])))
+    found = (_meeting(graph, units, z.shape, output, asked, row) for units in dict.fromkeys((use.units, use.units[-1:])))
     return next((heads for heads in found if heads is not None), None)
 
 
-def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], output: Output, asked: list[int]) -> Heads | None:
-    """The heads, where these dimensions of z count the units of a value, and those `asked` of what is projected queries."""
+def _meeting(
+    graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], output: Output, asked: list[int], query: int | None
+) -> Heads | None:
+    """The heads, where these dimensions of z count the units of a value, and those `asked` of what is projected queries.
+
+    Where z has a dimension for heads, the rest may only be folded into that of the queries.
+    """
     lead = tuple(1 if n in units else size for n, size in enumerate(shape))
     value = trace(graph, iota(*lead).expand(shape), output.way) if math.prod(shape) else None
     if value is None:
@@ -60,6 +65,8 @@ def _meeting(graph: Graph, units: tuple[int, ...], shape: tuple[int, ...], outpu
     several = tuple(n for n, place in enumerate(places) if len(place) > 1)
     in_order = torch.tensor(list(dict.fromkeys(row.long().tolist())))
     counts = tuple(len(places[n]) for n in several)
+    if len(shape) > 3 and any(n != query and count != shape[n] for count, n in zip(counts, several, strict=True)):
+        return None
     folded = math.prod(counts) != math.prod(shape[n] for n in several)
     return Heads(len(met), several, counts, folded, torch.unravel_index(in_order, lead))
 

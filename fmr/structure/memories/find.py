@@ -1,6 +1,5 @@
 """Feed-forward memories by dataflow: a contraction with keys, a nonlinearity, a contraction with values."""
 
-import math
 from dataclasses import replace
 from itertools import takewhile
 
@@ -9,8 +8,7 @@ from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import STRAIGHT, THROUGH, UpProjection, ups_of
-from fmr.structure.normal.einsum import made_dim, subscripts_of, summed_dim
-from fmr.structure.normal.form import form_of
+from fmr.structure.normal.einsum import made_dim, summed_dim
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     MOVES,
@@ -27,13 +25,12 @@ from fmr.structure.normal.match import (
 )
 
 
-def memory_of(graph: Graph, node: Node, stream: frozenset[TensorId]) -> Memory | None:
-    """The memory whose second projection a node of an unfused graph is: its input is a nonlinear function of a first one.
+def memory_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
+    """The memory whose second projection this is: its input is an elementwise nonlinear function of a first one.
 
     `stream` are the sums of the residual stream, beyond which no memory reaches.
     """
-    down = projection(graph, node)
-    return None if down is None else _memory(graph, down, stream) or _beside_heads(graph, down, stream)
+    return _memory(graph, down, stream) or _beside_heads(graph, down, stream)
 
 
 def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
@@ -146,42 +143,3 @@ def _scope(first: Node, last: Node) -> str:
     """The innermost module call that holds both projections."""
     pairs = zip(first.module.split("."), last.module.split("."), strict=False)
     return ".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
-    """Whether a key and a value of a memory are vectors as wide as a stream that has values of these sizes."""
-    form = form_of(graph)
-    for name, contracted in ((found.up, True), (found.down, False)):
-        made = next((one for one in form[name].above(lambda one: one.kind == "move") if one.kind == "projection"), None)
-        if made is not None and made.subscripts is not None:
-            words, weight = made.subscripts, graph[made.operands[1]]
-            letters = words.contracted if contracted else words.free(words.right)
-            sizes = dict(zip(words.right, weight.shape, strict=True))
-            groups = made.node.argument("groups", 6, 1) if contracted and made.node.op in CONVOLUTIONS else 1
-            if letters and sizes[letters[-1]] * groups not in widths:
-                return False
-    return True
-
-
-def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
-    """Whether what a memory makes reaches the sums of a stream only repeated, to weigh what another part writes."""
-    waiting, seen = [(graph[found.down], False)], set()
-    for node, weighs in waiting:
-        for reader in graph.readers(node.id):
-            here = reader.id, weighs or _is_share(graph, node, reader)
-            if here not in seen:
-                seen.add(here)
-                if reader.id not in sums and (reader.op in THROUGH | {"sum"} or product(graph, reader) is not None):
-                    waiting.append((reader, here[1]))
-    return {weighs for name, weighs in seen if name in sums} == {True}
-
-
-def _is_share(graph: Graph, node: Node, reader: Node) -> bool:
-    """Whether a node multiplies a value with one that has more dimensions, which the first alone is repeated along."""
-    found = product(graph, reader)
-    if found is None:
-        whole = any(graph[parent.id].shape == reader.shape for parent in reader.parents)
-        return reader.op == "mul" and whole and math.prod(node.shape) < math.prod(reader.shape)
-    subscripts = subscripts_of(graph, found)
-    subscripts = subscripts if found.left == node.id else subscripts.swapped
-    return bool(subscripts.free(subscripts.right)) and not subscripts.free(subscripts.left)

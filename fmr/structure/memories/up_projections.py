@@ -18,7 +18,7 @@ from fmr.structure.normal.match import (
 )
 from fmr.structure.normal.value import Value
 
-_KINDS = frozenset("move join affine bend gate norm statistic sum".split())
+ON_THE_WAY = frozenset("move join affine bend gate norm statistic sum".split())
 """What may lie between the two projections."""
 
 _CHOICES = ELEMENTWISE | frozenset("topk sort kthvalue median masked_fill".split())
@@ -88,10 +88,10 @@ def _goes_on(graph: Graph, value: Value, down: Projection) -> bool:
     """Whether coefficients may come through a value."""
     if value.kind in ("softmax", "projection"):
         return _is_choice(graph, value.node, down) or _is_depthwise(graph, value.node)
-    return _is_wide(value) and (value.kind in _KINDS or value.node.op in _CHOICES)
+    return is_wide(value) and (value.kind in ON_THE_WAY or value.node.op in _CHOICES)
 
 
-def _is_wide(value: Value) -> bool:
+def is_wide(value: Value) -> bool:
     """Whether a value has a number for each memory still: a mean or a sum is told of many."""
     return value.kind != "statistic" or value.op in _LARGEST
 
@@ -134,6 +134,6 @@ def _coefficients(graph: Graph, value: Value, down: Projection) -> list[tuple[Te
         one.id for one in value.inputs
     ]
     read = [(graph[name].id, form[name]) for name in names]
-    whole = [one for one in read if _is_wide(one[1])]
+    whole = [one for one in read if is_wide(one[1])]
     wide = [one for one in whole if down.node.op in CONVOLUTIONS or not value.node.shape or graph[one[0]].shape[-1:] != (1,)]
     return wide if value.kind in ("gate", "affine") and wide else whole

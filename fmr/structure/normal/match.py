@@ -223,6 +223,11 @@ def is_constant(graph: Graph, name: TensorId) -> bool:
     return name not in _fed(graph)
 
 
+def is_learned(graph: Graph, name: TensorId) -> bool:
+    """Whether a parameter flows into a value."""
+    return any(node.op == "param" for node in above(graph, name, lambda node: True, all_inputs))
+
+
 @cached_per_graph
 def _fed(graph: Graph) -> set[str]:
     """The values that an input, or code that is not seen, flows into."""

@@ -1,0 +1,91 @@
+"""Whether what two projections make is a memory of a stream: what it writes, how wide, and what lies between the two."""
+
+import math
+from collections.abc import Collection
+
+from fmr.graph.graph import Graph
+from fmr.ids import TensorId
+from fmr.structure.memories.memory import Memory
+from fmr.structure.memories.up_projections import ON_THE_WAY, is_wide
+from fmr.structure.normal.form import Form, form_of
+from fmr.structure.normal.match import CONVOLUTIONS, Projection, strip_views
+from fmr.structure.normal.value import Value
+from fmr.structure.streams.stream import Stream
+
+
+def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums: frozenset[TensorId]) -> str:
+    """Why two projections with something bent between them are no memory of these streams; empty where they are one."""
+    written = [stream for stream in streams for names in stream.writers if found.down in names]
+    if not written:
+        return "its output is not written to a residual stream"
+    if not _is_as_wide(graph, found, {size for stream in written for point in stream.points for size in graph[point].shape}):
+        return "its keys and values are not as wide as the stream"
+    points = {strip_views(graph, name) for stream in streams if stream.writes for name in stream.points}
+    made = [name for name in (found.up, found.post.id) if strip_views(graph, name) in points]
+    if made:
+        return f"{made[0]} is a state of the stream itself"
+    return "its output only weighs what another part writes" if _only_weighs(graph, found, sums) else ""
+
+
+def why_not_between(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> str:
+    """What keeps a projection from being the second one of a memory where another lies above it; empty where none does, or
+    where more than elementwise ops lie between."""
+    values = list(
+        form_of(graph)[down.data].above(
+            lambda one: (one.kind in ON_THE_WAY or one.kind in ("statistic", "op")) and one.id not in stream
+        )
+    )
+    kinds = {one.kind for one in values}
+    if "projection" not in kinds or kinds & {"product", "softmax", "input"}:
+        return ""
+    told = next((one for one in values if not is_wide(one)), None)
+    if told is not None:
+        return f"what it reads is told of several positions or units: {told.id}"
+    other = next((one for one in values if one.kind == "op"), None)
+    if other is not None:
+        return f"{other.id} lies between its two projections"
+    return "nothing but a norm lies between its two projections" if "norm" in kinds and not kinds & {"bend", "gate"} else ""
+
+
+def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
+    """Whether a key and a value of a memory are vectors as wide as a stream that has values of these sizes."""
+    form = form_of(graph)
+    for name, contracted in ((found.up, True), (found.down, False)):
+        made = next((one for one in form[name].above(lambda one: one.kind == "move") if one.kind == "projection"), None)
+        if made is not None and made.subscripts is not None:
+            words, weight = made.subscripts, graph[made.operands[1]]
+            letters = words.contracted if contracted else words.free(words.right)
+            sizes = dict(zip(words.right, weight.shape, strict=True))
+            groups = made.node.argument("groups", 6, 1) if contracted and made.node.op in CONVOLUTIONS else 1
+            if letters and sizes[letters[-1]] * groups not in widths:
+                return False
+    return True
+
+
+def _only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
+    """Whether what a memory makes reaches the sums of a stream only to weigh what another part writes: repeated along it, or
+    bent and multiplied with it."""
+    form = form_of(graph)
+    waiting: list[tuple[Value, bool, bool]] = [(form[found.down], False, False)]
+    seen, ends = {waiting[0]}, set()
+    for value, bent, weighs in waiting:
+        for user in value.users:
+            gates = user.kind == "gate" and bent
+            here = user, bent or user.kind == "bend", weighs or gates or _is_share(form, value, user)
+            if user.id in sums:
+                ends.add(here[2])
+            elif here not in seen and (user.kind in ON_THE_WAY or user.kind in ("product", "statistic")):
+                seen.add(here)
+                waiting.append(here)
+    return ends == {True}
+
+
+def _is_share(form: Form, value: Value, user: Value) -> bool:
+    """Whether a value multiplies another one that has more dimensions, which the first alone is repeated along."""
+    shape = user.node.shape
+    if user.kind == "gate":
+        return math.prod(value.node.shape) < math.prod(shape) and any(one.node.shape == shape for one in user.inputs)
+    if user.kind != "product" or user.subscripts is None:
+        return False
+    words = user.subscripts if form[user.operands[0]] is value else user.subscripts.swapped
+    return bool(words.free(words.right)) and not words.free(words.left)
