@@ -210,6 +210,10 @@ class _Search:
             if (made := strip_views(self.graph, found.up)) in points:
                 self.rejected.append(Rejected(found.down, "memory", f"its first projection makes the stream itself, {made}"))
                 continue
+            if (wide := self._values(found)) and not any(wide in self.graph[name].shape for name in points):
+                reason = f"it makes {wide} numbers, more than a state of the stream has: they are used as weights"
+                self.rejected.append(Rejected(found.down, "memory", reason))
+                continue
             if only_weighs(self.graph, found, sums):
                 self.rejected.append(Rejected(found.down, "memory", "its output only weighs what another part writes"))
                 continue
@@ -223,6 +227,11 @@ class _Search:
             )
             self.rejected.append(Rejected(down.id, "memory", reason))
         return blocks
+
+    def _values(self, found: Memory) -> int:
+        """How wide the values of a memory are; 0 where its weight is no matrix."""
+        shape = self.graph[found.values].shape
+        return shape[1 - found.value_dim] if len(shape) == 2 else 0
 
     def _streams(self) -> list[Stream]:
         graph, flow = self.graph, Flow(self.graph)

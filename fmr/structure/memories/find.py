@@ -147,12 +147,16 @@ def _scope(first: Node, last: Node) -> str:
     return ".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
+_SQUASHED = frozenset({"sigmoid", "hardsigmoid"})
+"""Ops that make shares of numbers."""
+
+
 def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
-    """Whether what a memory makes reaches the sums of a stream only repeated, to weigh what another part writes."""
+    """Whether what a memory makes reaches the sums of a stream only repeated, or squashed, to weigh what another part writes."""
     waiting, seen = [(graph[found.down], False)], set()
     for node, weighs in waiting:
         for reader in graph.readers(node.id):
-            here = reader.id, weighs or _is_share(graph, node, reader)
+            here = reader.id, weighs or reader.op in _SQUASHED or _is_share(graph, node, reader)
             if here not in seen:
                 seen.add(here)
                 if reader.id not in sums and (reader.op in THROUGH | {"sum"} or product(graph, reader) is not None):
