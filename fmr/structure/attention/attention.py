@@ -217,7 +217,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     errors = {
         "pattern": _rounded(graph, found, keys, value) if coarse else _again(graph, found.pattern.id, keys, value),
         "rows": max(
-            _excess(value(found.softmax), found.dim),
+            _excess(value(found.softmax), found.dim, graph[found.softmax].op == "softmax"),
             min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
         ),
         "z": error(mixed, z),
@@ -312,10 +312,17 @@ def _is_of_places(found: Attention, dim: int) -> bool:
     return dim == -1 or layout is None or layout[dim] not in ("heads", "examples")
 
 
-def _excess(pattern: Tensor, dim: int) -> float:
-    """How far a pattern goes below zero or its rows, along a dimension, go above one."""
+def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
+    """How far a pattern goes below zero, or its rows along a dimension above one; or, where they are `whole`, from one.
+
+    Rows that are masked as a whole are zero, or no numbers.
+    """
     known = pattern.detach().double().nan_to_num(0.0)
-    return max(float((known.sum(dim) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
+    if not known.numel():
+        return 0.0
+    sums = known.sum(dim)
+    over = torch.minimum((sums - 1).abs(), sums.abs()) if whole else (sums - 1).clamp(min=0)
+    return max(float(over.max()), float((-known).clamp(min=0).max()))
 
 
 def _sum_of_heads(graph: Graph, found: Attention, out: TensorId, value: Values) -> Tensor:

@@ -1,7 +1,7 @@
-"""What an attention must be by definition: each part of its heads is found where the layouts of its values say that it is."""
+"""What an attention must be by definition: each part of its heads is where the layouts of its values say."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,6 +48,8 @@ def misread(graph: Graph, found: "Attention") -> str:
             return f"{lower} is not computed from {higher}"
     if found.out is not None and (mixed := _mixes_again(graph, z, found.out.id)):
         return f"{mixed} mixes other values between {z} and {found.out.id}"
+    if found.out is not None and found.kind in MULTIPLY and not _ends_well(graph, found.path, z, found.out.id):
+        return f"the way of {z} does not end where a projection to {found.out.id} begins"
     past = between(graph, v, z, lambda node: node.id != pattern)
     if not any(v in node.parents for node in past if node.id != pattern):
         return f"{z} is computed from {v} by way of the pattern alone"
@@ -55,6 +57,12 @@ def misread(graph: Graph, found: "Attention") -> str:
     return (
         f"queries and keys are multiplied, and {found.kind} says they are not" if met and found.kind not in MULTIPLY else ""
     )
+
+
+def _ends_well(graph: Graph, path: Sequence[TensorId], start: TensorId, end: TensorId) -> bool:
+    """Whether a way goes from a value to what is projected to another."""
+    read = (found.data for node in between(graph, start, end) if (found := projection(graph, node)) is not None)
+    return bool(path) and path[0] == start and path[-1] in read
 
 
 def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:

@@ -152,7 +152,7 @@ _SQUASHED = frozenset({"sigmoid", "hardsigmoid"})
 
 
 def only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
-    """Whether what a memory makes reaches the sums of a stream only repeated, or squashed, to weigh what another part writes."""
+    """Whether what a memory makes reaches the sums of a stream only repeated or squashed, to weigh what another writes."""
     waiting, seen = [(graph[found.down], False)], set()
     for node, weighs in waiting:
         for reader in graph.readers(node.id):

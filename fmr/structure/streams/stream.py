@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fmr.errors import StructureError
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_run, own_work
+from fmr.structure.streams.definition import misread
 
 
 class Write(NamedTuple):
@@ -43,7 +46,7 @@ class Stream:
         """Compare each write with the difference that it makes in another run of the same code."""
         check_run(run)
         with own_work():
-            return certify_stream(self, run.__getitem__)
+            return certify_stream(run.graph.unfused, self, run.__getitem__)
 
     def __repr__(self) -> str:
         if not self.writes:
@@ -51,8 +54,14 @@ class Stream:
         return f"{len(self.writes)} writes from {self.points[0]} to {self.points[-1]}"
 
 
-def certify_stream(stream: Stream, value: Values) -> Certificate:
-    """Compare each write with the difference that it makes."""
+def certify_stream(graph: Graph, stream: Stream, value: Values) -> Certificate:
+    """Compare each write with the difference that it makes.
+
+    A stream of which a point is made by a layer, a sum is no write, or the final norm norms something else, is a
+    `StructureError`.
+    """
+    if stream.writes and (wrong := misread(graph, stream)):
+        raise StructureError(wrong)
     worst, tolerance = 0.0, TOLERANCE
     for write in stream.writes:
         before, added, after = (value(name) for name in (write.before, write.added, write.after))
