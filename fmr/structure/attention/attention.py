@@ -13,7 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.attention.definition import MULTIPLY, miscounted, misread, mistaken, mixes, own_rows
+from fmr.structure.attention.definition import MULTIPLY, Claim, miscounted, misread, mistaken, mixes, own_rows
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.indices import iota, trace
@@ -207,7 +207,8 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
     pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
     """
-    if wrong := misread(graph, found) or miscounted(graph, found, value) or mistaken(graph, found, value):
+    claim = Claim(*(getattr(found, name) for name in Claim._fields))
+    if wrong := misread(graph, claim) or miscounted(graph, claim, value) or mistaken(graph, claim, value):
         raise StructureError(wrong)
     q, k, v, pattern, z = (value(site.id) for site in (found.q, found.k, found.v, found.pattern, found.z))
     tolerance = tolerance_of(q, k, pattern, z, value((found.out or found.z).id))
@@ -224,7 +225,7 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
         **_heads(graph, found, pattern, mixed, value),
     }
     if found.kind in MULTIPLY:
-        told = [mixes(graph, found, pattern, v, mixed), own_rows(graph, found, value)]
+        told = [mixes(graph, claim, pattern, v, mixed), own_rows(graph, claim, value)]
         errors |= {"layout": max(known)} if (known := [one for one in told if one is not None]) else {}
     if coarse:
         errors["z"] = min(errors["z"], _again(graph, found.z.id, {**keys, found.v.id: v}, value))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,24 @@ from fmr.structure.normal.match import NONLINEAR, above, all_inputs, between, de
 from fmr.structure.proof.certificate import error
 from fmr.structure.proof.evaluate import Values, evaluate
 
-if TYPE_CHECKING:
-    from fmr.structure.attention.attention import Attention
+
+class Claim(NamedTuple):
+    """What is said of an attention."""
+
+    q: Site
+    k: Site
+    v: Site
+    scores: Site
+    pattern: Site
+    z: Site
+    out: Site | None
+    softmax: TensorId
+    path: tuple[TensorId, ...]
+    kind: str
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+
 
 Named = tuple[Tensor, tuple[str, ...]]
 """A value with a name for each of its dimensions."""
@@ -30,7 +46,7 @@ MULTIPLY = ("self", "cross")
 """The kinds in which queries are compared with keys."""
 
 
-def misread(graph: Graph, found: "Attention") -> str:
+def misread(graph: Graph, found: Claim) -> str:
     """Which of the parts of an attention does not follow where it should; empty where all do."""
     q, k, v, scores, pattern, z = (site.id for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z))
     way = [(found.softmax, scores), (pattern, found.softmax), (z, pattern)]
@@ -83,7 +99,7 @@ def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
     return any(depends_on(graph, a, q) and depends_on(graph, b, k) for a, b in ways)
 
 
-def mixes(graph: Graph, found: "Attention", pattern: Tensor, v: Tensor, mixed: Tensor) -> float | None:
+def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor) -> float | None:
     """How far z lies from the sum of the pattern times the values, all as laid out; None where layouts do not tell,
     and where heads are weighed by one another."""
     if _weighs(graph, found.pattern.id, found.z.id):
@@ -143,7 +159,7 @@ def _named(value: Tensor, site: Site, heads: int, names: Mapping[str, str]) -> N
     return (value, tuple(told)) if len(set(told)) == len(told) else None
 
 
-def own_rows(graph: Graph, found: "Attention", value: Values) -> float | None:
+def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     """How far scores move elsewhere where the query of one head and position is changed, or a key of one head."""
     q, k = value(found.q.id).detach(), value(found.k.id).detach()
     given = {found.q.id: q, found.k.id: k}
@@ -158,7 +174,7 @@ def own_rows(graph: Graph, found: "Attention", value: Values) -> float | None:
 
 def _strays(
     graph: Graph,
-    found: "Attention",
+    found: Claim,
     value: Values,
     base: Tensor,
     scores: Named,
@@ -202,7 +218,7 @@ def _strays(
     return float(off.max() / scores[0][finite].abs().max().clamp(min=1e-12)) if off.numel() else 0.0
 
 
-def miscounted(graph: Graph, found: "Attention", value: Values) -> str:
+def miscounted(graph: Graph, found: Claim, value: Values) -> str:
     """Which number of an attention is not that of its values; empty where all are."""
     if found.kind not in MULTIPLY:
         return ""
@@ -233,7 +249,7 @@ def miscounted(graph: Graph, found: "Attention", value: Values) -> str:
     return ""
 
 
-def mistaken(graph: Graph, found: "Attention", value: Values) -> str:
+def mistaken(graph: Graph, found: Claim, value: Values) -> str:
     """Why an attention is not of its kind; empty where it is, and where that cannot be told.
 
     Of self-attention, queries and keys are made of one value; where changing that at its first position moves the first
@@ -260,7 +276,7 @@ def _bends(graph: Graph, start: TensorId, end: TensorId) -> bool:
     return any(node.op in NONLINEAR or product(graph, node) is not None for node in between(graph, start, end))
 
 
-def _first_alone(graph: Graph, found: "Attention", site: Site, start: TensorId, turned: Tensor, value: Values) -> bool:
+def _first_alone(graph: Graph, found: Claim, site: Site, start: TensorId, turned: Tensor, value: Values) -> bool:
     """Whether a value that is given anew at its first position moves queries, or keys, at theirs alone."""
     names = _QUERY if site is found.q else _KEY
     told = [
@@ -278,7 +294,7 @@ def _is_fixed(graph: Graph, name: TensorId) -> bool:
     return is_constant(graph, name) and not any(source.startswith("param:") for source in learned)
 
 
-def _distinct(found: "Attention", k: Tensor, v: Tensor) -> int | None:
+def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
     """How many heads of keys and values differ from one another; None where no dimension counts them."""
     rows: list[Tensor] = []
     for value, site in ((k, found.k), (v, found.v)):
