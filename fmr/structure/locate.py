@@ -21,7 +21,7 @@ from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
 from fmr.structure.logits import find_readout
-from fmr.structure.memories.find import memory_of, only_weighs
+from fmr.structure.memories.find import memory_of, only_weighs, why_none
 from fmr.structure.memories.memory import Memory, certify_memory
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import is_random, strip_views
@@ -226,6 +226,10 @@ class _Search:
                 f"{'it' if down is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"
             )
             self.rejected.append(Rejected(down.id, "memory", reason))
+        told = {found.down for found in blocks} | {one.id for one in self.rejected}
+        for node in (node for node in self.graph.nodes if node.id in written - told):
+            if why := self._tried(node.id, "memory", partial(why_none, self.graph, node, sums), ""):
+                self.rejected.append(Rejected(node.id, "memory", why))
         return blocks
 
     def _values(self, found: Memory) -> int:

@@ -13,9 +13,15 @@ from fmr.structure.normal.einsum import made_dim, subscripts_of, summed_dim
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     MOVES,
+    NONLINEAR,
+    NORM_PARTS,
+    NORMS,
     SAME,
+    STATISTICS,
     Projection,
     above,
+    between,
+    contraction,
     product,
     projection,
     settled,
@@ -145,6 +151,27 @@ def _scope(first: Node, last: Node) -> str:
     """The innermost module call that holds both projections."""
     pairs = zip(first.module.split("."), last.module.split("."), strict=False)
     return ".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def why_none(graph: Graph, node: Node, stream: frozenset[TensorId]) -> str:
+    """Why a projection of what another one makes is no memory; empty where it projects no such thing.
+
+    `stream` are the sums of the residual stream, beyond which no pair of projections reaches.
+    """
+    down = projection(graph, node)
+    if down is None:
+        return ""
+    higher = list(above(graph, down.data, lambda one: contraction(one) is None and one.id not in stream))
+    up = next((one for one in higher if projection(graph, one) is not None), None)
+    if up is None or any(product(graph, one) is not None for one in higher):
+        return ""
+    way = [one for one in between(graph, up.id, down.data) if contraction(one) is None and not weights(graph, one.id)]
+    normed = any(one.op in NORMS | STATISTICS for one in way)
+    stop = next((one for one in way if one.op not in THROUGH | NORMS | STATISTICS | NORM_PARTS), None)
+    if stop is not None:
+        return f"between {up.id} and it lies {stop.id}, which is no op of single coefficients"
+    bent = any(one.op in NONLINEAR - (NORM_PARTS if normed else frozenset()) for one in way)
+    return "" if bent else f"nothing{' but a norm' if normed else ''} bends what {up.id} makes"
 
 
 _SQUASHED = frozenset({"sigmoid", "hardsigmoid"})
