@@ -233,9 +233,7 @@ class _Search:
         kept = self._tried(self.end, "stack", lambda: list(find_stacks(graph, flow, found)), [])
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after
-            _, ok = self._certify(
-                lambda graph, one, value: certify_stream(one, value), stream, "residual stream", start, end
-            )
+            _, ok = self._certify(certify_stream, stream, "residual stream", start, end)
             if ok:
                 kept.append(stream)
         return kept

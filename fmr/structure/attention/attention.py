@@ -13,6 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
+from fmr.structure.attention.definition import MULTIPLY, Claim, miscounted, misread, mistaken, mixes, own_rows
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.indices import iota, trace
@@ -199,9 +200,16 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     The pattern must also be a distribution: nothing negative, no row above one. Where a norm or a nonlinearity lies between
     the heads and their projection, what one head writes is not defined; then the output is recomputed from all at once.
 
+    Where layouts name the dimensions of its values, z is also the pattern times the values as they are named, and one query
+    moves its own row of the scores, one key those of its head. Parts that do not follow one another as they are named, heads
+    that are as many as is not said, and values that are constants are a `StructureError`.
+
     In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
     pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
     """
+    claim = Claim(*(getattr(found, name) for name in Claim._fields))
+    if wrong := misread(graph, claim) or miscounted(graph, claim, value) or mistaken(graph, claim, value):
+        raise StructureError(wrong)
     q, k, v, pattern, z = (value(site.id) for site in (found.q, found.k, found.v, found.pattern, found.z))
     tolerance = tolerance_of(q, k, pattern, z, value((found.out or found.z).id))
     coarse = tolerance > TOLERANCE
@@ -209,13 +217,19 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     mixed = evaluate(graph, found.z.id, {found.pattern.id: pattern, found.v.id: v}, value)
     errors = {
         "pattern": _rounded(graph, found, keys, value) if coarse else _again(graph, found.pattern.id, keys, value),
-        "rows": min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
+        "rows": max(
+            _excess(value(found.softmax), found.dim, graph[found.softmax].op == "softmax"),
+            min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
+        ),
         "z": error(mixed, z),
         **_heads(graph, found, pattern, mixed, value),
     }
+    if found.kind in MULTIPLY:
+        told = [mixes(graph, claim, pattern, v, mixed), own_rows(graph, claim, value)]
+        errors |= {"layout": max(known)} if (known := [one for one in told if one is not None]) else {}
     if coarse:
         errors["z"] = min(errors["z"], _again(graph, found.z.id, {**keys, found.v.id: v}, value))
-    if found.out is not None and found.kind in ("self", "cross"):
+    if found.out is not None and found.kind in MULTIPLY:
         out = found.out.id
         bent = _bent(graph, found.z.id, out)
         whole = evaluate(graph, out, {found.z.id: z}, value) if bent else _sum_of_heads(graph, found, out, value)
@@ -299,10 +313,15 @@ def _is_of_places(found: Attention, dim: int) -> bool:
     return dim == -1 or layout is None or layout[dim] not in ("heads", "examples")
 
 
-def _excess(pattern: Tensor, dim: int) -> float:
-    """How far a pattern goes below zero or its rows, along a dimension, go above one."""
+def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
+    """How far a pattern goes below zero, or its rows along a dimension above one; or, where they are `whole`, from one.
+
+    Rows that are masked as a whole are zero, or no numbers.
+    """
     known = pattern.detach().double().nan_to_num(0.0)
-    return max(float((known.sum(dim) - 1).clamp(min=0).max()), float((-known).clamp(min=0).max()))
+    sums = known.sum(dim)
+    over = torch.minimum((sums - 1).abs(), sums.abs()) if whole else (sums - 1).clamp(min=0)
+    return max(float(over.max()), float((-known).clamp(min=0).max()))
 
 
 def _sum_of_heads(graph: Graph, found: Attention, out: TensorId, value: Values) -> Tensor:

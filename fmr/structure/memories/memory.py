@@ -223,11 +223,15 @@ def _misgated(graph: Graph, found: Memory, value: Values) -> str:
     size, n = graph[found.keys].shape, graph[found.post.id].shape[found.axis]
     if found.fused_gate and len(size) == 2 and size[found.key_dim] != 2 * n:
         return f"no gate and what it gates are {list(size)} of {found.keys}, for {n} memories"
+    held = graph[found.values].shape
+    if found.first is not None and (len(held) != 2 or found.first + n > held[found.value_dim]):
+        return f"there are no {n} values from {found.first} on in {list(held)} of {found.values}"
     if found.w_gate is not None or found.fused_gate:
         return ""
-    others = gates(graph, found.source, found.up, found.post.id, n)
+    others = [one.node.id for one in gates(graph, found.source, found.up, found.post.id, n)]
+    others += [found.up] if len(size) == 2 and size[found.key_dim] == 2 * n else []
     if others and is_gated(graph, found.source, found.pre.id, found.post.id, value):
-        return f"{others[0].node.id} gates its coefficients"
+        return f"{others[0]} gates its coefficients"
     return ""
 
 

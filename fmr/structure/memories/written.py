@@ -44,7 +44,8 @@ def why_not_between(graph: Graph, down: Projection, stream: frozenset[TensorId])
     other = next((one for one in values if one.kind == "op"), None)
     if other is not None:
         return f"{other.id} lies between its two projections"
-    return "nothing but a norm lies between its two projections" if "norm" in kinds and not kinds & {"bend", "gate"} else ""
+    up = next(one for one in values if one.kind == "projection")
+    return "" if kinds & {"bend", "gate"} else f"nothing{' but a norm' * ('norm' in kinds)} bends what {up.id} makes"
 
 
 def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:

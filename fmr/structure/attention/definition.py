@@ -1,0 +1,309 @@
+"""What an attention must be by definition: each part of its heads is where the layouts of its values say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fmr.graph.graph import Graph
+from fmr.ids import Site, TensorId
+from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
+from fmr.structure.normal.match import NONLINEAR, above, all_inputs, between, depends_on, is_constant, product, projection
+from fmr.structure.proof.certificate import error
+from fmr.structure.proof.evaluate import Values, evaluate
+
+
+class Claim(NamedTuple):
+    """What is said of an attention."""
+
+    q: Site
+    k: Site
+    v: Site
+    scores: Site
+    pattern: Site
+    z: Site
+    out: Site | None
+    softmax: TensorId
+    path: tuple[TensorId, ...]
+    kind: str
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+
+
+Named = tuple[Tensor, tuple[str, ...]]
+"""A value with a name for each of its dimensions."""
+
+_QUERY = {"positions": "queries"}
+_KEY = {"positions": "keys"}
+_MAP = {"positions": "queries", "units": "keys"}
+_HEADS = ("heads", KEY_HEADS, GROUPS)
+
+
+MULTIPLY = ("self", "cross")
+"""The kinds in which queries are compared with keys."""
+
+
+def misread(graph: Graph, found: Claim) -> str:
+    """Which of the parts of an attention does not follow where it should; empty where all do."""
+    q, k, v, scores, pattern, z = (site.id for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z))
+    way = [(found.softmax, scores), (pattern, found.softmax), (z, pattern)]
+    way += [(found.out.id, z)] if found.out is not None else []
+    way += [(scores, q), (scores, k)] if found.kind != "deformable" else []
+    unknown = next(
+        (site for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z) if not site.layout), None
+    )
+    if unknown is not None and found.kind in MULTIPLY:
+        return f"what the dimensions of {unknown.id} count is not told"
+    if scores == found.softmax or z == pattern:
+        return f"{scores} is not computed from itself"
+    for lower, higher in way:
+        if not depends_on(graph, lower, higher):
+            return f"{lower} is not computed from {higher}"
+    if found.out is not None and (mixed := _mixes_again(graph, z, found.out.id)):
+        return f"{mixed} mixes other values between {z} and {found.out.id}"
+    if found.out is not None and found.kind in MULTIPLY and not _ends_well(graph, found.path, z, found.out.id):
+        return f"the way of {z} does not end where a projection to {found.out.id} begins"
+    past = between(graph, v, z, lambda node: node.id != pattern)
+    if not any(v in node.parents for node in past if node.id != pattern):
+        return f"{z} is computed from {v} by way of the pattern alone"
+    met = any(_meets(graph, node.id, q, k) for node in between(graph, min(q, k, key=graph.place), scores))
+    return (
+        f"queries and keys are multiplied, and {found.kind} says they are not" if met and found.kind not in MULTIPLY else ""
+    )
+
+
+def _ends_well(graph: Graph, path: Sequence[TensorId], start: TensorId, end: TensorId) -> bool:
+    """Whether a way goes from a value to what is projected to another."""
+    read = (found.data for node in between(graph, start, end) if (found := projection(graph, node)) is not None)
+    return bool(path) and path[0] == start and path[-1] in read
+
+
+def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
+    """A product of two activations between a value and another that comes of it."""
+    lower = {start}
+    for node in between(graph, start, end):
+        if any(parent in lower for parent in node.parents):
+            lower.add(node.id)
+            if product(graph, node) is not None:
+                return node.id
+    return None
+
+
+def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
+    """Whether a value is a product of what comes of queries and what comes of keys."""
+    found = product(graph, graph[name])
+    ways = ((found.left, found.right), (found.right, found.left)) if found is not None else ()
+    return any(depends_on(graph, a, q) and depends_on(graph, b, k) for a, b in ways)
+
+
+def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor) -> float | None:
+    """How far z lies from the sum of the pattern times the values, all as laid out; None where layouts do not tell,
+    and where heads are weighed by one another."""
+    if _weighs(graph, found.pattern.id, found.z.id):
+        return None
+    p, values, z = (
+        _named(value.double(), site, found.n_heads, names)
+        for value, site, names in ((pattern, found.pattern, _MAP), (v, found.v, _KEY), (mixed, found.z, _QUERY))
+    )
+    if p is None or values is None or z is None:
+        return None
+    values = _of_pairs(values, p, z)
+    names = {*p[1], *values[1]}
+    sizes = [dict(zip(names, value.shape, strict=True)) for value, names in (p, values, z)]
+    parts = sum(product(graph, node) is not None for node in between(graph, found.pattern.id, found.z.id))
+    if names != {*z[1], "keys"} or (parts > 1 and sizes[1]["keys"] < sizes[0]["keys"]):
+        return None
+    if any(len({size[name] for size in sizes if size.get(name, 1) > 1}) > 1 for name in names):
+        return float("inf")
+    letters = {name: chr(97 + n) for n, name in enumerate(sorted(names))}
+    words = ["".join(letters[name] for name in own) for _, own in (p, values, z)]
+    made = torch.einsum(f"{words[0]},{words[1]}->{words[2]}", p[0].nan_to_num(0.0), values[0])
+    return error(made.expand_as(z[0]), z[0].nan_to_num(0.0)) if made.numel() <= z[0].numel() else float("inf")
+
+
+def _weighs(graph: Graph, start: TensorId, end: TensorId) -> bool:
+    """Whether a value is multiplied with weights on its way to another, by which heads may be weighed by one another."""
+    lower = {start}
+    for node in between(graph, start, end):
+        if any(parent in lower for parent in node.parents):
+            lower.add(node.id)
+            if projection(graph, node) is not None:
+                return True
+    return False
+
+
+def _of_pairs(values: Named, pattern: Named, z: Named) -> Named:
+    """Values of which there is one for each query and key, where one dimension of them has no other meaning."""
+    free = [name for name in values[1] if name not in {*pattern[1], *z[1]}]
+    if len(free) == 1 and "queries" in pattern[1] and "queries" not in values[1]:
+        return values[0], tuple("queries" if name == free[0] else name for name in values[1])
+    return values
+
+
+def _named(value: Tensor, site: Site, heads: int, names: Mapping[str, str]) -> Named | None:
+    """A value with the names of its dimensions, each of one thing; None where one is not known or two have the same."""
+    layout = site.layout or ()
+    if len(layout) != value.dim():
+        return None
+    told: list[str] = []
+    for dim in reversed(range(len(layout))):
+        parts = layout[dim].split(JOIN)
+        if len(parts) > 1:
+            if value.shape[dim] % heads:
+                return None
+            value = value.unflatten(dim, [heads if part == "heads" else value.shape[dim] // heads for part in parts])
+        told = [names.get(part, part) for part in parts] + told
+    return (value, tuple(told)) if len(set(told)) == len(told) else None
+
+
+def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
+    """How far scores move elsewhere where the query of one head and position is changed, or a key of one head."""
+    q, k = value(found.q.id).detach(), value(found.k.id).detach()
+    given = {found.q.id: q, found.k.id: k}
+    base = evaluate(graph, found.scores.id, given, value)
+    scores = _named(base, found.scores, found.n_heads, _MAP)
+    if scores is None:
+        return None
+    worst = [_strays(graph, found, value, base, scores, site, given) for site in (found.q, found.k)]
+    known = [one for one in worst if one is not None]
+    return max(known) if known else None
+
+
+def _strays(
+    graph: Graph,
+    found: Claim,
+    value: Values,
+    base: Tensor,
+    scores: Named,
+    site: Site,
+    given: Mapping[TensorId, Tensor],
+) -> float | None:
+    """How far scores move outside of the row of one query, or of the head of one key, that is changed."""
+    changed = given[site.id].clone(memory_format=torch.contiguous_format)
+    one = _named(changed, site, found.n_heads, _QUERY if site is found.q else _KEY)
+    if one is None:
+        return None
+    kept = [name for name in scores[1] if name in one[1] and name != "keys"]
+    if _weighs(graph, site.id, found.scores.id):
+        kept = [name for name in kept if name not in _HEADS]
+    sizes = [dict(zip(names, value.shape, strict=True)) for value, names in (one, scores)]
+    kept = [name for name in kept if sizes[0][name] > 1]
+    if any(
+        size > 1 and name.startswith("axis") for name, size in sizes[0].items()
+    ):  # of chunks or windows, where places count anew
+        return None
+    if any(sizes[0][name] != sizes[1][name] for name in kept if name != "examples"):
+        return float("inf")
+    few, many = sorted(size.get("examples", 1) for size in sizes) if "examples" in kept else (1, 1)
+    if few != many:  # heads are laid out with examples on the way
+        return None if few and many % few == 0 else float("inf")
+    at = {
+        name: min(n, sizes[0][name] - 1) if name != "queries" else sizes[0][name] - 1 for n, name in enumerate(sorted(kept))
+    }
+    part = one[0][tuple(at.get(name, slice(None)) for name in one[1])]
+    part.copy_(-0.5 * part - 0.1)
+    moved = evaluate(graph, found.scores.id, {**given, site.id: changed}, value)
+    other = _named(moved.clone(), found.scores, found.n_heads, _MAP)
+    assert other is not None
+    if "queries" in at:  # rows may be in another order
+        far = (other[0] - scores[0]).abs().nan_to_num(0.0, 0.0, 0.0).movedim(other[1].index("queries"), 0).flatten(1).amax(1)
+        at["queries"] = int(far.argmax())
+    where = tuple(at.get(name, slice(None)) for name in other[1])
+    other[0][where] = scores[0][where]
+    finite = torch.isfinite(scores[0]) & torch.isfinite(other[0])
+    off = (other[0] - scores[0])[finite].abs()
+    return float(off.max() / scores[0][finite].abs().max().clamp(min=1e-12)) if off.numel() else 0.0
+
+
+def miscounted(graph: Graph, found: Claim, value: Values) -> str:
+    """Which number of an attention is not that of its values; empty where all are."""
+    if found.kind not in MULTIPLY:
+        return ""
+    if _is_fixed(graph, found.v.id):
+        return f"it weighs constants, {found.v.id}: what comes of that is an expectation, and no data is read"
+    if found.n_kv_heads < 1 or found.n_heads % found.n_kv_heads:
+        return f"{found.n_heads} heads cannot share those of {found.n_kv_heads}"
+    q, k, v = (value(site.id).detach() for site in (found.q, found.k, found.v))
+    shared = _distinct(found, k, v)
+    if shared is not None and shared != found.n_kv_heads:
+        return f"its keys and values are those of {shared} heads, not of {found.n_kv_heads}"
+    told = _named(q, found.q, found.n_heads, _QUERY)
+    sizes = dict(zip(told[1], told[0].shape, strict=True)) if told is not None else {}
+    if sizes.get("units", found.head_dim) != found.head_dim:
+        return f"its queries have {sizes['units']} units, not {found.head_dim}"
+    seen = _named(k, found.k, found.n_heads, _KEY)
+    units = (
+        dict(zip(seen[1], seen[0].shape, strict=True)).get("units", found.head_dim) if seen is not None else found.head_dim
+    )
+    if units != found.head_dim:
+        return f"its keys have {units} units, and its queries {found.head_dim}"
+    counts = [sizes[name] for name in _HEADS if name in sizes]
+    if counts and math.prod(counts) != found.n_heads:
+        return f"its queries have {math.prod(counts)} heads, not {found.n_heads}"
+    if found.n_heads > 1 and not any(counts_heads(name) for name in found.pattern.layout or ()):
+        shape = list(graph[found.pattern.id].shape)
+        return f"no dimension of {found.pattern.id}, {shape}, counts {found.n_heads} heads"
+    return ""
+
+
+def mistaken(graph: Graph, found: Claim, value: Values) -> str:
+    """Why an attention is not of its kind; empty where it is, and where that cannot be told.
+
+    Of self-attention, queries and keys are made of one value; where changing that at its first position moves the first
+    query and the first key alone, by linear steps, it is no cross-attention.
+    """
+    q, k = found.q.id, found.k.id
+    data = [{node.id for node in above(graph, name, lambda node: True, all_inputs)} for name in (q, k)]
+    if found.kind not in MULTIPLY or any(graph[name].op == "opaque" for name in data[0] | data[1]):
+        return ""
+    fed = [name for name in data[0] & data[1] if not is_constant(graph, name)]
+    if found.kind == "self":
+        alone = not fed and not is_constant(graph, q) and not is_constant(graph, k)
+        return f"{q} and {k} are made of different inputs, which is not what self says" if alone else ""
+    last = max((name for name in fed if graph[name].dtype.is_floating_point), key=graph.place, default=None)
+    if last is None or last in (q, k) or graph[last].shape[-2:-1] < (3,) or _bends(graph, last, q) or _bends(graph, last, k):
+        return ""
+    turned = value(last).detach().clone()
+    turned.select(-2, 0).mul_(-0.5).sub_(0.1)
+    first = [_first_alone(graph, found, site, last, turned, value) for site in (found.q, found.k)]
+    return f"{q} and {k} are made of {last}, position by position, which is not what cross says" if all(first) else ""
+
+
+def _bends(graph: Graph, start: TensorId, end: TensorId) -> bool:
+    return any(node.op in NONLINEAR or product(graph, node) is not None for node in between(graph, start, end))
+
+
+def _first_alone(graph: Graph, found: Claim, site: Site, start: TensorId, turned: Tensor, value: Values) -> bool:
+    """Whether a value that is given anew at its first position moves queries, or keys, at theirs alone."""
+    names = _QUERY if site is found.q else _KEY
+    told = [
+        _named(evaluate(graph, site.id, {start: one}, value), site, found.n_heads, names) for one in (value(start), turned)
+    ]
+    if told[0] is None or told[1] is None or names["positions"] not in told[0][1]:
+        return False
+    moved = (told[0][0] - told[1][0]).abs().movedim(told[0][1].index(names["positions"]), 0).flatten(1).amax(1) > 0
+    return len(moved) > 2 and int(moved.sum()) == 1
+
+
+def _is_fixed(graph: Graph, name: TensorId) -> bool:
+    """Whether a value is made of no input and of no parameter."""
+    learned = (node.id for node in above(graph, name, lambda node: True, all_inputs) if node.id.is_source)
+    return is_constant(graph, name) and not any(source.startswith("param:") for source in learned)
+
+
+def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
+    """How many heads of keys and values differ from one another; None where no dimension counts them."""
+    rows: list[Tensor] = []
+    for value, site in ((k, found.k), (v, found.v)):
+        told = _named(value, site, found.n_heads, _KEY)
+        at = [told[1].index(name) for name in (KEY_HEADS, GROUPS, "heads") if name in told[1]] if told is not None else []
+        if told is None or not at or not value.numel():
+            return None
+        rest = told[0].permute(*at, *(n for n in range(told[0].dim()) if n not in at))
+        rows.append(rest.reshape(rest.shape[: len(at)].numel(), -1).float())
+    if len(rows[0]) != len(rows[1]):
+        return None
+    return len(torch.unique(torch.cat(rows, 1), dim=0))

@@ -1,0 +1,176 @@
+"""A certificate must be able to fail: for each role the false claims that it catches, one wrong field each.
+
+Every lie is told of models whose own claim is certified, by hand and in kernels, also where sizes coincide.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fmr
+from fmr.errors import StructureError
+from fmr.ids import Site
+from fmr.runs.run import Run
+from fmr.structure.parts import Attention, Memory, Stream, Structure
+from tests.structure import memories
+from tests.structure.idioms import HEADS, SIZE, Heads, Plain, Stack
+
+
+def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return (q @ k.mT * SIZE**-0.5).softmax(-1) @ v
+
+
+class Other(nn.Module):
+    """Layers that look at another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack, self.seen = Stack(lambda: Heads(by_hand), Plain), nn.Linear(3, 32)
+
+    def forward(self, ids: Tensor, other: Tensor) -> Tensor:
+        context = self.seen(other)
+        for one in self.stack.attention:
+            one.register_forward_pre_hook(lambda module, given: (given[0], context))
+        return self.stack(ids)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "by hand": lambda: Stack(lambda: Heads(by_hand), Plain),
+    "kernel": lambda: Stack(lambda: Heads(kernel), Plain),
+    "shared": lambda: Stack(lambda: Heads(by_hand, groups=2), memories.Gated),
+    "shared in a kernel": lambda: Stack(lambda: Heads(kernel, groups=1), memories.Fused),
+    "cross": Other,
+}
+ALIKE = {"alike": MODELS["by hand"]}
+"""As many examples and positions as heads."""
+
+
+@cache
+def located(name: str) -> tuple[Run, Structure]:
+    torch.manual_seed(0)
+    ids = torch.randint(11, (HEADS, HEADS) if name == "alike" else (2, 5))
+    given = (ids, torch.randn(2, 7, 3)) if name == "cross" else (ids,)
+    run = fmr.run((MODELS | ALIKE)[name]().eval(), *given)
+    return run, fmr.locate(run)
+
+
+def holds(run: Run, claim: Attention | Memory | Stream) -> bool:
+    """Whether a claim is certified."""
+    try:
+        return bool(claim.check(run))
+    except StructureError:
+        return False
+
+
+def exchanged(found: Attention, role: str, a: str, b: str) -> Attention:
+    """An attention with two names in the layout of one of its values exchanged."""
+    site: Site = getattr(found, role)
+    names = {a: b, b: a}
+    return replace(found, **{role: replace(site, layout=tuple(names.get(one, one) for one in site.layout or ()))})  # type: ignore[arg-type]
+
+
+def of_attention(found: Attention, other: Attention, n: int) -> Iterator[tuple[str, Attention]]:
+    for role in ("q", "k", "v", "z", "scores", "pattern"):
+        for a, b in (("heads", "examples"), ("heads", "positions"), ("heads", "units"), ("examples", "positions")):
+            yield f"{role}: {a} and {b} exchanged", exchanged(found, role, a, b)
+        yield f"{role} without a layout", replace(found, **{role: replace(getattr(found, role), layout=None)})  # type: ignore[arg-type]
+        yield f"{role} of another", replace(found, **{role: getattr(other, role)})
+    for role in ("q", "v", "z", "scores", "pattern"):
+        yield f"{role}: positions and units exchanged", exchanged(found, role, "positions", "units")
+    kv, size = found.n_kv_heads, found.head_dim
+    yield "more heads", replace(found, n_heads=2 * n, n_kv_heads=2 * kv, head_dim=size // 2)
+    yield "fewer heads", replace(found, n_heads=n // 2, n_kv_heads=max(1, kv // 2), head_dim=2 * size)
+    yield "one head", replace(found, n_heads=1, n_kv_heads=1, head_dim=n * size)
+    yield "other units", replace(found, head_dim=2 * size)
+    yield from ((f"{m} key-value heads", replace(found, n_kv_heads=m)) for m in (0, 1, 2, 3, 4) if m != kv)
+    yield from (
+        (kind, replace(found, kind=kind)) for kind in ("self", "cross", "additive", "deformable") if kind != found.kind
+    )
+    yield "q and k exchanged", replace(found, q=found.k, k=found.q)
+    yield "k for v", replace(found, v=found.k)
+    yield "softmax of another", replace(found, softmax=other.softmax)
+    yield "scores for pattern", replace(found, pattern=found.scores)
+    yield "pattern for scores", replace(found, scores=found.pattern)
+    yield "a softmax over queries", replace(found, dim=-2)
+    yield "output of another", replace(found, out=other.out)
+    yield "output for z", replace(found, z=found.out) if found.out is not None else other
+    yield "no way to the output", replace(found, path=())
+
+
+def of_memory(found: Memory, other: Memory, before: str, after: str) -> Iterator[tuple[str, Memory]]:
+    for field in ("pre", "post", "out", "keys", "values", "w_in", "w_out", "up", "down", "source"):
+        yield f"{field} of another", replace(found, **{field: getattr(other, field)})
+    yield "pre for post", replace(found, post=found.pre)
+    yield "post for pre", replace(found, pre=found.post)
+    yield "keys turned", replace(found, key_dim=1 - found.key_dim)
+    yield "values turned", replace(found, value_dim=1 - found.value_dim)
+    yield (
+        "keys and values exchanged",
+        replace(found, keys=found.values, values=found.keys, key_dim=found.value_dim, value_dim=found.key_dim),
+    )
+    yield "the stream for what is read", replace(found, source=fmr.TensorId(before))
+    yield "the stream for the output", replace(found, out=Site(fmr.TensorId(after)))
+    yield "a gate inside", replace(found, fused_gate=not found.fused_gate)
+    yield "another gate, or none", replace(found, w_gate=None if found.w_gate is not None else other.w_in)
+    yield "coefficients shifted", replace(found, first=1)
+    yield "coefficients along positions", replace(found, axis=1)
+
+
+def of_stream(found: Stream, structure: Structure) -> Iterator[tuple[str, Stream]]:
+    first, second, *rest = found.writes
+    memory, attention = structure.mlps[0], structure.attention[0]
+    for what, name in (("hidden units", memory.post.id), ("what is added", first.added), ("queries", attention.q.id)):
+        yield f"{what} for a point", replace(found, points=(*found.points[:2], name, *found.points[2:]))
+    yield "a point less", replace(found, points=(found.points[0], *found.points[2:]))
+    yield "a write less", replace(found, writes=(first, *rest))
+    changed = {
+        "before and added exchanged": first._replace(before=first.added, added=first.before),
+        "added of another": first._replace(added=second.added),
+        "added twice": first._replace(times=2.0),
+        "origin of another": first._replace(origin=second.after),
+        "after of another": first._replace(after=second.after),
+    }
+    yield from ((what, replace(found, writes=(write, second, *rest))) for what, write in changed.items())
+    assert structure.unembedding is not None
+    ends = {"the norm of a layer": memory.source, "logits": structure.unembedding.id, "the last point": rest[-1].after}
+    yield from ((f"{what} for the final norm", replace(found, final_norm=name)) for what, name in ends.items())
+
+
+@pytest.mark.parametrize("name", [*MODELS, "alike"])
+def test_what_is_true_is_certified_again(name: str) -> None:
+    run, structure = located(name)
+    assert (len(structure.attention), len(structure.mlps), len(structure.residual.writes)) == (2, 2, 4)
+    for found in (*structure.attention, *structure.mlps, structure.residual):
+        assert holds(run, found)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "alike"])
+def test_no_wrong_field_of_an_attention_is_certified(name: str) -> None:
+    run, structure = located(name)
+    lies = of_attention(structure.attention[0], structure.attention[1], HEADS)
+    assert [what for what, lie in lies if holds(run, lie)] == []
+
+
+@pytest.mark.parametrize("name", [*MODELS, "alike"])
+def test_no_wrong_field_of_a_memory_is_certified(name: str) -> None:
+    run, structure = located(name)
+    layer = structure.layers[0]
+    assert layer.resid_mid is not None
+    lies = of_memory(structure.mlps[0], structure.mlps[1], layer.resid_mid.id, layer.resid_post.id)
+    assert [what for what, lie in lies if holds(run, lie)] == []
+
+
+@pytest.mark.parametrize("name", [*MODELS, "alike"])
+def test_no_wrong_field_of_a_stream_is_certified(name: str) -> None:
+    run, structure = located(name)
+    assert [what for what, lie in of_stream(structure.residual, structure) if holds(run, lie)] == []
