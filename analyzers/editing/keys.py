@@ -122,6 +122,11 @@ class KeyCovariance(Analyzer[Covariance]):
             self.tokens += len(chosen)
         return self
 
+    @property
+    def counted(self) -> str:
+        """How many tokens were counted."""
+        return f"{self.tokens} tokens" if self.tokens else ""
+
     def merge(self, other: "KeyCovariance") -> "KeyCovariance":
         """Add what another analyzer counted of the same memory on other texts, and return this one.
 

@@ -16,7 +16,7 @@ from analyzers.editing.keys import Covariance, covariance_of
 from analyzers.editing.memories import memory_of, values_of
 from analyzers.editing.rows import log_probs, padded
 from analyzers.editing.update import Update
-from analyzers.protocol import AnalyzerError, check_eval
+from analyzers.protocol import AnalyzerError, Method, check_eval
 from analyzers.texts import sentences
 from analyzers.tracing.facts import Fact, fact_of
 from fmr.edits import Context
@@ -26,7 +26,7 @@ from fmr.sweeps.bars import bar
 from fmr.sweeps.metrics import logits_of
 
 
-class RankOneEdit:
+class RankOneEdit(Method):
     """Change what a model says of a subject, by a rank-one update of the values of one memory.
 
     >>> texts = [fact.prompt for fact in world.facts()]

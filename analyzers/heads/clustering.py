@@ -117,6 +117,11 @@ class HeadClustering(Analyzer["HeadClusters"]):
             raise AnalyzerError(f"Patterns alone do not tell what is written: expected distances of {_OF_PATTERNS}.")
         return self._update(dict(patterns) if isinstance(patterns, Mapping) else {"": patterns}, mask, [])
 
+    @property
+    def counted(self) -> str:
+        """How many tokens were counted."""
+        return f"{self.sums.tokens} tokens" if self.sums is not None and self.sums.tokens else ""
+
     def merge(self, other: "HeadClustering") -> "HeadClustering":
         """Add what another analyzer counted on other data, and return this one; the result is that of one pass over all.
 

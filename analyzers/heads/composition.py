@@ -12,7 +12,7 @@ from analyzers.heads.circuits import Circuits, Part
 from analyzers.heads.compositions import Compositions
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import AnalyzerError, Given
+from analyzers.protocol import AnalyzerError, Given, Method
 from fmr.errors import whole_number
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
@@ -21,7 +21,7 @@ from fmr.sweeps.bars import bar
 ROLES = ("q", "k", "v", "in")
 
 
-class Composition:
+class Composition(Method):
     """How much of what one head or memory writes another one reads, by their weights: Q-, K- and V-composition.
 
     >>> reads = Composition(model).run(inputs)

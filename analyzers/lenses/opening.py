@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import fmr
 from analyzers.causal.opening import first_run
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import AnalyzerError, Given, check_eval, real_tokens
+from analyzers.protocol import AnalyzerError, Given, Method, check_eval, real_tokens
 from fmr.errors import whole_number
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
@@ -17,7 +17,7 @@ from fmr.structure.logits import Readout
 from fmr.structure.parts import Structure
 
 
-class Reading:
+class Reading(Method):
     """A method that reads what a model writes to its stream; the model is located once, and again where a batch has one
     example or one position and others had not: then its values are laid out in another way."""
 

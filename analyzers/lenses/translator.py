@@ -232,6 +232,11 @@ class LensTranslator(Analyzer[Translator]):
             )
         self.sites, self.end = {name: points[name] for name in wanted}, points[last]
 
+    @property
+    def counted(self) -> str:
+        """How many tokens were counted."""
+        return f"{self.tokens} tokens" if self.tokens else ""
+
     def merge(self, other: "LensTranslator") -> "LensTranslator":
         """Add what another one counted of the same model on other texts, and return this one.
 

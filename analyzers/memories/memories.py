@@ -238,9 +238,10 @@ class KeyValueMemories(Analyzer[Memories]):
         vector = value_vectors(found.blocks[place])[memory]
         return next(logits_of(found.structure, vector[None], found.ways[place]))[0].softmax(-1)
 
-    def __repr__(self) -> str:
-        what = "nothing yet" if self.counts is None else repr(self.counts)
-        return f"KeyValueMemories, {self.k} triggers a memory: counted {what}"
+    @property
+    def counted(self) -> str:
+        """How many tokens, texts and memories were counted."""
+        return "" if self.counts is None else repr(self.counts)
 
     # ---- given prompts
 

@@ -142,6 +142,11 @@ class Modularity(Analyzer[Communities]):
             self._count(run, batch)
         return self
 
+    @property
+    def counted(self) -> str:
+        """How many examples were counted."""
+        return f"{self.sums.examples} examples" if self.sums is not None else ""
+
     def merge(self, other: "Modularity") -> "Modularity":
         """Add what another one counted on other data, and return this one.
 

@@ -95,6 +95,11 @@ class CausalTracing(Analyzer[Traces]):
         self.traces.append(self._trace(fact, prompt, subject, self.seed, False))
         return self
 
+    @property
+    def counted(self) -> str:
+        """How many facts were counted."""
+        return f"{len(self.traces)} facts" if self.traces else ""
+
     def merge(self, other: "CausalTracing") -> "CausalTracing":
         """Add the facts that another analyzer of the same settings traced, and return this one.
 
