@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from analyzers.lenses.opening import Reading, by_position, columns_of, mask_of, points_of, readout_of, rows_of, run_with
 from analyzers.lenses.readings import LENS, NULL, TRANSLATED, Lens
-from analyzers.lenses.translator import Translator
+from analyzers.lenses.translator import NEAR, Translator
 from analyzers.lenses.tuning import States, tuned
 from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError, Given
@@ -52,15 +52,19 @@ class LogitLens(Reading):
     what the model says, to the bit.
 
     model: any module with a pre-norm stream and logits, in eval mode. translator: one of `LensTranslator`; then the stream
-    is read through its maps, too, and, as a null, through those that were fitted to other tokens.
+    is read through its maps, too, and, as a null, through those that were fitted to other tokens. tolerance: how far the
+    weights may lie from those that it was fitted to, as a share of them: half precision lies 0.002 away, 8 bits 0.01 to
+    0.03, 4 bits 0.1; with 1 any model of this width is read.
 
     Source: nostalgebraist, "interpreting GPT: the logit lens", 2020; with translators, N. Belrose et al., "Eliciting latent
     predictions from transformers with the tuned lens", 2023.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, translator: Translator | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any = None, translator: Translator | None = None, *, tolerance: float = NEAR
+    ) -> None:
         super().__init__(model, tokenizer)
-        self.translator = translator
+        self.translator, self.tolerance = translator, tolerance
 
     def run(
         self,
@@ -83,6 +87,7 @@ class LogitLens(Reading):
         to name. Beside the rank of each answer stands that of another prompt's or position's.
         """
         given, structure = self._opened(inputs)
+        apart = 0.0 if self.translator is None else self.translator.apart(self.model, self.tolerance)
         readout = readout_of(structure)
         points = self._points(structure, sites)
         if (whole_number(top) or 0) < 1:
@@ -116,6 +121,7 @@ class LogitLens(Reading):
             control="the answers of other places" if rows.drawn else "random tokens",
             error=float((said - own).abs().max()),
             seed=seed,
+            apart=apart,
         )
 
     def tune(
@@ -141,6 +147,7 @@ class LogitLens(Reading):
         """
         if self.translator is None:
             raise AnalyzerError("There is no translator to tune. Expected LogitLens(model, tokenizer, translator).")
+        self.translator.apart(self.model, self.tolerance)
         known = self.translator.points
         wanted = known if layers is None else tuple(str(layer) for layer in layers)
         if not wanted or not set(wanted) <= set(known):

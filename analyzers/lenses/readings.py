@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LENS, TRANSLATED, NULL = "lens", "translated", "null"
 """The ways of reading: as it is, through a translator, and through one that was fitted to other tokens."""
 
+ROUNDING = 0.005
+"""How far weights lie from the same in half precision, or less."""
+
 MEASURES = {"probability": "probability of the answer", "rank": "rank of the answer", "entropy": "entropy (nats)",
             "kl": "KL to what the model says (nats)"}  # fmt: skip
 
@@ -34,7 +37,7 @@ class Lens(Stored):
     entropy and kl (of the model's own distribution to the reading) in nats; rank: how many tokens lie above the answer, with
     its probability; other_rank: the same for the answer of another prompt or position (`control`). top: the tokens with the
     largest logits, (layers, examples, positions, k), and what their text is (`words`). error: how far the last row lies from
-    what the model says.
+    what the model says. apart: how far the weights lie from those that the translator was fitted to, as a share of them.
     """
 
     points: tuple[str, ...]
@@ -52,6 +55,7 @@ class Lens(Stored):
     control: str
     error: float
     seed: int
+    apart: float = 0.0
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -156,6 +160,8 @@ class Lens(Stored):
         yield f"Lens of {several}, {len(self.points)} layers; the last row {exact} what the model says"
         told = [f"{view} {self._layer(place)}" for view, place in self.first().items()]
         yield f"  the answer is first on top at layer (median): {', '.join(told)}"
+        if not self.apart < ROUNDING:
+            yield f"  translated by maps that were fitted to {self._others()}"
         last = len(self.points) - 1
         for place in sorted({(last + 1) // 2, 5 * (last + 1) // 6} - {last}):
             ranks = [f"{view} {self.rank[view][place][self.read].median():.0f}" for view in self.views]
@@ -164,6 +170,9 @@ class Lens(Stored):
                 f"  layer {self.points[place]}: tokens above the answer (median) {', '.join(ranks)}; "
                 f"above {self.control}, lens {other:.0f}"
             )
+
+    def _others(self) -> str:
+        return f"weights {self.apart:.1%} away from these" if self.apart == self.apart else "weights that are not known"
 
     def _layer(self, place: float) -> str:
         return self.points[int(place)] if place < len(self.points) else "none"

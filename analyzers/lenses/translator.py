@@ -14,12 +14,17 @@ from analyzers.prompts import prompts
 from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
+from analyzers.weights import difference, sample
 from fmr.ids import Site
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+
+NEAR = 0.05
+"""How far weights may lie from those that maps were fitted to, as a share of them: rounding to 8 bits makes 0.01 to 0.03."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,8 @@ class Translator(Stored):
     explained: which share of the variance of the end each map explains, of so many tokens `held_out`, or, where that is 0,
     of those that it was fitted to. `null_maps` and `null_biases` were fitted to ends of other tokens: what is said without
     knowing the state, with `null_explained`.
-    kl_before, kl_after: of a tuned one, KL to the model's own distribution on held-out text, in nats, by layer.
+    kl_before, kl_after: of a tuned one, KL to the model's own distribution on held-out text, in nats, by layer. weights:
+    some numbers of the model's, by which it is known again.
     """
 
     points: tuple[str, ...]
@@ -50,6 +56,7 @@ class Translator(Stored):
     seed: int
     kl_before: dict[str, float] = field(default_factory=dict)
     kl_after: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, point: str, states: Tensor, null: bool = False) -> Tensor:
         """States (..., width) after a layer as what the end of the stream would be, in their own dtype and place."""
@@ -61,6 +68,27 @@ class Translator(Stored):
             raise AnalyzerError(f"States of shape {list(states.shape)}: this translator is of a model {width} wide.")
         weight, bias = maps[place].to(states.device), biases[place].to(states.device)
         return (states.to(weight.dtype) @ weight + bias).to(states.dtype)
+
+    def apart(self, model: nn.Module, tolerance: float = NEAR) -> float:
+        """How far a model's weights lie from those that the maps were fitted to, 0 to 1; an error beyond what is tolerated.
+
+        >>> translator.apart(model)
+        0.0
+        """
+        anyhow = "LogitLens(model, tokenizer, translator, tolerance=1)"
+        if not self.weights and tolerance < 1:
+            raise AnalyzerError(
+                "This translator does not know which weights it was fitted to: its file was written before they were kept. "
+                f"Fit it again, or, where you know that they are those of this {type(model).__name__}: {anyhow}."
+            )
+        found = difference(self.weights, sample(model)) if self.weights else float("nan")
+        if found > tolerance:
+            raise AnalyzerError(
+                f"The weights of this {type(model).__name__} lie {found:.0%} from those that the translator was fitted to, "
+                f"more than {tolerance:.0%}. Expected the model that it was fitted to, in any precision; for a copy that "
+                f"was trained on or quantised, {anyhow}."
+            )
+        return found
 
     def table(self) -> "DataFrame":
         """One row a layer: the share of the variance that is explained, beside that of the null, and the KL of a tuned one.
@@ -189,6 +217,7 @@ class LensTranslator(Analyzer[Translator]):
         self.end: Site | None = None
         self.sums: dict[str, Sums] = {}
         self.tokens = 0
+        self.weights: dict[str, Tensor] = {}
 
     def update(self, batch: Given) -> "LensTranslator":
         """Count all real tokens of a batch: named arguments, token ids, a text or several.
@@ -231,6 +260,7 @@ class LensTranslator(Analyzer[Translator]):
                 f"layers={self.layers!r}: expected some of {', '.join(names)}, the last one is the end itself."
             )
         self.sites, self.end = {name: points[name] for name in wanted}, points[last]
+        self.weights = sample(self.model)
 
     @property
     def counted(self) -> str:
@@ -249,12 +279,14 @@ class LensTranslator(Analyzer[Translator]):
             return self
         if self.end is None:
             self.sites, self.end, self.sums, self.tokens = other.sites, other.end, dict(other.sums), other.tokens
+            self.weights = other.weights
             return self
         if (self.sites, self.end, self.skip) != (other.sites, other.end, other.skip):
             raise AnalyzerError(
                 f"merge of maps from {', '.join(self.sites)} to {self.end.id} with {', '.join(other.sites)} to "
                 f"{other.end.id}: expected the same model and settings."
             )
+        self._check_weights(other)
         self.sums = {name: found + other.sums[name] for name, found in self.sums.items()}
         self.tokens += other.tokens
         return self
@@ -272,6 +304,7 @@ class LensTranslator(Analyzer[Translator]):
         told = self if held_out is None else held_out
         if told.sums.keys() != self.sums.keys():
             raise AnalyzerError(f"held_out counted layers {', '.join(told.sums)}, expected {', '.join(self.sums)}.")
+        self._check_weights(told)
         fitted = {name: found.solve(self.tokens, ridge) for name, found in self.sums.items()}
         nulls = {name: found.solve(self.tokens, ridge, null=True) for name, found in self.sums.items()}
         shares = [
@@ -290,7 +323,15 @@ class LensTranslator(Analyzer[Translator]):
             held_out=held_out.tokens if held_out is not None else 0,
             ridge=ridge,
             seed=self.seed,
+            weights=self.weights,
         )
+
+    def _check_weights(self, other: "LensTranslator") -> None:
+        if (apart := difference(self.weights, other.weights)) > NEAR:
+            raise AnalyzerError(
+                f"The other LensTranslator counted a model whose weights lie {apart:.0%} from those of this one. Expected "
+                "one model, in any precision."
+            )
 
 
 def _stacked(made: dict[str, tuple[Tensor, Tensor]], place: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from analyzers.memories.reading import Texts
 from analyzers.memories.tops import Moments, Prefixes, Tops
@@ -146,20 +146,6 @@ def digest_of(texts: Texts) -> int:
     """A number for the texts of a batch, whatever their order."""
     told = np.sort(texts.numbers.numpy()).tobytes()
     return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big") >> 1
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A short name for the weights of a model: its parameters' names and shapes, and some of the numbers of each.
-
-    >>> fingerprint(model) == fingerprint(model)
-    True
-    """
-    told = hashlib.blake2b(digest_size=8)
-    for name, value in model.named_parameters():
-        flat = value.detach().flatten()
-        some = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous()
-        told.update(f"{name} {tuple(value.shape)} ".encode() + some.numpy().tobytes())
-    return told.hexdigest()
 
 
 ONE = "Expected one model, read in one way: make another KeyValueMemories for another."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analyzers.memories.counted import ONE, Counts, Layer, digest_of, fingerprint, place, same
+from analyzers.memories.counted import ONE, Counts, Layer, digest_of, place, same
 from analyzers.memories.predictions import Composed, Promotion, composed, promotion
 from analyzers.memories.reading import (
     Found,
@@ -28,6 +28,7 @@ from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
 from analyzers.prompts import Prompts, prompts, token_ids
 from analyzers.protocol import Analyzer, AnalyzerError, Given, gathered, real_tokens
+from analyzers.weights import fingerprint
 from fmr.errors import whole_number
 from fmr.sweeps.bars import hidden
 
