@@ -50,8 +50,8 @@ def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     >>> difference(sample(model), sample(model))
     0.0
 
-    Rounding to half precision makes 0.002 of it, to 8 bits 0.01 to 0.03; matrices that have nothing to do with each other, and those
-    that only one of the two has, make 1.
+    Rounding to half precision makes 0.002 of it, to 8 bits 0.01 to 0.03; matrices that have nothing to do with each other
+    make 1, and so do those that only one of the two has.
     """
     apart = []
     for name in one.keys() | other.keys():
