@@ -164,6 +164,12 @@ def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
             f"attention patterns. Pass one row per example, 1 for a token and 0 for padding."
         )
     real: Tensor = mask.detach().cpu() != 0
+    empty = (~real.any(1)).nonzero()[:, 0].tolist()
+    if empty:
+        raise AnalyzerError(
+            f"The mask is 0 all along example {', '.join(map(str, empty[:4]))} of {examples}: expected a token in each "
+            "example. Leave empty texts out."
+        )
     return real
 
 

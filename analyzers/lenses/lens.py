@@ -6,7 +6,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from analyzers.lenses.opening import Reading, by_position, columns_of, mask_of, points_of, readout_of, rows_of, run_with
+from analyzers.lenses.opening import (
+    Reading,
+    by_position,
+    mask_of,
+    place_of,
+    points_of,
+    read_by_head,
+    readout_of,
+    rows_of,
+    run_with,
+    spelling,
+)
 from analyzers.lenses.readings import LENS, NULL, TRANSLATED, Lens
 from analyzers.lenses.translator import NEAR, Translator
 from analyzers.lenses.tuning import States, tuned
@@ -92,14 +103,17 @@ class LogitLens(Reading):
         points = self._points(structure, sites)
         if (whole_number(top) or 0) < 1:
             raise AnalyzerError(f"top={top!r}: expected how many tokens to name, from 1 on.")
-        run = run_with(self.model, given, [*(site.id for site in points.values()), readout.end, readout.way[-1]])
+        ends = readout.end, readout.way[-1], *readout.choices
+        run = run_with(self.model, given, [*(site.id for site in points.values()), *ends])
         states = {name: rows_of(run[site.id].detach(), len(given), structure.model) for name, site in points.items()}
         mask = mask_of(given, rows_of(run[readout.end], len(given), structure.model).shape[:2])
         said, own = (
             by_position(logits.detach(), mask, structure.model)
             for logits in (structure.read_out(run, readout.end), run[readout.way[-1]])
         )
-        rows = _rows(_chosen(mask, position, said.shape[1]), said, answers, given, self.tokenizer, seed)
+        read = read_by_head(structure, run, mask)
+        tokenizer = spelling(structure, self.tokenizer, answers)
+        rows = _rows(_chosen(mask, place_of(mask, position, read)), said, answers, given, tokenizer, seed)
         readings = Readings(len(points), mask.shape, top)
         for few in rows.split():
             for place, (name, values) in enumerate(states.items()):
@@ -116,7 +130,7 @@ class LogitLens(Reading):
             top=readings.top,
             top_probability=readings.top_probability,
             answers=answered,
-            words=_words([answered, *readings.top.values()], self.tokenizer),
+            words=_words([answered, *readings.top.values()], tokenizer),
             mask=mask,
             control="the answers of other places" if rows.drawn else "random tokens",
             error=float((said - own).abs().max()),
@@ -206,19 +220,9 @@ def _site(key: Key) -> Site:
     return key if isinstance(key, Site) else Site(id_of(key))
 
 
-def _chosen(mask: Tensor, position: int | None, said: int) -> Tensor:
-    """Which places are read, (examples, positions); of a model that gives the logits of its last position, that alone."""
-    read = mask.clone()
-    if position is not None:
-        read &= torch.arange(mask.shape[1]) == columns_of(mask, position)[:, None]
-    if said < mask.shape[1]:
-        read[:, :-1] = False
-        if not bool(read.any()):
-            raise AnalyzerError(
-                f"position={position}: this model gives the logits of the last column alone, which holds no such token. "
-                "Expected position=-1 or None, and padding on the left."
-            )
-    return read
+def _chosen(mask: Tensor, columns: Tensor | None) -> Tensor:
+    """Which places are read, (examples, positions): all real ones, or a column of each example."""
+    return mask if columns is None else mask & (torch.arange(mask.shape[1]) == columns[:, None])
 
 
 def _words(held: Sequence[Tensor], tokenizer: Any) -> dict[str, str]:
@@ -231,7 +235,7 @@ def _rows(read: Tensor, said: Tensor, answers: Any, given: Prompts, tokenizer: A
     """The places to read, in order, each with its answer and another one: that of a place with another answer, else a
     random token."""
     examples, columns = (one.to(said.device) for one in read.nonzero(as_tuple=True))
-    final = said[examples, columns - (read.shape[1] - said.shape[1])]
+    final = said[examples, columns if said.shape[1] == read.shape[1] else 0]
     draw = torch.Generator().manual_seed(seed)
     if answers is None:
         own = final.argmax(-1)

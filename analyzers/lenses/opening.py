@@ -52,6 +52,22 @@ def readout_of(structure: Structure) -> Readout:
     return structure.readout
 
 
+def spelling(structure: Structure, tokenizer: Any, *answers: Any) -> Any:
+    """The tokenizer where logits are of words; None where they are of classes, whose answers are numbers."""
+    readout = readout_of(structure)
+    if readout.of_words:
+        return tokenizer
+    every = [one for some in answers for one in (some if isinstance(some, list | tuple) else [some])]
+    text = next((one for one in every if isinstance(one, str)), None)
+    if text is not None:
+        last = readout.graph[readout.way[-1]].shape[-1] - 1
+        raise AnalyzerError(
+            f"The answer {text!r} is text, and the logits of {structure.model} are of classes: expected numbers from 0 to "
+            f"{last}."
+        )
+    return None
+
+
 def points_of(structure: Structure) -> dict[str, Site]:
     """The stream after each layer of the last stream and at its end, by the name of the layer.
 
@@ -74,6 +90,39 @@ def mask_of(given: Prompts, shape: Iterable[int]) -> Tensor:
     mask = given.inputs.get(name)
     fits = isinstance(mask, Tensor) and tuple(mask.shape) == tuple(shape)
     return real_tokens(mask if fits else None, *shape)
+
+
+def read_by_head(structure: Structure, run: Run, mask: Tensor) -> Tensor | None:
+    """The column of each example that its logits are made of; None where each column has logits of its own."""
+    read = readout_of(structure).columns(run)
+    if read is None:
+        return None
+    if read.shape != mask.shape or bool((read.sum(1) != 1).any()):
+        raise AnalyzerError(
+            f"The logits of {structure.model} are made of {int(read.sum(1).max())} positions of each example at once, "
+            "expected one: read_out(run, site) of fmr.locate(run) reads a point of the stream as a whole."
+        )
+    columns = read.int().argmax(1)
+    padding = (~mask[torch.arange(len(mask)), columns]).nonzero()[:, 0].tolist()
+    if padding:
+        raise AnalyzerError(
+            f"The logits of {structure.model} are those of column {int(columns[padding[0]])} alone, which is padding in "
+            f"example {', '.join(map(str, padding[:4]))}. Expected padding on the left."
+        )
+    return columns
+
+
+def place_of(mask: Tensor, position: int | None, read: Tensor | None) -> Tensor | None:
+    """The column of each example at a position, None for every one; `read` is the one that its logits are made of."""
+    if position is None:
+        return read
+    columns = columns_of(mask, position)
+    if read is not None and not torch.equal(columns, read):
+        raise AnalyzerError(
+            f"position={position}: this model gives the logits of one column of each example alone, "
+            f"{', '.join(map(str, read.unique().tolist()))}, which is another. Expected position=None."
+        )
+    return columns
 
 
 def columns_of(mask: Tensor, position: int) -> Tensor:

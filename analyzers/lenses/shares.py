@@ -58,7 +58,7 @@ class LogitParts(Stored):
     control: str
     capped: bool
     error: float
-    position: int
+    position: int | None
     seed: int
 
     @property

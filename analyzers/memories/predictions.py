@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 import fmr
 from analyzers.memories.reading import Found, laid
 from analyzers.memories.spelling import joined
-from analyzers.memories.vocabulary import logits_of, value_vectors
+from analyzers.memories.vocabulary import logits_of, unread, value_vectors
 from analyzers.memories.written import Passage, write_of
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, check_eval
@@ -227,10 +227,8 @@ def promotion(
     With the scales of norms held at what they are in this run, what a vector adds to a logit is linear in it.
     """
     structure, last = found.structure, int(real[0].nonzero()[-1])
-    if isinstance(structure.readout, str):
-        raise AnalyzerError(
-            f"No word is promoted in {structure.model}: {structure.readout}. Expected pre-norm layers and logits."
-        )
+    if (why := unread(structure)) or isinstance(structure.readout, str):
+        raise AnalyzerError(f"No word is promoted in {structure.model}: {why}. Expected pre-norm layers and logits.")
     check_eval(model)
     run = fmr.run(model, **inputs)
     state = run[structure.readout.end].detach().reshape(*real.shape, -1)[0, last]

@@ -17,7 +17,7 @@ from fmr.nodes import Key, Node, id_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.ends import class_head
-from fmr.structure.frozen import Frozen, Held, affine, apart, run_affine
+from fmr.structure.frozen import Frozen, Held, affine, apart, frozen, run_affine
 from fmr.structure.normal.match import (
     CLAMPS,
     MOVES,
@@ -121,12 +121,7 @@ class Readout:
     def frozen(self, vectors: Tensor) -> Frozen:
         """The logits of vectors (..., width) in float64 as an affine function of these, the scale of the norm held at what
         each of them has; before what bends them, such as a soft cap (`capped`)."""
-        last = self.linear
-        if last is None:
-            raise StructureError(
-                f"The logits of {self.graph.model} are no sum over what is written to its stream: what lies between "
-                f"{self.end} and {self.way[-1]} is not linear. Expected a norm and a projection."
-            )
+        last = self._affine_end()
         nodes, live = self._nodes, affine(self.graph, self._nodes, [self.end])
 
         def through(leaves: Mapping[TensorId, Tensor], held: Held) -> Tensor:
@@ -137,6 +132,20 @@ class Readout:
             return read.reshape(*vectors.shape[:-1], *read.shape[1:])
 
         return apart(through, {self.end: self._rows(vectors, torch.float64)})
+
+    def frozen_in(self, run: Run | Pass) -> Frozen:
+        """The same of the whole stream of a run, of whatever positions its logits are made."""
+        return frozen(
+            graph_of(run, self.graph), self._affine_end(), {self.end: run[self.end]}, lambda name: self._weight(run, name)
+        )
+
+    def _affine_end(self) -> TensorId:
+        if self.linear is None:
+            raise StructureError(
+                f"The logits of {self.graph.model} are no sum over what is written to its stream: what lies between "
+                f"{self.end} and {self.way[-1]} is not linear. Expected a norm and a projection."
+            )
+        return self.linear
 
     @property
     def capped(self) -> bool:

@@ -265,7 +265,7 @@ def test_a_model_that_says_its_last_token_alone_is_read_there_alone() -> None:
     model, ids = made("Llama")
     found, whole = LogitLens(LastAlone(model).eval()).run(ids), LogitLens(model).run(ids, position=-1)
     torch.testing.assert_close(found.entropy["lens"], whole.entropy["lens"], equal_nan=True)
-    with pytest.raises(AnalyzerError, match=r"position=0: this model gives the logits of the last column alone"):
+    with pytest.raises(AnalyzerError, match=r"position=0: this model gives the logits of one column of each example alo"):
         LogitLens(LastAlone(model).eval()).run(ids, position=0)
 
 
