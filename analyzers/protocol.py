@@ -164,6 +164,12 @@ def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
             f"attention patterns. Pass one row per example, 1 for a token and 0 for padding."
         )
     real: Tensor = mask.detach().cpu() != 0
+    return real
+
+
+def asked_tokens(mask: Any, examples: int, positions: int) -> Tensor:
+    """The same of prompts that something is asked of: one without a token is refused, where counts take it as nothing."""
+    real = real_tokens(mask, examples, positions)
     empty = (~real.any(1)).nonzero()[:, 0].tolist()
     if empty:
         raise AnalyzerError(

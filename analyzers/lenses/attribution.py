@@ -1,5 +1,7 @@
 """Direct logit attribution: which part of the model wrote the answer's logit."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,17 +107,10 @@ class LogitAttribution(Reading):
         parts = _by_layer(parts, (weights * logits.rest).flatten(2).sum(-1))
         values = torch.cat([_flat(part) for part in parts], 1)
         total = _told(run, readout, columns, weights[0], logits.value, states.shape[1])
-        error = float((values[0].sum(0) - total).abs().max())
-        allowed = tolerance_of(states) * float(values[0].abs().sum(0).max())
-        if error > allowed:
-            raise AnalyzerError(
-                f"The parts of the logits of {structure.model} add up to {error:.2g} more or less than what the model says, "
-                f"more than rounding ({allowed:.2g}): something writes to its stream that fmr.locate did not find."
-            )
         return LogitParts(
             kinds=tuple(part.kind for part in parts for _ in range(_flat(part).shape[1])),
             layers=np.array([part.layer for part in parts for _ in range(_flat(part).shape[1])]),
-            places=np.concatenate([_places(part) for part in parts]),
+            places=_places(parts),
             values=values[0].cpu(),
             others=values[1].cpu(),
             total=total.cpu(),
@@ -126,7 +121,7 @@ class LogitAttribution(Reading):
             tokens=given.tokens,
             control=control,
             capped=readout.capped,
-            error=error,
+            error=_closed(values[0], total, tolerance_of(states), structure.model),
             position=position,
             seed=seed,
         )
@@ -166,8 +161,28 @@ def _flat(part: Part) -> Tensor:
     return part.value.sum(-1)[:, None] if _by_memory(part) else part.value.mT
 
 
-def _places(part: Part) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    return np.arange(part.value.shape[2]) if part.kind.endswith("head") else np.array([-1])
+def _places(parts: Sequence[Part]) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """The number of each head in its layer, where attentions may be several; -1 of what is none."""
+    found, seen = [], Counter[tuple[str, int]]()
+    for part in parts:
+        if not part.kind.endswith("head"):
+            found.append(np.array([-1]))
+            continue
+        first = seen[part.kind, part.layer]
+        seen[part.kind, part.layer] += part.value.shape[2]
+        found.append(np.arange(first, seen[part.kind, part.layer]))
+    return np.concatenate(found)
+
+
+def _closed(values: Tensor, total: Tensor, tolerance: float, model: str) -> float:
+    """How far parts add up from what the model says; `AnalyzerError` where that is more than rounding."""
+    error, allowed = float((values.sum(0) - total).abs().max()), tolerance * float(values.abs().sum(0).max())
+    if error > allowed:
+        raise AnalyzerError(
+            f"The parts of the logits of {model} add up to {error:.2g} more or less than what the model says, more than "
+            f"rounding ({allowed:.2g}): something writes to its stream that fmr.locate did not find."
+        )
+    return error
 
 
 def _answers(right: Any, wrong: Any, logits: Tensor, given: Prompts, tokenizer: Any) -> Answers:

@@ -1,6 +1,6 @@
 """What every reading of the stream begins with: prompts, the model's structure, the points of the last stream."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import fmr
 from analyzers.causal.opening import first_run
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import AnalyzerError, Given, Method, check_eval, real_tokens
+from analyzers.protocol import AnalyzerError, Given, Method, asked_tokens, check_eval
 from fmr.errors import whole_number
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
@@ -84,12 +84,12 @@ def points_of(structure: Structure) -> dict[str, Site]:
     return found
 
 
-def mask_of(given: Prompts, shape: Iterable[int]) -> Tensor:
+def mask_of(given: Prompts, shape: Iterable[int], tokens: Callable[..., Tensor] = asked_tokens) -> Tensor:
     """Which tokens of a batch are real, (examples, positions): those of the decoder, where there are two kinds."""
     name = "decoder_attention_mask" if "decoder_input_ids" in given.inputs else "attention_mask"
     mask = given.inputs.get(name)
     fits = isinstance(mask, Tensor) and tuple(mask.shape) == tuple(shape)
-    return real_tokens(mask if fits else None, *shape)
+    return tokens(mask if fits else None, *shape)
 
 
 def read_by_head(structure: Structure, run: Run, mask: Tensor) -> Tensor | None:

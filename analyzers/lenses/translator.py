@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from analyzers.lenses.opening import mask_of, points_of, rows_of
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
 from analyzers.weights import difference, sample
@@ -232,7 +232,7 @@ class LensTranslator(Analyzer[Translator]):
             assert self.end is not None
             run = read_at(self.model, given.inputs, [*self.sites.values(), self.end])
             ends = rows_of(run[self.end], len(given), type(self.model).__name__)
-            mask = mask_of(given, ends.shape[:2])
+            mask = mask_of(given, ends.shape[:2], real_tokens)
             mask = (mask & (mask.cumsum(1) > self.skip)).to(ends.device)
             y = ends[mask].double()
             draw = torch.Generator().manual_seed(self.seed)

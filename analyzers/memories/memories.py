@@ -27,7 +27,7 @@ from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
 from analyzers.prompts import Prompts, prompts, token_ids
-from analyzers.protocol import Analyzer, AnalyzerError, Given, gathered, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens, gathered
 from analyzers.weights import fingerprint
 from fmr.errors import whole_number
 from fmr.sweeps.bars import hidden
@@ -256,7 +256,7 @@ class KeyValueMemories(Analyzer[Memories]):
         values have no words.
         """
         model, asked, found = self._asked(given)
-        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
+        real = asked_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
         vocabulary = self.vocabulary
 
         def first_words(layer: int) -> Tensor:
@@ -274,7 +274,7 @@ class KeyValueMemories(Analyzer[Memories]):
         model, asked, found = self._asked(prompt)
         if len(asked) != 1:
             raise AnalyzerError(f"There are {len(asked)} prompts, expected one: a word is promoted at its last token.")
-        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
+        real = asked_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
         number = int(token_ids(token, self.tokenizer, asked))
         ids = asked.inputs[self.tokens or ""][0][real[0].to(asked.inputs[self.tokens or ""].device)].tolist()
         between = glue(self.tokenizer, [ids])

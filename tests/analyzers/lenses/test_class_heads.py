@@ -7,8 +7,6 @@ from torch import Tensor, nn
 import fmr
 from analyzers import (
     AnalyzerError,
-    HeadClustering,
-    KeyCovariance,
     KeyValueMemories,
     LensTranslator,
     LogitAttribution,
@@ -147,10 +145,8 @@ def test_an_example_without_a_token_is_told(loaded: tuple[nn.Module, object]) ->
         lambda: LogitLens(*loaded).run(inputs),
         lambda: LogitAttribution(*loaded).run(inputs, 7),
         lambda: ResidualDecomposition(*loaded).run(inputs),
-        lambda: LensTranslator(*loaded).update(inputs),
-        lambda: KeyValueMemories(*loaded).update(inputs),
-        lambda: KeyCovariance(loaded[0]).update(inputs),
-        lambda: HeadClustering(loaded[0]).update(inputs),
+        lambda: KeyValueMemories(*loaded).run(inputs),
     ):
         with pytest.raises(AnalyzerError, match=r"The mask is 0 all along example 1 of 3: expected a token in each example"):
             ask()
+    assert LensTranslator(*loaded).update(inputs).tokens == 8  # counts take it as nothing
