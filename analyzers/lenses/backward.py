@@ -108,8 +108,8 @@ class Backward:
     def _by_axes(self, product: Tensor, layout: Sequence[str], axis: str, name: str) -> Tensor:
         """A product (draws, ...) summed over all but draws, examples and one more axis."""
         names = ["draws", *layout]
-        if "examples" not in names and product.shape[names.index(ROWS) if ROWS in names else 0] == self.examples:
-            names = ["examples" if one == ROWS else one for one in names]  # as many rows: one position, or one row each
+        if axis == "heads" and ROWS in names and product.shape[names.index(ROWS)] == self.examples:
+            names[names.index(ROWS)] = "examples"  # tokens as rows, of one position each
         for joint in [one for one in names if one in (f"examples*{axis}", "examples*positions")]:
             at = names.index(joint)
             product = product.unflatten(at, (self.examples, -1))
@@ -117,9 +117,8 @@ class Backward:
         if self.examples == 1 and "examples" not in names:
             product, names = product[:, None], ["draws", "examples", *names[1:]]
         if len(names) != product.dim() or not {"examples", axis} <= set(names):
-            raise StructureError(
-                f"the dimensions of {name} count {', '.join(layout) or 'nothing known'}, not examples and {axis}"
-            )
+            told = ", ".join(layout) or "nothing known"
+            raise StructureError(f"the dimensions of {name} count {told}: expected examples and {axis} among them")
         product = product.movedim((names.index("examples"), names.index(axis)), (1, 2))
         return product.flatten(3).sum(-1) if product.dim() > 3 else product
 

@@ -226,7 +226,7 @@ def test_heads_are_told_apart_at_any_length_and_number(name: str) -> None:
 class Looped(nn.Module):
     """Attention whose heads are called one after the other, each with weights of its own."""
 
-    def __init__(self, examples_as_rows: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.table, self.place = nn.Embedding(20, 16), nn.Embedding(8, 16)
         self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
@@ -261,7 +261,6 @@ def test_heads_in_a_loop_are_heads_of_one_layer(shape: tuple[int, int]) -> None:
         q, k, v = model.qkv[1][2](model.norms[1](run[fmr.locate(run).residual.writes[0].after])).chunk(3, -1)
         z = (torch.softmax(q @ k.mT / 2, -1) @ v)[:, -1].double()
         written = z @ model.out[1].weight.double()[:, 8:12].T
-        by_hand = ((written - written.mean(-1, keepdim=True)) * scale * model.norms[2].weight) @ model.head.weight.double()[
-            4
-        ]
+        direction = model.norms[2].weight * model.head.weight.double()[4]
+        by_hand = ((written - written.mean(-1, keepdim=True)) * scale) @ direction
     assert torch.allclose(found.values[found.names.index("head 1.2")], by_hand, atol=1e-6)
