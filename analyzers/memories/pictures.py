@@ -67,7 +67,7 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
         ax.text(-0.02 * sizes.max(), place, _line(prefix, 44), ha="right", va="center", fontsize=7, color=INK)
         agrees = following in words[:1]
         colour, weight = (COLOURS[sign], "bold") if agrees else (INK, "normal")
-        label = readable(following) if following else "(end)"
+        label = _quoted(following) if following else "(end)"
         ax.text(size + 0.02 * sizes.max(), place, label, va="center", fontsize=7, color=colour, weight=weight)
     ax.invert_yaxis()
     ax.set_yticks([])
@@ -75,10 +75,15 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("coefficient" if sign > 0 else "size of the negative coefficient", fontsize=8)
-    said = ", ".join(readable(word) for word in words[:6])
-    says = f"; its value says{' the opposite of' * (sign < 0)}: {said}" if words else ""
+    said = ", ".join(map(_quoted, words[:6]))
+    says = f"\nits value says{' the opposite of' * (sign < 0)}: {said}" if words else ""
     ax.set_title(f"memory {memory} of layer {layer}{says}", fontsize=8, color=INK)
     return cast("Figure", ax.figure)
+
+
+def _quoted(word: str) -> str:
+    """A token in quotes, so that its blank is seen."""
+    return f"'{readable(word)}'"
 
 
 def _line(text: str, longest: int) -> str:
