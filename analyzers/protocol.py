@@ -120,9 +120,13 @@ class Analyzer(Method, ABC, Generic[R]):
                 f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them. Pass [batch], "
                 f"or call update(batch)."
             )
-        for batch in tqdm(gathered(batches), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
+        for batch in tqdm(self._fresh(gathered(batches)), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
             self.update(cast("Batch", batch))
         return self
+
+    def _fresh(self, batches: Iterator[Given]) -> Iterator[Given]:
+        """Those of several batches that are still to be counted: all, but for a method that keeps what it has counted."""
+        return batches
 
 
 def gathered(batches: Iterable[Given]) -> Iterator[Given]:

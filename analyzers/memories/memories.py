@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
 from analyzers.prompts import Prompts, prompts, token_ids
-from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens, gathered
+from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens
 from analyzers.weights import fingerprint
 from fmr.errors import whole_number
 from fmr.sweeps.bars import hidden
@@ -168,28 +168,28 @@ class KeyValueMemories(Analyzer[Memories]):
 
         Batches that the store held when it was opened are passed by. progress: show a bar; None shows it on a terminal only.
         """
-        if isinstance(batches, (str, Tensor, dict)):
-            raise AnalyzerError(
-                f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them, or texts. Pass "
-                "[batch], or call update(batch)."
-            )
-        held = (
-            Counter(batch.digest for batch in self.counts.batches[: self.resumed]) if self.counts is not None else Counter()
-        )
-        self.resumed = 0
-        for batch in tqdm(gathered(batches), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
-            if held:
-                inputs = self._inputs(batch)
-                shape = next(v.shape[:2] for v in inputs.values() if isinstance(v, Tensor) and v.dim() > 1)
-                digest = digest_of(texts_of(inputs, self.tokens or "", self.mask, shape))
-                if held[digest]:
-                    held[digest] -= 1
-                    continue
-                batch = inputs
-            self.update(batch)
+        super().over(batches, progress=progress)
         if self.store is not None:
             self.save()
         return self
+
+    def _fresh(self, batches: Iterator[Given]) -> Iterator[Given]:
+        """Those that the store did not hold when it was opened; one that is given more often than that, as often more."""
+        held = Counter(batch.digest for batch in self.counts.batches[: self.resumed]) if self.counts else Counter[int]()
+        self.resumed = 0
+        for batch in batches:
+            if held and self.model is not None:
+                batch = self._inputs(batch)
+                digest = self._digest(batch)
+                if held[digest]:
+                    held[digest] -= 1
+                    continue
+            yield batch
+
+    def _digest(self, inputs: Mapping[str, Any]) -> int:
+        """What a batch is known by in a store."""
+        first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim())
+        return digest_of(texts_of(inputs, self.tokens or "", self.mask, (*first.shape, 1)[:2]))
 
     def save(self) -> None:
         """Write to the store what was counted since it was written last.
