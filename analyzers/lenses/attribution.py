@@ -121,7 +121,7 @@ class LogitAttribution(Reading):
             tokens=given.tokens,
             control=control,
             capped=readout.capped,
-            error=_closed(values[0], total, tolerance_of(states), structure.model),
+            error=_closed(values[0], total, tolerance_of(*(run[name] for name in readout.way)), structure.model),
             position=position,
             seed=seed,
         )

@@ -77,6 +77,8 @@ def points_of(structure: Structure) -> dict[str, Site]:
     stream = structure.residual
     own = {*stream.points, *(write.after for write in stream.writes)}
     posts = [layer.resid_post for layer in structure.layers if layer.resid_post.id in own]
+    if not posts:  # layers of neither attention nor memories: each write is one
+        posts = [Site(write.after) for write in stream.writes]
     found = {str(number): site for number, site in enumerate(posts)}
     end = stream.writes[-1].after
     if not posts or posts[-1].id != end:

@@ -9,9 +9,9 @@ status is 1 where one fails.
 
 How many times chance it is hangs on how much text there is to find a trigger in: of 1,536 memories some ten agree over 3,500
 tokens and some twenty over 20,000, so that 20 times chance needs about 10,000 tokens of any kind, and an interval stands
-beside each factor. Measured by hand on 4,500 sentences of a collection of quotations: 26, 28, 34, 37 times chance for positive
-and 16, 22, 32, 30 for negative triggers over 3,600, 7,200, 14,400 and 21,600 tokens; six parts of 3,600 tokens by themselves
-lie between 16 and 30, and between 8 and 21.
+beside each factor. Measured by hand on 4,500 sentences of a collection of quotations: 26, 28, 34, 37 times chance for
+positive and 16, 22, 32, 30 for negative triggers over 3,600, 7,200, 14,400 and 21,600 tokens; six parts of 3,600 tokens by
+themselves lie between 16 and 30, and between 8 and 21.
 """
 
 import importlib

@@ -92,7 +92,7 @@ def test_single_memories_add_up_to_their_layer() -> None:
         LogitAttribution(model).run(ids, 4).memory_table()
 
 
-@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Mamba"])
 def test_half_precision_adds_up_as_far_as_it_is_precise(name: str) -> None:
     model, ids = made(name, torch.bfloat16)
     found = LogitAttribution(model).run(ids, [4, 5, 6], [7, 8, 9])

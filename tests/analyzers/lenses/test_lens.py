@@ -30,7 +30,7 @@ def fitted(loaded: tuple[nn.Module, Any]) -> LensTranslator:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "Mamba"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_last_row_is_what_the_model_says(name: str, dtype: torch.dtype) -> None:
     model, ids = made(name, dtype)
     found = LogitLens(model).run(ids)
