@@ -49,8 +49,8 @@ R = TypeVar("R", bound=Result)
 class Method:
     """What every method is: one that refuses what is no model, and that prints with the arguments it was made with.
 
-    >>> LogitLens(model, tokenizer)
-    LogitLens(GPT2LMHeadModel, PreTrainedTokenizerFast)
+    >>> analyzers.LogitLens(model)
+    LogitLens(GPT2LMHeadModel)
     """
 
     _made_with: Mapping[str, Any] = {}
