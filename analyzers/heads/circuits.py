@@ -27,6 +27,7 @@ from fmr.structure.normal.match import (
     below,
     between,
     contraction,
+    data_inputs,
     depends_on,
     is_constant,
     projection,
@@ -150,20 +151,26 @@ class Circuits:
     def written(self, name: TensorId) -> tuple[int, int, TensorId]:
         """The stream that a value is written to, with the number of the write, and the value that is added there: the last
         one that is made of it alone, where it is added up with others on its way."""
+        found = self.write_of(name)
+        if found is None:
+            raise StructureError(f"{name} is written to no residual stream.")
+        number, place = found
+        return number, place, self._alone(name, self.streams[number].writes[place].added)
+
+    def write_of(self, name: TensorId) -> tuple[int, int] | None:
+        """The stream that a value is written to, if it is one, with the number of the write."""
         added = {
             writer: (number, place)
             for number, stream in enumerate(self.streams)
             for place, (write, names) in enumerate(zip(stream.writes, stream.writers, strict=True))
             for writer in (*names, write.added)
         }
-        for node, _ in below(self.graph, self.graph[name], lambda node: contraction(node) is None):
-            if node.id in added:
-                number, place = added[node.id]
-                return number, place, self._alone(name, self.streams[number].writes[place].added)
-        raise StructureError(f"{name} is written to no residual stream.")
+        lower = below(self.graph, self.graph[name], lambda node: contraction(node) is None)
+        return next((added[node.id] for node, _ in lower if node.id in added), None)
 
     def _alone(self, name: TensorId, added: TensorId) -> TensorId:
-        """The last value on the way to what is added that is made of one alone; whatever follows it must be sums."""
+        """The last value on the way to what is added that is made of one alone, before it is laid out for that; whatever
+        follows it must be sums."""
         graph = self.graph
         alone = last_alone(graph, graph[name], graph[added], lambda other: _is_number(graph, other))
         bends = [
@@ -173,6 +180,8 @@ class Circuits:
         ]
         if bends:
             raise StructureError(f"{name} goes through {bends[0].id} together with what others write.")
+        while alone.id != name and alone.op in MOVES and len(read := data_inputs(graph, alone)) == 1:
+            alone = graph[read[0]]
         return alone.id
 
     def fold(self, start: TensorId, end: TensorId) -> Fold:

@@ -1,15 +1,87 @@
 """Sums over what many heads write: the cosine of each pair token by token, and how alike they lay tokens out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from analyzers.heads.circuits import Circuits
 from analyzers.heads.divergence import CKA, OUTPUT, Sums
 from analyzers.protocol import AnalyzerError
+from fmr.errors import StructureError
+from fmr.ids import TensorId
+from fmr.nodes import Key
+from fmr.runs.run import Run
+from fmr.structure.attention.factors import Heads, in_order
+from fmr.structure.parts import Attention, Structure
+from fmr.structure.proof.certificate import error, tolerance_of
+from fmr.structure.streams.fold import Fold
 
 LEAST = 4
 """The tokens below which the likeness of two layouts is not defined."""
+
+
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """How the heads of an attention write: `matrix` (heads, units, width) is that of their projection, with a norm or scale
+    between it and the stream folded in; `fold` is that, `bias` what it makes of the projection's, and `end` what is added
+    to the stream. Where nothing lies between, `end` is None.
+    """
+
+    block: Attention
+    matrix: Tensor
+    bias: Tensor
+    fold: Fold | None = None
+    end: TensorId | None = None
+
+    @property
+    def keys(self) -> list[Key]:
+        """What is read of a run."""
+        return [self.block.z, *([] if self.end is None else [self.end])]
+
+    def read(self, run: Run) -> Tensor:
+        """What each head adds to the stream in a run, (examples, heads, positions, width)."""
+        block = self.block
+        z = in_order(run[block.z], block.z, Heads(block.n_heads, block.n_kv_heads)).detach().float()
+        written = torch.einsum("ehtu,huw->ehtw", z, self.matrix.to(z))
+        if self.fold is None or self.end is None:
+            return written
+        moved, end = written.sum(1) + self.bias.to(z), run[self.end].detach()
+        for seen in _laid(end.float(), moved.shape):
+            size = self.fold.size(moved, seen)
+            if error(size * moved + self.fold.bias.to(z), seen) <= tolerance_of(end, run[block.z]):
+                return written * size[:, None]
+        raise StructureError(f"{self.end} is not what the heads of {block.scope!r} write, normalised.")
+
+
+def _laid(value: Tensor, shape: torch.Size) -> Iterator[Tensor]:
+    """A value with one vector for each token as (examples, positions, width), in the orders in which it may lie."""
+    if value.numel() == shape.numel():
+        yield value.reshape(shape)
+        yield value.reshape(shape[1], shape[0], shape[2]).transpose(0, 1)
+
+
+def writings(structure: Structure, run: Run, blocks: Sequence[Attention]) -> list[Writing]:
+    """How the heads of some attentions write, found in a run that kept every value."""
+    circuits = Circuits(structure, run) if any(stream.writes for stream in structure.streams) else None
+    return [_writing(circuits, run, block) for block in blocks]
+
+
+def _writing(circuits: Circuits | None, run: Run, block: Attention) -> Writing:
+    try:
+        out = block.factors(run).out
+        if circuits is None or circuits.write_of(out.of) is None:
+            return Writing(block, out.matrix, out.bias)
+        _, end, fold = circuits.way_of(block)
+    except StructureError as refused:
+        raise AnalyzerError(
+            f"What the heads of {block.scope!r} write does not arrive in the stream as a sum over them: {refused} "
+            "Expected distances of 'attention' or 'beyond first', or another scope."
+        ) from refused
+    if end == out.of:
+        return Writing(block, out.matrix, out.bias)
+    return Writing(block, fold.after(out.matrix), fold.after(out.bias), fold, end)
 
 
 def count_outputs(sums: Sums, written: Sequence[Tensor], real: Tensor) -> None:
