@@ -12,6 +12,7 @@ from analyzers.numbers.embed import Floats, Ints
 from analyzers.prompts import Prompts
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -115,8 +116,10 @@ class Effects(Stored):
         lines += [f"  {kind}: {why}" for kind, why in self._without()]
         exact = f"; correlation with exact patching {self.correlation:.3f}" if self.correlation == self.correlation else ""
         head = (
-            f"{self.method}: {len(self.kinds)} sites over {len(self.base)} pairs, metric {float(self.base.mean()):.3g} in "
-            f"the base run, {float(self.source.mean()):.3g} in the source run; {self.forwards} forwards ({self.how}){exact}"
+            f"{self.method}: {number_of(len(self.kinds), 'site')} over {number_of(len(self.base), 'pair')}, metric "
+            f"{float(self.base.mean()):.3g} in "
+            f"the base run, {float(self.source.mean()):.3g} in the source run; "
+            f"{number_of(self.forwards, 'forward')} ({self.how}){exact}"
         )
         return "\n".join([head, *lines])
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 from fmr.pictures.heatmap import readable
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def draw(result: "Effects", ax: "Axes | None", kind: str | None) -> "Figure":
         size = (0.9 * len(chosen) + 0.26 * sum(widths) + 1.2, 1.6 + 0.17 * max(tall, 8))
         figure, made = plt.subplots(1, len(chosen), figsize=size, squeeze=False, width_ratios=widths, layout="constrained")
         axes = list(made[0])
-        figure.suptitle(f"{result.method}, {len(result.base)} pairs", fontsize=10)
+        figure.suptitle(f"{result.method}, {number_of(len(result.base), 'pair')}", fontsize=10)
     limit = float(np.nanmax([np.nanmax(np.abs(maps[one])) for one in chosen])) or 1.0
     for one, here in zip(chosen, axes, strict=True):
         image = here.imshow(maps[one], cmap=COLOURS, vmin=-limit, vmax=limit, origin="lower", aspect="auto")

@@ -12,6 +12,7 @@ from analyzers.numbers.confidence import ratios
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     import networkx
@@ -171,8 +172,9 @@ class Circuit(Stored):
         interval = f" [{_short(low)}, {_short(high)}]" if low == low else ""
         best = ", ".join(f"{edge.writer} -> {edge.reader} {edge.score:.2f}" for edge in self.edges[:4])
         return (
-            f"Circuit of {self.model} ({self.method}): {many} of {total} edges ({100 * many / total:.1f} %), "
-            f"{len(self.nodes)} of {len(self.writers) + 1} nodes; {self.tests} circuits tested on {len(self.clean)} pairs\n"
+            f"Circuit of {self.model} ({self.method}): {many} of {number_of(total, 'edge')} ({100 * many / total:.1f} %), "
+            f"{len(self.nodes)} of {number_of(len(self.writers) + 1, 'node')}; {number_of(self.tests, 'circuit')} "
+            f"tested on {number_of(len(self.clean), 'pair')}\n"
             f"  answer: {float(self.clean.mean()):.3g} in the clean run, {float(self.corrupted.mean()):.3g} corrupted\n"
             f"  faithfulness {_short(kept)}{interval}, completeness {_short(self.completeness())}{beside}\n"
             f"  strongest: {best}"

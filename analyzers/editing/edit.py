@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from analyzers.editing.scores import EditScores, scores_of
 from analyzers.editing.update import Update
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -118,6 +119,6 @@ class FactEdit:
             f"FactEdit of {update.prompt!r}: {update.answer!r} -> {update.target!r}, {update.parameter} (layer "
             f"{update.layer}), {'applied' if self.is_applied else 'not applied'}\n"
             f"  |delta| / |v| {update.ratio:.2f} (clamp {update.clamp:g}), |dW| / |W| {update.weight_ratio:.3f}; p(target) "
-            f"{update.before:.3f} -> {update.after:.3f} in {len(update.losses) - 1} steps\n"
-            f"  keys of {update.tokens} tokens, condition number {update.condition:.3g}; seed {update.seed}"
+            f"{update.before:.3f} -> {update.after:.3f} in {number_of(len(update.losses) - 1, 'step')}\n"
+            f"  keys of {number_of(update.tokens, 'token')}, condition number {update.condition:.3g}; seed {update.seed}"
         )

@@ -14,6 +14,7 @@ from analyzers.editing.rows import padded
 from analyzers.protocol import Analyzer, AnalyzerError, Batch, checked, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
+from fmr.errors import number_of
 from fmr.ids import Site
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Covariance(Stored):
         factor, failed = torch.linalg.cholesky_ex(self.matrix)
         if int(failed):
             raise AnalyzerError(
-                f"The covariance of {self.tokens} keys of {len(self.matrix)} memories has no inverse. Expected several "
+                f"The covariance of {number_of(self.tokens, 'key')} of "
+                f"{number_of(len(self.matrix), 'memory', 'memories')} has no inverse. Expected several "
                 "times as many different tokens: RankOneEdit(model, tokenizer, texts=[...]); or a ridge, such as ridge=1e-3."
             )
         return torch.cholesky_solve(key.to(self.matrix)[:, None], factor)[:, 0]
@@ -78,13 +80,18 @@ class Covariance(Stored):
 
         given, ax = ax is not None, ax or plt.subplots(figsize=(4, 3), layout="constrained")[1]
         ax.semilogy(self.table()["eigenvalue"], color="#333333")
-        ax.set(xlabel="eigenvalue", ylabel="mean square of keys", title=f"keys of layer {self.layer}, {self.tokens} tokens")
+        ax.set(
+            xlabel="eigenvalue",
+            ylabel="mean square of keys",
+            title=f"keys of layer {self.layer}, {number_of(self.tokens, 'token')}",
+        )
         figure = cast("Figure", ax.figure)
         return figure if given else returned(figure)
 
     def __repr__(self) -> str:
         return (
-            f"Covariance of {len(self.matrix)} keys at {self.site}, layer {self.layer}, over {self.tokens} tokens: "
+            f"Covariance of {number_of(len(self.matrix), 'key')} at {self.site}, layer {self.layer}, over "
+            f"{number_of(self.tokens, 'token')}: "
             f"condition number {self.condition:.3g}"
         )
 

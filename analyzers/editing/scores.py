@@ -15,6 +15,7 @@ from analyzers.editing.update import Update
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.results import Stored
 from analyzers.tracing.facts import fact_of
+from fmr.errors import number_of
 from fmr.sweeps.metrics import logits_of
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class EditScores(Stored):
         return figure if given else returned(figure)
 
     def __repr__(self) -> str:
-        lines = [f"EditScores of {self.edit}, {len(self.prompts)} prompts, first choices (seed {self.seed})"]
+        lines = [f"EditScores of {self.edit}, {number_of(len(self.prompts), 'prompt')}, first choices (seed {self.seed})"]
         for state, rates in self.rates.items():
             told = ", ".join(f"{name} {value:.2f}" for name, value in rates.items() if value == value)
             name = "random change of that length" if state == "random" else state

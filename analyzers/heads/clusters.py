@@ -9,6 +9,7 @@ from analyzers.heads.divergence import ATTENTION, BEYOND, DISTANCES
 from analyzers.numbers.embed import Floats, Ints, Separation
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,10 +142,10 @@ class HeadClusters(Stored):
         unit = "in bits" if self.distance == ATTENTION else f"({self.unit})"
         layers = len(dict.fromkeys(zip(self.models, (layer for layer, _ in self.heads), strict=True)))
         lines = [
-            f"HeadClusters: {len(self.heads)} heads of {layers} layers over {self.tokens} tokens in {self.examples} "
-            "examples",
+            f"HeadClusters: {number_of(len(self.heads), 'head')} of {number_of(layers, 'layer')} over "
+            f"{number_of(self.tokens, 'token')} in {number_of(self.examples, 'example')}",
             f"  distance {unit}: within a layer {within:.3f}, between layers {between:.3f}, permutation p {p_value:.2g}",
-            f"  {self.clusters.max() + 1} clusters, {quality}",
+            f"  {number_of(self.clusters.max() + 1, 'cluster')}, {quality}",
         ]
         if pairs := self.counterparts():
             mean = float(np.mean([apart for _, _, apart in pairs]))

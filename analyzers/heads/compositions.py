@@ -8,6 +8,7 @@ import numpy as np
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,7 +128,8 @@ class Compositions(Stored):
 
     def __repr__(self) -> str:
         lines = [
-            f"Compositions of {self.model}: {len(dict.fromkeys(self.readers))} readers, {len(self.writers)} writers, "
+            f"Compositions of {self.model}: {number_of(len(dict.fromkeys(self.readers)), 'reader')}, "
+            f"{number_of(len(self.writers), 'writer')}, "
             f"{self.expected:.3f} expected of parts turned at random"
         ]
         for role in dict.fromkeys(one for one in self.roles if one != "in"):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,7 +134,8 @@ class HeadJobs(Stored):
         first, second = self.losses
         loss = f"; loss {first:.2f}, said again {second:.2f}" if first == first else ""
         lines = [
-            f"HeadJobs of {self.model}: {len(self.heads)} heads, {self.examples} sequences of {self.length} random tokens "
+            f"HeadJobs of {self.model}: {number_of(len(self.heads), 'head')}, "
+            f"{number_of(self.examples, 'sequence')} of {self.length} random tokens "
             f"twice{loss}"
         ]
         for job in self.nulls:

@@ -21,6 +21,9 @@ from fmr.structure.streams.fold import Fold
 LEAST = 4
 """The tokens below which the likeness of two layouts is not defined."""
 
+SIDE = 48
+"""Heads whose products with the others are taken at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Writing:
@@ -93,20 +96,30 @@ def count_outputs(sums: Sums, written: Sequence[Tensor], real: Tensor) -> None:
         sizes = sorted({one.shape[-1] for one in written})
         raise AnalyzerError(f"Outputs of {sizes} numbers have no cosine. Expected one width, or distances='cka'.")
     for e, kept in enumerate(real):
-        outputs = [one[e][:, kept.to(one.device)].float() for one in written]
-        if OUTPUT in sums.apart:
-            sums.apart[OUTPUT] += _cosines(torch.cat(outputs))
-            sums.counted[OUTPUT] += int(kept.sum())
+        outputs = [one[e] if bool(kept.all()) else one[e][:, kept.to(one.device)] for one in written]
         if CKA in sums.apart and kept.sum() >= LEAST:
             sums.apart[CKA] += _likeness(torch.cat([one @ one.mT for one in outputs]).double())
             sums.counted[CKA] += 1
+        if OUTPUT in sums.apart:
+            sums.apart[OUTPUT] += _cosines(torch.cat(outputs))
+            sums.counted[OUTPUT] += int(kept.sum())
 
 
 def _cosines(outputs: Tensor) -> Tensor:
-    """1 - cosine of each pair of heads, summed over tokens: (heads, heads). outputs: (heads, tokens, width)."""
-    rows = torch.nn.functional.normalize(outputs, dim=-1).flatten(1)
-    total = outputs.shape[1] - (rows @ rows.T).double()
+    """1 - cosine of each pair of heads, summed over tokens: (heads, heads). outputs: (heads, tokens, width), normalised in
+    place."""
+    rows = outputs.div_(outputs.norm(dim=-1, keepdim=True).clamp_min_(1e-12)).flatten(1)
+    total = outputs.shape[1] - _gram(rows).double()
     return total.fill_diagonal_(0.0).clamp_(min=0.0).cpu()
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rows @ rows.T, of which about half is computed."""
+    total = rows.new_zeros(len(rows), len(rows))
+    for start in range(0, len(rows), SIDE):
+        some = slice(start, start + SIDE)
+        total[some, start:] = rows[some] @ rows[start:].T
+    return total.triu() + total.triu(1).T
 
 
 def _likeness(kernels: Tensor) -> Tensor:
@@ -119,7 +132,7 @@ def _likeness(kernels: Tensor) -> Tensor:
     kernels = kernels - torch.diag_embed(kernels.diagonal(dim1=1, dim2=2))
     rows, flat = kernels.sum(-1), kernels.flatten(1)
     whole = rows.sum(-1)
-    total = flat @ flat.T + whole[:, None] * whole[None] / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows @ rows.T
+    total = _gram(flat) + whole[:, None] * whole[None] / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows @ rows.T
     return (total / (n * (n - 3))).cpu()
 
 

@@ -9,6 +9,7 @@ from analyzers.heads.jobs import COPYING, NAMING, RECEIVER
 from analyzers.heads.scatter import COLOURS, INK, PALE, TAG
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,9 @@ def jobs(result: "HeadJobs", ax: "Axes | None", job: str | None) -> "Figure":
     first, second = result.losses
     loss = f"; loss {first:.2f}, and {second:.2f} where they come again" if first == first else ""
     text = f"{result.examples} x {result.length} random tokens twice{loss}; grey: the null of each head"
-    figure.suptitle(f"{len(result.heads)} heads of {result.model}, by job", x=0.01, ha="left", fontsize=12, color=INK)
+    figure.suptitle(
+        f"{number_of(len(result.heads), 'head')} of {result.model}, by job", x=0.01, ha="left", fontsize=12, color=INK
+    )
     made[0, 0].set_title(text, loc="left", fontsize=8, color=INK)
     _layers(made[0, -1], max(layer for layer, _ in result.heads))
     return figure
@@ -226,7 +229,10 @@ def _bars(result: "Compositions", ax: "Axes", role: str, reader: str) -> "Figure
     text, place = f"turned at random {result.expected:.3f}", (result.expected, len(first) - 0.4)
     ax.annotate(text, place, (4, 0), textcoords="offset points", fontsize=7.5, color=INK, va="center")
     ax.set_title(
-        f"what {reader} reads by its {_ROLES[role]}: first of {len(every)} writers", loc="left", fontsize=10, color=INK
+        f"what {reader} reads by its {_ROLES[role]}: first of {number_of(len(every), 'writer')}",
+        loc="left",
+        fontsize=10,
+        color=INK,
     )
     _plain(ax, "writer")
     ax.set_xlabel("composition", fontsize=8.5, color=INK)

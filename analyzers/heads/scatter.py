@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzers.numbers.embed import Floats
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,12 +53,13 @@ def _title(ax: "Axes", result: "HeadClusters") -> None:
     """What was measured, in one line, and how sure the picture is, in smaller ones."""
     within, between, p_value = result.by_layer
     how = "where they look" if "JS" in result.unit else "what they write"
-    ax.set_title(f"{len(result.heads)} attention heads by {how}", loc="left", fontsize=12, color=INK, pad=28)
+    ax.set_title(f"{number_of(len(result.heads), 'attention head')} by {how}", loc="left", fontsize=12, color=INK, pad=28)
     bits = " bits" if "JS" in result.unit else ""
     lines = (
         f"{result.tokens:,} tokens; mean distance within a layer {within:.3f}, between layers {between:.3f}{bits}, "
         f"permutation p = {p_value:.2g}; map: stress {result.stress:.3f}, seed {result.seed}",
-        f"{result.clusters.max() + 1} clusters, outlined where of several heads (silhouette {result.silhouette:.2f}); "
+        f"{number_of(result.clusters.max() + 1, 'cluster')}, outlined where of several heads (silhouette "
+        f"{result.silhouette:.2f}); "
         f"beside them the token that gets unusual weight, or broad attention",
     )
     ax.annotate("\n".join(lines), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=8, color=INK, va="bottom")

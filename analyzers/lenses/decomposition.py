@@ -14,6 +14,7 @@ from analyzers.lenses.writers import named
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, Given
 from analyzers.results import Stored
+from fmr.errors import number_of
 from fmr.ids import TensorId
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
@@ -107,7 +108,7 @@ class Decomposition(Stored):
         moved = table["movement"].drop(index=self.names[0]).nlargest(3)
         told = [", ".join(f"{name} {value:+.2f}" for name, value in some.items()) for some in (most, least)]
         written = table["cosine_end"].iloc[1:].abs().mean(), table["other_cosine"].iloc[1:].abs().mean()
-        prompts = f"{len(self.tokens)} prompt{'s' * (len(self.tokens) > 1)}, {int(self.mask.sum())} tokens"
+        prompts = f"{number_of(len(self.tokens), 'prompt')}, {number_of(int(self.mask.sum()), 'token')}"
         return (
             f"Decomposition of the stream of {prompts}, {len(self.names)} parts (error {self.error:.0e})\n"
             f"  shares of its end: {told[0]}; least {told[1]}\n"

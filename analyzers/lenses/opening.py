@@ -10,7 +10,7 @@ import fmr
 from analyzers.causal.opening import first_run
 from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Given, check_eval, real_tokens
-from fmr.errors import whole_number
+from fmr.errors import number_of, whole_number
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.logits import Readout
@@ -83,7 +83,8 @@ def columns_of(mask: Tensor, position: int) -> Tensor:
     lengths = mask.sum(1)
     if not bool(((position < lengths) & (-position <= lengths)).all()):
         raise AnalyzerError(
-            f"position={position}: the shortest prompt has {int(lengths.min())} tokens, expected {-int(lengths.min())} to "
+            f"position={position}: the shortest prompt has {number_of(int(lengths.min()), 'token')}, expected "
+            f"{-int(lengths.min())} to "
             f"{int(lengths.min()) - 1}."
         )
     place = torch.where(torch.tensor(position) < 0, lengths + position, torch.tensor(position))

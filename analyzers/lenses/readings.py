@@ -10,6 +10,7 @@ from torch import Tensor
 from analyzers.lenses.opening import labelled
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,9 +152,9 @@ class Lens(Stored):
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        several = f"{len(self.tokens)} prompt{'s' * (len(self.tokens) > 1)}, {int(self.read.sum())} positions"
+        several = f"{number_of(len(self.tokens), 'prompt')}, {number_of(int(self.read.sum()), 'position')}"
         exact = f"lies {self.error:.0e} from" if self.error else "is"
-        yield f"Lens of {several}, {len(self.points)} layers; the last row {exact} what the model says"
+        yield f"Lens of {several}, {number_of(len(self.points), 'layer')}; the last row {exact} what the model says"
         told = [f"{view} {self._layer(place)}" for view, place in self.first().items()]
         yield f"  the answer is first on top at layer (median): {', '.join(told)}"
         last = len(self.points) - 1

@@ -11,6 +11,7 @@ from analyzers.numbers.confidence import means
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,7 +160,7 @@ class LogitParts(Stored):
     def _lines(self) -> Iterator[str]:
         capped = ", before the soft cap" if self.capped else ""
         kinds = " + ".join(f"{name} {share:.3f}" for name, share in self.by_kind().items())
-        prompts = f"{len(self.total)} prompt{'s' * (len(self.total) > 1)}"
+        prompts = number_of(len(self.total), "prompt")
         yield f"LogitParts of {prompts}: {self.title}{capped} {float(self.total.mean()):.4f} (mean)"
         yield f"  = {kinds} (error {self.error:.0e}; scales of norms held)"
         if "head" in self.kinds:

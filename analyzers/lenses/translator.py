@@ -14,6 +14,7 @@ from analyzers.prompts import prompts
 from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
+from fmr.errors import number_of
 from fmr.ids import Site
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class Translator(Stored):
         first, last = self.points[0], self.points[-1]
         where = f" on {self.held_out} held-out tokens" if self.held_out else " on these"
         return (
-            f"Translator of {len(self.points)} layers, {self.maps.shape[-1]} wide, {how} over {self.tokens} tokens, ridge "
+            f"Translator of {number_of(len(self.points), 'layer')}, {self.maps.shape[-1]} wide, {how} over "
+            f"{number_of(self.tokens, 'token')}, ridge "
             f"{self.ridge:g}\n  variance of the end explained{where}: {self.explained[0]:.3f} at layer {first}, "
             f"{self.explained[-1]:.3f} at {last}; fitted to other tokens {self.null_explained.max():.3f} at most"
         )
@@ -144,7 +146,8 @@ class Sums:
         factor, failed = torch.linalg.cholesky_ex(scaled)
         if int(failed):
             raise AnalyzerError(
-                f"{count} tokens do not determine a map from {len(x)} numbers. Expected several times as many tokens, or a "
+                f"{number_of(count, 'token')} do not determine a map from {len(x)} numbers. Expected several times "
+                f"as many tokens, or a "
                 "ridge, such as result(ridge=1e-3)."
             )
         found = torch.cholesky_solve(of_xy, factor)

@@ -28,7 +28,7 @@ from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
 from analyzers.prompts import Prompts, prompts, token_ids
 from analyzers.protocol import Analyzer, AnalyzerError, Given, gathered, real_tokens
-from fmr.errors import whole_number
+from fmr.errors import number_of, whole_number
 from fmr.sweeps.bars import hidden
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class KeyValueMemories(Analyzer[Memories]):
 
     def __repr__(self) -> str:
         what = "nothing yet" if self.counts is None else repr(self.counts)
-        return f"KeyValueMemories, {self.k} triggers a memory: counted {what}"
+        return f"KeyValueMemories, {number_of(self.k, 'trigger')} a memory: counted {what}"
 
     # ---- given prompts
 
@@ -330,7 +330,7 @@ class KeyValueMemories(Analyzer[Memories]):
             if ours != theirs:
                 raise AnalyzerError(f"{place(*theirs)} after {place(*ours)}. {ONE}")
         if len(have) != len(layers):
-            raise AnalyzerError(f"{len(layers)} layers of memories after {len(have)}. {ONE}")
+            raise AnalyzerError(f"{number_of(len(layers), 'layer')} of memories after {len(have)}. {ONE}")
 
     def _count(self, values: Sequence[Tensor], texts: Texts) -> "Self":
         assert self.counts is not None

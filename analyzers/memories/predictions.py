@@ -18,6 +18,7 @@ from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, check_eval
 from analyzers.results import Stored
 from analyzers.sites import read_at
+from fmr.errors import number_of
 from fmr.runs.run import Run
 from fmr.structure.frozen import frozen
 from fmr.structure.memories.memory import Memory
@@ -76,7 +77,7 @@ class Composed(Stored):
 
     def __repr__(self) -> str:
         return (
-            f"Composed: what {len(self.layers)} layers say at {self.n_tokens} tokens\n"
+            f"Composed: what {len(self.layers)} layers say at {number_of(self.n_tokens, 'token')}\n"
             f"  none of a layer's memories says it: {self.none.mean():.1%} of tokens (layers {self.none.min():.1%} to "
             f"{self.none.max():.1%}); with shuffled coefficients {self.shuffled.mean():.1%}, seed {self.seed}"
         )
@@ -156,7 +157,8 @@ class Promotion(Stored):
         top, layer = np.sort(self.promoted)[::-1], int(np.argmax(self.by_layer))
         return (
             f"Promotion of {self.word!r} after {prompt[-60:]!r}: p {self.probability:.3f}, logit {self.logit:.2f}\n"
-            f"  {len(self.added)} memories of {len(self.layers)} layers add {self.added.sum():+.2f}, to a word on average "
+            f"  {number_of(len(self.added), 'memory', 'memories')} of {len(self.layers)} layers add "
+            f"{self.added.sum():+.2f}, to a word on average "
             f"{self.average.sum():+.2f}; above that most in layer {self.layers[layer]}, {self.by_layer[layer]:+.2f} "
             f"({self.draws} other words ± {self.spread[layer]:.2f}, seed {self.seed})\n"
             f"  strongest memories: {', '.join(f'{name} {value:+.2f}' for name, value in zip(best, top, strict=False))}"

@@ -14,6 +14,7 @@ from analyzers.memories.spelling import joined
 from analyzers.memories.vocabulary import Values
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,8 +224,9 @@ class Memories(Stored):
         counted = "all tokens" if self.position is None else f"token {self.position} of each text"
         signs = " and sign" if len(self.signs) == 2 else ""
         lines = [
-            f"Memories: {len(self)} of {len(self.layers)} layers over {self.n_tokens} tokens in {self.n_texts} texts "
-            f"({counted}); {self.k} triggers a memory{signs}"
+            f"Memories: {len(self)} of {number_of(len(self.layers), 'layer')} over "
+            f"{number_of(self.n_tokens, 'token')} in {number_of(self.n_texts, 'text')} "
+            f"({counted}); {number_of(self.k, 'trigger')} a memory{signs}"
         ]
         if self.unread:
             return f"{lines[0]}\n  values without words: {self.unread}"
@@ -240,7 +242,7 @@ class Memories(Stored):
         return (
             f"  {which} triggers followed by the word that their value speaks {word} most: layer {self.layers[layer]} "
             f"{shares[layer]:.2%} (chance {self.chance[layer, side]:.2%}, p {self.p_values[layer, side]:.2g}); above chance "
-            f"in {above} of {len(shares)} layers"
+            f"in {above} of {number_of(len(shares), 'layer')}"
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from analyzers.networks.search import ratio
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,8 +113,9 @@ class Communities(Stored):
         isolated = int((self.labels < 0).sum())
         alone = f", {isolated} without an edge" if isolated else ""
         lines = [
-            f"Communities of {self.model} ({self.graph}): {len(self.labels)} units in {len(self.groups)} groups{alone}, "
-            f"{int(self.edges[0])} edges"
+            f"Communities of {self.model} ({self.graph}): {number_of(len(self.labels), 'unit')} in "
+            f"{number_of(len(self.groups), 'group')}{alone}, "
+            f"{number_of(int(self.edges[0]), 'edge')}"
         ]
         for n, share in enumerate(self.shares):
             kept = "all edges" if share >= 1 else f"strongest {100 * share:g} % of edges"
@@ -121,9 +123,13 @@ class Communities(Stored):
             lines += [self._against(n, kind) for kind in range(len(self.kinds))]
         draws = self.null_q.shape[2]
         said = [f"{name} {value}" for name, value in self.settings.items() if name in ("method", "choose", "norm", "fold")]
-        lines.append(f"  {draws} networks of each null, the same search in all; {', '.join(said)}; seed {self.seed}")
+        lines.append(
+            f"  {number_of(draws, 'network')} of each null, the same search in all; {', '.join(said)}; seed {self.seed}"
+        )
         if self.mixing:
-            lines.append(f"  {len(self.mixing)} projections over positions give no edges: {', '.join(self.mixing[:2])}")
+            lines.append(
+                f"  {number_of(len(self.mixing), 'projection')} over positions give no edges: {', '.join(self.mixing[:2])}"
+            )
         return "\n".join(lines)
 
     def _against(self, n: int, kind: int) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fmr.disk.files import read_whole, seal, understood, unseal, write_whole
-from fmr.errors import GraphError, IdError, nearest
+from fmr.errors import GraphError, IdError, nearest, number_of
 from fmr.graph.align import align, diff
 from fmr.graph.expand import Inner, inner_nodes
 from fmr.graph.hints import used_name
@@ -345,14 +345,19 @@ class Graph:
     def __repr__(self) -> str:
         ops = Counter(node.op for node in self.nodes if not node.id.is_source)
         kinds = Counter(node.op for node in self.sources)
-        sources = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in kinds.items())
+        sources = ", ".join(number_of(count, kind) for kind, count in kinds.items())
         common = ", ".join(f"{op} {count}" for op, count in ops.most_common(6))
-        lines = [f"Graph of {self.model}: {ops.total()} ops in {len(self.scopes)} module calls, reading {sources}"]
+        lines = [
+            f"Graph of {self.model}: {number_of(ops.total(), 'op')} in {number_of(len(self.scopes), 'module call')}, "
+            f"reading {sources}"
+        ]
         lines += [f"  most used: {common}"]
         lines += [f"  input   {node}" for node in self.sources if node.op == "input"]
         lines += [f"  output  {self[name]}" for name in list(ids_in(self.scopes[0].output))[:3]] if self.scopes else []
         lines += [f"  edited  {', '.join(self.edited[:3])}{' ...' * (len(self.edited) > 3)}"] if self.edited else []
-        lines += [f"  opaque  {len(self.opaque)} values whose producer could not be seen"] if self.opaque else []
+        lines += (
+            [f"  opaque  {number_of(len(self.opaque), 'value')} whose producer could not be seen"] if self.opaque else []
+        )
         return "\n".join(lines)
 
     @cached_property
@@ -390,4 +395,4 @@ class ModuleCall:
 
     def __repr__(self) -> str:
         path = self.scope.path or "root"
-        return f"{path} ({self.scope.kind}): {len(self.nodes)} ops, output {list(ids_in(self.scope.output))}"
+        return f"{path} ({self.scope.kind}): {number_of(len(self.nodes), 'op')}, output {list(ids_in(self.scope.output))}"

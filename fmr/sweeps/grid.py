@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fmr.errors import DrawError
+from fmr.errors import DrawError, number_of
 from fmr.ids import Site
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class Grid:
         low, high = float(self.values.min()), float(self.values.max())
         return (
             f"Grid of {len(self.sites)} edited runs by {self.how}{why}, {self.rows} at once: values {low:.4g} to "
-            f"{high:.4g}, without edits {float(self.base.mean()):.4g}; {self.forwards} forwards, spot checks within "
+            f"{high:.4g}, without edits {float(self.base.mean()):.4g}; {number_of(self.forwards, 'forward')}, spot "
+            f"checks within "
             f"{self.error:.1e}"
         )
 

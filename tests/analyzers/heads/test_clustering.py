@@ -70,6 +70,16 @@ def test_identical_heads_are_at_exactly_zero_and_disjoint_ones_at_exactly_one() 
     assert distances([own, next_]).tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
+def test_logarithms_of_torch_and_of_numpy_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.cat(random_patterns(), 1).float().movedim(1, 0).flatten(1)
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr("analyzers.heads.divergence.FAST", fast)
+        found.append(divergences(weights))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+    assert (found[1].diagonal() == 0).all()
+
+
 def test_it_is_symmetric_and_zero_on_itself() -> None:
     found = distances(random_patterns())
     assert (found == found.T).all()
