@@ -20,6 +20,7 @@ from fmr.nodes import Node
 from fmr.runs.run import Run
 from fmr.structure.attention.factors import Factors, last_alone, matrix_of
 from fmr.structure.normal.match import (
+    CONVOLUTIONS,
     MOVES,
     NORMS,
     STATISTICS,
@@ -105,15 +106,14 @@ class Circuits:
         return by_layer or [(n, block) for n, block in enumerate(self.structure.attention) if block.kind == "self"]
 
     def memories(self, layers: range | None = None) -> Iterator[Part]:
-        """The memories of each layer as one map each, from what the coefficients read to what they write."""
+        """The memories of each layer as one map each, from what the coefficients read to what they write; each expert as one
+        of its own, since what weighs experts does not turn what they write."""
         for number, layer in enumerate(self.structure.layers):
             if layers is not None and number not in layers:
                 continue
             for place, memory in enumerate(layer.mlps):
                 name = f"mlp {number}" + (f".{place}" if len(layer.mlps) > 1 else "")
-                part = self._tried(memory.scope, partial(self._memory, memory, number, name))
-                if part is not None:
-                    yield part
+                yield from self._tried(memory.scope, partial(self._memory, memory, number, name)) or []
 
     def factors(self, block: Attention) -> Factors:
         """The weights of the heads of an attention, with the norm before them folded in, and that after them."""
@@ -223,25 +223,39 @@ class Circuits:
             for h in range(len(out))
         ]
 
-    def _memory(self, memory: Memory, layer: int, name: str) -> Part:
+    def _memory(self, memory: Memory, layer: int, name: str) -> list[Part]:
         graph, value = self.graph, self.run.__getitem__
         source = strip_views(graph, memory.source, MOVES)
         higher = above(graph, memory.post.id, lambda node: projection(graph, node) is None)
         ups = [one for node in higher if (one := projection(graph, node)) and strip_views(graph, one.data, MOVES) == source]
         down = projection(graph, graph[memory.down])
         assert down is not None
-        keys, values = torch.cat([matrix_of(graph, up, value) for up in ups]), matrix_of(graph, down, value)
-        values = values if memory.first is None else values.narrow(1, memory.first, memory.n)
-        if len(keys) not in (memory.n, 2 * memory.n) or values.shape[1] != memory.n:
+        experts = _experts(memory)
+        keys = torch.cat([matrix_of(graph, up, value).unflatten(0, (experts, -1)) for up in ups], 1)
+        values = matrix_of(graph, down, value).unflatten(0, (experts, -1))
+        values = values if memory.first is None else values.narrow(2, memory.first, memory.n)
+        if keys.shape[1] not in (memory.n, 2 * memory.n) or values.shape[2] != memory.n:
             raise StructureError(
-                f"its projections make {len(keys)} numbers of a token and read {values.shape[1]} for {memory.n} memories: "
-                "one matrix for all tokens was expected and none for others (experts have several)."
+                f"its projections make {keys.shape[1]} numbers of a token and read {values.shape[2]} for {memory.n} "
+                "memories: one matrix for all tokens was expected, or one for each expert."
             )
         stream, after, point = self.point_of(source)
         _, at, written = self.written(memory.out.id)
-        reads = triangle(_single(self.fold(point, source).into(keys)))
-        writes = triangle(_single(self.fold(memory.out.id, written).after(values.mT)))
-        return Part(name, MEMORIES, layer, stream, after, at, {"in": reads}, writes.mT)
+        reads, writes = self.fold(point, source).into(keys), self.fold(memory.out.id, written).after(values.mT)
+        return [
+            Part(
+                name if experts == 1 else f"{name} expert {n}", MEMORIES, layer, stream, after, at,
+                {"in": triangle(_single(reads[n]))}, triangle(_single(writes[n])).mT,
+            )
+            for n in range(experts)
+        ]  # fmt: skip
+
+
+def _experts(memory: Memory) -> int:
+    """How many matrices a memory has, of which each token reads some: one, or that of each expert, one behind the other."""
+    keys, values = (memory.weights[name] for name in (memory.keys, memory.values))
+    several = keys.dim() == values.dim() == 3 and memory.graph[memory.down].op not in CONVOLUTIONS
+    return len(values) if several else 1
 
 
 def _is_number(graph: Graph, name: TensorId) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from analyzers.heads.jobs import HeadJobs
 
 NULL = "#b9b9b9"
-NAMED, BARS = 3, 12
+NAMED, BARS, FIRST = 3, 12, 5
 """How many heads of a job have their names in the picture, and how many writers of a reader."""
 
 
@@ -188,24 +188,21 @@ def _score_map(result: "Compositions", ax: "Axes", role: str, rows: Sequence[int
         axis.set_label_text(what if few else f"{what}, by layer", fontsize=8.5, color=INK)
     ax.tick_params(labelsize=7.5, length=2, colors=INK)
     ax.spines[:].set_visible(False)
-    apart: list[tuple[int, int]] = []
-    for n in np.argsort(-np.nan_to_num(values, nan=-1), axis=None)[:12]:
-        i, j = (int(one) for one in np.unravel_index(n, values.shape))
-        if any(abs(i - row) < 0.04 * len(rows) and abs(j - column) < 0.2 * len(columns) for row, column in apart):
-            continue
-        apart.append((i, j))
-        right = j < 0.8 * len(columns)
-        ax.annotate(
-            f"{result.readers[rows[i]]} ← {result.writers[columns[j]]}", (j, i), (7 if right else -7, 0),
-            textcoords="offset points", fontsize=6.5, color="white", ha="left" if right else "right", va="center",
-            bbox={"facecolor": INK, "alpha": 0.65, "pad": 1.0, "linewidth": 0},
-        )  # fmt: skip
+    strongest = np.argsort(-np.nan_to_num(values, nan=-1), axis=None)[: min(FIRST, int(np.isfinite(values).sum()))]
+    places = [tuple(map(int, np.unravel_index(n, values.shape))) for n in strongest]
+    y, x = zip(*places, strict=True)
+    for width, colour in ((2.4, "white"), (1.0, INK)):
+        ax.scatter(x, y, s=46, facecolors="none", edgecolors=colour, linewidths=width)
+    told = ", ".join(f"{result.readers[rows[i]]} ← {result.writers[columns[j]]}  {values[i, j]:.2f}" for i, j in places)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.ax.axhline(result.expected, color="white", linewidth=1.5)
     bar.set_label(f"score; white: {result.expected:.3f}, turned at random", fontsize=8)
     bar.ax.tick_params(labelsize=7.5)
     bar.outline.set_visible(False)
-    ax.set_title(f"{role.upper()}-composition in {result.model}, by weights alone", loc="left", fontsize=10, color=INK)
+    title = f"{role.upper()}-composition in {result.model}, by weights alone"
+    ax.set_title(title, loc="left", fontsize=10, color=INK, pad=16)
+    named = ax.annotate(f"circles: {told}", (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7, color=INK)
+    named.set_in_layout(False)
     return cast("Figure", ax.figure)
 
 

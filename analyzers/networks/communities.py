@@ -128,7 +128,7 @@ class Communities(Stored):
         )
         if self.mixing:
             lines.append(
-                f"  {number_of(len(self.mixing), 'projection')} over positions give no edges: {', '.join(self.mixing[:2])}"
+                f"  no edges of {number_of(len(self.mixing), 'projection')} over positions: {', '.join(self.mixing[:2])}"
             )
         return "\n".join(lines)
 

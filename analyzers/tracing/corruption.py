@@ -97,7 +97,7 @@ def swapped(
             fitting.append(Fact(ids, fact.tokens, fact.subject, fact.answer).inputs()["input_ids"])
     if not fitting:
         raise AnalyzerError(
-            f"None of the {number_of(len(swaps), 'swap')} has {number_of(len(fact.subject), 'token')} like "
+            f"No swap of {len(swaps)} has {number_of(len(fact.subject), 'token')} like "
             f"{subject!r}, so that positions would "
             "correspond. Expected other subjects of that length, or noise: swaps=()."
         )

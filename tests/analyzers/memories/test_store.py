@@ -34,7 +34,7 @@ def test_what_was_stored_is_read_again_to_the_bit(tmp_path: Path) -> None:
     whole = KeyValueMemories(model, k=4, store=path).over(BATCHES).result(seed=2)
     again = KeyValueMemories(model, k=4, store=path)
     assert repr(again) == (
-        "KeyValueMemories, 4 triggers a memory: counted 360 tokens of 60 texts in 10 batches; 24 memories of 1 layers"
+        "KeyValueMemories, 4 triggers a memory: counted 360 tokens of 60 texts in 10 batches; 24 memories of 1 layer"
     )
     found = again.result(seed=2)
     same(found, whole)

@@ -341,7 +341,7 @@ def test_settings_that_mean_nothing_are_refused(loaded: tuple[nn.Module, Any], n
 def test_what_cannot_be_traced_is_said(loaded: tuple[nn.Module, Any]) -> None:
     with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer. Pass one: Name\(model, tokenizer\)."):
         CausalTracing(loaded[0]).run(PROMPT, SUBJECT)
-    with pytest.raises(AnalyzerError, match=r"None of the 1 swaps has 3 tokens like 'Velin dal Millwick'"):
+    with pytest.raises(AnalyzerError, match=r"No swap of 1 has 3 tokens like 'Velin dal Millwick'"):
         CausalTracing(*loaded, swaps=["Junel Dunoth"]).run(PROMPT, SUBJECT)
     with pytest.raises(AnalyzerError, match=r"A fact is str 'Velin', expected prompt, subject and answer: a tuple"):
         CausalTracing(*loaded).update("Velin")
