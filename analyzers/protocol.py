@@ -1,5 +1,7 @@
 """What every analyzer is: sums that batches add to, that merge across shards, and a frozen result made from them."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
@@ -36,9 +38,9 @@ class AnalyzerError(FmrError):
 class Result(Protocol):
     """The numbers that an analyzer leaves: a frozen dataclass."""
 
-    def table(self) -> "DataFrame": ...
+    def table(self) -> DataFrame: ...
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure": ...
+    def plot(self, ax: Axes | None = None) -> Figure: ...
 
 
 R = TypeVar("R", bound=Result)
@@ -54,18 +56,18 @@ class Analyzer(ABC, Generic[R]):
     """
 
     @abstractmethod
-    def update(self, batch: Batch) -> "Self":
+    def update(self, batch: Batch) -> Self:
         """Count one batch and return the analyzer."""
 
     @abstractmethod
-    def merge(self, other: "Self") -> "Self":
+    def merge(self, other: Self) -> Self:
         """Add what another analyzer of the same settings counted on other data, and return this one."""
 
     @abstractmethod
     def result(self) -> R:
         """The numbers so far; more batches may follow."""
 
-    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> "Self":
+    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> Self:
         """Count every batch of a loader and return the analyzer; texts are put together, 16 a batch.
 
         >>> heads.over(batches)

@@ -1,5 +1,7 @@
 """Attribution patching: what patching each site would do, to first order, from one backward for all of them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby

@@ -1,5 +1,7 @@
 """What putting values of one run into another did: one number a site, as tables and maps."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -73,7 +75,7 @@ class Effects(Stored):
         order = [n for n in np.argsort(-np.abs(self.effects), kind="stable") if kind in (None, self.kinds[n])]
         return [self.names[n] for n in order[:many]]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a site: its kind, layer and place, its effect with the interval, and the mean change of the metric.
 
         >>> effects.table().query("kind == 'z'")
@@ -93,7 +95,7 @@ class Effects(Stored):
             }
         )
 
-    def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Figure":
+    def plot(self, ax: Axes | None = None, kind: str | None = None) -> Figure:
         """Draw the effects as heat maps, one a kind; returns the figure.
 
         >>> effects.plot(kind="resid_pre").savefig("patching.png")
@@ -123,7 +125,7 @@ class Effects(Stored):
         )
         return "\n".join([head, *lines])
 
-    def _without(self) -> "Iterator[tuple[str, str]]":
+    def _without(self) -> Iterator[tuple[str, str]]:
         """The kinds of a patching of whole layers that were not located in some of them, in words."""
         layers = dict.fromkeys(n for n, kind in zip(self.layers.tolist(), self.kinds, strict=True) if kind == BY_POSITION[0])
         for kind in (*BY_POSITION, "z") if layers else ():
@@ -136,7 +138,7 @@ class Effects(Stored):
 
 def effects_of(
     method: str,
-    cells: "Sequence[Cell]",
+    cells: Sequence[Cell],
     changes: Tensor,
     base: Tensor,
     source: Tensor,
@@ -144,7 +146,7 @@ def effects_of(
     seed: int,
     *,
     control: dict[str, float] | None = None,
-    exact: "Effects | None" = None,
+    exact: Effects | None = None,
     how: str,
     forwards: int,
     error: float = float("nan"),

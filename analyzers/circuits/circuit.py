@@ -1,5 +1,7 @@
 """A circuit: the edges that carry an answer, how much of it they carry, and what random ones of their number do."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -92,7 +94,7 @@ class Circuit(Stored):
         """
         return 1 - float(self._shares(self.without)[0][self._row(n)])
 
-    def curve(self) -> "DataFrame":
+    def curve(self) -> DataFrame:
         """One row a size: the share of the answer with the circuit alone and its interval, without it, and with random
         circuits of that size, mean and largest.
 
@@ -115,7 +117,7 @@ class Circuit(Stored):
             }
         )
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row an edge of the circuit, strongest first: writer, reader, score.
 
         >>> circuit.table().query("reader == 'logits'")
@@ -124,7 +126,7 @@ class Circuit(Stored):
 
         return pd.DataFrame(self.edges, columns=list(ScoredEdge._fields))
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the share of the answer by number of edges: with the circuit alone, without it, and with random ones.
 
         >>> circuit.plot().savefig("curve.png")
@@ -134,7 +136,7 @@ class Circuit(Stored):
 
         return returned(draw(self, ax)) if ax is None else draw(self, ax)
 
-    def graph(self, most: int | None = None) -> "networkx.MultiDiGraph[str]":
+    def graph(self, most: int | None = None) -> networkx.MultiDiGraph[str]:
         """The circuit as a networkx graph of nodes, with `role` (q, k, v or empty) and `score` on each edge.
 
         most: leave out the weakest, so that no more edges of the model than these are left. An edge to keys or values that

@@ -1,5 +1,7 @@
 """The search for the edges that carry an answer: scored, chosen, and tested beside random ones."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 

@@ -1,5 +1,7 @@
 """A fact edited: the rank-one update as numbers, put into a model and taken out of it to the bit."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,7 @@ class FactEdit:
         """Whether the model has the edit now."""
         return self._before is not None
 
-    def apply(self) -> "Self":
+    def apply(self) -> Self:
         """Write the update into the model's weight, and return the edit.
 
         >>> edit.apply().revert()
@@ -69,7 +71,7 @@ class FactEdit:
             weight.copy_(self._before)
         self._before = None
 
-    def __enter__(self) -> "Self":
+    def __enter__(self) -> Self:
         return self.apply()
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +107,7 @@ class FactEdit:
         self.update.save(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: nn.Module, tokenizer: Any = None) -> "Self":
+    def load(cls, path: str | os.PathLike[str], model: nn.Module, tokenizer: Any = None) -> Self:
         """An edit that was saved, for a model with the same weights.
 
         >>> edit.save("edit.safetensors")

@@ -1,5 +1,7 @@
 """The keys that a memory reads over a corpus: their second moments, streamed, merged, kept on disk."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +61,7 @@ class Covariance(Stored):
             )
         return torch.cholesky_solve(key.to(self.matrix)[:, None], factor)[:, 0]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row an eigenvalue, the largest first, with the share that it has of their sum.
 
         >>> covariance.table().head()
@@ -69,7 +71,7 @@ class Covariance(Stored):
         values = torch.linalg.eigvalsh(self.matrix).flip(0)
         return pd.DataFrame({"eigenvalue": values.numpy(), "share": (values / values.sum()).numpy()})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the eigenvalues, the largest first; returns the figure.
 
         >>> covariance.plot().savefig("keys.png")
@@ -111,7 +113,7 @@ class KeyCovariance(Analyzer[Covariance]):
         self.sums: Tensor | None = None
         self.tokens = 0
 
-    def update(self, batch: Batch) -> "KeyCovariance":
+    def update(self, batch: Batch) -> KeyCovariance:
         """Count the keys of all real tokens of a batch.
 
         >>> KeyCovariance(model, layer=1).update(inputs).tokens
@@ -129,7 +131,7 @@ class KeyCovariance(Analyzer[Covariance]):
             self.tokens += len(chosen)
         return self
 
-    def merge(self, other: "KeyCovariance") -> "KeyCovariance":
+    def merge(self, other: KeyCovariance) -> KeyCovariance:
         """Add what another analyzer counted of the same memory on other texts, and return this one.
 
         >>> KeyCovariance(model, 1).update(batches[0]).merge(KeyCovariance(model, 1).update(batches[1])).result()

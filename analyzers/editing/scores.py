@@ -1,6 +1,8 @@
 """What an edit did: the fact, other words for it, other subjects, how the model writes; beside the model before it and a
 random change of the same length."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,7 +72,7 @@ class EditScores(Stored):
             found[state]["fluency"] = float(self.fluency[number])
         return found
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a prompt and state: its kind, what should follow, whether it does, and both probabilities.
 
         >>> scores.table().query("state == 'edited'")
@@ -90,7 +92,7 @@ class EditScores(Stored):
             }
         )
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the shares of right first choices, three bars a score; returns the figure.
 
         >>> scores.plot().savefig("scores.png")

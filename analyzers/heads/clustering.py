@@ -1,5 +1,7 @@
 """Which attention heads do the same: their distances over a data set, by where they look or by what they write."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -91,7 +93,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
         """Where the patterns lie, by layer; none before the first batch."""
         return tuple(block.pattern for block in self.blocks)
 
-    def update(self, batch: Batch) -> "HeadClustering":
+    def update(self, batch: Batch) -> HeadClustering:
         """Run the model on one batch and count its attention.
 
         >>> heads.update(tokenizer(["It rains."], return_tensors="pt"))
@@ -109,7 +111,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
         outputs = [written for values in read.values() for _, written in values if written is not None]
         return self._update(patterns, inputs.get(self.mask), outputs)
 
-    def update_patterns(self, patterns: Sequence[Any] | Mapping[str, Sequence[Any]], mask: Any = None) -> "HeadClustering":
+    def update_patterns(self, patterns: Sequence[Any] | Mapping[str, Sequence[Any]], mask: Any = None) -> HeadClustering:
         """Count attention patterns from any source.
 
         >>> HeadClustering().update_patterns([torch.eye(5).expand(2, 12, 5, 5)])
@@ -121,7 +123,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
             raise AnalyzerError(f"Patterns alone do not tell what is written: expected distances of {_OF_PATTERNS}.")
         return self._update(dict(patterns) if isinstance(patterns, Mapping) else {"": patterns}, mask, [])
 
-    def merge(self, other: "HeadClustering") -> "HeadClustering":
+    def merge(self, other: HeadClustering) -> HeadClustering:
         """Add what another analyzer counted on other data, and return this one; the result is that of one pass over all.
 
         >>> HeadClustering(model).over(batches[:2]).merge(HeadClustering(model).over(batches[2:])).result()
@@ -148,7 +150,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
 
     def result(
         self, *, distance: str | None = None, clusters: int | None = None, seed: int = 0, permutations: int = 2000
-    ) -> "HeadClusters":
+    ) -> HeadClusters:
         """Distances, a map in the plane, clusters, and whether heads of one layer are alike beyond chance.
 
         >>> heads.result(seed=0).distances.shape
@@ -209,12 +211,12 @@ class HeadClustering(Analyzer["HeadClusters"]):
             )
         return values
 
-    def _readings(self, structure: "Structure", run: Run) -> tuple[Reading, ...]:
+    def _readings(self, structure: Structure, run: Run) -> tuple[Reading, ...]:
         blocks = self._blocks(structure)
         written = writings(structure, run, blocks) if self._writes else [None] * len(blocks)
         return tuple(zip(blocks, written, strict=True))
 
-    def _update(self, patterns: Mapping[str, Sequence[Any]], mask: Any, outputs: list[Tensor]) -> "HeadClustering":
+    def _update(self, patterns: Mapping[str, Sequence[Any]], mask: Any, outputs: list[Tensor]) -> HeadClustering:
         by_name = {name: [torch.as_tensor(pattern) for pattern in several] for name, several in patterns.items()}
         values = [value for several in by_name.values() for value in several]
         _check_shapes(values)
@@ -238,7 +240,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
             self.layers, self.sums = layers, Sums.zeros(len(sums), self.distances)
         self.sums.add(sums)
 
-    def _blocks(self, structure: "Structure") -> "tuple[Attention, ...]":
+    def _blocks(self, structure: Structure) -> tuple[Attention, ...]:
         """The self-attentions that the scope selects; an error says what there was instead."""
         found = [block for block in structure.attention if block.kind == "self"]
         chosen = tuple(block for block in found if fnmatchcase(block.scope, self.scope))

@@ -1,5 +1,7 @@
 """The heads of one model or of several by how far they lie from one another, as tables and pictures."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,7 +66,7 @@ class HeadClusters(Stored):
         """What a distance is, in words."""
         return DISTANCES[self.distance]
 
-    def between(self, heads: "list[str]", others: "list[str] | None" = None) -> float:
+    def between(self, heads: list[str], others: list[str] | None = None) -> float:
         """The mean distance of some heads among themselves, or to others.
 
         >>> result.between(["0.0", "0.1"], ["3.0", "3.1"])
@@ -79,7 +81,7 @@ class HeadClusters(Stored):
         apart = np.not_equal.outer(rows, columns)
         return float(part[apart].mean()) if apart.any() else float("nan")
 
-    def counterparts(self) -> "list[tuple[str, str, float]]":
+    def counterparts(self) -> list[tuple[str, str, float]]:
         """Each head of the first model with the same one of each other model, and their distance, farthest first.
 
         >>> result.counterparts()
@@ -93,7 +95,7 @@ class HeadClusters(Stored):
                 found.append((self.names[other], self.names[n], float(self.distances[other, n])))
         return sorted(found, key=lambda one: -one[2])
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row per head: where it is, its cluster and nearest head, and where it looks.
 
         >>> result.table().query("cluster == 0")
@@ -117,7 +119,7 @@ class HeadClusters(Stored):
             index=pd.Index(self.names, name="layer.head"),
         )
 
-    def plot(self, ax: "Axes | None" = None, kind: str = "map") -> "Figure":
+    def plot(self, ax: Axes | None = None, kind: str = "map") -> Figure:
         """Draw the map: a labelled point per head, coloured by layer, outlined by cluster; returns the figure.
 
         >>> result.plot().savefig("heads.png")

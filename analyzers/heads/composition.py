@@ -1,5 +1,7 @@
 """Which heads and memories read what others wrote, from the weights alone."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Direct logit attribution: which part of the model wrote the answer's logit."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,7 +141,7 @@ def _flat(part: Part) -> Tensor:
     return part.value.sum(-1)[:, None] if _by_memory(part) else part.value.mT
 
 
-def _places(part: Part) -> "np.ndarray[Any, np.dtype[np.int64]]":
+def _places(part: Part) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.arange(part.value.shape[2]) if part.kind.endswith("head") else np.array([-1])
 
 

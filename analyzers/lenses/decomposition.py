@@ -1,5 +1,7 @@
 """The residual stream as a sum: what each write adds to it at each position, how far it moves it, and in which direction."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,7 +66,7 @@ class Decomposition(Stored):
     error: float
     seed: int
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a part: means over all real tokens.
 
         >>> decomposition.table().sort_values("share").tail(3)
@@ -86,7 +88,7 @@ class Decomposition(Stored):
         """The token at each column of each example; nothing on padding."""
         return labelled(self.tokens, self.mask)
 
-    def plot(self, ax: "Axes | None" = None, *, what: str = "share", example: int = 0) -> "Figure":
+    def plot(self, ax: Axes | None = None, *, what: str = "share", example: int = 0) -> Figure:
         """Draw a measure as a map, parts up, tokens across, and its mean with the null beside it; returns the figure.
 
         >>> decomposition.plot(what="movement").savefig("decomposition.png")

@@ -1,5 +1,7 @@
 """What every reading of the stream begins with: prompts, the model's structure, the points of the last stream."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 

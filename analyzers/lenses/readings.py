@@ -1,5 +1,7 @@
 """What a lens read: per layer and position the top tokens, the entropy, how far an answer is from the top."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -79,7 +81,7 @@ class Lens(Stored):
             found[view] = float(place.double().quantile(0.5, interpolation="lower"))
         return found
 
-    def summary(self) -> "DataFrame":
+    def summary(self) -> DataFrame:
         """One row a layer and a way: medians of the ranks, the share in the top ten, means of the rest.
 
         >>> lens.summary().query("view == 'lens'")
@@ -99,7 +101,7 @@ class Lens(Stored):
         names = ["layer", "view", "median rank", "top ten", "probability", "entropy", "kl", "rank of others"]
         return pd.DataFrame(rows, columns=names)
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row for each way, layer, example and position that was read, with the top token.
 
         >>> lens.table().query("layer == '3' and view == 'lens'")
@@ -127,8 +129,8 @@ class Lens(Stored):
         return labelled(self.tokens, self.mask)
 
     def plot(
-        self, ax: "Axes | None" = None, *, what: str = "probability", view: str | None = None, example: int = 0
-    ) -> "Figure":
+        self, ax: Axes | None = None, *, what: str = "probability", view: str | None = None, example: int = 0
+    ) -> Figure:
         """Draw a measure as heat maps, layers up, tokens across, with the top token in each cell; returns the figure.
 
         >>> lens.plot().savefig("lens.png")

@@ -1,5 +1,7 @@
 """What direct logit attribution found: the share of each part in a logit, as tables and pictures."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -109,7 +111,7 @@ class LogitParts(Stored):
         found[self.layers[own], self.places[own]] = shares[own]
         return found
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a part: its mean share, the 95 % interval of that over examples, and its share in other answers.
 
         >>> attribution.table().query("kind == 'head'")
@@ -120,7 +122,7 @@ class LogitParts(Stored):
         columns = {"share": share, "low": low, "high": high, "others": np.asarray(self.others.mean(1))}
         return pd.DataFrame({"part": self.names, "kind": self.kinds, "layer": self.layers, "place": self.places, **columns})
 
-    def memory_table(self, n: int = 20) -> "DataFrame":
+    def memory_table(self, n: int = 20) -> DataFrame:
         """The single memories with the largest shares, of a run with memories=True."""
         import pandas as pd
 
@@ -134,7 +136,7 @@ class LogitParts(Stored):
         rows.sort(key=lambda row: -abs(row[2]))
         return pd.DataFrame(rows[:n], columns=["layer", "memory", "share"])
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the heads as a map and, beside it, what each layer wrote; returns the figure.
 
         >>> attribution.plot().savefig("attribution.png")

@@ -1,5 +1,7 @@
 """A translator for the logit lens: one affine map a layer to the end of the stream, fitted in closed form over text."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -63,7 +65,7 @@ class Translator(Stored):
         weight, bias = maps[place].to(states.device), biases[place].to(states.device)
         return (states.to(weight.dtype) @ weight + bias).to(states.dtype)
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a layer: the share of the variance that is explained, beside that of the null, and the KL of a tuned one.
 
         >>> translator.table()
@@ -76,7 +78,7 @@ class Translator(Stored):
             columns |= {"kl after": [self.kl_after.get(p, np.nan) for p in self.points]}
         return pd.DataFrame({"layer": self.points, **columns})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw which share of the end's variance each layer explains, and the null; returns the figure.
 
         >>> translator.plot().savefig("translator.png")
@@ -126,10 +128,10 @@ class Sums:
     yy: Tensor
 
     @staticmethod
-    def of(x: Tensor, y: Tensor, other: Tensor) -> "Sums":
+    def of(x: Tensor, y: Tensor, other: Tensor) -> Sums:
         return Sums(x.sum(0), y.sum(0), other.sum(0), x.mT @ x, x.mT @ y, x.mT @ other, y.pow(2).sum(0))
 
-    def __add__(self, more: "Sums") -> "Sums":
+    def __add__(self, more: Sums) -> Sums:
         pairs = zip(vars(self).values(), vars(more).values(), strict=True)
         return Sums(*(one + two.to(one.device) for one, two in pairs))
 
@@ -193,7 +195,7 @@ class LensTranslator(Analyzer[Translator]):
         self.sums: dict[str, Sums] = {}
         self.tokens = 0
 
-    def update(self, batch: Given) -> "LensTranslator":
+    def update(self, batch: Given) -> LensTranslator:
         """Count all real tokens of a batch: named arguments, token ids, a text or several.
 
         >>> analyzers.LensTranslator(model, tokenizer).update(texts[:2]).tokens
@@ -235,7 +237,7 @@ class LensTranslator(Analyzer[Translator]):
             )
         self.sites, self.end = {name: points[name] for name in wanted}, points[last]
 
-    def merge(self, other: "LensTranslator") -> "LensTranslator":
+    def merge(self, other: LensTranslator) -> LensTranslator:
         """Add what another one counted of the same model on other texts, and return this one.
 
         >>> shards = [analyzers.LensTranslator(model).update(batch) for batch in batches]
@@ -257,7 +259,7 @@ class LensTranslator(Analyzer[Translator]):
         self.tokens += other.tokens
         return self
 
-    def result(self, *, ridge: float = 1e-4, held_out: "LensTranslator | None" = None) -> Translator:
+    def result(self, *, ridge: float = 1e-4, held_out: LensTranslator | None = None) -> Translator:
         """The maps for the tokens so far; ridge: the share of its variance that is added to each coordinate's.
 
         >>> others = analyzers.LensTranslator(model).update(batches[1])

@@ -1,5 +1,7 @@
 """How a layer's prediction comes of its memories, and which memories of all layers promote a word."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,7 @@ class Composed(Stored):
     n_tokens: int
     seed: int
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a layer.
 
         >>> composed.table()[["layer", "none", "shuffled"]]
@@ -65,7 +67,7 @@ class Composed(Stored):
         names = ("layers", "none", "shuffled", "voters", "shuffled_voters")
         return pd.DataFrame({"layer" if name == "layers" else name: getattr(self, name) for name in names})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the shares by layer, as they are and with shuffled coefficients; returns the figure.
 
         >>> composed.plot().savefig("composed.png")
@@ -129,7 +131,7 @@ class Promotion(Stored):
         """The memory that promotes the word most, or the one of a rank: its layer and its number in it."""
         return self.place(int(np.argsort(-self.promoted, kind="stable")[rank - 1]))
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a memory, the one that promotes the word most first.
 
         >>> promotion.table().tail(3)
@@ -141,7 +143,7 @@ class Promotion(Stored):
         columns = {"promoted": self.promoted, "added": self.added, "coefficient": self.coefficients}
         return pd.DataFrame({"layer": layers, "memory": numbers, **{name: one[order] for name, one in columns.items()}})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw how the memories of each layer promote the word, beside other words; returns the figure.
 
         >>> promotion.plot().savefig("promotion.png")

@@ -1,5 +1,7 @@
 """Memories as numbers: what triggers each, what each says, and how often the two agree."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -115,7 +117,7 @@ class Memories(Stored):
         whole = joined((self.word(int(token)) for token in own), self.between)
         return whole if longest is None or len(whole) <= longest else "…" + whole[-longest:]
 
-    def triggers(self, layer: int, memory: int, sign: int = 1) -> "DataFrame":
+    def triggers(self, layer: int, memory: int, sign: int = 1) -> DataFrame:
         """The strongest triggers of a memory: prefix, the token that followed, coefficient and z.
 
         >>> found.triggers(3, 7)["prefix"]
@@ -134,7 +136,7 @@ class Memories(Stored):
             }
         )
 
-    def says(self, layer: int, memory: int, sign: int = 1) -> "DataFrame":
+    def says(self, layer: int, memory: int, sign: int = 1) -> DataFrame:
         """The words that a memory speaks for when its coefficient has a sign, with what its value adds to their logits.
 
         >>> found.says(3, 7).head(3)
@@ -148,7 +150,7 @@ class Memories(Stored):
             {"word": [self.word(int(token)) for token in self.words[row, side]], "score": self.scores[row, side]}
         )
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a memory and sign: moments, the strongest trigger, what followed, what the value says.
 
         `next` is the token after the strongest trigger that any token follows.
@@ -178,7 +180,7 @@ class Memories(Stored):
             }
         )
 
-    def by_layer(self) -> "DataFrame":
+    def by_layer(self) -> DataFrame:
         """One row a layer and sign: how often triggers and values agree, beside chance.
 
         >>> found.by_layer()[["layer", "agreement", "chance", "high"]]
@@ -192,7 +194,7 @@ class Memories(Stored):
             {"layer": np.repeat(self.layers, signs), "sign": np.tile(self.signs, len(self.layers)), **columns}
         )
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw agreement by layer, one line a sign, over the band of chance; returns the figure.
 
         >>> found.plot().savefig("memories.png")
@@ -202,7 +204,7 @@ class Memories(Stored):
 
         return returned(by_layer(self, ax)) if ax is None else by_layer(self, ax)
 
-    def plot_memory(self, layer: int, memory: int, sign: int = 1, ax: "Axes | None" = None) -> "Figure":
+    def plot_memory(self, layer: int, memory: int, sign: int = 1, ax: Axes | None = None) -> Figure:
         """Draw one memory: its triggers with what followed each, and the words of its value; returns the figure.
 
         >>> found.plot_memory(3, 7).savefig("memory.png")

@@ -1,5 +1,7 @@
 """Communities that were found in a network, beside those of networks that are alike but for what makes communities."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +64,7 @@ class Communities(Stored):
         """Each unit as "group:place"."""
         return [f"{self.groups[group]}:{place}" for group, place in zip(self.group, self.place, strict=True)]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row for each share of edges and kind of null: Q and n-cut beside the null's, with z and p.
 
         >>> communities.table().query("null == 'strengths kept'")
@@ -87,7 +89,7 @@ class Communities(Stored):
                 )  # fmt: skip
         return pd.DataFrame(rows)
 
-    def members(self) -> "DataFrame":
+    def members(self) -> DataFrame:
         """One row a unit: its group, its place there, its community.
 
         >>> communities.members().groupby("community").group.value_counts()
@@ -97,7 +99,7 @@ class Communities(Stored):
         groups = [self.groups[group] for group in self.group]
         return pd.DataFrame({"group": groups, "place": self.place, "community": self.labels}, index=self.names)
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the network, layers as columns and units in the colour of their community, and Q beside its nulls.
 
         >>> communities.plot().savefig("communities.png")

@@ -1,5 +1,7 @@
 """How modular a network is: communities among its units against networks alike but for what makes communities."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -119,7 +121,7 @@ class Modularity(Analyzer[Communities]):
         alone.found = alone.sums = None
         return alone.update(inputs).result(k, seed, progress=progress)
 
-    def update(self, batch: Any) -> "Modularity":
+    def update(self, batch: Any) -> Modularity:
         """Trace the network on the first batch, and count what its units do on every one, where the graph is one of data.
 
         >>> len(analyzers.Modularity(model).update(batches[0]).net())
@@ -142,7 +144,7 @@ class Modularity(Analyzer[Communities]):
             self._count(run, batch)
         return self
 
-    def merge(self, other: "Modularity") -> "Modularity":
+    def merge(self, other: Modularity) -> Modularity:
         """Add what another one counted on other data, and return this one.
 
         >>> one, other = (analyzers.Modularity(digits, graph="correlations").update(part) for part in images.split(180))

@@ -1,5 +1,7 @@
 """What tracing found: what each restored cell brings back of an answer, as tables and heat maps."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -85,7 +87,7 @@ class Traces(Stored):
         """p(answer) clean less p(answer) corrupted, the mean over facts."""
         return float((self.clean - self.corrupted).mean())
 
-    def strongest(self, kind: str = "state", columns: "Sequence[str] | None" = None) -> tuple[int, str]:
+    def strongest(self, kind: str = "state", columns: Sequence[str] | None = None) -> tuple[int, str]:
         """The layer and the column of the largest effect of a kind, among these columns; by default those of single tokens.
 
         >>> traces.strongest("attention")
@@ -100,7 +102,7 @@ class Traces(Stored):
         layer, place = np.unravel_index(values.argmax(), values.shape)
         return int(layer), known[place]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a cell: kind, layer and column, the effect with its interval, and its share of the total effect.
 
         >>> traces.table().query("kind == 'mlp'")
@@ -124,7 +126,7 @@ class Traces(Stored):
         ]
         return pd.concat(frames, ignore_index=True)
 
-    def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Figure":
+    def plot(self, ax: Axes | None = None, kind: str | None = None) -> Figure:
         """Draw heat maps, one a kind, with tokens down and layers across; returns the figure.
 
         >>> traces.plot(kind="state").savefig("tracing.png")
@@ -160,7 +162,7 @@ class Traces(Stored):
             lines.append(f"  {kind}: {'; '.join(sites)}; from another corrupted run {self.control[kind]:+.3f}")
         return "\n".join(lines)
 
-    def _site(self, kind: str, columns: "Sequence[str]") -> str:
+    def _site(self, kind: str, columns: Sequence[str]) -> str:
         """The strongest cell of some columns, in words."""
         layer, column = self.strongest(kind, columns)
         return f"{column!r} {self.effects[kind][layer, self.columns.index(column)]:+.3f} at layer {layer}"
@@ -203,7 +205,7 @@ def _result(
     traces: Sequence[Trace],
     columns: Sequence[str],
     subject: Sequence[str],
-    values: "dict[str, Tensor] | dict[str, Floats]",
+    values: dict[str, Tensor] | dict[str, Floats],
     skipped: int,
     seed: int,
 ) -> Traces:

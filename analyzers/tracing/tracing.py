@@ -1,5 +1,7 @@
 """Causal tracing: the subject of a fact is made unreadable, and states of the clean run are put back, one at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,7 +83,7 @@ class CausalTracing(Analyzer[Traces]):
         seed = self.seed if seed is None else seed
         return by_token(self._trace(fact_of(prompt, subject, answer, self.tokenizer), prompt, subject, seed, progress), seed)
 
-    def update(self, batch: Any) -> "CausalTracing":
+    def update(self, batch: Any) -> CausalTracing:
         """Trace one fact and count it; one whose answer is not the model's first choice is skipped, since it is not known.
 
         >>> CausalTracing(model, tokenizer).update(("Junel Dunoth grew up in", "Junel Dunoth", "Brigost"))
@@ -97,7 +99,7 @@ class CausalTracing(Analyzer[Traces]):
         self.traces.append(self._trace(fact, prompt, subject, self.seed, False))
         return self
 
-    def merge(self, other: "CausalTracing") -> "CausalTracing":
+    def merge(self, other: CausalTracing) -> CausalTracing:
         """Add the facts that another analyzer of the same settings traced, and return this one.
 
         >>> CausalTracing(model, tokenizer).merge(CausalTracing(model, tokenizer).update(world.facts()[0])).result()

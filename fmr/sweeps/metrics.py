@@ -1,5 +1,7 @@
 """Ready-made metrics of a model's output: one number for each example, read at a position."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
