@@ -185,7 +185,7 @@ class Modularity(Analyzer[Communities]):
         >>> analyzers.Modularity(digits, graph="activations").over(images.split(180)).result(k=3).k
         array([3, 3])
         """
-        net = self.net()
+        net, order = self.net().in_order()
         assert self.found is not None
         if not any(block.weights.any() for block in net.blocks):
             raise AnalyzerError(
@@ -206,9 +206,9 @@ class Modularity(Analyzer[Communities]):
             model=self.name,
             graph=self.graph,
             groups=net.groups,
-            group=net.group,
-            place=net.place,
-            labels=founds[0].labels,
+            group=net.group[order],
+            place=net.place[order],
+            labels=founds[0].labels[order],
             shares=self.edges,
             kinds=tuple(NULLS),
             q=np.array([found.division.q for found in founds]),
@@ -219,7 +219,7 @@ class Modularity(Analyzer[Communities]):
             null_ncut=np.array([null.ncut for null in nulls]).reshape(shape),
             drift=np.array([null.drift for null in nulls]).reshape(shape[:2]).max(0),
             edges=np.array([count_edges(graph) for graph in graphs]),
-            ends=ends,
+            ends=np.argsort(order)[ends],
             sizes=sizes,
             mixing=tuple(map(str, self.found.mixing)),
             settings={**self._settings(), "choose": self.choose if k is None else f"k={k}"},
@@ -240,6 +240,9 @@ class Modularity(Analyzer[Communities]):
         found = Following(graph, run.__getitem__, weighed, self.order, self.fold)
         net, roots = net_of(found, self.order)
         if not any(block.weights.any() for block in net.blocks):
+            if found.lost:
+                lost = next(iter(found.lost.values()))
+                raise AnalyzerError(f"{run.graph.model} has no weights between units but in what {found.told(lost)}")
             modules = ", ".join(repr(scope.path) for scope in run.graph.scopes[1:5])
             raise AnalyzerError(
                 f"{run.graph.model} has no weights between units in scope={self.scope}, so there is no graph to divide. "
