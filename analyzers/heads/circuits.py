@@ -4,7 +4,7 @@ A circuit is a matrix `left @ right` of low rank. Where only lengths matter, a f
 what is kept of a circuit that reads is `(rank, width)`, and of one that writes `(width, rank)`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -24,6 +24,7 @@ from fmr.structure.normal.match import (
     MOVES,
     NORMS,
     STATISTICS,
+    Projection,
     above,
     below,
     between,
@@ -33,8 +34,10 @@ from fmr.structure.normal.match import (
     is_constant,
     projection,
     strip_views,
+    weights,
 )
 from fmr.structure.parts import Attention, Memory, Structure
+from fmr.structure.proof.evaluate import Values, plain
 from fmr.structure.streams.fold import Fold, fold_between
 from fmr.structure.streams.stream import Stream
 
@@ -111,8 +114,9 @@ class Circuits:
         for number, layer in enumerate(self.structure.layers):
             if layers is not None and number not in layers:
                 continue
-            for place, memory in enumerate(layer.mlps):
-                name = f"mlp {number}" + (f".{place}" if len(layer.mlps) > 1 else "")
+            several = _apart(layer.mlps)
+            for place, memory in enumerate(several):
+                name = f"mlp {number}" + (f".{place}" if len(several) > 1 else "")
                 yield from self._tried(memory.scope, partial(self._memory, memory, number, name)) or []
 
     def factors(self, block: Attention) -> Factors:
@@ -230,9 +234,9 @@ class Circuits:
         ups = [one for node in higher if (one := projection(graph, node)) and strip_views(graph, one.data, MOVES) == source]
         down = projection(graph, graph[memory.down])
         assert down is not None
-        experts = _experts(memory)
-        keys = torch.cat([matrix_of(graph, up, value).unflatten(0, (experts, -1)) for up in ups], 1)
-        values = matrix_of(graph, down, value).unflatten(0, (experts, -1))
+        experts = len(memory.weights[memory.values]) if _is_of_experts(memory) else 1
+        keys = torch.cat([_matrices(graph, up, value, experts) for up in ups], 1)
+        values = _matrices(graph, down, value, experts)
         values = values if memory.first is None else values.narrow(2, memory.first, memory.n)
         if keys.shape[1] not in (memory.n, 2 * memory.n) or values.shape[2] != memory.n:
             raise StructureError(
@@ -251,11 +255,28 @@ class Circuits:
         ]  # fmt: skip
 
 
-def _experts(memory: Memory) -> int:
-    """How many matrices a memory has, of which each token reads some: one, or that of each expert, one behind the other."""
+def _is_of_experts(memory: Memory) -> bool:
+    """Whether its parameters hold a matrix for each of several experts, of which each token reads some."""
     keys, values = (memory.weights[name] for name in (memory.keys, memory.values))
-    several = keys.dim() == values.dim() == 3 and memory.graph[memory.down].op not in CONVOLUTIONS
-    return len(values) if several else 1
+    return keys.dim() == values.dim() == 3 and memory.graph[memory.down].op not in CONVOLUTIONS
+
+
+def _apart(memories: Sequence[Memory]) -> list[Memory]:
+    """The memories of a layer, of experts that are called one by one but have one parameter the first alone."""
+    first = {memory.w_out if _is_of_experts(memory) else id(memory): memory for memory in reversed(memories)}
+    return [memory for memory in memories if any(memory is one for one in first.values())]
+
+
+def _matrices(graph: Graph, found: Projection, value: Values, experts: int) -> Tensor:
+    """The matrix of a projection for each expert, (experts, what it makes, what it sums over), if it reads only one, too."""
+    matrix = matrix_of(graph, found, value)
+    if experts == 1:
+        return matrix[None]
+    stacks: list[Tensor] = [plain(value(name)).detach() for name in weights(graph, found.weight)]
+    laid = [turned for one in stacks if one.dim() == 3 for turned in (one, one.mT)]
+    known = [one for one in laid if one.shape[1:] == matrix.shape and any(torch.equal(part, matrix) for part in one)]
+    every: Tensor = known[0] if known else matrix.unflatten(0, (experts, -1))
+    return every
 
 
 def _is_number(graph: Graph, name: TensorId) -> bool:

@@ -13,9 +13,10 @@ from fmr.errors import StructureError
 from fmr.ids import TensorId
 from fmr.nodes import Key
 from fmr.runs.run import Run
-from fmr.structure.attention.factors import Heads, in_order
+from fmr.structure.attention.factors import Factor, Heads, in_order, written_by
 from fmr.structure.parts import Attention, Structure
 from fmr.structure.proof.certificate import error, tolerance_of
+from fmr.structure.proof.evaluate import own_work
 from fmr.structure.streams.fold import Fold
 
 LEAST = 4
@@ -73,7 +74,7 @@ def writings(structure: Structure, run: Run, blocks: Sequence[Attention]) -> lis
 
 def _writing(circuits: Circuits | None, run: Run, block: Attention) -> Writing:
     try:
-        out = block.factors(run).out
+        out = _written(run, block)
         if circuits is None or circuits.write_of(out.of) is None:
             return Writing(block, out.matrix, out.bias)
         _, end, fold = circuits.way_of(block)
@@ -85,6 +86,18 @@ def _writing(circuits: Circuits | None, run: Run, block: Attention) -> Writing:
     if end == out.of:
         return Writing(block, out.matrix, out.bias)
     return Writing(block, fold.after(out.matrix), fold.after(out.bias), fold, end)
+
+
+def _written(run: Run, block: Attention) -> Factor:
+    """The weights by which heads write, proven by a run; how queries and keys are made does not matter."""
+    if block.out is None:
+        raise StructureError(f"{block.scope!r} has no projection behind its heads.")
+    with own_work():
+        heads = Heads(block.n_heads, block.n_kv_heads)
+        out, off = written_by(run.graph.unfused, block.z, block.path, block.out, heads, run.__getitem__)
+    if off > tolerance_of(run[block.z], run[block.out]):
+        raise StructureError(f"{block.out.id} is not what one projection makes of its heads (error {off:.0e}).")
+    return out
 
 
 def count_outputs(sums: Sums, written: Sequence[Tensor], real: Tensor) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Gemma2Config, Olmo2Config
+from transformers import AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, Olmo2Config
 
 from analyzers import AnalyzerError, HeadClustering
 
@@ -103,6 +103,23 @@ def test_a_norm_that_takes_means_away_does_so_to_each_head(rows_first: bool) -> 
     found = HeadClustering(block, distances=WRITTEN).update({"x": x})
     for kind, distances in expected(heads).items():
         np.testing.assert_allclose(found.result(distance=kind, permutations=0).distances, distances, atol=2e-5, err_msg=kind)
+
+
+def test_how_queries_and_keys_are_made_does_not_matter() -> None:
+    """Keys of two projections, of which one is shared: what heads write is known all the same."""
+    torch.manual_seed(0)
+    small = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    config = DeepseekV3Config(**SIZES, **small, num_key_value_heads=4, first_k_dense_replace=2)
+    model, kept = AutoModelForCausalLM.from_config(config).eval(), list[Tensor]()
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_hook(lambda _, args, out: kept.append(args[0]))
+    ids = torch.randint(2, 64, (2, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model(input_ids=ids)
+    one, layers = torch.ones(1), zip(list(kept), model.model.layers, strict=True)
+    heads = torch.cat([arrived(z, layer.self_attn.o_proj, one, one) for z, layer in layers])
+    found = HeadClustering(model, distances="output").update({"input_ids": ids}).result(permutations=0)
+    np.testing.assert_allclose(found.distances, expected(heads)["output"], atol=2e-5)
 
 
 def test_what_arrives_as_no_sum_over_heads_is_refused() -> None:

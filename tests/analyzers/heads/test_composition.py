@@ -221,13 +221,15 @@ def test_the_triangle_of_a_matrix_without_full_rank_keeps_its_lengths() -> None:
     torch.testing.assert_close((triangle(tall) @ x).norm(dim=0), (tall @ x).norm(dim=0), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("called", ["grouped_mm", "eager"])
 @torch.no_grad()
-def test_experts_are_memories_of_their_own() -> None:
-    """A router weighs what an expert writes and does not turn it: its score is that of its two matrices."""
+def test_experts_are_memories_of_their_own(called: str) -> None:
+    """A router weighs what an expert writes and does not turn it: its score is that of its two matrices, be they read by one
+    product or in a loop over the experts that get a token."""
     torch.manual_seed(0)
-    config = MixtralConfig(**{**SIZES, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 2})
-    model = _moved(AutoModelForCausalLM.from_config(config))
-    found, heads = Composition(model).run(IDS), llama_circuits(model)
+    config = MixtralConfig(**{**SIZES, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1})
+    model = _moved(AutoModelForCausalLM.from_config(config, experts_implementation=called))
+    found, heads = Composition(model).run(IDS[:, :2]), llama_circuits(model)
     assert found.refused == {}
     assert found.writers[-6:] == tuple(f"mlp {layer} expert {expert}" for layer in (0, 1) for expert in range(3))
     for expert in range(3):
