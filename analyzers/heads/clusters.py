@@ -140,13 +140,16 @@ class HeadClusters(Stored):
 
     def __repr__(self) -> str:
         within, between, p_value = self.by_layer
-        quality = f"silhouette {self.silhouette:.2f}; map: stress {self.stress:.3f}, seed {self.seed}"
+        apart = f"silhouette {self.silhouette:.2f}; " if self.silhouette == self.silhouette else ""
+        quality = f"{apart}map: stress {self.stress:.3f}, seed {self.seed}"
         unit = "in bits" if self.distance == ATTENTION else f"({self.unit})"
+        said = f"within a layer {within:.3f}", f"between layers {between:.3f}", f"permutation p {p_value:.2g}"
+        told = ", ".join(text for text, known in zip(said, self.by_layer, strict=True) if known == known)
         layers = len(dict.fromkeys(zip(self.models, (layer for layer, _ in self.heads), strict=True)))
         lines = [
             f"HeadClusters: {number_of(len(self.heads), 'head')} of {number_of(layers, 'layer')} over "
             f"{number_of(self.tokens, 'token')} in {number_of(self.examples, 'example')}",
-            f"  distance {unit}: within a layer {within:.3f}, between layers {between:.3f}, permutation p {p_value:.2g}",
+            f"  distance {unit}: {told or 'of one head to none'}",
             f"  {number_of(self.clusters.max() + 1, 'cluster')}, {quality}",
         ]
         if pairs := self.counterparts():

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from analyzers.heads.jobs import HeadJobs
 
 NULL = "#b9b9b9"
-NAMED, BARS, FIRST = 3, 12, 5
-"""How many heads of a job have their names in the picture, and how many writers of a reader."""
+NAMED, BARS, FIRST, WIDE = 3, 12, 5, 80
+"""How many heads of a job have their names in the picture, how many writers of a reader, and how many pairs in how many
+letters."""
 
 
 def jobs(result: "HeadJobs", ax: "Axes | None", job: str | None) -> "Figure":
@@ -178,7 +179,11 @@ def _score_map(result: "Compositions", ax: "Axes", role: str, rows: Sequence[int
     image = ax.imshow(values, cmap=COLOURS, vmin=0, vmax=float(np.nanmax(values)), aspect="auto", interpolation="nearest")
     ax.set_facecolor("#f1f1f1")
     for axis, names, what in (
-        (ax.yaxis, [result.readers[n] for n in rows], f"head that reads by its {_ROLES[role]}"),
+        (
+            ax.yaxis,
+            [result.readers[n] for n in rows],
+            f"head that reads by its {_ROLES[role]}" if role in _ROLES else "memory that reads",
+        ),
         (ax.xaxis, [result.writers[n] for n in columns], "head that writes"),
     ):
         starts = [n for n, name in enumerate(names) if not n or name.split(".")[0] != names[n - 1].split(".")[0]]
@@ -193,20 +198,27 @@ def _score_map(result: "Compositions", ax: "Axes", role: str, rows: Sequence[int
     y, x = zip(*places, strict=True)
     for width, colour in ((2.4, "white"), (1.0, INK)):
         ax.scatter(x, y, s=46, facecolors="none", edgecolors=colour, linewidths=width)
-    told = ", ".join(f"{result.readers[rows[i]]} ← {result.writers[columns[j]]}  {values[i, j]:.2f}" for i, j in places)
+    told = [f"{result.readers[rows[i]]} ← {result.writers[columns[j]]}  {values[i, j]:.2f}" for i, j in places]
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.ax.axhline(result.expected, color="white", linewidth=1.5)
     bar.set_label(f"score; white: {result.expected:.3f}, turned at random", fontsize=8)
     bar.ax.tick_params(labelsize=7.5)
     bar.outline.set_visible(False)
     title = f"{role.upper()}-composition in {result.model}, by weights alone"
+    title = title if role in _ROLES else f"what memories of {result.model} read of heads"
     ax.set_title(title, loc="left", fontsize=10, color=INK, pad=16)
-    named = ax.annotate(f"circles: {told}", (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7, color=INK)
+    few = ", ".join(told[: next(n for n in range(FIRST, 0, -1) if len("".join(told[:n])) < WIDE or n == 1)])
+    named = ax.annotate(f"circles: {few}", (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7, color=INK)
     named.set_in_layout(False)
     return cast("Figure", ax.figure)
 
 
-_ROLES = {"q": "queries", "k": "keys", "v": "values", "in": "keys of the memory"}
+_ROLES = {"q": "queries", "k": "keys", "v": "values"}
+
+
+def _by(role: str) -> str:
+    """By what a part reads, where there are several ways."""
+    return f" by its {_ROLES[role]}" if role in _ROLES else ""
 
 
 def _bars(result: "Compositions", ax: "Axes", role: str, reader: str) -> "Figure":
@@ -226,7 +238,7 @@ def _bars(result: "Compositions", ax: "Axes", role: str, reader: str) -> "Figure
     text, place = f"turned at random {result.expected:.3f}", (result.expected, len(first) - 0.4)
     ax.annotate(text, place, (4, 0), textcoords="offset points", fontsize=7.5, color=INK, va="center")
     ax.set_title(
-        f"what {reader} reads by its {_ROLES[role]}: first of {number_of(len(every), 'writer')}",
+        f"what {reader} reads{_by(role)}: first of {number_of(len(every), 'writer')}",
         loc="left",
         fontsize=10,
         color=INK,

@@ -475,3 +475,9 @@ def test_sentences_are_many_and_distinct() -> None:
 def test_one_batch_is_no_loader() -> None:
     with pytest.raises(AnalyzerError, match=r"batches is one dict, expected several batches.*Pass \[batch\], or call"):
         HeadClustering().over({"input_ids": torch.ones(1, 2)})
+
+
+def test_one_head_has_no_distance_and_prints_none() -> None:
+    found = HeadClustering().update_patterns([torch.eye(5)[None, None]]).result(permutations=0)
+    assert "HeadClusters: 1 head of 1 layer over 5 tokens in 1 example" in repr(found)
+    assert "nan" not in repr(found)
