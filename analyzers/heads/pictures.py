@@ -207,8 +207,8 @@ def _score_map(result: "Compositions", ax: "Axes", role: str, rows: Sequence[int
     title = f"{role.upper()}-composition in {result.model}, by weights alone"
     title = title if role in _ROLES else f"what memories of {result.model} read of heads"
     ax.set_title(title, loc="left", fontsize=10, color=INK, pad=16)
-    few = ", ".join(told[: next(n for n in range(FIRST, 0, -1) if len("".join(told[:n])) < WIDE or n == 1)])
-    named = ax.annotate(f"circles: {few}", (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7, color=INK)
+    shown = ", ".join(told[: next(n for n in range(FIRST, 0, -1) if len("".join(told[:n])) < WIDE or n == 1)])
+    named = ax.annotate(f"circles: {shown}", (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7, color=INK)
     named.set_in_layout(False)
     return cast("Figure", ax.figure)
 
