@@ -1,5 +1,7 @@
 """What every analyzer is: sums that batches add to, that merge across shards, and a frozen result made from them."""
 
+from __future__ import annotations
+
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,9 +40,9 @@ class AnalyzerError(FmrError):
 class Result(Protocol):
     """The numbers that an analyzer leaves: a frozen dataclass."""
 
-    def table(self) -> "DataFrame": ...
+    def table(self) -> DataFrame: ...
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure": ...
+    def plot(self, ax: Axes | None = None) -> Figure: ...
 
 
 R = TypeVar("R", bound=Result)
@@ -55,7 +57,7 @@ class Method:
 
     _made_with: Mapping[str, Any] = {}
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Self":
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         made, signature = super().__new__(cls), inspect.signature(cls.__init__)
         try:
             given = dict(list(signature.bind_partial(made, *args, **kwargs).arguments.items())[1:])
@@ -88,11 +90,11 @@ class Analyzer(Method, ABC, Generic[R]):
     """
 
     @abstractmethod
-    def update(self, batch: Batch) -> "Self":
+    def update(self, batch: Batch) -> Self:
         """Count one batch and return the analyzer."""
 
     @abstractmethod
-    def merge(self, other: "Self") -> "Self":
+    def merge(self, other: Self) -> Self:
         """Add what another analyzer of the same settings counted on other data, and return this one."""
 
     @abstractmethod
@@ -108,7 +110,7 @@ class Analyzer(Method, ABC, Generic[R]):
         told = "nothing counted yet" if self.counted == "" else f"{self.counted} counted"
         return super().__repr__() if self.counted is None else f"{super().__repr__()}: {told}"
 
-    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> "Self":
+    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> Self:
         """Count every batch of a loader and return the analyzer; texts are put together, 16 a batch.
 
         >>> heads.over(batches)

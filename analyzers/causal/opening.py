@@ -1,5 +1,7 @@
 """What every method that patches begins with: pairs of prompts, which of them is the base, and the model's structure."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 

@@ -1,5 +1,7 @@
 """What each head of a language model does: its scores on tokens that are drawn for the purpose, each beside a null."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Direct logit attribution: which part of the model wrote the answer's logit."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -161,7 +163,7 @@ def _flat(part: Part) -> Tensor:
     return part.value.sum(-1)[:, None] if _by_memory(part) else part.value.mT
 
 
-def _places(parts: Sequence[Part]) -> "np.ndarray[Any, np.dtype[np.int64]]":
+def _places(parts: Sequence[Part]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The number of each head in its layer, where attentions may be several; -1 of what is none."""
     found, seen = [], Counter[tuple[str, int]]()
     for part in parts:

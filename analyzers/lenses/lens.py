@@ -1,5 +1,7 @@
 """The logit lens: what the model would say if its stream ended after each layer."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -44,7 +46,7 @@ class Rows(NamedTuple):
     others: Tensor
     drawn: bool
 
-    def split(self) -> Iterator["Rows"]:
+    def split(self) -> Iterator[Rows]:
         """A few at a time."""
         for start in range(0, len(self.answers), ROWS):
             examples, columns, final, answers, others = (one[start : start + ROWS] for one in self[:5])

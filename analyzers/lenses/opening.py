@@ -1,5 +1,7 @@
 """What every reading of the stream begins with: prompts, the model's structure, the points of the last stream."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import fmr
 from analyzers.causal.opening import first_run
 from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Given, Method, asked_tokens, check_eval
-from fmr.errors import whole_number
+from fmr.errors import number_of, whole_number
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.logits import Readout
@@ -134,7 +136,8 @@ def columns_of(mask: Tensor, position: int) -> Tensor:
     lengths = mask.sum(1)
     if not bool(((position < lengths) & (-position <= lengths)).all()):
         raise AnalyzerError(
-            f"position={position}: the shortest prompt has {int(lengths.min())} tokens, expected {-int(lengths.min())} to "
+            f"position={position}: the shortest prompt has {number_of(int(lengths.min()), 'token')}, expected "
+            f"{-int(lengths.min())} to "
             f"{int(lengths.min()) - 1}."
         )
     place = torch.where(torch.tensor(position) < 0, lengths + position, torch.tensor(position))

@@ -1,5 +1,7 @@
 """What a lens read: per layer and position the top tokens, the entropy, how far an answer is from the top."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from torch import Tensor
 from analyzers.lenses.opening import labelled
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +85,7 @@ class Lens(Stored):
             found[view] = float(place.double().quantile(0.5, interpolation="lower"))
         return found
 
-    def summary(self) -> "DataFrame":
+    def summary(self) -> DataFrame:
         """One row a layer and a way: medians of the ranks, the share in the top ten, means of the rest.
 
         >>> lens.summary().query("view == 'lens'")
@@ -102,7 +105,7 @@ class Lens(Stored):
         names = ["layer", "view", "median rank", "top ten", "probability", "entropy", "kl", "rank of others"]
         return pd.DataFrame(rows, columns=names)
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row for each way, layer, example and position that was read, with the top token.
 
         >>> lens.table().query("layer == '3' and view == 'lens'")
@@ -130,8 +133,8 @@ class Lens(Stored):
         return labelled(self.tokens, self.mask)
 
     def plot(
-        self, ax: "Axes | None" = None, *, what: str = "probability", view: str | None = None, example: int = 0
-    ) -> "Figure":
+        self, ax: Axes | None = None, *, what: str = "probability", view: str | None = None, example: int = 0
+    ) -> Figure:
         """Draw a measure as heat maps, layers up, tokens across, with the top token in each cell; returns the figure.
 
         >>> lens.plot().savefig("lens.png")
@@ -155,9 +158,9 @@ class Lens(Stored):
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        several = f"{len(self.tokens)} prompt{'s' * (len(self.tokens) > 1)}, {int(self.read.sum())} positions"
+        several = f"{number_of(len(self.tokens), 'prompt')}, {number_of(int(self.read.sum()), 'position')}"
         exact = f"lies {self.error:.0e} from" if self.error else "is"
-        yield f"Lens of {several}, {len(self.points)} layers; the last row {exact} what the model says"
+        yield f"Lens of {several}, {number_of(len(self.points), 'layer')}; the last row {exact} what the model says"
         told = [f"{view} {self._layer(place)}" for view, place in self.first().items()]
         yield f"  the answer is first on top at layer (median): {', '.join(told)}"
         if not self.apart < ROUNDING:

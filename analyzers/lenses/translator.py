@@ -1,5 +1,7 @@
 """A translator for the logit lens: one affine map a layer to the end of the stream, fitted in closed form over text."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +17,7 @@ from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
 from analyzers.weights import difference, sample
+from fmr.errors import number_of
 from fmr.ids import Site
 
 if TYPE_CHECKING:
@@ -90,7 +93,7 @@ class Translator(Stored):
             )
         return found
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a layer: the share of the variance that is explained, beside that of the null, and the KL of a tuned one.
 
         >>> translator.table()
@@ -103,7 +106,7 @@ class Translator(Stored):
             columns |= {"kl after": [self.kl_after.get(p, np.nan) for p in self.points]}
         return pd.DataFrame({"layer": self.points, **columns})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw which share of the end's variance each layer explains, and the null; returns the figure.
 
         >>> translator.plot().savefig("translator.png")
@@ -133,7 +136,8 @@ class Translator(Stored):
         first, last = self.points[0], self.points[-1]
         where = f" on {self.held_out} held-out tokens" if self.held_out else " on these"
         return (
-            f"Translator of {len(self.points)} layers, {self.maps.shape[-1]} wide, {how} over {self.tokens} tokens, ridge "
+            f"Translator of {number_of(len(self.points), 'layer')}, {self.maps.shape[-1]} wide, {how} over "
+            f"{number_of(self.tokens, 'token')}, ridge "
             f"{self.ridge:g}\n  variance of the end explained{where}: {self.explained[0]:.3f} at layer {first}, "
             f"{self.explained[-1]:.3f} at {last}; fitted to other tokens {self.null_explained.max():.3f} at most"
         )
@@ -152,10 +156,10 @@ class Sums:
     yy: Tensor
 
     @staticmethod
-    def of(x: Tensor, y: Tensor, other: Tensor) -> "Sums":
+    def of(x: Tensor, y: Tensor, other: Tensor) -> Sums:
         return Sums(x.sum(0), y.sum(0), other.sum(0), x.mT @ x, x.mT @ y, x.mT @ other, y.pow(2).sum(0))
 
-    def __add__(self, more: "Sums") -> "Sums":
+    def __add__(self, more: Sums) -> Sums:
         pairs = zip(vars(self).values(), vars(more).values(), strict=True)
         return Sums(*(one + two.to(one.device) for one, two in pairs))
 
@@ -172,7 +176,8 @@ class Sums:
         factor, failed = torch.linalg.cholesky_ex(scaled)
         if int(failed):
             raise AnalyzerError(
-                f"{count} tokens do not determine a map from {len(x)} numbers. Expected several times as many tokens, or a "
+                f"{number_of(count, 'token')} do not determine a map from {len(x)} numbers. Expected several times "
+                f"as many tokens, or a "
                 "ridge, such as result(ridge=1e-3)."
             )
         found = torch.cholesky_solve(of_xy, factor)
@@ -219,7 +224,7 @@ class LensTranslator(Analyzer[Translator]):
         self.tokens = 0
         self.weights: dict[str, Tensor] = {}
 
-    def update(self, batch: Given) -> "LensTranslator":
+    def update(self, batch: Given) -> LensTranslator:
         """Count all real tokens of a batch: named arguments, token ids, a text or several.
 
         >>> analyzers.LensTranslator(model, tokenizer).update(texts[:2]).tokens
@@ -265,9 +270,9 @@ class LensTranslator(Analyzer[Translator]):
     @property
     def counted(self) -> str:
         """How many tokens were counted."""
-        return f"{self.tokens} tokens" if self.tokens else ""
+        return number_of(self.tokens, "token") if self.tokens else ""
 
-    def merge(self, other: "LensTranslator") -> "LensTranslator":
+    def merge(self, other: LensTranslator) -> LensTranslator:
         """Add what another one counted of the same model on other texts, and return this one.
 
         >>> shards = [analyzers.LensTranslator(model).update(batch) for batch in batches]
@@ -291,7 +296,7 @@ class LensTranslator(Analyzer[Translator]):
         self.tokens += other.tokens
         return self
 
-    def result(self, *, ridge: float = 1e-4, held_out: "LensTranslator | None" = None) -> Translator:
+    def result(self, *, ridge: float = 1e-4, held_out: LensTranslator | None = None) -> Translator:
         """The maps for the tokens so far; ridge: the share of its variance that is added to each coordinate's.
 
         >>> others = analyzers.LensTranslator(model).update(batches[1])
@@ -326,7 +331,7 @@ class LensTranslator(Analyzer[Translator]):
             weights=self.weights,
         )
 
-    def _check_weights(self, other: "LensTranslator") -> None:
+    def _check_weights(self, other: LensTranslator) -> None:
         if (apart := difference(self.weights, other.weights)) > NEAR:
             raise AnalyzerError(
                 f"The other LensTranslator counted a model whose weights lie {apart:.0%} from those of this one. Expected "

@@ -14,6 +14,7 @@ from torch import Tensor
 from analyzers.memories.reading import Texts
 from analyzers.memories.tops import Moments, Prefixes, Tops
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 
 Ids = NDArray[np.int32]
 
@@ -93,8 +94,14 @@ class Counts:
         return sum(batch.tokens for batch in self.batches)
 
     def __repr__(self) -> str:
-        memories = f"{sum(layer.n for layer in self.layers)} memories of {len(self.layers)} layers"
-        return f"{self.n_tokens} tokens of {self.n_texts} texts in {len(self.batches)} batches; {memories}"
+        memories = (
+            f"{number_of(sum(layer.n for layer in self.layers), 'memory', 'memories')} of "
+            f"{number_of(len(self.layers), 'layer')}"
+        )
+        return (
+            f"{number_of(self.n_tokens, 'token')} of {number_of(self.n_texts, 'text')} in "
+            f"{number_of(len(self.batches), 'batch', 'batches')}; {memories}"
+        )
 
     def add(self, values: Sequence[Tensor], texts: Texts, position: int | None) -> None:
         """Count a batch: coefficients (examples, positions, memories) of each layer, over the same texts."""
@@ -153,7 +160,7 @@ ONE = "Expected one model, read in one way: make another KeyValueMemories for an
 
 def place(number: int, site: str, n: int) -> str:
     """A layer in words."""
-    return f"layer {number} with {n} memories{f' at {site!r}' if site else ''}"
+    return f"layer {number} with {number_of(n, 'memory', 'memories')}{f' at {site!r}' if site else ''}"
 
 
 def same(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:

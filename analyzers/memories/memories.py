@@ -1,5 +1,7 @@
 """What triggers each memory of a model, over a data set, and what each says."""
 
+from __future__ import annotations
+
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +31,7 @@ from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread,
 from analyzers.prompts import Prompts, prompts, token_ids
 from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens
 from analyzers.weights import fingerprint
-from fmr.errors import whole_number
+from fmr.errors import number_of, whole_number
 from fmr.sweeps.bars import hidden
 
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class KeyValueMemories(Analyzer[Memories]):
 
     # ---- counting
 
-    def update(self, batch: Given) -> "Self":
+    def update(self, batch: Given) -> Self:
         """Count one batch: texts, token ids, or the model's arguments by name.
 
         >>> KeyValueMemories(model, tokenizer).update(["Junel Dunoth grew up in Oranby."])
@@ -117,7 +119,7 @@ class KeyValueMemories(Analyzer[Memories]):
         self._start([*zip(self.found.layers, names, self.found.sizes, strict=True)])
         return self._count(values, texts_of(inputs, self.tokens or "", self.mask, values[0].shape[:2]))
 
-    def update_coefficients(self, coefficients: Sequence[Any], tokens: Any, mask: Any = None) -> "Self":
+    def update_coefficients(self, coefficients: Sequence[Any], tokens: Any, mask: Any = None) -> Self:
         """Count coefficients from any source.
 
         >>> KeyValueMemories(signs=2).update_coefficients([torch.randn(2, 5, 100)], torch.randint(50, (2, 5)))
@@ -139,7 +141,7 @@ class KeyValueMemories(Analyzer[Memories]):
         inputs = {self.tokens: tokens, **({} if mask is None else {self.mask: torch.as_tensor(mask)})}
         return self._count(values, texts_of(inputs, self.tokens or "", self.mask, (len(tokens), tokens.shape[1])))
 
-    def merge(self, other: "Self") -> "Self":
+    def merge(self, other: Self) -> Self:
         """Add what another analyzer counted on other data, and return this one; the result is that of one pass over all.
 
         >>> one, two = (KeyValueMemories(model, tokenizer).update(texts[n::2]) for n in (0, 1))
@@ -161,7 +163,7 @@ class KeyValueMemories(Analyzer[Memories]):
             self.save()
         return self
 
-    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> "Self":
+    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> Self:
         """Count every batch of a loader, and return the analyzer; strings are put together, 16 a batch.
 
         >>> KeyValueMemories(model, tokenizer).over(texts, progress=False)
@@ -332,9 +334,9 @@ class KeyValueMemories(Analyzer[Memories]):
             if ours != theirs:
                 raise AnalyzerError(f"{place(*theirs)} after {place(*ours)}. {ONE}")
         if len(have) != len(layers):
-            raise AnalyzerError(f"{len(layers)} layers of memories after {len(have)}. {ONE}")
+            raise AnalyzerError(f"{number_of(len(layers), 'layer')} of memories after {len(have)}. {ONE}")
 
-    def _count(self, values: Sequence[Tensor], texts: Texts) -> "Self":
+    def _count(self, values: Sequence[Tensor], texts: Texts) -> Self:
         assert self.counts is not None
         with torch.no_grad():
             self.counts.add(values, texts, self.position)

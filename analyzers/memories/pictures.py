@@ -6,6 +6,7 @@ import numpy as np
 
 from analyzers.memories.spelling import joined
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 from fmr.pictures.heatmap import INK, PALE, readable, with_glyphs
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def by_layer(found: "Memories", ax: "Axes | None") -> "Figure":
         ax.bar(found.layers, high, 0.6, color=PALE, alpha=0.6, label="chance, up to 97.5 %")
     ax.plot(found.layers, mean, color=INK, linewidth=0.8, linestyle=":", label="chance, mean")
     ax.set_ylim(bottom=0)
-    title = f"next token after the top trigger = word of the value\n{found.n_tokens} tokens"
+    title = f"next token after the top trigger = word of the value\n{number_of(found.n_tokens, 'token')}"
     _axes(ax, found.layers, "memories that agree (%)", title)
     ax.legend(fontsize=7, frameon=False)
     return cast("Figure", ax.figure)
@@ -56,7 +57,7 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
     triggers = found.triggers(layer, memory, sign).head(_LINES)
     if triggers.empty:
         raise AnalyzerError(
-            f"Memory {memory} of layer {layer} has no trigger of sign {sign:+d} among {found.n_tokens} tokens."
+            f"Memory {memory} of layer {layer} has no trigger of sign {sign:+d} among {number_of(found.n_tokens, 'token')}."
         )
     words = [] if found.unread else list(found.says(layer, memory, sign)["word"][:_LINES])
     ax = ax or plt.subplots(figsize=(7.2, 0.9 + 0.26 * len(triggers)), layout="constrained")[1]
@@ -100,7 +101,12 @@ def composition(found: "Composed", ax: "Axes | None") -> "Figure":
     ax.plot(found.layers, 100 * found.none, color=COLOURS[1], marker="o", markersize=4, linewidth=1.4, label="as it is")
     ax.plot(found.layers, 100 * found.shuffled, color=INK, linestyle=":", linewidth=1.2, label="coefficients shuffled")
     ax.set_ylim(0, 102)
-    _axes(ax, found.layers, "tokens (%)", f"the layer says what none of its memories says\n{found.n_tokens} tokens")
+    _axes(
+        ax,
+        found.layers,
+        "tokens (%)",
+        f"the layer says what none of its memories says\n{number_of(found.n_tokens, 'token')}",
+    )
     ax.legend(fontsize=7, frameon=False)
     return cast("Figure", ax.figure)
 

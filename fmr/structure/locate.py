@@ -1,5 +1,7 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any, TypeVar

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from torch import Tensor
 
-from fmr.errors import StructureError
+from fmr.errors import StructureError, number_of
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key
 from fmr.pictures.notebook import table
@@ -52,8 +52,8 @@ class Layer:
         return self.mlps[-1] if self.mlps else None
 
     def __repr__(self) -> str:
-        parts = [f"{a.kind} attention, {a.n_heads} heads of {a.head_dim}" for a in self.attentions]
-        parts += [f"{m.n} memories" for m in self.mlps]
+        parts = [f"{a.kind} attention, {number_of(a.n_heads, 'head')} of {a.head_dim}" for a in self.attentions]
+        parts += [number_of(m.n, "memory", "memories") for m in self.mlps]
         return " | ".join(parts) or "no attention, no memories"
 
 
@@ -199,7 +199,10 @@ def _short(certificate: Certificate | None) -> str:
 
 
 def _headline(structure: Structure) -> str:
-    parts = f"{len(structure.layers)} layers, {len(structure.attention)} attentions, {len(structure.mlps)} memories"
+    parts = (
+        f"{number_of(len(structure.layers), 'layer')}, {number_of(len(structure.attention), 'attention')}, "
+        f"{number_of(len(structure.mlps), 'memory', 'memories')}"
+    )
     return f"Structure of {structure.model}: {parts}, {len(structure.rejected)} rejected"
 
 

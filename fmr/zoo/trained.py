@@ -1,5 +1,7 @@
 """What the zoo hands out: a trained model with its tokenizer, its card and, for a classifier of photographs, its labels."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fmr.errors import number_of
 from fmr.ids import TensorId
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
@@ -48,7 +49,7 @@ class Stream:
     def __repr__(self) -> str:
         if not self.writes:
             return f"no writes, a plain stack of {len(self.points)} states from {self.points[0]} to {self.points[-1]}"
-        return f"{len(self.writes)} writes from {self.points[0]} to {self.points[-1]}"
+        return f"{number_of(len(self.writes), 'write')} from {self.points[0]} to {self.points[-1]}"
 
 
 def certify_stream(stream: Stream, value: Values) -> Certificate:

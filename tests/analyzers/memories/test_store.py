@@ -35,7 +35,7 @@ def test_what_was_stored_is_read_again_to_the_bit(tmp_path: Path) -> None:
     again = KeyValueMemories(model, k=4, store=path)
     assert repr(again) == (
         f"KeyValueMemories(Planted, k=4, store={type(path).__name__}): 360 tokens of 60 texts in 10 batches; 24 memories of "
-        "1 layers counted"
+        "1 layer counted"
     )
     found = again.result(seed=2)
     same(found, whole)
