@@ -234,9 +234,7 @@ class KeyValueMemories(Analyzer[Memories]):
         """
         found = self._located()
         if layer not in found.layers or not 0 <= memory < found.sizes[found.layers.index(layer)]:
-            raise AnalyzerError(
-                f"layer={layer}, memory={memory}: expected one of the layers {found.layers} and a memory in it."
-            )
+            raise AnalyzerError(f"layer={layer}, memory={memory}: expected one of {found.layers} and a memory in it.")
         place = found.layers.index(layer)
         vector = value_vectors(found.blocks[place])[memory]
         return next(logits_of(found.structure, vector[None], found.ways[place]))[0].softmax(-1)

@@ -33,11 +33,14 @@ class Block:
         return np.ones(self.weights.shape, bool) if self.open is None else self.open
 
     def renumbered(self, number: Ints) -> "Block":
-        """The same edges between units of other numbers, in the order of these."""
+        """The same edges between units of other numbers, in the order of these; a pair has its place where the lower comes
+        first."""
         rows, columns = number[self.rows], number[self.columns]
         i, j = np.argsort(rows), np.argsort(columns)
-        opened = None if self.open is None else self.open[i][:, j]
-        return Block(self.layer, rows[i], columns[j], self.weights[i][:, j], opened)
+        weights, opened = self.weights[i][:, j], None if self.open is None else self.open[i][:, j]
+        if opened is not None and np.array_equal(rows, columns):
+            weights, opened = np.triu(weights + weights.T, 1), np.triu(opened | opened.T, 1)
+        return Block(self.layer, rows[i], columns[j], weights, opened)
 
 
 @dataclass(frozen=True, eq=False)
