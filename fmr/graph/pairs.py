@@ -1,0 +1,212 @@
+"""Which joint of one graph is which of another: proposed where it is the only one that may be, kept where data flows alike.
+
+A joint is known by its op, the weights that it reads (by name, else by the sizes before and after), the nearest pairs that
+it is made of, argument by argument, and the nearest pairs that are made of it. What is proposed is then proven: what flows
+into both and what comes of both are the same pairs, and no other joint could take the place of one of them.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fmr.graph.joints import UNORDERED, Joint, Joints
+
+DISPUTED = 1
+"""The bit of what is above a joint whose names say one thing and whose place another."""
+
+Pair = tuple[Joint, Joint]
+Color = Callable[[Joint], Hashable]
+
+
+@dataclass
+class Near:
+    """What surrounds the joints of one graph: the nearest pairs above, for each argument, and below, and all of them."""
+
+    above: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    every: dict[int, int] = field(default_factory=dict)
+    below: dict[int, frozenset[tuple[int, int]]] = field(default_factory=dict)
+    later: dict[int, int] = field(default_factory=dict)
+
+
+def surroundings(joints: Sequence[Joint], pairs: dict[int, Pair], side: int) -> Near:
+    """For each joint the nearest pairs above and below it, as bits of their numbers."""
+    near = Near()
+    over: dict[int, int] = {}
+    for joint in joints:
+        every, reads = 0, []
+        for read in joint.reads:
+            here = 1 << read.pair if read.pair > 0 else _nearest(near.above[read.place], over) | _dispute(read)
+            reads.append(here)
+            every |= near.every[read.place] | here
+        near.above[joint.place], near.every[joint.place] = tuple(reads), every
+        if joint.pair > 0:
+            over[joint.pair] = every
+    under: dict[int, int] = {}
+    for joint in reversed(joints):
+        later = 0
+        nearest: set[tuple[int, int]] = set()
+        for at, user in joint.users:
+            later |= near.later[user.place] | (1 << user.pair if user.pair > 0 else 0)
+            nearest |= {(user.pair, at)} if user.pair > 0 else near.below[user.place]
+        hidden = 0
+        for number, _ in nearest:
+            hidden |= under[number]
+        near.below[joint.place] = frozenset(one for one in nearest if not hidden >> one[0] & 1)
+        near.later[joint.place] = later
+        if joint.pair > 0:
+            under[joint.pair] = later
+    return near
+
+
+def _dispute(joint: Joint) -> int:
+    return DISPUTED if joint.named else 0
+
+
+def _nearest(reads: Sequence[int], over: dict[int, int]) -> int:
+    """The pairs that are reached through something unpaired, without those above another of them."""
+    found = 0
+    for one in reads:
+        found |= one
+    hidden = 0
+    for number in _bits(found & ~DISPUTED):
+        hidden |= over[number]
+    return found & (~hidden | DISPUTED)
+
+
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+class Pairing:
+    """The pairs of joints of two graphs, by number, and why a joint has none."""
+
+    def __init__(self, ours: Joints, theirs: Joints) -> None:
+        self.sides = ours, theirs
+        self.pairs: dict[int, Pair] = {}
+        self.why: dict[str, str] = {}
+        self.count = 0
+        self.refused: set[tuple[int, int]] = set()
+        while True:
+            while self._propose():
+                pass
+            if not self._prove():
+                break
+
+    def alone(self, joint: Joint) -> str:
+        """Why nothing was ever proposed for a joint."""
+        like = [other for other in self.sides[1].joints if other.likeness == joint.likeness and other.pair < 0]
+        if not like:
+            return "nothing in the other graph has its op, its sizes and its weights"
+        names = ", ".join(other.node.id for other in like[:3])
+        return f"it could be {names}{' ...' * (len(like) > 3)}: nothing that is sure tells which"
+
+    # ---- proposing
+
+    def _propose(self) -> bool:
+        """Pair what is alike and alone on both sides, by the strongest likeness that finds any."""
+        self.near = tuple(surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
+        for color in (self._placed, self._fed, self._read):
+            colors = [
+                {j.place: color(j, near) for j in side.joints} for side, near in zip(self.sides, self.near, strict=True)
+            ]
+            for _ in range(4):
+                if self._pair(colors):
+                    return True
+                colors = [_refined(side.joints, known) for side, known in zip(self.sides, colors, strict=True)]
+        return False
+
+    def _placed(self, joint: Joint, near: Near) -> Hashable:
+        return joint.likeness, _reads(joint, near), near.below[joint.place]
+
+    def _fed(self, joint: Joint, near: Near) -> Hashable:
+        return joint.likeness, _reads(joint, near)
+
+    def _read(self, joint: Joint, near: Near) -> Hashable:
+        return joint.likeness, near.below[joint.place]
+
+    def _pair(self, colors: Sequence[dict[int, Hashable]]) -> bool:
+        groups: dict[Hashable, tuple[list[Joint], list[Joint]]] = defaultdict(lambda: ([], []))
+        for n, side in enumerate(self.sides):
+            for joint in side.joints:
+                if joint.pair < 0:
+                    groups[colors[n][joint.place]][n].append(joint)
+        found = [(a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1]
+        found = [(a, b) for a, b in found if (a.place, b.place) not in self.refused]
+        for a, b in found:
+            self.count += 1
+            self.pairs[self.count] = a, b
+            a.pair = b.pair = self.count
+        return bool(found)
+
+    # ---- proving
+
+    def _prove(self) -> bool:
+        """Drop what does not hold, until all does; whether anything was dropped."""
+        dropped = False
+        while True:
+            self.near = tuple(surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
+            rivals = self._rivals()
+            wrong = [(number, why) for number, pair in self.pairs.items() if (why := self._objection(*pair, rivals))]
+            if not wrong:
+                return dropped
+            for number, why in wrong:
+                a, b = self.pairs.pop(number)
+                a.pair = b.pair = -1
+                self.refused.add((a.place, b.place))
+                self.why[a.node.id] = why
+            dropped = True
+
+    def _rivals(self) -> dict[Hashable, Joint]:
+        """The joints without a partner, by their likeness and by what is sure above and below them."""
+        self.sure = 0
+        for number, (a, _) in self.pairs.items():
+            if a.named or a.node.op in ("output", "input"):
+                self.sure |= 1 << number
+        return {
+            self._region(joint, near): joint
+            for side, near in zip(self.sides, self.near, strict=True)
+            for joint in side.joints
+            if joint.pair < 0
+        }
+
+    def _region(self, joint: Joint, near: Near) -> Hashable:
+        return joint.likeness, near.every[joint.place] & self.sure, near.later[joint.place] & self.sure
+
+    def _objection(self, a: Joint, b: Joint, rivals: dict[Hashable, Joint]) -> str:
+        """Why two joints are not surely the same; empty where they are."""
+        ours, theirs = self.near
+        first, second = _reads(a, ours), _reads(b, theirs)
+        if first != second:
+            return f"{b.node.id} has its likeness and reads other values"
+        if a.named or a.node.op in ("input", "output"):
+            return ""
+        if any(one & DISPUTED for one in ours.above[a.place]):
+            return f"{b.node.id} is in its place, and what both read is not surely the same"
+        if not a.weighs and all(one.pair > 0 for one in a.reads):
+            return ""
+        below = ours.below[a.place]
+        if not below or below != theirs.below[b.place]:
+            return f"{b.node.id} is in its place, and what reads it is not surely the same"
+        for joint, near in ((a, ours), (b, theirs)):
+            rival = rivals.get(self._region(joint, near))
+            if rival is not None:
+                return f"{rival.node.id} could be in its place as well as {b.node.id}"
+        return ""
+
+
+def _reads(joint: Joint, near: Near) -> tuple[int, ...]:
+    found = near.above[joint.place]
+    return tuple(sorted(found)) if joint.node.op in UNORDERED else found
+
+
+def _refined(joints: Sequence[Joint], colors: dict[int, Hashable]) -> dict[int, Hashable]:
+    """Colors that tell joints apart by their neighbours, too."""
+    found: dict[int, Hashable] = {}
+    for joint in joints:
+        reads = tuple(colors[read.place] for read in joint.reads)
+        users = tuple(sorted(hash((at, colors[user.place])) for at, user in joint.users))
+        found[joint.place] = hash((colors[joint.place], reads, users))
+    return found
