@@ -274,4 +274,4 @@ def liken(ours: Joints, theirs: Joints) -> None:
         for joint in side.joints:
             joint.named = tuple(sorted(side.weights(joint) & known)) if joint.weighs else ()
             own = joint.node.id if joint.node.op in ("input", "output") else ""
-            joint.likeness = joint.kind, own, joint.named, side.sizes(joint), side.share(joint), joint.sides
+            joint.likeness = joint.kind, own, joint.named, side.sizes(joint), side.share(joint)

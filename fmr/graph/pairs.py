@@ -89,6 +89,7 @@ class Pairing:
         self.why: dict[str, str] = {}
         self.count = 0
         self.refused: set[tuple[int, int]] = set()
+        self._refuse_crossed()
         while True:
             while self._propose():
                 pass
@@ -102,6 +103,20 @@ class Pairing:
             return "nothing in the other graph has its op, its sizes and its weights"
         names = ", ".join(other.node.id for other in like[:3])
         return f"it could be {names}{' ...' * (len(like) > 3)}: nothing that is sure tells which"
+
+    def _refuse_crossed(self) -> None:
+        """Refuse what is called alike in two graphs and computed in another order: names or places are exchanged."""
+        both = [_called(side.joints) for side in self.sides]
+        shared = [(joint, both[1][name]) for name, joint in both[0].items() if name in both[1]]
+        over = [_over(side.joints, [pair[n] for pair in shared]) for n, side in enumerate(self.sides)]
+        for later, earlier in ((n, k) for n, bits in enumerate(over[0]) for k in _bits(bits)):
+            if over[1][earlier] >> later & 1:
+                for (a, b), (_, other), order in (
+                    (shared[later], shared[earlier], "after"),
+                    (shared[earlier], shared[later], "before"),
+                ):
+                    self.refused.add((a.place, b.place))
+                    self.why[a.node.id] = f"{other.node.id} comes {order} it there, against the order here"
 
     # ---- proposing
 
@@ -119,13 +134,13 @@ class Pairing:
         return False
 
     def _placed(self, joint: Joint, near: Near) -> Hashable:
-        return joint.likeness, _reads(joint, near), near.below[joint.place]
+        return joint.likeness, joint.sides, _reads(joint, near), near.below[joint.place]
 
     def _fed(self, joint: Joint, near: Near) -> Hashable:
-        return joint.likeness, _reads(joint, near)
+        return joint.likeness, joint.sides, _reads(joint, near)
 
     def _read(self, joint: Joint, near: Near) -> Hashable:
-        return joint.likeness, near.below[joint.place]
+        return joint.likeness, joint.sides, near.below[joint.place]
 
     def _pair(self, colors: Sequence[dict[int, Hashable]]) -> bool:
         groups: dict[Hashable, tuple[list[Joint], list[Joint]]] = defaultdict(lambda: ([], []))
@@ -152,11 +167,13 @@ class Pairing:
             wrong = [(number, why) for number, pair in self.pairs.items() if (why := self._objection(*pair, rivals))]
             if not wrong:
                 return dropped
+            every = sum(1 << number for number, _ in wrong)
             for number, why in wrong:
                 a, b = self.pairs.pop(number)
                 a.pair = b.pair = -1
-                self.refused.add((a.place, b.place))
                 self.why[a.node.id] = why
+                if not self.near[0].every[a.place] & every:  # of others the reason may go with what was wrong above them
+                    self.refused.add((a.place, b.place))
             dropped = True
 
     def _rivals(self) -> dict[Hashable, Joint]:
@@ -210,3 +227,24 @@ def _refined(joints: Sequence[Joint], colors: dict[int, Hashable]) -> dict[int, 
         users = tuple(sorted(hash((at, colors[user.place])) for at, user in joint.users))
         found[joint.place] = hash((colors[joint.place], reads, users))
     return found
+
+
+def _called(joints: Sequence[Joint]) -> dict[Hashable, Joint]:
+    """The joints that alone read weights of their names."""
+    found: dict[Hashable, list[Joint]] = defaultdict(list)
+    for joint in joints:
+        if joint.named:
+            found[joint.likeness].append(joint)
+    return {name: same[0] for name, same in found.items() if len(same) == 1}
+
+
+def _over(joints: Sequence[Joint], known: Sequence[Joint]) -> list[int]:
+    """For each of some joints those of them that come before it along the data, as bits."""
+    numbers = {joint.place: n for n, joint in enumerate(known)}
+    over: list[int] = []
+    for joint in joints:
+        above = 0
+        for read in joint.reads:
+            above |= over[read.place] | (1 << numbers[read.place] if read.place in numbers else 0)
+        over.append(above)
+    return [over[joint.place] for joint in known]
