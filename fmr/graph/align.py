@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from fmr.errors import GraphError
-from fmr.graph.joints import Joints, Unfused, liken
+from fmr.graph.joints import Unfused
 from fmr.graph.matching import Matching
 from fmr.ids import TensorId
 
@@ -77,9 +77,11 @@ def align(first: Unfused, second: Unfused) -> Alignment:
     if not hasattr(second, "nodes"):
         hint = "its graph, other.graph" if hasattr(second, "graph") else "a graph, as run.graph"
         raise GraphError(f"A graph cannot be compared with {type(second).__name__}: expected {hint}.")
-    ours, theirs = Joints(first), Joints(second)
-    liken(ours, theirs)
-    found = Matching(ours, theirs)
+    return aligned(Matching(first, second), first, second)
+
+
+def aligned(found: Matching, first: Unfused, second: Unfused) -> Alignment:
+    """What was found of two graphs, as a value."""
     taken = set(found.matched.values())
     removed = [node.id for node in first.nodes if node.id not in found.matched]
     return Alignment(
@@ -87,7 +89,7 @@ def align(first: Unfused, second: Unfused) -> Alignment:
         tuple(node.id for node in second.nodes if node.id not in taken),
         tuple(removed),
         found.copies,
-        {name: found.reason(name) for name in ours.nodes if name not in found.matched},
+        {name: found.reason(name) for name in found.ours.nodes if name not in found.matched},
     )
 
 

@@ -1,7 +1,6 @@
 """A graph with its layout left out: the values where data meets weights or other data, or is bent, and what they read."""
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
@@ -61,6 +60,7 @@ class Joint:
     users: list[tuple[int, "Joint"]] = field(default_factory=list)
     likeness: Hashable = None
     named: tuple[str, ...] = ()
+    scaled: Hashable = ()
     sides: frozenset[int] = frozenset()
     place: int = 0
     pair: int = -1
@@ -89,13 +89,15 @@ class Joints:
         self.sources: dict[TensorId, frozenset[str]] = {}
         self.head: dict[TensorId, Joint] = {}
         self.joints: list[Joint] = []
-        self.trusted: frozenset[str] = frozenset()
+        self.called: dict[str, str] = {}
         for node in self.graph.nodes:
             self._add(node)
         for at, name in _returned(self.graph):
             if name in self.head:
                 output = self.nodes[name]._replace(id=TensorId(f"output:{at}"), op="output", args={})
                 self._join(output, [name])
+        for joint in self.joints:
+            joint.scaled = self._scales(joint)
         for joint in reversed(self.joints):
             joint.sides = frozenset(side for at, user in joint.users for side in _side(at, user))
 
@@ -163,6 +165,13 @@ class Joints:
     def is_joint(self, node: Node) -> bool:
         """Whether data meets in a value or is bent there."""
         return self.head[node.id].node.id == node.id
+
+    def _scales(self, joint: Joint) -> Hashable:
+        """By which numbers a value was scaled and shifted before it is bent; a softmax may read scores scaled elsewhere."""
+        if len(joint.reads) != 1 or joint.weighs or joint.kind in ("softmax", "part", "output"):
+            return ()
+        steps = self.way(joint.ends[0])
+        return tuple((node.op, exact(node.args)) for node in steps if node.op in SHIFTS and len(node.parents) == 1)
 
     def weights(self, joint: Joint) -> frozenset[str]:
         """The parameters that a joint reads, however they were prepared for it."""
@@ -237,41 +246,3 @@ def _begin_of_index(index: Any, dims: int) -> tuple[Any, Any]:
     if isinstance(one, slice):
         return (dim, one.start or 0) if one.step in (None, 1) else (None, None)
     return dim, one
-
-
-def trusted(ours: Iterable[TensorId], theirs: Iterable[TensorId]) -> frozenset[str]:
-    """The names that mean the same in two graphs: both have them, and all lists of modules in them have the same entries.
-
-    A number in a list that is longer or shorter elsewhere may count other layers.
-    """
-    first, second = set(ours), set(theirs)
-    lists, others = _lists(first), _lists(second)
-    return frozenset(str(name) for name in first & second if all(lists[path] == others[path] for path, _ in _entries(name)))
-
-
-def _lists(names: Iterable[TensorId]) -> Mapping[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        for path, entry in _entries(name):
-            found[path].add(entry)
-    return found
-
-
-def _entries(name: str) -> Iterator[tuple[str, str]]:
-    """The lists that a name lies in, each with the number of its entry there."""
-    parts = name.rpartition("/")[0].split(".") if "/" in name else name.split(".")
-    for n, part in enumerate(parts):
-        if part.partition("@")[0].isdigit():
-            yield ".".join(parts[:n]), part
-
-
-def liken(ours: Joints, theirs: Joints) -> None:
-    """Tell each joint of two graphs which weights they call alike and what it has in common with its like."""
-    names = [[node.id for node in side.graph.nodes if node.op in ("param", "buffer")] for side in (ours, theirs)]
-    known = trusted(*names)
-    for side in (ours, theirs):
-        side.trusted = known
-        for joint in side.joints:
-            joint.named = tuple(sorted(side.weights(joint) & known)) if joint.weighs else ()
-            own = joint.node.id if joint.node.op in ("input", "output") else ""
-            joint.likeness = joint.kind, own, joint.named, side.sizes(joint), side.share(joint)

@@ -3,8 +3,10 @@
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 from difflib import SequenceMatcher
+from types import MappingProxyType
 
-from fmr.graph.joints import SHIFTS, Joint, Joints
+from fmr.graph.joints import SHIFTS, Joint, Joints, Unfused
+from fmr.graph.likeness import Same, liken
 from fmr.graph.pairs import DISPUTED, Pairing
 from fmr.ids import TensorId
 from fmr.nests import exact
@@ -17,9 +19,10 @@ _MAKES = frozenset("arange full ones zeros eye linspace".split())
 class Matching:
     """The values of two graphs that are the same, by ID."""
 
-    def __init__(self, ours: Joints, theirs: Joints) -> None:
-        self.ours, self.theirs = ours, theirs
-        self.pairing = Pairing(ours, theirs)
+    def __init__(self, first: Unfused, second: Unfused, same: Same = MappingProxyType({})) -> None:
+        self.ours, self.theirs = Joints(first), Joints(second)
+        liken(self.ours, self.theirs, same)
+        self.pairing = Pairing(self.ours, self.theirs)
         self.pairs = sorted(self.pairing.pairs.values(), key=lambda pair: pair[0].place)
         self.matched: dict[TensorId, TensorId] = {}
         self.taken: set[TensorId] = set()
@@ -30,8 +33,8 @@ class Matching:
             self._weights(a, b)
         self._sources()
         self._computed_alike()
-        for first, second in [way for a, b in self.pairs for way in self._ways(a, b)]:
-            self._on_the_way(first, second)
+        for here, there in [way for a, b in self.pairs for way in self._ways(a, b)]:
+            self._on_the_way(here, there)
         self._computed_alike()
 
     def _match(self, a: TensorId, b: TensorId) -> None:
@@ -50,11 +53,13 @@ class Matching:
     def _sources(self) -> None:
         """Inputs and weights of the same name and shape, but for weights whose readers have no partner."""
         disputed = {name for joint in self.ours.joints if joint.pair < 0 for name in joint.named}
+        there = {called: self.theirs.nodes[TensorId(name)] for name, called in self.theirs.called.items()}
+        inputs = {node.id: node for node in self.theirs.graph.sources if node.op == "input"}
         for node in self.ours.graph.sources:
-            other = self.theirs.nodes.get(node.id)
-            alike = other is not None and (other.shape == node.shape or node.op == "input")
-            if alike and node.id not in disputed and (node.op == "input" or str(node.id) in self.ours.trusted):
-                self._match(node.id, node.id)
+            called = self.ours.called.get(node.id, "")
+            other = inputs.get(node.id) if node.op == "input" else there.get(called)
+            if other is not None and called not in disputed and (other.shape == node.shape or node.op == "input"):
+                self._match(node.id, other.id)
 
     def _ways(self, a: Joint, b: Joint) -> Iterator[tuple[list[Node], list[Node]]]:
         """For each argument of a pair the steps by which its value came there from the joint that made it, that first."""

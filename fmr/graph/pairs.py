@@ -202,8 +202,8 @@ class Pairing:
             return ""
         if any(one & DISPUTED for one in ours.above[a.place]):
             return f"{b.node.id} is in its place, and what both read is not surely the same"
-        if not a.weighs and all(one.pair > 0 for one in a.reads):
-            return ""
+        if not a.weighs and all(one.pair > 0 for one in (*a.reads, *b.reads)):
+            return "" if a.scaled == b.scaled else f"{b.node.id} has its likeness and reads the same values scaled otherwise"
         below = ours.below[a.place]
         if not below or below != theirs.below[b.place]:
             return f"{b.node.id} is in its place, and what reads it is not surely the same"

@@ -135,6 +135,7 @@ class _Search:
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
             rejected=tuple(self.rejected),
             readout=find_readout(self.graph, last, unembedding, self.value),
+            graph=self.graph,
         )
         return self._told(found)
 
