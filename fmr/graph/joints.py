@@ -64,6 +64,7 @@ class Joint:
     sides: frozenset[int] = frozenset()
     place: int = 0
     pair: int = -1
+    doubtful: bool = False
 
     @property
     def weighs(self) -> bool:

@@ -5,14 +5,14 @@ it is made of, argument by argument, and the nearest pairs that are made of it. 
 into both and what comes of both are the same pairs, and no other joint could take the place of one of them.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fmr.graph.joints import UNORDERED, Joint, Joints
 
 DISPUTED = 1
-"""The bit of what is above a joint whose names say one thing and whose place another."""
+"""The bit of what is reached through weights without a partner, though the other graph has such weights."""
 
 Pair = tuple[Joint, Joint]
 Color = Callable[[Joint], Hashable]
@@ -35,7 +35,7 @@ def surroundings(joints: Sequence[Joint], pairs: dict[int, Pair], side: int) -> 
     for joint in joints:
         every, reads = 0, []
         for read in joint.reads:
-            here = 1 << read.pair if read.pair > 0 else _nearest(near.above[read.place], over) | _dispute(read)
+            here = 1 << read.pair if read.pair > 0 else _nearest(near.above[read.place], over) | read.doubtful
             reads.append(here)
             every |= near.every[read.place] | here
         near.above[joint.place], near.every[joint.place] = tuple(reads), every
@@ -56,10 +56,6 @@ def surroundings(joints: Sequence[Joint], pairs: dict[int, Pair], side: int) -> 
         if joint.pair > 0:
             under[joint.pair] = later
     return near
-
-
-def _dispute(joint: Joint) -> int:
-    return DISPUTED if joint.named else 0
 
 
 def _nearest(reads: Sequence[int], over: dict[int, int]) -> int:
@@ -88,8 +84,10 @@ class Pairing:
         self.pairs: dict[int, Pair] = {}
         self.why: dict[str, str] = {}
         self.count = 0
+        self.likenesses = tuple(Counter(joint.likeness for joint in side.joints) for side in self.sides)
         self.refused: set[tuple[int, int]] = set()
         self._refuse_crossed()
+        self._pair_in_order()
         while True:
             while self._propose():
                 pass
@@ -118,19 +116,29 @@ class Pairing:
                     self.refused.add((a.place, b.place))
                     self.why[a.node.id] = f"{other.node.id} comes {order} it there, against the order here"
 
+    def _pair_in_order(self) -> None:
+        """Pair those that read the same weights again, each after the one before, where both graphs do so as often."""
+        groups = [_groups(side.joints) for side in self.sides]
+        for name, ours in groups[0].items():
+            theirs = groups[1].get(name, [])
+            if len(ours) == len(theirs) > 1 and all(
+                _is_chain(side.joints, group) for side, group in zip(self.sides, (ours, theirs), strict=True)
+            ):
+                self._note(zip(ours, theirs, strict=True))
+
     # ---- proposing
 
     def _propose(self) -> bool:
         """Pair what is alike and alone on both sides, by the strongest likeness that finds any."""
         self.near = tuple(surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
-        for color in (self._placed, self._fed, self._read):
+        for color, up, down in ((self._placed, True, True), (self._fed, True, False), (self._read, False, True)):
             colors = [
                 {j.place: color(j, near) for j in side.joints} for side, near in zip(self.sides, self.near, strict=True)
             ]
             for _ in range(4):
                 if self._pair(colors):
                     return True
-                colors = [_refined(side.joints, known) for side, known in zip(self.sides, colors, strict=True)]
+                colors = [_refined(side.joints, known, up, down) for side, known in zip(self.sides, colors, strict=True)]
         return False
 
     def _placed(self, joint: Joint, near: Near) -> Hashable:
@@ -149,12 +157,15 @@ class Pairing:
                 if joint.pair < 0:
                     groups[colors[n][joint.place]][n].append(joint)
         found = [(a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1]
-        found = [(a, b) for a, b in found if (a.place, b.place) not in self.refused]
+        return self._note((a, b) for a, b in found if (a.place, b.place) not in self.refused)
+
+    def _note(self, found: Iterable[Pair]) -> bool:
+        before = self.count
         for a, b in found:
             self.count += 1
             self.pairs[self.count] = a, b
             a.pair = b.pair = self.count
-        return bool(found)
+        return self.count > before
 
     # ---- proving
 
@@ -162,6 +173,7 @@ class Pairing:
         """Drop what does not hold, until all does; whether anything was dropped."""
         dropped = False
         while True:
+            self._doubt()
             self.near = tuple(surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
             rivals = self._rivals()
             wrong = [(number, why) for number, pair in self.pairs.items() if (why := self._objection(*pair, rivals))]
@@ -175,6 +187,17 @@ class Pairing:
                 if not self.near[0].every[a.place] & every:  # of others the reason may go with what was wrong above them
                     self.refused.add((a.place, b.place))
             dropped = True
+
+    def _unique(self, joint: Joint) -> bool:
+        """Whether weights are the only ones of their sizes in both graphs."""
+        return joint.weighs and all(count[joint.likeness] == 1 for count in self.likenesses)
+
+    def _doubt(self) -> None:
+        """Mark where weights have no partner though they may be those of some in the other graph."""
+        left = [{j.likeness for j in side.joints if j.pair < 0 and j.weighs} for side in self.sides]
+        for side in self.sides:
+            for joint in side.joints:
+                joint.doubtful = joint.pair < 0 and (bool(joint.named) or joint.likeness in left[0] & left[1])
 
     def _rivals(self) -> dict[Hashable, Joint]:
         """The joints without a partner, by their likeness and by what is sure above and below them."""
@@ -190,17 +213,18 @@ class Pairing:
         }
 
     def _region(self, joint: Joint, near: Near) -> Hashable:
-        return joint.likeness, near.every[joint.place] & self.sure, near.later[joint.place] & self.sure
+        """What a joint must have in common with another one to take its place: what is made of data alone reads the same."""
+        reads = () if joint.weighs else _reads(joint, near)
+        return joint.likeness, reads, near.every[joint.place] & self.sure, near.later[joint.place] & self.sure
 
     def _objection(self, a: Joint, b: Joint, rivals: dict[Hashable, Joint]) -> str:
         """Why two joints are not surely the same; empty where they are."""
         ours, theirs = self.near
-        first, second = _reads(a, ours), _reads(b, theirs)
-        if first != second:
+        if _reads(a, ours) != _reads(b, theirs):
             return f"{b.node.id} has its likeness and reads other values"
         if a.named or a.node.op in ("input", "output"):
             return ""
-        if any(one & DISPUTED for one in ours.above[a.place]):
+        if not self._unique(a) and any(one & DISPUTED for one in (*ours.above[a.place], *theirs.above[b.place])):
             return f"{b.node.id} is in its place, and what both read is not surely the same"
         if not a.weighs and all(one.pair > 0 for one in (*a.reads, *b.reads)):
             return "" if a.scaled == b.scaled else f"{b.node.id} has its likeness and reads the same values scaled otherwise"
@@ -215,27 +239,41 @@ class Pairing:
 
 
 def _reads(joint: Joint, near: Near) -> tuple[int, ...]:
-    found = near.above[joint.place]
+    """The pairs that a joint reads, argument by argument."""
+    found = tuple(one & ~DISPUTED for one in near.above[joint.place])
     return tuple(sorted(found)) if joint.node.op in UNORDERED else found
 
 
-def _refined(joints: Sequence[Joint], colors: dict[int, Hashable]) -> dict[int, Hashable]:
-    """Colors that tell joints apart by their neighbours, too."""
+def _refined(joints: Sequence[Joint], colors: dict[int, Hashable], up: bool, down: bool) -> dict[int, Hashable]:
+    """Colors that tell joints apart by what they read, by what reads them, or by both."""
     found: dict[int, Hashable] = {}
     for joint in joints:
-        reads = tuple(colors[read.place] for read in joint.reads)
-        users = tuple(sorted(hash((at, colors[user.place])) for at, user in joint.users))
+        if joint.pair > 0:
+            found[joint.place] = joint.pair
+            continue
+        reads = tuple(colors[read.place] for read in joint.reads) if up else ()
+        users = tuple(sorted(hash((at, colors[user.place])) for at, user in joint.users)) if down else ()
         found[joint.place] = hash((colors[joint.place], reads, users))
+    return found
+
+
+def _groups(joints: Sequence[Joint]) -> dict[Hashable, list[Joint]]:
+    """The joints that read weights of the same names."""
+    found: dict[Hashable, list[Joint]] = defaultdict(list)
+    for joint in joints:
+        if joint.named:
+            found[joint.likeness].append(joint)
     return found
 
 
 def _called(joints: Sequence[Joint]) -> dict[Hashable, Joint]:
     """The joints that alone read weights of their names."""
-    found: dict[Hashable, list[Joint]] = defaultdict(list)
-    for joint in joints:
-        if joint.named:
-            found[joint.likeness].append(joint)
-    return {name: same[0] for name, same in found.items() if len(same) == 1}
+    return {name: same[0] for name, same in _groups(joints).items() if len(same) == 1}
+
+
+def _is_chain(joints: Sequence[Joint], group: Sequence[Joint]) -> bool:
+    """Whether each of some joints is made of the one before."""
+    return all(over >> n & 1 for n, over in enumerate(_over(joints, group)[1:]))
 
 
 def _over(joints: Sequence[Joint], known: Sequence[Joint]) -> list[int]:

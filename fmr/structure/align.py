@@ -72,8 +72,8 @@ class PartAlignment:
     """The parts that two structures share, each with its like; of what has none, `why` says what stood against it.
 
     `attention`, `mlps`, `layers` and `streams` are pairs of parts; `values` maps the ID of each value that has a role in
-    the first to that of the value with the same role in the second. `why` is by the scope of a part or the ID of a value.
-    `graph` is the alignment of all values.
+    the first to that of the value with the same role in the second, and `within` those of single experts to the values that
+    hold all of them. `why` is by the scope of a part or the ID of a value. `graph` is the alignment of all values.
     """
 
     attention: tuple[tuple[Attention, Attention], ...]
@@ -81,6 +81,7 @@ class PartAlignment:
     streams: tuple[tuple[Stream, Stream], ...]
     layers: tuple[tuple[Layer, Layer], ...]
     values: dict[TensorId, TensorId]
+    within: dict[TensorId, TensorId]
     why: dict[str, str]
     graph: Alignment = field(repr=False)
 
@@ -115,6 +116,7 @@ class _Parts:
         self.graph = aligned(self.found, first.graph, second.graph)
         self.same = {**self.found.matched, **self.found.copies}
         self.values: dict[TensorId, TensorId] = {}
+        self.within: dict[TensorId, TensorId] = {}
         self.why: dict[str, str] = {}
 
     def alignment(self) -> PartAlignment:
@@ -122,10 +124,10 @@ class _Parts:
         whole = tuple(self._parts(self.first.mlps, self.second.mlps))
         mlps = [(Expert(a), Expert(b)) for a, b in whole] + list(self._experts(whole))
         streams = tuple(self._streams())
-        for name in self.first.roles.keys() - self.values.keys():
+        for name in (name for name in self.first.roles if name not in self.values and name not in self.within):
             self.why[name] = self.graph.why.get(name) or f"it is {self.same[name]} there, which has no such role"
         layers = tuple(self._layers([*attention, *((a.memory, b.memory) for a, b in mlps)]))
-        return PartAlignment(attention, tuple(mlps), streams, layers, self.values, self.why, self.graph)
+        return PartAlignment(attention, tuple(mlps), streams, layers, self.values, self.within, self.why, self.graph)
 
     # ---- values
 
@@ -176,7 +178,9 @@ class _Parts:
         known = {id(memory) for pair in whole for memory in pair}
         ours, theirs = ([one for one in side.mlps if id(one) not in known] for side in (self.first, self.second))
         for a, b in _told(ours, theirs):
-            self.why[a.memory.scope] = f"it is {b!r} by its weights, and a value there is one of several experts"
+            self.why.pop(a.memory.scope, None)
+            if a.expert is None:
+                self.within |= {getattr(a.memory, role).id: getattr(b.memory, role).id for role in ("pre", "post", "out")}
             yield a, b
 
     # ---- streams and layers
