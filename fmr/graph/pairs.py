@@ -94,6 +94,12 @@ class Pairing:
             if not self._prove():
                 break
 
+    def is_around(self, a: Joint, b: Joint) -> bool:
+        """Whether the same sure pairs come before two joints and after them."""
+        (one, other), sure = self.near, self.sure
+        before = (one.every[a.place] ^ other.every[b.place]) & sure
+        return not before and not (one.later[a.place] ^ other.later[b.place]) & sure
+
     def alone(self, joint: Joint) -> str:
         """Why nothing was ever proposed for a joint."""
         like = [other for other in self.sides[1].joints if other.likeness == joint.likeness and other.pair < 0]
@@ -194,10 +200,13 @@ class Pairing:
 
     def _doubt(self) -> None:
         """Mark where weights have no partner though they may be those of some in the other graph."""
-        left = [{j.likeness for j in side.joints if j.pair < 0 and j.weighs} for side in self.sides]
-        for side in self.sides:
-            for joint in side.joints:
-                joint.doubtful = joint.pair < 0 and (bool(joint.named) or joint.likeness in left[0] & left[1])
+        left = [[joint for joint in side.joints if joint.pair < 0 and joint.weighs] for side in self.sides]
+        alike = set.intersection(*({joint.likeness for joint in side} for side in left))
+        names = set.intersection(*({name for joint in side for name in joint.named} for side in left))
+        for joint in (joint for side in self.sides for joint in side.joints):
+            joint.doubtful = (
+                joint.pair < 0 and joint.weighs and (joint.likeness in alike or not names.isdisjoint(joint.named))
+            )
 
     def _rivals(self) -> dict[Hashable, Joint]:
         """The joints without a partner, by their likeness and by what is sure above and below them."""

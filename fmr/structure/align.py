@@ -123,9 +123,16 @@ class _Parts:
         attention = tuple(self._parts(self.first.attention, self.second.attention))
         whole = tuple(self._parts(self.first.mlps, self.second.mlps))
         mlps = [(Expert(a), Expert(b)) for a, b in whole] + list(self._experts(whole))
-        streams = tuple(self._streams())
-        for name in (name for name in self.first.roles if name not in self.values and name not in self.within):
-            self.why[name] = self.graph.why.get(name) or f"it is {self.same[name]} there, which has no such role"
+        streams, roles = tuple(self._streams()), self.second.roles
+        for name, role in self.first.roles.items():
+            there = self.same.get(name)
+            if name in self.values or name in self.within:
+                continue
+            if there is not None and roles.get(there, role) == role:
+                self.values[name] = there
+            else:
+                other = f"it is {there} there, which is {roles[there]}" if there in roles else ""
+                self.why[name] = self.graph.why.get(name) or other
         layers = tuple(self._layers([*attention, *((a.memory, b.memory) for a, b in mlps)]))
         return PartAlignment(attention, tuple(mlps), streams, layers, self.values, self.within, self.why, self.graph)
 
@@ -142,7 +149,7 @@ class _Parts:
     def _differs(self, a: Site | None, b: Site | None) -> bool:
         """Whether two values are known to be made by different ops."""
         if a is None or b is None:
-            return a is not b
+            return False
         one, two = self._joint(0, a.id), self._joint(1, b.id)
         return one is not None and two is not None and one.pair != two.pair and min(one.pair, two.pair) > 0
 
@@ -151,11 +158,7 @@ class _Parts:
     def _parts(self, ours: Sequence[Part], theirs: Sequence[Part]) -> Iterator[tuple[Part, Part]]:
         """The parts with the same core, of the same sizes, of which no value is known to be made by something else."""
         for part in ours:
-            like = [
-                other
-                for other in theirs
-                if any(self._is_same(a, b) for a, b in zip(_cores(part), _cores(other), strict=True))
-            ]
+            like = [other for other in theirs if any(map(self._is_same, _cores(part), _cores(other)))]
             if len(like) != 1:
                 self.why[part.scope] = self._unlike(part)
                 continue
@@ -166,7 +169,7 @@ class _Parts:
             if against:
                 self.why[part.scope] = f"{other.scope} is in its place, and has another {', '.join(against)}"
                 continue
-            self.values |= {a.id: b.id for _, a, b in values if a is not None}
+            self.values |= {a.id: b.id for _, a, b in values if a is not None and b is not None}
             yield part, other
 
     def _unlike(self, part: Attention | Memory) -> str:
@@ -178,6 +181,10 @@ class _Parts:
         known = {id(memory) for pair in whole for memory in pair}
         ours, theirs = ([one for one in side.mlps if id(one) not in known] for side in (self.first, self.second))
         for a, b in _told(ours, theirs):
+            one, two = self._joint(0, a.memory.down), self._joint(1, b.memory.down)
+            if one is None or two is None or not self.found.pairing.is_around(one, two):
+                self.why[a.memory.scope] = f"{b!r} has its weights, and lies elsewhere"
+                continue
             self.why.pop(a.memory.scope, None)
             if a.expert is None:
                 self.within |= {getattr(a.memory, role).id: getattr(b.memory, role).id for role in ("pre", "post", "out")}
@@ -260,14 +267,14 @@ def _bytes(vector: Tensor) -> bytes:
 
 
 def _told(ours: Sequence[Memory], theirs: Sequence[Memory]) -> Iterator[tuple[Expert, Expert]]:
-    """Experts with the same keys and values, each the only one that has them."""
+    """Memories of one and experts of the other with the same keys and values, each the only one that has them."""
     first, second = ({}, {})  # type: tuple[dict[bytes, list[Expert]], dict[bytes, list[Expert]]]
     for side, found in ((ours, first), (theirs, second)):
         for expert in (one for memory in side for one in _experts_of(memory)):
             found.setdefault(_numbers(expert), []).append(expert)
     for key, same in first.items():
         other = second.get(key, [])
-        if len(same) == len(other) == 1:
+        if len(same) == len(other) == 1 and (same[0].expert is None) != (other[0].expert is None):
             yield same[0], other[0]
 
 

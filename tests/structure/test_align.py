@@ -115,6 +115,109 @@ def test_a_quantised_copy_has_the_same_attention() -> None:
         quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
         two = located(quantised, args, kwargs)
     found = one.align(two)
-    matched = {role for name, role in one.roles.items() if name in one.graph.align(two.graph).matched}
-    assert matched == set(one.roles.values())
-    assert all(two.roles.get(there) == one.roles[here] for here, there in found.values.items())
+    assert set(one.roles) == set(found.values)
+    assert [(a.index, b.index) for a, b in found.attention] == [(n, n) for n in range(len(one.attention))]
+    assert found.mlps == ()  # the weights of a quantised projection are hidden, so that nothing there is a memory
+    assert all(two.roles.get(there, role) == role for (here, there) in found.values.items() for role in [one.roles[here]])
+
+
+class Feed(nn.Module):
+    """A feed-forward layer with a gate."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(width, 2 * width, bias=False) for _ in range(2))
+        self.down = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return made
+
+
+class Stack(nn.Module):
+    """Feed-forward layers on one stream, with a norm before each."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.layers = nn.Linear(6, 6), nn.ModuleList(layers)
+        self.norms, self.last = nn.ModuleList([nn.LayerNorm(6) for _ in layers]), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        made: Tensor = self.last(x)
+        return made
+
+
+def feeds(count: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [Feed() for _ in range(count)]
+
+
+def of(model: nn.Module) -> Structure:
+    return fmr.locate(fmr.run(model, torch.linspace(-1, 1, 24).reshape(1, 4, 6)))
+
+
+def scopes(found: PartAlignment) -> dict[str, str]:
+    return {repr(a): repr(b) for a, b in found.mlps}
+
+
+def test_a_layer_that_was_removed_is_known_by_the_weights_of_the_others() -> None:
+    layers = feeds(3)
+    one, two = of(Stack(layers)), of(Stack([layers[0], layers[2]]))
+    found = one.align(two)
+    assert scopes(found) == {"layers.0": "layers.0", "layers.2": "layers.1"}
+    assert "layers.1" in found.why
+    assert scopes(two.align(one)) == {"layers.0": "layers.0", "layers.1": "layers.2"}
+    graphs = fmr.locate(one.graph), fmr.locate(two.graph)
+    assert scopes(graphs[0].align(graphs[1])) == {}
+
+
+def test_layers_whose_weights_were_exchanged_are_not_matched_by_name() -> None:
+    layers = feeds(2)
+    found = of(Stack(layers)).align(of(Stack(layers[::-1])))
+    assert scopes(found) == {}
+
+
+def test_a_deeper_model_shares_no_layers() -> None:
+    assert scopes(of(Stack(feeds(2))).align(of(Stack([Feed(), Feed(), Feed()])))) == {}
+
+
+class Experts(nn.Module):
+    """Experts that every token is sent to, as a list of layers or as two tensors."""
+
+    def __init__(self, experts: list[Feed], together: bool) -> None:
+        super().__init__()
+        self.together = together
+        if together:
+            both = [torch.cat([one.gate.weight, one.up.weight]) for one in experts]
+            self.gate_up = nn.Parameter(torch.stack(both).detach())
+            self.down = nn.Parameter(torch.stack([one.down.weight for one in experts]).detach())
+        else:
+            self.experts = nn.ModuleList(experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.together:
+            return torch.stack([expert(x) for expert in self.experts]).sum(0)
+        gate, up = torch.bmm(x.expand(len(self.down), *x.shape[1:]), self.gate_up.mT).chunk(2, -1)
+        return torch.bmm(F.silu(gate) * up, self.down.mT).sum(0, keepdim=True)
+
+
+def test_experts_in_a_list_and_in_one_tensor_are_the_same_memories() -> None:
+    experts = [Feed() for _ in range(3)]
+    one, two = (of(Stack([Experts(experts, together)])) for together in (False, True))
+    found = one.align(two)
+    assert scopes(found) == {f"layers.0.experts.{n}": f"layers.0, expert {n}" for n in range(3)}
+    assert scopes(two.align(one)) == {f"layers.0, expert {n}": f"layers.0.experts.{n}" for n in range(3)}
+    assert found.within[one.mlps[1].post.id] == two.mlps[0].post.id
+    assert len(found.layers) == 1
+    alone = fmr.locate(one.graph).align(fmr.locate(two.graph))
+    assert alone.mlps == ()
+    assert "layers.0.experts.1" in alone.why
+
+
+def test_what_is_no_structure_is_refused() -> None:
+    one = of(Stack(feeds(1)))
+    with pytest.raises(fmr.StructureError, match=r"cannot be compared with Graph: expected fmr.locate\(other\)"):
+        one.align(one.graph)  # type: ignore[arg-type]
