@@ -54,12 +54,23 @@ class Matching:
         """Inputs and weights of the same name and shape, but for weights whose readers have no partner."""
         disputed = {name for joint in self.ours.joints if joint.pair < 0 for name in joint.named}
         there = {called: self.theirs.nodes[TensorId(name)] for name, called in self.theirs.called.items()}
-        inputs = {node.id: node for node in self.theirs.graph.sources if node.op == "input"}
+        inputs = self._inputs()
         for node in self.ours.graph.sources:
             called = self.ours.called.get(node.id, "")
             other = inputs.get(node.id) if node.op == "input" else there.get(called)
             if other is not None and called not in disputed and (other.shape == node.shape or node.op == "input"):
                 self._match(node.id, other.id)
+
+    def _inputs(self) -> dict[TensorId, Node]:
+        """The inputs of the same name; of others the only ones of their shape and dtype."""
+        ours, theirs = ([node for node in side.graph.sources if node.op == "input"] for side in (self.ours, self.theirs))
+        found = {node.id: node for node in theirs}
+        left = [[n for n in one if n.id not in {m.id for m in two}] for one, two in ((ours, theirs), (theirs, ours))]
+        for node in left[0]:
+            like = [[n for n in side if (n.shape, n.dtype) == (node.shape, node.dtype)] for side in left]
+            if len(like[0]) == len(like[1]) == 1:
+                found[node.id] = like[1][0]
+        return found
 
     def _ways(self, a: Joint, b: Joint) -> Iterator[tuple[list[Node], list[Node]]]:
         """For each argument of a pair the steps by which its value came there from the joint that made it, that first."""

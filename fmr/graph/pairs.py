@@ -136,7 +136,7 @@ class Pairing:
 
     def _propose(self) -> bool:
         """Pair what is alike and alone on both sides, by the strongest likeness that finds any."""
-        self.near = tuple(surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
+        self.near = self._surroundings()
         for color, up, down in ((self._placed, True, True), (self._fed, True, False), (self._read, False, True)):
             colors = [
                 {j.place: color(j, near) for j in side.joints} for side, near in zip(self.sides, self.near, strict=True)
@@ -179,8 +179,7 @@ class Pairing:
         """Drop what does not hold, until all does; whether anything was dropped."""
         dropped = False
         while True:
-            self._doubt()
-            self.near = tuple(surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
+            self._look()
             rivals = self._rivals()
             wrong = [(number, why) for number, pair in self.pairs.items() if (why := self._objection(*pair, rivals))]
             if not wrong:
@@ -198,22 +197,29 @@ class Pairing:
         """Whether weights are the only ones of their sizes in both graphs."""
         return joint.weighs and all(count[joint.likeness] == 1 for count in self.likenesses)
 
-    def _doubt(self) -> None:
-        """Mark where weights have no partner though they may be those of some in the other graph."""
+    def _look(self) -> None:
+        """See what surrounds each joint, and mark where weights have no partner though they may be those of some there."""
+        self.sure = sum(1 << number for number, (a, _) in self.pairs.items() if a.named or a.node.op in ("output", "input"))
+        joints = [joint for side in self.sides for joint in side.joints]
+        for joint in joints:
+            joint.doubtful = False
+        self.near = self._surroundings()
         left = [[joint for joint in side.joints if joint.pair < 0 and joint.weighs] for side in self.sides]
-        alike = set.intersection(*({joint.likeness for joint in side} for side in left))
         names = set.intersection(*({name for joint in side for name in joint.named} for side in left))
-        for joint in (joint for side in self.sides for joint in side.joints):
-            joint.doubtful = (
-                joint.pair < 0 and joint.weighs and (joint.likeness in alike or not names.isdisjoint(joint.named))
-            )
+        alike = set.intersection(
+            *({self._region(joint, near) for joint in side} for side, near in zip(left, self.near, strict=True))
+        )
+        for side, near in zip(left, self.near, strict=True):
+            for joint in side:
+                joint.doubtful = self._region(joint, near) in alike or not names.isdisjoint(joint.named)
+        self.near = self._surroundings()
+
+    def _surroundings(self) -> tuple[Near, Near]:
+        first, second = (surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
+        return first, second
 
     def _rivals(self) -> dict[Hashable, Joint]:
         """The joints without a partner, by their likeness and by what is sure above and below them."""
-        self.sure = 0
-        for number, (a, _) in self.pairs.items():
-            if a.named or a.node.op in ("output", "input"):
-                self.sure |= 1 << number
         return {
             self._region(joint, near): joint
             for side, near in zip(self.sides, self.near, strict=True)
