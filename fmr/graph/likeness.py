@@ -1,5 +1,6 @@
 """What tells values of two graphs apart before data does: how weights are called, the kinds and the sizes of joints."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 
@@ -10,6 +11,7 @@ Same = Mapping[TensorId, TensorId]
 """Weights of one graph that are those of another, number by number, with their names there."""
 
 _ENDS = ("input", "output")
+_DIGITS = re.compile(r"\d+")
 
 
 def liken(ours: Joints, theirs: Joints, same: Same) -> None:
@@ -102,8 +104,8 @@ def _lists(names: Iterable[str]) -> Mapping[str, set[str]]:
 
 
 def _entries(name: str) -> Iterator[tuple[str, str]]:
-    """The lists of modules that the name of a weight lies in, each with the number of its entry there."""
+    """The lists of modules that the name of a weight lies in, `h.0` or `layer1`, each with its entry there."""
     parts = name.split(".")
     for n, part in enumerate(parts):
-        if part.isdigit():
-            yield ".".join(parts[:n]), part
+        if any(map(str.isdigit, part)):
+            yield ".".join([*parts[:n], _DIGITS.sub("#", part)]), part

@@ -30,7 +30,7 @@ class Matching:
             if a.node.op != "output":
                 self._match(a.node.id, b.node.id)
         for a, b in self.pairs:
-            self._weights(a, b)
+            self._weights(a.node, b.node)
         self._sources()
         self._computed_alike()
         for here, there in [way for a, b in self.pairs for way in self._ways(a, b)]:
@@ -42,8 +42,8 @@ class Matching:
             self.matched[a] = b
             self.taken.add(b)
 
-    def _weights(self, a: Joint, b: Joint) -> None:
-        """The weights of a pair: those of the same name, and those that fill the same place and have the same shape."""
+    def _weights(self, a: Node, b: Node) -> None:
+        """The weights of two values: those that fill the same place and have the same shape."""
         ours, theirs = _own_weights(a, self.ours), _own_weights(b, self.theirs)
         for at, node in ours.items():
             other = theirs.get(at)
@@ -115,13 +115,17 @@ class Matching:
                 if self._shift(ours[0], self.ours, self.matched) != self._shift(theirs[0], self.theirs, {}):
                     return
                 self._match(ours[0].id, theirs[0].id)
+                self._weights(ours[0], theirs[0])
             self._moves(ours[1:], theirs[1:])
 
     def _shift(self, node: Node, side: Joints, names: dict[TensorId, TensorId]) -> Hashable:
-        """What a step adds to a value or makes of it, by the names in the second graph."""
-        beside = [names.get(p.id, p.id) for p in node.parents if side.kinds[p.id] != "data"]
-        alike = node.id if any(name not in self.taken for name in beside) else beside
-        return node.op, exact(node.args), alike
+        """What a step adds to a value or makes of it: what is matched by its name there, weights without a partner by shape."""
+        beside: list[Hashable] = []
+        for parent in (p for p in node.parents if side.kinds[p.id] != "data"):
+            name = names.get(parent.id, parent.id)
+            unknown = side.nodes[parent.id].shape if side.kinds[parent.id] == "weight" else node.id
+            beside.append(name if name in self.taken else unknown)
+        return node.op, exact(node.args), tuple(beside)
 
     def _moves(self, ours: list[Node], theirs: list[Node]) -> None:
         """Steps that move the same numbers: those of the same op in order, then those that alone have a shape."""
@@ -171,10 +175,10 @@ class Matching:
         return self.pairing.why.get(head.node.id) or self.pairing.alone(head)
 
 
-def _own_weights(joint: Joint, side: Joints) -> dict[str, Node]:
-    """The sources that a joint reads as its weights, by argument."""
+def _own_weights(node: Node, side: Joints) -> dict[str, Node]:
+    """The sources that a value is made with, by argument, where each is made of one."""
     found = {}
-    for parent in joint.node.parents:
+    for parent in node.parents:
         sources = side.sources.get(parent.id, frozenset())
         if len(sources) == 1:
             found[parent.at] = side.nodes[TensorId(next(iter(sources)))]

@@ -139,7 +139,8 @@ class Pairing:
         self.near = self._surroundings()
         for color, up, down in ((self._placed, True, True), (self._fed, True, False), (self._read, False, True)):
             colors = [
-                {j.place: color(j, near) for j in side.joints} for side, near in zip(self.sides, self.near, strict=True)
+                {j.place: j.pair if j.pair > 0 else color(j, near) for j in side.joints}
+                for side, near in zip(self.sides, self.near, strict=True)
             ]
             for _ in range(4):
                 if self._pair(colors):

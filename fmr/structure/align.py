@@ -4,12 +4,10 @@ Two parts are the same where the data says so (`fmr.graph.align`): the same soft
 in a list in one model and in one tensor in the other are told apart by their weights, number by number.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
-
-import torch
-from torch import Tensor
 
 from fmr.errors import StructureError
 from fmr.graph.align import Alignment, aligned
@@ -20,6 +18,7 @@ from fmr.ids import Site, TensorId
 from fmr.structure.attention.attention import Attention
 from fmr.structure.layer import Layer
 from fmr.structure.memories.memory import Memory
+from fmr.structure.prints import Prints, numbers_of
 from fmr.structure.streams.stream import Stream
 
 _ROLES = ("q", "k", "v", "scores", "pattern", "z", "pre", "post", "out")
@@ -55,6 +54,10 @@ class Located(Protocol):
     @property
     def graph(self) -> Graph:
         """The graph where they were found."""
+
+    @property
+    def prints(self) -> Prints:
+        """A few numbers of each weight, where there was a run."""
 
 
 class Expert(NamedTuple):
@@ -112,7 +115,7 @@ class _Parts:
 
     def __init__(self, first: Located, second: Located) -> None:
         self.first, self.second = first, second
-        self.found = Matching(first.graph, second.graph, dict(_same_weights(first.mlps, second.mlps)))
+        self.found = Matching(first.graph, second.graph, _same_weights(first.prints, second.prints))
         self.graph = aligned(self.found, first.graph, second.graph)
         self.same = {**self.found.matched, **self.found.copies}
         self.values: dict[TensorId, TensorId] = {}
@@ -242,28 +245,16 @@ def _cores(part: Attention | Memory) -> tuple[TensorId, ...]:
 # ---- weights
 
 
-def _same_weights(ours: Sequence[Memory], theirs: Sequence[Memory]) -> dict[TensorId, TensorId]:
-    """The weights of memories that are the same number by number, each one of a kind."""
-    first, second = (
-        _by_numbers({name: weight for memory in side for name, weight in memory.weights.items()}) for side in (ours, theirs)
-    )
-    pairs = ((first[key], second[key]) for key in first.keys() & second.keys())
-    return {a: b for (a, one), (b, two) in pairs if torch.equal(one, two)}
+def _same_weights(ours: Prints, theirs: Prints) -> dict[TensorId, TensorId]:
+    """The weights that are the same by their numbers, each one of a kind."""
+    first, second = (_alone(prints) for prints in (ours, theirs))
+    return {first[key]: second[key] for key in first.keys() & second.keys()}
 
 
-def _by_numbers(weights: Mapping[TensorId, Tensor]) -> dict[bytes, tuple[TensorId, Tensor]]:
-    """Weights by a few of their numbers; those that share them, and those that are all one number, are left out."""
-    found: dict[bytes, list[tuple[TensorId, Tensor]]] = {}
-    for name, weight in weights.items():
-        flat = weight.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // 64)]
-        if len(some.unique()) > 1:
-            found.setdefault(_bytes(some) + str(tuple(weight.shape)).encode(), []).append((name, weight))
-    return {key: same[0] for key, same in found.items() if len(same) == 1}
-
-
-def _bytes(vector: Tensor) -> bytes:
-    return bytes(vector.detach().float().contiguous().cpu().numpy().tobytes())
+def _alone(prints: Prints) -> dict[bytes, TensorId]:
+    """Weights by their numbers, where no other has the same."""
+    count = Counter(prints.values())
+    return {numbers: name for name, numbers in prints.items() if count[numbers] == 1}
 
 
 def _told(ours: Sequence[Memory], theirs: Sequence[Memory]) -> Iterator[tuple[Expert, Expert]]:
@@ -296,4 +287,4 @@ def _numbers(expert: Expert) -> bytes:
     """Keys and values of the first, the middle and the last memory of an expert."""
     memory, number = expert
     some = sorted({0, memory.n // 2, memory.n - 1})
-    return b"".join(_bytes(vector) for index in some for vector in memory.memory(index, number))
+    return b"".join(numbers_of(vector) for index in some for vector in memory.memory(index, number))

@@ -19,6 +19,7 @@ from fmr.structure.frozen import Frozen
 from fmr.structure.layer import Layer
 from fmr.structure.logits import Readout
 from fmr.structure.memories.memory import Memory
+from fmr.structure.prints import Prints
 from fmr.structure.proof.certificate import Certificate, Rejected, proof
 from fmr.structure.proof.evaluate import check_run
 from fmr.structure.streams.stream import Stream, Write
@@ -51,6 +52,7 @@ class Structure:
     final_norm: Site | None
     rejected: tuple[Rejected, ...]
     graph: Graph = field(repr=False)
+    prints: Prints = field(repr=False)
     unproven: str = ""
     readout: Readout | str = field(default="", repr=False)
 
