@@ -65,6 +65,7 @@ class Joint:
     place: int = 0
     pair: int = -1
     doubtful: bool = False
+    twin: bool = False
 
     @property
     def weighs(self) -> bool:

@@ -119,7 +119,7 @@ class Matching:
             self._moves(ours[1:], theirs[1:])
 
     def _shift(self, node: Node, side: Joints, names: dict[TensorId, TensorId]) -> Hashable:
-        """What a step adds to a value or makes of it: what is matched by its name there, weights without a partner by shape."""
+        """What a step makes of a value: by the names there of what is matched, and the shapes of weights that are not."""
         beside: list[Hashable] = []
         for parent in (p for p in node.parents if side.kinds[p.id] != "data"):
             name = names.get(parent.id, parent.id)

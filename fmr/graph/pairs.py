@@ -203,17 +203,30 @@ class Pairing:
         self.sure = sum(1 << number for number, (a, _) in self.pairs.items() if a.named or a.node.op in ("output", "input"))
         joints = [joint for side in self.sides for joint in side.joints]
         for joint in joints:
-            joint.doubtful = False
+            joint.doubtful = joint.twin = False
         self.near = self._surroundings()
         left = [[joint for joint in side.joints if joint.pair < 0 and joint.weighs] for side in self.sides]
         names = set.intersection(*({name for joint in side for name in joint.named} for side in left))
-        alike = set.intersection(
-            *({self._region(joint, near) for joint in side} for side, near in zip(left, self.near, strict=True))
-        )
-        for side, near in zip(left, self.near, strict=True):
+        both = list(zip(left, self.near, strict=True))
+        alike = set.intersection(*({self._region(joint, near) for joint in side} for side, near in both))
+        twins = self._twins(both)
+        for side, near in both:
             for joint in side:
-                joint.doubtful = self._region(joint, near) in alike or not names.isdisjoint(joint.named)
+                joint.twin = self._placed(joint, near) in twins
+                like = self._region(joint, near) in alike or not names.isdisjoint(joint.named)
+                joint.doubtful = like and not joint.twin
         self.near = self._surroundings()
+
+    def _twins(self, both: Sequence[tuple[Sequence[Joint], Near]]) -> set[Hashable]:
+        """Places that several weights take, as many in both graphs: which is which is not known, and matters to no other."""
+        first, second = (Counter(self._placed(joint, near) for joint in side) for side, near in both)
+        refused = {
+            self._placed(joint, near)
+            for n, (side, near) in enumerate(both)
+            for joint in side
+            if any(pair[n] == joint.place for pair in self.refused)
+        }
+        return {place for place, count in first.items() if count == second[place] > 1} - refused
 
     def _surroundings(self) -> tuple[Near, Near]:
         first, second = (surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
@@ -225,7 +238,7 @@ class Pairing:
             self._region(joint, near): joint
             for side, near in zip(self.sides, self.near, strict=True)
             for joint in side.joints
-            if joint.pair < 0
+            if joint.pair < 0 and not joint.twin
         }
 
     def _region(self, joint: Joint, near: Near) -> Hashable:

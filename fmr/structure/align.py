@@ -101,9 +101,9 @@ def align(first: Located, second: Located) -> PartAlignment:
     >>> found = structure.align(fmr.locate(adapted))
     >>> found.values[structure.attention[3].pattern.id]  # the ID of the same pattern there
 
-    second: of another release of the code, another kernel, with an adapter, in other numbers. What is not surely the same has
-    no partner, and `found.why` says what stood against it. Structures that were located from runs are told apart by the
-    weights of their memories, too: a layer that was removed, experts in a list and in one tensor.
+    second: of another release of the code, another kernel, with an adapter, in other numbers. What is not surely the same
+    has no partner, and `found.why` says what stood against it. Where both were located from runs, weights are known by
+    their numbers too: where layers were removed or exchanged, and experts in a list from those in one tensor.
     """
     if not hasattr(second, "roles"):
         raise StructureError(f"A structure cannot be compared with {type(second).__name__}: expected fmr.locate(other).")
