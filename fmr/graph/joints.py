@@ -32,8 +32,11 @@ _SIZES = ("1", "split_size_or_sections", "split_size", "split_sizes", "chunks")
 SHIFTS = frozenset("add sub mul div masked_fill where".split())
 """Ops that change the numbers that they hand on."""
 
-_LIKE = frozenset("to view_as reshape_as expand_as zeros_like new_zeros".split())
+_LIKE = frozenset("to view_as reshape_as expand_as".split())
 """Ops that read what follows their first operand for its shape or its dtype alone."""
+
+_NEW = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split())
+"""Ops that read a value for its shape and its dtype alone."""
 
 UNORDERED = frozenset("add mul maximum minimum".split())
 
@@ -88,6 +91,7 @@ class Joints:
         self.graph = graph.unfused
         self.nodes = {node.id: node for node in self.graph.nodes}
         self.kinds: dict[TensorId, str] = {}
+        self.fed: set[TensorId] = set()
         self.sources: dict[TensorId, frozenset[str]] = {}
         self.head: dict[TensorId, Joint] = {}
         self.joints: list[Joint] = []
@@ -105,14 +109,15 @@ class Joints:
 
     def _add(self, node: Node) -> None:
         """Tell what a value is made of: data, weights alone, or neither; a joint where data does not just pass."""
+        if node.op in ("input", OPAQUE) or not self.fed.isdisjoint(_read(node)):
+            self.fed.add(node.id)
         kind = self.kinds[node.id] = self._kind(node)
         if kind == "weight":
-            made = (self.sources[parent.id] for parent in node.parents if self.kinds[parent.id] == "weight")
+            made = (self.sources[name] for name in _read(node) if self.kinds[name] == "weight")
             self.sources[node.id] = frozenset([str(node.id)]) if node.id.is_source else frozenset().union(*made)
         if kind != "data":
             return
-        read = node.parents[:1] if node.op in _LIKE else node.parents
-        live = [parent.id for parent in read if self.kinds[parent.id] == "data"]
+        live = [name for name in _read(node) if self.kinds[name] == "data"]
         if len(live) == 1 and node.op in CARRIES and not self._is_part(node, live[0]):
             self.head[node.id] = self.head[live[0]]
         else:
@@ -124,24 +129,11 @@ class Joints:
             return "weight" if node.op == "param" else "data" if node.op == "input" and floats else ""
         if not (node.dtype.is_floating_point or node.dtype.is_complex):
             return ""
-        kinds = {self.kinds[parent.id] for parent in node.parents}
-        fed = any(not self._is_fixed(parent.id) for parent in node.parents)
+        kinds = {self.kinds[name] for name in _read(node)}
+        fed = any(name in self.fed for name in _read(node))
         if "data" in kinds or node.op == OPAQUE or ("weight" in kinds and fed):
             return "data"
         return "weight" if "weight" in kinds else ""
-
-    def _is_fixed(self, name: TensorId) -> bool:
-        """Whether no input flows into a value."""
-        return name not in self._fed
-
-    @property
-    def _fed(self) -> set[TensorId]:
-        if not hasattr(self, "_inputs"):
-            self._inputs: set[TensorId] = set()
-            for node in self.graph.nodes:
-                if node.op in ("input", OPAQUE) or not self._inputs.isdisjoint(node.parents):
-                    self._inputs.add(node.id)
-        return self._inputs
 
     def _is_part(self, node: Node, read: TensorId) -> bool:
         return node.op in _PARTS and prod(node.shape) < prod(self.nodes[read].shape)
@@ -159,7 +151,7 @@ class Joints:
         """The steps by which a value comes from the nearest joint that has a pair or reads several values, that first."""
         steps, head = [self.nodes[end]], self.head[end]
         while steps[-1].id != head.node.id or (head.pair < 0 and len(head.reads) == 1):
-            above = next(parent.id for parent in steps[-1].parents if self.kinds[parent.id] == "data")
+            above = next(name for name in _read(steps[-1]) if self.kinds[name] == "data")
             steps.append(self.nodes[above])
             head = self.head[above]
         return steps[::-1]
@@ -190,6 +182,11 @@ class Joints:
         if joint.kind == "project":
             return self.nodes[joint.ends[0]].shape[-1:], shape[-1:]
         return shape[-1:] if joint.weighs else ()
+
+
+def _read(node: Node) -> list[TensorId]:
+    """What a node reads for its numbers."""
+    return [] if node.op in _NEW else [parent.id for parent in node.parents[: 1 if node.op in _LIKE else None]]
 
 
 def _side(at: int, user: Joint) -> Iterable[int]:
