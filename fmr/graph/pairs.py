@@ -206,6 +206,7 @@ class Pairing:
             joint.doubtful = joint.twin = False
         self.near = self._surroundings()
         left = [[joint for joint in side.joints if joint.pair < 0 and joint.weighs] for side in self.sides]
+        self.left = {joint.likeness for side in left for joint in side}
         names = set.intersection(*({name for joint in side for name in joint.named} for side in left))
         both = list(zip(left, self.near, strict=True))
         alike = set.intersection(*({self._region(joint, near) for joint in side} for side, near in both))
@@ -251,11 +252,14 @@ class Pairing:
         ours, theirs = self.near
         if _reads(a, ours) != _reads(b, theirs):
             return f"{b.node.id} has its likeness and reads other values"
-        if a.named or a.node.op in ("input", "output"):
+        closed = all(one.pair > 0 for one in (*a.reads, *b.reads))
+        if (a.named and (closed or a.likeness not in self.left)) or a.node.op in ("input", "output"):
             return ""
+        if a.named:
+            return f"its weights are read elsewhere too, and what {b.node.id} reads is not made alike"
         if not self._unique(a) and any(one & DISPUTED for one in (*ours.above[a.place], *theirs.above[b.place])):
             return f"{b.node.id} is in its place, and what both read is not surely the same"
-        if not a.weighs and all(one.pair > 0 for one in (*a.reads, *b.reads)):
+        if not a.weighs and closed:
             return "" if a.scaled == b.scaled else f"{b.node.id} has its likeness and reads the same values scaled otherwise"
         below = ours.below[a.place]
         if not below or below != theirs.below[b.place]:

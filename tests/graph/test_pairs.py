@@ -138,7 +138,7 @@ def test_another_activation_is_not_the_same() -> None:
     one = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6))
     two = copy.deepcopy(one)
     two[1] = nn.SiLU()
-    found, x = None, torch.ones(2, 6)
+    x = torch.ones(2, 6)
     found = fmr.run(one, x, keep="none").graph.align(fmr.run(two, x, keep="none").graph)
     assert "1/gelu#0" not in found.matched
     assert found.matched["2/linear#0"] == "2/linear#0"
@@ -157,3 +157,65 @@ def test_values_inside_kernels_are_the_same_in_both() -> None:
     assert plain.align(fused).matched["layers.0/softmax#0"] == f"{inside}/softmax#0"
     assert fused.align(plain).matched[f"{inside}/softmax#0"] == "layers.0/softmax#0"
     assert fused.align(fused).matched[f"{inside}/softmax#0"] == f"{inside}/softmax#0"
+
+
+class Scaled(nn.Module):
+    """An exponential of a scaled value."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale, self.layer = scale, nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x * self.scale).exp())
+
+
+def test_what_is_scaled_otherwise_before_it_is_bent_is_not_the_same() -> None:
+    one, two = (fmr.run(Scaled(scale), torch.ones(2, 6), keep="none").graph for scale in (2.0, 3.0))
+    found = one.align(two)
+    assert "/exp#0" not in found.matched
+    assert "scaled otherwise" in found.why[fmr.TensorId("/exp#0")]
+    assert found.matched["layer/linear#0"] == "layer/linear#0"
+
+
+def test_a_model_inside_another_one_keeps_its_names() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, *args: Tensor) -> Tensor:
+            made: Tensor = self.inner(*args)
+            return made
+
+    model = Model(layers(2))
+    found = graph(model).align(graph(Wrapper(model)))
+    assert not found.removed
+    assert found.matched["param:layers.0.q.weight"] == "param:inner.layers.0.q.weight"
+    assert found.matched["input:ids"] == "input:args.0"
+
+
+def test_layers_that_share_their_weights_are_matched_in_order_where_there_are_as_many() -> None:
+    shared = [Layer()]
+    three, same, two = (graph(Model(shared, order=(0,) * n)) for n in (3, 3, 2))
+    assert not three.align(same).removed
+    assert all(a.scope == b.scope for a, b in three.align(same).matched.items())
+    found = three.align(two)
+    assert "layers.0@2.q/linear#0" not in found.matched
+
+
+def test_an_update_as_wide_as_its_layer_could_be_the_layer() -> None:
+    class Updated(nn.Module):
+        def __init__(self, layer: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.a, self.b = layer, nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + self.b(self.a(x))
+
+    base = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    wide = nn.Sequential(Updated(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 3))
+    one, two = (fmr.run(model, torch.ones(2, 6), keep="none").graph for model in (base, wide))
+    found = one.align(two)
+    assert "0/linear#0" not in found.matched
+    assert found.matched["2/linear#0"] == "2/linear#0"
