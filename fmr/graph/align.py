@@ -1,5 +1,7 @@
 """Which node of one graph is which of another: two versions of a model, two attention kernels, with and without adapter."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 from fmr.errors import GraphError

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.structure.attention.attention import Attention
 from fmr.structure.memories.memory import Memory
@@ -32,6 +33,6 @@ class Layer:
         return self.mlps[-1] if self.mlps else None
 
     def __repr__(self) -> str:
-        parts = [f"{a.kind} attention, {a.n_heads} heads of {a.head_dim}" for a in self.attentions]
-        parts += [f"{m.n} memories" for m in self.mlps]
+        parts = [f"{a.kind} attention, {number_of(a.n_heads, 'head')} of {a.head_dim}" for a in self.attentions]
+        parts += [number_of(m.n, "memory", "memories") for m in self.mlps]
         return " | ".join(parts) or "no attention, no memories"

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from torch import Tensor
 
-from fmr.errors import StructureError
+from fmr.errors import StructureError, number_of
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key
