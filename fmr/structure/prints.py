@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from fmr.errors import IdError
 from fmr.graph.graph import Graph
@@ -22,9 +24,12 @@ def find_prints(graph: Graph, value: Values | None) -> dict[TensorId, bytes]:
         if node.op != "param" or node.dtype.is_complex or not node.dtype.is_floating_point:
             continue
         try:
-            flat = value(node.id).detach().reshape(-1)  # type: ignore[misc]
+            weight = value(node.id)  # type: ignore[misc]
         except IdError:
             continue
+        if type(weight) not in (Tensor, Parameter) or weight.layout != torch.strided or weight.is_nested:
+            continue  # a class of its own says what its numbers are when it is asked to compute
+        flat = weight.detach().reshape(-1)
         some = numbers_of(flat[:: max(1, len(flat) // _COUNT)])
         if len(set(zip(*(some[n::4] for n in range(4)), strict=True))) > 1:
             found[node.id] = str(node.shape).encode() + some
