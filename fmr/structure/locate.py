@@ -27,6 +27,7 @@ from fmr.structure.memories.memory import Memory, certify_memory
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import is_random
 from fmr.structure.parts import Layer, Structure
+from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
 from fmr.structure.streams.dominators import Flow
@@ -135,6 +136,8 @@ class _Search:
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
             rejected=tuple(self.rejected),
             readout=find_readout(self.graph, last, unembedding, self.value),
+            graph=self.graph,
+            prints=find_prints(self.graph, self.value),
         )
         return self._told(found)
 
