@@ -1,7 +1,11 @@
 """What every analyzer is: sums that batches add to, that merge across shards, and a frozen result made from them."""
 
+from __future__ import annotations
+
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import torch
@@ -36,15 +40,47 @@ class AnalyzerError(FmrError):
 class Result(Protocol):
     """The numbers that an analyzer leaves: a frozen dataclass."""
 
-    def table(self) -> "DataFrame": ...
+    def table(self) -> DataFrame: ...
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure": ...
+    def plot(self, ax: Axes | None = None) -> Figure: ...
 
 
 R = TypeVar("R", bound=Result)
 
 
-class Analyzer(ABC, Generic[R]):
+class Method:
+    """What every method is: one that refuses what is no model, and that prints with the arguments it was made with.
+
+    >>> analyzers.LogitLens(model)
+    LogitLens(GPT2LMHeadModel)
+    """
+
+    _made_with: Mapping[str, Any] = {}
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made, signature = super().__new__(cls), inspect.signature(cls.__init__)
+        try:
+            given = dict(list(signature.bind_partial(made, *args, **kwargs).arguments.items())[1:])
+        except TypeError:  # __init__ says it in Python's own words
+            return made
+        defaults = {name: one.default for name, one in signature.parameters.items()}
+        made._made_with = {name: value for name, value in given.items() if value is not defaults[name]}
+        if "model" in given and not (given["model"] is None and defaults["model"] is None):
+            model = given["model"]
+            for one in model.values() if isinstance(model, Mapping) and not isinstance(model, nn.Module) else [model]:
+                check_model(one, cls.__name__)
+        return made
+
+    def __repr__(self) -> str:
+        told = [
+            _short(value) if name in ("model", "tokenizer") else f"{name}={_short(value)}"
+            for name, value in self._made_with.items()
+            if not (name == "tokenizer" and value is None)
+        ]
+        return f"{type(self).__name__}({', '.join(told)})"
+
+
+class Analyzer(Method, ABC, Generic[R]):
     """A measurement over a data set, of which no part need be in memory twice.
 
     >>> analyzer = HeadClustering(model)
@@ -54,18 +90,27 @@ class Analyzer(ABC, Generic[R]):
     """
 
     @abstractmethod
-    def update(self, batch: Batch) -> "Self":
+    def update(self, batch: Batch) -> Self:
         """Count one batch and return the analyzer."""
 
     @abstractmethod
-    def merge(self, other: "Self") -> "Self":
+    def merge(self, other: Self) -> Self:
         """Add what another analyzer of the same settings counted on other data, and return this one."""
 
     @abstractmethod
     def result(self) -> R:
         """The numbers so far; more batches may follow."""
 
-    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> "Self":
+    @property
+    def counted(self) -> str | None:
+        """What was counted so far, in words; empty for nothing, None where a method does not say."""
+        return None
+
+    def __repr__(self) -> str:
+        told = "nothing counted yet" if self.counted == "" else f"{self.counted} counted"
+        return super().__repr__() if self.counted is None else f"{super().__repr__()}: {told}"
+
+    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> Self:
         """Count every batch of a loader and return the analyzer; texts are put together, 16 a batch.
 
         >>> heads.over(batches)
@@ -77,9 +122,13 @@ class Analyzer(ABC, Generic[R]):
                 f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them. Pass [batch], "
                 f"or call update(batch)."
             )
-        for batch in tqdm(gathered(batches), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
+        for batch in tqdm(self._fresh(gathered(batches)), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
             self.update(cast("Batch", batch))
         return self
+
+    def _fresh(self, batches: Iterator[Given]) -> Iterator[Given]:
+        """Those of several batches that are still to be counted: all, but for a method that keeps what it has counted."""
+        return batches
 
 
 def gathered(batches: Iterable[Given]) -> Iterator[Given]:
@@ -122,6 +171,45 @@ def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
         )
     real: Tensor = mask.detach().cpu() != 0
     return real
+
+
+def asked_tokens(mask: Any, examples: int, positions: int) -> Tensor:
+    """The same of prompts that something is asked of: one without a token is refused, where counts take it as nothing."""
+    real = real_tokens(mask, examples, positions)
+    empty = (~real.any(1)).nonzero()[:, 0].tolist()
+    if empty:
+        raise AnalyzerError(
+            f"The mask is 0 all along example {', '.join(map(str, empty[:4]))} of {examples}: expected a token in each "
+            "example. Leave empty texts out."
+        )
+    return real
+
+
+def check_model(model: Any, name: str) -> None:
+    """Raise for what is no model: a name, a class, nothing, or something that has one."""
+    if isinstance(model, nn.Module):
+        return
+    plain = model is None or isinstance(model, str | int | float)
+    told = (
+        repr(model) if plain else f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    )
+    remedy = ": an instance, not its class" if isinstance(model, type) else ""
+    if isinstance(getattr(model, "model", None), nn.Module):
+        remedy = f": {name}(given.model, ...)"
+    raise AnalyzerError(f"{name} got {told} for its model, expected a torch.nn.Module{remedy}.")
+
+
+_LONGEST = 40
+"""How many characters of an argument are printed."""
+
+
+def _short(value: Any) -> str:
+    """An argument in a few words."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name!r}: {_short(one)}' for name, one in value.items())}}}"
+    if isinstance(value, (str, int, float, type(None), list, tuple, range, PathLike)) and len(repr(value)) <= _LONGEST:
+        return repr(value)
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, range)) else type(value).__name__
 
 
 def check_eval(model: nn.Module) -> None:

@@ -7,9 +7,9 @@ from torch import nn
 
 import fmr
 from fmr.errors import StructureError
-from fmr.ids import Site
+from fmr.nodes import Key
 from fmr.runs.run import Run
-from fmr.structure.parts import Attention, Structure
+from fmr.structure.parts import Structure
 
 Part = TypeVar("Part")
 Read = TypeVar("Read")
@@ -26,7 +26,7 @@ def found_in(
     return choose(fmr.locate(run)), run
 
 
-def read_at(model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[Site]) -> Run:
+def read_at(model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[Key]) -> Run:
     """A run that keeps these sites alone and stops after the last of them.
 
     >>> read_at(model, inputs, [block.pattern])[block.pattern]
@@ -34,27 +34,29 @@ def read_at(model: nn.Module, inputs: Mapping[str, Any], sites: Sequence[Site]) 
     return fmr.run(model, keep=sites, stop=True, **inputs)
 
 
-def read_blocks(
+def read_parts(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    blocks: tuple[Attention, ...],
-    choose: Callable[[Structure], tuple[Attention, ...]],
-    roles: Sequence[str],
-    read: Callable[[Attention, Run], Read],
-) -> tuple[tuple[Attention, ...], list[Read], Run | None]:
-    """What is read of attentions in one batch, the attentions, and the run where that was tracked in full.
+    parts: tuple[Part, ...],
+    choose: Callable[[Structure, Run], tuple[Part, ...]],
+    keys: Callable[[Part], Sequence[Key]],
+    read: Callable[[Part, Run], Read],
+) -> tuple[tuple[Part, ...], list[Read]]:
+    """What is read of some parts of a model in one batch, and the parts.
 
-    >>> every = lambda structure: structure.attention
-    >>> blocks, maps, _ = read_blocks(model, inputs, (), every, ["pattern"], lambda block, run: block.maps(run))
+    >>> every = lambda structure, run: structure.attention
+    >>> patterns = lambda block: [block.pattern]
+    >>> blocks, maps = read_parts(model, inputs, (), every, patterns, lambda block, run: block.maps(run))
 
-    blocks: those found in an earlier batch; none on the first one. roles: the sites of an attention that are read. Where
-    this batch lays a value out in another way, such as one example and several may, they are found again in it.
+    parts: those found in an earlier batch; none on the first one. keys: what is read of one. Where this batch lays a value
+    out in another way, such as one example and several may, they are found again in it.
     """
-    if blocks:
-        run = read_at(model, inputs, [getattr(block, role) for block in blocks for role in roles])
+    if parts:
+        run = read_at(model, inputs, [key for part in parts for key in keys(part)])
         try:
-            return blocks, [read(block, run) for block in blocks], None
+            return parts, [read(part, run) for part in parts]
         except StructureError:
-            blocks = ()
-    found, run = found_in(model, inputs, choose)
-    return found, [read(block, run) for block in found], run
+            parts = ()
+    run = fmr.run(model, **inputs)
+    found = choose(fmr.locate(run), run)
+    return found, [read(part, run) for part in found]

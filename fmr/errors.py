@@ -59,6 +59,15 @@ def whole_number(given: object) -> int | None:
         return None
 
 
+def number_of(n: int, one: str, several: str = "") -> str:
+    """A number with what it counts, in the singular or the plural.
+
+    >>> number_of(1, "layer"), number_of(3, "layer"), number_of(0, "memory", "memories")
+    ('1 layer', '3 layers', '0 memories')
+    """
+    return f"{n} {one if n == 1 else several or one + 's'}"
+
+
 _NEAREST = 3
 """How many names an error offers."""
 

@@ -172,10 +172,10 @@ class Site:
     """
 
     id: TensorId
-    positions: Index = None
-    heads: Index = None
-    units: Index = None
-    examples: Index = None
+    positions: "Index" = None
+    heads: "Index" = None
+    units: "Index" = None
+    examples: "Index" = None
     passes: int | slice | list[int] | None = None
     layout: tuple[str, ...] | None = None
     n_heads: int | None = None
@@ -213,7 +213,7 @@ class Site:
         return replace(self, **chosen)
 
     @property
-    def selection(self) -> dict[str, Index]:
+    def selection(self) -> "dict[str, Index]":
         """The axes that are narrowed, with what is taken of each."""
         return {axis: getattr(self, axis) for axis in _AXES if getattr(self, axis) is not None}
 

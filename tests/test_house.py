@@ -18,7 +18,7 @@ LINES, FUNCTION_LINES, PUBLIC_NAMES = 400, 60, 26
 
 ROOMS = (
     "errors ids nests nodes ops disk zoo watching edits pictures graph runs sweeps structure".split(),
-    "protocol sites texts prompts results numbers heads memories causal circuits lenses".split()
+    "protocol weights sites texts prompts results numbers heads memories causal circuits lenses".split()
     + "tracing editing networks alignment images inputs".split(),
 )
 """The rooms of fmr and those of analyzers, ground first: a file imports only from its own room and from those before it."""

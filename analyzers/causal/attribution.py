@@ -1,5 +1,7 @@
 """Attribution patching: what patching each site would do, to first order, from one backward for all of them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -16,6 +18,7 @@ from analyzers.prompts import Prompts
 from analyzers.protocol import AnalyzerError, Given
 from fmr.edits.frames import Frames
 from fmr.edits.places import parts
+from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.sweeps.metrics import Metric
@@ -76,7 +79,7 @@ class AttributionPatching(Patching):
             changes += torch.stack(list(summed(run, cells, moved))) / steps
         assert before is not None
         return effects_of(
-            f"Attribution patching ({self.direction}, {steps} step{'s' * (steps > 1)})",
+            f"Attribution patching ({self.direction}, {number_of(steps, 'step')})",
             cells,
             changes,
             before,

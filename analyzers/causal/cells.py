@@ -11,6 +11,7 @@ from analyzers.protocol import AnalyzerError
 from fmr.graph.graph import Graph
 from fmr.ids import Site
 from fmr.nodes import Key, id_of
+from fmr.pictures.changes import numbered
 from fmr.structure.parts import Layer, Structure
 
 BY_POSITION = ("resid_pre", "attention", "mlp")
@@ -57,10 +58,19 @@ def cells_of(structure: Structure, base: Prompts, graph: Graph) -> list[Cell]:
 
 
 def given_cells(sites: Sequence[Key]) -> list[Cell]:
-    """Cells of sites that a user chose, in one row."""
+    """Cells of sites that a user chose: single heads, or positions, of values whose IDs differ in one number make a map by
+    that number; others are one row."""
     if isinstance(sites, (str, Site)) or not isinstance(sites, Sequence) or not sites:
         raise AnalyzerError(f"sites={sites!r}: expected a list of sites, such as [layer.resid_pre.at(positions=-1)].")
     keys = [key if isinstance(key, Site) else Site(id_of(key)) for key in sites]
+    known = numbered([str(key.id) for key in keys])
+    for axis, other in (("heads", "positions"), ("positions", "heads")):
+        places = [getattr(key, axis) for key in keys]
+        alike = len({repr(getattr(key, other)) for key in keys}) == 1
+        if known and alike and all(type(place) is int and place >= 0 for place in places):
+            cells = [Cell("sites", *of) for of in zip(known[0], places, keys, strict=True)]
+            if len({(cell.layer, cell.place) for cell in cells}) == len(cells):
+                return cells
     return [Cell("sites", 0, place, site) for place, site in enumerate(keys)]
 
 

@@ -1,5 +1,7 @@
 """What putting values of one run into another did: one number a site, as tables and maps."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from analyzers.numbers.embed import Floats, Ints
 from analyzers.prompts import Prompts
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,7 +75,7 @@ class Effects(Stored):
         order = [n for n in np.argsort(-np.abs(self.effects), kind="stable") if kind in (None, self.kinds[n])]
         return [self.names[n] for n in order[:many]]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a site: its kind, layer and place, its effect with the interval, and the mean change of the metric.
 
         >>> effects.table().query("kind == 'z'")
@@ -92,7 +95,7 @@ class Effects(Stored):
             }
         )
 
-    def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Figure":
+    def plot(self, ax: Axes | None = None, kind: str | None = None) -> Figure:
         """Draw the effects as heat maps, one a kind; returns the figure.
 
         >>> effects.plot(kind="resid_pre").savefig("patching.png")
@@ -115,12 +118,14 @@ class Effects(Stored):
         lines += [f"  {kind}: {why}" for kind, why in self._without()]
         exact = f"; correlation with exact patching {self.correlation:.3f}" if self.correlation == self.correlation else ""
         head = (
-            f"{self.method}: {len(self.kinds)} sites over {len(self.base)} pairs, metric {float(self.base.mean()):.3g} in "
-            f"the base run, {float(self.source.mean()):.3g} in the source run; {self.forwards} forwards ({self.how}){exact}"
+            f"{self.method}: {number_of(len(self.kinds), 'site')} over {number_of(len(self.base), 'pair')}, metric "
+            f"{float(self.base.mean()):.3g} in "
+            f"the base run, {float(self.source.mean()):.3g} in the source run; "
+            f"{number_of(self.forwards, 'forward')} ({self.how}){exact}"
         )
         return "\n".join([head, *lines])
 
-    def _without(self) -> "Iterator[tuple[str, str]]":
+    def _without(self) -> Iterator[tuple[str, str]]:
         """The kinds of a patching of whole layers that were not located in some of them, in words."""
         layers = dict.fromkeys(n for n, kind in zip(self.layers.tolist(), self.kinds, strict=True) if kind == BY_POSITION[0])
         for kind in (*BY_POSITION, "z") if layers else ():
@@ -133,7 +138,7 @@ class Effects(Stored):
 
 def effects_of(
     method: str,
-    cells: "Sequence[Cell]",
+    cells: Sequence[Cell],
     changes: Tensor,
     base: Tensor,
     source: Tensor,
@@ -141,7 +146,7 @@ def effects_of(
     seed: int,
     *,
     control: dict[str, float] | None = None,
-    exact: "Effects | None" = None,
+    exact: Effects | None = None,
     how: str,
     forwards: int,
     error: float = float("nan"),

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 from fmr.runs.run import Run
-from fmr.sweeps.metrics import LogitDiff, LogProb, Metric, Probability, measured, placed
+from fmr.sweeps.metrics import LogitDiff, LogProb, Metric, Probability, measured, placed, why_no_metric
 from fmr.sweeps.task import EDITS
+
+_EXPECTED = "expected a function of the model's output, as logit_diff(right, wrong)."
 
 
 def in_tokens(metric: Metric, tokenizer: Any, given: Prompts) -> Metric:
@@ -19,10 +22,9 @@ def in_tokens(metric: Metric, tokenizer: Any, given: Prompts) -> Metric:
         return replace(metric, right=right, wrong=wrong)
     if isinstance(metric, (LogProb, Probability)):
         return replace(metric, token=token_ids(metric.token, tokenizer, given))
-    if not callable(metric) or isinstance(metric, EDITS):
-        raise AnalyzerError(
-            f"metric is {type(metric).__name__}, expected a function of the model's output, as logit_diff(right, wrong)."
-        )
+    reason = f"metric is {type(metric).__name__}, {_EXPECTED}" if isinstance(metric, EDITS) else why_no_metric(metric)
+    if reason is not None:
+        raise AnalyzerError(reason)
     return metric
 
 
@@ -31,7 +33,8 @@ def by_pair(metric: Metric, run: Run, pairs: int) -> Tensor:
     found = measured(placed(metric, run.output, run.last.frames()), run.output, pairs)
     if found.numel() != pairs:
         raise AnalyzerError(
-            f"The metric returned one number for {pairs} pairs, expected one for each, as output.logits[:, -1, 3]. Leave "
+            f"The metric returned one number for {number_of(pairs, 'pair')}, expected one for each, as "
+            f"output.logits[:, -1, 3]. Leave "
             f"out the mean: effects are means over pairs already."
         )
     return found.reshape(pairs)

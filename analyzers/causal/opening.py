@@ -1,5 +1,7 @@
 """What every method that patches begins with: pairs of prompts, which of them is the base, and the model's structure."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +11,7 @@ import fmr
 from analyzers.causal.cells import Cell, cells_of, given_cells
 from analyzers.causal.metrics import by_pair, in_tokens, numbers
 from analyzers.prompts import Prompts, pairs
-from analyzers.protocol import AnalyzerError, Given, check_eval
+from analyzers.protocol import AnalyzerError, Given, Method, check_eval
 from fmr.graph.graph import Graph
 from fmr.nodes import Key
 from fmr.structure.parts import Structure
@@ -27,7 +29,7 @@ class Opened(NamedTuple):
     metric: Metric
 
 
-class Paired:
+class Paired(Method):
     """A method that is given pairs of prompts; the model is located once for each of their lengths."""
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:

@@ -1,5 +1,7 @@
 """Activation patching: values of one run are put into another, one place at a time, and the answer is measured."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 
 import numpy as np

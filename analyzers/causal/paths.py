@@ -1,5 +1,7 @@
 """Path patching: what a head tells another part directly, with all other heads as they were."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 

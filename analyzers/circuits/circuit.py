@@ -1,5 +1,7 @@
 """A circuit: the edges that carry an answer, how much of it they carry, and what random ones of their number do."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +14,7 @@ from analyzers.numbers.confidence import ratios
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     import networkx
@@ -91,7 +94,7 @@ class Circuit(Stored):
         """
         return 1 - float(self._shares(self.without)[0][self._row(n)])
 
-    def curve(self) -> "DataFrame":
+    def curve(self) -> DataFrame:
         """One row a size: the share of the answer with the circuit alone and its interval, without it, and with random
         circuits of that size, mean and largest.
 
@@ -114,7 +117,7 @@ class Circuit(Stored):
             }
         )
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row an edge of the circuit, strongest first: writer, reader, score.
 
         >>> circuit.table().query("reader == 'logits'")
@@ -123,7 +126,7 @@ class Circuit(Stored):
 
         return pd.DataFrame(self.edges, columns=list(ScoredEdge._fields))
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the share of the answer by number of edges: with the circuit alone, without it, and with random ones.
 
         >>> circuit.plot().savefig("curve.png")
@@ -133,7 +136,7 @@ class Circuit(Stored):
 
         return returned(draw(self, ax)) if ax is None else draw(self, ax)
 
-    def graph(self, most: int | None = None) -> "networkx.MultiDiGraph[str]":
+    def graph(self, most: int | None = None) -> networkx.MultiDiGraph[str]:
         """The circuit as a networkx graph of nodes, with `role` (q, k, v or empty) and `score` on each edge.
 
         most: leave out the weakest, so that no more edges of the model than these are left. An edge to keys or values that
@@ -171,8 +174,9 @@ class Circuit(Stored):
         interval = f" [{_short(low)}, {_short(high)}]" if low == low else ""
         best = ", ".join(f"{edge.writer} -> {edge.reader} {edge.score:.2f}" for edge in self.edges[:4])
         return (
-            f"Circuit of {self.model} ({self.method}): {many} of {total} edges ({100 * many / total:.1f} %), "
-            f"{len(self.nodes)} of {len(self.writers) + 1} nodes; {self.tests} circuits tested on {len(self.clean)} pairs\n"
+            f"Circuit of {self.model} ({self.method}): {many} of {number_of(total, 'edge')} ({100 * many / total:.1f} %), "
+            f"{len(self.nodes)} of {number_of(len(self.writers) + 1, 'node')}; {number_of(self.tests, 'circuit')} "
+            f"tested on {number_of(len(self.clean), 'pair')}\n"
             f"  answer: {float(self.clean.mean()):.3g} in the clean run, {float(self.corrupted.mean()):.3g} corrupted\n"
             f"  faithfulness {_short(kept)}{interval}, completeness {_short(self.completeness())}{beside}\n"
             f"  strongest: {best}"

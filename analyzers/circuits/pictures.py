@@ -8,6 +8,7 @@ import numpy as np
 
 from analyzers.protocol import AnalyzerError
 from fmr.disk.files import named, write_whole
+from fmr.errors import number_of
 from fmr.pictures.draw import BLUE, EDGE, GREY, INK, NODE, RED, SHEET
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def sheet(circuit: "Circuit", most: int) -> "graphviz.Digraph":
 
 def _title(circuit: "Circuit", drawn: int, most: int) -> str:
     many = int(circuit.kept.sum())
-    of = f"the {most} strongest of {many} edges" if many > most else f"{many} edges"
+    of = f"the {most} strongest of {number_of(many, 'edge')}" if many > most else number_of(many, "edge")
     return (
         f"{circuit.model}: {of}, faithfulness {circuit.faithfulness():.2f}   "
         "into queries blue, keys orange, values green; dashed: against the answer"
@@ -108,6 +109,6 @@ def draw(circuit: "Circuit", ax: "Axes | None" = None) -> "Figure":
     ax.set_xticks(edges, [str(n) for n in edges], fontsize=8)
     ax.minorticks_off()
     ax.set(xlabel=f"edges (of {len(circuit.ends)})", ylabel="share of the answer")
-    ax.set_title(f"{circuit.model}, {circuit.method}, {len(circuit.clean)} pairs", fontsize=10)
+    ax.set_title(f"{circuit.model}, {circuit.method}, {number_of(len(circuit.clean), 'pair')}", fontsize=10)
     ax.legend(fontsize=8, frameon=False)
     return cast("Figure", ax.figure)

@@ -1,5 +1,7 @@
 """The search for the edges that carry an answer: scored, chosen, and tested beside random ones."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,6 +15,7 @@ from analyzers.circuits.circuit import Circuit
 from analyzers.circuits.scores import by_gradients, by_removal
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, Given
+from fmr.errors import number_of
 from fmr.sweeps.bars import bar
 from fmr.sweeps.metrics import Metric
 
@@ -118,7 +121,7 @@ class Settings(NamedTuple):
     seed: int
 
     def __str__(self) -> str:
-        steps = f", {self.steps} step{'s' * (self.steps > 1)}" if self.method == "eap-ig" else ""
+        steps = f", {number_of(self.steps, 'step')}" if self.method == "eap-ig" else ""
         return f"{self.method}{steps}{', signed' if self.signed else ''}"
 
 

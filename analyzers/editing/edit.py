@@ -1,5 +1,7 @@
 """A fact edited: the rank-one update as numbers, put into a model and taken out of it to the bit."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from analyzers.editing.scores import EditScores, scores_of
 from analyzers.editing.update import Update
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -35,7 +38,7 @@ class FactEdit:
         """Whether the model has the edit now."""
         return self._before is not None
 
-    def apply(self) -> "Self":
+    def apply(self) -> Self:
         """Write the update into the model's weight, and return the edit.
 
         >>> edit.apply().revert()
@@ -68,7 +71,7 @@ class FactEdit:
             weight.copy_(self._before)
         self._before = None
 
-    def __enter__(self) -> "Self":
+    def __enter__(self) -> Self:
         return self.apply()
 
     def __exit__(self, *_: object) -> None:
@@ -104,7 +107,7 @@ class FactEdit:
         self.update.save(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: nn.Module, tokenizer: Any = None) -> "Self":
+    def load(cls, path: str | os.PathLike[str], model: nn.Module, tokenizer: Any = None) -> Self:
         """An edit that was saved, for a model with the same weights.
 
         >>> edit.save("edit.safetensors")
@@ -118,6 +121,6 @@ class FactEdit:
             f"FactEdit of {update.prompt!r}: {update.answer!r} -> {update.target!r}, {update.parameter} (layer "
             f"{update.layer}), {'applied' if self.is_applied else 'not applied'}\n"
             f"  |delta| / |v| {update.ratio:.2f} (clamp {update.clamp:g}), |dW| / |W| {update.weight_ratio:.3f}; p(target) "
-            f"{update.before:.3f} -> {update.after:.3f} in {len(update.losses) - 1} steps\n"
-            f"  keys of {update.tokens} tokens, condition number {update.condition:.3g}; seed {update.seed}"
+            f"{update.before:.3f} -> {update.after:.3f} in {number_of(len(update.losses) - 1, 'step')}\n"
+            f"  keys of {number_of(update.tokens, 'token')}, condition number {update.condition:.3g}; seed {update.seed}"
         )

@@ -1,5 +1,7 @@
 """The keys that a memory reads over a corpus: their second moments, streamed, merged, kept on disk."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from analyzers.editing.rows import padded
 from analyzers.protocol import Analyzer, AnalyzerError, Batch, checked, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
+from fmr.errors import number_of
 from fmr.ids import Site
 
 if TYPE_CHECKING:
@@ -52,12 +55,13 @@ class Covariance(Stored):
         factor, failed = torch.linalg.cholesky_ex(self.matrix)
         if int(failed):
             raise AnalyzerError(
-                f"The covariance of {self.tokens} keys of {len(self.matrix)} memories has no inverse. Expected several "
+                f"The covariance of {number_of(self.tokens, 'key')} of "
+                f"{number_of(len(self.matrix), 'memory', 'memories')} has no inverse. Expected several "
                 "times as many different tokens: RankOneEdit(model, tokenizer, texts=[...]); or a ridge, such as ridge=1e-3."
             )
         return torch.cholesky_solve(key.to(self.matrix)[:, None], factor)[:, 0]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row an eigenvalue, the largest first, with the share that it has of their sum.
 
         >>> covariance.table().head()
@@ -67,7 +71,7 @@ class Covariance(Stored):
         values = torch.linalg.eigvalsh(self.matrix).flip(0)
         return pd.DataFrame({"eigenvalue": values.numpy(), "share": (values / values.sum()).numpy()})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the eigenvalues, the largest first; returns the figure.
 
         >>> covariance.plot().savefig("keys.png")
@@ -78,13 +82,18 @@ class Covariance(Stored):
 
         given, ax = ax is not None, ax or plt.subplots(figsize=(4, 3), layout="constrained")[1]
         ax.semilogy(self.table()["eigenvalue"], color="#333333")
-        ax.set(xlabel="eigenvalue", ylabel="mean square of keys", title=f"keys of layer {self.layer}, {self.tokens} tokens")
+        ax.set(
+            xlabel="eigenvalue",
+            ylabel="mean square of keys",
+            title=f"keys of layer {self.layer}, {number_of(self.tokens, 'token')}",
+        )
         figure = cast("Figure", ax.figure)
         return figure if given else returned(figure)
 
     def __repr__(self) -> str:
         return (
-            f"Covariance of {len(self.matrix)} keys at {self.site}, layer {self.layer}, over {self.tokens} tokens: "
+            f"Covariance of {number_of(len(self.matrix), 'key')} at {self.site}, layer {self.layer}, over "
+            f"{number_of(self.tokens, 'token')}: "
             f"condition number {self.condition:.3g}"
         )
 
@@ -104,7 +113,7 @@ class KeyCovariance(Analyzer[Covariance]):
         self.sums: Tensor | None = None
         self.tokens = 0
 
-    def update(self, batch: Batch) -> "KeyCovariance":
+    def update(self, batch: Batch) -> KeyCovariance:
         """Count the keys of all real tokens of a batch.
 
         >>> KeyCovariance(model, layer=1).update(inputs).tokens
@@ -122,7 +131,12 @@ class KeyCovariance(Analyzer[Covariance]):
             self.tokens += len(chosen)
         return self
 
-    def merge(self, other: "KeyCovariance") -> "KeyCovariance":
+    @property
+    def counted(self) -> str:
+        """How many tokens were counted."""
+        return number_of(self.tokens, "token") if self.tokens else ""
+
+    def merge(self, other: KeyCovariance) -> KeyCovariance:
         """Add what another analyzer counted of the same memory on other texts, and return this one.
 
         >>> KeyCovariance(model, 1).update(batches[0]).merge(KeyCovariance(model, 1).update(batches[1])).result()

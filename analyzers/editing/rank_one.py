@@ -1,5 +1,7 @@
 """Rank-one editing: one fact of a model is made another one, by one row and one column added to one matrix."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from analyzers.editing.keys import Covariance, covariance_of
 from analyzers.editing.memories import memory_of, values_of
 from analyzers.editing.rows import log_probs, padded
 from analyzers.editing.update import Update
-from analyzers.protocol import AnalyzerError, check_eval
+from analyzers.protocol import AnalyzerError, Method, check_eval
 from analyzers.texts import sentences
 from analyzers.tracing.facts import Fact, fact_of
 from fmr.edits import Context
@@ -26,7 +28,7 @@ from fmr.sweeps.bars import bar
 from fmr.sweeps.metrics import logits_of
 
 
-class RankOneEdit:
+class RankOneEdit(Method):
     """Change what a model says of a subject, by a rank-one update of the values of one memory.
 
     >>> texts = [fact.prompt for fact in world.facts()]
@@ -155,7 +157,7 @@ class RankOneEdit:
         return self.known[layer]
 
     @torch.no_grad()
-    def _read(self, batch: "Batch", memory: Memory) -> tuple[Tensor, Tensor]:
+    def _read(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor]:
         """The mean key over the prompts, and the mean of what the memory makes of it."""
         keys, values = batch.at(memory.post), batch.at(memory.out)
         run = fmr.run(self.model, **batch.inputs, keep=[str(keys.id), str(values.id)], stop=True)
@@ -163,7 +165,7 @@ class RankOneEdit:
         return key, value
 
     def _change(
-        self, batch: "Batch", memory: Memory, value: Tensor, progress: bool | None
+        self, batch: Batch, memory: Memory, value: Tensor, progress: bool | None
     ) -> tuple[Tensor, tuple[float, ...], tuple[float, float]]:
         """The change of what the memory writes, the losses on the way, and p(target) of the prompt before and after."""
         length = float(value.norm())
@@ -206,7 +208,7 @@ class Batch:
     places: list[list[int]]
 
     @classmethod
-    def of(cls, prompts: Sequence[Fact], essences: Sequence[Fact], model: nn.Module) -> "Batch":
+    def of(cls, prompts: Sequence[Fact], essences: Sequence[Fact], model: nn.Module) -> Batch:
         """The facts in one batch."""
         every = [*prompts, *essences]
         inputs = padded([fact.inputs()["input_ids"][0] for fact in every], model)

@@ -1,6 +1,8 @@
 """What an edit did: the fact, other words for it, other subjects, how the model writes; beside the model before it and a
 random change of the same length."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from analyzers.editing.update import Update
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.results import Stored
 from analyzers.tracing.facts import fact_of
+from fmr.errors import number_of
 from fmr.sweeps.metrics import logits_of
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ class EditScores(Stored):
             found[state]["fluency"] = float(self.fluency[number])
         return found
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a prompt and state: its kind, what should follow, whether it does, and both probabilities.
 
         >>> scores.table().query("state == 'edited'")
@@ -89,7 +92,7 @@ class EditScores(Stored):
             }
         )
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the shares of right first choices, three bars a score; returns the figure.
 
         >>> scores.plot().savefig("scores.png")
@@ -111,7 +114,7 @@ class EditScores(Stored):
         return figure if given else returned(figure)
 
     def __repr__(self) -> str:
-        lines = [f"EditScores of {self.edit}, {len(self.prompts)} prompts, first choices (seed {self.seed})"]
+        lines = [f"EditScores of {self.edit}, {number_of(len(self.prompts), 'prompt')}, first choices (seed {self.seed})"]
         for state, rates in self.rates.items():
             told = ", ".join(f"{name} {value:.2f}" for name, value in rates.items() if value == value)
             name = "random change of that length" if state == "random" else state

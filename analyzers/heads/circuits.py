@@ -4,7 +4,7 @@ A circuit is a matrix `left @ right` of low rank. Where only lengths matter, a f
 what is kept of a circuit that reads is `(rank, width)`, and of one that writes `(width, rank)`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -20,19 +20,24 @@ from fmr.nodes import Node
 from fmr.runs.run import Run
 from fmr.structure.attention.factors import Factors, last_alone, matrix_of
 from fmr.structure.normal.match import (
+    CONVOLUTIONS,
     MOVES,
     NORMS,
     STATISTICS,
+    Projection,
     above,
     below,
     between,
     contraction,
+    data_inputs,
     depends_on,
     is_constant,
     projection,
     strip_views,
+    weights,
 )
 from fmr.structure.parts import Attention, Memory, Structure
+from fmr.structure.proof.evaluate import Values, plain
 from fmr.structure.streams.fold import Fold, fold_between
 from fmr.structure.streams.stream import Stream
 
@@ -104,15 +109,15 @@ class Circuits:
         return by_layer or [(n, block) for n, block in enumerate(self.structure.attention) if block.kind == "self"]
 
     def memories(self, layers: range | None = None) -> Iterator[Part]:
-        """The memories of each layer as one map each, from what the coefficients read to what they write."""
+        """The memories of each layer as one map each, from what the coefficients read to what they write; each expert as one
+        of its own, since what weighs experts does not turn what they write."""
         for number, layer in enumerate(self.structure.layers):
             if layers is not None and number not in layers:
                 continue
-            for place, memory in enumerate(layer.mlps):
-                name = f"mlp {number}" + (f".{place}" if len(layer.mlps) > 1 else "")
-                part = self._tried(memory.scope, partial(self._memory, memory, number, name))
-                if part is not None:
-                    yield part
+            several = _apart(layer.mlps)
+            for place, memory in enumerate(several):
+                name = f"mlp {number}" + (f".{place}" if len(several) > 1 else "")
+                yield from self._tried(memory.scope, partial(self._memory, memory, number, name)) or []
 
     def factors(self, block: Attention) -> Factors:
         """The weights of the heads of an attention, with the norm before them folded in, and that after them."""
@@ -150,20 +155,26 @@ class Circuits:
     def written(self, name: TensorId) -> tuple[int, int, TensorId]:
         """The stream that a value is written to, with the number of the write, and the value that is added there: the last
         one that is made of it alone, where it is added up with others on its way."""
+        found = self.write_of(name)
+        if found is None:
+            raise StructureError(f"{name} is written to no residual stream.")
+        number, place = found
+        return number, place, self._alone(name, self.streams[number].writes[place].added)
+
+    def write_of(self, name: TensorId) -> tuple[int, int] | None:
+        """The stream that a value is written to, if it is one, with the number of the write."""
         added = {
             writer: (number, place)
             for number, stream in enumerate(self.streams)
             for place, (write, names) in enumerate(zip(stream.writes, stream.writers, strict=True))
             for writer in (*names, write.added)
         }
-        for node, _ in below(self.graph, self.graph[name], lambda node: contraction(node) is None):
-            if node.id in added:
-                number, place = added[node.id]
-                return number, place, self._alone(name, self.streams[number].writes[place].added)
-        raise StructureError(f"{name} is written to no residual stream.")
+        lower = below(self.graph, self.graph[name], lambda node: contraction(node) is None)
+        return next((added[node.id] for node, _ in lower if node.id in added), None)
 
     def _alone(self, name: TensorId, added: TensorId) -> TensorId:
-        """The last value on the way to what is added that is made of one alone; whatever follows it must be sums."""
+        """The last value on the way to what is added that is made of one alone, before it is laid out for that; whatever
+        follows it must be sums."""
         graph = self.graph
         alone = last_alone(graph, graph[name], graph[added], lambda other: _is_number(graph, other))
         bends = [
@@ -173,6 +184,8 @@ class Circuits:
         ]
         if bends:
             raise StructureError(f"{name} goes through {bends[0].id} together with what others write.")
+        while alone.id != name and alone.op in MOVES and len(read := data_inputs(graph, alone)) == 1:
+            alone = graph[read[0]]
         return alone.id
 
     def fold(self, start: TensorId, end: TensorId) -> Fold:
@@ -214,25 +227,56 @@ class Circuits:
             for h in range(len(out))
         ]
 
-    def _memory(self, memory: Memory, layer: int, name: str) -> Part:
+    def _memory(self, memory: Memory, layer: int, name: str) -> list[Part]:
         graph, value = self.graph, self.run.__getitem__
         source = strip_views(graph, memory.source, MOVES)
         higher = above(graph, memory.post.id, lambda node: projection(graph, node) is None)
         ups = [one for node in higher if (one := projection(graph, node)) and strip_views(graph, one.data, MOVES) == source]
         down = projection(graph, graph[memory.down])
         assert down is not None
-        keys, values = torch.cat([matrix_of(graph, up, value) for up in ups]), matrix_of(graph, down, value)
-        values = values if memory.first is None else values.narrow(1, memory.first, memory.n)
-        if len(keys) not in (memory.n, 2 * memory.n) or values.shape[1] != memory.n:
+        experts = len(memory.weights[memory.values]) if _is_of_experts(memory) else 1
+        keys = torch.cat([_matrices(graph, up, value, experts) for up in ups], 1)
+        values = _matrices(graph, down, value, experts)
+        values = values if memory.first is None else values.narrow(2, memory.first, memory.n)
+        if keys.shape[1] not in (memory.n, 2 * memory.n) or values.shape[2] != memory.n:
             raise StructureError(
-                f"its projections make {len(keys)} numbers of a token and read {values.shape[1]} for {memory.n} memories: "
-                "one matrix for all tokens was expected and none for others (experts have several)."
+                f"its projections make {keys.shape[1]} numbers of a token and read {values.shape[2]} for {memory.n} "
+                "memories: one matrix for all tokens was expected, or one for each expert."
             )
         stream, after, point = self.point_of(source)
         _, at, written = self.written(memory.out.id)
-        reads = triangle(_single(self.fold(point, source).into(keys)))
-        writes = triangle(_single(self.fold(memory.out.id, written).after(values.mT)))
-        return Part(name, MEMORIES, layer, stream, after, at, {"in": reads}, writes.mT)
+        reads, writes = self.fold(point, source).into(keys), self.fold(memory.out.id, written).after(values.mT)
+        return [
+            Part(
+                name if experts == 1 else f"{name} expert {n}", MEMORIES, layer, stream, after, at,
+                {"in": triangle(_single(reads[n]))}, triangle(_single(writes[n])).mT,
+            )
+            for n in range(experts)
+        ]  # fmt: skip
+
+
+def _is_of_experts(memory: Memory) -> bool:
+    """Whether its parameters hold a matrix for each of several experts, of which each token reads some."""
+    keys, values = (memory.weights[name] for name in (memory.keys, memory.values))
+    return keys.dim() == values.dim() == 3 and memory.graph[memory.down].op not in CONVOLUTIONS
+
+
+def _apart(memories: Sequence[Memory]) -> list[Memory]:
+    """The memories of a layer, of experts that are called one by one but have one parameter the first alone."""
+    first = {memory.w_out if _is_of_experts(memory) else id(memory): memory for memory in reversed(memories)}
+    return [memory for memory in memories if any(memory is one for one in first.values())]
+
+
+def _matrices(graph: Graph, found: Projection, value: Values, experts: int) -> Tensor:
+    """The matrix of a projection for each expert, (experts, what it makes, what it sums over), if it reads only one, too."""
+    matrix = matrix_of(graph, found, value)
+    if experts == 1:
+        return matrix[None]
+    stacks: list[Tensor] = [plain(value(name)).detach() for name in weights(graph, found.weight)]
+    laid = [turned for one in stacks if one.dim() == 3 for turned in (one, one.mT)]
+    known = [one for one in laid if one.shape[1:] == matrix.shape and any(torch.equal(part, matrix) for part in one)]
+    every: Tensor = known[0] if known else matrix.unflatten(0, (experts, -1))
+    return every
 
 
 def _is_number(graph: Graph, name: TensorId) -> bool:

@@ -1,5 +1,7 @@
 """Which attention heads do the same: their distances over a data set, by where they look or by what they write."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -10,20 +12,25 @@ from torch import Tensor, nn
 
 from analyzers.heads.clusters import HeadClusters
 from analyzers.heads.divergence import ATTENTION, CKA, DISTANCES, LOOKS, OUTPUT, Sums, count
-from analyzers.heads.outputs import count_outputs, from_likeness
+from analyzers.heads.outputs import Writing, count_outputs, from_likeness, writings
 from analyzers.numbers.embed import group, plane, separation
 from analyzers.protocol import Analyzer, AnalyzerError, Batch, checked, real_tokens
-from analyzers.sites import read_blocks
+from analyzers.sites import read_parts
+from fmr.errors import number_of
 from fmr.ids import Site
+from fmr.nodes import Key
 from fmr.runs.run import Run
-from fmr.structure.attention.factors import Factors, Heads, in_order
 from fmr.structure.parts import Attention
 
 if TYPE_CHECKING:
     from fmr.structure.parts import Structure
 
+Reading = tuple[Attention, Writing | None]
+"""An attention, and how its heads write where that is asked for."""
+
 Read = tuple[Tensor, Tensor | None]
-"""The pattern of an attention, (examples, heads, queries, keys), and what its heads mixed where that is asked for."""
+"""The pattern of an attention, (examples, heads, queries, keys), and what its heads wrote, (examples, heads, positions,
+width)."""
 
 
 class HeadClustering(Analyzer["HeadClusters"]):
@@ -41,7 +48,8 @@ class HeadClustering(Analyzer["HeadClusters"]):
                         heads that look alike, 1 for heads that never look at the same token
         beyond first    the same over all keys but the first, each row with the sum 1 again: heads that rest on the first
                         token (a sink) are alike by that alone
-        output          1 - cosine of what two heads add to the output of their attention, the mean over tokens
+        output          1 - cosine of what two heads add to the stream, after a norm that stands between, the mean over
+                        tokens; without a stream, to the output of their attention
         cka             1 - linear CKA (unbiased) of these: whether they tell tokens apart alike, in whatever direction
 
     smoothing: the share of uniform attention over the real keys mixed into each row before comparing, from 0 (none, as
@@ -72,22 +80,21 @@ class HeadClustering(Analyzer["HeadClusters"]):
             raise AnalyzerError(f"distances={distances!r}: expected some of {', '.join(map(repr, DISTANCES))}.")
         self.models = dict(model) if isinstance(model, Mapping) else {"": model} if model is not None else {}
         self.distances, self.smoothing, self.scope, self.mask = named, smoothing, scope, mask
-        self.found: dict[str, tuple[Attention, ...]] = {}
-        self.written: dict[str, list[Factors]] = {}
+        self.found: dict[str, tuple[Reading, ...]] = {}
         self.layers: dict[str, tuple[int, ...]] = {}
         self.sums: Sums | None = None
 
     @property
     def blocks(self) -> tuple[Attention, ...]:
         """The attentions, by layer, model after model; none before the first batch."""
-        return tuple(block for blocks in self.found.values() for block in blocks)
+        return tuple(block for several in self.found.values() for block, _ in several)
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """Where the patterns lie, by layer; none before the first batch."""
         return tuple(block.pattern for block in self.blocks)
 
-    def update(self, batch: Batch) -> "HeadClustering":
+    def update(self, batch: Batch) -> HeadClustering:
         """Run the model on one batch and count its attention.
 
         >>> heads.update(tokenizer(["It rains."], return_tensors="pt"))
@@ -102,10 +109,10 @@ class HeadClustering(Analyzer["HeadClusters"]):
         inputs = checked(batch)
         read = {name: self._read(name, inputs) for name in self.models}
         patterns = {name: [pattern for pattern, _ in values] for name, values in read.items()}
-        outputs = [self._outputs(name, values) for name, values in read.items() if self._writes]
-        return self._update(patterns, inputs.get(self.mask), [one for several in outputs for one in several])
+        outputs = [written for values in read.values() for _, written in values if written is not None]
+        return self._update(patterns, inputs.get(self.mask), outputs)
 
-    def update_patterns(self, patterns: Sequence[Any] | Mapping[str, Sequence[Any]], mask: Any = None) -> "HeadClustering":
+    def update_patterns(self, patterns: Sequence[Any] | Mapping[str, Sequence[Any]], mask: Any = None) -> HeadClustering:
         """Count attention patterns from any source.
 
         >>> HeadClustering().update_patterns([torch.eye(5).expand(2, 12, 5, 5)])
@@ -117,7 +124,12 @@ class HeadClustering(Analyzer["HeadClusters"]):
             raise AnalyzerError(f"Patterns alone do not tell what is written: expected distances of {_OF_PATTERNS}.")
         return self._update(dict(patterns) if isinstance(patterns, Mapping) else {"": patterns}, mask, [])
 
-    def merge(self, other: "HeadClustering") -> "HeadClustering":
+    @property
+    def counted(self) -> str:
+        """How many tokens were counted."""
+        return number_of(self.sums.tokens, "token") if self.sums is not None and self.sums.tokens else ""
+
+    def merge(self, other: HeadClustering) -> HeadClustering:
         """Add what another analyzer counted on other data, and return this one; the result is that of one pass over all.
 
         >>> HeadClustering(model).over(batches[:2]).merge(HeadClustering(model).over(batches[2:])).result()
@@ -138,13 +150,13 @@ class HeadClustering(Analyzer["HeadClusters"]):
         if ours and theirs and ours != theirs:
             first = next(n for n, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
             raise AnalyzerError(f"merge of patterns at {ours[first]!r} with {theirs[first]!r} (layer {first}). {_ONE}")
-        self.found, self.written = self.found or other.found, self.written or other.written
+        self.found = self.found or other.found
         self._add(other.layers, other.sums)
         return self
 
     def result(
         self, *, distance: str | None = None, clusters: int | None = None, seed: int = 0, permutations: int = 2000
-    ) -> "HeadClusters":
+    ) -> HeadClusters:
         """Distances, a map in the plane, clusters, and whether heads of one layer are alike beyond chance.
 
         >>> heads.result(seed=0).distances.shape
@@ -198,28 +210,19 @@ class HeadClustering(Analyzer["HeadClusters"]):
         return bool({OUTPUT, CKA} & set(self.distances))
 
     def _read(self, name: str, inputs: dict[str, Any]) -> list[Read]:
-        """The patterns of one model, and what its heads mixed, in a batch."""
-
-        def read(block: Attention, run: Run) -> Read:
-            heads = Heads(block.n_heads, block.n_kv_heads)
-            return block.maps(run), in_order(run[block.z], block.z, heads) if self._writes else None
-
-        roles = ("pattern", "z") if self._writes else ("pattern",)
-        known = self.found.get(name, ())
-        self.found[name], values, run = read_blocks(self.models[name], inputs, known, self._blocks, roles, read)
-        if self._writes and run is not None and name not in self.written:
-            self.written[name] = [block.factors(run) for block in self.found[name]]
+        """The patterns of one model, and what its heads wrote, in a batch."""
+        with torch.no_grad():
+            self.found[name], values = read_parts(
+                self.models[name], inputs, self.found.get(name, ()), self._readings, _keys, _read
+            )
         return values
 
-    def _outputs(self, name: str, values: list[Read]) -> list[Tensor]:
-        """What the heads of one model write, by layer, (examples, heads, positions, width)."""
-        return [
-            torch.einsum("ehtu,huw->ehtw", z.float(), factors.out.matrix.to(z.device, torch.float32))
-            for (_, z), factors in zip(values, self.written[name], strict=True)
-            if z is not None
-        ]
+    def _readings(self, structure: Structure, run: Run) -> tuple[Reading, ...]:
+        blocks = self._blocks(structure)
+        written = writings(structure, run, blocks) if self._writes else [None] * len(blocks)
+        return tuple(zip(blocks, written, strict=True))
 
-    def _update(self, patterns: Mapping[str, Sequence[Any]], mask: Any, outputs: list[Tensor]) -> "HeadClustering":
+    def _update(self, patterns: Mapping[str, Sequence[Any]], mask: Any, outputs: list[Tensor]) -> HeadClustering:
         by_name = {name: [torch.as_tensor(pattern) for pattern in several] for name, several in patterns.items()}
         values = [value for several in by_name.values() for value in several]
         _check_shapes(values)
@@ -243,7 +246,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
             self.layers, self.sums = layers, Sums.zeros(len(sums), self.distances)
         self.sums.add(sums)
 
-    def _blocks(self, structure: "Structure") -> "tuple[Attention, ...]":
+    def _blocks(self, structure: Structure) -> tuple[Attention, ...]:
         """The self-attentions that the scope selects; an error says what there was instead."""
         found = [block for block in structure.attention if block.kind == "self"]
         chosen = tuple(block for block in found if fnmatchcase(block.scope, self.scope))
@@ -259,6 +262,16 @@ class HeadClustering(Analyzer["HeadClusters"]):
             f"{structure.model} has no self-attention that could be certified, so there are no heads to compare. "
             f"Run it in eval mode and check fmr.locate(run). Rejected:{reasons}"
         )
+
+
+def _keys(reading: Reading) -> list[Key]:
+    block, written = reading
+    return [block.pattern, *([] if written is None else written.keys)]
+
+
+def _read(reading: Reading, run: Run) -> Read:
+    block, written = reading
+    return block.maps(run), None if written is None else written.read(run)
 
 
 _OF_PATTERNS = "'attention' or 'beyond first'"

@@ -1,5 +1,7 @@
 """The heads of one model or of several by how far they lie from one another, as tables and pictures."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from analyzers.heads.divergence import ATTENTION, BEYOND, DISTANCES
 from analyzers.numbers.embed import Floats, Ints, Separation
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +66,7 @@ class HeadClusters(Stored):
         """What a distance is, in words."""
         return DISTANCES[self.distance]
 
-    def between(self, heads: "list[str]", others: "list[str] | None" = None) -> float:
+    def between(self, heads: list[str], others: list[str] | None = None) -> float:
         """The mean distance of some heads among themselves, or to others.
 
         >>> result.between(["0.0", "0.1"], ["3.0", "3.1"])
@@ -78,7 +81,7 @@ class HeadClusters(Stored):
         apart = np.not_equal.outer(rows, columns)
         return float(part[apart].mean()) if apart.any() else float("nan")
 
-    def counterparts(self) -> "list[tuple[str, str, float]]":
+    def counterparts(self) -> list[tuple[str, str, float]]:
         """Each head of the first model with the same one of each other model, and their distance, farthest first.
 
         >>> result.counterparts()
@@ -92,7 +95,7 @@ class HeadClusters(Stored):
                 found.append((self.names[other], self.names[n], float(self.distances[other, n])))
         return sorted(found, key=lambda one: -one[2])
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row per head: where it is, its cluster and nearest head, and where it looks.
 
         >>> result.table().query("cluster == 0")
@@ -116,7 +119,7 @@ class HeadClusters(Stored):
             index=pd.Index(self.names, name="layer.head"),
         )
 
-    def plot(self, ax: "Axes | None" = None, kind: str = "map") -> "Figure":
+    def plot(self, ax: Axes | None = None, kind: str = "map") -> Figure:
         """Draw the map: a labelled point per head, coloured by layer, outlined by cluster; returns the figure.
 
         >>> result.plot().savefig("heads.png")
@@ -137,14 +140,17 @@ class HeadClusters(Stored):
 
     def __repr__(self) -> str:
         within, between, p_value = self.by_layer
-        quality = f"silhouette {self.silhouette:.2f}; map: stress {self.stress:.3f}, seed {self.seed}"
+        apart = f"silhouette {self.silhouette:.2f}; " if self.silhouette == self.silhouette else ""
+        quality = f"{apart}map: stress {self.stress:.3f}, seed {self.seed}"
         unit = "in bits" if self.distance == ATTENTION else f"({self.unit})"
+        said = f"within a layer {within:.3f}", f"between layers {between:.3f}", f"permutation p {p_value:.2g}"
+        told = ", ".join(text for text, known in zip(said, self.by_layer, strict=True) if known == known)
         layers = len(dict.fromkeys(zip(self.models, (layer for layer, _ in self.heads), strict=True)))
         lines = [
-            f"HeadClusters: {len(self.heads)} heads of {layers} layers over {self.tokens} tokens in {self.examples} "
-            "examples",
-            f"  distance {unit}: within a layer {within:.3f}, between layers {between:.3f}, permutation p {p_value:.2g}",
-            f"  {self.clusters.max() + 1} clusters, {quality}",
+            f"HeadClusters: {number_of(len(self.heads), 'head')} of {number_of(layers, 'layer')} over "
+            f"{number_of(self.tokens, 'token')} in {number_of(self.examples, 'example')}",
+            f"  distance {unit}: {told or 'of one head to none'}",
+            f"  {number_of(self.clusters.max() + 1, 'cluster')}, {quality}",
         ]
         if pairs := self.counterparts():
             mean = float(np.mean([apart for _, _, apart in pairs]))

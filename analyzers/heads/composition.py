@@ -1,5 +1,7 @@
 """Which heads and memories read what others wrote, from the weights alone."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ from analyzers.heads.circuits import Circuits, Part
 from analyzers.heads.compositions import Compositions
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import AnalyzerError, Given
+from analyzers.protocol import AnalyzerError, Given, Method, check_eval
 from fmr.errors import whole_number
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
@@ -21,7 +23,7 @@ from fmr.sweeps.bars import bar
 ROLES = ("q", "k", "v", "in")
 
 
-class Composition:
+class Composition(Method):
     """How much of what one head or memory writes another one reads, by their weights: Q-, K- and V-composition.
 
     >>> reads = Composition(model).run(inputs)
@@ -36,7 +38,8 @@ class Composition:
         q: |QK_b^T OV_a| / (|QK_b| |OV_a|)      k: |QK_b OV_a| / (|QK_b| |OV_a|)      v: |OV_b OV_a| / (|OV_b| |OV_a|)
 
     in Frobenius norms: between 0 and 1, and `1 / sqrt(width)` in the mean square where one of the two is turned at random.
-    A memory (all units of a layer) reads by the rows of its first projections ("in") and writes by its values. No circuit is
+    A memory (all units of a layer, or of one expert) reads by the rows of its first projections ("in") and writes by its
+    values; how much of it a router takes does not turn what it writes. No circuit is
     multiplied out: each is two factors of the rank of a head, of which the triangular parts have the same norms.
 
     The weights of norms are folded in, their division by the size of a token is not, nor are biases. Queries and keys are
@@ -66,6 +69,7 @@ class Composition:
         inputs: any, of which the graph is made: a few tokens are enough, and the result does not depend on them. into: the
         layers whose parts read; None for all. memories: whether they are counted too.
         """
+        check_eval(self.model)
         given = prompts(inputs, self.model, self.tokenizer)
         run = fmr.run(self.model, **given.inputs)
         structure = fmr.locate(run)

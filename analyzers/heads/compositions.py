@@ -1,5 +1,7 @@
 """What composition found: who reads whom, beside parts that are turned at random, as tables and maps."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -8,6 +10,7 @@ import numpy as np
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +86,7 @@ class Compositions(Stored):
         pairs = [(rows[i], columns[j]) for i, j in zip(*np.unravel_index(order, part.shape), strict=True)]
         return [(self.readers[i], self.writers[j], self.roles[i], float(self.scores[i, j])) for i, j in pairs]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a pair and role: reader, writer, score, z and the writer's rank among those of its kind.
 
         >>> reads.table().query("role == 'k' and rank == 1")
@@ -105,7 +108,7 @@ class Compositions(Stored):
         ranks = frame.groupby(["reader", "role", "memory"])["score"].rank(ascending=False, method="min")
         return frame.drop(columns="memory").assign(rank=ranks.astype(int))
 
-    def plot(self, ax: "Axes | None" = None, role: str = "k", reader: str | None = None) -> "Figure":
+    def plot(self, ax: Axes | None = None, role: str = "k", reader: str | None = None) -> Figure:
         """Draw the scores of one role as a map of writers by readers, or of one reader as bars of its first writers.
 
         >>> reads.plot(role="k").savefig("k-composition.png")
@@ -127,7 +130,8 @@ class Compositions(Stored):
 
     def __repr__(self) -> str:
         lines = [
-            f"Compositions of {self.model}: {len(dict.fromkeys(self.readers))} readers, {len(self.writers)} writers, "
+            f"Compositions of {self.model}: {number_of(len(dict.fromkeys(self.readers)), 'reader')}, "
+            f"{number_of(len(self.writers), 'writer')}, "
             f"{self.expected:.3f} expected of parts turned at random"
         ]
         for role in dict.fromkeys(one for one in self.roles if one != "in"):

@@ -1,5 +1,7 @@
 """What each head of a language model does: its scores on tokens that are drawn for the purpose, each beside a null."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from analyzers.heads.jobs import COPYING, NAMING, HeadJobs
 from analyzers.heads.looks import LOOKS, Looked, look
 from analyzers.heads.writes import Words, copying, naming
 from analyzers.prompts import prompts
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, Method
 from fmr.edits import Edit
 from fmr.errors import FmrError, whole_number
 from fmr.nodes import Key
@@ -26,7 +28,7 @@ from fmr.sweeps.metrics import logits_of
 LENGTH = 40
 
 
-class Heads:
+class Heads(Method):
     """Name the job of each attention head: where it looks on random tokens, and what it writes.
 
     >>> jobs = Heads(model, tokenizer, length=20).run(seed=0)

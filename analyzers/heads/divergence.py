@@ -4,13 +4,21 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from analyzers.protocol import AnalyzerError
 
 COLUMNS = 2048
 """Attention weights of one head taken at a time: a block of them, for all heads, stays in the processor's cache."""
+
+TOGETHER = 64
+"""Terms of an entropy that are summed up in the precision that they have."""
+
+FAST = torch.backends.cpu.get_cpu_capability() == "AVX512"
+"""Where numpy takes the logarithm to the base of 2 in a fifth of the time that torch needs on one thread."""
 
 LOOKS = ("previous", "next", "self", "first", "last")
 
@@ -119,20 +127,36 @@ def divergences(weights: Tensor) -> Tensor:
     tensor([[0., 1.],
             [1., 0.]], dtype=torch.float64)
 
-    weights: (heads, weights), one head's rows one after the other. JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 is
-    taken weight by weight before anything is summed: equal heads then give exactly 0. Logarithms are natural ones, which are
-    faster, until the end.
+    weights: (heads, weights), one head's rows one after the other. JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2, where
+    all sums are taken in the same order: equal heads give exactly 0.
 
     Source: J. Lin, "Divergence measures based on the Shannon entropy", 1991.
     """
-    n = len(weights)
+    n, least = len(weights), torch.finfo(weights.dtype).tiny
     total = weights.new_zeros(n, n, dtype=torch.float64)
+    room = weights.new_empty(2, n * (COLUMNS + TOGETHER))
     for block in weights.split(COLUMNS, 1):
-        own = _nats(block)
+        half = pad(block, (0, -block.shape[1] % TOGETHER)).clamp_min(4 * least).mul_(0.5)
+        mixed, logs = (one[: half.numel()].view_as(half) for one in room)
+        own = _negated_entropies(torch.add(half, half, out=mixed), logs).mul_(0.5)
         for i in range(n - 1):
-            mixed = _nats((block[i] + block[i + 1 :]).mul_(0.5))
-            total[i, i + 1 :] += mixed.sub_(own[i + 1 :].add(own[i]), alpha=0.5).sum(1, dtype=torch.float64)
-    return ((total + total.T) / weights.new_tensor(2.0).log().double()).cpu()
+            rest = slice(0, n - 1 - i)
+            both = torch.add(half[i], half[i + 1 :], out=mixed[rest])
+            total[i, i + 1 :] += own[i + 1 :] + own[i] - _negated_entropies(both, logs[rest])
+    return (total + total.T).clamp_(min=0).cpu()
+
+
+def _negated_entropies(p: Tensor, logs: Tensor) -> Tensor:
+    """The sum of p log p of each row, in float64; few at a time are summed up in the precision that they have.
+
+    logs: where the logarithms go, those to the base of 2, of which that of a half is exact.
+    """
+    if p.device.type == "cpu" and FAST and torch.get_num_threads() < 5:
+        np.log2(p.numpy(), out=logs.numpy())
+    else:
+        torch.log2(p, out=logs)
+    few: Tensor = logs.mul_(p).unflatten(1, (-1, TOGETHER)).sum(-1)
+    return few.sum(-1, dtype=torch.float64)
 
 
 def _nats(p: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The jobs of heads: scores beside their nulls, as a table and as pictures."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +95,7 @@ class HeadJobs(Stored):
         place = self.names.index(head)
         return sorted((job for job in self.nulls if self.has(job)[place]), key=lambda job: -float(self.score(job)[place]))
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a head: each score and its null, the entropy, and the jobs that it has.
 
         >>> jobs.table().sort_values("induction").tail(3)["jobs"]
@@ -110,7 +113,7 @@ class HeadJobs(Stored):
         ]
         return pd.DataFrame(columns | {"entropy": self.entropy, "jobs": jobs}, index=pd.Index(self.names, name="layer.head"))
 
-    def plot(self, ax: "Axes | None" = None, job: str | None = None) -> "Figure":
+    def plot(self, ax: Axes | None = None, job: str | None = None) -> Figure:
         """Draw every head by score beside its null, job by job; of one job, a map of layers by heads.
 
         >>> jobs.plot().savefig("jobs.png")
@@ -133,7 +136,8 @@ class HeadJobs(Stored):
         first, second = self.losses
         loss = f"; loss {first:.2f}, said again {second:.2f}" if first == first else ""
         lines = [
-            f"HeadJobs of {self.model}: {len(self.heads)} heads, {self.examples} sequences of {self.length} random tokens "
+            f"HeadJobs of {self.model}: {number_of(len(self.heads), 'head')}, "
+            f"{number_of(self.examples, 'sequence')} of {self.length} random tokens "
             f"twice{loss}"
         ]
         for job in self.nulls:

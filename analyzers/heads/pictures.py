@@ -9,6 +9,7 @@ from analyzers.heads.jobs import COPYING, NAMING, RECEIVER
 from analyzers.heads.scatter import COLOURS, INK, PALE, TAG
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from analyzers.heads.jobs import HeadJobs
 
 NULL = "#b9b9b9"
-NAMED, BARS = 3, 12
-"""How many heads of a job have their names in the picture, and how many writers of a reader."""
+NAMED, BARS, FIRST, WIDE = 3, 12, 5, 80
+"""How many heads of a job have their names in the picture, how many writers of a reader, and how many pairs in how many
+letters."""
 
 
 def jobs(result: "HeadJobs", ax: "Axes | None", job: str | None) -> "Figure":
@@ -43,7 +45,9 @@ def jobs(result: "HeadJobs", ax: "Axes | None", job: str | None) -> "Figure":
     first, second = result.losses
     loss = f"; loss {first:.2f}, and {second:.2f} where they come again" if first == first else ""
     text = f"{result.examples} x {result.length} random tokens twice{loss}; grey: the null of each head"
-    figure.suptitle(f"{len(result.heads)} heads of {result.model}, by job", x=0.01, ha="left", fontsize=12, color=INK)
+    figure.suptitle(
+        f"{number_of(len(result.heads), 'head')} of {result.model}, by job", x=0.01, ha="left", fontsize=12, color=INK
+    )
     made[0, 0].set_title(text, loc="left", fontsize=8, color=INK)
     _layers(made[0, -1], max(layer for layer, _ in result.heads))
     return figure
@@ -175,7 +179,11 @@ def _score_map(result: "Compositions", ax: "Axes", role: str, rows: Sequence[int
     image = ax.imshow(values, cmap=COLOURS, vmin=0, vmax=float(np.nanmax(values)), aspect="auto", interpolation="nearest")
     ax.set_facecolor("#f1f1f1")
     for axis, names, what in (
-        (ax.yaxis, [result.readers[n] for n in rows], f"head that reads by its {_ROLES[role]}"),
+        (
+            ax.yaxis,
+            [result.readers[n] for n in rows],
+            f"head that reads by its {_ROLES[role]}" if role in _ROLES else "memory that reads",
+        ),
         (ax.xaxis, [result.writers[n] for n in columns], "head that writes"),
     ):
         starts = [n for n, name in enumerate(names) if not n or name.split(".")[0] != names[n - 1].split(".")[0]]
@@ -185,28 +193,32 @@ def _score_map(result: "Compositions", ax: "Axes", role: str, rows: Sequence[int
         axis.set_label_text(what if few else f"{what}, by layer", fontsize=8.5, color=INK)
     ax.tick_params(labelsize=7.5, length=2, colors=INK)
     ax.spines[:].set_visible(False)
-    apart: list[tuple[int, int]] = []
-    for n in np.argsort(-np.nan_to_num(values, nan=-1), axis=None)[:12]:
-        i, j = (int(one) for one in np.unravel_index(n, values.shape))
-        if any(abs(i - row) < 0.04 * len(rows) and abs(j - column) < 0.2 * len(columns) for row, column in apart):
-            continue
-        apart.append((i, j))
-        right = j < 0.8 * len(columns)
-        ax.annotate(
-            f"{result.readers[rows[i]]} ← {result.writers[columns[j]]}", (j, i), (7 if right else -7, 0),
-            textcoords="offset points", fontsize=6.5, color="white", ha="left" if right else "right", va="center",
-            bbox={"facecolor": INK, "alpha": 0.65, "pad": 1.0, "linewidth": 0},
-        )  # fmt: skip
+    strongest = np.argsort(-np.nan_to_num(values, nan=-1), axis=None)[: min(FIRST, int(np.isfinite(values).sum()))]
+    places = [tuple(map(int, np.unravel_index(n, values.shape))) for n in strongest]
+    y, x = zip(*places, strict=True)
+    for width, colour in ((2.4, "white"), (1.0, INK)):
+        ax.scatter(x, y, s=46, facecolors="none", edgecolors=colour, linewidths=width)
+    told = [f"{result.readers[rows[i]]} ← {result.writers[columns[j]]}  {values[i, j]:.2f}" for i, j in places]
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02, aspect=25)
     bar.ax.axhline(result.expected, color="white", linewidth=1.5)
     bar.set_label(f"score; white: {result.expected:.3f}, turned at random", fontsize=8)
     bar.ax.tick_params(labelsize=7.5)
     bar.outline.set_visible(False)
-    ax.set_title(f"{role.upper()}-composition in {result.model}, by weights alone", loc="left", fontsize=10, color=INK)
+    title = f"{role.upper()}-composition in {result.model}, by weights alone"
+    title = title if role in _ROLES else f"what memories of {result.model} read of heads"
+    ax.set_title(title, loc="left", fontsize=10, color=INK, pad=16)
+    shown = ", ".join(told[: next(n for n in range(FIRST, 0, -1) if len("".join(told[:n])) < WIDE or n == 1)])
+    named = ax.annotate(f"circles: {shown}", (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7, color=INK)
+    named.set_in_layout(False)
     return cast("Figure", ax.figure)
 
 
-_ROLES = {"q": "queries", "k": "keys", "v": "values", "in": "keys of the memory"}
+_ROLES = {"q": "queries", "k": "keys", "v": "values"}
+
+
+def _by(role: str) -> str:
+    """By what a part reads, where there are several ways."""
+    return f" by its {_ROLES[role]}" if role in _ROLES else ""
 
 
 def _bars(result: "Compositions", ax: "Axes", role: str, reader: str) -> "Figure":
@@ -226,7 +238,10 @@ def _bars(result: "Compositions", ax: "Axes", role: str, reader: str) -> "Figure
     text, place = f"turned at random {result.expected:.3f}", (result.expected, len(first) - 0.4)
     ax.annotate(text, place, (4, 0), textcoords="offset points", fontsize=7.5, color=INK, va="center")
     ax.set_title(
-        f"what {reader} reads by its {_ROLES[role]}: first of {len(every)} writers", loc="left", fontsize=10, color=INK
+        f"what {reader} reads{_by(role)}: first of {number_of(len(every), 'writer')}",
+        loc="left",
+        fontsize=10,
+        color=INK,
     )
     _plain(ax, "writer")
     ax.set_xlabel("composition", fontsize=8.5, color=INK)

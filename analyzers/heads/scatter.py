@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzers.numbers.embed import Floats
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
     from analyzers.heads.clusters import HeadClusters
@@ -52,12 +54,13 @@ def _title(ax: "Axes", result: "HeadClusters") -> None:
     """What was measured, in one line, and how sure the picture is, in smaller ones."""
     within, between, p_value = result.by_layer
     how = "where they look" if "JS" in result.unit else "what they write"
-    ax.set_title(f"{len(result.heads)} attention heads by {how}", loc="left", fontsize=12, color=INK, pad=28)
+    ax.set_title(f"{number_of(len(result.heads), 'attention head')} by {how}", loc="left", fontsize=12, color=INK, pad=28)
     bits = " bits" if "JS" in result.unit else ""
     lines = (
         f"{result.tokens:,} tokens; mean distance within a layer {within:.3f}, between layers {between:.3f}{bits}, "
         f"permutation p = {p_value:.2g}; map: stress {result.stress:.3f}, seed {result.seed}",
-        f"{result.clusters.max() + 1} clusters, outlined where of several heads (silhouette {result.silhouette:.2f}); "
+        f"{number_of(result.clusters.max() + 1, 'cluster')}, outlined where of several heads (silhouette "
+        f"{result.silhouette:.2f}); "
         f"beside them the token that gets unusual weight, or broad attention",
     )
     ax.annotate("\n".join(lines), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=8, color=INK, va="bottom")
@@ -78,8 +81,10 @@ def _points(ax: "Axes", result: "HeadClusters") -> None:
         x, y = result.points[own].T
         dots = ax.scatter(x, y, c=np.array(layers)[own], marker=marker, label=model, **fixed)
     if len(models) > 1:
-        ax.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
         _counterparts(ax, result)
+        legend = ax.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
+        for handle in legend.legend_handles[: len(models)]:
+            cast("PathCollection", handle).set_facecolor("none")
     bar = ax.figure.colorbar(dots, ax=ax, shrink=0.5, aspect=18, pad=0.02, ticks=range(0, n, -(-n // 12)))
     bar.set_label("layer")
     bar.ax.minorticks_off()
@@ -89,10 +94,13 @@ def _points(ax: "Axes", result: "HeadClusters") -> None:
 def _counterparts(ax: "Axes", result: "HeadClusters") -> None:
     """A line from each head to the same one of another model, those that lie farthest apart in dark."""
     place = dict(zip(result.names, result.points, strict=True))
-    for number, (one, other, _) in enumerate(result.counterparts()):
+    every, same = result.counterparts(), "the same head of two models"
+    said = {True: f"{same}, the {MOVED} farthest apart", False: same} if len(every) > MOVED else {True: same}
+    for number, (one, other, _) in enumerate(every):
         dark = number < MOVED
         x, y = np.stack([place[one], place[other]]).T
-        ax.plot(x, y, color=TAG if dark else PALE, linewidth=1.1 if dark else 0.5, zorder=2.5 if dark else 2)
+        label = said.pop(dark, "")
+        ax.plot(x, y, color=TAG if dark else PALE, linewidth=1.1 if dark else 0.5, zorder=2.5 if dark else 2, label=label)
 
 
 def _outlines(ax: "Axes", result: "HeadClusters", margin: float) -> None:

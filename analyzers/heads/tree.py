@@ -7,6 +7,7 @@ import numpy as np
 from analyzers.heads.scatter import COLOURS, INK, PALE
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ def draw(result: "HeadClusters", ax: "Axes | None" = None) -> "Figure":
         cut = (joined[-k, 2] + joined[-k + 1, 2]) / 2
         ax.axhline(cut, color=INK, linewidth=0.7, linestyle=(0, (4, 2)))
         ax.annotate(
-            f"{k} clusters",
+            f"{number_of(k, 'cluster')}",
             (10 * n, cut),
             (3, 0),
             textcoords="offset points",

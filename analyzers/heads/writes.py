@@ -127,6 +127,4 @@ def _columns(people: People, n: int) -> tuple[int, int]:
 def _sizes(before: Tensor, after: Tensor, fold: Fold, examples: int) -> Tensor:
     """What the last token of each example was multiplied by where it was normalised."""
     x, y = (one.reshape(examples, -1, one.shape[-1])[:, -1].double() for one in (before, after))
-    moved = fold.gain * (x - x.mean(-1, keepdim=True) if fold.centred else x)
-    scale: Tensor = (moved * (y - fold.bias)).sum(-1) / (moved * moved).sum(-1).clamp(min=1e-30)
-    return scale
+    return fold.size(fold.after(x), y)[..., 0]

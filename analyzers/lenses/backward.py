@@ -11,6 +11,7 @@ from analyzers.protocol import AnalyzerError
 from fmr.errors import StructureError
 from fmr.ids import TensorId
 from fmr.runs.run import Run
+from fmr.structure.axes import ROWS
 from fmr.structure.frozen import Frozen, frozen
 from fmr.structure.parts import Structure
 from fmr.structure.streams.stream import Write
@@ -92,8 +93,10 @@ class Backward:
             product = gradient * way.given[name].detach()
             if name in self.writers.heads:
                 block = self.writers.heads[name]
-                kind = "cross head" if block.kind == "cross" else "head"
-                yield Part(kind, layer, self._by_axes(product, block.z.layout or (), "heads", name))
+                kind, layout = "cross head" if block.kind == "cross" else "head", list(block.z.layout or ())
+                if block.n_heads == 1 and not any("heads" in one for one in layout):  # a head that is called by itself
+                    product, layout = product.unsqueeze(-1), [*layout, "heads"]
+                yield Part(kind, layer, self._by_axes(product, layout, "heads", name))
             else:
                 memory = self.writers.memories[name]
                 layout = list(memory.post.layout or ("examples", "positions", "units")[-product.dim() + 1 :])
@@ -105,6 +108,8 @@ class Backward:
     def _by_axes(self, product: Tensor, layout: Sequence[str], axis: str, name: str) -> Tensor:
         """A product (draws, ...) summed over all but draws, examples and one more axis."""
         names = ["draws", *layout]
+        if axis == "heads" and ROWS in names and product.shape[names.index(ROWS)] == self.examples:
+            names[names.index(ROWS)] = "examples"  # tokens as rows, of one position each
         for joint in [one for one in names if one in (f"examples*{axis}", "examples*positions")]:
             at = names.index(joint)
             product = product.unflatten(at, (self.examples, -1))
@@ -112,7 +117,8 @@ class Backward:
         if self.examples == 1 and "examples" not in names:
             product, names = product[:, None], ["draws", "examples", *names[1:]]
         if len(names) != product.dim() or not {"examples", axis} <= set(names):
-            raise StructureError(f"the dimensions of {name} count {', '.join(layout) or 'nothing known'}, not {axis}")
+            told = ", ".join(layout) or "nothing known"
+            raise StructureError(f"the dimensions of {name} count {told}: expected examples and {axis} among them")
         product = product.movedim((names.index("examples"), names.index(axis)), (1, 2))
         return product.flatten(3).sum(-1) if product.dim() > 3 else product
 

@@ -1,5 +1,7 @@
 """The residual stream as a sum: what each write adds to it at each position, how far it moves it, and in which direction."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +16,7 @@ from analyzers.lenses.writers import named
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, Given
 from analyzers.results import Stored
+from fmr.errors import number_of
 from fmr.ids import TensorId
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
@@ -63,7 +66,7 @@ class Decomposition(Stored):
     error: float
     seed: int
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a part: means over all real tokens.
 
         >>> decomposition.table().sort_values("share").tail(3)
@@ -85,7 +88,7 @@ class Decomposition(Stored):
         """The token at each column of each example; nothing on padding."""
         return labelled(self.tokens, self.mask)
 
-    def plot(self, ax: "Axes | None" = None, *, what: str = "share", example: int = 0) -> "Figure":
+    def plot(self, ax: Axes | None = None, *, what: str = "share", example: int = 0) -> Figure:
         """Draw a measure as a map, parts up, tokens across, and its mean with the null beside it; returns the figure.
 
         >>> decomposition.plot(what="movement").savefig("decomposition.png")
@@ -107,7 +110,7 @@ class Decomposition(Stored):
         moved = table["movement"].drop(index=self.names[0]).nlargest(3)
         told = [", ".join(f"{name} {value:+.2f}" for name, value in some.items()) for some in (most, least)]
         written = table["cosine_end"].iloc[1:].abs().mean(), table["other_cosine"].iloc[1:].abs().mean()
-        prompts = f"{len(self.tokens)} prompt{'s' * (len(self.tokens) > 1)}, {int(self.mask.sum())} tokens"
+        prompts = f"{number_of(len(self.tokens), 'prompt')}, {number_of(int(self.mask.sum()), 'token')}"
         return (
             f"Decomposition of the stream of {prompts}, {len(self.names)} parts (error {self.error:.0e})\n"
             f"  shares of its end: {told[0]}; least {told[1]}\n"

@@ -1,6 +1,8 @@
 """What every reading of the stream begins with: prompts, the model's structure, the points of the last stream."""
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,15 +11,15 @@ from torch import Tensor, nn
 import fmr
 from analyzers.causal.opening import first_run
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import AnalyzerError, Given, check_eval, real_tokens
-from fmr.errors import whole_number
+from analyzers.protocol import AnalyzerError, Given, Method, asked_tokens, check_eval
+from fmr.errors import number_of, whole_number
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.logits import Readout
 from fmr.structure.parts import Structure
 
 
-class Reading:
+class Reading(Method):
     """A method that reads what a model writes to its stream; the model is located once, and again where a batch has one
     example or one position and others had not: then its values are laid out in another way."""
 
@@ -52,6 +54,22 @@ def readout_of(structure: Structure) -> Readout:
     return structure.readout
 
 
+def spelling(structure: Structure, tokenizer: Any, *answers: Any) -> Any:
+    """The tokenizer where logits are of words; None where they are of classes, whose answers are numbers."""
+    readout = readout_of(structure)
+    if readout.of_words:
+        return tokenizer
+    every = [one for some in answers for one in (some if isinstance(some, list | tuple) else [some])]
+    text = next((one for one in every if isinstance(one, str)), None)
+    if text is not None:
+        last = readout.graph[readout.way[-1]].shape[-1] - 1
+        raise AnalyzerError(
+            f"The answer {text!r} is text, and the logits of {structure.model} are of classes: expected numbers from 0 to "
+            f"{last}."
+        )
+    return None
+
+
 def points_of(structure: Structure) -> dict[str, Site]:
     """The stream after each layer of the last stream and at its end, by the name of the layer.
 
@@ -61,6 +79,8 @@ def points_of(structure: Structure) -> dict[str, Site]:
     stream = structure.residual
     own = {*stream.points, *(write.after for write in stream.writes)}
     posts = [layer.resid_post for layer in structure.layers if layer.resid_post.id in own]
+    if not posts:  # layers of neither attention nor memories: each write is one
+        posts = [Site(write.after) for write in stream.writes]
     found = {str(number): site for number, site in enumerate(posts)}
     end = stream.writes[-1].after
     if not posts or posts[-1].id != end:
@@ -68,12 +88,45 @@ def points_of(structure: Structure) -> dict[str, Site]:
     return found
 
 
-def mask_of(given: Prompts, shape: Iterable[int]) -> Tensor:
+def mask_of(given: Prompts, shape: Iterable[int], tokens: Callable[..., Tensor] = asked_tokens) -> Tensor:
     """Which tokens of a batch are real, (examples, positions): those of the decoder, where there are two kinds."""
     name = "decoder_attention_mask" if "decoder_input_ids" in given.inputs else "attention_mask"
     mask = given.inputs.get(name)
     fits = isinstance(mask, Tensor) and tuple(mask.shape) == tuple(shape)
-    return real_tokens(mask if fits else None, *shape)
+    return tokens(mask if fits else None, *shape)
+
+
+def read_by_head(structure: Structure, run: Run, mask: Tensor) -> Tensor | None:
+    """The column of each example that its logits are made of; None where each column has logits of its own."""
+    read = readout_of(structure).columns(run)
+    if read is None:
+        return None
+    if read.shape != mask.shape or bool((read.sum(1) != 1).any()):
+        raise AnalyzerError(
+            f"The logits of {structure.model} are made of {int(read.sum(1).max())} positions of each example at once, "
+            "expected one: read_out(run, site) of fmr.locate(run) reads a point of the stream as a whole."
+        )
+    columns = read.int().argmax(1)
+    padding = (~mask[torch.arange(len(mask)), columns]).nonzero()[:, 0].tolist()
+    if padding:
+        raise AnalyzerError(
+            f"The logits of {structure.model} are those of column {int(columns[padding[0]])} alone, which is padding in "
+            f"example {', '.join(map(str, padding[:4]))}. Expected padding on the left."
+        )
+    return columns
+
+
+def place_of(mask: Tensor, position: int | None, read: Tensor | None) -> Tensor | None:
+    """The column of each example at a position, None for every one; `read` is the one that its logits are made of."""
+    if position is None:
+        return read
+    columns = columns_of(mask, position)
+    if read is not None and not torch.equal(columns, read):
+        raise AnalyzerError(
+            f"position={position}: this model gives the logits of one column of each example alone, "
+            f"{', '.join(map(str, read.unique().tolist()))}, which is another. Expected position=None."
+        )
+    return columns
 
 
 def columns_of(mask: Tensor, position: int) -> Tensor:
@@ -83,7 +136,8 @@ def columns_of(mask: Tensor, position: int) -> Tensor:
     lengths = mask.sum(1)
     if not bool(((position < lengths) & (-position <= lengths)).all()):
         raise AnalyzerError(
-            f"position={position}: the shortest prompt has {int(lengths.min())} tokens, expected {-int(lengths.min())} to "
+            f"position={position}: the shortest prompt has {number_of(int(lengths.min()), 'token')}, expected "
+            f"{-int(lengths.min())} to "
             f"{int(lengths.min()) - 1}."
         )
     place = torch.where(torch.tensor(position) < 0, lengths + position, torch.tensor(position))

@@ -7,6 +7,7 @@ import numpy as np
 from analyzers.lenses.decomposition import MEASURED, NULLS, WITH_SIGN
 from analyzers.lenses.readings import LENS, MEASURES, NULL, TRANSLATED
 from analyzers.numbers.embed import Floats
+from fmr.errors import number_of
 from fmr.pictures.heatmap import INK, PALE, readable
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def draw_parts(result: "LogitParts", ax: "Axes | None" = None) -> "Figure":
     parts = "  ".join(f"{name} {share:+.2f}" for name, share in result.by_kind().items() if abs(share) > 5e-4)
     capped = " before the soft cap" if result.capped else ""
     figure.suptitle(
-        f"{result.title}{capped}, {len(result.total)} prompt{'s' * (len(result.total) > 1)}: "
+        f"{result.title}{capped}, {number_of(len(result.total), 'prompt')}: "
         f"{float(result.total.mean()):.2f}\n{parts}",
         fontsize=9, color=INK,
     )  # fmt: skip
@@ -216,6 +217,6 @@ def _medians_of_parts(result: "Decomposition", ax: "Axes", what: str) -> None:
         ax.plot(result.medians(NULLS[what]), places, "|", color=INK, markersize=4, label="with the end at another token")
         ax.legend(fontsize=6, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
     ax.axvline(0, color=PALE, linewidth=0.6)
-    ax.set_xlabel(f"median over {int(result.mask.sum())} tokens\nattention blue, memories orange", fontsize=7)
+    ax.set_xlabel(f"median over {number_of(int(result.mask.sum()), 'token')}\nattention blue, memories orange", fontsize=7)
     ax.tick_params(labelsize=7, length=2)
     ax.spines[["top", "right"]].set_visible(False)

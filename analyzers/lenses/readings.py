@@ -1,5 +1,7 @@
 """What a lens read: per layer and position the top tokens, the entropy, how far an answer is from the top."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from torch import Tensor
 from analyzers.lenses.opening import labelled
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 LENS, TRANSLATED, NULL = "lens", "translated", "null"
 """The ways of reading: as it is, through a translator, and through one that was fitted to other tokens."""
+
+ROUNDING = 0.005
+"""How far weights lie from the same in half precision, or less."""
 
 MEASURES = {"probability": "probability of the answer", "rank": "rank of the answer", "entropy": "entropy (nats)",
             "kl": "KL to what the model says (nats)"}  # fmt: skip
@@ -34,7 +40,7 @@ class Lens(Stored):
     entropy and kl (of the model's own distribution to the reading) in nats; rank: how many tokens lie above the answer, with
     its probability; other_rank: the same for the answer of another prompt or position (`control`). top: the tokens with the
     largest logits, (layers, examples, positions, k), and what their text is (`words`). error: how far the last row lies from
-    what the model says.
+    what the model says. apart: how far the weights lie from those that the translator was fitted to, as a share of them.
     """
 
     points: tuple[str, ...]
@@ -52,6 +58,7 @@ class Lens(Stored):
     control: str
     error: float
     seed: int
+    apart: float = 0.0
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -78,7 +85,7 @@ class Lens(Stored):
             found[view] = float(place.double().quantile(0.5, interpolation="lower"))
         return found
 
-    def summary(self) -> "DataFrame":
+    def summary(self) -> DataFrame:
         """One row a layer and a way: medians of the ranks, the share in the top ten, means of the rest.
 
         >>> lens.summary().query("view == 'lens'")
@@ -98,7 +105,7 @@ class Lens(Stored):
         names = ["layer", "view", "median rank", "top ten", "probability", "entropy", "kl", "rank of others"]
         return pd.DataFrame(rows, columns=names)
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row for each way, layer, example and position that was read, with the top token.
 
         >>> lens.table().query("layer == '3' and view == 'lens'")
@@ -126,8 +133,8 @@ class Lens(Stored):
         return labelled(self.tokens, self.mask)
 
     def plot(
-        self, ax: "Axes | None" = None, *, what: str = "probability", view: str | None = None, example: int = 0
-    ) -> "Figure":
+        self, ax: Axes | None = None, *, what: str = "probability", view: str | None = None, example: int = 0
+    ) -> Figure:
         """Draw a measure as heat maps, layers up, tokens across, with the top token in each cell; returns the figure.
 
         >>> lens.plot().savefig("lens.png")
@@ -151,11 +158,13 @@ class Lens(Stored):
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        several = f"{len(self.tokens)} prompt{'s' * (len(self.tokens) > 1)}, {int(self.read.sum())} positions"
+        several = f"{number_of(len(self.tokens), 'prompt')}, {number_of(int(self.read.sum()), 'position')}"
         exact = f"lies {self.error:.0e} from" if self.error else "is"
-        yield f"Lens of {several}, {len(self.points)} layers; the last row {exact} what the model says"
+        yield f"Lens of {several}, {number_of(len(self.points), 'layer')}; the last row {exact} what the model says"
         told = [f"{view} {self._layer(place)}" for view, place in self.first().items()]
         yield f"  the answer is first on top at layer (median): {', '.join(told)}"
+        if not self.apart < ROUNDING:
+            yield f"  translated by maps that were fitted to {self._others()}"
         last = len(self.points) - 1
         for place in sorted({(last + 1) // 2, 5 * (last + 1) // 6} - {last}):
             ranks = [f"{view} {self.rank[view][place][self.read].median():.0f}" for view in self.views]
@@ -164,6 +173,9 @@ class Lens(Stored):
                 f"  layer {self.points[place]}: tokens above the answer (median) {', '.join(ranks)}; "
                 f"above {self.control}, lens {other:.0f}"
             )
+
+    def _others(self) -> str:
+        return f"weights {self.apart:.1%} away from these" if self.apart == self.apart else "weights that are not known"
 
     def _layer(self, place: float) -> str:
         return self.points[int(place)] if place < len(self.points) else "none"

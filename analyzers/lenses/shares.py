@@ -1,5 +1,7 @@
 """What direct logit attribution found: the share of each part in a logit, as tables and pictures."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from analyzers.numbers.confidence import means
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +61,7 @@ class LogitParts(Stored):
     control: str
     capped: bool
     error: float
-    position: int
+    position: int | None
     seed: int
 
     @property
@@ -108,7 +111,7 @@ class LogitParts(Stored):
         found[self.layers[own], self.places[own]] = shares[own]
         return found
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a part: its mean share, the 95 % interval of that over examples, and its share in other answers.
 
         >>> attribution.table().query("kind == 'head'")
@@ -119,7 +122,7 @@ class LogitParts(Stored):
         columns = {"share": share, "low": low, "high": high, "others": np.asarray(self.others.mean(1))}
         return pd.DataFrame({"part": self.names, "kind": self.kinds, "layer": self.layers, "place": self.places, **columns})
 
-    def memory_table(self, n: int = 20) -> "DataFrame":
+    def memory_table(self, n: int = 20) -> DataFrame:
         """The single memories with the largest shares, of a run with memories=True."""
         import pandas as pd
 
@@ -133,7 +136,7 @@ class LogitParts(Stored):
         rows.sort(key=lambda row: -abs(row[2]))
         return pd.DataFrame(rows[:n], columns=["layer", "memory", "share"])
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the heads as a map and, beside it, what each layer wrote; returns the figure.
 
         >>> attribution.plot().savefig("attribution.png")
@@ -159,7 +162,7 @@ class LogitParts(Stored):
     def _lines(self) -> Iterator[str]:
         capped = ", before the soft cap" if self.capped else ""
         kinds = " + ".join(f"{name} {share:.3f}" for name, share in self.by_kind().items())
-        prompts = f"{len(self.total)} prompt{'s' * (len(self.total) > 1)}"
+        prompts = number_of(len(self.total), "prompt")
         yield f"LogitParts of {prompts}: {self.title}{capped} {float(self.total.mean()):.4f} (mean)"
         yield f"  = {kinds} (error {self.error:.0e}; scales of norms held)"
         if "head" in self.kinds:

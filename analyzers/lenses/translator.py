@@ -1,5 +1,7 @@
 """A translator for the logit lens: one affine map a layer to the end of the stream, fitted in closed form over text."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -11,15 +13,21 @@ from torch import Tensor, nn
 from analyzers.lenses.opening import mask_of, points_of, rows_of
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
+from analyzers.weights import difference, sample
+from fmr.errors import number_of
 from fmr.ids import Site
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+
+NEAR = 0.05
+"""How far weights may lie from those that maps were fitted to, as a share of them: rounding to 8 bits makes 0.01 to 0.03."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +42,8 @@ class Translator(Stored):
     explained: which share of the variance of the end each map explains, of so many tokens `held_out`, or, where that is 0,
     of those that it was fitted to. `null_maps` and `null_biases` were fitted to ends of other tokens: what is said without
     knowing the state, with `null_explained`.
-    kl_before, kl_after: of a tuned one, KL to the model's own distribution on held-out text, in nats, by layer.
+    kl_before, kl_after: of a tuned one, KL to the model's own distribution on held-out text, in nats, by layer. weights:
+    some numbers of the model's, by which it is known again.
     """
 
     points: tuple[str, ...]
@@ -50,6 +59,7 @@ class Translator(Stored):
     seed: int
     kl_before: dict[str, float] = field(default_factory=dict)
     kl_after: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, point: str, states: Tensor, null: bool = False) -> Tensor:
         """States (..., width) after a layer as what the end of the stream would be, in their own dtype and place."""
@@ -62,7 +72,28 @@ class Translator(Stored):
         weight, bias = maps[place].to(states.device), biases[place].to(states.device)
         return (states.to(weight.dtype) @ weight + bias).to(states.dtype)
 
-    def table(self) -> "DataFrame":
+    def apart(self, model: nn.Module, tolerance: float = NEAR) -> float:
+        """How far a model's weights lie from those that the maps were fitted to, 0 to 1; an error beyond what is tolerated.
+
+        >>> translator.apart(model)
+        0.0
+        """
+        anyhow = "LogitLens(model, tokenizer, translator, tolerance=1)"
+        if not self.weights and tolerance < 1:
+            raise AnalyzerError(
+                "This translator does not know which weights it was fitted to: its file was written before they were kept. "
+                f"Fit it again, or, where you know that they are those of this {type(model).__name__}: {anyhow}."
+            )
+        found = difference(self.weights, sample(model)) if self.weights else float("nan")
+        if found > tolerance:
+            raise AnalyzerError(
+                f"The weights of this {type(model).__name__} lie {found:.0%} from those that the translator was fitted to, "
+                f"more than {tolerance:.0%}. Expected the model that it was fitted to, in any precision; for a copy that "
+                f"was trained on or quantised, {anyhow}."
+            )
+        return found
+
+    def table(self) -> DataFrame:
         """One row a layer: the share of the variance that is explained, beside that of the null, and the KL of a tuned one.
 
         >>> translator.table()
@@ -75,7 +106,7 @@ class Translator(Stored):
             columns |= {"kl after": [self.kl_after.get(p, np.nan) for p in self.points]}
         return pd.DataFrame({"layer": self.points, **columns})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw which share of the end's variance each layer explains, and the null; returns the figure.
 
         >>> translator.plot().savefig("translator.png")
@@ -105,7 +136,8 @@ class Translator(Stored):
         first, last = self.points[0], self.points[-1]
         where = f" on {self.held_out} held-out tokens" if self.held_out else " on these"
         return (
-            f"Translator of {len(self.points)} layers, {self.maps.shape[-1]} wide, {how} over {self.tokens} tokens, ridge "
+            f"Translator of {number_of(len(self.points), 'layer')}, {self.maps.shape[-1]} wide, {how} over "
+            f"{number_of(self.tokens, 'token')}, ridge "
             f"{self.ridge:g}\n  variance of the end explained{where}: {self.explained[0]:.3f} at layer {first}, "
             f"{self.explained[-1]:.3f} at {last}; fitted to other tokens {self.null_explained.max():.3f} at most"
         )
@@ -124,10 +156,10 @@ class Sums:
     yy: Tensor
 
     @staticmethod
-    def of(x: Tensor, y: Tensor, other: Tensor) -> "Sums":
+    def of(x: Tensor, y: Tensor, other: Tensor) -> Sums:
         return Sums(x.sum(0), y.sum(0), other.sum(0), x.mT @ x, x.mT @ y, x.mT @ other, y.pow(2).sum(0))
 
-    def __add__(self, more: "Sums") -> "Sums":
+    def __add__(self, more: Sums) -> Sums:
         pairs = zip(vars(self).values(), vars(more).values(), strict=True)
         return Sums(*(one + two.to(one.device) for one, two in pairs))
 
@@ -144,7 +176,8 @@ class Sums:
         factor, failed = torch.linalg.cholesky_ex(scaled)
         if int(failed):
             raise AnalyzerError(
-                f"{count} tokens do not determine a map from {len(x)} numbers. Expected several times as many tokens, or a "
+                f"{number_of(count, 'token')} do not determine a map from {len(x)} numbers. Expected several times "
+                f"as many tokens, or a "
                 "ridge, such as result(ridge=1e-3)."
             )
         found = torch.cholesky_solve(of_xy, factor)
@@ -189,8 +222,9 @@ class LensTranslator(Analyzer[Translator]):
         self.end: Site | None = None
         self.sums: dict[str, Sums] = {}
         self.tokens = 0
+        self.weights: dict[str, Tensor] = {}
 
-    def update(self, batch: Given) -> "LensTranslator":
+    def update(self, batch: Given) -> LensTranslator:
         """Count all real tokens of a batch: named arguments, token ids, a text or several.
 
         >>> analyzers.LensTranslator(model, tokenizer).update(texts[:2]).tokens
@@ -203,7 +237,7 @@ class LensTranslator(Analyzer[Translator]):
             assert self.end is not None
             run = read_at(self.model, given.inputs, [*self.sites.values(), self.end])
             ends = rows_of(run[self.end], len(given), type(self.model).__name__)
-            mask = mask_of(given, ends.shape[:2])
+            mask = mask_of(given, ends.shape[:2], real_tokens)
             mask = (mask & (mask.cumsum(1) > self.skip)).to(ends.device)
             y = ends[mask].double()
             draw = torch.Generator().manual_seed(self.seed)
@@ -231,8 +265,14 @@ class LensTranslator(Analyzer[Translator]):
                 f"layers={self.layers!r}: expected some of {', '.join(names)}, the last one is the end itself."
             )
         self.sites, self.end = {name: points[name] for name in wanted}, points[last]
+        self.weights = sample(self.model)
 
-    def merge(self, other: "LensTranslator") -> "LensTranslator":
+    @property
+    def counted(self) -> str:
+        """How many tokens were counted."""
+        return number_of(self.tokens, "token") if self.tokens else ""
+
+    def merge(self, other: LensTranslator) -> LensTranslator:
         """Add what another one counted of the same model on other texts, and return this one.
 
         >>> shards = [analyzers.LensTranslator(model).update(batch) for batch in batches]
@@ -244,17 +284,19 @@ class LensTranslator(Analyzer[Translator]):
             return self
         if self.end is None:
             self.sites, self.end, self.sums, self.tokens = other.sites, other.end, dict(other.sums), other.tokens
+            self.weights = other.weights
             return self
         if (self.sites, self.end, self.skip) != (other.sites, other.end, other.skip):
             raise AnalyzerError(
                 f"merge of maps from {', '.join(self.sites)} to {self.end.id} with {', '.join(other.sites)} to "
                 f"{other.end.id}: expected the same model and settings."
             )
+        self._check_weights(other)
         self.sums = {name: found + other.sums[name] for name, found in self.sums.items()}
         self.tokens += other.tokens
         return self
 
-    def result(self, *, ridge: float = 1e-4, held_out: "LensTranslator | None" = None) -> Translator:
+    def result(self, *, ridge: float = 1e-4, held_out: LensTranslator | None = None) -> Translator:
         """The maps for the tokens so far; ridge: the share of its variance that is added to each coordinate's.
 
         >>> others = analyzers.LensTranslator(model).update(batches[1])
@@ -267,6 +309,7 @@ class LensTranslator(Analyzer[Translator]):
         told = self if held_out is None else held_out
         if told.sums.keys() != self.sums.keys():
             raise AnalyzerError(f"held_out counted layers {', '.join(told.sums)}, expected {', '.join(self.sums)}.")
+        self._check_weights(told)
         fitted = {name: found.solve(self.tokens, ridge) for name, found in self.sums.items()}
         nulls = {name: found.solve(self.tokens, ridge, null=True) for name, found in self.sums.items()}
         shares = [
@@ -285,7 +328,15 @@ class LensTranslator(Analyzer[Translator]):
             held_out=held_out.tokens if held_out is not None else 0,
             ridge=ridge,
             seed=self.seed,
+            weights=self.weights,
         )
+
+    def _check_weights(self, other: LensTranslator) -> None:
+        if (apart := difference(self.weights, other.weights)) > NEAR:
+            raise AnalyzerError(
+                f"The other LensTranslator counted a model whose weights lie {apart:.0%} from those of this one. Expected "
+                "one model, in any precision."
+            )
 
 
 def _stacked(made: dict[str, tuple[Tensor, Tensor]], place: int) -> Tensor:

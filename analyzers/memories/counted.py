@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from analyzers.memories.reading import Texts
 from analyzers.memories.tops import Moments, Prefixes, Tops
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 
 Ids = NDArray[np.int32]
 
@@ -93,8 +94,14 @@ class Counts:
         return sum(batch.tokens for batch in self.batches)
 
     def __repr__(self) -> str:
-        memories = f"{sum(layer.n for layer in self.layers)} memories of {len(self.layers)} layers"
-        return f"{self.n_tokens} tokens of {self.n_texts} texts in {len(self.batches)} batches; {memories}"
+        memories = (
+            f"{number_of(sum(layer.n for layer in self.layers), 'memory', 'memories')} of "
+            f"{number_of(len(self.layers), 'layer')}"
+        )
+        return (
+            f"{number_of(self.n_tokens, 'token')} of {number_of(self.n_texts, 'text')} in "
+            f"{number_of(len(self.batches), 'batch', 'batches')}; {memories}"
+        )
 
     def add(self, values: Sequence[Tensor], texts: Texts, position: int | None) -> None:
         """Count a batch: coefficients (examples, positions, memories) of each layer, over the same texts."""
@@ -148,26 +155,12 @@ def digest_of(texts: Texts) -> int:
     return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big") >> 1
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A short name for the weights of a model: its parameters' names and shapes, and some of the numbers of each.
-
-    >>> fingerprint(model) == fingerprint(model)
-    True
-    """
-    told = hashlib.blake2b(digest_size=8)
-    for name, value in model.named_parameters():
-        flat = value.detach().flatten()
-        some = flat[:: max(1, len(flat) // 1024)].float().cpu().contiguous()
-        told.update(f"{name} {tuple(value.shape)} ".encode() + some.numpy().tobytes())
-    return told.hexdigest()
-
-
 ONE = "Expected one model, read in one way: make another KeyValueMemories for another."
 
 
 def place(number: int, site: str, n: int) -> str:
     """A layer in words."""
-    return f"layer {number} with {n} memories{f' at {site!r}' if site else ''}"
+    return f"layer {number} with {number_of(n, 'memory', 'memories')}{f' at {site!r}' if site else ''}"
 
 
 def same(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> None:

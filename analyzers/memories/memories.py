@@ -1,8 +1,10 @@
 """What triggers each memory of a model, over a data set, and what each says."""
 
+from __future__ import annotations
+
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analyzers.memories.counted import ONE, Counts, Layer, digest_of, fingerprint, place, same
+from analyzers.memories.counted import ONE, Counts, Layer, digest_of, place, same
 from analyzers.memories.predictions import Composed, Promotion, composed, promotion
 from analyzers.memories.reading import (
     Found,
@@ -27,8 +29,9 @@ from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
 from analyzers.prompts import Prompts, prompts, token_ids
-from analyzers.protocol import Analyzer, AnalyzerError, Given, gathered, real_tokens
-from fmr.errors import whole_number
+from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens
+from analyzers.weights import fingerprint
+from fmr.errors import number_of, whole_number
 from fmr.sweeps.bars import hidden
 
 if TYPE_CHECKING:
@@ -98,7 +101,7 @@ class KeyValueMemories(Analyzer[Memories]):
 
     # ---- counting
 
-    def update(self, batch: Given) -> "Self":
+    def update(self, batch: Given) -> Self:
         """Count one batch: texts, token ids, or the model's arguments by name.
 
         >>> KeyValueMemories(model, tokenizer).update(["Junel Dunoth grew up in Oranby."])
@@ -116,7 +119,7 @@ class KeyValueMemories(Analyzer[Memories]):
         self._start([*zip(self.found.layers, names, self.found.sizes, strict=True)])
         return self._count(values, texts_of(inputs, self.tokens or "", self.mask, values[0].shape[:2]))
 
-    def update_coefficients(self, coefficients: Sequence[Any], tokens: Any, mask: Any = None) -> "Self":
+    def update_coefficients(self, coefficients: Sequence[Any], tokens: Any, mask: Any = None) -> Self:
         """Count coefficients from any source.
 
         >>> KeyValueMemories(signs=2).update_coefficients([torch.randn(2, 5, 100)], torch.randint(50, (2, 5)))
@@ -138,7 +141,7 @@ class KeyValueMemories(Analyzer[Memories]):
         inputs = {self.tokens: tokens, **({} if mask is None else {self.mask: torch.as_tensor(mask)})}
         return self._count(values, texts_of(inputs, self.tokens or "", self.mask, (len(tokens), tokens.shape[1])))
 
-    def merge(self, other: "Self") -> "Self":
+    def merge(self, other: Self) -> Self:
         """Add what another analyzer counted on other data, and return this one; the result is that of one pass over all.
 
         >>> one, two = (KeyValueMemories(model, tokenizer).update(texts[n::2]) for n in (0, 1))
@@ -160,35 +163,35 @@ class KeyValueMemories(Analyzer[Memories]):
             self.save()
         return self
 
-    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> "Self":
+    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> Self:
         """Count every batch of a loader, and return the analyzer; strings are put together, 16 a batch.
 
         >>> KeyValueMemories(model, tokenizer).over(texts, progress=False)
 
         Batches that the store held when it was opened are passed by. progress: show a bar; None shows it on a terminal only.
         """
-        if isinstance(batches, (str, Tensor, dict)):
-            raise AnalyzerError(
-                f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them, or texts. Pass "
-                "[batch], or call update(batch)."
-            )
-        held = (
-            Counter(batch.digest for batch in self.counts.batches[: self.resumed]) if self.counts is not None else Counter()
-        )
-        self.resumed = 0
-        for batch in tqdm(gathered(batches), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
-            if held:
-                inputs = self._inputs(batch)
-                shape = next(v.shape[:2] for v in inputs.values() if isinstance(v, Tensor) and v.dim() > 1)
-                digest = digest_of(texts_of(inputs, self.tokens or "", self.mask, shape))
-                if held[digest]:
-                    held[digest] -= 1
-                    continue
-                batch = inputs
-            self.update(batch)
+        super().over(batches, progress=progress)
         if self.store is not None:
             self.save()
         return self
+
+    def _fresh(self, batches: Iterator[Given]) -> Iterator[Given]:
+        """Those that the store did not hold when it was opened; one that is given more often than that, as often more."""
+        held = Counter(batch.digest for batch in self.counts.batches[: self.resumed]) if self.counts else Counter[int]()
+        self.resumed = 0
+        for batch in batches:
+            if held and self.model is not None:
+                batch = self._inputs(batch)
+                digest = self._digest(batch)
+                if held[digest]:
+                    held[digest] -= 1
+                    continue
+            yield batch
+
+    def _digest(self, inputs: Mapping[str, Any]) -> int:
+        """What a batch is known by in a store."""
+        first = next(value for value in inputs.values() if isinstance(value, Tensor) and value.dim())
+        return digest_of(texts_of(inputs, self.tokens or "", self.mask, (*first.shape, 1)[:2]))
 
     def save(self) -> None:
         """Write to the store what was counted since it was written last.
@@ -231,16 +234,15 @@ class KeyValueMemories(Analyzer[Memories]):
         """
         found = self._located()
         if layer not in found.layers or not 0 <= memory < found.sizes[found.layers.index(layer)]:
-            raise AnalyzerError(
-                f"layer={layer}, memory={memory}: expected one of the layers {found.layers} and a memory in it."
-            )
+            raise AnalyzerError(f"layer={layer}, memory={memory}: expected one of {found.layers} and a memory in it.")
         place = found.layers.index(layer)
         vector = value_vectors(found.blocks[place])[memory]
         return next(logits_of(found.structure, vector[None], found.ways[place]))[0].softmax(-1)
 
-    def __repr__(self) -> str:
-        what = "nothing yet" if self.counts is None else repr(self.counts)
-        return f"KeyValueMemories, {self.k} triggers a memory: counted {what}"
+    @property
+    def counted(self) -> str:
+        """How many tokens, texts and memories were counted."""
+        return "" if self.counts is None else repr(self.counts)
 
     # ---- given prompts
 
@@ -254,7 +256,7 @@ class KeyValueMemories(Analyzer[Memories]):
         values have no words.
         """
         model, asked, found = self._asked(given)
-        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
+        real = asked_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
         vocabulary = self.vocabulary
 
         def first_words(layer: int) -> Tensor:
@@ -272,7 +274,7 @@ class KeyValueMemories(Analyzer[Memories]):
         model, asked, found = self._asked(prompt)
         if len(asked) != 1:
             raise AnalyzerError(f"There are {len(asked)} prompts, expected one: a word is promoted at its last token.")
-        real = real_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
+        real = asked_tokens(asked.inputs.get(self.mask), *asked.inputs[self.tokens or ""].shape)
         number = int(token_ids(token, self.tokenizer, asked))
         ids = asked.inputs[self.tokens or ""][0][real[0].to(asked.inputs[self.tokens or ""].device)].tolist()
         between = glue(self.tokenizer, [ids])
@@ -330,9 +332,9 @@ class KeyValueMemories(Analyzer[Memories]):
             if ours != theirs:
                 raise AnalyzerError(f"{place(*theirs)} after {place(*ours)}. {ONE}")
         if len(have) != len(layers):
-            raise AnalyzerError(f"{len(layers)} layers of memories after {len(have)}. {ONE}")
+            raise AnalyzerError(f"{number_of(len(layers), 'layer')} of memories after {len(have)}. {ONE}")
 
-    def _count(self, values: Sequence[Tensor], texts: Texts) -> "Self":
+    def _count(self, values: Sequence[Tensor], texts: Texts) -> Self:
         assert self.counts is not None
         with torch.no_grad():
             self.counts.add(values, texts, self.position)

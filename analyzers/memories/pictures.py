@@ -6,6 +6,7 @@ import numpy as np
 
 from analyzers.memories.spelling import joined
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 from fmr.pictures.heatmap import INK, PALE, readable, with_glyphs
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def by_layer(found: "Memories", ax: "Axes | None") -> "Figure":
         ax.bar(found.layers, high, 0.6, color=PALE, alpha=0.6, label="chance, up to 97.5 %")
     ax.plot(found.layers, mean, color=INK, linewidth=0.8, linestyle=":", label="chance, mean")
     ax.set_ylim(bottom=0)
-    title = f"next token after the top trigger = word of the value\n{found.n_tokens} tokens"
+    title = f"next token after the top trigger = word of the value\n{number_of(found.n_tokens, 'token')}"
     _axes(ax, found.layers, "memories that agree (%)", title)
     ax.legend(fontsize=7, frameon=False)
     return cast("Figure", ax.figure)
@@ -56,7 +57,7 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
     triggers = found.triggers(layer, memory, sign).head(_LINES)
     if triggers.empty:
         raise AnalyzerError(
-            f"Memory {memory} of layer {layer} has no trigger of sign {sign:+d} among {found.n_tokens} tokens."
+            f"Memory {memory} of layer {layer} has no trigger of sign {sign:+d} among {number_of(found.n_tokens, 'token')}."
         )
     words = [] if found.unread else list(found.says(layer, memory, sign)["word"][:_LINES])
     ax = ax or plt.subplots(figsize=(7.2, 0.9 + 0.26 * len(triggers)), layout="constrained")[1]
@@ -67,7 +68,7 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
         ax.text(-0.02 * sizes.max(), place, _line(prefix, 44), ha="right", va="center", fontsize=7, color=INK)
         agrees = following in words[:1]
         colour, weight = (COLOURS[sign], "bold") if agrees else (INK, "normal")
-        label = readable(following) if following else "(end)"
+        label = _quoted(following) if following else "(end)"
         ax.text(size + 0.02 * sizes.max(), place, label, va="center", fontsize=7, color=colour, weight=weight)
     ax.invert_yaxis()
     ax.set_yticks([])
@@ -75,10 +76,15 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("coefficient" if sign > 0 else "size of the negative coefficient", fontsize=8)
-    said = ", ".join(readable(word) for word in words[:6])
-    says = f"; its value says{' the opposite of' * (sign < 0)}: {said}" if words else ""
+    said = ", ".join(map(_quoted, words[:6]))
+    says = f"\nits value says{' the opposite of' * (sign < 0)}: {said}" if words else ""
     ax.set_title(f"memory {memory} of layer {layer}{says}", fontsize=8, color=INK)
     return cast("Figure", ax.figure)
+
+
+def _quoted(word: str) -> str:
+    """A token in quotes, so that its blank is seen."""
+    return f"'{readable(word)}'"
 
 
 def _line(text: str, longest: int) -> str:
@@ -95,7 +101,12 @@ def composition(found: "Composed", ax: "Axes | None") -> "Figure":
     ax.plot(found.layers, 100 * found.none, color=COLOURS[1], marker="o", markersize=4, linewidth=1.4, label="as it is")
     ax.plot(found.layers, 100 * found.shuffled, color=INK, linestyle=":", linewidth=1.2, label="coefficients shuffled")
     ax.set_ylim(0, 102)
-    _axes(ax, found.layers, "tokens (%)", f"the layer says what none of its memories says\n{found.n_tokens} tokens")
+    _axes(
+        ax,
+        found.layers,
+        "tokens (%)",
+        f"the layer says what none of its memories says\n{number_of(found.n_tokens, 'token')}",
+    )
     ax.legend(fontsize=7, frameon=False)
     return cast("Figure", ax.figure)
 

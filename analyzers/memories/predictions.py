@@ -1,5 +1,7 @@
 """How a layer's prediction comes of its memories, and which memories of all layers promote a word."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,12 +14,13 @@ from torch.nn.functional import one_hot
 import fmr
 from analyzers.memories.reading import Found, laid
 from analyzers.memories.spelling import joined
-from analyzers.memories.vocabulary import logits_of, value_vectors
+from analyzers.memories.vocabulary import logits_of, unread, value_vectors
 from analyzers.memories.written import Passage, write_of
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, check_eval
 from analyzers.results import Stored
 from analyzers.sites import read_at
+from fmr.errors import number_of
 from fmr.runs.run import Run
 from fmr.structure.frozen import frozen
 from fmr.structure.memories.memory import Memory
@@ -54,7 +57,7 @@ class Composed(Stored):
     n_tokens: int
     seed: int
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a layer.
 
         >>> composed.table()[["layer", "none", "shuffled"]]
@@ -64,7 +67,7 @@ class Composed(Stored):
         names = ("layers", "none", "shuffled", "voters", "shuffled_voters")
         return pd.DataFrame({"layer" if name == "layers" else name: getattr(self, name) for name in names})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the shares by layer, as they are and with shuffled coefficients; returns the figure.
 
         >>> composed.plot().savefig("composed.png")
@@ -76,7 +79,7 @@ class Composed(Stored):
 
     def __repr__(self) -> str:
         return (
-            f"Composed: what {len(self.layers)} layers say at {self.n_tokens} tokens\n"
+            f"Composed: what {len(self.layers)} layers say at {number_of(self.n_tokens, 'token')}\n"
             f"  none of a layer's memories says it: {self.none.mean():.1%} of tokens (layers {self.none.min():.1%} to "
             f"{self.none.max():.1%}); with shuffled coefficients {self.shuffled.mean():.1%}, seed {self.seed}"
         )
@@ -128,7 +131,7 @@ class Promotion(Stored):
         """The memory that promotes the word most, or the one of a rank: its layer and its number in it."""
         return self.place(int(np.argsort(-self.promoted, kind="stable")[rank - 1]))
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a memory, the one that promotes the word most first.
 
         >>> promotion.table().tail(3)
@@ -140,7 +143,7 @@ class Promotion(Stored):
         columns = {"promoted": self.promoted, "added": self.added, "coefficient": self.coefficients}
         return pd.DataFrame({"layer": layers, "memory": numbers, **{name: one[order] for name, one in columns.items()}})
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw how the memories of each layer promote the word, beside other words; returns the figure.
 
         >>> promotion.plot().savefig("promotion.png")
@@ -156,7 +159,8 @@ class Promotion(Stored):
         top, layer = np.sort(self.promoted)[::-1], int(np.argmax(self.by_layer))
         return (
             f"Promotion of {self.word!r} after {prompt[-60:]!r}: p {self.probability:.3f}, logit {self.logit:.2f}\n"
-            f"  {len(self.added)} memories of {len(self.layers)} layers add {self.added.sum():+.2f}, to a word on average "
+            f"  {number_of(len(self.added), 'memory', 'memories')} of {len(self.layers)} layers add "
+            f"{self.added.sum():+.2f}, to a word on average "
             f"{self.average.sum():+.2f}; above that most in layer {self.layers[layer]}, {self.by_layer[layer]:+.2f} "
             f"({self.draws} other words ± {self.spread[layer]:.2f}, seed {self.seed})\n"
             f"  strongest memories: {', '.join(f'{name} {value:+.2f}' for name, value in zip(best, top, strict=False))}"
@@ -227,10 +231,8 @@ def promotion(
     With the scales of norms held at what they are in this run, what a vector adds to a logit is linear in it.
     """
     structure, last = found.structure, int(real[0].nonzero()[-1])
-    if isinstance(structure.readout, str):
-        raise AnalyzerError(
-            f"No word is promoted in {structure.model}: {structure.readout}. Expected pre-norm layers and logits."
-        )
+    if (why := unread(structure)) or isinstance(structure.readout, str):
+        raise AnalyzerError(f"No word is promoted in {structure.model}: {why}. Expected pre-norm layers and logits.")
     check_eval(model)
     run = fmr.run(model, **inputs)
     state = run[structure.readout.end].detach().reshape(*real.shape, -1)[0, last]

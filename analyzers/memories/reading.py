@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from analyzers.memories.written import Passage, passage, write_of
 from analyzers.protocol import AnalyzerError, check_eval, real_tokens
 from analyzers.sites import found_in, read_at
+from fmr.errors import number_of
 from fmr.ids import Site, TensorId
 from fmr.runs.run import Run
 from fmr.structure.memories.memory import Memory
@@ -218,7 +219,8 @@ def laid(value: Tensor, layout: Sequence[str] | None, block: Memory, layer: int,
         )
     if shape is not None and tuple(made.shape[:2]) != shape:
         raise AnalyzerError(
-            f"The memories of layer {layer} at {block.scope!r} are at {made.shape[1]} positions of {len(made)} examples, "
+            f"The memories of layer {layer} at {block.scope!r} are at {number_of(made.shape[1], 'position')} of "
+            f"{number_of(len(made), 'example')}, "
             f"the tokens at {shape[1]} of {shape[0]}. {_STACKS}"
         )
     return made

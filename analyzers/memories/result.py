@@ -1,5 +1,7 @@
 """Memories as numbers: what triggers each, what each says, and how often the two agree."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from analyzers.memories.spelling import joined
 from analyzers.memories.vocabulary import Values
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +117,7 @@ class Memories(Stored):
         whole = joined((self.word(int(token)) for token in own), self.between)
         return whole if longest is None or len(whole) <= longest else "…" + whole[-longest:]
 
-    def triggers(self, layer: int, memory: int, sign: int = 1) -> "DataFrame":
+    def triggers(self, layer: int, memory: int, sign: int = 1) -> DataFrame:
         """The strongest triggers of a memory: prefix, the token that followed, coefficient and z.
 
         >>> found.triggers(3, 7)["prefix"]
@@ -133,7 +136,7 @@ class Memories(Stored):
             }
         )
 
-    def says(self, layer: int, memory: int, sign: int = 1) -> "DataFrame":
+    def says(self, layer: int, memory: int, sign: int = 1) -> DataFrame:
         """The words that a memory speaks for when its coefficient has a sign, with what its value adds to their logits.
 
         >>> found.says(3, 7).head(3)
@@ -147,7 +150,7 @@ class Memories(Stored):
             {"word": [self.word(int(token)) for token in self.words[row, side]], "score": self.scores[row, side]}
         )
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a memory and sign: moments, the strongest trigger, what followed, what the value says.
 
         `next` is the token after the strongest trigger that any token follows.
@@ -177,7 +180,7 @@ class Memories(Stored):
             }
         )
 
-    def by_layer(self) -> "DataFrame":
+    def by_layer(self) -> DataFrame:
         """One row a layer and sign: how often triggers and values agree, beside chance.
 
         >>> found.by_layer()[["layer", "agreement", "chance", "high"]]
@@ -191,7 +194,7 @@ class Memories(Stored):
             {"layer": np.repeat(self.layers, signs), "sign": np.tile(self.signs, len(self.layers)), **columns}
         )
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw agreement by layer, one line a sign, over the band of chance; returns the figure.
 
         >>> found.plot().savefig("memories.png")
@@ -201,7 +204,7 @@ class Memories(Stored):
 
         return returned(by_layer(self, ax)) if ax is None else by_layer(self, ax)
 
-    def plot_memory(self, layer: int, memory: int, sign: int = 1, ax: "Axes | None" = None) -> "Figure":
+    def plot_memory(self, layer: int, memory: int, sign: int = 1, ax: Axes | None = None) -> Figure:
         """Draw one memory: its triggers with what followed each, and the words of its value; returns the figure.
 
         >>> found.plot_memory(3, 7).savefig("memory.png")
@@ -223,8 +226,9 @@ class Memories(Stored):
         counted = "all tokens" if self.position is None else f"token {self.position} of each text"
         signs = " and sign" if len(self.signs) == 2 else ""
         lines = [
-            f"Memories: {len(self)} of {len(self.layers)} layers over {self.n_tokens} tokens in {self.n_texts} texts "
-            f"({counted}); {self.k} triggers a memory{signs}"
+            f"Memories: {len(self)} of {number_of(len(self.layers), 'layer')} over "
+            f"{number_of(self.n_tokens, 'token')} in {number_of(self.n_texts, 'text')} "
+            f"({counted}); {number_of(self.k, 'trigger')} a memory{signs}"
         ]
         if self.unread:
             return f"{lines[0]}\n  values without words: {self.unread}"
@@ -240,7 +244,7 @@ class Memories(Stored):
         return (
             f"  {which} triggers followed by the word that their value speaks {word} most: layer {self.layers[layer]} "
             f"{shares[layer]:.2%} (chance {self.chance[layer, side]:.2%}, p {self.p_values[layer, side]:.2g}); above chance "
-            f"in {above} of {len(shares)} layers"
+            f"in {above} of {number_of(len(shares), 'layer')}"
         )
 
 

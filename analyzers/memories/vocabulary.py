@@ -38,7 +38,9 @@ def value_vectors(memory: Memory) -> Tensor:
 
 def unread(structure: Structure) -> str:
     """Why vectors of a model's stream have no words; empty where they have."""
-    return structure.readout if isinstance(structure.readout, str) else ""
+    if isinstance(structure.readout, str):
+        return structure.readout
+    return "" if structure.readout.of_words else "its logits are of classes, which are no words"
 
 
 def logits_of(structure: Structure, vectors: Tensor, way: Passage | str | None = None) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """Communities that were found in a network, beside those of networks that are alike but for what makes communities."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from analyzers.networks.search import ratio
 from analyzers.numbers.embed import Floats, Ints
 from analyzers.results import Stored
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +64,7 @@ class Communities(Stored):
         """Each unit as "group:place"."""
         return [f"{self.groups[group]}:{place}" for group, place in zip(self.group, self.place, strict=True)]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row for each share of edges and kind of null: Q and n-cut beside the null's, with z and p.
 
         >>> communities.table().query("null == 'strengths kept'")
@@ -86,7 +89,7 @@ class Communities(Stored):
                 )  # fmt: skip
         return pd.DataFrame(rows)
 
-    def members(self) -> "DataFrame":
+    def members(self) -> DataFrame:
         """One row a unit: its group, its place there, its community.
 
         >>> communities.members().groupby("community").group.value_counts()
@@ -96,7 +99,7 @@ class Communities(Stored):
         groups = [self.groups[group] for group in self.group]
         return pd.DataFrame({"group": groups, "place": self.place, "community": self.labels}, index=self.names)
 
-    def plot(self, ax: "Axes | None" = None) -> "Figure":
+    def plot(self, ax: Axes | None = None) -> Figure:
         """Draw the network, layers as columns and units in the colour of their community, and Q beside its nulls.
 
         >>> communities.plot().savefig("communities.png")
@@ -112,8 +115,9 @@ class Communities(Stored):
         isolated = int((self.labels < 0).sum())
         alone = f", {isolated} without an edge" if isolated else ""
         lines = [
-            f"Communities of {self.model} ({self.graph}): {len(self.labels)} units in {len(self.groups)} groups{alone}, "
-            f"{int(self.edges[0])} edges"
+            f"Communities of {self.model} ({self.graph}): {number_of(len(self.labels), 'unit')} in "
+            f"{number_of(len(self.groups), 'group')}{alone}, "
+            f"{number_of(int(self.edges[0]), 'edge')}"
         ]
         for n, share in enumerate(self.shares):
             kept = "all edges" if share >= 1 else f"strongest {100 * share:g} % of edges"
@@ -121,9 +125,13 @@ class Communities(Stored):
             lines += [self._against(n, kind) for kind in range(len(self.kinds))]
         draws = self.null_q.shape[2]
         said = [f"{name} {value}" for name, value in self.settings.items() if name in ("method", "choose", "norm", "fold")]
-        lines.append(f"  {draws} networks of each null, the same search in all; {', '.join(said)}; seed {self.seed}")
+        lines.append(
+            f"  {number_of(draws, 'network')} of each null, the same search in all; {', '.join(said)}; seed {self.seed}"
+        )
         if self.mixing:
-            lines.append(f"  {len(self.mixing)} projections over positions give no edges: {', '.join(self.mixing[:2])}")
+            lines.append(
+                f"  no edges of {number_of(len(self.mixing), 'projection')} over positions: {', '.join(self.mixing[:2])}"
+            )
         return "\n".join(lines)
 
     def _against(self, n: int, kind: int) -> str:

@@ -34,6 +34,7 @@ from fmr.structure.normal.match import (
     is_constant,
     projection,
     value_number,
+    weights,
 )
 from fmr.structure.proof.evaluate import in_double, plain
 
@@ -343,12 +344,20 @@ class Following:
     def _refuse(self, node: Node, blamed: TensorId) -> None:
         """Raise where edges are wanted of a projection of which it is not known what it reads."""
         if self.weighed(node):
-            op = self.graph[blamed].op
             raise AnalyzerError(
-                f"{node.id} reads what {blamed} ({op}) made, in which units cannot be followed. "
-                f"Expected ops between layers that move numbers or work number by number. To leave this layer out, give "
-                f"scope=, a glob over the module calls whose weights count."
+                f"{node.id} reads what {self.told(blamed)} To leave this layer out, give scope=, a glob over the module "
+                "calls whose weights count."
             )
+
+    def told(self, name: TensorId) -> str:
+        """What made a value whose units are lost, and what was expected instead."""
+        made = f"{name} ({self.graph[name].op}) made, in which units cannot be followed"
+        if any(weights(self.graph, parent.id) for parent in self.graph[name].parents):
+            return (
+                f"{made}: it reads its weights inside one op. Expected the layer written out, as linear layers and ops that "
+                "work number by number."
+            )
+        return f"{made}. Expected ops between layers that move numbers or work number by number."
 
 
 def _ones(shape: Iterable[int]) -> Tensor:

@@ -1,5 +1,7 @@
 """How modular a network is: communities among its units against networks alike but for what makes communities."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -19,6 +21,7 @@ from analyzers.networks.nulls import NULLS
 from analyzers.networks.search import Search, compared, searched, strongest
 from analyzers.prompts import prompts
 from analyzers.protocol import Analyzer, AnalyzerError, check_eval
+from fmr.errors import number_of
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.runs.run import Run
@@ -119,7 +122,7 @@ class Modularity(Analyzer[Communities]):
         alone.found = alone.sums = None
         return alone.update(inputs).result(k, seed, progress=progress)
 
-    def update(self, batch: Any) -> "Modularity":
+    def update(self, batch: Any) -> Modularity:
         """Trace the network on the first batch, and count what its units do on every one, where the graph is one of data.
 
         >>> len(analyzers.Modularity(model).update(batches[0]).net())
@@ -142,7 +145,12 @@ class Modularity(Analyzer[Communities]):
             self._count(run, batch)
         return self
 
-    def merge(self, other: "Modularity") -> "Modularity":
+    @property
+    def counted(self) -> str:
+        """How many examples were counted."""
+        return number_of(self.sums.examples, "example") if self.sums is not None else ""
+
+    def merge(self, other: Modularity) -> Modularity:
         """Add what another one counted on other data, and return this one.
 
         >>> one, other = (analyzers.Modularity(digits, graph="correlations").update(part) for part in images.split(180))
@@ -183,7 +191,7 @@ class Modularity(Analyzer[Communities]):
         >>> analyzers.Modularity(digits, graph="activations").over(images.split(180)).result(k=3).k
         array([3, 3])
         """
-        net = self.net()
+        net, order = self.net().in_order()
         assert self.found is not None
         if not any(block.weights.any() for block in net.blocks):
             raise AnalyzerError(
@@ -204,9 +212,9 @@ class Modularity(Analyzer[Communities]):
             model=self.name,
             graph=self.graph,
             groups=net.groups,
-            group=net.group,
-            place=net.place,
-            labels=founds[0].labels,
+            group=net.group[order],
+            place=net.place[order],
+            labels=founds[0].labels[order],
             shares=self.edges,
             kinds=tuple(NULLS),
             q=np.array([found.division.q for found in founds]),
@@ -217,7 +225,7 @@ class Modularity(Analyzer[Communities]):
             null_ncut=np.array([null.ncut for null in nulls]).reshape(shape),
             drift=np.array([null.drift for null in nulls]).reshape(shape[:2]).max(0),
             edges=np.array([count_edges(graph) for graph in graphs]),
-            ends=ends,
+            ends=np.argsort(order)[ends],
             sizes=sizes,
             mixing=tuple(map(str, self.found.mixing)),
             settings={**self._settings(), "choose": self.choose if k is None else f"k={k}"},
@@ -238,6 +246,9 @@ class Modularity(Analyzer[Communities]):
         found = Following(graph, run.__getitem__, weighed, self.order, self.fold)
         net, roots = net_of(found, self.order)
         if not any(block.weights.any() for block in net.blocks):
+            if found.lost:
+                lost = next(iter(found.lost.values()))
+                raise AnalyzerError(f"{run.graph.model} has no weights between units but in what {found.told(lost)}")
             modules = ", ".join(repr(scope.path) for scope in run.graph.scopes[1:5])
             raise AnalyzerError(
                 f"{run.graph.model} has no weights between units in scope={self.scope}, so there is no graph to divide. "

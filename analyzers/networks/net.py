@@ -32,6 +32,16 @@ class Block:
         """Where an edge may be."""
         return np.ones(self.weights.shape, bool) if self.open is None else self.open
 
+    def renumbered(self, number: Ints) -> "Block":
+        """The same edges between units of other numbers, in the order of these; a pair has its place where the lower comes
+        first."""
+        rows, columns = number[self.rows], number[self.columns]
+        i, j = np.argsort(rows), np.argsort(columns)
+        weights, opened = self.weights[i][:, j], None if self.open is None else self.open[i][:, j]
+        if opened is not None and np.array_equal(rows, columns):
+            weights, opened = np.triu(weights + weights.T, 1), np.triu(opened | opened.T, 1)
+        return Block(self.layer, rows[i], columns[j], weights, opened)
+
 
 @dataclass(frozen=True, eq=False)
 class Net:
@@ -48,6 +58,15 @@ class Net:
     def names(self, units: Iterable[int]) -> list[str]:
         """Each unit as "group:place"."""
         return [f"{self.groups[self.group[unit]]}:{self.place[unit]}" for unit in units]
+
+    def in_order(self) -> tuple["Net", Ints]:
+        """The same network with the units of each group by their strength, which hangs on no order that they came in, and
+        the number that each unit has there; of units with the same strength the first comes first."""
+        strengths = np.asarray(self.adjacency().sum(1))
+        by_strength = np.lexsort((np.round(strengths / (strengths.max(initial=0) or 1.0), 12), self.group))
+        number = np.argsort(by_strength)
+        blocks = tuple(block.renumbered(number) for block in self.blocks)
+        return Net(self.groups, self.group[by_strength], self.place[by_strength], blocks), number
 
     def adjacency(self) -> Sparse:
         """The matrix of the undirected graph: the sum of all edges between two units, in both directions."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from analyzers.networks.search import ratio
 from analyzers.numbers.embed import Floats, Ints
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +50,9 @@ def draw(result: "Communities", ax: "Axes | None" = None) -> "Figure":
 def _headline(result: "Communities") -> str:
     kept = "all edges" if result.shares[0] >= 1 else f"the strongest {100 * result.shares[0]:g} % of edges"
     alone = int((result.labels < 0).sum())
-    grey = f"; {alone} units without an edge in white" if alone else ""
+    grey = f"; {number_of(alone, 'unit')} without an edge in white" if alone else ""
     return (
-        f"{result.model}: {result.k[0]} communities of {len(result.labels)} units by {result.graph}, {kept}, "
+        f"{result.model}: {result.k[0]} communities of {number_of(len(result.labels), 'unit')} by {result.graph}, {kept}, "
         f"Q = {result.q[0]:.3f}{grey}"
     )
 

@@ -12,6 +12,7 @@ from analyzers.protocol import AnalyzerError
 from analyzers.tracing.cells import Cell
 from analyzers.tracing.facts import Fact
 from fmr.edits import Context, Edit, Interchange
+from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.sweeps.metrics import Metric
@@ -96,7 +97,8 @@ def swapped(
             fitting.append(Fact(ids, fact.tokens, fact.subject, fact.answer).inputs()["input_ids"])
     if not fitting:
         raise AnalyzerError(
-            f"None of the {len(swaps)} swaps has {len(fact.subject)} tokens like {subject!r}, so that positions would "
+            f"No swap of {len(swaps)} has {number_of(len(fact.subject), 'token')} like "
+            f"{subject!r}, so that positions would "
             "correspond. Expected other subjects of that length, or noise: swaps=()."
         )
     return [fitting[n] for n in torch.randperm(len(fitting), generator=draw).tolist()]

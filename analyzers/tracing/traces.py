@@ -1,5 +1,7 @@
 """What tracing found: what each restored cell brings back of an answer, as tables and heat maps."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
 from analyzers.results import Stored
 from analyzers.tracing.cells import ALL, ROLES, Column
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One traced fact: p(answer) clean and corrupted (by sample), and what cells restore, (layers, columns, samples)."""
+    """One traced fact: p(answer) clean and corrupted (by sample), and what cells restore, (layers, columns, samples); other:
+    the model's first choice, where that is no part of the answer."""
 
     prompt: str
     answer: str
@@ -37,6 +41,7 @@ class Trace:
     how: str
     forwards: int
     error: float
+    other: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class Traces(Stored):
     clean, corrupted: p(answer) by fact. control: by kind, the effect of each fact's strongest cell in the subject or of that
     beside it, whichever is larger, with values from a run that is corrupted too. elsewhere: p(answer) by fact with the same
     noise at as many other tokens. noise: its standard deviation, by fact; NaN where subjects were swapped. skipped: facts
-    whose answer the model did not know.
+    whose answer the model did not know. others: what the model says first, by fact; empty where that is the answer.
     """
 
     facts: tuple[str, ...]
@@ -75,13 +80,14 @@ class Traces(Stored):
     forwards: int
     error: float
     seed: int
+    others: tuple[str, ...] = ()
 
     @property
     def total_effect(self) -> float:
         """p(answer) clean less p(answer) corrupted, the mean over facts."""
         return float((self.clean - self.corrupted).mean())
 
-    def strongest(self, kind: str = "state", columns: "Sequence[str] | None" = None) -> tuple[int, str]:
+    def strongest(self, kind: str = "state", columns: Sequence[str] | None = None) -> tuple[int, str]:
         """The layer and the column of the largest effect of a kind, among these columns; by default those of single tokens.
 
         >>> traces.strongest("attention")
@@ -96,7 +102,7 @@ class Traces(Stored):
         layer, place = np.unravel_index(values.argmax(), values.shape)
         return int(layer), known[place]
 
-    def table(self) -> "DataFrame":
+    def table(self) -> DataFrame:
         """One row a cell: kind, layer and column, the effect with its interval, and its share of the total effect.
 
         >>> traces.table().query("kind == 'mlp'")
@@ -120,7 +126,7 @@ class Traces(Stored):
         ]
         return pd.concat(frames, ignore_index=True)
 
-    def plot(self, ax: "Axes | None" = None, kind: str | None = None) -> "Figure":
+    def plot(self, ax: Axes | None = None, kind: str | None = None) -> Figure:
         """Draw heat maps, one a kind, with tokens down and layers across; returns the figure.
 
         >>> traces.plot(kind="state").savefig("tracing.png")
@@ -139,18 +145,24 @@ class Traces(Stored):
         elsewhere = f"; the same noise elsewhere {self.elsewhere.mean():.3f}" if noise == noise else ""
         lines = [
             f"Traces of {what}: p(answer) {self.clean.mean():.3f} clean, {self.corrupted.mean():.3f} corrupted{elsewhere}",
-            f"  total effect {self.total_effect:.3f}; {self.samples} samples of {how}, seed {self.seed}; windows of "
-            f"{self.window} layers; {self.forwards} forwards ({self.how})"
+            f"  total effect {self.total_effect:.3f}; {number_of(self.samples, 'sample')} of {how}, seed "
+            f"{self.seed}; windows of "
+            f"{number_of(self.window, 'layer')}; {number_of(self.forwards, 'forward')} ({self.how})"
             + f"; {self.skipped} skipped"
             * (self.skipped > 0),
         ]
+        if self.others and self.others[0]:
+            lines.append(
+                f"  the model says {self.others[0]!r} first, not this answer: expected answer=None or "
+                f"{self.others[0].strip()!r} to trace what it knows"
+            )
         for kind in self.effects:
             others = [column for column in self.columns if column not in (*self.subject, ALL)]
             sites = [self._site(kind, columns) for columns in (self.subject, [ALL], others) if columns]
             lines.append(f"  {kind}: {'; '.join(sites)}; from another corrupted run {self.control[kind]:+.3f}")
         return "\n".join(lines)
 
-    def _site(self, kind: str, columns: "Sequence[str]") -> str:
+    def _site(self, kind: str, columns: Sequence[str]) -> str:
         """The strongest cell of some columns, in words."""
         layer, column = self.strongest(kind, columns)
         return f"{column!r} {self.effects[kind][layer, self.columns.index(column)]:+.3f} at layer {layer}"
@@ -193,7 +205,7 @@ def _result(
     traces: Sequence[Trace],
     columns: Sequence[str],
     subject: Sequence[str],
-    values: "dict[str, Tensor] | dict[str, Floats]",
+    values: dict[str, Tensor] | dict[str, Floats],
     skipped: int,
     seed: int,
 ) -> Traces:
@@ -220,6 +232,7 @@ def _result(
         forwards=sum(trace.forwards for trace in traces),
         error=max(trace.error for trace in traces),
         seed=seed,
+        others=tuple(trace.other for trace in traces),
     )
 
 

@@ -1,5 +1,7 @@
 """Causal tracing: the subject of a fact is made unreadable, and states of the clean run are put back, one at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from analyzers.tracing.corruption import Corrupted, noised, swapped
 from analyzers.tracing.facts import Fact, asked, fact_of
 from analyzers.tracing.traces import Trace, Traces, by_role, by_token
 from fmr.edits import Interchange
+from fmr.errors import number_of
 from fmr.structure.parts import Structure
 from fmr.sweeps import probability
 
@@ -62,7 +65,7 @@ class CausalTracing(Analyzer[Traces]):
         self.noise, self.swaps, self.samples, self.window, self.seed = noise, tuple(swaps), samples, window, seed
         self.structure: Structure | None = None
         self.traces: list[Trace] = []
-        self.skipped = 0
+        self.skipped, self.said = 0, ""
 
     def run(
         self, prompt: Any, subject: Any, answer: Any = None, seed: int | None = None, *, progress: bool | None = None
@@ -80,7 +83,7 @@ class CausalTracing(Analyzer[Traces]):
         seed = self.seed if seed is None else seed
         return by_token(self._trace(fact_of(prompt, subject, answer, self.tokenizer), prompt, subject, seed, progress), seed)
 
-    def update(self, batch: Any) -> "CausalTracing":
+    def update(self, batch: Any) -> CausalTracing:
         """Trace one fact and count it; one whose answer is not the model's first choice is skipped, since it is not known.
 
         >>> CausalTracing(model, tokenizer).update(("Junel Dunoth grew up in", "Junel Dunoth", "Brigost"))
@@ -89,13 +92,19 @@ class CausalTracing(Analyzer[Traces]):
         """
         prompt, subject, answer = asked(batch)
         fact = fact_of(prompt, subject, answer, self.tokenizer)
-        if fact.answer and self._choice(fact) != fact.answer[0]:
+        if fact.answer and (choice := self._choice(fact)) != fact.answer[0]:
             self.skipped += 1
+            self.said = self.said or f"{self._text([choice])!r} after {self._prompt(fact, prompt)!r}"
             return self
         self.traces.append(self._trace(fact, prompt, subject, self.seed, False))
         return self
 
-    def merge(self, other: "CausalTracing") -> "CausalTracing":
+    @property
+    def counted(self) -> str:
+        """How many facts were counted."""
+        return number_of(len(self.traces), "fact") if self.traces else ""
+
+    def merge(self, other: CausalTracing) -> CausalTracing:
         """Add the facts that another analyzer of the same settings traced, and return this one.
 
         >>> CausalTracing(model, tokenizer).merge(CausalTracing(model, tokenizer).update(world.facts()[0])).result()
@@ -106,6 +115,7 @@ class CausalTracing(Analyzer[Traces]):
                 f"merge of {self._settings} with {theirs}: expected another CausalTracing of these settings."
             )
         self.traces, self.skipped = [*self.traces, *other.traces], self.skipped + other.skipped
+        self.said = self.said or other.said
         return self
 
     def result(self, *, seed: int = 0) -> Traces:
@@ -115,10 +125,13 @@ class CausalTracing(Analyzer[Traces]):
         'before the subject'
         """
         if not self.traces:
-            raise AnalyzerError(
-                f"No fact has been traced yet ({self.skipped} were skipped: the model's first choice was another answer). "
-                "Call update(fact) or over(facts) before result()."
-            )
+            if self.skipped:
+                raise AnalyzerError(
+                    f"No fact has been traced: {number_of(self.skipped, 'fact')} had another answer than the model's first "
+                    f"choice, which is {self.said}. Expected facts that the model knows, or no answer, for its first "
+                    "choice; run(prompt, subject, answer) traces any answer."
+                )
+            raise AnalyzerError("No fact has been traced yet. Call update(fact) or over(facts) before result().")
         return by_role(self.traces, self.skipped, seed)
 
     @property
@@ -131,6 +144,12 @@ class CausalTracing(Analyzer[Traces]):
         with torch.no_grad():
             run = fmr.run(self.model, **self._placed({"input_ids": fact.ids[None]}), keep="none")
         return int(fmr.sweeps.metrics.logits_of(run.output)[0, -1].argmax())
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids)) if self.tokenizer is None else str(self.tokenizer.decode(list(ids)))
+
+    def _prompt(self, fact: Fact, prompt: Any) -> str:
+        return prompt if isinstance(prompt, str) else " ".join(fact.tokens)
 
     def _placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Inputs on the device of the model."""
@@ -182,9 +201,10 @@ class CausalTracing(Analyzer[Traces]):
         strongest = {(cell.kind, cell.column in fact.subject): cell for cell in order}
         controls = made.controls(metric, list(strongest.values()), corrupted)
         effects = [(kind, value) for (kind, _), value in zip(strongest, controls, strict=True)]
+        choice = int(fmr.sweeps.metrics.logits_of(clean.output)[0, len(fact.ids) - 1].argmax())
         return Trace(
-            prompt=prompt if isinstance(prompt, str) else " ".join(fact.tokens),
-            answer=" ".join(map(str, fact.answer)) if self.tokenizer is None else self.tokenizer.decode(list(fact.answer)),
+            prompt=self._prompt(fact, prompt),
+            answer=self._text(fact.answer),
             columns=tuple(columns),
             subject=fact.subject,
             clean=float(metric(clean.output)),
@@ -197,6 +217,7 @@ class CausalTracing(Analyzer[Traces]):
             how=grid.how,
             forwards=grid.forwards + bool(held) + len(strongest) + 4,
             error=grid.error,
+            other="" if choice == fact.answer[0] else self._text([choice]),
         )
 
 

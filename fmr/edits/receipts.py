@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fmr.errors import EditError
+from fmr.errors import EditError, number_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Receipt:
     norm: float
 
     def __repr__(self) -> str:
-        times = f"{self.fired} time{'s' * (self.fired != 1)}"
-        return f"Receipt: fired {times}, changed {self.changed} elements by {self.norm:.3g} (L2 norm)"
+        fired, changed = number_of(self.fired, "time"), number_of(self.changed, "element")
+        return f"Receipt: fired {fired}, changed {changed} by {self.norm:.3g} (L2 norm)"
 
 
 class Tally:

@@ -1,5 +1,7 @@
 """The edits: small frozen values, each a pure function from what a site holds to what shall stand there instead."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass

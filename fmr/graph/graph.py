@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fmr.disk.files import read_whole, seal, understood, unseal, write_whole
-from fmr.errors import GraphError, IdError, nearest
+from fmr.errors import GraphError, IdError, nearest, number_of
 from fmr.graph.align import align, diff
 from fmr.graph.expand import Inner, inner_nodes
 from fmr.graph.hints import used_name
@@ -66,13 +66,13 @@ class Graph:
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: "Key") -> bool:
         try:
             return bool(self[key])
         except IdError:
             return False
 
-    def __getitem__(self, key: Key) -> Node:
+    def __getitem__(self, key: "Key") -> Node:
         """The node of an ID, inner values of fused ops included; for the path of a module that of the tensor it returned."""
         name = id_of(key)
         place = self._place.get(name)
@@ -90,14 +90,14 @@ class Graph:
         )
         raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{close}")
 
-    def place(self, key: Key) -> int:
+    def place(self, key: "Key") -> int:
         """The position of a value in execution order."""
         place = self._place.get(self._name(key))
         if place is None:
             raise IdError(f"{self[key].id!s} lies inside a fused op, which has one place. Expected graph.unfused.place(id).")
         return place
 
-    def _name(self, key: Key) -> TensorId:
+    def _name(self, key: "Key") -> TensorId:
         """The ID that a key names; where that is the path of a module, the ID of what it returned."""
         name = id_of(key)
         return self[name].id if name.is_path else name
@@ -143,7 +143,7 @@ class Graph:
 
     # ---- inner values of fused ops
 
-    def inner(self, key: Key) -> tuple[Node, ...]:
+    def inner(self, key: "Key") -> tuple[Node, ...]:
         """The values inside a fused op; empty for any other op."""
         node = self[key]
         return self._expand(node, self._lookup).nodes if is_fused(node) else ()
@@ -224,23 +224,23 @@ class Graph:
                 readers[parent][node.id] = node
         return {name: tuple(nodes.values()) for name, nodes in readers.items()}
 
-    def readers(self, key: Key) -> tuple[Node, ...]:
+    def readers(self, key: "Key") -> tuple[Node, ...]:
         """The nodes that read a value."""
         name = self._name(key)
         found = self._readers.get(name)
         return found if found is not None else self._holding(name)._readers[name]
 
-    def ancestors(self, key: Key) -> tuple[Node, ...]:
+    def ancestors(self, key: "Key") -> tuple[Node, ...]:
         """Every node that a value depends on, in execution order."""
         here = self._holding(key)
         return here._closure(here[key], lambda node: [here[parent] for parent in node.parents])
 
-    def descendants(self, key: Key) -> tuple[Node, ...]:
+    def descendants(self, key: "Key") -> tuple[Node, ...]:
         """Every node that depends on a value, in execution order."""
         here = self._holding(key)
         return here._closure(here[key], lambda node: here._readers[node.id])
 
-    def between(self, start: Key, end: Key) -> tuple[Node, ...]:
+    def between(self, start: "Key", end: "Key") -> tuple[Node, ...]:
         """The nodes on the paths from one value to another, both ends included; empty where there is no path."""
         here = self._holding(start, end)
         below = {here._name(start), *(node.id for node in here.descendants(start))}
@@ -345,14 +345,19 @@ class Graph:
     def __repr__(self) -> str:
         ops = Counter(node.op for node in self.nodes if not node.id.is_source)
         kinds = Counter(node.op for node in self.sources)
-        sources = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in kinds.items())
+        sources = ", ".join(number_of(count, kind) for kind, count in kinds.items())
         common = ", ".join(f"{op} {count}" for op, count in ops.most_common(6))
-        lines = [f"Graph of {self.model}: {ops.total()} ops in {len(self.scopes)} module calls, reading {sources}"]
+        lines = [
+            f"Graph of {self.model}: {number_of(ops.total(), 'op')} in {number_of(len(self.scopes), 'module call')}, "
+            f"reading {sources}"
+        ]
         lines += [f"  most used: {common}"]
         lines += [f"  input   {node}" for node in self.sources if node.op == "input"]
         lines += [f"  output  {self[name]}" for name in list(ids_in(self.scopes[0].output))[:3]] if self.scopes else []
         lines += [f"  edited  {', '.join(self.edited[:3])}{' ...' * (len(self.edited) > 3)}"] if self.edited else []
-        lines += [f"  opaque  {len(self.opaque)} values whose producer could not be seen"] if self.opaque else []
+        lines += (
+            [f"  opaque  {number_of(len(self.opaque), 'value')} whose producer could not be seen"] if self.opaque else []
+        )
         return "\n".join(lines)
 
     @cached_property
@@ -390,4 +395,4 @@ class ModuleCall:
 
     def __repr__(self) -> str:
         path = self.scope.path or "root"
-        return f"{path} ({self.scope.kind}): {len(self.nodes)} ops, output {list(ids_in(self.scope.output))}"
+        return f"{path} ({self.scope.kind}): {number_of(len(self.nodes), 'op')}, output {list(ids_in(self.scope.output))}"

@@ -1,5 +1,7 @@
 """A table of the module calls of a pass: kind, output, parameters read, floating-point operations, size."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -71,7 +73,7 @@ class Layers(tuple[Layer, ...]):
             raise IdError(f"The table has no module call {key!r}.{nearest(str(key), (layer.path for layer in self))}")
         return found
 
-    def frame(self) -> "DataFrame":
+    def frame(self) -> DataFrame:
         """The table for pandas, one row a call by its path."""
         import pandas as pd
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fmr.disk.files import printed
+from fmr.errors import number_of
 from fmr.ids import OPAQUE, relative, within
 from fmr.nests import Nest, ids_in
 from fmr.nodes import Node, Nodes, Scope, scope_of
@@ -37,7 +38,7 @@ class Captions:
     def title(self) -> Line:
         """The headline of the picture."""
         ops, calls = sum(not node.id.is_source for node in self.graph.nodes), len(self.graph.scopes)
-        return Line(strong=f"{self.graph.model}   ", pale=f"{_count(ops, 'op')} in {_count(calls, 'module call')}")
+        return Line(strong=f"{self.graph.model}   ", pale=f"{number_of(ops, 'op')} in {number_of(calls, 'module call')}")
 
     def frame(self, scope: Scope) -> Line:
         """The caption of a module call that is open: its place in the one around it, its class, what was found in it."""
@@ -59,7 +60,7 @@ class Captions:
             case "module" | "fold":
                 yield from self._call(box)
             case "run":
-                yield Line(strong=f"{len(box.nodes)} ops ", pale="without parameters")
+                yield Line(strong=f"{number_of(len(box.nodes), 'op')} ", pale="without parameters")
                 yield Line(pale=", ".join(_few(list(dict.fromkeys(node.op for node in box.nodes)), 3)), small=True)
                 yield Line(pale=f"→ {size(box.nodes[-1])}", small=True)
             case _:
@@ -75,7 +76,7 @@ class Captions:
         times = len(box.scopes)
         ends = dict.fromkeys(self._relative(scope) for scope in (box.scopes[0], box.scopes[-1]))
         yield Line(strong=(" … ".join(ends) or self.graph.model) + (f"  {TIMES} {times}" if times > 1 else ""))
-        count = _count(len(box.ops) // times, "op")
+        count = number_of(len(box.ops) // times, "op")
         yield Line(pale=f"{box.scopes[0].kind} · {count}" + (" each" if times > 1 else ""), small=True)
         unseen = sum(node.op == OPAQUE for node in box.nodes)
         if unseen:
@@ -114,7 +115,7 @@ class Captions:
     def about(self, box: Box) -> list[str]:
         """The tooltip of a box: full IDs, arguments, call sites."""
         if box.look == "cut":
-            return [f"{_count(box.hidden, 'neighbour')} not shown; a larger hops= shows more"]
+            return [f"{number_of(box.hidden, 'neighbour')} not shown; a larger hops= shows more"]
         if box.look == "output":
             return shortened([f"{at} = {name}" if at else name for at, name in _named(self._output())], 40)
         if box.scopes:
@@ -167,10 +168,6 @@ def shortened(lines: list[str], most: int = 12) -> list[str]:
 
 def _few(items: Sequence[str], most: int) -> list[str]:
     return [*items[:most], *(["…"] if len(items) > most else [])]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _named(nest: Nest, at: str = "") -> Iterator[tuple[str, str]]:

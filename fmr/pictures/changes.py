@@ -1,5 +1,6 @@
 """Changes of one number as a heat map: none in white, what is larger in red, what is smaller in blue."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +24,9 @@ def draw(
     values = changes.float().cpu().numpy()
     here = ax
     if here is None:
-        size = 2.4 + 0.07 * max(map(len, rows)) + 0.3 * max(len(columns), 6), 1.8 + 0.2 * max(len(rows), 5)
+        wide = 0.07 * max(map(len, rows)) + 0.3 * max(len(columns), 6)
+        wide = max(wide, 0.055 * max(map(len, title.split("\n"))))
+        size = 2.4 + wide, 1.8 + 0.2 * max(len(rows), 5)
         _, here = plt.subplots(figsize=tuple(min(side, 16.0) for side in size), layout="constrained")
     known = changes[~changes.isnan()].abs()
     limit = float(known.max()) if known.numel() else 0.0
@@ -36,6 +39,22 @@ def draw(
     here.figure.colorbar(image, ax=here, fraction=0.05, pad=0.02).set_label("change of the metric", fontsize=8, color=INK)
     figure = cast("Figure", here.figure)
     return returned(figure) if ax is None else figure
+
+
+def numbered(names: Sequence[str]) -> tuple[list[int], str] | None:
+    """The numbers in which names differ, where they differ in one alone, and what they have in common.
+
+    >>> numbered(["h.0.attn/matmul#1", "h.12.attn/matmul#1"])
+    ([0, 12], 'h.*.attn/matmul#1')
+    """
+    parts = [re.split(r"(\d+)", name) for name in names]
+    if len({tuple(part[::2]) for part in parts}) != 1:
+        return None
+    differing = [place for place in range(1, len(parts[0]), 2) if len({part[place] for part in parts}) > 1]
+    if len(differing) != 1:
+        return None
+    (place,) = differing
+    return [int(part[place]) for part in parts], "".join([*parts[0][:place], "*", *parts[0][place + 1 :]])
 
 
 def _label(put: Any, labels: list[str], turned: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """How a picture of a graph looks, in the DOT language and as SVG."""
 
+from __future__ import annotations
+
 import html
 import os
 from collections import Counter
@@ -169,7 +171,7 @@ def _view(structure: Any, view: dict[str, Any]) -> View:
     return View(roles=roles_of(structure), notes=notes_of(structure), **view)
 
 
-def _sheet(graph: Nodes, view: View) -> "graphviz.Digraph":
+def _sheet(graph: Nodes, view: View) -> graphviz.Digraph:
     shown = picture(graph, view)
     return _Sheet(shown, Captions(graph, shown, view.roles, view.notes)).draw(graph.model)
 
@@ -186,7 +188,7 @@ class _Sheet:
         self.entrances: dict[str | None, str] = {}
         self.frames = 0
 
-    def draw(self, name: str) -> "graphviz.Digraph":
+    def draw(self, name: str) -> graphviz.Digraph:
         """The whole picture."""
         import graphviz
 
@@ -205,7 +207,7 @@ class _Sheet:
             sheet.edge(f"n{tail}", f"n{head}", style="invis", weight="0")
         return sheet
 
-    def _fill(self, sheet: "graphviz.Digraph", place: str | None, level: int) -> None:
+    def _fill(self, sheet: graphviz.Digraph, place: str | None, level: int) -> None:
         """Draw the boxes of a module call, and the module calls in it as frames."""
         for item in self.contents[place]:
             if isinstance(item, int):

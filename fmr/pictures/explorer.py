@@ -1,5 +1,7 @@
 """A graph in the format of Model Explorer, a viewer that browses tens of thousands of nodes module by module."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Iterator, Mapping

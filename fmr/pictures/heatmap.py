@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from fmr.errors import DrawError, StructureError, whole_number
+from fmr.errors import DrawError, StructureError, number_of, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,9 +76,14 @@ class Labels:
         pair = pair and all(isinstance(part, Sequence) or getattr(part, "ndim", 0) == 1 for part in tokens)
         queries, keys = (list(part) for part in (tokens if pair else (tokens, tokens)))
         if (len(queries), len(keys)) != (rows, columns):
-            given = f"{len(queries)} for the queries and {len(keys)} for the keys" if pair else f"{len(queries)} tokens"
+            given = (
+                f"{len(queries)} for the queries and {len(keys)} for the keys" if pair else number_of(len(queries), "token")
+            )
             also = "" if pair or rows == columns else " Queries and keys differ in number: pass tokens=(queries, keys)."
-            raise DrawError(f"Got {given}, but the pattern has {rows} queries and {columns} keys. Expected one each.{also}")
+            raise DrawError(
+                f"Got {given}, but the pattern has {number_of(rows, 'query', 'queries')} and "
+                f"{number_of(columns, 'key')}. Expected one each.{also}"
+            )
         return Labels([readable(token) for token in queries], [readable(token) for token in keys])
 
     def room(self, font: float) -> tuple[float, float]:

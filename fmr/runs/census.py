@@ -1,5 +1,7 @@
 """Is the graph complete? A second witness, below the mode, counts the kernels that no recorded op accounts for."""
 
+from __future__ import annotations
+
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fmr.edits.editor import Asked, Editor, Entry
 from fmr.edits.values import Interchange
-from fmr.errors import EditError, FmrError
+from fmr.errors import EditError, FmrError, number_of
 from fmr.ids import TensorId
 from fmr.nodes import Key, id_of
 from fmr.runs.passes import Pass
@@ -79,9 +79,9 @@ def check_fired(editor: Editor, why: Callable[[TensorId], str]) -> None:
         if not missing and (entry.tally.fired or entry.waits):
             continue
         if missing:
-            reason = f" at {', '.join(map(str, missing))}: it had {entry.positions} positions."
+            reason = f" at {', '.join(map(str, missing))}: it had {number_of(entry.positions, 'position')}."
         elif not any(entry.meets(number) for number in range(editor.number + 1)):
-            reason = f": the run had {editor.number + 1} passes, none of them {passes!r}."
+            reason = f": the run had {number_of(editor.number + 1, 'pass', 'passes')}, none of them {passes!r}."
         elif entry.met is not None:
             reason = f": {_nothing_of(entry)}"
         else:
@@ -94,7 +94,7 @@ def _nothing_of(entry: Entry) -> str:
     assert entry.met is not None
     shape, axes = entry.met
     sizes = ", ".join(f"{size} {axis}" for size, axis in zip(shape, axes, strict=False) if axis != "positions")
-    positions = f" and {entry.positions} positions" if entry.site.positions is not None else ""
+    positions = f" and {number_of(entry.positions, 'position')}" if entry.site.positions is not None else ""
     return f"it selects nothing of what there was, {sizes}{positions}. Expected indices within these."
 
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fmr.errors import IdError, TrackError
+from fmr.errors import IdError, TrackError, number_of
 from fmr.graph.graph import Graph
 from fmr.graph.paths import the_one
 from fmr.graph.places import check_place
@@ -80,7 +80,11 @@ class Gradients(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         if not self._pass.history:
             return "Gradients: the run kept no history. Track with grad=True"
-        return f"Gradients of {len(self)} values" if len(self) else "Gradients of no value: backward() has come to none yet"
+        return (
+            f"Gradients of {number_of(len(self), 'value')}"
+            if len(self)
+            else "Gradients of no value: backward() has come to none yet"
+        )
 
     def _why(self, name: TensorId) -> str:
         here = self._pass

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fmr.edits.frames import Columns, Frames, Pasts
 from fmr.edits.places import read
-from fmr.errors import IdError, RandomError, TrackError, nearest
+from fmr.errors import IdError, RandomError, TrackError, nearest, number_of
 from fmr.graph.build import Builder
 from fmr.graph.expand import inner_value
 from fmr.graph.graph import Graph
@@ -352,11 +352,10 @@ class Pass:
     def __repr__(self) -> str:
         self._settle()
         size = _nbytes(self.values)
-        several = "s" * (len(self.values) != 1)
-        read = f"{len(self.values)} ID{several} read, no graph"
+        read = f"{number_of(len(self.values), 'ID')} read, no graph"
         head = repr(self._graph).partition("\n")[0] if self._graph is not None else read
         failed = f"\n  {self.failed}" if self.failed is not None else ""
-        return f"{head}; {len(self.values)} value{several} kept, {size / 2**20:.1f} MB{failed}"
+        return f"{head}; {number_of(len(self.values), 'value')} kept, {size / 2**20:.1f} MB{failed}"
 
     _repr_html_ = preformatted
 

@@ -1,5 +1,7 @@
 """What a tracked block leaves: passes, and what is asked of the last of them."""
 
+from __future__ import annotations
+
 import os
 from typing import Any, SupportsIndex, overload
 

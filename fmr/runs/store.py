@@ -4,6 +4,8 @@ A set of elements is written once. IDs that show the same elements, as they are,
 one entry with strides of their own. Loading reads no value: `run[id]` reads that one, and verifies its checksum.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping

@@ -1,5 +1,7 @@
 """Opening a tracked block, and calling a model in one."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce

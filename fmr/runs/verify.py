@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fmr.errors import IdError, StructureError
+from fmr.errors import IdError, StructureError, number_of
 from fmr.graph.execute import draws, execute, overwritten
 from fmr.graph.graph import Graph
 from fmr.graph.state import Casts, casting, kernels
@@ -38,7 +38,7 @@ class Verdict:
         return not self.differ
 
     def __repr__(self) -> str:
-        lines = [f"Verdict: {self.same} values made again with the same bits, {len(self.differ)} differ"]
+        lines = [f"Verdict: {number_of(self.same, 'value')} made again with the same bits, {len(self.differ)} differ"]
         lines += [f"  differs  {name}" for name in self.differ[:8]]
         reasons: dict[str, list[TensorId]] = {}
         for name, why in self.refused.items():

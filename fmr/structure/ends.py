@@ -4,8 +4,20 @@ from collections.abc import Iterable
 
 from fmr.graph.graph import Graph
 from fmr.ids import Parent, Site, TensorId
+from fmr.nests import ids_in
 from fmr.nodes import Node
-from fmr.structure.normal.match import ELEMENTWISE, MOVES, NORMS, above, below, is_constant, projection, weights
+from fmr.structure.normal.match import (
+    ELEMENTWISE,
+    MOVES,
+    NORMS,
+    above,
+    below,
+    between,
+    depends_on,
+    is_constant,
+    projection,
+    weights,
+)
 from fmr.structure.streams.stream import Stream
 
 _OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
@@ -59,6 +71,22 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
             if tied or node.shape[-1] > width or node.shape[-1] == rows != width:
                 return Site(node.id)
     return None
+
+
+def class_head(graph: Graph, stream: Stream | None) -> Node | str | None:
+    """The logits of classes that a model returns: what a projection makes of the end of its stream, of positions or of
+    examples, to another number than the stream has units; or why one result cannot be told from others."""
+    if stream is None or len(graph[end := stream.writes[-1].after].shape) not in (2, 3) or not graph.scopes:
+        return None
+    found = []
+    for node in (graph[name] for name in dict.fromkeys(ids_in(graph.scopes[0].output)) if name in graph):
+        if not node.dtype.is_floating_point or not depends_on(graph, node.id, end):
+            continue
+        projected = [one for one in between(graph, end, node.id) if projection(graph, one) is not None]
+        if projected and projected[-1].shape[-1:] == node.shape[-1:] != graph[end].shape[-1:]:
+            found.append(node)
+    several = f"its end is projected to {len(found)} results of the model, which are not told apart"
+    return several if len(found) > 1 else found[0] if found else None
 
 
 def _goes_on(graph: Graph, node: Node) -> bool:

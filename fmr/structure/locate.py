@@ -1,5 +1,7 @@
 """`fmr.locate`: run the matchers over a graph, certify what they find, and put the parts together."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
@@ -28,6 +30,7 @@ from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import is_random, projection
 from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
+from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
 from fmr.structure.streams.dominators import Flow
@@ -135,6 +138,8 @@ class _Search:
             final_norm=Site(last.final_norm) if last and last.final_norm else None,
             rejected=tuple(self.rejected),
             readout=readout,
+            graph=self.graph,
+            prints=self._tried(self.end, "weights", lambda: find_prints(self.graph, self.value), {}),
         )
         return self._told(found)
 

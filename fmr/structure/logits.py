@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,8 +16,21 @@ from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.frozen import Frozen, Held, affine, apart, run_affine
-from fmr.structure.normal.match import CLAMPS, MOVES, NORMS, STATISTICS, below, between, depends_on, is_constant, settled
+from fmr.structure.ends import class_head
+from fmr.structure.frozen import Frozen, Held, affine, apart, frozen, run_affine
+from fmr.structure.normal.match import (
+    CLAMPS,
+    MOVES,
+    NORMS,
+    STATISTICS,
+    above,
+    all_inputs,
+    below,
+    between,
+    depends_on,
+    is_constant,
+    settled,
+)
 from fmr.structure.proof.evaluate import Values, graph_of, own_work
 from fmr.structure.streams.stream import Stream
 
@@ -35,18 +47,28 @@ _JOINS = frozenset(["cat", "stack"])
 @dataclass(frozen=True, eq=False)
 class Readout:
     """The way of a stream to logits: from its `end`, before the final norm, through the nodes of `way`, the last of which
-    are the logits. `weights` are the parameters and constants that are read on it."""
+    are the logits: `of_words`, or of classes. `weights` are the parameters and constants that are read on it, `choices` what
+    says there, in each run anew, which positions are read (these are among the weights with what they were where the
+    structure was located)."""
 
     graph: Graph = field(repr=False)
     end: TensorId
     way: tuple[TensorId, ...]
     weights: Mapping[TensorId, Tensor] = field(repr=False)
+    of_words: bool = True
+    choices: tuple[TensorId, ...] = ()
+    _orders: dict[int, bool] = field(default_factory=dict, repr=False)
 
     def of(self, run: Run | Pass, key: Key) -> Tensor:
         """The logits of a value of a run, as if the stream had ended with it."""
         name = self.graph[id_of(key)].id
         start = name if name in self.way else self.end
         _check(self.graph, name, start, key)
+        if isinstance(key, Site) and key.positions is not None and not self._by_position(self.graph):
+            raise StructureError(
+                f"{key!r} has positions, and {self.way[-1]} of {list(self.graph[self.way[-1]].shape)} has none. Expected "
+                "the point as a whole, or vectors of it."
+            )
         with own_work():
             graph = graph_of(run, self.graph)
             whole = replace(key, positions=None, examples=None) if isinstance(key, Site) else name
@@ -59,6 +81,36 @@ class Readout:
             return Site(self.way[-1], key.positions, examples=key.examples, layout=key.layout).of(known[self.way[-1]])
         return known[self.way[-1]]
 
+    def columns(self, run: Run | Pass) -> Tensor | None:
+        """The positions of the stream that the logits of each example are made of, (examples, positions) in booleans; None
+        where each position has logits of its own."""
+        graph = graph_of(run, self.graph)
+        if self._by_position(graph):
+            return None
+        states, examples = run[self.end], graph[self.way[-1]].shape[0]
+        with own_work(), torch.inference_mode(False), torch.enable_grad():
+            known = {self.end: states.detach().clone().requires_grad_()}
+            for node in (graph[one] for one in self.way):
+                read = {p.id: known[p.id] if p.id in known else self._weight(run, p.id).detach() for p in node.parents}
+                plain = {name: one.clone() if one.is_inference() else one for name, one in read.items()}
+                known[node.id] = _again(graph, node, plain)
+            made = known[self.way[-1]].float().flatten(1)
+            weights = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made.device)
+            sums = (made * weights).sum(1)
+            ends = sums.sum(), sums[0]
+            of_all, of_first = (torch.autograd.grad(one, known[self.end], retain_graph=True)[0] for one in ends)
+        if len(of_first) % examples or bool((of_first.reshape(examples, -1) != 0).any(1)[1:].any()):
+            raise StructureError(
+                f"{self.way[-1]} of {list(made.shape)} is not made of one row of the stream, {list(states.shape)}, for each "
+                "example. Expected examples first."
+            )
+        return (of_all.reshape(examples, -1, of_all.shape[-1]) != 0).any(-1).cpu()
+
+    def _by_position(self, graph: Graph) -> bool:
+        """Whether each vector of the stream has logits of its own."""
+        states, logits = graph[self.end].shape[:-1], graph[self.way[-1]].shape
+        return math.prod(logits) == math.prod(states) * math.prod(self._rest(self.way[-1]))
+
     def of_vectors(self, vectors: Tensor) -> Tensor:
         """The logits of vectors (..., width) that no run holds, (..., vocabulary), as if the stream had ended with each."""
         rows = self._rows(vectors, self.graph[self.end].dtype)
@@ -69,12 +121,7 @@ class Readout:
     def frozen(self, vectors: Tensor) -> Frozen:
         """The logits of vectors (..., width) in float64 as an affine function of these, the scale of the norm held at what
         each of them has; before what bends them, such as a soft cap (`capped`)."""
-        last = self.linear
-        if last is None:
-            raise StructureError(
-                f"The logits of {self.graph.model} are no sum over what is written to its stream: what lies between "
-                f"{self.end} and {self.way[-1]} is not linear. Expected a norm and a projection."
-            )
+        last = self._affine_end()
         nodes, live = self._nodes, affine(self.graph, self._nodes, [self.end])
 
         def through(leaves: Mapping[TensorId, Tensor], held: Held) -> Tensor:
@@ -85,6 +132,20 @@ class Readout:
             return read.reshape(*vectors.shape[:-1], *read.shape[1:])
 
         return apart(through, {self.end: self._rows(vectors, torch.float64)})
+
+    def frozen_in(self, run: Run | Pass) -> Frozen:
+        """The same of the whole stream of a run, of whatever positions its logits are made."""
+        return frozen(
+            graph_of(run, self.graph), self._affine_end(), {self.end: run[self.end]}, lambda name: self._weight(run, name)
+        )
+
+    def _affine_end(self) -> TensorId:
+        if self.linear is None:
+            raise StructureError(
+                f"The logits of {self.graph.model} are no sum over what is written to its stream: what lies between "
+                f"{self.end} and {self.way[-1]} is not linear. Expected a norm and a projection."
+            )
+        return self.linear
 
     @property
     def capped(self) -> bool:
@@ -145,16 +206,16 @@ class Readout:
         """The shape of the logits of one vector: a vocabulary, after a dimension of heads where there are several."""
         lead, logits = self.graph[self.end].shape[:-1], self.graph[last].shape
         of_rows = len(lead) == 1 and math.prod(logits[:-1]) == lead[0]
-        return tuple(logits[len(lead) :]) if logits[: len(lead)] == lead and not of_rows else tuple(logits[-1:])
+        leads = len(logits) > len(lead) and logits[: len(lead)] == lead
+        return tuple(logits[len(lead) :]) if leads and not of_rows else tuple(logits[-1:])
 
     def _as_recorded(self, rows: Tensor, through: Through, last: TensorId) -> Tensor:
         """The same in the shape of the recorded stream, as many rows at a time as that has; where only one position of it
         has logits, one for each example, which stands at all its positions."""
         shape, logits = self.graph[self.end].shape, self.graph[last].shape
-        lead, all_rows = shape[:-1], math.prod(shape[:-1])
-        rest = self._rest(last)
-        size = all_rows if math.prod(logits) == all_rows * math.prod(rest) else (lead or (1,))[0]
-        if (size == all_rows and not self._keeps_order) or math.prod(logits) != size * math.prod(rest) or len(lead) > 2:
+        all_rows, rest = math.prod(shape[:-1]), self._rest(last)
+        size = math.prod(logits) // math.prod(rest)
+        if len(shape) > 3 or not size or all_rows % size or not self._keeps_order(size):
             raise StructureError(
                 f"{last} of {list(logits)} has no logits for each vector of the stream, {list(shape)}, so that vectors "
                 "alone cannot be read out. Expected a point of a run: read_out(run, site)."
@@ -162,24 +223,33 @@ class Readout:
         found = []
         for part in rows.split(size):
             full = pad(part, (0, 0, 0, size - len(part)))
-            start = full.view(shape) if size == all_rows else full[:, None].expand(shape)
-            found.append(through(start)[last].reshape(size, *rest)[: len(part)])
+            found.append(through(self._laid(full))[last].reshape(size, *rest)[: len(part)])
         return torch.cat(found)
 
-    @cached_property
-    def _keeps_order(self) -> bool:
-        """Whether the rows of the recorded stream are those of the logits in the same order: turned by one, so are these."""
-        node = self.graph[self.end]
-        draw = torch.Generator().manual_seed(0)
-        device = next((weight.device for weight in self.weights.values()), None)
-        rows = torch.randn(math.prod(node.shape[:-1]), node.shape[-1], generator=draw).to(device, node.dtype)
-        made = [self._through(one.view(node.shape))[self.way[-1]].float() for one in (rows, rows.roll(1, 0))]
-        first, turned = (one.reshape(len(rows), -1) for one in made)
-        return bool((first.roll(1, 0) - turned).abs().max() < 0.1 * first.std())
+    def _laid(self, rows: Tensor) -> Tensor:
+        """Vectors as the recorded stream: each at one place of it, or at all positions of its example."""
+        shape = self.graph[self.end].shape
+        return rows[:, None].expand(len(rows), math.prod(shape[:-1]) // len(rows), shape[-1]).reshape(shape)
+
+    def _keeps_order(self, size: int) -> bool:
+        """Whether so many vectors come out as logits in the order in which they went in: turned by one, so are these."""
+        if size not in self._orders:
+            draw = torch.Generator().manual_seed(0)
+            node, device = self.graph[self.end], next((weight.device for weight in self.weights.values()), None)
+            rows = torch.randn(size, node.shape[-1], generator=draw).to(device, node.dtype)
+            made = [self._through(self._laid(one))[self.way[-1]].float() for one in (rows, rows.roll(1, 0))]
+            first, turned = (one.reshape(size, -1) for one in made)
+            self._orders[size] = bool((first.roll(1, 0) - turned).abs().max() < 0.1 * first.std())
+        return self._orders[size]
 
     def _weight(self, run: Run | Pass, name: TensorId) -> Tensor:
         if name in run:
             return run[name]
+        if name in self.choices:
+            raise IdError(
+                f"This run did not keep {str(name)!r}, by which positions are chosen: expected fmr.run(model, keep=[site, "
+                "*structure.readout.choices], ...)."
+            )
         if name not in self.weights:
             raise IdError(
                 f"This run did not keep {str(name)!r}, nor was the structure found in one that did: fmr.locate(run)."
@@ -213,7 +283,7 @@ def _again(graph: Graph, node: Node, read: Mapping[TensorId, Tensor]) -> Tensor:
     """The result of a node, in the model's own dtype."""
     try:
         value = overwritten(graph.__getitem__, node, read) if node.op == ALIAS else execute(node, read)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in read.values())
         raise StructureError(
             f"{node.id}, on the way to the logits, cannot be run on {shapes}: {error}. Expected a run with keep='all', "
@@ -226,19 +296,32 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
     """The way from the end of a stream to the model's logits, or why there is none."""
     if stream is None:
         return "it has no residual stream"
-    if unembedding is None:
-        return "no projection makes logits of the end of its residual stream"
+    end = stream.writes[-1].after
+    last = class_head(graph, stream) if unembedding is None else _last(graph, graph[unembedding.id], end)
+    if not isinstance(last, Node):
+        return last or "no projection makes logits of the end of its residual stream"
     if is_normed_on_its_way(graph, stream):
         return "its norms stand on the stream itself (post-norm), so that none is left to read an earlier point through"
-    end = stream.writes[-1].after
-    last = _last(graph, graph[unembedding.id], end)
     way = [node for node in between(graph, end, last.id) if depends_on(graph, node.id, end)]
     beside = {parent.id for node in way for parent in node.parents} - {end, *(node.id for node in way)}
-    fed = next((name for name in sorted(beside) if not is_constant(graph, name)), None)
-    if fed is not None or not way:
-        return f"its logits are made of more than the end of its residual stream: of {fed or unembedding.id} too"
+    fed = [name for name in sorted(beside) if not is_constant(graph, name)]
+    content = next((name for name in fed if not _only_chooses(graph, name)), None)
+    if content is not None or not way:
+        return f"its logits are made of more than the end of its residual stream: of {content or last.id} too"
     weights = {name: value(name) for name in beside} if value is not None else {}
-    return Readout(graph, end, tuple(node.id for node in way), weights)
+    choices = sorted({*fed, *(name for name in beside if _counts(graph[name]))})
+    return Readout(graph, end, tuple(node.id for node in way), weights, unembedding is not None, tuple(choices))
+
+
+def _counts(node: Node) -> bool:
+    """Whether a constant is made anew in each run: numbers of positions or of examples, as a rule."""
+    return not node.dtype.is_floating_point and node.op not in ("param", "buffer")
+
+
+def _only_chooses(graph: Graph, name: TensorId) -> bool:
+    """Whether a value says which positions are meant: made of whole numbers and masks that are given, of no weight."""
+    made = [graph[name], *above(graph, name, lambda node: True, all_inputs)]
+    return not any(node.op in ("param", "opaque") or (node.op == "input" and node.dtype.is_floating_point) for node in made)
 
 
 def is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:

@@ -6,16 +6,20 @@ from itertools import groupby
 
 from torch import Tensor
 
-from fmr.errors import StructureError
+from fmr.errors import StructureError, number_of
+from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key
 from fmr.pictures.notebook import table
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
+from fmr.structure.align import align
 from fmr.structure.attention.attention import Attention, Head
 from fmr.structure.frozen import Frozen
+from fmr.structure.layer import Layer
 from fmr.structure.logits import Readout
 from fmr.structure.memories.memory import Memory
+from fmr.structure.prints import Prints
 from fmr.structure.proof.certificate import Certificate, Rejected, proof
 from fmr.structure.proof.evaluate import check_run
 from fmr.structure.streams.stream import Stream, Write
@@ -25,36 +29,6 @@ __all__ = ["Attention", "Certificate", "Head", "Layer", "Memory", "Rejected", "S
 
 _FOLD, _STACKS, _REASONS = 12, 4, 8
 """How many blocks of one size are printed one by one, how many plain stacks, the longest, and how many reasons."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of a residual stream: its attentions and memories, and the stream before, between and after them.
-
-    It is what one call of an entry of a list of modules writes to the stream; `fmr.structure.layers` says what is one where
-    no list tells. `resid_mid` is None where attention and memory write at once or one of them is missing.
-    """
-
-    attentions: tuple[Attention, ...]
-    mlps: tuple[Memory, ...]
-    resid_pre: Site
-    resid_mid: Site | None
-    resid_post: Site
-
-    @property
-    def attention(self) -> Attention | None:
-        """The first attention of the layer; where it has two kinds that is self-attention, as a rule."""
-        return self.attentions[0] if self.attentions else None
-
-    @property
-    def mlp(self) -> Memory | None:
-        """The last memory of the layer."""
-        return self.mlps[-1] if self.mlps else None
-
-    def __repr__(self) -> str:
-        parts = [f"{a.kind} attention, {a.n_heads} heads of {a.head_dim}" for a in self.attentions]
-        parts += [f"{m.n} memories" for m in self.mlps]
-        return " | ".join(parts) or "no attention, no memories"
 
 
 @dataclass(frozen=True)
@@ -77,6 +51,8 @@ class Structure:
     unembedding: Site | None
     final_norm: Site | None
     rejected: tuple[Rejected, ...]
+    graph: Graph = field(repr=False)
+    prints: Prints = field(repr=False)
     unproven: str = ""
     readout: Readout | str = field(default="", repr=False)
 
@@ -131,6 +107,8 @@ class Structure:
                 f"Nothing can be read out of {self.model}: {self.readout}. Expected pre-norm layers and logits."
             )
         return self.readout
+
+    align = align
 
     @property
     def roles(self) -> dict[TensorId, str]:
@@ -199,7 +177,10 @@ def _short(certificate: Certificate | None) -> str:
 
 
 def _headline(structure: Structure) -> str:
-    parts = f"{len(structure.layers)} layers, {len(structure.attention)} attentions, {len(structure.mlps)} memories"
+    parts = (
+        f"{number_of(len(structure.layers), 'layer')}, {number_of(len(structure.attention), 'attention')}, "
+        f"{number_of(len(structure.mlps), 'memory', 'memories')}"
+    )
     return f"Structure of {structure.model}: {parts}, {len(structure.rejected)} rejected"
 
 

@@ -1,5 +1,7 @@
 """What one reader sees of one writer: the way between them along sums, views and products with parameters."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from fmr.errors import DrawError
+from fmr.errors import DrawError, number_of
 from fmr.ids import Site
 
 if TYPE_CHECKING:
@@ -58,18 +58,20 @@ class Grid:
         >>> grid = fmr.sweep(model, inputs, places, edits.Zero(), logit_diff(3, 7), progress=False)
         >>> figure = grid.plot(tokens=["<bos>", "who", "gave", "what", "to", "whom"])
 
-        Sites of one position each, or of one head, make a map: a row for each value, a column for each position or head. Any
-        others stand side by side, in the order of the sweep. ax: where to draw. tokens: one for each position.
+        Sites of one position each, or of one head, make a map: a row for each value, a column for each position or head;
+        those of one head at one position have a row for each head. Where IDs of values differ in one number
+        alone, it names their rows. Any others stand side by side, in the order of the sweep. ax: where to draw. tokens: one
+        for each position.
         """
-        from fmr.pictures.changes import draw
+        from fmr.pictures.changes import draw, numbered
 
         changes = self.values.reshape(len(self.sites), -1).double().mean(1).cpu() - float(self.base.mean())
         axis, cells = _laid_out(self.sites)
-        ids = list(dict.fromkeys(row for row, _ in cells))
+        rows = list(dict.fromkeys(row for row, _ in cells))
         columns = 1 + max(column for _, column in cells)
-        found = torch.full((len(ids), columns), float("nan"), dtype=torch.double)
+        found = torch.full((len(rows), columns), float("nan"), dtype=torch.double)
         for (row, column), change in zip(cells, changes, strict=True):
-            found[ids.index(row), column] = change
+            found[rows.index(row), column] = change
         if tokens is not None and (axis != "positions" or len(tokens) < columns):
             raise DrawError(
                 f"tokens holds {len(tokens)} labels, and the map has {columns} {axis}. Expected one for each position, "
@@ -77,24 +79,37 @@ class Grid:
             )
         labels = list(map(str, range(columns))) if tokens is None else list(tokens[:columns])
         across = "" if tokens is not None else axis.removesuffix("s")
-        return draw(found, ids, labels, across, f"{len(self.sites)} edited runs", ax)
+        names, title = [name for name, _ in rows], number_of(len(self.sites), "edited run")
+        by_head = rows[0][1] is not None
+        if short := numbered(names):
+            names, title = list(map(str, short[0])), f"{title}\nrows: *{'.head' * by_head} of {short[1]}"
+        if by_head:
+            names = [f"{name}.{head}" for name, (_, head) in zip(names, rows, strict=True)]
+        return draw(found, names, labels, across, title, ax)
 
     def __repr__(self) -> str:
         why = f" ({self.why})" if self.why else ""
         low, high = float(self.values.min()), float(self.values.max())
         return (
-            f"Grid of {len(self.sites)} edited runs by {self.how}{why}, {self.rows} at once: values {low:.4g} to "
-            f"{high:.4g}, without edits {float(self.base.mean()):.4g}; {self.forwards} forwards, spot checks within "
-            f"{self.error:.1e}"
+            f"Grid of {number_of(len(self.sites), 'edited run')} by {self.how}{why}, {self.rows} at once: values {low:.4g} "
+            f"to {high:.4g}, without edits {float(self.base.mean()):.4g}; {number_of(self.forwards, 'forward')}, spot "
+            f"checks within {self.error:.1e}"
         )
 
 
-def _laid_out(sites: Sequence[tuple[Site, ...]]) -> tuple[str, list[tuple[str, int]]]:
+Row = tuple[str, int | None]
+"""What a row of a map holds: an ID, and one head of it where rows are heads."""
+
+
+def _laid_out(sites: Sequence[tuple[Site, ...]]) -> tuple[str, list[tuple[Row, int]]]:
     """What the columns of a map count, and the row and column of each run; one row of runs where they make no map."""
-    for axis in ("positions", "heads"):
-        places = [getattr(of[0], axis) for of in sites if len(of) == 1]
-        if len(places) == len(sites) and all(type(place) is int and place >= 0 for place in places):
-            cells = [(str(of[0].id), place) for of, place in zip(sites, places, strict=True)]
+    every = [of[0] for of in sites if len(of) == 1]
+    for axis, by_head in (("positions", False), ("heads", False), ("positions", True)):
+        places = [getattr(site, axis) for site in every]
+        single = [*places, *(site.heads for site in every if by_head)]
+        if len(every) == len(sites) and all(type(place) is int and place >= 0 for place in single):
+            rows = [(str(site.id), cast("int", site.heads) if by_head else None) for site in every]
+            cells = list(zip(rows, places, strict=True))
             if len(set(cells)) == len(cells):
                 return axis, cells
-    return "runs", [("", number) for number in range(len(sites))]
+    return "runs", [(("", None), number) for number in range(len(sites))]

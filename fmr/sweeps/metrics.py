@@ -1,7 +1,10 @@
 """Ready-made metrics of a model's output: one number for each example, read at a position."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from fmr.edits.frames import Frames
 from fmr.edits.places import parts
-from fmr.errors import EditError, whole_number
+from fmr.errors import EditError, number_of, whole_number
 from fmr.ids import Site, TensorId
 from fmr.nests import leaves
 
@@ -51,7 +54,9 @@ def read_at(logits: Tensor, at: At) -> Tensor:
         return logits[torch.arange(len(logits), device=logits.device), at.to(logits.device)]
     many, column = logits.shape[1], whole_number(at)
     if column is None or not -many <= column < many:
-        raise EditError(f"at={at!r}: the logits have {many} positions, expected a whole number from {-many} to {many - 1}.")
+        raise EditError(
+            f"at={at!r}: the logits have {number_of(many, 'position')}, expected a whole number from {-many} to {many - 1}."
+        )
     return logits[:, column]
 
 
@@ -74,7 +79,8 @@ def token_ids(tokens: Any, logits: Tensor, several: bool = False) -> Tensor:
     fits = not found.dim() or len(found) == len(logits) or (follow and len(found) == 1)
     if not fits or found.dim() > 1 + follow:
         raise EditError(
-            f"The tokens {_short(tokens)} have shape {tuple(found.shape)}, and there are {len(logits)} examples. Expected "
+            f"The tokens {_short(tokens)} have shape {tuple(found.shape)}, and there are "
+            f"{number_of(len(logits), 'example')}. Expected "
             f"one token for all of them, as a number, or a list with one for each."
         )
     outside = found[(found < 0) | (found >= vocabulary)].flatten().tolist()
@@ -140,7 +146,8 @@ class Probability:
             many, first = tokens.shape[1], at % logits.shape[1]
             if first + many > logits.shape[1]:
                 raise EditError(
-                    f"at={at}: {many} tokens follow from there, and the logits have {logits.shape[1]} positions."
+                    f"at={at}: {number_of(many, 'token')} follow from there, and the logits have "
+                    f"{number_of(logits.shape[1], 'position')}."
                 )
             at = torch.arange(first, first + many)
         each = logits[torch.arange(len(logits), device=logits.device)[:, None], at.to(logits.device)].log_softmax(-1)
@@ -239,8 +246,22 @@ def measured(metric: Metric, output: Any, examples: int) -> Tensor:
         found = torch.zeros(2, 2)
     if found.dim() > 1 or found.is_complex() or (found.dim() == 1 and len(found) not in (1, examples)):
         shown = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
-        raise EditError(f"The metric returned {shown}, expected one number or one for each of the {examples} examples.")
+        raise EditError(
+            f"The metric returned {shown}, expected one number or one for each of the {number_of(examples, 'example')}."
+        )
     return found if found.is_floating_point() else found.double()
+
+
+def why_no_metric(given: Any) -> str | None:
+    """Why something is no metric, and what to give in its place; None for what may be one."""
+    if isinstance(given, type) or any(given is maker for maker in _MAKERS):
+        parameters = {} if isinstance(given, type) else signature(given).parameters
+        takes = ", ".join(name for name, one in parameters.items() if one.default is one.empty)
+        called = f"{given.__name__}({takes or '...'})"
+        return f"metric is {given.__name__} itself, not what it returns: expected a metric, as {called}."
+    if callable(given):
+        return None
+    return f"metric is {type(given).__name__}, expected a function of the model's output, as logit_diff(right, wrong)."
 
 
 def logit_diff(right: Any, wrong: Any, at: int = -1) -> LogitDiff:
@@ -287,3 +308,7 @@ def loss(targets: Tensor) -> Loss:
     targets: the token IDs themselves, -100 for those that count for nothing.
     """
     return Loss(targets)
+
+
+_MAKERS = (logit_diff, log_prob, probability, kl, loss)
+"""What makes a metric and is none."""

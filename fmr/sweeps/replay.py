@@ -1,5 +1,7 @@
 """A recorded pass run again from its graph: what an edit reaches and what is wanted, without the model's Python."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from fmr.watching.storage import is_equal
 
 def replay(
     run: Run | Pass,
-    edits: "Mapping[Key | Edge, Edit | Sequence[Edit]] | None" = None,
+    edits: Mapping[Key | Edge, Edit | Sequence[Edit]] | None = None,
     *,
     freeze: Key | Iterable[Key] = (),
     want: Key | Iterable[Key] | None = None,
@@ -346,7 +348,7 @@ def no_draws() -> Iterator[None]:
         )
 
 
-_kernels: "WeakKeyDictionary[Pass, dict[TensorId, int]]" = WeakKeyDictionary()
+_kernels: WeakKeyDictionary[Pass, dict[TensorId, int]] = WeakKeyDictionary()
 
 _HANDED = (
     "{0} is the very tensor that an op was given, {1}, and a recording does not tell who reads it under which name. Edit "

@@ -1,5 +1,7 @@
 """Many edited runs asked for at once: as rows of one replay, else of one forward where rows stay apart, else one by one."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

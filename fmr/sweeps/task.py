@@ -23,7 +23,7 @@ from fmr.runs.run import Run
 from fmr.runs.sources import read_source
 from fmr.runs.track import run as run_once
 from fmr.runs.undisturbed import undisturbed
-from fmr.sweeps.metrics import READY, Metric, measured, placed
+from fmr.sweeps.metrics import READY, Metric, measured, placed, why_no_metric
 from fmr.sweeps.questions import refuse_chosen_paths
 from fmr.sweeps.rows import tolerance
 
@@ -221,8 +221,10 @@ def _check(model: Any, edit: Any, metric: Any) -> None:
             f"model is {type(model).__name__}, expected a torch.nn.Module. A function is run once for each edit: "
             f"fmr.run(function, *inputs, edits=...). {order}"
         )
-    if isinstance(metric, EDITS) or not callable(metric):
+    if isinstance(metric, EDITS):
         raise EditError(f"metric is {type(metric).__name__}, expected a function of the model's output. {order}")
+    if (reason := why_no_metric(metric)) is not None:
+        raise EditError(f"{reason} {order}")
     if isinstance(edit, READY):
         raise EditError(f"edit is {type(edit).__name__}, a metric: expected an edit, as edits.Zero(). {order}")
 

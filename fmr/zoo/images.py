@@ -6,6 +6,8 @@ Reading and resizing is done by Pillow, which matplotlib needs anyway.
 (427, 640, 3)
 """
 
+from __future__ import annotations
+
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +75,7 @@ def _bicubic() -> Any:
     return Resampling.BICUBIC
 
 
-def _opened(image: Any) -> "Image":
+def _opened(image: Any) -> Image:
     """The picture, upright and in three colors."""
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError

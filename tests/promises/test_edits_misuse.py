@@ -82,7 +82,7 @@ def made() -> tuple[nn.Module, Tensor, fmr.Run]:
             edits.Interchange(torch.ones(2, 6, 16)),
             r"is a tensor of shape \(2, 6, 16\), which the model was given as its inputs and raised RuntimeError: .*Replace",
         ),
-        (Site(H, passes=3), edits.Zero(), r"never fired: the run had 1 passes, none of them 3"),
+        (Site(H, passes=3), edits.Zero(), r"never fired: the run had 1 pass, none of them 3"),
         (Site(H, passes=-1), edits.Zero(), r"counts passes from the last, which no run knows before it ends\. Count from 0"),
         (Site(H, passes=slice(-2, None)), edits.Zero(), r"counts passes from the last"),
         (

@@ -118,7 +118,7 @@ def test_structure_without_weights_on_the_meta_device() -> None:
 def test_a_structure_prints_on_one_screen() -> None:
     torch.manual_seed(0)
     structure = fmr.locate(fmr.run(Einsum(False), torch.randn(2, 5, 8)))
-    assert repr(structure).splitlines()[0] == "Structure of Einsum: 1 layers, 1 attentions, 0 memories, 0 rejected"
+    assert repr(structure).splitlines()[0] == "Structure of Einsum: 1 layer, 1 attention, 0 memories, 0 rejected"
     assert structure.roles[structure.attention[0].pattern.id] == "pattern"
 
 

@@ -31,9 +31,9 @@ REASONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "nothing": (lambda h: h, "nothing bends what memory.0.up/linear#0 makes"),
     "a norm": (lambda h: F.normalize(h, dim=-1), "nothing but a norm bends what memory.0.up/linear#0 makes"),
     "a norm by hand": (lambda h: h / h.pow(2).mean(-1, keepdim=True).sqrt(), "nothing but a norm bends"),
-    "a sum so far": (lambda h: torch.relu(h).cumsum(1), "lies memory.0/cumsum#0, which is no op of single coefficients"),
+    "a sum so far": (lambda h: torch.relu(h).cumsum(1), "memory.0/cumsum#0 lies between its two projections"),
     "a roll": (rolled, "places inf"),
-    "a mean": (lambda h: torch.relu(h).mean(1, keepdim=True), "places inf"),
+    "a mean": (lambda h: torch.relu(h).mean(1, keepdim=True), "told of several positions or units: memory.0/mean#0"),
     "the other end": (lambda h: torch.relu(h).flip(1), "places inf"),
 }
 

@@ -109,6 +109,11 @@ MISUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda g: {"edit": log_prob(3), "metric": edits.Zero()},
         r"metric is Zero, expected a function .* The order",
     ),
+    "not called": (
+        lambda g: {"metric": fmr.sweeps.loss},
+        r"metric is loss itself, not what it returns: expected a metric, as loss\(targets\)\. The order",
+    ),
+    "a kind": (lambda g: {"metric": nn.CrossEntropyLoss}, r"metric is CrossEntropyLoss itself, .* CrossEntropyLoss\(...\)"),
     "two metrics": (lambda g: {"edit": log_prob(3)}, r"edit is LogProb, a metric: expected an edit, as edits.Zero\(\)."),
     "at twice": (lambda g: {"at": 3}, r"at=3 in a sweep with LogProb, which has its own"),
     "at outside": (

@@ -4,6 +4,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -53,6 +54,33 @@ def test_loading_again_gives_the_same_bits_offline_and_draws_nothing(name: str, 
     second = fmr.zoo.load(name).model.state_dict()
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("name", ["minilm", "smollm2"])
+def test_loading_draws_no_bar_and_leaves_those_of_others(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """In another thread, and after it, a bar is drawn as whoever asked for it wants it."""
+    from transformers.utils import logging
+
+    seen: list[str] = []
+
+    def theirs(factory: Any, args: Any, kwargs: Any) -> Any:
+        seen.append(str(kwargs.get("desc")))
+        return factory(*args, **kwargs)
+
+    before = logging.set_tqdm_hook(theirs)
+    try:
+        with packaged._quiet():
+            other = Thread(target=lambda: list(logging.tqdm([1], desc="of another thread")))
+            other.start()
+            other.join()
+            list(logging.tqdm([1], desc="ours"))
+        assert seen == ["of another thread"]
+        assert "of another thread" in capfd.readouterr().err
+        fmr.zoo.load(name)
+        assert capfd.readouterr() == ("", "")
+        assert logging.set_tqdm_hook(theirs) is theirs
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 # ---- the encoder

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fmr.errors import IdError, StructureError, whole_number
+from fmr.errors import IdError, StructureError, number_of, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
@@ -178,7 +178,7 @@ class Attention:
         numbers = chosen(heads, self.n_heads)
         labels = Labels.of(tokens, *maps.shape[-2:])
         number = "" if self.index is None else f"[{self.index}]"
-        note = f"{self.kind}-attention, {self.n_heads} heads of {self.head_dim}, example {example}"
+        note = f"{self.kind}-attention, {number_of(self.n_heads, 'head')} of {self.head_dim}, example {example}"
         sizes = SMALL if heads is None else LARGE
         return draw(maps[row, numbers], numbers, labels, f"attention{number}  {self.scope or 'root'}", note, sizes)
 
@@ -186,7 +186,7 @@ class Attention:
     def size(self) -> str:
         """Heads and their size in words."""
         groups = f" ({self.n_kv_heads} key-value)" if self.n_kv_heads != self.n_heads else ""
-        return f"{self.n_heads} heads of {self.head_dim}{groups}"
+        return f"{number_of(self.n_heads, 'head')} of {self.head_dim}{groups}"
 
     def __repr__(self) -> str:
         return f"{self.scope or 'root'}  {self.kind}  {self.size}  {proof(self.certified)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fmr.errors import StructureError, whole_number
+from fmr.errors import StructureError, number_of, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
@@ -92,7 +92,8 @@ class Memory:
     @property
     def size(self) -> str:
         """How many memories it holds, in words."""
-        return f"{self.n}{' gated' if self.w_gate is not None or self.fused_gate else ''} memories"
+        gated = "gated " if self.w_gate is not None or self.fused_gate else ""
+        return number_of(self.n, f"{gated}memory", f"{gated}memories")
 
     def __repr__(self) -> str:
         return f"{self.scope or 'root'}  {self.size}  {proof(self.certified)}"

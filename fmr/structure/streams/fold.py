@@ -31,6 +31,11 @@ class Fold(NamedTuple):
         """A matrix (..., width) that writes at the start of the way as one that writes at its end."""
         return (matrix - matrix.mean(-1, keepdim=True) if self.centred else matrix) * self.gain.to(matrix)
 
+    def size(self, moved: Tensor, end: Tensor) -> Tensor:
+        """The number `a` of each token, (..., 1). moved: what `after` makes of the start; end: the end of the way."""
+        found: Tensor = (moved * (end - self.bias.to(end))).sum(-1, keepdim=True)
+        return found / (moved * moved).sum(-1, keepdim=True).clamp(min=1e-30)
+
 
 def fold_between(graph: Graph, start: TensorId, end: TensorId, value: Values) -> Fold:
     """What lies between two values of a stream: a normalisation, a scale, or nothing.
@@ -54,16 +59,14 @@ def fold_between(graph: Graph, start: TensorId, end: TensorId, value: Values) ->
             0, -1
         ]
     flat, _ = _halves(graph, start, end, torch.ones_like(x), value)
-    centred = not bool((flat.abs() > 1e-3 * gain.abs().max()).any())
-    moved = gain * (x - x.mean(-1, keepdim=True) if centred else x)
-    seen = value(end).detach().double().reshape(x.shape)
-    scale = (moved * (seen - bias)).sum(-1, keepdim=True) / (moved * moved).sum(-1, keepdim=True).clamp(min=1e-30)
-    off = error(scale * moved + bias, seen)
+    fold = Fold(gain, bias, not bool((flat.abs() > 1e-3 * gain.abs().max()).any()))
+    moved, seen = fold.after(x), value(end).detach().double().reshape(x.shape)
+    off = error(fold.size(moved, seen) * moved + bias, seen)
     if off > tolerance_of(value(start), value(end)):
         raise StructureError(
             f"{end} is not {start} normalised by one weight for all tokens (error {off:.0e}), so that nothing can be folded."
         )
-    return Fold(gain, bias, centred)
+    return fold
 
 
 def _halves(graph: Graph, start: TensorId, end: TensorId, probe: Tensor, value: Values) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from fmr.errors import StructureError
+from fmr.errors import StructureError, number_of
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
@@ -63,7 +63,7 @@ class Stream:
     def __repr__(self) -> str:
         if not self.writes:
             return f"no writes, a plain stack of {len(self.points)} states from {self.points[0]} to {self.points[-1]}"
-        return f"{len(self.writes)} writes from {self.points[0]} to {self.points[-1]}"
+        return f"{number_of(len(self.writes), 'write')} from {self.points[0]} to {self.points[-1]}"
 
 
 def certify_stream(graph: Graph, stream: Stream, value: Values) -> Certificate:

@@ -393,6 +393,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
         (CLEAN, CORRUPTED, lambda output: output.logits[:, -1, 3].mean()),
         r"The metric returned one number for 4 pairs, expected one for each",
     ),
+    "not called": (
+        (CLEAN, CORRUPTED, fmr.sweeps.logit_diff),
+        r"metric is logit_diff itself, .* as logit_diff\(right, wrong\)",
+    ),
     "an edit": ((CLEAN, CORRUPTED, edits.Zero()), r"metric is Zero, expected a function of the model's output"),
 }
 

@@ -70,6 +70,16 @@ def test_identical_heads_are_at_exactly_zero_and_disjoint_ones_at_exactly_one() 
     assert distances([own, next_]).tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
+def test_logarithms_of_torch_and_of_numpy_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.cat(random_patterns(), 1).float().movedim(1, 0).flatten(1)
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr("analyzers.heads.divergence.FAST", fast)
+        found.append(divergences(weights))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+    assert (found[1].diagonal() == 0).all()
+
+
 def test_it_is_symmetric_and_zero_on_itself() -> None:
     found = distances(random_patterns())
     assert (found == found.T).all()
@@ -465,3 +475,9 @@ def test_sentences_are_many_and_distinct() -> None:
 def test_one_batch_is_no_loader() -> None:
     with pytest.raises(AnalyzerError, match=r"batches is one dict, expected several batches.*Pass \[batch\], or call"):
         HeadClustering().over({"input_ids": torch.ones(1, 2)})
+
+
+def test_one_head_has_no_distance_and_prints_none() -> None:
+    found = HeadClustering().update_patterns([torch.eye(5)[None, None]]).result(permutations=0)
+    assert "HeadClusters: 1 head of 1 layer over 5 tokens in 1 example" in repr(found)
+    assert "nan" not in repr(found)

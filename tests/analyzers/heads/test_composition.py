@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, MixtralConfig, OPTConfig
 
 import fmr
 from analyzers import AnalyzerError, Composition, Compositions
@@ -219,6 +219,35 @@ def test_the_triangle_of_a_matrix_without_full_rank_keeps_its_lengths() -> None:
     tall = torch.randn(9, 2) @ torch.randn(2, 4)
     x = torch.randn(4, 5)
     torch.testing.assert_close((triangle(tall) @ x).norm(dim=0), (tall @ x).norm(dim=0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("called", ["grouped_mm", "eager"])
+@torch.no_grad()
+def test_experts_are_memories_of_their_own(called: str) -> None:
+    """A router weighs what an expert writes and does not turn it: its score is that of its two matrices, be they read by one
+    product or in a loop over the experts that get a token."""
+    torch.manual_seed(0)
+    config = MixtralConfig(**{**SIZES, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1})
+    model = _moved(AutoModelForCausalLM.from_config(config, experts_implementation=called))
+    found, heads = Composition(model).run(IDS[:, :2]), llama_circuits(model)
+    assert found.refused == {}
+    assert found.writers[-6:] == tuple(f"mlp {layer} expert {expert}" for layer in (0, 1) for expert in range(3))
+    for expert in range(3):
+        writes = model.model.layers[0].mlp.experts.down_proj[expert]
+        q, k, _, _ = heads["1.2"]
+        score = norm(k.T @ q @ writes) / norm(k.T @ q) / norm(writes)
+        assert dict(found.into("1.2", "k"))[f"mlp 0 expert {expert}"] != pytest.approx(score, abs=1e-5)
+        assert dict(found.into("1.2", "q"))[f"mlp 0 expert {expert}"] == pytest.approx(score, abs=1e-5)
+        layer = model.model.layers[1]
+        reads = layer.mlp.experts.gate_up_proj[expert] * layer.post_attention_layernorm.weight
+        _, _, v, o = heads["0.1"]
+        score = norm(reads @ o.T @ v) / norm(reads) / norm(o.T @ v)
+        assert dict(found.into(f"mlp 1 expert {expert}", "in"))["0.1"] == pytest.approx(score, abs=1e-5)
+
+
+def test_a_model_in_train_mode_is_told_what_to_do() -> None:
+    with pytest.raises(AnalyzerError, match=r"is in train mode, .* call model.eval\(\)"):
+        Composition(llama().train()).run(IDS)
 
 
 # ---- what a user gets, and what is refused

@@ -209,7 +209,8 @@ def test_the_heads_that_changed_are_those_that_moved() -> None:
     assert "the same head of two models" in repr(found)
     assert "most before 1.2" in repr(found)
     assert list(found.table()["model"].unique()) == ["before", "after"]
-    assert len(found.plot().axes[0].get_legend().get_texts()) == 2
+    told = [text.get_text() for text in found.plot().axes[0].get_legend().get_texts()]
+    assert told == ["before", "after", "the same head of two models"]
 
 
 def test_patterns_of_several_models_come_by_name() -> None:

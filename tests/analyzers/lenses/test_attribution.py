@@ -92,7 +92,7 @@ def test_single_memories_add_up_to_their_layer() -> None:
         LogitAttribution(model).run(ids, 4).memory_table()
 
 
-@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Mamba"])
 def test_half_precision_adds_up_as_far_as_it_is_precise(name: str) -> None:
     model, ids = made(name, torch.bfloat16)
     found = LogitAttribution(model).run(ids, [4, 5, 6], [7, 8, 9])
@@ -210,3 +210,57 @@ def test_what_cannot_be_taken_apart_says_why(loaded: tuple[nn.Module, Any]) -> N
     bert, args, kwargs = build("bert")
     with pytest.raises(AnalyzerError, match=r"Nothing can be read out of .*Expected pre-norm layers and logits"):
         LogitAttribution(bert).run(kwargs or {"input_ids": args[0]}, 3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_are_told_apart_at_any_length_and_number(name: str) -> None:
+    """With one position, tokens as rows are examples."""
+    model, ids = made(name)
+    whole = LogitAttribution(model).run(ids, [4, 5, 6], position=0)
+    single = LogitAttribution(model).run(ids[:, :1], [4, 5, 6])
+    assert single.names == whole.names
+    assert single.error < 1e-5
+    assert torch.allclose(single.values, whole.values, atol=1e-5)
+
+
+class Looped(nn.Module):
+    """Attention whose heads are called one after the other, each with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.place = nn.Embedding(20, 16), nn.Embedding(8, 16)
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
+        self.qkv = nn.ModuleList(nn.ModuleList(nn.Linear(16, 12) for _ in range(4)) for _ in range(2))
+        self.out = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids) + self.place(torch.arange(ids.shape[1]))
+        for norm, heads, out in zip(self.norms, self.qkv, self.out, strict=False):
+            made = []
+            for head in heads:
+                q, k, v = head(norm(x)).chunk(3, -1)
+                made.append(torch.softmax(q @ k.mT / 2, -1) @ v)
+            x = x + out(torch.cat(made, -1))
+        return self.head(self.norms[2](x))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 5), (3, 1), (1, 1)])
+def test_heads_in_a_loop_are_heads_of_one_layer(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model, ids = Looped().eval(), torch.randint(20, shape)
+    found = LogitAttribution(model).run(ids, 4)
+    assert found.error < 1e-5
+    assert not found.whole
+    assert {f"head {layer}.{place}" for layer in range(2) for place in range(4)} <= set(found.names)
+    assert len(set(found.names)) == len(found.names)
+    run = fmr.run(model, ids)
+    end = run[fmr.locate(run).residual.writes[-1].after].detach()[:, -1].double()
+    scale = (end.var(-1, keepdim=True, correction=0) + 1e-5).rsqrt()
+    with torch.no_grad():
+        q, k, v = model.qkv[1][2](model.norms[1](run[fmr.locate(run).residual.writes[0].after])).chunk(3, -1)
+        z = (torch.softmax(q @ k.mT / 2, -1) @ v)[:, -1].double()
+        written = z @ model.out[1].weight.double()[:, 8:12].T
+        direction = model.norms[2].weight * model.head.weight.double()[4]
+        by_hand = ((written - written.mean(-1, keepdim=True)) * scale) @ direction
+    assert torch.allclose(found.values[found.names.index("head 1.2")], by_hand, atol=1e-6)

@@ -1,5 +1,7 @@
 """The logit lens and its translator: the end is the model's own, maps that are there are found, nulls find nothing."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ def fitted(loaded: tuple[nn.Module, Any]) -> LensTranslator:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "Mamba"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_last_row_is_what_the_model_says(name: str, dtype: torch.dtype) -> None:
     model, ids = made(name, dtype)
     found = LogitLens(model).run(ids)
@@ -215,7 +217,7 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
         LogitLens(bert).run(kwargs or {"input_ids": args[0]})
     other, ids = made("Llama")
     with pytest.raises(AnalyzerError, match=r"shape \[21, 32\]: this translator is of a model 128 wide"):
-        LogitLens(other, translator=fitted.result()).run(ids)
+        LogitLens(other, translator=fitted.result(), tolerance=1).run(ids)
     with pytest.raises(AnalyzerError, match=r"maps for 0, 1, 2, and what is read is middle. .* at points of the same names"):
         LogitLens(*loaded, fitted.result()).run("Junel", sites={"middle": "transformer.h.1/add#0"})
     with pytest.raises(AnalyzerError, match=r"No map was fitted for '3': expected one of '0', '1', '2'"):
@@ -263,7 +265,7 @@ def test_a_model_that_says_its_last_token_alone_is_read_there_alone() -> None:
     model, ids = made("Llama")
     found, whole = LogitLens(LastAlone(model).eval()).run(ids), LogitLens(model).run(ids, position=-1)
     torch.testing.assert_close(found.entropy["lens"], whole.entropy["lens"], equal_nan=True)
-    with pytest.raises(AnalyzerError, match=r"position=0: this model gives the logits of the last column alone"):
+    with pytest.raises(AnalyzerError, match=r"position=0: this model gives the logits of one column of each example alo"):
         LogitLens(LastAlone(model).eval()).run(ids, position=0)
 
 
@@ -283,3 +285,67 @@ def test_texts_are_put_together_and_heads_say_what_they_take(loaded: tuple[nn.Mo
     assert torch.equal(together.result().maps[0], alone.result().maps[0])
     with pytest.raises(AnalyzerError, match="A batch is a list, expected a mapping"):
         HeadClustering(model).over(texts, progress=False)
+
+
+def test_maps_that_were_fitted_to_other_weights_are_refused(
+    tmp_path: Path, loaded: tuple[nn.Module, Any], fitted: LensTranslator
+) -> None:
+    """Points of the same names are no sign of the same model; rounding and a wrapper are no other one."""
+    model, tokenizer = loaded
+    maps, prompt = fitted.result(), TEXTS[0]
+    other = copy.deepcopy(model)
+    for weight in other.parameters():
+        weight.data = torch.randn_like(weight) * weight.std()
+    with pytest.raises(
+        AnalyzerError,
+        match=r"GPT2LMHeadModel lie 100% from those that the translator was fitted to, more than 5%. Expected the model "
+        r"that it was fitted to, in any precision; for a copy .* LogitLens\(model, tokenizer, translator, tolerance=1\)",
+    ):
+        LogitLens(other, tokenizer, maps).run(prompt)
+    with pytest.raises(AnalyzerError, match="lie 100% from those"):
+        LogitLens(other, tokenizer, maps).tune([TEXTS[:2]], [HELD[:2]])
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert LogitLens(copy.deepcopy(model).to(dtype), tokenizer, maps).run(prompt).apart < 0.005
+    assert LogitLens(Wrapped(model).eval(), tokenizer, maps).run(prompt).apart == 0
+    shard = LensTranslator(other, tokenizer).update(TEXTS[:2])
+    for mistake in (lambda: fitted.result(held_out=shard), lambda: shard.merge(fitted)):
+        with pytest.raises(AnalyzerError, match="counted a model whose weights lie 100% from those of this one"):
+            mistake()
+    assert LensTranslator(copy.deepcopy(model).bfloat16(), tokenizer).update(TEXTS[:2]).merge(fitted).tokens > fitted.tokens
+
+
+def test_a_copy_that_was_trained_on_is_read_where_that_is_asked_for(
+    tmp_path: Path, loaded: tuple[nn.Module, Any], fitted: LensTranslator
+) -> None:
+    model, tokenizer = loaded
+    near, far = copy.deepcopy(model), copy.deepcopy(model)
+    for one, share in ((near, 0.02), (far, 0.15)):
+        for weight in one.parameters():
+            weight.data += share * weight.std() * torch.randn_like(weight) if weight.dim() > 1 else 0
+    found = LogitLens(near, tokenizer, fitted.result()).run(TEXTS[0])
+    assert found.apart == pytest.approx(0.02, abs=0.01)
+    assert f"translated by maps that were fitted to weights {found.apart:.1%} away from these" in repr(found)
+    with pytest.raises(AnalyzerError, match=r"lie 1\d% from those"):
+        LogitLens(far, tokenizer, fitted.result()).run(TEXTS[0])
+    assert LogitLens(far, tokenizer, fitted.result(), tolerance=0.3).run(TEXTS[0]).apart > 0.1
+
+
+def test_a_file_without_weights_says_so(tmp_path: Path, loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
+    replace(fitted.result(), weights={}).save(tmp_path / "older.safetensors")
+    older = Translator.load(tmp_path / "older.safetensors")
+    with pytest.raises(
+        AnalyzerError, match=r"does not know which weights it was fitted to.* Fit it again, or, .* translator, tolerance=1\)"
+    ):
+        LogitLens(*loaded, older).run(TEXTS[0])
+    assert "fitted to weights that are not known" in repr(LogitLens(*loaded, older, tolerance=1).run(TEXTS[0]))
+
+
+class Wrapped(nn.Module):
+    """A model in another, whose parameters have longer names then."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.inner(input_ids, attention_mask=attention_mask).logits

@@ -375,6 +375,13 @@ def test_words_that_the_font_lacks_are_drawn_by_number() -> None:
     assert any("<5230>" in text.get_text() for text in figure.axes[0].texts)
 
 
+def test_blanks_of_tokens_are_seen_in_pictures() -> None:
+    found = over(Planted(), counting_texts()).result()
+    figure = replace(found, spelled={**found.spelled, "4": " four"}).plot_memory(0, 3)
+    assert "says: ' four', '" in figure.axes[0].get_title()
+    assert "' four'" in [text.get_text() for text in figure.axes[0].texts]
+
+
 # ---- bad input
 
 

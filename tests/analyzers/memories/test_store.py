@@ -34,7 +34,8 @@ def test_what_was_stored_is_read_again_to_the_bit(tmp_path: Path) -> None:
     whole = KeyValueMemories(model, k=4, store=path).over(BATCHES).result(seed=2)
     again = KeyValueMemories(model, k=4, store=path)
     assert repr(again) == (
-        "KeyValueMemories, 4 triggers a memory: counted 360 tokens of 60 texts in 10 batches; 24 memories of 1 layers"
+        f"KeyValueMemories(Planted, k=4, store={type(path).__name__}): 360 tokens of 60 texts in 10 batches; 24 memories of "
+        "1 layer counted"
     )
     found = again.result(seed=2)
     same(found, whole)
@@ -93,7 +94,7 @@ def test_a_killed_process_leaves_a_whole_state_that_says_what_was_counted(tmp_pa
     done = len(left.counts.batches)
     assert 4 <= done < 10
     assert done % 2 == 0
-    assert f"counted {36 * done} tokens of {6 * done} texts in {done} batches" in repr(left)
+    assert f": {36 * done} tokens of {6 * done} texts in {done} batches" in repr(left)
     same(left.result(), KeyValueMemories(Planted(gated=True), k=4).over(BATCHES[:done]).result())
     whole = KeyValueMemories(Planted(gated=True), k=4).over(BATCHES).result()
     same(KeyValueMemories(Planted(gated=True), k=4, store=path).over(BATCHES).result(), whole)

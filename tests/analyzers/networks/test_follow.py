@@ -185,7 +185,7 @@ def test_a_mixer_over_positions_leaves_units_alone_and_says_so() -> None:
     found = Modularity(model.eval(), draws=1, edges=[1.0]).run(torch.randn(2, 5, 4), progress=False)
     assert found.groups == ("input", "first", "last")
     assert found.mixing == ("mix/linear#0",)
-    assert "1 projections over positions give no edges: mix/linear#0" in repr(found)
+    assert "no edges of 1 projection over positions: mix/linear#0" in repr(found)
 
 
 class Attending(nn.Module):

@@ -1,5 +1,6 @@
 """Modularity as a user calls it: what it finds in trained networks, what it refuses, what is saved."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,34 @@ def test_what_units_do_is_not_counted_in_train_mode() -> None:
     assert len(Modularity(model).update(torch.randn(7, 4)).net()) == 9  # weights are what they are
     with pytest.raises(AnalyzerError, match=r"Sequential is in train mode, .*Expected eval mode: call model.eval\(\)"):
         Modularity(model, graph="activations").update(torch.randn(7, 4))
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "louvain"}, {"graph": "correlations"}], ids=str)
+def test_the_order_of_units_changes_nothing(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10)).eval()
+    turned, order = copy.deepcopy(net), torch.randperm(30)
+    turned[0].weight.data, turned[0].bias.data = net[0].weight.data[order], net[0].bias.data[order]
+    turned[2].weight.data = net[2].weight.data[:, order]
+    x = torch.randn(40, 20)
+    one, other = (Modularity(model, draws=3, **settings).run(x) for model in (net, turned))
+    np.testing.assert_allclose(one.q, other.q, rtol=1e-6)
+    np.testing.assert_allclose(one.null_q, other.null_q, rtol=1e-6)
+    np.testing.assert_allclose(one.null_ncut, other.null_ncut, rtol=1e-6)
+    hidden = slice(20, 50)
+    assert one.place[hidden].tolist() == list(range(30))
+    assert (one.labels[hidden][order] == other.labels[hidden]).all()
+    by_name = dict(zip(one.names, one.labels, strict=True))
+    assert [by_name[name] for name in other.names[:20]] == other.labels[:20].tolist()
+    strongest = [{*((one.names[i], one.names[j]))} for i, j in one.ends[:5]]
+    moved = {f"0:{new}": f"0:{int(old)}" for new, old in enumerate(order)}
+    assert [{moved.get(other.names[n], other.names[n]) for n in pair} for pair in other.ends[:5]] == strongest
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM(6, 8), nn.GRU(6, 8)], ids=["lstm", "gru"])
+def test_a_recurrent_kernel_is_named_with_what_to_do(layer: nn.Module) -> None:
+    expected = (
+        r"has no weights between units but in what .* \((lstm|gru)\) made, in which units cannot be followed: it reads"
+    )
+    with pytest.raises(AnalyzerError, match=rf"{expected} its weights inside one op. Expected the layer written out"):
+        Modularity(layer.eval()).run(torch.randn(5, 2, 6))

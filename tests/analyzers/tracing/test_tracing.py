@@ -226,9 +226,21 @@ def test_facts_in_shards_are_facts_in_one_pass(loaded: tuple[nn.Module, Any]) ->
 
 def test_facts_that_the_model_does_not_know_are_skipped_and_counted(loaded: tuple[nn.Module, Any]) -> None:
     tracing = CausalTracing(*loaded, kinds="state").update({"prompt": PROMPT, "subject": SUBJECT, "answer": "Runic"})
-    with pytest.raises(AnalyzerError, match=r"No fact has been traced yet \(1 were skipped"):
+    with pytest.raises(AnalyzerError, match=rf"1 fact had another answer than .* which is '{ANSWER}' after '{PROMPT}'"):
         tracing.result()
-    assert "1 skipped" in repr(tracing.update((PROMPT, SUBJECT)).result())
+    known = tracing.update((PROMPT, SUBJECT)).result()
+    assert "1 skipped" in repr(known)
+    assert "the model says" not in repr(known)
+    with pytest.raises(AnalyzerError, match=r"No fact has been traced yet. Call update"):
+        CausalTracing(*loaded).result()
+
+
+def test_an_answer_that_the_model_does_not_give_is_traced_and_told(loaded: tuple[nn.Module, Any], tmp_path: Path) -> None:
+    found = CausalTracing(*loaded, kinds="state", samples=1).run(PROMPT, SUBJECT, "Runic", progress=False)
+    told = f"the model says '{ANSWER}' first, not this answer: expected answer=None or '{ANSWER}' to trace what it knows"
+    assert told in repr(found)
+    found.save(tmp_path / "traces.safetensors")
+    assert told in repr(Traces.load(tmp_path / "traces.safetensors"))
 
 
 # ---- results
@@ -329,7 +341,7 @@ def test_settings_that_mean_nothing_are_refused(loaded: tuple[nn.Module, Any], n
 def test_what_cannot_be_traced_is_said(loaded: tuple[nn.Module, Any]) -> None:
     with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer. Pass one: Name\(model, tokenizer\)."):
         CausalTracing(loaded[0]).run(PROMPT, SUBJECT)
-    with pytest.raises(AnalyzerError, match=r"None of the 1 swaps has 3 tokens like 'Velin dal Millwick'"):
+    with pytest.raises(AnalyzerError, match=r"No swap of 1 has 3 tokens like 'Velin dal Millwick'"):
         CausalTracing(*loaded, swaps=["Junel Dunoth"]).run(PROMPT, SUBJECT)
     with pytest.raises(AnalyzerError, match=r"A fact is str 'Velin', expected prompt, subject and answer: a tuple"):
         CausalTracing(*loaded).update("Velin")

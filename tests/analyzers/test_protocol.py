@@ -1,0 +1,97 @@
+"""What every analyzer is alike in: it says what it is, and refuses what is no model."""
+
+import copy
+import inspect
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import analyzers
+import fmr
+from analyzers import AnalyzerError, HeadClustering, KeyValueMemories, LensTranslator, LogitLens, RankOneEdit
+from analyzers.protocol import Method
+from tests.models import build
+
+METHODS = [
+    one
+    for name in analyzers.__all__
+    if isinstance(one := getattr(analyzers, name), type) and issubclass(one, Method) and not inspect.isabstract(one)
+]
+
+
+class Words:
+    """In place of a tokenizer."""
+
+
+WORDS = Words()
+
+
+def asked(method: type[Method], model: Any) -> Method:
+    """One of a method, with a tokenizer where it takes one."""
+    takes = list(inspect.signature(method.__init__).parameters)
+    return method(model, WORDS) if takes[2:3] == ["tokenizer"] else method(model)
+
+
+def test_every_method_is_among_them() -> None:
+    every = [one for name in analyzers.__all__ if isinstance(one := getattr(analyzers, name), type)]
+    makers = {one.__name__ for one in every if hasattr(one, "run") or hasattr(one, "update")} - {"Analyzer"}
+    assert {one.__name__ for one in METHODS} == makers
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
+def test_what_is_no_model_is_told_so(method: type[Method]) -> None:
+    name = method.__name__
+    for given, told in (
+        ("gpt2", "got 'gpt2' for its model, expected a torch.nn.Module"),
+        (nn.Linear, "got the class Linear for its model, expected a torch.nn.Module: an instance, not its class"),
+        (7, "got 7 for its model"),
+        (torch.ones(2), r"got a Tensor for its model"),
+        (fmr.zoo.load("gru"), rf"got a Trained for its model, expected a torch.nn.Module: {name}\(given.model, ...\)"),
+    ):
+        with pytest.raises(AnalyzerError, match=f"{name} {told}"):
+            asked(method, given)
+    if inspect.signature(method.__init__).parameters["model"].default is None:
+        assert "None" not in repr(method())  # counts alone are read
+    else:
+        with pytest.raises(AnalyzerError, match=f"{name} got None for its model, expected a torch.nn.Module"):
+            asked(method, None)
+
+
+def test_one_of_several_models_that_is_none_is_told_so() -> None:
+    with pytest.raises(AnalyzerError, match=r"HeadClustering got 'gpt2' for its model, expected a torch.nn.Module"):
+        HeadClustering({"one": nn.Linear(2, 2), "two": "gpt2"})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
+def test_a_method_says_what_it_is(method: type[Method]) -> None:
+    assert re.fullmatch(
+        rf"{method.__name__}\(Linear(, Words)?\)(: nothing counted yet)?", repr(asked(method, nn.Linear(2, 2)))
+    )
+
+
+def test_settings_and_what_was_counted_are_told() -> None:
+    model, _, kwargs = build("gpt2_eager")
+    fitting = LensTranslator(model, layers=[0], skip=1)
+    assert repr(fitting) == "LensTranslator(GPT2LMHeadModel, layers=[0], skip=1): nothing counted yet"
+    fitting.update(kwargs)
+    assert repr(fitting) == f"LensTranslator(GPT2LMHeadModel, layers=[0], skip=1): {fitting.tokens} tokens counted"
+    assert repr(copy.copy(fitting)) == repr(fitting)
+    lens = LogitLens(model, None, fitting.result())
+    assert repr(lens) == "LogitLens(GPT2LMHeadModel, translator=Translator)"
+    edit = RankOneEdit(model, WORDS, texts=["It rains."] * 30, clamp=3.0)
+    assert repr(edit) == "RankOneEdit(GPT2LMHeadModel, Words, texts=list of 30, clamp=3.0)"
+    two = HeadClustering({"before": model, "after": model}, scope="*.h.*")
+    assert repr(two) == (
+        "HeadClustering({'before': GPT2LMHeadModel, 'after': GPT2LMHeadModel}, scope='*.h.*'): nothing counted yet"
+    )
+    assert repr(KeyValueMemories(k=3)) == "KeyValueMemories(k=3): nothing counted yet"
+
+
+def test_a_wrong_argument_is_still_pythons_own_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
+        LensTranslator(nn.Linear(2, 2), layer=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'model'"):
+        LogitLens()  # type: ignore[call-arg]

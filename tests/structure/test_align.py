@@ -1,0 +1,223 @@
+"""Which part is which: adapters, kernels, other numbers, renamed modules, experts; and what must not be said."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fmr
+from fmr.structure.align import PartAlignment
+from fmr.structure.parts import Structure
+from tests.models import build
+
+
+class Lora(nn.Module):
+    """A layer with an update of low rank beside it."""
+
+    def __init__(self, layer: nn.Module, width: int, out: int, rank: int = 2) -> None:
+        super().__init__()
+        self.base_layer, self.scale = layer, 0.5
+        self.lora_a, self.lora_b = nn.Linear(width, rank, bias=False), nn.Linear(rank, out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.base_layer(x) + self.lora_b(self.lora_a(x)) * self.scale
+        return made
+
+
+class Int8(nn.Module):
+    """A linear layer of whole numbers with a scale for each output."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("weight", (layer.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def replaced(model: nn.Module, make: Callable[[nn.Linear], nn.Module], only: tuple[str, ...] = ()) -> nn.Module:
+    """A copy with linear layers replaced, all or those of a name."""
+    model = copy.deepcopy(model)
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and (not only or name.rpartition(".")[2] in only):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], make(layer))
+    return model.eval()
+
+
+def located(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Structure:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return fmr.locate(fmr.run(model, *args, **kwargs))
+
+
+def adapted(layer: nn.Linear) -> nn.Module:
+    return Lora(layer, layer.in_features, layer.out_features)
+
+
+def whole(found: PartAlignment, first: Structure) -> None:
+    """Assert that every part and every value has its like, in order."""
+    assert [(a.index, b.index) for a, b in found.attention] == [(n, n) for n in range(len(first.attention))]
+    assert len(found.mlps) == len(first.mlps)
+    assert len(found.layers) == len(first.layers)
+    assert set(found.values) == set(first.roles)
+    assert not found.why
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5", "vit", "whisper"])
+def test_a_structure_is_aligned_with_itself(name: str) -> None:
+    model, args, kwargs = build(name)
+    one = located(model, args, kwargs)
+    found = one.align(one)
+    whole(found, one)
+    assert found.values == {name: name for name in one.roles}
+
+
+def test_kernels_have_the_same_parts() -> None:
+    one, two = (located(*build(name)) for name in ("gpt2_eager", "gpt2"))
+    found = one.align(two)
+    whole(found, one)
+    assert [two.roles[name] for name in found.values.values()] == [one.roles[name] for name in found.values]
+
+
+@pytest.mark.parametrize("only", [("q_proj", "v_proj"), ()])
+def test_adapters_leave_the_parts_what_they_are(only: tuple[str, ...]) -> None:
+    model, args, kwargs = build("llama")
+    one, two = located(model, args, kwargs), located(replaced(model, adapted, only), args, kwargs)
+    found = one.align(two)
+    assert [(a.index, b.index) for a, b in found.attention] == [(n, n) for n in range(len(one.attention))]
+    assert all(two.roles.get(there) == one.roles[here] for here, there in found.values.items())
+    assert {name for name, role in one.roles.items() if role in ("pattern", "z", "resid")} <= set(found.values)
+
+
+def test_copies_in_other_numbers_have_the_same_parts() -> None:
+    model, args, kwargs = build("llama")
+    one, two = located(model, args, kwargs), located(copy.deepcopy(model).to(torch.bfloat16), args, kwargs)
+    whole(one.align(two), one)
+    whole(one.align(located(replaced(model, Int8), args, kwargs)), one)
+
+
+def test_a_quantised_copy_has_the_same_attention() -> None:
+    model, args, kwargs = build("bert")
+    one = located(model, args, kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+        two = located(quantised, args, kwargs)
+    found = one.align(two)
+    assert set(one.roles) == set(found.values)
+    assert [(a.index, b.index) for a, b in found.attention] == [(n, n) for n in range(len(one.attention))]
+    assert found.mlps == ()  # the weights of a quantised projection are hidden, so that nothing there is a memory
+    assert all(two.roles.get(there, role) == role for (here, there) in found.values.items() for role in [one.roles[here]])
+
+
+class Feed(nn.Module):
+    """A feed-forward layer with a gate."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(width, 2 * width, bias=False) for _ in range(2))
+        self.down = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return made
+
+
+class Stack(nn.Module):
+    """Feed-forward layers on one stream, with a norm before each."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.layers = nn.Linear(6, 6), nn.ModuleList(layers)
+        self.norms, self.last = nn.ModuleList([nn.LayerNorm(6) for _ in layers]), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        made: Tensor = self.last(x)
+        return made
+
+
+def feeds(count: int) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [Feed() for _ in range(count)]
+
+
+def of(model: nn.Module) -> Structure:
+    return fmr.locate(fmr.run(model, torch.linspace(-1, 1, 24).reshape(1, 4, 6)))
+
+
+def scopes(found: PartAlignment) -> dict[str, str]:
+    return {repr(a): repr(b) for a, b in found.mlps}
+
+
+def test_a_layer_that_was_removed_is_known_by_the_weights_of_the_others() -> None:
+    layers = feeds(3)
+    one, two = of(Stack(layers)), of(Stack([layers[0], layers[2]]))
+    found = one.align(two)
+    assert scopes(found) == {"layers.0": "layers.0", "layers.2": "layers.1"}
+    assert "layers.1" in found.why
+    assert scopes(two.align(one)) == {"layers.0": "layers.0", "layers.1": "layers.2"}
+    graphs = fmr.locate(one.graph), fmr.locate(two.graph)
+    assert scopes(graphs[0].align(graphs[1])) == {}
+
+
+def test_layers_whose_weights_were_exchanged_are_not_matched_by_name() -> None:
+    layers = feeds(2)
+    found = of(Stack(layers)).align(of(Stack(layers[::-1])))
+    assert scopes(found) == {}
+
+
+def test_a_deeper_model_shares_no_layers() -> None:
+    assert scopes(of(Stack(feeds(2))).align(of(Stack([Feed(), Feed(), Feed()])))) == {}
+
+
+class Experts(nn.Module):
+    """Experts that every token is sent to, as a list of layers or as two tensors."""
+
+    def __init__(self, experts: list[Feed], together: bool) -> None:
+        super().__init__()
+        self.together = together
+        if together:
+            both = [torch.cat([one.gate.weight, one.up.weight]) for one in experts]
+            self.gate_up = nn.Parameter(torch.stack(both).detach())
+            self.down = nn.Parameter(torch.stack([one.down.weight for one in experts]).detach())
+        else:
+            self.experts = nn.ModuleList(experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.together:
+            return torch.stack([expert(x) for expert in self.experts]).sum(0)
+        gate, up = torch.bmm(x.expand(len(self.down), *x.shape[1:]), self.gate_up.mT).chunk(2, -1)
+        return torch.bmm(F.silu(gate) * up, self.down.mT).sum(0, keepdim=True)
+
+
+def test_experts_in_a_list_and_in_one_tensor_are_the_same_memories() -> None:
+    experts = [Feed() for _ in range(3)]
+    one, two = (of(Stack([Experts(experts, together)])) for together in (False, True))
+    found = one.align(two)
+    assert scopes(found) == {f"layers.0.experts.{n}": f"layers.0, expert {n}" for n in range(3)}
+    assert scopes(two.align(one)) == {f"layers.0, expert {n}": f"layers.0.experts.{n}" for n in range(3)}
+    assert found.within[one.mlps[1].post.id] == two.mlps[0].post.id
+    assert len(found.layers) == 1
+    alone = fmr.locate(one.graph).align(fmr.locate(two.graph))
+    assert alone.mlps == ()
+    assert "layers.0.experts.1" in alone.why
+
+
+def test_what_is_no_structure_is_refused() -> None:
+    one = of(Stack(feeds(1)))
+    with pytest.raises(fmr.StructureError, match=r"cannot be compared with Graph: expected fmr.locate\(other\)"):
+        one.align(one.graph)  # type: ignore[arg-type]
