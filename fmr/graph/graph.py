@@ -74,7 +74,7 @@ class Graph:
 
     def __getitem__(self, key: "Key") -> Node:
         """The node of an ID, inner values of fused ops included; for the path of a module that of the tensor it returned."""
-        name = id_of(key)
+        name = key if isinstance(key, TensorId) else id_of(key)
         place = self._place.get(name)
         if place is not None:
             return self.nodes[place]

@@ -10,7 +10,17 @@ from torch import Tensor
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
-from fmr.structure.normal.match import NONLINEAR, above, all_inputs, between, depends_on, is_constant, product, projection
+from fmr.structure.normal.match import (
+    NONLINEAR,
+    above,
+    all_inputs,
+    between,
+    depends_on,
+    is_constant,
+    product,
+    projection,
+    sources_of,
+)
 from fmr.structure.proof.certificate import error
 from fmr.structure.proof.evaluate import Values, evaluate
 
@@ -256,13 +266,14 @@ def mistaken(graph: Graph, found: Claim, value: Values) -> str:
     query and the first key alone, by linear steps, it is no cross-attention.
     """
     q, k = found.q.id, found.k.id
-    data = [{node.id for node in above(graph, name, lambda node: True, all_inputs)} for name in (q, k)]
-    if found.kind not in MULTIPLY or any(graph[name].op == "opaque" for name in data[0] | data[1]):
+    sources = [sources_of(graph, name) for name in (q, k)]
+    if found.kind not in MULTIPLY or any(graph[name].op == "opaque" for name in sources[0] | sources[1]):
         return ""
-    fed = [name for name in data[0] & data[1] if not is_constant(graph, name)]
     if found.kind == "self":
-        alone = not fed and not is_constant(graph, q) and not is_constant(graph, k)
+        alone = all(sources) and sources[0].isdisjoint(sources[1])
         return f"{q} and {k} are made of different inputs, which is not what self says" if alone else ""
+    data = [{node.id for node in above(graph, name, lambda node: True, all_inputs)} for name in (q, k)]
+    fed = (name for name in data[0] & data[1] if not is_constant(graph, name))
     last = max((name for name in fed if graph[name].dtype.is_floating_point), key=graph.place, default=None)
     if last is None or last in (q, k) or graph[last].shape[-2:-1] < (3,) or _bends(graph, last, q) or _bends(graph, last, k):
         return ""

@@ -220,22 +220,29 @@ def unbroadcast(graph: Graph, weight: TensorId) -> TensorId:
 
 def is_constant(graph: Graph, name: TensorId) -> bool:
     """Whether no input flows into a value."""
-    return name not in _fed(graph)
+    return name not in _sources(graph)
+
+
+def sources_of(graph: Graph, name: TensorId) -> frozenset[TensorId]:
+    """The inputs, and the values of code that is not seen, that flow into a value."""
+    return _sources(graph).get(name, frozenset())
+
+
+@cached_per_graph
+def _sources(graph: Graph) -> dict[str, frozenset[TensorId]]:
+    """For each value that anything flows into what that is."""
+    found: dict[str, frozenset[TensorId]] = {}
+    for node in graph.nodes:
+        own = {frozenset([node.id])} if node.op in ("input", "opaque") else set()
+        given = own | {found[parent] for parent in node.parents if parent in found}
+        if given:
+            found[node.id] = next(iter(given)) if len(given) == 1 else frozenset().union(*given)
+    return found
 
 
 def is_learned(graph: Graph, name: TensorId) -> bool:
     """Whether a parameter flows into a value."""
     return any(node.op == "param" for node in above(graph, name, lambda node: True, all_inputs))
-
-
-@cached_per_graph
-def _fed(graph: Graph) -> set[str]:
-    """The values that an input, or code that is not seen, flows into."""
-    fed: set[str] = set()
-    for node in graph.nodes:
-        if node.op in ("input", "opaque") or any(parent in fed for parent in node.parents):
-            fed.add(node.id)
-    return fed
 
 
 def is_random(node: Node) -> bool:
