@@ -32,7 +32,7 @@ from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
-from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
+from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_without_numbers
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
@@ -250,7 +250,7 @@ class _Search:
         if self.value is None:
             return None, True
         try:
-            certificate = certify(self.graph, found, self.value)
+            certificate = certify(self.graph, found, Doubles(self.value))
         except IdError as error:
             if not isinstance(error, RandomError):
                 raise

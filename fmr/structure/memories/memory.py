@@ -18,7 +18,7 @@ from fmr.structure.memories.up_projections import THROUGH
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, above, depends_on, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
-from fmr.structure.proof.evaluate import Values, check_places, evaluate, graph_of, own_work, plain
+from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +187,13 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     """
     if wrong := _misread(graph, found) or _misgated(graph, found, value):
         raise StructureError(wrong)
+    value = value if isinstance(value, Doubles) else Doubles(value)
     source, post, out = value(found.source), value(found.post.id), value(found.out.id)
     errors = {"post": error(evaluate(graph, found.post.id, {found.source: source}, value), post)}
     places = of_own_place(graph, found.source, found.up, found.post.id, found.axis, value)
     if places is not None:
         errors["places"] = places
-    keys, values = plain(value(found.keys)), found.own(plain(value(found.values)), post.shape[-1])
+    keys, values = value.double(found.keys), found.own(value.double(found.values), post.shape[-1])
     of_keys = of_values = None
     if found.axis == -1:
         of_keys = _product(graph, found.source, found.up, keys, found.key_dim == 0, value)
@@ -237,17 +238,17 @@ def _misgated(graph: Graph, found: Memory, value: Values) -> str:
 
 
 def _product(
-    graph: Graph, name: TensorId, result: TensorId, weight: Tensor, turned: bool, value: Values, alone: bool = True
+    graph: Graph, name: TensorId, result: TensorId, weight: Tensor, turned: bool, value: Doubles, alone: bool = True
 ) -> Tensor | None:
     """What a weight makes of a value as a matrix, turned or not, plus the bias; None where it is none that fits both.
 
     One that would fit the other way round is not the matrix that was claimed, and makes nothing that is finite; nor does
     one beside which, though it makes the result `alone`, more is added than one bias for all positions.
     """
-    given, made = value(name).detach().double(), value(result)
+    given, made = value.double(name), value(result)
     if weight.dim() != 2:
         return None
-    matrix = (weight.mT if turned else weight).detach().double()
+    matrix = weight.mT if turned else weight
     positions = given.shape[:-1].numel()
     if (given.shape[-1], positions * matrix.shape[1]) != (len(matrix), made.numel()):
         other = (given.shape[-1], positions * len(matrix)) == (matrix.shape[1], made.numel())

@@ -25,17 +25,34 @@ Values = Callable[[TensorId], Tensor]
 """Gives the recorded value of an ID: a run, or anything that reads like one."""
 
 
+class Doubles:
+    """The values of a run as one certificate reads them: each is brought to double precision once."""
+
+    def __init__(self, value: Values) -> None:
+        self.value = value
+        self._known: dict[TensorId, Tensor] = {}
+
+    def __call__(self, name: TensorId) -> Tensor:
+        return self.value(name)
+
+    def double(self, name: TensorId) -> Tensor:
+        """A value in double precision."""
+        if name not in self._known:
+            self._known[name] = double(self.value(name))
+        return self._known[name]
+
+
 def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> Tensor:
     """The value of `target` when some of the values that it depends on are given anew.
 
     What does not depend on a given value is taken as it was recorded, and so are choices, which rounding may tip: places
     of the largest, of what is sorted. Everything is computed in float64.
     """
-    first = min(given, key=graph.place)
+    first, read = min(given, key=graph.place), value if isinstance(value, Doubles) else Doubles(value)
     known = {name: double(tensor) for name, tensor in given.items()}
     for node in between(graph, first, target, lambda node: node.id not in given):
         if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
-            tensors = {p.id: known[p.id] if p.id in known else double(value(p.id)) for p in node.parents}
+            tensors = {p.id: known[p.id] if p.id in known else read.double(p.id) for p in node.parents}
             if node.op == ALIAS:
                 known[node.id] = overwritten(graph.__getitem__, node, tensors, in_double)
             else:
