@@ -1,6 +1,6 @@
 """The writes of residual streams: the sums in which a value meets what was computed from it."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -10,7 +10,14 @@ from fmr.structure.normal.match import CONVOLUTIONS, MOVES, NONLINEAR, NORM_PART
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.identity import POOLS, adaptive_norm, base, handed, highway, reweighted, shortcut, unchanged
 from fmr.structure.streams.links import PARALLEL, Starts, Writes, start_of, written_back
-from fmr.structure.streams.lookalikes import is_bias_of_scores, is_readout, is_shift_of_norm, positions
+from fmr.structure.streams.lookalikes import (
+    is_bias_of_scores,
+    is_readout,
+    is_shift_of_norm,
+    only_summed,
+    positions,
+    repeated,
+)
 from fmr.structure.streams.over_depth import addends
 from fmr.structure.streams.stream import Write
 
@@ -26,16 +33,23 @@ _RESIZES = frozenset({"interpolate", "upsample"})
 """What repeats positions, or makes new ones between them."""
 
 
+Updates = Mapping[TensorId, Sequence[TensorId]]
+"""What writes add, each with their sums."""
+
+
 def find_writes(graph: Graph, flow: Flow) -> Writes:
     """The writes to residual streams of an unfused graph."""
     found: dict[TensorId, Write] = {}
     starts: dict[TensorId, TensorId] = {}
+    updates: dict[TensorId, list[TensorId]] = {}
     main = Flow(graph, conditions=False)
     for node in graph.nodes:
-        write = _added(graph, node, found, starts) or _gated(graph, flow, node) or _projected(graph, main, node, found)
+        write = _added(graph, node, found, starts, updates) or _gated(graph, flow, node)
+        write = write or _projected(graph, main, node, found)
         if write is not None:
             found[node.id], starts[node.id] = write, _begin(graph, write, found, starts)
-    beside = positions(graph, found)
+            updates.setdefault(base(graph, write.added), []).append(node.id)
+    beside = positions(graph, found) | only_summed(graph, found) | repeated(graph, found)
     found = {name: write for name, write in found.items() if name not in beside}
     starts = {}
     for name, write in found.items():
@@ -43,14 +57,14 @@ def find_writes(graph: Graph, flow: Flow) -> Writes:
     return {name: write for name, write in found.items() if not is_readout(graph, write, found, starts)}
 
 
-def _added(graph: Graph, node: Node, found: Writes, starts: Starts) -> Write | None:
+def _added(graph: Graph, node: Node, found: Writes, starts: Starts, updates: Updates) -> Write | None:
     """The add of a node as a write: one operand was computed by a weight from what the other carries."""
     pair = addends(graph, node)
     if not pair or not node.dtype.is_floating_point or reweighted(graph, node) or adaptive_norm(graph, node):
         return None
     (a, b), times = pair, node.argument("alpha", 2, 1.0)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
-        carried = _carried(graph, before, found) if graph[before].shape == node.shape else ()
+        carried = _carried(graph, before, found, starts, updates) if graph[before].shape == node.shape else ()
         if any(_computed_from(graph, added, origin, around=sums) for origin, sums in carried):
             stream = unchanged(graph, before)
             if not (is_bias_of_scores(graph, node) or is_shift_of_norm(graph, added, stream, found, starts)):
@@ -63,16 +77,23 @@ def _begin(graph: Graph, write: Write, found: Writes, starts: Starts) -> TensorI
     return start_of(graph, write.origin, found, starts) or write.origin
 
 
-def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[tuple[TensorId, tuple[TensorId, ...]]]:
-    """A value, the sums that are parts of it, and the stream before up to three more writes, with the sums of these:
-    parallel blocks add up one after the other what they all computed from the same value."""
-    yield name, ()
+def _carried(
+    graph: Graph, name: TensorId, found: Writes, starts: Starts, updates: Updates
+) -> Iterator[tuple[TensorId, Sequence[TensorId]]]:
+    """A value, the sums that are parts of it, and the stream before up to three more writes, each with what a way from it
+    must not lead through.
+
+    Parallel blocks add up one after the other what they all computed from the same value, and not from one another. What
+    is known through the stream that a value is added to is not computed from a state that this value would be.
+    """
+    beside = updates.get(base(graph, name), ())
+    yield name, beside if start_of(graph, name, found, starts) is None else ()
     yield from ((part, ()) for part in written_back(graph, name, found))
     write = found.get(base(graph, name))
     sums: tuple[TensorId, ...] = ()
     for _ in range(PARALLEL):
         if write is not None:
-            sums = (*sums, write.after)
+            sums = (*sums, write.after, base(graph, write.added))
             yield write.before, sums
             write = found.get(base(graph, write.before))
 
@@ -124,12 +145,13 @@ def _computed_from(
     """
     target = base(graph, origin)
     first = graph.place(target)
-    waiting, seen = [(name, False)], {(name, False)}
+    waiting, seen, met = [(name, False)], {(name, False)}, False
     while waiting:
         here, computed = waiting.pop()
         if here in (target, origin):
-            if computed:
+            if computed and not never:
                 return True
+            met = met or computed
             continue
         if here in never:
             return False
@@ -140,7 +162,7 @@ def _computed_from(
             if graph.place(parent) >= first and parent not in around and step not in seen:
                 seen.add(step)
                 waiting.append(step)
-    return False
+    return met
 
 
 def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple[Node, ...]:
