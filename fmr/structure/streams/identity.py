@@ -90,11 +90,19 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
         parents = node.parents[:1] if node.op in HANDED else node.parents
         data = [parent.id for parent in parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
         data = data if len(data) == 1 else [name for name in data if not _is_mask(graph, name)]
-        return data[0] if len(data) == 1 else None
+        return data[0] if len(data) == 1 else _laid_again(graph, node, data)
     if node.op == "add" and 0 < len(node.parents) < 3:
         data = [parent.id for parent in node.parents if not _is_bias(graph, node, parent.id)]
         return data[0] if len(data) == 1 else reweighted(graph, node) or adaptive_norm(graph, node)
     return hyper_connection(graph, node)
+
+
+def _laid_again(graph: Graph, node: Node, parts: list[TensorId]) -> TensorId | None:
+    """The value whose parts, and all of them, a node lays side by side again."""
+    wholes = {handed(graph, part) for part in parts} if node.op == "cat" else set()
+    shapes = [graph[whole].shape for whole in wholes]
+    alike = [len(shape) == len(node.shape) and prod(shape) == prod(node.shape) for shape in shapes]
+    return wholes.pop() if alike == [True] else None
 
 
 def _is_mask(graph: Graph, name: TensorId) -> bool:

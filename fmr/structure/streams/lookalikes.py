@@ -90,14 +90,18 @@ def repeated(graph: Graph, found: Writes) -> set[TensorId]:
 
 def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> bool:
     """Whether what is added and what it is added to are both read off another stream, and the one knows the other through
-    that stream alone: values that are mixed over depth, skips and logits that are summed up."""
-    own, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
+    that stream alone: values that are mixed over depth, skips and logits that are summed up.
+
+    Where what is written to the other stream is made of it in turn, the two are coupled; but what a single write tells it
+    are places given to queries.
+    """
+    before, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
     first, waiting, seen, met = graph.place(target), [write.added], {write.added}, []
     while waiting:
         here = waiting.pop()
         if here == target:
             return False
-        if here in found and here not in own:
+        if here in found and here not in before:
             met.append(here)
             continue
         higher = [parent.id for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
@@ -105,15 +109,13 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
         waiting += higher
     start = base(graph, starts[write.after])
     others = {base(graph, starts[one]) for one in met} - {start}
-    return any(depends_on(graph, start, other) for other in others) or _is_read_again(graph, write, others, found, starts)
-
-
-def _is_read_again(graph: Graph, write: Write, others: set[TensorId], found: Writes, starts: Starts) -> bool:
-    """Whether the only write to a value tells the other streams alone what was read off them: places given to queries."""
-    if not others or starts[write.after] != write.origin or list(starts.values()).count(write.origin) > 1:
+    if not others:
         return False
+    own = [one for one, begin in starts.items() if begin == starts[write.after]]
     later = (one for one in found.values() if base(graph, starts[one.after]) in others)
-    return any(depends_on(graph, one.added, write.after) for one in later)
+    if any(depends_on(graph, one.added, own[0]) for one in later):  # it tells the others: of places, in a single write
+        return starts[write.after] == write.origin and len(own) == 1
+    return any(depends_on(graph, start, other) for other in others)
 
 
 def _back(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:

@@ -69,8 +69,12 @@ def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
 
 
 def _scaled(graph: Graph, last: TensorId) -> TensorId | None:
-    """What alone is made of a value by scaling it by constants, mixing it with an earlier one, or as a condition says."""
+    """What alone is made of a value by scaling it by constants, mixing it with an earlier one, or as a condition says; or by
+    laying its parts side by side again."""
     readers = graph.readers(last)
+    laid = {after for reader in readers if reader.op in CUTS for after in graph.readers(reader.id)}
+    if len(laid) == 1 and identity_input(graph, one := laid.pop()) == last:
+        return one.id
     if len(readers) != 1:
         return None
     if readers[0].op in ("mul", "div", "add") and identity_input(graph, readers[0]) == last:

@@ -49,6 +49,7 @@ def find_writes(graph: Graph, flow: Flow) -> Writes:
         if write is not None:
             found[node.id], starts[node.id] = write, _begin(graph, write, found, starts)
             updates.setdefault(base(graph, write.added), []).append(node.id)
+    found = dict(sorted((found | _coupled(graph, found, starts)).items(), key=lambda one: graph.place(one[0])))
     beside = positions(graph, found) | only_summed(graph, found) | repeated(graph, found)
     found = {name: write for name, write in found.items() if name not in beside}
     starts = {}
@@ -129,6 +130,22 @@ def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | N
                 if projected is not None and _computed_from(graph, added, origin, through, found):
                     return Write(before, added, node.id, origin)
     return None
+
+
+def _coupled(graph: Graph, found: Writes, starts: Starts) -> dict[TensorId, Write]:
+    """The first writes of streams that are coupled: what is added is computed from a value to which is written what is
+    computed of the sum, and not from what it is added to."""
+    projected = (write.after for write in found.values() if write.origin != write.before)
+    firsts = {}
+    for name in dict.fromkeys((*(base(graph, start) for start in starts.values()), *projected)):
+        place, pair = graph.place(name), addends(graph, graph[name])
+        others = [one for one in found.values() if graph.place(one.before) < place < graph.place(one.after)]
+        others = [one for one in others if pair and depends_on(graph, one.added, name)]
+        for before, added in (pair, pair[::-1]) if others else ():
+            apart = (one.before for one in others if not depends_on(graph, before, one.before))
+            if any(_computed_from(graph, added, other) for other in apart):
+                firsts[name] = Write(before, added, name, before)
+    return firsts
 
 
 def _computed_from(
