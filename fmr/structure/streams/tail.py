@@ -38,7 +38,7 @@ def ending(
     while (on := _scaled(graph, last)) is not None:
         last = on
         points.append(last)
-    norm = _final_norm(graph, last)
+    norm = _final_norm(graph, last, others)
     if norm is not None and any(depends_on(graph, reader.id, norm) for reader in graph.readers(last) if reader.id != norm):
         norm = None  # the stream goes on, in a way that is not understood, with what was made of its norm
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
@@ -88,15 +88,24 @@ def _modulated(graph: Graph, name: TensorId) -> TensorId | None:
     return next((after.id for after in lower if adaptive_norm(graph, after) == name), None)
 
 
-def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
-    """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last."""
+def _final_norm(graph: Graph, last: TensorId, others: frozenset[TensorId]) -> TensorId | None:
+    """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last.
+
+    Of several it is the first from which nothing is written to another stream.
+    """
     norm: TensorId | None = None
     name: TensorId | None = last
     while name is not None and (norm is None or len(graph.readers(name)) == 1):
         found = norms(graph, name)
+        found = [one for one in found[:-1] if not _is_told(graph, one, others)] or found[-1:]
         norm = found[0] if found else norm
         name = found[0] if found else _step(graph, name)
     return norm
+
+
+def _is_told(graph: Graph, norm: TensorId, others: frozenset[TensorId]) -> bool:
+    """Whether a write to another stream is computed from a norm."""
+    return any(graph.place(one) > graph.place(norm) and depends_on(graph, one, norm) for one in others)
 
 
 def _step(graph: Graph, name: TensorId) -> TensorId | None:
