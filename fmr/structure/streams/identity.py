@@ -6,7 +6,7 @@ from math import prod
 from typing import NamedTuple
 
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
@@ -267,4 +267,18 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
     """The values normalised from one, each norm one op or written out, then with its gain and its cast."""
     found = [user for user in form_of(graph)[name].users if user.kind == "norm" and user.op in STATISTICS | NORMS]
     whole = [one for one in found if one.node.op != "sub"] or found  # less its mean alone is a part of a norm
-    return [one.id if one.op in NORMS else one.gained.id for one in whole]
+    return [_gained(graph, one.node).id for one in whole]
+
+
+def _gained(graph: Graph, norm: Node) -> Node:
+    """A norm with the gain and the bias that alone read it, where it has none of its own, and what lies between them."""
+    whole = here = norm
+    if norm.op in NORMS and any(weights(graph, parent.id) for parent in norm.parents):
+        return norm
+    while len(readers := graph.readers(here.id)) == 1 and identity_input(graph, readers[0]) == here.id:
+        here = readers[0]
+        if (here.op in ("to", "mul", "add") and len(here.parents) > 1) or here.op in ("to", RESULT):
+            whole = here
+        elif here.op not in ("mul", "div"):
+            break
+    return whole

@@ -104,7 +104,7 @@ def _stream(
     part = next((write.before for write in reversed(chain) if graph[write.before].op in CUTS), chain[-1].before)
     after, norm = ending(graph, flow, part, last, others)
     cut = [one.id for one in graph.readers(last) if _is_cut_off(graph[next(iter(points))], graph[last], one)]
-    points.update(dict.fromkeys((*exits(graph, points, end), last, *cut, *after)))
+    points.update(dict.fromkeys((*exits(graph, points, end), last, *sorted((*cut, *after), key=graph.place))))
     return Stream(tuple(chain), tuple({**beside, **points}), norm)
 
 
