@@ -8,6 +8,7 @@ from fmr.ids import TensorId
 from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
+from fmr.structure.normal.hidden import reads
 from fmr.structure.normal.match import NONLINEAR, NORMS, above, contraction, depends_on, projection
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.identity import (
@@ -53,7 +54,7 @@ def exits(graph: Graph, points: Iterable[TensorId], last: TensorId) -> list[Tens
     """The norms through which values of a stream leave it on the way: nothing that is written to it depends on them."""
     readers = (reader for point in points if point != last for reader in graph.readers(point))
     found = [reader.id for reader in readers if reader.op in NORMS]
-    needed = {node.id for node in above(graph, last, lambda node: True)} if found else set()
+    needed = {node.id for node in above(graph, last, lambda node: True, reads)} if found else set()
     return [name for name in found if name not in needed]
 
 

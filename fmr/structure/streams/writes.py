@@ -5,7 +5,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.hidden import is_hidden
+from fmr.structure.normal.hidden import is_hidden, reads
 from fmr.structure.normal.match import CONVOLUTIONS, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends_on, product
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.identity import POOLS, adaptive_norm, base, handed, highway, reweighted, shortcut, unchanged
@@ -174,8 +174,8 @@ def _computed_from(
             return False
         node = graph[here]
         computed = computed or node.op in through or is_hidden(node)
-        for parent in node.parents:
-            step = (parent.id, computed)
+        for parent in reads(graph, node):
+            step = (parent, computed)
             if graph.place(parent) >= first and parent not in around and step not in seen:
                 seen.add(step)
                 waiting.append(step)
