@@ -175,11 +175,8 @@ def _terms(graph: Graph, node: Node) -> list[TensorId]:
 
 def adaptive_norm(graph: Graph, node: Node) -> TensorId | None:
     """The value that an add goes on with where it is scaled and shifted by what was made of one condition."""
-    if node.op != "add" or len(node.parents) != 2:
-        return None
-    a, b = (parent.id for parent in node.parents)
-    for scaled, shift in ((a, b), (b, a)):
-        for scale, x in _factors(graph, scaled):
+    for scaled, shift in both_orders(node, "add"):
+        for scale, x in both_orders(graph[scaled], "mul"):
             condition = _condition(graph, scale)
             if condition == _condition(graph, shift) != handed(graph, x) and graph[x].shape == node.shape:
                 return x if not is_constant(graph, condition) else None
@@ -207,12 +204,9 @@ class Highway(NamedTuple):
 
 def highway(graph: Graph, node: Node) -> Iterator[Highway]:
     """The readings of a node as `gate * x + other * y`: one gate is what the other leaves of one, or both are sigmoids."""
-    if node.op != "add" or len(node.parents) != 2:
-        return
-    a, b = (parent.id for parent in node.parents)
-    for kept, added in ((a, b), (b, a)):
-        for gate, x in _factors(graph, kept):
-            for other, y in _factors(graph, added):
+    for kept, added in both_orders(node, "add"):
+        for gate, x in both_orders(graph[kept], "mul"):
+            for other, y in both_orders(graph[added], "mul"):
                 pair = graph[handed(graph, gate)], graph[handed(graph, other)]
                 bounded = all(made.op == "sigmoid" for made in pair)
                 rest = _rest(graph, *pair) or _rest(graph, *reversed(pair))
@@ -220,10 +214,10 @@ def highway(graph: Graph, node: Node) -> Iterator[Highway]:
                     yield Highway(kept, added, gate, x, y)
 
 
-def _factors(graph: Graph, name: TensorId) -> list[tuple[TensorId, TensorId]]:
-    """The two factors of a product in both orders; none of another op."""
-    pair = [parent.id for parent in graph[name].parents]
-    return [(pair[0], pair[1]), (pair[1], pair[0])] if graph[name].op == "mul" and len(pair) == 2 else []
+def both_orders(node: Node, op: str) -> list[tuple[TensorId, TensorId]]:
+    """The two operands of an op in both orders; none of another op."""
+    pair = [parent.id for parent in node.parents]
+    return [(pair[0], pair[1]), (pair[1], pair[0])] if node.op == op and len(pair) == 2 else []
 
 
 def _rest(graph: Graph, gate: Node, other: Node) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import MASKING, MOVES, above, below, depends_on, projection
+from fmr.structure.normal.match import MASKING, MOVES, above, all_inputs, below, depends_on, projection
 from fmr.structure.streams.identity import base
 from fmr.structure.streams.links import PARALLEL, Starts, Writes, ends, last_write, normed, start_of
 from fmr.structure.streams.stream import Write
@@ -96,19 +96,16 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     are places given to queries.
     """
     before, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
-    first, waiting, seen, met = graph.place(target), [write.added], {write.added}, []
-    while waiting:
-        here = waiting.pop()
-        if here == target:
-            return False
-        if here in found and here not in before:
-            met.append(here)
-            continue
-        higher = [parent.id for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
-        seen.update(higher)
-        waiting += higher
+    first = graph.place(target)
+
+    def goes_on(node: Node) -> bool:
+        return graph.place(node.id) > first and (node.id not in found or node.id in before)
+
+    met = [one.id for one in above(graph, write.added, goes_on, all_inputs) if graph.place(one.id) >= first]
+    if target in met:
+        return False
     start = base(graph, starts[write.after])
-    others = {base(graph, starts[one]) for one in met} - {start}
+    others = {base(graph, starts[one]) for one in met if one in found and one not in before} - {start}
     if not others:
         return False
     own = [one for one, begin in starts.items() if begin == starts[write.after]]

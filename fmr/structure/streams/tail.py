@@ -9,7 +9,7 @@ from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import NONLINEAR, NORMS, above, contraction, depends_on, projection
+from fmr.structure.normal.match import NONLINEAR, NORMS, above, below, contraction, depends_on, projection
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.identity import (
     CUTS,
@@ -140,14 +140,11 @@ def _viewed(graph: Graph, name: TensorId) -> TensorId:
 
 def _reached(graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
     """The values into which data comes from one value alone, and from there without a projection."""
-    seen, waiting = {last: None}, [last]
-    while waiting:
-        for reader in graph.readers(waiting.pop()):
-            elsewhere = reader.id in seen or reader.id in others or not flow.dominates(last, reader.id)
-            if not elsewhere and not _computes(graph, flow, reader):
-                seen[reader.id] = None
-                waiting.append(reader.id)
-    return seen
+
+    def goes_on(node: Node) -> bool:
+        return node.id not in others and flow.dominates(last, node.id) and not _computes(graph, flow, node)
+
+    return {node.id: None for node, way in below(graph, graph[last], goes_on) if not way or goes_on(node)}
 
 
 def _computes(graph: Graph, flow: Flow, node: Node) -> bool:

@@ -6,9 +6,30 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.hidden import is_hidden, reads
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends_on, product
+from fmr.structure.normal.match import (
+    CONVOLUTIONS,
+    MOVES,
+    NONLINEAR,
+    NORM_PARTS,
+    NORMS,
+    above,
+    all_inputs,
+    contraction,
+    depends_on,
+    product,
+)
 from fmr.structure.streams.dominators import Flow
-from fmr.structure.streams.identity import POOLS, adaptive_norm, base, handed, highway, reweighted, shortcut, unchanged
+from fmr.structure.streams.identity import (
+    POOLS,
+    adaptive_norm,
+    base,
+    both_orders,
+    handed,
+    highway,
+    reweighted,
+    shortcut,
+    unchanged,
+)
 from fmr.structure.streams.links import PARALLEL, Starts, Writes, start_of, written_back
 from fmr.structure.streams.lookalikes import (
     is_bias_of_scores,
@@ -120,15 +141,13 @@ def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | N
     is a pyramid.
     """
     origin = flow.higher.get(node.id)
-    if node.op == "add" and len(node.parents) == 2 and origin is not None:
-        a, b = (parent.id for parent in node.parents)
-        for before, added in ((a, b), (b, a)):
-            resized = graph[handed(graph, added)].op in _RESIZES
-            if graph[before].shape == graph[added].shape and before != origin and not resized:
-                projected = shortcut(graph, before, origin)
-                through = _BENDS if projected else _COMPUTES
-                if projected is not None and _computed_from(graph, added, origin, through, found):
-                    return Write(before, added, node.id, origin)
+    for before, added in both_orders(node, "add") if origin is not None else ():
+        resized = graph[handed(graph, added)].op in _RESIZES
+        if origin is not None and graph[before].shape == graph[added].shape and before != origin and not resized:
+            projected = shortcut(graph, before, origin)
+            through = _BENDS if projected else _COMPUTES
+            if projected is not None and _computed_from(graph, added, origin, through, found):
+                return Write(before, added, node.id, origin)
     return None
 
 
@@ -188,15 +207,12 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
     Where that is another stream, or an earlier value of one, its writers are not told once more: `sums` are of all writes.
     """
     through = MOVES | NORMS | NORM_PARTS | {"masked_fill", "where", "sigmoid", "tanh"}
-    found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
-    while waiting:
-        node = graph[waiting.pop()]
-        made = contraction(node)
-        if made is not None or is_hidden(node):
-            found.append(node)
-        if (made is None and node.op in through and node.id not in sums) or product(graph, node) is not None:
-            for parent in node.parents:
-                if parent not in seen:
-                    seen.add(parent.id)
-                    waiting.append(parent.id)
-    return tuple(found)
+    start = write.before, base(graph, write.before)
+
+    def goes_on(node: Node) -> bool:
+        summed = contraction(node) is None and node.op in through and node.id not in sums
+        return node.id not in start and (summed or product(graph, node) is not None)
+
+    higher = (node for node in above(graph, write.added, goes_on, all_inputs) if node.id not in start)
+    found = (node for node in higher if contraction(node) is not None or is_hidden(node))
+    return tuple(sorted(found, key=lambda node: graph.place(node.id)))
