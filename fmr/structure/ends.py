@@ -18,6 +18,7 @@ from fmr.structure.normal.match import (
     projection,
     weights,
 )
+from fmr.structure.streams.identity import POOLS, REDUCED
 from fmr.structure.streams.stream import Stream
 
 _OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
@@ -62,7 +63,9 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
     end = stream.final_norm or stream.writes[-1].after
     width, table = graph[end].shape[-1], graph[embedding.id].parent("weight", 1) if embedding is not None else None
     rows = graph[table].shape[0] if table is not None else None
-    for node, _ in below(graph, graph[end], lambda node: node.op in MOVES | NORMS or _scales(graph, node)):
+    for node, _ in below(
+        graph, graph[end], lambda node: node.op in MOVES | NORMS or _scales(graph, node) or _pools(node, width)
+    ):
         found = projection(graph, node)
         if found is not None:
             tied = table is not None and table in weights(graph, found.weight)
@@ -93,6 +96,11 @@ def _goes_on(graph: Graph, node: Node) -> bool:
     """Whether what a projection makes is projected again: then it makes no logits."""
     lower = below(graph, node, lambda one: one.op in MOVES | ELEMENTWISE | NORMS)
     return any(projection(graph, one) is not None for one, way in lower if way)
+
+
+def _pools(node: Node, width: int) -> bool:
+    """Whether a node makes one position of several."""
+    return node.op in POOLS | REDUCED and node.shape[-1:] == (width,)
 
 
 def _scales(graph: Graph, node: Node) -> bool:

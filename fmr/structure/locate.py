@@ -18,6 +18,7 @@ from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.dot_product import dot_product, undivided
+from fmr.structure.attention.unsoftened import unsoftened
 from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
@@ -113,12 +114,14 @@ class _Search:
     def __init__(self, graph: Graph, value: Values | None) -> None:
         self.model, self.graph, self.value = graph.model, graph.unfused, value
         self.rejected: list[Rejected] = []
+        self.sums: frozenset[TensorId] = frozenset()
         self.axes: Axes | None = None
 
     def structure(self) -> Structure:
         streams = self._streams()
         sums = frozenset(write.after for stream in streams for write in stream.writes)
         residuals = tuple(self._residual(stream, sums) for stream in streams)
+        self.sums = sums
         attention, mlps = self._attention(), self._memories(residuals, sums)
         attention, mlps = self._named(attention, mlps)
         last = streams[-1] if streams and streams[-1].writes else None
@@ -187,6 +190,7 @@ class _Search:
             answer = self._tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
             yield from [answer] if answer is not None else []
         yield from self._tried(self.end, "attention", lambda: list(undivided(graph)), nothing)
+        yield from self._tried(self.end, "attention", lambda: list(unsoftened(graph, self.sums)), nothing)
         hidden = self._tried(self.end, "attention", lambda: list(hidden_attentions(graph)), nothing)
         yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden)
         yield from (Rejected(node.id, "attention", _RAGGED) for node in graph.nodes if is_fused(node))

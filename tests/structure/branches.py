@@ -230,8 +230,58 @@ class Pooled(Deep):
         return x
 
 
+class RegistersLast(Deep):
+    """Learned tokens are laid behind all others, and cut off before the norm: the states count the same places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Parameter(torch.randn(3, WIDTH) / 6)
+
+    def go(self, x: Tensor) -> Tensor:
+        return carries(super().go(carries(torch.cat([carries(x), self.extra.expand(len(x), -1, -1)], 1)))[:, :-3])
+
+
+class CutAndLaid(Deep):
+    """The positions are cut in two and laid side by side again after each layer."""
+
+    def go(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+            x = torch.cat([x[:, :1], x[:, 1:]], 1)
+        return x
+
+
+class Coupled(Deep):
+    """Two streams that write to one another, each projected of the tokens, or halves of one projection."""
+
+    layers = 2
+    halves = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.logits = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, 2 * WIDTH + 1)
+        self.one, self.two = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        a, b = self.enter(x).chunk(2, -1) if self.halves else (self.one(x), torch.tanh(self.two(x)))
+        a, b = carries(a), carries(b)
+        for block in self.blocks:
+            y = block.a(b)
+            a = carries(a + block.attend(y, y))
+            b = carries(b + block.memory(block.b(a)))
+        return self.logits(torch.cat([a, b], -1))
+
+
+class CoupledHalves(Coupled):
+    """The halves of one projection."""
+
+    halves = True
+
+
 FOUND = {
-    2: (HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, GivenPlace, Conditioned),
+    4: (Coupled, CoupledHalves),
+    2: (RegistersLast, CutAndLaid, HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, GivenPlace, Conditioned),
     3: (Pooled,),
     None: (Bottlenecks,),
 }

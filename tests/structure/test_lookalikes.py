@@ -222,3 +222,59 @@ class Shifted(nn.Module):
 def test_a_stream_that_shifts_a_norm_is_not_written_to_it() -> None:
     found = located(Shifted(), torch.randn(2, 5, WIDTH), torch.randn(2, 5, WIDTH))
     assert sums(found) == [["/add#0"]]
+
+
+class Chain(nn.Module):
+    """Plain layers, one read from another, and what comes out of each summed up at the end."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layers = kind, nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.sides, self.rates = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4)), weight(4)
+        self.read = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = []
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+            outs.append(x)
+        match self.kind:
+            case "weighed":
+                outs = [rate * out for rate, out in zip(self.rates, outs, strict=True)]
+            case "projected":
+                outs = [side(out) for side, out in zip(self.sides, outs, strict=True)][::-1]
+        total = outs[0] + outs[1] + outs[2] + outs[3]
+        return self.read(total) if self.kind == "read" else total
+
+
+@pytest.mark.parametrize("kind", ["plain", "weighed", "projected", "read"])
+def test_outputs_of_plain_layers_that_are_summed_up_are_no_stream(kind: str) -> None:
+    assert sums(located(Chain(kind), torch.randn(2, 5, WIDTH))) == []
+
+
+class Beside(nn.Module):
+    """A stream, and beside it a sum for a second head: of all updates, or of the state and an update once more."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.blocks, self.head = kind, nn.ModuleList(Block() for _ in range(2)), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        seen, side = [], torch.zeros(())
+        for n, block in enumerate(self.blocks):
+            y = block.attend(block.a(x), block.a(x))
+            seen += [self.head(x + 2 * y)] if self.kind == "first" else []
+            before, x = x, x + y
+            seen += [self.head(before + 2 * y)] if self.kind == "last" else []
+            z = block.memory(block.b(x))
+            x = x + z
+            side = side + (y + z) if n else y + z
+        return [self.head(x), *seen, *([self.head(side)] if self.kind == "all" else [])]
+
+
+@pytest.mark.parametrize("kind", ["all", "first", "last"])
+def test_a_sum_beside_a_stream_is_none(kind: str) -> None:
+    found = located(Beside(kind), torch.randn(2, 5, WIDTH))
+    (stream,) = (one for one in found.streams if one.writes)
+    assert len(stream.writes) == 4
+    assert len(found.layers) == 2

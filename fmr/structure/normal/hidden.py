@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId, within
+from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.ops.names import canonical
 from fmr.structure.normal.match import (
@@ -18,6 +19,7 @@ from fmr.structure.normal.match import (
     NORMS,
     above,
     below,
+    cached_per_graph,
     data_inputs,
     is_constant,
     projection,
@@ -56,9 +58,35 @@ def is_hidden(node: Node) -> bool:
     return not known
 
 
+def reads(graph: Graph, node: Node) -> list[TensorId]:
+    """What a node reads; of code that is not seen what it was handed: the values of its module call that nothing else reads,
+    or what went into that call."""
+    return [parent.id for parent in node.parents] or _handed_out(graph).get(node.id, [])
+
+
+@cached_per_graph
+def _handed_out(graph: Graph) -> dict[TensorId, list[TensorId]]:
+    """For each value of which no producer was seen what was handed to the code that made it, where that can be told."""
+    inputs = {scope.path: ids_in(scope.inputs) for scope in graph.scopes[1:]}
+    returned = {name for scope in graph.scopes for name in ids_in(scope.output)}
+    left: dict[str, list[TensorId]] = {}
+    found: dict[TensorId, list[TensorId]] = {}
+    for node in graph.nodes:
+        if node.op == OPAQUE and not node.parents:
+            found[node.id] = left.pop(node.module, []) or list(inputs.get(node.module, []))
+        elif node.id not in returned and _is_left(graph, node):
+            left.setdefault(node.module, []).append(node.id)
+    return found
+
+
+def _is_left(graph: Graph, node: Node) -> bool:
+    """Whether data is read by nothing that is seen."""
+    return node.dtype.is_floating_point and not graph.readers(node.id) and not is_constant(graph, node.id)
+
+
 def read_alone(graph: Graph, node: Node) -> TensorId | None:
     """The one activation that a node reads; None where it reads several or none."""
-    read = {parent.id for parent in node.parents if not weights(graph, parent.id) and not is_constant(graph, parent.id)}
+    read = {name for name in reads(graph, node) if not weights(graph, name) and not is_constant(graph, name)}
     return read.pop() if len(read) == 1 else None
 
 

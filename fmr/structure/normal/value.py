@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 from fmr.ids import TensorId
 from fmr.nodes import Node
@@ -40,11 +39,6 @@ class Value:
     def id(self) -> TensorId:
         """The ID of the value in the graph."""
         return self.node.id
-
-    @property
-    def gained(self) -> Node:
-        """The value with its gain, its bias and its casts."""
-        return [self.node, *takewhile(lambda view: view.op in ("to", "add", "mul"), self.views)][-1]
 
     def is_of(self, ops: frozenset[str]) -> bool:
         """Whether only these ops went into it."""

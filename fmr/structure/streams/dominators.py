@@ -10,6 +10,7 @@ from functools import cached_property
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
+from fmr.structure.normal.hidden import reads
 from fmr.structure.normal.match import is_constant
 
 
@@ -31,7 +32,7 @@ class Flow:
         self.higher: dict[TensorId, TensorId | None] = {}
         self._depth: dict[TensorId | None, int] = {None: 0}
         for node in graph.nodes:
-            parents = [parent.id for parent in node.parents if parent in self.higher]
+            parents = [name for name in reads(graph, node) if name in self.higher]
             if not conditions:
                 parents = [name for name in parents if not _conditions(graph, name, node)] or parents
             begins = node.op in ("input", "opaque", "embedding") and not is_constant(graph, node.id)

@@ -6,7 +6,7 @@ from math import prod
 from typing import NamedTuple
 
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
@@ -90,11 +90,19 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
         parents = node.parents[:1] if node.op in HANDED else node.parents
         data = [parent.id for parent in parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
         data = data if len(data) == 1 else [name for name in data if not _is_mask(graph, name)]
-        return data[0] if len(data) == 1 else None
+        return data[0] if len(data) == 1 else _laid_again(graph, node, data)
     if node.op == "add" and 0 < len(node.parents) < 3:
         data = [parent.id for parent in node.parents if not _is_bias(graph, node, parent.id)]
         return data[0] if len(data) == 1 else reweighted(graph, node) or adaptive_norm(graph, node)
     return hyper_connection(graph, node)
+
+
+def _laid_again(graph: Graph, node: Node, parts: list[TensorId]) -> TensorId | None:
+    """The value whose parts, and all of them, a node lays side by side again."""
+    wholes = {handed(graph, part) for part in parts} if node.op == "cat" else set()
+    shapes = [graph[whole].shape for whole in wholes]
+    alike = [len(shape) == len(node.shape) and prod(shape) == prod(node.shape) for shape in shapes]
+    return wholes.pop() if alike == [True] else None
 
 
 def _is_mask(graph: Graph, name: TensorId) -> bool:
@@ -167,11 +175,8 @@ def _terms(graph: Graph, node: Node) -> list[TensorId]:
 
 def adaptive_norm(graph: Graph, node: Node) -> TensorId | None:
     """The value that an add goes on with where it is scaled and shifted by what was made of one condition."""
-    if node.op != "add" or len(node.parents) != 2:
-        return None
-    a, b = (parent.id for parent in node.parents)
-    for scaled, shift in ((a, b), (b, a)):
-        for scale, x in _factors(graph, scaled):
+    for scaled, shift in both_orders(node, "add"):
+        for scale, x in both_orders(graph[scaled], "mul"):
             condition = _condition(graph, scale)
             if condition == _condition(graph, shift) != handed(graph, x) and graph[x].shape == node.shape:
                 return x if not is_constant(graph, condition) else None
@@ -199,12 +204,9 @@ class Highway(NamedTuple):
 
 def highway(graph: Graph, node: Node) -> Iterator[Highway]:
     """The readings of a node as `gate * x + other * y`: one gate is what the other leaves of one, or both are sigmoids."""
-    if node.op != "add" or len(node.parents) != 2:
-        return
-    a, b = (parent.id for parent in node.parents)
-    for kept, added in ((a, b), (b, a)):
-        for gate, x in _factors(graph, kept):
-            for other, y in _factors(graph, added):
+    for kept, added in both_orders(node, "add"):
+        for gate, x in both_orders(graph[kept], "mul"):
+            for other, y in both_orders(graph[added], "mul"):
                 pair = graph[handed(graph, gate)], graph[handed(graph, other)]
                 bounded = all(made.op == "sigmoid" for made in pair)
                 rest = _rest(graph, *pair) or _rest(graph, *reversed(pair))
@@ -212,10 +214,10 @@ def highway(graph: Graph, node: Node) -> Iterator[Highway]:
                     yield Highway(kept, added, gate, x, y)
 
 
-def _factors(graph: Graph, name: TensorId) -> list[tuple[TensorId, TensorId]]:
-    """The two factors of a product in both orders; none of another op."""
-    pair = [parent.id for parent in graph[name].parents]
-    return [(pair[0], pair[1]), (pair[1], pair[0])] if graph[name].op == "mul" and len(pair) == 2 else []
+def both_orders(node: Node, op: str) -> list[tuple[TensorId, TensorId]]:
+    """The two operands of an op in both orders; none of another op."""
+    pair = [parent.id for parent in node.parents]
+    return [(pair[0], pair[1]), (pair[1], pair[0])] if node.op == op and len(pair) == 2 else []
 
 
 def _rest(graph: Graph, gate: Node, other: Node) -> bool:
@@ -259,4 +261,18 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
     """The values normalised from one, each norm one op or written out, then with its gain and its cast."""
     found = [user for user in form_of(graph)[name].users if user.kind == "norm" and user.op in STATISTICS | NORMS]
     whole = [one for one in found if one.node.op != "sub"] or found  # less its mean alone is a part of a norm
-    return [one.id if one.op in NORMS else one.gained.id for one in whole]
+    return [_gained(graph, one.node).id for one in whole]
+
+
+def _gained(graph: Graph, norm: Node) -> Node:
+    """A norm with the gain and the bias that alone read it, where it has none of its own, and what lies between them."""
+    whole = here = norm
+    if norm.op in NORMS and any(weights(graph, parent.id) for parent in norm.parents):
+        return norm
+    while len(readers := graph.readers(here.id)) == 1 and identity_input(graph, readers[0]) == here.id:
+        here = readers[0]
+        if (here.op in ("to", "mul", "add") and len(here.parents) > 1) or here.op in ("to", RESULT):
+            whole = here
+        elif here.op not in ("mul", "div"):
+            break
+    return whole

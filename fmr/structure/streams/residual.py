@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise, takewhile
+from math import prod
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
+from fmr.nodes import Node
 from fmr.structure.normal.match import NONLINEAR, depends_on
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.identity import (
@@ -25,8 +27,8 @@ from fmr.structure.streams.stream import Stream, Write
 from fmr.structure.streams.tail import ending, exits
 from fmr.structure.streams.writes import find_writes
 
-_CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul"}
-"""What a stream goes on through with other numbers, or with a part of them."""
+_CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul", "cat"}
+"""What a stream goes on through with other numbers, with more or with a part of them."""
 
 Deep = Mapping[TensorId, list[TensorId]]
 """The values that are sums over depth, each with the states that it sums up."""
@@ -101,8 +103,14 @@ def _stream(
     last = whole or last
     part = next((write.before for write in reversed(chain) if graph[write.before].op in CUTS), chain[-1].before)
     after, norm = ending(graph, flow, part, last, others)
-    points.update(dict.fromkeys((*exits(graph, points, end), last, *after)))
+    cut = [one.id for one in graph.readers(last) if _is_cut_off(graph[next(iter(points))], graph[last], one)]
+    points.update(dict.fromkeys((*exits(graph, points, end), last, *sorted((*cut, *after), key=graph.place))))
     return Stream(tuple(chain), tuple({**beside, **points}), norm)
+
+
+def _is_cut_off(first: Node, last: Node, node: Node) -> bool:
+    """Whether a node takes of the last value of a stream what was laid beside its first one."""
+    return node.op in CUTS and node.shape == first.shape and prod(node.shape) < prod(last.shape)
 
 
 def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:

@@ -8,7 +8,8 @@ from fmr.ids import TensorId
 from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import NONLINEAR, NORMS, above, contraction, depends_on, projection
+from fmr.structure.normal.hidden import reads
+from fmr.structure.normal.match import NONLINEAR, NORMS, above, below, contraction, depends_on, projection
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.identity import (
     CUTS,
@@ -38,7 +39,7 @@ def ending(
     while (on := _scaled(graph, last)) is not None:
         last = on
         points.append(last)
-    norm = _final_norm(graph, last)
+    norm = _final_norm(graph, last, others)
     if norm is not None and any(depends_on(graph, reader.id, norm) for reader in graph.readers(last) if reader.id != norm):
         norm = None  # the stream goes on, in a way that is not understood, with what was made of its norm
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
@@ -53,7 +54,7 @@ def exits(graph: Graph, points: Iterable[TensorId], last: TensorId) -> list[Tens
     """The norms through which values of a stream leave it on the way: nothing that is written to it depends on them."""
     readers = (reader for point in points if point != last for reader in graph.readers(point))
     found = [reader.id for reader in readers if reader.op in NORMS]
-    needed = {node.id for node in above(graph, last, lambda node: True)} if found else set()
+    needed = {node.id for node in above(graph, last, lambda node: True, reads)} if found else set()
     return [name for name in found if name not in needed]
 
 
@@ -69,8 +70,12 @@ def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
 
 
 def _scaled(graph: Graph, last: TensorId) -> TensorId | None:
-    """What alone is made of a value by scaling it by constants, mixing it with an earlier one, or as a condition says."""
+    """What alone is made of a value by scaling it by constants, mixing it with an earlier one, or as a condition says; or by
+    laying its parts side by side again."""
     readers = graph.readers(last)
+    laid = {after for reader in readers if reader.op in CUTS for after in graph.readers(reader.id)}
+    if len(laid) == 1 and identity_input(graph, one := laid.pop()) == last:
+        return one.id
     if len(readers) != 1:
         return None
     if readers[0].op in ("mul", "div", "add") and identity_input(graph, readers[0]) == last:
@@ -84,15 +89,24 @@ def _modulated(graph: Graph, name: TensorId) -> TensorId | None:
     return next((after.id for after in lower if adaptive_norm(graph, after) == name), None)
 
 
-def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
-    """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last."""
+def _final_norm(graph: Graph, last: TensorId, others: frozenset[TensorId]) -> TensorId | None:
+    """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last.
+
+    Of several it is the first from which nothing is written to another stream.
+    """
     norm: TensorId | None = None
     name: TensorId | None = last
     while name is not None and (norm is None or len(graph.readers(name)) == 1):
         found = norms(graph, name)
+        found = [one for one in found[:-1] if not _is_told(graph, one, others)] or found[-1:]
         norm = found[0] if found else norm
         name = found[0] if found else _step(graph, name)
     return norm
+
+
+def _is_told(graph: Graph, norm: TensorId, others: frozenset[TensorId]) -> bool:
+    """Whether a write to another stream is computed from a norm."""
+    return any(graph.place(one) > graph.place(norm) and depends_on(graph, one, norm) for one in others)
 
 
 def _step(graph: Graph, name: TensorId) -> TensorId | None:
@@ -126,14 +140,11 @@ def _viewed(graph: Graph, name: TensorId) -> TensorId:
 
 def _reached(graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
     """The values into which data comes from one value alone, and from there without a projection."""
-    seen, waiting = {last: None}, [last]
-    while waiting:
-        for reader in graph.readers(waiting.pop()):
-            elsewhere = reader.id in seen or reader.id in others or not flow.dominates(last, reader.id)
-            if not elsewhere and not _computes(graph, flow, reader):
-                seen[reader.id] = None
-                waiting.append(reader.id)
-    return seen
+
+    def goes_on(node: Node) -> bool:
+        return node.id not in others and flow.dominates(last, node.id) and not _computes(graph, flow, node)
+
+    return {node.id: None for node, way in below(graph, graph[last], goes_on) if not way or goes_on(node)}
 
 
 def _computes(graph: Graph, flow: Flow, node: Node) -> bool:

@@ -1,16 +1,44 @@
 """The writes of residual streams: the sums in which a value meets what was computed from it."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.hidden import is_hidden
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, NONLINEAR, NORM_PARTS, NORMS, contraction, depends_on, product
+from fmr.structure.normal.hidden import is_hidden, reads
+from fmr.structure.normal.match import (
+    CONVOLUTIONS,
+    MOVES,
+    NONLINEAR,
+    NORM_PARTS,
+    NORMS,
+    above,
+    all_inputs,
+    contraction,
+    depends_on,
+    product,
+)
 from fmr.structure.streams.dominators import Flow
-from fmr.structure.streams.identity import POOLS, adaptive_norm, base, handed, highway, reweighted, shortcut, unchanged
+from fmr.structure.streams.identity import (
+    POOLS,
+    adaptive_norm,
+    base,
+    both_orders,
+    handed,
+    highway,
+    reweighted,
+    shortcut,
+    unchanged,
+)
 from fmr.structure.streams.links import PARALLEL, Starts, Writes, start_of, written_back
-from fmr.structure.streams.lookalikes import is_bias_of_scores, is_readout, is_shift_of_norm, positions
+from fmr.structure.streams.lookalikes import (
+    is_bias_of_scores,
+    is_readout,
+    is_shift_of_norm,
+    only_summed,
+    positions,
+    repeated,
+)
 from fmr.structure.streams.over_depth import addends
 from fmr.structure.streams.stream import Write
 
@@ -26,16 +54,24 @@ _RESIZES = frozenset({"interpolate", "upsample"})
 """What repeats positions, or makes new ones between them."""
 
 
+Updates = Mapping[TensorId, Sequence[TensorId]]
+"""What writes add, each with their sums."""
+
+
 def find_writes(graph: Graph, flow: Flow) -> Writes:
     """The writes to residual streams of an unfused graph."""
     found: dict[TensorId, Write] = {}
     starts: dict[TensorId, TensorId] = {}
+    updates: dict[TensorId, list[TensorId]] = {}
     main = Flow(graph, conditions=False)
     for node in graph.nodes:
-        write = _added(graph, node, found, starts) or _gated(graph, flow, node) or _projected(graph, main, node, found)
+        write = _added(graph, node, found, starts, updates) or _gated(graph, flow, node)
+        write = write or _projected(graph, main, node, found)
         if write is not None:
             found[node.id], starts[node.id] = write, _begin(graph, write, found, starts)
-    beside = positions(graph, found)
+            updates.setdefault(base(graph, write.added), []).append(node.id)
+    found = dict(sorted((found | _coupled(graph, found, starts)).items(), key=lambda one: graph.place(one[0])))
+    beside = positions(graph, found) | only_summed(graph, found) | repeated(graph, found)
     found = {name: write for name, write in found.items() if name not in beside}
     starts = {}
     for name, write in found.items():
@@ -43,14 +79,14 @@ def find_writes(graph: Graph, flow: Flow) -> Writes:
     return {name: write for name, write in found.items() if not is_readout(graph, write, found, starts)}
 
 
-def _added(graph: Graph, node: Node, found: Writes, starts: Starts) -> Write | None:
+def _added(graph: Graph, node: Node, found: Writes, starts: Starts, updates: Updates) -> Write | None:
     """The add of a node as a write: one operand was computed by a weight from what the other carries."""
     pair = addends(graph, node)
     if not pair or not node.dtype.is_floating_point or reweighted(graph, node) or adaptive_norm(graph, node):
         return None
     (a, b), times = pair, node.argument("alpha", 2, 1.0)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
-        carried = _carried(graph, before, found) if graph[before].shape == node.shape else ()
+        carried = _carried(graph, before, found, starts, updates) if graph[before].shape == node.shape else ()
         if any(_computed_from(graph, added, origin, around=sums) for origin, sums in carried):
             stream = unchanged(graph, before)
             if not (is_bias_of_scores(graph, node) or is_shift_of_norm(graph, added, stream, found, starts)):
@@ -63,16 +99,23 @@ def _begin(graph: Graph, write: Write, found: Writes, starts: Starts) -> TensorI
     return start_of(graph, write.origin, found, starts) or write.origin
 
 
-def _carried(graph: Graph, name: TensorId, found: Writes) -> Iterator[tuple[TensorId, tuple[TensorId, ...]]]:
-    """A value, the sums that are parts of it, and the stream before up to three more writes, with the sums of these:
-    parallel blocks add up one after the other what they all computed from the same value."""
-    yield name, ()
+def _carried(
+    graph: Graph, name: TensorId, found: Writes, starts: Starts, updates: Updates
+) -> Iterator[tuple[TensorId, Sequence[TensorId]]]:
+    """A value, the sums that are parts of it, and the stream before up to three more writes, each with what a way from it
+    must not lead through.
+
+    Parallel blocks add up one after the other what they all computed from the same value, and not from one another. What
+    is known through the stream that a value is added to is not computed from a state that this value would be.
+    """
+    beside = updates.get(base(graph, name), ())
+    yield name, beside if start_of(graph, name, found, starts) is None else ()
     yield from ((part, ()) for part in written_back(graph, name, found))
     write = found.get(base(graph, name))
     sums: tuple[TensorId, ...] = ()
     for _ in range(PARALLEL):
         if write is not None:
-            sums = (*sums, write.after)
+            sums = (*sums, write.after, base(graph, write.added))
             yield write.before, sums
             write = found.get(base(graph, write.before))
 
@@ -98,16 +141,30 @@ def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | N
     is a pyramid.
     """
     origin = flow.higher.get(node.id)
-    if node.op == "add" and len(node.parents) == 2 and origin is not None:
-        a, b = (parent.id for parent in node.parents)
-        for before, added in ((a, b), (b, a)):
-            resized = graph[handed(graph, added)].op in _RESIZES
-            if graph[before].shape == graph[added].shape and before != origin and not resized:
-                projected = shortcut(graph, before, origin)
-                through = _BENDS if projected else _COMPUTES
-                if projected is not None and _computed_from(graph, added, origin, through, found):
-                    return Write(before, added, node.id, origin)
+    for before, added in both_orders(node, "add") if origin is not None else ():
+        resized = graph[handed(graph, added)].op in _RESIZES
+        if origin is not None and graph[before].shape == graph[added].shape and before != origin and not resized:
+            projected = shortcut(graph, before, origin)
+            through = _BENDS if projected else _COMPUTES
+            if projected is not None and _computed_from(graph, added, origin, through, found):
+                return Write(before, added, node.id, origin)
     return None
+
+
+def _coupled(graph: Graph, found: Writes, starts: Starts) -> dict[TensorId, Write]:
+    """The first writes of streams that are coupled: what is added is computed from a value to which is written what is
+    computed of the sum, and not from what it is added to."""
+    projected = (write.after for write in found.values() if write.origin != write.before)
+    firsts = {}
+    for name in dict.fromkeys((*(base(graph, start) for start in starts.values()), *projected)):
+        place, pair = graph.place(name), addends(graph, graph[name])
+        others = [one for one in found.values() if graph.place(one.before) < place < graph.place(one.after)]
+        others = [one for one in others if pair and depends_on(graph, one.added, name)]
+        for before, added in (pair, pair[::-1]) if others else ():
+            apart = (one.before for one in others if not depends_on(graph, before, one.before))
+            if any(_computed_from(graph, added, other) for other in apart):
+                firsts[name] = Write(before, added, name, before)
+    return firsts
 
 
 def _computed_from(
@@ -124,23 +181,24 @@ def _computed_from(
     """
     target = base(graph, origin)
     first = graph.place(target)
-    waiting, seen = [(name, False)], {(name, False)}
+    waiting, seen, met = [(name, False)], {(name, False)}, False
     while waiting:
         here, computed = waiting.pop()
         if here in (target, origin):
-            if computed:
+            if computed and not never:
                 return True
+            met = met or computed
             continue
         if here in never:
             return False
         node = graph[here]
         computed = computed or node.op in through or is_hidden(node)
-        for parent in node.parents:
-            step = (parent.id, computed)
+        for parent in reads(graph, node):
+            step = (parent, computed)
             if graph.place(parent) >= first and parent not in around and step not in seen:
                 seen.add(step)
                 waiting.append(step)
-    return False
+    return met
 
 
 def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple[Node, ...]:
@@ -149,15 +207,12 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
     Where that is another stream, or an earlier value of one, its writers are not told once more: `sums` are of all writes.
     """
     through = MOVES | NORMS | NORM_PARTS | {"masked_fill", "where", "sigmoid", "tanh"}
-    found, waiting, seen = [], [write.added], {write.added, write.before, base(graph, write.before)}
-    while waiting:
-        node = graph[waiting.pop()]
-        made = contraction(node)
-        if made is not None or is_hidden(node):
-            found.append(node)
-        if (made is None and node.op in through and node.id not in sums) or product(graph, node) is not None:
-            for parent in node.parents:
-                if parent not in seen:
-                    seen.add(parent.id)
-                    waiting.append(parent.id)
-    return tuple(found)
+    start = write.before, base(graph, write.before)
+
+    def goes_on(node: Node) -> bool:
+        summed = contraction(node) is None and node.op in through and node.id not in sums
+        return node.id not in start and (summed or product(graph, node) is not None)
+
+    higher = (node for node in above(graph, write.added, goes_on, all_inputs) if node.id not in start)
+    found = (node for node in higher if contraction(node) is not None or is_hidden(node))
+    return tuple(sorted(found, key=lambda node: graph.place(node.id)))
