@@ -269,10 +269,13 @@ def _gained(graph: Graph, norm: Node) -> Node:
     whole = here = norm
     if norm.op in NORMS and any(weights(graph, parent.id) for parent in norm.parents):
         return norm
-    while len(readers := graph.readers(here.id)) == 1 and identity_input(graph, readers[0]) == here.id:
+    while True:
+        every = graph.readers(here.id)
+        readers = [one for one in every if graph.readers(one.id)] or every  # what nothing reads is no way on
+        if len(readers) != 1 or identity_input(graph, readers[0]) != here.id:
+            return whole
         here = readers[0]
         if (here.op in ("to", "mul", "add") and len(here.parents) > 1) or here.op in ("to", RESULT):
             whole = here
         elif here.op not in ("mul", "div"):
-            break
-    return whole
+            return whole
