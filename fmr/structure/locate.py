@@ -38,7 +38,7 @@ from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
 from fmr.structure.streams.stream import Stream, certify_stream
-from fmr.structure.streams.writes import writers
+from fmr.structure.streams.writes import untold, writers
 
 Found = TypeVar("Found")
 Answer = TypeVar("Answer")
@@ -239,6 +239,10 @@ class _Search:
         graph, flow = self.graph, Flow(self.graph)
         found = self._tried(self.end, "residual stream", lambda: list(find_streams(graph, flow)), [])
         found = sorted(found, key=lambda stream: graph.place(stream.writes[-1].after))
+        sums = {write.after for stream in found for write in stream.writes}
+        for node, made in self._tried(self.end, "residual stream", lambda: list(untold(graph, sums)), []):
+            reason = f"what it adds is made by code that is hidden from torch ({made.id}), and of what cannot be told"
+            self.rejected.append(Rejected(node.id, "residual stream", reason))
         kept = self._tried(self.end, "stack", lambda: list(find_stacks(graph, flow, found)), [])
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after

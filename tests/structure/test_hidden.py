@@ -112,6 +112,22 @@ def test_what_hidden_code_makes_of_a_stream_is_written_to_it(kind: Any, names: l
     assert stream.points == ("embed/linear#0", "layer/add#0", "layer/add#1")
 
 
+class Root(nn.Module):
+    """A layer that leaves torch in the model's own forward, with the memory of what is read on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.from_numpy(x.numpy() * 2)
+
+
+def test_a_sum_of_which_it_cannot_be_told_whether_it_writes_is_rejected() -> None:
+    structure = fmr.locate(fmr.run(Root(), X))
+    assert not structure.streams
+    assert [repr(one) for one in structure.rejected] == [
+        "/add#0 is no residual stream: what it adds is made by code that is hidden from torch (/opaque#0), "
+        "and of what cannot be told"
+    ]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
 def test_a_quantised_model_keeps_its_attentions_and_its_stream() -> None:
     layers = [Layer().eval() for _ in range(2)]

@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import OPAQUE, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.hidden import is_hidden, reads
 from fmr.structure.normal.match import (
@@ -149,6 +149,15 @@ def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | N
             if projected is not None and _computed_from(graph, added, origin, through, found):
                 return Write(before, added, node.id, origin)
     return None
+
+
+def untold(graph: Graph, found: Container[TensorId]) -> Iterator[tuple[Node, Node]]:
+    """The sums that would be writes if it were known what code that is hidden read, each with what that made."""
+    for node in graph.nodes:
+        for before, added in both_orders(node, "add") if node.id not in found else ():
+            made = graph[base(graph, added)]
+            if made.op == OPAQUE and not reads(graph, made) and graph[before].shape == node.shape == graph[added].shape:
+                yield node, made
 
 
 def _coupled(graph: Graph, found: Writes, starts: Starts) -> dict[TensorId, Write]:
