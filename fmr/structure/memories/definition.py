@@ -14,8 +14,10 @@ from fmr.structure.normal.match import CONVOLUTIONS, Projection, between, projec
 from fmr.structure.proof.evaluate import Values, evaluate
 
 
-def of_own_place(graph: Graph, source: TensorId, up: TensorId, post: TensorId, axis: int, value: Values) -> float | None:
-    """How far coefficients move, beyond a gain of each unit, where what is read at other positions is turned round.
+def of_own_place(
+    graph: Graph, source: TensorId, up: TensorId, post: TensorId, made: Tensor, axis: int, value: Values
+) -> float | None:
+    """How far coefficients, which were `made` again, move, beyond a gain of each unit, where what is read at other positions is turned round.
 
     A gain may depend on all positions of an example, as where units compete. None where a convolution of each unit lies
     between, whose window is known to reach further, and where which position is which cannot be told.
@@ -24,14 +26,14 @@ def of_own_place(graph: Graph, source: TensorId, up: TensorId, post: TensorId, a
     first = next((one for node in between(graph, source, up) if (one := _reads(graph, node, origin))), None)
     if first is None or any(node.op in CONVOLUTIONS for node in between(graph, up, post)):
         return None
-    read, made = value(source).detach(), evaluate(graph, post, {source: value(source)}, value)
+    read = value(source).detach()
     units = summed_dim(graph, first) % len(graph[first.data].shape) - len(graph[first.data].shape)
     rows, coefficients = _rows(read, units), _rows(made, axis)
     if not rows.numel() or not coefficients.numel():
         return None
     if len(coefficients) % len(rows):
         return float("inf")
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)) < len(rows) / 3
+    chosen = (torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)) < len(rows) / 3).to(rows.device)
     turned = _turned(rows, chosen).reshape(read.movedim(units, -1).shape).movedim(-1, units)
     moved = _rows(evaluate(graph, post, {source: turned}, value), axis)
     examples = read.shape[0] if read.dim() > 2 else 1

@@ -189,8 +189,9 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
         raise StructureError(wrong)
     value = value if isinstance(value, Doubles) else Doubles(value)
     source, post, out = value(found.source), value(found.post.id), value(found.out.id)
-    errors = {"post": error(evaluate(graph, found.post.id, {found.source: source}, value), post)}
-    places = of_own_place(graph, found.source, found.up, found.post.id, found.axis, value)
+    made = evaluate(graph, found.post.id, {found.source: source}, value)
+    errors = {"post": error(made, post)}
+    places = of_own_place(graph, found.source, found.up, found.post.id, made, found.axis, value)
     if places is not None:
         errors["places"] = places
     keys, values = value.double(found.keys), found.own(value.double(found.values), post.shape[-1])
@@ -252,9 +253,9 @@ def _product(
     positions = given.shape[:-1].numel()
     if (given.shape[-1], positions * matrix.shape[1]) != (len(matrix), made.numel()):
         other = (given.shape[-1], positions * len(matrix)) == (matrix.shape[1], made.numel())
-        return torch.full(made.shape, torch.inf) if other else None
+        return torch.full(made.shape, torch.inf, device=made.device) if other else None
     bias = evaluate(graph, result, {name: torch.zeros_like(given)}, value)
     rows = bias.reshape(-1, matrix.shape[1])
     if alone and not torch.allclose(rows, rows[:1].expand_as(rows)):
-        return torch.full(made.shape, torch.inf)
+        return torch.full(made.shape, torch.inf, device=made.device)
     return (given @ matrix).reshape(made.shape) + bias
