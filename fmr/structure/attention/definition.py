@@ -317,4 +317,6 @@ def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
         rows.append(rest.reshape(rest.shape[: len(at)].numel(), -1).float())
     if len(rows[0]) != len(rows[1]):
         return None
-    return len(torch.unique(torch.cat(rows, 1), dim=0))
+    every = torch.cat(rows, 1).double()
+    sums = (every * torch.linspace(1, 2, every.shape[1]).to(every).cos()).sum(1)  # rows that differ have other sums
+    return len(sums.unique())

@@ -17,7 +17,7 @@ from fmr.structure.proof.evaluate import Values, evaluate
 def of_own_place(
     graph: Graph, source: TensorId, up: TensorId, post: TensorId, made: Tensor, axis: int, value: Values
 ) -> float | None:
-    """How far coefficients, which were `made` again, move, beyond a gain of each unit, where what is read at other positions is turned round.
+    """How far coefficients, `made` again, move, beyond a gain of each unit, where what is read elsewhere is turned round.
 
     A gain may depend on all positions of an example, as where units compete. None where a convolution of each unit lies
     between, whose window is known to reach further, and where which position is which cannot be told.
