@@ -73,10 +73,11 @@ def ups_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[
             up = Projection(value.node, *value.operands)
             found.append(UpProjection(up, step.bent, step.pre if step.bent else step.name))
         elif _goes_on(graph, value, down) and value.id not in stream:
-            bends = _bends(value, step.bent == STRAIGHT or step.windowed)
+            read = _coefficients(graph, value, down)
+            bends = _bends(value, len(read) > 1 and (step.bent == STRAIGHT or step.windowed))
             if step.windowed and bends > STRAIGHT:
                 return []
-            higher = [one for one in _above(graph, step, down, bends) if (one.value, one.bent) not in seen]
+            higher = [one for one in _above(step, read, bends) if (one.value, one.bent) not in seen]
             seen.update((one.value, one.bent) for one in higher)
             waiting += higher
         elif value.is_data:
@@ -115,15 +116,11 @@ def _bends(value: Value, gates: bool) -> int:
     return GATED if gates and value.kind == "gate" and value.node.op == "mul" else STRAIGHT
 
 
-def _above(graph: Graph, step: _Step, down: Projection, bends: int) -> list[_Step]:
-    """The steps above a value, which bends this much."""
-    value = step.value
-    alone = value.kind == "projection"
-    over = STRAIGHT < bends >= step.bent
-    steps = []
-    for name, higher in _coefficients(graph, value, down):
-        steps.append(_Step(higher, name, max(step.bent, bends), name if over else step.pre, step.windowed or alone))
-    return steps
+def _above(step: _Step, read: list[tuple[TensorId, Value]], bends: int) -> list[_Step]:
+    """The steps above a value, which bends what it has read this much."""
+    alone, over = step.value.kind == "projection", STRAIGHT < bends >= step.bent
+    bent, windowed = max(step.bent, bends), step.windowed or alone
+    return [_Step(higher, name, bent, name if over else step.pre, windowed) for name, higher in read]
 
 
 def _coefficients(graph: Graph, value: Value, down: Projection) -> list[tuple[TensorId, Value]]:
