@@ -193,7 +193,7 @@ def test_scripted_code_is_one_opaque_value_and_says_so() -> None:
     assert hidden.id == "/opaque#0"
     assert run.graph["linear@1/linear#0"].parents[0] == hidden.id
     assert torch.equal(run[hidden], model.act(run["linear/linear#0"]))
-    assert "1 values whose producer could not be seen" in repr(run.graph)
+    assert "1 value whose producer could not be seen" in repr(run.graph)
 
 
 class Compiles(nn.Module):

@@ -170,7 +170,10 @@ def _named(value: Tensor, site: Site, heads: int, names: Mapping[str, str]) -> N
 
 
 def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
-    """How far scores move elsewhere where the query of one head and position is changed, or a key of one head."""
+    """How far scores move elsewhere where the query of one head and position is changed, or a key of one head; None where
+    that cannot be told, as where one value is both."""
+    if found.q.id == found.k.id:
+        return None
     q, k = value(found.q.id).detach(), value(found.k.id).detach()
     given = {found.q.id: q, found.k.id: k}
     base = evaluate(graph, found.scores.id, given, value)
@@ -306,7 +309,8 @@ def _is_fixed(graph: Graph, name: TensorId) -> bool:
 
 
 def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
-    """How many heads of keys and values differ from one another; None where no dimension counts them."""
+    """How many heads of keys and values differ from one another; None where no dimension counts them, and where one is the
+    same number throughout, as what an edit takes away is."""
     rows: list[Tensor] = []
     for value, site in ((k, found.k), (v, found.v)):
         told = _named(value, site, found.n_heads, _KEY)
@@ -318,5 +322,7 @@ def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
     if len(rows[0]) != len(rows[1]):
         return None
     every = torch.cat(rows, 1).double()
+    if bool((every.amax(1) == every.amin(1)).any()):
+        return None
     sums = (every * torch.linspace(1, 2, every.shape[1]).to(every).cos()).sum(1)  # rows that differ have other sums
     return len(sums.unique())
