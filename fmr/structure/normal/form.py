@@ -80,7 +80,7 @@ class Form:
         made = (f"{self.numbers[one.inputs[0]]}~" if one.kind == "move" else str(self.numbers[one]) for one in value.inputs)
         words = value.subscripts
         op = value.op if words is None else f"{words.left},{words.right}->{words.result}"
-        return f"{value.kind:9} {' '.join(made):8} {op}".rstrip()
+        return f"{value.kind:10} {' '.join(made):9} {op}".rstrip()
 
 
 @cached_per_graph
