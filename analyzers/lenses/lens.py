@@ -27,7 +27,7 @@ from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError, Given
 from fmr.errors import whole_number
 from fmr.ids import Site
-from fmr.nodes import Key, id_of
+from fmr.nodes import Key
 from fmr.structure.parts import Structure
 from fmr.sweeps.metrics import token_ids as one_each
 
@@ -186,7 +186,13 @@ class LogitLens(Reading):
 
     def _points(self, structure: Structure, sites: Mapping[str, Key] | None) -> dict[str, Site]:
         """The points of the stream that are read, by name."""
-        points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
+        if sites is not None and not isinstance(sites, Mapping):
+            raise AnalyzerError(
+                f"sites is a {type(sites).__name__}: expected points of the stream by name, as "
+                "{'mid': structure.layers[0].resid_mid}."
+            )
+        graph = readout_of(structure).graph
+        points = points_of(structure) if sites is None else {name: Site(graph[key].id) for name, key in sites.items()}
         if not points:
             raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
         if self.translator is not None and not points.keys() & {*self.translator.points}:
@@ -216,10 +222,6 @@ class LogitLens(Reading):
                 yield view, said
             elif name in self.translator.points:
                 yield view, structure.read_out(self.translator(name, states, null))
-
-
-def _site(key: Key) -> Site:
-    return key if isinstance(key, Site) else Site(id_of(key))
 
 
 def _chosen(mask: Tensor, columns: Tensor | None) -> Tensor:

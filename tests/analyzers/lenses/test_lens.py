@@ -80,6 +80,14 @@ def test_points_of_ones_own_are_read(loaded: tuple[nn.Module, Any]) -> None:
     assert found.error == 0.0
     with pytest.raises(AnalyzerError, match="sites is empty: expected points of the stream by name"):
         LogitLens(model, tokenizer).run(TEXTS[0], sites={})
+    with pytest.raises(AnalyzerError, match=r"sites is a list: expected points of the stream by name, as \{'mid'"):
+        LogitLens(model, tokenizer).run(TEXTS[0], sites=["transformer.h.1"])  # type: ignore[arg-type]
+
+
+def test_a_point_may_be_named_by_the_path_of_its_module(loaded: tuple[nn.Module, Any]) -> None:
+    lens = LogitLens(*loaded)
+    named, numbered = lens.run(TEXTS[0], sites={"1": "transformer.h.1"}), lens.run(TEXTS[0])
+    assert torch.equal(named.entropy["lens"][0], numbered.entropy["lens"][1])
 
 
 class Rotated(nn.Module):
