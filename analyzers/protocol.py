@@ -166,8 +166,8 @@ def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
     mask = torch.as_tensor(mask)
     if mask.shape != (examples, positions):
         raise AnalyzerError(
-            f"The mask has shape {tuple(mask.shape)}, expected (examples, positions) = {(examples, positions)} as in the "
-            f"attention patterns. Pass one row per example, 1 for a token and 0 for padding."
+            f"The mask has shape {tuple(mask.shape)}, expected (examples, positions) = {(examples, positions)} as the "
+            "tokens have. Pass one row per example, 1 for a token and 0 for padding."
         )
     real: Tensor = mask.detach().cpu() != 0
     return real
