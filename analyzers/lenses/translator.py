@@ -240,8 +240,8 @@ class LensTranslator(Analyzer[Translator]):
             mask = mask_of(given, ends.shape[:2], real_tokens)
             mask = (mask & (mask.cumsum(1) > self.skip)).to(ends.device)
             y = ends[mask].double()
-            draw = torch.Generator().manual_seed(self.seed)
-            other = y[torch.randperm(len(y), generator=draw).to(y.device)]
+            order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed)).to(y.device)
+            other = torch.empty_like(y).index_copy_(0, order, y[order.roll(1)])  # of another token, for each
             for name, site in self.sites.items():
                 x = rows_of(run[site], len(given), "")[mask].double()
                 found = Sums.of(x, y, other)

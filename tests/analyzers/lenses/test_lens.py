@@ -145,6 +145,15 @@ def test_sums_do_not_hang_on_batches_shards_or_their_order(loaded: tuple[nn.Modu
     assert torch.allclose(other.biases, whole.biases, atol=1e-3)
 
 
+def test_the_null_is_fitted_to_other_tokens_however_few_a_batch_has(loaded: tuple[nn.Module, Any]) -> None:
+    model, tokenizer = loaded
+    pair = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"][:, :2]
+    fitting = LensTranslator(model).update(pair)
+    x, y = (fmr.run(model, keep=site, input_ids=pair)[site][0].double() for site in (fitting.sites["0"], fitting.end))
+    assert torch.allclose(fitting.sums["0"].xy, x.mT @ y)
+    assert torch.allclose(fitting.sums["0"].x_other, x.mT @ y.flip(0))
+
+
 def test_the_map_is_the_least_squares_of_all_tokens_at_once(loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
     model, tokenizer = loaded
     structure = fmr.locate(fmr.run(model, **tokenizer(TEXTS[0], return_tensors="pt")))
