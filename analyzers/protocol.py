@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fmr.errors import FmrError
+from fmr.errors import FmrError, whole_number
 from fmr.sweeps.bars import hidden
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class Method:
             model = given["model"]
             for one in model.values() if isinstance(model, Mapping) and not isinstance(model, nn.Module) else [model]:
                 check_model(one, cls.__name__)
+        if given.get("tokenizer") is not None and not hasattr(given["tokenizer"], "decode"):
+            raise AnalyzerError(
+                f"{cls.__name__} got a {type(given['tokenizer']).__name__} for its tokenizer, expected what turns text into "
+                "tokens and back, or None for prompts of token ids."
+            )
         return made
 
     def __repr__(self) -> str:
@@ -183,6 +188,16 @@ def asked_tokens(mask: Any, examples: int, positions: int) -> Tensor:
             "example. Leave empty texts out."
         )
     return real
+
+
+def layer_numbers(layers: Any) -> tuple[int, ...] | None:
+    """Numbers of layers as they are asked for; None for all."""
+    if layers is None:
+        return None
+    found = () if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(map(whole_number, layers))
+    if not found or None in found:
+        raise AnalyzerError(f"layers={layers!r}: expected numbers of layers, as layers=[3], or None for all.")
+    return cast("tuple[int, ...]", found)
 
 
 def check_model(model: Any, name: str) -> None:

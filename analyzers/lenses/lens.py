@@ -24,7 +24,7 @@ from analyzers.lenses.readings import LENS, NULL, TRANSLATED, Lens
 from analyzers.lenses.translator import NEAR, Translator
 from analyzers.lenses.tuning import States, tuned
 from analyzers.prompts import Prompts, token_ids
-from analyzers.protocol import AnalyzerError, Given
+from analyzers.protocol import AnalyzerError, Given, layer_numbers
 from fmr.errors import whole_number
 from fmr.ids import Site
 from fmr.nodes import Key
@@ -77,6 +77,11 @@ class LogitLens(Reading):
         self, model: nn.Module, tokenizer: Any = None, translator: Translator | None = None, *, tolerance: float = NEAR
     ) -> None:
         super().__init__(model, tokenizer)
+        if translator is not None and not isinstance(translator, Translator):
+            raise AnalyzerError(
+                f"translator is a {type(translator).__name__}: expected what LensTranslator(model, tokenizer).over(texts)"
+                ".result() or Translator.load(path) returns."
+            )
         self.translator, self.tolerance = translator, tolerance
 
     def run(
@@ -165,8 +170,8 @@ class LogitLens(Reading):
             raise AnalyzerError("There is no translator to tune. Expected LogitLens(model, tokenizer, translator).")
         self.translator.apart(self.model, self.tolerance)
         known = self.translator.points
-        wanted = known if layers is None else tuple(str(layer) for layer in layers)
-        if not wanted or not set(wanted) <= set(known):
+        wanted = known if layers is None else tuple(map(str, layer_numbers(layers) or ()))
+        if not set(wanted) <= set(known):
             raise AnalyzerError(f"layers={layers!r}: expected some of {', '.join(known)}.")
         texts, held = ([self._states(batch, wanted) for batch in some] for some in (batches, held_out))
         if not texts or not held:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from analyzers.lenses.opening import mask_of, points_of, rows_of
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, layer_numbers, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
 from analyzers.weights import difference, sample
-from fmr.errors import number_of
+from fmr.errors import number_of, whole_number
 from fmr.ids import Site
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Sums:
         diagonal = of_x.diagonal()
         scaled = of_x + torch.diag(ridge * diagonal + 1e-12 * diagonal.mean())
         factor, failed = torch.linalg.cholesky_ex(scaled)
-        if int(failed):
+        if int(failed) or (ridge == 0 and count <= len(x)):
             raise AnalyzerError(
                 f"{number_of(count, 'token')} do not determine a map from {len(x)} numbers. Expected several times "
                 f"as many tokens, or a "
@@ -217,7 +217,10 @@ class LensTranslator(Analyzer[Translator]):
         skip: int = 0,
         seed: int = 0,
     ) -> None:
-        self.model, self.tokenizer, self.layers, self.skip, self.seed = model, tokenizer, layers, skip, seed
+        if (left_out := whole_number(skip)) is None or left_out < 0:
+            raise AnalyzerError(f"skip={skip!r}: expected how many tokens of each text do not count, from 0 on.")
+        self.model, self.tokenizer, self.skip, self.seed = model, tokenizer, skip, seed
+        self.layers = layer_numbers(layers)
         self.sites: dict[str, Site] = {}
         self.end: Site | None = None
         self.sums: dict[str, Sums] = {}
@@ -260,9 +263,9 @@ class LensTranslator(Analyzer[Translator]):
                 f"{type(self.model).__name__} has one layer, after which its stream ends: there is nothing to translate."
             )
         wanted = names if self.layers is None else [str(layer) for layer in self.layers]
-        if not wanted or not set(wanted) <= set(names):
+        if not set(wanted) <= set(names):
             raise AnalyzerError(
-                f"layers={self.layers!r}: expected some of {', '.join(names)}, the last one is the end itself."
+                f"layers=[{', '.join(wanted)}]: expected some of {', '.join(names)}, the last one is the end itself."
             )
         self.sites, self.end = {name: points[name] for name in wanted}, points[last]
         self.weights = sample(self.model)
@@ -304,6 +307,13 @@ class LensTranslator(Analyzer[Translator]):
 
         held_out: one that counted other texts, of which is told how much the maps explain; None tells it of the same texts.
         """
+        if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < float("inf"):
+            raise AnalyzerError(f"ridge={ridge!r}: expected a share of the variance from 0 on, such as 1e-3.")
+        if held_out is not None and not isinstance(held_out, LensTranslator):
+            raise AnalyzerError(
+                f"held_out is a {type(held_out).__name__}: expected a LensTranslator that counted other texts, as "
+                "LensTranslator(model, tokenizer).over(others)."
+            )
         if not self.sums or (held_out is not None and not held_out.sums):
             raise AnalyzerError("No token has been counted yet. Call update(batch) or over(batches) before result().")
         told = self if held_out is None else held_out

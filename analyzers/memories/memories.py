@@ -29,7 +29,7 @@ from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
 from analyzers.prompts import Prompts, prompts, token_ids
-from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens, layer_numbers
 from analyzers.weights import fingerprint
 from fmr.errors import number_of, whole_number
 from fmr.sweeps.bars import hidden
@@ -88,7 +88,7 @@ class KeyValueMemories(Analyzer[Memories]):
             raise AnalyzerError(f"position={position!r}: expected the number of a token, such as 0 or -1, or None for all.")
         self.model, self.tokenizer = model, tokenizer
         self.k, self.signs, self.position, self.every = k or K, signs, position, every
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = layer_numbers(layers)
         self.scope, self.tokens, self.mask = scope, tokens, mask
         self.found: Found | None = None
         self.counts: Counts | None = None

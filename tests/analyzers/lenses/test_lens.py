@@ -245,10 +245,18 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
         LensTranslator(model).merge(fitted.result())  # type: ignore[arg-type]
     with pytest.raises(AnalyzerError, match=r"layers=\[7\]: expected some of 0, 1, 2, the last one is the end itself"):
         LensTranslator(model, tokenizer, layers=[7]).update(TEXTS[:2])
-    with pytest.raises(
-        AnalyzerError, match=r"tokens do not determine a map from 128 numbers. Expected several times as many"
-    ):
-        LensTranslator(model, tokenizer).update(TEXTS[:2]).result(ridge=-1.0)
+    few = LensTranslator(model, tokenizer).update(TEXTS[:2])
+    with pytest.raises(AnalyzerError, match=r"tokens do not determine a map from 128 numbers. Expected several times"):
+        few.result(ridge=0)
+    for ridge in (-1.0, float("nan"), "much", True):
+        with pytest.raises(AnalyzerError, match=rf"ridge={ridge!r}: expected a share of the variance from 0 on"):
+            few.result(ridge=ridge)  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"held_out is a list: expected a LensTranslator that counted other texts"):
+        few.result(held_out=HELD)  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"skip=-1: expected how many tokens of each text do not count"):
+        LensTranslator(model, tokenizer, skip=-1)
+    with pytest.raises(AnalyzerError, match=r"translator is a str: expected what LensTranslator\(model, tokenizer\).over"):
+        LogitLens(model, tokenizer, "translator.safetensors")  # type: ignore[arg-type]
     shard = LensTranslator(model, tokenizer, layers=[0]).update(TEXTS[:2])
     with pytest.raises(AnalyzerError, match=r"merge of maps from 0 to .*expected the same model and settings"):
         shard.merge(fitted)
