@@ -135,11 +135,13 @@ class Translator(Stored):
         how = "tuned by KL from least squares" if self.kl_after else "least squares"
         first, last = self.points[0], self.points[-1]
         where = f" on {self.held_out} held-out tokens" if self.held_out else " on these"
+        known = "\n  no more tokens than a state has numbers: the ends of texts that were fitted to are known by heart"
         return (
             f"Translator of {number_of(len(self.points), 'layer')}, {self.maps.shape[-1]} wide, {how} over "
             f"{number_of(self.tokens, 'token')}, ridge "
             f"{self.ridge:g}\n  variance of the end explained{where}: {self.explained[0]:.3f} at layer {first}, "
             f"{self.explained[-1]:.3f} at {last}; fitted to other tokens {self.null_explained.max():.3f} at most"
+            f"{known if self.tokens <= self.maps.shape[-1] else ''}"
         )
 
 

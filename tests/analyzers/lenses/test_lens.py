@@ -248,6 +248,8 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
     few = LensTranslator(model, tokenizer).update(TEXTS[:2])
     with pytest.raises(AnalyzerError, match=r"tokens do not determine a map from 128 numbers. Expected several times"):
         few.result(ridge=0)
+    assert "the ends of texts that were fitted to are known by heart" in repr(few.result(ridge=1e-2))
+    assert "by heart" not in repr(fitted.result())
     for ridge in (-1.0, float("nan"), "much", True):
         with pytest.raises(AnalyzerError, match=rf"ridge={ridge!r}: expected a share of the variance from 0 on"):
             few.result(ridge=ridge)  # type: ignore[arg-type]
