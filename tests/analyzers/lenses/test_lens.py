@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,13 @@ def test_results_are_told_drawn_and_kept(tmp_path: Path, loaded: tuple[nn.Module
         found.plot(view="tuned")
     with pytest.raises(AnalyzerError, match=r"example=2: expected 0 to 1"):
         found.plot(example=2)
+
+
+def test_titles_stand_side_by_side_above_one_token(loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
+    figure = LogitLens(*loaded, fitted.result()).run(TEXTS[0], position=-1).plot()
+    figure.canvas.draw()
+    ends = [ax.title.get_window_extent() for ax in figure.axes[:3]]
+    assert all(one.x1 + 10 < other.x0 for one, other in pairwise(ends))
 
 
 def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
