@@ -425,6 +425,11 @@ def test_patterns_that_are_not_finite() -> None:
         distances(patterns)
 
 
+def test_scores_are_no_patterns() -> None:
+    with pytest.raises(AnalyzerError, match=r"Example 0 has negative attention weights. Expected .* after the softmax"):
+        HeadClustering().update_patterns([torch.randn(2, 3, 5, 5, generator=torch.manual_seed(0))])
+
+
 def test_batches_and_analyzers_that_do_not_fit_together() -> None:
     ours = HeadClustering().update_patterns(random_patterns(heads=3))
     with pytest.raises(AnalyzerError, match=r"has \[2, 2\] heads by layer, earlier ones had \[3, 3\]"):
