@@ -27,7 +27,7 @@ from analyzers.memories.reading import (
 from analyzers.memories.result import Memories, made
 from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
-from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
+from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, value_vectors, wordless
 from analyzers.prompts import Prompts, prompts, token_ids
 from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens, layer_numbers
 from analyzers.weights import fingerprint
@@ -372,7 +372,7 @@ class KeyValueMemories(Analyzer[Memories]):
         return self.found
 
     def _unread(self) -> str:
-        return "there is no model" if self.model is None else unread(self._located().structure)
+        return "there is no model" if self.model is None else wordless(self._located().structure)
 
     def _values(self, top: int, progress: bool | None) -> Iterator[Values]:
         """The words of the values of each layer; none where values have no words."""
