@@ -190,6 +190,13 @@ def asked_tokens(mask: Any, examples: int, positions: int) -> Tensor:
     return real
 
 
+def check_counts(least: int, **given: Any) -> None:
+    """Raise for what counts something and is no whole number, or less than so many."""
+    for name, value in given.items():
+        if (number := whole_number(value)) is None or number < least:
+            raise AnalyzerError(f"{name}={value!r}: expected a whole number from {least} on.")
+
+
 def layer_numbers(layers: Any) -> tuple[int, ...] | None:
     """Numbers of layers as they are asked for; None for all."""
     if layers is None:

@@ -459,6 +459,10 @@ def test_smoothing_is_a_share(share: float) -> None:
 def test_more_clusters_than_heads() -> None:
     with pytest.raises(AnalyzerError, match="clusters=9 for 6 heads: expected 1 to 6"):
         HeadClustering().update_patterns(random_patterns()).result(clusters=9)
+    with pytest.raises(AnalyzerError, match=r"clusters=2.5 for 6 heads: expected 1 to 6"):
+        HeadClustering().update_patterns(random_patterns()).result(clusters=2.5)  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"permutations=-1: expected a whole number from 0 on"):
+        HeadClustering().update_patterns(random_patterns()).result(permutations=-1)
 
 
 # ---- the package

@@ -420,6 +420,10 @@ def test_what_cannot_be_counted_is_told() -> None:
         KeyValueMemories(Planted(), scope="other.*").update(random_texts())
     with pytest.raises(AnalyzerError, match=r"batches is one Tensor, expected several batches"):
         KeyValueMemories(Planted()).over(random_texts())
+    with pytest.raises(AnalyzerError, match=r"draws=-1: expected a whole number from 0 on"):
+        KeyValueMemories(Planted()).update(random_texts()).result(draws=-1)
+    with pytest.raises(AnalyzerError, match=r"tokens='words' and the batch holds 'input_ids': expected token ids"):
+        KeyValueMemories(Planted(), tokens="words").update(random_texts())
     one = KeyValueMemories(Planted()).update(torch.tensor([[3]])).result()
     assert "no token follows any of them" in repr(one)
     found = over(Planted(), counting_texts()).result()
