@@ -201,7 +201,7 @@ class LensTranslator(Analyzer[Translator]):
 
     With x the stream after a layer and y its end, both (tokens, width): A = cov(x, x)^-1 cov(x, y), b = mean(y) - mean(x) A.
     Only sums are kept, in float64, three matrices of width x width a layer; how texts are cut into batches and shards
-    changes nothing but the null, for which y is that of another token of the same batch.
+    changes nothing but the null, for which y is that of another token of the same batch, of one token that of the last one.
 
     model: any module with a residual stream, in eval mode. layers: which ones; None takes all. skip: how many tokens at the
     beginning of each text do not count.
@@ -223,6 +223,7 @@ class LensTranslator(Analyzer[Translator]):
             raise AnalyzerError(f"skip={skip!r}: expected how many tokens of each text do not count, from 0 on.")
         self.model, self.tokenizer, self.skip, self.seed = model, tokenizer, skip, seed
         self.layers = layer_numbers(layers)
+        self._before: Tensor | None = None
         self.sites: dict[str, Site] = {}
         self.end: Site | None = None
         self.sums: dict[str, Sums] = {}
@@ -247,6 +248,9 @@ class LensTranslator(Analyzer[Translator]):
             y = ends[mask].double()
             order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed)).to(y.device)
             other = torch.empty_like(y).index_copy_(0, order, y[order.roll(1)])  # of another token, for each
+            if len(y) == 1 and self._before is not None:
+                other = self._before
+            self._before = y[-1:] if len(y) else self._before
             for name, site in self.sites.items():
                 x = rows_of(run[site], len(given), "")[mask].double()
                 found = Sums.of(x, y, other)

@@ -153,6 +153,10 @@ def test_the_null_is_fitted_to_other_tokens_however_few_a_batch_has(loaded: tupl
     x, y = (fmr.run(model, keep=site, input_ids=pair)[site][0].double() for site in (fitting.sites["0"], fitting.end))
     assert torch.allclose(fitting.sums["0"].xy, x.mT @ y)
     assert torch.allclose(fitting.sums["0"].x_other, x.mT @ y.flip(0))
+    first = LensTranslator(model).update(pair[:, :1])
+    before, states = fitting.sums["0"].x_other.clone(), (first.sums["0"].x, y[1])
+    after = fitting.update(pair[:, :1]).sums["0"].x_other - before
+    assert torch.allclose(after, torch.outer(*states), atol=1e-5)
 
 
 def test_the_map_is_the_least_squares_of_all_tokens_at_once(loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
