@@ -105,16 +105,16 @@ class Decomposition(Stored):
         return returned(figure) if ax is None else figure
 
     def __repr__(self) -> str:
-        table = self.table().set_index("part")
-        most, least = table["share"].nlargest(3), table["share"].nsmallest(2)
-        moved = table["movement"].drop(index=self.names[0]).nlargest(3)
-        told = [", ".join(f"{name} {value:+.2f}" for name, value in some.items()) for some in (most, least)]
+        table, (shares, moved) = self.table().set_index("part"), map(self.medians, ("share", "movement"))
+        order = np.argsort(-shares, kind="stable")
+        told = [", ".join(f"{self.names[n]} {shares[n]:+.2f}" for n in some) for some in (order[:3], order[:-3:-1])]
+        movers = ", ".join(f"{self.names[n]} {moved[n]:.2f}" for n in np.argsort(-moved[1:], kind="stable")[:3] + 1)
         written = table["cosine_end"].iloc[1:].abs().mean(), table["other_cosine"].iloc[1:].abs().mean()
         prompts = f"{number_of(len(self.tokens), 'prompt')}, {number_of(int(self.mask.sum()), 'token')}"
         return (
             f"Decomposition of the stream of {prompts}, {len(self.names)} parts (error {self.error:.0e})\n"
-            f"  shares of its end: {told[0]}; least {told[1]}\n"
-            f"  moved most by {', '.join(f'{name} {value:.2f}' for name, value in moved.items())} (change over state)\n"
+            f"  shares of its end, medians over tokens: {told[0]}; least {told[1]}\n"
+            f"  moved most by {movers} (change over state, medians)\n"
             f"  cosine with the end {written[0]:.3f}, with the end at another token {written[1]:.3f} (means of sizes)"
         )
 

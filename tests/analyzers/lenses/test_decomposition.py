@@ -78,7 +78,11 @@ def test_half_precision_sums_as_far_as_it_is_precise() -> None:
 def test_a_result_is_told_drawn_and_kept(tmp_path: Path, loaded: tuple[nn.Module, Any]) -> None:
     found = ResidualDecomposition(*loaded).run("Junel Dunoth grew up in")
     assert "Decomposition of the stream of 1 prompt, 6 tokens, 9 parts" in repr(found)
-    assert "shares of its end" in repr(found)
+    shares = dict(zip(found.names, found.medians("share"), strict=True))
+    first = max(shares, key=lambda name: float(shares[name]))  # as the plot has it
+    assert f"shares of its end, medians over tokens: {first} {shares[first]:+.2f}, " in repr(found)
+    moved = found.medians("movement")[1:]
+    assert f"moved most by {found.names[1 + int(moved.argmax())]} {moved.max():.2f}, " in repr(found)
     assert len(found.table()) == 9
     found.save(tmp_path / "parts.safetensors")
     assert repr(Decomposition.load(tmp_path / "parts.safetensors")) == repr(found)
