@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from analyzers.lenses.opening import Reading, labelled, mask_of, rows_of, run_with
+from analyzers.lenses.opening import Reading, labelled, layout_of, mask_of, rows_of, run_with
 from analyzers.lenses.writers import named
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, Given
@@ -174,11 +174,12 @@ class Part(NamedTuple):
 
 def _parts(structure: Structure, run: Run, examples: int) -> Iterator[Part]:
     """The stream write by write, and what happens to it between two."""
-    graph, writes = run.graph.unfused, structure.residual.writes
+    graph, writes, layout = run.graph.unfused, structure.residual.writes, layout_of(structure)
 
     def value(name: TensorId, like: TensorId | None = None) -> Tensor:
         found = run[name].detach()
-        return rows_of(found.expand_as(run[like]) if like is not None else found, examples, structure.model).double()
+        found = found.expand_as(run[like]) if like is not None else found
+        return rows_of(found, examples, structure.model, layout).double()
 
     name = named(structure, graph)
     start = value(writes[0].before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from analyzers.lenses.opening import (
     Reading,
     by_position,
+    layout_of,
     mask_of,
     place_of,
     points_of,
@@ -110,10 +112,10 @@ class LogitLens(Reading):
         points = self._points(structure, sites)
         if (whole_number(top) or 0) < 1:
             raise AnalyzerError(f"top={top!r}: expected how many tokens to name, from 1 on.")
-        ends = readout.end, readout.way[-1], *readout.choices
-        run = run_with(self.model, given, [*(site.id for site in points.values()), *ends])
-        states = {name: rows_of(run[site.id].detach(), len(given), structure.model) for name, site in points.items()}
-        mask = mask_of(given, rows_of(run[readout.end], len(given), structure.model).shape[:2])
+        run = run_with(self.model, given, [*(p.id for p in points.values()), readout.end, readout.way[-1], *readout.choices])
+        laid = partial(rows_of, examples=len(given), model=structure.model, layout=layout_of(structure))
+        states = {name: laid(run[site.id].detach()) for name, site in points.items()}
+        mask = mask_of(given, laid(run[readout.end]).shape[:2])
         said, own = (
             by_position(logits.detach(), mask, structure.model)
             for logits in (structure.read_out(run, readout.end), run[readout.way[-1]])
@@ -212,9 +214,10 @@ class LogitLens(Reading):
         given, structure = self._opened(batch)
         points, end = points_of(structure), readout_of(structure).end
         run = run_with(self.model, given, [*(points[layer].id for layer in layers), end])
-        ends = rows_of(run[end].detach(), len(given), structure.model)
+        laid = partial(rows_of, examples=len(given), model=structure.model, layout=layout_of(structure))
+        ends = laid(run[end].detach())
         mask = mask_of(given, ends.shape[:2]).to(ends.device)
-        states = {layer: rows_of(run[points[layer]].detach(), len(given), structure.model)[mask] for layer in layers}
+        states = {layer: laid(run[points[layer].id].detach())[mask] for layer in layers}
         return states, ends[mask]
 
     def _views(self, structure: Structure, name: str, states: Tensor, said: Tensor | None) -> Iterator[tuple[str, Tensor]]:

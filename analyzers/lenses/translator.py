@@ -242,7 +242,7 @@ class LensTranslator(Analyzer[Translator]):
             self._find(given.inputs)
             assert self.end is not None
             run = read_at(self.model, given.inputs, [*self.sites.values(), self.end])
-            ends = rows_of(run[self.end], len(given), type(self.model).__name__)
+            ends = rows_of(run[self.end], len(given), type(self.model).__name__, self.end.layout)
             mask = mask_of(given, ends.shape[:2], real_tokens)
             mask = (mask & (mask.cumsum(1) > self.skip)).to(ends.device)
             y = ends[mask].double()
@@ -252,7 +252,7 @@ class LensTranslator(Analyzer[Translator]):
                 other = self._before
             self._before = y[-1:] if len(y) else self._before
             for name, site in self.sites.items():
-                x = rows_of(run[site], len(given), "")[mask].double()
+                x = rows_of(run[site], len(given), "", site.layout)[mask].double()
                 found = Sums.of(x, y, other)
                 self.sums[name] = self.sums[name] + found if name in self.sums else found
         self.tokens += len(y)
