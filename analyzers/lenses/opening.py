@@ -159,7 +159,7 @@ def columns_of(mask: Tensor, position: int) -> Tensor:
 
 def rows_of(states: Tensor, examples: int, model: str, layout: Layout = None) -> Tensor:
     """Values of a stream as (examples, positions, width), also where it holds all tokens as rows, or positions first."""
-    if states.dim() == 3 and layout == ("positions", "examples", "units"):
+    if states.dim() == 3 and (layout == ("positions", "examples", "units") or examples == states.shape[1] == 1):
         states = states.transpose(0, 1)
     if states.dim() == 2 and len(states) % examples == 0:
         states = states.unflatten(0, (examples, -1))

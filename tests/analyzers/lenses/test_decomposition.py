@@ -73,7 +73,7 @@ class PositionsFirst(nn.Module):
         return logits.transpose(0, 1) if self.first else logits
 
 
-@pytest.mark.parametrize("shape", [(3, 5), (4, 4)])
+@pytest.mark.parametrize("shape", [(3, 5), (4, 4), (1, 5)])
 def test_positions_may_lie_before_examples_as_many_as_there_are(shape: tuple[int, int]) -> None:
     ids = torch.randint(20, shape, generator=torch.manual_seed(0))
     found, same = (ResidualDecomposition(PositionsFirst(first).eval()).run(ids) for first in (True, False))
