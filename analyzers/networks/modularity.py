@@ -66,6 +66,7 @@ class Modularity(Analyzer[Communities]):
     of the weights between two units, both directions added; by "activations", that times the root mean square of what is
     read, over positions; by "correlations", that of the two units over examples, without its sign and between all pairs.
     The latter two count data: `over(batches).result()`, or `run` on one batch; mask names the argument that is 0 on padding.
+    Units that go with a third go together: correlations lie above both nulls with random weights, too; compare with those.
     layers: "all" weights, or those of the "memories" alone; scope: a glob, or several, over the module calls whose weights
     count. norm: of what lies between two units, as the numbers of a kernel. fold: which scales of
     normalisations, and learned ones, count in the weights: those directly "after" a layer, as a batch norm's; "all", also
