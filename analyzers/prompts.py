@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analyzers.protocol import AnalyzerError, Given, checked
+from analyzers.protocol import AnalyzerError, Given, checked, real_tokens
 from fmr.nests import leaves
 
 
@@ -203,7 +203,8 @@ def _of_inputs(inputs: dict[str, Any], model: nn.Module, tokenizer: Any) -> Prom
         return Prompts(inputs, tuple(tuple(map(str, range(columns))) for _ in range(len(first))))
     _check_some(ids)
     mask = inputs.get("attention_mask")
-    real = mask.bool() if isinstance(mask, Tensor) and mask.shape == ids.shape else torch.ones_like(ids, dtype=torch.bool)
+    by_token = isinstance(mask, Tensor) and mask.dim() == 2 and inputs.get("past_key_values") is None
+    real = real_tokens(mask if by_token else None, *ids.shape).to(ids.device)
     rows = [row[kept].tolist() for row, kept in zip(ids, real, strict=True)]
     return Prompts(inputs, tuple(tuple(map(_as_text(tokenizer), row)) for row in rows))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fmr.errors import FmrError
+from fmr.errors import FmrError, whole_number
 from fmr.sweeps.bars import hidden
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class Method:
             model = given["model"]
             for one in model.values() if isinstance(model, Mapping) and not isinstance(model, nn.Module) else [model]:
                 check_model(one, cls.__name__)
+        if given.get("tokenizer") is not None and not hasattr(given["tokenizer"], "decode"):
+            raise AnalyzerError(
+                f"{cls.__name__} got a {type(given['tokenizer']).__name__} for its tokenizer, expected what turns text into "
+                "tokens and back, or None for prompts of token ids."
+            )
         return made
 
     def __repr__(self) -> str:
@@ -166,8 +171,8 @@ def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
     mask = torch.as_tensor(mask)
     if mask.shape != (examples, positions):
         raise AnalyzerError(
-            f"The mask has shape {tuple(mask.shape)}, expected (examples, positions) = {(examples, positions)} as in the "
-            f"attention patterns. Pass one row per example, 1 for a token and 0 for padding."
+            f"The mask has shape {tuple(mask.shape)}, expected (examples, positions) = {(examples, positions)} as the "
+            "tokens have. Pass one row per example, 1 for a token and 0 for padding."
         )
     real: Tensor = mask.detach().cpu() != 0
     return real
@@ -183,6 +188,23 @@ def asked_tokens(mask: Any, examples: int, positions: int) -> Tensor:
             "example. Leave empty texts out."
         )
     return real
+
+
+def check_counts(least: int, **given: Any) -> None:
+    """Raise for what counts something and is no whole number, or less than so many."""
+    for name, value in given.items():
+        if (number := whole_number(value)) is None or number < least:
+            raise AnalyzerError(f"{name}={value!r}: expected a whole number from {least} on.")
+
+
+def layer_numbers(layers: Any) -> tuple[int, ...] | None:
+    """Numbers of layers as they are asked for; None for all."""
+    if layers is None:
+        return None
+    found = () if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(map(whole_number, layers))
+    if not found or None in found:
+        raise AnalyzerError(f"layers={layers!r}: expected numbers of layers, as layers=[3], or None for all.")
+    return cast("tuple[int, ...]", found)
 
 
 def check_model(model: Any, name: str) -> None:

@@ -14,7 +14,7 @@ from analyzers.heads.clusters import HeadClusters
 from analyzers.heads.divergence import ATTENTION, CKA, DISTANCES, LOOKS, OUTPUT, Sums, count
 from analyzers.heads.outputs import Writing, count_outputs, from_likeness, writings
 from analyzers.numbers.embed import group, plane, separation
-from analyzers.protocol import Analyzer, AnalyzerError, Batch, checked, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, checked, real_tokens
 from analyzers.sites import read_parts
 from fmr.errors import number_of
 from fmr.ids import Site
@@ -168,6 +168,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
         """
         if self.sums is None or not self.sums.tokens:
             raise AnalyzerError("No token has been counted yet. Call update(batch) or over(batches) before result().")
+        check_counts(0, permutations=permutations)
         kind, sums = self.distances[0] if distance is None else distance, self.sums
         if kind not in self.distances:
             raise AnalyzerError(

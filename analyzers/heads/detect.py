@@ -55,7 +55,8 @@ class Heads(Method):
     sizes; null: its values before the output of a head elsewhere. On sentences in which one of two people gives: name mover,
     what the head adds at the last token to the logit of who receives, above the mean of all names; null: to that of somebody
     who is not there. A head has a job if its score lies `least` or more above its null, and above it in nine of ten
-    examples; a name mover must also look at who receives. Entropies are in bits.
+    examples; a name mover must also look at who receives. Entropies are in bits. Copying is one number a head: of random
+    heads of 16 dimensions and more none clears its null, of 8 and fewer about one in ten.
 
     Source: C. Olsson et al., "In-context Learning and Induction Heads", 2022; N. Elhage et al., "A Mathematical Framework
     for Transformer Circuits", 2021; K. Wang et al., "Interpretability in the Wild", 2022.

@@ -178,6 +178,10 @@ def _examples(patterns: Sequence[Tensor], real: Tensor) -> Iterator[tuple[Tensor
                 f"Example {e} has attention weights that are not finite. Expected probabilities: run the model in float32, "
                 f"and give it an attention mask in which each real token may attend to something."
             )
+        if rows.numel() and float(rows.amin()) < 0:
+            raise AnalyzerError(
+                f"Example {e} has negative attention weights. Expected probabilities: patterns as after the softmax."
+            )
         kept = (mass > 0).all(0).flatten().nonzero().flatten()
         yield rows[:, kept] / mass[:, kept], kept.cpu(), len(places) - len(kept)
 

@@ -161,13 +161,13 @@ def compositions(result: "Compositions", ax: "Axes | None", role: str, reader: s
         if ax is None:
             ax = plt.subplots(figsize=(5.6, 3.6), layout="constrained")[1]
         return _bars(result, ax, role, reader)
-    rows = [n for n, (name, one) in enumerate(zip(result.readers, result.roles, strict=True)) if one == role]
     columns = [n for n, name in enumerate(result.writers) if not name.startswith("mlp")]
-    rows = [n for n in rows if np.isfinite(result.scores[n, columns]).any()]
+    every = [n for n in range(len(result.readers)) if np.isfinite(result.scores[n, columns]).any()]
+    rows = [n for n in every if result.roles[n] == role]
     if not rows:
-        raise AnalyzerError(
-            f"role={role!r} has no reader of heads. Expected one of {', '.join(map(repr, dict.fromkeys(result.roles)))}."
-        )
+        roles = ", ".join(dict.fromkeys(repr(result.roles[n]) for n in every))
+        one = f"plot(reader={result.readers[-1]!r}, role={result.roles[-1]!r}), what one part reads of memories"
+        raise AnalyzerError(f"role={role!r} has no reader of heads. Expected {f'one of {roles}' if roles else one}.")
     if ax is None:
         size = min(max(0.05 * len(columns) + 2.5, 5.5), 9.5), min(max(0.05 * len(rows) + 1.6, 2.6), 8.0)
         ax = plt.subplots(figsize=size, layout="constrained")[1]

@@ -15,6 +15,7 @@ from analyzers.lenses.backward import Backward, Part, followed
 from analyzers.lenses.opening import (
     Reading,
     columns_of,
+    layout_of,
     mask_of,
     place_of,
     read_by_head,
@@ -96,7 +97,7 @@ class LogitAttribution(Reading):
         readout = readout_of(structure)
         with torch.no_grad():
             run = fmr.run(self.model, **given.inputs)
-        states = rows_of(run[readout.end].detach(), len(given), structure.model)
+        states = rows_of(run[readout.end].detach(), len(given), structure.model, layout_of(structure))
         tokenizer = spelling(structure, self.tokenizer, right, wrong)
         logits, columns = _logits(structure, run, states, mask_of(given, states.shape[:2]), position)
         asked = _answers(right, wrong, logits.value, given, tokenizer)

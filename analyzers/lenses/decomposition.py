@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from analyzers.lenses.opening import Reading, labelled, mask_of, rows_of, run_with
+from analyzers.lenses.opening import Reading, labelled, layout_of, mask_of, rows_of, run_with
 from analyzers.lenses.writers import named
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, Given
@@ -105,16 +105,16 @@ class Decomposition(Stored):
         return returned(figure) if ax is None else figure
 
     def __repr__(self) -> str:
-        table = self.table().set_index("part")
-        most, least = table["share"].nlargest(3), table["share"].nsmallest(2)
-        moved = table["movement"].drop(index=self.names[0]).nlargest(3)
-        told = [", ".join(f"{name} {value:+.2f}" for name, value in some.items()) for some in (most, least)]
+        table, (shares, moved) = self.table().set_index("part"), map(self.medians, ("share", "movement"))
+        order = np.argsort(-shares, kind="stable")
+        told = [", ".join(f"{self.names[n]} {shares[n]:+.2f}" for n in some) for some in (order[:3], order[:-3:-1])]
+        movers = ", ".join(f"{self.names[n]} {moved[n]:.2f}" for n in np.argsort(-moved[1:], kind="stable")[:3] + 1)
         written = table["cosine_end"].iloc[1:].abs().mean(), table["other_cosine"].iloc[1:].abs().mean()
         prompts = f"{number_of(len(self.tokens), 'prompt')}, {number_of(int(self.mask.sum()), 'token')}"
         return (
             f"Decomposition of the stream of {prompts}, {len(self.names)} parts (error {self.error:.0e})\n"
-            f"  shares of its end: {told[0]}; least {told[1]}\n"
-            f"  moved most by {', '.join(f'{name} {value:.2f}' for name, value in moved.items())} (change over state)\n"
+            f"  shares of its end, medians over tokens: {told[0]}; least {told[1]}\n"
+            f"  moved most by {movers} (change over state, medians)\n"
             f"  cosine with the end {written[0]:.3f}, with the end at another token {written[1]:.3f} (means of sizes)"
         )
 
@@ -174,11 +174,12 @@ class Part(NamedTuple):
 
 def _parts(structure: Structure, run: Run, examples: int) -> Iterator[Part]:
     """The stream write by write, and what happens to it between two."""
-    graph, writes = run.graph.unfused, structure.residual.writes
+    graph, writes, layout = run.graph.unfused, structure.residual.writes, layout_of(structure)
 
     def value(name: TensorId, like: TensorId | None = None) -> Tensor:
         found = run[name].detach()
-        return rows_of(found.expand_as(run[like]) if like is not None else found, examples, structure.model).double()
+        found = found.expand_as(run[like]) if like is not None else found
+        return rows_of(found, examples, structure.model, layout).double()
 
     name = named(structure, graph)
     start = value(writes[0].before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from analyzers.lenses.opening import (
     Reading,
     by_position,
+    layout_of,
     mask_of,
     place_of,
     points_of,
@@ -24,10 +26,10 @@ from analyzers.lenses.readings import LENS, NULL, TRANSLATED, Lens
 from analyzers.lenses.translator import NEAR, Translator
 from analyzers.lenses.tuning import States, tuned
 from analyzers.prompts import Prompts, token_ids
-from analyzers.protocol import AnalyzerError, Given
+from analyzers.protocol import AnalyzerError, Given, layer_numbers
 from fmr.errors import whole_number
 from fmr.ids import Site
-from fmr.nodes import Key, id_of
+from fmr.nodes import Key
 from fmr.structure.parts import Structure
 from fmr.sweeps.metrics import token_ids as one_each
 
@@ -77,6 +79,11 @@ class LogitLens(Reading):
         self, model: nn.Module, tokenizer: Any = None, translator: Translator | None = None, *, tolerance: float = NEAR
     ) -> None:
         super().__init__(model, tokenizer)
+        if translator is not None and not isinstance(translator, Translator):
+            raise AnalyzerError(
+                f"translator is a {type(translator).__name__}: expected what LensTranslator(model, tokenizer).over(texts)"
+                ".result() or Translator.load(path) returns."
+            )
         self.translator, self.tolerance = translator, tolerance
 
     def run(
@@ -105,10 +112,10 @@ class LogitLens(Reading):
         points = self._points(structure, sites)
         if (whole_number(top) or 0) < 1:
             raise AnalyzerError(f"top={top!r}: expected how many tokens to name, from 1 on.")
-        ends = readout.end, readout.way[-1], *readout.choices
-        run = run_with(self.model, given, [*(site.id for site in points.values()), *ends])
-        states = {name: rows_of(run[site.id].detach(), len(given), structure.model) for name, site in points.items()}
-        mask = mask_of(given, rows_of(run[readout.end], len(given), structure.model).shape[:2])
+        run = run_with(self.model, given, [*(p.id for p in points.values()), readout.end, readout.way[-1], *readout.choices])
+        laid = partial(rows_of, examples=len(given), model=structure.model, layout=layout_of(structure))
+        states = {name: laid(run[site.id].detach()) for name, site in points.items()}
+        mask = mask_of(given, laid(run[readout.end]).shape[:2])
         said, own = (
             by_position(logits.detach(), mask, structure.model)
             for logits in (structure.read_out(run, readout.end), run[readout.way[-1]])
@@ -165,8 +172,8 @@ class LogitLens(Reading):
             raise AnalyzerError("There is no translator to tune. Expected LogitLens(model, tokenizer, translator).")
         self.translator.apart(self.model, self.tolerance)
         known = self.translator.points
-        wanted = known if layers is None else tuple(str(layer) for layer in layers)
-        if not wanted or not set(wanted) <= set(known):
+        wanted = known if layers is None else tuple(map(str, layer_numbers(layers) or ()))
+        if not set(wanted) <= set(known):
             raise AnalyzerError(f"layers={layers!r}: expected some of {', '.join(known)}.")
         texts, held = ([self._states(batch, wanted) for batch in some] for some in (batches, held_out))
         if not texts or not held:
@@ -186,7 +193,13 @@ class LogitLens(Reading):
 
     def _points(self, structure: Structure, sites: Mapping[str, Key] | None) -> dict[str, Site]:
         """The points of the stream that are read, by name."""
-        points = points_of(structure) if sites is None else {name: _site(key) for name, key in sites.items()}
+        if sites is not None and not isinstance(sites, Mapping):
+            raise AnalyzerError(
+                f"sites is a {type(sites).__name__}: expected points of the stream by name, as "
+                "{'mid': structure.layers[0].resid_mid}."
+            )
+        graph = readout_of(structure).graph
+        points = points_of(structure) if sites is None else {name: Site(graph[key].id) for name, key in sites.items()}
         if not points:
             raise AnalyzerError("sites is empty: expected points of the stream by name, or None for every layer.")
         if self.translator is not None and not points.keys() & {*self.translator.points}:
@@ -201,9 +214,10 @@ class LogitLens(Reading):
         given, structure = self._opened(batch)
         points, end = points_of(structure), readout_of(structure).end
         run = run_with(self.model, given, [*(points[layer].id for layer in layers), end])
-        ends = rows_of(run[end].detach(), len(given), structure.model)
+        laid = partial(rows_of, examples=len(given), model=structure.model, layout=layout_of(structure))
+        ends = laid(run[end].detach())
         mask = mask_of(given, ends.shape[:2]).to(ends.device)
-        states = {layer: rows_of(run[points[layer]].detach(), len(given), structure.model)[mask] for layer in layers}
+        states = {layer: laid(run[points[layer].id].detach())[mask] for layer in layers}
         return states, ends[mask]
 
     def _views(self, structure: Structure, name: str, states: Tensor, said: Tensor | None) -> Iterator[tuple[str, Tensor]]:
@@ -216,10 +230,6 @@ class LogitLens(Reading):
                 yield view, said
             elif name in self.translator.points:
                 yield view, structure.read_out(self.translator(name, states, null))
-
-
-def _site(key: Key) -> Site:
-    return key if isinstance(key, Site) else Site(id_of(key))
 
 
 def _chosen(mask: Tensor, columns: Tensor | None) -> Tensor:

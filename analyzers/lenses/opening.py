@@ -18,6 +18,9 @@ from fmr.runs.run import Run
 from fmr.structure.logits import Readout
 from fmr.structure.parts import Structure
 
+Layout = tuple[str, ...] | None
+"""What each dimension of a value counts; None where nobody knows."""
+
 
 class Reading(Method):
     """A method that reads what a model writes to its stream; the model is located once, and again where a batch has one
@@ -76,16 +79,26 @@ def points_of(structure: Structure) -> dict[str, Site]:
     >>> list(points_of(structure))
     ['0', '1', '2', '3']
     """
-    stream = structure.residual
-    own = {*stream.points, *(write.after for write in stream.writes)}
-    posts = [layer.resid_post for layer in structure.layers if layer.resid_post.id in own]
+    stream, layout = structure.residual, layout_of(structure)
+    posts = _posts(structure)
     if not posts:  # layers of neither attention nor memories: each write is one
-        posts = [Site(write.after) for write in stream.writes]
+        posts = [Site(write.after, layout=layout) for write in stream.writes]
     found = {str(number): site for number, site in enumerate(posts)}
     end = stream.writes[-1].after
     if not posts or posts[-1].id != end:
-        found["end"] = Site(end)
+        found["end"] = Site(end, layout=layout)
     return found
+
+
+def layout_of(structure: Structure) -> Layout:
+    """What the dimensions of the last stream count, where its layers tell."""
+    return next((site.layout for site in _posts(structure)), None)
+
+
+def _posts(structure: Structure) -> list[Site]:
+    stream = structure.residual
+    own = {*stream.points, *(write.after for write in stream.writes)}
+    return [layer.resid_post for layer in structure.layers if layer.resid_post.id in own]
 
 
 def mask_of(given: Prompts, shape: Iterable[int], tokens: Callable[..., Tensor] = asked_tokens) -> Tensor:
@@ -144,8 +157,10 @@ def columns_of(mask: Tensor, position: int) -> Tensor:
     return (mask.cumsum(1) - 1 - place[:, None]).abs().masked_fill(~mask, mask.shape[1]).argmin(1)
 
 
-def rows_of(states: Tensor, examples: int, model: str) -> Tensor:
-    """Values of a stream as (examples, positions, width), also where it holds all tokens as rows."""
+def rows_of(states: Tensor, examples: int, model: str, layout: Layout = None) -> Tensor:
+    """Values of a stream as (examples, positions, width), also where it holds all tokens as rows, or positions first."""
+    if states.dim() == 3 and (layout == ("positions", "examples", "units") or examples == states.shape[1] == 1):
+        states = states.transpose(0, 1)
     if states.dim() == 2 and len(states) % examples == 0:
         states = states.unflatten(0, (examples, -1))
     if states.dim() != 3 or len(states) != examples:

@@ -112,7 +112,7 @@ def draw_lens(result: "Lens", ax: "Axes | None", what: str, view: str | None, ex
     layers = len(result.points)
     worded = len(columns) <= CROWDED
     if ax is None:
-        wide = max(len(columns) * (0.62 if worded else 0.16), 1.6)
+        wide = max(len(columns) * (0.62 if worded else 0.16), 1.6 if len(views) == 1 else 2.8)  # titles stand side by side
         size = (1.3 + len(views) * (wide + 0.25), 1.9 + (0.17 if worded else 0.12) * layers)
         figure, made = plt.subplots(1, len(views), figsize=size, squeeze=False, sharey=True, layout="constrained")
         axes: list[Axes] = list(made[0])

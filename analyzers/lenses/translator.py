@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from analyzers.lenses.opening import mask_of, points_of, rows_of
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, layer_numbers, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
 from analyzers.weights import difference, sample
-from fmr.errors import number_of
+from fmr.errors import number_of, whole_number
 from fmr.ids import Site
 
 if TYPE_CHECKING:
@@ -135,11 +135,13 @@ class Translator(Stored):
         how = "tuned by KL from least squares" if self.kl_after else "least squares"
         first, last = self.points[0], self.points[-1]
         where = f" on {self.held_out} held-out tokens" if self.held_out else " on these"
+        known = "\n  no more tokens than a state has numbers: the ends of texts that were fitted to are known by heart"
         return (
             f"Translator of {number_of(len(self.points), 'layer')}, {self.maps.shape[-1]} wide, {how} over "
             f"{number_of(self.tokens, 'token')}, ridge "
             f"{self.ridge:g}\n  variance of the end explained{where}: {self.explained[0]:.3f} at layer {first}, "
             f"{self.explained[-1]:.3f} at {last}; fitted to other tokens {self.null_explained.max():.3f} at most"
+            f"{known if self.tokens <= self.maps.shape[-1] else ''}"
         )
 
 
@@ -174,7 +176,7 @@ class Sums:
         diagonal = of_x.diagonal()
         scaled = of_x + torch.diag(ridge * diagonal + 1e-12 * diagonal.mean())
         factor, failed = torch.linalg.cholesky_ex(scaled)
-        if int(failed):
+        if int(failed) or (ridge == 0 and count <= len(x)):
             raise AnalyzerError(
                 f"{number_of(count, 'token')} do not determine a map from {len(x)} numbers. Expected several times "
                 f"as many tokens, or a "
@@ -199,7 +201,7 @@ class LensTranslator(Analyzer[Translator]):
 
     With x the stream after a layer and y its end, both (tokens, width): A = cov(x, x)^-1 cov(x, y), b = mean(y) - mean(x) A.
     Only sums are kept, in float64, three matrices of width x width a layer; how texts are cut into batches and shards
-    changes nothing but the null, for which y is that of another token of the same batch.
+    changes nothing but the null, for which y is that of another token of the same batch, of one token that of the last one.
 
     model: any module with a residual stream, in eval mode. layers: which ones; None takes all. skip: how many tokens at the
     beginning of each text do not count.
@@ -217,7 +219,11 @@ class LensTranslator(Analyzer[Translator]):
         skip: int = 0,
         seed: int = 0,
     ) -> None:
-        self.model, self.tokenizer, self.layers, self.skip, self.seed = model, tokenizer, layers, skip, seed
+        if (left_out := whole_number(skip)) is None or left_out < 0:
+            raise AnalyzerError(f"skip={skip!r}: expected how many tokens of each text do not count, from 0 on.")
+        self.model, self.tokenizer, self.skip, self.seed = model, tokenizer, skip, seed
+        self.layers = layer_numbers(layers)
+        self._before: Tensor | None = None
         self.sites: dict[str, Site] = {}
         self.end: Site | None = None
         self.sums: dict[str, Sums] = {}
@@ -236,14 +242,17 @@ class LensTranslator(Analyzer[Translator]):
             self._find(given.inputs)
             assert self.end is not None
             run = read_at(self.model, given.inputs, [*self.sites.values(), self.end])
-            ends = rows_of(run[self.end], len(given), type(self.model).__name__)
+            ends = rows_of(run[self.end], len(given), type(self.model).__name__, self.end.layout)
             mask = mask_of(given, ends.shape[:2], real_tokens)
             mask = (mask & (mask.cumsum(1) > self.skip)).to(ends.device)
             y = ends[mask].double()
-            draw = torch.Generator().manual_seed(self.seed)
-            other = y[torch.randperm(len(y), generator=draw).to(y.device)]
+            order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed)).to(y.device)
+            other = torch.empty_like(y).index_copy_(0, order, y[order.roll(1)])  # of another token, for each
+            if len(y) == 1 and self._before is not None:
+                other = self._before
+            self._before = y[-1:] if len(y) else self._before
             for name, site in self.sites.items():
-                x = rows_of(run[site], len(given), "")[mask].double()
+                x = rows_of(run[site], len(given), "", site.layout)[mask].double()
                 found = Sums.of(x, y, other)
                 self.sums[name] = self.sums[name] + found if name in self.sums else found
         self.tokens += len(y)
@@ -260,9 +269,9 @@ class LensTranslator(Analyzer[Translator]):
                 f"{type(self.model).__name__} has one layer, after which its stream ends: there is nothing to translate."
             )
         wanted = names if self.layers is None else [str(layer) for layer in self.layers]
-        if not wanted or not set(wanted) <= set(names):
+        if not set(wanted) <= set(names):
             raise AnalyzerError(
-                f"layers={self.layers!r}: expected some of {', '.join(names)}, the last one is the end itself."
+                f"layers=[{', '.join(wanted)}]: expected some of {', '.join(names)}, the last one is the end itself."
             )
         self.sites, self.end = {name: points[name] for name in wanted}, points[last]
         self.weights = sample(self.model)
@@ -304,6 +313,13 @@ class LensTranslator(Analyzer[Translator]):
 
         held_out: one that counted other texts, of which is told how much the maps explain; None tells it of the same texts.
         """
+        if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < float("inf"):
+            raise AnalyzerError(f"ridge={ridge!r}: expected a share of the variance from 0 on, such as 1e-3.")
+        if held_out is not None and not isinstance(held_out, LensTranslator):
+            raise AnalyzerError(
+                f"held_out is a {type(held_out).__name__}: expected a LensTranslator that counted other texts, as "
+                "LensTranslator(model, tokenizer).over(others)."
+            )
         if not self.sums or (held_out is not None and not held_out.sums):
             raise AnalyzerError("No token has been counted yet. Call update(batch) or over(batches) before result().")
         told = self if held_out is None else held_out

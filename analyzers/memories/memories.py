@@ -27,9 +27,9 @@ from analyzers.memories.reading import (
 from analyzers.memories.result import Memories, made
 from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
-from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, unread, value_vectors
+from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, value_vectors, wordless
 from analyzers.prompts import Prompts, prompts, token_ids
-from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens, check_counts, layer_numbers
 from analyzers.weights import fingerprint
 from fmr.errors import number_of, whole_number
 from fmr.sweeps.bars import hidden
@@ -79,16 +79,14 @@ class KeyValueMemories(Analyzer[Memories]):
         store: str | os.PathLike[str] | None = None,
         every: int = EVERY,
     ) -> None:
-        for name, value in (("k", 1 if k is None else k), ("every", every)):
-            if (whole_number(value) or 0) < 1:
-                raise AnalyzerError(f"{name}={value!r}: expected a whole number from 1 on.")
+        check_counts(1, k=1 if k is None else k, every=every)
         if signs not in (None, 1, 2):
             raise AnalyzerError(f"signs={signs!r}: expected 1 for positive coefficients, 2 for both signs, or None.")
         if position is not None and whole_number(position) is None:
             raise AnalyzerError(f"position={position!r}: expected the number of a token, such as 0 or -1, or None for all.")
         self.model, self.tokenizer = model, tokenizer
         self.k, self.signs, self.position, self.every = k or K, signs, position, every
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = layer_numbers(layers)
         self.scope, self.tokens, self.mask = scope, tokens, mask
         self.found: Found | None = None
         self.counts: Counts | None = None
@@ -218,6 +216,7 @@ class KeyValueMemories(Analyzer[Memories]):
         """
         if (least := whole_number(words)) is None or least < 0:
             raise AnalyzerError(f"words={words!r}: expected how many words of each value are kept, from 0 on.")
+        check_counts(0, draws=draws)
         if self.counts is None or not self.counts.batches:
             raise AnalyzerError("No text has been counted yet. Call update(batch) or over(batches) before result().")
         if self.store is not None:
@@ -271,6 +270,7 @@ class KeyValueMemories(Analyzer[Memories]):
 
         token: the word as text (" Mary", with its blank) or as a number. seed: of the `draws` other words beside it.
         """
+        check_counts(0, draws=draws)
         model, asked, found = self._asked(prompt)
         if len(asked) != 1:
             raise AnalyzerError(f"There are {len(asked)} prompts, expected one: a word is promoted at its last token.")
@@ -290,7 +290,7 @@ class KeyValueMemories(Analyzer[Memories]):
                 "This KeyValueMemories has no model to run. Make it with KeyValueMemories(model, tokenizer)."
             )
         asked = prompts(given, self.model, self.tokenizer)
-        self.tokens = token_argument(asked.inputs, self.mask) if self.tokens is None else self.tokens
+        self.tokens = token_argument(asked.inputs, self.mask, self.tokens)
         if not is_tokens(asked.inputs.get(self.tokens or "")):
             raise AnalyzerError(f"The prompts have {', '.join(asked.inputs)}, expected token ids (examples, positions).")
         self.found = self.found or self._find(dict(asked.inputs))
@@ -305,8 +305,7 @@ class KeyValueMemories(Analyzer[Memories]):
     def _inputs(self, batch: Given) -> dict[str, Any]:
         assert self.model is not None
         inputs = dict(prompts(batch, self.model, self.tokenizer).inputs)
-        if self.tokens is None:
-            self.tokens = token_argument(inputs, self.mask)
+        self.tokens = token_argument(inputs, self.mask, self.tokens)
         return inputs
 
     def _find(self, inputs: dict[str, Any]) -> Found:
@@ -372,7 +371,7 @@ class KeyValueMemories(Analyzer[Memories]):
         return self.found
 
     def _unread(self) -> str:
-        return "there is no model" if self.model is None else unread(self._located().structure)
+        return "there is no model" if self.model is None else wordless(self._located().structure)
 
     def _values(self, top: int, progress: bool | None) -> Iterator[Values]:
         """The words of the values of each layer; none where values have no words."""

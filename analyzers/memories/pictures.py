@@ -56,8 +56,10 @@ def one_memory(found: "Memories", layer: int, memory: int, sign: int, ax: "Axes 
 
     triggers = found.triggers(layer, memory, sign).head(_LINES)
     if triggers.empty:
+        others = -sign in found.signs and len(found.triggers(layer, memory, -sign))
         raise AnalyzerError(
-            f"Memory {memory} of layer {layer} has no trigger of sign {sign:+d} among {number_of(found.n_tokens, 'token')}."
+            f"Memory {memory} of layer {layer} has no trigger of sign {sign:+d} among {number_of(found.n_tokens, 'token')}. "
+            f"Expected {f'sign={-sign}, of which it has some' if others else 'one with triggers'}: see table()."
         )
     words = [] if found.unread else list(found.says(layer, memory, sign)["word"][:_LINES])
     ax = ax or plt.subplots(figsize=(7.2, 0.9 + 0.26 * len(triggers)), layout="constrained")[1]

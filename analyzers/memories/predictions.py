@@ -20,7 +20,7 @@ from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, check_eval
 from analyzers.results import Stored
 from analyzers.sites import read_at
-from fmr.errors import number_of
+from fmr.errors import number_of, whole_number
 from fmr.runs.run import Run
 from fmr.structure.frozen import frozen
 from fmr.structure.memories.memory import Memory
@@ -124,11 +124,15 @@ class Promotion(Stored):
     def place(self, row: int) -> tuple[int, int]:
         """The layer and the number in it of a memory."""
         ends = np.cumsum(self.sizes)
+        if whole_number(row) is None or not 0 <= row < ends[-1]:
+            raise AnalyzerError(f"row={row!r}: expected that of a memory, from 0 to {ends[-1] - 1}.")
         layer = int(np.searchsorted(ends, row, side="right"))
         return self.layers[layer], int(row - ends[layer] + self.sizes[layer])
 
     def strongest(self, rank: int = 1) -> tuple[int, int]:
         """The memory that promotes the word most, or the one of a rank: its layer and its number in it."""
+        if whole_number(rank) is None or not 1 <= rank <= len(self.added):
+            raise AnalyzerError(f"rank={rank!r}: expected 1 for the first, up to {len(self.added)}.")
         return self.place(int(np.argsort(-self.promoted, kind="stable")[rank - 1]))
 
     def table(self) -> DataFrame:

@@ -248,8 +248,16 @@ def texts_of(inputs: Mapping[str, Any], tokens: str, mask: str, shape: Sequence[
     return Texts(torch.tensor(numbers), tuple(rows), real)
 
 
-def token_argument(inputs: Mapping[str, Any], mask: str) -> str:
-    """The name of the argument that holds token ids: `input_ids`, or the only one of whole numbers; empty for none."""
+def token_argument(inputs: Mapping[str, Any], mask: str, asked: str | None = None) -> str:
+    """The name of the argument that holds token ids: `input_ids`, or the only one of whole numbers; empty for none.
+
+    asked: the name that they have if there is one.
+    """
+    if asked and not is_tokens(inputs.get(asked)):
+        held = ", ".join(map(repr, inputs))
+        raise AnalyzerError(f"tokens={asked!r} and the batch holds {held}: expected token ids (examples, positions) there.")
+    if asked is not None:
+        return asked
     beside = (mask, "position_ids", "token_type_ids")
     names = [name for name, value in inputs.items() if is_tokens(value) and name not in beside]
     if "input_ids" in names or len(names) == 1:

@@ -145,6 +145,8 @@ class Memories(Stored):
 
         if self.unread:
             raise AnalyzerError(f"The values have no words: {self.unread}.")
+        if sign not in SIGNS:
+            raise AnalyzerError(f"sign={sign!r}: expected 1, or -1 for what is said by a negative coefficient.")
         row, side = self.row(layer, memory), SIGNS.index(sign)
         return pd.DataFrame(
             {"word": [self.word(int(token)) for token in self.words[row, side]], "score": self.scores[row, side]}

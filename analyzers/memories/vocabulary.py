@@ -10,6 +10,7 @@ from analyzers.memories.reading import Found, experts_of
 from analyzers.memories.store import Store
 from analyzers.memories.written import Passage
 from analyzers.protocol import AnalyzerError
+from fmr.errors import StructureError
 from fmr.structure.memories.memory import Memory
 from fmr.structure.parts import Structure
 
@@ -43,6 +44,18 @@ def unread(structure: Structure) -> str:
     return "" if structure.readout.of_words else "its logits are of classes, which are no words"
 
 
+def wordless(structure: Structure) -> str:
+    """Why vectors alone have no words: those of the stream have none, or logits are made of the stream as a whole."""
+    if (why := unread(structure)) or isinstance(structure.readout, str):
+        return why
+    end = structure.readout.graph[structure.readout.end]
+    try:
+        structure.read_out(torch.zeros(2, end.shape[-1], dtype=end.dtype))
+    except StructureError as error:
+        return str(error).partition(" Expected")[0].rstrip(".")
+    return ""
+
+
 def logits_of(structure: Structure, vectors: Tensor, way: Passage | str | None = None) -> Iterator[Tensor]:
     """What each vector alone, in an otherwise empty stream, adds to the logits, a few rows at a time, (rows, words).
 
@@ -52,7 +65,7 @@ def logits_of(structure: Structure, vectors: Tensor, way: Passage | str | None =
     The model's own final norm, unembedding, scales and caps are run; what they make of an empty stream is taken off, so that
     a vector and its negative say opposite things. way: that of vectors into the stream, where they are what memories make.
     """
-    if why := unread(structure) or (way if isinstance(way, str) else ""):
+    if why := wordless(structure) or (way if isinstance(way, str) else ""):
         raise AnalyzerError(
             f"The values of {structure.model} have no words: {why}. Expected pre-norm layers and logits; triggers alone "
             "need neither."

@@ -21,7 +21,7 @@ from analyzers.networks.nulls import NULLS
 from analyzers.networks.search import Search, compared, searched, strongest
 from analyzers.prompts import prompts
 from analyzers.protocol import Analyzer, AnalyzerError, check_eval
-from fmr.errors import number_of
+from fmr.errors import number_of, whole_number
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.runs.run import Run
@@ -66,6 +66,7 @@ class Modularity(Analyzer[Communities]):
     of the weights between two units, both directions added; by "activations", that times the root mean square of what is
     read, over positions; by "correlations", that of the two units over examples, without its sign and between all pairs.
     The latter two count data: `over(batches).result()`, or `run` on one batch; mask names the argument that is 0 on padding.
+    Units that go with a third go together: correlations lie above both nulls with random weights, too; compare with those.
     layers: "all" weights, or those of the "memories" alone; scope: a glob, or several, over the module calls whose weights
     count. norm: of what lies between two units, as the numbers of a kernel. fold: which scales of
     normalisations, and learned ones, count in the weights: those directly "after" a layer, as a batch norm's; "all", also
@@ -309,8 +310,8 @@ def _check(ks: Sequence[int], edges: Sequence[float], draws: int) -> None:
         raise AnalyzerError(f"ks={list(ks)}: expected numbers of communities from 1, such as range(2, 11).")
     if not len(edges) or any(not 0 < share <= 1 for share in edges):
         raise AnalyzerError(f"edges={list(edges)}: expected shares of the edges above 0 and up to 1, such as [1.0, 0.1].")
-    if draws < 0:
-        raise AnalyzerError(f"draws={draws}: expected a number of networks from 0; p is at least 1 / (1 + draws).")
+    if whole_number(draws) is None or draws < 0:
+        raise AnalyzerError(f"draws={draws!r}: expected a number of networks from 0; p is at least 1 / (1 + draws).")
 
 
 def _is_text(inputs: Any) -> bool:

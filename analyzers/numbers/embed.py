@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzers.protocol import AnalyzerError
+from fmr.errors import whole_number
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -74,8 +75,8 @@ def group(distances: Floats, k: int | None = None, most: int = 40) -> tuple[Ints
     Source: P. Rousseeuw, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis", 1987.
     """
     n = len(distances)
-    if k is not None and not 1 <= k <= n:
-        raise AnalyzerError(f"clusters={k} for {n} heads: expected 1 to {n}, or None for the number of highest silhouette.")
+    if k is not None and (whole_number(k) is None or not 1 <= k <= n):
+        raise AnalyzerError(f"clusters={k!r} for {n} heads: expected 1 to {n}, or None for that of highest silhouette.")
     if n < 3 and k is None:
         return np.zeros(n, dtype=np.int64), float("nan")
     cuts = [_cut(distances, number) for number in ([k] if k is not None else range(2, min(most, n - 1) + 1))]

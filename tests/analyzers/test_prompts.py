@@ -67,3 +67,10 @@ def test_a_tensor_is_the_first_argument_of_a_model_without_input_ids(model: torc
 
 def test_numbers_are_tokens_whatever_they_say() -> None:
     assert token_ids(3, SimpleNamespace(), _after("The", " capital")) == 3
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 3), (1, 4)])
+def test_a_mask_of_other_tokens_is_refused(shape: tuple[int, int]) -> None:
+    inputs = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.ones(shape, dtype=torch.long)}
+    with pytest.raises(AnalyzerError, match=r"mask has shape \(., .\), expected .* = \(2, 4\) as the tokens"):
+        prompts(inputs, Wrapped())

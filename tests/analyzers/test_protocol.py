@@ -25,6 +25,9 @@ METHODS = [
 class Words:
     """In place of a tokenizer."""
 
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
 
 WORDS = Words()
 
@@ -39,6 +42,21 @@ def test_every_method_is_among_them() -> None:
     every = [one for name in analyzers.__all__ if isinstance(one := getattr(analyzers, name), type)]
     makers = {one.__name__ for one in every if hasattr(one, "run") or hasattr(one, "update")} - {"Analyzer"}
     assert {one.__name__ for one in METHODS} == makers
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
+def test_what_is_no_tokenizer_is_told_so(method: type[Method]) -> None:
+    if "tokenizer" not in inspect.signature(method.__init__).parameters:
+        return
+    with pytest.raises(AnalyzerError, match=f"{method.__name__} got a dict for its tokenizer, expected what turns"):
+        method(nn.Linear(2, 2), {"vocab": 3})
+
+
+@pytest.mark.parametrize("make", [KeyValueMemories, LensTranslator])
+@pytest.mark.parametrize("layers", [3, "3", [], [1.5], [None]])
+def test_what_are_no_layers_is_told_so(make: Any, layers: Any) -> None:
+    with pytest.raises(AnalyzerError, match=r"layers=.*: expected numbers of layers, as layers=\[3\], or None for all"):
+        make(nn.Linear(2, 2), layers=layers)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)

@@ -425,6 +425,11 @@ def test_patterns_that_are_not_finite() -> None:
         distances(patterns)
 
 
+def test_scores_are_no_patterns() -> None:
+    with pytest.raises(AnalyzerError, match=r"Example 0 has negative attention weights. Expected .* after the softmax"):
+        HeadClustering().update_patterns([torch.randn(2, 3, 5, 5, generator=torch.manual_seed(0))])
+
+
 def test_batches_and_analyzers_that_do_not_fit_together() -> None:
     ours = HeadClustering().update_patterns(random_patterns(heads=3))
     with pytest.raises(AnalyzerError, match=r"has \[2, 2\] heads by layer, earlier ones had \[3, 3\]"):
@@ -454,6 +459,10 @@ def test_smoothing_is_a_share(share: float) -> None:
 def test_more_clusters_than_heads() -> None:
     with pytest.raises(AnalyzerError, match="clusters=9 for 6 heads: expected 1 to 6"):
         HeadClustering().update_patterns(random_patterns()).result(clusters=9)
+    with pytest.raises(AnalyzerError, match=r"clusters=2.5 for 6 heads: expected 1 to 6"):
+        HeadClustering().update_patterns(random_patterns()).result(clusters=2.5)  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"permutations=-1: expected a whole number from 0 on"):
+        HeadClustering().update_patterns(random_patterns()).result(permutations=-1)
 
 
 # ---- the package

@@ -305,6 +305,17 @@ def test_what_is_wrong_is_said() -> None:
         Composition(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval()).run({"input": torch.randn(2, 4)})
 
 
+def test_a_map_of_what_no_head_wrote_says_what_can_be_drawn() -> None:
+    found = Composition(llama()).run(IDS)
+    with pytest.raises(AnalyzerError, match=r"role='x' has no reader of heads. Expected one of 'q', 'k', 'v', 'in'"):
+        found.plot(role="x")
+    heads = [n for n, name in enumerate(found.writers) if not name.startswith("mlp")]
+    found.scores[:, heads] = np.nan
+    with pytest.raises(AnalyzerError, match=r"role='in' has no reader of heads. Expected plot\(reader='mlp 2', role='in'\)"):
+        found.plot(role="in")
+    assert found.plot(reader="mlp 2", role="in").axes
+
+
 class Mixed(nn.Module):
     """Two attentions, of which the first has values that its weights do not explain."""
 

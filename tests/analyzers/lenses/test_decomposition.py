@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fmr
-from analyzers import AnalyzerError, Decomposition, ResidualDecomposition
+from analyzers import AnalyzerError, Decomposition, LensTranslator, ResidualDecomposition
 from tests.analyzers.lenses.test_attribution import FAMILIES, made
 from tests.models import build
 
@@ -52,6 +52,38 @@ def test_sizes_and_directions_are_those_of_the_values() -> None:
     assert torch.allclose(found.state_norm[place].double(), after.norm(dim=-1), atol=1e-4)
 
 
+class PositionsFirst(nn.Module):
+    """A stream whose positions lie before its examples, or after them: the same numbers."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.table, self.norms = first, nn.Embedding(20, 16), nn.ModuleList(nn.LayerNorm(16) for _ in range(5))
+        self.attentions = nn.ModuleList(nn.MultiheadAttention(16, 2, batch_first=not first) for _ in range(2))
+        self.ups, self.downs = (nn.ModuleList(nn.Linear(*size) for _ in range(2)) for size in ((16, 24), (24, 16)))
+        self.head = nn.Linear(16, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids.T if self.first else ids)
+        for n, (attention, up, down) in enumerate(zip(self.attentions, self.ups, self.downs, strict=True)):
+            y = self.norms[2 * n](x)
+            x = x + attention(y, y, y, need_weights=False)[0]
+            x = x + down(torch.relu(up(self.norms[2 * n + 1](x))))
+        logits: Tensor = self.head(self.norms[4](x))
+        return logits.transpose(0, 1) if self.first else logits
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 4), (1, 5)])
+def test_positions_may_lie_before_examples_as_many_as_there_are(shape: tuple[int, int]) -> None:
+    ids = torch.randint(20, shape, generator=torch.manual_seed(0))
+    found, same = (ResidualDecomposition(PositionsFirst(first).eval()).run(ids) for first in (True, False))
+    assert found.names == same.names
+    assert torch.allclose(found.share, same.share, atol=1e-5)
+    maps = [LensTranslator(PositionsFirst(first).eval(), skip=1).update(ids) for first in (True, False)]
+    (first, second), (name, *_) = maps, maps[0].sums
+    assert torch.allclose(first.sums[name].xy, second.sums[name].xy, atol=1e-4)
+
+
 def test_padding_changes_nothing_and_is_left_out(loaded: tuple[nn.Module, Any]) -> None:
     texts = ["Junel Dunoth grew up in", "The mother tongue of Velin dal Millwick is"]
     analyzer = ResidualDecomposition(*loaded)
@@ -78,7 +110,11 @@ def test_half_precision_sums_as_far_as_it_is_precise() -> None:
 def test_a_result_is_told_drawn_and_kept(tmp_path: Path, loaded: tuple[nn.Module, Any]) -> None:
     found = ResidualDecomposition(*loaded).run("Junel Dunoth grew up in")
     assert "Decomposition of the stream of 1 prompt, 6 tokens, 9 parts" in repr(found)
-    assert "shares of its end" in repr(found)
+    shares = dict(zip(found.names, found.medians("share"), strict=True))
+    first = max(shares, key=lambda name: float(shares[name]))  # as the plot has it
+    assert f"shares of its end, medians over tokens: {first} {shares[first]:+.2f}, " in repr(found)
+    moved = found.medians("movement")[1:]
+    assert f"moved most by {found.names[1 + int(moved.argmax())]} {moved.max():.2f}, " in repr(found)
     assert len(found.table()) == 9
     found.save(tmp_path / "parts.safetensors")
     assert repr(Decomposition.load(tmp_path / "parts.safetensors")) == repr(found)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def test_points_of_ones_own_are_read(loaded: tuple[nn.Module, Any]) -> None:
     assert found.error == 0.0
     with pytest.raises(AnalyzerError, match="sites is empty: expected points of the stream by name"):
         LogitLens(model, tokenizer).run(TEXTS[0], sites={})
+    with pytest.raises(AnalyzerError, match=r"sites is a list: expected points of the stream by name, as \{'mid'"):
+        LogitLens(model, tokenizer).run(TEXTS[0], sites=["transformer.h.1"])  # type: ignore[arg-type]
+
+
+def test_a_point_may_be_named_by_the_path_of_its_module(loaded: tuple[nn.Module, Any]) -> None:
+    lens = LogitLens(*loaded)
+    named, numbered = lens.run(TEXTS[0], sites={"1": "transformer.h.1"}), lens.run(TEXTS[0])
+    assert torch.equal(named.entropy["lens"][0], numbered.entropy["lens"][1])
 
 
 class Rotated(nn.Module):
@@ -135,6 +144,19 @@ def test_sums_do_not_hang_on_batches_shards_or_their_order(loaded: tuple[nn.Modu
     assert other.tokens == whole.tokens
     assert torch.allclose(other.maps, whole.maps, atol=1e-3)
     assert torch.allclose(other.biases, whole.biases, atol=1e-3)
+
+
+def test_the_null_is_fitted_to_other_tokens_however_few_a_batch_has(loaded: tuple[nn.Module, Any]) -> None:
+    model, tokenizer = loaded
+    pair = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"][:, :2]
+    fitting = LensTranslator(model).update(pair)
+    x, y = (fmr.run(model, keep=site, input_ids=pair)[site][0].double() for site in (fitting.sites["0"], fitting.end))
+    assert torch.allclose(fitting.sums["0"].xy, x.mT @ y)
+    assert torch.allclose(fitting.sums["0"].x_other, x.mT @ y.flip(0))
+    first = LensTranslator(model).update(pair[:, :1])
+    before, states = fitting.sums["0"].x_other.clone(), (first.sums["0"].x, y[1])
+    after = fitting.update(pair[:, :1]).sums["0"].x_other - before
+    assert torch.allclose(after, torch.outer(*states), atol=1e-5)
 
 
 def test_the_map_is_the_least_squares_of_all_tokens_at_once(loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
@@ -210,6 +232,13 @@ def test_results_are_told_drawn_and_kept(tmp_path: Path, loaded: tuple[nn.Module
         found.plot(example=2)
 
 
+def test_titles_stand_side_by_side_above_one_token(loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
+    figure = LogitLens(*loaded, fitted.result()).run(TEXTS[0], position=-1).plot()
+    figure.canvas.draw()
+    ends = [ax.title.get_window_extent() for ax in figure.axes[:3]]
+    assert all(one.x1 + 10 < other.x0 for one, other in pairwise(ends))
+
+
 def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
     model, tokenizer = loaded
     bert, args, kwargs = build("bert")
@@ -228,10 +257,20 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
         LensTranslator(model).merge(fitted.result())  # type: ignore[arg-type]
     with pytest.raises(AnalyzerError, match=r"layers=\[7\]: expected some of 0, 1, 2, the last one is the end itself"):
         LensTranslator(model, tokenizer, layers=[7]).update(TEXTS[:2])
-    with pytest.raises(
-        AnalyzerError, match=r"tokens do not determine a map from 128 numbers. Expected several times as many"
-    ):
-        LensTranslator(model, tokenizer).update(TEXTS[:2]).result(ridge=-1.0)
+    few = LensTranslator(model, tokenizer).update(TEXTS[:2])
+    with pytest.raises(AnalyzerError, match=r"tokens do not determine a map from 128 numbers. Expected several times"):
+        few.result(ridge=0)
+    assert "the ends of texts that were fitted to are known by heart" in repr(few.result(ridge=1e-2))
+    assert "by heart" not in repr(fitted.result())
+    for ridge in (-1.0, float("nan"), "much", True):
+        with pytest.raises(AnalyzerError, match=rf"ridge={ridge!r}: expected a share of the variance from 0 on"):
+            few.result(ridge=ridge)  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"held_out is a list: expected a LensTranslator that counted other texts"):
+        few.result(held_out=HELD)  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"skip=-1: expected how many tokens of each text do not count"):
+        LensTranslator(model, tokenizer, skip=-1)
+    with pytest.raises(AnalyzerError, match=r"translator is a str: expected what LensTranslator\(model, tokenizer\).over"):
+        LogitLens(model, tokenizer, "translator.safetensors")  # type: ignore[arg-type]
     shard = LensTranslator(model, tokenizer, layers=[0]).update(TEXTS[:2])
     with pytest.raises(AnalyzerError, match=r"merge of maps from 0 to .*expected the same model and settings"):
         shard.merge(fitted)

@@ -313,6 +313,16 @@ def test_positions_may_lie_before_examples(cuts: list[int]) -> None:
         assert found.corpus[found.starts[text] : found.starts[text + 1]].tolist() == ids[example].tolist()
 
 
+def test_triggers_are_told_where_no_vector_has_logits_of_its_own() -> None:
+    torch.manual_seed(0)
+    memories = KeyValueMemories(PositionsFirst().eval()).update(ids := torch.randint(40, (6, 9)))
+    found = memories.result()
+    assert "has no logits for each vector of the stream, [9, 2, 32], so that vectors alone cannot be read out" in repr(found)
+    assert len(found.triggers(0, 0))
+    with pytest.raises(AnalyzerError, match=r"The values of PositionsFirst have no words: .* has no logits for each vector"):
+        memories.run(ids)
+
+
 def test_a_residual_net_of_vectors_has_memories_too() -> None:
     torch.manual_seed(0)
 
@@ -410,6 +420,10 @@ def test_what_cannot_be_counted_is_told() -> None:
         KeyValueMemories(Planted(), scope="other.*").update(random_texts())
     with pytest.raises(AnalyzerError, match=r"batches is one Tensor, expected several batches"):
         KeyValueMemories(Planted()).over(random_texts())
+    with pytest.raises(AnalyzerError, match=r"draws=-1: expected a whole number from 0 on"):
+        KeyValueMemories(Planted()).update(random_texts()).result(draws=-1)
+    with pytest.raises(AnalyzerError, match=r"tokens='words' and the batch holds 'input_ids': expected token ids"):
+        KeyValueMemories(Planted(), tokens="words").update(random_texts())
     one = KeyValueMemories(Planted()).update(torch.tensor([[3]])).result()
     assert "no token follows any of them" in repr(one)
     found = over(Planted(), counting_texts()).result()
@@ -417,6 +431,13 @@ def test_what_cannot_be_counted_is_told() -> None:
         found.triggers(1, 0)
     with pytest.raises(AnalyzerError, match=r"sign=-1: expected one of \(1,\); KeyValueMemories\(model, signs=2\)"):
         found.triggers(0, 0, sign=-1)
+    with pytest.raises(AnalyzerError, match=r"sign=0: expected 1, or -1 for what is said by a negative coefficient"):
+        found.says(0, 0, sign=0)
+    coefficients = torch.tensor([-1.0, 0.0]).expand(1, 3, 2)
+    silent = KeyValueMemories(signs=2).update_coefficients([coefficients], torch.ones(1, 3, dtype=torch.long)).result()
+    for memory, remedy in enumerate(("sign=-1, of which it has some", "one with triggers")):
+        with pytest.raises(AnalyzerError, match=rf"has no trigger of sign \+1 among 3 tokens. Expected {remedy}: see table"):
+            silent.plot_memory(0, memory)
 
 
 class Bare(nn.Module):

@@ -171,4 +171,12 @@ def test_bad_input_is_told(loaded: tuple[nn.Module, Any]) -> None:
         KeyValueMemories(encoder).run(torch.randint(3, 40, (2, 5)))
     with pytest.raises(AnalyzerError, match=r"No word is promoted in BertModel: "):
         KeyValueMemories(encoder).promotion(torch.randint(3, 40, (1, 5)), 3)
-    assert isinstance(memories.promotion("It rains", 3), Promotion)
+    found = memories.promotion("It rains", 3)
+    assert isinstance(found, Promotion)
+    assert found.place(0) == (0, 0)
+    for rank in (0, len(found.added) + 1, 1.5):
+        with pytest.raises(AnalyzerError, match=rf"rank={rank}: expected 1 for the first, up to {len(found.added)}"):
+            found.strongest(rank)  # type: ignore[arg-type]
+    for row in (-1, len(found.added)):
+        with pytest.raises(AnalyzerError, match=rf"row={row}: expected that of a memory, from 0 to {len(found.added) - 1}"):
+            found.place(row)

@@ -208,6 +208,7 @@ def test_settings_that_are_none_are_named() -> None:
     assert refused(fold=True) == "fold=True: expected 'after' or 'all' or 'none'."
     assert refused(edges=[0.0]).startswith("edges=[0.0]: expected shares of the edges above 0 and up to 1")
     assert refused(ks=[]).startswith("ks=[]: expected numbers of communities from 1")
+    assert refused(draws=1.5).startswith("draws=1.5: expected a number of networks from 0")
     assert refused(draws=-1).startswith("draws=-1: expected a number of networks from 0")
 
 
