@@ -118,7 +118,7 @@ def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor)
         _named(value.double(), site, found.n_heads, names)
         for value, site, names in ((pattern, found.pattern, _MAP), (v, found.v, _KEY), (mixed, found.z, _QUERY))
     )
-    if p is None or values is None or z is None:
+    if p is None or values is None or z is None or not bool(torch.isfinite(values[0]).all()):
         return None
     values = _of_pairs(values, p, z)
     names = {*p[1], *values[1]}
@@ -169,10 +169,18 @@ def _named(value: Tensor, site: Site, heads: int, names: Mapping[str, str]) -> N
     return (value, tuple(told)) if len(set(told)) == len(told) else None
 
 
+_TOLD = frozenset("max amax mean sum logsumexp".split())
+"""What is told of many scores at once."""
+
+_FEW = 4
+"""So many numbers are too few to tell heads apart."""
+
+
 def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     """How far scores move elsewhere where the query of one head and position is changed, or a key of one head; None where
-    that cannot be told, as where one value is both."""
-    if found.q.id == found.k.id:
+    that cannot be told, as where one value is both, or the largest of all scores is subtracted from each."""
+    told = (node for node in between(graph, found.q.id, found.scores.id) if node.op in _TOLD)
+    if found.q.id == found.k.id or next(told, None) is not None:
         return None
     q, k = value(found.q.id).detach(), value(found.k.id).detach()
     given = {found.q.id: q, found.k.id: k}
@@ -309,8 +317,8 @@ def _is_fixed(graph: Graph, name: TensorId) -> bool:
 
 
 def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
-    """How many heads of keys and values differ from one another; None where no dimension counts them, and where one is the
-    same number throughout, as what an edit takes away is."""
+    """How many heads of keys and values differ from one another; None where no dimension counts them, and where one has few
+    numbers, as what is at a bound, or what an edit takes away."""
     rows: list[Tensor] = []
     for value, site in ((k, found.k), (v, found.v)):
         told = _named(value, site, found.n_heads, _KEY)
@@ -322,7 +330,7 @@ def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
     if len(rows[0]) != len(rows[1]):
         return None
     every = torch.cat(rows, 1).double()
-    if bool((every.amax(1) == every.amin(1)).any()):
+    if any(len(row.unique()) <= _FEW for row in every):
         return None
     sums = (every * torch.linspace(1, 2, every.shape[1]).to(every).cos()).sum(1)  # rows that differ have other sums
     return len(sums.unique())

@@ -20,7 +20,8 @@ def of_own_place(
     """How far coefficients, `made` again, move, beyond a gain of each unit, where what is read elsewhere is turned round.
 
     A gain may depend on all positions of an example, as where units compete. None where a convolution of each unit lies
-    between, whose window is known to reach further, and where which position is which cannot be told.
+    between, whose window is known to reach further, where coefficients do not move at all, and where which position is
+    which cannot be told.
     """
     origin = strip_views(graph, source)
     first = next((one for node in between(graph, source, up) if (one := _reads(graph, node, origin))), None)
@@ -37,6 +38,8 @@ def of_own_place(
     turned = _turned(rows, chosen).reshape(read.movedim(units, -1).shape).movedim(-1, units)
     moved = _rows(evaluate(graph, post, {source: turned}, value), axis)
     examples = read.shape[0] if read.dim() > 2 else 1
+    if torch.equal(coefficients, moved) or not bool(torch.isfinite(coefficients - moved).all()):
+        return None  # all of them are at a bound, or are no numbers
     ways = _laid(chosen, read.movedim(units, -1).shape[:-1], made.movedim(axis, -1).shape[:-1])
     return min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))
 
@@ -70,7 +73,7 @@ def _turned(rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _off(before: Tensor, after: Tensor, chosen: Tensor, examples: int) -> float:
-    """How far the rows that were not chosen lie from their old ones times a gain; infinite where nothing moved at all."""
+    """How far the rows that were not chosen lie from their old ones times a gain; infinite where others moved alone."""
     if torch.equal(before[chosen], after[chosen]) and chosen.any() and bool(before.any()):
         return float("inf")
     kept = (~chosen)[:, None]
