@@ -288,8 +288,8 @@ def data_inputs(graph: Graph, node: Node) -> list[TensorId]:
     return [parent.id for parent in moved]
 
 
-_LIKE = frozenset("view_as reshape_as expand_as".split())
-"""Ops that read their second operand for its shape."""
+_LIKE = frozenset("view_as reshape_as expand_as to".split())
+"""Ops that read their second operand for its shape or its type."""
 
 _MOVED = frozenset("0 input self tensors".split())
 """The names of the argument whose numbers an op moves."""

@@ -9,7 +9,15 @@ from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import NONLINEAR, NORMS, above, below, contraction, depends_on, projection
+from fmr.structure.normal.match import (
+    NONLINEAR,
+    NORMS,
+    above,
+    contraction,
+    data_inputs,
+    depends_on,
+    projection,
+)
 from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.identity import (
     CUTS,
@@ -141,10 +149,14 @@ def _viewed(graph: Graph, name: TensorId) -> TensorId:
 def _reached(graph: Graph, flow: Flow, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
     """The values into which data comes from one value alone, and from there without a projection."""
 
-    def goes_on(node: Node) -> bool:
-        return node.id not in others and flow.dominates(last, node.id) and not _computes(graph, flow, node)
-
-    return {node.id: None for node, way in below(graph, graph[last], goes_on) if not way or goes_on(node)}
+    seen, waiting = {graph[last].id: None}, [graph[last]]
+    for node in waiting:
+        for reader in graph.readers(node.id):
+            alone = reader.id not in others and flow.dominates(last, reader.id) and not _computes(graph, flow, reader)
+            if alone and reader.id not in seen and node.id in data_inputs(graph, reader):  # it may be read for its type
+                seen[reader.id] = None
+                waiting.append(reader)
+    return seen
 
 
 def _computes(graph: Graph, flow: Flow, node: Node) -> bool:
