@@ -1,7 +1,7 @@
 """What an attention must be by definition: each part of its heads is where the layouts of its values say."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.nodes import Node
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
 from fmr.structure.normal.match import (
     NONLINEAR,
@@ -17,6 +18,7 @@ from fmr.structure.normal.match import (
     between,
     depends_on,
     is_constant,
+    is_learned,
     product,
     projection,
     sources_of,
@@ -93,13 +95,16 @@ def _ends_well(graph: Graph, path: Sequence[TensorId], start: TensorId, end: Ten
 
 def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
     """A product of two activations between a value and another that comes of it."""
+    return next((node.id for node in _come_of(graph, start, end) if product(graph, node) is not None), None)
+
+
+def _come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
+    """The nodes on the way from a value to another."""
     lower = {start}
     for node in between(graph, start, end):
         if any(parent in lower for parent in node.parents):
             lower.add(node.id)
-            if product(graph, node) is not None:
-                return node.id
-    return None
+            yield node
 
 
 def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
@@ -136,13 +141,7 @@ def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor)
 
 def _weighs(graph: Graph, start: TensorId, end: TensorId) -> bool:
     """Whether a value is multiplied with weights on its way to another, by which heads may be weighed by one another."""
-    lower = {start}
-    for node in between(graph, start, end):
-        if any(parent in lower for parent in node.parents):
-            lower.add(node.id)
-            if projection(graph, node) is not None:
-                return True
-    return False
+    return any(projection(graph, node) is not None for node in _come_of(graph, start, end))
 
 
 def _of_pairs(values: Named, pattern: Named, z: Named) -> Named:
@@ -243,7 +242,7 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
     """Which number of an attention is not that of its values; empty where all are."""
     if found.kind not in MULTIPLY:
         return ""
-    if _is_fixed(graph, found.v.id):
+    if is_constant(graph, found.v.id) and not is_learned(graph, found.v.id):
         return f"it weighs constants, {found.v.id}: what comes of that is an expectation, and no data is read"
     if found.n_kv_heads < 1 or found.n_heads % found.n_kv_heads:
         return f"{found.n_heads} heads cannot share those of {found.n_kv_heads}"
@@ -308,12 +307,6 @@ def _first_alone(graph: Graph, found: Claim, site: Site, start: TensorId, turned
         return False
     moved = (told[0][0] - told[1][0]).abs().movedim(told[0][1].index(names["positions"]), 0).flatten(1).amax(1) > 0
     return len(moved) > 2 and int(moved.sum()) == 1
-
-
-def _is_fixed(graph: Graph, name: TensorId) -> bool:
-    """Whether a value is made of no input and of no parameter."""
-    learned = (node.id for node in above(graph, name, lambda node: True, all_inputs) if node.id.is_source)
-    return is_constant(graph, name) and not any(source.startswith("param:") for source in learned)
 
 
 def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:

@@ -30,11 +30,8 @@ def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums
 def why_not_between(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> str:
     """What keeps a projection from being the second one of a memory where another lies above it; empty where none does, or
     where more than elementwise ops lie between."""
-    values = list(
-        form_of(graph)[down.data].above(
-            lambda one: (one.kind in ON_THE_WAY or one.kind in ("statistic", "op")) and one.id not in stream
-        )
-    )
+    between = ON_THE_WAY | {"op"}
+    values = list(form_of(graph)[down.data].above(lambda one: one.kind in between and one.id not in stream))
     kinds = {one.kind for one in values}
     if "projection" not in kinds or kinds & {"product", "softmax", "input"}:
         return ""
@@ -75,7 +72,7 @@ def _only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool
             here = user, bent or user.kind == "bend", weighs or gates or _is_share(form, value, user)
             if user.id in sums:
                 ends.add(here[2])
-            elif here not in seen and (user.kind in ON_THE_WAY or user.kind in ("product", "statistic")):
+            elif here not in seen and user.kind in ON_THE_WAY | {"product"}:
                 seen.add(here)
                 waiting.append(here)
     return ends == {True}

@@ -19,6 +19,7 @@ from fmr.structure.normal.match import (
     NORMS,
     SAME,
     SHAPE,
+    STATISTICS,
     Contraction,
     is_constant,
     product,
@@ -31,7 +32,7 @@ from fmr.structure.normal.value import Value
 Rule = Callable[[Graph, Node, tuple[Value, ...]], Value | None]
 """What a node is, told by the values of which it reads the numbers; None where a rule does not know it."""
 
-STATISTICS = frozenset("mean var std var_mean norm vector_norm sum max amax min amin logsumexp".split())
+_TOLD = STATISTICS | frozenset("sum max amax min amin logsumexp".split())
 """What is told of many numbers."""
 
 _OF_STATISTICS = (
@@ -130,19 +131,19 @@ def bias(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
 def softmax(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     """Exponentials over their sum: one op, or written out, with or without the largest subtracted or more in the sum."""
     if node.op in ("softmax", "softmin"):
-        return _softmax(node, read[0], node, dim_of(graph, node))
-    if node.op == "exp" and read[0].op in ("log_softmax", "logsumexp"):
+        return _softmax(node, read[0], node.parents[0], dim_of(graph, node))
+    if node.op == "exp" and read[0].kind == "norm" and read[0].op in ("log_softmax", "logsumexp"):
         made = read[0]
-        return _softmax(node, made.inputs[0], made.node, made.dim)
+        return _softmax(node, made.inputs[0], made.node.parents[0], made.dim)
     if node.op == "normalize" and node.argument("p", 1, 2.0) == 1 and read[0].op in _EXPONENTIALS:
         dim = dim_of(graph, node) if "dim" in node.args else 1 - len(node.shape)
-        return _softmax(node, read[0].inputs[0], read[0].node, dim)
+        return _softmax(node, read[0].inputs[0], read[0].operands[0], dim)
     return _over_sum(node, read)
 
 
-def _softmax(node: Node, scores: Value, reader: Node, dim: int) -> Value:
-    """The softmax that a node is of scores, which another reads first."""
-    return Value(node, "softmax", (scores,), dim=dim, operands=(reader.parents[0].id,))
+def _softmax(node: Node, scores: Value, operand: TensorId, dim: int) -> Value:
+    """The softmax that a node is of scores, which are read as this operand."""
+    return Value(node, "softmax", (scores,), dim=dim, operands=(TensorId(operand),))
 
 
 def _over_sum(node: Node, read: tuple[Value, ...]) -> Value | None:
@@ -152,14 +153,14 @@ def _over_sum(node: Node, read: tuple[Value, ...]) -> Value | None:
         return None
     e, total = normed
     masked = e
-    while masked.kind == "affine" and len(masked.inputs) == 1:
+    while masked.kind == "affine":
         masked = masked.inputs[0]
     if masked.op not in _EXPONENTIALS or total.inputs[0] is not e:
         return None
-    scores, reader = masked.inputs[0], masked.node
+    scores, operand = masked.inputs[0], masked.operands[0]
     while scores.kind == "norm" and scores.op in ("max", "amax", "logsumexp"):
-        scores, reader = scores.inputs[0], scores.node
-    return _softmax(node, scores, reader, total.dim)
+        scores, operand = scores.inputs[0], scores.node.parents[0]
+    return _softmax(node, scores, operand, total.dim)
 
 
 def stacked(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
@@ -215,7 +216,7 @@ def _root(value: Value) -> Value:
 
 def statistic(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     """What is told of many numbers: their mean, their largest, their sum."""
-    if node.op in STATISTICS and len(read) == 1 and prod(node.shape) <= prod(read[0].node.shape):
+    if node.op in _TOLD and len(read) == 1 and prod(node.shape) <= prod(read[0].node.shape):
         return Value(node, "statistic", read, node.op, dim=dim_of(graph, node), folded=(node,))
     told = next((one for one in read if one.kind == "statistic"), None)
     if told is None or node.op not in _OF_STATISTICS or any(one.kind not in _BESIDE_STATISTICS for one in read):
@@ -279,7 +280,7 @@ def _flowing(read: tuple[Value, ...]) -> tuple[Value, ...]:
 
 def other(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value:
     """Any other op."""
-    return Value(node, "op", _flowing(read), node.op)
+    return Value(node, "op", _flowing(read), node.op, operands=tuple(parent.id for parent in node.parents))
 
 
 def dim_of(graph: Graph, node: Node) -> int:

@@ -69,6 +69,12 @@ def test_a_softmax_is_one_value_however_it_is_written(spelling: str) -> None:
 def test_a_sum_over_another_value_makes_no_softmax() -> None:
     assert last(lambda m, x: x.exp() / (x * 2).exp().sum(-1, keepdim=True)).kind != "softmax"
     assert last(lambda m, x: _over(x.relu())).kind == "norm"
+    assert last(lambda m, x: x.logsumexp(-1).exp()).kind == "statistic"
+
+
+def test_a_masked_softmax_reads_the_scores_themselves() -> None:
+    value = last(lambda m, x: _over(x.exp() * torch.ones(3, 4).tril()))
+    assert value.operands == ("input:args.0",)
 
 
 NORMS: dict[str, Spelling] = {
