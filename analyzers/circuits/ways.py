@@ -10,6 +10,7 @@ from fmr.graph.graph import Graph
 from fmr.graph.state import casting
 from fmr.ids import TensorId
 from fmr.runs.passes import Pass
+from fmr.structure.normal.match import computed_from
 from fmr.sweeps.steps import Step, run_step, steps_of
 from fmr.watching.calls import unwatched
 
@@ -22,7 +23,7 @@ class Way:
     >>> way({point: 2 * run[point]}, run.last).shape
     torch.Size([1, 6, 128])
 
-    `beside` is what else the steps read: weights, masks and whatever else does not follow from the given values.
+    `beside` is what else the steps compute with: weights, masks and whatever else does not follow from the given values.
     """
 
     def __init__(self, graph: Graph, starts: Sequence[TensorId], end: TensorId) -> None:
@@ -30,7 +31,7 @@ class Way:
         self.steps = _between(graph, self.starts, end)
         made = {node.id for step in self.steps for node in step.nodes}
         self.made = made | set(self.starts)
-        self.beside = {name for step in self.steps for name in step.reads} - self.made
+        self.beside = {name for step in self.steps for node in step.nodes for name in computed_from(node)} - self.made
         if end not in self.made:
             raise AnalyzerError(f"{end} does not follow from {', '.join(self.starts)} in {graph.model}.")
 

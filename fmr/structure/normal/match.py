@@ -283,9 +283,14 @@ def data_inputs(graph: Graph, node: Node) -> list[TensorId]:
     if node.op not in MOVES or not _is_number(node):
         return all_inputs(graph, node)
     if node.op in _LIKE:
-        return [parent.id for parent in node.parents[:1]]
+        return computed_from(node)
     moved = (parent for parent in node.parents if _is_number(graph[parent.id]) or parent.at.partition(".")[0] in _MOVED)
     return [parent.id for parent in moved]
+
+
+def computed_from(node: Node) -> list[TensorId]:
+    """Everything on whose numbers a node's own depend: not what it reads for a shape or a type alone."""
+    return [parent.id for parent in (node.parents[:1] if node.op in _LIKE else node.parents)]
 
 
 _LIKE = frozenset("view_as reshape_as expand_as to".split())
