@@ -6,6 +6,8 @@ HeadClusters: 16 heads of 4 layers over 200 tokens in 12 examples
   3 clusters, silhouette 0.4...; map: stress 0.1..., seed 0
 """
 
+from analyzers.alignment.causal_model import CausalModel
+from analyzers.alignment.counterfactuals import Counterfactuals
 from analyzers.causal.attribution import AttributionPatching
 from analyzers.causal.effects import Effects
 from analyzers.causal.patching import ActivationPatching
@@ -43,6 +45,7 @@ __all__ = [
     "Analyzer",
     "AnalyzerError",
     "AttributionPatching",
+    "CausalModel",
     "CausalTracing",
     "Circuit",
     "CircuitSearch",
@@ -50,6 +53,7 @@ __all__ = [
     "Composed",
     "Composition",
     "Compositions",
+    "Counterfactuals",
     "Covariance",
     "Decomposition",
     "EditScores",

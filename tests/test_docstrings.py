@@ -105,6 +105,7 @@ def shared() -> dict[str, Any]:
         "KeyValueMemories": analyzers.KeyValueMemories, "memories": memories, "found": memories.result(words=3, draws=100),
         "composed": memories.run(texts[:2]), "promotion": memories.promotion("Junel Dunoth grew up in", "Oranby", draws=5),
         "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
+        "CausalModel": analyzers.CausalModel,
         "HeadClustering": analyzers.HeadClustering, "Heads": analyzers.Heads, "Composition": analyzers.Composition,
         "jobs": analyzers.Heads(model, tokenizer, length=20).run(seed=0),
         "reads": analyzers.Composition(model, tokenizer).run(inputs, progress=False),

@@ -161,9 +161,11 @@ class Circuit(Stored):
 
         most: how many edges at most; the weakest are left out.
         """
-        from analyzers.circuits.pictures import save
+        from analyzers.circuits.pictures import sheet, write_svg
 
-        save(self, path, most)
+        write_svg(
+            sheet(self, most), path, "circuit.plot().savefig(path) writes other kinds; circuit.graph() needs no program."
+        )
 
     def __repr__(self) -> str:
         row, total = self._row(None), len(self.ends)

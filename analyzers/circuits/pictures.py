@@ -25,24 +25,26 @@ ROLES = {"q": "#0072B2", "k": "#C25400", "v": "#2B8A5E", "": "#5A5A5A"}
 """The colours of edges into queries, keys and values of heads, and elsewhere; told apart with any colour vision."""
 
 
-def save(circuit: "Circuit", path: str | os.PathLike[str], most: int) -> None:
-    """Write a circuit as SVG."""
-    import graphviz
-
+def write_svg(drawing: "graphviz.Digraph", path: str | os.PathLike[str], besides: str) -> None:
+    """Write a drawing as SVG. besides: what else there is where the path or the machine does not allow it, for the error."""
     name = named(path)
     if name.suffix.lower() != ".svg" and name.suffix[1:].isalpha():
-        raise AnalyzerError(
-            f"{str(name)!r} ends in {name.suffix!r}, but SVG is written: expected {str(name.with_suffix('.svg'))!r}. "
-            "circuit.plot().savefig(path) writes other kinds."
-        )
+        right = str(name.with_suffix(".svg"))
+        raise AnalyzerError(f"{str(name)!r} ends in {name.suffix!r}, but SVG is written: expected {right!r}. {besides}")
+    write_whole(path, svg(drawing, besides))
+
+
+def svg(drawing: "graphviz.Digraph", besides: str) -> bytes:
+    """A drawing as the bytes of an SVG file."""
+    import graphviz
+
     try:
-        drawn = bytes(sheet(circuit, most).pipe(format="svg", quiet=True))
+        return bytes(drawing.pipe(format="svg", quiet=True))
     except graphviz.ExecutableNotFound:
         raise AnalyzerError(
             "An SVG picture needs Graphviz's program 'dot', and there is none on the PATH. Get it with `apt-get install "
-            "graphviz` or `brew install graphviz`. circuit.graph() works without it."
+            f"graphviz` or `brew install graphviz`. {besides}"
         ) from None
-    write_whole(path, drawn)
 
 
 def sheet(circuit: "Circuit", most: int) -> "graphviz.Digraph":
