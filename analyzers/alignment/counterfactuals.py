@@ -89,8 +89,8 @@ class Counterfactuals(Dataset[dict[str, Any]]):
             sizes[key] = sizes.get(key, 0) + 1
         if len(sizes) < 2:
             raise AnalyzerError(
-                f"The {number_of(len(self), 'example')} are all the same, so that none can be held out. Expected at least "
-                "two that differ: counterfactuals(n) with a larger n."
+                f"Data of {number_of(len(self), 'example')} has no part to hold out: all are the same. Expected at least "
+                "two that differ, as of counterfactuals(n) with a larger n."
             )
         ends = np.cumsum(list(sizes.values()))[:-1]
         first = set(list(sizes)[: 1 + int(np.abs(ends - fraction * len(self)).argmin())])

@@ -110,8 +110,8 @@ def variables_of(
                 known = [*dict.fromkeys([*values, *functions])]
                 raise AnalyzerError(
                     f"{name!r} reads {parent!r}, which has neither values nor a function. Expected some of "
-                    f"{', '.join(known)}; or values={{{parent!r}: ...}} for an input, functions={{{parent!r}: ...}} for what "
-                    f"is computed, a default in the signature for what is no variable.{nearest(parent, known)}"
+                    f"{', '.join(known)}; or values={{{parent!r}: ...}} for an input, functions={{{parent!r}: ...}} for "
+                    f"what is computed, a default in a signature for neither.{nearest(parent, known)}"
                 )
     order = _ordered([*(name for name in values if name not in functions), *functions], reads)
     return {name: _variable(name, reads.get(name, ()), functions.get(name), values.get(name)) for name in order}
