@@ -112,9 +112,13 @@ class Counterfactuals(Dataset[dict[str, Any]]):
         return pd.DataFrame({**told, "interchanged": pd.Series(names, dtype=object), **ends})
 
     def _keys(self) -> list[Any]:
-        """What makes examples equal: the values of their inputs, and what is interchanged."""
-        columns = [column for of, part in self.settings.items() if of != "output" for column in part.values()]
-        rows = list(zip(*columns, map(tuple, self.interchanged.tolist()), strict=True))
+        """What makes examples equal: the inputs of the base, and those of each source that is used."""
+        base, *sources = (zip(*self.settings[of].values(), strict=True) for of in ("base", *self.variables))
+        used = [
+            [values if taken else None for values, taken in zip(source, column, strict=True)]
+            for source, column in zip(sources, self.interchanged.T.tolist(), strict=True)
+        ]
+        rows = list(zip(base, *used, strict=True))
         try:
             hash(rows[0])
         except TypeError:  # values that are drawn and have no hash are each one's own

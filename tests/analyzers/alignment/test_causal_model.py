@@ -138,8 +138,8 @@ def test_what_cannot_be_is_not_balanced() -> None:
 
 
 def test_values_are_in_the_order_given_else_sorted() -> None:
-    model = CausalModel({"a": [3, 1, 2], "size": ["small", "large"]}, {"size": lambda a: "large" if a > 1 else "small",
-                                                                      "next": lambda size, a: a + 1}, output="next")  # fmt: skip
+    functions = {"size": lambda a: "large" if a > 1 else "small", "next": lambda size, a: a + 1}
+    model = CausalModel({"a": [3, 1, 2], "size": ["small", "large"]}, functions, output="next")
     assert (model.values("a"), model.values("size"), model.values("next")) == ((3, 1, 2), ("small", "large"), (2, 3, 4))
 
 
@@ -170,7 +170,7 @@ IDENTITY: dict[str, Callable[..., Any]] = {"out": lambda a: a}
         ({"a": range(3)}, {"x": lambda a: 1 // a}, {}, "function of 'x' failed at a=0: ZeroDivisionError"),
         ({"a": range(3)}, {"x": lambda a: [a]}, {}, "function of 'x' returned a list, which has no hash"),
         ({"a": range(3)}, {"x": lambda a: torch.ones(2)}, {}, "'x' returned a Tensor, which has no hash"),
-        ({"a": range(3)}, {"x": lambda a: a[:2]}, {"columns": "numpy"}, r"shape \(2,\) for columns of 3 values, expected \(3,\)"),
+        ({"a": range(3)}, {"x": lambda a: a[:2]}, {"columns": "numpy"}, r"shape \(2,\) for columns of 3 .*, expected \(3,\)"),
         ({"a": range(3)}, {"x": lambda a: not a}, {"columns": "numpy"}, "'x' failed at columns of 3 values: ValueError"),
         ({"a": range(3)}, IDENTITY, {"columns": "jax"}, "columns='jax': expected 'numpy', 'torch', or None"),
         ({"a": []}, IDENTITY, {}, "values of 'a' are none: expected 1 to 1,048,576"),
