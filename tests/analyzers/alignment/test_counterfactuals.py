@@ -145,7 +145,7 @@ def test_a_table_has_a_row_an_example() -> None:
     ("asked", "message"),
     [
         ({"variables": "wx"}, "variables='wx': expected names of variables, each once, as"),
-        ({"variables": ["wy"]}, "There is no variable 'wy'.*Nearest that exist: wx"),
+        ({"variables": ["wy"]}, "There is no variable 'wy'.*Nearest that exist: .*wx"),
         ({"variables": ["unread"]}, "'unread' has no way to the output 'out'.*Expected some of a, b, c, d, wx, yz, out"),
         ({"subsets": [["wx"], []]}, "expected lists of some of wx, none of them empty"),
         ({"subsets": [["yz"]]}, "expected lists of some of wx, none of them empty"),
