@@ -22,6 +22,7 @@ torch.Size([1, 4, 6, 6])
 """
 
 import fmr.edits as edits
+import fmr.subspaces as subspaces
 import fmr.zoo as zoo
 from fmr.errors import (
     DrawError,
@@ -37,6 +38,7 @@ from fmr.errors import (
 )
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.interventions.intervention import Intervention
 from fmr.nodes import Node
 from fmr.runs.census import census
 from fmr.runs.run import Run
@@ -55,6 +57,7 @@ __all__ = [
     "Graph",
     "GraphError",
     "IdError",
+    "Intervention",
     "Node",
     "ReplayError",
     "Run",
@@ -70,6 +73,7 @@ __all__ = [
     "locate",
     "replay",
     "run",
+    "subspaces",
     "sweep",
     "track",
     "zoo",

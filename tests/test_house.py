@@ -14,10 +14,11 @@ import fmr
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for house in ("fmr", "analyzers") for path in (ROOT / house).rglob("*.py"))
-LINES, FUNCTION_LINES, PUBLIC_NAMES = 400, 60, 26
+LINES, FUNCTION_LINES, PUBLIC_NAMES = 400, 60, 27
 
 ROOMS = (
-    "errors ids nests nodes ops disk zoo watching edits pictures graph runs sweeps structure".split(),
+    "errors ids nests nodes ops disk zoo watching subspaces edits pictures".split()
+    + "graph runs sweeps structure interventions".split(),
     "protocol weights sites texts prompts results numbers heads memories causal circuits lenses".split()
     + "tracing editing networks alignment images inputs".split(),
 )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmr.errors import EditError
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key
+from fmr.subspaces.space import Part, Space, Subspace
+from fmr.subspaces.trained import Rotation
 
 Value = Tensor | float | int | bool
 
@@ -24,6 +27,7 @@ class Context:
     `given` is the site's part of the first tensor that the module call was given, for sites that name a module. `source`
     gives the value that an `Interchange` takes; `examples` are those that the value holds, where it does not hold all.
     `axes` name the value's dimensions, as far as the site tells them, and `dropped` those that a single index left out.
+    `coordinates` reads a value as the site holds it, where an edit acts within a subspace.
     """
 
     id: TensorId
@@ -35,25 +39,53 @@ class Context:
     examples: tuple[int, ...] | None = None
     axes: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    coordinates: Callable[[Tensor], Tensor] | None = None
 
 
 Edit = Callable[[Tensor, Context], Tensor]
 """What may stand in a mapping of edits: `f(value, context) -> value`, value and result of the same shape and type."""
 
 
-@dataclass(frozen=True)
-class Zero:
+@dataclass(frozen=True, eq=False, repr=False)
+class _Within:
+    """An edit of the value, or of its coordinates `within` a subspace, whose rest stays as it is."""
+
+    within: Subspace | None = field(default=None, kw_only=True)
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        if self.within is None:
+            return self._made(value, context)
+        last = context.axes.index("units") - value.dim() if "units" in context.axes else -1
+        with _uncast(value):
+            space = _now(self, context)
+            inside = replace(context, coordinates=lambda given: space.read(given.movedim(last, -1)))
+            coordinates = self._made(space.read(value.movedim(last, -1)), inside)
+            return space.write(value.movedim(last, -1), coordinates).movedim(-1, last)
+
+    def _made(self, value: Tensor, context: Context) -> Tensor:
+        """What shall stand in the place of a value, or of its coordinates."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        names = [one.name for one in fields(self) if one.name != "within"] + ["within"] * (self.within is not None)
+        given = {name: getattr(self, name) for name in names}
+        told = [f"{name}={_shown(value)}" for name, value in given.items()]
+        return f"{type(self).__name__}({', '.join(told)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Zero(_Within):
     """Zero ablation: nothing is left of the value.
 
     >>> fmr.run(model, input_ids, edits={structure.mlps[3].out: edits.Zero()})
     """
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         return torch.zeros_like(value)
 
 
-@dataclass(frozen=True, eq=False)
-class Mean:
+@dataclass(frozen=True, eq=False, repr=False)
+class Mean(_Within):
     """Mean ablation: the mean over the examples of `values`; without them, of the batch that runs.
 
     >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Mean(other_run[block.z.at(heads=1)])})
@@ -72,7 +104,7 @@ class Mean:
         if isinstance(self.over, str) or not all(isinstance(axis, str) for axis in self.over) or not self.over:
             raise EditError(f"Mean got over={self.over!r}, expected names of axes: over=('examples', 'positions').")
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         named = f"Mean(over={self.over}) at {context.site!r}"
         if self.values is None and context.examples is not None and "examples" in self.over:
             raise EditError(
@@ -81,6 +113,8 @@ class Mean:
             )
         taken, axes = value if self.values is None else self.values, context.axes
         _check_exact(taken, self, context)
+        if self.values is not None and context.coordinates is not None:
+            taken = context.coordinates(taken)
         if unknown := [axis for axis in self.over if axis not in (*axes, *context.dropped)]:
             raise EditError(
                 f"{named}, whose axes are {axes}, has none called {unknown[0]!r}. Expected some of these, or a site with "
@@ -99,8 +133,8 @@ class Mean:
         return _fitted(taken.mean(dims, keepdim=True), value, self, context).expand_as(value).clone()
 
 
-@dataclass(frozen=True, eq=False)
-class Add:
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(_Within):
     """Steering: something is added to the value.
 
     >>> fmr.run(model, input_ids, edits={structure.layers[2].resid_post: edits.Add(8 * direction)})
@@ -110,12 +144,12 @@ class Add:
 
     addend: Value
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         return torch.add(value, _operand(self.addend, value, self, context))
 
 
-@dataclass(frozen=True, eq=False)
-class Subtract:
+@dataclass(frozen=True, eq=False, repr=False)
+class Subtract(_Within):
     """Something is taken from the value, as a direction that shall be unlearned.
 
     >>> fmr.run(model, input_ids, edits={structure.layers[2].resid_post: edits.Subtract(direction)})
@@ -123,12 +157,12 @@ class Subtract:
 
     subtrahend: Value
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         return torch.sub(value, _operand(self.subtrahend, value, self, context))
 
 
-@dataclass(frozen=True, eq=False)
-class Scale:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(_Within):
     """The value times a factor.
 
     >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Scale(0.5)})
@@ -136,12 +170,12 @@ class Scale:
 
     factor: Value
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         return torch.mul(value, _operand(self.factor, value, self, context))
 
 
-@dataclass(frozen=True, eq=False)
-class Replace:
+@dataclass(frozen=True, eq=False, repr=False)
+class Replace(_Within):
     """Another value in place of this one.
 
     >>> fmr.run(model, input_ids, edits={structure.embedding.at(positions=3): edits.Replace(vector)})
@@ -151,12 +185,12 @@ class Replace:
 
     value: Value
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         return _fitted(self.value, value, self, context).expand_as(value).clone()
 
 
-@dataclass(frozen=True, eq=False)
-class Interchange:
+@dataclass(frozen=True, eq=False, repr=False)
+class Interchange(_Within):
     """Interchange intervention: what another run holds at the same site, or at another (Geiger et al. 2021).
 
     >>> fmr.run(model, input_ids, edits={block.z.at(heads=1): edits.Interchange(other_run)})
@@ -170,21 +204,24 @@ class Interchange:
     source: Any
     at: Key | None = None
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         if self.source is None:
             return value
         if context.source is None:
             raise EditError(f"{self!r} was called outside a run, which reads its source. Give it to edits={{site: edit}}.")
         taken = context.source(self.source, context.site if self.at is None else self.at)
+        taken = taken if context.coordinates is None else context.coordinates(taken)
         return _fitted(taken, value, self, context).expand_as(value).clone()
 
     def __repr__(self) -> str:
         where = "" if self.at is None else f", at={self.at!r}"
-        return f"Interchange({type(self.source).__name__}{where})"
+        within = "" if self.within is None else f", within={self.within!r}"
+        source = repr(self.source) if isinstance(self.source, str) else type(self.source).__name__
+        return f"Interchange({source}{where}{within})"
 
 
-@dataclass(frozen=True)
-class Noise:
+@dataclass(frozen=True, repr=False)
+class Noise(_Within):
     """Gaussian noise is added, the same for the same seed, site and firing, on any device.
 
     >>> fmr.run(model, input_ids, edits={structure.embedding.at(positions=[2, 3]): edits.Noise(std=0.1, seed=0)})
@@ -199,7 +236,7 @@ class Noise:
         if not (_is_number(self.std) and self.std >= 0):
             raise EditError(f"Noise got std={self.std!r}, expected a number from 0 on.")
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         _check_exact(value, self, context)
         told = hashlib.blake2b(f"{self.seed} {context.id} {context.fired}".encode(), digest_size=7).digest()
         draw = torch.Generator().manual_seed(int.from_bytes(told, "big"))
@@ -207,8 +244,8 @@ class Noise:
         return value + self.std * noise.to(value)
 
 
-@dataclass(frozen=True)
-class Clamp:
+@dataclass(frozen=True, repr=False)
+class Clamp(_Within):
     """The value is kept within bounds, of which one may be missing.
 
     >>> fmr.run(model, input_ids, edits={structure.mlps[3].post.at(units=7): edits.Clamp(lo=4.0)})
@@ -224,7 +261,7 @@ class Clamp:
         if len(bounds) == 2 and bounds[0] > bounds[1]:
             raise EditError(f"{self!r}: lo lies above hi. Expected Clamp(lo={bounds[1]}, hi={bounds[0]}).")
 
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
+    def _made(self, value: Tensor, context: Context) -> Tensor:
         return value.clamp(self.lo, self.hi)
 
 
@@ -266,6 +303,55 @@ class OnGradient:
         raise EditError(f"{self!r} acts on the gradient at {context.site!r} and is no function of the value.")
 
 
+class LoReFT(nn.Module):
+    """A learned edit within a learned subspace: what stands there is a linear function of the value (Wu et al. 2024).
+
+    >>> steering = fmr.Intervention({structure.layers[2].resid_post.at(positions=-1): edits.LoReFT(128, 4)})
+
+    width: how many numbers a vector has. size: of the subspace. v goes to v + (v W^T + b - v R) R^T, with R of shape
+    (width, size) orthonormal; W begins as R and b as 0, so that at first nothing changes.
+    """
+
+    def __init__(self, width: int, size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.rotation = Rotation(width, size, seed)
+        self.width, self.size = self.rotation.width, self.rotation.size
+        self.weight = nn.Parameter(self.rotation.matrix.detach().T.clone())
+        self.bias = nn.Parameter(torch.zeros(self.size))
+
+    def __repr__(self) -> str:
+        return f"LoReFT({self.width}, {self.size})"
+
+    def __call__(self, value: Tensor, context: Context) -> Tensor:
+        with _uncast(value):
+            wanted = torch.nn.functional.linear(value.to(self.weight.dtype), self.weight, self.bias)
+            return self.rotation.now().write(value, wanted)
+
+
+def _shown(value: object) -> str:
+    """A setting as an edit prints it: of a tensor of many numbers its shape alone."""
+    return f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.numel() > 1 else repr(value)
+
+
+def _now(edit: _Within, context: Context) -> Subspace:
+    """The subspace of an edit as it is at this moment, for the examples that the value holds."""
+    space = edit.within
+    if not isinstance(space, Subspace):
+        raise EditError(
+            f"{type(edit).__name__} at {context.site!r} got within={space!r}, expected one of fmr.subspaces, or an object "
+            f"with read(values) and write(values, coordinates)."
+        )
+    if isinstance(space, Part) and context.examples is not None:
+        return space.of(context.examples)
+    return space.now() if isinstance(space, (Space, Part)) else space
+
+
+def _uncast(value: Tensor) -> AbstractContextManager[Any]:
+    """A block in which nothing is computed in another type than its operands have."""
+    device = value.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _operand(given: Any, value: Tensor, edit: object, context: Context) -> Value:
     """The same, but that a Python number stays one: torch rounds the result once, and not the number before."""
     fitted = _fitted(given, value, edit, context)
@@ -295,7 +381,7 @@ def _shaped(given: Tensor, value: Tensor, edit: object, context: Context) -> Ten
     if not fits:
         raise EditError(
             f"{type(edit).__name__} at {context.site!r} brings shape {tuple(given.shape)}, expected one that broadcasts to "
-            f"{tuple(value.shape)}, what the site holds."
+            f"{tuple(value.shape)}, {'what the site holds' if context.coordinates is None else 'its coordinates'}."
         )
     return given.to(value.device)
 
