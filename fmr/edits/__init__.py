@@ -5,13 +5,13 @@
 Site('transformer.h.3.attn/matmul#1', heads=1): Receipt: fired 1 time, changed ... elements by ... (L2 norm)
 """
 
+from fmr.edits.learned import LoReFT
 from fmr.edits.values import (
     Add,
     Clamp,
     Context,
     Edit,
     Interchange,
-    LoReFT,
     Mean,
     Noise,
     OnGradient,

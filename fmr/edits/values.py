@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmr.errors import EditError
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key
 from fmr.subspaces.space import Part, Space, Subspace
-from fmr.subspaces.trained import Rotation
 
 Value = Tensor | float | int | bool
 
@@ -56,7 +55,7 @@ class _Within:
         if self.within is None:
             return self._made(value, context)
         last = context.axes.index("units") - value.dim() if "units" in context.axes else -1
-        with _uncast(value):
+        with uncast(value):
             space = _now(self, context)
             inside = replace(context, coordinates=lambda given: space.read(given.movedim(last, -1)))
             coordinates = self._made(space.read(value.movedim(last, -1)), inside)
@@ -303,31 +302,6 @@ class OnGradient:
         raise EditError(f"{self!r} acts on the gradient at {context.site!r} and is no function of the value.")
 
 
-class LoReFT(nn.Module):
-    """A learned edit within a learned subspace: what stands there is a linear function of the value (Wu et al. 2024).
-
-    >>> steering = fmr.Intervention({structure.layers[2].resid_post.at(positions=-1): edits.LoReFT(128, 4)})
-
-    width: how many numbers a vector has. size: of the subspace. v goes to v + (v W^T + b - v R) R^T, with R of shape
-    (width, size) orthonormal; W begins as R and b as 0, so that at first nothing changes.
-    """
-
-    def __init__(self, width: int, size: int, seed: int = 0) -> None:
-        super().__init__()
-        self.rotation = Rotation(width, size, seed)
-        self.width, self.size = self.rotation.width, self.rotation.size
-        self.weight = nn.Parameter(self.rotation.matrix.detach().T.clone())
-        self.bias = nn.Parameter(torch.zeros(self.size))
-
-    def __repr__(self) -> str:
-        return f"LoReFT({self.width}, {self.size})"
-
-    def __call__(self, value: Tensor, context: Context) -> Tensor:
-        with _uncast(value):
-            wanted = torch.nn.functional.linear(value.to(self.weight.dtype), self.weight, self.bias)
-            return self.rotation.now().write(value, wanted)
-
-
 def _shown(value: object) -> str:
     """A setting as an edit prints it: of a tensor of many numbers its shape alone."""
     return f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.numel() > 1 else repr(value)
@@ -346,7 +320,7 @@ def _now(edit: _Within, context: Context) -> Subspace:
     return space.now() if isinstance(space, (Space, Part)) else space
 
 
-def _uncast(value: Tensor) -> AbstractContextManager[Any]:
+def uncast(value: Tensor) -> AbstractContextManager[Any]:
     """A block in which nothing is computed in another type than its operands have."""
     device = value.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
