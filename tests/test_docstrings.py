@@ -113,7 +113,7 @@ def shared() -> dict[str, Any]:
         "model": model, "tokenizer": tokenizer, "inputs": inputs, "input_ids": inputs["input_ids"], "other": other,
         "run": run, "graph": run.graph, "structure": structure, "block": structure.attention[3],
         "blocks": structure.attention, "node": run.graph["transformer.h.0.attn/softmax#0"],
-        "other_run": fmr.run(model, **other), "edits": fmr.edits, "site": structure.mlps[1].out,
+        "other_run": fmr.run(model, **other), "edits": fmr.edits, "subspaces": fmr.subspaces, "site": structure.mlps[1].out,
         "direction": torch.randn(128), "vector": torch.randn(128), "source_ids": other["input_ids"],
         "logit_diff": fmr.sweeps.logit_diff,
         "eager": run, "fused": fmr.run(fmr.zoo.load("facts", attn_implementation="sdpa").model, **inputs),

@@ -30,7 +30,7 @@ class Intervention(nn.Module):
 
     >>> site, rotation = structure.layers[2].resid_post.at(positions=-1), subspaces.Rotation(128, 8)
     >>> swap = fmr.Intervention({site: edits.Interchange("other", within=rotation)})
-    >>> run = swap.run(model, base_ids, sources={"other": source_ids}, grad=True)
+    >>> swap.run(model, input_ids, sources={"other": source_ids}).output.logits.mean().backward()
 
     edits: what to change, by site, as for `fmr.run`. The source of an `Interchange` may be a name, which each run fills in.
     The model stays as it is; nothing of it is a parameter here.
@@ -72,7 +72,9 @@ class Intervention(nn.Module):
     ) -> Run:
         """Call a model once with the edits; the run keeps what they act on unless `keep` says more.
 
-        >>> swap.run(model, base_ids, sources={"other": source_ids}).output.logits
+        >>> swap = fmr.Intervention({site: edits.Interchange("other")})
+        >>> swap.run(model, input_ids, sources={"other": source_ids}).receipts
+        Site('transformer.h.1.mlp...'): Receipt: fired 1 time, changed ... elements by ... (L2 norm)
 
         sources: a run or inputs of the model for each name. grad: keep the autograd history; by default where gradients are
         on and the intervention has parameters that are trained. All else is as for `fmr.run`.
@@ -89,7 +91,7 @@ class Intervention(nn.Module):
     def on(self, model: nn.Module, sources: Mapping[str, Any] | None = None) -> Iterator[Run]:
         """Every call of the model in the block runs with the edits, those of `generate` too.
 
-        >>> with steering.on(model):
+        >>> with fmr.Intervention({site: edits.Add(direction)}).on(model):
         ...     model.generate(input_ids, max_new_tokens=8)
         """
         with track(model, keep=(), edits=self.asked(sources)) as made:
@@ -98,7 +100,7 @@ class Intervention(nn.Module):
     def save(self, folder: str | os.PathLike[str], structure: Structure | None = None) -> None:
         """Write the intervention to a folder, as JSON and safetensors; nothing in them is executed on loading.
 
-        >>> steering.save("steering", fmr.locate(run))
+        >>> fmr.Intervention({site: edits.Add(direction)}).save("steering", fmr.locate(run))
 
         structure: of the model that it was made for. With it each site is kept by its role, too, as attention[3].z, so that
         it is found again in another release, under another kernel, or in a copy with adapters.
@@ -109,7 +111,10 @@ class Intervention(nn.Module):
     def load(cls, folder: str | os.PathLike[str], structure: Structure | None = None) -> Self:
         """Read an intervention that was saved; with a structure its sites are those of that model.
 
-        >>> steering = fmr.Intervention.load("steering", fmr.locate(run))
+        >>> fmr.Intervention({site: edits.Add(direction)}).save("steering", structure)
+        >>> fmr.Intervention.load("steering", fmr.locate(fused))
+        Intervention of 1 edit, 0 trained numbers:
+          Site('transformer.h.1.mlp...'): Add(addend=tensor of shape (128,))
 
         `EditError` where the model has no such site, or one of another width: it says which, and what there is.
         """
@@ -120,7 +125,7 @@ class Intervention(nn.Module):
     def push_to_hub(self, name: str, structure: Structure | None = None, **settings: Any) -> str:
         """Save to a repository of the Hugging Face hub, which is made where there is none; its address.
 
-        >>> steering.push_to_hub("me/steering", fmr.locate(run), private=True)
+        >>> steering.push_to_hub("me/steering", fmr.locate(run), private=True)  # doctest: +SKIP
 
         settings: of `huggingface_hub.HfApi.create_repo`, as private= and token=.
         """
@@ -130,7 +135,7 @@ class Intervention(nn.Module):
     def from_pretrained(cls, name: str | os.PathLike[str], structure: Structure | None = None, **settings: Any) -> Self:
         """Load from a folder, or from a repository of the Hugging Face hub.
 
-        >>> steering = fmr.Intervention.from_pretrained("me/steering", fmr.locate(run))
+        >>> steering = fmr.Intervention.from_pretrained("me/steering", fmr.locate(run))  # doctest: +SKIP
 
         settings: of `huggingface_hub.snapshot_download`, as revision= and token=.
         """

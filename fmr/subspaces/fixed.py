@@ -15,7 +15,7 @@ from fmr.subspaces.space import Space, Subspace, checked
 class Units(Space):
     """Chosen units: what is written there replaces them, and no other number moves.
 
-    >>> fmr.run(model, base, edits={site: edits.Interchange(source, within=subspaces.Units(16, [0, 3]))})
+    >>> fmr.run(model, input_ids, edits={site: edits.Interchange(source_ids, within=subspaces.Units(128, [0, 3]))})
 
     width: how many numbers a vector has. units: which of them, each once; their order is that of the coordinates.
     """
@@ -81,7 +81,7 @@ class Basis(Space):
     """The span of some vectors: a direction, or several, of any lengths and angles.
 
     >>> steering = subspaces.Basis(direction)
-    >>> fmr.run(model, ids, edits={site: edits.Add(2.0, within=steering)})  # two directions further
+    >>> fmr.run(model, input_ids, edits={site: edits.Add(2.0, within=steering)})  # two directions further
 
     vectors: of shape (width,) or (width, size), independent of one another. center: of shape (width,), where the
     coordinates are 0; without it they are 0 at the zero vector. A coordinate of 1 is the vector once, whatever its length.
@@ -125,7 +125,7 @@ class Basis(Space):
 def pca(values: Tensor, size: int) -> Basis:
     """The directions in which collected values vary most, about their mean.
 
-    >>> space = subspaces.pca(run[site].flatten(0, 1), 8)
+    >>> space = subspaces.pca(run[site].flatten(0, 1), 2)
 
     values: of shape (examples, width). size: how many directions, at most as many as values vary in.
     """
@@ -145,7 +145,7 @@ def pca(values: Tensor, size: int) -> Basis:
 def mean_difference(values: Tensor, others: Tensor) -> Basis:
     """The one direction from the mean of others to the mean of values: 0 at the first of these, 1 at the second.
 
-    >>> toward = subspaces.mean_difference(run[site][happy], run[site][sad])
+    >>> toward = subspaces.mean_difference(run[site][:, -1], other_run[site][:, -1])
 
     values, others: of shape (examples, width), not as many of both. (Marks and Tegmark 2023; Rimsky et al. 2024)
     """
@@ -161,8 +161,9 @@ def mean_difference(values: Tensor, others: Tensor) -> Basis:
 class Latents(Space):
     """The latents of an autoencoder; what it does not reconstruct is kept, so that an empty edit changes nothing.
 
-    >>> within = subspaces.Latents(sae.encode, sae.decode, width=576, size=4096)[1337]
-    >>> fmr.run(model, ids, edits={site: edits.Zero(within=within)})
+    >>> encoder, decoder = torch.randn(128, 512), torch.randn(512, 128)
+    >>> latents = subspaces.Latents(lambda v: (v @ encoder).relu(), lambda c: c @ decoder, width=128, size=512)
+    >>> fmr.run(model, input_ids, edits={site: edits.Zero(within=latents[7])})
 
     encode: from (..., width) to (..., size); decode: back. A module with its parameters is also a part of this one where
     it is given as `module`. v goes to v + decode(c) - decode(encode(v)).

@@ -58,8 +58,9 @@ class Space(nn.Module):
 class Part(nn.Module):
     """Some coordinates of a subspace: `space[:4]`, `space[[1, 5]]`, or a row for each example, which means that one alone.
 
-    >>> rotation = subspaces.Rotation(768, 16)
-    >>> edit = [edits.Interchange(a, within=rotation[:8]), edits.Interchange(b, within=rotation[8:])]
+    >>> rotation = subspaces.Rotation(128, 16)
+    >>> both = [edits.Interchange(source_ids, within=rotation[:8]), edits.Interchange(other_run, within=rotation[8:])]
+    >>> fmr.run(model, input_ids, edits={site: both})
 
     index: of the coordinates: a whole number, a slice, a list, or a list of one row per example, all of one length.
     """

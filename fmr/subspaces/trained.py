@@ -13,8 +13,8 @@ from fmr.subspaces.space import Space, Subspace
 class Rotation(Space):
     """A subspace of learned directions, orthonormal throughout: distributed alignment search (Geiger et al. 2024).
 
-    >>> rotation = subspaces.Rotation(768, 16)
-    >>> run = fmr.run(model, base, grad=True, edits={site: edits.Interchange(source, within=rotation)})
+    >>> rotation = subspaces.Rotation(128, 16)
+    >>> run = fmr.run(model, input_ids, grad=True, edits={site: edits.Interchange(source_ids, within=rotation)})
 
     width: how many numbers a vector has. size: how many directions, all of them by default. seed: of those it begins with.
     v goes to v + (c - v R) R^T, with R of shape (width, size) and R^T R = 1.
@@ -79,8 +79,8 @@ class _Tempered(Space):
 class Mask(_Tempered):
     """Learned units: each is written by a sigmoid weight (Csordas et al. 2021; De Cao et al. 2022).
 
-    >>> mask = subspaces.Mask(768)
-    >>> run = fmr.run(model, base, grad=True, edits={site: edits.Interchange(source, within=mask)})
+    >>> mask = subspaces.Mask(128)
+    >>> run = fmr.run(model, input_ids, grad=True, edits={site: edits.Interchange(source_ids, within=mask)})
 
     width: how many numbers a vector has. temperature: anneal it towards 0, `mask.temperature = 0.1`; at 0 each weight is
     0 or 1 exactly. v goes to v + m (c - v), with m = sigmoid(logits / temperature); `mask.weights.sum()` is the price of
@@ -107,8 +107,8 @@ class Mask(_Tempered):
 class Boundless(_Tempered):
     """A rotation and how many of its directions are written, both learned: boundless DAS (Wu et al. 2023).
 
-    >>> space = subspaces.Boundless(768)
-    >>> run = fmr.run(model, base, grad=True, edits={site: edits.Interchange(source, within=space)})
+    >>> space = subspaces.Boundless(128)
+    >>> run = fmr.run(model, input_ids, grad=True, edits={site: edits.Interchange(source_ids, within=space)})
 
     width: how many numbers a vector has. temperature: in directions; anneal it towards 0, where the first
     `space.directions` of them are written whole and no other is. share: of the directions at the start.
