@@ -94,6 +94,8 @@ _RAGGED = (
 )
 
 
+_OF_WEIGHTS = "it is made of weights or constants alone, and looks at no data"
+
 _UNSEEN = "what it makes of the values that are projected for it is hidden from torch, in compiled or foreign code"
 
 
@@ -189,6 +191,8 @@ class _Search:
         for softmax in self._tried(self.end, "attention", lambda: form_of(graph).of_kind("softmax"), nothing):
             answer = self._tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
             yield from [answer] if answer is not None else []
+        values = self._tried(self.end, "attention", lambda: form_of(graph).values, nothing)
+        yield from (Rejected(one.id, "attention", _OF_WEIGHTS) for one in values if one.node.op == "softmax" != one.kind)
         yield from self._tried(self.end, "attention", lambda: list(undivided(graph)), nothing)
         yield from self._tried(self.end, "attention", lambda: list(unsoftened(graph, self.sums)), nothing)
         hidden = self._tried(self.end, "attention", lambda: list(hidden_attentions(graph)), nothing)

@@ -11,6 +11,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
+from fmr.structure.attention.output import output_of
 from fmr.structure.normal.match import (
     NONLINEAR,
     above,
@@ -64,9 +65,8 @@ def misread(graph: Graph, found: Claim) -> str:
     way = [(found.softmax, scores), (pattern, found.softmax), (z, pattern)]
     way += [(found.out.id, z)] if found.out is not None else []
     way += [(scores, q), (scores, k)] if found.kind != "deformable" else []
-    unknown = next(
-        (site for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z) if not site.layout), None
-    )
+    sites = (found.q, found.k, found.v, found.scores, found.pattern, found.z)
+    unknown = next((site for site in sites if not site.layout or not all(map(_is_known, site.layout))), None)
     if unknown is not None and found.kind in MULTIPLY:
         return f"what the dimensions of {unknown.id} count is not told"
     if scores == found.softmax or z == pattern:
@@ -78,6 +78,10 @@ def misread(graph: Graph, found: Claim) -> str:
         return f"{mixed} mixes other values between {z} and {found.out.id}"
     if found.out is not None and found.kind in MULTIPLY and not _ends_well(graph, found.path, z, found.out.id):
         return f"the way of {z} does not end where a projection to {found.out.id} begins"
+    if found.out is not None and found.kind in MULTIPLY and (other := _added_to(graph, found.path[-1], found.out.id)):
+        return f"{other} is added to what comes of {z} before {found.out.id}"
+    if found.out is None and found.kind in MULTIPLY and (output := output_of(graph, graph[z])) is not None:
+        return f"{z} is projected to {output.id}, and no output is named"
     past = between(graph, v, z, lambda node: node.id != pattern)
     if not any(v in node.parents for node in past if node.id != pattern):
         return f"{z} is computed from {v} by way of the pattern alone"
@@ -91,6 +95,20 @@ def _ends_well(graph: Graph, path: Sequence[TensorId], start: TensorId, end: Ten
     """Whether a way goes from a value to what is projected to another."""
     read = (found.data for node in between(graph, start, end) if (found := projection(graph, node)) is not None)
     return bool(path) and path[0] == start and path[-1] in read
+
+
+def _is_known(name: str) -> bool:
+    """Whether a name of a dimension is one that dimensions of an attention may have."""
+    known = ("examples", "positions", "units", *_HEADS)
+    return all(part in known or part.startswith("axis ") for part in name.split(JOIN))
+
+
+def _added_to(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
+    """An activation that is added to what comes of a value on its way to another."""
+    nodes = list(_come_of(graph, start, end))
+    own = {start, *(node.id for node in nodes)}
+    added = (parent.id for node in nodes if node.op in ("add", "sub") for parent in node.parents)
+    return next((name for name in added if name not in own and not is_constant(graph, name)), None)
 
 
 def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:

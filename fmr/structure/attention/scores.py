@@ -50,7 +50,7 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
     near, far = (list(start.above(through)) for through in (_scores_go_on, _scores_are_mixed))
     products = [one for one in near if one.kind == "product"]
     learned = [one for one in near if _is_learned(one)]
-    mixed = [one for one in far if one.kind == "product" and one not in products]
+    mixed = [one for one in far if one.kind == "product" and one not in products and not _weighs(one)]
     for one in (*sorted(products, key=lambda one: len(one.inputs) < 2), *learned, *mixed):
         scores = _scores(graph, one, graph[softmax.operands[0]])
         if scores is not None and (one.kind == "product" or _is_over_keys(graph, softmax, scores)):
@@ -63,6 +63,11 @@ def _scores_go_on(value: Value) -> bool:
 
 def _scores_are_mixed(value: Value) -> bool:
     return _scores_go_on(value) or value.kind == "projection"
+
+
+def _weighs(product: Value) -> bool:
+    """Whether a product weighs by a softmax: what it makes are mixed values, and no scores."""
+    return any(one.kind == "softmax" for read in product.inputs for one in read.above(lambda higher: higher.kind == "move"))
 
 
 def _is_learned(value: Value) -> bool:

@@ -29,7 +29,7 @@ def unsoftened(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Rejected]:
 
 
 def _goes_on(value: Value) -> bool:
-    return value.kind in _BETWEEN or value.op == "cumsum"
+    return value.kind in _BETWEEN or value.op in ("cumsum", "sort", "topk", "alias")
 
 
 def _below(value: Value) -> Iterator[Value]:
@@ -45,6 +45,8 @@ def _below(value: Value) -> Iterator[Value]:
 
 def _reason(value: Value, way: list[Value]) -> str:
     """What stands where a softmax would, of the values above an operand of a product; empty where no scores do."""
+    if any(one.op in ("sort", "topk") for one in way) and any(one.kind == "product" for one in way if one is not value):
+        return "its scores are held against the largest of them where a softmax would be, as in sparse attention"
     if any(one.op == "cumsum" for one in way) and any(one.kind in ("gate", "product") for one in way):
         return "it reads a state that is summed so far, as linear attention does"
     scores = next((one for one in way if one.kind == "product" and one is not value), None)

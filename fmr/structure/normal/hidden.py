@@ -22,6 +22,7 @@ from fmr.structure.normal.match import (
     cached_per_graph,
     data_inputs,
     is_constant,
+    product,
     projection,
     weights,
 )
@@ -113,8 +114,9 @@ def hidden_attentions(graph: Graph) -> Iterator[Node]:
 
 
 def _is_projected(graph: Graph, node: Node) -> bool:
-    """Whether what a node makes goes into a projection, moved at most."""
-    return any(way and projection(graph, lower) is not None for lower, way in below(graph, node, MOVES))
+    """Whether what a node makes goes into a projection, or weighs other values, moved at most."""
+    lower = (one for one, way in below(graph, node, MOVES) if way)
+    return any(projection(graph, one) is not None or product(graph, one) is not None for one in lower)
 
 
 def _projects(graph: Graph, node: Node) -> bool:

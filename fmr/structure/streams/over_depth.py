@@ -60,7 +60,7 @@ def _is_plain(node: Node, way: tuple[Node, ...]) -> bool:
 
 
 def addends(graph: Graph, node: Node) -> tuple[TensorId, ...]:
-    """The two values that a node adds up: an add, or the sum of two that were laid one on another."""
+    """The two values that a node adds up: an add, a difference, or the sum of two that were laid one on another."""
     if node.op == "sum" and len(node.parents) == 1:
         stack = graph[node.parents[0].id]
         dim, along = node.argument("dim", 1), _along(stack) if stack.op == "stack" else None
@@ -68,7 +68,7 @@ def addends(graph: Graph, node: Node) -> tuple[TensorId, ...]:
             return ()
         node = stack
     added = tuple(parent.id for parent in node.parents if parent.at != "out")
-    return added if node.op in ("add", "stack") and len(added) == 2 else ()
+    return added if node.op in ("add", "sub", "stack") and len(added) == 2 else ()
 
 
 def _over(graph: Graph, stack: Node, dim: int, node: Node) -> bool:

@@ -105,7 +105,7 @@ def _stream(
     after, norm = ending(graph, flow, part, last, others)
     cut = [one.id for one in graph.readers(last) if _is_cut_off(graph[next(iter(points))], graph[last], one)]
     points.update(dict.fromkeys((*exits(graph, points, end), last, *sorted((*cut, *after), key=graph.place))))
-    return Stream(tuple(chain), tuple({**beside, **points}), norm)
+    return Stream(tuple(chain), tuple(sorted({**beside, **points}, key=graph.place)), norm)
 
 
 def _is_cut_off(first: Node, last: Node, node: Node) -> bool:

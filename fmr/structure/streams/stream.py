@@ -84,6 +84,9 @@ def certify_stream(graph: Graph, stream: Stream, value: Values) -> Certificate:
 
 def _misread(graph: Graph, stream: Stream) -> str:
     """Which of the parts of a stream is not what it is said to be; empty where all are."""
+    for names in (stream.points, tuple(write.after for write in stream.writes)):
+        if (places := [graph.place(name) for name in names]) != sorted({*places}):
+            return f"{', '.join(names)} are not in the order in which they are computed"
     return _written(graph, stream) or _between(graph, stream) or _ended(graph, stream)
 
 
@@ -106,13 +109,15 @@ def _written(graph: Graph, stream: Stream) -> str:
 
 
 def _between(graph: Graph, stream: Stream) -> str:
-    """A point that is made by a layer."""
+    """A point that is made by a layer, or that layers alone read."""
     known = {name for write in stream.writes for name in (write.origin, write.before, write.after)}
     for name in stream.points:
         if name not in known and name != stream.final_norm:
             higher = [one for one in known if graph.place(one) < graph.place(name) and depends_on(graph, name, one)]
             if higher and not _light(graph, name) & {*higher}:
                 return f"{name} is made of the stream by a layer, and is no value of it"
+            if depends_on(graph, stream.writes[-1].after, name) and not any(name in _light(graph, one) for one in known):
+                return f"{name} is read by layers alone, and is no value of the stream"
     return ""
 
 
@@ -120,7 +125,10 @@ def _ended(graph: Graph, stream: Stream) -> str:
     """What is wrong about the final norm."""
     norm, last = stream.final_norm, stream.writes[-1].after
     if norm is None:
-        return ""
+        ends = {node.op for node in graph.readers(last)}
+        return f"a norm alone reads {last}, and no final norm is named" if ends and ends <= NORMS else ""
+    if norm not in stream.points or any(_is_layer(graph, node) for node in between(graph, last, norm)):
+        return f"{norm} is no value of the stream, or a layer lies between it and {last}"
     if norm == last or not depends_on(graph, norm, last) or last not in _light(graph, norm):
         return f"{norm} is no norm of {last}, where the stream ends"
     normed = any(node.op in NORMS | NORM_PARTS | STATISTICS for node in between(graph, last, norm))

@@ -84,7 +84,7 @@ def _added(graph: Graph, node: Node, found: Writes, starts: Starts, updates: Upd
     pair = addends(graph, node)
     if not pair or not node.dtype.is_floating_point or reweighted(graph, node) or adaptive_norm(graph, node):
         return None
-    (a, b), times = pair, node.argument("alpha", 2, 1.0)
+    (a, b), times = pair, node.argument("alpha", 2, 1.0) * (-1 if node.op == "sub" else 1)
     for before, added in ((a, b), (b, a)) if times == 1.0 else ((a, b),):
         carried = _carried(graph, before, found, starts, updates) if graph[before].shape == node.shape else ()
         if any(_computed_from(graph, added, origin, around=sums) for origin, sums in carried):
