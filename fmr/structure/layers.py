@@ -115,6 +115,11 @@ class _Lists:
                 found = entry
         return found
 
+    def around_halves(self, module: str) -> str | None:
+        """The entry around the outermost list of halves that a module call is in; None where it is in none."""
+        entries = _entries(module)
+        return next((outer for outer, entry in zip(["", *entries], entries, strict=False) if self.halves(entry)), None)
+
     def halves(self, entry: str) -> bool:
         """Whether the list of an entry holds both, and none of its entries does."""
         kinds = self.within[_list_of(entry)]
@@ -125,11 +130,12 @@ def _groups(steps: list[_Step], lists: _Lists) -> Iterator[list[_Step]]:
     """The writes of a stream in groups: those of one entry, else as their order tells."""
     entries = [lists.entry(step.module) for step in steps]
     whole = {path for path in {_list_of(entry) for entry in entries} if not _takes_turns(path, entries, steps)}
-    keys = [entry if entry and _list_of(entry) in whole else "" for entry in entries]
-    for entry, pairs in groupby(zip(keys, steps, strict=True), key=lambda pair: pair[0]):
+    outer = [lists.around_halves(step.module) for step in steps]
+    keys = [entry if _list_of(entry) in whole else "" for entry in entries]
+    keys = [entry if around is None else f"{around}:" for entry, around in zip(keys, outer, strict=True)]
+    for key, pairs in groupby(zip(keys, steps, strict=True), key=lambda pair: pair[0]):
         group = [step for _, step in pairs]
-        halved = any(lists.halves(around) for step in group for around in _entries(step.module))
-        yield from [group] if entry and not halved else _by_order(group)
+        yield from [group] if key and not key.endswith(":") else _by_order(group)
 
 
 def _takes_turns(path: str, entries: list[str], steps: list[_Step]) -> bool:

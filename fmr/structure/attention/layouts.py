@@ -95,9 +95,10 @@ def _of_mixing(subscripts: Subscripts, head: str) -> tuple[Layout, Layout, Layou
     """
     queries = subscripts.free(subscripts.left).replace(head, "") or subscripts.batch.replace(head, "")[1:]
     query, key, unit = queries[-1:], subscripts.contracted[-1:], subscripts.free(subscripts.right)[-1:]
-    v = _named(subscripts.right, {unit: "units", key: "positions", head: "heads"})
-    weights = _named(subscripts.left, {query: "positions", key: "units", head: "heads"})
-    return v, weights, _named(subscripts.result, {unit: "units", query: "positions", head: "heads"})
+    shared = dict.fromkeys([letter for letter in subscripts.batch if letter not in head + query][:1], "examples")
+    v = _named(subscripts.right, shared | {unit: "units", key: "positions", head: "heads"})
+    weights = _named(subscripts.left, shared | {query: "positions", key: "units", head: "heads"})
+    return v, weights, _named(subscripts.result, shared | {unit: "units", query: "positions", head: "heads"})
 
 
 def _of_product(subscripts: Subscripts, result: Layout) -> tuple[Layout, Layout]:
@@ -110,8 +111,8 @@ def _of_product(subscripts: Subscripts, result: Layout) -> tuple[Layout, Layout]
 
 
 def _named(word: str, names: dict[str, str]) -> Layout:
-    """The name of each letter; of those that have none the first counts examples."""
-    first = next((n for n, letter in enumerate(word) if letter not in names), None)
+    """The name of each letter; of those that have none the first counts examples, where no other does."""
+    first = next((n for n, letter in enumerate(word) if letter not in names and "examples" not in names.values()), None)
     return tuple(names.get(letter, "examples" if n == first else f"axis {n}") for n, letter in enumerate(word))
 
 

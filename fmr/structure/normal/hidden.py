@@ -105,11 +105,13 @@ def hidden_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[tuple
 
 
 def hidden_attentions(graph: Graph) -> Iterator[Node]:
-    """Each hidden value that a projection reads as it is, made of several values in a call that projects them: as the mixed
-    values of an attention are."""
+    """Each hidden value that a projection reads as it is, made of several values, or of a product of two, in a call that
+    projects them: as the mixed values of an attention are, and its pattern, which weighs others."""
     for node in graph.nodes:
         whole = is_hidden(node) and node.dtype.is_floating_point and len(node.shape) > 2
-        if whole and read_alone(graph, node) is None and _is_projected(graph, node) and _projects(graph, node):
+        alone = read_alone(graph, node) if whole else None
+        scores = alone is None or any(product(graph, one) is not None for one in above(graph, alone, MOVES))
+        if whole and scores and _is_projected(graph, node) and _projects(graph, node):
             yield node
 
 

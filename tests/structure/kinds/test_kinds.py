@@ -5,6 +5,7 @@ from types import ModuleType
 import pytest
 
 from tests.structure.kinds import (
+    attacks,
     base,
     constants,
     crashes,
@@ -20,7 +21,7 @@ from tests.structure.kinds import (
 )
 from tests.structure.kinds.truth import SIZES, Model, faults, ran
 
-FILES = base, constants, crashes, decoding, ends, hidden, new, no_memories, opaque, reasons, streams, triples
+FILES = attacks, base, constants, crashes, decoding, ends, hidden, new, no_memories, opaque, reasons, streams, triples
 
 
 def kinds(file: ModuleType) -> list[type[Model]]:

@@ -105,6 +105,16 @@ def of_attention(found: Attention, other: Attention, n: int) -> Iterator[tuple[s
     yield "output of another", replace(found, out=other.out)
     yield "output for z", replace(found, z=found.out) if found.out is not None else other
     yield "no way to the output", replace(found, path=())
+    yield "no output", replace(found, out=None, path=())
+
+
+def of_output(found: Attention, structure: Structure) -> Iterator[tuple[str, Attention]]:
+    layer, memory = structure.layers[0], structure.mlps[0]
+    assert layer.resid_mid is not None
+    for what, name in (("stream", layer.resid_mid.id), ("stream later", layer.resid_post.id), ("norm", memory.source)):
+        yield f"the {what} for the output", replace(found, out=Site(fmr.TensorId(name)))
+    for role, old in (("q", "positions"), ("z", "heads"), ("pattern", "examples"), ("v", "units")):
+        yield f"{role}: {old} called otherwise", exchanged(found, role, old, "queries")
 
 
 def of_memory(found: Memory, other: Memory, before: str, after: str) -> Iterator[tuple[str, Memory]]:
@@ -141,6 +151,18 @@ def of_stream(found: Stream, structure: Structure) -> Iterator[tuple[str, Stream
         "after of another": first._replace(after=second.after),
     }
     yield from ((what, replace(found, writes=(write, second, *rest))) for what, write in changed.items())
+    points, norm = found.points, found.final_norm
+    ordered = {
+        "points in another order": (points[1], points[0], *points[2:]),
+        "a point twice": (points[0], *points),
+        "what layers read for a point": (*points[:2], memory.source, *points[2:]),
+        "no norm among the points": points[:-1],
+    }
+    yield from ((what, replace(found, points=names)) for what, names in ordered.items())
+    yield "writes in another order", replace(found, writes=(second, first, *rest))
+    yield "the last write less", replace(found, writes=found.writes[:-1], points=(*points[:-2], points[-1]))
+    yield "no final norm", replace(found, final_norm=None)
+    yield "no final norm, nor a point", replace(found, final_norm=None, points=tuple(one for one in points if one != norm))
     assert structure.unembedding is not None
     ends = {"the norm of a layer": memory.source, "logits": structure.unembedding.id, "the last point": rest[-1].after}
     yield from ((f"{what} for the final norm", replace(found, final_norm=name)) for what, name in ends.items())
@@ -157,7 +179,8 @@ def test_what_is_true_is_certified_again(name: str) -> None:
 @pytest.mark.parametrize("name", [*MODELS, "alike"])
 def test_no_wrong_field_of_an_attention_is_certified(name: str) -> None:
     run, structure = located(name)
-    lies = of_attention(structure.attention[0], structure.attention[1], HEADS)
+    found, other = structure.attention[:2]
+    lies = [*of_attention(found, other, HEADS), *of_output(found, structure)]
     assert [what for what, lie in lies if holds(run, lie)] == []
 
 

@@ -1,0 +1,117 @@
+"""What models that were written to attack the matchers, and packages of others, were told wrongly of."""
+
+import torch
+from torch import Tensor, nn
+
+from tests.structure.kinds.truth import (
+    TOLD,
+    Heads,
+    Layers,
+    Model,
+    Sizes,
+    adds,
+    attends,
+    carries,
+    linear,
+    refused,
+    remembers,
+    weight,
+)
+
+
+class Minus(Layers):
+    """What layers make is taken away from the stream."""
+
+    def layers(self, x: Tensor) -> Tensor:
+        for n, (a, m) in enumerate(zip(self.looks, self.mlps, strict=True)):
+            x = carries(x - adds(a(self.norms[2 * n](x))))
+            x = carries(torch.sub(x, adds(m(self.norms[2 * n + 1](x))), alpha=0.5))
+        TOLD[-1].layers = self.depth
+        return x
+
+
+class Halves(Layers):
+    """Entries of one list are attentions and memories in turn, each of which adds to the stream itself."""
+
+    class half(Model):
+        case = False
+
+        def __init__(self, s: Sizes, norm: nn.Module, part: nn.Module) -> None:
+            super().__init__(s)
+            self.norm, self.part = norm, part
+
+        def forward(self, x: Tensor) -> Tensor:
+            return carries(x + adds(self.part(self.norm(x))))
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__(s)
+        parts = [part for pair in zip(self.looks, self.mlps, strict=True) for part in pair]
+        self.halves = nn.ModuleList(self.half(s, norm, part) for norm, part in zip(self.norms, parts, strict=False))
+        del self.looks, self.mlps
+
+    def layers(self, x: Tensor) -> Tensor:
+        for half in self.halves:
+            x = half(x)
+        TOLD[-1].layers = self.depth
+        return x
+
+
+class SoftExperts(Layers):
+    """All experts run, and a softmax weighs what they make."""
+
+    depth = 1
+    skip = ("plain",)
+
+    class memory(Model):
+        case = False
+
+        def __init__(self, s: Sizes) -> None:
+            super().__init__(s)
+            self.router, self.up, self.down = linear(s.width, 3), weight(3, s.width, 6), weight(3, 6, s.width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            p = refused(self.router(x).softmax(-1))
+            h = torch.einsum("btd,edh->bteh", x, self.up).tanh()
+            return torch.einsum("bteh,ehd,bte->btd", remembers(h, may=True), self.down, p)
+
+
+class TiedRows(Model):
+    """One pattern for all rows of an alignment: its scores are summed over them."""
+
+    skip = ("heads of one",)
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__(s)
+        self.q, self.k, self.v, self.o = (linear(s.width, s.width) for _ in range(4))
+
+    def inputs(self) -> tuple[Tensor]:
+        return (torch.randn(3, self.s.tokens, self.s.batch, self.s.width, dtype=self.s.dtype),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.s
+        q, k, v = (f(carries(x)).unflatten(-1, (s.heads, s.size)) for f in (self.q, self.k, self.v))
+        p = attends(torch.einsum("rinhd,rjnhd->hnij", q * 0.3, k).softmax(-1), s.heads, s.size, layout="hbqk")
+        return carries(x + self.o(torch.einsum("hnij,rjnhd->rinhd", p, v).flatten(3)))
+
+
+class Shares(Heads):
+    """Learned shares of what two heads make: a softmax that looks at nothing."""
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__(s)
+        self.share = weight(s.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * refused(self.share.softmax(0))
+
+
+class Sparsemax(Heads):
+    """Scores are held against a threshold of the largest of them."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT
+        top = scores.sort(-1, descending=True).values
+        sums, n = top.cumsum(-1), torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype)
+        size = (1 + n * top > sums).sum(-1, keepdim=True)
+        p = (scores - (sums.gather(-1, size - 1) - 1) / size.to(scores.dtype)).clamp(min=0)
+        return refused(attends(p, self.s.heads, self.s.size, may=True) @ v, word="sparse")
