@@ -1,6 +1,7 @@
 """One residual stream: the values that it takes, who writes to it and who reads it, and the proof of each write."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -84,9 +85,10 @@ def certify_stream(graph: Graph, stream: Stream, value: Values) -> Certificate:
 
 def _misread(graph: Graph, stream: Stream) -> str:
     """Which of the parts of a stream is not what it is said to be; empty where all are."""
-    for names in (stream.points, tuple(write.after for write in stream.writes)):
-        if (places := [graph.place(name) for name in names]) != sorted({*places}):
-            return f"{', '.join(names)} are not in the order in which they are computed"
+    places = [graph.place(name) for name in stream.points]
+    afters = [write.after for write in stream.writes]
+    if places != sorted({*places}) or any(depends_on(graph, a, b) for a, b in pairwise(afters)):
+        return f"{', '.join(stream.points)} are not in the order in which they are computed, or written to"
     return _written(graph, stream) or _between(graph, stream) or _ended(graph, stream)
 
 
@@ -116,7 +118,9 @@ def _between(graph: Graph, stream: Stream) -> str:
             higher = [one for one in known if graph.place(one) < graph.place(name) and depends_on(graph, name, one)]
             if higher and not _light(graph, name) & {*higher}:
                 return f"{name} is made of the stream by a layer, and is no value of it"
-            if depends_on(graph, stream.writes[-1].after, name) and not any(name in _light(graph, one) for one in known):
+            first, last = stream.writes[0].after, stream.writes[-1].after
+            later = graph.place(name) > graph.place(first) and depends_on(graph, last, name)
+            if later and not any(name in _light(graph, one) for one in known):
                 return f"{name} is read by layers alone, and is no value of the stream"
     return ""
 
@@ -127,7 +131,8 @@ def _ended(graph: Graph, stream: Stream) -> str:
     if norm is None:
         ends = {node.op for node in graph.readers(last)}
         return f"a norm alone reads {last}, and no final norm is named" if ends and ends <= NORMS else ""
-    if norm not in stream.points or any(_is_layer(graph, node) for node in between(graph, last, norm)):
+    layers = (node for node in between(graph, last, norm) if _is_layer(graph, node))
+    if norm not in stream.points or any(depends_on(graph, node.id, last) for node in layers):
         return f"{norm} is no value of the stream, or a layer lies between it and {last}"
     if norm == last or not depends_on(graph, norm, last) or last not in _light(graph, norm):
         return f"{norm} is no norm of {last}, where the stream ends"

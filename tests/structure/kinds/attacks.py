@@ -105,13 +105,16 @@ class Shares(Heads):
         return super().forward(x) * refused(self.share.softmax(0))
 
 
-class Sparsemax(Heads):
+class Sparsemax(Layers):
     """Scores are held against a threshold of the largest of them."""
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = q @ k.mT
-        top = scores.sort(-1, descending=True).values
-        sums, n = top.cumsum(-1), torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype)
-        size = (1 + n * top > sums).sum(-1, keepdim=True)
-        p = (scores - (sums.gather(-1, size - 1) - 1) / size.to(scores.dtype)).clamp(min=0)
-        return refused(attends(p, self.s.heads, self.s.size, may=True) @ v, word="sparse")
+    class attention(Heads):
+        case = False
+
+        def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            scores = q @ k.mT
+            top = scores.sort(-1, descending=True).values
+            sums, n = top.cumsum(-1), torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype)
+            size = (1 + n * top > sums).sum(-1, keepdim=True)
+            p = (scores - (sums.gather(-1, size - 1) - 1) / size.to(scores.dtype)).clamp(min=0)
+            return attends(p, self.s.heads, self.s.size, may=True) @ v
