@@ -14,6 +14,7 @@ from fmr.structure.normal.einsum import Subscripts, subscripts_of
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, trace, varies
 from fmr.structure.normal.match import (
+    LAID_OUT,
     MOVES,
     NORMS,
     SAME,
@@ -31,9 +32,6 @@ from fmr.structure.normal.value import Value
 
 _AFTER = MOVES | frozenset("masked_fill mul where div tril triu pow square".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""
-
-_LAID_OUT = SAME | frozenset("view view_as reshape flatten unflatten transpose permute squeeze unsqueeze".split())
-"""What lays a pattern out otherwise, every number of it."""
 
 _SUMMED = SAME | {"add"}
 """What may lie between the products of the parts of a pattern and the sum of all."""
@@ -204,7 +202,7 @@ def hands_out(graph: Graph, use: ValueProduct, dim: int) -> bool:
 def sums_a_part(graph: Graph, use: ValueProduct, dim: int) -> bool:
     """Whether what a softmax is over is laid out as several dimensions, of which a product sums over some alone."""
     start = use.way[0].shape
-    if not all(node.op in _LAID_OUT for node in use.way[1:]) or not math.prod(start):
+    if not all(node.op in LAID_OUT for node in use.way[1:]) or not math.prod(start):
         return False
     along = [size if n == dim % len(start) else 1 for n, size in enumerate(start)]
     value = trace(graph, iota(*along).expand(start), use.way)

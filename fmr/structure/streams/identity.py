@@ -11,33 +11,27 @@ from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     CLAMPS,
+    LAID_OUT,
     MEANS,
     NORMS,
-    SAME,
     STATISTICS,
     above,
     contraction,
     is_constant,
     product,
     projection,
+    strip_views,
     value_number,
     weights,
 )
-
-_STILL = SAME | frozenset(
-    "view view_as reshape reshape_as flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split()
-)
-"""What hands on all numbers of a value."""
-
-_OF_MASKS = frozenset("expand expand_as getitem add sub rsub mul".split())
-"""What masks are made with; what has no parents is a constant."""
+from fmr.structure.streams.dominators import flow_of
 
 CUTS = frozenset(
     "getitem select narrow unbind gather take_along_dim index_select chunk split tensor_split split_with_sizes".split()
 )
 """What hands on a part of a value."""
 
-HANDED = _STILL | CUTS | {"roll", "pad"}
+HANDED = LAID_OUT | CUTS | {"roll", "pad"}
 """What may lie on the stream between two adds: no new numbers."""
 
 OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter scatter_add slice_scatter".split())
@@ -63,10 +57,7 @@ def unchanged(graph: Graph, name: TensorId) -> TensorId:
 
 def handed(graph: Graph, name: TensorId) -> TensorId:
     """The value that a view, a cast, dropout or padding was made of."""
-    node = graph[name]
-    while node.op in HANDED and node.parents:
-        node = graph[node.parents[0].id]
-    return node.id
+    return strip_views(graph, name, HANDED)
 
 
 def base(graph: Graph, name: TensorId) -> TensorId:
@@ -83,16 +74,15 @@ def identity_path(graph: Graph, name: TensorId) -> list[TensorId]:
 
 
 def identity_input(graph: Graph, node: Node) -> TensorId | None:
-    """The value that goes on in a node: scaled, mixed or cut; None where the node makes a new one."""
-    if node.op == "to" or node.op in OVERWRITES:
-        return node.parents[0].id if node.parents else None  # `x.type_as(y)` reads y for its type alone
-    if node.op in HANDED or (node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source):
-        parents = node.parents[:1] if node.op in HANDED else node.parents
-        data = [parent.id for parent in parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
-        data = data if len(data) == 1 else [name for name in data if not _is_mask(graph, name)]
+    """The value that goes on in a node: scaled, masked, mixed or cut; None where the node makes a new one."""
+    read = [parent.id for parent in node.parents]
+    if node.op in HANDED | OVERWRITES:
+        return read[0] if read and not is_constant(graph, read[0]) else None
+    if node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source:
+        data = [name for name in read if name in flow_of(graph)]
         return data[0] if len(data) == 1 else _laid_again(graph, node, data)
-    if node.op == "add" and 0 < len(node.parents) < 3:
-        data = [parent.id for parent in node.parents if not _is_bias(graph, node, parent.id)]
+    if node.op == "add" and 0 < len(read) < 3:
+        data = [name for name in read if not _is_bias(graph, node, name)]
         return data[0] if len(data) == 1 else reweighted(graph, node) or adaptive_norm(graph, node)
     return hyper_connection(graph, node)
 
@@ -103,12 +93,6 @@ def _laid_again(graph: Graph, node: Node, parts: list[TensorId]) -> TensorId | N
     shapes = [graph[whole].shape for whole in wholes]
     alike = [len(shape) == len(node.shape) and prod(shape) == prod(node.shape) for shape in shapes]
     return wholes.pop() if alike == [True] else None
-
-
-def _is_mask(graph: Graph, name: TensorId) -> bool:
-    """Whether a value is made of whole numbers or truth values alone: by casts, views and sums, as masks are."""
-    made = above(graph, name, lambda node: node.dtype.is_floating_point and node.op in _STILL | _OF_MASKS)
-    return all(not node.dtype.is_floating_point or node.op in _STILL | _OF_MASKS for node in made)
 
 
 def _is_bias(graph: Graph, node: Node, name: TensorId) -> bool:
@@ -161,7 +145,7 @@ def reweighted(graph: Graph, node: Node) -> TensorId | None:
 
 def _terms(graph: Graph, node: Node) -> list[TensorId]:
     """The values that a node is a sum of, each scaled by constants or not; none where it makes a new value."""
-    if node.op in _STILL:
+    if node.op in LAID_OUT:
         return [parent.id for parent in node.parents[:1]]
     if node.op not in ("mul", "div", "add") or node.id.is_source:
         return []
