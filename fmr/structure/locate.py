@@ -14,6 +14,7 @@ from fmr.ids import Site, TensorId
 from fmr.ops.fused import is_fused
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
+from fmr.structure.align import find_prints
 from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention
 from fmr.structure.attention.deformable import deformable
@@ -31,10 +32,8 @@ from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import is_random, projection
 from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
-from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_without_numbers
-from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
 from fmr.structure.streams.stream import Stream, certify_stream
@@ -240,14 +239,14 @@ class _Search:
         return blocks
 
     def _streams(self) -> list[Stream]:
-        graph, flow = self.graph, Flow(self.graph)
-        found = self._tried(self.end, "residual stream", lambda: list(find_streams(graph, flow)), [])
+        graph = self.graph
+        found = self._tried(self.end, "residual stream", lambda: list(find_streams(graph)), [])
         found = sorted(found, key=lambda stream: graph.place(stream.writes[-1].after))
         sums = {write.after for stream in found for write in stream.writes}
         for node, made in self._tried(self.end, "residual stream", lambda: list(untold(graph, sums)), []):
             reason = f"what it adds is made by code that is hidden from torch ({made.id}), and of what cannot be told"
             self.rejected.append(Rejected(node.id, "residual stream", reason))
-        kept = self._tried(self.end, "stack", lambda: list(find_stacks(graph, flow, found)), [])
+        kept = self._tried(self.end, "stack", lambda: list(find_stacks(graph, found)), [])
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after
             _, ok = self._certify(certify_stream, stream, "residual stream", start, end)

@@ -13,13 +13,12 @@ from fmr.nodes import Key
 from fmr.pictures.notebook import table
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.align import align
+from fmr.structure.align import Prints, align
 from fmr.structure.attention.attention import Attention, Head
 from fmr.structure.frozen import Frozen
 from fmr.structure.layer import Layer
 from fmr.structure.logits import Readout
 from fmr.structure.memories.memory import Memory
-from fmr.structure.prints import Prints
 from fmr.structure.proof.certificate import Certificate, Rejected, proof
 from fmr.structure.proof.evaluate import check_run
 from fmr.structure.streams.stream import Stream, Write

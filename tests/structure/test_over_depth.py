@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from fmr.structure.streams.dominators import Flow
 from fmr.structure.streams.over_depth import over_depth
 from tests.small import Fn
 
@@ -22,7 +21,7 @@ def deep(read: Callable[[nn.Module, Tensor], Tensor]) -> dict[str, list[str]]:
 
     model = Fn(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4), rates=nn.Parameter(torch.rand(3, 1, 1)))
     graph = fmr.run(model, torch.randn(2, 4)).graph
-    return {str(name): list(states) for name, states in over_depth(graph, Flow(graph)).items()}
+    return {str(name): list(states) for name, states in over_depth(graph).items()}
 
 
 @pytest.mark.parametrize(

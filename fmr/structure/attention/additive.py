@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from fmr.graph.graph import Graph
-from fmr.ids import Site, TensorId
+from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.dot_product import acting
 from fmr.structure.attention.heads import Heads
-from fmr.structure.attention.layouts import laid_out, mixing
-from fmr.structure.attention.output import handed_on, output_of
+from fmr.structure.attention.layouts import described, laid_out, mixing
 from fmr.structure.attention.scores import BEFORE
-from fmr.structure.attention.values import ValueProduct, value_product
+from fmr.structure.attention.values import ValueProduct, handed_on, output_of, value_product
 from fmr.structure.normal.indices import iota, trace, varies
 from fmr.structure.normal.match import (
     MOVES,
@@ -53,24 +52,15 @@ def additive(graph: Graph, softmax: Value) -> Attention | None:
     if pair is None or mixed is None:
         return None
     z, heads = handed_on(graph, mixed.node), _heads(graph, mixed)
-    output = output_of(graph, z)
     v, pattern, mixture = mixing(graph, mixed, heads)
-    return Attention(
-        graph=graph,
-        softmax=softmax.node.id,
-        q=laid_out(graph, pair.q),
-        k=laid_out(graph, pair.k),
-        v=laid_out(graph, mixed.v, v),
-        scores=laid_out(graph, softmax.operands[0], pattern),
-        pattern=laid_out(graph, acting(graph, mixed.way), pattern),
-        z=laid_out(graph, z.id, mixture),
-        out=Site(output.id) if output is not None else None,
-        n_heads=heads.number,
-        n_kv_heads=heads.number,
-        head_dim=pair.units,
-        kind="additive",
-        scope=softmax.node.module,
-        dim=softmax.dim,
+    return described(
+        graph,
+        softmax,
+        (laid_out(graph, pair.q), laid_out(graph, pair.k), laid_out(graph, mixed.v, v)),
+        (laid_out(graph, acting(graph, mixed.way), pattern), laid_out(graph, z.id, mixture)),
+        output_of(graph, z),
+        (heads.number, heads.number, pair.units),
+        "additive",
     )
 
 

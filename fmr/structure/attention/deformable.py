@@ -4,11 +4,11 @@ import math
 from typing import NamedTuple
 
 from fmr.graph.graph import Graph
-from fmr.ids import Site, TensorId
+from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.attention import Attention
-from fmr.structure.attention.layouts import Layout, laid_out
-from fmr.structure.attention.output import output_of
+from fmr.structure.attention.layouts import Layout, described, laid_out
+from fmr.structure.attention.values import output_of
 from fmr.structure.normal.indices import dim_map
 from fmr.structure.normal.match import MOVES, Path, above, below, projection, strip_views
 from fmr.structure.normal.value import Value
@@ -37,23 +37,15 @@ def deformable(graph: Graph, softmax: Value) -> Attention | str | None:
     if layout is None:
         return "it weighs sampled values, and which of its dimensions count queries and heads cannot be told"
     heads = math.prod(n for n, name in zip(softmax.node.shape, layout, strict=True) if name == "heads")
-    units, output = graph[weighed.v].shape, output_of(graph, weighed.z)
-    return Attention(
-        graph=graph,
-        softmax=softmax.node.id,
-        q=laid_out(graph, strip_views(graph, scored.data)),
-        k=laid_out(graph, weighed.grid),
-        v=laid_out(graph, weighed.v),
-        scores=laid_out(graph, softmax.operands[0], layout),
-        pattern=laid_out(graph, softmax.node.id, layout),
-        z=laid_out(graph, weighed.z.id),
-        out=Site(output.id) if output is not None else None,
-        n_heads=heads,
-        n_kv_heads=heads,
-        head_dim=units[1] if len(units) > 1 else 1,
-        kind="deformable",
-        scope=softmax.node.module,
-        dim=softmax.dim,
+    units = graph[weighed.v].shape
+    return described(
+        graph,
+        softmax,
+        (laid_out(graph, strip_views(graph, scored.data)), laid_out(graph, weighed.grid), laid_out(graph, weighed.v)),
+        (laid_out(graph, softmax.node.id, layout), laid_out(graph, weighed.z.id)),
+        output_of(graph, weighed.z),
+        (heads, heads, units[1] if len(units) > 1 else 1),
+        "deformable",
     )
 
 

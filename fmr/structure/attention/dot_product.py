@@ -6,20 +6,21 @@ from dataclasses import replace
 from itertools import pairwise
 
 from fmr.graph.graph import Graph
-from fmr.ids import Site, TensorId
+from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.attention import Attention
-from fmr.structure.attention.heads import heads_in_rows, key_heads
+from fmr.structure.attention.heads import Queries, heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of
-from fmr.structure.attention.layouts import laid_out, layouts
-from fmr.structure.attention.output import handed_on, output_of, own_parts
-from fmr.structure.attention.queries import Queries
+from fmr.structure.attention.layouts import described, laid_out, layouts
 from fmr.structure.attention.scores import BEFORE, Scores, find_scores
 from fmr.structure.attention.values import (
     Parts,
     ValueProduct,
+    handed_on,
     hands_out,
     orient,
+    output_of,
+    own_parts,
     split_keys,
     sums_a_part,
     unused,
@@ -113,23 +114,14 @@ def _attention(graph: Graph, softmax: Value, scores: Scores, parts: Parts, use: 
         return f"its queries or keys are made by code that is hidden from torch ({kind.id}), and of what cannot be told"
     named = layouts(graph, scores, use, heads)
     axis = named.k.index("heads") if "heads" in named.k else None
-    return Attention(
-        graph=graph,
-        softmax=softmax.node.id,
-        q=laid_out(graph, scores.q, named.q),
-        k=laid_out(graph, scores.k, named.k),
-        v=laid_out(graph, use.v, named.v),
-        scores=laid_out(graph, softmax.operands[0], named.scores),
-        pattern=laid_out(graph, acting(graph, parts.whole(use)), named.scores),
-        z=laid_out(graph, z.id, named.z),
-        out=Site(output.id) if output is not None else None,
-        n_heads=heads.number,
-        n_kv_heads=key_heads(graph, use, heads, _repeated(graph, scores.k, axis)),
-        head_dim=queries.size,
-        kind=kind,
-        scope=softmax.node.module,
-        dim=softmax.dim,
-        path=tuple(node.id for node in output.way) if output is not None else (),
+    return described(
+        graph,
+        softmax,
+        (laid_out(graph, scores.q, named.q), laid_out(graph, scores.k, named.k), laid_out(graph, use.v, named.v)),
+        (laid_out(graph, acting(graph, parts.whole(use)), named.scores), laid_out(graph, z.id, named.z)),
+        output,
+        (heads.number, key_heads(graph, use, heads, _repeated(graph, scores.k, axis)), queries.size),
+        kind,
     )
 
 

@@ -1,10 +1,12 @@
-"""How many heads an attention has, read off the way of its mixed values into the output projection.
+"""How many heads an attention has, read off the way of its mixed values into the output projection, or off its queries.
 
 A row of what the projection reads is the mixed values of all heads, one beside the other. So every vector of z is given a
-number, the numbers are sent along that way, and those that meet in one row are the heads.
+number, the numbers are sent along that way, and those that meet in one row are the heads. Where that does not tell, the
+units that a projection was split into queries do; the size of a head is always read there.
 """
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,10 +14,12 @@ from torch import Tensor
 
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.attention.output import Output
-from fmr.structure.attention.values import ValueProduct
-from fmr.structure.normal.einsum import summed_dim
-from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
+from fmr.structure.attention.scores import Scores
+from fmr.structure.attention.values import Output, ValueProduct
+from fmr.structure.normal.dims import dims_of
+from fmr.structure.normal.einsum import of_projection, summed_dim
+from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
+from fmr.structure.normal.match import MASKING, MOVES, NORMS, above, projection, strip_views, weights
 
 
 class Heads(NamedTuple):
@@ -79,3 +83,153 @@ def key_heads(graph: Graph, use: ValueProduct, heads: Heads, repeated: float) ->
         n for place, n in zip(heads.dims, heads.counts, strict=True) if sizes.get(use.subscripts.result[place], 0) > least
     ]
     return max(1, round(math.prod(own) / repeated))
+
+
+_SPLITS = MOVES | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
+"""What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
+
+_VIEWS = frozenset({"view", "reshape", "unflatten"})
+
+
+class Queries:
+    """The queries of scores: which of their dimensions tell apart the units of what they were split from."""
+
+    def __init__(self, graph: Graph, scores: Scores) -> None:
+        self.graph, self.scores = graph, scores
+        self.shape = graph[scores.q].shape
+        subscripts = scores.subscripts
+        self.contracted = [n for n, letter in enumerate(subscripts.left) if letter in subscripts.contracted]
+        self.free = [n for n, letter in enumerate(subscripts.left) if letter in subscripts.free(subscripts.left)]
+
+    @cached_property
+    def made(self) -> Node | None:
+        """What the queries were split from: the projection, else a whole that is no weight."""
+        higher = list(above(self.graph, self.scores.q, _SPLITS))
+        projected = (node for node in higher if projection(self.graph, node) is not None)
+        wholes = (node for node in higher if node.op not in _SPLITS and len(node.shape) < 4)
+        return next(projected, next((node for node in wholes if not weights(self.graph, node.id)), None))
+
+    @cached_property
+    def units(self) -> Tensor | None:
+        """The queries, in which each unit of what they were split from has its own number."""
+        if self.made is None:
+            return None
+        value = trace(self.graph, _units(self.graph, self.made), (self.made, self.graph[self.scores.q]))
+        return value if value is not None and value.numel() and value.min() >= 0 else None
+
+    @cached_property
+    def varying(self) -> frozenset[int]:
+        """The dimensions along which the units differ."""
+        value = self.units
+        return frozenset(n for n in range(value.dim()) if varies(value, n)) if value is not None else frozenset()
+
+    @property
+    def size(self) -> int:
+        """The units of a query or key that a score sums over; it may sum over places too."""
+        units = [n for n in self.contracted if n in self.varying] if len(self.contracted) > 1 else []
+        return math.prod(self.shape[n] for n in units or self.contracted)
+
+    @property
+    def compare_units(self) -> bool:
+        """Whether a score sums over positions: then the map is one of units by units."""
+        if not self.varying.intersection(self.free) or self.varying.intersection(self.contracted):
+            return False
+        return self.size > 1 or self._sum_places
+
+    @property
+    def _sum_places(self) -> bool:
+        """Whether what a score sums over is a dimension that what the queries were split from has beside its units."""
+        if self.made is None:
+            return False
+        of_queries, of_made = (
+            dims_of(self.graph).of(name, len(self.graph[name].shape)) for name in (self.scores.q, self.made.id)
+        )
+        return any(of_queries[n] in of_made[:-1] for n in self.contracted)
+
+    def heads(self, use: ValueProduct) -> Heads | None:
+        """The heads that the units of a projection were split into on their way to the queries."""
+        if self.made is None:
+            return self._heads_of_view(use) or (Heads(1, (), (), False) if len(use.node.shape) == 3 else None)
+        if _is_split(self.graph, self.made):
+            return None  # what its units are is not all that is beside them
+        if self.units is None:
+            return self._heads_of_view(use)
+        if not self.varying.intersection(self.contracted):
+            return None  # it compares units over positions
+        query = self.units[tuple(slice(None) if n in self.contracted else 0 for n in range(self.units.dim()))]
+        number, rest = divmod(len(self.units.unique()), len(query.unique()))  # a rotation makes one number of two units
+        return self._heads_of_view(use) if rest or not number else self._heads_of_units(number, use)
+
+    def _heads_of_units(self, number: int, use: ValueProduct) -> Heads:
+        """This many heads, with the dimensions of the mixed values that count them where those can be told."""
+        several = sorted(self.varying.difference(self.contracted))
+        dims = [self._in_result(use, self.scores.subscripts.left[n]) for n in several]
+        counts = tuple(self.shape[n] for n in several)
+        if math.prod(counts) == number and None not in dims:
+            return Heads(number, tuple(n for n in dims if n is not None), counts, False)
+        return Heads(number, (0,), (number,), True, self._places(number, use, several))
+
+    def _places(self, number: int, use: ValueProduct, several: list[int]) -> tuple[Tensor, ...] | None:
+        """Where in z the first vector of each head lies, if its units are told apart along one dimension of the queries."""
+        place = self._in_result(use, self.scores.subscripts.left[several[0]]) if len(several) == 1 else None
+        if self.units is None or place is None:
+            return None
+        line = self.units[tuple(slice(None) if n in several else 0 for n in range(self.units.dim()))]
+        firsts = torch.tensor([int((line == unit).nonzero()[0, 0]) for unit in line.unique()])
+        nothing = torch.zeros_like(firsts)
+        return (
+            tuple(firsts if n == place else nothing for n in range(len(use.node.shape))) if len(firsts) == number else None
+        )
+
+    def _in_result(self, use: ValueProduct, letter: str) -> int | None:
+        """The dimension of the mixed values that a letter of the queries is."""
+        place: int | None = self.scores.subscripts.result.index(letter)
+        for way in (self.scores.way, use.way):
+            lower = dim_map(self.graph, way)
+            place = lower.index(place) if place in lower else None
+        named = use.subscripts.left[place] if place is not None else None
+        return use.subscripts.result.index(named) if named is not None and named in use.subscripts.result else None
+
+    def _heads_of_view(self, use: ValueProduct) -> Heads | None:
+        """The heads of the view that split the units of the queries, where the units themselves cannot be followed."""
+        z = use.node.shape
+        for node in above(self.graph, self.scores.q, _SPLITS):
+            if node.op in _VIEWS and len(node.shape) > 2 and node.parents:
+                higher, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
+                if size == self.size != higher[-1] and number * size in (higher[-1], math.prod(higher[-2:])):
+                    place = self._place_of(node, use)
+                    dims = [n for n in range(1, len(z) - 1) if z[n] == number] if place is None else [place]
+                    alone = len(dims) == 1
+                    return Heads(number, (dims[0] if alone else 0,), (number,), not alone)
+        return None
+
+    def _place_of(self, view: Node, use: ValueProduct) -> int | None:
+        """The dimension of the mixed values that the last but one of a view of the queries is."""
+        number = iota(*(1 for _ in view.shape[:-2]), view.shape[-2], 1).expand(view.shape)
+        value = trace(self.graph, number, (view, self.graph[self.scores.q]))
+        several = [n for n in range(value.dim()) if varies(value, n)] if value is not None and value.numel() else []
+        return self._in_result(use, self.scores.subscripts.left[several[0]]) if len(several) == 1 else None
+
+
+def _is_split(graph: Graph, made: Node) -> bool:
+    """Whether heads were split before a projection, which makes something of each alone."""
+    found = projection(graph, made)
+    first = graph[strip_views(graph, found.data, MOVES)] if found is not None else made
+    if found is None or projection(graph, first) is None:
+        return False
+    value = trace(graph, _units(graph, first), (first, graph[found.data]))
+    if value is None:
+        return False
+    rows = rows_of(graph, found, value)
+    return bool((rows != rows[:1]).any())
+
+
+def _units(graph: Graph, made: Node) -> Tensor:
+    """The units of a value by number: what a weight makes of one position, or the last dimension."""
+    shape = [1] * (len(made.shape) - 1) + [made.shape[-1]]
+    found = projection(graph, made)
+    if found is not None:
+        subscripts = of_projection(graph, found)
+        sizes = dict(zip(subscripts.right, graph[found.weight].shape, strict=True))
+        shape = [size if sizes.get(letter, 1) > 1 else 1 for letter, size in zip(subscripts.result, made.shape, strict=True)]
+    return iota(*shape).expand(made.shape)

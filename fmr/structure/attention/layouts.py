@@ -8,13 +8,16 @@ from torch import Tensor
 
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.structure.attention.attention import Attention
+from fmr.structure.attention.definition import MULTIPLY
 from fmr.structure.attention.heads import Heads
 from fmr.structure.attention.maps import counts_heads, told_apart
 from fmr.structure.attention.scores import Scores
-from fmr.structure.attention.values import ValueProduct
+from fmr.structure.attention.values import Output, ValueProduct
 from fmr.structure.normal.einsum import Subscripts
 from fmr.structure.normal.indices import dim_map, iota, trace
 from fmr.structure.normal.match import Path
+from fmr.structure.normal.value import Value
 
 Layout = tuple[str, ...]
 """What each dimension of a value counts."""
@@ -34,6 +37,31 @@ def laid_out(graph: Graph, name: TensorId, layout: Layout | None = None) -> Site
     """The site of a value with what its dimensions count; heads are not told apart where that is not known."""
     shape, named = graph[name].shape, layout or _usual(len(graph[name].shape))
     return Site(name, layout=named, n_heads=shape[named.index("heads")] if "heads" in named else None)
+
+
+def described(
+    graph: Graph,
+    softmax: Value,
+    read: tuple[Site, Site, Site],
+    made: tuple[Site, Site],
+    output: Output | None,
+    sizes: tuple[int, int, int],
+    kind: str,
+) -> Attention:
+    """The attention around a softmax: q, k and v, pattern and z, who writes them, and heads, key heads and units."""
+    return Attention(
+        graph,
+        softmax.node.id,
+        *read,
+        laid_out(graph, softmax.operands[0], made[0].layout),
+        *made,
+        Site(output.id) if output is not None else None,
+        *sizes,
+        kind,
+        softmax.node.module,
+        softmax.dim,
+        path=tuple(node.id for node in output.way) if output is not None and kind in MULTIPLY else (),
+    )
 
 
 def _usual(rank: int) -> Layout:

@@ -1,4 +1,5 @@
-"""What a pattern is for: the product with the values below a softmax, or several where each weighs by a cut of it."""
+"""What a pattern is for: the product with the values below a softmax, or several where each weighs by a cut of it; and the
+projection into which what is mixed goes, through gates and norms."""
 
 import math
 from collections.abc import Iterator
@@ -7,23 +8,30 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, orient_scores
 from fmr.structure.normal.einsum import Subscripts, subscripts_of
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, trace, varies
 from fmr.structure.normal.match import (
+    LAID_OUT,
     MOVES,
+    NONLINEAR,
     NORMS,
     SAME,
     SHAPE,
     Path,
+    Projection,
     above,
     below,
     contraction,
+    depends_on,
     is_constant,
     paths,
+    projection,
+    settled,
+    strip_views,
     weighed_sum,
     weights,
 )
@@ -31,9 +39,6 @@ from fmr.structure.normal.value import Value
 
 _AFTER = MOVES | frozenset("masked_fill mul where div tril triu pow square".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""
-
-_LAID_OUT = SAME | frozenset("view view_as reshape flatten unflatten transpose permute squeeze unsqueeze".split())
-"""What lays a pattern out otherwise, every number of it."""
 
 _SUMMED = SAME | {"add"}
 """What may lie between the products of the parts of a pattern and the sum of all."""
@@ -204,10 +209,58 @@ def hands_out(graph: Graph, use: ValueProduct, dim: int) -> bool:
 def sums_a_part(graph: Graph, use: ValueProduct, dim: int) -> bool:
     """Whether what a softmax is over is laid out as several dimensions, of which a product sums over some alone."""
     start = use.way[0].shape
-    if not all(node.op in _LAID_OUT for node in use.way[1:]) or not math.prod(start):
+    if not all(node.op in LAID_OUT for node in use.way[1:]) or not math.prod(start):
         return False
     along = [size if n == dim % len(start) else 1 for n, size in enumerate(start)]
     value = trace(graph, iota(*along).expand(start), use.way)
     summed = [n for n, letter in enumerate(use.subscripts.left) if letter in use.subscripts.contracted]
     dims = [n for n in range(value.dim()) if varies(value, n)] if value is not None else []
     return any(n in summed for n in dims) and any(n not in summed for n in dims)
+
+
+_GATHERED = MOVES | NORMS | {"mul", "sub", "div"}
+"""What may lie between the values of the heads and their projection: a gate, or a norm, as one op or written out."""
+
+
+class Output(NamedTuple):
+    """The projection that reads z, the way of z into it, and its result with what reshapes or sums that."""
+
+    projection: Projection
+    way: Path
+    id: TensorId
+
+
+def handed_on(graph: Graph, node: Node) -> Node:
+    """The output of the fused op that a node is the result of, else the node."""
+    outer = next((reader for reader in graph.readers(node.id) if reader.op == RESULT), None)
+    return handed_on(graph, outer) if outer is not None else node
+
+
+def output_of(graph: Graph, z: Node, own: tuple[TensorId, ...] = ()) -> Output | None:
+    """The first projection below the heads, and their sum where each head is projected alone; None where z is used as it is.
+
+    What is made of its `own` parts in another way may be added to z.
+    """
+    for node, way in below(graph, z, lambda node: _goes_on(graph, node, own)):
+        found = projection(graph, node) if way else None
+        if found is not None and found.data == way[-1].id:
+            last = settled(graph, node)
+            readers = graph.readers(last.id)
+            alone = len(readers) == 1 and readers[0].op == "sum" and len(node.shape) > 3
+            return Output(found, way, (settled(graph, readers[0]) if alone else last).id)
+    return None
+
+
+def _goes_on(graph: Graph, node: Node, own: tuple[TensorId, ...]) -> bool:
+    """Whether mixed values go on in a node: moved, gated, normed or bent alone, or added to what is theirs."""
+    if node.op == "add":
+        return bool(own) and all(any(depends_on(graph, parent.id, one) for one in own) for parent in node.parents)
+    alone = sum(not weights(graph, parent.id) for parent in node.parents) == 1
+    return node.op in _GATHERED or (node.op in NONLINEAR and alone)
+
+
+def own_parts(graph: Graph, q: TensorId, v: TensorId, softmax: TensorId) -> tuple[TensorId, ...]:
+    """What may be added to mixed values before their projection: more of the values, the pattern, the split queries."""
+    queries = strip_views(graph, q, SAME | {"mul", "div"})
+    split = (queries,) if len(graph[queries].shape) > 3 else ()
+    return (strip_views(graph, v, MOVES), softmax, *split)

@@ -7,8 +7,9 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.memories.memory import Memory
-from fmr.structure.memories.up_projections import STRAIGHT, THROUGH, UpProjection, ups_of
+from fmr.structure.memories.up_projections import ON_THE_WAY, STRAIGHT, UpProjection, ups_of
 from fmr.structure.normal.einsum import made_dim, summed_dim
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     MOVES,
@@ -23,6 +24,7 @@ from fmr.structure.normal.match import (
     value_number,
     weights,
 )
+from fmr.structure.normal.value import Value
 
 
 def memory_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
@@ -116,14 +118,11 @@ def _is_filter(graph: Graph, found: Projection) -> bool:
 def _are_summed(graph: Graph, down: Projection, ups: dict[TensorId, TensorId]) -> bool:
     """Whether results of different first projections are added up: then neither is gated by the other."""
 
-    def higher(name: TensorId) -> list[Node]:
-        return list(above(graph, name, lambda node: node.op in THROUGH and node.id not in ups))
+    def higher(value: Value) -> list[Value]:
+        return list(value.above(lambda one: one.kind in ON_THE_WAY and one.id not in ups))
 
-    def met(name: TensorId) -> set[TensorId]:
-        return {ups[node.id] for node in higher(name) if node.id in ups}
-
-    sums = [node for node in higher(down.data) if node.op in ("add", "sub") and len(node.parents) == 2]
-    sides = ([met(parent.id) for parent in node.parents] for node in sums if node.id not in ups)
+    sums = (value for value in higher(form_of(graph)[down.data]) if value.kind == "sum")
+    sides = ([{ups[one.id] for one in higher(side) if one.id in ups} for side in value.inputs] for value in sums)
     return len(set(ups.values())) > 1 and any(one and other and one.isdisjoint(other) for one, other in sides)
 
 

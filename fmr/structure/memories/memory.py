@@ -14,9 +14,8 @@ from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.definition import gates, is_gated, of_own_place
-from fmr.structure.memories.up_projections import THROUGH
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, above, depends_on, strip_views
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work
 
@@ -165,7 +164,7 @@ def _cut(found: Memory, size: int) -> Sequence[int]:
     """Which units of a projection that makes more than a memory are its keys: what is gated, where there is a gate."""
     graph, n = found.graph, found.n
     up = graph[found.up]
-    higher = above(graph, found.post.id, lambda node: node.op in THROUGH and node.id != up.id)
+    higher = reversed(between(graph, up.id, found.post.id))
     cuts = [node for node in higher if node.shape[-1:] == (n,) and strip_views(graph, node.id, MOVES) == up.id]
     units = {node.id: _units(graph, up, node, size) for node in cuts}
     gates = units.get(found.pre.id, [])

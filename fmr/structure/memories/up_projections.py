@@ -10,10 +10,7 @@ from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     ELEMENTWISE,
-    MOVES,
     NONLINEAR,
-    NORMS,
-    STATISTICS,
     Projection,
 )
 from fmr.structure.normal.value import Value
@@ -26,9 +23,6 @@ _CHOICES = ELEMENTWISE | frozenset("topk sort kthvalue median masked_fill".split
 
 _LARGEST = frozenset("max amax min amin".split())
 """What is told of several coefficients is one of them."""
-
-THROUGH = MOVES | ELEMENTWISE | NORMS | STATISTICS | frozenset("topk sort kthvalue median masked_fill".split())
-"""What may lie between the two projections: number by number, and a norm or a threshold of the coefficients."""
 
 _MOST = 128
 """How many ops may lie between the two projections; recurrent models have endless ones."""

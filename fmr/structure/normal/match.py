@@ -29,6 +29,11 @@ SHAPE = frozenset(
 MOVES = SAME | SHAPE
 """Ops after which the numbers are the same ones, wherever they lie."""
 
+LAID_OUT = SAME | frozenset(
+    "view view_as reshape reshape_as flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split()
+)
+"""Ops that hand on all numbers of a value, laid out otherwise at most."""
+
 REPEATS = frozenset("expand expand_as broadcast_to repeat repeat_interleave tile".split())
 """Ops that repeat numbers along a dimension."""
 

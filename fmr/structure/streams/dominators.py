@@ -11,7 +11,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import is_constant
+from fmr.structure.normal.match import cached_per_graph, is_constant
 
 
 def _conditions(graph: Graph, name: TensorId, node: Node) -> bool:
@@ -85,3 +85,9 @@ class Flow:
             waiting.append((name, True))
             waiting.extend((child, False) for child in self.lower.get(name, ()))
         return left
+
+
+@cached_per_graph
+def flow_of(graph: Graph) -> Flow:
+    """The dominator tree of a graph's values, made once."""
+    return Flow(graph)

@@ -1,7 +1,9 @@
-"""What a residual stream passes between two of its writes: views, scaling, norms, mixing, a projected shortcut."""
+"""What a residual stream passes between two of its writes: views, scaling, norms, mixing, a projected shortcut; and the way back
+from a value along the writes to its stream: where these ended, and where the stream began."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -11,33 +13,31 @@ from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     CLAMPS,
+    LAID_OUT,
     MEANS,
     NORMS,
-    SAME,
     STATISTICS,
     above,
+    cached_per_graph,
     contraction,
+    depends_on,
     is_constant,
     product,
     projection,
+    strip_views,
     value_number,
     weights,
 )
-
-_STILL = SAME | frozenset(
-    "view view_as reshape reshape_as flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split()
-)
-"""What hands on all numbers of a value."""
-
-_OF_MASKS = frozenset("expand expand_as getitem add sub rsub mul".split())
-"""What masks are made with; what has no parents is a constant."""
+from fmr.structure.normal.value import Value
+from fmr.structure.streams.dominators import flow_of
+from fmr.structure.streams.stream import Write
 
 CUTS = frozenset(
     "getitem select narrow unbind gather take_along_dim index_select chunk split tensor_split split_with_sizes".split()
 )
 """What hands on a part of a value."""
 
-HANDED = _STILL | CUTS | {"roll", "pad"}
+HANDED = LAID_OUT | CUTS | {"roll", "pad"}
 """What may lie on the stream between two adds: no new numbers."""
 
 OVERWRITES = frozenset("setitem index_put masked_scatter index_copy index_add scatter scatter_add slice_scatter".split())
@@ -63,10 +63,7 @@ def unchanged(graph: Graph, name: TensorId) -> TensorId:
 
 def handed(graph: Graph, name: TensorId) -> TensorId:
     """The value that a view, a cast, dropout or padding was made of."""
-    node = graph[name]
-    while node.op in HANDED and node.parents:
-        node = graph[node.parents[0].id]
-    return node.id
+    return strip_views(graph, name, HANDED)
 
 
 def base(graph: Graph, name: TensorId) -> TensorId:
@@ -83,16 +80,28 @@ def identity_path(graph: Graph, name: TensorId) -> list[TensorId]:
 
 
 def identity_input(graph: Graph, node: Node) -> TensorId | None:
-    """The value that goes on in a node: scaled, mixed or cut; None where the node makes a new one."""
-    if node.op == "to" or node.op in OVERWRITES:
-        return node.parents[0].id if node.parents else None  # `x.type_as(y)` reads y for its type alone
-    if node.op in HANDED or (node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source):
-        parents = node.parents[:1] if node.op in HANDED else node.parents
-        data = [parent.id for parent in parents if not (weights(graph, parent.id) or is_constant(graph, parent.id))]
-        data = data if len(data) == 1 else [name for name in data if not _is_mask(graph, name)]
+    """The value that goes on in a node: scaled, masked, mixed or cut; None where the node makes a new one."""
+    known = _identity_inputs(graph)
+    if node.id not in known:
+        known[node.id] = _goes_on(graph, node)
+    return known[node.id]
+
+
+@cached_per_graph
+def _identity_inputs(graph: Graph) -> dict[TensorId, TensorId | None]:
+    """What was asked of a graph so far."""
+    return {}
+
+
+def _goes_on(graph: Graph, node: Node) -> TensorId | None:
+    read = [parent.id for parent in node.parents]
+    if node.op in HANDED | OVERWRITES:
+        return read[0] if read and not is_constant(graph, read[0]) else None
+    if node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source:
+        data = [name for name in read if name in flow_of(graph)]
         return data[0] if len(data) == 1 else _laid_again(graph, node, data)
-    if node.op == "add" and 0 < len(node.parents) < 3:
-        data = [parent.id for parent in node.parents if not _is_bias(graph, node, parent.id)]
+    if node.op == "add" and 0 < len(read) < 3:
+        data = [name for name in read if not _is_bias(graph, node, name)]
         return data[0] if len(data) == 1 else reweighted(graph, node) or adaptive_norm(graph, node)
     return hyper_connection(graph, node)
 
@@ -103,12 +112,6 @@ def _laid_again(graph: Graph, node: Node, parts: list[TensorId]) -> TensorId | N
     shapes = [graph[whole].shape for whole in wholes]
     alike = [len(shape) == len(node.shape) and prod(shape) == prod(node.shape) for shape in shapes]
     return wholes.pop() if alike == [True] else None
-
-
-def _is_mask(graph: Graph, name: TensorId) -> bool:
-    """Whether a value is made of whole numbers or truth values alone: by casts, views and sums, as masks are."""
-    made = above(graph, name, lambda node: node.dtype.is_floating_point and node.op in _STILL | _OF_MASKS)
-    return all(not node.dtype.is_floating_point or node.op in _STILL | _OF_MASKS for node in made)
 
 
 def _is_bias(graph: Graph, node: Node, name: TensorId) -> bool:
@@ -161,7 +164,7 @@ def reweighted(graph: Graph, node: Node) -> TensorId | None:
 
 def _terms(graph: Graph, node: Node) -> list[TensorId]:
     """The values that a node is a sum of, each scaled by constants or not; none where it makes a new value."""
-    if node.op in _STILL:
+    if node.op in LAID_OUT:
         return [parent.id for parent in node.parents[:1]]
     if node.op not in ("mul", "div", "add") or node.id.is_source:
         return []
@@ -261,21 +264,87 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
     """The values normalised from one, each norm one op or written out, then with its gain and its cast."""
     found = [user for user in form_of(graph)[name].users if user.kind == "norm" and user.op in STATISTICS | NORMS]
     whole = [one for one in found if one.node.op != "sub"] or found  # less its mean alone is a part of a norm
-    return [_gained(graph, one.node).id for one in whole]
+    return [_gained(graph, one).id for one in whole]
 
 
-def _gained(graph: Graph, norm: Node) -> Node:
-    """A norm with the gain and the bias that alone read it, where it has none of its own, and what lies between them."""
-    whole = here = norm
-    if norm.op in NORMS and any(weights(graph, parent.id) for parent in norm.parents):
-        return norm
-    while True:
-        every = graph.readers(here.id)
-        readers = [one for one in every if graph.readers(one.id)] or every  # what nothing reads is no way on
-        if len(readers) != 1 or identity_input(graph, readers[0]) != here.id:
-            return whole
-        here = readers[0]
-        if (here.op in ("to", "mul", "add") and len(here.parents) > 1) or here.op in ("to", RESULT):
-            whole = here
-        elif here.op not in ("mul", "div"):
-            return whole
+def _gained(graph: Graph, norm: Value) -> Node:
+    """The last of a norm's gain, bias and casts, where it has no weights of its own."""
+    own = norm.node.op in NORMS and any(weights(graph, parent.id) for parent in norm.node.parents)
+    return [norm.node, *(view for view in norm.views if not own and view.op in ("to", "mul", "add", RESULT))][-1]
+
+
+PARALLEL = 3
+"""Before how many writes what is added may have been computed."""
+
+
+Writes = Mapping[TensorId, Write]
+"""The writes of all streams in execution order, by their sums."""
+
+Starts = Mapping[TensorId, TensorId]
+"""Where the stream of each write began, by their sums."""
+
+
+def ends(graph: Graph, name: TensorId, found: Writes) -> Iterator[TensorId]:
+    """Where a stream that a write begins with may have ended: written back into a whole, or normalised to it."""
+    yield from written_back(graph, name, found)
+    yield from normed(graph, name)
+
+
+def normed(graph: Graph, name: TensorId) -> Iterator[TensorId]:
+    """The base of a value, the value that was normalised or bent to it, and so on."""
+    higher: TensorId | None = base(graph, name)
+    while higher is not None:
+        yield higher
+        higher = under_norm(graph, higher)
+
+
+def written_back(graph: Graph, name: TensorId, found: Writes) -> list[TensorId]:
+    """The sums that were written back into a value on the way to this one, or laid beside the rest of it: a part of it was
+    a stream for some writes."""
+    sums: list[TensorId] = []
+    for node in (graph[one] for one in identity_path(graph, name)):
+        sums += [last.after for _, last in reversed(split_branches(graph, node, found))]
+        if node.op in OVERWRITES or node.op == "cat":
+            parts = [parent.id for parent in node.parents]
+            rest = parts[:1] if node.op in OVERWRITES else [part for part in parts if part not in found]
+            wholes = {handed(graph, part) for part in rest}
+            sums += [part for part in parts if part not in rest and _goes_back(graph, found, part, wholes)]
+    return sums
+
+
+def _goes_back(graph: Graph, found: Writes, part: TensorId, wholes: set[TensorId]) -> bool:
+    """Whether a value is the sum of a write which, or one before it in its stream, was to a part of one of these."""
+    write = found.get(part)
+    while write is not None and handed(graph, write.before) not in wholes:
+        write = found.get(base(graph, write.before))
+    return write is not None
+
+
+def split_branches(graph: Graph, node: Node, found: Writes) -> list[tuple[Write, Write]]:
+    """The first and the last write to each part of a value, where each part has writes of its own, none with what was made
+    of another, and all are laid side by side again, in the order in which they begin; none of another op."""
+    lasts = [last_write(graph, parent.id, found) for parent in node.parents] if node.op == "cat" else []
+    halves = [(_first_to_part(graph, end, found), end) for end in lasts if end is not None]
+    if len(halves) < max(len(lasts), 2) or len({first and handed(graph, first.before) for first, _ in halves}) > 1:
+        return []
+    parts = sorted(((a, b) for a, b in halves if a is not None), key=lambda half: graph.place(half[0].after))
+    alone = (a is not b and not depends_on(graph, b.added, a.after) for (a, _), (b, _) in pairwise(parts))
+    return parts if all(alone) else []
+
+
+def last_write(graph: Graph, name: TensorId, found: Writes) -> Write | None:
+    """The write that a value comes from, normalised or not."""
+    return next((found[one] for one in normed(graph, name) if one in found), None)
+
+
+def _first_to_part(graph: Graph, write: Write, found: Writes) -> Write | None:
+    """The first of the writes that go on to this one and are to a part of a value."""
+    first: Write | None = write
+    while first is not None and graph[first.before].op not in CUTS:
+        first = last_write(graph, first.before, found)
+    return first
+
+
+def start_of(graph: Graph, name: TensorId, found: Writes, starts: Starts) -> TensorId | None:
+    """Where the stream began that a value is on; None where it is on none."""
+    return next((starts[one] for one in ends(graph, name, found) if one in starts), None)

@@ -9,16 +9,16 @@ from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.indices import dim_map
 from fmr.structure.normal.match import MOVES, SAME, below, contraction, weighed_sum
-from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import handed
 
 
-def over_depth(graph: Graph, flow: Flow) -> dict[TensorId, list[TensorId]]:
+def over_depth(graph: Graph) -> dict[TensorId, list[TensorId]]:
     """The values that are weighed out of states laid one on another, each with these states.
 
     All data of a later state comes from the first one: what lies one on another are no steps that read something new.
     """
-    found = {}
+    found, flow = {}, flow_of(graph)
     for node in graph.nodes:
         dim = _along(node)
         states = list(_laid(graph, node.id, dim)) if dim is not None else []

@@ -7,24 +7,33 @@ from math import prod
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
+from fmr.nests import ids_in
 from fmr.nodes import Node
-from fmr.structure.normal.match import NONLINEAR, depends_on
-from fmr.structure.streams.dominators import Flow
+from fmr.structure.normal.form import form_of
+from fmr.structure.normal.hidden import reads
+from fmr.structure.normal.match import NONLINEAR, NORMS, above, contraction, data_inputs, depends_on, projection
+from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (
     CUTS,
+    HANDED,
     OVERWRITES,
     POOLS,
+    REDUCED,
+    Writes,
     adaptive_norm,
     base,
+    ends,
     handed,
+    identity_input,
     identity_path,
+    normed,
+    norms,
     reweighted,
+    split_branches,
     under_norm,
 )
-from fmr.structure.streams.links import Writes, ends, normed, split_branches
 from fmr.structure.streams.over_depth import over_depth
 from fmr.structure.streams.stream import Stream, Write
-from fmr.structure.streams.tail import ending, exits
 from fmr.structure.streams.writes import find_writes
 
 _CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul", "cat"}
@@ -34,9 +43,9 @@ Deep = Mapping[TensorId, list[TensorId]]
 """The values that are sums over depth, each with the states that it sums up."""
 
 
-def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
+def find_streams(graph: Graph) -> Iterator[Stream]:
     """The residual streams of an unfused graph, longest and last first; a short one inside a write of another is not one."""
-    found, deep = find_writes(graph, flow), over_depth(graph, flow)
+    found, deep = find_writes(graph), over_depth(graph)
     wholes = {node.id: halves for node in graph.nodes if (halves := split_branches(graph, node, found))}
     chains = _chains(graph, found, deep, wholes.values())
     chains.sort(key=lambda chain: (-len(chain), -graph.place(chain[-1].after)))
@@ -47,7 +56,7 @@ def find_streams(graph: Graph, flow: Flow) -> Iterator[Stream]:
     for chain in chains:
         if len(chain) > 2 or not any(_inside(graph, chain, *step) for step in taken):
             taken += [(write.before, write.added, write.after) for write in chain]
-            streams.append(_stream(graph, flow, chain, others, deep, laid.get(chain[-1].after)))
+            streams.append(_stream(graph, chain, others, deep, laid.get(chain[-1].after)))
     yield from _joined(graph, streams)
 
 
@@ -89,9 +98,7 @@ def _linked(write: Write, following: Writes) -> list[Write]:
     return chain
 
 
-def _stream(
-    graph: Graph, flow: Flow, chain: list[Write], others: frozenset[TensorId], deep: Deep, whole: TensorId | None
-) -> Stream:
+def _stream(graph: Graph, chain: list[Write], others: frozenset[TensorId], deep: Deep, whole: TensorId | None) -> Stream:
     """A chain of writes with the values that its stream takes before, between and after them; `whole` is what the last part
     that is written to is laid into."""
     points: dict[TensorId, None] = dict.fromkeys(_beginning(graph, chain[0].origin))
@@ -102,7 +109,7 @@ def _stream(
     last = [end, *(name for name, states in deep.items() if base(graph, states[-1]) == end)][-1]
     last = whole or last
     part = next((write.before for write in reversed(chain) if graph[write.before].op in CUTS), chain[-1].before)
-    after, norm = ending(graph, flow, part, last, others)
+    after, norm = ending(graph, part, last, others)
     cut = [one.id for one in graph.readers(last) if _is_cut_off(graph[next(iter(points))], graph[last], one)]
     points.update(dict.fromkeys((*exits(graph, points, end), last, *sorted((*cut, *after), key=graph.place))))
     return Stream(tuple(chain), tuple(sorted({**beside, **points}, key=graph.place)), norm)
@@ -150,3 +157,125 @@ def _joined(graph: Graph, streams: list[Stream]) -> Iterator[Stream]:
                 joins[max(part for part in parts if part is not None)] = node.id
     for n, stream in enumerate(streams):
         yield replace(stream, points=(*stream.points, joins[n])) if n in joins else stream
+
+
+def ending(
+    graph: Graph, before: TensorId, last: TensorId, others: frozenset[TensorId]
+) -> tuple[list[TensorId], TensorId | None]:
+    """The values that a stream takes after its last write, and the final norm among them, None where there is none.
+
+    `before` is the stream before that write, or the part that the last ones write to; `others` are the sums of all writes
+    and the beginnings of all streams.
+    """
+    points = []
+    while (over := _overwritten(graph, before, last)) is not None:
+        before, last = last, over.id
+        points.append(last)
+    while (on := _scaled(graph, last)) is not None:
+        last = on
+        points.append(last)
+    norm = _final_norm(graph, last)
+    if norm is not None and any(depends_on(graph, reader.id, norm) for reader in graph.readers(last) if reader.id != norm):
+        norm = None  # the stream goes on, in a way that is not understood, with what was made of its norm
+    if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
+        points.append(readers[0].id)
+    points += [norm, _modulated(graph, norm) or norm] if norm is not None else []
+    points += _leaving(graph, last, others, {_viewed(graph, name) for name in [last, *points]}, norm is None)
+    points += [reader.id for reader in graph.readers(norm or last) if reader.op in ("split", "chunk", "tensor_split")]
+    return sorted(dict.fromkeys(points), key=graph.place), norm
+
+
+def exits(graph: Graph, points: Iterable[TensorId], last: TensorId) -> list[TensorId]:
+    """The norms through which values of a stream leave it on the way: nothing that is written to it depends on them."""
+    readers = (reader for point in points if point != last for reader in graph.readers(point))
+    found = [reader.id for reader in readers if reader.op in NORMS]
+    needed = {node.id for node in above(graph, last, lambda node: True, reads)} if found else set()
+    return [name for name in found if name not in needed]
+
+
+def _overwritten(graph: Graph, before: TensorId, last: TensorId) -> Node | None:
+    """The value that goes on where a part of the stream was written over, in place or in a copy.
+
+    Either the stream is written over from outside, or it is a part itself and written back into the whole.
+    """
+    whole = handed(graph, before) if graph[before].op in CUTS else None
+    readers = [one for one in graph.readers(last) if one.parents[0] == last or handed(graph, one.parents[0].id) == whole]
+    copies = [after for reader in readers if reader.op == "clone" for after in graph.readers(reader.id)]
+    return next((reader for reader in readers + copies if reader.op in OVERWRITES), None)
+
+
+def _scaled(graph: Graph, last: TensorId) -> TensorId | None:
+    """What alone is made of a value by scaling it by constants, mixing it with an earlier one, or as a condition says; or by
+    laying its parts side by side again."""
+    readers = graph.readers(last)
+    laid = {after for reader in readers if reader.op in CUTS for after in graph.readers(reader.id)}
+    if len(laid) == 1 and identity_input(graph, one := laid.pop()) == last:
+        return one.id
+    if len(readers) != 1:
+        return None
+    if readers[0].op in ("mul", "div", "add") and identity_input(graph, readers[0]) == last:
+        return readers[0].id
+    return _modulated(graph, last)
+
+
+def _modulated(graph: Graph, name: TensorId) -> TensorId | None:
+    """A value scaled and shifted by a condition."""
+    lower = (after for reader in graph.readers(name) if reader.op == "mul" for after in graph.readers(reader.id))
+    return next((after.id for after in lower if adaptive_norm(graph, after) == name), None)
+
+
+def _final_norm(graph: Graph, last: TensorId) -> TensorId | None:
+    """The norm that a stream ends in, seen through views, pools and clamps; a norm that alone reads a norm is the last."""
+    norm: TensorId | None = None
+    name: TensorId | None = last
+    while name is not None and (norm is None or len(graph.readers(name)) == 1):
+        found = norms(graph, name)
+        norm = found[0] if found else norm
+        name = found[0] if found else _step(graph, name)
+    return norm
+
+
+def _step(graph: Graph, name: TensorId) -> TensorId | None:
+    """The only reader of a value, where it is a view, a pool or a nonlinearity of it alone."""
+    readers = graph.readers(name)
+    if len(readers) != 1 or readers[0].op not in HANDED | POOLS | REDUCED | NONLINEAR | {"sum"}:
+        return None
+    form = form_of(graph)
+    data = [parent for parent in readers[0].parents if form[parent.id].kind not in ("weight", "constant")]
+    return readers[0].id if len(data) == 1 else None
+
+
+def _leaving(graph: Graph, last: TensorId, others: frozenset[TensorId], known: set[TensorId], bare: bool) -> list[TensorId]:
+    """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
+    reached = _reached(graph, last, others)
+    returned = [name for name in ids_in(graph.scopes[0].output) if name in reached] if graph.scopes else []
+    found = [name for name in reached if graph[name].op in NORMS] + [_viewed(graph, name) for name in returned]
+    if bare:
+        layers = (projection(graph, reader) for name in reached for reader in graph.readers(name))
+        found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in reached]
+    return [name for name in found if name not in known]
+
+
+def _viewed(graph: Graph, name: TensorId) -> TensorId:
+    """The value of which one is a view; the view itself where it is a part of it."""
+    whole = handed(graph, name)
+    return whole if prod(graph[whole].shape) == prod(graph[name].shape) else name
+
+
+def _reached(graph: Graph, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
+    """The values into which data comes from one value alone, and from there without a projection."""
+
+    seen, waiting = {graph[last].id: None}, [graph[last]]
+    for node in waiting:
+        for reader in graph.readers(node.id):
+            alone = reader.id not in others and flow_of(graph).dominates(last, reader.id) and not _computes(graph, reader)
+            if alone and reader.id not in seen and node.id in data_inputs(graph, reader):  # it may be read for its type
+                seen[reader.id] = None
+                waiting.append(reader)
+    return seen
+
+
+def _computes(graph: Graph, node: Node) -> bool:
+    """Whether a node is a product with a weight or of two values that carry data."""
+    found, flow = contraction(node), flow_of(graph)
+    return found is not None and (projection(graph, node) is not None or (found.left in flow) == (found.right in flow))

@@ -10,7 +10,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import ids_in
 from fmr.structure.normal.match import projection
-from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import POOLS, base, handed
 from fmr.structure.streams.stream import Stream
 
@@ -18,9 +18,9 @@ LAYERS = 3
 """How many plain layers make a stack: two with a nonlinearity between them are a memory or a head."""
 
 
-def find_stacks(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> Iterator[Stream]:
+def find_stacks(graph: Graph, streams: Iterable[Stream]) -> Iterator[Stream]:
     """The plain stacks of an unfused graph, each as a stream without writes; what lies in a residual stream is none."""
-    taken = _taken(graph, flow, streams)
+    flow, taken = flow_of(graph), _taken(graph, streams)
     layers = (projection(graph, node) for node in graph.nodes)
     read = {name for layer in layers if layer is not None for name in _pooled(graph, layer.data)}
     returned = {one for name in ids_in(graph.scopes[0].output) for one in _pooled(graph, name)} if graph.scopes else set()
@@ -53,9 +53,9 @@ def _pooled(graph: Graph, name: TensorId) -> Iterator[TensorId]:
         yield name
 
 
-def _taken(graph: Graph, flow: Flow, streams: Iterable[Stream]) -> set[TensorId]:
+def _taken(graph: Graph, streams: Iterable[Stream]) -> set[TensorId]:
     """The values on the streams and in the branches that write to them."""
-    taken: set[TensorId] = set()
+    taken, flow = set[TensorId](), flow_of(graph)
     for stream in streams:
         taken.update(stream.points)
         for start, write in zip([stream.points[0], *(write.after for write in stream.writes)], stream.writes, strict=False):

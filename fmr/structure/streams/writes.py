@@ -8,36 +8,38 @@ from fmr.nodes import Node
 from fmr.structure.normal.hidden import is_hidden, reads
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
+    MASKING,
     MOVES,
     NONLINEAR,
     NORM_PARTS,
     NORMS,
     above,
     all_inputs,
+    below,
     contraction,
     depends_on,
     product,
+    projection,
 )
-from fmr.structure.streams.dominators import Flow
+from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import (
+    PARALLEL,
     POOLS,
+    Starts,
+    Writes,
     adaptive_norm,
     base,
     both_orders,
+    ends,
     handed,
     highway,
+    last_write,
+    normed,
     reweighted,
     shortcut,
+    start_of,
     unchanged,
-)
-from fmr.structure.streams.links import PARALLEL, Starts, Writes, start_of, written_back
-from fmr.structure.streams.lookalikes import (
-    is_bias_of_scores,
-    is_readout,
-    is_shift_of_norm,
-    only_summed,
-    positions,
-    repeated,
+    written_back,
 )
 from fmr.structure.streams.over_depth import addends
 from fmr.structure.streams.stream import Write
@@ -58,24 +60,24 @@ Updates = Mapping[TensorId, Sequence[TensorId]]
 """What writes add, each with their sums."""
 
 
-def find_writes(graph: Graph, flow: Flow) -> Writes:
+def find_writes(graph: Graph) -> Writes:
     """The writes to residual streams of an unfused graph."""
     found: dict[TensorId, Write] = {}
     starts: dict[TensorId, TensorId] = {}
     updates: dict[TensorId, list[TensorId]] = {}
     main = Flow(graph, conditions=False)
     for node in graph.nodes:
-        write = _added(graph, node, found, starts, updates) or _gated(graph, flow, node)
+        write = _added(graph, node, found, starts, updates) or _gated(graph, node)
         write = write or _projected(graph, main, node, found)
         if write is not None:
-            found[node.id], starts[node.id] = write, _begin(graph, write, found, starts)
+            found[node.id], starts[node.id] = write, start_of(graph, write.origin, found, starts) or write.origin
             updates.setdefault(base(graph, write.added), []).append(node.id)
     found = dict(sorted((found | _coupled(graph, found, starts)).items(), key=lambda one: graph.place(one[0])))
     beside = positions(graph, found) | only_summed(graph, found) | repeated(graph, found)
     found = {name: write for name, write in found.items() if name not in beside}
     starts = {}
     for name, write in found.items():
-        starts[name] = _begin(graph, write, found, starts)
+        starts[name] = start_of(graph, write.origin, found, starts) or write.origin
     return {name: write for name, write in found.items() if not is_readout(graph, write, found, starts)}
 
 
@@ -92,11 +94,6 @@ def _added(graph: Graph, node: Node, found: Writes, starts: Starts, updates: Upd
             if not (is_bias_of_scores(graph, node) or is_shift_of_norm(graph, added, stream, found, starts)):
                 return Write(stream, added, node.id, stream, times)
     return None
-
-
-def _begin(graph: Graph, write: Write, found: Writes, starts: Starts) -> TensorId:
-    """Where the stream began that a write is to."""
-    return start_of(graph, write.origin, found, starts) or write.origin
 
 
 def _carried(
@@ -120,14 +117,14 @@ def _carried(
             write = found.get(base(graph, write.before))
 
 
-def _gated(graph: Graph, flow: Flow, node: Node) -> Write | None:
+def _gated(graph: Graph, node: Node) -> Write | None:
     """The add of a node as a write to a stream that a gate keeps a share of.
 
     All data of the rest comes from the stream, or the gate is made of that rest: a recurrent cell that reads another input
     at each step writes to none.
     """
     for kept, added, gate, x, y in highway(graph, node):
-        alone = flow.dominates(x, node.id) or (depends_on(graph, gate, y) and depends_on(graph, gate, x))
+        alone = flow_of(graph).dominates(x, node.id) or (depends_on(graph, gate, y) and depends_on(graph, gate, x))
         if alone and _computed_from(graph, added, x):
             return Write(kept, added, node.id, x)
     return None
@@ -225,3 +222,117 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
     higher = (node for node in above(graph, write.added, goes_on, all_inputs) if node.id not in start)
     found = (node for node in higher if contraction(node) is not None or is_hidden(node))
     return tuple(sorted(found, key=lambda node: graph.place(node.id)))
+
+
+_SCORED = MOVES | MASKING
+"""What scores pass on their way to the softmax."""
+
+
+def is_bias_of_scores(graph: Graph, node: Node) -> bool:
+    """Whether a sum only goes into softmaxes: a bias that several layers share is no stream that their scores write to."""
+    lower = (one.op for one, way in below(graph, node, _SCORED) if way and one.op not in _SCORED)
+    return next(lower, None) == "softmax" and all(op == "softmax" for op in lower)
+
+
+def is_shift_of_norm(graph: Graph, added: TensorId, before: TensorId, found: Writes, starts: Starts) -> bool:
+    """Whether what is added is a stream, or a product of one, that did not begin with what it is added to, which is on none:
+    a shift that is given to a scaled norm."""
+    if start_of(graph, before, found, starts) is not None:
+        return False
+    made = graph[added]
+    names = [parent.id for parent in made.parents] if made.op == "mul" else [added]
+    others = (start_of(graph, name, found, starts) for name in names)
+    return any(start is not None and not depends_on(graph, start, base(graph, before)) for start in others)
+
+
+def positions(graph: Graph, found: Writes) -> set[TensorId]:
+    """The sums that nothing is written to, in a branch of a write that begins where they do: positions given to queries.
+
+    What such a sum was made of goes on without it: the stream, or the positions that are added to it once more.
+    """
+    begun: dict[TensorId, list[Write]] = {}
+    for write in found.values():
+        for name in ends(graph, write.origin, found):
+            begun.setdefault(name, []).append(write)
+
+    def others(write: Write) -> Iterator[Write]:
+        """The other writes that begin with one of its operands."""
+        for operand in (write.origin, write.before, write.added):
+            for name in normed(graph, operand):
+                yield from (other for other in begun.get(name, ()) if other is not write)
+
+    alone = (write for write in found.values() if write.after not in begun)
+    return {write.after for write in alone if any(depends_on(graph, other.added, write.after) for other in others(write))}
+
+
+def only_summed(graph: Graph, found: Writes) -> set[TensorId]:
+    """The sums that no layer reads, as they only go into further ones, and what is added there does not know them.
+
+    The layers are read from one another, or from the value that a projected one begins with; their outputs are summed up.
+    """
+    begun = {base(graph, name) for write in found.values() for name in (write.origin, write.before, write.added)}
+    return {write.after for write in found.values() if write.after not in begun and _is_summed(graph, write, found)}
+
+
+def _is_summed(graph: Graph, write: Write, found: Writes) -> bool:
+    """Whether a write that no other begins with goes into sums alone, with what is made of the update or projected of
+    what the value before was made of."""
+    lower = [(one, way) for one, way in below(graph, graph[write.after], MOVES) if way and one.op not in MOVES]
+    if not lower or any(one.op != "add" or one.id in found for one, _ in lower):
+        return False
+    others = [parent.id for one, way in lower for parent in one.parents if parent != way[-1].id]
+    return any(_is_of_chain(graph, write, base(graph, other)) for other in others)
+
+
+def _is_of_chain(graph: Graph, write: Write, other: TensorId) -> bool:
+    """Whether a value is made of what a write adds, not of its sum, or projected of what the value before was made of."""
+    update, layer = base(graph, write.added), projection(graph, graph[other])
+    if any(node.id == update for node in above(graph, other, lambda node: node.id != write.after)):
+        return True
+    return write.origin != write.before and layer is not None and depends_on(graph, write.origin, layer.data)
+
+
+def repeated(graph: Graph, found: Writes) -> set[TensorId]:
+    """The sums of a state and an update of which another goes on: the same is added once more, for a head of its own."""
+    begun = {base(graph, write.origin) for write in found.values()}
+    alike: dict[tuple[TensorId, TensorId], list[TensorId]] = {}
+    for name, write in found.items():
+        alike.setdefault((base(graph, write.before), base(graph, write.added)), []).append(name)
+    pairs = ((one, [name for name in names if name in begun]) for names in alike.values() for one in names)
+    return {one for one, going in pairs if going and one not in going}
+
+
+def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> bool:
+    """Whether what is added and what it is added to are both read off another stream, and the one knows the other through
+    that stream alone: values that are mixed over depth, skips and logits that are summed up.
+
+    Where what is written to the other stream is made of it in turn, the two are coupled; but what a single write tells it
+    are places given to queries.
+    """
+    before, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
+    first = graph.place(target)
+
+    def goes_on(node: Node) -> bool:
+        return graph.place(node.id) > first and (node.id not in found or node.id in before)
+
+    met = [one.id for one in above(graph, write.added, goes_on, all_inputs) if graph.place(one.id) >= first]
+    if target in met:
+        return False
+    start = base(graph, starts[write.after])
+    others = {base(graph, starts[one]) for one in met if one in found and one not in before} - {start}
+    if not others:
+        return False
+    own = [one for one, begin in starts.items() if begin == starts[write.after]]
+    later = (one for one in found.values() if base(graph, starts[one.after]) in others)
+    if any(depends_on(graph, one.added, own[0]) for one in later):  # it tells the others: of places, in a single write
+        return starts[write.after] == write.origin and len(own) == 1
+    return any(depends_on(graph, start, other) for other in others)
+
+
+def _back(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:
+    """The last writes to the stream that a value is on, latest first, as many as may have been computed in parallel."""
+    write = last_write(graph, name, found)
+    for _ in range(PARALLEL + 1):
+        if write is not None:
+            yield write
+            write = last_write(graph, write.before, found)
