@@ -14,7 +14,7 @@ from fmr.structure.attention.kind import kind_of
 from fmr.structure.attention.layouts import laid_out, layouts
 from fmr.structure.attention.output import handed_on, output_of, own_parts
 from fmr.structure.attention.queries import Queries
-from fmr.structure.attention.scores import BEFORE, Scores, find_scores
+from fmr.structure.attention.scores import BEFORE, Scores, find_scores, scores_go_on
 from fmr.structure.attention.values import (
     Parts,
     ValueProduct,
@@ -79,7 +79,16 @@ def _why_no_scores(graph: Graph, softmax: Value) -> str:
     hidden = next((node for node in higher if node.op == "opaque"), None)
     if hidden is not None:
         return f"its scores come from code that is hidden from torch: {hidden.id}"
-    return "no product of two activations lies above the softmax"
+    form = form_of(graph)
+    way = list(form[softmax.operands[0]].above(lambda one: one.kind not in ("projection", "product")))
+    scores = next((one for one in way if one.kind == "product"), None)
+    if scores is None:
+        ends = next((one for one in way if one.kind in ("projection", "input")), None)
+        return f"no product of two activations lies above the softmax{f', up to {ends.id}' if ends else ''}"
+    between = (one for one in way if one is not scores and scores in one.above(lambda higher: higher.kind != "projection"))
+    stop = next((one for one in between if not scores_go_on(one)), None)
+    what = f"{stop.id} lies" if stop is not None else "not all of it goes on"
+    return f"{what} between it and {scores.id}, the nearest product of two activations: it has no scores"
 
 
 def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProduct) -> str:

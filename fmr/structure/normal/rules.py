@@ -52,6 +52,10 @@ _BENDS = NONLINEAR - CLAMPS
 _EXPONENTIALS = frozenset({"exp", "exp2"})
 
 
+_SOFTMAXES = frozenset("softmax softmin gumbel_softmax sparse_softmax".split())
+"""Softmaxes that are one op."""
+
+
 def source(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     """What comes in, or from code that is not seen."""
     return Value(node, "input") if node.op in ("input", "opaque") else None
@@ -130,7 +134,7 @@ def bias(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
 
 def softmax(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     """Exponentials over their sum: one op, or written out, with or without the largest subtracted or more in the sum."""
-    if node.op in ("softmax", "softmin"):
+    if node.op in _SOFTMAXES:
         return _softmax(node, read[0], node.parents[0], dim_of(graph, node))
     if node.op == "exp" and read[0].kind == "norm" and read[0].op in ("log_softmax", "logsumexp"):
         made = read[0]
