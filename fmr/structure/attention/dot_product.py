@@ -98,7 +98,7 @@ def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProdu
     if is_constant(graph, use.v) and not is_learned(graph, use.v) and not is_constant(graph, scores.k):
         return "what it weighs are constants, as in an expectation over a grid: they are no data"
     if sums_a_part(graph, use, softmax.dim):
-        return "its values are summed over a part of what the softmax is over: their product has more factors"
+        return "its values are summed over a part of what the softmax is over"
     if hands_out(graph, use, softmax.dim):
         return "it chooses where a single value goes, and weighs none against another"
     if _is_of_patterns(graph, use.v):

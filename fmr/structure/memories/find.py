@@ -108,7 +108,10 @@ def _why_not_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> 
     if windowed is not None:
         return f"{'it' if windowed == down.node.id else windowed} is a filter over an image, and no vector for each unit"
     if all(up.bent == STRAIGHT for up in ups):
-        normed = any(one.kind == "norm" for one in form_of(graph)[down.data].above(lambda one: one.kind != "projection"))
+        way = list(form_of(graph)[down.data].above(lambda one: one.kind != "projection"))
+        other, normed = next((one for one in way if one.kind == "op"), None), any(one.kind == "norm" for one in way)
+        if other is not None:
+            return f"{other.id} lies between its two projections"
         return f"nothing{' but a norm' * normed} bends what {made[0]} makes"
     if len({up.projection.weight for up in ups}) > 2:
         return f"what it reads is made by more than two projections: {', '.join(made[:3])}"

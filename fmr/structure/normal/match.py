@@ -42,7 +42,7 @@ MASKING = CLAMPS | frozenset("add sub mul div masked_fill where tanh maximum max
 NONLINEAR = CLAMPS | frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
     relu6 rrelu selu sigmoid silu softplus softsign sqrt square tanh max maximum min minimum
-    abs rsqrt round floor ceil sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
+    abs rsqrt round floor ceil sign gt ge lt le eq ne sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
 )
 """Elementwise ops that bend their input."""
 

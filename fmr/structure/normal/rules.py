@@ -42,7 +42,7 @@ _OF_STATISTICS = (
 
 _BESIDE_STATISTICS = ("statistic", "weight", "constant")
 
-_COMPARED = frozenset("gt ge lt le".split())
+_COMPARED = frozenset("gt ge lt le eq ne".split())
 """Ops that make truth values of amounts."""
 
 _POWERS = frozenset("pow square abs".split())
@@ -274,7 +274,12 @@ def _root_of(value: Value) -> Value:
 
 def _data(read: tuple[Value, ...]) -> tuple[Value, ...]:
     """What of the values that a node reads is data, and numbers."""
-    return tuple(one for one in _flowing(read) if one.node.dtype.is_floating_point or one.node.op in _COMPARED)
+    return tuple(one for one in _flowing(read) if one.node.dtype.is_floating_point or _compares(one))
+
+
+def _compares(value: Value) -> bool:
+    """Whether a value says which amounts are larger than others, or the same."""
+    return value.node.op in _COMPARED and any(one.node.dtype.is_floating_point for one in value.inputs)
 
 
 def _flowing(read: tuple[Value, ...]) -> tuple[Value, ...]:

@@ -35,11 +35,6 @@ MEANS = {
 """What it means that a proof fails."""
 
 
-def _far(off: float) -> str:
-    """How far a proof is off, in words."""
-    return f"off by {off:.0e}" if math.isfinite(off) else "nothing of it holds"
-
-
 @dataclass(frozen=True)
 class Certificate:
     """How far each recomputed value lies from the recorded one: the maximum error relative to the largest value."""
@@ -55,8 +50,9 @@ class Certificate:
     @property
     def why(self) -> str:
         """Which proofs failed, what that means, and by how much; empty where none did."""
-        failed = [f"{MEANS[what]} ({_far(off)})" for what, off in self.errors.items() if not off <= self.tolerance]
-        return "; ".join(failed) + f"; of the largest value {self.tolerance:.0e} is allowed" if failed else ""
+        failed = ((MEANS[what], off) for what, off in self.errors.items() if not off <= self.tolerance)
+        allowed = f"of the largest value, where {self.tolerance:.0e} is allowed"
+        return "; ".join(f"{words}{f' (off by {off:.0e} {allowed})' * math.isfinite(off)}" for words, off in failed)
 
     def __bool__(self) -> bool:
         return self.ok
