@@ -199,7 +199,12 @@ class _Search:
         yield from self._tried(self.end, "attention", lambda: list(unsoftened(graph, self.sums)), nothing)
         hidden = self._tried(self.end, "attention", lambda: list(hidden_attentions(graph)), nothing)
         yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden)
-        yield from (Rejected(node.id, "attention", _RAGGED) for node in graph.nodes if is_fused(node))
+        for node in graph.nodes:
+            if is_fused(node):
+                ragged = any(-1 in graph[name].shape for name in node.parents)
+                yield Rejected(
+                    node.id, "attention", _RAGGED if ragged else "it was given no numbers, in shapes that do not fit"
+                )
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []

@@ -39,6 +39,9 @@ def pairs(structure: Structure) -> Iterator[str]:
     known = projections(graph)
     ends = {point for stream in structure.streams if stream.writes for point in stream.points}
     ends |= {block.z.id for block in structure.attention}
+    for node in reversed(graph.nodes):
+        if node.id in ends and node.op in ("clone", "detach", "to", "contiguous", "dropout", "view"):
+            ends.add(node.parents[0].id)
     for name, read in known.items():
         waiting, seen = [one for one in read if one not in ends], set(read)
         for here in waiting:
@@ -70,7 +73,7 @@ def untold(structure: Structure) -> list[str]:
     for text in [*(one.reason for one in structure.rejected), *(repr(structure.explain(name)) for name, _ in asked)]:
         names = [word.strip(".,:;()") for word in text.split() if "#" in word]
         wrong += [f"{name} is not there: {text}" for name in names if name not in graph]
-        wrong += [f"raw: {text}"] if re.search(r"looking at it failed|\binf\b|\bnan\b|NOT cert", text) else []
+        wrong += [f"raw: {text}"] if re.search(r"looking at it failed|\(\):|\binf\b|\bnan\b|NOT cert", text) else []
     return wrong
 
 

@@ -325,6 +325,8 @@ def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
     Rows that are masked as a whole are zero, or no numbers.
     """
     known = pattern.detach().double().nan_to_num(0.0)
+    if not known.numel():
+        return 0.0
     sums = known.sum(dim)
     over = torch.minimum((sums - 1).abs(), sums.abs()) if whole else (sums - 1).clamp(min=0)
     return max(float(over.max()), float((-known).clamp(min=0).max()))
