@@ -203,7 +203,7 @@ class _Search:
             if is_fused(node):
                 ragged = any(-1 in graph[name].shape for name in node.parents)
                 yield Rejected(
-                    node.id, "attention", _RAGGED if ragged else "it was given no numbers, in shapes that do not fit"
+                    node.id, "attention", _RAGGED if ragged else "it was given nothing, in shapes that do not fit"
                 )
 
     def _attention(self) -> list[Attention]:

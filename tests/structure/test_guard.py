@@ -95,4 +95,4 @@ def test_a_kernel_that_was_given_nothing_is_told() -> None:
     q, k = torch.randn(0, 2, 5, 4), torch.randn(0, 3, 6, 4)
     run = fmr.run(Fn(lambda m, q, k: torch.nn.functional.scaled_dot_product_attention(q, k, k)), q, k)
     (told,) = fmr.locate(run).rejected
-    assert told.reason == "it was given no numbers, in shapes that do not fit"
+    assert told.reason == "it was given nothing, in shapes that do not fit"
