@@ -39,7 +39,8 @@ class Inner(NamedTuple):
 
 
 def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
-    """The nodes inside a fused op, traced on the meta device from the shapes of its parents; none for ragged ones."""
+    """The nodes inside a fused op, traced on the meta device from the shapes of its parents; none for ragged ones, and where
+    it was given nothing in shapes that do not fit, which kernels take."""
     if any(-1 in parents[name].shape for name in node.parents):
         return Inner((), None)
     reads = tuple(dict.fromkeys(node.parents))
@@ -49,7 +50,12 @@ def inner_nodes(node: Node, parents: Mapping[str, Node]) -> Inner:
     if known not in _traced:
         if len(_traced) >= _MOST:
             _traced.clear()
-        _traced[known] = _trace(node, dict(zip(reads, kinds, strict=True)))
+        try:
+            _traced[known] = _trace(node, dict(zip(reads, kinds, strict=True)))
+        except GraphError:
+            if all(0 not in shape for shape, _ in kinds):
+                raise
+            _traced[known] = Inner((), None)
     return _placed(_traced[known], node, reads)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fmr.errors import IdError, RandomError, StructureError
+from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.graph.places import at_place
 from fmr.ids import Site, TensorId
@@ -16,7 +17,7 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.align import find_prints
 from fmr.structure.attention.additive import additive
-from fmr.structure.attention.attention import Attention, certify_attention
+from fmr.structure.attention.attention import Attention, certify_attention, values_inside
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.dot_product import dot_product, undivided
 from fmr.structure.attention.unsoftened import unsoftened
@@ -26,10 +27,11 @@ from fmr.structure.layers import find_layers
 from fmr.structure.logits import find_readout
 from fmr.structure.memories.find import memory_of
 from fmr.structure.memories.memory import Memory, certify_memory
-from fmr.structure.memories.written import why_no_memory, why_not_between
+from fmr.structure.memories.up_projections import firsts
+from fmr.structure.memories.written import why_no_memory
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
-from fmr.structure.normal.match import is_random, projection
+from fmr.structure.normal.match import projection
 from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.proof.certificate import Certificate, Rejected
@@ -100,6 +102,8 @@ _UNSEEN = "what it makes of the values that are projected for it is hidden from 
 
 def _attention_of(graph: Graph, softmax: Value) -> Attention | Rejected:
     """A softmax as an attention, or with the reason why it is none."""
+    if softmax.kind == "weight":
+        return Rejected(softmax.node.id, "attention", "it is made of weights alone, and looks at no data")
     reason = ""
     for matcher in MATCHERS:
         answer = matcher(graph, softmax)
@@ -123,7 +127,8 @@ class _Search:
         sums = frozenset(write.after for stream in streams for write in stream.writes)
         residuals = tuple(self._residual(stream, sums) for stream in streams)
         self.sums = sums
-        attention, mlps = self._attention(), self._memories(residuals, sums)
+        attention = self._attention()
+        mlps = self._memories(residuals, sums, attention)
         attention, mlps = self._named(attention, mlps)
         last = streams[-1] if streams and streams[-1].writes else None
         embedding = self._tried(self.end, "embedding", lambda: _embedding(self.graph, last, sums), None)
@@ -187,7 +192,8 @@ class _Search:
     def _candidates(self) -> Iterator[Attention | Rejected]:
         """Each softmax of an unfused graph as an attention, or with the reason why it is none; what hides one."""
         graph, nothing = self.graph, list[Any]()
-        for softmax in self._tried(self.end, "attention", lambda: form_of(graph).of_kind("softmax"), nothing):
+        values = self._tried(self.end, "attention", lambda: form_of(graph).values, nothing)
+        for softmax in (one for one in values if one.kind == "softmax" or (one.kind, one.node.op) == ("weight", "softmax")):
             answer = self._tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
             yield from [answer] if answer is not None else []
         values = self._tried(self.end, "attention", lambda: form_of(graph).values, nothing)
@@ -196,7 +202,12 @@ class _Search:
         yield from self._tried(self.end, "attention", lambda: list(unsoftened(graph, self.sums)), nothing)
         hidden = self._tried(self.end, "attention", lambda: list(hidden_attentions(graph)), nothing)
         yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden)
-        yield from (Rejected(node.id, "attention", _RAGGED) for node in graph.nodes if is_fused(node))
+        for node in graph.nodes:
+            if is_fused(node):
+                ragged = any(-1 in graph[name].shape for name in node.parents)
+                yield Rejected(
+                    node.id, "attention", _RAGGED if ragged else "it was given nothing, in shapes that do not fit"
+                )
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []
@@ -210,22 +221,27 @@ class _Search:
                 blocks.append(replace(self._placed(found), certified=certificate, index=len(blocks)))
         return blocks
 
-    def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId]) -> list[Memory]:
-        written = {name for residual in residuals for names in residual.writers for name in names}
+    def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId], heads: list[Attention]) -> list[Memory]:
         blocks: list[Memory] = []
+        inside = self._tried(self.end, "memory", lambda: values_inside(self.graph, heads), frozenset[TensorId]())
+        ends = {form_of(self.graph)[one.z.id].id for one in heads}
+        carried = ends.union(
+            sums, (form_of(self.graph)[point].id for stream in residuals if stream.writes for point in stream.points)
+        )
         for node in self.graph.nodes:
             down = projection(self.graph, node)
             if down is None:
                 continue
-            found = self._tried(node.id, "memory", partial(memory_of, self.graph, down, sums), None)
-            if found is not None:
+            found = self._tried(node.id, "memory", partial(memory_of, self.graph, down, sums), "")
+            if isinstance(found, Memory):
                 look = partial(why_no_memory, self.graph, found, residuals, sums)
+                reason = self._tried(node.id, "memory", look, "")
             else:
-                look = partial(why_not_between, self.graph, down, sums)
-            reason = self._tried(node.id, "memory", look, "") if found is not None or node.id in written else ""
+                is_second = next(firsts(form_of(self.graph)[down.data], carried), None) is not None
+                reason = found if is_second and node.id not in inside else ""
             if reason:
                 self.rejected.append(Rejected(node.id, "memory", reason))
-            if reason or found is None:
+            if reason or isinstance(found, str):
                 continue
             certificate, ok = self._certify(certify_memory, found, "memory", found.down, found.out.id)
             if ok:
@@ -249,9 +265,9 @@ class _Search:
         kept = self._tried(self.end, "stack", lambda: list(find_stacks(graph, found)), [])
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after
-            _, ok = self._certify(certify_stream, stream, "residual stream", start, end)
+            certificate, ok = self._certify(certify_stream, stream, "residual stream", start, end)
             if ok:
-                kept.append(stream)
+                kept.append(replace(stream, certified=certificate))
         return kept
 
     def _certify(
@@ -273,10 +289,13 @@ class _Search:
         else:
             if certificate.ok:
                 return certificate, True
-            random = next((node for node in self.graph.between(start, end) if is_random(node)), None)
-            reason = repr(certificate)
+            random = next((node for node in self.graph.between(start, end) if draws(node)), None)
+            reason = certificate.why
             if random is not None:
-                reason = f"dropout is active ({random.id}), so it cannot be recomputed; run the model in eval mode"
+                active, remedy = "it draws random numbers", ""
+                if "dropout" in random.op:
+                    active, remedy = "dropout is active", "; run the model in eval mode"
+                reason = f"{active} ({random.id}), so it cannot be recomputed{remedy}"
         self.rejected.append(Rejected(end if what == "residual stream" else start, what, reason))
         return None, False
 

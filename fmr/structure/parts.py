@@ -15,6 +15,7 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.align import Prints, align
 from fmr.structure.attention.attention import Attention, Head
+from fmr.structure.explain import Explainer, Explanation
 from fmr.structure.frozen import Frozen
 from fmr.structure.layer import Layer
 from fmr.structure.logits import Readout
@@ -108,6 +109,21 @@ class Structure:
         return self.readout
 
     align = align
+
+    def explain(self, key: Key) -> Explanation:
+        """What a value is to the matchers: its roles in findings with their proof, or which matcher stopped where, and why.
+
+        >>> structure.explain("transformer.h.3.ln_1/layer_norm#0")
+        transformer.h.3.ln_1/layer_norm#0 is a norm of transformer.h.2/add#1 ...
+
+        key: an ID, inside a fused op too, a node, a site, or the path of a module for what its call returned. One that the
+        graph does not have is an `IdError`, which names those that are spelled alike.
+        """
+        kinds = ("attention", "mlps", "streams", "layers")
+        parts = {f"structure.{kind}[{n}]": one for kind in kinds for n, one in enumerate(getattr(self, kind))}
+        ends = {"embedding": self.embedding, "unembedding": self.unembedding, "final norm": self.final_norm}
+        proofless = self.unproven or "it was located in a graph alone, without values"
+        return Explainer(self.graph, parts, ends, self.rejected, proofless).of(self.graph[key])
 
     @property
     def roles(self) -> dict[TensorId, str]:

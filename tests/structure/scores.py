@@ -369,7 +369,7 @@ NOT_FOUND = {
     exp_over_sum_late: "the division comes after the values",
     differential: "and another softmax weighs the values",
     multiplied: "and another softmax weighs the values",
-    over_heads: "NOT certified",
+    over_heads: "its weights are no distribution",
     hidden: "hidden from torch",
     of_units: "units by units",
     sigmoid: "",

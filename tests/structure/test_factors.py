@@ -185,7 +185,7 @@ def test_a_fused_module_is_read_in_either_layout(first: bool) -> None:
     [
         (
             ByHand(lambda own, z, x: own.after(z)),
-            r"no weights of single heads: its values are not what these make, NOT cert",
+            r"no weights of single heads: its values are not what these make: its ",
         ),
         (ByHand(lambda own, z, x: z * own.gate(x).sigmoid()[..., None]), r"no weights of single heads"),
         (ByHand(beside=True), r"is made by 2 projections \(.*\), expected one"),

@@ -11,6 +11,7 @@ from torch import nn
 import fmr
 from fmr.ids import TensorId
 from fmr.structure.normal.form import form_of
+from tests.small import Fn
 from tests.structure import scores
 from tests.structure.idioms import WIDTH, Heads, Plain, Stack
 
@@ -88,3 +89,10 @@ def test_a_run_over_nothing_is_located(shape: tuple[int, int], heads: int) -> No
     found = fmr.locate(fmr.run(Empty(heads), torch.randn(*shape, WIDTH)))
     assert not [one for one in found.rejected if "failed" in one.reason]
     assert len(found.mlps) == 1
+
+
+def test_a_kernel_that_was_given_nothing_is_told() -> None:
+    q, k = torch.randn(0, 2, 5, 4), torch.randn(0, 3, 6, 4)
+    run = fmr.run(Fn(lambda m, q, k: torch.nn.functional.scaled_dot_product_attention(q, k, k)), q, k)
+    (told,) = fmr.locate(run).rejected
+    assert told.reason == "it was given nothing, in shapes that do not fit"

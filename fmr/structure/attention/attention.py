@@ -13,7 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.attention.definition import MULTIPLY, Claim, miscounted, misread, mistaken, mixes, own_rows
+from fmr.structure.attention.definition import MULTIPLY, Claim, come_of, miscounted, misread, mistaken, mixes, own_rows
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.indices import iota, trace
@@ -192,6 +192,12 @@ class Attention:
         return f"{self.scope or 'root'}  {self.kind}  {self.size}  {proof(self.certified)}"
 
 
+def values_inside(graph: Graph, heads: Sequence[Attention]) -> frozenset[TensorId]:
+    """What attentions compute of their queries, keys and values, up to their outputs."""
+    ends = ((role.id, (one.out or one.z).id) for one in heads for role in (one.q, one.k, one.v))
+    return frozenset(node.id for start, end in ends for node in come_of(graph, start, end))
+
+
 def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
     """Recompute the pattern from q, k, mask and scale, z from pattern and v, and the output from the single heads.
 
@@ -258,7 +264,7 @@ def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
     tolerance = tolerance_of(*(value(site.id) for site in (found.q, found.k, found.pattern, found.z, found.out)))
     certificate = Certificate(errors, tolerance)
     if not certificate:
-        raise StructureError(f"its values are not what these make, {certificate!r}.")
+        raise StructureError(f"its values are not what these make: {certificate.why}.")
     return Factors(q.factor, k.factor, v.factor, out, certificate)
 
 
@@ -319,6 +325,8 @@ def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
     Rows that are masked as a whole are zero, or no numbers.
     """
     known = pattern.detach().double().nan_to_num(0.0)
+    if not known.numel():
+        return 0.0
     sums = known.sum(dim)
     over = torch.minimum((sums - 1).abs(), sums.abs()) if whole else (sums - 1).clamp(min=0)
     return max(float(over.max()), float((-known).clamp(min=0).max()))

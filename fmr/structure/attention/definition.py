@@ -11,7 +11,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
-from fmr.structure.attention.output import output_of
+from fmr.structure.attention.values import output_of
 from fmr.structure.normal.match import (
     NONLINEAR,
     above,
@@ -113,10 +113,10 @@ def _added_to(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
 
 def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
     """A product of two activations between a value and another that comes of it."""
-    return next((node.id for node in _come_of(graph, start, end) if product(graph, node) is not None), None)
+    return next((node.id for node in come_of(graph, start, end) if product(graph, node) is not None), None)
 
 
-def _come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
+def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
     """The nodes on the way from a value to another."""
     lower = {start}
     for node in between(graph, start, end):
@@ -159,7 +159,7 @@ def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor)
 
 def _weighs(graph: Graph, start: TensorId, end: TensorId) -> bool:
     """Whether a value is multiplied with weights on its way to another, by which heads may be weighed by one another."""
-    return any(projection(graph, node) is not None for node in _come_of(graph, start, end))
+    return any(projection(graph, node) is not None for node in come_of(graph, start, end))
 
 
 def _of_pairs(values: Named, pattern: Named, z: Named) -> Named:

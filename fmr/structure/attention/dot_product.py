@@ -12,7 +12,7 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.heads import Queries, heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of
 from fmr.structure.attention.layouts import described, laid_out, layouts
-from fmr.structure.attention.scores import BEFORE, Scores, find_scores
+from fmr.structure.attention.scores import BEFORE, Scores, find_scores, scores_go_on
 from fmr.structure.attention.values import (
     Parts,
     ValueProduct,
@@ -80,7 +80,16 @@ def _why_no_scores(graph: Graph, softmax: Value) -> str:
     hidden = next((node for node in higher if node.op == "opaque"), None)
     if hidden is not None:
         return f"its scores come from code that is hidden from torch: {hidden.id}"
-    return "no product of two activations lies above the softmax"
+    form = form_of(graph)
+    way = list(form[softmax.operands[0]].above(lambda one: one.kind not in ("projection", "product")))
+    scores = next((one for one in way if one.kind == "product"), None)
+    if scores is None:
+        ends = next((one for one in way if one.kind in ("projection", "input")), None)
+        return f"no product of two activations lies above the softmax{f', up to {ends.id}' if ends else ''}"
+    between = (one for one in way if one is not scores and scores in one.above(lambda higher: higher.kind != "projection"))
+    stop = next((one for one in between if not scores_go_on(one)), None)
+    what = f"{stop.id} lies" if stop is not None else "not all of it goes on"
+    return f"{what} between it and {scores.id}, the nearest product of two activations: it has no scores"
 
 
 def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProduct) -> str:
@@ -90,7 +99,7 @@ def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProdu
     if is_constant(graph, use.v) and not is_learned(graph, use.v) and not is_constant(graph, scores.k):
         return "what it weighs are constants, as in an expectation over a grid: they are no data"
     if sums_a_part(graph, use, softmax.dim):
-        return "its values are summed over a part of what the softmax is over: their product has more factors"
+        return "its values are summed over a part of what the softmax is over"
     if hands_out(graph, use, softmax.dim):
         return "it chooses where a single value goes, and weighs none against another"
     if _is_of_patterns(graph, use.v):

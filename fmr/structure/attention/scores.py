@@ -47,7 +47,7 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
     """The products of queries and keys above a softmax, the likeliest first: of two values that data flows into, with a
     constant, of learned queries, and those whose heads are mixed on the way; of each kind the nearest first."""
     start = form_of(graph)[softmax.operands[0]]
-    near, far = (list(start.above(through)) for through in (_scores_go_on, _scores_are_mixed))
+    near, far = (list(start.above(through)) for through in (scores_go_on, _scores_are_mixed))
     products = [one for one in near if one.kind == "product"]
     learned = [one for one in near if _is_learned(one)]
     mixed = [one for one in far if one.kind == "product" and one not in products and not _weighs(one)]
@@ -57,12 +57,13 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
             yield scores
 
 
-def _scores_go_on(value: Value) -> bool:
+def scores_go_on(value: Value) -> bool:
+    """Whether scores may go through a value on their way to the softmax."""
     return value.kind in ("norm", "sum") or (value.kind != "product" and value.is_of(BEFORE))
 
 
 def _scores_are_mixed(value: Value) -> bool:
-    return _scores_go_on(value) or value.kind == "projection"
+    return scores_go_on(value) or value.kind == "projection"
 
 
 def _weighs(product: Value) -> bool:

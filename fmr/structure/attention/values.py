@@ -124,6 +124,8 @@ def unused(graph: Graph, softmax: Value) -> str:
         summed = weighed.kind == "statistic" and weighed.op == "sum" and weighed.inputs[0].kind == "affine"
         if summed or (found is not None and any(is_constant(graph, name) for name in (found.left, found.right))):
             return "what it weighs are constants, as in an expectation over a grid: they are no data"
+        if weighed.kind == "gate":
+            return f"values are multiplied by it number by number, at {node.id}, and not summed up in one product"
     return "nothing below the softmax multiplies values by it"
 
 

@@ -7,7 +7,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.memories.memory import Memory
-from fmr.structure.memories.up_projections import ON_THE_WAY, STRAIGHT, UpProjection, ups_of
+from fmr.structure.memories.up_projections import ON_THE_WAY, STRAIGHT, UpProjection, ups_of, why_none
 from fmr.structure.normal.einsum import made_dim, summed_dim
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
@@ -27,12 +27,14 @@ from fmr.structure.normal.match import (
 from fmr.structure.normal.value import Value
 
 
-def memory_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
-    """The memory whose second projection this is: its input is an elementwise nonlinear function of a first one.
+def memory_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | str:
+    """The memory whose second projection this is: its input is an elementwise nonlinear function of a first one; or the
+    reason why it is none.
 
     `stream` are the sums of the residual stream, beyond which no memory reaches.
     """
-    return _memory(graph, down, stream) or _beside_heads(graph, down, stream)
+    found = _memory(graph, down, stream)
+    return found if isinstance(found, Memory) else _beside_heads(graph, down, stream) or found
 
 
 def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
@@ -45,17 +47,18 @@ def _beside_heads(graph: Graph, down: Projection, stream: frozenset[TensorId]) -
     for part, other, start in zip(parts, reversed(parts), (0, parts[0].shape[-1]), strict=True):
         higher = above(graph, other.id, lambda node: node.op in MOVES and node.id not in stream)
         mixed = any(product(graph, node) is not None for node in higher)
-        found = _memory(graph, down._replace(data=part.id), stream) if mixed else None
-        if found is not None:
+        found = _memory(graph, down._replace(data=part.id), stream) if mixed else ""
+        if isinstance(found, Memory):
             return replace(found, first=start)
     return None
 
 
-def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | None:
-    """The memory whose values a projection weighs; None where what it reads is no function of one or two others."""
+def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | str:
+    """The memory whose values a projection weighs; the reason why there is none where what it reads is no function of one or
+    two others."""
     ups = _without_updates(graph, ups_of(graph, down, stream))
-    if not _are_of_one(graph, down, ups):
-        return None
+    if reason := _why_not_of_one(graph, down, ups) if ups else why_none(graph, down, stream):
+        return reason
     most = max(up.bent for up in ups)
     gate = min((up for up in ups if up.bent == most), key=lambda up: graph.place(up.pre))
     gated = next((up for up in ups if up.projection.weight != gate.projection.weight), None)
@@ -99,14 +102,24 @@ def _without_updates(graph: Graph, ups: list[UpProjection]) -> list[UpProjection
     return [up for up in ups if not is_update(up)]
 
 
-def _are_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> bool:
-    """Whether these are the first projections of one memory: something bends, and of two one gates the other."""
-    layers = [down, *(up.projection for up in ups)]
-    if all(up.bent == STRAIGHT for up in ups) or any(_is_filter(graph, layer) for layer in layers):
-        return False
-    if len({up.projection.weight for up in ups}) > 2 or len({_source(graph, up) for up in ups}) > 1:
-        return False
-    return not _are_summed(graph, down, {up.projection.node.id: up.projection.weight for up in ups})
+def _why_not_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> str:
+    """Why these are not the first projections of one memory; empty where something bends, and of two one gates the other."""
+    made = [up.projection.node.id for up in ups]
+    windowed = next((one.node.id for one in (down, *(up.projection for up in ups)) if _is_filter(graph, one)), None)
+    if windowed is not None:
+        return f"{'it' if windowed == down.node.id else windowed} is a filter over an image, and no vector for each unit"
+    if all(up.bent == STRAIGHT for up in ups):
+        way = list(form_of(graph)[down.data].above(lambda one: one.kind != "projection"))
+        other, normed = next((one for one in way if one.kind == "op"), None), any(one.kind == "norm" for one in way)
+        if other is not None:
+            return f"{other.id} lies between its two projections"
+        return f"nothing{' but a norm' * normed} bends what {made[0]} makes"
+    if len({up.projection.weight for up in ups}) > 2:
+        return f"what it reads is made by more than two projections: {', '.join(made[:3])}"
+    if len({_source(graph, up) for up in ups}) > 1:
+        return f"{made[0]} and {made[-1]} project different values"
+    summed = _are_summed(graph, down, {up.projection.node.id: up.projection.weight for up in ups})
+    return f"what {' and '.join(made[:2])} make is added up, and neither gates the other" if summed else ""
 
 
 def _is_filter(graph: Graph, found: Projection) -> bool:

@@ -1,5 +1,6 @@
 """From the second projection of a memory up to its first ones: what is bent or gated on the way, and what bends."""
 
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from fmr.graph.graph import Graph
@@ -77,6 +78,37 @@ def ups_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[
         elif value.is_data:
             return []
     return [] if waiting else found
+
+
+def why_none(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> str:
+    """Why no way up from a second projection is followed to a first one: what lies between, or comes in beside."""
+
+    def through(value: Value) -> bool:
+        return value.id not in stream and _goes_on(graph, value, down)
+
+    way = form_of(graph)[down.data].above(through)
+    stops = [one for one in way if one.is_data and not through(one) and (one.kind != "projection" or one.id in stream)]
+    lies = [one for one in stops if one.id not in stream and next(firsts(one, stream), None) is not None]
+    if not stops:
+        return "more lies between its two projections than is followed, or a window over positions and then what bends"
+    told = next((one for one in stops if not is_wide(one)), None)
+    if told is not None:
+        return f"what it reads is told of several positions or units: {told.id}"
+    if lies:
+        what = _SAID.get(lies[0].kind, "")
+        return f"{lies[0].id}{what and f', {what},'} lies between its two projections"
+    what = "a value of the stream" if stops[0].id in stream else _SAID.get(stops[0].kind, "and is of no projection")
+    return f"{stops[0].id}, {what}, goes into what it reads beside what is projected"
+
+
+_SAID = {"product": "a product of two activations", "softmax": "a softmax", "input": "which comes from outside"}
+
+
+def firsts(value: Value, stream: Container[TensorId]) -> Iterator[Value]:
+    """The projections above a value that no other one lies between, nearest first, not beyond the values of a stream."""
+    for one in value.above(lambda one: one.kind != "projection" and one.id not in stream):
+        if one.kind == "projection" and one.id not in stream:
+            yield one
 
 
 def _goes_on(graph: Graph, value: Value, down: Projection) -> bool:

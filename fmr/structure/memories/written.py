@@ -6,9 +6,9 @@ from collections.abc import Collection
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.memories.memory import Memory
-from fmr.structure.memories.up_projections import ON_THE_WAY, is_wide
+from fmr.structure.memories.up_projections import ON_THE_WAY
 from fmr.structure.normal.form import Form, form_of
-from fmr.structure.normal.match import CONVOLUTIONS, Projection, strip_views
+from fmr.structure.normal.match import CONVOLUTIONS, strip_views
 from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
 
@@ -25,24 +25,6 @@ def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums
     if made:
         return f"{made[0]} is a state of the stream itself"
     return "its output only weighs what another part writes" if _only_weighs(graph, found, sums) else ""
-
-
-def why_not_between(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> str:
-    """What keeps a projection from being the second one of a memory where another lies above it; empty where none does, or
-    where more than elementwise ops lie between."""
-    between = ON_THE_WAY | {"op"}
-    values = list(form_of(graph)[down.data].above(lambda one: one.kind in between and one.id not in stream))
-    kinds = {one.kind for one in values}
-    if "projection" not in kinds or kinds & {"product", "softmax", "input"}:
-        return ""
-    told = next((one for one in values if not is_wide(one)), None)
-    if told is not None:
-        return f"what it reads is told of several positions or units: {told.id}"
-    other = next((one for one in values if one.kind == "op"), None)
-    if other is not None:
-        return f"{other.id} lies between its two projections"
-    up = next(one for one in values if one.kind == "projection")
-    return "" if kinds & {"bend", "gate"} else f"nothing{' but a norm' * ('norm' in kinds)} bends what {up.id} makes"
 
 
 def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:

@@ -9,6 +9,7 @@ from math import prod
 from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
+from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nests import exact
@@ -46,7 +47,7 @@ MASKING = CLAMPS | frozenset("add sub mul div masked_fill where tanh maximum max
 NONLINEAR = CLAMPS | frozenset(
     """celu elu erf exp expm1 gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish pow prelu relu
     relu6 rrelu selu sigmoid silu softplus softsign sqrt square tanh max maximum min minimum
-    abs rsqrt round floor ceil sign gt ge lt le sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
+    abs rsqrt round floor ceil sign gt ge lt le eq ne sin cos amax amin threshold hardshrink softshrink tanhshrink""".split()
 )
 """Elementwise ops that bend their input."""
 
@@ -250,15 +251,6 @@ def is_learned(graph: Graph, name: TensorId) -> bool:
     return any(node.op == "param" for node in above(graph, name, lambda node: True, all_inputs))
 
 
-def is_random(node: Node) -> bool:
-    """Whether a node is dropout that drops."""
-    return node.op.endswith("dropout") and bool(node.argument("training", 2, True)) and node.argument("p", 1, 0.5) > 0
-
-
-_OWN = frozenset("opaque alias bernoulli multinomial normal rand_like randn_like randint_like".split())
-"""Ops that make another value each time, or one that is not seen."""
-
-
 def value_number(graph: Graph, name: TensorId) -> TensorId:
     """The first value that is computed in the same way of the same values: what several layers each compute is one."""
     return _value_numbers(graph)[name]
@@ -271,7 +263,7 @@ def _value_numbers(graph: Graph) -> dict[str, TensorId]:
     found: dict[str, TensorId] = {}
     for node in graph.nodes:
         read = tuple((found[parent], parent.at) for parent in node.parents)
-        own = not read or node.op in _OWN or is_random(node)
+        own = not read or node.op in ("opaque", "alias") or draws(node)
         key = node.id if own else (node.op, read, exact(node.args), node.id.parts.output)
         found[node.id] = known.setdefault(key, node.id)
     return found

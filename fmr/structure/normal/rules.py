@@ -42,7 +42,7 @@ _OF_STATISTICS = (
 
 _BESIDE_STATISTICS = ("statistic", "weight", "constant")
 
-_COMPARED = frozenset("gt ge lt le".split())
+_COMPARED = frozenset("gt ge lt le eq ne".split())
 """Ops that make truth values of amounts."""
 
 _POWERS = frozenset("pow square abs".split())
@@ -50,6 +50,10 @@ _POWERS = frozenset("pow square abs".split())
 _BENDS = NONLINEAR - CLAMPS
 
 _EXPONENTIALS = frozenset({"exp", "exp2"})
+
+
+_SOFTMAXES = frozenset("softmax softmin gumbel_softmax sparse_softmax".split())
+"""Softmaxes that are one op."""
 
 
 def source(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
@@ -130,7 +134,7 @@ def bias(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
 
 def softmax(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     """Exponentials over their sum: one op, or written out, with or without the largest subtracted or more in the sum."""
-    if node.op in ("softmax", "softmin"):
+    if node.op in _SOFTMAXES:
         return _softmax(node, read[0], node.parents[0], dim_of(graph, node))
     if node.op == "exp" and read[0].kind == "norm" and read[0].op in ("log_softmax", "logsumexp"):
         made = read[0]
@@ -270,7 +274,12 @@ def _root_of(value: Value) -> Value:
 
 def _data(read: tuple[Value, ...]) -> tuple[Value, ...]:
     """What of the values that a node reads is data, and numbers."""
-    return tuple(one for one in _flowing(read) if one.node.dtype.is_floating_point or one.node.op in _COMPARED)
+    return tuple(one for one in _flowing(read) if one.node.dtype.is_floating_point or _compares(one))
+
+
+def _compares(value: Value) -> bool:
+    """Whether a value says which amounts are larger than others, or the same."""
+    return value.node.op in _COMPARED and any(one.node.dtype.is_floating_point for one in value.inputs)
 
 
 def _flowing(read: tuple[Value, ...]) -> tuple[Value, ...]:

@@ -1,5 +1,6 @@
 """Certificates: a finding is recomputed from its parts, in double precision, and compared with what the model computed."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,25 @@ _COARSE = {torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """The same in half precision: what ten or twenty roundings come to."""
 
 
+MEANS = {
+    "pattern": "its pattern is not what its queries and keys make when they are multiplied again",
+    "rows": "its weights are no distribution: some are negative, or those of a query do not add up to one",
+    "z": "what it mixes is not its pattern times its values",
+    "heads": "its heads are not apart: without the pattern of the last one, what others mix changes",
+    "layout": "its dimensions do not count what they should: one query or key moves scores of others",
+    "out": "its output is not the sum of what its parts write",
+    "post": "its coefficients are not what comes of the value that it reads",
+    "places": "its coefficients are made of other positions, too: they follow what was changed there",
+    "keys": "what its first projection makes is not its keys times the value that it reads",
+    "writes": "a sum is not the value before plus what is added",
+    "q": "its queries are not what its weights make",
+    "k": "its keys are not what its weights make",
+    "v": "its values are not what its weights make",
+    "q.k": "its queries and keys do not count their units alike",
+}
+"""What it means that a proof fails."""
+
+
 @dataclass(frozen=True)
 class Certificate:
     """How far each recomputed value lies from the recorded one: the maximum error relative to the largest value."""
@@ -26,6 +46,13 @@ class Certificate:
     def ok(self) -> bool:
         """Whether every error is within the tolerance."""
         return all(error <= self.tolerance for error in self.errors.values())
+
+    @property
+    def why(self) -> str:
+        """Which proofs failed, what that means, and by how much; empty where none did."""
+        failed = ((MEANS[what], off) for what, off in self.errors.items() if not off <= self.tolerance)
+        allowed = f"of the largest value, where {self.tolerance:.0e} is allowed"
+        return "; ".join(f"{words}{f' (off by {off:.0e} {allowed})' * math.isfinite(off)}" for words, off in failed)
 
     def __bool__(self) -> bool:
         return self.ok

@@ -54,6 +54,7 @@ class Stream:
     final_norm: TensorId | None
     writers: tuple[tuple[TensorId, ...], ...] = ()
     readers: tuple[tuple[TensorId, ...], ...] = ()
+    certified: Certificate | None = None
 
     def check(self, run: Run | Pass) -> Certificate:
         """Compare each write with the difference that it makes in another run of the same code."""

@@ -1,6 +1,6 @@
 """The writes of residual streams: the sums in which a value meets what was computed from it."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
@@ -42,7 +42,7 @@ from fmr.structure.streams.identity import (
     written_back,
 )
 from fmr.structure.streams.over_depth import addends
-from fmr.structure.streams.stream import Write
+from fmr.structure.streams.stream import Stream, Write
 
 _COMPUTES = CONVOLUTIONS | POOLS
 _COMPUTES |= frozenset("linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding".split())
@@ -73,7 +73,7 @@ def find_writes(graph: Graph) -> Writes:
             found[node.id], starts[node.id] = write, start_of(graph, write.origin, found, starts) or write.origin
             updates.setdefault(base(graph, write.added), []).append(node.id)
     found = dict(sorted((found | _coupled(graph, found, starts)).items(), key=lambda one: graph.place(one[0])))
-    beside = positions(graph, found) | only_summed(graph, found) | repeated(graph, found)
+    beside = set[TensorId]().union(*(sums(graph, found) for sums in _LOOKALIKES.values()))
     found = {name: write for name, write in found.items() if name not in beside}
     starts = {}
     for name, write in found.items():
@@ -94,6 +94,27 @@ def _added(graph: Graph, node: Node, found: Writes, starts: Starts, updates: Upd
             if not (is_bias_of_scores(graph, node) or is_shift_of_norm(graph, added, stream, found, starts)):
                 return Write(stream, added, node.id, stream, times)
     return None
+
+
+def why_no_write(graph: Graph, node: Node, streams: Sequence[Stream]) -> str:
+    """Why a sum is no write to any of the streams that were found."""
+    pair = addends(graph, node)
+    if not pair or not node.dtype.is_floating_point:
+        return "it does not add two values"
+    found = {write.after: write for stream in streams for write in stream.writes}
+    starts = {write.after: stream.writes[0].origin for stream in streams for write in stream.writes}
+    if is_bias_of_scores(graph, node):
+        return "it goes into softmaxes alone, as a bias of scores does"
+    write = _added(graph, node, found, starts, {})
+    if write is None:
+        return f"no layer computes {pair[1]} from what {pair[0]} carries, nor the other way round"
+    if is_readout(graph, write, found, {**starts, node.id: write.origin}):
+        return f"{write.before} and {write.added} are both read off another stream"
+    found[node.id] = write
+    for what, sums in _LOOKALIKES.items():
+        if node.id in sums(graph, found):
+            return what
+    return "its stream is short, and lies inside what another write adds"
 
 
 def _carried(
@@ -300,6 +321,14 @@ def repeated(graph: Graph, found: Writes) -> set[TensorId]:
         alike.setdefault((base(graph, write.before), base(graph, write.added)), []).append(name)
     pairs = ((one, [name for name in names if name in begun]) for names in alike.values() for one in names)
     return {one for one, going in pairs if going and one not in going}
+
+
+_LOOKALIKES: Mapping[str, Callable[[Graph, Writes], set[TensorId]]] = {
+    "nothing is written to it, and what it is made of goes on without it, as if it gave queries their places": positions,
+    "no layer reads it: it goes into further sums alone": only_summed,
+    "the same is added once more, and the stream goes on from that sum": repeated,
+}
+"""What sums are that only look like writes, each with those that are such."""
 
 
 def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> bool:

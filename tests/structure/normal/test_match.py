@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
+from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.normal.match import (
@@ -19,7 +20,6 @@ from fmr.structure.normal.match import (
     data_inputs,
     depends_on,
     is_constant,
-    is_random,
     paths,
     product,
     projection,
@@ -196,7 +196,7 @@ def test_what_is_drawn_at_random_is_another_value_each_time() -> None:
 @pytest.mark.parametrize(("p", "training", "drops"), [(0.5, True, True), (0.5, False, False), (0.0, True, False)])
 def test_dropout_is_random_where_it_drops(p: float, training: bool, drops: bool) -> None:
     graph = graph_of(lambda m, x: F.dropout(x, p, training))
-    assert is_random(graph.nodes[-1]) is drops
+    assert draws(graph.nodes[-1]) is drops
 
 
 # ---- walks
