@@ -105,7 +105,7 @@ def _is_known(name: str) -> bool:
 
 def _added_to(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
     """An activation that is added to what comes of a value on its way to another."""
-    nodes = list(_come_of(graph, start, end))
+    nodes = list(come_of(graph, start, end))
     own = {start, *(node.id for node in nodes)}
     added = (parent.id for node in nodes if node.op in ("add", "sub") for parent in node.parents)
     return next((name for name in added if name not in own and not is_constant(graph, name)), None)

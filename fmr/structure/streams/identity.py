@@ -1,5 +1,5 @@
-"""What a residual stream passes between two of its writes: views, scaling, norms, mixing, a projected shortcut; and the way back
-from a value along the writes to its stream: where these ended, and where the stream began."""
+"""What a residual stream passes between two of its writes: views, scaling, norms, mixing, a projected shortcut; and the
+way back from a value along the writes to its stream: where these ended, and where the stream began."""
 
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
