@@ -33,7 +33,8 @@ class Intervention(nn.Module):
     >>> swap.run(model, input_ids, sources={"other": source_ids}).output.logits.mean().backward()
 
     edits: what to change, by site, as for `fmr.run`. The source of an `Interchange` may be a name, which each run fills in.
-    The model stays as it is; nothing of it is a parameter here.
+    The model's weights stay as they are, and none is a parameter here; `model.requires_grad_(False)` spares it the gradients
+    that `backward` would leave there.
     """
 
     def __init__(self, edits: Asked) -> None:
