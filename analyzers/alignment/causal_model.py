@@ -161,7 +161,7 @@ class CausalModel:
             else:
                 told = f"has parents of over {MOST:,} settings. Expected its values, values={{{variable!r}: [...]}}"
             raise AnalyzerError(f"{variable!r} has no classes: it {told}.")
-        return by_value(one, self._parents(variable), self.mechanism.tables[variable])
+        return by_value(one, self.mechanism.parents(variable), self.mechanism.tables[variable])
 
     def sample(
         self, n: int, where: Mapping[str, Any] | None = None, *, balanced: bool = False, seed: int = 0
@@ -299,9 +299,6 @@ class CausalModel:
             near = nearest(name, self.variables) if isinstance(name, str) else ""
             raise AnalyzerError(f"There is no variable {name!r}. Expected one of {', '.join(self.variables)}.{near}")
         return self.variables[name]
-
-    def _parents(self, name: str) -> list[Variable]:
-        return [self.variables[parent] for parent in self.variables[name].parents]
 
     def _column(self, name: str, values: Sequence[Any], what: str) -> Column:
         """Values that were given, as a column."""

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -36,11 +37,10 @@ class Variable:
     values: tuple[Any, ...] | None = None
     sampler: Function | None = None
 
-    def __post_init__(self) -> None:
-        numbers = None if self.values is None else {value: number for number, value in enumerate(self.values)}
-        object.__setattr__(self, "numbers", numbers)
-
-    numbers: Mapping[Any, int] | None = None
+    @cached_property
+    def numbers(self) -> Mapping[Any, int] | None:
+        """The place of each value among all; None where they are not known."""
+        return None if self.values is None else {value: number for number, value in enumerate(self.values)}
 
     def column(self, values: Sequence[Any]) -> Column:
         """Values as a column; a KeyError or TypeError where one is none of this variable's."""

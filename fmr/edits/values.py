@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -46,7 +47,7 @@ Edit = Callable[[Tensor, Context], Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Within:
+class _Within(ABC):
     """An edit of the value, or of its coordinates `within` a subspace, whose rest stays as it is."""
 
     within: Subspace | None = field(default=None, kw_only=True)
@@ -61,9 +62,9 @@ class _Within:
             coordinates = self._made(space.read(value.movedim(last, -1)), inside)
             return space.write(value.movedim(last, -1), coordinates).movedim(-1, last)
 
+    @abstractmethod
     def _made(self, value: Tensor, context: Context) -> Tensor:
         """What shall stand in the place of a value, or of its coordinates."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         names = [one.name for one in fields(self) if one.name != "within"] + ["within"] * (self.within is not None)
@@ -317,7 +318,7 @@ def _now(edit: _Within, context: Context) -> Subspace:
         )
     if isinstance(space, Part) and context.examples is not None:
         return space.of(context.examples)
-    return space.now() if isinstance(space, (Space, Part)) else space
+    return space.now() if isinstance(space, Space) else space
 
 
 def uncast(value: Tensor) -> AbstractContextManager[Any]:

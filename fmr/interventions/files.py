@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fmr.edits as edits_room
 import fmr.subspaces as subspaces_room
-from fmr.disk.files import digest, named, opened, write_whole
+from fmr.disk.files import decode, digest, encode, named, opened, write_whole
 from fmr.edits.values import Edit
 from fmr.errors import EditError, StoreError
 from fmr.ids import Site
@@ -58,11 +58,11 @@ class _Writer:
         if isinstance(value, (list, tuple)):
             return {"list" if isinstance(value, list) else "tuple": [self.told(one, where) for one in value]}
         if isinstance(value, slice):
-            return {"slice": [value.start, value.stop, value.step]}
+            return encode(value)
         if isinstance(value, Site):
             chosen = {name: self.told(getattr(value, name), where) for name in _SITE}
             return {"site": str(value.id)} | {name: one for name, one in chosen.items() if one is not None}
-        if type(value).__name__ in _KINDS and type(value) is _KINDS[type(value).__name__]:
+        if _KINDS.get(type(value).__name__) is type(value):
             return {"part": self._part(value, where)}
         if type(value) in _EDITS.values():
             return {"edit": type(value).__name__} | {
@@ -160,7 +160,7 @@ class _Reader:
             value = self.tensors[told["tensor"]]
             return self.values.setdefault(told["tensor"], nn.Parameter(value) if told["trained"] else value)
         if "slice" in told:
-            return slice(*told["slice"])
+            return decode(told)
         if "part" in told:
             return self.parts[told["part"]]
         if "site" in told:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
@@ -33,7 +33,8 @@ class Intervention(nn.Module):
     >>> swap.run(model, input_ids, sources={"other": source_ids}).output.logits.mean().backward()
 
     edits: what to change, by site, as for `fmr.run`. The source of an `Interchange` may be a name, which each run fills in.
-    The model stays as it is; nothing of it is a parameter here.
+    The model's weights stay as they are, and none is a parameter here; `model.requires_grad_(False)` spares it the gradients
+    that `backward` would leave there.
     """
 
     def __init__(self, edits: Asked) -> None:
@@ -49,7 +50,7 @@ class Intervention(nn.Module):
     def sources(self) -> tuple[str, ...]:
         """The names of the sources that a run has to fill in."""
         every = [edit for several in self.edits.values() for edit in several]
-        return tuple(dict.fromkeys(edit.source for edit in every if isinstance(edit, Interchange) and _is_named(edit)))
+        return tuple(dict.fromkeys(edit.source for edit in every if _is_named(edit)))
 
     def asked(self, sources: Mapping[str, Any] | None = None) -> Asked:
         """The edits with these sources in the places of their names, as `fmr.run(edits=...)` and `fmr.sweep` take them."""
@@ -152,10 +153,11 @@ def _parts(edit: Edit) -> list[object]:
     return [edit] if not is_dataclass(edit) else [getattr(edit, one.name) for one in fields(edit)]
 
 
-def _is_named(edit: Interchange) -> bool:
-    return isinstance(edit.source, str)
+def _is_named(edit: Edit) -> TypeGuard[Interchange]:
+    """Whether an edit takes a source that each run fills in."""
+    return isinstance(edit, Interchange) and isinstance(edit.source, str)
 
 
 def _filled(edit: Edit, sources: Mapping[str, Any]) -> Edit:
     """An interchange with the source that its name stands for."""
-    return replace(edit, source=sources[edit.source]) if isinstance(edit, Interchange) and _is_named(edit) else edit
+    return replace(edit, source=sources[edit.source]) if _is_named(edit) else edit

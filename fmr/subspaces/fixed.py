@@ -37,6 +37,9 @@ class Units(Space):
         spread = coordinates.to(values.dtype).expand(*values.shape[:-1], self.size)
         return checked(values, self, None).index_copy(-1, places, spread)
 
+    def now(self) -> Subspace:
+        return self
+
     def extra_repr(self) -> str:
         return f"{self.width}, {self.units}"
 
@@ -111,12 +114,6 @@ class Basis(Space):
         self.register_buffer("vectors", columns.clone())
         self.register_buffer("dual", (columns.double() @ torch.linalg.inv(gram)).to(columns.dtype))
         self.register_buffer("center", None if center is None else center.detach().to(columns.dtype).clone())
-
-    def read(self, values: Tensor) -> Tensor:
-        return self.now().read(values)
-
-    def write(self, values: Tensor, coordinates: Tensor) -> Tensor:
-        return self.now().write(values, coordinates)
 
     def now(self) -> Subspace:
         return Flat(self, self.vectors, self.dual, self.center)
@@ -193,6 +190,9 @@ class Latents(Space):
     def write(self, values: Tensor, coordinates: Tensor) -> Tensor:
         moved = self.decode(coordinates) - self.decode(self.read(values))
         return (values + moved).to(values.dtype)
+
+    def now(self) -> Subspace:
+        return self
 
 
 def counted(given: object, kind: str, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -27,7 +28,7 @@ class Subspace(Protocol):
         """The values with other coordinates."""
 
 
-class Space(nn.Module):
+class Space(nn.Module, ABC):
     """A subspace of vectors of `width` numbers with `size` coordinates; `space[0:4]` is a part of it.
 
     Its parts are disjoint where their coordinates are, so that each may take those of another source.
@@ -38,15 +39,15 @@ class Space(nn.Module):
 
     def read(self, values: Tensor) -> Tensor:
         """The coordinates of values of shape (..., width), of shape (..., size)."""
-        raise NotImplementedError
+        return self.now().read(values)
 
     def write(self, values: Tensor, coordinates: Tensor) -> Tensor:
         """The values with other coordinates; what these do not tell stays."""
-        raise NotImplementedError
+        return self.now().write(values, coordinates)
 
+    @abstractmethod
     def now(self) -> Subspace:
         """The subspace as its parameters make it at this moment, to be read and written several times."""
-        return self
 
     def __getitem__(self, index: Index) -> Part:
         return Part(self, index)
@@ -55,7 +56,7 @@ class Space(nn.Module):
         return f"{type(self).__name__}({self.extra_repr() or f'{self.width}, {self.size}'})"
 
 
-class Part(nn.Module):
+class Part(Space):
     """Some coordinates of a subspace: `space[:4]`, `space[[1, 5]]`, or a row for each example, which means that one alone.
 
     >>> rotation = subspaces.Rotation(128, 16)
@@ -69,27 +70,9 @@ class Part(nn.Module):
         super().__init__()
         self.space, self.index = space, index
         self.places = _places(space, index)
-
-    @property
-    def width(self) -> int:
-        """How many numbers the values have."""
-        return self.space.width
-
-    @property
-    def size(self) -> int:
-        """How many coordinates the part has."""
-        return int(self.places.shape[-1])
-
-    def read(self, values: Tensor) -> Tensor:
-        """The part's coordinates of values of shape (..., width)."""
-        return _Chosen(self.space, self.places).read(values)
-
-    def write(self, values: Tensor, coordinates: Tensor) -> Tensor:
-        """The values with other coordinates in this part; all others stay."""
-        return _Chosen(self.space, self.places).write(values, coordinates)
+        self.width, self.size = space.width, int(self.places.shape[-1])
 
     def now(self) -> Subspace:
-        """The part as the parameters of its subspace make it at this moment."""
         return _Chosen(self.space.now(), self.places)
 
     def of(self, examples: Sequence[int]) -> Subspace:

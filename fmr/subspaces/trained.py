@@ -37,12 +37,6 @@ class Rotation(Space):
         """The directions as columns, of shape (width, size): the columns that are trained, made orthonormal in turn."""
         return _orthonormal(self.columns)
 
-    def read(self, values: Tensor) -> Tensor:
-        return self.now().read(values)
-
-    def write(self, values: Tensor, coordinates: Tensor) -> Tensor:
-        return self.now().write(values, coordinates)
-
     def now(self) -> Subspace:
         return Flat(self, self.matrix)
 
@@ -68,12 +62,6 @@ class _Tempered(Space):
     def _softened(self, margins: Tensor) -> Tensor:
         """The weight of each coordinate by how far it lies inside."""
         return torch.sigmoid(margins / self._temperature) if self._temperature else (margins > 0).to(margins.dtype)
-
-    def read(self, values: Tensor) -> Tensor:
-        return self.now().read(values)
-
-    def write(self, values: Tensor, coordinates: Tensor) -> Tensor:
-        return self.now().write(values, coordinates)
 
 
 class Mask(_Tempered):
