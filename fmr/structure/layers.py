@@ -135,7 +135,20 @@ def _groups(steps: list[_Step], lists: _Lists) -> Iterator[list[_Step]]:
     keys = [entry if around is None else f"{around}:" for entry, around in zip(keys, outer, strict=True)]
     for key, pairs in groupby(zip(keys, steps, strict=True), key=lambda pair: pair[0]):
         group = [step for _, step in pairs]
-        yield from [group] if key and not key.endswith(":") else _by_order(group)
+        if key.endswith(":"):
+            yield from _of_halves(group, lists)
+        else:
+            yield from [group] if key else _by_order(group)
+
+
+def _of_halves(steps: list[_Step], lists: _Lists) -> list[list[_Step]]:
+    """The writes of a list of halves in groups as their order tells; where groups are not alike, each entry is one."""
+    groups = list(_by_order(steps))
+    kinds = {frozenset(type(part) for step in group for part in (*step.attentions, *step.memories)) for group in groups}
+    if len(kinds - {frozenset()}) == 1:
+        return groups
+    entries = groupby(steps, key=lambda step: lists.entry(step.module))
+    return [part for _, own in entries for part in _by_order(list(own))]
 
 
 def _takes_turns(path: str, entries: list[str], steps: list[_Step]) -> bool:

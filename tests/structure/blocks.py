@@ -143,12 +143,21 @@ class SumOfList(Block):
 
 
 class Subtracted(Block):
-    """Steps down a slope: what is taken away is no write, and a norm on the way is not the last one."""
+    """Steps down a slope: what is taken away is written, minus once."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
         x = carries(x + self.attend(y, y))
         return x - self.memory.down(F.gelu(self.memory.up(self.b(x))))
+
+
+class Overtaken(Block):
+    """Goes on with the larger of two values: no write, and a norm on the way is not the last one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        x = carries(x + self.attend(y, y))
+        return torch.maximum(x, self.memory.down(F.gelu(self.memory.up(self.b(x)))))
 
 
 class HalfSteps(Block):

@@ -20,7 +20,7 @@ def located(model: nn.Module, *inputs: Tensor) -> tuple[Structure, "fmr.Run"]:
     structure = fmr.locate(run)
     for stream in structure.streams:
         for write in stream.writes:
-            torch.testing.assert_close(run[write.before] + run[write.added], run[write.after])
+            torch.testing.assert_close(run[write.before] + write.times * run[write.added], run[write.after])
     return structure, run
 
 
@@ -388,8 +388,14 @@ def test_a_fourier_transform_writes_and_a_norm_ends_with_its_weight() -> None:
         assert any(torch.equal(state, run[point]) for point in stream.points), structure
 
 
+def test_what_is_taken_away_is_written_minus_once() -> None:
+    structure, _ = located(blocks.Layers(blocks.Subtracted()), torch.randint(TOKENS, (2, 5)))
+    assert [write.times for write in structure.residual.writes] == [1.0, -1.0]
+    assert structure.final_norm is not None
+
+
 def test_a_stream_that_goes_on_in_another_way_has_no_final_norm() -> None:
-    model = blocks.Layers(blocks.Subtracted())
+    model = blocks.Layers(blocks.Overtaken())
     structure, _ = located(model, torch.randint(TOKENS, (2, 5)))
     assert len(structure.residual.writes) == 1
     assert structure.final_norm is None

@@ -214,6 +214,10 @@ def certify_attention(graph: Graph, found: Attention, value: Values) -> Certific
     pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
     """
     claim = Claim(*(getattr(found, name) for name in Claim._fields))
+    if not value(found.pattern.id).numel():
+        raise StructureError(
+            f"{found.pattern.id} has no numbers, {list(graph[found.pattern.id].shape)}, that prove anything"
+        )
     if wrong := misread(graph, claim) or miscounted(graph, claim, value) or mistaken(graph, claim, value):
         raise StructureError(wrong)
     q, k, v, pattern, z = (value(site.id) for site in (found.q, found.k, found.v, found.pattern, found.z))
@@ -325,8 +329,6 @@ def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
     Rows that are masked as a whole are zero, or no numbers.
     """
     known = pattern.detach().double().nan_to_num(0.0)
-    if not known.numel():
-        return 0.0
     sums = known.sum(dim)
     over = torch.minimum((sums - 1).abs(), sums.abs()) if whole else (sums - 1).clamp(min=0)
     return max(float(over.max()), float((-known).clamp(min=0).max()))

@@ -99,7 +99,7 @@ def _ends_well(graph: Graph, path: Sequence[TensorId], start: TensorId, end: Ten
 
 def _is_known(name: str) -> bool:
     """Whether a name of a dimension is one that dimensions of an attention may have."""
-    known = ("examples", "positions", "units", *_HEADS)
+    known = ("examples", "positions", "rows", "units", *_HEADS)
     return all(part in known or part.startswith("axis ") for part in name.split(JOIN))
 
 

@@ -264,13 +264,24 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
     """The values normalised from one, each norm one op or written out, then with its gain and its cast."""
     found = [user for user in form_of(graph)[name].users if user.kind == "norm" and user.op in STATISTICS | NORMS]
     whole = [one for one in found if one.node.op != "sub"] or found  # less its mean alone is a part of a norm
-    return [_gained(graph, one).id for one in whole]
+    return [_gained(graph, one.node).id for one in whole]
 
 
-def _gained(graph: Graph, norm: Value) -> Node:
-    """The last of a norm's gain, bias and casts, where it has no weights of its own."""
-    own = norm.node.op in NORMS and any(weights(graph, parent.id) for parent in norm.node.parents)
-    return [norm.node, *(view for view in norm.views if not own and view.op in ("to", "mul", "add", RESULT))][-1]
+def _gained(graph: Graph, norm: Node) -> Node:
+    """A norm with the gain and the bias that alone read it, where it has none of its own, and what lies between them."""
+    whole = here = norm
+    if norm.op in NORMS and any(weights(graph, parent.id) for parent in norm.parents):
+        return norm
+    while True:
+        every = graph.readers(here.id)
+        readers = [one for one in every if graph.readers(one.id)] or every  # what nothing reads is no way on
+        if len(readers) != 1 or identity_input(graph, readers[0]) != here.id:
+            return whole
+        here = readers[0]
+        if (here.op in ("to", "mul", "add") and len(here.parents) > 1) or here.op in ("to", RESULT):
+            whole = here
+        elif here.op not in ("mul", "div"):
+            return whole
 
 
 PARALLEL = 3

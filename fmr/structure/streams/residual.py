@@ -156,7 +156,8 @@ def _joined(graph: Graph, streams: list[Stream]) -> Iterator[Stream]:
             if None not in parts and len(set(parts)) > 1:
                 joins[max(part for part in parts if part is not None)] = node.id
     for n, stream in enumerate(streams):
-        yield replace(stream, points=(*stream.points, joins[n])) if n in joins else stream
+        points = (*stream.points, joins[n]) if n in joins else stream.points
+        yield replace(stream, points=tuple(sorted(points, key=graph.place)))
 
 
 def ending(
