@@ -41,9 +41,10 @@ def with_sources(entries: Iterable[Entry], model: nn.Module | None, run: Runs) -
         edit = entry.edit
         if isinstance(edit, Interchange) and edit.source is not None and not isinstance(edit.source, (Run, Pass)):
             if not isinstance(edit.source, (Tensor, tuple, Mapping)):
+                named = "; `sources=` of an fmr.Intervention gives a name its run" * isinstance(edit.source, str)
                 raise EditError(
                     f"The source of {edit!r} at {entry.site!r} is {type(edit.source).__name__}, expected a run, or inputs "
-                    f"of the model: a tensor, a tuple or a dict of arguments."
+                    f"of the model: a tensor, a tuple or a dict of arguments{named}."
                 )
             wanted.setdefault(id(edit.source), []).append((edit.source, entry.site if edit.at is None else edit.at))
     made = {key: _ran(several[0][0], [at for _, at in several], model, run) for key, several in wanted.items()}

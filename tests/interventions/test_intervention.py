@@ -271,7 +271,7 @@ def test_it_is_pushed_to_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (
             lambda: fmr.run(Net(), BASE, edits={SITE: edits.Interchange("a")}),
             "The source of Interchange('a') at Site('first/linear#0') is str, expected a run, or inputs of the model: a "
-            "tensor, a tuple or a dict of arguments.",
+            "tensor, a tuple or a dict of arguments; `sources=` of an fmr.Intervention gives a name its run.",
         ),
     ],
 )

@@ -88,7 +88,7 @@ def made() -> tuple[nn.Module, Tensor, fmr.Run]:
         (
             H,
             edits.Interchange("short"),
-            r"The source of Interchange\(str\) .* is str, expected a run, or inputs of the model",
+            r"The source of Interchange\('short'\) .* is str, expected a run, or inputs of the model.*gives a name its run",
         ),
         (H, lambda v, c: v[0], r"returned torch.float32 \(6, 16\) on cpu, expected torch.float32 \(2, 6, 16\)"),
         (H, lambda v, c: v.double(), r"returned torch.float64 \(2, 6, 16\) on cpu, expected torch.float32"),
