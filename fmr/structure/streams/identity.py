@@ -28,7 +28,6 @@ from fmr.structure.normal.match import (
     value_number,
     weights,
 )
-from fmr.structure.normal.value import Value
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.stream import Write
 
