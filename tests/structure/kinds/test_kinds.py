@@ -39,7 +39,11 @@ def sizes(number: int, kind: type[Model]) -> list[str]:
     return list(dict.fromkeys((known[0], known[number % len(known)])))
 
 
-CASES = [(name, size) for number, (name, kind) in enumerate(MODELS.items()) for size in sizes(number, kind)]
+CASES = [
+    pytest.param(name, size, marks=pytest.mark.long if place else ())
+    for number, (name, kind) in enumerate(MODELS.items())
+    for place, size in enumerate(sizes(number, kind))
+]
 
 
 def test_there_are_models_of_every_kind() -> None:
