@@ -199,6 +199,7 @@ def test_two_hundred_runs_more_take_no_more_memory(keep: str) -> None:
     assert second - first < 40_000, "200 bytes a run: one node"
 
 
+@pytest.mark.long
 def test_two_hundred_runs_of_a_wide_model_fit_where_ten_fit() -> None:
     model = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8)))
     x = torch.randn(256, 256)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RIGHT = """
 import fmr
 from torch import Tensor, nn
@@ -55,6 +57,7 @@ def checked(folder: Path, text: str) -> str:
     return subprocess.run([sys.executable, "-m", "mypy", *options], capture_output=True, text=True, env=path).stdout
 
 
+@pytest.mark.long
 def test_right_use_is_right_and_wrong_use_is_an_error_of_the_type_checker(tmp_path: Path) -> None:
     """The wrong lines go wrong where they stand, in one run of the checker."""
     lines = RIGHT.splitlines()

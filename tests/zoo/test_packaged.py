@@ -116,6 +116,7 @@ def theirs(smollm2: fmr.zoo.Trained) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, **where).eval(), AutoTokenizer.from_pretrained(folder, **where)
 
 
+@pytest.mark.long
 def test_the_language_model_has_the_bits_that_transformers_reads(smollm2: fmr.zoo.Trained, theirs: Any) -> None:
     model, tokenizer = smollm2
     ours, read = model.state_dict(), theirs[0].state_dict()
@@ -128,6 +129,7 @@ def test_the_language_model_has_the_bits_that_transformers_reads(smollm2: fmr.zo
         assert torch.equal(model(**inputs).logits, theirs[0](**inputs).logits)
 
 
+@pytest.mark.long
 def test_its_settings_are_those_that_transformers_reads(smollm2: fmr.zoo.Trained, theirs: Any) -> None:
     settled = {"_name_or_path", "quantization_config", "architectures"}
     ours, read = smollm2.model.config.to_dict(), theirs[0].config.to_dict()
@@ -135,6 +137,7 @@ def test_its_settings_are_those_that_transformers_reads(smollm2: fmr.zoo.Trained
     assert smollm2.model.generation_config.to_dict() == theirs[0].generation_config.to_dict()
 
 
+@pytest.mark.long
 def test_its_tokenizer_is_the_one_that_transformers_reads(smollm2: fmr.zoo.Trained, theirs: Any) -> None:
     ours, read = smollm2.tokenizer, theirs[1]
     talk = [{"role": "user", "content": "Who wrote Faust?"}]

@@ -203,6 +203,7 @@ def test_an_edited_fact_is_answered_in_any_words_and_others_stay(scores: EditSco
     assert all(0 < rates[state]["fluency"] < 4 for state in rates)
 
 
+@pytest.mark.long
 def test_other_facts_are_edited_as_well(editing: RankOneEdit) -> None:
     found = []
     for fact in random.Random(0).sample(EVERY, 8):

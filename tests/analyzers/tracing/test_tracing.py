@@ -200,6 +200,7 @@ def facts() -> list[world.Fact]:
     return world.facts()[::131]
 
 
+@pytest.mark.long
 def test_facts_are_recalled_at_the_last_token_of_the_subject_in_early_layers(loaded: tuple[nn.Module, Any]) -> None:
     asked = [fact for fact in world.facts() if fact.phrasing < 3][::120]
     found = CausalTracing(*loaded).over(asked, progress=False).result()
