@@ -35,6 +35,8 @@ from analyzers.memories.predictions import Composed, Promotion
 from analyzers.memories.result import Memories
 from analyzers.networks.communities import Communities
 from analyzers.networks.modularity import Modularity
+from analyzers.probes.probe import Probe
+from analyzers.probes.probed import Probed
 from analyzers.protocol import Analyzer, AnalyzerError
 from analyzers.texts import sentences
 from analyzers.tracing.traces import Traces
@@ -73,6 +75,8 @@ __all__ = [
     "Memories",
     "Modularity",
     "PathPatching",
+    "Probe",
+    "Probed",
     "Promotion",
     "RankOneEdit",
     "ResidualDecomposition",

@@ -20,7 +20,7 @@ ROOMS = (
     "errors ids nests nodes ops disk zoo watching subspaces edits pictures".split()
     + "graph runs sweeps structure interventions".split(),
     "protocol weights sites texts prompts results numbers heads memories causal circuits lenses".split()
-    + "tracing editing networks alignment images inputs".split(),
+    + "tracing editing networks probes alignment images inputs".split(),
 )
 """The rooms of fmr and those of analyzers, ground first: a file imports only from its own room and from those before it."""
 
