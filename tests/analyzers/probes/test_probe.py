@@ -1,16 +1,17 @@
 """Probes: what they find where it is known what is there, and what no cut into batches, no padding and no order changes."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fmr
-from analyzers import Probe, Probed
+from analyzers import AnalyzerError, Probe, Probed
 from fmr import edits, subspaces
 from fmr.ids import Site
 from tests.analyzers.probes.models import WIDE, Two, Words, padded
@@ -242,3 +243,207 @@ def test_regression_is_that_of_scikit_learn() -> None:
     apart = (weights[1] - weights[0]).numpy() * rows.vectors["norm"][torch.as_tensor(train)].double().numpy().std(0)
     # two rows of weights share what one has, at half the price
     assert np.corrcoef(apart, right.coef_[0])[0, 1] > 0.999
+
+
+# ---- sites
+
+
+def test_every_layer_of_a_model_is_read_where_no_sites_are_named(loaded: tuple[nn.Module, Any]) -> None:
+    from fmr.zoo import world
+
+    model, tokenizer = loaded
+    texts = [fact.prompt for fact in world.facts()[::40]]
+    labels = [int(text.endswith("is")) for text in texts]
+    probe = Probe(model, tokenizer, ridge=10.0).over(
+        [{"text": texts[n : n + 32], "labels": labels[n : n + 32]} for n in range(0, len(texts), 32)], progress=False
+    )
+    found = probe.result()
+    assert found.names == tuple(f"layers[{n}].resid_post" for n in range(4))
+    assert found.table().layer.tolist() == [0, 1, 2, 3]
+    assert found.accuracy.min() > 0.95
+    assert found.directions(probe.sites["layers[2].resid_post"]).shape == (2, 128)
+
+
+def test_a_stack_without_a_stream_is_read_at_the_states_that_it_passes_on() -> None:
+    task = fmr.zoo.tasks.equality(200, seed=0)
+    batch = {"x": task.inputs, "labels": task.left}
+    found = Probe(fmr.zoo.load("equality-mlp").model).update(batch).result()
+    assert found.names == ("input:x", "/relu#0", "/relu#1", "/relu#2", "output/linear#0")
+    assert found.accuracy[2] > 0.95 > 0.75 > found.accuracy[0]
+
+
+class Headed(nn.Module):
+    """Values laid out as (examples, heads, positions, units), and as positions first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.first = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.heads(x.unflatten(-1, (4, 3)).transpose(1, 2))
+        last: Tensor = self.first(heads.transpose(1, 2).flatten(2).transpose(0, 1))
+        return last
+
+
+def test_heads_and_layouts_are_read_as_they_are_named() -> None:
+    x = torch.randn(60, 5, WIDE)
+    batch = {"x": x, "labels": (x[:, :, 0] > 0).long()}
+    first = Site("first", layout=("positions", "examples", "units"))
+    sites = {"all": Site("heads"), "mine": Site("heads", heads=0), "others": Site("heads", heads=[1, 2, 3]), "first": first}
+    found = Probe(Headed().eval(), sites=sites).update(batch).result()
+    accuracy = dict(zip(found.names, found.accuracy, strict=True))
+    assert {name: len(fit["center"]) for name, fit in found.fits.items()} == {"all": 12, "mine": 3, "others": 9, "first": 12}
+    assert min(accuracy["all"], accuracy["mine"], accuracy["first"]) > 0.9 > 0.65 > accuracy["others"]
+    assert found.types == 300
+
+
+# ---- the result
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_result_is_written_and_read_again(kind: str, tmp_path: Path) -> None:
+    batch = of(USED, 120)
+    found = Probe(Two().eval(), sites={"state": "norm"}, kind=kind, epochs=3).update(batch).result()
+    found.save(tmp_path / "probe.safetensors")
+    again = Probed.load(tmp_path / "probe.safetensors")
+    assert repr(again) == repr(found)
+    assert again.table().equals(found.table())
+    assert torch.equal(again.predict("state", batch["x"]), found.predict("state", batch["x"]))
+
+
+def test_a_result_says_what_it_is() -> None:
+    found = Probe(Two().eval(), sites="norm", kind="mlp", width=8, epochs=2, seed=3).update(of(USED, 120)).result()
+    assert repr(found).splitlines()[0] == (
+        "Probed: 1 site, 2 classes, mlp probes, 8 hidden units, 2 epochs, ridge 1, seed 3"
+    )
+    assert f"fitted to {found.train} examples, tested on {found.test}; majority {found.majority:.3f}" in repr(found)
+    assert "the control is of whole inputs, each on one side" in repr(found)
+    assert list(found.table().columns) == [
+        "site", "accuracy", "control", "selectivity", "majority", "on train", "control by heart", "classes", "train", "test",
+    ]  # fmt: skip
+
+
+def test_a_picture_has_both_lines_and_chance() -> None:
+    found = Probe(Two().eval(), sites=["norm", "/relu#0"][:1]).update(of(USED, 120)).result()
+    (ax,) = found.plot().axes
+    drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in ax.lines}
+    assert drawn == {
+        "labels": found.accuracy.tolist(), "control task": found.control.tolist(),
+        "most frequent label": [found.majority, found.majority],
+    }  # fmt: skip
+
+
+# ---- bad input
+
+
+def wrong(told: str) -> Any:
+    return pytest.raises(AnalyzerError, match=told)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"kind": "svm"}, r"kind='svm': expected 'linear' or 'mlp'"),
+        ({"kind": "mlp", "width": 0}, r"width=0: expected a whole number from 1 on"),
+        ({"held_out": 1.0}, r"held_out=1.0: expected a share between 0 and 1, such as 0.25"),
+        ({"ridge": 0}, r"ridge=0: expected a number above 0, such as 1.0"),
+        ({"position": "last"}, r"position='last': expected the number of a token, such as 0 or -1"),
+        ({"sites": []}, r"sites=\[\]: expected sites, IDs or paths of modules, each once"),
+        ({"sites": ["norm", "norm"]}, r"sites=\['norm', 'norm'\]: expected sites, IDs or paths of modules, each once"),
+        ({"sites": 3}, r"sites=3: expected sites, IDs or paths of modules"),
+    ],
+)
+def test_a_wrong_setting_is_told_so(settings: dict[str, Any], told: str) -> None:
+    with wrong(told):
+        Probe(Two(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (None, r"The batch holds x, and no 'labels'\. Expected it beside the model's arguments"),
+        (torch.ones(9).long(), r"'labels' has shape \(9,\), and the batch has 10 examples\. Expected one for each, \(10,\)"),
+        (
+            torch.rand(10),
+            r"'labels' holds float32, expected whole numbers, one for each class\. Cut quantities into classes",
+        ),
+        (["a"] * 10, r"'labels' is a list of what are no numbers, expected the number of a class"),
+        (torch.ones(10, 5).long(), r"one for each token, and 'norm' has axes \('examples', 'units'\), without positions"),
+    ],
+)
+def test_wrong_labels_are_told_so(labels: Any, told: str) -> None:
+    with wrong(told):
+        Probe(Two().eval(), sites="norm").update({"x": drawn(10)} | ({} if labels is None else {"labels": labels}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([3] * 12, r"all 12 labels counted are 3\. Expected two classes or more, of several examples each"),
+        (list(range(12)), r"12 labels counted are of 12 classes\. Expected several of each: more data, or fewer classes"),
+        ([0] * 11 + [1], r"None of 12 examples is held out at held_out=1e-12\. Expected more examples, or a larger share"),
+    ],
+)
+def test_labels_that_nothing_can_be_fitted_to_are_told_so(labels: list[int], told: str) -> None:
+    with wrong(told):
+        Probe(Two().eval(), sites="norm", held_out=1e-12).update({"x": drawn(12), "labels": labels}).result()
+
+
+def test_what_is_no_batch_with_labels_is_told_so() -> None:
+    with wrong(r"A batch is a Tensor, expected a mapping with the model's arguments and its labels: \{'input_ids'"):
+        Probe(Two().eval(), sites="norm", labels="y").update(drawn(3))  # type: ignore[arg-type]
+    with wrong(r"'kinds' has shape \(10, 1\), expected \(10,\), as 'labels' has"):
+        Probe(Two().eval(), sites="norm", types="kinds").update(of(0, 10) | {"kinds": torch.ones(10, 1).long()})
+
+
+def test_a_site_that_a_probe_cannot_read_is_told_so() -> None:
+    rows, labels = words(8)
+    batch = padded(rows, "right", labels)
+    model = Words().eval()
+    with wrong(r"'input:input_ids' holds int64 numbers, expected a tensor of floats, such as a layer's output"):
+        Probe(model, sites="input:input_ids").update(batch)
+    with wrong(r"'param:vectors.weight' has shape .* expected those of 8 examples and of units"):
+        Probe(model, sites="param:vectors.weight").update(batch | {"labels": torch.ones(8).long()})
+    with wrong(r"selects 2 positions, and there is one label for each example\. Expected one position, as site"):
+        Probe(model, sites=Site("layers.0", positions=[0, 1])).update(batch | {"labels": torch.ones(8).long()})
+    with wrong(r"The labels have 9 positions, and 'layers.0' has 6\. Expected one label for each column of the inputs"):
+        Probe(model, sites="layers.0").update(batch | {"labels": torch.ones(8, 9).long()})
+
+
+def test_numbers_that_are_not_finite_are_told_so() -> None:
+    x = drawn(10)
+    x[3, 4] = float("nan")
+    with wrong(r"'norm' holds numbers that are not finite"):
+        Probe(Two().eval(), sites="norm").update({"x": x, "labels": [0, 1] * 5})
+
+
+def test_a_result_before_anything_was_counted_is_told_so() -> None:
+    with wrong(r"Nothing has been counted yet\. Call update\(batch\) or over\(batches\) before result\(\)"):
+        Probe(Two()).result()
+
+
+def test_probes_that_do_not_belong_together_are_told_so() -> None:
+    model = Two().eval()
+    one = Probe(model, sites="norm").update(of(USED, 20))
+    with wrong("merge got int, expected another Probe"):
+        one.merge(3)  # type: ignore[arg-type]
+    with wrong("merge of seed=0 with 1: expected one value. Use one Probe per model and setting"):
+        one.merge(Probe(model, sites="norm", seed=1))
+    with wrong("merge of sites norm with input:x"):
+        one.merge(Probe(model, sites="input:x").update(of(USED, 20)))
+    rows, labels = words(20)
+    tokens = Probe(Words().eval(), sites="vectors").update(padded(rows, "left", labels))
+    with wrong("merge of labels one for each example with labels one for each token: expected one kind"):
+        one.merge(tokens)
+    with wrong("The labels are one for each example, those of earlier batches one for each token"):
+        tokens.update(padded(rows, "left") | {"labels": torch.ones(20).long()})
+
+
+def test_what_a_result_does_not_have_is_told_so() -> None:
+    found = Probe(Two().eval(), sites="norm", kind="mlp", epochs=1).update(of(USED, 60)).result()
+    with wrong(r"The probe is of kind 'mlp', which has no directions\. Expected kind='linear'"):
+        found.subspace("norm")
+    with wrong(r"'layers' was not probed\. Expected one of 'norm'"):
+        found.predict("layers", drawn(2))
+    with wrong(r"Values of shape \[2, 3\]: the probe of 'norm' reads 12"):
+        found.predict("norm", torch.ones(2, 3))
