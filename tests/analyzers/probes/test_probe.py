@@ -447,3 +447,20 @@ def test_what_a_result_does_not_have_is_told_so() -> None:
         found.predict("layers", drawn(2))
     with wrong(r"Values of shape \[2, 3\]: the probe of 'norm' reads 12"):
         found.predict("norm", torch.ones(2, 3))
+
+
+def test_a_trained_network_tells_a_variable_where_it_has_no_more_use_for_it() -> None:
+    """The last layer of the equality network still holds whether the first pair is equal, and its output does not read it."""
+    model = fmr.zoo.load("equality-mlp").model
+    task, fresh, source = (fmr.zoo.tasks.equality(400, seed=seed) for seed in (0, 1, 2))
+    found = Probe(model, sites=["/relu#0", "/relu#2"]).update({"x": task.inputs, "labels": task.left}).result()
+    assert found.accuracy.min() > 0.95
+    assert found.selectivity.min() > 0.3
+    said = fmr.run(model, fresh.inputs).output.argmax(-1)
+    changed = {}
+    for site in found.names:
+        swap = edits.Interchange(source.inputs, within=found.subspace(site))
+        now = fmr.run(model, fresh.inputs, edits={site: swap}).output.argmax(-1)
+        changed[site] = float((now != said).double().mean())
+    assert changed["/relu#0"] > 0.15
+    assert changed["/relu#2"] < 0.02
