@@ -202,8 +202,8 @@ _TOLD = ("kind", "held_out", "ridge", "width", "epochs", "seed")
 
 def _drawn(types: Hashes, known: Ints, counts: Ints, seed: int) -> Ints:
     """A random label for each type, by the shares that labels have."""
-    edges = counts.cumsum() / counts.sum()
-    found: Ints = known[np.searchsorted(edges, shares(types, 2 * seed + 4), side="right").clip(max=len(known) - 1)]
+    edges = counts[:-1].cumsum() / counts.sum()
+    found: Ints = known[np.searchsorted(edges, shares(types, 2 * seed + 4), side="right")]
     return found
 
 

@@ -450,7 +450,7 @@ def test_what_a_result_does_not_have_is_told_so() -> None:
 
 
 def test_a_trained_network_tells_a_variable_where_it_has_no_more_use_for_it() -> None:
-    """The last layer of the equality network still holds whether the first pair is equal, and its output does not read it."""
+    """The last layer of the equality network holds whether the first pair is equal, and the output does not read it."""
     model = fmr.zoo.load("equality-mlp").model
     task, fresh, source = (fmr.zoo.tasks.equality(400, seed=seed) for seed in (0, 1, 2))
     found = Probe(model, sites=["/relu#0", "/relu#2"]).update({"x": task.inputs, "labels": task.left}).result()
