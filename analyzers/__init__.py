@@ -6,8 +6,10 @@ HeadClusters: 16 heads of 4 layers over 200 tokens in 12 examples
   3 clusters, silhouette 0.4...; map: stress 0.1..., seed 0
 """
 
+from analyzers.alignment.alignment import Alignment
 from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.counterfactuals import Counterfactuals
+from analyzers.alignment.search import AlignmentSearch
 from analyzers.causal.attribution import AttributionPatching
 from analyzers.causal.effects import Effects
 from analyzers.causal.patching import ActivationPatching
@@ -44,6 +46,8 @@ from analyzers.tracing.tracing import CausalTracing
 
 __all__ = [
     "ActivationPatching",
+    "Alignment",
+    "AlignmentSearch",
     "Analyzer",
     "AnalyzerError",
     "AttributionPatching",

@@ -1,0 +1,50 @@
+"""What should not work: the same search, or the same interchange, where there is nothing to find."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from analyzers.alignment.examples import Examples
+from analyzers.alignment.interchange import Network
+from analyzers.alignment.parts import parameters, random_like
+from analyzers.alignment.training import State
+from analyzers.alignment.trial import Accuracy, Trial
+from fmr.ids import Site
+
+Fit = Callable[[Trial, str], tuple[Trial, State]]
+"""Trains a trial of a name."""
+
+SHUFFLED = 7919
+"""What is added to a seed for draws that must not be those of the search."""
+
+
+def controls(start: Trial, found: Trial, test: Examples, other: Site | None, fit: Fit) -> Iterator[tuple[str, Accuracy]]:
+    """The accuracy of each control on the held-out examples, by name: of trials that begin where the found one began."""
+    seed, is_trained = start.settings.seed + SHUFFLED, bool(parameters(start.spaces))
+    drawn = random_like(found.spaces, seed)
+    if drawn is not None:
+        yield "random subspace", replace(found, spaces=drawn).accuracy(test)
+    yield "placebo", found.accuracy(test, torch.Generator().manual_seed(seed))
+    if other is not None:
+        yield "another site", fit(replace(start, site=other), "another site")[0].accuracy(test)
+    if is_trained:
+        order = torch.randperm(len(start.train), generator=torch.Generator().manual_seed(seed))
+        shuffled = replace(start.train, labels=start.train.labels[order])
+        yield "shuffled labels", fit(replace(start, train=shuffled), "shuffled labels")[0].accuracy(test)
+    network = Network(untrained(start.network.model, seed), start.network.scores)
+    yield "untrained model", fit(replace(start, network=network), "untrained model")[0].accuracy(test)
+
+
+def untrained(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of a model that has learned nothing: the numbers of each parameter stand in another order."""
+    made, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for one in made.parameters():
+            order = torch.randperm(one.numel(), generator=draw).to(one.device)
+            one.copy_(one.flatten()[order].reshape(one.shape))
+    return made

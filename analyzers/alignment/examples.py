@@ -1,0 +1,97 @@
+"""Counterfactual data as a network takes them: rows of the base and of the sources, in one batch each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analyzers.alignment.counterfactuals import Counterfactuals
+from analyzers.prompts import prompts
+from analyzers.protocol import AnalyzerError
+
+Inputs = Mapping[str, Tensor]
+"""What a model is called with, by name; a tensor alone has the empty one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Rows of interchanges: inputs of the base, of each variable's sources, and what is interchanged in which row."""
+
+    base: Inputs
+    sources: Mapping[str, Inputs]
+    interchanged: Mapping[str, Tensor]
+    labels: Tensor
+    base_labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, rows: Tensor) -> Examples:
+        """Some of the rows."""
+        return Examples(
+            taken(self.base, rows),
+            {name: taken(one, rows) for name, one in self.sources.items()},
+            {name: one[rows] for name, one in self.interchanged.items()},
+            self.labels[rows],
+            self.base_labels[rows],
+        )
+
+    def batches(self, size: int) -> list[Examples]:
+        """All rows in their order, so many at once."""
+        return [self.rows(rows) for rows in torch.arange(len(self)).split(size)]
+
+    @property
+    def several(self) -> tuple[Inputs, dict[str, Tensor]]:
+        """The inputs of all sources that are used, in one batch, and by variable where those of each row are in it."""
+        parts, places, before = [], {}, 0
+        for name, which in self.interchanged.items():
+            rows = which.nonzero()[:, 0]
+            parts.append(taken(self.sources[name], rows))
+            places[name] = torch.arange(before, before + len(rows))
+            before += len(rows)
+        return {key: torch.cat([part[key] for part in parts]) for key in self.base}, places
+
+
+def examples_of(data: Any, variables: Sequence[str], model: nn.Module, tokenizer: Any) -> Examples:
+    """Counterfactual data on the model's device, texts as tokens: of base and sources in one batch, padded alike."""
+    if not isinstance(data, Counterfactuals):
+        raise AnalyzerError(
+            f"The data are a {type(data).__name__}, expected Counterfactuals: causal_model.counterfactuals(1000, ['x'])."
+        )
+    unknown = [name for name in data.variables if name not in variables]
+    if unknown:
+        raise AnalyzerError(
+            f"The data interchange {unknown[0]!r}, and the subspaces are those of {', '.join(variables)}. Expected a "
+            f"subspace for each variable: {{{unknown[0]!r}: rotation[:4], ...}}."
+        )
+    names = ("", *data.variables)
+    given = [data.base, *(data.sources[name] for name in data.variables)]
+    if isinstance(data.base, list):
+        if tokenizer is None:
+            raise AnalyzerError(
+                f"The data are texts, as {data.base[0]!r}, and there is no tokenizer. Pass one: tokenizer=, or let encode= "
+                "return token ids."
+            )
+        flat = prompts([text for texts in given for text in texts], model, tokenizer).inputs
+        named: list[Inputs] = [taken(flat, torch.arange(len(data)) + len(data) * part) for part in range(len(given))]
+    else:
+        device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        maps = [one if isinstance(one, Mapping) else {"": one} for one in given]
+        named = [{key: value.to(device) for key, value in one.items()} for one in maps]
+    by_name = dict(zip(names, named, strict=True))
+    which = dict(zip(data.variables, data.interchanged.T, strict=True))
+    return Examples(by_name.pop(""), by_name, which, data.labels, data.base_labels)
+
+
+def taken(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
+    """Some rows of inputs."""
+    return {name: value[rows.to(value.device)] for name, value in inputs.items()}
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Inputs as arguments of a call, by place and by name."""
+    return tuple(value for name, value in inputs.items() if not name), {k: v for k, v in inputs.items() if k}

@@ -1,0 +1,275 @@
+"""Where, and in which directions, a network holds the variables of an algorithm: distributed alignment search."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import fmr
+from analyzers.alignment.alignment import Alignment
+from analyzers.alignment.causal_model import CausalModel
+from analyzers.alignment.controls import controls as controls_of
+from analyzers.alignment.counterfactuals import Counterfactuals
+from analyzers.alignment.examples import Examples, examples_of
+from analyzers.alignment.interchange import Network, Scores
+from analyzers.alignment.parts import named_for, parameters, sizes, spaces_of
+from analyzers.alignment.training import Settings, State, frozen
+from analyzers.alignment.trial import Accuracy, Trial, accuracy
+from analyzers.protocol import AnalyzerError, Method, check_eval
+from fmr.disk.files import named
+from fmr.ids import Site
+from fmr.nodes import Key, id_of
+from fmr.subspaces import Subspace
+from fmr.sweeps.bars import hidden
+
+Sites = Key | Sequence[Key] | Mapping[Any, Key]
+
+Fit = Callable[[Trial, str], tuple[Trial, State]]
+"""Trains a trial of a name."""
+
+BATCH = 64
+VALIDATION = 0.9
+"""This share of the training examples is trained on; by the rest the best epoch and the best site are chosen."""
+
+
+class AlignmentSearch(Method):
+    """Train a subspace at a site so that the network, where that is interchanged, says what a causal model says.
+
+    >>> rotation = subspaces.Rotation(16, 16)
+    >>> search = AlignmentSearch(network, equality, site, {"wx": rotation[:8], "yz": rotation[8:]})
+    >>> alignment = search.run(equality.counterfactuals(2000), progress=False)
+
+    model: any module in eval mode; its weights are left as they are. causal_model: the algorithm. site: where its variables
+    are looked for, or several sites: a list, or a mapping from names, where pairs (row, column) make a heat map. subspace:
+    one of fmr.subspaces, or by variable one each, that share nothing: those that are learned are trained, at each site from
+    where they are now. tokenizer: for data that are texts. logits: makes of what the model returns the scores of the labels,
+    (examples, labels); left out, it is the output itself or its `logits`, of a language model those at the last token, where
+    labels are token ids.
+
+    A `Rotation` is distributed alignment search, a `Boundless` finds how many directions it takes, a `Mask` which units;
+    `Units` and other fixed subspaces are a hypothesis that is only tested. Sources: A. Geiger et al., "Finding alignments
+    between interpretable causal variables and distributed neural representations", 2024 (arXiv:2303.02536); Z. Wu et al.,
+    "Interpretability at scale", 2023 (arXiv:2305.08809).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        causal_model: CausalModel,
+        site: Sites,
+        subspace: Subspace | Mapping[str, Subspace],
+        *,
+        tokenizer: Any = None,
+        logits: Scores | None = None,
+    ) -> None:
+        self.model, self.causal_model, self.tokenizer = model, causal_model, tokenizer
+        if not isinstance(causal_model, CausalModel):
+            raise AnalyzerError(f"causal_model is a {type(causal_model).__name__}, expected an analyzers.CausalModel.")
+        self.sites, self.spaces = sites_of(site), spaces_of(subspace)
+        for name in self.spaces:
+            if name:
+                causal_model.values(name)
+        self.network = Network(model, logits)
+
+    def run(
+        self,
+        data: Counterfactuals,
+        test: Counterfactuals | None = None,
+        *,
+        other: Key | None = None,
+        controls: bool = True,
+        held_out: float = 0.2,
+        epochs: int = 10,
+        batch: int = 64,
+        lr: float = 5e-3,
+        patience: int | None = None,
+        price: float = 0.1,
+        seed: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+    ) -> Alignment:
+        """Train at each site, and measure on examples that were not trained on.
+
+        >>> search = AlignmentSearch(network, equality, site, {"wx": rotation[:8], "yz": rotation[8:]})
+        >>> search.run(equality.counterfactuals(2000), epochs=20, progress=False)
+
+        data: of `causal_model.counterfactuals`, on the inputs of the network. test: the held-out ones; by default a share of
+        `held_out` of the data, apart from all others. other: a site for a control, where one is looked at; of several it is
+        the median of the rest. controls: whether to train and test them at the best site. patience: after so many epochs
+        without a lower loss on a tenth of the training data, which is held apart, training stops; what is kept is the best
+        epoch, or where something is soft while it is trained, the last. price: of all directions or units of a
+        `Boundless` or a `Mask`, beside the cross-entropy. seed: of the order of examples and of the controls. checkpoint: a
+        folder that is written to while this runs; the same call goes on from it, to the same numbers. progress: show a bar;
+        None shows it on a terminal only.
+        """
+        settings = Settings(epochs, batch, lr, patience, price, seed)
+        if not parameters(self.spaces):
+            return self.evaluate(data if test is None else test, other=other, controls=controls, batch=batch, seed=seed)
+        if test is None:
+            data, test = data.split(1 - _share(held_out))
+        folder = None if checkpoint is None else _folder(checkpoint)
+        train, validation = data.split(VALIDATION)
+        steps = -(-len(train) // batch) * epochs
+        jobs = len(self.sites) + controls * (2 + (other is not None and len(self.sites) == 1))
+        with tqdm(total=steps * jobs, desc="alignment", unit="step", disable=hidden(progress)) as bar:
+
+            def fit(trial: Trial, name: str) -> tuple[Trial, State]:
+                file = None if folder is None else folder / f"{name}.safetensors"
+                return trial.fitted(file, bar.update, name)
+
+            return self._result(train, validation, test, settings, fit, other, controls)
+
+    def evaluate(
+        self,
+        data: Counterfactuals,
+        *,
+        other: Key | None = None,
+        controls: bool = True,
+        batch: int = 64,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Alignment:
+        """Measure the subspaces as they are, on all of some data: a hypothesis that was not learned, or was elsewhere.
+
+        >>> halves = {"wx": subspaces.Units(16, range(8)), "yz": subspaces.Units(16, range(8, 16))}
+        >>> AlignmentSearch(network, equality, site, halves).evaluate(equality.counterfactuals(200)).iia
+
+        The arguments are those of `run`.
+        """
+        settings = Settings(1, batch, seed=seed)
+        return self._result(data, data, data, settings, lambda trial, name: (trial, State()), other, controls)
+
+    def _result(
+        self,
+        train: Counterfactuals,
+        validation: Counterfactuals,
+        test: Counterfactuals,
+        settings: Settings,
+        fit: Fit,
+        other: Key | None,
+        controls: bool,
+    ) -> Alignment:
+        """Every site, then the controls at the best."""
+        check_eval(self.model)
+        names = tuple(self.spaces) if "" not in self.spaces else train.variables
+        parts = [examples_of(one, names, self.model, self.tokenizer) for one in (train, validation, test)]
+        spaces = named_for(self.spaces, train.variables)
+        with frozen(self.model):
+            plain = self._plain(parts)
+            starts = [Trial(self.network, site, spaces, *parts[:2], settings) for *_, site in self.sites]
+            fitted = [fit(trial, f"site {number}") for number, trial in enumerate(starts)]
+            chosen = [trial.accuracy(parts[1]) for trial, _ in fitted]
+            best = max(range(len(fitted)), key=lambda number: (chosen[number].all, -chosen[number].loss))
+            found = [trial.accuracy(parts[2]) for trial, _ in fitted]
+            beside: dict[str, Accuracy] = {}
+            if controls:
+                elsewhere = None if other is None or len(fitted) > 1 else site_of(other)
+                beside = dict(controls_of(starts[best], fitted[best][0], parts[2], elsewhere, fit))
+                if len(found) > 1:
+                    rest = [one for number, one in enumerate(found) if number != best]
+                    beside["other sites, median"] = _median(rest)
+        trial, state = fitted[best]
+        return Alignment(
+            variables=train.variables,
+            rows=tuple(row for row, *_ in self.sites),
+            columns=tuple(column for _, column, _ in self.sites),
+            sites=tuple(repr(site) for *_, site in self.sites),
+            iia=np.array([one.all for one in found]),
+            changed=np.array([one.changed for one in found]),
+            validation=np.array([one.all for one in chosen]),
+            best=best,
+            controls={name: one.all for name, one in beside.items()},
+            controls_changed={name: one.changed for name, one in beside.items()},
+            ignored=plain[0].all,
+            ignored_changed=plain[0].changed,
+            task=plain[1].all,
+            losses=np.array(list(zip(state.losses, state.validation, strict=True))).reshape(-1, 2),
+            sizes=sizes(trial.spaces),
+            examples={"train": len(train), "validation": len(validation), "test": len(test)},
+            settings={name: value for name, value in asdict(settings).items() if name != "seed"},
+            seed=settings.seed,
+            intervention=_intervention(trial),
+        )
+
+    def _plain(self, parts: Sequence[Examples]) -> tuple[Accuracy, Accuracy]:
+        """How often the network without an interchange gives the labels of one, and those of the base."""
+        test = parts[-1]
+        with torch.no_grad():
+            many = self.network.plain(test.rows(torch.arange(len(test))[:1]).base).shape[-1]
+        for part in parts:
+            both = torch.cat([part.labels, part.base_labels])
+            if int(both.max()) >= many or int(both.min()) < 0:
+                raise AnalyzerError(
+                    f"The data have the label {int(both.max())}, and the network has scores of {many} labels. Expected labels "
+                    f"from 0 to {many - 1}: say which they are, counterfactuals(..., label=...), or how scores are read, "
+                    "logits=."
+                )
+        settings = Settings(1, BATCH)
+
+        def scores(batch: Examples) -> torch.Tensor:
+            return self.network.plain(batch.base)
+
+        return accuracy(scores, test, settings), accuracy(scores, test, settings, base=True)
+
+
+def site_of(given: Any) -> Site:
+    """A site, or an ID, node or path as one."""
+    return given if isinstance(given, Site) else Site(id_of(given))
+
+
+def sites_of(given: Any) -> list[tuple[str, str, Site]]:
+    """Sites, each with the row and the column that it has in a map."""
+    if isinstance(given, Mapping):
+        named = [((name if isinstance(name, tuple) else (name, "")), site_of(site)) for name, site in given.items()]
+        found = [(str(row), str(column), site) for (row, column), site in named]
+    else:
+        several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        found = [(str(site.id), _selected(site), site) for site in map(site_of, several)]
+    if not found:
+        raise AnalyzerError(
+            f"site={given!r}: expected a site, or several, as [layer.resid_post for layer in structure.layers]."
+        )
+    odd = next((site for *_, site in found if site.examples is not None or site.passes is not None), None)
+    if odd is not None:
+        raise AnalyzerError(f"{odd!r} selects examples or passes. Expected a site that means the same in every example.")
+    return found
+
+
+def _selected(site: Site) -> str:
+    """What a site selects, in words."""
+    names = ("positions", "heads", "units")
+    return ", ".join(f"{name} {getattr(site, name)}" for name in names if getattr(site, name) is not None)
+
+
+def _median(several: Sequence[Accuracy]) -> Accuracy:
+    told = np.median([[one.all, one.changed, one.loss] for one in several], axis=0)
+    return Accuracy(*map(float, told))
+
+
+def _intervention(trial: Trial) -> fmr.Intervention:
+    """What was found as an intervention, with the variables for the names of its sources."""
+    return fmr.Intervention(
+        {trial.site: [fmr.edits.Interchange(name, within=space) for name, space in trial.spaces.items()]}
+    )
+
+
+def _share(held_out: Any) -> float:
+    if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 < held_out < 1:
+        raise AnalyzerError(
+            f"held_out={held_out!r}: expected a share of the data between 0 and 1, as 0.2, or test=, examples of their own."
+        )
+    return float(held_out)
+
+
+def _folder(given: str | os.PathLike[str]) -> Path:
+    place = named(given)
+    place.mkdir(parents=True, exist_ok=True)
+    return place
