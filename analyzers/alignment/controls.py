@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +20,9 @@ from fmr.ids import Site
 Fit = Callable[[Trial, str], tuple[Trial, State]]
 """Trains a trial of a name."""
 
+DRAWS = 5
+"""How many random subspaces the accuracy of one is the mean of."""
+
 SHUFFLED = 7919
 """What is added to a seed for draws that must not be those of the search."""
 
@@ -26,9 +30,10 @@ SHUFFLED = 7919
 def controls(start: Trial, found: Trial, test: Examples, other: Site | None, fit: Fit) -> Iterator[tuple[str, Accuracy]]:
     """The accuracy of each control on the held-out examples, by name: of trials that begin where the found one began."""
     seed, is_trained = start.settings.seed + SHUFFLED, bool(parameters(start.spaces))
-    drawn = random_like(found.spaces, seed)
-    if drawn is not None:
-        yield "random subspace", replace(found, spaces=drawn).accuracy(test)
+    drawn = [random_like(found.spaces, seed + number) for number in range(DRAWS)]
+    several = [replace(found, spaces=one).accuracy(test) for one in drawn if one is not None]
+    if several:
+        yield "random subspace", mean(several)
     yield "placebo", found.accuracy(test, torch.Generator().manual_seed(seed))
     if other is not None:
         yield "another site", fit(replace(start, site=other), "another site")[0].accuracy(test)
@@ -38,6 +43,12 @@ def controls(start: Trial, found: Trial, test: Examples, other: Site | None, fit
         yield "shuffled labels", fit(replace(start, train=shuffled), "shuffled labels")[0].accuracy(test)
     network = Network(untrained(start.network.model, seed), start.network.scores)
     yield "untrained model", fit(replace(start, network=network), "untrained model")[0].accuracy(test)
+
+
+def mean(several: Sequence[Accuracy]) -> Accuracy:
+    """The means of accuracies."""
+    told = np.mean([[one.all, one.changed, one.loss] for one in several], axis=0)
+    return Accuracy(*map(float, told))
 
 
 def untrained(model: nn.Module, seed: int) -> nn.Module:

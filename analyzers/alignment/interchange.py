@@ -106,7 +106,8 @@ class Swap:
     def _placebo(self, change: Tensor) -> Tensor:
         assert self.random is not None
         drawn = torch.randn(change.shape, generator=self.random).to(change)
-        return drawn * (change.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True).clamp_min(1e-30))
+        lengths: Tensor = change.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        return drawn * lengths
 
 
 def _check_width(space: Subspace, value: Tensor, site: Site) -> None:
@@ -138,7 +139,8 @@ class Network:
         if not any(map(len, rows.values())):
             return self.plain(batch.base)
         args, kwargs = arguments(inputs)
-        sources = fmr.run(self.model, *args, **kwargs, keep=[site.id], stop=True, grad=through)
+        keep: dict[str, Any] = {"keep": [site.id], "stop": True, "grad": through}
+        sources = fmr.run(self.model, *args, **kwargs, **keep)
         places = {}
         for name, which in batch.interchanged.items():
             places[name] = torch.full((len(batch),), -1).masked_scatter(which, rows[name])

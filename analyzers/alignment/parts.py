@@ -12,8 +12,11 @@ from analyzers.alignment.interchange import Spaces
 from analyzers.protocol import AnalyzerError
 from fmr.subspaces import Basis, Boundless, Mask, Part, Rotation, Subspace, Units
 
-HARDER = 0.05
+HARDER = 0.1
 """A temperature falls to this share of where it began, and is 0 when training ends."""
+
+SOFT = 0.75
+"""For this share of its steps a rotation is trained with soft boundaries, and with hard ones for the rest."""
 
 
 def spaces_of(given: Any) -> dict[str, Subspace]:
@@ -60,9 +63,10 @@ def tempered(spaces: Spaces) -> list[Mask | Boundless]:
 
 
 def annealed(spaces: Spaces, starts: Sequence[float], share: float) -> None:
-    """Set temperatures to what they are when a share of all steps is done; at the end nothing is soft."""
+    """Set temperatures to what they are when a share of all steps is done; a rotation ends with hard boundaries."""
     for space, start in zip(tempered(spaces), starts, strict=True):
-        space.temperature = start * HARDER**share if share < 1 else 0.0
+        soft = share / SOFT if isinstance(space, Boundless) else share
+        space.temperature = start * HARDER**soft if soft < 1 else 0.0
 
 
 def sizes(spaces: Spaces) -> dict[str, int]:

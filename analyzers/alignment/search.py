@@ -17,6 +17,7 @@ import fmr
 from analyzers.alignment.alignment import Alignment
 from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.controls import controls as controls_of
+from analyzers.alignment.controls import mean
 from analyzers.alignment.counterfactuals import Counterfactuals
 from analyzers.alignment.examples import Examples, examples_of
 from analyzers.alignment.interchange import Network, Scores
@@ -91,7 +92,7 @@ class AlignmentSearch(Method):
         batch: int = 64,
         lr: float = 5e-3,
         patience: int | None = None,
-        price: float = 0.1,
+        price: float = 0.5,
         seed: int = 0,
         checkpoint: str | os.PathLike[str] | None = None,
         progress: bool | None = None,
@@ -103,7 +104,7 @@ class AlignmentSearch(Method):
 
         data: of `causal_model.counterfactuals`, on the inputs of the network. test: the held-out ones; by default a share of
         `held_out` of the data, apart from all others. other: a site for a control, where one is looked at; of several it is
-        the median of the rest. controls: whether to train and test them at the best site. patience: after so many epochs
+        the mean of the rest. controls: whether to train and test them at the best site. patience: after so many epochs
         without a lower loss on a tenth of the training data, which is held apart, training stops; what is kept is the best
         epoch, or where something is soft while it is trained, the last. price: of all directions or units of a
         `Boundless` or a `Mask`, beside the cross-entropy. seed: of the order of examples and of the controls. checkpoint: a
@@ -164,7 +165,7 @@ class AlignmentSearch(Method):
         spaces = named_for(self.spaces, train.variables)
         with frozen(self.model):
             plain = self._plain(parts)
-            starts = [Trial(self.network, site, spaces, *parts[:2], settings) for *_, site in self.sites]
+            starts = [Trial(self.network, site, spaces, parts[0], parts[1], settings) for *_, site in self.sites]
             fitted = [fit(trial, f"site {number}") for number, trial in enumerate(starts)]
             chosen = [trial.accuracy(parts[1]) for trial, _ in fitted]
             best = max(range(len(fitted)), key=lambda number: (chosen[number].all, -chosen[number].loss))
@@ -175,7 +176,7 @@ class AlignmentSearch(Method):
                 beside = dict(controls_of(starts[best], fitted[best][0], parts[2], elsewhere, fit))
                 if len(found) > 1:
                     rest = [one for number, one in enumerate(found) if number != best]
-                    beside["other sites, median"] = _median(rest)
+                    beside["another site"] = mean(rest)
         trial, state = fitted[best]
         return Alignment(
             variables=train.variables,
@@ -208,7 +209,7 @@ class AlignmentSearch(Method):
             both = torch.cat([part.labels, part.base_labels])
             if int(both.max()) >= many or int(both.min()) < 0:
                 raise AnalyzerError(
-                    f"The data have the label {int(both.max())}, and the network has scores of {many} labels. Expected labels "
+                    f"The data have the label {int(both.max())}, and the network scores {many} labels. Expected those "
                     f"from 0 to {many - 1}: say which they are, counterfactuals(..., label=...), or how scores are read, "
                     "logits=."
                 )
@@ -247,11 +248,6 @@ def _selected(site: Site) -> str:
     """What a site selects, in words."""
     names = ("positions", "heads", "units")
     return ", ".join(f"{name} {getattr(site, name)}" for name in names if getattr(site, name) is not None)
-
-
-def _median(several: Sequence[Accuracy]) -> Accuracy:
-    told = np.median([[one.all, one.changed, one.loss] for one in several], axis=0)
-    return Accuracy(*map(float, told))
 
 
 def _intervention(trial: Trial) -> fmr.Intervention:

@@ -31,13 +31,11 @@ class Settings:
     batch: int = 64
     lr: float = 5e-3
     patience: int | None = None
-    price: float = 0.1
+    price: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(
-            1, epochs=self.epochs, batch=self.batch, **({} if self.patience is None else {"patience": self.patience})
-        )
+        check_counts(1, epochs=self.epochs, batch=self.batch, patience=1 if self.patience is None else self.patience)
         check_counts(0, seed=self.seed)
         for name, value, least in (("lr", self.lr, "above 0"), ("price", self.price, "from 0 on")):
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -120,7 +118,7 @@ def _epoch_ends(job: Job, settings: Settings, state: State) -> None:
     """Take the losses down, and remember the parameters where they are the best."""
     if not math.isfinite(state.summed):
         raise AnalyzerError(
-            f"The loss is {state.summed} in epoch {len(state.losses)}. Expected a finite one: a smaller lr= than {settings.lr}."
+            f"The loss is {state.summed} in epoch {len(state.losses)}. Expected a finite one: lr= below {settings.lr}."
         )
     loss, accuracy = job.validation()
     better = job.softened or not state.validation or loss < min(state.validation)
