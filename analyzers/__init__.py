@@ -9,6 +9,7 @@ HeadClusters: 16 heads of 4 layers over 200 tokens in 12 examples
 from analyzers.alignment.alignment import Alignment
 from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.counterfactuals import Counterfactuals
+from analyzers.alignment.induced import Induced, InterchangeTraining
 from analyzers.alignment.search import AlignmentSearch
 from analyzers.causal.attribution import AttributionPatching
 from analyzers.causal.effects import Effects
@@ -69,6 +70,8 @@ __all__ = [
     "HeadClusters",
     "HeadJobs",
     "Heads",
+    "Induced",
+    "InterchangeTraining",
     "KeyCovariance",
     "KeyValueMemories",
     "Lens",

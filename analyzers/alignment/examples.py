@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from analyzers.alignment.counterfactuals import Counterfactuals
 from analyzers.prompts import prompts
 from analyzers.protocol import AnalyzerError
+from fmr.ids import Site
 
 Inputs = Mapping[str, Tensor]
 """What a model is called with, by name; a tensor alone has the empty one."""
@@ -83,8 +84,36 @@ def examples_of(data: Any, variables: Sequence[str], model: nn.Module, tokenizer
         maps = [one if isinstance(one, Mapping) else {"": one} for one in given]
         named = [{key: value.to(device) for key, value in one.items()} for one in maps]
     by_name = dict(zip(names, named, strict=True))
+    for name in data.variables:
+        _check_shapes(by_name[""], by_name[name], name)
     which = dict(zip(data.variables, data.interchanged.T, strict=True))
     return Examples(by_name.pop(""), by_name, which, data.labels, data.base_labels)
+
+
+def check_lengths(data: Examples, site: Site) -> None:
+    """Raise for a source that has fewer or more tokens than its base, where a site means all of them."""
+    if isinstance(site.positions, (int, list)) or "attention_mask" not in data.base:
+        return
+    lengths = (data.base["attention_mask"] != 0).sum(1)
+    for name, source in data.sources.items():
+        own = (source["attention_mask"] != 0).sum(1)
+        odd = (data.interchanged[name].to(own.device) & (own != lengths)).nonzero()[:, 0].tolist()
+        if odd:
+            raise AnalyzerError(
+                f"Example {odd[0]} has {int(lengths[odd[0]])} tokens, and its source for {name!r} {int(own[odd[0]])}, so "
+                f"that the positions of {site!r} do not correspond. Expected as many, or a site of single ones: "
+                "site.at(positions=-1)."
+            )
+
+
+def _check_shapes(base: Inputs, source: Inputs, name: str) -> None:
+    shapes = [{key: tuple(one.shape[1:]) for key, one in inputs.items()} for inputs in (base, source)]
+    if shapes[0] != shapes[1]:
+        told = [", ".join(f"{key} {shape}".strip() for key, shape in one.items()) for one in shapes]
+        raise AnalyzerError(
+            f"An example of the base has the shape {told[0]}, and of the sources for {name!r} {told[1]}. Expected the same: "
+            "encode= returns one shape for all settings; pad what is shorter."
+        )
 
 
 def taken(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
@@ -92,6 +121,6 @@ def taken(inputs: Inputs, rows: Tensor) -> dict[str, Tensor]:
     return {name: value[rows.to(value.device)] for name, value in inputs.items()}
 
 
-def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """Inputs as arguments of a call, by place and by name."""
     return tuple(value for name, value in inputs.items() if not name), {k: v for k, v in inputs.items() if k}

@@ -46,8 +46,9 @@ class Swap:
         with uncast(value):
             before = value.movedim(units, -1)
             after = before
+            for name in self.places:
+                _check_width(self.spaces[name], before, context.site)
             for whole, several in self._grouped():
-                _check_width(whole, before, context.site)
                 after = self._written(whole, several, after, context, units, rows)
             if self.random is not None:
                 after = before + self._placebo(after - before)
@@ -111,7 +112,7 @@ class Swap:
 
 
 def _check_width(space: Subspace, value: Tensor, site: Site) -> None:
-    width = getattr(space, "width", None) or getattr(getattr(space, "space", None), "width", value.shape[-1])
+    width = getattr(space, "width", value.shape[-1])
     if width != value.shape[-1]:
         raise AnalyzerError(
             f"The subspace is one of vectors of {width} numbers, and {site!r} holds {value.shape[-1]}. Expected one of that "
@@ -139,8 +140,7 @@ class Network:
         if not any(map(len, rows.values())):
             return self.plain(batch.base)
         args, kwargs = arguments(inputs)
-        keep: dict[str, Any] = {"keep": [site.id], "stop": True, "grad": through}
-        sources = fmr.run(self.model, *args, **kwargs, **keep)
+        sources = fmr.run(self.model, *args, **kwargs, keep=[site.id], stop=True, grad=through)
         places = {}
         for name, which in batch.interchanged.items():
             places[name] = torch.full((len(batch),), -1).masked_scatter(which, rows[name])

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analyzers.alignment.alignment import Alignment
+    from analyzers.alignment.induced import Induced
 
 FOUND, CONTROL = "#0072B2", "#BBBBBB"
 
@@ -51,3 +52,19 @@ def _map(result: "Alignment", ax: "Axes") -> None:
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
     bar.set_label("interchange accuracy", fontsize=8)
     ax.set_title(" and ".join(result.variables), fontsize=9)
+
+
+def draw_losses(result: "Induced", ax: "Axes | None") -> "Figure":
+    """The losses of a training by epoch."""
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        _, ax = plt.subplots(figsize=(4.6, 2.8), layout="constrained")
+    epochs = range(1, len(result.losses) + 1)
+    for column, name, colour in ((0, "training", CONTROL), (1, "validation", FOUND)):
+        ax.plot(epochs, result.losses[:, column], color=colour, label=name)
+    ax.set_xlabel("epoch", fontsize=8)
+    ax.set_ylabel("cross-entropy", fontsize=8)
+    ax.set_title(" and ".join(result.variables), fontsize=9)
+    ax.legend(fontsize=8, frameon=False)
+    return cast("Figure", ax.figure)

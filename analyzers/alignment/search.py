@@ -19,7 +19,7 @@ from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.controls import controls as controls_of
 from analyzers.alignment.controls import mean
 from analyzers.alignment.counterfactuals import Counterfactuals
-from analyzers.alignment.examples import Examples, examples_of
+from analyzers.alignment.examples import Examples, check_lengths, examples_of
 from analyzers.alignment.interchange import Network, Scores
 from analyzers.alignment.parts import named_for, parameters, sizes, spaces_of
 from analyzers.alignment.training import Settings, State, frozen
@@ -36,7 +36,6 @@ Sites = Key | Sequence[Key] | Mapping[Any, Key]
 Fit = Callable[[Trial, str], tuple[Trial, State]]
 """Trains a trial of a name."""
 
-BATCH = 64
 VALIDATION = 0.9
 """This share of the training examples is trained on; by the rest the best epoch and the best site are chosen."""
 
@@ -115,8 +114,8 @@ class AlignmentSearch(Method):
         if not parameters(self.spaces):
             return self.evaluate(data if test is None else test, other=other, controls=controls, batch=batch, seed=seed)
         if test is None:
-            data, test = data.split(1 - _share(held_out))
-        folder = None if checkpoint is None else _folder(checkpoint)
+            data, test = data.split(1 - share_of(held_out))
+        folder = None if checkpoint is None else folder_of(checkpoint)
         train, validation = data.split(VALIDATION)
         steps = -(-len(train) // batch) * epochs
         jobs = len(self.sites) + controls * (2 + (other is not None and len(self.sites) == 1))
@@ -164,7 +163,10 @@ class AlignmentSearch(Method):
         parts = [examples_of(one, names, self.model, self.tokenizer) for one in (train, validation, test)]
         spaces = named_for(self.spaces, train.variables)
         with frozen(self.model):
-            plain = self._plain(parts)
+            check_labels(self.network, parts)
+            for _, _, site in self.sites:
+                check_lengths(parts[0], site)
+            plain = [accuracy(self._plain, parts[2], settings, base) for base in (False, True)]
             starts = [Trial(self.network, site, spaces, parts[0], parts[1], settings) for *_, site in self.sites]
             fitted = [fit(trial, f"site {number}") for number, trial in enumerate(starts)]
             chosen = [trial.accuracy(parts[1]) for trial, _ in fitted]
@@ -200,25 +202,21 @@ class AlignmentSearch(Method):
             intervention=_intervention(trial),
         )
 
-    def _plain(self, parts: Sequence[Examples]) -> tuple[Accuracy, Accuracy]:
-        """How often the network without an interchange gives the labels of one, and those of the base."""
-        test = parts[-1]
-        with torch.no_grad():
-            many = self.network.plain(test.rows(torch.arange(len(test))[:1]).base).shape[-1]
-        for part in parts:
-            both = torch.cat([part.labels, part.base_labels])
-            if int(both.max()) >= many or int(both.min()) < 0:
-                raise AnalyzerError(
-                    f"The data have the label {int(both.max())}, and the network scores {many} labels. Expected those "
-                    f"from 0 to {many - 1}: say which they are, counterfactuals(..., label=...), or how scores are read, "
-                    "logits=."
-                )
-        settings = Settings(1, BATCH)
+    def _plain(self, batch: Examples) -> torch.Tensor:
+        return self.network.plain(batch.base)
 
-        def scores(batch: Examples) -> torch.Tensor:
-            return self.network.plain(batch.base)
 
-        return accuracy(scores, test, settings), accuracy(scores, test, settings, base=True)
+def check_labels(network: Network, parts: Sequence[Examples]) -> None:
+    """Raise for labels of which the network has no score."""
+    with torch.no_grad():
+        many = network.plain(parts[-1].rows(torch.arange(1)).base).shape[-1]
+    both = torch.cat([one for part in parts for one in (part.labels, part.base_labels)])
+    odd = int(both.max()) if int(both.max()) >= many else int(both.min())
+    if not 0 <= odd < many:
+        raise AnalyzerError(
+            f"The data have the label {odd}, and the network scores {many} labels. Expected 0 to {many - 1}: say which they "
+            "are, counterfactuals(..., label=...), or how scores are read, logits=."
+        )
 
 
 def site_of(given: Any) -> Site:
@@ -257,7 +255,8 @@ def _intervention(trial: Trial) -> fmr.Intervention:
     )
 
 
-def _share(held_out: Any) -> float:
+def share_of(held_out: Any) -> float:
+    """The share of the data that is held out, checked."""
     if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 < held_out < 1:
         raise AnalyzerError(
             f"held_out={held_out!r}: expected a share of the data between 0 and 1, as 0.2, or test=, examples of their own."
@@ -265,7 +264,8 @@ def _share(held_out: Any) -> float:
     return float(held_out)
 
 
-def _folder(given: str | os.PathLike[str]) -> Path:
+def folder_of(given: str | os.PathLike[str]) -> Path:
+    """A folder for checkpoints, made where there is none."""
     place = named(given)
     place.mkdir(parents=True, exist_ok=True)
     return place

@@ -148,12 +148,10 @@ def _read(file: Path, key: str, job: Job, optimizer: torch.optim.Optimizer) -> S
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no dict
         found, state = told["key"], State(**json.loads(told["state"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise AnalyzerError(
-            f"{file} is no checkpoint of a search ({error}). Expected an empty folder: checkpoint=."
-        ) from error
+        raise AnalyzerError(f"{file} is no checkpoint ({error}). Expected another folder: checkpoint=.") from error
     if found != key:
         raise AnalyzerError(
-            f"{file} is a checkpoint of another search: {_difference(found, key)}. Expected the same data and settings, or "
+            f"{file} is a checkpoint of something else: {_difference(found, key)}. Expected the same data and settings, or "
             "another folder: checkpoint=."
         )
     state.best = {name.removeprefix("best."): one for name, one in tensors.items() if name.startswith("best.")}

@@ -78,9 +78,9 @@ class Trial:
         """What says whether a checkpoint is one of this trial."""
         told: dict[str, Any] = {"trial": named, "site": repr(self.site), "subspace": repr(dict(self.spaces))}
         told |= asdict(self.settings)
-        told["start"] = _digest(*(one for one in parameters(self.spaces).values()))
-        told["model"] = _digest(*self.network.model.parameters())
-        told["data"] = _digest(self.train.labels, *self.train.base.values(), *self.train.interchanged.values())
+        told["start"] = digest(*(one for one in parameters(self.spaces).values()))
+        told["model"] = digest(*self.network.model.parameters())
+        told["data"] = digest(self.train.labels, *self.train.base.values(), *self.train.interchanged.values())
         return json.dumps(told)
 
 
@@ -98,7 +98,8 @@ def accuracy(scores: Callable[[Examples], Tensor], data: Examples, settings: Set
     return Accuracy(float(hits.mean()), some, float(torch.cat(losses).mean()))
 
 
-def _digest(*tensors: Tensor) -> str:
+def digest(*tensors: Tensor) -> str:
+    """A short name for some of the numbers of tensors."""
     found = hashlib.blake2b(digest_size=8)
     for one in tensors:
         flat = one.detach().flatten()

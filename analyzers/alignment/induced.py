@@ -1,0 +1,194 @@
+"""A network trained by interchanges: it learns to hold the variables of an algorithm where it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from analyzers.alignment.causal_model import CausalModel
+from analyzers.alignment.counterfactuals import Counterfactuals
+from analyzers.alignment.examples import Examples, check_lengths, examples_of
+from analyzers.alignment.interchange import Network, Scores, Spaces
+from analyzers.alignment.parts import named_for, spaces_of
+from analyzers.alignment.search import VALIDATION, check_labels, folder_of, share_of, site_of
+from analyzers.alignment.training import Job, Settings, trained
+from analyzers.alignment.trial import accuracy, digest
+from analyzers.numbers.embed import Floats
+from analyzers.protocol import AnalyzerError, Method, check_eval
+from analyzers.results import Stored
+from fmr.errors import number_of
+from fmr.ids import Site
+from fmr.nodes import Key
+from fmr.subspaces import Subspace
+from fmr.sweeps.bars import hidden
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class Induced(Stored):
+    """What interchange-intervention training made of a network, on held-out examples.
+
+    >>> induced.after["interchange"], induced.table().set_index("what").before["task"]
+    (1.0, 1.0)
+
+    before, after: how often the network gave the label of an `interchange`, that of one that changes it (`changed`), and
+    that of the base without any (`task`). losses: (epochs, 2), of training and on the validation part.
+    """
+
+    variables: tuple[str, ...]
+    site: str
+    before: dict[str, float]
+    after: dict[str, float]
+    losses: Floats = field(repr=False)
+    examples: dict[str, int]
+    settings: dict[str, Any]
+    seed: int
+
+    def table(self) -> DataFrame:
+        """One row for each accuracy, before and after.
+
+        >>> induced.table()
+        """
+        import pandas as pd
+
+        return pd.DataFrame({"what": list(self.before), "before": self.before.values(), "after": self.after.values()})
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Draw the losses by epoch.
+
+        >>> induced.plot().savefig("losses.png")
+        """
+        from analyzers.alignment.maps import draw_losses
+        from fmr.pictures.heatmap import returned
+
+        return returned(draw_losses(self, ax)) if ax is None else draw_losses(self, ax)
+
+    def __repr__(self) -> str:
+        told = [f"{name} {self.before[name]:.3f} -> {after:.3f}" for name, after in self.after.items()]
+        return (
+            f"Induced {' and '.join(self.variables)} at {self.site}: accuracy on "
+            f"{number_of(self.examples['test'], 'held-out example')}\n  {', '.join(told)}\n"
+            f"  {len(self.losses)} of {number_of(self.settings['epochs'], 'epoch')} over {self.examples['train']} examples, "
+            f"batch {self.settings['batch']}, lr {self.settings['lr']:g}, task {self.settings['task']:g}, seed {self.seed}"
+        )
+
+
+class InterchangeTraining(Method):
+    """Train a network so that interchanges at a site do what a causal model says, beside its task.
+
+    >>> halves = {"wx": subspaces.Units(16, range(8)), "yz": subspaces.Units(16, range(8, 16))}
+    >>> training = InterchangeTraining(copy.deepcopy(network), equality, site, halves)
+    >>> training.run(equality.counterfactuals(200), epochs=1, progress=False)
+
+    The arguments are those of `AlignmentSearch`, for one site; here the subspaces stay as they are, and the weights of the
+    model are trained in place, those that take a gradient. Source: A. Geiger et al., "Inducing causal structure for
+    interpretable neural networks", 2022 (arXiv:2112.00826).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        causal_model: CausalModel,
+        site: Key,
+        subspace: Subspace | Mapping[str, Subspace],
+        *,
+        tokenizer: Any = None,
+        logits: Scores | None = None,
+    ) -> None:
+        self.model, self.causal_model, self.tokenizer = model, causal_model, tokenizer
+        self.site, self.spaces, self.network = site_of(site), spaces_of(subspace), Network(model, logits)
+
+    def run(
+        self,
+        data: Counterfactuals,
+        test: Counterfactuals | None = None,
+        *,
+        task: float = 1.0,
+        held_out: float = 0.2,
+        epochs: int = 10,
+        batch: int = 64,
+        lr: float = 1e-3,
+        patience: int | None = None,
+        seed: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+    ) -> Induced:
+        """Train the model, and measure on held-out examples before and after.
+
+        >>> training = InterchangeTraining(copy.deepcopy(network), equality, site, halves)
+        >>> training.run(equality.counterfactuals(200), epochs=1, progress=False).after["task"]
+
+        task: how much the loss on bases without an interchange counts, beside that with one. Gradients flow through the
+        sources, too. All else is as for `AlignmentSearch.run`; the model ends as it was in the best epoch.
+        """
+        check_eval(self.model)
+        settings = Settings(epochs, batch, lr, patience, 0.0, seed)
+        if isinstance(task, bool) or not isinstance(task, (int, float)) or not 0 <= task < float("inf"):
+            raise AnalyzerError(f"task={task!r}: expected a number from 0 on, the weight of the task's own loss.")
+        own = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+        if not own:
+            raise AnalyzerError("No weight of the model takes a gradient. Expected some: model.requires_grad_().")
+        if test is None:
+            data, test = data.split(1 - share_of(held_out))
+        names = tuple(self.spaces) if "" not in self.spaces else data.variables
+        train, validation, held = (
+            examples_of(one, names, self.model, self.tokenizer) for one in (*data.split(VALIDATION), test)
+        )
+        spaces = named_for(self.spaces, data.variables)
+        check_labels(self.network, [train, validation, held])
+        check_lengths(train, self.site)
+
+        def loss(rows: Tensor) -> Tensor:
+            return _loss(self.network, self.site, spaces, train.rows(rows), task, through=True)
+
+        def score() -> tuple[float, float]:
+            with torch.no_grad():
+                batches = validation.batches(batch)
+                told = [float(_loss(self.network, self.site, spaces, one, task)) * len(one) for one in batches]
+            return sum(told) / len(validation), self._measured(spaces, validation, settings)["interchange"]
+
+        before = self._measured(spaces, held, settings)
+        key = json.dumps({"site": repr(self.site), "subspace": repr(spaces), "task": task, **asdict(settings)})
+        key = json.dumps(json.loads(key) | {"model": digest(*own.values()), "data": digest(train.labels)})
+        file = None if checkpoint is None else folder_of(checkpoint) / "model.safetensors"
+        with tqdm(total=-(-len(train) // batch) * epochs, desc="training", unit="step", disable=hidden(progress)) as bar:
+            state = trained(Job(own, len(train), loss, score), settings, file, key, bar.update)
+        self.model.zero_grad()
+        told = asdict(settings) | {"task": task}
+        return Induced(
+            variables=data.variables,
+            site=repr(self.site),
+            before=before,
+            after=self._measured(spaces, held, settings),
+            losses=np.array([state.losses, state.validation]).T,
+            examples={"train": len(train), "validation": len(validation), "test": len(held)},
+            settings={name: value for name, value in told.items() if name not in ("seed", "price")},
+            seed=seed,
+        )
+
+    def _measured(self, spaces: Spaces, data: Examples, settings: Settings) -> dict[str, float]:
+        found = accuracy(lambda batch: self.network.interchanged(self.site, spaces, batch), data, settings)
+        plain = accuracy(lambda batch: self.network.plain(batch.base), data, settings, base=True)
+        return {"interchange": found.all, "changed": found.changed, "task": plain.all}
+
+
+def _loss(network: Network, site: Site, spaces: Spaces, batch: Examples, task: float, through: bool = False) -> Tensor:
+    """The cross-entropy with the interchange, and that of the base without it."""
+    scores = network.interchanged(site, spaces, batch, through=through)
+    found = nn.functional.cross_entropy(scores, batch.labels.to(scores.device))
+    if not task:
+        return found
+    plain = network.plain(batch.base)
+    return found + task * nn.functional.cross_entropy(plain, batch.base_labels.to(plain.device))
