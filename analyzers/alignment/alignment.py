@@ -30,9 +30,9 @@ NUMBERS, TRAINED = "alignment.safetensors", "intervention"
 class Alignment(Stored):
     """How often a network says what the causal model says when variables are interchanged: at each site, and by chance.
 
-    >>> alignment.iia, alignment.controls["random subspace"]
-    (array([1.]), 0.5...)
-    >>> alignment.intervention.save("wx", structure)
+    >>> alignment.iia, alignment.controls["random subspace"] < 0.8
+    (array([1.]), True)
+    >>> alignment.intervention.save("wx")
 
     iia: interchange-intervention accuracy on the held-out examples, by site; changed: on those alone whose label the
     interchange changes. validation: by site on the part of the training data by which the best site is chosen. controls:

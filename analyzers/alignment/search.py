@@ -43,9 +43,9 @@ VALIDATION = 0.9
 class AlignmentSearch(Method):
     """Train a subspace at a site so that the network, where that is interchanged, says what a causal model says.
 
-    >>> rotation = subspaces.Rotation(16, 16)
-    >>> search = AlignmentSearch(network, equality, site, {"wx": rotation[:8], "yz": rotation[8:]})
-    >>> alignment = search.run(equality.counterfactuals(2000), progress=False)
+    >>> rotation = subspaces.Rotation(8)
+    >>> search = AlignmentSearch(network, equality, "first", {"wx": rotation[:4], "yz": rotation[4:]})
+    >>> alignment = search.run(equality.counterfactuals(200), epochs=2, progress=False)
 
     model: any module in eval mode; its weights are left as they are. causal_model: the algorithm. site: where its variables
     are looked for, or several sites: a list, or a mapping from names, where pairs (row, column) make a heat map. subspace:
@@ -98,8 +98,11 @@ class AlignmentSearch(Method):
     ) -> Alignment:
         """Train at each site, and measure on examples that were not trained on.
 
-        >>> search = AlignmentSearch(network, equality, site, {"wx": rotation[:8], "yz": rotation[8:]})
-        >>> search.run(equality.counterfactuals(2000), epochs=20, progress=False)
+        >>> AlignmentSearch(network, equality, "first", subspaces.Rotation(8, 4)).run(
+        ...     equality.counterfactuals(200, ["wx"]), epochs=2, progress=False
+        ... )
+        Alignment of wx: interchange accuracy ... at Site('first')
+        ...
 
         data: of `causal_model.counterfactuals`, on the inputs of the network. test: the held-out ones; by default a share of
         `held_out` of the data, apart from all others. other: a site for a control, where one is looked at; of several it is
@@ -139,8 +142,9 @@ class AlignmentSearch(Method):
     ) -> Alignment:
         """Measure the subspaces as they are, on all of some data: a hypothesis that was not learned, or was elsewhere.
 
-        >>> halves = {"wx": subspaces.Units(16, range(8)), "yz": subspaces.Units(16, range(8, 16))}
-        >>> AlignmentSearch(network, equality, site, halves).evaluate(equality.counterfactuals(200)).iia
+        >>> halves = {"wx": subspaces.Units(8, range(4)), "yz": subspaces.Units(8, range(4, 8))}
+        >>> AlignmentSearch(network, equality, "first", halves).evaluate(equality.counterfactuals(200)).iia
+        array([1.])
 
         The arguments are those of `run`.
         """
