@@ -1,5 +1,6 @@
 """A search finds what was planted, with its size, and its controls find nothing; it leaves the model as it is."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import fmr
 from analyzers import Alignment, AlignmentSearch, AnalyzerError, CausalModel, Counterfactuals
 from analyzers.alignment import training
 from fmr import subspaces
+from fmr.zoo import world
 from tests.analyzers.alignment.models import ByHand, Planted, equality, one_hot, planted, rotated
 
 SITE = fmr.Site("hidden")
@@ -286,3 +288,53 @@ def test_output_without_scores_of_labels_is_refused() -> None:
         AlignmentSearch(network(), planted(), SITE, subspaces.Rotation(8, 2), logits=lambda out: out[:, 0]).evaluate(
             data(20)
         )
+
+
+# ---- language models, from text
+
+
+def cities() -> tuple[Any, Any, CausalModel, Counterfactuals]:
+    """A model that knows where people grew up, and interchanges of the city."""
+    model, tokenizer = fmr.zoo.load("facts")
+    known = [fact for fact in world.facts() if fact.prompt.endswith("grew up in")][:12]
+    lives = {fact.subject: fact.answer for fact in known}
+    causal = CausalModel({"who": list(lives)}, {"city": lives.__getitem__, "out": lambda city: city}, {"city": ["who"]})
+    data = causal.counterfactuals(
+        16,
+        ["city"],
+        encode=lambda inputs: f"{inputs['who']} grew up in",
+        label=lambda out: tokenizer(out, add_special_tokens=False)["input_ids"][0],
+    )
+    return model, tokenizer, causal, data
+
+
+def test_a_sweep_over_layers_and_positions_of_a_language_model() -> None:
+    model, tokenizer, causal, data = cities()
+    structure = fmr.locate(fmr.run(model, **tokenizer(data.base[0], return_tensors="pt")))
+    places = {"first name": 1, "last name": 2, "in": 5}
+    sites = {(n, what): structure.layers[n].resid_post.at(positions=at) for n in (0, 3) for what, at in places.items()}
+    whole = subspaces.Units(128, range(128))
+    found = AlignmentSearch(model, causal, sites, whole, tokenizer=tokenizer).evaluate(data, controls=False)
+    assert found.task == 1.0
+    assert found.map.shape == (2, 3)
+    assert found.map[0, 1] > 0.8  # the name is put together at its last token
+    assert found.map[1, 2] == 1.0  # all of the answer
+    assert found.map[0, 2] < 0.7
+    assert found.map[1, 0] == found.map[1, 1] == found.ignored
+    picture = found.plot().axes[0]
+    assert [label.get_text() for label in picture.get_xticklabels()] == list(places)
+
+
+def test_sources_of_other_lengths_are_refused_where_all_positions_are_meant() -> None:
+    model, tokenizer, causal, data = cities()
+    shorter = [text if row % 2 else f"The birthplace of {text.removesuffix(' grew up in')} is" for row, text in
+               enumerate(data.base)]  # fmt: skip
+    other = replace(data, base=shorter)
+    site, space = "transformer.h.0", subspaces.Units(128, range(128))
+    search = AlignmentSearch(model, causal, site, space, tokenizer=tokenizer)
+    with pytest.raises(
+        AnalyzerError, match=r"Example 0 has 7 tokens, and its source for 'city' 6, so that the positions of"
+    ):
+        search.evaluate(other)
+    last = AlignmentSearch(model, causal, fmr.Site(site).at(positions=-1), space, tokenizer=tokenizer)
+    assert last.evaluate(other, controls=False).iia.shape == (1,)
