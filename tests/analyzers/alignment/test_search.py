@@ -296,7 +296,8 @@ def test_output_without_scores_of_labels_is_refused() -> None:
 def cities() -> tuple[Any, Any, CausalModel, Counterfactuals]:
     """A model that knows where people grew up, and interchanges of the city."""
     model, tokenizer = fmr.zoo.load("facts")
-    known = [fact for fact in world.facts() if fact.prompt.endswith("grew up in")][:12]
+    known = [fact for fact in world.facts() if fact.prompt.endswith("grew up in")]
+    known = [fact for fact in known if len(tokenizer(fact.prompt)["input_ids"]) == 6][:12]
     lives = {fact.subject: fact.answer for fact in known}
     causal = CausalModel({"who": list(lives)}, {"city": lives.__getitem__, "out": lambda city: city}, {"city": ["who"]})
     data = causal.counterfactuals(
@@ -311,7 +312,7 @@ def cities() -> tuple[Any, Any, CausalModel, Counterfactuals]:
 def test_a_sweep_over_layers_and_positions_of_a_language_model() -> None:
     model, tokenizer, causal, data = cities()
     structure = fmr.locate(fmr.run(model, **tokenizer(data.base[0], return_tensors="pt")))
-    places = {"first name": 1, "last name": 2, "in": 5}
+    places = {"first name": 1, "last name": 2, "in": -1}
     sites = {(n, what): structure.layers[n].resid_post.at(positions=at) for n in (0, 3) for what, at in places.items()}
     whole = subspaces.Units(128, range(128))
     found = AlignmentSearch(model, causal, sites, whole, tokenizer=tokenizer).evaluate(data, controls=False)
