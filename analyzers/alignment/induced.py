@@ -138,46 +138,49 @@ class InterchangeTraining(Method):
         settings = Settings(epochs, batch, lr, patience, 0.0, seed)
         if isinstance(task, bool) or not isinstance(task, (int, float)) or not 0 <= task < float("inf"):
             raise AnalyzerError(f"task={task!r}: expected a number from 0 on, the weight of the task's own loss.")
-        own = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
-        if not own:
-            raise AnalyzerError("No weight of the model takes a gradient. Expected some: model.requires_grad_().")
         if test is None:
             data, test = data.split(1 - share_of(held_out))
         names = tuple(self.spaces) if "" not in self.spaces else data.variables
-        train, validation, held = (
-            examples_of(one, names, self.model, self.tokenizer) for one in (*data.split(VALIDATION), test)
-        )
+        parts = [examples_of(one, names, self.model, self.tokenizer) for one in (*data.split(VALIDATION), test)]
         spaces = named_for(self.spaces, data.variables)
-        check_labels(self.network, [train, validation, held])
-        check_lengths(train, self.site)
+        check_labels(self.network, parts)
+        check_lengths(parts[0], self.site)
+        job = self._job(spaces, parts[0], parts[1], settings, task)
+        before = self._measured(spaces, parts[2], settings)
+        told = {**asdict(settings), "task": task}
+        key = {"site": repr(self.site), "subspace": repr(spaces), **told}
+        key |= {"model": digest(*job.parameters.values()), "data": digest(parts[0].labels)}
+        file = None if checkpoint is None else folder_of(checkpoint) / "model.safetensors"
+        with tqdm(total=-(-job.rows // batch) * epochs, desc="training", unit="step", disable=hidden(progress)) as bar:
+            state = trained(job, settings, file, json.dumps(key), bar.update)
+        self.model.zero_grad()
+        return Induced(
+            variables=data.variables,
+            site=repr(self.site),
+            before=before,
+            after=self._measured(spaces, parts[2], settings),
+            losses=np.array([state.losses, state.validation]).T,
+            examples=dict(zip(("train", "validation", "test"), map(len, parts), strict=True)),
+            settings={name: value for name, value in told.items() if name not in ("seed", "price")},
+            seed=seed,
+        )
+
+    def _job(self, spaces: Spaces, train: Examples, validation: Examples, settings: Settings, task: float) -> Job:
+        """The weights that take a gradient, with the loss on some rows and on the validation part."""
+        own = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+        if not own:
+            raise AnalyzerError("No weight of the model takes a gradient. Expected some: model.requires_grad_().")
 
         def loss(rows: Tensor) -> Tensor:
             return _loss(self.network, self.site, spaces, train.rows(rows), task, through=True)
 
         def score() -> tuple[float, float]:
             with torch.no_grad():
-                batches = validation.batches(batch)
+                batches = validation.batches(settings.batch)
                 told = [float(_loss(self.network, self.site, spaces, one, task)) * len(one) for one in batches]
             return sum(told) / len(validation), self._measured(spaces, validation, settings)["interchange"]
 
-        before = self._measured(spaces, held, settings)
-        key = json.dumps({"site": repr(self.site), "subspace": repr(spaces), "task": task, **asdict(settings)})
-        key = json.dumps(json.loads(key) | {"model": digest(*own.values()), "data": digest(train.labels)})
-        file = None if checkpoint is None else folder_of(checkpoint) / "model.safetensors"
-        with tqdm(total=-(-len(train) // batch) * epochs, desc="training", unit="step", disable=hidden(progress)) as bar:
-            state = trained(Job(own, len(train), loss, score), settings, file, key, bar.update)
-        self.model.zero_grad()
-        told = asdict(settings) | {"task": task}
-        return Induced(
-            variables=data.variables,
-            site=repr(self.site),
-            before=before,
-            after=self._measured(spaces, held, settings),
-            losses=np.array([state.losses, state.validation]).T,
-            examples={"train": len(train), "validation": len(validation), "test": len(held)},
-            settings={name: value for name, value in told.items() if name not in ("seed", "price")},
-            seed=seed,
-        )
+        return Job(own, len(train), loss, score)
 
     def _measured(self, spaces: Spaces, data: Examples, settings: Settings) -> dict[str, float]:
         found = accuracy(lambda batch: self.network.interchanged(self.site, spaces, batch), data, settings)

@@ -19,7 +19,7 @@ import fmr
 from analyzers import AlignmentSearch, CausalModel, Counterfactuals, InterchangeTraining
 
 OBJECTS, NUMBERS = 200, 4
-STEPS, BATCH = 4000, 1024
+STEPS, BATCH = 2000, 512
 
 
 def equality() -> CausalModel:
