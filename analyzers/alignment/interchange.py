@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +37,6 @@ class Swap:
     sources: fmr.Run
     places: Mapping[str, Tensor]
     random: torch.Generator | None = None
-    held: dict[int, Subspace] = field(default_factory=dict)
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         axes = context.axes

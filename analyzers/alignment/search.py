@@ -146,7 +146,8 @@ class AlignmentSearch(Method):
         >>> AlignmentSearch(network, equality, "first", halves).evaluate(equality.counterfactuals(200)).iia
         array([1.])
 
-        The arguments are those of `run`.
+        The arguments are those of `run`. Of several sites the best is chosen by the same data: that one's accuracy is the
+        largest of several.
         """
         settings = Settings(1, batch, seed=seed)
         return self._result(data, data, data, settings, lambda trial, name: (trial, State()), other, controls)
