@@ -137,7 +137,13 @@ def test_most_of_what_is_public_has_an_example() -> None:
     assert len(TESTS) > 50
 
 
-@pytest.mark.parametrize("name", TESTS)
+SLOW = ("analyzers.networks.", "analyzers.tracing.")
+"""Whose examples take many seconds each; `make test-all` runs them."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name.startswith(SLOW) else ()) for name in TESTS]
+)
 def test_an_example_prints_what_it_shows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     test = TESTS[name]
     source = "".join(example.source for example in test.examples)

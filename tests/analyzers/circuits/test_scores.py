@@ -59,7 +59,7 @@ def test_scores_are_exact_where_the_model_is_linear(steps: int) -> None:
         assert scores[writer, reader] == pytest.approx(1 - board.share(board.test(without)), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["joint", "grouped"])
+@pytest.mark.parametrize("name", ["joint", pytest.param("grouped", marks=pytest.mark.long)])
 def test_removal_is_the_greedy_search_by_hooks(name: str) -> None:
     shape, threshold = SHAPES[name](), 0.05
     board, hand = board_of(shape), ByHand(shape)

@@ -47,7 +47,7 @@ def test_a_twentieth_of_the_edges_carries_the_answer(found: Circuit) -> None:
     assert found.tests == 3 * 5
 
 
-@pytest.mark.parametrize("method", ["eap", "acdc"])
+@pytest.mark.parametrize("method", ["eap", pytest.param("acdc", marks=pytest.mark.long)])
 def test_the_other_methods_find_it_too(loaded: tuple[nn.Module, Any], method: Any) -> None:
     threshold = 0.03 if method == "acdc" else None
     other = CircuitSearch(*loaded).run(

@@ -268,6 +268,7 @@ def batches(loaded: tuple[nn.Module, Any], texts: list[str]) -> list[dict[str, T
     return [dict(loaded[1](texts[at : at + 8], return_tensors="pt", padding=True)) for at in range(0, len(texts), 8)]
 
 
+@pytest.mark.long
 def test_the_covariance_is_of_all_real_tokens_however_they_are_cut(loaded: tuple[nn.Module, Any], tmp_path: Path) -> None:
     model, tokenizer = loaded
     texts = TEXTS[::30]

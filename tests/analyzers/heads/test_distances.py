@@ -159,6 +159,7 @@ def test_how_a_model_lays_its_heads_out_changes_nothing(laid: str) -> None:
 # ---- batches and shards
 
 
+@pytest.mark.long
 def test_splitting_and_order_change_nothing() -> None:
     model, (whole,) = gpt2(), batches(5)
     rows = [{"input_ids": whole["input_ids"][n : n + 1]} for n in range(5)]
@@ -185,6 +186,7 @@ def test_padded_tokens_write_nothing_that_counts() -> None:
 # ---- several models
 
 
+@pytest.mark.long
 def test_two_copies_of_a_model_lie_on_one_another() -> None:
     both = HeadClustering({"before": gpt2(), "after": gpt2()}, distances=EVERY).over(batches(3))
     alone = HeadClustering(gpt2(), distances=EVERY).over(batches(3))

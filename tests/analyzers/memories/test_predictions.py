@@ -27,6 +27,7 @@ def test_one_memory_at_a_time_says_what_the_layer_says() -> None:
     assert composed.n_tokens == 30
 
 
+@pytest.mark.long
 def test_what_is_composed_equals_counting_by_hand(loaded: tuple[nn.Module, Any]) -> None:
     model, tokenizer = loaded
     composed = KeyValueMemories(model, tokenizer).run([FACT.prompt, "It rains"], seed=0)
