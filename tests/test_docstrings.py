@@ -89,7 +89,7 @@ def shared() -> dict[str, Any]:
         "decomposition": analyzers.ResidualDecomposition(model, tokenizer).run("Junel Dunoth grew up in"),
         "LogitLens": analyzers.LogitLens,
     }  # fmt: skip
-    labelled = [{**batch, "labels": batch["input_ids"] % 2} for batch in batches]
+    parities = [{**batch, "labels": batch["input_ids"] % 2} for batch in batches]
     equality, network = alignment_models.equality(), alignment_models.ByHand().eval()
     halves = {"wx": fmr.subspaces.Units(8, range(4)), "yz": fmr.subspaces.Units(8, range(4, 8))}
     interchanges = equality.counterfactuals(100)
@@ -97,7 +97,7 @@ def shared() -> dict[str, Any]:
     digits, images = fmr.zoo.load("digits-mlp").model, tasks.digits().test.inputs
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     return looked | {
-        "labelled": labelled, "probed": analyzers.Probe(model).over(labelled, progress=False).result(),
+        "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
         "digits": digits, "images": images, "club": club,
         "communities": analyzers.Modularity(digits, draws=3).run(images[:1], progress=False),
         "tracing": tracing, "traces": traces, "editing": editing, "edit": edit, "covariance": editing.known[0],

@@ -141,7 +141,7 @@ class Probe(Analyzer[Probed]):
     def result(self) -> Probed:
         """Fit the probes to what was counted so far, and test them.
 
-        >>> analyzers.Probe(model).over(labelled, progress=False).result().table()
+        >>> analyzers.Probe(model).over(parities, progress=False).result().table()
         """
         if not self.sample.seen:
             raise AnalyzerError("Nothing has been counted yet. Call update(batch) or over(batches) before result().")

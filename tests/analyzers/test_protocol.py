@@ -11,8 +11,9 @@ from torch import nn
 
 import analyzers
 import fmr
-from analyzers import AnalyzerError, HeadClustering, KeyValueMemories, LensTranslator, LogitLens, RankOneEdit
+from analyzers import AnalyzerError, CausalModel, HeadClustering, KeyValueMemories, LensTranslator, LogitLens, RankOneEdit
 from analyzers.protocol import Method
+from fmr.subspaces import Units
 from tests.models import build
 
 METHODS = [
@@ -32,10 +33,15 @@ class Words:
 WORDS = Words()
 
 
-def asked(method: type[Method], model: Any) -> Method:
-    """One of a method, with a tokenizer where it takes one."""
-    takes = list(inspect.signature(method.__init__).parameters)
-    return method(model, WORDS) if takes[2:3] == ["tokenizer"] else method(model)
+OTHERS = {"causal_model": CausalModel({"a": range(2)}, {"out": lambda a: a}), "site": "a", "subspace": Units(2, [0])}
+"""What some methods must be given beside a model."""
+
+
+def asked(method: type[Method], model: Any, tokenizer: Any = WORDS) -> Method:
+    """One of a method, with what it must be given, and a tokenizer where it takes one."""
+    takes = inspect.signature(method.__init__).parameters
+    given = {name: value for name, value in {**OTHERS, "tokenizer": tokenizer}.items() if name in takes}
+    return method(model, **given)
 
 
 def test_every_method_is_among_them() -> None:
@@ -49,7 +55,7 @@ def test_what_is_no_tokenizer_is_told_so(method: type[Method]) -> None:
     if "tokenizer" not in inspect.signature(method.__init__).parameters:
         return
     with pytest.raises(AnalyzerError, match=f"{method.__name__} got a dict for its tokenizer, expected what turns"):
-        method(nn.Linear(2, 2), {"vocab": 3})
+        asked(method, nn.Linear(2, 2), {"vocab": 3})
 
 
 @pytest.mark.parametrize("make", [KeyValueMemories, LensTranslator])
@@ -86,7 +92,8 @@ def test_one_of_several_models_that_is_none_is_told_so() -> None:
 @pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
 def test_a_method_says_what_it_is(method: type[Method]) -> None:
     assert re.fullmatch(
-        rf"{method.__name__}\(Linear(, Words)?\)(: nothing counted yet)?", repr(asked(method, nn.Linear(2, 2)))
+        rf"{method.__name__}\(Linear(, causal_model=.*, site='a', subspace=.*)?(, Words)?\)(: nothing counted yet)?",
+        repr(asked(method, nn.Linear(2, 2))),
     )
 
 
