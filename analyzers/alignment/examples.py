@@ -46,6 +46,12 @@ class Examples:
         return [self.rows(rows) for rows in torch.arange(len(self)).split(size)]
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it, in one order."""
+        inputs = (self.base, *self.sources.values(), self.interchanged)
+        return (*(value for one in inputs for value in one.values()), self.labels, self.base_labels)
+
+    @property
     def several(self) -> tuple[Inputs, dict[str, Tensor]]:
         """The inputs of all sources that are used, in one batch, and by variable where those of each row are in it."""
         parts, places, before = [], {}, 0
@@ -57,12 +63,8 @@ class Examples:
         return {key: torch.cat([part[key] for part in parts]) for key in self.base}, places
 
 
-def examples_of(data: Any, variables: Sequence[str], model: nn.Module, tokenizer: Any) -> Examples:
+def examples_of(data: Counterfactuals, variables: Sequence[str], model: nn.Module, tokenizer: Any) -> Examples:
     """Counterfactual data on the model's device, texts as tokens: of base and sources in one batch, padded alike."""
-    if not isinstance(data, Counterfactuals):
-        raise AnalyzerError(
-            f"The data are a {type(data).__name__}, expected Counterfactuals: causal_model.counterfactuals(1000, ['x'])."
-        )
     unknown = [name for name in data.variables if name not in variables]
     if unknown:
         raise AnalyzerError(
@@ -88,6 +90,15 @@ def examples_of(data: Any, variables: Sequence[str], model: nn.Module, tokenizer
         _check_shapes(by_name[""], by_name[name], name)
     which = dict(zip(data.variables, data.interchanged.T, strict=True))
     return Examples(by_name.pop(""), by_name, which, data.labels, data.base_labels)
+
+
+def check_data(*several: Any) -> None:
+    """Raise for what are no counterfactual data."""
+    for data in several:
+        if data is not None and not isinstance(data, Counterfactuals):
+            raise AnalyzerError(
+                f"The data are a {type(data).__name__}, expected Counterfactuals: causal_model.counterfactuals(1000, ['x'])."
+            )
 
 
 def check_lengths(data: Examples, site: Site) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,12 @@ from tqdm import tqdm
 
 from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.counterfactuals import Counterfactuals
-from analyzers.alignment.examples import Examples, check_lengths, examples_of
+from analyzers.alignment.examples import Examples, check_data, check_lengths, examples_of
 from analyzers.alignment.interchange import Network, Scores, Spaces
 from analyzers.alignment.parts import named_for, spaces_of
 from analyzers.alignment.search import VALIDATION, check_labels, folder_of, share_of, site_of
 from analyzers.alignment.training import Job, Settings, trained
-from analyzers.alignment.trial import accuracy, digest
+from analyzers.alignment.trial import accuracy, key_of
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, Method, check_eval
 from analyzers.results import Stored
@@ -135,6 +136,7 @@ class InterchangeTraining(Method):
         sources, too. All else is as for `AlignmentSearch.run`; the model ends as it was in the best epoch.
         """
         check_eval(self.model)
+        check_data(data, test)
         settings = Settings(epochs, batch, lr, patience, 0.0, seed)
         if isinstance(task, bool) or not isinstance(task, (int, float)) or not 0 <= task < float("inf"):
             raise AnalyzerError(f"task={task!r}: expected a number from 0 on, the weight of the task's own loss.")
@@ -144,16 +146,17 @@ class InterchangeTraining(Method):
         parts = [examples_of(one, names, self.model, self.tokenizer) for one in (*data.split(VALIDATION), test)]
         spaces = named_for(self.spaces, data.variables)
         check_labels(self.network, parts)
-        check_lengths(parts[0], self.site)
+        for part in parts:
+            check_lengths(part, self.site)
         job = self._job(spaces, parts[0], parts[1], settings, task)
         before = self._measured(spaces, parts[2], settings)
         told = {**asdict(settings), "task": task}
         key = {"site": repr(self.site), "subspace": repr(spaces), **told}
-        key |= {"model": digest(*job.parameters.values()), "data": digest(parts[0].labels)}
+        key |= key_of(self.network, spaces, parts[:2])
         file = None if checkpoint is None else folder_of(checkpoint) / "model.safetensors"
         with tqdm(total=-(-job.rows // batch) * epochs, desc="training", unit="step", disable=hidden(progress)) as bar:
-            state = trained(job, settings, file, json.dumps(key), bar.update)
-        self.model.zero_grad()
+            with _whole_or_not_at_all(job.parameters):
+                state = trained(job, settings, file, json.dumps(key), bar.update)
         return Induced(
             variables=data.variables,
             site=repr(self.site),
@@ -186,6 +189,24 @@ class InterchangeTraining(Method):
         found = accuracy(lambda batch: self.network.interchanged(self.site, spaces, batch), data, settings)
         plain = accuracy(lambda batch: self.network.plain(batch.base), data, settings, base=True)
         return {"interchange": found.all, "changed": found.changed, "task": plain.all}
+
+
+@contextmanager
+def _whole_or_not_at_all(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """A block after which weights are trained, or where it raised what they were; their gradients are the user's again."""
+    before = [(one, one.detach().clone(), one.grad) for one in parameters.values()]
+    try:
+        for one, _, _ in before:
+            one.grad = None
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for one, value, _ in before:
+                one.copy_(value)
+        raise
+    finally:
+        for one, _, grad in before:
+            one.grad = grad
 
 
 def _loss(network: Network, site: Site, spaces: Spaces, batch: Examples, task: float, through: bool = False) -> Tensor:

@@ -28,6 +28,11 @@ def spaces_of(given: Any) -> dict[str, Subspace]:
                 f"The subspace{f' of {name!r}' if name else ''} is {space!r}: expected one of fmr.subspaces, or one for "
                 f"each variable: {{'x': rotation[:4], 'y': rotation[4:]}}."
             )
+        if isinstance(space, Part) and space.places.dim() == 2:
+            raise AnalyzerError(
+                f"The subspace{f' of {name!r}' if name else ''}, {space!r}, has a row for each example. Expected one that "
+                "means the same in every example."
+            )
     if not spaces:
         raise AnalyzerError("subspace={}: expected a subspace for each variable, as {'x': rotation[:4], 'y': rotation[4:]}.")
     check_spaces(spaces)
@@ -37,6 +42,11 @@ def spaces_of(given: Any) -> dict[str, Subspace]:
 def whole(space: Subspace) -> Subspace:
     """The subspace that a part is of."""
     return whole(space.space) if isinstance(space, Part) else space
+
+
+def places(space: Part) -> Tensor:
+    """Which coordinates of the whole a part is."""
+    return places(space.space)[space.places] if isinstance(space.space, Part) else space.places
 
 
 def named_for(spaces: Spaces, variables: Sequence[str]) -> dict[str, Subspace]:
@@ -53,7 +63,8 @@ def named_for(spaces: Spaces, variables: Sequence[str]) -> dict[str, Subspace]:
 
 def parameters(spaces: Spaces) -> dict[str, nn.Parameter]:
     """What is trained in subspaces, each once."""
-    held = nn.ModuleList(one for one in dict.fromkeys(map(whole, spaces.values())) if isinstance(one, nn.Module))
+    learned = (Rotation, Mask, Boundless)
+    held = nn.ModuleList(one for one in dict.fromkeys(map(whole, spaces.values())) if isinstance(one, learned))
     return {name: one for name, one in held.named_parameters() if one.requires_grad}
 
 
@@ -79,7 +90,7 @@ def _sizes(spaces: Spaces) -> Iterator[tuple[str, int]]:
         held = whole(space)
         if isinstance(held, (Mask, Boundless)):
             inside = held.weights > 0.5
-            yield name, int((inside[space.places] if isinstance(space, Part) else inside).sum())
+            yield name, int((inside[places(space)] if isinstance(space, Part) else inside).sum())
         elif isinstance(size := getattr(space, "size", None), int):
             yield name, size
 
@@ -96,12 +107,18 @@ def random_like(spaces: Spaces, seed: int) -> dict[str, Subspace] | None:
         made = Units(width, order[:total].tolist())
     else:
         made = Rotation(width, min(total, width), seed + 1_000_003)
-    made.to(next((one.device for one in parameters(spaces).values()), torch.device("cpu"))).requires_grad_(False)
+    made.to(_device(spaces)).requires_grad_(False)
     found, before = {}, 0
     for name, size in many.items():
         found[name] = made[before : before + size]
         before += size
     return dict(found)
+
+
+def _device(spaces: Spaces) -> torch.device:
+    """Where the numbers of subspaces are."""
+    held = nn.ModuleList(one for one in map(whole, spaces.values()) if isinstance(one, nn.Module))
+    return next((one.device for one in (*held.parameters(), *held.buffers())), torch.device("cpu"))
 
 
 def check_spaces(spaces: Spaces) -> None:
@@ -121,7 +138,7 @@ def _overlap(one: Subspace, other: Subspace) -> str:
     """What two subspaces share, in words; empty for nothing."""
     wholes = [whole(part) for part in (one, other)]
     if wholes[0] is wholes[1]:
-        sets = [set(part.places.flatten().tolist()) if isinstance(part, Part) else None for part in (one, other)]
+        sets = [set(places(part).flatten().tolist()) if isinstance(part, Part) else None for part in (one, other)]
         both = [found if found is not None else set(range(wholes[0].size)) for found in sets]  # type: ignore[attr-defined]
         shared = sorted(both[0] & both[1])
         return f"coordinates {', '.join(map(str, shared[:8]))}" if shared else ""
@@ -139,7 +156,7 @@ def _directions(space: Subspace) -> Tensor | None:
     if not isinstance(whole(space), (Basis, Rotation, Units)):
         return None
     assert isinstance(space, (Part, Basis, Rotation, Units))
-    zero = torch.zeros(1, space.width)
-    moved = space.write(zero.expand(space.size, -1), space.read(zero) + torch.eye(space.size))
+    zero = torch.zeros(1, space.width, device=_device({"": space}))
+    moved = space.write(zero.expand(space.size, -1), space.read(zero) + torch.eye(space.size, device=zero.device))
     found: Tensor = (moved / moved.norm(dim=1, keepdim=True).clamp_min(1e-30)).T
     return found

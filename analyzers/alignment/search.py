@@ -19,7 +19,7 @@ from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.controls import controls as controls_of
 from analyzers.alignment.controls import mean
 from analyzers.alignment.counterfactuals import Counterfactuals
-from analyzers.alignment.examples import Examples, check_lengths, examples_of
+from analyzers.alignment.examples import Examples, check_data, check_lengths, examples_of
 from analyzers.alignment.interchange import Network, Scores
 from analyzers.alignment.parts import named_for, parameters, sizes, spaces_of
 from analyzers.alignment.training import Settings, State, frozen
@@ -113,6 +113,7 @@ class AlignmentSearch(Method):
         folder that is written to while this runs; the same call goes on from it, to the same numbers. progress: show a bar;
         None shows it on a terminal only.
         """
+        check_data(data, test)
         settings = Settings(epochs, batch, lr, patience, price, seed)
         if not parameters(self.spaces):
             return self.evaluate(data if test is None else test, other=other, controls=controls, batch=batch, seed=seed)
@@ -149,6 +150,7 @@ class AlignmentSearch(Method):
         The arguments are those of `run`. Of several sites the best is chosen by the same data: that one's accuracy is the
         largest of several.
         """
+        check_data(data)
         settings = Settings(1, batch, seed=seed)
         return self._result(data, data, data, settings, lambda trial, name: (trial, State()), other, controls)
 
@@ -169,8 +171,9 @@ class AlignmentSearch(Method):
         spaces = named_for(self.spaces, train.variables)
         with frozen(self.model):
             check_labels(self.network, parts)
-            for _, _, site in self.sites:
-                check_lengths(parts[0], site)
+            for site in (*(one for *_, one in self.sites), *(site_of(one) for one in (other,) if one is not None)):
+                for part in parts:
+                    check_lengths(part, site)
             plain = [accuracy(self._plain, parts[2], settings, base) for base in (False, True)]
             starts = [Trial(self.network, site, spaces, parts[0], parts[1], settings) for *_, site in self.sites]
             fitted = [fit(trial, f"site {number}") for number, trial in enumerate(starts)]
@@ -225,8 +228,11 @@ def check_labels(network: Network, parts: Sequence[Examples]) -> None:
 
 
 def site_of(given: Any) -> Site:
-    """A site, or an ID, node or path as one."""
-    return given if isinstance(given, Site) else Site(id_of(given))
+    """A site, or an ID, node or path as one; it means the same in every example."""
+    found = given if isinstance(given, Site) else Site(id_of(given))
+    if found.examples is not None or found.passes is not None:
+        raise AnalyzerError(f"{found!r} selects examples or passes. Expected a site that means the same in every example.")
+    return found
 
 
 def sites_of(given: Any) -> list[tuple[str, str, Site]]:
@@ -241,9 +247,6 @@ def sites_of(given: Any) -> list[tuple[str, str, Site]]:
         raise AnalyzerError(
             f"site={given!r}: expected a site, or several, as [layer.resid_post for layer in structure.layers]."
         )
-    odd = next((site for *_, site in found if site.examples is not None or site.passes is not None), None)
-    if odd is not None:
-        raise AnalyzerError(f"{odd!r} selects examples or passes. Expected a site that means the same in every example.")
     return found
 
 

@@ -91,13 +91,21 @@ def trained(job: Job, settings: Settings, file: Path | None, key: str, tick: Cal
     while state.step < steps and not state.done:
         epoch, place = divmod(state.step, per_epoch)
         if not place or not len(order):
-            order = torch.randperm(job.rows, generator=torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch))
+            order = torch.randperm(
+                job.rows, generator=torch.Generator().manual_seed((settings.seed * 1_000_003 + epoch) % 2**63)
+            )
         rows = order[place * settings.batch : (place + 1) * settings.batch]
         job.anneal(state.step / steps)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * (1 - state.step / steps)
         optimizer.zero_grad()
-        loss = job.loss(rows)
+        with torch.enable_grad():
+            loss = job.loss(rows)
+        if not loss.requires_grad:
+            raise AnalyzerError(
+                "No gradient flows from the scores to what is trained. Expected a site on the way to the output, a model "
+                "that does not detach it, and a subspace that is not hard yet (temperature above 0)."
+            )
         loss.backward()
         optimizer.step()
         state.step, state.summed = state.step + 1, state.summed + float(loss.detach()) * len(rows)

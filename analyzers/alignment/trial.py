@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 
 from analyzers.alignment.examples import Examples
 from analyzers.alignment.interchange import Network, Spaces
-from analyzers.alignment.parts import annealed, parameters, tempered
+from analyzers.alignment.parts import annealed, parameters, tempered, whole
 from analyzers.alignment.training import Job, Settings, State, trained
+from analyzers.protocol import AnalyzerError
 from fmr.ids import Site
+
+MOST = 1 << 16
+"""Of a tensor with more numbers than these, only so many are read to know it again."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,7 @@ class Trial:
         """What says whether a checkpoint is one of this trial."""
         told: dict[str, Any] = {"trial": named, "site": repr(self.site), "subspace": repr(dict(self.spaces))}
         told |= asdict(self.settings)
-        told["start"] = digest(*(one for one in parameters(self.spaces).values()))
-        told["model"] = digest(*self.network.model.parameters())
-        told["data"] = digest(self.train.labels, *self.train.base.values(), *self.train.interchanged.values())
+        told |= key_of(self.network, self.spaces, (self.train, self.validation))
         return json.dumps(told)
 
 
@@ -90,6 +93,10 @@ def accuracy(scores: Callable[[Examples], Tensor], data: Examples, settings: Set
     with torch.no_grad():
         for batch in data.batches(settings.batch):
             found = scores(batch).float()
+            if bool(found.isnan().any()):
+                raise AnalyzerError(
+                    "The scores of labels hold NaN. Expected numbers: a model that gives them, and logits= too."
+                )
             labels = (batch.base_labels if base else batch.labels).to(found.device)
             right.append((found.argmax(-1) == labels).cpu())
             losses.append(nn.functional.cross_entropy(found, labels, reduction="none").cpu())
@@ -98,10 +105,27 @@ def accuracy(scores: Callable[[Examples], Tensor], data: Examples, settings: Set
     return Accuracy(float(hits.mean()), some, float(torch.cat(losses).mean()))
 
 
+def key_of(network: Network, spaces: Spaces, parts: Sequence[Examples]) -> dict[str, Any]:
+    """What tells one training from another: the model, how its answers are read, the subspaces as they begin, the data."""
+    modules = [one for one in dict.fromkeys(map(whole, spaces.values())) if isinstance(one, nn.Module)]
+    with torch.no_grad():
+        said = network.plain(parts[0].rows(torch.arange(min(2, len(parts[0])))).base)
+    return {
+        "start": digest(*(value for one in modules for value in one.state_dict().values())),
+        "temperature": [one.temperature for one in tempered(spaces)],
+        "model": digest(*network.model.parameters(), *network.model.buffers()),
+        "logits": digest(said),
+        "data": digest(*(value for part in parts for value in part.tensors)),
+    }
+
+
 def digest(*tensors: Tensor) -> str:
-    """A short name for some of the numbers of tensors."""
+    """A short name for numbers of tensors: all of those of few, of the others some in every row and column."""
     found = hashlib.blake2b(digest_size=8)
     for one in tensors:
         flat = one.detach().flatten()
-        found.update(f"{tuple(one.shape)}".encode() + flat[:: max(1, len(flat) // 4096)].double().cpu().numpy().tobytes())
+        step = max(1, len(flat) // MOST)
+        while any(math.gcd(step, size) > 1 for size in one.shape):
+            step += 1
+        found.update(f"{tuple(one.shape)} {one.dtype}".encode() + flat[::step].double().cpu().numpy().tobytes())
     return found.hexdigest()

@@ -134,6 +134,11 @@ class Probe(Analyzer[Probed]):
             )
         if self.sites and self.sites != other.sites:
             raise AnalyzerError(f"merge of sites {', '.join(self.sites)} with {', '.join(other.sites)}. {_ONE}")
+        parts = [one.parts[0].vectors if one.parts else {} for one in (self.sample, other.sample)]
+        for name in parts[0].keys() & parts[1].keys():
+            ours, theirs = (part[name].shape[1] for part in parts)
+            if ours != theirs:
+                raise AnalyzerError(f"merge of {name!r} with {ours} numbers and with {theirs}: expected as many. {_ONE}")
         self.sites, self.by_token = other.sites, other.by_token
         self.sample.merge(other.sample)
         return self

@@ -43,6 +43,13 @@ def opened(batch: Batch, labels: str, types: str | None, model: nn.Module, token
         (value for value in inputs.values() if isinstance(value, list) and value and isinstance(value[0], str)), None
     )
     given = prompts(inputs if texts is None else texts, model, tokenizer)
+    mask = given.inputs.get("attention_mask")
+    padding = mask.to(found.device) == 0 if isinstance(mask, Tensor) and mask.shape == found.shape else None
+    if texts is not None and padding is not None and bool(((found != NONE) & padding).any()):
+        raise AnalyzerError(
+            f"{labels!r} has a label on padding: texts are padded in front. Expected {NONE} there, and behind it as many "
+            "labels as tokens."
+        )
     for name, one in ((labels, found), (types, kinds)):
         if one is not None and (one.dim() not in (1, 2) or len(one) != len(given)):
             raise AnalyzerError(
@@ -143,9 +150,15 @@ def _real(given: Prompts, labels: Tensor) -> Tensor:
 
 def _tokens(given: Prompts, labels: Tensor) -> Hashes:
     """What stands at each position: its token."""
-    ids = (given.inputs.get(name) for name in ("decoder_input_ids", "input_ids", *given.inputs))
+    others = (name for name in given.inputs if not name.endswith("mask") and name not in ("position_ids", "token_type_ids"))
+    ids = (given.inputs.get(name) for name in ("decoder_input_ids", "input_ids", *others))
     fits = (one for one in ids if isinstance(one, Tensor) and one.dim() > 1 and one.shape[:2] == labels.shape)
-    return by_position(next(fits))
+    if (found := next(fits, None)) is None:
+        raise AnalyzerError(
+            f"No input holds one thing for each of {labels.shape[1]} positions, so that what is labelled has no type. "
+            "Expected types=, a key of the batch with the type of each."
+        )
+    return by_position(found)
 
 
 def vectors(run: Run, site: Site, position: int, by_token: bool, examples: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Interchange training moves variables to where they are wanted, and the task is not lost."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,15 @@ def test_what_cannot_be_trained_is_refused() -> None:
     fixed.model.requires_grad_(False)
     with pytest.raises(AnalyzerError, match=r"No weight of the model takes a gradient. Expected some: model.requires_grad_"):
         fixed.run(data)
+
+
+def test_a_training_that_fails_leaves_the_model_as_it_was() -> None:
+    data, one = planted().counterfactuals(60, encode=one_hot), training()
+    before = copy.deepcopy(one.model.state_dict())
+    gradient = torch.ones_like(one.model.out.weight)
+    one.model.out.weight.grad = gradient
+    with pytest.raises(AnalyzerError, match=r"The loss is .*Expected a finite one: lr= below 1e\+30"):
+        one.run(data, epochs=3, batch=16, lr=1e30, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+    assert one.model.out.weight.grad is gradient
+    assert one.model.hidden.weight.grad is None

@@ -339,3 +339,52 @@ def test_sources_of_other_lengths_are_refused_where_all_positions_are_meant() ->
         search.evaluate(other)
     last = AlignmentSearch(model, causal, fmr.Site(site).at(positions=-1), space, tokenizer=tokenizer)
     assert last.evaluate(other, controls=False).iia.shape == (1,)
+
+
+def test_a_checkpoint_says_all_that_it_was_made_with(tmp_path: Path) -> None:
+    given = data(60)
+    settings: dict[str, Any] = {"epochs": 1, "checkpoint": tmp_path, "progress": False, "controls": False}
+
+    def search(one: Counterfactuals = given, temperature: float = 1.0, **others: Any) -> None:
+        AlignmentSearch(network(), planted(), SITE, subspaces.Boundless(8, temperature), **others).run(one, **settings)
+
+    search()
+    search()
+    other = replace(given, sources={"x": given.sources["x"].roll(1, 0)})
+    for change, told in (
+        (lambda: search(temperature=50.0), "temperature"),
+        (lambda: search(other), "data"),
+        (lambda: search(logits=lambda out: 2 * out), "logits"),
+    ):
+        with pytest.raises(AnalyzerError, match=f"is a checkpoint of something else: {told} was"):
+            change()
+
+
+def test_parts_of_parts_are_told_apart_by_what_they_are_of_the_whole() -> None:
+    rotation = subspaces.Rotation(8)
+    AlignmentSearch(network(), planted(), SITE, {"x": rotation[4:][:2], "y": rotation[:2]})
+    with pytest.raises(AnalyzerError, match=r"overlap: coordinates 4, 5"):
+        AlignmentSearch(network(), planted(), SITE, {"x": rotation[4:][:2], "y": rotation[4:6]})
+    with pytest.raises(
+        AnalyzerError, match=r"has a row for each example. Expected one that means the same in every example"
+    ):
+        AlignmentSearch(network(), planted(), SITE, rotation[[[0, 1], [2, 3]]])
+
+
+def test_an_autoencoder_is_tested_and_not_trained() -> None:
+    encoder = torch.nn.Linear(8, 8)
+    latents = subspaces.Latents(encoder, torch.nn.Linear(8, 8), 8, 8, module=encoder)
+    found = AlignmentSearch(network(), planted(), SITE, latents[:4]).run(data(40), controls=False, progress=False)
+    assert not len(found.losses)
+    assert encoder.weight.grad is None
+
+
+def test_what_gives_no_numbers_or_no_gradient_is_refused() -> None:
+    with pytest.raises(AnalyzerError, match=r"The scores of labels hold NaN. Expected numbers"):
+        AlignmentSearch(network(), planted(), SITE, subspaces.Units(8, [0]), logits=lambda out: out * float("nan")).evaluate(
+            data(20)
+        )
+    hard = subspaces.Mask(8, temperature=0.0)
+    refused(r"No gradient flows from the scores to what is trained. .*not hard yet \(temperature above 0\)", hard)
+    refused(r"The data are a dict, expected Counterfactuals: causal_model.counterfactuals", given={"a": 1})
+    refused(r"selects examples or passes. Expected a site that means the same", other=SITE.at(examples=[0]))
