@@ -464,3 +464,25 @@ def test_a_trained_network_tells_a_variable_where_it_has_no_more_use_for_it() ->
         changed[site] = float((now != said).double().mean())
     assert changed["/relu#0"] > 0.15
     assert changed["/relu#2"] < 0.02
+
+
+def test_merging_probes_of_other_widths_is_refused_and_changes_nothing() -> None:
+    ones = [Probe(nn.Linear(4, wide).eval(), sites="/linear#0").update({"input": torch.randn(20, 4), "labels": [0, 1] * 10})
+            for wide in (3, 5)]  # fmt: skip
+    with pytest.raises(AnalyzerError, match=r"merge of '/linear#0' with 3 numbers and with 5: expected as many"):
+        ones[0].merge(ones[1])
+    assert ones[0].counted == "20 examples"
+
+
+def test_what_is_labelled_by_token_has_a_type_that_is_no_mask() -> None:
+    class Embedded(nn.Module):
+        def forward(self, attention_mask: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
+            return inputs_embeds * 1.5
+
+    mask, vectors = torch.ones(20, 3).long(), torch.randn(20, 3, 4)
+    batch = {"attention_mask": mask, "inputs_embeds": vectors, "labels": torch.randint(2, (20, 3))}
+    assert Probe(Embedded().eval(), sites="/mul#0").update(batch).result().types > 1
+    with pytest.raises(AnalyzerError, match=r"No input holds one thing for each of 3 positions.*Expected types="):
+        Probe(nn.Unflatten(1, (3, 4)).eval(), sites="/unflatten#0").update(
+            {"input": torch.randn(20, 12), "labels": torch.randint(2, (20, 3))}
+        )
