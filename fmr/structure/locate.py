@@ -196,7 +196,6 @@ class _Search:
         for softmax in (one for one in values if one.kind == "softmax" or (one.kind, one.node.op) == ("weight", "softmax")):
             answer = self._tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
             yield from [answer] if answer is not None else []
-        values = self._tried(self.end, "attention", lambda: form_of(graph).values, nothing)
         yield from (Rejected(one.id, "attention", _OF_WEIGHTS) for one in values if one.node.op == "softmax" != one.kind)
         yield from self._tried(self.end, "attention", lambda: list(undivided(graph)), nothing)
         yield from self._tried(self.end, "attention", lambda: list(unsoftened(graph, self.sums)), nothing)
