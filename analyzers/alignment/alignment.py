@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,10 +119,11 @@ class Alignment(Stored):
         >>> bool((analyzers.Alignment.load("wx").iia == alignment.iia).all())
         True
         """
-        if not Path(path).is_dir():
-            raise AnalyzerError(f"{os.fspath(path)} is no folder. Expected what alignment.save(path) wrote.")
-        found = super().load(Path(path) / NUMBERS)
-        object.__setattr__(found, "intervention", fmr.Intervention.load(Path(path) / TRAINED))
+        folder = named(path)
+        if not folder.is_dir():
+            raise AnalyzerError(f"{folder} is no folder. Expected what alignment.save(path) wrote.")
+        found = super().load(folder / NUMBERS)
+        object.__setattr__(found, "intervention", fmr.Intervention.load(folder / TRAINED))
         return found
 
     def __repr__(self) -> str:

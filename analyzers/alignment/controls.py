@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from analyzers.alignment.examples import Examples
-from analyzers.alignment.interchange import Network
 from analyzers.alignment.parts import parameters, random_like
 from analyzers.alignment.training import State
 from analyzers.alignment.trial import Accuracy, Trial
@@ -41,8 +40,9 @@ def controls(start: Trial, found: Trial, test: Examples, other: Site | None, fit
         order = torch.randperm(len(start.train), generator=torch.Generator().manual_seed(seed))
         shuffled = replace(start.train, labels=start.train.labels[order])
         yield "shuffled labels", fit(replace(start, train=shuffled), "shuffled labels")[0].accuracy(test)
-    network = Network(untrained(start.network.model, seed), start.network.scores)
-    yield "untrained model", fit(replace(start, network=network), "untrained model")[0].accuracy(test)
+    with untrained(start.network.model, seed):
+        without = fit(start, "untrained model")[0].accuracy(test)
+    yield "untrained model", without
 
 
 def mean(several: Sequence[Accuracy]) -> Accuracy:
@@ -51,11 +51,17 @@ def mean(several: Sequence[Accuracy]) -> Accuracy:
     return Accuracy(*map(float, told))
 
 
-def untrained(model: nn.Module, seed: int) -> nn.Module:
-    """A copy of a model that has learned nothing: the numbers of each parameter stand in another order."""
-    made, draw = copy.deepcopy(model), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for one in made.parameters():
-            order = torch.randperm(one.numel(), generator=draw).to(one.device)
-            one.copy_(one.flatten()[order].reshape(one.shape))
-    return made
+@contextmanager
+def untrained(model: nn.Module, seed: int) -> Iterator[None]:
+    """A block in which a model has learned nothing: the numbers of each parameter stand in another order."""
+    draw, before = torch.Generator().manual_seed(seed), [(one, one.detach().clone()) for one in model.parameters()]
+    try:
+        with torch.no_grad():
+            for one, value in before:
+                order = torch.randperm(one.numel(), generator=draw).to(one.device)
+                one.copy_(value.flatten()[order].reshape(one.shape))
+        yield
+    finally:
+        with torch.no_grad():
+            for one, value in before:
+                one.copy_(value)

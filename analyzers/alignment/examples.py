@@ -84,6 +84,12 @@ def examples_of(data: Counterfactuals, variables: Sequence[str], model: nn.Modul
     else:
         device = next((one.device for one in model.parameters()), torch.device("cpu"))
         maps = [one if isinstance(one, Mapping) else {"": one} for one in given]
+        for key, value in ((key, value) for one in maps for key, value in one.items()):
+            if not isinstance(value, Tensor):
+                raise AnalyzerError(
+                    f"encode= returns {key or 'inputs'!r} as a {type(value).__name__}. Expected tensors by name, as a "
+                    "tokenizer returns them, or one text for each setting and nothing else."
+                )
         named = [{key: value.to(device) for key, value in one.items()} for one in maps]
     by_name = dict(zip(names, named, strict=True))
     for name in data.variables:

@@ -16,14 +16,15 @@ from tqdm import tqdm
 
 from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.counterfactuals import Counterfactuals
-from analyzers.alignment.examples import Examples, check_data, check_lengths, examples_of
+from analyzers.alignment.examples import Examples, check_data
 from analyzers.alignment.interchange import Network, Scores, Spaces
-from analyzers.alignment.parts import named_for, spaces_of
-from analyzers.alignment.search import VALIDATION, check_labels, folder_of, share_of, site_of
+from analyzers.alignment.opening import check_causal, folder_of, opened, share_of, site_of
+from analyzers.alignment.parts import spaces_of
+from analyzers.alignment.search import VALIDATION
 from analyzers.alignment.training import Job, Settings, trained
 from analyzers.alignment.trial import accuracy, key_of
 from analyzers.numbers.embed import Floats
-from analyzers.protocol import AnalyzerError, Method, check_eval
+from analyzers.protocol import AnalyzerError, Method
 from analyzers.results import Stored
 from fmr.errors import number_of
 from fmr.ids import Site
@@ -108,6 +109,7 @@ class InterchangeTraining(Method):
         tokenizer: Any = None,
         logits: Scores | None = None,
     ) -> None:
+        check_causal(causal_model)
         self.model, self.causal_model, self.tokenizer = model, causal_model, tokenizer
         self.site, self.spaces, self.network = site_of(site), spaces_of(subspace), Network(model, logits)
 
@@ -135,19 +137,13 @@ class InterchangeTraining(Method):
         task: how much the loss on bases without an interchange counts, beside that with one. Gradients flow through the
         sources, too. All else is as for `AlignmentSearch.run`; the model ends as it was in the best epoch.
         """
-        check_eval(self.model)
         check_data(data, test)
         settings = Settings(epochs, batch, lr, patience, 0.0, seed)
         if isinstance(task, bool) or not isinstance(task, (int, float)) or not 0 <= task < float("inf"):
             raise AnalyzerError(f"task={task!r}: expected a number from 0 on, the weight of the task's own loss.")
         if test is None:
             data, test = data.split(1 - share_of(held_out))
-        names = tuple(self.spaces) if "" not in self.spaces else data.variables
-        parts = [examples_of(one, names, self.model, self.tokenizer) for one in (*data.split(VALIDATION), test)]
-        spaces = named_for(self.spaces, data.variables)
-        check_labels(self.network, parts)
-        for part in parts:
-            check_lengths(part, self.site)
+        parts, spaces = opened(self.network, (*data.split(VALIDATION), test), self.spaces, [self.site], self.tokenizer)
         job = self._job(spaces, parts[0], parts[1], settings, task)
         before = self._measured(spaces, parts[2], settings)
         told = {**asdict(settings), "task": task}

@@ -15,7 +15,7 @@ from analyzers.protocol import AnalyzerError
 from fmr.edits.values import Context, uncast
 from fmr.ids import Site
 from fmr.subspaces import Part, Subspace
-from fmr.subspaces.space import Space
+from fmr.subspaces.space import Chosen, Space
 from fmr.sweeps.metrics import logits_of
 
 Spaces = Mapping[str, Subspace]
@@ -40,54 +40,33 @@ class Swap:
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         axes = context.axes
-        units = axes.index("units") - value.dim() if "units" in axes else -1
+        units = axes.index("units") if "units" in axes else value.dim() - 1
         rows = axes.index("examples") if "examples" in axes else 0
         with uncast(value):
-            before = value.movedim(units, -1)
-            after = before
-            for name in self.places:
-                _check_width(self.spaces[name], before, context.site)
-            for whole, several in self._grouped():
-                after = self._written(whole, several, after, context, units, rows)
+            before = value.movedim((rows, units), (0, -1))
+            self._check(before, context, tuple(value.shape))
+            after, made = before, dict[int, Subspace]()
+            for name, places in self.places.items():
+                here, there = self._rows(places, context)
+                if len(here):
+                    space, here = _now(self.spaces[name], made), here.to(value.device)
+                    taken = self._taken(context, there, rows).movedim((rows, units), (0, -1))
+                    written = space.write(after[here], space.read(taken))
+                    after = after.index_copy(0, here, written.to(after.dtype))
             if self.random is not None:
                 after = before + self._placebo(after - before)
-            return after.movedim(-1, units).to(value.dtype)
+            return after.movedim((0, -1), (rows, units)).to(value.dtype)
 
-    def _grouped(self) -> list[tuple[Subspace, dict[str, Tensor | None]]]:
-        """Each subspace as it is now, with the variables in it and the coordinates of each, None for all."""
-        found: dict[int, tuple[Subspace, dict[str, Tensor | None]]] = {}
+    def _check(self, value: Tensor, context: Context, shape: tuple[int, ...]) -> None:
+        """Raise where a value has no vector of the subspaces' width for each example."""
         for name in self.places:
-            space = self.spaces[name]
-            whole, index = (space.space, space.places) if isinstance(space, Part) else (space, None)
-            if id(whole) not in found:
-                found[id(whole)] = whole.now() if isinstance(whole, Space) else whole, {}
-            found[id(whole)][1][name] = index
-        return list(found.values())
-
-    def _written(
-        self,
-        space: Subspace,
-        several: Mapping[str, Tensor | None],
-        value: Tensor,
-        context: Context,
-        units: int,
-        rows: int,
-    ) -> Tensor:
-        """The value with the coordinates of the variables in one subspace."""
-        coordinates = space.read(value)
-        for name, index in several.items():
-            here, there = self._rows(self.places[name], context)
-            if not len(here):
-                continue
-            taken = self._taken(context, there, rows).movedim(units, -1)
-            whole = value.index_copy(rows, here.to(value.device), taken.to(value.dtype))
-            read = space.read(whole)
-            if index is not None:
-                chosen = torch.zeros(read.shape[-1], dtype=torch.bool, device=read.device)
-                chosen[index.to(read.device)] = True
-                read = torch.where(chosen, read, coordinates)
-            coordinates = read
-        return space.write(value, coordinates)
+            _check_width(self.spaces[name], value, context.site)
+        many = len(next(iter(self.places.values())) if context.examples is None else context.examples)
+        if len(value) != many:
+            raise AnalyzerError(
+                f"{context.site!r} holds shape {shape}, with axes {context.axes}, and the batch has {many} examples. "
+                f"Expected these in a dimension; where it is another, name all: fmr.Site({str(context.id)!r}, layout=(...))."
+            )
 
     def _rows(self, places: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Which of the examples here take something, and from which rows."""
@@ -110,6 +89,14 @@ class Swap:
         return drawn * lengths
 
 
+def _now(space: Subspace, made: dict[int, Subspace]) -> Subspace:
+    """A subspace as its parameters make it now, which is made once for all of its parts."""
+    whole = space.space if isinstance(space, Part) else space
+    if id(whole) not in made:
+        made[id(whole)] = whole.now() if isinstance(whole, Space) else whole
+    return Chosen(made[id(whole)], space.places) if isinstance(space, Part) else made[id(whole)]
+
+
 def _check_width(space: Subspace, value: Tensor, site: Site) -> None:
     width = getattr(space, "width", value.shape[-1])
     if width != value.shape[-1]:
@@ -125,6 +112,12 @@ class Network:
 
     model: nn.Module
     scores: Scores | None = None
+
+    def __post_init__(self) -> None:
+        if self.scores is not None and not callable(self.scores):
+            raise AnalyzerError(
+                f"logits={self.scores!r}: expected a function of what the model returns: logits=lambda output: output[0]."
+            )
 
     def plain(self, inputs: Inputs) -> Tensor:
         """The scores of labels without an interchange."""
@@ -157,11 +150,12 @@ class Network:
             if found.dim() == 3:
                 found = found[torch.arange(len(found), device=found.device), _last(inputs, found)]
         many = len(next(iter(inputs.values())))
-        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != many:
+        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != many or not found.is_floating_point():
             told = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            whole = f" of {found.dtype}" if isinstance(found, Tensor) and not found.is_floating_point() else ""
             raise AnalyzerError(
-                f"The scores of labels have {told}, expected ({many}, labels): one for each example and label. Say how they "
-                "are read: logits=lambda output: ..."
+                f"The scores of labels have {told}{whole}, expected ({many}, labels): one for each example and label, with "
+                "fractions. Say how they are read: logits=lambda output: ..."
             )
         return found
 

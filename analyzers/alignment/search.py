@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,16 @@ from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.controls import controls as controls_of
 from analyzers.alignment.controls import mean
 from analyzers.alignment.counterfactuals import Counterfactuals
-from analyzers.alignment.examples import Examples, check_data, check_lengths, examples_of
+from analyzers.alignment.examples import Examples, check_data
 from analyzers.alignment.interchange import Network, Scores
-from analyzers.alignment.parts import named_for, parameters, sizes, spaces_of
+from analyzers.alignment.opening import Sites, check_causal, folder_of, opened, share_of, site_of, sites_of
+from analyzers.alignment.parts import parameters, sizes, spaces_of
 from analyzers.alignment.training import Settings, State, frozen
 from analyzers.alignment.trial import Accuracy, Trial, accuracy
-from analyzers.protocol import AnalyzerError, Method, check_eval
-from fmr.disk.files import named
-from fmr.ids import Site
-from fmr.nodes import Key, id_of
+from analyzers.protocol import Method
+from fmr.nodes import Key
 from fmr.subspaces import Subspace
 from fmr.sweeps.bars import hidden
-
-Sites = Key | Sequence[Key] | Mapping[Any, Key]
 
 Fit = Callable[[Trial, str], tuple[Trial, State]]
 """Trains a trial of a name."""
@@ -71,8 +67,7 @@ class AlignmentSearch(Method):
         logits: Scores | None = None,
     ) -> None:
         self.model, self.causal_model, self.tokenizer = model, causal_model, tokenizer
-        if not isinstance(causal_model, CausalModel):
-            raise AnalyzerError(f"causal_model is a {type(causal_model).__name__}, expected an analyzers.CausalModel.")
+        check_causal(causal_model)
         self.sites, self.spaces = sites_of(site), spaces_of(subspace)
         for name in self.spaces:
             if name:
@@ -165,15 +160,10 @@ class AlignmentSearch(Method):
         controls: bool,
     ) -> Alignment:
         """Every site, then the controls at the best."""
-        check_eval(self.model)
-        names = tuple(self.spaces) if "" not in self.spaces else train.variables
-        parts = [examples_of(one, names, self.model, self.tokenizer) for one in (train, validation, test)]
-        spaces = named_for(self.spaces, train.variables)
+        elsewhere = None if other is None else site_of(other)
+        sites = [site for *_, site in self.sites] + ([] if elsewhere is None else [elsewhere])
         with frozen(self.model):
-            check_labels(self.network, parts)
-            for site in (*(one for *_, one in self.sites), *(site_of(one) for one in (other,) if one is not None)):
-                for part in parts:
-                    check_lengths(part, site)
+            parts, spaces = opened(self.network, (train, validation, test), self.spaces, sites, self.tokenizer)
             plain = [accuracy(self._plain, parts[2], settings, base) for base in (False, True)]
             starts = [Trial(self.network, site, spaces, parts[0], parts[1], settings) for *_, site in self.sites]
             fitted = [fit(trial, f"site {number}") for number, trial in enumerate(starts)]
@@ -182,8 +172,8 @@ class AlignmentSearch(Method):
             found = [trial.accuracy(parts[2]) for trial, _ in fitted]
             beside: dict[str, Accuracy] = {}
             if controls:
-                elsewhere = None if other is None or len(fitted) > 1 else site_of(other)
-                beside = dict(controls_of(starts[best], fitted[best][0], parts[2], elsewhere, fit))
+                one = elsewhere if len(fitted) == 1 else None
+                beside = dict(controls_of(starts[best], fitted[best][0], parts[2], one, fit))
                 if len(found) > 1:
                     rest = [one for number, one in enumerate(found) if number != best]
                     beside["another site"] = mean(rest)
@@ -214,66 +204,8 @@ class AlignmentSearch(Method):
         return self.network.plain(batch.base)
 
 
-def check_labels(network: Network, parts: Sequence[Examples]) -> None:
-    """Raise for labels of which the network has no score."""
-    with torch.no_grad():
-        many = network.plain(parts[-1].rows(torch.arange(1)).base).shape[-1]
-    both = torch.cat([one for part in parts for one in (part.labels, part.base_labels)])
-    odd = int(both.max()) if int(both.max()) >= many else int(both.min())
-    if not 0 <= odd < many:
-        raise AnalyzerError(
-            f"The data have the label {odd}, and the network scores {many} labels. Expected 0 to {many - 1}: say which they "
-            "are, counterfactuals(..., label=...), or how scores are read, logits=."
-        )
-
-
-def site_of(given: Any) -> Site:
-    """A site, or an ID, node or path as one; it means the same in every example."""
-    found = given if isinstance(given, Site) else Site(id_of(given))
-    if found.examples is not None or found.passes is not None:
-        raise AnalyzerError(f"{found!r} selects examples or passes. Expected a site that means the same in every example.")
-    return found
-
-
-def sites_of(given: Any) -> list[tuple[str, str, Site]]:
-    """Sites, each with the row and the column that it has in a map."""
-    if isinstance(given, Mapping):
-        named = [((name if isinstance(name, tuple) else (name, "")), site_of(site)) for name, site in given.items()]
-        found = [(str(row), str(column), site) for (row, column), site in named]
-    else:
-        several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-        found = [(str(site.id), _selected(site), site) for site in map(site_of, several)]
-    if not found:
-        raise AnalyzerError(
-            f"site={given!r}: expected a site, or several, as [layer.resid_post for layer in structure.layers]."
-        )
-    return found
-
-
-def _selected(site: Site) -> str:
-    """What a site selects, in words."""
-    names = ("positions", "heads", "units")
-    return ", ".join(f"{name} {getattr(site, name)}" for name in names if getattr(site, name) is not None)
-
-
 def _intervention(trial: Trial) -> fmr.Intervention:
     """What was found as an intervention, with the variables for the names of its sources."""
     return fmr.Intervention(
         {trial.site: [fmr.edits.Interchange(name, within=space) for name, space in trial.spaces.items()]}
     )
-
-
-def share_of(held_out: Any) -> float:
-    """The share of the data that is held out, checked."""
-    if isinstance(held_out, bool) or not isinstance(held_out, (int, float)) or not 0 < held_out < 1:
-        raise AnalyzerError(
-            f"held_out={held_out!r}: expected a share of the data between 0 and 1, as 0.2, or test=, examples of their own."
-        )
-    return float(held_out)
-
-
-def folder_of(given: str | os.PathLike[str]) -> Path:
-    """A folder for checkpoints, made where there is none."""
-    place = named(given)
-    place.mkdir(parents=True, exist_ok=True)
-    return place

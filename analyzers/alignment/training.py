@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from torch import Tensor, nn
 
 from analyzers.protocol import AnalyzerError, check_counts
 from fmr.disk.files import write_whole
+from fmr.errors import whole_number
 
 BETWEEN = 10.0
 """After so many seconds a checkpoint is written again, and after each epoch."""
+
+LARGEST = 1 << 62
+"""The largest seed: others are made of it by adding."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,14 @@ class Settings:
         check_counts(1, epochs=self.epochs, batch=self.batch, patience=1 if self.patience is None else self.patience)
         check_counts(0, seed=self.seed)
         for name, value, least in (("lr", self.lr, "above 0"), ("price", self.price, "from 0 on")):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < 0 or (value == 0 and name == "lr"):
                 raise AnalyzerError(f"{name}={value!r}: expected a number {least}.")
+            object.__setattr__(self, name, float(value))
+        if int(self.seed) > LARGEST:
+            raise AnalyzerError(f"seed={self.seed!r}: expected a whole number up to 2**62.")
+        for name in ("epochs", "batch", "patience", "seed"):  # of NumPy, too, and kept as Python's own
+            object.__setattr__(self, name, whole_number(getattr(self, name)))
 
 
 @dataclass(frozen=True, eq=False)

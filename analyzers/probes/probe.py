@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -70,18 +72,18 @@ class Probe(Analyzer[Probed]):
         check_counts(1, width=width, epochs=epochs, most=most)
         check_counts(0, seed=seed)
         for name, value, end in (("held_out", held_out, 1.0), ("ridge", ridge, float("inf"))):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < end:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < end:
                 told = "a share between 0 and 1, such as 0.25" if end == 1 else "a number above 0, such as 1.0"
                 raise AnalyzerError(f"{name}={value!r}: expected {told}.")
         if whole_number(position) is None:
             raise AnalyzerError(f"position={position!r}: expected the number of a token, such as 0 or -1.")
         self.model, self.tokenizer, self.kind, self.labels, self.types = model, tokenizer, kind, labels, types
-        self.position, self.held_out, self.ridge, self.width, self.epochs = position, held_out, ridge, width, epochs
-        self.seed = seed
+        self.position, self.width, self.epochs, self.seed = map(operator.index, (position, width, epochs, seed))
+        self.held_out, self.ridge = float(held_out), float(ridge)
         self.sites: dict[str, Site] = {} if sites is None else named(sites)
         self._all_layers = sites is None
         self.by_token: bool | None = None
-        self.sample = Sample(most)
+        self.sample = Sample(operator.index(most))
 
     def update(self, batch: Batch) -> Probe:
         """Count the labelled vectors of one batch.

@@ -76,9 +76,10 @@ class Probed(Stored):
         torch.Size([1, 6])
         """
         fit = Fit.of(self.fits[self._named(site)])
-        if values.shape[-1] != len(fit.center):
+        if not isinstance(values, Tensor) or not values.dim() or values.shape[-1] != len(fit.center):
+            told = f"of shape {list(values.shape)}" if isinstance(values, Tensor) else f"are a {type(values).__name__}"
             raise AnalyzerError(
-                f"Values of shape {list(values.shape)}: the probe of {site!r} reads {len(fit.center)} of each."
+                f"Values {told}: the probe of {site!r} reads a tensor (..., {len(fit.center)}), as run[site] gives it."
             )
         return fit(values)
 

@@ -31,6 +31,8 @@ def opened(batch: Batch, labels: str, types: str | None, model: nn.Module, token
             f"{{'input_ids': ids, {labels!r}: labels}}."
         )
     inputs = dict(batch)
+    if labels == types:
+        raise AnalyzerError(f"labels={labels!r} and types={types!r}: expected two keys of the batch, or types=None.")
     for name in (labels, types):
         if name is not None and name not in inputs:
             raise AnalyzerError(
@@ -42,6 +44,11 @@ def opened(batch: Batch, labels: str, types: str | None, model: nn.Module, token
     texts = next(
         (value for value in inputs.values() if isinstance(value, list) and value and isinstance(value[0], str)), None
     )
+    if texts is not None and len(inputs) > 1:
+        raise AnalyzerError(
+            f"The batch holds texts beside {' and '.join(name for name in inputs if inputs[name] is not texts)}. Expected "
+            "texts alone, or the model's arguments, as a tokenizer returns them."
+        )
     given = prompts(inputs if texts is None else texts, model, tokenizer)
     mask = given.inputs.get("attention_mask")
     padding = mask.to(found.device) == 0 if isinstance(mask, Tensor) and mask.shape == found.shape else None
@@ -70,7 +77,7 @@ def as_labels(given: Any, name: str) -> Tensor:
             f"{name!r} is a {type(given).__name__} of what are no numbers, expected the number of a class for each example "
             "or token."
         ) from None
-    if found.is_floating_point() or found.is_complex():
+    if found.numel() and (found.is_floating_point() or found.is_complex()):
         raise AnalyzerError(
             f"{name!r} holds {str(found.dtype).removeprefix('torch.')}, expected whole numbers, one for each class. Cut "
             "quantities into classes first."

@@ -73,11 +73,11 @@ class Part(Space):
         self.width, self.size = space.width, int(self.places.shape[-1])
 
     def now(self) -> Subspace:
-        return _Chosen(self.space.now(), self.places)
+        return Chosen(self.space.now(), self.places)
 
     def of(self, examples: Sequence[int]) -> Subspace:
         """The same part of these examples alone."""
-        return _Chosen(self.space.now(), self.places[list(examples)] if self.places.dim() == 2 else self.places)
+        return Chosen(self.space.now(), self.places[list(examples)] if self.places.dim() == 2 else self.places)
 
     def __repr__(self) -> str:
         index = self.index
@@ -85,7 +85,7 @@ class Part(Space):
         return f"{self.space!r}[{':'.join(ends) if ends and index.step is None else repr(index)}]"  # type: ignore[union-attr]
 
 
-class _Chosen:
+class Chosen:
     """Some coordinates of a subspace, as places of one dimension, or of two with a row for each example."""
 
     def __init__(self, space: Subspace, places: Tensor) -> None:

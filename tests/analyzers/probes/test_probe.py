@@ -445,8 +445,34 @@ def test_what_a_result_does_not_have_is_told_so() -> None:
         found.subspace("norm")
     with wrong(r"'layers' was not probed\. Expected one of 'norm'"):
         found.predict("layers", drawn(2))
-    with wrong(r"Values of shape \[2, 3\]: the probe of 'norm' reads 12"):
+    with wrong(r"Values of shape \[2, 3\]: the probe of 'norm' reads a tensor \(\.\.\., 12\), as run\[site\] gives it"):
         found.predict("norm", torch.ones(2, 3))
+    with wrong(r"Values are a ndarray: the probe of 'norm' reads a tensor"):
+        found.predict("norm", np.ones((2, 12)))  # type: ignore[arg-type]
+
+
+def test_a_batch_that_says_two_things_is_refused() -> None:
+    model = Two().eval()
+    with wrong(r"labels='labels' and types='labels': expected two keys of the batch, or types=None"):
+        Probe(model, types="labels").update(of(USED, 20))
+    with wrong(r"'labels' has shape \(0,\), and the batch has 20 examples"):
+        Probe(model, sites="norm").update(of(USED, 20) | {"labels": []})
+    with wrong(r"The batch holds texts beside mask. Expected texts alone, or the model's arguments"):
+        Probe(model).update({"texts": ["a", "b"], "mask": torch.ones(2), "labels": [0, 1]})
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "ridge": np.float32(0.5),
+        "held_out": np.float64(0.3),
+        "seed": np.int64(1),
+        "width": np.int32(4),
+    }
+    found = Probe(Two().eval(), sites="norm", **settings).update(of(USED, 60)).result()
+    plain = {name: value.item() for name, value in settings.items()}
+    assert same(found, Probe(Two().eval(), sites="norm", **plain).update(of(USED, 60)).result())
+    found.save(tmp_path / "probed.safetensors")
+    assert repr(Probed.load(tmp_path / "probed.safetensors")) == repr(found)
 
 
 def test_a_trained_network_tells_a_variable_where_it_has_no_more_use_for_it() -> None:
