@@ -16,6 +16,7 @@ import fmr
 from analyzers import (
     ActivationPatching,
     AttributionPatching,
+    CausalModel,
     CausalTracing,
     CircuitSearch,
     Composition,
@@ -30,6 +31,9 @@ from analyzers import (
     ResidualDecomposition,
     sentences,
 )
+from analyzers.alignment.examples import examples_of
+from analyzers.alignment.interchange import Network
+from analyzers.alignment.training import frozen
 from fmr.sweeps import logit_diff
 
 PEOPLE = [("Mary", "John"), ("Alice", "Bob"), ("Tom", "James"), ("Sarah", "Peter"),
@@ -99,6 +103,7 @@ def main() -> None:
     readings(model, tokenizer, clean, inputs)
     triggers(model, tokenizer)
     heads_of(model, tokenizer)
+    alignment(model, tokenizer)
 
 
 def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: dict[str, torch.Tensor]) -> None:
@@ -148,6 +153,37 @@ def heads_of(model: torch.nn.Module, tokenizer: Any) -> None:
         clusters = HeadClustering(model, distances=kind).update(batch)
         what = f"clustering a batch, {kind}"
         counted(what, lambda clusters=clusters: clusters.update(batch), lambda: forward(model, batch), "1.3")
+
+
+def alignment(model: torch.nn.Module, tokenizer: Any) -> None:
+    """Steps of alignment search in those of the plain model: two forwards and a backward of the same pairs."""
+    people = len(PEOPLE)
+    words = [tokenizer(f" {to}")["input_ids"][0] for to, _ in PEOPLE]
+    causal = CausalModel({"who": range(people)}, {"to": lambda who: who, "said": lambda to: words[to]})
+    data = causal.counterfactuals(64, ["to"], encode=lambda one: GIFT.format(*PEOPLE[one["who"]], PEOPLE[one["who"]][1]),
+                                  label=lambda word: word)  # fmt: skip
+    structure = fmr.locate(fmr.run(model, **tokenizer("Mary gave", return_tensors="pt")))
+    tokens = dict(tokenizer(data.base[:32], return_tensors="pt"))
+    for n in (2, 18):
+        site, rotation = structure.layers[n].resid_post.at(positions=-1), fmr.subspaces.Rotation(576, 64)
+        network, pairs = Network(model), examples_of(data, ["to"], model, tokenizer).rows(torch.arange(32))
+
+        def step(network: Any = network, pairs: Any = pairs, site: Any = site, rotation: Any = rotation) -> None:
+            rotation.zero_grad()
+            with frozen(model):
+                scores = network.interchanged(site, {"to": rotation}, pairs)
+                torch.nn.functional.cross_entropy(scores, pairs.labels).backward()
+
+        what = f"a step of DAS after layer {n}, 32 x {tokens['input_ids'].shape[1]}, over 2 fwd + bwd"
+        counted(what, step, lambda: plain_step(model, tokens), "1.15")
+
+
+def plain_step(model: torch.nn.Module, tokens: dict[str, torch.Tensor]) -> None:
+    """Two forwards of the plain model, and a backward of one to its embeddings."""
+    forward(model, tokens)
+    with frozen(model):
+        states = model.get_input_embeddings()(tokens["input_ids"]).detach().requires_grad_()  # type: ignore[operator]
+        model(inputs_embeds=states, attention_mask=tokens["attention_mask"]).logits[:, -1].logsumexp(-1).sum().backward()
 
 
 if __name__ == "__main__":

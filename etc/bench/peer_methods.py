@@ -6,12 +6,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from engine import gpt2
 from methods import ANSWER, FACT, SUBJECT, gifts
-from peer_table import ATTRIBUTION, CIRCUIT, HEADS, TRACING
+from peer_table import ATTRIBUTION, CIRCUIT, DAS, HEADS, TRACING
 from timing import Variant
 from torch import Tensor, nn
 
 import fmr
 from analyzers import ActivationPatching, AttributionPatching, CausalTracing, CircuitSearch
+from analyzers.alignment.examples import Examples
+from analyzers.alignment.interchange import Network
 from analyzers.tracing.facts import fact_of
 from fmr.sweeps import logit_diff
 
@@ -65,6 +67,8 @@ class Methods(Protocol):
     what each memory writes at each position; means over pairs. cells: the probability of the answer with the state after
     each layer put back at one position. heads: the metric with the z of one head of each layer at the last position taken
     from `values`.
+    das: the loss of a step of distributed alignment search within the directions that are the columns of `matrix`, whose
+    gradient is computed, with the state after layer 18 at the last position taken from the clean run.
     circuit: the scores of all edges by EAP, (writers, readers) as fmr orders them, and, where a peer tests circuits, the
     metric of that of the kept edges.
     """
@@ -74,6 +78,7 @@ class Methods(Protocol):
     def attribution(self) -> Tensor: ...
     def cells(self, trace: Trace) -> Tensor: ...
     def heads(self, heads: Sequence[int], values: Sequence[Tensor]) -> Tensor: ...
+    def das(self, matrix: Tensor) -> Tensor: ...
     def circuit(self, kept: Tensor) -> Tensor: ...
 
 
@@ -106,6 +111,7 @@ def studies(subject: Subject) -> Iterator[Study]:
         yield attribution(subject)
         yield heads(subject)
         yield tracing(subject)
+        yield das(subject)
     yield circuit(subject)
 
 
@@ -161,6 +167,37 @@ def tracing(subject: Subject) -> Study:
     states = [clean[layer.resid_post][0, position] for layer in structure.layers]
     trace = Trace(fact.ids[None], list(fact.subject), noise, position, states, fact.answer[0])
     return Study(TRACING, base, own, lambda peer: peer.cells(trace), "cells", len(fact.tokens))
+
+
+def das(subject: Subject) -> Study:
+    """A step of training at one site, without the optimizer's."""
+    model, labels = subject.model.requires_grad_(False), subject.right
+    site = fmr.locate(fmr.run(model, subject.clean[:2])).layers[DAS_LAYER].resid_post.at(positions=-1)
+    rotation, all_rows = fmr.subspaces.Rotation(model.config.hidden_size, 64), torch.ones(len(labels), dtype=torch.bool)
+    sources = {"x": {"input_ids": subject.clean}}
+    pairs = Examples({"input_ids": subject.corrupted}, sources, {"x": all_rows}, labels, labels)
+    network = Network(model)
+
+    def own() -> Tensor:
+        rotation.zero_grad()
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(network.interchanged(site, {"x": rotation}, pairs), labels)
+        loss.backward()
+        return loss.detach()[None]
+
+    return Study(DAS, lambda: two_forwards(subject), own, lambda peer: peer.das(rotation.matrix.detach()), "das")
+
+
+DAS_LAYER = 18
+
+
+def two_forwards(subject: Subject) -> None:
+    """The plain model on both prompts, and a backward from the last to the embeddings of one."""
+    subject.forward()
+    with torch.enable_grad():
+        states = subject.model.get_input_embeddings()(subject.corrupted).detach().requires_grad_()
+        logits = subject.model(inputs_embeds=states, use_cache=False).logits[:, -1]
+        nn.functional.cross_entropy(logits, subject.right).backward()
 
 
 def circuit(subject: Subject) -> Study:

@@ -8,7 +8,7 @@ import pyvene
 import torch
 from engine import Case
 from peer_edits import GREEDY
-from peer_methods import Subject, Trace
+from peer_methods import DAS_LAYER, Subject, Trace
 from peer_table import EVERYTHING, PATTERNS
 from peer_work import Sample, Work, main, twin
 from torch import Tensor, nn
@@ -112,6 +112,7 @@ class Studies:
     how: Mapping[str, str] = {
         "cells": "Addition and Vanilla, 30 cells, 18 times",
         "heads": "Vanilla, head_attention_value_output, 30 heads, 9 times",
+        "das": "LowRankRotatedSpace",
     }
 
     def __init__(self, subject: Subject, model: nn.Module) -> None:
@@ -139,6 +140,25 @@ class Studies:
         places = {"sources->base": (None, [[[[head]] * len(ids), [[ids.shape[1] - 1]] * len(ids)]])}
         source = dict.fromkeys(model.sorted_keys, given[:, head, None, None])
         return self.subject.metric(model(inputs(ids), unit_locations=places, source_representations=source)[1].logits)
+
+    @cache  # noqa: B019 - a study lives as long as the process
+    def rotating(self) -> pyvene.IntervenableModel:
+        kind = {"intervention_type": pyvene.LowRankRotatedSpaceIntervention, "low_rank_dimension": 64}
+        wanted = [{"layer": DAS_LAYER, "component": "block_output", **kind}]
+        return pyvene.IntervenableModel(pyvene.IntervenableConfig(representations=wanted), model=self.model)
+
+    def das(self, matrix: Tensor) -> Tensor:
+        model, subject = self.rotating(), self.subject
+        (layer,) = (one.rotate_layer for one in model.interventions.values())
+        if not torch.allclose(layer.weight, matrix, atol=1e-6):
+            layer.weight = matrix
+        model.disable_model_gradients()
+        places = [[[subject.clean.shape[1] - 1]] * len(subject.clean)]
+        with torch.enable_grad():
+            _, found = model(inputs(subject.corrupted), [inputs(subject.clean)], {"sources->base": (places, places)})
+            loss = torch.nn.functional.cross_entropy(found.logits[:, -1], subject.right)
+        loss.backward()
+        return loss.detach()[None]
 
     def cells(self, trace: Trace) -> Tensor:
         return torch.stack([self.cell(trace, layer, state) for layer, state in enumerate(trace.states)])

@@ -14,6 +14,7 @@ PATHS = "path patching of 144 heads, the heads above frozen, 12 tokens, over 144
 ATTRIBUTION = "attribution patching of all sites, 8 pairs of 14 tokens"
 HEADS = "z of 270 heads patched at the last position, 8 pairs"
 TRACING = "causal tracing, 30 layers x 18 tokens, the state"
+DAS = "a step of DAS: 8 pairs, 64 directions of the stream after layer 18, in two forwards and a backward"
 CIRCUIT = "EAP: all edges scored, a circuit of 5 % tested"
 WORK = {
     WITH_GRAPH: 'fmr.run(model, ids, keep="all").graph',
@@ -32,6 +33,7 @@ METHODS = {
     ATTRIBUTION: "AttributionPatching(model, tokenizer).run(clean, corrupted, logit_diff(right, wrong))",
     HEADS: "ActivationPatching(model, tokenizer).run(clean, corrupted, logit_diff(right, wrong), sites)",
     TRACING: "CausalTracing(model, tokenizer, samples=1).run(fact, subject)",
+    DAS: "AlignmentSearch(model, causal_model, site, subspaces.Rotation(576, 64)).run(counterfactuals)",
     CIRCUIT: 'CircuitSearch(model, tokenizer).run(clean, corrupted, logit_diff(right, wrong), "eap")',
 }
 """The methods on a language model in the order of their table, and how fmr does each."""
