@@ -24,6 +24,8 @@ torch.Size([1, 4, 6, 6])
 import fmr.edits as edits
 import fmr.subspaces as subspaces
 import fmr.zoo as zoo
+from fmr.corpora.collect import collect
+from fmr.corpora.corpus import Corpus
 from fmr.errors import (
     DrawError,
     EditError,
@@ -50,6 +52,7 @@ from fmr.sweeps.replay import replay
 from fmr.sweeps.sweep import sweep
 
 __all__ = [
+    "Corpus",
     "DrawError",
     "Edge",
     "EditError",
@@ -68,6 +71,7 @@ __all__ = [
     "TrackError",
     "ZooError",
     "census",
+    "collect",
     "edits",
     "load",
     "locate",

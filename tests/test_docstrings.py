@@ -5,6 +5,7 @@ import doctest
 import importlib
 import pkgutil
 import shutil
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,7 @@ def shared() -> dict[str, Any]:
     digits, images = fmr.zoo.load("digits-mlp").model, tasks.digits().test.inputs
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     return looked | {
+        "corpus": fmr.collect(model, [inputs], ["transformer.h.2.mlp"], tempfile.mkdtemp(), progress=False),
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
         "digits": digits, "images": images, "club": club,
         "communities": analyzers.Modularity(digits, draws=3).run(images[:1], progress=False),

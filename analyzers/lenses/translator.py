@@ -16,9 +16,9 @@ from analyzers.prompts import prompts
 from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, layer_numbers, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
-from analyzers.weights import difference, sample
 from fmr.errors import number_of, whole_number
 from fmr.ids import Site
+from fmr.weights import difference, sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

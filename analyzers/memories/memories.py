@@ -30,9 +30,9 @@ from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, value_vectors, wordless
 from analyzers.prompts import Prompts, prompts, token_ids
 from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens, check_counts, layer_numbers
-from analyzers.weights import fingerprint
 from fmr.errors import number_of, whole_number
 from fmr.sweeps.bars import hidden
+from fmr.weights import fingerprint
 
 if TYPE_CHECKING:
     from typing import Self

@@ -1,0 +1,187 @@
+"""Collecting what sites hold over a corpus: bounded memory, shards on disk, gone on with after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fmr.corpora.corpus import Corpus
+from fmr.corpora.rows import named_inputs, named_sites, rows_of, tensors_of
+from fmr.corpora.shards import ABOUT, BATCHES, differs, pieces, read_about, shards, write_about, write_shard
+from fmr.disk.files import named
+from fmr.disk.tensors import bytes_of
+from fmr.errors import StoreError, number_of, whole_number
+from fmr.runs.track import run
+from fmr.sweeps.bars import hidden
+from fmr.weights import fingerprint
+
+SHARD = 1 << 28
+"""Bytes of a shard, by default."""
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def collect(
+    model: nn.Module,
+    batches: Iterable[Any],
+    keep: Any,
+    to: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    shard: int = SHARD,
+    progress: bool | None = None,
+) -> Corpus:
+    """Write what sites hold over a whole corpus to a folder, and open it.
+
+    >>> corpus = fmr.collect(model, [inputs], keep=["transformer.h.2.mlp"], to="values", progress=False)
+    >>> corpus["transformer.h.2.mlp"][:4].shape
+    torch.Size([4, 128])
+
+    model: is called with each batch, without gradients, up to the last of the sites. batches: a loader of tensors or of
+    arguments by name, in the same order each time. keep: sites, IDs or paths of modules, or a mapping from names to them.
+    to: a folder, made where there is none. dtype: of values with fractions on disk, as torch.float16; as they are by
+    default. shard: bytes of a file, and about what is held in memory. progress: show a bar; None shows it on a terminal.
+
+    Tokens that `attention_mask` calls padding have no row. What a killed process wrote is whole, up to its last shard: the
+    same call goes on from there, and what was collected is read again from the loader and compared, not run again. The same
+    call on a complete folder runs nothing. `StoreError` for a folder of something else, for another process that writes to
+    it, and for batches that are not the ones of before.
+    """
+    _check(model, dtype, shard)
+    sites, folder = named_sites(keep), named(to)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "model": type(model).__name__,
+        "weights": fingerprint(model),
+        "sites": {name: repr(site) for name, site in sites.items()},
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+    }
+    with _alone(folder):
+        done = _begun(folder, about)
+        writer = _Writer(folder, shard, dtype, len(shards(folder)), sum(many for _, many in done))
+        count = 0
+        for count, batch in enumerate(tqdm(batches, "collecting", unit="batch", disable=hidden(progress)), 1):
+            told = _digest(batch)
+            if count > len(done):
+                args, kwargs = named_inputs(batch)
+                held = run(model, *args, keep=list(dict.fromkeys(sites.values())), stop=True, **kwargs)
+                writer.add(rows_of(held, sites, batch, writer.documents), told, batch)
+            elif told != done[count - 1][0]:
+                raise StoreError(f"Batch {count - 1} is another one than {folder} was collected of. {_SAME}")
+        if count < max(1, len(done)):
+            raise StoreError(
+                f"The loader gave {number_of(count, 'batch', 'batches')}, and {folder} holds {len(done)}. {_SAME}"
+            )
+        writer.flush()
+        write_about(folder, about | {"complete": True})
+    return Corpus(folder)
+
+
+_SAME = "Expected the same batches in the same order (a list, or a loader that does not shuffle), or another folder."
+
+
+def _check(model: Any, dtype: Any, shard: Any) -> None:
+    """Raise for what is no model in eval mode, no dtype of fractions, no size."""
+    if not isinstance(model, nn.Module):
+        raise StoreError(f"fmr.collect got {type(model).__name__}, expected a torch.nn.Module.")
+    if model.training:
+        raise StoreError(
+            "The model is in training mode, so that dropout and running statistics act. Call model.eval() first."
+        )
+    if dtype is not None and dtype not in _DTYPES:
+        raise StoreError(
+            f"dtype={dtype!r}: expected torch.float16, bfloat16, float32 or float64, or None for values as they are."
+        )
+    if (size := whole_number(shard)) is None or size < 1:
+        raise StoreError(f"shard={shard!r}: expected a number of bytes, as 1 << 28.")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A block in which no other process writes to a folder."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise StoreError(
+            f"Another process collects into {folder}. Expected one at a time, each into its own folder."
+        ) from None
+
+
+def _begun(folder: Path, about: dict[str, Any]) -> list[tuple[int, int]]:
+    """The batches that a folder holds, each with its digest and its number of examples."""
+    if (folder / ABOUT).exists():
+        was = read_about(folder)
+        if told := differs(was, about, ("model", "weights", "sites", "dtype")):
+            raise StoreError(f"{folder} was collected otherwise: {told}. Expected the same, or another folder.")
+    elif others := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
+        raise StoreError(f"{folder} holds {others[0]} and no corpus. Expected an empty folder, or a new one.")
+    write_about(folder, about | {"complete": False})
+    found: list[tuple[int, int]] = []
+    for path in shards(folder):
+        held = pieces(path)[BATCHES].mapped()
+        found += [(int(told), int(many)) for told, many in held]
+    return found
+
+
+def _digest(batch: Any) -> int:
+    """A number for what a batch holds."""
+    told = hashlib.blake2b(digest_size=7)
+    for name, value in tensors_of(batch).items():
+        plain = value.detach().cpu().contiguous()
+        told.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode() + bytes_of(plain))
+    return int.from_bytes(told.digest(), "little")
+
+
+@dataclass
+class _Writer:
+    """Rows that gather in memory until they make a shard; `documents` counts the examples so far."""
+
+    folder: Path
+    most: int
+    dtype: torch.dtype | None
+    number: int
+    documents: int
+    held: list[dict[str, Tensor]] = field(default_factory=list)
+    batches: list[tuple[int, int]] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, rows: dict[str, Tensor], told: int, batch: Any) -> None:
+        """Take the rows of one batch."""
+        ready = {name: self._on_disk(value) for name, value in rows.items()}
+        if self.held and (
+            odd := next((name for name in ready if ready[name].shape[1:] != self.held[0][name].shape[1:]), None)
+        ):
+            raise StoreError(
+                f"{odd!r} holds {tuple(ready[odd].shape[1:])} in each row, and {tuple(self.held[0][odd].shape[1:])} in "
+                "batches before. Expected one shape."
+            )
+        many = len(next(iter(tensors_of(batch).values())))
+        self.held.append(ready)
+        self.batches.append((told, many))
+        self.documents += many
+        self.size += sum(one.nbytes for one in ready.values())
+        if self.size >= self.most:
+            self.flush()
+
+    def _on_disk(self, value: Tensor) -> Tensor:
+        """A value as it goes to disk, in memory of its own."""
+        kind = self.dtype if self.dtype is not None and value.is_floating_point() else value.dtype
+        return value.detach().to("cpu", kind, copy=True).contiguous()
+
+    def flush(self) -> None:
+        """Write what has gathered as one shard."""
+        if self.batches:
+            rows = {name: torch.cat([one[name] for one in self.held]) for name in self.held[0]}
+            write_shard(self.folder, self.number, rows, torch.tensor(self.batches))
+            self.number, self.size, self.held, self.batches = self.number + 1, 0, [], []

@@ -1,0 +1,172 @@
+"""A corpus of values that was collected: every site as one array on disk, of which only what is asked for is read."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fmr.corpora.shards import INDEX, Piece, pieces, read_about, shards
+from fmr.disk.files import named
+from fmr.errors import IdError, StoreError, nearest, number_of, whole_number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Rows(Dataset[Tensor]):
+    """One array in several files: `rows[3]`, `rows[10:20]` and `rows[[5, 2]]` read these rows alone, as new tensors.
+
+    It is a torch Dataset, for a DataLoader to draw from; `numpy.asarray(rows)` reads all of it.
+    """
+
+    def __init__(self, parts: Sequence[Piece]) -> None:
+        self._parts = [part for part in parts if part.shape[0]] or list(parts[:1])
+        self._maps = [part.mapped() for part in self._parts]
+        self._starts = np.cumsum([0, *(part.shape[0] for part in self._parts)])
+        self.dtype = self._parts[0].dtype
+        self.shape = (int(self._starts[-1]), *self._parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: Any) -> Tensor:
+        number = whole_number(at)
+        if number is not None:
+            if not -len(self) <= number < len(self):
+                raise IndexError(f"Row {number} of {len(self)}: expected 0 to {len(self) - 1}.")
+            return self._read(np.array([number % len(self)]))[0]
+        if isinstance(at, slice):
+            return self._read(np.arange(*at.indices(len(self))))
+        places = np.asarray(at)
+        if places.dtype == bool:
+            places = np.flatnonzero(places) if places.shape == (len(self),) else np.full(1, len(self))
+        if places.ndim != 1 or (places.size and places.dtype.kind not in "iu"):
+            raise IndexError(f"rows[{at!r}]: expected a whole number, a slice, or whole numbers in one dimension.")
+        if places.size and not (-len(self) <= places.min() and places.max() < len(self)):
+            raise IndexError(f"rows[...] asks for row {places.max()} of {len(self)}. Expected numbers below {len(self)}.")
+        return self._read(places.astype(np.int64) % max(len(self), 1))
+
+    def __getitems__(self, places: list[int]) -> list[Tensor]:
+        return list(self[places].unbind())
+
+    def _read(self, places: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+        """These rows as a new tensor: of each file its own at once, in the order of the file."""
+        out = np.empty((len(places), *self.shape[1:]), self._maps[0].dtype)
+        owner = np.searchsorted(self._starts, places, side="right") - 1
+        for number in np.unique(owner):
+            mine = np.flatnonzero(owner == number)
+            mine = mine[np.argsort(places[mine], kind="stable")]
+            out[mine] = self._maps[number][places[mine] - self._starts[number]]
+        found = torch.from_numpy(out)
+        return found.view(torch.bfloat16) if self.dtype == torch.bfloat16 else found
+
+    def blocks(self, size: int = 1 << 16) -> Iterator[Tensor]:
+        """All rows in their order, so many at once.
+
+        >>> for block in corpus["transformer.h.2.mlp"].blocks(4096):
+        ...     total = block.double().sum(0)
+        """
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        found = self[:]
+        return np.asarray((found.float() if found.dtype == torch.bfloat16 else found).numpy(), dtype)
+
+    def __repr__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"Rows {' x '.join(map(str, self.shape))} of {kind}, in {number_of(len(self._parts), 'file')}"
+
+
+class Corpus:
+    """A folder that `fmr.collect` wrote: `corpus[site]` is what a site held, one row a token of the corpus.
+
+    >>> corpus = fmr.collect(model, [inputs], keep=["transformer.h.2.mlp"], to="values", progress=False)
+    >>> corpus["transformer.h.2.mlp"]
+    Rows 6 x 128 of float32, in 1 file
+    >>> corpus.index[0]        # document, position, token; -1 for none
+    tensor([0, 0, 1])
+
+    Files are mapped into memory, and what is asked for is read. A folder that is still written to shows what it held when
+    it was opened. `corpus.complete` tells whether the loader came to its end.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = named(folder)
+        about = read_about(self.folder)
+        self.model: str = about["model"]
+        self.weights: str = about["weights"]
+        self.sites: tuple[str, ...] = tuple(about["sites"])
+        self.complete: bool = about["complete"]
+        held = [pieces(path) for path in shards(self.folder)]
+        if not held:
+            raise StoreError(f"{self.folder} holds no shard yet. Expected some: collect into it again, which goes on.")
+        self._rows = {name: Rows([one[f"values.{name}"] for one in held]) for name in self.sites}
+        self.index = Rows([one[INDEX] for one in held])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, site: Any) -> Rows:
+        name = site if isinstance(site, str) else repr(site)
+        by_id = getattr(site, "id", name)
+        found = self._rows.get(name, self._rows.get(str(by_id)))
+        if found is None:
+            raise IdError(f"{site!r} was not collected.{nearest(str(by_id), self.sites)}")
+        return found
+
+    @property
+    def documents(self) -> int:
+        """How many documents there are."""
+        return int(self.index[-1][0]) + 1 if len(self) else 0
+
+    def rows(self, document: int) -> slice:
+        """Where a document's rows are.
+
+        >>> corpus["transformer.h.2.mlp"][corpus.rows(0)].shape
+        torch.Size([6, 128])
+        """
+        column = _Column(self.index)
+        start = bisect_right(column, document - 1)
+        return slice(start, bisect_right(column, document))
+
+    def table(self, rows: slice = slice(None)) -> pd.DataFrame:
+        """The index of some rows, all of them by default: document, position, token.
+
+        >>> corpus.table(slice(0, 100)).token.value_counts()
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.index[rows].numpy(), columns=["document", "position", "token"])
+
+    def __repr__(self) -> str:
+        size = sum(path.stat().st_size for path in shards(self.folder))
+        kinds = "\n".join(
+            f"  {name}  {' x '.join(map(str, self._rows[name].shape))}  {str(self._rows[name].dtype)[6:]}"
+            for name in self.sites
+        )
+        more = "" if self.complete else "; not complete: collect again into it, which goes on"
+        return (
+            f"Corpus of {self.model}: {number_of(len(self), 'row')} of {number_of(self.documents, 'document')}, "
+            f"{size / 1e6:.1f} MB{more}\n{kinds}"
+        )
+
+
+class _Column(Sequence[int]):
+    """The documents of an index, one at a time."""
+
+    def __init__(self, index: Rows) -> None:
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, at: Any) -> Any:
+        return int(self._index[at][0])

@@ -1,0 +1,119 @@
+"""The values of one batch as rows, each with its document, its position and its token; padding has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmr.edits.places import kept
+from fmr.errors import StoreError
+from fmr.ids import Site
+from fmr.nodes import id_of, is_key
+from fmr.runs.run import Run
+
+NOTHING = -1
+"""The token of a row where the inputs have no token ids."""
+
+
+def named_sites(keys: Any) -> dict[str, Site]:
+    """Sites by name, as they are asked for: one, several, or a mapping from names."""
+    if isinstance(keys, Mapping):
+        pairs = [(str(name), site) for name, site in keys.items()]
+    else:
+        several = [keys] if is_key(keys) else list(keys) if isinstance(keys, Iterable) else []
+        pairs = [(_told(site), site) for site in several]
+    if not pairs or not all(is_key(site) for _, site in pairs) or len(dict(pairs)) < len(pairs):
+        raise StoreError(
+            f"keep={keys!r}: expected sites, IDs or paths of modules, each once, as keep=[layer.resid_post for layer in "
+            "structure.layers], or a mapping from names to them."
+        )
+    return {name: site if isinstance(site, Site) else Site(id_of(site)) for name, site in pairs}
+
+
+def _told(site: Any) -> str:
+    """What a site is called where it has no name: its ID, with what it selects."""
+    return repr(site) if isinstance(site, Site) and site.selection else str(id_of(site)) if is_key(site) else repr(site)
+
+
+def named_inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a model's call: a tensor is the only one, a mapping has them by name."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping) and batch and all(isinstance(name, str) for name in batch):
+        return (), dict(batch)
+    raise StoreError(
+        f"A batch is {'empty' if isinstance(batch, Mapping) else f'a {type(batch).__name__}'}, expected a tensor or the "
+        "model's arguments by name, as a tokenizer returns them: tokenizer(texts, return_tensors='pt', padding=True)."
+    )
+
+
+def tensors_of(batch: Any) -> dict[str, Tensor]:
+    """The tensors of a batch, by name; one that stands alone has the empty name."""
+    args, kwargs = named_inputs(batch)
+    found = {"": args[0]} if args else {name: one for name, one in sorted(kwargs.items()) if isinstance(one, Tensor)}
+    if not found or not all(one.dim() for one in found.values()):
+        raise StoreError("A batch holds no tensor with a dimension of examples. Expected the inputs of several examples.")
+    return found
+
+
+def real_of(tensors: Mapping[str, Tensor], positions: int) -> Tensor:
+    """Which tokens are no padding, (examples, positions)."""
+    examples = len(next(iter(tensors.values())))
+    mask = tensors.get("attention_mask")
+    if mask is not None and mask.shape == (examples, positions):
+        return (mask != 0).cpu()
+    return torch.ones(examples, positions, dtype=torch.bool)
+
+
+def ids_of(tensors: Mapping[str, Tensor], positions: int) -> Tensor | None:
+    """The token ids of a batch, (examples, positions), if it has any."""
+    of_shape = (tensors[name] for name in ("input_ids", "decoder_input_ids", "") if name in tensors)
+    found = (one for one in of_shape if one.dim() == 2 and one.shape[1] == positions and not one.is_floating_point())
+    return next((one.cpu() for one in found), None)
+
+
+def rows_of(run: Run, sites: Mapping[str, Site], batch: Any, first: int) -> dict[str, Tensor]:
+    """What the sites hold, one row a token or one an example, and under the empty name their index (rows, 3).
+
+    first: the number of the batch's first example among all documents.
+    """
+    tensors = tensors_of(batch)
+    examples = len(next(iter(tensors.values())))
+    found = {name: _by_axes(run, site, examples, name) for name, site in sites.items()}
+    lengths = {name: value.shape[1] for name, (value, by_token) in found.items() if by_token}
+    if lengths and (len(lengths) < len(found) or len({*lengths.values()}) > 1):
+        told = ", ".join(f"{name!r} {lengths.get(name, 'none')}" for name in found)
+        raise StoreError(
+            f"The sites have other numbers of positions: {told}. Expected sites with as many: collect the others apart."
+        )
+    positions = next(iter(lengths.values()), 0)
+    ids, real = ids_of(tensors, positions), real_of(tensors, positions)
+    if not lengths:
+        index = torch.tensor([[first + row, NOTHING, NOTHING] for row in range(examples)])
+        return {"": index, **{name: value.flatten(0, 1) for name, (value, _) in found.items()}}
+    at = real.nonzero()
+    places = real.long().cumsum(1)[tuple(at.T)] - 1
+    tokens = torch.full_like(places, NOTHING) if ids is None else ids[tuple(at.T)].long()
+    index = torch.stack([at[:, 0] + first, places, tokens], 1)
+    return {"": index, **{name: value[tuple(at.T.to(value.device))] for name, (value, _) in found.items()}}
+
+
+def _by_axes(run: Run, site: Site, examples: int, name: str) -> tuple[Tensor, bool]:
+    """What a site holds as (examples, positions, ...), and whether it has positions; one position where it has none."""
+    whole = run[Site(site.id)]
+    if not isinstance(whole, Tensor):
+        raise StoreError(f"{name!r} holds a {type(whole).__name__}, expected a tensor, such as a layer's output.")
+    value, axes = run[site], kept(site, whole)
+    if "examples" not in axes or value.shape[axes.index("examples")] != examples:
+        raise StoreError(
+            f"{name!r} has shape {tuple(value.shape)} with axes {axes}, and the batch has {examples} examples. Expected "
+            f"these in a dimension; where it is another, name all: fmr.Site({str(site.id)!r}, layout=(...))."
+        )
+    if "positions" in axes and site.positions is not None:
+        raise StoreError(f"{name!r} selects several positions. Expected all of them, or one, as site.at(positions=-1).")
+    front = [axes.index(axis) for axis in ("examples", "positions") if axis in axes]
+    value = value.permute([*front, *(dim for dim in range(value.dim()) if dim not in front)])
+    return (value, True) if "positions" in axes else (value[:, None], False)

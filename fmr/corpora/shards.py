@@ -1,0 +1,108 @@
+"""A folder of shards: what it was made of in one JSON file, and safetensors files of rows that only grow in number."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmr.disk.files import read_whole, replacing, seal, understood, unseal, write_whole
+from fmr.disk.tensors import Entry, bytes_of, write_tensors
+from fmr.errors import StoreError
+
+ABOUT, INDEX, BATCHES = "corpus.json", "index", "batches"
+"""The file that says what there is; the names of the tensors that are not values."""
+
+_NAME = re.compile(r"shard-(\d{6})\.safetensors")
+
+_CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+          "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
+"""The dtypes that values may have, as safetensors spells them."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of one shard: where its bytes lie."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+
+    def mapped(self) -> np.ndarray[Any, Any]:
+        """The numbers, read from disk as they are asked for; bfloat16, which NumPy has not, as whole numbers."""
+        kind = np.dtype("uint16") if self.dtype == torch.bfloat16 else np.dtype(str(self.dtype).removeprefix("torch."))
+        if not self.shape[0]:
+            return np.empty(self.shape, kind)
+        return np.memmap(self.path, kind, "r", self.begin, self.shape)
+
+
+def write_shard(folder: Path, number: int, rows: Mapping[str, Tensor], batches: Tensor) -> None:
+    """Write a shard whole or not at all; batches: (batches, 2), a digest of each with its number of examples."""
+    held = {INDEX: rows[""], BATCHES: batches} | {f"values.{name}": value for name, value in rows.items() if name}
+    ordered = sorted(held.items(), key=lambda one: -one[1].element_size())
+    entries = [Entry(name, str(one.dtype).removeprefix("torch."), tuple(one.shape), "") for name, one in ordered]
+    place = folder / f"shard-{number:06d}.safetensors"
+    try:
+        with replacing(place) as file:
+            write_tensors(file, entries, (bytes_of(one) for _, one in ordered))
+    except OSError as error:
+        raise StoreError(
+            f"{place} cannot be written ({error.strerror or error}). What was written before is whole: make room and "
+            "collect again into the same folder, which goes on from there."
+        ) from None
+
+
+def shards(folder: Path) -> list[Path]:
+    """The files of shards in their order, without a gap."""
+    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    for number, path in enumerate(found):
+        if path.name != f"shard-{number:06d}.safetensors":
+            raise StoreError(f"{folder} has no shard-{number:06d}.safetensors and has {path.name}. Expected every shard.")
+    return found
+
+
+def pieces(path: Path) -> dict[str, Piece]:
+    """The tensors of a shard by name."""
+    with understood(str(path)):
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > size:
+                raise ValueError("a header longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        found = {}
+        for name, one in header.items():
+            dtype = getattr(torch, _CODES[one["dtype"]])
+            begin, end = one["data_offsets"]
+            shape = tuple(int(many) for many in one["shape"])
+            if 8 + length + end > size or end - begin != int(np.prod(shape)) * dtype.itemsize:
+                raise ValueError(f"{name} is cut short")
+            found[name] = Piece(path, dtype, shape, 8 + length + begin)
+    return found
+
+
+def write_about(folder: Path, body: Mapping[str, Any]) -> None:
+    """Write what a folder was made of."""
+    write_whole(folder / ABOUT, seal("corpus", dict(body)))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What a folder was made of."""
+    return unseal("corpus", read_whole(folder / ABOUT, "a folder that fmr.collect wrote"), os.fspath(folder / ABOUT))
+
+
+def differs(was: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The first of some settings in which two folders differ, in words; empty for none."""
+    return next(
+        (f"{name} was {was.get(name)!r} and is {now.get(name)!r}" for name in names if was.get(name) != now.get(name)), ""
+    )
