@@ -128,10 +128,12 @@ class Alignment(Stored):
 
     def __repr__(self) -> str:
         where = f"at {self.sites[self.best]}" + f", the best of {len(self.sites)} sites" * (len(self.sites) > 1)
+        known = self.examples.get("trained on", 0)
+        told = f" ({known} of them trained on)" if known else ""
         lines = [
             f"Alignment of {' and '.join(self.variables)}: interchange accuracy {self.iia[self.best]:.3f} {where}",
             f"  {self.changed[self.best]:.3f} where the label changes; {self.ignored:.3f} without the interchange; "
-            f"{number_of(self.examples['test'], 'held-out example')}, task accuracy {self.task:.3f}",
+            f"{number_of(self.examples['test'], 'held-out example')}{told}, task accuracy {self.task:.3f}",
         ]
         if self.controls:
             lines.append("  " + ", ".join(f"{name} {value:.3f}" for name, value in self.controls.items()))
@@ -139,8 +141,8 @@ class Alignment(Stored):
         if len(self.losses):
             lines.append(
                 f"  {size}; {len(self.losses)} of {number_of(self.settings['epochs'], 'epoch')} over "
-                f"{self.examples['train']} examples, batch {self.settings['batch']}, lr {self.settings['lr']:g}, "
-                f"seed {self.seed}"
+                f"{self.examples['train']} examples, batch {self.settings['batch']}, lr {self.settings['lr']:g} falling "
+                f"to 0, seed {self.seed}"
             )
         else:
             lines.append(f"  {size}, nothing trained; seed {self.seed}")

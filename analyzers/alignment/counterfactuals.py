@@ -97,6 +97,17 @@ class Counterfactuals(Dataset[dict[str, Any]]):
         early = torch.tensor([key in first for key in keys])
         return self._part(early.nonzero()[:, 0]), self._part((~early).nonzero()[:, 0])
 
+    def shared(self, other: Counterfactuals) -> int:
+        """How many of these examples are among others; of values that have no hash none is known to be.
+
+        >>> model = CausalModel(dict.fromkeys("ab", range(10)), {"wx": lambda a, b: a == b, "out": lambda wx: not wx})
+        >>> train, test = model.counterfactuals(1000, ["wx"]).split(0.8)
+        >>> test.shared(train), test.shared(test)
+        (0, ...)
+        """
+        known = {key for key in other._keys() if not isinstance(key, int)}
+        return sum(key in known for key in self._keys())
+
     def table(self) -> DataFrame:
         """One row an example: the inputs of base and sources, what is interchanged, and the output without and with it.
 

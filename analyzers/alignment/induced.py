@@ -18,7 +18,7 @@ from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.counterfactuals import Counterfactuals
 from analyzers.alignment.examples import Examples, check_data
 from analyzers.alignment.interchange import Network, Scores, Spaces
-from analyzers.alignment.opening import check_causal, folder_of, opened, share_of, site_of
+from analyzers.alignment.opening import check_causal, opened, share_of, site_of
 from analyzers.alignment.parts import spaces_of
 from analyzers.alignment.search import VALIDATION
 from analyzers.alignment.training import Job, Settings, trained
@@ -26,6 +26,7 @@ from analyzers.alignment.trial import accuracy, key_of
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, Method
 from analyzers.results import Stored
+from fmr.disk.files import new_folder
 from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.nodes import Key
@@ -135,7 +136,8 @@ class InterchangeTraining(Method):
         1.0
 
         task: how much the loss on bases without an interchange counts, beside that with one. Gradients flow through the
-        sources, too. All else is as for `AlignmentSearch.run`; the model ends as it was in the best epoch.
+        sources, too. lr: of Adam at the start; it falls to 0 over all steps. All else is as for `AlignmentSearch.run`; the
+        model ends as it was in the best epoch.
         """
         check_data(data, test)
         settings = Settings(epochs, batch, lr, patience, 0.0, seed)
@@ -149,7 +151,7 @@ class InterchangeTraining(Method):
         told = {**asdict(settings), "task": task}
         key = {"site": repr(self.site), "subspace": repr(spaces), **told}
         key |= key_of(self.network, spaces, parts[:2])
-        file = None if checkpoint is None else folder_of(checkpoint) / "model.safetensors"
+        file = None if checkpoint is None else new_folder(checkpoint) / "model.safetensors"
         with tqdm(total=-(-job.rows // batch) * epochs, desc="training", unit="step", disable=hidden(progress)) as bar:
             with _whole_or_not_at_all(job.parameters):
                 state = trained(job, settings, file, json.dumps(key), bar.update)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fmr
 from analyzers.alignment.examples import Examples, Inputs, arguments
 from analyzers.protocol import AnalyzerError
-from fmr.edits.values import Context, uncast
+from fmr.edits.values import Context, uncast, units_of
 from fmr.ids import Site
 from fmr.subspaces import Part, Subspace
 from fmr.subspaces.space import Chosen, Space
@@ -40,7 +40,7 @@ class Swap:
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         axes = context.axes
-        units = axes.index("units") if "units" in axes else value.dim() - 1
+        units = units_of(value, context)
         rows = axes.index("examples") if "examples" in axes else 0
         with uncast(value):
             before = value.movedim((rows, units), (0, -1))
@@ -51,6 +51,11 @@ class Swap:
                 if len(here):
                     space, here = _now(self.spaces[name], made), here.to(value.device)
                     taken = self._taken(context, there, rows).movedim((rows, units), (0, -1))
+                    if taken.shape[1:] != after.shape[1:]:
+                        raise AnalyzerError(
+                            f"{context.site!r} holds {tuple(after.shape[1:])} in an example of the base, and "
+                            f"{tuple(taken.shape[1:])} in one of the sources. Expected positions that every text has."
+                        )
                     written = space.write(after[here], space.read(taken))
                     after = after.index_copy(0, here, written.to(after.dtype))
             if self.random is not None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from analyzers.alignment.examples import Examples, check_lengths, examples_of
 from analyzers.alignment.interchange import Network, Spaces
 from analyzers.alignment.parts import named_for
 from analyzers.protocol import AnalyzerError, check_eval
-from fmr.disk.files import named
 from fmr.ids import Site
 from fmr.nodes import Key, id_of, is_key
 from fmr.subspaces import Subspace
@@ -32,6 +29,10 @@ def opened(
 ) -> tuple[list[Examples], dict[str, Subspace]]:
     """Each of several data as the network takes it, and the subspaces by variable; that all of it fits together is tried."""
     check_eval(network.model)
+    if torch.is_inference_mode_enabled():
+        raise AnalyzerError(
+            "Tensors made in torch.inference_mode() take no part in gradients. Leave it; torch.no_grad() will do."
+        )
     variables = data[0].variables
     names = tuple(spaces) if "" not in spaces else variables
     parts = [examples_of(one, names, network.model, tokenizer) for one in data]
@@ -73,9 +74,15 @@ def check_causal(causal_model: Any) -> None:
 
 def site_of(given: Any) -> Site:
     """A site, or an ID, node or path as one; it means the same in every example."""
+    if not is_key(given):
+        raise AnalyzerError(f"site={given!r}: expected one site, ID or path of a module, as layer.resid_post.")
     found = given if isinstance(given, Site) else Site(id_of(given))
-    if found.examples is not None or found.passes is not None:
-        raise AnalyzerError(f"{found!r} selects examples or passes. Expected a site that means the same in every example.")
+    rows = found.positions is not None and not isinstance(found.positions, slice) and found.places("positions").dim() == 2
+    if found.examples is not None or found.passes is not None or rows:
+        told = "a row of positions for each example" if rows else "examples or passes"
+        raise AnalyzerError(
+            f"Site({str(found.id)!r}, ...) selects {told}. Expected a site that means the same in every example."
+        )
     return found
 
 
@@ -86,9 +93,9 @@ def sites_of(given: Any) -> list[tuple[str, str, Site]]:
     else:
         several = [given] if is_key(given) or not isinstance(given, Sequence) else list(given)
         found = [(str(site.id), _selected(site), site) for site in map(site_of, several)]
-    if not found:
+    if not found or len({repr(site) for *_, site in found}) < len(found):
         raise AnalyzerError(
-            f"site={given!r}: expected a site, or several, as [layer.resid_post for layer in structure.layers]."
+            f"site={given!r}: expected a site, or several, each once, as [layer.resid_post for layer in structure.layers]."
         )
     return found
 
@@ -114,12 +121,3 @@ def share_of(held_out: Any) -> float:
             f"held_out={held_out!r}: expected a share of the data between 0 and 1, as 0.2, or test=, examples of their own."
         )
     return float(held_out)
-
-
-def folder_of(given: str | os.PathLike[str]) -> Path:
-    """A folder for checkpoints, made where there is none."""
-    place = named(given)
-    if place.exists() and not place.is_dir():
-        raise AnalyzerError(f"checkpoint={os.fspath(given)!r} is a file. Expected a folder, made where there is none.")
-    place.mkdir(parents=True, exist_ok=True)
-    return place

@@ -20,11 +20,12 @@ from analyzers.alignment.controls import mean
 from analyzers.alignment.counterfactuals import Counterfactuals
 from analyzers.alignment.examples import Examples, check_data
 from analyzers.alignment.interchange import Network, Scores
-from analyzers.alignment.opening import Sites, check_causal, folder_of, opened, share_of, site_of, sites_of
+from analyzers.alignment.opening import Sites, check_causal, opened, share_of, site_of, sites_of
 from analyzers.alignment.parts import parameters, sizes, spaces_of
 from analyzers.alignment.training import Settings, State, frozen
 from analyzers.alignment.trial import Accuracy, Trial, accuracy
-from analyzers.protocol import Method
+from analyzers.protocol import AnalyzerError, Method
+from fmr.disk.files import new_folder
 from fmr.nodes import Key
 from fmr.subspaces import Subspace
 from fmr.sweeps.bars import hidden
@@ -104,7 +105,8 @@ class AlignmentSearch(Method):
         the mean of the rest. controls: whether to train and test them at the best site. patience: after so many epochs
         without a lower loss on a tenth of the training data, which is held apart, training stops; what is kept is the best
         epoch, or where something is soft while it is trained, the last. price: of all directions or units of a
-        `Boundless` or a `Mask`, beside the cross-entropy. seed: of the order of examples and of the controls. checkpoint: a
+        `Boundless` or a `Mask`, beside the cross-entropy. lr: of Adam at the start; it falls to 0, by as much in each of all
+        steps of `epochs`. seed: of the order of examples and of the controls. checkpoint: a
         folder that is written to while this runs; the same call goes on from it, to the same numbers. progress: show a bar;
         None shows it on a terminal only.
         """
@@ -114,7 +116,7 @@ class AlignmentSearch(Method):
             return self.evaluate(data if test is None else test, other=other, controls=controls, batch=batch, seed=seed)
         if test is None:
             data, test = data.split(1 - share_of(held_out))
-        folder = None if checkpoint is None else folder_of(checkpoint)
+        folder = None if checkpoint is None else new_folder(checkpoint)
         train, validation = data.split(VALIDATION)
         steps = -(-len(train) // batch) * epochs
         jobs = len(self.sites) + controls * (2 + (other is not None and len(self.sites) == 1))
@@ -161,7 +163,13 @@ class AlignmentSearch(Method):
     ) -> Alignment:
         """Every site, then the controls at the best."""
         elsewhere = None if other is None else site_of(other)
-        sites = [site for *_, site in self.sites] + ([] if elsewhere is None else [elsewhere])
+        sites = [site for *_, site in self.sites]
+        if elsewhere is not None:
+            if elsewhere in sites:
+                raise AnalyzerError(
+                    f"other={other!r} is where the variables are looked for. Expected another site, for a control."
+                )
+            sites.append(elsewhere)
         with frozen(self.model):
             parts, spaces = opened(self.network, (train, validation, test), self.spaces, sites, self.tokenizer)
             plain = [accuracy(self._plain, parts[2], settings, base) for base in (False, True)]
@@ -194,7 +202,12 @@ class AlignmentSearch(Method):
             task=plain[1].all,
             losses=np.array(list(zip(state.losses, state.validation, strict=True))).reshape(-1, 2),
             sizes=sizes(trial.spaces),
-            examples={"train": len(train), "validation": len(validation), "test": len(test)},
+            examples={
+                "train": len(train),
+                "validation": len(validation),
+                "test": len(test),
+                "trained on": test.shared(train) if len(state.losses) else 0,
+            },
             settings={name: value for name, value in asdict(settings).items() if name != "seed"},
             seed=settings.seed,
             intervention=_intervention(trial),

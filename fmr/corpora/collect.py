@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from fmr.corpora.corpus import Corpus
 from fmr.corpora.rows import named_inputs, named_sites, rows_of, tensors_of
 from fmr.corpora.shards import ABOUT, BATCHES, differs, pieces, read_about, shards, write_about, write_shard
-from fmr.disk.files import named
+from fmr.disk.files import new_folder
 from fmr.disk.tensors import bytes_of
 from fmr.errors import StoreError, number_of, whole_number
 from fmr.runs.track import run
@@ -58,8 +58,7 @@ def collect(
     it, and for batches that are not the ones of before.
     """
     _check(model, dtype, shard)
-    sites, folder = named_sites(keep), named(to)
-    folder.mkdir(parents=True, exist_ok=True)
+    sites, folder = named_sites(keep), new_folder(to)
     about = {
         "model": type(model).__name__,
         "weights": fingerprint(model),

@@ -52,6 +52,17 @@ def is_folder(path: Path) -> bool:
     return False
 
 
+def new_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder, made where there is none; a file of that name, or a place where none can be made, is an error."""
+    place = named(path)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = "there is a file of that name" if place.exists() else _why(error)
+        raise StoreError(f"{place} cannot be made ({told}). Expected a folder, or the name of a new one.") from None
+    return place
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str], like: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write that takes the place of `path` when the block ends: a killed writer leaves the old file whole.

@@ -16,6 +16,7 @@ from fmr.edits.values import Context, Edit, OnGradient
 from fmr.errors import EditError, nearest
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key, id_of
+from fmr.subspaces.space import Space
 from fmr.watching.storage import is_equal
 
 Asked = Mapping[Key, Edit | Sequence[Edit]]
@@ -115,7 +116,8 @@ class Editor:
                 f"type: lambda value, context: edit(value.float(), context).to(value.dtype)."
             ) from error
 
-    def _changed(self, entry: Entry, edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
+    def _changed(self, entry: Entry, edit: Edit, whole: Tensor, given: Tensor | None) -> Tensor:
+        value = start = entry.site.unpacked(whole)
         known = self.frames() if entry.site.positions is not None else []
         if entry.site.positions is not None:
             entry.positions = max(entry.positions, extent(entry.site, value, known))
@@ -128,7 +130,7 @@ class Editor:
             changed = value if after is before else part.put(value, after)
             entry.tally.add(*((value, changed) if repeats(part.site, value) else (before, after)))
             value = changed
-        return value
+        return whole if value is start else value.reshape(whole.shape)
 
     def _context(self, entry: Entry, part: Part, given: Tensor | None, value: Tensor) -> Context:
         source, number = self.source, self.number
@@ -216,7 +218,7 @@ def entries(asked: Asked) -> Iterator[Entry]:
         _check_passes(site)
         several = wanted if isinstance(wanted, (list, tuple)) else (wanted,)
         for edit in several:
-            if not callable(edit) or isinstance(edit, type):
+            if not callable(edit) or isinstance(edit, (type, Space)):
                 raise EditError(f"The edit of {site!r} is {_no_edit(edit)}")
             yield Entry(site, edit)
 
@@ -227,6 +229,10 @@ def _no_edit(given: object) -> str:
         shape = tuple(given.shape)
         return (
             f"a tensor of shape {shape}, expected one of fmr.edits: edits.Replace(tensor) puts it there, edits.Add adds it."
+        )
+    if isinstance(given, Space):
+        return (
+            f"{given!r}, a subspace, expected an edit within it: edits.Zero(within=...), edits.Interchange(..., within=...)."
         )
     hint = f" Make one: {given.__name__}(...)." if isinstance(given, type) else ""
     return f"{given!r}, expected one of fmr.edits or f(value, context).{hint}"

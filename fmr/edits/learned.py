@@ -11,6 +11,8 @@ class LoReFT(nn.Module):
     """A learned edit within a learned subspace: what stands there is a linear function of the value (Wu et al. 2024).
 
     >>> steering = fmr.Intervention({structure.layers[2].resid_post.at(positions=-1): edits.LoReFT(128, 4)})
+    >>> reft = edits.LoReFT(128, 4)       # texts with their answers: at the last token of each prompt, which is not at -1
+    >>> steering = fmr.Intervention({structure.layers[2].resid_post.at(positions=[[4], [6]]): reft})
 
     width: how many numbers a vector has. size: of the subspace. v goes to v + (v W^T + b - v R) R^T, with R of shape
     (width, size) orthonormal; W begins as R and b as 0, so that at first nothing changes.

@@ -66,13 +66,14 @@ def parts(site: Site, value: Tensor, known: Frames) -> list[Part]:
 
 def read(site: Site, value: Tensor, known: Frames) -> Tensor:
     """What a value holds at a site: the same columns that an edit there is given, as one tensor."""
+    value = site.unpacked(value)
     try:
         found = parts(site, value, known)
     except EditError as error:
         raise IdError(str(error)) from None
     if not found and isinstance(site.positions, slice):
         return replace(site, positions=slice(0)).of(value)
-    if len(found) == 1 and found[0].examples is None and _is_whole(site, found[0]):
+    if len(found) == 1 and found[0].examples is None and is_whole(site, found[0]):
         return found[0].of(value)
     columns = value.shape[site.axes(value).index("positions")]
     frame = _frame(site, columns, known)
@@ -85,7 +86,7 @@ def read(site: Site, value: Tensor, known: Frames) -> Tensor:
     )
 
 
-def _is_whole(site: Site, part: Part) -> bool:
+def is_whole(site: Site, part: Part) -> bool:
     """Whether a part has every position that the site names one by one."""
     if part.site is site or site.positions is None or isinstance(site.positions, slice):
         return True

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fmr.edits as edits_room
 import fmr.subspaces as subspaces_room
-from fmr.disk.files import decode, digest, encode, named, opened, write_whole
+from fmr.disk.files import decode, digest, encode, named, new_folder, opened, write_whole
 from fmr.edits.values import Edit
 from fmr.errors import EditError, StoreError
 from fmr.ids import Site
@@ -121,8 +121,7 @@ def write_folder(folder: str | os.PathLike[str], edits: dict[Site, tuple[Edit, .
         "parts": writer.parts,
         "digest": digest(data),
     }
-    place = named(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    place = new_folder(folder)
     write_whole(place / TENSORS, data)
     write_whole(place / CONFIG, json.dumps(config, indent=1).encode())
 

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fmr.edits.editor import Asked, entries
 from fmr.edits.values import Edit, Interchange
@@ -39,12 +39,37 @@ class Intervention(nn.Module):
 
     def __init__(self, edits: Asked) -> None:
         super().__init__()
-        self.edits: dict[Site, tuple[Edit, ...]] = {}
+        asked: dict[Site, tuple[Edit, ...]] = {}
         for entry in entries(edits):
-            self.edits[entry.site] = (*self.edits.get(entry.site, ()), entry.edit)
-        given = [part for several in self.edits.values() for edit in several for part in _parts(edit)]
+            asked[entry.site] = (*asked.get(entry.site, ()), entry.edit)
+        self._asked = asked
+        given = [part for several in asked.values() for edit in several for part in _parts(edit)]
+        self._named = {site: tuple(map(self._kept, several)) for site, several in asked.items()}
         self.parts = nn.ModuleList(dict.fromkeys(part for part in given if isinstance(part, nn.Module)))
         self.vectors = nn.ParameterList(dict.fromkeys(part for part in given if isinstance(part, nn.Parameter)))
+
+    @property
+    def edits(self) -> dict[Site, tuple[Edit, ...]]:
+        """The edits by site, with the tensors that the module holds now: it may have been moved, or have loaded others."""
+        pairs = ((site, zip(several, self._named[site], strict=True)) for site, several in self._asked.items())
+        return {site: tuple(self._held(edit, names) for edit, names in several) for site, several in pairs}
+
+    def _kept(self, edit: Edit) -> dict[str, str]:
+        """Keep the tensors of an edit as buffers, each once; by field the name of its own."""
+        found: dict[str, str] = {}
+        if not is_dataclass(edit):
+            return found
+        for one in fields(edit):
+            value = getattr(edit, one.name)
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                known = (name for name, held in self._buffers.items() if held is value)
+                found[one.name] = next(known, f"values_{len(self._buffers)}")
+                self.register_buffer(found[one.name], value)
+        return found
+
+    def _held(self, edit: Edit, names: Mapping[str, str]) -> Edit:
+        """An edit with its tensors as they are now."""
+        return replace(edit, **{field: self._buffers[name] for field, name in names.items()}) if names else edit  # type: ignore[type-var]
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -54,6 +79,11 @@ class Intervention(nn.Module):
 
     def asked(self, sources: Mapping[str, Any] | None = None) -> Asked:
         """The edits with these sources in the places of their names, as `fmr.run(edits=...)` and `fmr.sweep` take them."""
+        if sources is not None and not isinstance(sources, Mapping):
+            raise EditError(
+                f"sources is a {type(sources).__name__}, expected a run or inputs for each name: "
+                "sources={'other': inputs}."
+            )
         given = dict(sources or {})
         if sorted(given) != sorted(self.sources):
             wanted = ", ".join(map(repr, self.sources)) or "none"

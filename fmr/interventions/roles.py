@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from fmr.edits.values import Edit
 from fmr.errors import EditError, IdError, nearest
@@ -104,16 +106,26 @@ def _has(role: str, structure: Structure) -> str:
     return f"{kind} has {len(parts)}" if place >= len(parts) else f"{kind}[{place}] has no {role.rpartition('.')[2]}"
 
 
+def _width(edit: Edit) -> int | None:
+    """How many numbers the vectors have that an edit is made for; None where any will do."""
+    width: int | None = getattr(getattr(edit, "within", None) or edit, "width", None)
+    if width is not None or not is_dataclass(edit):
+        return width
+    brought: list[Any] = [getattr(edit, one.name) for one in fields(edit)]
+    sizes = {int(one.shape[-1]) for one in brought if isinstance(one, Tensor) and one.dim() and one.shape[-1] != 1}
+    return next(iter(sizes)) if len(sizes) == 1 else None
+
+
 def _check_width(site: Site, edit: Edit, structure: Structure) -> None:
     """Raise for a subspace of another width than what the site holds."""
-    width = getattr(getattr(edit, "within", edit), "width", None)
-    if width is None:
+    width = _width(edit)
+    if width is None or site.units is not None:
         return
     shape = structure.graph[site.id].shape
     layout = site.layout or ()
     there = shape[layout.index("units")] if "units" in layout else shape[-1] if shape else 0
     if there != width:
         raise EditError(
-            f"The subspace at {site!r} is one of vectors of {width} numbers, and {structure.model} holds {there} there. "
+            f"The edit at {site!r} is one of vectors of {width} numbers, and {structure.model} holds {there} there. "
             f"Expected a model of the same width."
         )

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fmr.edits.places import Part, parts
+from fmr.edits.places import Part, is_whole, parts
 from fmr.errors import EditError, IdError
 from fmr.ids import Site
 from fmr.runs.passes import Pass
@@ -32,7 +32,7 @@ def read_source(
     if examples is not None and site.examples is None:
         site = site.at(examples=list(examples))
     try:
-        whole = one.grad[Site(site.id)] if gradient else one[Site(site.id)]
+        whole = site.unpacked(one.grad[Site(site.id)] if gradient else one[Site(site.id)])
     except IdError as error:
         raise EditError(f"The source of the Interchange at {site!r} does not hold it: {error}") from error
     frames = one.frames()
@@ -48,5 +48,10 @@ def read_source(
             f"The source of the Interchange at {site!r} has shape {tuple(whole.shape)} there, in which it means "
             f"{len(found) or 'no'} parts. Expected positions that each example of the source has, as many in each: name "
             f"them with edits.Interchange(source, at=site)."
+        )
+    if not is_whole(site, found[0]):
+        raise EditError(
+            f"The source of the Interchange at {site!r} has shape {tuple(whole.shape)} there, and not all of these "
+            f"positions. Expected each of them: name those to read with edits.Interchange(source, at=site)."
         )
     return found[0].of(whole)

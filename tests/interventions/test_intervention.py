@@ -317,3 +317,45 @@ def test_it_prints_what_it_does() -> None:
         "Intervention of 1 edit, 16 trained numbers:\n"
         "  Site('first/linear#0'): Interchange('other', within=Rotation(8, 2)[:1])"
     )
+
+
+# ---- tensors of edits are the module's own
+
+
+def test_tensors_of_edits_are_kept_moved_and_loaded() -> None:
+    model, site = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).eval(), "0"
+    one = fmr.Intervention({site: [edits.Add(torch.ones(4)), edits.Scale(torch.full((4,), 2.0))]})
+    other = fmr.Intervention({site: [edits.Add(torch.zeros(4)), edits.Scale(torch.ones(4))]})
+    assert sorted(one.state_dict()) == ["values_0", "values_1"]
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(other(model, x), model(x))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(model, x), one(model, x))
+    assert torch.equal(copy.deepcopy(one)(model, x), model[1]((model[0](x) + 1) * 2))
+    double = copy.deepcopy(model).double()
+    assert torch.equal(copy.deepcopy(one).double()(double, x.double()), double[1]((double[0](x.double()) + 1) * 2))
+
+
+def test_what_cannot_be_meant_is_told(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).eval(), torch.zeros(1, 3)
+    swap = fmr.Intervention({"0": edits.Interchange("other")})
+    with pytest.raises(EditError, match=r"sources is a Tensor, expected a run or inputs for each name: sources=\{'other'"):
+        swap(model, x, sources=x)
+    with pytest.raises(EditError, match=r"Rotation\(4, 2\), a subspace, expected an edit within it"):
+        fmr.Intervention({"0": subspaces.Rotation(4, 2)})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file cannot be made \(there is a file of that name\)"):
+        swap.save(tmp_path / "file")
+
+
+def test_a_vector_of_another_width_is_refused_on_loading(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ids, found = torch.tensor([[3, 4, 5]]), []
+    for width in (16, 32):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=width, n_head=2, n_positions=8, vocab_size=20)).eval()
+        found.append(fmr.locate(fmr.run(model, ids)))
+    fmr.Intervention({found[0].layers[1].resid_post: edits.Add(torch.ones(16))}).save(tmp_path / "steer", found[0])
+    with pytest.raises(EditError, match=r"is one of vectors of 16 numbers, and GPT2LMHeadModel holds 32 there"):
+        fmr.Intervention.load(tmp_path / "steer", found[1])

@@ -4,7 +4,7 @@ The dimensions of all values fall into classes. Ops that work number by number, 
 what lays several out as one makes another, which falls apart again where the same sizes are laid out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import torch
 
@@ -105,7 +105,7 @@ class Dims:
         if contraction(node) is not None:
             self._multiplied(graph, node)
         elif node.op in _RESHAPES and read:
-            self._reshaped(read[0], node)
+            self._reshaped(read[0], node, _repeated(graph, read[0]))
         elif node.op == "embedding" and len(node.parents) > 1:
             self._in_order(graph[node.parents[0].id], node)
             self._units.add((node.id, len(node.shape) - 1))
@@ -224,9 +224,9 @@ class Dims:
         if node.shape and (by_value or many):
             self._mixed.add((node.id, 0))
 
-    def _reshaped(self, read: Node, node: Node) -> None:
+    def _reshaped(self, read: Node, node: Node, repeated: Container[int]) -> None:
         """Dimensions that stay are the same; several that are laid out as one are known by it."""
-        for before, after in _groups(read.shape, node.shape):
+        for before, after in _groups(read.shape, node.shape, repeated):
             sources: list[tuple[int, Dim]] = [(read.shape[n], (read.id, n)) for n in before]
             made: list[tuple[int, Dim]] = [(node.shape[n], (node.id, n)) for n in after]
             if len(sources) == 1:
@@ -259,10 +259,22 @@ def dims_of(graph: Graph) -> Dims:
     return Dims(graph)
 
 
-def _groups(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
+def _repeated(graph: Graph, node: Node) -> list[int]:
+    """The dimensions along which a value says one thing several times."""
+    if node.op != "expand" or not node.parents:
+        return []
+    before = graph[node.parents[0].id].shape
+    pairs = zip(reversed(range(len(node.shape))), reversed(before), strict=False)
+    return [n for n, size in pairs if size == 1 != node.shape[n]]
+
+
+def _groups(
+    before: tuple[int, ...], after: tuple[int, ...], repeated: Container[int] = ()
+) -> Iterator[tuple[list[int], list[int]]]:
     """The dimensions of a value and those that they are laid out as, in as many groups as there are.
 
-    A dimension of size one that goes is laid out with the one before it: with another input it may be longer.
+    A dimension of size one that goes is laid out with the one before it: with another input it may be longer. But where the
+    next one is repeated, as one key for several heads, it is laid out with that.
 
     >>> list(_groups((2, 5, 8), (10, 8)))
     [([0, 1], [0]), ([2], [1])]
@@ -281,7 +293,7 @@ def _groups(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[l
                 made.append(j - 1)
             else:
                 return
-        while i < len(before) and before[i] == 1 and (j == len(after) or after[j] != 1):
+        while i < len(before) and before[i] == 1 and (j == len(after) or after[j] != 1) and i + 1 not in repeated:
             read.append(i)
             i += 1
         yield read, made

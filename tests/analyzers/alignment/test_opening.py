@@ -14,6 +14,7 @@ from analyzers import Alignment, AlignmentSearch, AnalyzerError, Counterfactuals
 from analyzers.alignment.examples import examples_of
 from analyzers.alignment.interchange import Network
 from fmr import subspaces
+from fmr.errors import StoreError
 from tests.analyzers.alignment.models import Planted, one_hot, planted, rotated
 
 FOREVER = 10**9
@@ -104,6 +105,12 @@ def test_another_site_of_another_width_is_refused_before_training() -> None:
         ({"logits": lambda out: out.argmax(1)[:, None]}, r"shape \(1, 1\) of torch.int64, expected \(1, labels\)"),
         ({"site": {("a", "b", "c"): "hidden"}}, r"The site \('a', 'b', 'c'\) is named by 3: expected one name, or a pair"),
         ({"site": []}, r"site=\[\]: expected a site, or several"),
+        ({"site": ["hidden", "hidden"]}, r"expected a site, or several, each once"),
+        (
+            {"site": fmr.Site("hidden", positions=[[0]] * 60)},
+            r"selects a row of positions for each example. Expected a site",
+        ),
+        ({"site": [3]}, r"site=3: expected one site, ID or path of a module"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], told: str) -> None:
@@ -111,9 +118,47 @@ def test_what_cannot_be_meant_is_refused(given: dict[str, Any], told: str) -> No
         search(**given).run(data(), epochs=FOREVER, progress=False)
 
 
+def test_a_control_lies_elsewhere() -> None:
+    with pytest.raises(AnalyzerError, match=r"other='hidden' is where the variables are looked for. Expected another site"):
+        search().run(data(), epochs=FOREVER, other="hidden", progress=False)
+
+
+def test_inference_mode_is_named() -> None:
+    with torch.inference_mode(), pytest.raises(AnalyzerError, match=r"made in torch.inference_mode\(\) take no part in"):
+        search().run(data(), epochs=FOREVER, progress=False)
+
+
+def test_examples_that_were_trained_on_are_counted() -> None:
+    given = data(200)
+    found = search().run(given, given, epochs=1, controls=False, progress=False)
+    train, _ = given.split(0.9)
+    assert found.examples["trained on"] == given.shared(train) >= len(train)
+    assert f"200 held-out examples ({given.shared(train)} of them trained on)" in repr(found)
+    assert search().run(given, epochs=1, controls=False, progress=False).examples["trained on"] == 0
+
+
+def test_positions_that_some_texts_do_not_have_are_refused() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(20, 12)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return (self.embed(input_ids) * 2).mean(1)
+
+    torch.manual_seed(0)
+    model, ids = Words().eval(), torch.randint(20, (60, 5))
+    mask = torch.ones(60, 5, dtype=torch.long)
+    mask[::2, 3:] = 0
+    both = {"input_ids": ids, "attention_mask": mask}
+    given = replace(data(), base=both, sources={"x": {**both, "attention_mask": mask.flip(0)}})
+    with pytest.raises((AnalyzerError, fmr.EditError), match=r"positions"):
+        search(model, fmr.Site("embed", positions=[1, 4]), subspaces.Rotation(12, 2)).evaluate(given, controls=False)
+
+
 def test_a_file_is_no_folder_for_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AnalyzerError, match=r"checkpoint='.*file' is a file. Expected a folder, made where there is none"):
+    with pytest.raises(StoreError, match=r"file cannot be made \(there is a file of that name\). Expected a folder, or the"):
         search().run(data(), epochs=FOREVER, checkpoint=tmp_path / "file", progress=False)
 
 

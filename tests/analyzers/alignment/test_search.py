@@ -70,7 +70,7 @@ def test_a_planted_subspace_is_recovered() -> None:
     assert max(found.controls_changed.values()) < 0.6
     assert degrees(found.intervention.parts[0].matrix, model.turn[:, :2]) < 5
     assert torch.equal(rotation.columns, before)  # a copy was trained
-    assert "15 of 15 epochs over 287 examples, batch 32, lr 0.1, seed 0" in repr(found)
+    assert "15 of 15 epochs over 287 examples, batch 32, lr 0.1 falling to 0, seed 0" in repr(found)
 
 
 def test_boundless_finds_how_many_directions_it_takes() -> None:
