@@ -28,6 +28,10 @@ from analyzers.heads.composition import Composition
 from analyzers.heads.compositions import Compositions
 from analyzers.heads.detect import Heads
 from analyzers.heads.jobs import HeadJobs
+from analyzers.images.style import StyleTransfer
+from analyzers.images.stylized import Stylized
+from analyzers.images.top import TopImages
+from analyzers.images.topcrops import TopCrops
 from analyzers.images.visualization import FeatureVisualization
 from analyzers.images.visualized import Visualized
 from analyzers.lenses.attribution import LogitAttribution
@@ -91,6 +95,10 @@ __all__ = [
     "Promotion",
     "RankOneEdit",
     "ResidualDecomposition",
+    "StyleTransfer",
+    "Stylized",
+    "TopCrops",
+    "TopImages",
     "Traces",
     "Translator",
     "Visualized",

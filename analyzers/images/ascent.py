@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from random import Random
-from typing import cast
 
 import numpy as np
 import torch
@@ -66,7 +65,7 @@ class Task:
     def past_dead_zones(self) -> Asked:
         """Edits that let gradients past dead zones, on the way to the sites."""
         with torch.no_grad():
-            return cast("Asked", redirected(self.view.graph(), self.sites.values()))
+            return redirected(self.view.graph(), self.sites.values())
 
 
 def _unreached(objectives: Sequence[Objective]) -> str:
@@ -118,13 +117,13 @@ class Steps:
             with tqdm(total=self.steps, desc=name, unit="step", disable=hidden(progress)) as bar:
                 for step in range(self.steps):
                     told: list[Tensor] = []
-                    optimizer.step(lambda step=step, told=told: self._loss(task, parameters, step, told))  # type: ignore[misc]
+                    optimizer.step(partial(self._loss, task, parameters, step, told))
                     curve.append(told[0])
                     bar.update()
                     bar.set_postfix_str(f"score {float(told[0].mean()):.3g}", refresh=False)
         return np.array([scores.cpu().double().numpy() for scores in curve])
 
-    def _loss(self, task: Task, parameters: list[nn.Parameter], step: int, told: list[Tensor]) -> Tensor:
+    def _loss(self, task: Task, parameters: list[nn.Parameter], step: int, told: list[Tensor]) -> float:
         """The loss at the parameters as they are, their gradients set; the scores are added to what was told."""
         images = self.images(task.view)
         draw = Random(f"{self.seed} {step}")
@@ -139,8 +138,8 @@ class Steps:
             raise AnalyzerError(_unreached(task.objectives))
         if not bool(slope.isfinite().all() & scores.isfinite().all()):
             raise AnalyzerError(
-                f"At step {step} the objective is {scores.tolist()} and its gradient not finite throughout. Expected smaller "
-                "steps, lambda params: torch.optim.Adam(params, lr=0.01), or a model in float32."
+                f"At step {step} the objective is {scores.tolist()} and its gradient not finite throughout. Expected "
+                "smaller steps, lambda params: torch.optim.Adam(params, lr=0.01), or a model in float32."
             )
         ends = [(inputs, slope)] if direct is None else [(inputs, slope), (images, direct)]
         ends = [(made, gradient) for made, gradient in ends if made.requires_grad]
@@ -148,7 +147,7 @@ class Steps:
         for one, gradient in zip(parameters, found, strict=True):
             one.grad = None if gradient is None else -gradient
         told.append(scores)
-        return -scores.sum()
+        return -float(scores.sum())
 
 
 @contextmanager

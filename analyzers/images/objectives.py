@@ -246,7 +246,8 @@ class Direction(AtSite):
         if not self.cosine:
             return products.mean(1)
         cosines = products / (values.norm(dim=1) * vector.norm()).clamp(min=1e-6)
-        return (products * cosines.clamp(min=0.1) ** self.cosine).mean(1)
+        found: Tensor = (products * cosines.clamp(min=0.1) ** self.cosine).mean(1)
+        return found
 
     def __repr__(self) -> str:
         return self._told(f"{torch.as_tensor(self.vector).numel()} numbers")
@@ -272,7 +273,8 @@ class Diversity(AtSite):
         flat = gram(values).flatten(1)
         flat = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)
         cosines = flat @ flat.T
-        return (cosines.diagonal() - cosines.sum(1)) / (many - 1)
+        found: Tensor = (cosines.diagonal() - cosines.sum(1)) / (many - 1)
+        return found
 
 
 @dataclass(frozen=True)

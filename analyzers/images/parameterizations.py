@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from analyzers.protocol import AnalyzerError
 
-COLOURS = ((0.882, 0.394, 0.258), (0.394, 0.541, 0.445), (0.258, 0.445, 0.683))
-"""How the colours of a photograph go together: the square root of the covariance of red, green and blue over the pixels of
-scikit-learn's two photographs, divided by the length of its longest column."""
+COLOURS = ((0.639, -0.274, 0.021), (0.548, 0.080, -0.072), (0.540, 0.243, 0.048))
+"""How the colours of a photograph go together: the principal components of red, green and blue over the pixels of
+scikit-learn's two photographs, one a column, times their standard deviations, the largest of which is set to 1."""
 
 _ROOM = 1e-3
 """How near to black and white an image is taken: at both its logit is infinite."""
@@ -60,13 +60,13 @@ class Pixels(Parameterization):
 
 
 class FFT(Parameterization):
-    """Images by their spectrum, scaled by 1/f as that of photographs is, with colours that go together as theirs do.
+    """Images by their spectrum, with larger numbers for lower frequencies, and colours that go together as photographs'.
 
     >>> analyzers.images.FFT((8, 12))().shape
     torch.Size([1, 3, 8, 12])
 
-    image = sigmoid(C irfft2(s / max(f, 1 / longer side)) / saturation), with f the frequency in cycles a pixel, s normal with
-    standard deviation `std`, and C the square root of the covariance of colours (three channels, decorrelate=True).
+    image = sigmoid(C irfft2(s L max(f, 1)^-decay) / saturation), with L the longer side, f the frequency in cycles along it
+    (photographs have a decay of about 1), s normal with standard deviation `std`, and C the principal components of colours (decorrelate=True).
 
     Source: C. Olah, A. Mordvintsev, L. Schubert, "Feature visualization", Distill, 2017.
     """
@@ -76,15 +76,15 @@ class FFT(Parameterization):
 
     def __init__(
         self, size: Size, images: int = 1, channels: int = 3, *,
-        decorrelate: bool = True, std: float = 0.01, saturation: float = 4.0, seed: int = 0,
+        decorrelate: bool = True, decay: float = 1.5, std: float = 0.01, saturation: float = 4.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.size, self.saturation = size, saturation
         draw = torch.Generator().manual_seed(seed)
         down, across = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
-        frequency = (down.square() + across.square()).sqrt()
+        frequency = max(size) * (down.square() + across.square()).sqrt()
         colours = torch.tensor(COLOURS) if decorrelate and channels == 3 else torch.eye(channels)
-        self.register_buffer("scale", 1 / frequency.clamp(min=1 / max(size)), persistent=False)
+        self.register_buffer("scale", max(size) * frequency.clamp(min=1) ** -decay, persistent=False)
         self.register_buffer("colours", colours, persistent=False)
         self.spectrum = nn.Parameter(std * torch.randn(images, channels, *frequency.shape, 2, generator=draw))
 
@@ -134,7 +134,8 @@ class CPPN(Parameterization):
         for weight in self.weights:
             angle = torch.atan(x @ weight)
             x = torch.cat([angle / 0.67, angle.square() / 0.6], -1)
-        return (x @ self.last).sigmoid().mT.unflatten(2, size)
+        images: Tensor = (x @ self.last).sigmoid().mT.unflatten(2, size)
+        return images
 
     def forward(self) -> Tensor:
         """The images at the size that they are optimised at."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from analyzers.images.stylized import Stylized
+    from analyzers.images.topcrops import TopCrops
     from analyzers.images.visualized import Visualized
 
 COLUMNS, LONGEST = 6, 30
@@ -55,7 +57,9 @@ def draw(result: Visualized) -> Figure:
 def _curves(result: Visualized, ax: Axes) -> None:
     steps = np.arange(len(result.curve))
     few = result.curve.shape[1] <= CURVES
-    ax.plot(steps, result.curve if few else np.quantile(result.curve, [0.25, 0.5, 0.75], axis=1).T, linewidth=1, color="#0072B2")
+    ax.plot(
+        steps, result.curve if few else np.quantile(result.curve, [0.25, 0.5, 0.75], axis=1).T, linewidth=1, color="#0072B2"
+    )
     ax.axhline(float(result.null.mean()), color=INK, linestyle=":", linewidth=1, label="same spectrum, random")
     ax.axhline(float(result.robust.mean()), color="#D55E00", linestyle="--", linewidth=1, label="unseen transformations")
     ax.set_xlabel("step", fontsize=8)
@@ -82,3 +86,37 @@ def mosaic(result: Visualized, ax: Axes) -> Figure:
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def draw_style(result: Stylized) -> Figure:
+    """Content, style, what became of them, and how the loss fell."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), layout="constrained", width_ratios=[1, 1, 1, 1.1])
+    show(axes[0], result.content_image, "content")
+    show(axes[1], result.style_image, "style")
+    content, style = result.content_loss.mean(), result.style_loss.mean()
+    show(axes[2], result.image, f"content {content:.3g}, style {style:.3g}")
+    axes[3].plot(result.curve, color="#0072B2", linewidth=1)
+    axes[3].set(yscale="log")
+    axes[3].set_xlabel("step", fontsize=8)
+    axes[3].set_title("weighted loss", fontsize=8, color=INK, loc="left")
+    axes[3].tick_params(labelsize=7, which="both")
+    axes[3].spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_crops(result: TopCrops) -> Figure:
+    """A row of crops for each channel."""
+    import matplotlib.pyplot as plt
+
+    rows, ranks = result.values.shape
+    figure, axes = plt.subplots(
+        rows, ranks, figsize=(1.25 * ranks + 0.4, 1.45 * rows + 0.4), layout="constrained", squeeze=False
+    )
+    for row, channel in enumerate(result.channels):
+        for rank in range(ranks):
+            name = f"channel {channel}: " if rank == 0 else ""
+            show(axes[row, rank], result.crops[f"{channel}/{rank}"], f"{name}{result.values[row, rank]:.3g}")
+    figure.suptitle(f"{result.site}: the first {ranks} of {result.seen} images", fontsize=9, color=INK, x=0.01, ha="left")
+    return figure

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fmr.edits import Context, Edit, OnGradient
+from fmr.edits.editor import Asked
 from fmr.graph.graph import Graph
 from fmr.graph.paths import returned
 from fmr.ids import TensorId, outer_op
@@ -19,7 +20,7 @@ DEAD_ZONES = frozenset("relu relu6 hardtanh hardsigmoid hardswish threshold hard
 """Nonlinearities that are flat somewhere, so that no gradient passes."""
 
 
-def redirected(graph: Graph, sites: Iterable[Key], share: float = 0.1) -> dict[TensorId, list[Edit]]:
+def redirected(graph: Graph, sites: Iterable[Key], share: float = 0.1) -> Asked:
     """Edits of gradients at every nonlinearity with a dead zone that some sites are computed through.
 
     >>> sorted(map(str, redirected(fmr.run(reader, images[:1]).graph, ["conv2/conv2d#0"])))
@@ -27,7 +28,7 @@ def redirected(graph: Graph, sites: Iterable[Key], share: float = 0.1) -> dict[T
 
     Where no gradient at all comes to what a nonlinearity read, `share` of that which came to what it made goes on.
     """
-    found: dict[TensorId, list[Edit]] = defaultdict(list)
+    found: dict[Key, list[Edit]] = defaultdict(list)
     for node in _made_of(graph, sites):
         if node.op in DEAD_ZONES and node.parents and not node.parents[0].is_source:
             arrived: list[Tensor] = []

@@ -15,4 +15,5 @@ def scrambled(images: Tensor, seed: int) -> Tensor:
     noise = torch.fft.rfft2(torch.randn(1, 1, *size, generator=draw)).to(images.device)
     phases = noise / noise.abs().clamp(min=1e-12)
     phases[..., 0, 0] = 1  # the mean stays what it is
-    return torch.fft.irfft2(torch.fft.rfft2(images) * phases, s=size).clamp(0, 1)
+    found: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * phases, s=size).clamp(0, 1)
+    return found

@@ -106,9 +106,14 @@ def unseen(size: tuple[int, int]) -> tuple[Transformation, ...]:
 
 
 def through(images: Tensor, transformations: Sequence[Transformation], draw: Random, size: tuple[int, int]) -> Tensor:
-    """Images after all of these, of the size that a model takes: what is more is cut off around, what is less is grey."""
+    """Images after all of these, of the size that a model takes."""
     for one in transformations:
         images = one(images, draw)
+    return fitted(images, size)
+
+
+def fitted(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images of another size: what is more is cut off around, what is less is grey."""
     for dim, length in zip((-2, -1), size, strict=True):
         more = images.shape[dim] - length
         if more > 0:

@@ -60,6 +60,10 @@ class View:
         found = next((one for one in self.model.parameters() if one.is_floating_point()), None)
         return torch.empty(0) if found is None else found.detach().new_empty(0)
 
+    def grey(self) -> Tensor:
+        """What the model is given for a grey image."""
+        return self.inputs(torch.full((1, self.channels, *self.size), 0.5, device=self.like.device))
+
     def inputs(self, images: Tensor) -> Tensor:
         """What the model is given for images."""
         mean, std = (self._colours(one, images) for one in (self.mean, self.std))
@@ -96,8 +100,8 @@ class View:
         for role in roles:
             if role not in known:
                 raise AnalyzerError(
-                    f"{type(self.model).__name__} has no {role!r}. Expected an ID, the path of a module, or one of the roles "
-                    f"{', '.join(list(known)[:4]) or 'of a model with layers'}."
+                    f"{type(self.model).__name__} has no {role!r}. Expected an ID, the path of a module, or one of the "
+                    f"roles {', '.join(list(known)[:4]) or 'of a model with layers'}."
                 )
         return {site: known[site] if isinstance(site, str) and site in known else site for site in asked}
 
@@ -106,14 +110,14 @@ class View:
         return self._tried(lambda inputs: self._plain(inputs, keep="none")).graph
 
     def _tried(self, call: Callable[[Tensor], fmr.Run]) -> fmr.Run:
-        grey = torch.full((1, self.channels, *self.size), 0.5, device=self.like.device)
+        grey = self.grey()
         try:
-            return call(self.inputs(grey))
+            return call(grey)
         except FmrError:
             raise
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as error:
             raise AnalyzerError(
-                f"{type(self.model).__name__} does not take images of shape {tuple(self.inputs(grey).shape)}: "
+                f"{type(self.model).__name__} does not take images of shape {tuple(grey.shape)}: "
                 f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Expected size=, channels= as it was "
                 f"trained with, argument= for the name of the images and others= for what else it is given."
             ) from error
@@ -169,7 +173,9 @@ def as_images(given: Any, view: View, name: str = "images") -> Tensor:
     """Images as they were given, checked: (images, colours, height, width) from 0 to 1; photographs are resized."""
     if not isinstance(given, Tensor):
         if view.channels != 3:
-            raise AnalyzerError(f"{name} is a {type(given).__name__}, expected a tensor from 0 to 1 for a model of grey images.")
+            raise AnalyzerError(
+                f"{name} is a {type(given).__name__}, expected a tensor from 0 to 1 for a model of grey images."
+            )
         given = photo(given, view.size)
     found = given[None] if given.dim() == 3 else given
     wanted = (view.channels, *view.size)
@@ -181,10 +187,11 @@ def as_images(given: Any, view: View, name: str = "images") -> Tensor:
     if not found.is_floating_point() or not bool(((found >= 0) & (found <= 1)).all()):
         ends = f"{found.min():.3g} to {found.max():.3g}" if found.numel() else "nothing"
         raise AnalyzerError(
-            f"{name} holds {str(found.dtype).removeprefix('torch.')} from {ends}, expected numbers from 0 to 1. Divide bytes "
-            "by 255; what was normalised for the model is brought back by * std + mean."
+            f"{name} holds {str(found.dtype).removeprefix('torch.')} from {ends}, expected numbers from 0 to 1. Divide "
+            "bytes by 255; what was normalised for the model is brought back by * std + mean."
         )
-    return found.detach().to(view.like.device, torch.float32)
+    kept: Tensor = found.detach().to(view.like.device, torch.float32)
+    return kept
 
 
 @contextmanager

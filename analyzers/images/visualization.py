@@ -14,7 +14,7 @@ from analyzers.images.objectives import Channel, Layer, Objective
 from analyzers.images.parameterizations import KINDS, Parameterization
 from analyzers.images.seen import by_channel, tensor_at
 from analyzers.images.spectra import scrambled
-from analyzers.images.transformations import Transformation, robust, through, unseen
+from analyzers.images.transformations import Transformation, fitted, robust, through, unseen
 from analyzers.images.viewing import Number, View, as_images, undisturbed
 from analyzers.images.visualized import Visualized, joined
 from analyzers.numbers.embed import Floats
@@ -35,8 +35,8 @@ class FeatureVisualization(Method):
     >>> eye.run(analyzers.images.Channel("conv2", 3), steps=40).score
     array([...])
 
-    model: any module that is given images, in eval mode. size: of these, a side or (height, width); channels: 3, or 1 for grey.
-    mean, std: the model is given (image - mean) / std for images from 0 to 1, a number each or one for each colour.
+    model: any module that is given images, in eval mode. size: of these, a side or (height, width); channels: 3, or 1 for
+    grey. mean, std: the model is given (image - mean) / std for images from 0 to 1, a number each or one for each colour.
     argument: the name under which the model takes images, where they are not its first argument; others: what else it is
     given, by name.
 
@@ -44,8 +44,8 @@ class FeatureVisualization(Method):
     """
 
     def __init__(
-        self, model: nn.Module, *, size: int | tuple[int, int] = 224, channels: int = 3, mean: Number = 0.0, std: Number = 1.0,
-        argument: str | None = None, others: Mapping[str, Any] | None = None,
+        self, model: nn.Module, *, size: int | tuple[int, int] = 224, channels: int = 3, mean: Number = 0.0,
+        std: Number = 1.0, argument: str | None = None, others: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.view = View.of(model, size, channels, mean, std, argument, others)
@@ -80,12 +80,12 @@ class FeatureVisualization(Method):
         with undisturbed(self.model, seed):
             self.view.graph()
             task = Task(self.view, objectives, self.view.sites([site for one in objectives for site in one.sites]))
-            made = self._parameterization(parameterization, many, start, seed)
+            made = made_of(self.view, parameterization, many, start, seed)
             put = robust(self.view.size) if transformations is None else tuple(transformations)
             run = Steps(made, put, optimizer or adam, steps, redirect, seed)
             with torch.no_grad():
                 first = run.images(self.view).detach()
-            before = task.of(self._fitted(first))
+            before = task.of(fitted(first, self.view.size))
             curve = run.run(task, progress, type(self).__name__)
             with torch.no_grad():
                 last = run.images(self.view).detach()
@@ -96,19 +96,16 @@ class FeatureVisualization(Method):
                 images=last.cpu(),
                 curve=curve,
                 start=_numbers(before),
-                score=_numbers(task.of(self._fitted(last))),
+                score=_numbers(task.of(fitted(last, self.view.size))),
                 robust=self._robust(task, last, seed),
                 null=self._null(task, last, seed),
-                settings={
-                    "parameterization": parameterization if isinstance(parameterization, str) else type(made).__name__,
-                    "transformations": tuple(str(one) for one in put),
-                    "optimizer": "Adam(lr=0.05)" if optimizer is None else _named(optimizer),
-                    "steps": steps, "redirect": redirect, "mean": _plain(self.view.mean), "std": _plain(self.view.std),
-                },
+                settings=settings_of(self.view, run, parameterization, optimizer),
                 seed=seed,
-            )  # fmt: skip
+            )
 
-    def sheet(self, site: Key, channels: Sequence[int] | None = None, *, axis: int | None = None, **settings: Any) -> Visualized:
+    def sheet(
+        self, site: Key, channels: Sequence[int] | None = None, *, axis: int | None = None, **settings: Any
+    ) -> Visualized:
         """A contact sheet: an image for each channel of a layer, or for some of them.
 
         >>> len(eye.sheet("conv1", range(4), steps=4).images)
@@ -119,7 +116,9 @@ class FeatureVisualization(Method):
         if channels is None:
             with undisturbed(self.model, 0), torch.no_grad():
                 self.view.graph()
-                grey = self.view.inputs(torch.full((1, self.view.channels, *self.view.size), 0.5, device=self.view.like.device))
+                grey = self.view.inputs(
+                    torch.full((1, self.view.channels, *self.view.size), 0.5, device=self.view.like.device)
+                )
                 key = self.view.sites([site])[site]
                 value = tensor_at(key, self.view.run(grey, [key])[key], 1)
             channels = range(by_channel(value, key, axis).shape[1])
@@ -142,22 +141,6 @@ class FeatureVisualization(Method):
             self.view.graph()
             return _numbers(Task(self.view, objectives, self.view.sites(list(objectives[0].sites))).of(given))
 
-    def _parameterization(self, given: str | nn.Module, images: int, start: Any, seed: int) -> nn.Module:
-        if isinstance(given, nn.Module):
-            made = given
-        elif given in KINDS:
-            made = KINDS[given](self.view.size, images, self.view.channels, seed=seed).to(self.view.like.device)
-        else:
-            raise AnalyzerError(f"parameterization={given!r}: expected {', '.join(map(repr, KINDS))} or a module of yours.")
-        if start is None:
-            return made
-        if not isinstance(made, Parameterization):
-            raise AnalyzerError(f"start= cannot be put into a {type(made).__name__}. Expected it to hold the image already.")
-        return made.of(as_images(start, self.view, "start"))
-
-    def _fitted(self, images: Tensor) -> Tensor:
-        return through(images, (), Random(0), self.view.size)
-
     def _robust(self, task: Task, images: Tensor, seed: int) -> Floats:
         """The mean score under transformations that the images were not made with."""
         put = unseen(self.view.size)
@@ -166,8 +149,36 @@ class FeatureVisualization(Method):
 
     def _null(self, task: Task, images: Tensor, seed: int) -> Floats:
         """The mean score of random images of the same spectrum."""
-        fitted = self._fitted(images)
-        return _numbers(torch.stack([task.of(scrambled(fitted, seed + n)) for n in range(NULLS)]).mean(0))
+        whole = fitted(images, self.view.size)
+        return _numbers(torch.stack([task.of(scrambled(whole, seed + n)) for n in range(NULLS)]).mean(0))
+
+
+def made_of(view: View, given: str | nn.Module, images: int, start: Any, seed: int) -> nn.Module:
+    """What images are made of: a module, with those to begin with in it."""
+    if isinstance(given, nn.Module):
+        made = given
+    elif given in KINDS:
+        made = KINDS[given](view.size, images, view.channels, seed=seed).to(view.like.device)
+    else:
+        raise AnalyzerError(f"parameterization={given!r}: expected {', '.join(map(repr, KINDS))} or a module of yours.")
+    if start is None:
+        return made
+    if not isinstance(made, Parameterization):
+        raise AnalyzerError(f"start= cannot be put into a {type(made).__name__}. Expected it to hold the image already.")
+    return made.of(as_images(start, view, "start"))
+
+
+def settings_of(view: View, run: Steps, given: str | nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+    """How images were made, in plain values."""
+    return {
+        "parameterization": given if isinstance(given, str) else type(given).__name__,
+        "transformations": tuple(map(str, run.transformations)),
+        "optimizer": "Adam(lr=0.05)" if optimizer is None else getattr(optimizer, "__name__", type(optimizer).__name__),
+        "steps": run.steps,
+        "redirect": run.redirect,
+        "mean": _plain(view.mean),
+        "std": _plain(view.std),
+    }
 
 
 def _objectives(given: Any) -> tuple[Objective, ...]:
@@ -176,11 +187,13 @@ def _objectives(given: Any) -> tuple[Objective, ...]:
     wrong = next((one for one in found if not isinstance(one, Objective)), None)
     if not found or wrong is not None:
         raise AnalyzerError(
-            f"The objective is {type(given).__name__ if wrong is None else repr(wrong)}, expected one of analyzers.images, as "
-            "Channel('layer1', 3), or a site."
+            f"The objective is {type(given).__name__ if wrong is None else repr(wrong)}, expected one of analyzers.images, "
+            "as Channel('layer1', 3), or a site."
         )
     if not all(one.sites for one in found):
-        raise AnalyzerError(f"{found[0]} reads nothing of the model. Expected an objective at a site, with penalties beside it.")
+        raise AnalyzerError(
+            f"{found[0]} reads nothing of the model. Expected an objective at a site, with penalties beside it."
+        )
     return found
 
 
@@ -191,7 +204,3 @@ def _numbers(scores: Tensor) -> Floats:
 
 def _plain(value: Number) -> Any:
     return float(value) if isinstance(value, (int, float)) else tuple(map(float, value))
-
-
-def _named(one: Any) -> str:
-    return getattr(one, "__name__", type(one).__name__)

@@ -75,8 +75,8 @@ class Visualized(Stored):
     def __repr__(self) -> str:
         steps, size = len(self.curve), " x ".join(map(str, self.images.shape[-2:]))
         lines = [
-            f"Visualized: {number_of(len(self.images), 'image')} of {size} for {self.model}, {self.settings['parameterization']}, "
-            f"{number_of(steps, 'step')}, seed {self.seed}"
+            f"Visualized: {number_of(len(self.images), 'image')} of {size} for {self.model}, "
+            f"{self.settings['parameterization']}, {number_of(steps, 'step')}, seed {self.seed}"
         ]
         for n, name in enumerate(self.objectives[:_SHOWN]):
             lines.append(
@@ -96,5 +96,8 @@ def joined(parts: Sequence[Visualized]) -> Visualized:
         objectives=tuple(name for part in parts for name in part.objectives),
         images=torch.cat([part.images for part in parts]),
         curve=np.concatenate([part.curve for part in parts], 1),
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "score", "robust", "null")},
+        start=np.concatenate([part.start for part in parts]),
+        score=np.concatenate([part.score for part in parts]),
+        robust=np.concatenate([part.robust for part in parts]),
+        null=np.concatenate([part.null for part in parts]),
     )
