@@ -25,12 +25,12 @@ from fmr.nodes import Key
 from fmr.sweeps.bars import hidden
 
 Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""What makes an optimiser of parameters, as `lambda params: torch.optim.Adam(params, lr=0.05)`."""
+"""What makes an optimiser of parameters, as `lambda params: torch.optim.Adam(params, lr=0.1)`."""
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that is taken where none is given."""
-    return torch.optim.Adam(parameters, lr=0.05)
+    return torch.optim.Adam(parameters, lr=0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class Steps:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise AnalyzerError(
                     f"optimizer gave a {type(optimizer).__name__}, expected a function of parameters that makes a torch "
-                    "optimizer: lambda params: torch.optim.Adam(params, lr=0.05)."
+                    "optimizer: lambda params: torch.optim.Adam(params, lr=0.1)."
                 )
             with tqdm(total=self.steps, desc=name, unit="step", disable=hidden(progress)) as bar:
                 for step in range(self.steps):

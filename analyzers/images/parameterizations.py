@@ -65,8 +65,9 @@ class FFT(Parameterization):
     >>> analyzers.images.FFT((8, 12))().shape
     torch.Size([1, 3, 8, 12])
 
-    image = sigmoid(C irfft2(s L max(f, 1)^-decay) / saturation), with L the longer side, f the frequency in cycles along it
-    (photographs have a decay of about 1), s normal with standard deviation `std`, and C the principal components of colours (decorrelate=True).
+    image = sigmoid(C irfft2(s L max(f, 1)^-decay) / saturation): L is the longer side, f the frequency in cycles along it
+    (photographs have a decay of about 1), s normal with standard deviation `std`, and C holds the principal components of
+    colours (decorrelate=True, three channels).
 
     Source: C. Olah, A. Mordvintsev, L. Schubert, "Feature visualization", Distill, 2017.
     """

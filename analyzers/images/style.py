@@ -74,7 +74,11 @@ class StyleTransfer(Method):
             raise AnalyzerError(
                 f"penalty is {penalty!r}, expected an objective, as 0.1 * analyzers.images.TotalVariation()."
             )
-        begin = {"content": given["content"], "noise": None}[start] if isinstance(start, str) and start in _STARTS else start
+        if isinstance(start, str) and start not in _STARTS:
+            raise AnalyzerError(f"start is {start!r}, expected 'content', 'noise' or an image.")
+        begin = (
+            given["content"] if isinstance(start, str) and start == "content" else None if isinstance(start, str) else start
+        )
         with undisturbed(self.model, seed):
             self.view.graph()
             sites = self.view.sites([*self.content, *self.style, *(penalty.sites if penalty is not None else ())])

@@ -22,7 +22,7 @@ class TopCrops(Stored):
     """The images that each channel answers to most, cut to what it sees where it answers most.
 
     >>> topcrops.crops["3/0"].shape
-    torch.Size([1, 6, 8])
+    torch.Size([1, 3, 3])
 
     By channel and rank: values; numbers, of the images in the order in which they came; places in the layer; boxes (top,
     left, bottom, right) in the image; outside, by how much of it the value changes when all outside the box becomes noise.

@@ -64,7 +64,7 @@ class FeatureVisualization(Method):
         objective: of `analyzers.images`, or a site, whose mean counts. images: how many are made at once, for an objective
         that compares them. parameterization: "fft", "pixels", "cppn", or a module of yours that returns images from 0 to 1
         and keeps what it learns. transformations: what images are put through in each step, `f(images, random)`; None for
-        a margin, shifts, sizes and turns, () for nothing. optimizer: makes one of parameters; None for Adam with lr 0.05.
+        a margin, shifts, sizes and turns, () for nothing. optimizer: makes one of parameters; None for Adam with lr 0.1.
         start: images to begin with, else noise. redirect: where no gradient would arrive, as at dead units, it is led
         past dead zones. seed: of noise and transformations.
 
@@ -173,7 +173,7 @@ def settings_of(view: View, run: Steps, given: str | nn.Module, optimizer: Optim
     return {
         "parameterization": given if isinstance(given, str) else type(given).__name__,
         "transformations": tuple(map(str, run.transformations)),
-        "optimizer": "Adam(lr=0.05)" if optimizer is None else getattr(optimizer, "__name__", type(optimizer).__name__),
+        "optimizer": "Adam(lr=0.1)" if optimizer is None else getattr(optimizer, "__name__", type(optimizer).__name__),
         "steps": run.steps,
         "redirect": run.redirect,
         "mean": _plain(view.mean),
