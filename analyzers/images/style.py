@@ -58,27 +58,17 @@ class StyleTransfer(Method):
 
         content, style: tensors (colours, height, width) from 0 to 1 as large as the model is shown them, or photographs,
         which are resized. penalty: an objective whose score is taken off, as 0.1 * analyzers.images.TotalVariation(). start:
-        "content", "noise", or an image. The others are as for `FeatureVisualization.run`.
+        "content", "noise", or an image. parameterization: "fft" has the decay of photographs here, 1. The others are as for
+        `FeatureVisualization.run`.
 
         Beside the losses stand two others: of content, what the style image comes to; of style, what a random image comes to
         that has the spectrum of the style image.
         """
-        _check_weights(content_weight=content_weight, style_weight=style_weight)
+        _check(content_weight, style_weight, penalty, start)
         check_counts(1, steps=steps)
         check_counts(0, seed=seed)
-        given = {name: as_images(one, self.view, name) for name, one in (("content", content), ("style", style))}
-        for name, one in given.items():
-            if len(one) != 1:
-                raise AnalyzerError(f"{name} holds {len(one)} images, expected one.")
-        if penalty is not None and not isinstance(penalty, Objective):
-            raise AnalyzerError(
-                f"penalty is {penalty!r}, expected an objective, as 0.1 * analyzers.images.TotalVariation()."
-            )
-        if isinstance(start, str) and start not in _STARTS:
-            raise AnalyzerError(f"start is {start!r}, expected 'content', 'noise' or an image.")
-        begin = (
-            given["content"] if isinstance(start, str) and start == "content" else None if isinstance(start, str) else start
-        )
+        given = {name: self._given(one, name) for name, one in (("content", content), ("style", style))}
+        begin = {"content": given["content"], "noise": None}[start] if isinstance(start, str) else start
         with undisturbed(self.model, seed):
             self.view.graph()
             sites = self.view.sites([*self.content, *self.style, *(penalty.sites if penalty is not None else ())])
@@ -86,20 +76,21 @@ class StyleTransfer(Method):
             styles = self._compared(self.style, given["style"], sites, gram)
             total = content_weight * _sum(contents) + style_weight / len(styles) * _sum(styles)
             task = Task(self.view, (-total if penalty is None else -total - penalty,), sites)
-            made = made_of(self.view, parameterization, 1, begin, seed)
-            run = Steps(made, tuple(transformations), optimizer or adam, steps, False, seed)
+            made = made_of(self.view, parameterization, 1, begin, seed, decay=1.0)
+            run = Steps(made, tuple(transformations), optimizer or adam, steps, True, seed)
             with torch.no_grad():
                 first = run.images(self.view).detach()
             curve = -run.run(task, progress, type(self).__name__)[:, 0]
             with torch.no_grad():
                 last = run.images(self.view).detach()
+            null = {"content": given["style"], "style": scrambled(given["style"], seed)}
             losses = {
-                name: tuple(self._losses(parts, image, sites) for image in (first, last, null))
-                for name, parts, null in (
-                    ("content", contents, given["style"]),
-                    ("style", styles, scrambled(given["style"], seed)),
-                )
+                f"{name}_{when}": self._losses(parts, image, sites)
+                for name, parts in (("content", contents), ("style", styles))
+                for when, image in (("start", first), ("loss", last), ("null", null[name]))
             }
+        settings = settings_of(self.view, run, parameterization, optimizer)
+        weights = {"content_weight": float(content_weight), "style_weight": float(style_weight), "penalty": str(penalty)}
         return Stylized(
             model=type(self.model).__name__,
             image=last[0].cpu(),
@@ -107,19 +98,20 @@ class StyleTransfer(Method):
             style_image=given["style"][0].cpu(),
             content_sites=tuple(str(id_of(site)) for site in self.content),
             style_sites=tuple(str(id_of(site)) for site in self.style),
-            **{
-                f"{name}_{when}": numbers
-                for name, three in losses.items()
-                for when, numbers in zip(("start", "loss", "null"), three, strict=True)
-            },
+            **losses,
             curve=curve,
-            settings=settings_of(self.view, run, parameterization, optimizer)
-            | {
-                "content_weight": float(content_weight), "style_weight": float(style_weight), "penalty": str(penalty),
-                "start": start if isinstance(start, str) else "an image",
-            },
+            settings=settings
+            | weights
+            | {"penalty": str(penalty), "start": start if isinstance(start, str) else "an image"},
             seed=seed,
-        )  # fmt: skip
+        )
+
+    def _given(self, image: Any, name: str) -> Tensor:
+        """One image as it was given, checked."""
+        found = as_images(image, self.view, name)
+        if len(found) != 1:
+            raise AnalyzerError(f"{name} holds {len(found)} images, expected one.")
+        return found
 
     def _compared(self, at: list[Key], image: Tensor, sites: Mapping[Key, Key], of: Any) -> list[Difference]:
         with torch.no_grad():
@@ -145,7 +137,12 @@ def _sum(parts: Sequence[Objective]) -> Objective:
     return total
 
 
-def _check_weights(**given: Any) -> None:
-    for name, value in given.items():
+def _check(content_weight: Any, style_weight: Any, penalty: Any, start: Any) -> None:
+    """Raise for weights that are none, for a penalty that is no objective, and for words that name no start."""
+    for name, value in (("content_weight", content_weight), ("style_weight", style_weight)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise AnalyzerError(f"{name}={value!r}: expected a number from 0 on.")
+    if penalty is not None and not isinstance(penalty, Objective):
+        raise AnalyzerError(f"penalty is {penalty!r}, expected an objective, as 0.1 * analyzers.images.TotalVariation().")
+    if isinstance(start, str) and start not in _STARTS:
+        raise AnalyzerError(f"start is {start!r}, expected 'content', 'noise' or an image.")

@@ -153,12 +153,13 @@ class FeatureVisualization(Method):
         return _numbers(torch.stack([task.of(scrambled(whole, seed + n)) for n in range(NULLS)]).mean(0))
 
 
-def made_of(view: View, given: str | nn.Module, images: int, start: Any, seed: int) -> nn.Module:
-    """What images are made of: a module, with those to begin with in it."""
+def made_of(view: View, given: str | nn.Module, images: int, start: Any, seed: int, decay: float = 1.5) -> nn.Module:
+    """What images are made of: a module, with those to begin with in it; a spectrum has this decay."""
     if isinstance(given, nn.Module):
         made = given
     elif given in KINDS:
-        made = KINDS[given](view.size, images, view.channels, seed=seed).to(view.like.device)
+        options: dict[str, Any] = {"decay": decay} if given == "fft" else {}
+        made = KINDS[given](view.size, images, view.channels, seed=seed, **options).to(view.like.device)
     else:
         raise AnalyzerError(f"parameterization={given!r}: expected {', '.join(map(repr, KINDS))} or a module of yours.")
     if start is None:
