@@ -69,6 +69,12 @@ class TopImages(Analyzer[TopCrops]):
         self.channels = list(range(values.shape[1])) if self.channels is None else self.channels
         _check_channels(self.channels, key, values)
         values = values[:, self.channels]
+        if bool(values.isnan().any()):
+            first = self.seen + int(values.isnan().flatten(1).any(1).nonzero()[0, 0])
+            raise AnalyzerError(
+                f"Image {first} makes NaN at {str(id_of(key))!r}, which is neither more nor less than others. Leave it out, "
+                "or run the model in float32."
+            )
         largest, where = values[..., None].flatten(2).max(2)
         places = torch.stack(torch.unravel_index(where, values.shape[2:] or (1,)), -1)[..., : values.dim() - 2]
         numbers = torch.arange(self.seen, self.seen + len(inputs))[:, None].expand_as(largest)

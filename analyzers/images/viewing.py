@@ -132,12 +132,19 @@ class View:
         return torch.as_tensor(value, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
 
 
+def numbers(value: Any) -> list[float]:
+    """A number, or several, as a list; empty for what is none."""
+    try:
+        return [] if isinstance(value, (str, bool)) else torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        return []
+
+
 def _check_colours(name: str, value: Any, channels: int) -> None:
-    given = list(value) if isinstance(value, (tuple, list, np.ndarray, Tensor)) else [value]
-    fine = all(isinstance(one, (int, float, np.floating, Tensor)) and not isinstance(one, bool) for one in given)
-    if not fine or len(given) not in (1, channels) or not all(math.isfinite(float(one)) for one in given):
+    given = numbers(value)
+    if len(given) not in (1, channels) or not all(map(math.isfinite, given)):
         raise AnalyzerError(f"{name}={value!r}: expected a number, or one for each of the {channels} colours.")
-    if name == "std" and not all(float(one) > 0 for one in given):
+    if name == "std" and min(given) <= 0:
         raise AnalyzerError(f"std={value!r}: expected numbers above 0, by which images are divided.")
 
 
@@ -200,7 +207,10 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     check_eval(model)
     devices = {one.device for one in model.parameters() if one.device.type == "cuda"}
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
+        torch.random.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

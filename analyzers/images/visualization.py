@@ -15,7 +15,7 @@ from analyzers.images.parameterizations import KINDS, Parameterization
 from analyzers.images.seen import by_channel, tensor_at
 from analyzers.images.spectra import scrambled
 from analyzers.images.transformations import Transformation, fitted, robust, through, unseen
-from analyzers.images.viewing import Number, View, as_images, undisturbed
+from analyzers.images.viewing import Number, View, as_images, numbers, undisturbed
 from analyzers.images.visualized import Visualized, joined
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError, Method, check_counts
@@ -203,5 +203,6 @@ def _numbers(scores: Tensor) -> Floats:
     return found
 
 
-def _plain(value: Number) -> Any:
-    return float(value) if isinstance(value, (int, float)) else tuple(map(float, value))
+def _plain(value: Number) -> float | tuple[float, ...]:
+    found = tuple(numbers(value))
+    return found[0] if len(found) == 1 else found

@@ -153,6 +153,14 @@ def test_images_of_several_sizes_go_together() -> None:
     assert (found.outside <= 1e-5).all()
 
 
+@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
+def test_a_block_without_gradients_changes_nothing(block: Callable[[], Any]) -> None:
+    made = top()
+    with block():
+        inside = made.update(IMAGES + 0).result()
+    assert (inside.boxes == top().update(IMAGES).result().boxes).all()
+
+
 def test_nothing_is_left_behind() -> None:
     model = chain()
     before = torch_state(), model_state(model), random_state()
@@ -189,6 +197,7 @@ def test_a_result_is_saved_tabled_and_drawn(tmp_path: Path) -> None:
             r"A batch holds shape \(3, 24, 24\) of torch.float32, expected",
         ),
         (lambda: top().update(IMAGES.byte()), "of torch.uint8, expected what the model is given"),
+        (lambda: top().update(IMAGES).update(IMAGES * float("nan")), "Image 40 makes NaN at 'late/conv2d#0', which is"),
         (lambda: top().update("a.png"), "A batch holds str, expected what the model is given"),
         (lambda: top().over(IMAGES), "batches is one Tensor, expected several batches"),
         (lambda: top().merge(top(k=4)), "merge got one with other settings, expected another TopImages"),
