@@ -68,6 +68,11 @@ class Task:
             return redirected(self.view.graph(), self.sites.values())
 
 
+def task_of(view: View, objectives: tuple[Objective, ...]) -> Task:
+    """The task of objectives, with their sites looked up in a pass over a grey image."""
+    return Task(view, objectives, view.sites([site for one in objectives for site in one.sites], view.graph()))
+
+
 def _unreached(objectives: Sequence[Objective]) -> str:
     return (
         f"No gradient reaches the image from {', '.join(map(str, objectives[:2]))}. Expected a site that is computed from "

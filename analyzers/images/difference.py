@@ -26,8 +26,8 @@ class Difference(AtSite):
     >>> -analyzers.images.Difference("conv1", reader_run["conv1"], of=analyzers.images.gram)
     -Difference('conv1', of=gram)
 
-    values: (1 or images, ...), as a run holds them. of: what is compared of both, a function of values; `gram` compares
-    style (Gatys et al. 2016). power: p, 2 or 1.
+    values: (1 or images, ...), as a run holds them. of: what is compared of both, a function of values (images, channels,
+    ...); `gram` compares style (Gatys et al. 2016). power: p, 2 or 1.
     """
 
     values: Tensor
@@ -35,9 +35,10 @@ class Difference(AtSite):
     power: int = 2
 
     def __call__(self, seen: Seen) -> Tensor:
-        found = self.of(seen.read(self.site))
+        value = seen.read(self.site)
         with torch.no_grad():
-            wanted = self.of(self.values.to(found)).to(found)
+            wanted = self._compared(seen, self.values.to(value))
+        found = self._compared(seen, value)
         if found.shape[1:] != wanted.shape[1:] or len(wanted) not in (1, len(found)):
             raise AnalyzerError(
                 f"Difference at {str(id_of(self.site))!r} compares shape {tuple(found.shape)} with {tuple(wanted.shape)}. "
@@ -51,6 +52,9 @@ class Difference(AtSite):
                 "Expected values at which the site is alive."
             )
         return apart / size
+
+    def _compared(self, seen: Seen, value: Tensor) -> Tensor:
+        return value if self.of is same else self.of(seen.channels(self.site, value))
 
     def __repr__(self) -> str:
         name = getattr(self.of, "__name__", type(self.of).__name__)

@@ -21,7 +21,7 @@ DRAWS, ROWS = 4, 16
 """On how many random images a place is looked at, and how many of them are run at once."""
 
 
-def receptive_fields(view: View, site: Key, axis: int | None, places: Sequence[Place]) -> dict[Place, Box]:
+def receptive_fields(view: View, site: Key, places: Sequence[Place]) -> dict[Place, Box]:
     """The box of pixels that what stands at each of some places is computed from, from gradients on random images.
 
     The gradient is that of all channels there, with random signs, led past dead zones: what is zero is not read.
@@ -36,7 +36,7 @@ def receptive_fields(view: View, site: Key, axis: int | None, places: Sequence[P
         noise = torch.rand(len(here), view.channels, *view.size, generator=draw).to(view.like.device)
         given = view.inputs(noise).requires_grad_()
         run = view.run(given, [site], grad=True, edits=edits)
-        values = by_channel(tensor_at(site, run[site], len(here)), site, axis)
+        values = by_channel(tensor_at(site, run[site], len(here)), site)
         signs = torch.randn(values.shape[1], generator=draw).to(values)
         parts = [(values[n][..., None].flatten(1)[:, _flat(place, values)] * signs).sum() for n, place in enumerate(here)]
         (slope,) = torch.autograd.grad(torch.stack(parts).sum(), given)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analyzers.images.seen import Seen, by_channel, channel_of, gram, spread
+from analyzers.images.seen import Seen, gram, spread
 from analyzers.protocol import AnalyzerError
 from fmr.errors import whole_number
 from fmr.ids import Site
@@ -159,14 +159,14 @@ class Channel(AtSite):
     >>> analyzers.images.Channel("conv2", 3)
     Channel('conv2', 3)
 
-    axis: the dimension that counts channels, where it is not the usual one: the second, and the last of three.
+    Channels are counted by the dimension that the ops tell, else by the second, or the last of three; a `fmr.Site` with a
+    layout says which one is called units.
     """
 
     channel: int
-    axis: int | None = None
 
     def __call__(self, seen: Seen) -> Tensor:
-        return channel_of(seen.read(self.site), self.site, self.channel, self.axis)[..., None].flatten(1).mean(1)
+        return seen.channel(self.site, self.channel)[..., None].flatten(1).mean(1)
 
     def __repr__(self) -> str:
         return self._told(self.channel)
@@ -182,10 +182,9 @@ class Neuron(AtSite):
 
     channel: int
     place: int | tuple[int, ...] | None = None
-    axis: int | None = None
 
     def __call__(self, seen: Seen) -> Tensor:
-        values = channel_of(seen.read(self.site), self.site, self.channel, self.axis)
+        values = seen.channel(self.site, self.channel)
         shape = tuple(values.shape[1:])
         given = tuple(size // 2 for size in shape) if self.place is None else self.place
         numbers = [whole_number(n) for n in (given if isinstance(given, (tuple, list)) else (given,))]
@@ -212,8 +211,8 @@ class Logit(Channel):
     number: of the class. site: where logits stand, if the model returns something else.
     """
 
-    def __init__(self, number: int, site: Key = "", axis: int | None = None) -> None:
-        super().__init__(site, number, axis)
+    def __init__(self, number: int, site: Key = "") -> None:
+        super().__init__(site, number)
 
     def __repr__(self) -> str:
         return f"Logit({self.channel})" if self.site == "" else self._told(self.channel)
@@ -232,10 +231,9 @@ class Direction(AtSite):
 
     vector: Tensor
     cosine: float = 0.0
-    axis: int | None = None
 
     def __call__(self, seen: Seen) -> Tensor:
-        values = spread(by_channel(seen.read(self.site), self.site, self.axis))
+        values = spread(seen.channels(self.site))
         vector = torch.as_tensor(self.vector).to(values)
         if vector.shape != values.shape[1:2]:
             raise AnalyzerError(
@@ -263,10 +261,8 @@ class Diversity(AtSite):
     Source: C. Olah, A. Mordvintsev, L. Schubert, "Feature visualization", Distill, 2017.
     """
 
-    axis: int | None = None
-
     def __call__(self, seen: Seen) -> Tensor:
-        values = by_channel(seen.read(self.site), self.site, self.axis)
+        values = seen.channels(self.site)
         many = len(values)
         if many < 2:
             raise AnalyzerError("Diversity got one image, expected several that can differ: run(objective, images=4).")

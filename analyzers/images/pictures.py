@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from analyzers.images.topcrops import TopCrops
     from analyzers.images.visualized import Visualized
 
-COLUMNS, LONGEST = 6, 30
+COLUMNS, LONGEST = 6, 24
 CURVES = 12
 """How many curves are drawn one by one."""
 

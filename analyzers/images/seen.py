@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from fmr.ids import Site
 from fmr.nests import leaves
 from fmr.nodes import Key, id_of
 
+_LAYOUT = "fmr.Site(id, layout=('examples', 'rows', 'columns', 'units'))"
+
 _CHANNELS = {2: 1, 3: 2, 4: 1, 5: 1}
 """Which dimension counts channels, by how many there are: (images, channels), (images, positions, channels), and
 (images, channels, height, width), with a depth or without."""
@@ -21,7 +23,8 @@ _CHANNELS = {2: 1, 3: 2, 4: 1, 5: 1}
 
 @dataclass(frozen=True)
 class Seen:
-    """Images (images, colours, height, width) from 0 to 1, before any transformation, and values by site.
+    """Images (images, colours, height, width) from 0 to 1, before any transformation, and values by site; `sites` tells
+    where a role is and how it is laid out.
 
     >>> seen = Seen(torch.rand(2, 1, 8, 8), lambda site: torch.ones(2, 16, 8, 8))
     >>> analyzers.images.Channel("conv1", 3)(seen)
@@ -30,6 +33,21 @@ class Seen:
 
     images: Tensor
     read: Callable[[Key], Tensor]
+    sites: Mapping[Key, Key] = field(default_factory=dict)
+
+    def channels(self, site: Key, value: Tensor | None = None) -> Tensor:
+        """What a site holds, or another value that is laid out alike, as (images, channels, ...)."""
+        return by_channel(self.read(site) if value is None else value, self.sites.get(site, site))
+
+    def channel(self, site: Key, channel: int) -> Tensor:
+        """What one channel of a site holds, (images, ...)."""
+        values, number = self.channels(site), whole_number(channel)
+        if number is None or not -values.shape[1] <= number < values.shape[1]:
+            raise AnalyzerError(
+                f"{_named(site)} has shape {tuple(self.read(site).shape)}, which is {values.shape[1]} channels, and no "
+                f"channel {channel!r}. Expected 0 to {values.shape[1] - 1}; a site with another layout says so: {_LAYOUT}."
+            )
+        return values[:, number]
 
 
 def tensor_at(site: Key, value: object, images: int) -> Tensor:
@@ -53,33 +71,20 @@ def tensor_at(site: Key, value: object, images: int) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def by_channel(value: Tensor, site: Key, axis: int | None) -> Tensor:
+def by_channel(value: Tensor, site: Key) -> Tensor:
     """A value as (images, channels, ...): the dimension that counts channels is the second one.
 
-    Without an axis it is the one that the site's layout calls units; else the last of three, and the second of all others.
+    It is the one that the site's layout calls units; without a layout the last of three, and the second of all others.
     """
     layout = site.layout if isinstance(site, Site) and not site.selection else None
-    if axis is None and layout is not None and "units" in layout and len(layout) == value.dim():
-        axis = layout.index("units")
-    axis = _CHANNELS.get(value.dim()) if axis is None else axis
-    if axis is None or not -value.dim() <= axis < value.dim() or axis % value.dim() == 0:
+    named = layout is not None and "units" in layout and len(layout) == value.dim()
+    axis = layout.index("units") if named and layout is not None else _CHANNELS.get(value.dim())
+    if not axis:
         raise AnalyzerError(
-            f"{_named(site)} has shape {tuple(value.shape)}, of which "
-            + (f"axis={axis} counts no channels" if axis is not None else "no dimension is known to count channels")
-            + f". Expected axis=, one of 1 to {max(1, value.dim() - 1)}."
+            f"{_named(site)} has shape {tuple(value.shape)}, of which no dimension is known to count channels. Expected a "
+            f"site whose layout calls one units: {_LAYOUT}."
         )
     return value.movedim(axis, 1)
-
-
-def channel_of(value: Tensor, site: Key, channel: int, axis: int | None) -> Tensor:
-    """What one channel holds, (images, ...)."""
-    values, number = by_channel(value, site, axis), whole_number(channel)
-    if number is None or not -values.shape[1] <= number < values.shape[1]:
-        raise AnalyzerError(
-            f"{_named(site)} has shape {tuple(value.shape)}, which is {values.shape[1]} channels, and no channel "
-            f"{channel!r}. Expected 0 to {values.shape[1] - 1}; axis= names the dimension that counts channels."
-        )
-    return values[:, number]
 
 
 def gram(value: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ class StyleTransfer(Method):
         given = {name: self._given(one, name) for name, one in (("content", content), ("style", style))}
         begin = {"content": given["content"], "noise": None}[start] if isinstance(start, str) else start
         with undisturbed(self.model, seed):
-            self.view.graph()
-            sites = self.view.sites([*self.content, *self.style, *(penalty.sites if penalty is not None else ())])
+            asked = [*self.content, *self.style, *(penalty.sites if penalty is not None else ())]
+            sites = self.view.sites(asked, self.view.graph())
             contents = self._compared(self.content, given["content"], sites, same)
             styles = self._compared(self.style, given["style"], sites, gram)
             total = content_weight * _sum(contents) + style_weight / len(styles) * _sum(styles)

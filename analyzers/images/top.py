@@ -31,7 +31,7 @@ class TopImages(Analyzer[TopCrops]):
 
     model: any module that is given images, in eval mode. site: an ID, the path of a module or a role; what counts of an
     image is the largest value of a channel over its places. channels: which, None for all. k: how many images of each. mean,
-    std: an image from 0 to 1 is input * std + mean. axis, argument, others: as for `FeatureVisualization`.
+    std: an image from 0 to 1 is input * std + mean. argument, others: as for `FeatureVisualization`.
 
     What a channel sees at a place is the box of pixels that a gradient from there arrives at. `outside` tells by how much
     the value changes when all pixels outside of it become noise; where that is more than rounding all of the image is shown.
@@ -39,10 +39,10 @@ class TopImages(Analyzer[TopCrops]):
 
     def __init__(
         self, model: nn.Module, site: Key, channels: Sequence[int] | None = None, *, k: int = 9, mean: Number = 0.0,
-        std: Number = 1.0, axis: int | None = None, argument: str | None = None, others: Mapping[str, Any] | None = None,
+        std: Number = 1.0, argument: str | None = None, others: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         check_counts(1, k=k)
-        self.model, self.site, self.k, self.axis = model, site, k, axis
+        self.model, self.site, self.k = model, site, k
         self.channels = None if channels is None else _whole(channels)
         self.shown: dict[str, Any] = {"mean": mean, "std": std, "argument": argument, "others": others}
         View.of(model, 1, 3, mean, std, argument, others)
@@ -62,9 +62,9 @@ class TopImages(Analyzer[TopCrops]):
         inputs = _inputs(batch, self.shown["argument"])
         view = self._view(inputs)
         with torch.no_grad():
-            key = view.sites([self.site])[self.site] if self.key is None else self.key
+            key = view.sites([self.site], view.graph())[self.site] if self.key is None else self.key
             given = inputs.detach().to(view.like)
-            values = by_channel(tensor_at(key, view.run(given, [key])[key], len(inputs)), key, self.axis).cpu()
+            values = by_channel(tensor_at(key, view.run(given, [key])[key], len(inputs)), key).cpu()
         self.key = key
         self.channels = list(range(values.shape[1])) if self.channels is None else self.channels
         _check_channels(self.channels, key, values)
@@ -92,7 +92,7 @@ class TopImages(Analyzer[TopCrops]):
         >>> one.merge(two).counted
         '20 images'
         """
-        if not isinstance(other, TopImages) or (self.site, self.k, self.axis) != (other.site, other.k, other.axis):
+        if not isinstance(other, TopImages) or (self.site, self.k) != (other.site, other.k):
             what = "one with other settings" if isinstance(other, TopImages) else type(other).__name__
             raise AnalyzerError(f"merge got {what}, expected another TopImages of the same site and k.")
         if not other.seen:
@@ -173,7 +173,7 @@ class TopImages(Analyzer[TopCrops]):
             for entries in by_size.values():
                 view = self._view(self.images[int(self.numbers[entries[0]])][None])
                 places = [self._place(*entry) for entry in entries]
-                found = receptive_fields(view, self.key, self.axis, places)
+                found = receptive_fields(view, self.key, places)
                 for start in range(0, len(entries), _AT_ONCE):
                     some = entries[start : start + _AT_ONCE]
                     chosen = [found[self._place(*entry)] for entry in some]
@@ -192,7 +192,7 @@ class TopImages(Analyzer[TopCrops]):
         inputs = torch.stack([self.images[int(self.numbers[entry])] for entry in entries]).to(view.like)
         with torch.no_grad():
             pair = [
-                by_channel(tensor_at(self.key, view.run(given, [self.key])[self.key], len(given)), self.key, self.axis)
+                by_channel(tensor_at(self.key, view.run(given, [self.key])[self.key], len(given)), self.key)
                 for given in (inputs, with_noise_outside(inputs, boxes))
             ]
         found = []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
+from analyzers.images.layouts import with_layout
 from analyzers.images.seen import Seen, tensor_at
 from analyzers.protocol import AnalyzerError, check_eval
 from fmr.edits.editor import Asked
@@ -88,10 +89,10 @@ class View:
         """What objectives read: images, and the values of a pass over what the model was given for them."""
         run = self.run(inputs, list(dict.fromkeys(sites.values())), grad=grad, edits=edits)
         values = {site: tensor_at(key, run[key], len(inputs)) for site, key in sites.items()}
-        return Seen(images, values.__getitem__)
+        return Seen(images, values.__getitem__, sites)
 
-    def sites(self, asked: Sequence[Key]) -> dict[Key, Key]:
-        """Each site that is asked for with the one that is read: itself, or what has the role."""
+    def sites(self, asked: Sequence[Key], graph: Graph) -> dict[Key, Key]:
+        """Each site that is asked for with the one that is read: what has the role, or itself, laid out as its ops tell."""
         roles = [site for site in asked if isinstance(site, str) and _is_role(site)]
         known: dict[str, Site] = {}
         if roles:
@@ -103,7 +104,7 @@ class View:
                     f"{type(self.model).__name__} has no {role!r}. Expected an ID, the path of a module, or one of the "
                     f"roles {', '.join(list(known)[:4]) or 'of a model with layers'}."
                 )
-        return {site: known[site] if isinstance(site, str) and site in known else site for site in asked}
+        return {site: known[site] if isinstance(site, str) and site in known else with_layout(graph, site) for site in asked}
 
     def graph(self) -> Graph:
         """The graph of a pass over a grey image; a model that does not take such images is refused."""
@@ -178,6 +179,8 @@ def photo(image: Any, size: int | tuple[int, int] = 224) -> Tensor:
 
 def as_images(given: Any, view: View, name: str = "images") -> Tensor:
     """Images as they were given, checked: (images, colours, height, width) from 0 to 1; photographs are resized."""
+    if isinstance(given, (list, tuple)) and given:
+        return torch.cat([as_images(one, view, name) for one in given])
     if not isinstance(given, Tensor):
         if view.channels != 3:
             raise AnalyzerError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analyzers.images.ascent import Optimizer, Steps, Task, adam
+from analyzers.images.ascent import Optimizer, Steps, Task, adam, task_of
 from analyzers.images.objectives import Channel, Layer, Objective
 from analyzers.images.parameterizations import KINDS, Parameterization
 from analyzers.images.seen import by_channel, tensor_at
@@ -78,8 +78,7 @@ class FeatureVisualization(Method):
         if images not in (1, many):
             raise AnalyzerError(f"images={images} with {len(objectives)} objectives: expected one image for each.")
         with undisturbed(self.model, seed):
-            self.view.graph()
-            task = Task(self.view, objectives, self.view.sites([site for one in objectives for site in one.sites]))
+            task = task_of(self.view, objectives)
             made = made_of(self.view, parameterization, many, start, seed)
             put = robust(self.view.size) if transformations is None else tuple(transformations)
             run = Steps(made, put, optimizer or adam, steps, redirect, seed)
@@ -103,9 +102,7 @@ class FeatureVisualization(Method):
                 seed=seed,
             )
 
-    def sheet(
-        self, site: Key, channels: Sequence[int] | None = None, *, axis: int | None = None, **settings: Any
-    ) -> Visualized:
+    def sheet(self, site: Key, channels: Sequence[int] | None = None, **settings: Any) -> Visualized:
         """A contact sheet: an image for each channel of a layer, or for some of them.
 
         >>> len(eye.sheet("conv1", range(4), steps=4).images)
@@ -119,10 +116,10 @@ class FeatureVisualization(Method):
                 grey = self.view.inputs(
                     torch.full((1, self.view.channels, *self.view.size), 0.5, device=self.view.like.device)
                 )
-                key = self.view.sites([site])[site]
+                key = self.view.sites([site], self.view.graph())[site]
                 value = tensor_at(key, self.view.run(grey, [key])[key], 1)
-            channels = range(by_channel(value, key, axis).shape[1])
-        asked = [Channel(site, channel, axis) for channel in channels]
+            channels = range(by_channel(value, key).shape[1])
+        asked = [Channel(site, channel) for channel in channels]
         if not asked:
             raise AnalyzerError("channels is empty, expected numbers of channels, or None for all.")
         return joined([self.run(asked[n : n + BATCH], **settings) for n in range(0, len(asked), BATCH)])
@@ -133,13 +130,12 @@ class FeatureVisualization(Method):
         >>> eye.scores(analyzers.images.Logit(7), images[:5]).shape
         (5,)
 
-        images: a tensor (images, colours, height, width) from 0 to 1, or a photograph, which is resized.
+        images: a tensor (images, colours, height, width) from 0 to 1, or a photograph, which is resized; or several.
         """
         objectives = _objectives(objective)
         given = as_images(images, self.view)
         with undisturbed(self.model, 0):
-            self.view.graph()
-            return _numbers(Task(self.view, objectives, self.view.sites(list(objectives[0].sites))).of(given))
+            return _numbers(task_of(self.view, objectives).of(given))
 
     def _robust(self, task: Task, images: Tensor, seed: int) -> Floats:
         """The mean score under transformations that the images were not made with."""

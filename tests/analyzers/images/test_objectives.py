@@ -24,7 +24,8 @@ def test_parts_of_a_value_are_scored_by_their_means() -> None:
     torch.testing.assert_close(images.Layer("a")(seen()), VALUES.mean((1, 2, 3)))
     torch.testing.assert_close(images.Layer("a", power=2)(seen()), VALUES.square().mean((1, 2, 3)))
     torch.testing.assert_close(images.Channel("a", 1)(seen()), VALUES[:, 1].mean((1, 2)))
-    torch.testing.assert_close(images.Channel("a", 1, axis=3)(seen()), VALUES[..., 1].mean((1, 2)))
+    last = Site("a", layout=("examples", "rows", "columns", "units"))
+    torch.testing.assert_close(images.Channel(last, 1)(seen()), VALUES[..., 1].mean((1, 2)))
     torch.testing.assert_close(images.Neuron("a", 1, (3, 0))(seen()), VALUES[:, 1, 3, 0])
     torch.testing.assert_close(images.Neuron("a", 1)(seen()), VALUES[:, 1, 2, 2])
     torch.testing.assert_close(images.Logit(2)(seen(VALUES[:, :, 0, 0])), VALUES[:, 2, 0, 0])
@@ -123,9 +124,7 @@ def test_images_that_are_alike_are_not_diverse() -> None:
             r"'a' has shape \(2, 3, 4, 5\), which is 3 channels, and no channel 3. Expected 0 to 2",
         ),
         (images.Channel("a", "red"), VALUES, "no channel 'red'. Expected 0 to 2"),  # type: ignore[arg-type]
-        (images.Channel("a", 0, axis=4), VALUES, "of which axis=4 counts no channels. Expected axis=, one of 1 to 3"),
-        (images.Channel("a", 0, axis=0), VALUES, "axis=0 counts no channels"),
-        (images.Channel("a", 0), VALUES[..., 0, 0, 0], "no dimension is known to count channels"),
+        (images.Channel("a", 0), VALUES[..., 0, 0, 0], "of which no dimension is known to count channels. Expected a site"),
         (
             images.Neuron("a", 0, (4, 0)),
             VALUES,

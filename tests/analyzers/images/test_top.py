@@ -106,7 +106,7 @@ def test_a_receptive_field_is_what_pixels_one_by_one_tell(layers: tuple[nn.Modul
     shape = model(torch.zeros(1, 1, size, size).double()).shape[2:]
     places = [(0, 0), (shape[0] // 2, shape[1] // 2), (shape[0] - 1, 0)]
     view = View.of(model, size, 1, 0.0, 1.0, None, None)
-    found = receptive_fields(view, "", None, places)
+    found = receptive_fields(view, "", places)
     assert found == {place: by_hand(model, size, place) for place in places}
 
 

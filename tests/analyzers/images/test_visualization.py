@@ -336,7 +336,8 @@ def test_photographs_are_cut_and_resized() -> None:
     torch.testing.assert_close(found.mean((0, 2, 3)), torch.tensor([1.0, 128 / 255, 0.0]))
     assert photo(made, (10, 40)).shape == (1, 3, 10, 40)
     eye = setup()
-    assert eye.scores(images.Logit(0), made).shape == (1,)
+    one, two = eye.scores(images.Logit(0), made), eye.scores(images.Logit(0), [made, made])
+    assert two == pytest.approx([one[0]] * 2)
 
 
 # ---- what is refused
