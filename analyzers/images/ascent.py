@@ -28,6 +28,10 @@ Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """What makes an optimiser of parameters, as `lambda params: torch.optim.Adam(params, lr=0.1)`."""
 
 
+SCALE = 1024.0
+"""By what gradients in half precision are larger, which would else vanish where they are small."""
+
+
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that is taken where none is given."""
     return torch.optim.Adam(parameters, lr=0.1)
@@ -52,14 +56,17 @@ class Task:
         with torch.no_grad():
             return self.scores(self.view.seen(images, self.view.inputs(images), self.sites))
 
-    def gradient(self, images: Tensor, inputs: Tensor, edits: Asked | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores, their gradient at what the model is given, and that at the images which penalties read."""
-        given = inputs.detach().requires_grad_()
-        scores = self.scores(self.view.seen(images, given, self.sites, grad=True, edits=edits))
+    def gradient(self, images: Tensor, shown: Tensor, edits: Asked | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores, their gradient at the images that the model is shown, and that at the images which penalties read."""
+        given = shown.detach().requires_grad_()
+        inputs = self.view.inputs(given)
+        scores = self.scores(self.view.seen(images, inputs, self.sites, grad=True, edits=edits))
         if not scores.requires_grad:
             raise AnalyzerError(_unreached(self.objectives))
-        through_model, direct = torch.autograd.grad(scores.sum(), [given, images], allow_unused=True)
-        return scores.detach(), torch.zeros_like(given) if through_model is None else through_model, direct
+        scale = SCALE if inputs.dtype == torch.float16 else 1.0
+        slope, direct = torch.autograd.grad(scale * scores.sum(), [given, images], allow_unused=True)
+        slope = torch.zeros_like(given) if slope is None else slope / scale
+        return scores.detach(), slope, None if direct is None else direct / scale
 
     @cached_property
     def past_dead_zones(self) -> Asked:
@@ -123,6 +130,11 @@ class Steps:
                 for step in range(self.steps):
                     told: list[Tensor] = []
                     optimizer.step(partial(self._loss, task, parameters, step, told))
+                    if not told:
+                        raise AnalyzerError(
+                            f"{type(optimizer).__name__}.step(closure) did not call its closure, which computes the loss. "
+                            "Expected a torch optimizer."
+                        )
                     curve.append(told[0])
                     bar.update()
                     bar.set_postfix_str(f"score {float(told[0].mean()):.3g}", refresh=False)
@@ -132,11 +144,11 @@ class Steps:
         """The loss at the parameters as they are, their gradients set; the scores are added to what was told."""
         images = self.images(task.view)
         draw = Random(f"{self.seed} {step}")
-        inputs = task.view.inputs(through(images, self.transformations, draw, task.view.size))
-        scores, slope, direct = task.gradient(images, inputs)
+        shown = through(images, self.transformations, draw, task.view.size)
+        scores, slope, direct = task.gradient(images, shown)
         dead = ~slope.flatten(1).any(1)
         if self.redirect and bool(dead.any()):
-            _, passed, _ = task.gradient(images, inputs, task.past_dead_zones)
+            _, passed, _ = task.gradient(images, shown, task.past_dead_zones)
             slope = torch.where(dead[:, None, None, None], passed, slope)
             dead = ~slope.flatten(1).any(1)
         if step == 0 and bool(dead.any()):
@@ -146,7 +158,7 @@ class Steps:
                 f"At step {step} the objective is {scores.tolist()} and its gradient not finite throughout. Expected "
                 "smaller steps, lambda params: torch.optim.Adam(params, lr=0.01), or a model in float32."
             )
-        ends = [(inputs, slope)] if direct is None else [(inputs, slope), (images, direct)]
+        ends = [(shown, slope)] if direct is None else [(shown, slope), (images, direct)]
         ends = [(made, gradient) for made, gradient in ends if made.requires_grad]
         found = torch.autograd.grad([made for made, _ in ends], parameters, [g for _, g in ends], allow_unused=True)
         for one, gradient in zip(parameters, found, strict=True):

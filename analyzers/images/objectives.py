@@ -146,7 +146,7 @@ class Layer(AtSite):
     power: int = 1
 
     def __call__(self, seen: Seen) -> Tensor:
-        return seen.read(self.site).flatten(1).pow(self.power).mean(1)
+        return seen.read(self.site)[..., None].flatten(1).pow(self.power).mean(1)
 
     def __repr__(self) -> str:
         return self._told(*([f"power={self.power}"] if self.power != 1 else []))

@@ -84,6 +84,9 @@ class FeatureVisualization(Method):
             run = Steps(made, put, optimizer or adam, steps, redirect, seed)
             with torch.no_grad():
                 first = run.images(self.view).detach()
+            many = len(first)
+            if len(objectives) not in (1, many):
+                raise AnalyzerError(f"The parameterization makes {many} images, expected one for each objective.")
             before = task.of(fitted(first, self.view.size))
             curve = run.run(task, progress, type(self).__name__)
             with torch.no_grad():
@@ -112,12 +115,8 @@ class FeatureVisualization(Method):
         """
         if channels is None:
             with undisturbed(self.model, 0), torch.no_grad():
-                self.view.graph()
-                grey = self.view.inputs(
-                    torch.full((1, self.view.channels, *self.view.size), 0.5, device=self.view.like.device)
-                )
                 key = self.view.sites([site], self.view.graph())[site]
-                value = tensor_at(key, self.view.run(grey, [key])[key], 1)
+                value = tensor_at(key, self.view.run(self.view.grey(), [key])[key], 1)
             channels = range(by_channel(value, key).shape[1])
         asked = [Channel(site, channel) for channel in channels]
         if not asked:
@@ -132,7 +131,7 @@ class FeatureVisualization(Method):
 
         images: a tensor (images, colours, height, width) from 0 to 1, or a photograph, which is resized; or several.
         """
-        objectives = _objectives(objective)
+        objectives = _objectives([objective])
         given = as_images(images, self.view)
         with undisturbed(self.model, 0):
             return _numbers(task_of(self.view, objectives).of(given))

@@ -164,11 +164,11 @@ def styles(model: nn.Module) -> int:
 def cost(model: nn.Module) -> int:
     """The pass of a step, and all of it, beside a forward that a hook cuts off at the same site and its gradient."""
     view, failed = FeatureVisualization(model, size=SIZE, **RANGE).view, 0
-    inputs, shown = torch.randn(1, 3, SIZE, SIZE), torch.full((1, 3, SIZE, SIZE), 0.5).requires_grad_()
+    inputs, grey = torch.rand(1, 3, SIZE, SIZE), torch.full((1, 3, SIZE, SIZE), 0.5).requires_grad_()
     for path in ("_blocks.2", "_blocks.10"):
         task = Task(view, (images.Channel(path, 3),), {path: path})
         steps = Steps(images.FFT((SIZE, SIZE)), robust((SIZE, SIZE)), adam, ROUNDS, True, 0)
-        whole = timed([lambda path=path: bare(model, inputs, path), lambda task=task: task.gradient(shown, inputs)])
+        whole = timed([lambda path=path: bare(model, inputs, path), lambda task=task: task.gradient(grey, inputs)])
         begun = time.process_time()
         steps.run(task, False, "")
         step = (time.process_time() - begun) / ROUNDS

@@ -22,6 +22,7 @@ def seen(values: Tensor = VALUES, pictures: Tensor = IMAGES) -> Seen:
 
 def test_parts_of_a_value_are_scored_by_their_means() -> None:
     torch.testing.assert_close(images.Layer("a")(seen()), VALUES.mean((1, 2, 3)))
+    torch.testing.assert_close(images.Layer("a")(seen(VALUES[:, 0, 0, 0])), VALUES[:, 0, 0, 0])
     torch.testing.assert_close(images.Layer("a", power=2)(seen()), VALUES.square().mean((1, 2, 3)))
     torch.testing.assert_close(images.Channel("a", 1)(seen()), VALUES[:, 1].mean((1, 2)))
     last = Site("a", layout=("examples", "rows", "columns", "units"))

@@ -41,6 +41,13 @@ def named() -> FeatureVisualization:
     return FeatureVisualization(Named().eval(), size=8, argument="pixel_values", others=others)
 
 
+class Idle(torch.optim.SGD):
+    """An optimizer that asks for nothing."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        return
+
+
 # ---- what it finds
 
 
@@ -285,6 +292,15 @@ def test_half_and_double_precision_make_nearly_the_same_image(dtype: torch.dtype
     assert found.score[0] == pytest.approx(plain.score[0], rel=0.1)
 
 
+def test_small_gradients_do_not_vanish_in_half_precision() -> None:
+    small = 1e-5 * images.Channel("late", 2)
+    half, single = (
+        FeatureVisualization(chain().to(kind), size=24).run(small, steps=20, progress=False)
+        for kind in (torch.float16, torch.float32)
+    )
+    assert half.score[0] == pytest.approx(single.score[0], rel=0.005)  # 3 % less where they do
+
+
 def test_a_pass_stops_at_the_deepest_site() -> None:
     class Deep(nn.Module):
         def __init__(self) -> None:
@@ -360,6 +376,10 @@ def test_photographs_are_cut_and_resized() -> None:
         (lambda: setup().run(images.Logit(0), start=torch.ones(3, 24, 24).byte()), "start holds uint8 from 1 to 1"),
         (lambda: setup().scores(images.Logit(0), np.ones((9, 9))), r"A photograph was expected, not ndarray of shape"),
         (lambda: setup().run(images.Logit(0), optimizer=lambda p: p, **FEW), "optimizer gave a list, expected a function"),
+        (lambda: setup().run(images.Logit(0), optimizer=Idle, **FEW), r"Idle.step\(closure\) did not call its closure"),
+        (lambda: setup().run([images.Logit(0)] * 3, parameterization=images.Pixels((24, 24), 2), **FEW),
+         "The parameterization makes 2 images, expected one for each objective"),
+        (lambda: setup().scores([images.Logit(0)] * 2, IMAGE), "The objective is .*, expected one of analyzers.images"),
         (lambda: setup().run("layers[7].resid_post", **FEW), r"Chain has no 'layers\[7\].resid_post'. Expected an ID"),
         (lambda: FeatureVisualization(chain(1), size=24).run("late", **FEW),
          r"Chain does not take images of shape \(1, 3, 24, 24\): .* Expected size=, channels="),
