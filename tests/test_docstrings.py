@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import analyzers
 import fmr
 from analyzers.images.layouts import with_layout
+from analyzers.images.parameterizations import sides
 from analyzers.images.redirect import redirected
 from analyzers.images.seen import Seen
 from analyzers.images.spectra import scrambled
@@ -107,7 +108,7 @@ def shared() -> dict[str, Any]:
     return looked | {
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
         "reader": reader, "reader_run": fmr.run(reader, images[:1]), "eye": eye, "transfer": transfer, "random": random,
-        "Seen": Seen, "redirected": redirected, "with_layout": with_layout, "scrambled": scrambled,
+        "Seen": Seen, "redirected": redirected, "sides": sides, "with_layout": with_layout, "scrambled": scrambled,
         "visualized": eye.run([analyzers.images.Logit(n) for n in (3, 7)], steps=10, progress=False),
         "stylized": transfer.run(images[0], images[1], steps=5, progress=False),
         "topcrops": analyzers.TopImages(reader, "conv1", [3], k=2).over([images[:50]], progress=False).result(),

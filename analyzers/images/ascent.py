@@ -120,11 +120,13 @@ class Steps:
             raise AnalyzerError("The parameterization has no parameters to optimise. Expected a module with some.")
         curve: list[Tensor] = []
         with _grads_put_back(parameters):
-            optimizer = self.optimizer(parameters)
-            if not isinstance(optimizer, torch.optim.Optimizer):
+            made = callable(self.optimizer) and not isinstance(self.optimizer, torch.optim.Optimizer)
+            optimizer = self.optimizer(parameters) if made else self.optimizer
+            if not made or not isinstance(optimizer, torch.optim.Optimizer):
+                what = f"{'gave' if made else 'is'} a {type(optimizer).__name__}"
                 raise AnalyzerError(
-                    f"optimizer gave a {type(optimizer).__name__}, expected a function of parameters that makes a torch "
-                    "optimizer: lambda params: torch.optim.Adam(params, lr=0.1)."
+                    f"optimizer {what}, expected a function of parameters that makes a torch optimizer: lambda params: "
+                    "torch.optim.Adam(params, lr=0.1)."
                 )
             with tqdm(total=self.steps, desc=name, unit="step", disable=hidden(progress)) as bar:
                 for step in range(self.steps):

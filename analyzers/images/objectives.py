@@ -232,9 +232,13 @@ class Direction(AtSite):
     vector: Tensor
     cosine: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.vector, Tensor):
+            raise AnalyzerError(f"Direction got a {type(self.vector).__name__}, expected a tensor of a number a channel.")
+
     def __call__(self, seen: Seen) -> Tensor:
         values = spread(seen.channels(self.site))
-        vector = torch.as_tensor(self.vector).to(values)
+        vector = self.vector.to(values)
         if vector.shape != values.shape[1:2]:
             raise AnalyzerError(
                 f"The direction has shape {tuple(vector.shape)}, and {str(id_of(self.site))!r} has {values.shape[1]} "
@@ -248,7 +252,7 @@ class Direction(AtSite):
         return found
 
     def __repr__(self) -> str:
-        return self._told(f"{torch.as_tensor(self.vector).numel()} numbers")
+        return self._told(f"{self.vector.numel()} numbers")
 
 
 @dataclass(frozen=True, repr=False)

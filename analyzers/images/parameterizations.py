@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from analyzers.protocol import AnalyzerError
+from fmr.errors import whole_number
 
 COLOURS = ((0.639, -0.274, 0.021), (0.548, 0.080, -0.072), (0.540, 0.243, 0.048))
 """How the colours of a photograph go together: the principal components of red, green and blue over the pixels of
@@ -17,7 +19,21 @@ scikit-learn's two photographs, one a column, times their standard deviations, t
 _ROOM = 1e-3
 """How near to black and white an image is taken: at both its logit is infinite."""
 
-Size = tuple[int, int]
+Size = int | tuple[int, int]
+"""The side of an image in pixels, or its height and width."""
+
+
+def sides(size: Any) -> tuple[int, int]:
+    """Height and width of an image, checked.
+
+    >>> sides(24), sides((8, 12))
+    ((24, 24), (8, 12))
+    """
+    given = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    numbers = [number for number in map(whole_number, given) if number is not None and number > 0]
+    if len(numbers) != 2 or len(given) != 2:
+        raise AnalyzerError(f"size={size!r}: expected the side of an image in pixels, or its height and width.")
+    return numbers[0], numbers[1]
 
 
 class Parameterization(nn.Module):
@@ -46,7 +62,7 @@ class Pixels(Parameterization):
     def __init__(self, size: Size, images: int = 1, channels: int = 3, *, std: float = 0.01, seed: int = 0) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
-        self.pixels = nn.Parameter(std * torch.randn(images, channels, *size, generator=draw))
+        self.pixels = nn.Parameter(std * torch.randn(images, channels, *sides(size), generator=draw))
 
     def of(self, images: Tensor) -> Pixels:
         """The same module with the pixels of these images."""
@@ -80,12 +96,12 @@ class FFT(Parameterization):
         decorrelate: bool = True, decay: float = 1.5, std: float = 0.01, saturation: float = 4.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.size, self.saturation = size, saturation
+        self.size, self.saturation = sides(size), saturation
         draw = torch.Generator().manual_seed(seed)
-        down, across = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
-        frequency = max(size) * (down.square() + across.square()).sqrt()
+        down, across = torch.fft.fftfreq(self.size[0])[:, None], torch.fft.rfftfreq(self.size[1])
+        frequency = max(self.size) * (down.square() + across.square()).sqrt()
         colours = torch.tensor(COLOURS) if decorrelate and channels == 3 else torch.eye(channels)
-        self.register_buffer("scale", max(size) * frequency.clamp(min=1) ** -decay, persistent=False)
+        self.register_buffer("scale", max(self.size) * frequency.clamp(min=1) ** -decay, persistent=False)
         self.register_buffer("colours", colours, persistent=False)
         self.spectrum = nn.Parameter(std * torch.randn(images, channels, *frequency.shape, 2, generator=draw))
 
@@ -120,7 +136,7 @@ class CPPN(Parameterization):
         self, size: Size, images: int = 1, channels: int = 3, *, width: int = 24, depth: int = 8, seed: int = 0
     ) -> None:
         super().__init__()
-        self.size = size
+        self.size = sides(size)
         draw = torch.Generator().manual_seed(seed)
         widths = [2, *[2 * width] * depth]
         self.weights = nn.ParameterList(
@@ -130,12 +146,12 @@ class CPPN(Parameterization):
 
     def at(self, size: Size) -> Tensor:
         """The same images with another number of pixels."""
-        places = [math.sqrt(3) * ((2 * torch.arange(length) + 1) / length - 1) for length in size]
+        places = [math.sqrt(3) * ((2 * torch.arange(length) + 1) / length - 1) for length in sides(size)]
         x = torch.cartesian_prod(*places).to(self.last).expand(len(self.last), -1, -1)
         for weight in self.weights:
             angle = torch.atan(x @ weight)
             x = torch.cat([angle / 0.67, angle.square() / 0.6], -1)
-        images: Tensor = (x @ self.last).sigmoid().mT.unflatten(2, size)
+        images: Tensor = (x @ self.last).sigmoid().mT.unflatten(2, sides(size))
         return images
 
     def forward(self) -> Tensor:

@@ -12,7 +12,7 @@ from fmr.edits import Context, Edit, OnGradient
 from fmr.edits.editor import Asked
 from fmr.graph.graph import Graph
 from fmr.graph.paths import returned
-from fmr.ids import TensorId, outer_op
+from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op
 from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of
 
@@ -30,9 +30,10 @@ def redirected(graph: Graph, sites: Iterable[Key], share: float = 0.1) -> Asked:
     """
     found: dict[Key, list[Edit]] = defaultdict(list)
     for node in _made_of(graph, sites):
-        if node.op in DEAD_ZONES and node.parents and not node.parents[0].is_source:
+        before = graph[node.parents[0]] if node.op in DEAD_ZONES and node.parents else None
+        if before is not None and not before.id.is_source and before.op not in (ALIAS, OPAQUE):
             arrived: list[Tensor] = []
-            found[node.parents[0].id].insert(0, OnGradient(_handed_on(arrived, share)))
+            found[before.id].insert(0, OnGradient(_handed_on(arrived, share)))
             found[node.id].append(OnGradient(_noted(arrived)))
     return dict(found)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +86,15 @@ def by_channel(value: Tensor, site: Key) -> Tensor:
             f"site whose layout calls one units: {_LAYOUT}."
         )
     return value.movedim(axis, 1)
+
+
+def channel_numbers(channels: Any) -> list[int]:
+    """Numbers of channels as they are asked for."""
+    several = list(channels) if isinstance(channels, Iterable) and not isinstance(channels, str) else []
+    found = [number for number in map(whole_number, several) if number is not None]
+    if not found or len(found) < len(several):
+        raise AnalyzerError(f"channels={channels!r}: expected numbers of channels, as channels=[3], or None for all.")
+    return found
 
 
 def gram(value: Tensor) -> Tensor:

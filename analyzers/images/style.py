@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from analyzers.images.ascent import Optimizer, Steps, Task, adam
 from analyzers.images.difference import Difference, differences, same
 from analyzers.images.objectives import Objective
+from analyzers.images.parameterizations import Size
 from analyzers.images.seen import gram
 from analyzers.images.spectra import scrambled
 from analyzers.images.stylized import Stylized
-from analyzers.images.transformations import Transformation, fitted
+from analyzers.images.transformations import Transformation, checked, fitted
 from analyzers.images.viewing import Number, View, as_images, keys_of, undisturbed
 from analyzers.images.visualization import made_of, settings_of
 from analyzers.numbers.embed import Floats
@@ -38,7 +39,7 @@ class StyleTransfer(Method):
 
     def __init__(
         self, model: nn.Module, content: Key | Sequence[Key], style: Key | Sequence[Key], *,
-        size: int | tuple[int, int] = 224, channels: int = 3, mean: Number = 0.0, std: Number = 1.0,
+        size: Size = 224, channels: int = 3, mean: Number = 0.0, std: Number = 1.0,
         argument: str | None = None, others: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
@@ -77,7 +78,7 @@ class StyleTransfer(Method):
             total = content_weight * _sum(contents) + style_weight / len(styles) * _sum(styles)
             task = Task(self.view, (-total if penalty is None else -total - penalty,), sites)
             made = made_of(self.view, parameterization, 1, begin, seed, decay=1.0)
-            run = Steps(made, tuple(transformations), optimizer or adam, steps, True, seed)
+            run = Steps(made, checked(transformations), optimizer or adam, steps, True, seed)
             with torch.no_grad():
                 first = run.images(self.view).detach()
             curve = -run.run(task, progress, type(self).__name__)[:, 0]

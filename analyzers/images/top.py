@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from analyzers.images.fields import Box, Place, receptive_fields, with_noise_outside
-from analyzers.images.seen import by_channel, tensor_at
+from analyzers.images.seen import by_channel, channel_numbers, tensor_at
 from analyzers.images.topcrops import TopCrops
 from analyzers.images.viewing import Number, View, undisturbed
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import Analyzer, AnalyzerError, check_counts, check_eval
-from fmr.errors import number_of, whole_number
+from fmr.errors import number_of
 from fmr.nodes import Key, id_of
 
 WRONG = 1e-3
@@ -43,7 +43,7 @@ class TopImages(Analyzer[TopCrops]):
     ) -> None:  # fmt: skip
         check_counts(1, k=k)
         self.model, self.site, self.k = model, site, k
-        self.channels = None if channels is None else _whole(channels)
+        self.channels = None if channels is None else channel_numbers(channels)
         self.shown: dict[str, Any] = {"mean": mean, "std": std, "argument": argument, "others": others}
         View.of(model, 1, 3, mean, std, argument, others)
         self.key: Key | None = None
@@ -225,13 +225,6 @@ def _inputs(batch: Any, argument: Any) -> Tensor:
             "floating-point numbers, or a pair of it and labels."
         )
     return found
-
-
-def _whole(channels: Any) -> list[int]:
-    found = [] if isinstance(channels, str) else [whole_number(one) for one in channels]
-    if not found or None in found:
-        raise AnalyzerError(f"channels={channels!r}: expected numbers of channels, as channels=[3], or None for all.")
-    return [int(one) for one in found if one is not None]
 
 
 def _check_channels(channels: list[int], site: Key, values: Tensor) -> None:

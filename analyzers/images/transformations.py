@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, check_counts
 
 GREY = 0.5
 
@@ -30,8 +31,14 @@ class Pad:
     pixels: int
     value: float | None = GREY
 
+    def __post_init__(self) -> None:
+        check_counts(0, pixels=self.pixels)
+
     def __call__(self, images: Tensor, draw: Random) -> Tensor:
         margins = [self.pixels] * 4
+        if self.value is None and self.pixels >= min(images.shape[-2:]):
+            height, width = images.shape[-2:]
+            raise AnalyzerError(f"{self!r} mirrors more than images of {height} x {width} have. Expected fewer pixels.")
         return F.pad(images, margins, "reflect") if self.value is None else F.pad(images, margins, value=self.value)
 
 
@@ -44,6 +51,9 @@ class Jitter:
     """
 
     pixels: int
+
+    def __post_init__(self) -> None:
+        check_counts(0, pixels=self.pixels)
 
     def __call__(self, images: Tensor, draw: Random) -> Tensor:
         height, width = images.shape[-2:]
@@ -103,6 +113,17 @@ def unseen(size: tuple[int, int]) -> tuple[Transformation, ...]:
     """What images are tried with afterwards: wider shifts, sizes and turns than those they were made with."""
     step = max(1, min(size) // 8)
     return Pad(step), Jitter(2 * step), Scale(0.8, 1.25), Rotate(15.0)
+
+
+def checked(given: Any) -> tuple[Transformation, ...]:
+    """Transformations as they were given, or an error for what are none."""
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if not all(map(callable, found)):
+        raise AnalyzerError(
+            f"transformations={given!r}: expected functions of images and random numbers, as [analyzers.images.Jitter(4)], "
+            "or () for none."
+        )
+    return found
 
 
 def through(images: Tensor, transformations: Sequence[Transformation], draw: Random, size: tuple[int, int]) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import fmr
 from analyzers.images.layouts import with_layout
+from analyzers.images.parameterizations import Size, sides
 from analyzers.images.seen import Seen, tensor_at
 from analyzers.protocol import AnalyzerError, check_eval
 from fmr.edits.editor import Asked
@@ -41,19 +42,17 @@ class View:
 
     @staticmethod
     def of(
-        model: nn.Module, size: int | tuple[int, int], channels: int, mean: Number, std: Number, argument: str | None,
+        model: nn.Module, size: Size, channels: int, mean: Number, std: Number, argument: str | None,
         others: Mapping[str, Any] | None,
     ) -> View:  # fmt: skip
         """A view with its settings checked."""
-        sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-        numbers = [whole_number(side) for side in sides]
-        if len(numbers) != 2 or any(side is None or side < 1 for side in numbers):
-            raise AnalyzerError(f"size={size!r}: expected the side of an image in pixels, or its height and width.")
         if (count := whole_number(channels)) is None or count < 1:
             raise AnalyzerError(f"channels={channels!r}: expected how many colours an image has, as 3, or 1 for grey.")
         for name, value in (("mean", mean), ("std", std)):
             _check_colours(name, value, count)
-        return View(model, (int(sides[0]), int(sides[1])), count, mean, std, argument, dict(others or {}))
+        if others is not None and not isinstance(others, Mapping):
+            raise AnalyzerError(f"others is a {type(others).__name__}, expected what else the model is given, by name.")
+        return View(model, sides(size), count, mean, std, argument, dict(others or {}))
 
     @property
     def like(self) -> Tensor:
@@ -154,7 +153,7 @@ def _is_role(name: str) -> bool:
     return "#" not in name and ("[" in name or name in ("embedding", "final_norm", "unembedding"))
 
 
-def photo(image: Any, size: int | tuple[int, int] = 224) -> Tensor:
+def photo(image: Any, size: Size = 224) -> Tensor:
     """A photograph as an image (1, 3, height, width) from 0 to 1: what is in its middle, resized.
 
     >>> analyzers.images.photo(fmr.zoo.photos()["flower"], 64).shape
@@ -168,7 +167,7 @@ def photo(image: Any, size: int | tuple[int, int] = 224) -> Tensor:
             f"A photograph was expected, not {type(image).__name__} of shape {array.shape} and type {array.dtype}. Give an "
             "array of height x width x 3 of type uint8, or a picture of Pillow in RGB."
         )
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = sides(size)
     whole = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
     factor = min(whole.shape[2] / height, whole.shape[3] / width)
     tall, wide = (max(1, int(factor * side)) for side in (height, width))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from analyzers.images.ascent import Optimizer, Steps, Task, adam, task_of
 from analyzers.images.objectives import Channel, Layer, Objective
-from analyzers.images.parameterizations import KINDS, Parameterization
-from analyzers.images.seen import by_channel, tensor_at
+from analyzers.images.parameterizations import KINDS, Parameterization, Size
+from analyzers.images.seen import by_channel, channel_numbers, tensor_at
 from analyzers.images.spectra import scrambled
-from analyzers.images.transformations import Transformation, fitted, robust, through, unseen
+from analyzers.images.transformations import Transformation, checked, fitted, robust, through, unseen
 from analyzers.images.viewing import Number, View, as_images, numbers, undisturbed
 from analyzers.images.visualized import Visualized, joined
 from analyzers.numbers.embed import Floats
@@ -44,7 +44,7 @@ class FeatureVisualization(Method):
     """
 
     def __init__(
-        self, model: nn.Module, *, size: int | tuple[int, int] = 224, channels: int = 3, mean: Number = 0.0,
+        self, model: nn.Module, *, size: Size = 224, channels: int = 3, mean: Number = 0.0,
         std: Number = 1.0, argument: str | None = None, others: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
@@ -80,7 +80,7 @@ class FeatureVisualization(Method):
         with undisturbed(self.model, seed):
             task = task_of(self.view, objectives)
             made = made_of(self.view, parameterization, many, start, seed)
-            put = robust(self.view.size) if transformations is None else tuple(transformations)
+            put = robust(self.view.size) if transformations is None else checked(transformations)
             run = Steps(made, put, optimizer or adam, steps, redirect, seed)
             with torch.no_grad():
                 first = run.images(self.view).detach()
@@ -118,9 +118,7 @@ class FeatureVisualization(Method):
                 key = self.view.sites([site], self.view.graph())[site]
                 value = tensor_at(key, self.view.run(self.view.grey(), [key])[key], 1)
             channels = range(by_channel(value, key).shape[1])
-        asked = [Channel(site, channel) for channel in channels]
-        if not asked:
-            raise AnalyzerError("channels is empty, expected numbers of channels, or None for all.")
+        asked = [Channel(site, channel) for channel in channel_numbers(channels)]
         return joined([self.run(asked[n : n + BATCH], **settings) for n in range(0, len(asked), BATCH)])
 
     def scores(self, objective: Objective | Key, images: Any) -> Floats:

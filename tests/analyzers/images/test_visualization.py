@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fmr
 from analyzers import AnalyzerError, FeatureVisualization, Visualized, images
+from analyzers.images.ascent import adam
 from analyzers.images.viewing import photo
 from tests.analyzers.images.models import ANGLES, Chain, Dead, Edges, Named, Patches, orientation
 from tests.residue import model_state, random_state, torch_state
@@ -389,7 +390,19 @@ def test_photographs_are_cut_and_resized() -> None:
         (lambda: FeatureVisualization(chain(), std=0.0), "std=0.0: expected numbers above 0"),
         (lambda: FeatureVisualization("cnn"), "FeatureVisualization got 'cnn' for its model"),
         (lambda: FeatureVisualization(chain().train(), size=24).run("late", **FEW), "Chain is in train mode"),
-        (lambda: setup().sheet("late", [], **FEW), "channels is empty"),
+        (lambda: setup().sheet("late", [], **FEW), r"channels=\[\]: expected numbers of channels"),
+        (lambda: setup().sheet("late", 3, **FEW), "channels=3: expected numbers of channels"),
+        (lambda: setup().run("late", transformations=[3], **FEW), r"transformations=\[3\]: expected functions of images"),
+        (lambda: setup().run("late", transformations="pad", **FEW), "transformations='pad': expected functions of images"),
+        (lambda: setup().run("late", optimizer=3, **FEW), "optimizer is a int, expected a function of parameters"),
+        (lambda: setup().run("late", optimizer=adam(list(chain().parameters()))), "optimizer is a Adam, expected"),
+        (lambda: setup().run(images.Channel(chain().late, 1), **FEW), "keep got a module, Conv2d"),
+        (lambda: images.Direction("late", "up"), "Direction got a str, expected a tensor of a number a channel"),
+        (lambda: FeatureVisualization(chain(), others=[3]), "others is a list, expected what else the model is given"),
+        (lambda: images.FFT((0, 3)), r"size=\(0, 3\): expected the side of an image"),
+        (lambda: images.Pad(-1), "pixels=-1: expected a whole number from 0 on"),
+        (lambda: images.Jitter("a"), "pixels='a': expected a whole number from 0 on"),
+        (lambda: images.Pad(24, None)(IMAGE, Random(0)), r"Pad\(.*\) mirrors more than images of 24 x 24 have"),
         (lambda: setup().run(images.Channel("lates", 1), **FEW), "No pass reached 'lates'.*Nearest that exist: .*late"),
         (lambda: named().run(images.Channel(":rounded", 1), **FEW), "':rounded' holds int64, which no gradient passes"),
     ],
