@@ -11,6 +11,7 @@ from analyzers.images.redirect import redirected
 from analyzers.images.seen import by_channel, tensor_at
 from analyzers.images.viewing import View
 from fmr.nodes import Key
+from fmr.sweeps.bars import bar
 
 Box = tuple[int, int, int, int]
 """Top, left, bottom and right of a part of an image; the latter two are the first row and column outside."""
@@ -21,7 +22,7 @@ DRAWS, ROWS = 4, 16
 """On how many random images a place is looked at, and how many of them are run at once."""
 
 
-def receptive_fields(view: View, site: Key, places: Sequence[Place]) -> dict[Place, Box]:
+def receptive_fields(view: View, site: Key, places: Sequence[Place], progress: bool | None = False) -> dict[Place, Box]:
     """The box of pixels that what stands at each of some places is computed from, from gradients on random images.
 
     The gradient is that of all channels there, with random signs, led past dead zones: what is zero is not read.
@@ -31,7 +32,7 @@ def receptive_fields(view: View, site: Key, places: Sequence[Place]) -> dict[Pla
         edits = redirected(view.graph(), [site], share=1.0)
     touched: dict[Place, Tensor] = {}
     rows = [place for place in dict.fromkeys(places) for _ in range(DRAWS)]
-    for start in range(0, len(rows), ROWS):
+    for start in bar(range(0, len(rows), ROWS), "receptive fields", progress):
         here = rows[start : start + ROWS]
         noise = torch.rand(len(here), view.channels, *view.size, generator=draw).to(view.like.device)
         given = view.inputs(noise).requires_grad_()

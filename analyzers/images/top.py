@@ -111,14 +111,14 @@ class TopImages(Analyzer[TopCrops]):
         """How many images were seen."""
         return number_of(self.seen, "image") if self.seen else ""
 
-    def result(self) -> TopCrops:
+    def result(self, *, progress: bool | None = None) -> TopCrops:
         """The images that each channel answers to most, cut to what it sees of them.
 
         >>> analyzers.TopImages(reader, "conv2", [3], k=2).over([images[:50]]).result().table()[["image", "value"]]
         """
         if not self.seen or self.channels is None:
             raise AnalyzerError("No images have been seen yet. Call update(batch) or over(loader) before result().")
-        boxes, outside = self._boxes()
+        boxes, outside = self._boxes(progress)
         crops = {
             f"{channel}/{rank}": self._shown(int(self.numbers[row, rank]), boxes[row][rank])
             for row, channel in enumerate(self.channels)
@@ -159,7 +159,7 @@ class TopImages(Analyzer[TopCrops]):
     def _more(known: Tensor, new: Tensor) -> Tensor:
         return known + new if known.numel() else new
 
-    def _boxes(self) -> tuple[list[list[Box]], Floats]:
+    def _boxes(self, progress: bool | None) -> tuple[list[list[Box]], Floats]:
         """The box of each kept image, and by how much of it the value changes when all outside becomes noise."""
         assert self.key is not None
         rows, ranks = self.values.shape
@@ -173,7 +173,7 @@ class TopImages(Analyzer[TopCrops]):
             for entries in by_size.values():
                 view = self._view(self.images[int(self.numbers[entries[0]])][None])
                 places = [self._place(*entry) for entry in entries]
-                found = receptive_fields(view, self.key, places)
+                found = receptive_fields(view, self.key, places, progress)
                 for start in range(0, len(entries), _AT_ONCE):
                     some = entries[start : start + _AT_ONCE]
                     chosen = [found[self._place(*entry)] for entry in some]
