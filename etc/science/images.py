@@ -26,7 +26,7 @@ from analyzers import FeatureVisualization, StyleTransfer, TopImages, images
 from analyzers.images.ascent import Steps, Task, adam
 from analyzers.images.transformations import robust
 
-SIZE, STEPS, ROUNDS = 176, 128, 30
+SIZE, STEPS, ROUNDS = 176, 128, 50
 ANGLES = (0.0, 30.0, 60.0, 90.0, 120.0, 150.0)
 TARGETS = (
     images.Channel("_blocks.2", 3),
@@ -192,7 +192,7 @@ def bare(model: nn.Module, inputs: Tensor, path: str) -> None:
 
     handle = model.get_submodule(path).register_forward_hook(stop)
     try:
-        model(given)
+        model((given - RANGE["mean"]) / RANGE["std"])
     except _Reached:
         torch.autograd.grad(found[0][:, 3].mean(), given)
     finally:
