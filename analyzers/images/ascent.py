@@ -65,8 +65,10 @@ class Task:
             raise AnalyzerError(_unreached(self.objectives))
         scale = SCALE if inputs.dtype == torch.float16 else 1.0
         slope, direct = torch.autograd.grad(scale * scores.sum(), [given, images], allow_unused=True)
-        slope = torch.zeros_like(given) if slope is None else slope / scale
-        return scores.detach(), slope, None if direct is None else direct / scale
+        slope = torch.zeros_like(given) if slope is None else slope
+        if scale != 1:
+            slope, direct = slope / scale, None if direct is None else direct / scale
+        return scores.detach(), slope, direct
 
     @cached_property
     def past_dead_zones(self) -> Asked:
