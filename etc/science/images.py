@@ -162,8 +162,10 @@ def styles(model: nn.Module) -> int:
 
 
 def cost(model: nn.Module) -> int:
-    """The pass of a step, and all of it, beside a forward that a hook cuts off at the same site and its gradient; the best of
-    three tries, since others use the machine."""
+    """The pass of a step, and all of it, beside a forward that a hook cuts off at the same site and its gradient.
+
+    It is the best of three tries, since others use the machine.
+    """
     view, failed = FeatureVisualization(model, size=SIZE, **RANGE).view, 0
     inputs, grey = torch.rand(1, 3, SIZE, SIZE), torch.full((1, 3, SIZE, SIZE), 0.5).requires_grad_()
     for path in ("_blocks.2", "_blocks.10"):
