@@ -78,8 +78,9 @@ class TopImages(Analyzer[TopCrops]):
         largest, where = values[..., None].flatten(2).max(2)
         places = torch.stack(torch.unravel_index(where, values.shape[2:] or (1,)), -1)[..., : values.dim() - 2]
         numbers = torch.arange(self.seen, self.seen + len(inputs))[:, None].expand_as(largest)
-        self.images |= dict(enumerate(inputs.detach().cpu(), self.seen))
-        self._add(largest.T, numbers.T, places.transpose(0, 1))
+        held = self._add(largest.T, numbers.T, places.transpose(0, 1))
+        kept = [number for number in held if number >= self.seen]
+        self.images |= {number: inputs[number - self.seen].detach().cpu().clone() for number in kept}
         self.sums = self._more(self.sums, largest.double().sum(0))
         self.squares = self._more(self.squares, largest.double().square().sum(0))
         self.seen += len(inputs)
@@ -100,8 +101,8 @@ class TopImages(Analyzer[TopCrops]):
         if None not in (self.channels, other.channels) and self.channels != other.channels:
             raise AnalyzerError(f"merge of channels {self.channels} with {other.channels}: expected the same ones.")
         self.key, self.channels = other.key, other.channels
-        self.images |= {self.seen + number: image for number, image in other.images.items()}
-        self._add(other.values, other.numbers + self.seen, other.places)
+        held = self._add(other.values, other.numbers + self.seen, other.places)
+        self.images |= {number: other.images[number - self.seen] for number in held if number >= self.seen}
         self.sums, self.squares = self._more(self.sums, other.sums), self._more(self.squares, other.squares)
         self.seen += other.seen
         return self
@@ -144,8 +145,9 @@ class TopImages(Analyzer[TopCrops]):
     def _view(self, inputs: Tensor) -> View:
         return View.of(self.model, (inputs.shape[2], inputs.shape[3]), inputs.shape[1], **self.shown)
 
-    def _add(self, values: Tensor, numbers: Tensor, places: Tensor) -> None:
-        """Keep the largest of what is kept and what is new, of equal ones the earlier; other images are let go."""
+    def _add(self, values: Tensor, numbers: Tensor, places: Tensor) -> set[int]:
+        """Keep the largest of what is kept and what is new, of equal ones the earlier; the numbers of all that are kept.
+        Other images are let go."""
         if self.values.numel():
             values, numbers = torch.cat([self.values, values], 1), torch.cat([self.numbers, numbers], 1)
             places = torch.cat([self.places, places], 1)
@@ -154,6 +156,7 @@ class TopImages(Analyzer[TopCrops]):
         self.places = places.gather(1, order[..., None].expand(-1, -1, places.shape[2]))
         held = set(self.numbers.flatten().tolist())
         self.images = {number: image for number, image in self.images.items() if number in held}
+        return held
 
     @staticmethod
     def _more(known: Tensor, new: Tensor) -> Tensor:

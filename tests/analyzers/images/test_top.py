@@ -146,6 +146,16 @@ def test_inputs_are_shown_as_images() -> None:
     torch.testing.assert_close(found.crops["0/0"], IMAGES[found.numbers[0, 0], :, first:last, left:right], atol=1e-6, rtol=0)
 
 
+def test_only_what_is_shown_is_held_and_as_it_was() -> None:
+    made, batch = top(channels=[1], k=2), IMAGES.clone()
+    for part in batch.split(10):
+        made.update(part)
+        part.zero_()  # as a loader that fills one buffer again
+    assert len(made.images) == 2
+    assert all(one.untyped_storage().nbytes() == one.nbytes for one in made.images.values())
+    assert all(torch.equal(one, IMAGES[number]) for number, one in made.images.items())
+
+
 def test_images_of_several_sizes_go_together() -> None:
     other = F.interpolate(IMAGES[:5], 32)
     found = top().over([IMAGES[:5], other], progress=False).result()
