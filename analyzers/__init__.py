@@ -6,6 +6,7 @@ HeadClusters: 16 heads of 4 layers over 200 tokens in 12 examples
   3 clusters, silhouette 0.4...; map: stress 0.1..., seed 0
 """
 
+from analyzers import images
 from analyzers.alignment.alignment import Alignment
 from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.counterfactuals import Counterfactuals
@@ -27,6 +28,12 @@ from analyzers.heads.composition import Composition
 from analyzers.heads.compositions import Compositions
 from analyzers.heads.detect import Heads
 from analyzers.heads.jobs import HeadJobs
+from analyzers.images.style import StyleTransfer
+from analyzers.images.stylized import Stylized
+from analyzers.images.top import TopImages
+from analyzers.images.topcrops import TopCrops
+from analyzers.images.visualization import FeatureVisualization
+from analyzers.images.visualized import Visualized
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -66,6 +73,7 @@ __all__ = [
     "EditScores",
     "Effects",
     "FactEdit",
+    "FeatureVisualization",
     "HeadClustering",
     "HeadClusters",
     "HeadJobs",
@@ -87,7 +95,13 @@ __all__ = [
     "Promotion",
     "RankOneEdit",
     "ResidualDecomposition",
+    "StyleTransfer",
+    "Stylized",
+    "TopCrops",
+    "TopImages",
     "Traces",
     "Translator",
+    "Visualized",
+    "images",
     "sentences",
 ]

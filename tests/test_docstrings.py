@@ -4,6 +4,7 @@ import copy
 import doctest
 import importlib
 import pkgutil
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from torch import Tensor, nn
 
 import analyzers
 import fmr
+from analyzers.images.layouts import with_layout
+from analyzers.images.parameterizations import sides
+from analyzers.images.redirect import redirected
+from analyzers.images.seen import Seen
+from analyzers.images.spectra import scrambled
 from fmr.zoo import tasks, world
 from tests.analyzers.alignment import models as alignment_models
 
@@ -96,10 +102,18 @@ def shared() -> dict[str, Any]:
     interchanges = equality.counterfactuals(100)
     training = analyzers.InterchangeTraining(copy.deepcopy(network), equality, "first", halves)
     digits, images = fmr.zoo.load("digits-mlp").model, tasks.digits().test.inputs
+    reader = fmr.zoo.load("digits-cnn").model
+    eye = analyzers.FeatureVisualization(reader, size=8, channels=1)
+    transfer = analyzers.StyleTransfer(reader, "conv2", ["conv1", "conv2"], size=8, channels=1)
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     return looked | {
         "corpus": fmr.collect(model, [inputs], ["transformer.h.2.mlp"], tempfile.mkdtemp(), progress=False),
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
+        "reader": reader, "reader_run": fmr.run(reader, images[:1]), "eye": eye, "transfer": transfer, "random": random,
+        "Seen": Seen, "redirected": redirected, "sides": sides, "with_layout": with_layout, "scrambled": scrambled,
+        "visualized": eye.run([analyzers.images.Logit(n) for n in (3, 7)], steps=10, progress=False),
+        "stylized": transfer.run(images[0], images[1], steps=5, progress=False),
+        "topcrops": analyzers.TopImages(reader, "conv1", [3], k=2).over([images[:50]], progress=False).result(),
         "digits": digits, "images": images, "club": club,
         "communities": analyzers.Modularity(digits, draws=3).run(images[:1], progress=False),
         "tracing": tracing, "traces": traces, "editing": editing, "edit": edit, "covariance": editing.known[0],

@@ -10,7 +10,7 @@ import analyzers
 import fmr
 import fmr.sweeps
 
-HOUSES = (fmr, fmr.edits, fmr.sweeps, fmr.zoo, analyzers)
+HOUSES = (fmr, fmr.edits, fmr.sweeps, fmr.zoo, analyzers, analyzers.images)
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:

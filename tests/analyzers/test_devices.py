@@ -15,6 +15,7 @@ from analyzers import (
     CausalTracing,
     CircuitSearch,
     Composition,
+    FeatureVisualization,
     HeadClustering,
     Heads,
     KeyValueMemories,
@@ -25,9 +26,12 @@ from analyzers import (
     PathPatching,
     RankOneEdit,
     ResidualDecomposition,
+    StyleTransfer,
+    TopImages,
+    images,
 )
 from fmr.sweeps import logit_diff
-from fmr.zoo import world
+from fmr.zoo import tasks, world
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 ON = [pytest.param(device, dtype, id=f"{device}-{dtype}") for device in DEVICES for dtype in (torch.float32, torch.bfloat16)]
@@ -182,3 +186,18 @@ def test_the_stream_is_read_and_taken_apart_alike(device: str, dtype: torch.dtyp
         held += [shares.shares / float(shares.total.abs().mean()), parts.share.nan_to_num()]
     for one, other in zip(found, plain, strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=NEAR[dtype])
+
+
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_images_are_made_and_found_alike(device: str, dtype: torch.dtype) -> None:
+    digits, told = tasks.digits().test.inputs, []
+    for where, kind in ((device, dtype), ("cpu", torch.float64)):
+        model = fmr.zoo.load("digits-cnn").model.to(where, kind)
+        made = FeatureVisualization(model, size=8, channels=1).run(images.Logit(3), steps=20, progress=False)
+        sites, shown = ("conv2", ["conv1"]), (digits[0], digits[1])
+        styled = StyleTransfer(model, *sites, size=8, channels=1).run(*shown, steps=20, progress=False)
+        top = TopImages(model, "conv2", [3], k=1).update(digits[:50]).result()
+        told.append((made.images, styled.image, top.values / 10))
+        assert top.boxes.tolist() == [[[0, 0, 7, 7]]]
+    for one, other in zip(*told, strict=True):
+        assert abs(np.asarray(one) - np.asarray(other)).mean() < NEAR[dtype]

@@ -34,6 +34,7 @@ WORDS = Words()
 
 
 OTHERS = {"causal_model": CausalModel({"a": range(2)}, {"out": lambda a: a}), "site": "a", "subspace": Units(2, [0])}
+OTHERS |= {"content": "a", "style": "b"}
 """What some methods must be given beside a model."""
 
 
@@ -91,8 +92,9 @@ def test_one_of_several_models_that_is_none_is_told_so() -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
 def test_a_method_says_what_it_is(method: type[Method]) -> None:
+    others = "(, causal_model=.*, site='a', subspace=.*|, site='a'|, content='a', style='b')?"
     assert re.fullmatch(
-        rf"{method.__name__}\(Linear(, causal_model=.*, site='a', subspace=.*)?(, Words)?\)(: nothing counted yet)?",
+        rf"{method.__name__}\(Linear{others}(, Words)?\)(: nothing counted yet)?",
         repr(asked(method, nn.Linear(2, 2))),
     )
 

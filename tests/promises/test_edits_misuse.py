@@ -71,7 +71,7 @@ def made() -> tuple[nn.Module, Tensor, fmr.Run]:
             edits.Zero(),
             r"never fired: it selects nothing of what there was, 2 examples, 2 heads",
         ),
-        (Site(PATTERN, heads=0, n_heads=4), edits.Zero(), r"selects one of 4 heads, but .* has shape \(2, 2, 6, 6\)"),
+        (Site(PATTERN, heads=0, n_heads=4), edits.Zero(), r"means a value of 4 heads, but .* has shape \(2, 2, 6, 6\)"),
         (
             H,
             torch.zeros(128),

@@ -1,0 +1,184 @@
+"""An image made better step by step: the gradient of an objective through a model, up to the deepest site that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from analyzers.images.objectives import Objective
+from analyzers.images.redirect import redirected
+from analyzers.images.seen import Seen
+from analyzers.images.transformations import Transformation, through
+from analyzers.images.viewing import View
+from analyzers.numbers.embed import Floats
+from analyzers.protocol import AnalyzerError
+from fmr.edits.editor import Asked
+from fmr.nodes import Key
+from fmr.sweeps.bars import hidden
+
+Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""What makes an optimiser of parameters, as `lambda params: torch.optim.Adam(params, lr=0.1)`."""
+
+
+SCALE = 1024.0
+"""By what gradients in half precision are larger, which would else vanish where they are small."""
+
+
+def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that is taken where none is given."""
+    return torch.optim.Adam(parameters, lr=0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What images are made for: an objective for each, or one for all; `sites` says where each of theirs is read."""
+
+    view: View
+    objectives: tuple[Objective, ...]
+    sites: Mapping[Key, Key]
+
+    def scores(self, seen: Seen) -> Tensor:
+        """The score of each image."""
+        if len(self.objectives) == 1:
+            return self.objectives[0](seen)
+        return torch.stack([objective(seen)[n] for n, objective in enumerate(self.objectives)])
+
+    def of(self, images: Tensor) -> Tensor:
+        """The scores of images as they are, without a gradient."""
+        with torch.no_grad():
+            return self.scores(self.view.seen(images, self.view.inputs(images), self.sites))
+
+    def gradient(self, images: Tensor, shown: Tensor, edits: Asked | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scores, their gradient at the images that the model is shown, and that at the images which penalties read."""
+        given = shown.detach().requires_grad_()
+        inputs = self.view.inputs(given)
+        scores = self.scores(self.view.seen(images, inputs, self.sites, grad=True, edits=edits))
+        if not scores.requires_grad:
+            raise AnalyzerError(_unreached(self.objectives))
+        scale = SCALE if inputs.dtype == torch.float16 else 1.0
+        slope, direct = torch.autograd.grad(scale * scores.sum(), [given, images], allow_unused=True)
+        slope = torch.zeros_like(given) if slope is None else slope
+        if scale != 1:
+            slope, direct = slope / scale, None if direct is None else direct / scale
+        return scores.detach(), slope, direct
+
+    @cached_property
+    def past_dead_zones(self) -> Asked:
+        """Edits that let gradients past dead zones, on the way to the sites."""
+        with torch.no_grad():
+            return redirected(self.view.graph(), self.sites.values())
+
+
+def task_of(view: View, objectives: tuple[Objective, ...]) -> Task:
+    """The task of objectives, with their sites looked up in a pass over a grey image."""
+    return Task(view, objectives, view.sites([site for one in objectives for site in one.sites], view.graph()))
+
+
+def _unreached(objectives: Sequence[Objective]) -> str:
+    return (
+        f"No gradient reaches the image from {', '.join(map(str, objectives[:2]))}. Expected a site that is computed from "
+        "the image by functions with a slope: an earlier site, or the value before the nonlinearity."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """How images are optimised; `redirect` lets the gradient past dead zones in steps in which else none would arrive."""
+
+    parameterization: nn.Module
+    transformations: tuple[Transformation, ...]
+    optimizer: Optimizer
+    steps: int
+    redirect: bool
+    seed: int
+
+    def images(self, view: View) -> Tensor:
+        """The images as they stand, checked."""
+        made = self.parameterization()
+        if not isinstance(made, Tensor) or made.dim() != 4 or made.shape[1] != view.channels:
+            what = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+            raise AnalyzerError(
+                f"The parameterization returns {what}, expected images (images, {view.channels}, height, width) from 0 to 1."
+            )
+        if not bool(((made >= 0) & (made <= 1)).all()):
+            raise AnalyzerError(
+                f"The parameterization returns numbers from {made.min():.3g} to {made.max():.3g}, expected 0 to 1. End it "
+                "with .sigmoid()."
+            )
+        return made
+
+    def run(self, task: Task, progress: bool | None, name: str) -> Floats:
+        """Take all steps; the scores before each of them, (steps, images)."""
+        parameters = [one for one in self.parameterization.parameters() if one.requires_grad]
+        if not parameters:
+            raise AnalyzerError("The parameterization has no parameters to optimise. Expected a module with some.")
+        curve: list[Tensor] = []
+        with _grads_put_back(parameters):
+            made = callable(self.optimizer) and not isinstance(self.optimizer, torch.optim.Optimizer)
+            optimizer = self.optimizer(parameters) if made else self.optimizer
+            if not made or not isinstance(optimizer, torch.optim.Optimizer):
+                what = f"{'gave' if made else 'is'} a {type(optimizer).__name__}"
+                raise AnalyzerError(
+                    f"optimizer {what}, expected a function of parameters that makes a torch optimizer: lambda params: "
+                    "torch.optim.Adam(params, lr=0.1)."
+                )
+            with tqdm(total=self.steps, desc=name, unit="step", disable=hidden(progress)) as bar:
+                for step in range(self.steps):
+                    told: list[Tensor] = []
+                    optimizer.step(partial(self._loss, task, parameters, step, told))
+                    if not told:
+                        raise AnalyzerError(
+                            f"{type(optimizer).__name__}.step(closure) did not call its closure, which computes the loss. "
+                            "Expected a torch optimizer."
+                        )
+                    curve.append(told[0])
+                    bar.update()
+                    bar.set_postfix_str(f"score {float(told[0].mean()):.3g}", refresh=False)
+        return np.array([scores.cpu().double().numpy() for scores in curve])
+
+    def _loss(self, task: Task, parameters: list[nn.Parameter], step: int, told: list[Tensor]) -> float:
+        """The loss at the parameters as they are, their gradients set; the scores are added to what was told."""
+        images = self.images(task.view)
+        draw = Random(f"{self.seed} {step}")
+        shown = through(images, self.transformations, draw, task.view.size)
+        scores, slope, direct = task.gradient(images, shown)
+        dead = ~slope.flatten(1).any(1)
+        if self.redirect and bool(dead.any()):
+            _, passed, _ = task.gradient(images, shown, task.past_dead_zones)
+            slope = torch.where(dead[:, None, None, None], passed, slope)
+            dead = ~slope.flatten(1).any(1)
+        if step == 0 and bool(dead.any()):
+            raise AnalyzerError(_unreached(task.objectives))
+        if not bool(slope.isfinite().all() & scores.isfinite().all()):
+            raise AnalyzerError(
+                f"At step {step} the objective is {scores.tolist()} and its gradient not finite throughout. Expected "
+                "smaller steps, lambda params: torch.optim.Adam(params, lr=0.01), or a model in float32."
+            )
+        ends = [(shown, slope)] if direct is None else [(shown, slope), (images, direct)]
+        ends = [(made, gradient) for made, gradient in ends if made.requires_grad]
+        found = torch.autograd.grad([made for made, _ in ends], parameters, [g for _, g in ends], allow_unused=True)
+        for one, gradient in zip(parameters, found, strict=True):
+            one.grad = None if gradient is None else -gradient
+        told.append(scores)
+        return -float(scores.sum())
+
+
+@contextmanager
+def _grads_put_back(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """A block after which parameters have the gradients that they had before."""
+    before = [(one, one.grad) for one in parameters]
+    for one, _ in before:
+        one.grad = None
+    try:
+        yield
+    finally:
+        for one, grad in before:
+            one.grad = grad

@@ -1,0 +1,66 @@
+"""How far what a model makes of an image lies from what it made of another one: content, and with Gram matrices style."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from analyzers.images.objectives import AtSite
+from analyzers.images.seen import Seen
+from analyzers.protocol import AnalyzerError
+from fmr.nodes import Key, id_of
+
+
+def same(value: Tensor) -> Tensor:
+    """A value as it is."""
+    return value
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Difference(AtSite):
+    """How far a site lies from given values: mean |f(value) - f(values)|^p over mean |f(values)|^p; a penalty.
+
+    >>> -analyzers.images.Difference("conv1", reader_run["conv1"], of=analyzers.images.gram)
+    -Difference('conv1', of=gram)
+
+    values: (1 or images, ...), as a run holds them. of: what is compared of both, a function of values (images, channels,
+    ...); `gram` compares style (Gatys et al. 2016). power: p, 2 or 1.
+    """
+
+    values: Tensor
+    of: Callable[[Tensor], Tensor] = same
+    power: int = 2
+
+    def __call__(self, seen: Seen) -> Tensor:
+        value = seen.read(self.site)
+        with torch.no_grad():
+            wanted = self._compared(seen, self.values.to(value))
+        found = self._compared(seen, value)
+        if found.shape[1:] != wanted.shape[1:] or len(wanted) not in (1, len(found)):
+            raise AnalyzerError(
+                f"Difference at {str(id_of(self.site))!r} compares shape {tuple(found.shape)} with {tuple(wanted.shape)}. "
+                "Expected values of an image of the same size, one or as many as there are images."
+            )
+        apart = (found - wanted).abs().pow(self.power).flatten(1).mean(1)
+        size = wanted.abs().pow(self.power).flatten(1).mean(1)
+        if not bool((size > 0).all()):
+            raise AnalyzerError(
+                f"Difference at {str(id_of(self.site))!r} got values that are all 0, which nothing can be measured by. "
+                "Expected values at which the site is alive."
+            )
+        return apart / size
+
+    def _compared(self, seen: Seen, value: Tensor) -> Tensor:
+        return value if self.of is same else self.of(seen.channels(self.site, value))
+
+    def __repr__(self) -> str:
+        name = getattr(self.of, "__name__", type(self.of).__name__)
+        return self._told(*([] if self.of is same else [f"of={name}"]))
+
+
+def differences(sites: tuple[Key, ...], values: Callable[[Key], Tensor], of: Callable[[Tensor], Tensor]) -> list[Difference]:
+    """A difference at each site from what one image makes there."""
+    return [Difference(site, values(site).detach(), of) for site in sites]

@@ -1,0 +1,121 @@
+"""What an objective reads: the images as they stand, and what the model made of them, by site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analyzers.protocol import AnalyzerError
+from fmr.errors import whole_number
+from fmr.ids import Site
+from fmr.nests import leaves
+from fmr.nodes import Key, id_of
+
+_LAYOUT = "fmr.Site(id, layout=('examples', 'rows', 'columns', 'units'))"
+
+_CHANNELS = {2: 1, 3: 2, 4: 1, 5: 1}
+"""Which dimension counts channels, by how many there are: (images, channels), (images, positions, channels), and
+(images, channels, height, width), with a depth or without."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Images (images, colours, height, width) from 0 to 1, before any transformation, and values by site; `sites` tells
+    where a role is and how it is laid out.
+
+    >>> seen = Seen(torch.rand(2, 1, 8, 8), lambda site: torch.ones(2, 16, 8, 8))
+    >>> analyzers.images.Channel("conv1", 3)(seen)
+    tensor([1., 1.])
+    """
+
+    images: Tensor
+    read: Callable[[Key], Tensor]
+    sites: Mapping[Key, Key] = field(default_factory=dict)
+
+    def channels(self, site: Key, value: Tensor | None = None) -> Tensor:
+        """What a site holds, or another value that is laid out alike, as (images, channels, ...)."""
+        return by_channel(self.read(site) if value is None else value, self.sites.get(site, site))
+
+    def channel(self, site: Key, channel: int) -> Tensor:
+        """What one channel of a site holds, (images, ...)."""
+        values, number = self.channels(site), whole_number(channel)
+        if number is None or not -values.shape[1] <= number < values.shape[1]:
+            raise AnalyzerError(
+                f"{_named(site)} has shape {tuple(self.read(site).shape)}, which is {values.shape[1]} channels, and no "
+                f"channel {channel!r}. Expected 0 to {values.shape[1] - 1}; a site with another layout says so: {_LAYOUT}."
+            )
+        return values[:, number]
+
+
+def tensor_at(site: Key, value: object, images: int) -> Tensor:
+    """The one tensor that a site holds, in single precision at least: a row for each image, narrowed as the site says."""
+    found = dict(leaves(value))
+    if len(found) > 1 and "logits" in found:
+        found = {"": found["logits"]}
+    if len(found) != 1:
+        remedy = f"name one by its position, as {f'{id_of(site)}:{next(iter(found))}'!r}" if found else "another site"
+        raise AnalyzerError(f"{_named(site)} holds {len(found)} tensors, expected one: {remedy}.")
+    (tensor,) = found.values()
+    if not tensor.dim() or len(tensor) != images:
+        raise AnalyzerError(
+            f"{_named(site)} has shape {tuple(tensor.shape)} for {images} images, expected a row for each image."
+        )
+    if not tensor.is_floating_point():
+        raise AnalyzerError(
+            f"{_named(site)} holds {str(tensor.dtype).removeprefix('torch.')}, which no gradient passes. "
+            "Expected a site of floating-point values."
+        )
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def by_channel(value: Tensor, site: Key) -> Tensor:
+    """A value as (images, channels, ...): the dimension that counts channels is the second one.
+
+    It is the one that the site's layout calls units; without a layout the last of three, and the second of all others.
+    """
+    layout = site.layout if isinstance(site, Site) and not site.selection else None
+    named = layout is not None and "units" in layout and len(layout) == value.dim()
+    axis = layout.index("units") if named and layout is not None else _CHANNELS.get(value.dim())
+    if not axis:
+        raise AnalyzerError(
+            f"{_named(site)} has shape {tuple(value.shape)}, of which no dimension is known to count channels. Expected a "
+            f"site whose layout calls one units: {_LAYOUT}."
+        )
+    return value.movedim(axis, 1)
+
+
+def channel_numbers(channels: Any) -> list[int]:
+    """Numbers of channels as they are asked for."""
+    several = list(channels) if isinstance(channels, Iterable) and not isinstance(channels, str) else []
+    found = [number for number in map(whole_number, several) if number is not None]
+    if not found or len(found) < len(several):
+        raise AnalyzerError(f"channels={channels!r}: expected numbers of channels, as channels=[3], or None for all.")
+    return found
+
+
+def gram(value: Tensor) -> Tensor:
+    """The Gram matrices of values (images, channels, ...): mean products of channels over places.
+
+    >>> analyzers.images.gram(torch.tensor([2.0, 3.0])[None, :, None, None].expand(1, 2, 5, 5))
+    tensor([[[4., 6.],
+             [6., 9.]]])
+
+    G_ij = sum over places of F_i F_j, divided by the number of places (Gatys et al. 2016, "Image style transfer using
+    convolutional neural networks").
+    """
+    flat = spread(value)
+    return flat @ flat.mT / flat.shape[2]
+
+
+def spread(value: Tensor) -> Tensor:
+    """A value (images, channels, ...) with its places in a row, (images, channels, places)."""
+    return value[..., None].flatten(2)
+
+
+def _named(site: Key) -> str:
+    name = str(id_of(site))
+    return repr(name) if name else "The output of the model"

@@ -1,0 +1,145 @@
+"""What an image is put through before a model sees it, so that it is made for more than one grid of pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from analyzers.protocol import AnalyzerError, check_counts
+
+GREY = 0.5
+
+Transformation = Callable[[Tensor, Random], Tensor]
+"""A function of images (images, colours, height, width) and of a source of random numbers; one draw is of all images."""
+
+
+@dataclass(frozen=True)
+class Pad:
+    """A grey margin of so many pixels, or with value=None one that mirrors the image.
+
+    >>> analyzers.images.Pad(2)(torch.rand(1, 3, 8, 8), random.Random(0)).shape
+    torch.Size([1, 3, 12, 12])
+    """
+
+    pixels: int
+    value: float | None = GREY
+
+    def __post_init__(self) -> None:
+        check_counts(0, pixels=self.pixels)
+
+    def __call__(self, images: Tensor, draw: Random) -> Tensor:
+        margins = [self.pixels] * 4
+        if self.value is None and self.pixels >= min(images.shape[-2:]):
+            height, width = images.shape[-2:]
+            raise AnalyzerError(f"{self!r} mirrors more than images of {height} x {width} have. Expected fewer pixels.")
+        return F.pad(images, margins, "reflect") if self.value is None else F.pad(images, margins, value=self.value)
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """A random shift: of both sides so many pixels are cut off, some here and some there.
+
+    >>> analyzers.images.Jitter(2)(torch.rand(1, 3, 8, 8), random.Random(0)).shape
+    torch.Size([1, 3, 6, 6])
+    """
+
+    pixels: int
+
+    def __post_init__(self) -> None:
+        check_counts(0, pixels=self.pixels)
+
+    def __call__(self, images: Tensor, draw: Random) -> Tensor:
+        height, width = images.shape[-2:]
+        if min(height, width) <= self.pixels:
+            raise AnalyzerError(f"{self!r} leaves nothing of images of {height} x {width}. Expected fewer pixels.")
+        top, left = draw.randint(0, self.pixels), draw.randint(0, self.pixels)
+        return images[..., top : top + height - self.pixels, left : left + width - self.pixels]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A random size, between two factors.
+
+    >>> analyzers.images.Scale(0.5, 0.5)(torch.rand(1, 3, 8, 8), random.Random(0)).shape
+    torch.Size([1, 3, 4, 4])
+    """
+
+    low: float = 0.9
+    high: float = 1.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high:
+            raise AnalyzerError(f"{self!r}: expected two factors above 0, the smaller one first.")
+
+    def __call__(self, images: Tensor, draw: Random) -> Tensor:
+        factor = draw.uniform(self.low, self.high)
+        size = [max(1, round(factor * length)) for length in images.shape[-2:]]
+        return F.interpolate(images, size, mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """A random turn by at most so many degrees, to either side; what lies outside the image is its border.
+
+    >>> analyzers.images.Rotate(10)(torch.rand(1, 3, 8, 8), random.Random(0)).shape
+    torch.Size([1, 3, 8, 8])
+    """
+
+    degrees: float = 5.0
+
+    def __call__(self, images: Tensor, draw: Random) -> Tensor:
+        angle = math.radians(draw.uniform(-self.degrees, self.degrees))
+        height, width = images.shape[-2:]
+        cos, sin, tall = math.cos(angle), math.sin(angle), height / width
+        turn = torch.tensor([[cos, -sin * tall, 0.0], [sin / tall, cos, 0.0]]).to(images)
+        grid = F.affine_grid(turn.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def robust(size: tuple[int, int]) -> tuple[Transformation, ...]:
+    """What images are put through by default: a margin, a shift, a size, a turn, a smaller shift, in parts of their side."""
+    step = max(1, min(size) // 16)
+    return Pad(step), Jitter(step), Scale(0.9, 1.1), Rotate(5.0), Jitter(max(1, step // 2))
+
+
+def unseen(size: tuple[int, int]) -> tuple[Transformation, ...]:
+    """What images are tried with afterwards: wider shifts, sizes and turns than those they were made with."""
+    step = max(1, min(size) // 8)
+    return Pad(step), Jitter(2 * step), Scale(0.8, 1.25), Rotate(15.0)
+
+
+def checked(given: Any) -> tuple[Transformation, ...]:
+    """Transformations as they were given, or an error for what are none."""
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if not all(map(callable, found)):
+        raise AnalyzerError(
+            f"transformations={given!r}: expected functions of images and random numbers, as [analyzers.images.Jitter(4)], "
+            "or () for none."
+        )
+    return found
+
+
+def through(images: Tensor, transformations: Sequence[Transformation], draw: Random, size: tuple[int, int]) -> Tensor:
+    """Images after all of these, of the size that a model takes."""
+    for one in transformations:
+        images = one(images, draw)
+    return fitted(images, size)
+
+
+def fitted(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images of another size: what is more is cut off around, what is less is grey."""
+    for dim, length in zip((-2, -1), size, strict=True):
+        more = images.shape[dim] - length
+        if more > 0:
+            images = images.narrow(dim, more // 2, length)
+        elif more < 0:
+            margins = [-more // 2, -more - -more // 2]
+            images = F.pad(images, [0, 0, *margins] if dim == -2 else margins, value=GREY)
+    return images

@@ -1,0 +1,224 @@
+"""How a model is shown images: their size and range, what else it is given, and what is read of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fmr
+from analyzers.images.layouts import with_layout
+from analyzers.images.parameterizations import Size, sides
+from analyzers.images.seen import Seen, tensor_at
+from analyzers.protocol import AnalyzerError, check_eval
+from fmr.edits.editor import Asked
+from fmr.errors import FmrError, whole_number
+from fmr.graph.graph import Graph
+from fmr.ids import Site
+from fmr.interventions.roles import sites_by_role
+from fmr.nodes import Key, is_key
+
+Number = float | Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A model with what makes its input of images from 0 to 1: (image - mean) / std, in its own type and on its device."""
+
+    model: nn.Module
+    size: tuple[int, int]
+    channels: int
+    mean: Number
+    std: Number
+    argument: str | None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        model: nn.Module, size: Size, channels: int, mean: Number, std: Number, argument: str | None,
+        others: Mapping[str, Any] | None,
+    ) -> View:  # fmt: skip
+        """A view with its settings checked."""
+        if (count := whole_number(channels)) is None or count < 1:
+            raise AnalyzerError(f"channels={channels!r}: expected how many colours an image has, as 3, or 1 for grey.")
+        for name, value in (("mean", mean), ("std", std)):
+            _check_colours(name, value, count)
+        if others is not None and not isinstance(others, Mapping):
+            raise AnalyzerError(f"others is a {type(others).__name__}, expected what else the model is given, by name.")
+        return View(model, sides(size), count, mean, std, argument, dict(others or {}))
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the model's type and on its device."""
+        found = next((one for one in self.model.parameters() if one.is_floating_point()), None)
+        return torch.empty(0) if found is None else found.detach().new_empty(0)
+
+    def grey(self) -> Tensor:
+        """What the model is given for a grey image."""
+        return self.inputs(torch.full((1, self.channels, *self.size), 0.5, device=self.like.device))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the model is given for images."""
+        mean, std = (self._colours(one, images) for one in (self.mean, self.std))
+        return ((images - mean) / std).to(self.like)
+
+    def images(self, inputs: Tensor) -> Tensor:
+        """The images that make these inputs."""
+        shown = inputs.detach().float()
+        mean, std = (self._colours(one, shown) for one in (self.mean, self.std))
+        return (shown * std + mean).clamp(0, 1)
+
+    def run(self, inputs: Tensor, keep: Sequence[Key], *, grad: bool = False, edits: Asked | None = None) -> fmr.Run:
+        """A pass over these inputs that ends after the deepest of what is kept."""
+        if self.argument is None:
+            return fmr.run(self.model, inputs, keep=list(keep), stop=True, grad=grad, edits=edits, **self.others)
+        named = {self.argument: inputs, **self.others}
+        return fmr.run(self.model, keep=list(keep), stop=True, grad=grad, edits=edits, **named)
+
+    def seen(
+        self, images: Tensor, inputs: Tensor, sites: Mapping[Key, Key], *, grad: bool = False, edits: Asked | None = None
+    ) -> Seen:
+        """What objectives read: images, and the values of a pass over what the model was given for them."""
+        run = self.run(inputs, list(dict.fromkeys(sites.values())), grad=grad, edits=edits)
+        values = {site: tensor_at(key, run[key], len(inputs)) for site, key in sites.items()}
+        return Seen(images, values.__getitem__, sites)
+
+    def sites(self, asked: Sequence[Key], graph: Graph) -> dict[Key, Key]:
+        """Each site that is asked for with the one that is read: what has the role, or itself, laid out as its ops tell."""
+        roles = [site for site in asked if isinstance(site, str) and _is_role(site)]
+        known: dict[str, Site] = {}
+        if roles:
+            with torch.no_grad():
+                known = sites_by_role(fmr.locate(self._tried(lambda inputs: self._plain(inputs))))
+        for role in roles:
+            if role not in known:
+                raise AnalyzerError(
+                    f"{type(self.model).__name__} has no {role!r}. Expected an ID, the path of a module, or one of the "
+                    f"roles {', '.join(list(known)[:4]) or 'of a model with layers'}."
+                )
+        return {site: known[site] if isinstance(site, str) and site in known else with_layout(graph, site) for site in asked}
+
+    def graph(self) -> Graph:
+        """The graph of a pass over a grey image; a model that does not take such images is refused."""
+        return self._tried(lambda inputs: self._plain(inputs, keep="none")).graph
+
+    def _tried(self, call: Callable[[Tensor], fmr.Run]) -> fmr.Run:
+        grey = self.grey()
+        try:
+            return call(grey)
+        except FmrError:
+            raise
+        except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as error:
+            raise AnalyzerError(
+                f"{type(self.model).__name__} does not take images of shape {tuple(grey.shape)}: "
+                f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. Expected size=, channels= as it was "
+                f"trained with, argument= for the name of the images and others= for what else it is given."
+            ) from error
+
+    def _plain(self, inputs: Tensor, keep: str = "all") -> fmr.Run:
+        if self.argument is None:
+            return fmr.run(self.model, inputs, keep=keep, **self.others)
+        return fmr.run(self.model, keep=keep, **{self.argument: inputs, **self.others})
+
+    @staticmethod
+    def _colours(value: Number, images: Tensor) -> Tensor:
+        return torch.as_tensor(value, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+
+
+def numbers(value: Any) -> list[float]:
+    """A number, or several, as a list; empty for what is none."""
+    try:
+        return [] if isinstance(value, (str, bool)) else torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        return []
+
+
+def _check_colours(name: str, value: Any, channels: int) -> None:
+    given = numbers(value)
+    if len(given) not in (1, channels) or not all(map(math.isfinite, given)):
+        raise AnalyzerError(f"{name}={value!r}: expected a number, or one for each of the {channels} colours.")
+    if name == "std" and min(given) <= 0:
+        raise AnalyzerError(f"std={value!r}: expected numbers above 0, by which images are divided.")
+
+
+def _is_role(name: str) -> bool:
+    """Whether a text is spelled as a role and not as an ID or a path."""
+    return "#" not in name and ("[" in name or name in ("embedding", "final_norm", "unembedding"))
+
+
+def photo(image: Any, size: Size = 224) -> Tensor:
+    """A photograph as an image (1, 3, height, width) from 0 to 1: what is in its middle, resized.
+
+    >>> analyzers.images.photo(fmr.zoo.photos()["flower"], 64).shape
+    torch.Size([1, 3, 64, 64])
+
+    image: an array of height x width x 3 with values of type uint8, or a picture of Pillow.
+    """
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise AnalyzerError(
+            f"A photograph was expected, not {type(image).__name__} of shape {array.shape} and type {array.dtype}. Give an "
+            "array of height x width x 3 of type uint8, or a picture of Pillow in RGB."
+        )
+    height, width = sides(size)
+    whole = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
+    factor = min(whole.shape[2] / height, whole.shape[3] / width)
+    tall, wide = (max(1, int(factor * side)) for side in (height, width))
+    top, left = (whole.shape[2] - tall) // 2, (whole.shape[3] - wide) // 2
+    middle = whole[..., top : top + tall, left : left + wide]
+    return F.interpolate(middle, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def as_images(given: Any, view: View, name: str = "images") -> Tensor:
+    """Images as they were given, checked: (images, colours, height, width) from 0 to 1; photographs are resized."""
+    if isinstance(given, (list, tuple)) and given:
+        return torch.cat([as_images(one, view, name) for one in given])
+    if not isinstance(given, Tensor):
+        if view.channels != 3:
+            raise AnalyzerError(
+                f"{name} is a {type(given).__name__}, expected a tensor from 0 to 1 for a model of grey images."
+            )
+        given = photo(given, view.size)
+    found = given[None] if given.dim() == 3 else given
+    wanted = (view.channels, *view.size)
+    if found.dim() != 4 or tuple(found.shape[1:]) != wanted or not len(found):
+        raise AnalyzerError(
+            f"{name} has shape {tuple(given.shape)}, expected {wanted} for each image, as the model is shown them. Resize "
+            "it: analyzers.images.photo(array, size), or make the method with another size=."
+        )
+    if not found.is_floating_point() or not bool(((found >= 0) & (found <= 1)).all()):
+        ends = f"{found.min():.3g} to {found.max():.3g}" if found.numel() else "nothing"
+        raise AnalyzerError(
+            f"{name} holds {str(found.dtype).removeprefix('torch.')} from {ends}, expected numbers from 0 to 1. Divide "
+            "bytes by 255; what was normalised for the model is brought back by * std + mean."
+        )
+    kept: Tensor = found.detach().to(view.like.device, torch.float32)
+    return kept
+
+
+@contextmanager
+def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
+    """A block with gradients and random numbers of its own, in which a model is used as it stands."""
+    check_eval(model)
+    devices = {one.device for one in model.parameters() if one.device.type == "cuda"}
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
+        torch.random.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def keys_of(given: Any) -> list[Key]:
+    """Several sites, or one."""
+    found = [given] if is_key(given) else list(given) if isinstance(given, (tuple, list)) else []
+    if not found or not all(is_key(one) for one in found):
+        raise AnalyzerError(f"{given!r} is no site. Expected an ID, the path of a module, a role, or a list of these.")
+    return found
