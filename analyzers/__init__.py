@@ -27,6 +27,8 @@ from analyzers.heads.composition import Composition
 from analyzers.heads.compositions import Compositions
 from analyzers.heads.detect import Heads
 from analyzers.heads.jobs import HeadJobs
+from analyzers.inputs.attribution import InputAttribution
+from analyzers.inputs.result import Attribution
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -51,6 +53,7 @@ __all__ = [
     "AlignmentSearch",
     "Analyzer",
     "AnalyzerError",
+    "Attribution",
     "AttributionPatching",
     "CausalModel",
     "CausalTracing",
@@ -71,6 +74,7 @@ __all__ = [
     "HeadJobs",
     "Heads",
     "Induced",
+    "InputAttribution",
     "InterchangeTraining",
     "KeyCovariance",
     "KeyValueMemories",
