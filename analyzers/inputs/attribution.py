@@ -15,6 +15,7 @@ from analyzers.inputs.gradients import Found, gradient_shap, input_gradient, int
 from analyzers.inputs.perturbed import cells_of, kernel_shap, lime, occlusion
 from analyzers.inputs.places import images_of, kind_of, place_of, real_of
 from analyzers.inputs.question import Question, one_of
+from analyzers.inputs.rescale import deeplift
 from analyzers.inputs.result import Attribution
 from analyzers.inputs.targets import target_of
 from analyzers.prompts import Prompts, prompts
@@ -89,6 +90,7 @@ GRADIENTS: Mapping[str, Callable[[Asked], Found]] = {
 
 METHODS: Mapping[str, Callable[[Asked], Found]] = {
     **GRADIENTS,
+    "deeplift": lambda asked: _over_bases(asked, lambda base: deeplift(asked.question, base)),
     "occlusion": _occlusion,
     "lime": _lime,
     "kernel-shap": _kernel_shap,
