@@ -1,116 +1,47 @@
-"""Which inputs an answer rests on: attribution to tokens, pixels or any value, with how far it is complete."""
+"""Which inputs an answer rests on: attribution to tokens, pixels or any value, with how far it is to be believed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.inputs.baselines import baselines_of
-from analyzers.inputs.gradients import Found, gradient_shap, input_gradient, integrated, saliency
-from analyzers.inputs.perturbed import cells_of, kernel_shap, lime, occlusion
-from analyzers.inputs.places import images_of, kind_of, place_of, real_of
-from analyzers.inputs.question import Question, one_of
-from analyzers.inputs.rescale import deeplift
+from analyzers.inputs.baselines import NAMED
+from analyzers.inputs.curves import Curves, curve
+from analyzers.inputs.gradients import Found
+from analyzers.inputs.methods import GRADIENTS, METHODS
+from analyzers.inputs.opening import Asked, Opening, Settings
+from analyzers.inputs.places import images_of, real_of
+from analyzers.inputs.randomised import layers_from_the_top, randomised
 from analyzers.inputs.result import Attribution
-from analyzers.inputs.targets import target_of
-from analyzers.prompts import Prompts, prompts
+from analyzers.inputs.rollout import rolled
+from analyzers.inputs.sanity import Sanity, rank_correlation
 from analyzers.protocol import AnalyzerError, Given, Method, check_counts, check_eval
 from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.nodes import Key
-from fmr.runs.run import Run
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How much work a method does."""
-
-    steps: int = 64
-    most: int = 2048
-    within: float = 0.01
-    samples: int = 200
-    cells: Any = None
-    rows: int = 16
-    seed: int = 0
-
-
-class Asked(NamedTuple):
-    """One example of which something is asked: the question, its baselines, and the cells of its value."""
-
-    question: Question
-    bases: Tensor
-    cells: Callable[[], Tensor]
-    own: Settings
-
-
-def _over_bases(asked: Asked, one: Callable[[Tensor], Found]) -> Found:
-    """The mean of what is found from each baseline."""
-    found = [one(base[None]) for base in asked.bases]
-    values = torch.stack([each.values for each in found]).mean(0)
-    many = f", mean over {number_of(len(found), 'baseline')}" if len(found) > 1 else ""
-    return Found(values, found[0].how + many, tuple(dict.fromkeys(note for each in found for note in each.notes)))
-
-
-def _ig(asked: Asked) -> Found:
-    own = asked.own
-    return _over_bases(asked, lambda base: integrated(asked.question, base, own.steps, own.most, own.within, own.rows))
-
-
-def _occlusion(asked: Asked) -> Found:
-    cells = asked.cells()
-    return _over_bases(asked, lambda base: occlusion(asked.question, base, cells, asked.own.rows))
-
-
-def _lime(asked: Asked) -> Found:
-    own, cells = asked.own, asked.cells()
-    return _over_bases(asked, lambda base: lime(asked.question, base, cells, own.samples, own.seed, own.rows))
-
-
-def _kernel_shap(asked: Asked) -> Found:
-    own, cells = asked.own, asked.cells()
-    return _over_bases(asked, lambda base: kernel_shap(asked.question, base, cells, own.samples, own.seed, own.rows))
-
-
-def _gradient_shap(asked: Asked) -> Found:
-    return gradient_shap(asked.question, asked.bases, asked.own.samples, asked.own.seed, asked.own.rows)
-
-
-GRADIENTS: Mapping[str, Callable[[Asked], Found]] = {
-    "ig": _ig,
-    "gradient-shap": _gradient_shap,
-    "saliency": lambda asked: saliency(asked.question),
-    "input-x-gradient": lambda asked: input_gradient(asked.question),
-}
-"""Methods that need the gradient of the target."""
-
-METHODS: Mapping[str, Callable[[Asked], Found]] = {
-    **GRADIENTS,
-    "deeplift": lambda asked: _over_bases(asked, lambda base: deeplift(asked.question, base)),
-    "occlusion": _occlusion,
-    "lime": _lime,
-    "kernel-shap": _kernel_shap,
-}
+FINER = 14
+"""Cells along a side of a picture that are taken away and put back."""
 
 
 class InputAttribution(Method):
     """Find which inputs an answer rests on: tokens, pixels, or the numbers of any value by its ID, path or role.
 
-    >>> answered = analyzers.InputAttribution(model, tokenizer).run("Junel Dunoth grew up in", " Brigost")
-    >>> answered.strongest(2)
-    ['Junel', 'Dunoth']
+    >>> analyzers.InputAttribution(model, tokenizer).run("Junel Dunoth grew up in", "Brigost").strongest(3)
+    ['in', 'Dunoth', 'Junel']
 
     model: any module in eval mode; it is run with other values at one place, by edits, and left as it is. tokenizer: for
     prompts and targets that are text.
 
-    "ig" are integrated gradients (Sundararajan et al. 2017), taken at more points until the sum is the difference of the
-    target between input and baseline; "deeplift" the same difference followed back through every operation of the recorded
-    graph (Shrikumar et al. 2017). captum does the work of all but "deeplift" and
-    "rollout".
+    "ig" are integrated gradients (Sundararajan et al. 2017), taken at more points until their sum is the difference of the
+    target between input and baseline. "deeplift" is that difference followed back through every operation of the recorded
+    graph (Shrikumar et al. 2017). "rollout" follows attention patterns (Abnar and Zuidema 2020). captum does the work of
+    the others, and takes the gradients of "ig".
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
@@ -134,13 +65,14 @@ class InputAttribution(Method):
     ) -> Attribution:
         """Attribute a target to what stands at one place.
 
-        >>> analyzers.InputAttribution(model, tokenizer).run("Junel Dunoth grew up in", (" Brigost", " Oranby"), "occlusion")
-        Attribution of ...
+        >>> asking = analyzers.InputAttribution(model, tokenizer)
+        >>> asking.run("Junel Dunoth grew up in", ("Brigost", "Oranby"), "deeplift", baseline="padding").complete
+        True
 
         inputs: a text or several, a tensor, or arguments by name. target: a class, a token id or a word at the last
         position; a pair for their difference; a site of one number; or a function of the output that gives one number for
-        each example. A list has one for each example, None is what the model puts first. method: one of "ig", "deeplift",
-        "gradient-shap", "kernel-shap", "lime", "occlusion", "saliency", "input-x-gradient", "rollout". at: the place, an
+        each example. A list has one for each example, None is what the model puts first. method: "ig", "deeplift",
+        "gradient-shap", "kernel-shap", "lime", "occlusion", "saliency", "input-x-gradient" or "rollout". at: the place, an
         ID, a site, the path of a module or a role as "layers[2].resid_post"; by default the embedding of tokens, or the
         first input of floating-point numbers. baseline: "zero", "mean", "blur" (pictures), "padding" (tokens), a tensor of
         the shape of the value or several, or other inputs, over which the mean is taken. steps, most, within: of "ig", how
@@ -149,83 +81,188 @@ class InputAttribution(Method):
         of the cell of each number. rows: how many go through the model at once. seed: of what is drawn.
         """
         check_eval(self.model)
-        check_counts(1, steps=steps, most=most, samples=samples, rows=rows)
-        if method not in METHODS:
-            raise AnalyzerError(f"method={method!r}: expected one of {', '.join(map(repr, METHODS))}.")
-        given = prompts(inputs, self.model, self.tokenizer)
         own = Settings(steps, most, within, samples, cells, rows, seed)
-        place, found, asked = None, [], []
-        for example in range(len(given)):
-            one = one_of(given.inputs, example, len(given))
-            place = place if place is not None else place_of(at, self.model, one)
-            asked.append(self._asked(given, example, one, place, target, baseline, own))
-            if method in GRADIENTS:
+        return self._run(Opening(self.model, self.tokenizer, inputs), target, method, at, baseline, own)[0]
+
+    def sanity(
+        self, inputs: Given, target: Any = None, method: str = "ig", *, stages: int = 8, seed: int = 0, **settings: Any
+    ) -> Sanity:
+        """Make weights random from the last layer to the first, and compare attributions with those of the trained model.
+
+        >>> asking = analyzers.InputAttribution(model, tokenizer)
+        >>> sanity = asking.sanity("Junel Dunoth grew up in", "Brigost", "input-x-gradient", stages=2)
+        >>> sanity.signed[0], sanity.plot()
+        (1.0, ...)
+
+        stages: in how many steps, equally many layers each. seed: of the order of the numbers of each parameter. settings:
+        as for `run`. The weights are put back bit by bit, whatever happens.
+        """
+        check_counts(1, stages=stages)
+        check_eval(self.model)
+        opening = Opening(self.model, self.tokenizer, inputs)
+        run = fmr.run(self.model, **opening.one(0))
+        layers = layers_from_the_top(self.model, run.graph)
+        counts = np.unique(np.linspace(0, len(layers), min(stages, len(layers)) + 1).round().astype(int))
+        settings = {"at": None, "baseline": "zero", **settings}
+        at, baseline, own = settings.pop("at"), settings.pop("baseline"), Settings(**settings, seed=seed)
+        found: list[Attribution] = []
+        for count in counts.tolist():
+            with randomised([one for _, several in layers[:count] for one in several], seed):
+                now, asked = self._run(opening, target, method, at, baseline, own)
+            found.append(now)
+            target = [one.question.target for one in asked]  # what a model puts first changes with its weights
+            at = at if method == "rollout" else asked[0].question.place
+        signed, sizes = (_correlations([f(one.scores) for one in found]) for f in (lambda scores: scores, torch.abs))
+        return Sanity(
+            method=method,
+            target=found[0].target,
+            layers=("none", *(layers[count - 1][0] or "(root)" for count in counts[1:].tolist())),
+            randomised=counts,
+            signed=signed,
+            sizes=sizes,
+            outputs=np.array([float(one.output[0]) for one in found]),
+            chance=float(found[0].scores[0].numel() - 1 or 1) ** -0.5,
+        )
+
+    def curves(
+        self,
+        inputs: Given,
+        target: Any = None,
+        method: str | Attribution = "ig",
+        *,
+        points: int = 16,
+        draws: int = 20,
+        seed: int = 0,
+        at: Key | None = None,
+        baseline: Any = "zero",
+        **settings: Any,
+    ) -> Curves:
+        """Take cells away in the order of their scores, and put them into the baseline in that order, beside random orders.
+
+        >>> asking = analyzers.InputAttribution(model, tokenizer)
+        >>> curves = asking.curves("Junel Dunoth grew up in", "Brigost", "deeplift", baseline="padding", draws=5)
+        >>> curves.areas()["insertion"] > curves.areas()["random insertion"]
+        array([ True])
+
+        method: by name, or what `run` found at the same place. points: how many shares of the cells are taken. draws: how
+        many random orders. seed: of these. at, baseline, settings: as for `run`; what is taken away becomes the (first)
+        baseline. Cells are tokens, or those of a picture, 14 along each side.
+        """
+        check_counts(1, points=points, draws=draws)
+        check_eval(self.model)
+        own = Settings(**settings, seed=seed)
+        opening = Opening(self.model, self.tokenizer, inputs)
+        if isinstance(method, Attribution):
+            place = opening.place(at)
+            found, asked = method, [opening.asked(n, place, target, baseline, own) for n in range(len(opening))]
+        else:
+            found, asked = self._run(opening, target, method, at, baseline, own)
+        shape = [len(asked), *asked[0].question.value.shape[1:]]
+        if list(found.values.shape) != shape:
+            raise AnalyzerError(
+                f"method is {found.method!r} with numbers of shape {list(found.values.shape)}, and the value at "
+                f"{asked[0].question.place!r} is {shape}. Expected what run found for these inputs at this place."
+            )
+        several = [_curves(one, found.values[n], points, draws) for n, one in enumerate(asked)]
+        deletion, insertion, without, within = (np.stack([one[part] for one in several]) for part in range(4))
+        cells = int(asked[0].cells(FINER).max()) + 1
+        words = tuple(one.question.target.words for one in asked)
+        return Curves(found.method, words, cells, _shares(cells, points) / cells, deletion, insertion, without, within)
+
+    def _run(
+        self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
+    ) -> tuple[Attribution, list[Asked]]:
+        """An attribution, with what was asked of each example."""
+        if method == "rollout":
+            return self._rollout(opening, target, at, own)
+        place, asked, found = opening.place(at), [], []
+        for example in range(len(opening)):
+            asked.append(opening.asked(example, place, target, baseline, own))
+            if _known(method) in GRADIENTS:
                 asked[-1].question.check_gradient()
             found.append(METHODS[method](asked[-1]))
-        assert place is not None
-        return self._result(given, place, method, baseline, asked, found)
+        name = baseline if isinstance(baseline, str) and baseline in (*NAMED, "padding") else "given"
+        return _result(opening, place, method, name, asked, found), asked
 
-    def _asked(
-        self, given: Prompts, example: int, one: Mapping[str, Any], place: Site, target: Any, baseline: Any, own: Settings
-    ) -> Asked:
-        run = fmr.run(self.model, keep=[place, *([target] if isinstance(target, Site) else [])], **one)
-        value = run[place]
-        if not isinstance(value, Tensor):
-            raise AnalyzerError(f"{place!r} holds a {type(value).__name__}, expected one tensor: name one of it, as 'h.3:0'.")
-        question = Question(self.model, one, place, target_of(target, run, given, example, self.tokenizer), value)
-        bases = baselines_of(baseline, question.value, self._reader(place), lambda: self._padded(one, place))
-        question.check_rows(bases[:1])
-        return Asked(question, bases, lambda: cells_of(own.cells, question.value, kind_of(question.value, given)), own)
+    def _rollout(self, opening: Opening, target: Any, at: Any, own: Settings) -> tuple[Attribution, list[Asked]]:
+        if at is not None:
+            raise AnalyzerError(f"at={at!r}: a rollout goes from the end of the stream to its beginning. Leave at= out.")
+        asked, found = [], []
+        for example in range(len(opening)):
+            run = fmr.run(self.model, **opening.one(example))
+            structure = fmr.locate(run)
+            if not structure.layers or (end := structure.layers[-1].resid_post) is None:
+                raise AnalyzerError(f"fmr.locate found no layers in {structure.model}, along which a rollout goes.")
+            asked.append(opening.asked(example, Site(end.id), target, "zero", own))
+            many = number_of(len(structure.attention), "attention")
+            found.append(Found(rolled(structure, run, asked[-1].question), f"through {many}"))
+        return _result(opening, asked[0].question.place, "rollout", "none", asked, found), asked
 
-    def _reader(self, place: Site) -> Callable[[Any], Tensor]:
-        def read(inputs: Any) -> Tensor:
-            found = prompts(inputs, self.model, self.tokenizer)
-            return torch.cat([self._at(one_of(found.inputs, n, len(found)), place) for n in range(len(found))])
 
-        return read
+def _known(method: Any) -> str:
+    if method not in METHODS:
+        raise AnalyzerError(f"method={method!r}: expected one of {', '.join(map(repr, (*METHODS, 'rollout')))}.")
+    return str(method)
 
-    def _at(self, one: Mapping[str, Any], place: Site) -> Tensor:
-        run: Run = fmr.run(self.model, keep=[place], stop=True, **one)
-        return run[place]
 
-    def _padded(self, one: Mapping[str, Any], place: Site) -> Tensor:
-        pad = getattr(self.tokenizer, "pad_token_id", None)
-        ids = one.get("input_ids")
-        if pad is None or not isinstance(ids, Tensor):
-            raise AnalyzerError(
-                "baseline='padding' puts the padding token in every place, and there is "
-                f"{'no tokenizer with one' if pad is None else 'no input of token ids'}. Take baseline='zero' or 'mean', or "
-                "values of your own."
-            )
-        return self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)
+def _result(
+    opening: Opening, place: Site, method: str, baseline: str, asked: Sequence[Asked], found: Sequence[Found]
+) -> Attribution:
+    questions = [one.question for one in asked]
+    values = torch.cat([one.values.detach().float().cpu() for one in found])
+    ends = [one.ends() for one in asked]
+    notes = [note for one in found for note in one.notes]
+    notes += [f"rows were run one by one: {one.why}" for one in questions if one.why]
+    if method != "rollout" and any(at == base for at, base in ends):
+        notes.append("the target is the same at input and baseline, so that there is nothing to attribute")
+    kind = asked[0].kind
+    if method == "rollout":
+        kind = "image" if values.dim() == 3 else "tokens"
+    tokens, real = real_of(opening.given, values, kind)
+    return Attribution(
+        method=method,
+        target=tuple(one.target.words for one in questions),
+        place=repr(place),
+        kind=kind,
+        baseline=baseline,
+        values=values,
+        output=torch.stack([at for at, _ in ends]),
+        base=torch.stack([base for _, base in ends]),
+        tokens=tokens,
+        real=real,
+        images=images_of(opening.given),
+        how=found[0].how,
+        notes=tuple(dict.fromkeys(notes)),
+    )
 
-    def _result(
-        self, given: Prompts, place: Site, method: str, baseline: Any, asked: list[Asked], found: list[Found]
-    ) -> Attribution:
-        questions = [one.question for one in asked]
-        values = torch.cat([one.values.detach().float().cpu() for one in found])
-        with torch.no_grad():
-            output = torch.cat([one.question(one.question.value) for one in asked]).double().cpu()
-            base = torch.stack([torch.cat([one.question(row[None]) for row in one.bases]).mean() for one in asked])
-        notes = [note for one in found for note in one.notes]
-        notes += [f"rows were run one by one: {one.why}" for one in questions if one.why]
-        notes += ["the target is the same at input and baseline: there is nothing to attribute"] * bool(
-            (output == base.double().cpu()).any()
+
+def _correlations(scores: Sequence[Tensor]) -> Any:
+    """The rank correlation of each of several scores with the first, the mean over examples."""
+    first, *_ = scores
+    return np.array([np.mean([rank_correlation(a, b) for a, b in zip(first, one, strict=True)]) for one in scores])
+
+
+def _shares(cells: int, points: int) -> Any:
+    return np.unique(np.linspace(0, cells, points + 1).round().astype(int))
+
+
+def _curves(asked: Asked, scores: Tensor, points: int, draws: int) -> tuple[Any, Any, Any, Any]:
+    """Deletion and insertion of one example by its scores, and by random orders."""
+    cells = asked.cells(FINER)
+    many = int(cells.max()) + 1
+    by_cell = torch.zeros(many, dtype=torch.double).index_add(0, cells.cpu().flatten(), scores.double().flatten())
+    generator = torch.Generator().manual_seed(asked.own.seed)
+    orders = [
+        by_cell.argsort(descending=True, stable=True),
+        *(torch.randperm(many, generator=generator) for _ in range(draws)),
+    ]
+    counts, base = _shares(many, points).tolist(), asked.bases[:1]
+    found = np.stack([curve(asked.question, base, cells, order.tolist(), counts, asked.own.rows) for order in orders])
+    at, start = found[0, 0, 0], found[0, 0, -1]
+    if at == start:
+        raise AnalyzerError(
+            f"{asked.question.target.words} is {at:.4g} at the input and at the baseline, so that nothing is lost or gained "
+            "on the way. Expected another target, or another baseline."
         )
-        kind = kind_of(questions[0].value, given)
-        tokens, real = real_of(given, values, kind)
-        return Attribution(
-            method=method,
-            target=tuple(one.target.words for one in questions),
-            place=repr(place),
-            kind=kind,
-            baseline=baseline if isinstance(baseline, str) and len(baseline) < 8 else "given",
-            values=values,
-            output=output,
-            base=base.double().cpu(),
-            tokens=tokens,
-            real=real,
-            images=images_of(given),
-            how=found[0].how,
-            notes=tuple(dict.fromkeys(notes)),
-        )
+    shares = (found - start) / (at - start)
+    return shares[0, 0], shares[0, 1], shares[1:, 0], shares[1:, 1]

@@ -61,7 +61,8 @@ def baselines_of(given: Any, value: Tensor, read: Callable[[Any], Tensor], paddi
         found = read(given)
     else:
         raise AnalyzerError(
-            f"baseline={given!r}: expected {', '.join(map(repr, NAMED))}, 'padding', a tensor, or inputs whose values are taken."
+            f"baseline={given!r}: expected {', '.join(map(repr, NAMED))}, 'padding', a tensor, or inputs whose values are "
+            "taken."
         )
     if found.dim() != value.dim() or found.shape[1:] != value.shape[1:] or not len(found):
         raise AnalyzerError(

@@ -1,9 +1,10 @@
-"""Attribution along gradients: integrated ones, their mean over drawn points, and those at the input. The work is captum's."""
+"""Attribution along gradients: integrated ones, those at drawn points, and those at the input. The work is captum's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def integrated(question: Question, base: Tensor, steps: int, most: int, within: 
     """
     method, value = captum().IntegratedGradients(question), question.value
     cuts = torch.linspace(0, 1, max(1, round(steps / POINTS)) + 1).tolist()
-    todo, done = list(zip(cuts[:-1], cuts[1:], strict=True)), list[tuple[tuple[float, float], Tensor, float]]()
+    todo, done = list(pairwise(cuts)), list[tuple[tuple[float, float], Tensor, float]]()
     with torch.no_grad():
         whole = abs(float(question(value) - question(base)))
     taken = 0

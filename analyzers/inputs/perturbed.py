@@ -30,7 +30,9 @@ def cells_of(given: Any, value: Tensor, kind: str) -> Tensor:
         return given.reshape(value.shape).long().to(value.device)
     side = SIDE if given is None else whole_number(given)
     if side is None or side < 1:
-        raise AnalyzerError(f"cells={given!r}: expected how many lie along a side of a picture, or a tensor of their numbers.")
+        raise AnalyzerError(
+            f"cells={given!r}: expected how many lie along a side of a picture, or a tensor of their numbers."
+        )
     if kind == "image":
         down, across = (torch.arange(n, device=value.device) * min(side, n) // n for n in value.shape[2:])
         found = down[:, None] * min(side, value.shape[3]) + across
@@ -66,7 +68,9 @@ def lime(question: Question, base: Tensor, cells: Tensor, samples: int, seed: in
     attr = captum()
     from captum._utils.models.linear_model import SkLearnLinearRegression
 
-    return _fitted(attr.Lime(question, interpretable_model=SkLearnLinearRegression()), question, base, cells, samples, seed, rows)
+    return _fitted(
+        attr.Lime(question, interpretable_model=SkLearnLinearRegression()), question, base, cells, samples, seed, rows
+    )
 
 
 def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
@@ -74,9 +78,7 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
     return _fitted(captum().KernelShap(question), question, base, cells, samples, seed, rows)
 
 
-def _fitted(
-    method: Any, question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int
-) -> Found:
+def _fitted(method: Any, question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
     many = int(cells.max()) + 1
     if many < 2:
         raise AnalyzerError("There is one cell, so that nothing can be compared. Expected two or more: cells=.")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-import math
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from torch.nn import functional as F
 
 from analyzers.numbers.embed import Floats
@@ -52,7 +50,7 @@ def draw(result: Attribution, ax: Axes | None, example: int | None) -> Figure:
         )
     for one, here in zip(examples, axes.flat, strict=True):
         _one(result, here, one)
-    return cast("Figure", figure)
+    return figure
 
 
 def _one(result: Attribution, ax: Axes, example: int) -> None:
@@ -138,7 +136,16 @@ def _words(result: Attribution, ax: Axes, example: int) -> None:
             wide = len(text) + 0.8
             ax.add_patch(_box(x, row, wide, colour))
             ink = "white" if _dark(colour) else INK
-            ax.text(x + wide / 2, row + 0.42, text.strip() or "␣", ha="center", va="center", fontsize=8.5, color=ink, family="monospace")
+            ax.text(
+                x + wide / 2,
+                row + 0.42,
+                text.strip() or "␣",
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                color=ink,
+                family="monospace",
+            )
             ax.text(x + wide / 2, row + 0.93, f"{scores[place]:.2g}", ha="center", va="center", fontsize=5.5, color=INK)
             x += len(text) + 1
     ax.axis("off")
@@ -185,5 +192,7 @@ def as_html(result: Attribution) -> str:
             ink = "white" if _dark(colour) else "black"
             style = f"background:rgb({red},{green},{blue});color:{ink};padding:1px 3px;margin:1px;border-radius:3px"
             spans.append(f'<span style="{style}" title="{score:.4g}">{html.escape(token.strip() or "␣")}</span>')
-        rows.append(f"<div><b>{html.escape(_title(result, example))}</b></div><div style='line-height:2'>{' '.join(spans)}</div>")
+        rows.append(
+            f"<div><b>{html.escape(_title(result, example))}</b></div><div style='line-height:2'>{' '.join(spans)}</div>"
+        )
     return "".join(rows)

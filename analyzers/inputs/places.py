@@ -34,8 +34,8 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any]) -> Sit
         embedding = fmr.locate(fmr.run(model, **inputs)).embedding
         if embedding is None:
             raise AnalyzerError(
-                f"fmr.locate found no embedding of tokens in {type(model).__name__}. Say where attributions go: at=, an ID or "
-                "the path of the module that looks them up."
+                f"fmr.locate found no embedding of tokens in {type(model).__name__}. Say where attributions go: at=, an ID "
+                "or the path of the module that looks them up."
             )
         return embedding
     for name, value in inputs.items():
@@ -47,7 +47,7 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any]) -> Sit
     )
 
 
-def kind_of(value: Tensor, given: Prompts) -> str:
+def kind_of(value: Tensor) -> str:
     """Whether a value (1, ...) is a picture, tokens, or plain numbers."""
     if value.dim() == 4:
         return "image"
@@ -59,7 +59,7 @@ def real_of(given: Prompts, values: Tensor, kind: str) -> tuple[tuple[tuple[str,
     if kind != "tokens":
         return (), torch.ones(len(values), 0, dtype=torch.bool)
     ids, mask = given.inputs.get("input_ids"), given.inputs.get("attention_mask")
-    if isinstance(ids, Tensor) and ids.shape == values.shape[:2]:
+    if isinstance(ids, Tensor) and ids.shape == values.shape[:2] and len(given.tokens[0]) <= ids.shape[1]:
         by_token = isinstance(mask, Tensor) and mask.shape == ids.shape
         return given.tokens, real_tokens(mask if by_token else None, *ids.shape)
     columns = values.shape[1]
@@ -67,7 +67,7 @@ def real_of(given: Prompts, values: Tensor, kind: str) -> tuple[tuple[tuple[str,
 
 
 def images_of(given: Prompts) -> Tensor | None:
-    """The pictures among the inputs, (examples, height, width, 3) from 0 to 1, as they are drawn; None where there are none."""
+    """The pictures among the inputs, (examples, height, width, 3) from 0 to 1, as drawn; None where there are none."""
     found = next(
         (
             one

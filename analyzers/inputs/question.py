@@ -52,7 +52,7 @@ class Question:
         """See whether rows stay apart: the value and another one, together and each by itself."""
         both = torch.cat([self.value, other])
         with torch.no_grad():
-            own = torch.cat([self._together(row[None] if not self.alone else row[None]) for row in both])
+            own = torch.cat([self._together(row[None]) for row in both])
             if self.why:
                 return
             try:

@@ -126,8 +126,8 @@ class TwoRuns:
         def form(*args: Tensor) -> Tensor:
             return written_out(call, dict(zip(names, args, strict=True)))
 
-        runs = (fmr.run(form, *(getattr(call.live[name], end) for name in names)) for end in ("at", "base"))
-        inner = TwoRuns(*runs)
+        at, base = ([getattr(call.live[name], end) for name in names] for end in ("at", "base"))
+        inner = TwoRuns(fmr.run(form, *at), fmr.run(form, *base))
         (end,) = ids_in(inner.at.graph.scopes[0].output)
         inputs = [TensorId(f"input:args.{n}") for n in range(len(names))]
         found = inner.followed_back({end: call.weight}, inputs)
@@ -171,7 +171,7 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
     if len(names) != len(read[0]):
         raise AnalyzerError("The model returns tensors that the recording does not name. Expected a site as target.")
     try:
-        inner = TwoRuns(*(fmr.run(measure, *one) for one in read))
+        inner = TwoRuns(fmr.run(measure, *read[0]), fmr.run(measure, *read[1]))
     except StructureError as error:
         raise AnalyzerError(f"The target cannot be followed back: {error}") from error
     (end,) = ids_in(inner.at.graph.scopes[0].output)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 PROMISE = {"ig": 0.01, "deeplift": 1e-3, "kernel-shap": 0.01}
-"""Methods whose sum is the difference of the target between input and baseline, and up to which share it is called complete."""
+"""Methods whose sum is the difference between input and baseline, and up to which share off it is called complete."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Attribution(Stored):
     """What a target rests on: `values` has a number for each number at the place, (examples, ...).
 
     >>> answered.strongest(2)
-    ['Junel', 'Dunoth']
+    ['in', 'Dunoth']
     >>> answered.plot(); answered.table()
 
     kind: "tokens", "image" or "values"; `scores` is a number for each token, pixel or value. output and base: the target at
@@ -151,6 +151,6 @@ class Attribution(Stored):
             )
         if self.complete is False:
             lines.append("  NOT complete: the sum is not the difference; see the notes, or take more steps or samples")
-        if self.complete is None:
+        if self.complete is None and self.method != "rollout":
             lines.append("  this method promises no complete sum")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

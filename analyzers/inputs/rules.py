@@ -1,9 +1,9 @@
 """How a difference of the output of one operation is shared among what it read, so that nothing is lost or added.
 
 Of an operation that is a sum of products of two numbers at most, the gradient halfway between input and baseline shares the
-difference exactly: a sum gives each term its own, a product gives each factor its difference times the other's mean. What works number by
-number has the slope of its secant in place of its derivative (the rescale rule). A maximum gives all to the number that
-was the larger. Everything else is written out in these.
+difference exactly: a sum gives each term its own, a product gives each factor its difference times the other's mean. What
+works number by number has the slope of its secant in place of its derivative (the rescale rule). A maximum gives all to the
+number that was the larger. Everything else is written out in these.
 
 Source: A. Shrikumar, P. Greenside, A. Kundaje, "Learning important features through propagating activation differences",
 2017; S. Lundberg, S. Lee, "A unified approach to interpreting model predictions", 2017 (maxima).
@@ -139,7 +139,9 @@ def extreme(call: Call) -> Shares:
 
 
 def _per_change(share: Tensor, change: Tensor) -> Tensor:
-    return torch.where(change == 0, torch.zeros_like(share), share / torch.where(change == 0, torch.ones_like(change), change))
+    return torch.where(
+        change == 0, torch.zeros_like(share), share / torch.where(change == 0, torch.ones_like(change), change)
+    )
 
 
 def logsumexp(call: Call) -> Shares:

@@ -80,6 +80,8 @@ def target_of(given: Any, run: Run, prompts: Prompts, example: int, tokenizer: A
                 "one for all of them, or a list with one for each; a difference is a pair, (right, wrong)."
             )
         given = given[example]
+    if isinstance(given, Target):
+        return given
     if isinstance(given, Site) or (not isinstance(given, str) and isinstance(getattr(given, "id", None), str)):
         site = given if isinstance(given, Site) else Site(id_of(given))
         return Target(repr(site), lambda value: value.reshape(len(value), -1).squeeze(-1), _one_number(site, run))
