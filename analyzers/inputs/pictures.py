@@ -85,7 +85,7 @@ def _overlay(result: Attribution, ax: Axes, example: int) -> None:
         high, wide = picture.shape
         extent = (-0.5, wide - 0.5, high - 0.5, -0.5)
         ax.imshow(0.55 + 0.45 * picture.numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
-        strength = np.clip(np.abs(values) / limit, 0, 1) ** 0.6
+        strength = np.minimum(np.abs(values) / limit, 1) ** 0.6
         image = ax.imshow(
             values, cmap=SIGNED, vmin=-limit, vmax=limit, alpha=0.9 * strength, extent=extent, interpolation="nearest"
         )

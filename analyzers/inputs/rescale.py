@@ -111,7 +111,7 @@ class TwoRuns:
         return shares
 
     def _by_rule(self, call: Call) -> Shares:
-        rule = rule_of(call.node, call.live, call.out)
+        rule = rule_of(call)
         if rule is not None:
             return rule(call)
         if call.node.op in FORMS and not call.node.argument("rounding_mode", 2):

@@ -23,8 +23,6 @@ from fmr.graph.execute import call_of, overwritten
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
 from fmr.nodes import Node
-from fmr.ops.functions import function_of
-from fmr.ops.names import op_of
 from fmr.structure.normal.match import CONVOLUTIONS, MEANS, MOVES
 from fmr.structure.proof.evaluate import in_double, own_work
 
@@ -111,6 +109,37 @@ Shares = dict[TensorId, Tensor]
 def halfway(call: Call) -> Shares:
     """The gradient halfway: exact for sums of products of two."""
     return call.pulled({name: pair.middle for name, pair in call.live.items()}, call.weight)
+
+
+def scaled(call: Call) -> Shares:
+    """A value divided by how large it is: it has its difference on the scale at the input, the scale its own at the baseline.
+
+    The mean of both scales would be as large as that of the baseline, which without bound grows where that is zero.
+    """
+    scale = _scale(call)
+    ends = {name: pair.base if name != scale else pair.at for name, pair in call.live.items()}
+    return call.pulled(ends, call.weight)
+
+
+def _scale(call: Call) -> TensorId | None:
+    """The factor of a product that is one number for many, and an inverse: what a norm multiplies by."""
+    for name, pair in call.live.items():
+        made = call.graph[name]
+        while made.op in _HANDED and len(made.parents) == 1:
+            made = call.graph[made.parents[0].id]
+        inverse = made.op in ("rsqrt", "reciprocal") or (made.op == "pow" and _exponent(made) < 0)
+        if inverse and pair.at.numel() < call.out.at.numel() and len(call.live) == 2:
+            return name
+    return None
+
+
+def _exponent(node: Node) -> float:
+    given = node.argument("exponent", 1, 1.0)
+    return float(given) if isinstance(given, int | float) else 1.0
+
+
+_HANDED = frozenset("to clone contiguous alias expand expand_as view reshape unsqueeze".split())
+"""Operations that hand on the scale of a norm."""
 
 
 def secant(call: Call) -> Shares:
@@ -200,7 +229,7 @@ def _scaled(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return normed if bias is None else normed + bias
 
 
-def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
     return input * input.abs().pow(p).sum(dim, keepdim=True).pow(1 / p).clamp_min(eps).reciprocal()
 
 
@@ -235,10 +264,7 @@ def _norm(input: Tensor, p: float = 2.0, dim: Any = None, keepdim: bool = False,
     return _vector_norm(input, p if isinstance(p, int | float) else 2.0, dim, keepdim)
 
 
-def _instance_norm(
-    input: Tensor, mean: Any = None, var: Any = None, weight: Any = None, bias: Any = None, use_input_stats: bool = True,
-    momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
+def _instance_norm(input: Tensor, *args: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, **kwargs: Any) -> Tensor:
     return _group_norm(input, input.shape[1], weight, bias, eps)
 
 
@@ -267,15 +293,15 @@ FORMS: Mapping[str, Callable[..., Tensor]] = {
 def written_out(call: Call, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     """An operation of `FORMS` in other ones, on these values in place of the live ones."""
     args, kwargs = call_of(call.node, {**call.held, **tensors})
-    function = function_of(call.node.function)
-    if function is not None and op_of(function).reflected:
-        args = args[::-1]
     return FORMS[call.node.op](*args, **kwargs)
 
 
-def rule_of(node: Node, live: Mapping[TensorId, Pair], out: Pair) -> Callable[[Call], Shares] | None:
-    """The rule for an operation on these values; None where it is written out, or has none."""
-    alone = [pair.at.shape == out.at.shape for pair in live.values()] == [True]
+def rule_of(call: Call) -> Callable[[Call], Shares] | None:
+    """The rule for an operation; None where it is written out, or has none."""
+    node, live = call.node, list(call.live.values())
+    alone = [pair.at.shape == call.out.at.shape for pair in live] == [True]
+    if node.op == "mul" and _scale(call) is not None:
+        return scaled
     if node.op in QUADRATIC and not (node.op == "batch_norm" and node.argument("training", 5, False)):
         return halfway
     if node.op in ELEMENTWISE and alone:
