@@ -28,7 +28,9 @@ from analyzers.heads.compositions import Compositions
 from analyzers.heads.detect import Heads
 from analyzers.heads.jobs import HeadJobs
 from analyzers.inputs.attribution import InputAttribution
+from analyzers.inputs.curves import Curves
 from analyzers.inputs.result import Attribution
+from analyzers.inputs.sanity import Sanity
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -65,6 +67,7 @@ __all__ = [
     "Compositions",
     "Counterfactuals",
     "Covariance",
+    "Curves",
     "Decomposition",
     "EditScores",
     "Effects",
@@ -91,6 +94,7 @@ __all__ = [
     "Promotion",
     "RankOneEdit",
     "ResidualDecomposition",
+    "Sanity",
     "Traces",
     "Translator",
     "sentences",

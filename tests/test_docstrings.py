@@ -96,7 +96,11 @@ def shared() -> dict[str, Any]:
     training = analyzers.InterchangeTraining(copy.deepcopy(network), equality, "first", halves)
     digits, images = fmr.zoo.load("digits-mlp").model, tasks.digits().test.inputs
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
+    asking = analyzers.InputAttribution(model, tokenizer)
     return looked | {
+        "answered": asking.run("Junel Dunoth grew up in", "Brigost"),
+        "sanity": asking.sanity("Junel Dunoth grew up in", "Brigost", "input-x-gradient", stages=2),
+        "curves": asking.curves("Junel Dunoth grew up in", "Brigost", "deeplift", draws=5),
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
         "digits": digits, "images": images, "club": club,
         "communities": analyzers.Modularity(digits, draws=3).run(images[:1], progress=False),

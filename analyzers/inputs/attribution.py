@@ -91,8 +91,8 @@ class InputAttribution(Method):
 
         >>> asking = analyzers.InputAttribution(model, tokenizer)
         >>> sanity = asking.sanity("Junel Dunoth grew up in", "Brigost", "input-x-gradient", stages=2)
-        >>> sanity.signed[0], sanity.plot()
-        (1.0, ...)
+        >>> sanity.plot(), float(sanity.signed[0])
+        (<Figure ...>, 1.0)
 
         stages: in how many steps, equally many layers each. seed: of the order of the numbers of each parameter. settings:
         as for `run`. The weights are put back bit by bit, whatever happens.

@@ -45,6 +45,8 @@ def blur(value: Tensor) -> Tensor:
 
 NAMED: Mapping[str, Callable[[Tensor], Tensor]] = {"zero": zero, "mean": mean, "blur": blur}
 
+EXPECTED = f"{', '.join(map(repr, NAMED))}, 'padding', a tensor, or inputs whose values are taken."
+
 
 def baselines_of(given: Any, value: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]) -> Tensor:
     """Baselines of a value (1, ...), as (baselines, ...): one, or several of which attributions are the mean.
@@ -60,10 +62,7 @@ def baselines_of(given: Any, value: Tensor, read: Callable[[Any], Tensor], paddi
     elif isinstance(given, str | Mapping | list | tuple):
         found = read(given)
     else:
-        raise AnalyzerError(
-            f"baseline={given!r}: expected {', '.join(map(repr, NAMED))}, 'padding', a tensor, or inputs whose values are "
-            "taken."
-        )
+        raise AnalyzerError(f"baseline={given!r}: expected {EXPECTED}")
     if found.dim() != value.dim() or found.shape[1:] != value.shape[1:] or not len(found):
         raise AnalyzerError(
             f"The baseline has shape {list(found.shape)}, and the value {list(value.shape)}: expected the same, or several "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.inputs.baselines import baselines_of
+from analyzers.inputs.baselines import EXPECTED, baselines_of
 from analyzers.inputs.perturbed import cells_of
 from analyzers.inputs.places import kind_of, place_of
 from analyzers.inputs.question import Question, one_of
@@ -98,6 +98,8 @@ class Opening:
 
     def _reader(self, place: Site) -> Callable[[Any], Tensor]:
         def read(inputs: Any) -> Tensor:
+            if isinstance(inputs, str) and self.tokenizer is None:
+                raise AnalyzerError(f"baseline={inputs!r}: expected {EXPECTED}")
             found = Opening(self.model, self.tokenizer, inputs)
             return torch.cat([self._at(found.one(n), place) for n in range(len(found))])
 

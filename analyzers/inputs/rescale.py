@@ -154,19 +154,12 @@ def _total(share: Tensor, pair: Pair) -> Tensor:
 def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
     """By how much the target grows with each value that it is measured on: itself followed back to these."""
     if target.site is not None:
-        site = target.site
-        names = list(ids_in(both.at.graph.module(site.id).scope.output)) if site.id.is_path else [site.id]
-        read = [[run[name] for name in names] for run in (both.at, both.base)]
+        return _of_number(target.site, both)
+    output, names = both.at.output, list(ids_in(both.at.graph.scopes[0].output))
+    read = [[tensor for _, tensor in leaves(run.output)] for run in (both.at, both.base)]
 
-        def measure(*args: Tensor) -> Tensor:
-            return target.measure(chosen_part(site, args[0], both.at)).reshape(1)
-    else:
-        names = list(ids_in(both.at.graph.scopes[0].output))
-        read = [[tensor for _, tensor in leaves(run.output)] for run in (both.at, both.base)]
-        output = both.at.output
-
-        def measure(*args: Tensor) -> Tensor:
-            return target.measure(with_tensors(output, list(args))).reshape(1)
+    def measure(*args: Tensor) -> Tensor:
+        return target.measure(with_tensors(output, list(args))).reshape(1)
 
     if len(names) != len(read[0]):
         raise AnalyzerError("The model returns tensors that the recording does not name. Expected a site as target.")
@@ -183,3 +176,14 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
         if given in found:
             weights[name] = weights[name] + found[given] if name in weights else found[given]
     return weights
+
+
+def _of_number(site: Site, both: TwoRuns) -> dict[TensorId, Tensor]:
+    """One at the number that a site names, zero elsewhere."""
+    name = site.id
+    if name.is_path:
+        (name,) = ids_in(both.at.graph.module(site.id).scope.output)
+    with torch.enable_grad():
+        value = double(both.at[Site(site.id)]).clone().requires_grad_()
+        (weight,) = torch.autograd.grad(chosen_part(site, value, both.at).sum(), value)
+    return {name: weight}

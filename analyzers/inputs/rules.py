@@ -112,7 +112,7 @@ def halfway(call: Call) -> Shares:
 
 
 def scaled(call: Call) -> Shares:
-    """A value divided by how large it is: it has its difference on the scale at the input, the scale its own at the baseline.
+    """A value divided by its size: its difference counts on the scale at the input, that of the scale at the baseline.
 
     The mean of both scales would be as large as that of the baseline, which without bound grows where that is zero.
     """
@@ -264,7 +264,9 @@ def _norm(input: Tensor, p: float = 2.0, dim: Any = None, keepdim: bool = False,
     return _vector_norm(input, p if isinstance(p, int | float) else 2.0, dim, keepdim)
 
 
-def _instance_norm(input: Tensor, *args: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, **kwargs: Any) -> Tensor:
+def _instance_norm(
+    input: Tensor, *args: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, **kwargs: Any
+) -> Tensor:
     return _group_norm(input, input.shape[1], weight, bias, eps)
 
 

@@ -1,5 +1,6 @@
 """The rules of DeepLIFT: each shares the whole difference, whichever operation made it, and a wrong one is told."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -14,38 +15,88 @@ from tests.analyzers.inputs.models import made, numbers
 WEIGHT = numbers(5, 5, seed=9)
 
 SINGLE: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu, "relu6": F.relu6, "hardtanh": F.hardtanh, "silu": F.silu, "gelu": F.gelu, "tanh": torch.tanh,
-    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"), "sigmoid": torch.sigmoid, "softplus": F.softplus,
-    "elu": F.elu, "selu": F.selu, "celu": F.celu, "leaky_relu": F.leaky_relu, "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid, "mish": F.mish, "logsigmoid": F.logsigmoid, "softsign": F.softsign, "exp": torch.exp,
-    "sin": torch.sin, "erf": torch.erf, "abs": torch.abs, "pow": lambda x: x**3, "number to a power": lambda x: 1.5**x,
-    "sqrt": lambda x: (x.abs() + 1).sqrt(), "log": lambda x: (x.abs() + 1).log(), "rsqrt": lambda x: (x * x + 1).rsqrt(),
-    "clamp": lambda x: x.clamp(-0.5, 0.5), "clamp below": lambda x: x.clamp_min(0.2), "threshold": lambda x: F.threshold(x, 0.1, 0.0),
-    "in place": lambda x: torch.relu_(x * 2), "step": lambda x: torch.round(3 * x), "log1p": lambda x: x.abs().log1p(),
-}  # fmt: skip
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "mish": F.mish,
+    "logsigmoid": F.logsigmoid,
+    "softsign": F.softsign,
+    "exp": torch.exp,
+    "sin": torch.sin,
+    "erf": torch.erf,
+    "abs": torch.abs,
+    "pow": lambda x: x**3,
+    "number to a power": lambda x: 1.5**x,
+    "sqrt": lambda x: (x.abs() + 1).sqrt(),
+    "log": lambda x: (x.abs() + 1).log(),
+    "rsqrt": lambda x: (x * x + 1).rsqrt(),
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "clamp below": lambda x: x.clamp_min(0.2),
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0),
+    "in place": lambda x: torch.relu_(x * 2),
+    "step": lambda x: torch.round(3 * x),
+    "log1p": lambda x: x.abs().log1p(),
+}
 
 JOINT: dict[str, Callable[[Tensor], Tensor]] = {
-    "product": lambda x: x * torch.roll(x, 1, -1), "square": lambda x: x * x, "gate": lambda x: F.silu(x) * (x @ WEIGHT),
-    "quotient": lambda x: x / (x.roll(1, -1).abs() + 1), "reciprocal": lambda x: 2 / (x.abs() + 1),
-    "by a number": lambda x: x / 3, "matmul": lambda x: x @ (x.transpose(-1, -2) @ x), "bmm": lambda x: torch.bmm(x, x.mT),
-    "einsum": lambda x: torch.einsum("bij,bkj->bik", x, x), "three": lambda x: torch.einsum("bij,bkj,bkl->bil", x, x, x),
-    "softmax": lambda x: x.softmax(-1), "softmax down": lambda x: x.softmax(1), "log_softmax": lambda x: x.log_softmax(-1),
-    "logsumexp": lambda x: x.logsumexp(-1), "softmin": lambda x: F.softmin(x, -1), "far apart": lambda x: (900 * x).softmax(-1),
+    "product": lambda x: x * torch.roll(x, 1, -1),
+    "square": lambda x: x * x,
+    "gate": lambda x: F.silu(x) * (x @ WEIGHT),
+    "quotient": lambda x: x / (x.roll(1, -1).abs() + 1),
+    "reciprocal": lambda x: 2 / (x.abs() + 1),
+    "by a number": lambda x: x / 3,
+    "matmul": lambda x: x @ (x.transpose(-1, -2) @ x),
+    "bmm": lambda x: torch.bmm(x, x.mT),
+    "einsum": lambda x: torch.einsum("bij,bkj->bik", x, x),
+    "three": lambda x: torch.einsum("bij,bkj,bkl->bil", x, x, x),
+    "softmax": lambda x: x.softmax(-1),
+    "softmax down": lambda x: x.softmax(1),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "logsumexp": lambda x: x.logsumexp(-1),
+    "softmin": lambda x: F.softmin(x, -1),
+    "far apart": lambda x: (900 * x).softmax(-1),
     "masked": lambda x: x.masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf")).softmax(-1),
     "sdpa": lambda x: F.scaled_dot_product_attention(x, x @ WEIGHT, x, is_causal=True),
-    "layer_norm": lambda x: F.layer_norm(x, (5,), WEIGHT[0], WEIGHT[1]), "rms_norm": lambda x: F.rms_norm(x, (5,), WEIGHT[0]),
-    "group_norm": lambda x: F.group_norm(x, 5, WEIGHT[0], WEIGHT[1]), "instance_norm": lambda x: F.instance_norm(x),
-    "normalize": lambda x: F.normalize(x, dim=-1), "vector norm": lambda x: torch.linalg.vector_norm(x, dim=-1),
-    "norm": lambda x: x.norm(dim=-1), "std": lambda x: x.std(-1), "var": lambda x: x.var(-1), "glu": lambda x: F.glu(x[..., :4]),
-    "amax": lambda x: x.amax(-1), "amin": lambda x: x.amin(-1), "max": lambda x: x.max(-1).values, "min": lambda x: x.min(-1)[0],
-    "maximum": lambda x: torch.maximum(x, x.roll(1, -1)), "minimum": lambda x: torch.minimum(x, x @ WEIGHT),
-    "max_pool": lambda x: F.max_pool1d(x, 3, 1), "max_pool2d": lambda x: nn.MaxPool2d(3, 2, 1)(x[:, None]),
-    "adaptive": lambda x: F.adaptive_max_pool1d(x, 2), "avg_pool": lambda x: F.avg_pool1d(x, 2),
+    "layer_norm": lambda x: F.layer_norm(x, (5,), WEIGHT[0], WEIGHT[1]),
+    "rms_norm": lambda x: F.rms_norm(x, (5,), WEIGHT[0]),
+    "group_norm": lambda x: F.group_norm(x, 5, WEIGHT[0], WEIGHT[1]),
+    "instance_norm": lambda x: F.instance_norm(x),
+    "normalize": lambda x: F.normalize(x, dim=-1),
+    "vector norm": lambda x: torch.linalg.vector_norm(x, dim=-1),
+    "norm": lambda x: x.norm(dim=-1),
+    "std": lambda x: x.std(-1),
+    "var": lambda x: x.var(-1),
+    "glu": lambda x: F.glu(x[..., :4]),
+    "amax": lambda x: x.amax(-1),
+    "amin": lambda x: x.amin(-1),
+    "max": lambda x: x.max(-1).values,
+    "min": lambda x: x.min(-1)[0],
+    "maximum": lambda x: torch.maximum(x, x.roll(1, -1)),
+    "minimum": lambda x: torch.minimum(x, x @ WEIGHT),
+    "max_pool": lambda x: F.max_pool1d(x, 3, 1),
+    "max_pool2d": lambda x: nn.MaxPool2d(3, 2, 1)(x[:, None]),
+    "adaptive": lambda x: F.adaptive_max_pool1d(x, 2),
+    "avg_pool": lambda x: F.avg_pool1d(x, 2),
     "shapes": lambda x: torch.cat([x.transpose(1, 2).reshape(len(x), -1), x.flatten(1)[:, 3:]], 1).split(7, 1)[1],
-    "written": lambda x: _written(x), "cumsum": lambda x: x.cumsum(-1), "interpolate": lambda x: F.interpolate(x, scale_factor=2),
-    "lerp": lambda x: torch.lerp(x, x.roll(1, -1), x.sigmoid()), "addcmul": lambda x: torch.addcmul(x, x, x.roll(1, 1)),
+    "written": lambda x: _written(x),
+    "cumsum": lambda x: x.cumsum(-1),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2),
+    "lerp": lambda x: torch.lerp(x, x.roll(1, -1), x.sigmoid()),
+    "addcmul": lambda x: torch.addcmul(x, x, x.roll(1, 1)),
     "where": lambda x: torch.where(WEIGHT > 0, x, torch.tanh(x)),
-}  # fmt: skip
+}
 
 
 def _written(x: Tensor) -> Tensor:
@@ -77,15 +128,18 @@ def test_the_secant_of_a_relu_is_the_rescale_rule() -> None:
 
 def test_a_product_gives_each_factor_the_mean_of_the_other() -> None:
     model = made(lambda x: x[:, :1] * x[:, 1:])
-    found = InputAttribution(model).run(torch.tensor([[3.0, 5.0]]), lambda y: y[:, 0], "deeplift", baseline=torch.tensor([[1.0, 2.0]]))
+    found = InputAttribution(model).run(
+        torch.tensor([[3.0, 5.0]]), lambda y: y[:, 0], "deeplift", baseline=torch.tensor([[1.0, 2.0]])
+    )
     assert torch.allclose(found.values, torch.tensor([[2 * 3.5, 3 * 2.0]]))
 
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "one op": lambda x: F.rms_norm(x, (3,), None, 1e-12), "written": lambda x: x * (x.pow(2).mean(-1, keepdim=True) + 1e-12).rsqrt(),
+    "one op": lambda x: F.rms_norm(x, (3,), None, 1e-12),
+    "written": lambda x: x * (x.pow(2).mean(-1, keepdim=True) + 1e-12).rsqrt(),
     "by a power": lambda x: x * x.square().mean(-1, keepdim=True).add(1e-12).pow(-0.5),
     "quotient": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-12).sqrt(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -100,7 +154,9 @@ def test_a_maximum_gives_all_to_the_larger() -> None:
     model = made(lambda x: x.amax(1, keepdim=True))
     found = InputAttribution(model).run(torch.tensor([[1.0, 4.0, 2.0]]), lambda y: y[:, 0], "deeplift")
     assert torch.equal(found.values, torch.tensor([[0.0, 4.0, 0.0]]))
-    found = InputAttribution(model).run(torch.tensor([[1.0, -4.0]]), lambda y: y[:, 0], "deeplift", baseline=torch.tensor([[0.0, 3.0]]))
+    found = InputAttribution(model).run(
+        torch.tensor([[1.0, -4.0]]), lambda y: y[:, 0], "deeplift", baseline=torch.tensor([[0.0, 3.0]])
+    )
     assert torch.equal(found.values, torch.tensor([[0.0, -2.0]]))
 
 
@@ -137,7 +193,9 @@ def test_a_wrong_rule_is_told(
 ) -> None:
     monkeypatch.setattr(rules, rule, instead)
     model = made(lambda x: (2 * {**SINGLE, **JOINT}[name](2 * x)).flatten(1))
-    found = InputAttribution(model).run(numbers(1, 5, 5), lambda y: (y * y).sum(1), "deeplift", baseline=numbers(1, 5, 5, seed=5))
+    found = InputAttribution(model).run(
+        numbers(1, 5, 5), lambda y: (y * y).sum(1), "deeplift", baseline=numbers(1, 5, 5, seed=5)
+    )
     assert any("is lost" in note for note in found.notes)
     assert found.complete is False
 
@@ -155,8 +213,6 @@ def test_it_equals_captums_where_that_is_exact() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 3)).eval()
     x, base = numbers(1, 4), numbers(1, 4, seed=1)
     own = InputAttribution(model).run(x, 2, "deeplift", baseline=base)
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # captum says that it sets hooks
         theirs = captum.DeepLift(model).attribute(x, base, target=2)
