@@ -11,7 +11,7 @@ from torch import Tensor
 import fmr
 from analyzers.inputs.gradients import Found
 from analyzers.inputs.question import Question
-from analyzers.inputs.rules import FORMS, Call, Pair, Shares, along, rule_of, written_out
+from analyzers.inputs.rules import FORMS, Call, Pair, Shares, along, rule_of, run_again, written_out
 from analyzers.inputs.targets import Target, chosen_part
 from analyzers.protocol import AnalyzerError
 from fmr.errors import StructureError
@@ -24,7 +24,7 @@ from fmr.runs.outputs import with_tensors
 from fmr.runs.run import Run
 from fmr.structure.proof.evaluate import double
 
-LEFT = 1e-3
+LEFT = 1e-4
 """The share of what one operation passes on that may get lost in it before it is named."""
 
 
@@ -83,12 +83,30 @@ class TwoRuns:
         for node in self.graph.nodes:
             if any(parent.id in reached for parent in node.parents):
                 reached.add(node.id)
+                if node.id not in starts:
+                    self._widen(node)
         todo = {name: weight for name, weight in weights.items() if name in reached}
         for node in reversed(self.graph.nodes):
             if node.id in todo and node.id not in starts:
                 for name, share in self._shared(node, todo.pop(node.id), reached).items():
                     todo[name] = todo[name] + share if name in todo else share
         return {name: todo[name] for name in starts if name in todo}
+
+    def _widen(self, node: Node) -> None:
+        """Make a value of both runs again in double precision, so that no difference is lost in rounding.
+
+        Whole numbers and choices stay as they were recorded, and so does what cannot be made again.
+        """
+        if not node.dtype.is_floating_point or node.op == OPAQUE or draws(node):
+            return
+        made = []
+        for end in ("at", "base"):
+            tensors = {parent.id: getattr(self.pair(parent.id), end) for parent in node.parents}
+            try:
+                made.append(run_again(self.graph, node, tensors))
+            except StructureError:
+                return
+        self._known[node.id] = Pair(*made)
 
     def _shared(self, node: Node, weight: Tensor, reached: set[TensorId]) -> Shares:
         """What one operation passes on to the values that it read."""
@@ -106,7 +124,7 @@ class TwoRuns:
         rounding = (weight * torch.maximum(call.out.at.abs(), call.out.base.abs())).nan_to_num(0.0, 0.0, 0.0).abs().sum()
         given = sum((_total(shares[name], live[name]) for name in live), torch.zeros((), dtype=torch.double))
         lost = float((passed - given).abs())
-        if not lost <= LEFT * float(size) + 1e-5 * float(rounding):
+        if not lost <= LEFT * float(size) + 1e-6 * float(rounding):
             self.notes.append(f"{node.id} ({node.op}): {lost:.3g} of {float(size):.3g} that it passes on is lost")
         return shares
 

@@ -72,6 +72,13 @@ class Pair:
         return torch.where(self.at == self.base, self.at, (self.at + self.base) / 2)
 
 
+def run_again(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+    """An operation in double precision on these values."""
+    if node.op == ALIAS:
+        return overwritten(graph.__getitem__, node, tensors, in_double)
+    return in_double(node, tensors)
+
+
 @dataclass(frozen=True)
 class Call:
     """One operation whose difference is shared: `live` are the values that it read and that differ, `held` the others."""
@@ -85,10 +92,7 @@ class Call:
 
     def again(self, tensors: Mapping[TensorId, Tensor]) -> Tensor:
         """The operation on other values in place of the live ones."""
-        every = {**self.held, **tensors}
-        if self.node.op == ALIAS:
-            return overwritten(self.graph.__getitem__, self.node, every, in_double)
-        return in_double(self.node, every)
+        return run_again(self.graph, self.node, {**self.held, **tensors})
 
     def pulled(self, points: Mapping[TensorId, Tensor], weight: Tensor) -> dict[TensorId, Tensor]:
         """The gradient, at some point, of the output weighed so."""

@@ -201,7 +201,7 @@ def test_a_wrong_rule_is_told(
 
 
 def test_a_form_that_is_not_the_operation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "FORMS", {**rules.FORMS, "softmax": lambda input, dim, **_: input.sigmoid()})
+    monkeypatch.setattr(rules, "FORMS", {**rules.FORMS, "softmax": lambda x, dim, **_: x.sigmoid()})
     found = InputAttribution(made(lambda x: x.softmax(-1))).run(numbers(1, 4), 1, "deeplift")
     assert any("is lost" in note for note in found.notes)
     assert rescale.FORMS is not rules.FORMS
