@@ -172,9 +172,15 @@ class InputAttribution(Method):
     def _run(
         self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
     ) -> tuple[Attribution, list[Asked]]:
-        """An attribution, with what was asked of each example."""
-        if method == "rollout":
-            return self._rollout(opening, target, at, own)
+        """An attribution, with what was asked of each example; gradients are taken in inference mode, too."""
+        with torch.inference_mode(False):
+            if method == "rollout":
+                return self._rollout(opening, target, at, own)
+            return self._one_by_one(opening, target, method, at, baseline, own)
+
+    def _one_by_one(
+        self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
+    ) -> tuple[Attribution, list[Asked]]:
         place, asked, found = opening.place(at), [], []
         for example in range(len(opening)):
             asked.append(opening.asked(example, place, target, baseline, own))

@@ -76,7 +76,8 @@ class Opening:
 
     def one(self, example: int) -> dict[str, Any]:
         """The arguments of one example."""
-        return one_of(self.given.inputs, example, len(self.given))
+        own = one_of(self.given.inputs, example, len(self.given))
+        return {name: value.clone() if _of_inference(value) else value for name, value in own.items()}
 
     def place(self, at: Key | None) -> Site:
         """The place that is meant."""
@@ -118,3 +119,8 @@ class Opening:
                 "'mean', or values of your own."
             )
         return self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)
+
+
+def _of_inference(value: Any) -> bool:
+    """Whether a tensor was made in inference mode and is to be used outside it."""
+    return isinstance(value, Tensor) and value.is_inference() and not torch.is_inference_mode_enabled()

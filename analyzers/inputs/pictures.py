@@ -9,7 +9,7 @@ import numpy as np
 from torch.nn import functional as F
 
 from analyzers.numbers.embed import Floats
-from fmr.pictures.heatmap import INK, PALE, readable
+from fmr.pictures.heatmap import INK, PALE, readable, with_glyphs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,8 @@ FULL = 0.995
 LINE = 60
 """About how many characters of a text stand in one line."""
 
-SMOOTH = 3
-"""How many pixels are drawn as one, so that their colours are seen."""
+SMOOTH = 7
+"""Over how many pixels to each side the mean is drawn, so that colours are seen and not speckles."""
 
 
 def draw(result: Attribution, ax: Axes | None, example: int | None) -> Figure:
@@ -55,15 +55,16 @@ def draw(result: Attribution, ax: Axes | None, example: int | None) -> Figure:
 
 def _one(result: Attribution, ax: Axes, example: int) -> None:
     {"image": _overlay, "tokens": _words, "values": _bars}[result.kind](result, ax, example)
-    ax.set_title(_title(result, example), fontsize=8.5, color=INK)
+    ax.set_title(_title(result, example, "\n" if result.kind == "image" else ", "), fontsize=8.5, color=INK)
 
 
-def _title(result: Attribution, example: int) -> str:
+def _title(result: Attribution, example: int, between: str = ", ") -> str:
     if result.method == "rollout":
         return f"attention rollout, {result.how}"
     difference = float(result.output[example] - result.base[example])
     gap = f", gap {result.gap[example]:.1%}" if result.complete is not None and difference else ""
-    return f"{result.method}: {readable(result.target[example])}, {difference:+.2f} from {result.baseline} baseline{gap}"
+    words = with_glyphs(result.target[example]).replace("$", r"\$")
+    return f"{result.method}: {words}{between}{difference:+.2f} from {result.baseline} baseline{gap}"
 
 
 def limit_of(scores: Floats) -> float:
@@ -100,6 +101,7 @@ def _bar(ax: Axes, image: Any) -> None:
     solid = ScalarMappable(norm=image.norm, cmap=image.cmap)
     bar = ax.figure.colorbar(solid, ax=ax, fraction=0.04, pad=0.02)
     bar.ax.tick_params(labelsize=6)
+    bar.set_label("score of a pixel", fontsize=6.5)
     bar.outline.set_visible(False)
 
 

@@ -301,3 +301,16 @@ def test_words_in_place_of_a_tokenizer() -> None:
     found = InputAttribution(Additive().eval(), Words()).run("3 5 1", 2, "deeplift", at="table", baseline="padding")
     assert isinstance(found, Attribution)
     assert found.of_tokens()[0] == ("3", "5", "1")
+
+
+@pytest.mark.parametrize("method", ["ig", "deeplift", "occlusion"])
+def test_gradients_that_are_off_outside_are_on_inside(method: str) -> None:
+    x = numbers(1, 4, 6)
+    expected = InputAttribution(gated()).run(x, 1, method, cells=torch.arange(24).view(4, 6)).values
+    with torch.no_grad():
+        found = InputAttribution(gated()).run(x, 1, method, cells=torch.arange(24).view(4, 6))
+    assert torch.equal(found.values, expected)
+    model = gated()
+    with torch.inference_mode():
+        found = InputAttribution(model).run(x * 1, 1, method, cells=torch.arange(24).view(4, 6))
+    assert torch.allclose(found.values, expected, atol=1e-6)
