@@ -50,7 +50,7 @@ class Asked(NamedTuple):
     @property
     def kind(self) -> str:
         """What kind of value stands at the place."""
-        return kind_of(self.question.value)
+        return kind_of(self.question.value, self.question.inputs)
 
     def cells(self, given: Any = None) -> Tensor:
         """The cell of each number of the value."""

@@ -47,11 +47,15 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any]) -> Sit
     )
 
 
-def kind_of(value: Tensor) -> str:
-    """Whether a value (1, ...) is a picture, tokens, or plain numbers."""
-    if value.dim() == 4:
+def kind_of(value: Tensor, inputs: Mapping[str, Any]) -> str:
+    """Whether a value (1, ...) is a picture, or made of one; tokens; or plain numbers."""
+    if value.dim() == 4 and any(isinstance(one, Tensor) and _is_picture(one) for one in inputs.values()):
         return "image"
     return "tokens" if value.dim() == 3 else "values"
+
+
+def _is_picture(value: Tensor) -> bool:
+    return value.is_floating_point() and value.dim() == 4
 
 
 def real_of(given: Prompts, values: Tensor, kind: str) -> tuple[tuple[tuple[str, ...], ...], Tensor]:
@@ -69,11 +73,7 @@ def real_of(given: Prompts, values: Tensor, kind: str) -> tuple[tuple[tuple[str,
 def images_of(given: Prompts) -> Tensor | None:
     """The pictures among the inputs, (examples, height, width, 3) from 0 to 1, as drawn; None where there are none."""
     found = next(
-        (
-            one
-            for one in given.inputs.values()
-            if isinstance(one, Tensor) and one.is_floating_point() and one.dim() == 4 and one.shape[1] in (1, 3)
-        ),
+        (one for one in given.inputs.values() if isinstance(one, Tensor) and _is_picture(one) and one.shape[1] in (1, 3)),
         None,
     )
     if found is None:

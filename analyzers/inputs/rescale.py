@@ -104,7 +104,7 @@ class TwoRuns:
             tensors = {parent.id: getattr(self.pair(parent.id), end) for parent in node.parents}
             try:
                 made.append(run_again(self.graph, node, tensors))
-            except StructureError:
+            except (StructureError, RuntimeError):
                 return
         self._known[node.id] = Pair(*made)
 
@@ -118,7 +118,12 @@ class TwoRuns:
         self._check(call, own)
         if not live:
             return {}
-        shares = self._by_rule(call)
+        try:
+            shares = self._by_rule(call)
+        except (StructureError, RuntimeError) as error:
+            raise AnalyzerError(
+                f"{node.id} ({node.op}) cannot be followed back: {str(error).splitlines()[0]}. Take method='ig'."
+            ) from error
         passed = (weight * call.out.change).sum()
         size = (weight * call.out.change).abs().sum()
         rounding = (weight * torch.maximum(call.out.at.abs(), call.out.base.abs())).nan_to_num(0.0, 0.0, 0.0).abs().sum()

@@ -130,6 +130,7 @@ def test_any_place_has_a_complete_sum(loaded: tuple[nn.Module, Any], method: str
     found = InputAttribution(model, tokenizer).run("Junel Dunoth grew up in", ("Brigost", "Oranby"), method, at=at, steps=16)
     assert found.complete, found
     assert found.notes == ()
+    assert found.kind == ("values" if at == "attention[2].z" else "tokens")
 
 
 def test_a_part_of_a_value_is_a_place(loaded: tuple[nn.Module, Any]) -> None:
