@@ -27,7 +27,7 @@ LINE = 60
 """About how many characters of a text stand in one line."""
 
 SMOOTH = 7
-"""Over how many pixels to each side the mean is drawn, so that colours are seen and not speckles."""
+"""The side of the square over which the mean is drawn, in pixels, so that colours are seen and not speckles."""
 
 
 def draw(result: Attribution, ax: Axes | None, example: int | None) -> Figure:
