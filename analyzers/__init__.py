@@ -34,6 +34,10 @@ from analyzers.images.top import TopImages
 from analyzers.images.topcrops import TopCrops
 from analyzers.images.visualization import FeatureVisualization
 from analyzers.images.visualized import Visualized
+from analyzers.inputs.attribution import InputAttribution
+from analyzers.inputs.curves import Curves
+from analyzers.inputs.result import Attribution
+from analyzers.inputs.sanity import Sanity
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -58,6 +62,7 @@ __all__ = [
     "AlignmentSearch",
     "Analyzer",
     "AnalyzerError",
+    "Attribution",
     "AttributionPatching",
     "CausalModel",
     "CausalTracing",
@@ -69,6 +74,7 @@ __all__ = [
     "Compositions",
     "Counterfactuals",
     "Covariance",
+    "Curves",
     "Decomposition",
     "EditScores",
     "Effects",
@@ -79,6 +85,7 @@ __all__ = [
     "HeadJobs",
     "Heads",
     "Induced",
+    "InputAttribution",
     "InterchangeTraining",
     "KeyCovariance",
     "KeyValueMemories",
@@ -95,6 +102,7 @@ __all__ = [
     "Promotion",
     "RankOneEdit",
     "ResidualDecomposition",
+    "Sanity",
     "StyleTransfer",
     "Stylized",
     "TopCrops",

@@ -106,8 +106,12 @@ def shared() -> dict[str, Any]:
     eye = analyzers.FeatureVisualization(reader, size=8, channels=1)
     transfer = analyzers.StyleTransfer(reader, "conv2", ["conv1", "conv2"], size=8, channels=1)
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
+    asking = analyzers.InputAttribution(model, tokenizer)
     return looked | {
         "corpus": fmr.collect(model, [inputs], ["transformer.h.2.mlp"], tempfile.mkdtemp(), progress=False),
+        "answered": asking.run("Junel Dunoth grew up in", "Brigost"),
+        "sanity": asking.sanity("Junel Dunoth grew up in", "Brigost", "input-x-gradient", stages=2),
+        "curves": asking.curves("Junel Dunoth grew up in", "Brigost", "deeplift", draws=5),
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
         "reader": reader, "reader_run": fmr.run(reader, images[:1]), "eye": eye, "transfer": transfer, "random": random,
         "Seen": Seen, "redirected": redirected, "sides": sides, "with_layout": with_layout, "scrambled": scrambled,

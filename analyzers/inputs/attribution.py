@@ -1,0 +1,274 @@
+"""Which inputs an answer rests on: attribution to tokens, pixels or any value, with how far it is to be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fmr
+from analyzers.inputs.baselines import NAMED
+from analyzers.inputs.curves import Curves, curve
+from analyzers.inputs.gradients import Found
+from analyzers.inputs.methods import GRADIENTS, METHODS
+from analyzers.inputs.opening import Asked, Opening, Settings
+from analyzers.inputs.places import images_of, real_of
+from analyzers.inputs.randomised import layers_from_the_top, randomised
+from analyzers.inputs.result import Attribution
+from analyzers.inputs.rollout import rolled
+from analyzers.inputs.sanity import Sanity, rank_correlation
+from analyzers.protocol import AnalyzerError, Given, Method, check_counts, check_eval
+from fmr.errors import number_of
+from fmr.ids import Site
+from fmr.nodes import Key
+
+FINER = 14
+"""Cells along a side of a picture that are taken away and put back."""
+
+
+class InputAttribution(Method):
+    """Find which inputs an answer rests on: tokens, pixels, or the numbers of any value by its ID, path or role.
+
+    >>> analyzers.InputAttribution(model, tokenizer).run("Junel Dunoth grew up in", "Brigost").strongest(3)
+    ['in', 'Dunoth', 'Junel']
+
+    model: any module in eval mode; it is run with other values at one place, by edits, and left as it is. tokenizer: for
+    prompts and targets that are text.
+
+    "ig" are integrated gradients (Sundararajan et al. 2017), taken at more points until their sum is the difference of the
+    target between input and baseline. "deeplift" is that difference followed back through every operation of the recorded
+    graph (Shrikumar et al. 2017). "rollout" follows attention patterns (Abnar and Zuidema 2020). captum does the work of
+    the others, and takes the gradients of "ig".
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def run(
+        self,
+        inputs: Given,
+        target: Any = None,
+        method: str = "ig",
+        *,
+        at: Key | None = None,
+        baseline: Any = "zero",
+        steps: int = Settings.steps,
+        most: int = Settings.most,
+        within: float = Settings.within,
+        samples: int = Settings.samples,
+        cells: Any = None,
+        rows: int = Settings.rows,
+        seed: int = 0,
+    ) -> Attribution:
+        """Attribute a target to what stands at one place.
+
+        >>> asking = analyzers.InputAttribution(model, tokenizer)
+        >>> asking.run("Junel Dunoth grew up in", ("Brigost", "Oranby"), "deeplift", baseline="padding").complete
+        True
+
+        inputs: a text or several, a tensor, or arguments by name. target: a class, a token id or a word at the last
+        position; a pair for their difference; a site of one number; or a function of the output that gives one number for
+        each example. A list has one for each example, None is what the model puts first. method: "ig", "deeplift",
+        "gradient-shap", "kernel-shap", "lime", "occlusion", "saliency", "input-x-gradient" or "rollout". at: the place, an
+        ID, a site, the path of a module or a role as "layers[2].resid_post"; by default the embedding of tokens, or the
+        first input of floating-point numbers. baseline: "zero", "mean", "blur" (pictures), "padding" (tokens), a tensor of
+        the shape of the value or several, or other inputs, over which the mean is taken. steps, most, within: of "ig", how
+        many gradients to begin with, at most, and up to which share the sum may be off. samples: of the methods that draw.
+        cells: of "occlusion", "lime" and "kernel-shap", how many lie along a side of a picture, or a tensor with the number
+        of the cell of each number. rows: how many go through the model at once. seed: of what is drawn.
+        """
+        check_eval(self.model)
+        own = Settings(steps, most, within, samples, cells, rows, seed)
+        return self._run(Opening(self.model, self.tokenizer, inputs), target, method, at, baseline, own)[0]
+
+    def sanity(
+        self, inputs: Given, target: Any = None, method: str = "ig", *, stages: int = 8, seed: int = 0, **settings: Any
+    ) -> Sanity:
+        """Make weights random from the last layer to the first, and compare attributions with those of the trained model.
+
+        >>> asking = analyzers.InputAttribution(model, tokenizer)
+        >>> sanity = asking.sanity("Junel Dunoth grew up in", "Brigost", "input-x-gradient", stages=2)
+        >>> sanity.plot(), float(sanity.signed[0])
+        (<Figure ...>, 1.0)
+
+        stages: in how many steps, equally many layers each. seed: of the order of the numbers of each parameter. settings:
+        as for `run`. The weights are put back bit by bit, whatever happens.
+        """
+        check_counts(1, stages=stages)
+        check_eval(self.model)
+        opening = Opening(self.model, self.tokenizer, inputs)
+        run = fmr.run(self.model, **opening.one(0))
+        layers = layers_from_the_top(self.model, run.graph)
+        counts = np.unique(np.linspace(0, len(layers), min(stages, len(layers)) + 1).round().astype(int))
+        settings = {"at": None, "baseline": "zero", **settings}
+        at, baseline, own = settings.pop("at"), settings.pop("baseline"), Settings(**settings, seed=seed)
+        found: list[Attribution] = []
+        for count in counts.tolist():
+            with randomised([one for _, several in layers[:count] for one in several], seed):
+                now, asked = self._run(opening, target, method, at, baseline, own)
+            found.append(now)
+            target = [one.question.target for one in asked]  # what a model puts first changes with its weights
+            at = at if method == "rollout" else asked[0].question.place
+        signed, sizes = (_correlations([f(one.scores) for one in found]) for f in (lambda scores: scores, torch.abs))
+        return Sanity(
+            method=method,
+            target=found[0].target,
+            layers=("none", *(layers[count - 1][0] or "(root)" for count in counts[1:].tolist())),
+            randomised=counts,
+            signed=signed,
+            sizes=sizes,
+            outputs=np.array([float(one.output[0]) for one in found]),
+            chance=float(found[0].scores[0].numel() - 1 or 1) ** -0.5,
+        )
+
+    def curves(
+        self,
+        inputs: Given,
+        target: Any = None,
+        method: str | Attribution = "ig",
+        *,
+        points: int = 16,
+        draws: int = 20,
+        seed: int = 0,
+        at: Key | None = None,
+        baseline: Any = "zero",
+        **settings: Any,
+    ) -> Curves:
+        """Take cells away in the order of their scores, and put them into the baseline in that order, beside random orders.
+
+        >>> asking = analyzers.InputAttribution(model, tokenizer)
+        >>> curves = asking.curves("Junel Dunoth grew up in", "Brigost", "deeplift", baseline="padding", draws=5)
+        >>> curves.areas()["insertion"] > curves.areas()["random insertion"]
+        array([ True])
+
+        method: by name, or what `run` found at the same place. points: how many shares of the cells are taken. draws: how
+        many random orders. seed: of these. at, baseline, settings: as for `run`; what is taken away becomes the (first)
+        baseline. Cells are tokens, or those of a picture, 14 along each side.
+        """
+        check_counts(1, points=points, draws=draws)
+        check_eval(self.model)
+        own = Settings(**settings, seed=seed)
+        opening = Opening(self.model, self.tokenizer, inputs)
+        if isinstance(method, Attribution):
+            place = opening.place(at)
+            found, asked = method, [opening.asked(n, place, target, baseline, own) for n in range(len(opening))]
+        else:
+            found, asked = self._run(opening, target, method, at, baseline, own)
+        shape = [len(asked), *asked[0].question.value.shape[1:]]
+        if list(found.values.shape) != shape:
+            raise AnalyzerError(
+                f"method is {found.method!r} with numbers of shape {list(found.values.shape)}, and the value at "
+                f"{asked[0].question.place!r} is {shape}. Expected what run found for these inputs at this place."
+            )
+        several = [_curves(one, found.values[n], points, draws) for n, one in enumerate(asked)]
+        deletion, insertion, without, within = (np.stack([one[part] for one in several]) for part in range(4))
+        cells = int(asked[0].cells(FINER).max()) + 1
+        words = tuple(one.question.target.words for one in asked)
+        return Curves(found.method, words, cells, _shares(cells, points) / cells, deletion, insertion, without, within)
+
+    def _run(
+        self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
+    ) -> tuple[Attribution, list[Asked]]:
+        """An attribution, with what was asked of each example; gradients are taken in inference mode, too."""
+        with torch.inference_mode(False):
+            if method == "rollout":
+                return self._rollout(opening, target, at, own)
+            return self._one_by_one(opening, target, method, at, baseline, own)
+
+    def _one_by_one(
+        self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
+    ) -> tuple[Attribution, list[Asked]]:
+        place, asked, found = opening.place(at), [], []
+        for example in range(len(opening)):
+            asked.append(opening.asked(example, place, target, baseline, own))
+            if _known(method) in GRADIENTS:
+                asked[-1].question.check_gradient()
+            found.append(METHODS[method](asked[-1]))
+        name = baseline if isinstance(baseline, str) and baseline in (*NAMED, "padding") else "given"
+        return _result(opening, place, method, name, asked, found), asked
+
+    def _rollout(self, opening: Opening, target: Any, at: Any, own: Settings) -> tuple[Attribution, list[Asked]]:
+        if at is not None:
+            raise AnalyzerError(f"at={at!r}: a rollout goes from the end of the stream to its beginning. Leave at= out.")
+        asked, found = [], []
+        for example in range(len(opening)):
+            run = fmr.run(self.model, **opening.one(example))
+            structure = fmr.locate(run)
+            if not structure.layers or (end := structure.layers[-1].resid_post) is None:
+                raise AnalyzerError(f"fmr.locate found no layers in {structure.model}, along which a rollout goes.")
+            asked.append(opening.asked(example, Site(end.id), target, "zero", own))
+            many = number_of(len(structure.attention), "attention")
+            found.append(Found(rolled(structure, run, asked[-1].question), f"through {many}"))
+        return _result(opening, asked[0].question.place, "rollout", "none", asked, found), asked
+
+
+def _known(method: Any) -> str:
+    if method not in METHODS:
+        raise AnalyzerError(f"method={method!r}: expected one of {', '.join(map(repr, (*METHODS, 'rollout')))}.")
+    return str(method)
+
+
+def _result(
+    opening: Opening, place: Site, method: str, baseline: str, asked: Sequence[Asked], found: Sequence[Found]
+) -> Attribution:
+    questions = [one.question for one in asked]
+    values = torch.cat([one.values.detach().float().cpu() for one in found])
+    ends = [one.ends() for one in asked]
+    notes = [note for one in found for note in one.notes]
+    notes += [f"rows were run one by one: {one.why}" for one in questions if one.why]
+    if method != "rollout" and any(at == base for at, base in ends):
+        notes.append("the target is the same at input and baseline, so that there is nothing to attribute")
+    kind = asked[0].kind
+    if method == "rollout":
+        kind = "image" if values.dim() == 3 else "tokens"
+    tokens, real = real_of(opening.given, values, kind)
+    return Attribution(
+        method=method,
+        target=tuple(one.target.words for one in questions),
+        place=repr(place),
+        kind=kind,
+        baseline=baseline,
+        values=values,
+        output=torch.stack([at for at, _ in ends]),
+        base=torch.stack([base for _, base in ends]),
+        tokens=tokens,
+        real=real,
+        images=images_of(opening.given),
+        how=found[0].how,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _correlations(scores: Sequence[Tensor]) -> Any:
+    """The rank correlation of each of several scores with the first, the mean over examples."""
+    first, *_ = scores
+    return np.array([np.mean([rank_correlation(a, b) for a, b in zip(first, one, strict=True)]) for one in scores])
+
+
+def _shares(cells: int, points: int) -> Any:
+    return np.unique(np.linspace(0, cells, points + 1).round().astype(int))
+
+
+def _curves(asked: Asked, scores: Tensor, points: int, draws: int) -> tuple[Any, Any, Any, Any]:
+    """Deletion and insertion of one example by its scores, and by random orders."""
+    cells = asked.cells(FINER)
+    many = int(cells.max()) + 1
+    by_cell = torch.zeros(many, dtype=torch.double).index_add(0, cells.cpu().flatten(), scores.double().flatten())
+    generator = torch.Generator().manual_seed(asked.own.seed)
+    orders = [
+        by_cell.argsort(descending=True, stable=True),
+        *(torch.randperm(many, generator=generator) for _ in range(draws)),
+    ]
+    counts, base = _shares(many, points).tolist(), asked.bases[:1]
+    found = np.stack([curve(asked.question, base, cells, order.tolist(), counts, asked.own.rows) for order in orders])
+    at, start = found[0, 0, 0], found[0, 0, -1]
+    if at == start:
+        raise AnalyzerError(
+            f"{asked.question.target.words} is {at:.4g} at the input and at the baseline, so that nothing is lost or gained "
+            "on the way. Expected another target, or another baseline."
+        )
+    shares = (found - start) / (at - start)
+    return shares[0, 0], shares[0, 1], shares[1:, 0], shares[1:, 1]

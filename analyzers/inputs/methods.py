@@ -1,0 +1,65 @@
+"""The methods by name: each a function of one question, from its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from analyzers.inputs.gradients import Found, gradient_shap, input_gradient, integrated, saliency
+from analyzers.inputs.opening import Asked
+from analyzers.inputs.perturbed import kernel_shap, lime, occlusion
+from analyzers.inputs.rescale import deeplift
+from fmr.errors import number_of
+
+Way = Callable[[Asked], Found]
+
+
+def _over_bases(asked: Asked, one: Callable[[Tensor], Found]) -> Found:
+    """The mean of what is found from each baseline."""
+    found = [one(base[None]) for base in asked.bases]
+    values = torch.stack([each.values for each in found]).mean(0)
+    many = f", mean over {number_of(len(found), 'baseline')}" if len(found) > 1 else ""
+    return Found(values, found[0].how + many, tuple(dict.fromkeys(note for each in found for note in each.notes)))
+
+
+def _ig(asked: Asked) -> Found:
+    own = asked.own
+    return _over_bases(asked, lambda base: integrated(asked.question, base, own.steps, own.most, own.within, own.rows))
+
+
+def _gradient_shap(asked: Asked) -> Found:
+    return gradient_shap(asked.question, asked.bases, asked.own.samples, asked.own.seed, asked.own.rows)
+
+
+def _occlusion(asked: Asked) -> Found:
+    cells = asked.cells()
+    return _over_bases(asked, lambda base: occlusion(asked.question, base, cells, asked.own.rows))
+
+
+def _lime(asked: Asked) -> Found:
+    own, cells = asked.own, asked.cells()
+    return _over_bases(asked, lambda base: lime(asked.question, base, cells, own.samples, own.seed, own.rows))
+
+
+def _kernel_shap(asked: Asked) -> Found:
+    own, cells = asked.own, asked.cells()
+    return _over_bases(asked, lambda base: kernel_shap(asked.question, base, cells, own.samples, own.seed, own.rows))
+
+
+GRADIENTS: Mapping[str, Way] = {
+    "ig": _ig,
+    "gradient-shap": _gradient_shap,
+    "saliency": lambda asked: saliency(asked.question),
+    "input-x-gradient": lambda asked: input_gradient(asked.question),
+}
+"""Methods that need the gradient of the target."""
+
+METHODS: Mapping[str, Way] = {
+    **GRADIENTS,
+    "deeplift": lambda asked: _over_bases(asked, lambda base: deeplift(asked.question, base)),
+    "occlusion": _occlusion,
+    "lime": _lime,
+    "kernel-shap": _kernel_shap,
+}

@@ -1,0 +1,126 @@
+"""What every way of asking begins with: each example as a question, with the baselines of its value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import fmr
+from analyzers.inputs.baselines import EXPECTED, baselines_of
+from analyzers.inputs.perturbed import cells_of
+from analyzers.inputs.places import kind_of, place_of
+from analyzers.inputs.question import Question, one_of
+from analyzers.inputs.targets import target_of
+from analyzers.prompts import Prompts, prompts
+from analyzers.protocol import AnalyzerError, Given, check_counts
+from fmr.ids import Site
+from fmr.nodes import Key
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much work a method does, as `InputAttribution.run` says."""
+
+    steps: int = 64
+    most: int = 2048
+    within: float = 0.01
+    samples: int = 200
+    cells: Any = None
+    rows: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(1, steps=self.steps, most=self.most, samples=self.samples, rows=self.rows)
+        check_counts(0, seed=self.seed)
+        if isinstance(self.within, bool) or not isinstance(self.within, int | float) or not self.within > 0:
+            raise AnalyzerError(f"within={self.within!r}: expected the share that a sum may be off, as 0.01.")
+
+
+class Asked(NamedTuple):
+    """One example of which something is asked: the question, its baselines (baselines, ...), and how much work is done."""
+
+    question: Question
+    bases: Tensor
+    own: Settings
+
+    @property
+    def kind(self) -> str:
+        """What kind of value stands at the place."""
+        return kind_of(self.question.value, self.question.inputs)
+
+    def cells(self, given: Any = None) -> Tensor:
+        """The cell of each number of the value."""
+        return cells_of(self.own.cells if self.own.cells is not None else given, self.question.value, self.kind)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The target at the input and at the baselines, the mean of these."""
+        with torch.no_grad():
+            at = self.question(self.question.value)
+            base = torch.cat([self.question(row[None]) for row in self.bases])
+        return at.double().cpu()[0], base.double().cpu().mean()
+
+
+class Opening:
+    """A model that is asked, and what its inputs are: examples become questions at one place."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, inputs: Given) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.given: Prompts = prompts(inputs, model, tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def one(self, example: int) -> dict[str, Any]:
+        """The arguments of one example."""
+        own = one_of(self.given.inputs, example, len(self.given))
+        return {name: value.clone() if _of_inference(value) else value for name, value in own.items()}
+
+    def place(self, at: Key | None) -> Site:
+        """The place that is meant."""
+        return place_of(at, self.model, self.one(0))
+
+    def asked(self, example: int, place: Site, target: Any, baseline: Any, own: Settings) -> Asked:
+        """One example as a question about what stands at a place."""
+        one = self.one(example)
+        run = fmr.run(self.model, keep=[place, *([target] if isinstance(target, Site) else [])], **one)
+        value = run[place]
+        if not isinstance(value, Tensor):
+            raise AnalyzerError(
+                f"{place!r} holds a {type(value).__name__}, expected one tensor: name one of it, as 'h.3:0'."
+            )
+        question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
+        bases = baselines_of(baseline, question.value, self._reader(place), lambda: self._padded(one, place))
+        question.check_rows(bases[:1])
+        return Asked(question, bases, own)
+
+    def _reader(self, place: Site) -> Callable[[Any], Tensor]:
+        def read(inputs: Any) -> Tensor:
+            if isinstance(inputs, str) and self.tokenizer is None:
+                raise AnalyzerError(f"baseline={inputs!r}: expected {EXPECTED}")
+            found = Opening(self.model, self.tokenizer, inputs)
+            return torch.cat([self._at(found.one(n), place) for n in range(len(found))])
+
+        return read
+
+    def _at(self, one: Mapping[str, Any], place: Site) -> Tensor:
+        value: Tensor = fmr.run(self.model, keep=[place], stop=True, **one)[place]
+        return value
+
+    def _padded(self, one: Mapping[str, Any], place: Site) -> Tensor:
+        pad, ids = getattr(self.tokenizer, "pad_token_id", None), one.get("input_ids")
+        if pad is None or not isinstance(ids, Tensor):
+            missing = "no tokenizer with one" if pad is None else "no input of token ids"
+            raise AnalyzerError(
+                f"baseline='padding' puts the padding token in every place, and there is {missing}. Take baseline='zero' or "
+                "'mean', or values of your own."
+            )
+        return self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)
+
+
+def _of_inference(value: Any) -> bool:
+    """Whether a tensor was made in inference mode and is to be used outside it."""
+    return isinstance(value, Tensor) and value.is_inference() and not torch.is_inference_mode_enabled()

@@ -1,0 +1,83 @@
+"""Where attributions go: the place that is meant, what kind of value stands there, and what it is drawn on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fmr
+from analyzers.prompts import Prompts
+from analyzers.protocol import AnalyzerError, real_tokens
+from fmr.errors import nearest
+from fmr.ids import Site, TensorId
+from fmr.interventions.roles import sites_by_role
+from fmr.nodes import Key, id_of
+
+_ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[\d+\]\.\S+|embedding|final_norm|unembedding)$")
+
+
+def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any]) -> Site:
+    """The site that attributions go to: what is asked for, the embedding of tokens, or the first floating-point input."""
+    if isinstance(at, str) and _ROLE.match(at) and at not in dict(model.named_modules()):
+        known = sites_by_role(fmr.locate(fmr.run(model, **inputs)))
+        if at not in known:
+            raise AnalyzerError(f"fmr.locate found no {at} in {type(model).__name__}.{nearest(at, known)}")
+        return known[at]
+    if at is not None:
+        return at if isinstance(at, Site) else Site(id_of(at))
+    ids = inputs.get("input_ids")
+    if isinstance(ids, Tensor) and not ids.is_floating_point():
+        embedding = fmr.locate(fmr.run(model, **inputs)).embedding
+        if embedding is None:
+            raise AnalyzerError(
+                f"fmr.locate found no embedding of tokens in {type(model).__name__}. Say where attributions go: at=, an ID "
+                "or the path of the module that looks them up."
+            )
+        return embedding
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return Site(TensorId(f"input:{name}"))
+    raise AnalyzerError(
+        f"None of the inputs, {', '.join(inputs)}, holds floating-point numbers, and none is called input_ids. Say where "
+        "attributions go: at=, an ID or the path of a module."
+    )
+
+
+def kind_of(value: Tensor, inputs: Mapping[str, Any]) -> str:
+    """Whether a value (1, ...) is a picture, or made of one; tokens; or plain numbers."""
+    if value.dim() == 4 and any(isinstance(one, Tensor) and _is_picture(one) for one in inputs.values()):
+        return "image"
+    return "tokens" if value.dim() == 3 else "values"
+
+
+def _is_picture(value: Tensor) -> bool:
+    return value.is_floating_point() and value.dim() == 4
+
+
+def real_of(given: Prompts, values: Tensor, kind: str) -> tuple[tuple[tuple[str, ...], ...], Tensor]:
+    """The tokens of each example, and at which positions they stand, (examples, positions); nothing for other kinds."""
+    if kind != "tokens":
+        return (), torch.ones(len(values), 0, dtype=torch.bool)
+    ids, mask = given.inputs.get("input_ids"), given.inputs.get("attention_mask")
+    if isinstance(ids, Tensor) and ids.shape == values.shape[:2] and len(given.tokens[0]) <= ids.shape[1]:
+        by_token = isinstance(mask, Tensor) and mask.shape == ids.shape
+        return given.tokens, real_tokens(mask if by_token else None, *ids.shape)
+    columns = values.shape[1]
+    return tuple(tuple(map(str, range(columns))) for _ in values), torch.ones(len(values), columns, dtype=torch.bool)
+
+
+def images_of(given: Prompts) -> Tensor | None:
+    """The pictures among the inputs, (examples, height, width, 3) from 0 to 1, as drawn; None where there are none."""
+    found = next(
+        (one for one in given.inputs.values() if isinstance(one, Tensor) and _is_picture(one) and one.shape[1] in (1, 3)),
+        None,
+    )
+    if found is None:
+        return None
+    pictures = found.detach().float().cpu().permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
+    return ((pictures - low) / (high - low).clamp(min=1e-12)).contiguous()

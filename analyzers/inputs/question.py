@@ -1,0 +1,103 @@
+"""A target as a function of the value at one place of a model, for one example: all that methods need to know of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fmr
+from analyzers.inputs.targets import Target
+from analyzers.protocol import AnalyzerError
+from fmr.ids import Site
+from fmr.runs.run import Run
+
+SLACK = 1e-4
+"""How far a row of many may lie from the same row by itself, as a share of the numbers there."""
+
+
+class Question:
+    """What a target is when other values stand at a place, row by row; the model is run and nothing is left on it.
+
+    `value` is what stands there, (1, ...); `why` says why rows are run one by one, and is empty where they go together.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], place: Site, target: Target, value: Tensor) -> None:
+        self.model, self.inputs, self.place, self.target = model, inputs, place, target
+        self.alone = value.dim() == 0 or len(value) != 1
+        self.value = value.detach()[None] if self.alone else value.detach()
+        self.why = "the value has no axis of examples" if self.alone else ""
+        self.runs = 0
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The target of each row of values, (rows,), with its history where gradients are on."""
+        if self.why:
+            return torch.cat([self._together(row[None]) for row in values])
+        return self._together(values)
+
+    def run(self, values: Tensor, keep: Any = (), grad: bool = False) -> Run:
+        """A run with a row of the model's inputs for each row of values, which stand at the place."""
+        rows, given = len(values), values[0] if self.alone else values
+        self.runs += rows
+        inputs = {name: repeated(one, rows) for name, one in self.inputs.items()}
+        return fmr.run(self.model, keep=keep, grad=grad, edits={self.place: lambda value, context: given}, **inputs)
+
+    def _together(self, values: Tensor) -> Tensor:
+        grad = torch.is_grad_enabled()
+        return self.target.of(self.run(values, self.target.keep, grad), len(values))
+
+    def check_rows(self, other: Tensor) -> None:
+        """See whether rows stay apart: the value and another one, together and each by itself."""
+        both = torch.cat([self.value, other])
+        with torch.no_grad():
+            own = torch.cat([self._together(row[None]) for row in both])
+            if self.why:
+                return
+            try:
+                found = self._together(both)
+            except Exception as error:
+                self.why = f"the model does not take several rows ({str(error).splitlines()[0][:80]})"
+                return
+        if not torch.allclose(found, own, rtol=SLACK, atol=SLACK * float(own.abs().max())):
+            self.why = "rows of the model are not independent"
+
+    def check_gradient(self) -> Tensor:
+        """The gradient of the target at the value; `AnalyzerError` where there is none."""
+        if not self.value.is_floating_point():
+            kind = str(self.value.dtype).removeprefix("torch.")
+            raise AnalyzerError(
+                f"{self.place!r} holds {kind}, which has no derivative. Expected floating-point numbers: the embedding of "
+                "tokens, at=structure.embedding, or method='occlusion' there."
+            )
+        with torch.enable_grad():
+            values = self.value.clone().requires_grad_()
+            found = self(values)
+            if not found.requires_grad:
+                raise AnalyzerError(
+                    f"{self.target.words} has no gradient at {self.place!r}: no value on the way is differentiable, or none "
+                    "leads there. Expected a target made of the output without argmax, counts or detach, and a place before "
+                    "it; method='occlusion' needs no gradient."
+                )
+            (gradient,) = torch.autograd.grad(found.sum(), values, allow_unused=True)
+        if gradient is None:
+            raise AnalyzerError(
+                f"The gradient of {self.target.words} does not reach {self.place!r}. Expected a place that the target "
+                "depends on through differentiable operations; method='occlusion' needs no gradient."
+            )
+        return gradient
+
+
+def repeated(value: Any, rows: int) -> Any:
+    """An argument of one example for several rows."""
+    counts = isinstance(value, Tensor) and value.dim() and len(value) == 1
+    return value.expand(rows, *value.shape[1:]) if counts else value
+
+
+def one_of(inputs: Mapping[str, Any], example: int, examples: int) -> dict[str, Any]:
+    """The arguments of one example."""
+    return {
+        name: one[example : example + 1] if isinstance(one, Tensor) and one.dim() and len(one) == examples else one
+        for name, one in inputs.items()
+    }

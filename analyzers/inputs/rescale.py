@@ -1,0 +1,212 @@
+"""DeepLIFT on the operations of a recorded graph: a difference of the target followed back to the place it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fmr
+from analyzers.inputs.gradients import Found
+from analyzers.inputs.question import Question
+from analyzers.inputs.rules import FORMS, Call, Pair, Shares, along, rule_of, run_again, written_out
+from analyzers.inputs.targets import Target, chosen_part
+from analyzers.protocol import AnalyzerError
+from fmr.errors import StructureError
+from fmr.graph.execute import draws
+from fmr.graph.graph import Graph
+from fmr.ids import OPAQUE, Site, TensorId
+from fmr.nests import ids_in, leaves
+from fmr.nodes import Node
+from fmr.runs.outputs import with_tensors
+from fmr.runs.run import Run
+from fmr.structure.proof.evaluate import double
+
+LEFT = 1e-4
+"""The share of what one operation passes on that may get lost in it before it is named."""
+
+
+def deeplift(question: Question, base: Tensor) -> Found:
+    """The difference of the target between the value and a baseline (1, ...), shared by the operations that made it."""
+    with torch.no_grad():
+        both = TwoRuns(question.run(question.value, keep="all"), question.run(base, keep="all"), question.place)
+        ends = _of_target(question.target, both)
+        place = both.start
+        shares = both.followed_back(ends, [place])
+        pair = both.pair(place)
+        whole = shares.get(place, torch.zeros_like(pair.at)) * pair.change
+        values = chosen_part(question.place, whole, both.at) if question.place.selection else whole
+    if place not in shares:
+        raise AnalyzerError(
+            f"{question.target.words} does not depend on {question.place!r} through any operation that was recorded. "
+            "Expected a place that the target is computed from."
+        )
+    return Found(values.reshape(question.value.shape), f"{len(both.passed)} operations", tuple(both.notes))
+
+
+class TwoRuns:
+    """The same graph at the input and at the baseline, along which weights of values are followed back.
+
+    `passed` are the operations that shared a difference, `notes` those that have no rule or in which something got lost.
+    """
+
+    def __init__(self, at: Run, base: Run, place: Site | None = None) -> None:
+        self.at, self.base = at, base
+        self.graph: Graph = at.graph.unfused
+        self.passed: list[Node] = []
+        self.notes: list[str] = []
+        if at.graph.fingerprint != base.graph.fingerprint:
+            raise AnalyzerError(
+                "The model computes the baseline by other operations than the input: its Python goes by values. Expected a "
+                "baseline that takes the same path, or method='ig'."
+            )
+        self._known: dict[TensorId, Pair] = {}
+        self.start = TensorId("")
+        if place is not None:
+            self.start = place.id
+            if place.id.is_path:
+                (self.start,) = ids_in(at.graph.module(place.id).scope.output)
+            key = Site(place.id)
+            self._known[self.start] = Pair(double(at[key]), double(base[key]))
+
+    def pair(self, name: TensorId) -> Pair:
+        """A value in both runs."""
+        if name not in self._known:
+            self._known[name] = Pair(double(self.at[name]), double(self.base[name]))
+        return self._known[name]
+
+    def followed_back(self, weights: Mapping[TensorId, Tensor], starts: Sequence[TensorId]) -> Shares:
+        """How much a weighed sum of values grows with each number at the starts, which it all comes from."""
+        reached = set(starts)
+        for node in self.graph.nodes:
+            if any(parent.id in reached for parent in node.parents):
+                reached.add(node.id)
+                if node.id not in starts:
+                    self._widen(node)
+        todo = {name: weight for name, weight in weights.items() if name in reached}
+        for node in reversed(self.graph.nodes):
+            if node.id in todo and node.id not in starts:
+                for name, share in self._shared(node, todo.pop(node.id), reached).items():
+                    todo[name] = todo[name] + share if name in todo else share
+        return {name: todo[name] for name in starts if name in todo}
+
+    def _widen(self, node: Node) -> None:
+        """Make a value of both runs again in double precision, so that no difference is lost in rounding.
+
+        Whole numbers and choices stay as they were recorded, and so does what cannot be made again.
+        """
+        if not node.dtype.is_floating_point or node.op == OPAQUE or draws(node):
+            return
+        made = []
+        for end in ("at", "base"):
+            tensors = {parent.id: getattr(self.pair(parent.id), end) for parent in node.parents}
+            try:
+                made.append(run_again(self.graph, node, tensors))
+            except (StructureError, RuntimeError):
+                return
+        self._known[node.id] = Pair(*made)
+
+    def _shared(self, node: Node, weight: Tensor, reached: set[TensorId]) -> Shares:
+        """What one operation passes on to the values that it read."""
+        self.passed.append(node)
+        own = dict.fromkeys(parent.id for parent in node.parents if parent.id in reached)
+        live = {name: pair for name in own if (pair := self.pair(name)).at.is_floating_point()}
+        held = {p.id: self.pair(p.id).at for p in node.parents if p.id not in live}
+        call = Call(self.graph, node, weight, self.pair(node.id), live, held)
+        self._check(call, own)
+        if not live:
+            return {}
+        try:
+            shares = self._by_rule(call)
+        except (StructureError, RuntimeError) as error:
+            raise AnalyzerError(
+                f"{node.id} ({node.op}) cannot be followed back: {str(error).splitlines()[0]}. Take method='ig'."
+            ) from error
+        passed = (weight * call.out.change).sum()
+        size = (weight * call.out.change).abs().sum()
+        rounding = (weight * torch.maximum(call.out.at.abs(), call.out.base.abs())).nan_to_num(0.0, 0.0, 0.0).abs().sum()
+        given = sum((_total(shares[name], live[name]) for name in live), torch.zeros((), dtype=torch.double))
+        lost = float((passed - given).abs())
+        if not lost <= LEFT * float(size) + 1e-6 * float(rounding):
+            self.notes.append(f"{node.id} ({node.op}): {lost:.3g} of {float(size):.3g} that it passes on is lost")
+        return shares
+
+    def _by_rule(self, call: Call) -> Shares:
+        rule = rule_of(call)
+        if rule is not None:
+            return rule(call)
+        if call.node.op in FORMS and not call.node.argument("rounding_mode", 2):
+            return self._through_form(call)
+        self.notes.append(f"{call.node.id}: no rule for {call.node.op!r}, the mean gradient on the way stands in")
+        return along(call)
+
+    def _through_form(self, call: Call) -> Shares:
+        """An operation followed back through what it is written out in."""
+        names = list(call.live)
+
+        def form(*args: Tensor) -> Tensor:
+            return written_out(call, dict(zip(names, args, strict=True)))
+
+        at, base = ([getattr(call.live[name], end) for name in names] for end in ("at", "base"))
+        inner = TwoRuns(fmr.run(form, *at), fmr.run(form, *base))
+        (end,) = ids_in(inner.at.graph.scopes[0].output)
+        inputs = [TensorId(f"input:args.{n}") for n in range(len(names))]
+        found = inner.followed_back({end: call.weight}, inputs)
+        self.notes += [f"{call.node.id}, written out: {note}" for note in inner.notes]
+        return {
+            name: found.get(given, torch.zeros_like(call.live[name].at)) for name, given in zip(names, inputs, strict=True)
+        }
+
+    def _check(self, call: Call, own: Mapping[TensorId, Any]) -> None:
+        """Name what differs and has no derivative; refuse what cannot be computed again."""
+        node = call.node
+        if node.op == OPAQUE or draws(node):
+            why = "drew random numbers" if draws(node) else "was made by code that torch does not show"
+            raise AnalyzerError(f"{node.id} {why}, so that nothing can be followed back through it. Take method='ig'.")
+        for name in own:
+            if name not in call.live and not torch.equal(self.pair(name).at, self.pair(name).base):
+                self.notes.append(f"{node.id}: {name} differs between input and baseline and has no derivative")
+
+
+def _total(share: Tensor, pair: Pair) -> Tensor:
+    return (share * pair.change).sum()
+
+
+def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
+    """By how much the target grows with each value that it is measured on: itself followed back to these."""
+    if target.site is not None:
+        return _of_number(target.site, both)
+    output, names = both.at.output, list(ids_in(both.at.graph.scopes[0].output))
+    read = [[tensor for _, tensor in leaves(run.output)] for run in (both.at, both.base)]
+
+    def measure(*args: Tensor) -> Tensor:
+        return target.measure(with_tensors(output, list(args))).reshape(1)
+
+    if len(names) != len(read[0]):
+        raise AnalyzerError("The model returns tensors that the recording does not name. Expected a site as target.")
+    try:
+        inner = TwoRuns(fmr.run(measure, *read[0]), fmr.run(measure, *read[1]))
+    except StructureError as error:
+        raise AnalyzerError(f"The target cannot be followed back: {error}") from error
+    (end,) = ids_in(inner.at.graph.scopes[0].output)
+    inputs = [TensorId(f"input:args.{n}") for n in range(len(names))]
+    found = inner.followed_back({end: torch.ones(1, dtype=torch.double)}, inputs)
+    both.notes += [f"in the target, {note}" for note in inner.notes]
+    weights: dict[TensorId, Tensor] = {}
+    for name, given in zip(names, inputs, strict=True):
+        if given in found:
+            weights[name] = weights[name] + found[given] if name in weights else found[given]
+    return weights
+
+
+def _of_number(site: Site, both: TwoRuns) -> dict[TensorId, Tensor]:
+    """One at the number that a site names, zero elsewhere."""
+    name = site.id
+    if name.is_path:
+        (name,) = ids_in(both.at.graph.module(site.id).scope.output)
+    with torch.enable_grad():
+        value = double(both.at[Site(site.id)]).clone().requires_grad_()
+        (weight,) = torch.autograd.grad(chosen_part(site, value, both.at).sum(), value)
+    return {name: weight}

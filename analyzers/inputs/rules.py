@@ -1,0 +1,317 @@
+"""How a difference of the output of one operation is shared among what it read, so that nothing is lost or added.
+
+Of an operation that is a sum of products of two numbers at most, the gradient halfway between input and baseline shares the
+difference exactly: a sum gives each term its own, a product gives each factor its difference times the other's mean. What
+works number by number has the slope of its secant in place of its derivative (the rescale rule). A maximum gives all to the
+number that was the larger. Everything else is written out in these.
+
+Source: A. Shrikumar, P. Greenside, A. Kundaje, "Learning important features through propagating activation differences",
+2017; S. Lundberg, S. Lee, "A unified approach to interpreting model predictions", 2017 (maxima).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fmr.graph.execute import call_of, overwritten
+from fmr.graph.graph import Graph
+from fmr.ids import ALIAS, TensorId
+from fmr.nodes import Node
+from fmr.structure.normal.match import CONVOLUTIONS, MEANS, MOVES
+from fmr.structure.proof.evaluate import in_double, own_work
+
+QUADRATIC = (MOVES - {"nan_to_num"}) | CONVOLUTIONS | MEANS | frozenset(
+    """add sub neg mul sum mean cumsum linear matmul bmm mm mv dot outer inner addmm addmv baddbmm addbmm einsum tensordot
+    embedding batch_norm tril triu diag diagonal_scatter where masked_fill interpolate fold pixel_unshuffle rot90 lerp
+    addcmul conv_transpose3d real imag square var var_mean""".split()
+) | {ALIAS}  # fmt: skip
+"""Operations that are sums of products of two numbers at most: shared by the gradient halfway."""
+
+ELEMENTWISE = frozenset(
+    """abs acos asin atan celu ceil clamp clamp_max clamp_min cos cosh elu erf erfc erfinv exp exp2 expm1 floor gelu
+    hardshrink hardsigmoid hardswish hardtanh leaky_relu lgamma log log10 log1p log2 log_sigmoid logit logsigmoid mish pow
+    prelu reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh softplus softshrink softsign sqrt nan_to_num
+    tan tanh tanhshrink threshold trunc""".split()
+)
+"""Operations on single numbers: shared by the secant."""
+
+LARGEST = frozenset(
+    """amax max maximum fmax max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d""".split()
+)
+SMALLEST = frozenset("amin min minimum fmin".split())
+
+POINTS = 16
+"""How many gradients an operation without a rule is shared by, between baseline and input."""
+
+CLOSE = 1e-6
+"""Below this share of their size two numbers are so close that the derivative stands for the secant."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A value at the input and at the baseline, in double precision."""
+
+    at: Tensor
+    base: Tensor
+
+    @property
+    def change(self) -> Tensor:
+        """The difference; 0 where both are equal, infinite ones too."""
+        return torch.where(self.at == self.base, torch.zeros_like(self.at), self.at - self.base)
+
+    @property
+    def middle(self) -> Tensor:
+        """What lies halfway."""
+        return torch.where(self.at == self.base, self.at, (self.at + self.base) / 2)
+
+
+def run_again(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+    """An operation in double precision on these values."""
+    if node.op == ALIAS:
+        return overwritten(graph.__getitem__, node, tensors, in_double)
+    return in_double(node, tensors)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation whose difference is shared: `live` are the values that it read and that differ, `held` the others."""
+
+    graph: Graph
+    node: Node
+    weight: Tensor
+    out: Pair
+    live: Mapping[TensorId, Pair]
+    held: Mapping[TensorId, Tensor]
+
+    def again(self, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+        """The operation on other values in place of the live ones."""
+        return run_again(self.graph, self.node, {**self.held, **tensors})
+
+    def pulled(self, points: Mapping[TensorId, Tensor], weight: Tensor) -> dict[TensorId, Tensor]:
+        """The gradient, at some point, of the output weighed so."""
+        with own_work(), torch.inference_mode(False), torch.enable_grad():
+            leaves = {name: one.clone().requires_grad_() for name, one in points.items()}
+            out = self.again(leaves)
+            found = torch.autograd.grad(out, list(leaves.values()), weight.expand_as(out), allow_unused=True)
+        return {
+            name: torch.zeros_like(leaf) if one is None else one
+            for (name, leaf), one in zip(leaves.items(), found, strict=True)
+        }
+
+
+Shares = dict[TensorId, Tensor]
+"""By how much the weighed output grows with each number that was read: times its difference, that number's share."""
+
+
+def halfway(call: Call) -> Shares:
+    """The gradient halfway: exact for sums of products of two."""
+    return call.pulled({name: pair.middle for name, pair in call.live.items()}, call.weight)
+
+
+def scaled(call: Call) -> Shares:
+    """A value divided by its size: its difference counts on the scale at the input, that of the scale at the baseline.
+
+    The mean of both scales would be as large as that of the baseline, which without bound grows where that is zero.
+    """
+    scale = _scale(call)
+    ends = {name: pair.base if name != scale else pair.at for name, pair in call.live.items()}
+    return call.pulled(ends, call.weight)
+
+
+def _scale(call: Call) -> TensorId | None:
+    """The factor of a product that is one number for many, and an inverse: what a norm multiplies by."""
+    for name, pair in call.live.items():
+        made = call.graph[name]
+        while made.op in _HANDED and len(made.parents) == 1:
+            made = call.graph[made.parents[0].id]
+        inverse = made.op in ("rsqrt", "reciprocal") or (made.op == "pow" and _exponent(made) < 0)
+        if inverse and pair.at.numel() < call.out.at.numel() and len(call.live) == 2:
+            return name
+    return None
+
+
+def _exponent(node: Node) -> float:
+    given = node.argument("exponent", 1, 1.0)
+    return float(given) if isinstance(given, int | float) else 1.0
+
+
+_HANDED = frozenset("to clone contiguous alias expand expand_as view reshape unsqueeze".split())
+"""Operations that hand on the scale of a norm."""
+
+
+def secant(call: Call) -> Shares:
+    """The slope between input and baseline of each number; where both are the same, the derivative."""
+    ((name, pair),) = call.live.items()
+    slope = _slope(call.out, pair, lambda: call.pulled({name: pair.middle}, torch.ones_like(call.out.at))[name])
+    return {name: call.weight * slope}
+
+
+def _slope(out: Pair, given: Pair, derivative: Callable[[], Tensor]) -> Tensor:
+    change = given.change
+    far = change.abs() > CLOSE * torch.maximum(given.at.abs(), given.base.abs())
+    far &= torch.isfinite(change) & torch.isfinite(out.change)
+    slope = out.change / torch.where(far, change, torch.ones_like(change))
+    return slope if bool(far.all()) else torch.where(far, slope, derivative().nan_to_num(0.0, 0.0, 0.0))
+
+
+def extreme(call: Call) -> Shares:
+    """All of what was gained to the number that is largest at the input, all of what was lost to that at the baseline."""
+    gained = call.out.change.clamp(min=0), call.out.change.clamp(max=0)
+    own, other = gained if call.node.op in LARGEST else gained[::-1]
+    first = call.pulled({name: pair.at for name, pair in call.live.items()}, call.weight * own)
+    second = call.pulled({name: pair.base for name, pair in call.live.items()}, call.weight * other)
+    shares = {name: first[name] + second[name] for name in call.live}
+    return {name: _per_change(share, call.live[name].change) for name, share in shares.items()}
+
+
+def _per_change(share: Tensor, change: Tensor) -> Tensor:
+    return torch.where(
+        change == 0, torch.zeros_like(share), share / torch.where(change == 0, torch.ones_like(change), change)
+    )
+
+
+def logsumexp(call: Call) -> Shares:
+    """The logarithm's secant times that of each exponential, on a scale on which neither overflows."""
+    ((name, pair),) = call.live.items()
+    dims = call.node.argument("dim", 1)
+    keep = bool(call.node.argument("keepdim", 2, False))
+
+    def wide(one: Tensor) -> Tensor:
+        for dim in sorted([dims] if isinstance(dims, int) else dims) if not keep else ():
+            one = one.unsqueeze(dim)
+        return one
+
+    at, base = wide(call.out.at), wide(call.out.base)
+    scale = torch.maximum(at, base)
+    scale = torch.where(torch.isfinite(scale), scale, torch.zeros_like(scale))
+    sums, terms = (Pair((a - scale).exp(), (b - scale).exp()) for a, b in ((at, base), (pair.at, pair.base)))
+    outer = _slope(Pair(at, base), sums, lambda: 1 / sums.middle.clamp(min=1e-300))
+    return {name: wide(call.weight) * outer * _slope(terms, pair, lambda: terms.middle)}
+
+
+def along(call: Call) -> Shares:
+    """The mean gradient on the straight way from baseline to input: what stands in where there is no rule."""
+    points, weights = np.polynomial.legendre.leggauss(POINTS)
+    total = {name: torch.zeros_like(pair.at) for name, pair in call.live.items()}
+    for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
+        between = {name: torch.lerp(pair.base, pair.at, float(point)) for name, pair in call.live.items()}
+        for name, one in call.pulled(between, call.weight).items():
+            total[name] += float(weight) * one
+    return total
+
+
+# ---- operations that are written out
+
+
+def _layer_norm(input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(dims, keepdim=True)
+    return _scaled(centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, bias)
+
+
+def _rms_norm(input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
+    return _scaled(input * (input.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, None)
+
+
+def _group_norm(input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    groups = input.reshape(len(input), num_groups, -1)
+    normed = _layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
+    return _scaled(normed.movedim(1, -1), weight, bias).movedim(-1, 1)
+
+
+def _scaled(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    normed = normed if weight is None else normed * weight
+    return normed if bias is None else normed + bias
+
+
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    return input * input.abs().pow(p).sum(dim, keepdim=True).pow(1 / p).clamp_min(eps).reciprocal()
+
+
+def _log_softmax(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
+    return input - input.logsumexp(dim, keepdim=True)
+
+
+def _softmax(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
+    return (input - input.logsumexp(dim, keepdim=True)).exp()
+
+
+def _div(input: Any, other: Any) -> Tensor:
+    quotient: Tensor = input * (other.reciprocal() if isinstance(other, Tensor) else 1 / other)
+    return quotient
+
+
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
+def _vector_norm(input: Tensor, ord: float = 2.0, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
+    dims = tuple(range(input.dim())) if dim is None else dim
+    return input.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
+
+
+def _std(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return input.var(*args, **kwargs).sqrt()
+
+
+def _norm(input: Tensor, p: float = 2.0, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
+    return _vector_norm(input, p if isinstance(p, int | float) else 2.0, dim, keepdim)
+
+
+def _instance_norm(
+    input: Tensor, *args: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, **kwargs: Any
+) -> Tensor:
+    return _group_norm(input, input.shape[1], weight, bias, eps)
+
+
+def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
+    return _softmax(-input, dim)
+
+
+FORMS: Mapping[str, Callable[..., Tensor]] = {
+    "div": _div,
+    "glu": _glu,
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
+    "layer_norm": _layer_norm,
+    "log_softmax": _log_softmax,
+    "norm": _norm,
+    "normalize": _normalize,
+    "rms_norm": _rms_norm,
+    "softmax": _softmax,
+    "softmin": _softmin,
+    "std": _std,
+    "vector_norm": _vector_norm,
+}
+"""Operations as they are written out in others that have a rule."""
+
+
+def written_out(call: Call, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+    """An operation of `FORMS` in other ones, on these values in place of the live ones."""
+    args, kwargs = call_of(call.node, {**call.held, **tensors})
+    return FORMS[call.node.op](*args, **kwargs)
+
+
+def rule_of(call: Call) -> Callable[[Call], Shares] | None:
+    """The rule for an operation; None where it is written out, or has none."""
+    node, live = call.node, list(call.live.values())
+    alone = [pair.at.shape == call.out.at.shape for pair in live] == [True]
+    if node.op == "mul" and _scale(call) is not None:
+        return scaled
+    if node.op in QUADRATIC and not (node.op == "batch_norm" and node.argument("training", 5, False)):
+        return halfway
+    if node.op in ELEMENTWISE and alone:
+        return secant
+    if node.op in LARGEST | SMALLEST:
+        return extreme
+    return logsumexp if node.op == "logsumexp" and len(live) == 1 else None

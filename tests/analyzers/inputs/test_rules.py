@@ -1,0 +1,219 @@
+"""The rules of DeepLIFT: each shares the whole difference, whichever operation made it, and a wrong one is told."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analyzers import InputAttribution
+from analyzers.inputs import rescale, rules
+from tests.analyzers.inputs.models import made, numbers
+
+WEIGHT = numbers(5, 5, seed=9)
+
+SINGLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": F.celu,
+    "leaky_relu": F.leaky_relu,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "mish": F.mish,
+    "logsigmoid": F.logsigmoid,
+    "softsign": F.softsign,
+    "exp": torch.exp,
+    "sin": torch.sin,
+    "erf": torch.erf,
+    "abs": torch.abs,
+    "pow": lambda x: x**3,
+    "number to a power": lambda x: 1.5**x,
+    "sqrt": lambda x: (x.abs() + 1).sqrt(),
+    "log": lambda x: (x.abs() + 1).log(),
+    "rsqrt": lambda x: (x * x + 1).rsqrt(),
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "clamp below": lambda x: x.clamp_min(0.2),
+    "threshold": lambda x: F.threshold(x, 0.1, 0.0),
+    "in place": lambda x: torch.relu_(x * 2),
+    "step": lambda x: torch.round(3 * x),
+    "log1p": lambda x: x.abs().log1p(),
+}
+
+JOINT: dict[str, Callable[[Tensor], Tensor]] = {
+    "product": lambda x: x * torch.roll(x, 1, -1),
+    "square": lambda x: x * x,
+    "gate": lambda x: F.silu(x) * (x @ WEIGHT),
+    "quotient": lambda x: x / (x.roll(1, -1).abs() + 1),
+    "reciprocal": lambda x: 2 / (x.abs() + 1),
+    "by a number": lambda x: x / 3,
+    "matmul": lambda x: x @ (x.transpose(-1, -2) @ x),
+    "bmm": lambda x: torch.bmm(x, x.mT),
+    "einsum": lambda x: torch.einsum("bij,bkj->bik", x, x),
+    "three": lambda x: torch.einsum("bij,bkj,bkl->bil", x, x, x),
+    "softmax": lambda x: x.softmax(-1),
+    "softmax down": lambda x: x.softmax(1),
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "logsumexp": lambda x: x.logsumexp(-1),
+    "softmin": lambda x: F.softmin(x, -1),
+    "far apart": lambda x: (900 * x).softmax(-1),
+    "masked": lambda x: x.masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf")).softmax(-1),
+    "sdpa": lambda x: F.scaled_dot_product_attention(x, x @ WEIGHT, x, is_causal=True),
+    "layer_norm": lambda x: F.layer_norm(x, (5,), WEIGHT[0], WEIGHT[1]),
+    "rms_norm": lambda x: F.rms_norm(x, (5,), WEIGHT[0]),
+    "group_norm": lambda x: F.group_norm(x, 5, WEIGHT[0], WEIGHT[1]),
+    "instance_norm": lambda x: F.instance_norm(x),
+    "normalize": lambda x: F.normalize(x, dim=-1),
+    "vector norm": lambda x: torch.linalg.vector_norm(x, dim=-1),
+    "norm": lambda x: x.norm(dim=-1),
+    "std": lambda x: x.std(-1),
+    "var": lambda x: x.var(-1),
+    "glu": lambda x: F.glu(x[..., :4]),
+    "amax": lambda x: x.amax(-1),
+    "amin": lambda x: x.amin(-1),
+    "max": lambda x: x.max(-1).values,
+    "min": lambda x: x.min(-1)[0],
+    "maximum": lambda x: torch.maximum(x, x.roll(1, -1)),
+    "minimum": lambda x: torch.minimum(x, x @ WEIGHT),
+    "max_pool": lambda x: F.max_pool1d(x, 3, 1),
+    "max_pool2d": lambda x: nn.MaxPool2d(3, 2, 1)(x[:, None]),
+    "adaptive": lambda x: F.adaptive_max_pool1d(x, 2),
+    "avg_pool": lambda x: F.avg_pool1d(x, 2),
+    "shapes": lambda x: torch.cat([x.transpose(1, 2).reshape(len(x), -1), x.flatten(1)[:, 3:]], 1).split(7, 1)[1],
+    "written": lambda x: _written(x),
+    "cumsum": lambda x: x.cumsum(-1),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2),
+    "lerp": lambda x: torch.lerp(x, x.roll(1, -1), x.sigmoid()),
+    "addcmul": lambda x: torch.addcmul(x, x, x.roll(1, 1)),
+    "where": lambda x: torch.where(WEIGHT > 0, x, torch.tanh(x)),
+}
+
+
+def _written(x: Tensor) -> Tensor:
+    """A value of which a part is overwritten."""
+    y = x * 1.0
+    y[:, 1:3] = torch.tanh(x[:, 2:4])
+    y[..., 0].mul_(2.0)
+    return y.relu()
+
+
+@pytest.mark.parametrize("name", [*SINGLE, *JOINT])
+@pytest.mark.parametrize("base", ["zero", "given"])
+def test_an_operation_shares_the_whole_difference(name: str, base: str) -> None:
+    function = {**SINGLE, **JOINT}[name]
+    weigh = numbers(400, seed=3)
+    model = made(lambda x: (function(x).flatten(1) * weigh[: function(x)[0].numel()]).sum(1, keepdim=True))
+    given = base if base == "zero" else numbers(1, 5, 5, seed=5)
+    found = InputAttribution(model).run(numbers(1, 5, 5), lambda output: output[:, 0], "deeplift", baseline=given)
+    expected = float(found.output - found.base)
+    assert abs(float(found.values.double().sum()) - expected) <= 2e-5 * max(1.0, abs(expected)), found
+    assert found.notes == ()
+
+
+def test_the_secant_of_a_relu_is_the_rescale_rule() -> None:
+    x, base = torch.tensor([[2.0, -1.0, 3.0]]), torch.tensor([[-2.0, 1.0, 1.0]])
+    found = InputAttribution(made(torch.relu)).run(x, lambda output: output.sum(1), "deeplift", baseline=base)
+    assert torch.equal(found.values, torch.tensor([[2.0, -1.0, 2.0]]))
+
+
+def test_a_product_gives_each_factor_the_mean_of_the_other() -> None:
+    model = made(lambda x: x[:, :1] * x[:, 1:])
+    found = InputAttribution(model).run(
+        torch.tensor([[3.0, 5.0]]), lambda y: y[:, 0], "deeplift", baseline=torch.tensor([[1.0, 2.0]])
+    )
+    assert torch.allclose(found.values, torch.tensor([[2 * 3.5, 3 * 2.0]]))
+
+
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "one op": lambda x: F.rms_norm(x, (3,), None, 1e-12),
+    "written": lambda x: x * (x.pow(2).mean(-1, keepdim=True) + 1e-12).rsqrt(),
+    "by a power": lambda x: x * x.square().mean(-1, keepdim=True).add(1e-12).pow(-0.5),
+    "quotient": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-12).sqrt(),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_has_the_scale_of_the_input_where_the_baseline_is_zero(name: str) -> None:
+    x = torch.tensor([[1.0, 2.0, -3.0]])
+    found = InputAttribution(made(NORMS[name])).run(x, (0, 2), "deeplift")
+    scale = float((x.square().mean() + 1e-12).rsqrt())
+    assert torch.allclose(found.values, torch.tensor([[1.0, 0.0, 3.0]]) * scale, atol=1e-5)
+
+
+def test_a_maximum_gives_all_to_the_larger() -> None:
+    model = made(lambda x: x.amax(1, keepdim=True))
+    found = InputAttribution(model).run(torch.tensor([[1.0, 4.0, 2.0]]), lambda y: y[:, 0], "deeplift")
+    assert torch.equal(found.values, torch.tensor([[0.0, 4.0, 0.0]]))
+    found = InputAttribution(model).run(
+        torch.tensor([[1.0, -4.0]]), lambda y: y[:, 0], "deeplift", baseline=torch.tensor([[0.0, 3.0]])
+    )
+    assert torch.equal(found.values, torch.tensor([[0.0, -2.0]]))
+
+
+def test_what_has_no_rule_is_said_and_the_mean_gradient_stands_in() -> None:
+    model = made(lambda x: torch.cumprod(x, 1))
+    found = InputAttribution(model).run(torch.tensor([[2.0, 3.0]]), lambda y: y[:, 1], "deeplift")
+    assert found.notes == ("/cumprod#0: no rule for 'cumprod', the mean gradient on the way stands in",)
+    assert torch.allclose(found.values, torch.tensor([[3.0, 3.0]]))
+
+
+def test_a_choice_that_differs_is_said_and_leaves_a_gap() -> None:
+    model = made(lambda x: torch.where(x > 1, x, -x))
+    found = InputAttribution(model).run(
+        torch.tensor([[2.0, 0.5]]), lambda y: y.sum(1), "deeplift", baseline=torch.tensor([[0.8, 0.8]])
+    )
+    assert any("/gt#0 differs between input and baseline and has no derivative" in note for note in found.notes)
+    assert any("that it passes on is lost" in note for note in found.notes)
+    assert found.complete is False
+    assert "NOT complete" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "instead"),
+    [
+        ("secant", "gelu", lambda call: call.pulled({n: pair.at for n, pair in call.live.items()}, call.weight)),
+        ("halfway", "product", lambda call: call.pulled({n: pair.at for n, pair in call.live.items()}, call.weight)),
+        ("scaled", "rms_norm", lambda call: call.pulled({n: pair.at for n, pair in call.live.items()}, call.weight)),
+        ("extreme", "max_pool", lambda call: call.pulled({n: pair.at for n, pair in call.live.items()}, call.weight)),
+        ("logsumexp", "softmax", lambda call: call.pulled({n: pair.middle for n, pair in call.live.items()}, call.weight)),
+    ],
+)
+def test_a_wrong_rule_is_told(
+    rule: str, name: str, instead: Callable[[rules.Call], rules.Shares], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, rule, instead)
+    model = made(lambda x: (2 * {**SINGLE, **JOINT}[name](2 * x)).flatten(1))
+    found = InputAttribution(model).run(
+        numbers(1, 5, 5), lambda y: (y * y).sum(1), "deeplift", baseline=numbers(1, 5, 5, seed=5)
+    )
+    assert any("is lost" in note for note in found.notes)
+    assert found.complete is False
+
+
+def test_a_form_that_is_not_the_operation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "FORMS", {**rules.FORMS, "softmax": lambda x, dim, **_: x.sigmoid()})
+    found = InputAttribution(made(lambda x: x.softmax(-1))).run(numbers(1, 4), 1, "deeplift")
+    assert any("is lost" in note for note in found.notes)
+    assert rescale.FORMS is not rules.FORMS
+
+
+def test_it_equals_captums_where_that_is_exact() -> None:
+    captum = pytest.importorskip("captum.attr")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 3)).eval()
+    x, base = numbers(1, 4), numbers(1, 4, seed=1)
+    own = InputAttribution(model).run(x, 2, "deeplift", baseline=base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # captum says that it sets hooks
+        theirs = captum.DeepLift(model).attribute(x, base, target=2)
+    assert torch.allclose(own.values, theirs, atol=1e-5)
