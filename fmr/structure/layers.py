@@ -15,29 +15,44 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.logits import is_normed_on_its_way
 from fmr.structure.normal.match import MOVES, above, below, depends_on
-from fmr.structure.parts import Attention, Layer, Memory
+from fmr.structure.parts import Attention, Layer, Memory, Mixer
 from fmr.structure.streams.stream import Stream, Write
 
 
 class _Step(NamedTuple):
-    """One write of a stream, the attentions and memories that write there, and the module call that makes the add."""
+    """One write of a stream, the parts that write there, and the module call that makes the add."""
 
     write: Write
     attentions: list[Attention]
     memories: list[Memory]
+    mixers: list[Mixer]
     module: str
+
+    @property
+    def parts(self) -> tuple[Attention | Memory | Mixer, ...]:
+        """What writes there."""
+        return *self.attentions, *self.memories, *self.mixers
 
     @property
     def kinds(self) -> set[type]:
         """Which kinds of parts write there; none where nothing that is known does."""
-        return {type(part) for part in (*self.attentions, *self.memories)}
+        return {_kind(part) for part in self.parts}
+
+
+def _kind(part: Attention | Memory | Mixer) -> type:
+    """Which half of a layer a part is: what brings positions together, or a memory."""
+    return Memory if isinstance(part, Memory) else Attention
 
 
 def find_layers(
-    graph: Graph, residuals: Sequence[Stream], attention: Sequence[Attention], mlps: Sequence[Memory]
+    graph: Graph,
+    residuals: Sequence[Stream],
+    attention: Sequence[Attention],
+    mlps: Sequence[Memory],
+    mixers: Sequence[Mixer],
 ) -> list[Layer]:
-    """The layers of all streams as they end: writes in groups, each with the attentions and memories that write in it."""
-    lists = _Lists([*attention, *mlps])
+    """The layers of all streams as they end: writes in groups, each with the parts that write in it."""
+    lists = _Lists([*attention, *mlps, *mixers])
     ends = [_ends(graph, block) for block in attention]
     found = []
     for residual in residuals:
@@ -46,6 +61,7 @@ def find_layers(
                 write,
                 [block for block, end in zip(attention, ends, strict=True) if not end.isdisjoint(names)],
                 [memory for memory in mlps if memory.down in names],
+                [mixer for mixer in mixers if mixer.write == write.after],
                 graph[write.after].module,
             )
             for write, names in zip(residual.writes, residual.writers, strict=True)
@@ -69,9 +85,10 @@ def _layer(graph: Graph, steps: list[_Step], post: TensorId) -> Layer:
     """A layer of these writes, with the stream between where a memory reads it just before it writes."""
     attentions = tuple(block for step in steps for block in step.attentions)
     memories = tuple(memory for step in steps for memory in step.memories)
-    read = (step for step in steps[1:] if attentions and _reads_late(graph, step))
+    mixers = tuple(mixer for step in steps for mixer in step.mixers)
+    read = (step for step in steps[1:] if (attentions or mixers) and _reads_late(graph, step))
     mid = next((Site(step.write.before) for step in read), None)
-    return Layer(attentions, memories, Site(steps[0].write.before), mid, Site(post))
+    return Layer(attentions, memories, Site(steps[0].write.before), mid, Site(post), mixers)
 
 
 def _reads_late(graph: Graph, step: _Step) -> bool:
@@ -96,13 +113,13 @@ def _list_of(entry: str) -> str:
 
 
 class _Lists:
-    """The lists of modules that hold attentions and memories, and which of the two each of their entries holds."""
+    """The lists of modules that hold parts, and which of the two kinds each of their entries holds."""
 
-    def __init__(self, parts: Sequence[Attention | Memory]) -> None:
+    def __init__(self, parts: Sequence[Attention | Memory | Mixer]) -> None:
         self.held: dict[str, set[type]] = defaultdict(set)
         for part in parts:
             for entry in _entries(part.scope):
-                self.held[entry].add(type(part))
+                self.held[entry].add(_kind(part))
         self.within: dict[str, list[set[type]]] = defaultdict(list)
         for entry, kinds in self.held.items():
             self.within[_list_of(entry)].append(kinds)
@@ -144,7 +161,7 @@ def _groups(steps: list[_Step], lists: _Lists) -> Iterator[list[_Step]]:
 def _of_halves(steps: list[_Step], lists: _Lists) -> list[list[_Step]]:
     """The writes of a list of halves in groups as their order tells; where groups are not alike, each entry is one."""
     groups = list(_by_order(steps))
-    kinds = {frozenset(type(part) for step in group for part in (*step.attentions, *step.memories)) for group in groups}
+    kinds = {frozenset(type(part) for step in group for part in step.parts) for group in groups}
     if len(kinds - {frozenset()}) == 1:
         return groups
     entries = groupby(steps, key=lambda step: lists.entry(step.module))

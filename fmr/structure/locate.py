@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -20,15 +20,18 @@ from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention, values_inside
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.dot_product import dot_product, undivided
-from fmr.structure.attention.unsoftened import unsoftened
+from fmr.structure.attention.unsoftened import subtracted, unsoftened
 from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
 from fmr.structure.logits import find_readout
 from fmr.structure.memories.find import memory_of
 from fmr.structure.memories.memory import Memory, certify_memory
+from fmr.structure.memories.router import Router, certify_router, find_routers
 from fmr.structure.memories.up_projections import firsts
 from fmr.structure.memories.written import why_no_memory
+from fmr.structure.mixers.find import find_mixers
+from fmr.structure.mixers.mixer import Mixer, as_measured, certify_mixer, measured
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import projection
@@ -44,7 +47,7 @@ from fmr.structure.streams.writes import untold, writers
 Found = TypeVar("Found")
 Answer = TypeVar("Answer")
 Default = TypeVar("Default")
-Part = TypeVar("Part", Attention, Memory, Layer, Structure)
+Part = TypeVar("Part", Attention, Memory, Mixer, Router, Layer, Structure)
 
 
 def locate(source: Run | Pass | Graph) -> Structure:
@@ -131,15 +134,18 @@ class _Search:
         mlps = self._memories(residuals, sums, attention)
         attention, mlps = self._named(attention, mlps)
         last = streams[-1] if streams and streams[-1].writes else None
+        mixers = self._mixers(residuals, attention, mlps)
         embedding = self._tried(self.end, "embedding", lambda: _embedding(self.graph, last, sums), None)
         unembedding = self._tried(self.end, "unembedding", lambda: _unembedding(self.graph, last, embedding), None)
         look = partial(find_readout, self.graph, last, unembedding, self.value)
         readout = self._tried(self.end, "read-out", look, "the search for it failed, see rejected")
-        layers = self._tried(self.end, "layer", lambda: find_layers(self.graph, residuals, attention, mlps), ())
+        layers = self._tried(self.end, "layer", lambda: find_layers(self.graph, residuals, attention, mlps, mixers), ())
         found = Structure(
             model=self.model,
             attention=tuple(attention),
             mlps=tuple(mlps),
+            mixers=tuple(mixers),
+            routers=tuple(self._routers(residuals, mlps)),
             streams=residuals,
             layers=tuple(map(self._told, layers)),
             embedding=embedding,
@@ -180,6 +186,8 @@ class _Search:
         """A part whose sites know where their values are made."""
         held = {one.name: getattr(part, one.name) for one in fields(part)}
         sites: dict[str, Any] = {name: at_place(self.graph, one) for name, one in held.items() if isinstance(one, Site)}
+        for name in ("inputs", "gates") if isinstance(part, Mixer) else ():
+            sites[name] = tuple(at_place(self.graph, one) for one in held[name])
         return replace(part, **sites)
 
     def _told(self, part: Part) -> Part:
@@ -218,6 +226,7 @@ class _Search:
             certificate, ok = self._certify(certify_attention, found, "attention", *ends)
             if ok:
                 blocks.append(replace(self._placed(found), certified=certificate, index=len(blocks)))
+        self.rejected += self._tried(self.end, "attention", lambda: list(subtracted(self.graph, blocks)), [])
         return blocks
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId], heads: list[Attention]) -> list[Memory]:
@@ -252,6 +261,39 @@ class _Search:
             )
             self.rejected.append(Rejected(second.id, "memory", reason))
         return blocks
+
+    def _mixers(self, residuals: Sequence[Stream], attention: Sequence[Attention], mlps: Sequence[Memory]) -> list[Mixer]:
+        """What else brings positions together; of several readings the first that is certified, or why the first is not."""
+        known: set[TensorId] = {name for one in attention for name in (one.softmax, one.z.id)} | {one.down for one in mlps}
+        mixers: list[Mixer] = []
+        look = partial(find_mixers, self.graph, residuals, known, self.axes)
+        for ways in self._tried(self.end, "mixer", lambda: list(look()), list[list[Mixer]]()):
+            before, told = len(self.rejected), dict[int, Mixer]()
+            found = next((one for way in ways if (one := self._mixer(way, told)) is not None), None)
+            mixers += [found] if found is not None else []
+            del self.rejected[before + (found is None) :]
+        return mixers
+
+    def _mixer(self, found: Mixer, known: dict[int, Mixer]) -> Mixer | None:
+        """A mixer as it is measured, once for each dimension that may count positions, with its certificate."""
+
+        def prove(graph: Graph, one: Mixer, value: Values) -> Certificate:
+            told = known[one.axis] = known.get(one.axis) or measured(graph, one, value)
+            return certify_mixer(graph, as_measured(one, told), value, told.direction)
+
+        certificate, ok = self._certify(prove, found, "mixer", found.inputs[0].id, found.output.id)
+        made = as_measured(found, known[found.axis]) if found.axis in known else found
+        return replace(self._placed(made), certified=certificate) if ok else None
+
+    def _routers(self, residuals: Sequence[Stream], mlps: Sequence[Memory]) -> Iterator[Router]:
+        """What sends tokens to the memories of a write."""
+        for found in self._tried(self.end, "router", lambda: list(find_routers(self.graph, residuals, mlps)), []):
+            if isinstance(found, Rejected):
+                self.rejected.append(found)
+                continue
+            certificate, ok = self._certify(certify_router, found, "router", found.logits.id, found.write)
+            if ok:
+                yield replace(self._placed(found), certified=certificate)
 
     def _streams(self) -> list[Stream]:
         graph = self.graph
@@ -295,7 +337,7 @@ class _Search:
                 if "dropout" in random.op:
                     active, remedy = "dropout is active", "; run the model in eval mode"
                 reason = f"{active} ({random.id}), so it cannot be recomputed{remedy}"
-        self.rejected.append(Rejected(end if what == "residual stream" else start, what, reason))
+        self.rejected.append(Rejected(end if what in ("residual stream", "mixer") else start, what, reason))
         return None, False
 
     def _residual(self, stream: Stream, sums: frozenset[TensorId]) -> Stream:

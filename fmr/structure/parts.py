@@ -20,11 +20,25 @@ from fmr.structure.frozen import Frozen
 from fmr.structure.layer import Layer
 from fmr.structure.logits import Readout
 from fmr.structure.memories.memory import Memory
+from fmr.structure.memories.router import Router
+from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.proof.certificate import Certificate, Rejected, proof
 from fmr.structure.proof.evaluate import check_run
 from fmr.structure.streams.stream import Stream, Write
 
-__all__ = ["Attention", "Certificate", "Head", "Layer", "Memory", "Rejected", "Stream", "Structure", "Write"]
+__all__ = [
+    "Attention",
+    "Certificate",
+    "Head",
+    "Layer",
+    "Memory",
+    "Mixer",
+    "Rejected",
+    "Router",
+    "Stream",
+    "Structure",
+    "Write",
+]
 
 
 _FOLD, _STACKS, _REASONS = 12, 4, 8
@@ -45,6 +59,8 @@ class Structure:
     model: str
     attention: tuple[Attention, ...]
     mlps: tuple[Memory, ...]
+    mixers: tuple[Mixer, ...]
+    routers: tuple[Router, ...]
     streams: tuple[Stream, ...]
     layers: tuple[Layer, ...]
     embedding: Site | None
@@ -119,7 +135,7 @@ class Structure:
         key: an ID, inside a fused op too, a node, a site, or the path of a module for what its call returned. One that the
         graph does not have is an `IdError`, which names those that are spelled alike.
         """
-        kinds = ("attention", "mlps", "streams", "layers")
+        kinds = ("attention", "mlps", "mixers", "routers", "streams", "layers")
         parts = {f"structure.{kind}[{n}]": one for kind in kinds for n, one in enumerate(getattr(self, kind))}
         ends = {"embedding": self.embedding, "unembedding": self.unembedding, "final norm": self.final_norm}
         proofless = self.unproven or "it was located in a graph alone, without values"
@@ -127,7 +143,7 @@ class Structure:
 
     @property
     def roles(self) -> dict[TensorId, str]:
-        """The role of each value that has one: q, k, v, scores, pattern, z, out, pre, post, resid."""
+        """What values are: q, k, v, scores, pattern, z, out, pre, post, in, gate, state, router or resid."""
         found: dict[TensorId, str] = {}
         for block in self.attention:
             for role in ("q", "k", "v", "scores", "pattern", "z", "out"):
@@ -138,15 +154,23 @@ class Structure:
             for role in ("pre", "post", "out"):
                 value: Site = getattr(memory, role)
                 found.setdefault(value.id, role)
+        for mixer in self.mixers:
+            sites = [(one, "gate") for one in mixer.gates] + [(one, "in") for one in mixer.inputs]
+            sites += [(Site(one), "state") for one in mixer.states] + [(mixer.output, "out")]
+            for site, role in sites:
+                found.setdefault(site.id, role)
+        for router in self.routers:
+            found.setdefault(router.logits.id, "router")
+            found.setdefault(router.weights.id, "router")
         for name in (point for stream in self.streams if stream.writes for point in stream.points):
             found.setdefault(name, "resid")
         return found
 
     @property
     def notes(self) -> dict[str, str]:
-        """What pictures say of module calls, by path: heads and memories with their sizes."""
+        """What pictures say of module calls, by path: heads, memories and mixers with their sizes."""
         found: dict[str, dict[str, None]] = {}
-        parts: tuple[Attention | Memory, ...] = (*self.attention, *self.mlps)
+        parts: tuple[Attention | Memory | Mixer, ...] = (*self.attention, *self.mlps, *self.mixers)
         for part in parts:
             found.setdefault(part.scope, {})[part.size] = None
         return {scope: ", ".join(sizes) for scope, sizes in found.items()}
@@ -165,6 +189,8 @@ def _as_lines(structure: Structure) -> Iterator[str]:
     yield from [f"  embedding     {structure.embedding.id}"] if structure.embedding else []
     yield from (f"  attention{row}" for row in _rows(structure.attention))
     yield from (f"  mlps{row}" for row in _rows(structure.mlps))
+    yield from (f"  mixers{row}" for row in _rows(structure.mixers))
+    yield from (f"  routers{row}" for row in _rows(structure.routers))
     yield from _stream_rows(structure.streams)
     yield from [f"  final norm    {structure.final_norm.id}"] if structure.final_norm else []
     yield from [f"  unembedding   {structure.unembedding.id}"] if structure.unembedding else []
@@ -172,10 +198,10 @@ def _as_lines(structure: Structure) -> Iterator[str]:
 
 
 def _as_html(structure: Structure) -> str:
-    """A structure as a table: a row for each attention and memory, layer by layer, and what is in none at the end."""
-    every: tuple[Attention | Memory, ...] = (*structure.attention, *structure.mlps)
-    groups: list[tuple[str, tuple[Attention | Memory, ...]]]
-    groups = [(f"layers[{n}]", (*layer.attentions, *layer.mlps)) for n, layer in enumerate(structure.layers)]
+    """A structure as a table: a row for each part, layer by layer, and what is in none at the end."""
+    every: tuple[Attention | Memory | Mixer, ...] = (*structure.attention, *structure.mixers, *structure.mlps)
+    groups: list[tuple[str, tuple[Attention | Memory | Mixer, ...]]]
+    groups = [(f"layers[{n}]", (*layer.attentions, *layer.mixers, *layer.mlps)) for n, layer in enumerate(structure.layers)]
     placed = {id(part) for _, parts in groups for part in parts}
     groups += [("", (part,)) for part in every if id(part) not in placed]
     named = [("" if n else name, part) for name, parts in groups for n, part in enumerate(parts)]
@@ -196,6 +222,7 @@ def _headline(structure: Structure) -> str:
         f"{number_of(len(structure.layers), 'layer')}, {number_of(len(structure.attention), 'attention')}, "
         f"{number_of(len(structure.mlps), 'memory', 'memories')}"
     )
+    parts += f", {number_of(len(structure.mixers), 'mixer')}" if structure.mixers else ""
     return f"Structure of {structure.model}: {parts}, {len(structure.rejected)} rejected"
 
 
@@ -204,7 +231,7 @@ def _reasons(structure: Structure) -> list[str]:
     return [*map(repr, structure.rejected[:_REASONS]), *([f"... and {more} more"] if more > 0 else [])]
 
 
-def _rows(blocks: Sequence[Attention | Memory]) -> Iterator[str]:
+def _rows(blocks: Sequence[Attention | Memory | Mixer | Router]) -> Iterator[str]:
     """A row for each block; where many of one size follow one another, one for all of them with their worst errors."""
     start = 0
     for _, group in groupby(blocks, key=lambda block: (block.size, getattr(block, "kind", ""), block.certified is None)):

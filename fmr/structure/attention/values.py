@@ -117,7 +117,8 @@ def unused(graph: Graph, softmax: Value) -> str:
     for node, way in below(graph, softmax.node, _adds_on):
         met = contraction(node) is not None and any(one.op in ("add", "sub", "mul") for one in way)
         if met and sum(one.op == "softmax" for one in above(graph, way[-1].id, _adds_on)) > 1:
-            return "a sum, a difference or a product of it and another softmax weighs the values"
+            named = ", as in differential attention" * any(one.op == "sub" for one in way)
+            return f"a sum, a difference or a product of it and another softmax weighs the values{named}"
     for node, _ in below(graph, softmax.node, _hands_on):
         found = contraction(node) or weighed_sum(graph, node)
         weighed = form_of(graph)[node.id]

@@ -82,7 +82,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         value_dim=1 - made_dim(graph, down),
         fused_gate=gated is None and value.node.shape[axis] == 2 * graph[post].shape[axis],
         axis=axis,
-        scope=_scope(gate.projection.node, down.node),
+        scope=shared_scope(gate.projection.node, down.node),
     )
 
 
@@ -151,7 +151,7 @@ def _held(graph: Graph, weight: TensorId) -> TensorId:
     return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
 
 
-def _scope(first: Node, last: Node) -> str:
-    """The innermost module call that holds both projections."""
+def shared_scope(first: Node, last: Node) -> str:
+    """The innermost module call that holds both values."""
     pairs = zip(first.module.split("."), last.module.split("."), strict=False)
     return ".".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,0 +1,202 @@
+"""Routers: which of several memories a token goes to, and how much each of them counts."""
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fmr.errors import StructureError, number_of
+from fmr.graph.graph import Graph
+from fmr.ids import Site, TensorId
+from fmr.nodes import Node
+from fmr.runs.passes import Pass
+from fmr.runs.run import Run
+from fmr.structure.memories.memory import Memory
+from fmr.structure.normal.form import form_of
+from fmr.structure.normal.match import between, depends_on, weights
+from fmr.structure.normal.value import Value
+from fmr.structure.proof.certificate import Certificate, Rejected, error, proof, tolerance_of
+from fmr.structure.proof.evaluate import Doubles, Values, check_places, check_run, evaluate, graph_of, own_work
+from fmr.structure.streams.stream import Stream
+
+_CHOICES = frozenset("topk sort max argmax argsort masked_fill scatter lt le gt ge".split())
+"""Ops that choose the largest of several, or leave out others."""
+
+_SHARES = 4
+"""In how many parts experts are added up, and how many are looked at one by one."""
+
+_ON_THE_WAY = frozenset("move join affine bend norm softmax statistic".split())
+"""What may lie between what a router makes and where it weighs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """What sends each token to some of several experts, which are memories, and weighs what they write.
+
+    >>> router = fmr.locate(routed).routers[0]  # a run of a model in which two of three experts see a token
+    >>> router.maps(routed).shape, router.memories[0]  # (tokens, experts)
+    (torch.Size([10, 3]), memory.0.experts.0  24 memories  certified: ...)
+
+    `logits` are its scores, a number for each expert, `weights` what multiplies the experts, `indices` which experts these
+    are for (None where each expert has its weight); `write` is what is added to the stream. `memories` are the experts: one
+    memory with a matrix for each, or several, of which those that no token goes to are missing. `n` counts the experts.
+    """
+
+    graph: Graph = field(repr=False)
+    logits: Site
+    weights: Site
+    indices: Site | None
+    write: TensorId
+    memories: tuple[Memory, ...]
+    n: int
+    scope: str
+    certified: Certificate | None = None
+
+    def maps(self, run: Run | Pass) -> Tensor:
+        """How much each expert counts for each token: (tokens, experts), zero for those that it does not go to.
+
+        run: one that kept weights and indices; `fmr.run(model, keep=[router.weights, router.indices], **inputs)` is enough.
+        """
+        check_run(run)
+        return _spread(self, run[self.weights].detach(), None if self.indices is None else run[self.indices])
+
+    def check(self, run: Run | Pass) -> Certificate:
+        """Recompute the weights and what is written in another run of the same code and report the errors."""
+        with own_work():
+            graph = graph_of(run, self.graph)
+            check_places(run, (self.logits, self.weights))
+            return certify_router(graph, self, run.__getitem__)
+
+    @property
+    def size(self) -> str:
+        """How many experts it chooses among, in words."""
+        chosen = self.graph[self.weights.id].shape
+        several = chosen[-1] if self.indices is not None and len(chosen) == len(self.graph[self.logits.id].shape) else 1
+        return f"{several if self.indices is not None else 'all'} of {number_of(self.n, 'expert')}"
+
+    def __repr__(self) -> str:
+        return f"{self.scope or 'root'}  {self.size}  {proof(self.certified)}"
+
+
+def _spread(found: Router, weight: Tensor, indices: Tensor | None) -> Tensor:
+    """Weights as (tokens, experts)."""
+    if indices is None:
+        return weight.reshape(-1, found.n)
+    tokens = prod(found.graph[found.logits.id].shape[:-1])
+    rows = indices.reshape(tokens, -1)
+    return weight.new_zeros(tokens, found.n).scatter_add(1, rows, weight.reshape(rows.shape))
+
+
+def find_routers(graph: Graph, streams: Sequence[Stream], mlps: Sequence[Memory]) -> Iterator[Router | Rejected]:
+    """The projections whose numbers, one for each expert, weigh what the memories of a write make; and those
+    that weigh what these read."""
+    form = form_of(graph)
+    for stream in streams:
+        points = {form[name] for name in stream.points}
+        for write, names in zip(stream.writes, stream.writers, strict=True):
+            held = [one for one in mlps if one.down in names]
+            own = {name for one in held for name in (one.w_in, one.w_gate, one.w_out)}
+            every = form[write.added].above(lambda one: one not in points) if held else ()  # noqa: B023
+            region = {one for one in every if one not in points}
+            for value in sorted(region, key=lambda one: graph.place(one.id)):
+                if value.kind == "projection" and own.isdisjoint(weights(graph, value.operands[1])):
+                    n, (weight, experts) = value.node.shape[-1], _weighed(value, region, held)
+                    if weight is not None and _is_of_experts(graph, experts, n):
+                        yield _router(graph, value.node, weight, write.added, experts)
+                    elif _is_of_experts(graph, held, n) and any(depends_on(graph, one.source, value.id) for one in held):
+                        yield Rejected(value.id, "router", "it weighs what the experts read, and not what they write")
+
+
+def _is_of_experts(graph: Graph, held: Sequence[Memory], n: int) -> bool:
+    """Whether there may be so many experts: matrices of one memory, or memories."""
+    several = [graph[one.keys].shape[0] for one in held if len(graph[one.keys].shape) == 3]
+    return n > 1 and ([n] == several if several else 1 < len(held) <= n)
+
+
+def _weighed(logits: Value, region: Container[Value], held: Sequence[Memory]) -> tuple[Node | None, tuple[Memory, ...]]:
+    """What is made of logits before it multiplies what memories make, and these memories."""
+    waiting, seen, weighs = [logits], {logits}, dict[TensorId, Node]()
+    experts: dict[Memory, None] = {}
+    for here in waiting:
+        for user in (one for one in here.users if one in region and one not in seen):
+            others = [one for one in user.inputs if one not in seen]
+            if user.kind in ("gate", "product") and others:
+                made = {one.id for other in others for one in other.above(lambda one: one in region)}
+                met = [one for one in held if one.down in made or one.up in made]
+                node = _unmoved(here)
+                weighs |= {node.id: node} if met else {}
+                experts |= dict.fromkeys(met)
+            elif user.kind in _ON_THE_WAY or user.node.op in _CHOICES:
+                seen.add(user)
+                waiting.append(user)
+    return (next(iter(weighs.values())), tuple(experts)) if len(weighs) == 1 else (None, ())
+
+
+def _unmoved(value: Value) -> Node:
+    """What makes a value before it was moved."""
+    while value.kind == "move":
+        value = value.inputs[0]
+    return value.folded[0] if value.kind == "statistic" and value.folded else value.node
+
+
+def _router(graph: Graph, logits: Node, weight: Node, write: TensorId, held: tuple[Memory, ...]) -> Router:
+    """A router of these experts; the indices are those that were chosen of what is made of its logits."""
+    whole = (one.id for one in between(graph, logits.id, write) if one.dtype == torch.int64 and one.shape == weight.shape)
+    chosen = [one for one in whole if depends_on(graph, one, logits.id)]
+    above = [one for one in chosen if depends_on(graph, weight.id, one)]
+    indices = next(iter([*above[::-1], *chosen]), None)
+    dense = weight.shape[-1:] == logits.shape[-1:] and weight.shape[:-1] == logits.shape[:-1]
+    return Router(
+        graph=graph,
+        logits=Site(logits.id),
+        weights=Site(weight.id),
+        indices=Site(indices) if indices and not dense else None,
+        write=write,
+        memories=held,
+        n=logits.shape[-1],
+        scope=logits.module,
+    )
+
+
+def certify_router(graph: Graph, found: Router, value: Values) -> Certificate:
+    """Recompute the weights from the logits, what is written as the sum of what each expert writes with its weight alone,
+    and show that with the weight of one expert alone the others do not matter, and it does.
+
+    Parts that do not follow one another are a `StructureError`.
+    """
+    for lower, higher in ((found.weights.id, found.logits.id), (found.write, found.weights.id)):
+        if lower != higher and not depends_on(graph, lower, higher):
+            raise StructureError(f"{lower} is not computed from {higher}")
+    value = value if isinstance(value, Doubles) else Doubles(value)
+    logits, weight = (value.double(one.id) for one in (found.logits, found.weights))
+    whose = torch.arange(found.n, device=weight.device) if found.indices is None else value(found.indices.id)
+    if whose.shape != (weight.shape if found.indices else weight.shape[-1:]):
+        raise StructureError(f"{found.indices} does not say for each of {found.weights} which expert it is for")
+    used = whose.unique().tolist()
+    none = evaluate(graph, found.write, {found.weights.id: torch.zeros_like(weight)}, value)
+    shares = [weight * (whose % _SHARES == number) for number in sorted({number % _SHARES for number in used})]
+    made = torch.stack([evaluate(graph, found.write, {found.weights.id: one}, value) for one in shares])
+    heard = [frozenset(_heard(graph, found, number, weight * (whose == number), value)) for number in used[:_SHARES]]
+    errors = {
+        "weights": error(evaluate(graph, found.weights.id, {found.logits.id: logits}, value), weight),
+        "sum": error((made - none).sum(0) + none, value(found.write)),
+        "experts": 0.0 if all(len(one) == 1 for one in heard) and len({*heard}) == len(heard) else torch.inf,
+    }
+    return Certificate(errors, tolerance_of(*(value(one) for one in (found.write, found.weights.id, found.logits.id))))
+
+
+def _heard(graph: Graph, found: Router, number: int, weight: Tensor, value: Doubles) -> Iterator[tuple[TensorId, int]]:
+    """The experts that matter where one alone has its weight: memories, or matrices of the one that holds all, of which
+    others than the one of this number are changed at once."""
+    for one in found.memories:
+        several = len(graph[one.values].shape) == 3
+        changed = one.values if several else one.out.id
+        plain = value.double(changed)
+        made = evaluate(graph, found.write, {found.weights.id: weight, changed: plain}, value)
+        rows = torch.arange(len(plain)) == number if several else torch.tensor([True])
+        for n, which in ((number, rows), (-1, ~rows)):
+            other = plain * (1.0 + which.to(plain.device)).reshape(-1, *[1] * (plain.dim() - 1))
+            if not torch.equal(made, evaluate(graph, found.write, {found.weights.id: weight, changed: other}, value)):
+                yield one.down, n

@@ -1,0 +1,1 @@
+"""Mixers: what brings positions together without a softmax."""

@@ -1,0 +1,83 @@
+"""What sends tokens to experts is located with the experts that it weighs, and false claims of it are refused."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fmr
+from fmr.errors import StructureError
+from fmr.ids import Site
+from fmr.runs.run import Run
+from fmr.structure.parts import Structure
+from tests.structure import experts
+from tests.structure.idioms import Heads, Plain, Stack
+
+
+@cache
+def located(kind: type[nn.Module]) -> tuple[Run, Structure]:
+    torch.manual_seed(0)
+    model = Stack(lambda: Heads(F.scaled_dot_product_attention), kind, 1).eval()
+    run = fmr.run(model, torch.randint(11, (2, 5)))
+    return run, fmr.locate(run)
+
+
+CHOSEN = {experts.ExpertsChosen: 1, experts.ExpertsEmptied: 1, experts.Modules: 2, experts.ModulesWritten: 1}
+
+
+@pytest.mark.parametrize("kind", experts.FOUND)
+def test_a_router_is_located_with_its_experts(kind: type[nn.Module]) -> None:
+    run, found = located(kind)
+    (router,) = found.routers
+    assert router.certified
+    assert (router.n, router.scope, router.memories) == (experts.EXPERTS, "memory.0.router", found.mlps)
+    assert router.size == f"{CHOSEN.get(kind, 'all')} of 3 experts"
+    assert torch.equal(run[router.logits], run["memory.0.router"])
+    share = run["memory.0.router"].softmax(-1).reshape(-1, 3)
+    kept = share.topk(CHOSEN.get(kind, 3), -1)
+    if kind is experts.ModulesMasked:
+        share, kept = (one := share.topk(2, -1)).values / one.values.sum(-1, keepdim=True), one
+        assert torch.allclose(router.maps(run), torch.zeros(10, 3).scatter(1, kept.indices, share))
+    else:
+        assert torch.allclose(router.maps(run), torch.zeros(10, 3).scatter(1, kept.indices, kept.values))
+
+
+def test_a_plain_memory_and_a_gate_have_no_router() -> None:
+    assert located(Plain)[1].routers == ()
+
+
+@pytest.mark.parametrize("kind", [experts.Experts, experts.Modules, experts.ExpertsChosen])
+def test_false_claims_are_refused(kind: type[nn.Module]) -> None:
+    run, found = located(kind)
+    (true,) = found.routers
+    assert true.check(run)
+    lies = {
+        "other scores": replace(true, logits=Site(found.mlps[0].up)),
+        "other weights": replace(true, weights=true.logits, indices=None),
+        "another write": replace(true, write=found.residual.writes[0].added),
+    }
+    if true.indices is not None:
+        lies["no choice"] = replace(true, indices=None)
+        lies["another choice"] = replace(true, indices=Site("input:ids"))
+    if len(true.memories) > 1:
+        lies["one expert less"] = replace(true, memories=true.memories[1:])
+    certified = []
+    for lie, claim in lies.items():
+        try:
+            certified += [lie] if claim.check(run) else []
+        except StructureError:
+            continue
+    assert certified == []
+
+
+def test_a_router_is_explained_and_printed() -> None:
+    _, found = located(experts.Modules)
+    (router,) = found.routers
+    assert "routers[0]  memory.0.router  2 of 3 experts  certified: weights" in repr(found)
+    assert router.indices is not None
+    assert found.explain(router.indices).roles == ("the chosen experts of structure.routers[0]",)
+    assert found.roles[router.weights.id] == "router"
+    assert fmr.locate(found.graph).routers[0].certified is None
