@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 import fmr
 from analyzers.inputs.baselines import NAMED
@@ -24,6 +26,7 @@ from analyzers.protocol import AnalyzerError, Given, Method, check_counts, check
 from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.nodes import Key
+from fmr.sweeps.bars import bar, hidden
 
 FINER = 14
 """Cells along a side of a picture that are taken away and put back."""
@@ -62,6 +65,7 @@ class InputAttribution(Method):
         cells: Any = None,
         rows: int = Settings.rows,
         seed: int = 0,
+        progress: bool | None = None,
     ) -> Attribution:
         """Attribute a target to what stands at one place.
 
@@ -79,9 +83,10 @@ class InputAttribution(Method):
         many gradients to begin with, at most, and up to which share the sum may be off. samples: of the methods that draw.
         cells: of "occlusion", "lime" and "kernel-shap", how many lie along a side of a picture, or a tensor with the number
         of the cell of each number. rows: how many go through the model at once. seed: of what is drawn.
+        progress: show a bar over the examples; None shows it on a terminal only.
         """
         check_eval(self.model)
-        own = Settings(steps, most, within, samples, cells, rows, seed)
+        own = Settings(steps, most, within, samples, cells, rows, seed, progress)
         return self._run(Opening(self.model, self.tokenizer, inputs), target, method, at, baseline, own)[0]
 
     def sanity(
@@ -106,9 +111,9 @@ class InputAttribution(Method):
         settings = {"at": None, "baseline": "zero", **settings}
         at, baseline, own = settings.pop("at"), settings.pop("baseline"), Settings(**settings, seed=seed)
         found: list[Attribution] = []
-        for count in counts.tolist():
+        for count in tqdm(counts.tolist(), "sanity", unit="stage", disable=hidden(own.progress)):
             with randomised([one for _, several in layers[:count] for one in several], seed):
-                now, asked = self._run(opening, target, method, at, baseline, own)
+                now, asked = self._run(opening, target, method, at, baseline, replace(own, progress=False))
             found.append(now)
             target = [one.question.target for one in asked]  # what a model puts first changes with its weights
             at = at if method == "rollout" else asked[0].question.place
@@ -182,7 +187,7 @@ class InputAttribution(Method):
         self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
     ) -> tuple[Attribution, list[Asked]]:
         place, asked, found = opening.place(at), [], []
-        for example in range(len(opening)):
+        for example in bar(range(len(opening)), f"attributing, {method}", own.progress):
             asked.append(opening.asked(example, place, target, baseline, own))
             if _known(method) in GRADIENTS:
                 asked[-1].question.check_gradient()
@@ -194,7 +199,7 @@ class InputAttribution(Method):
         if at is not None:
             raise AnalyzerError(f"at={at!r}: a rollout goes from the end of the stream to its beginning. Leave at= out.")
         asked, found = [], []
-        for example in range(len(opening)):
+        for example in bar(range(len(opening)), "attributing, rollout", own.progress):
             run = fmr.run(self.model, **opening.one(example))
             structure = fmr.locate(run)
             if not structure.layers or (end := structure.layers[-1].resid_post) is None:

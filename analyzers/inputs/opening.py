@@ -32,6 +32,7 @@ class Settings:
     cells: Any = None
     rows: int = 16
     seed: int = 0
+    progress: bool | None = None
 
     def __post_init__(self) -> None:
         check_counts(1, steps=self.steps, most=self.most, samples=self.samples, rows=self.rows)
