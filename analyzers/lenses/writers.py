@@ -19,7 +19,7 @@ class Writers:
         writes = structure.residual.writes
         self.points = {name for write in writes for name in (write.before, write.after)}
         ends = [layer.resid_post.id for layer in structure.layers if layer.resid_post.id in self.points]
-        self.ends = [graph.place(name) for name in ends]
+        self.ends = [graph.place(name) for name in ends or [write.after for write in writes]]
 
     def made_of(self, write: Write) -> tuple[list[TensorId], bool]:
         """The values of heads and memories that a write is made of, in order, and whether states of the stream are, too."""
@@ -34,7 +34,7 @@ class Writers:
         return "write" if not kinds else "block" if len(kinds) > 1 else kinds.pop()
 
     def layer(self, write: Write) -> int:
-        """The number of the layer of this stream that a write belongs to."""
+        """The number of the layer of this stream that a write belongs to; without layers its own."""
         place = self.graph.place(write.after)
         return sum(end < place for end in self.ends)
 
