@@ -207,9 +207,8 @@ class Site:
             if axis not in known:
                 raise IdError(f"{self!r} has no {axis!r} to narrow. Expected one of {', '.join(known)}.")
             if index is not None and getattr(self, axis) is not None:
-                raise IdError(
-                    f"{self!r} selects {axis} already. Narrow another axis, or begin with fmr.Site({str(self.id)!r})."
-                )
+                again = f"Narrow another axis, or begin with fmr.Site({str(self.id)!r})."
+                raise IdError(f"{self!r} selects {axis} already. {again}")
         return replace(self, **chosen)
 
     @property
@@ -238,16 +237,6 @@ class Site:
     def of(self, value: torch.Tensor) -> torch.Tensor:
         """The selected part of the tensor; an int drops its axis, a slice or a list keeps it."""
         return value[self.index(value)] if self.selection else value
-
-    def unpacked(self, value: torch.Tensor) -> torch.Tensor:
-        """The value with a dimension for each of its heads: in a step of one query some kernels lay those that share keys
-        out as its positions, (examples, 2, 4, units) for 8 heads that share 2."""
-        layout, shape = self.layout or (), value.shape
-        heads = layout.index("heads") if "heads" in layout and len(layout) == len(shape) else -1
-        packed = heads >= 0 and self.n_heads is not None and layout[heads + 1 : heads + 2] == ("positions",)
-        if packed and shape[heads] < self.n_heads == shape[heads] * shape[heads + 1]:  # type: ignore[operator]
-            return value.flatten(heads, heads + 1).unsqueeze(heads + 1)
-        return value
 
     def put(self, value: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """A new tensor: the value with its selected part replaced."""
@@ -279,8 +268,8 @@ class Site:
                     f"{self!r} selects {axis}, but {str(self.id)!r} has shape {tuple(value.shape)} "
                     f"with axes {layout}. Pass layout=(...) that names one axis per dimension."
                 )
-        wanted = "heads" in layout and (self.heads is not None or self.positions is not None)
-        if wanted and self.n_heads not in (None, value.shape[layout.index("heads")]):
+        chosen = "heads" in layout and not self.selection.keys().isdisjoint(("heads", "positions"))
+        if chosen and self.n_heads not in (None, value.shape[layout.index("heads")]):
             raise IdError(
                 f"{self!r} means a value of {self.n_heads} heads, but {str(self.id)!r} has shape {tuple(value.shape)}, not "
                 f"laid out as {layout} like where it was found. Locate it in this run or pass: fmr.locate(run.passes[i])."

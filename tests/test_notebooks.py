@@ -84,7 +84,11 @@ def test_it_is_committed_with_its_outputs_in_order(name: str) -> None:
     assert complaints(notebook) == []
     assert any(cell.outputs for cell in code_cells(notebook))
     assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
-    assert any(output.get("data", {}).keys() & {"image/png"} for cell in code_cells(notebook) for output in cell.outputs)
+    assert any(
+        output.get("data", {}).keys() & {"image/png", "image/jpeg"}
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import fmr
 from analyzers.alignment.examples import Examples, Inputs, arguments
 from analyzers.protocol import AnalyzerError
-from fmr.edits.values import Context, uncast, units_of
+from fmr.edits.layouts import units_of
+from fmr.edits.values import Context, uncast
 from fmr.ids import Site
 from fmr.subspaces import Part, Subspace
 from fmr.subspaces.space import Chosen, Space
@@ -40,7 +41,7 @@ class Swap:
 
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         axes = context.axes
-        units = units_of(value, context)
+        units = units_of(context.site, axes, value)
         rows = axes.index("examples") if "examples" in axes else 0
         with uncast(value):
             before = value.movedim((rows, units), (0, -1))

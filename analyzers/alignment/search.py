@@ -26,6 +26,7 @@ from analyzers.alignment.training import Settings, State, frozen
 from analyzers.alignment.trial import Accuracy, Trial, accuracy
 from analyzers.protocol import AnalyzerError, Method
 from fmr.disk.files import new_folder
+from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.subspaces import Subspace
 from fmr.sweeps.bars import hidden
@@ -162,25 +163,21 @@ class AlignmentSearch(Method):
         controls: bool,
     ) -> Alignment:
         """Every site, then the controls at the best."""
-        elsewhere = None if other is None else site_of(other)
         sites = [site for *_, site in self.sites]
-        if elsewhere is not None:
-            if elsewhere in sites:
-                raise AnalyzerError(
-                    f"other={other!r} is where the variables are looked for. Expected another site, for a control."
-                )
-            sites.append(elsewhere)
+        elsewhere = _elsewhere(other, sites)
         with frozen(self.model):
-            parts, spaces = opened(self.network, (train, validation, test), self.spaces, sites, self.tokenizer)
+            parts, spaces = opened(
+                self.network, (train, validation, test), self.spaces, [*sites, *elsewhere], self.tokenizer
+            )
             plain = [accuracy(self._plain, parts[2], settings, base) for base in (False, True)]
-            starts = [Trial(self.network, site, spaces, parts[0], parts[1], settings) for *_, site in self.sites]
+            starts = [Trial(self.network, site, spaces, parts[0], parts[1], settings) for site in sites]
             fitted = [fit(trial, f"site {number}") for number, trial in enumerate(starts)]
             chosen = [trial.accuracy(parts[1]) for trial, _ in fitted]
             best = max(range(len(fitted)), key=lambda number: (chosen[number].all, -chosen[number].loss))
             found = [trial.accuracy(parts[2]) for trial, _ in fitted]
             beside: dict[str, Accuracy] = {}
             if controls:
-                one = elsewhere if len(fitted) == 1 else None
+                one = next(iter(elsewhere), None) if len(fitted) == 1 else None
                 beside = dict(controls_of(starts[best], fitted[best][0], parts[2], one, fit))
                 if len(found) > 1:
                     rest = [one for number, one in enumerate(found) if number != best]
@@ -190,7 +187,7 @@ class AlignmentSearch(Method):
             variables=train.variables,
             rows=tuple(row for row, *_ in self.sites),
             columns=tuple(column for _, column, _ in self.sites),
-            sites=tuple(repr(site) for *_, site in self.sites),
+            sites=tuple(map(repr, sites)),
             iia=np.array([one.all for one in found]),
             changed=np.array([one.changed for one in found]),
             validation=np.array([one.all for one in chosen]),
@@ -215,6 +212,14 @@ class AlignmentSearch(Method):
 
     def _plain(self, batch: Examples) -> torch.Tensor:
         return self.network.plain(batch.base)
+
+
+def _elsewhere(other: Key | None, sites: list[Site]) -> list[Site]:
+    """The site for a control, if there is one; it is none of those where variables are looked for."""
+    found = [] if other is None else [site_of(other)]
+    if any(one in sites for one in found):
+        raise AnalyzerError(f"other={other!r} is where the variables are looked for. Expected another site, for a control.")
+    return found
 
 
 def _intervention(trial: Trial) -> fmr.Intervention:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fmr.edits.frames import Frames
+from fmr.edits.layouts import unpacked
 from fmr.edits.places import Part, extent, kept, parts, repeats
 from fmr.edits.receipts import Receipt, Tally
 from fmr.edits.values import Context, Edit, OnGradient
@@ -117,7 +118,7 @@ class Editor:
             ) from error
 
     def _changed(self, entry: Entry, edit: Edit, whole: Tensor, given: Tensor | None) -> Tensor:
-        value = start = entry.site.unpacked(whole)
+        value = start = unpacked(entry.site, whole)
         known = self.frames() if entry.site.positions is not None else []
         if entry.site.positions is not None:
             entry.positions = max(entry.positions, extent(entry.site, value, known))

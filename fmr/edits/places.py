@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmr.edits.frames import Frame, Frames, is_plain
+from fmr.edits.layouts import unpacked
 from fmr.errors import EditError, IdError
 from fmr.ids import Site
 from fmr.watching.storage import is_equal
@@ -66,7 +67,7 @@ def parts(site: Site, value: Tensor, known: Frames) -> list[Part]:
 
 def read(site: Site, value: Tensor, known: Frames) -> Tensor:
     """What a value holds at a site: the same columns that an edit there is given, as one tensor."""
-    value = site.unpacked(value)
+    value = unpacked(site, value)
     try:
         found = parts(site, value, known)
     except EditError as error:

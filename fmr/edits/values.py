@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmr.edits.layouts import check_alike, units_of
 from fmr.errors import EditError
 from fmr.ids import Site, TensorId
 from fmr.nodes import Key
@@ -55,7 +56,7 @@ class _Within(ABC):
     def __call__(self, value: Tensor, context: Context) -> Tensor:
         if self.within is None:
             return self._made(value, context)
-        last = units_of(value, context) - value.dim()
+        last = units_of(context.site, context.axes, value) - value.dim()
         with uncast(value):
             space = _now(self, context)
             inside = replace(context, coordinates=lambda given: space.read(given.movedim(last, -1)))
@@ -211,7 +212,7 @@ class Interchange(_Within):
             raise EditError(f"{self!r} was called outside a run, which reads its source. Give it to edits={{site: edit}}.")
         taken = context.source(self.source, context.site if self.at is None else self.at)
         taken = taken if context.coordinates is None else context.coordinates(taken)
-        _check_alike(taken, value, self, context)
+        check_alike(context.site, context.axes, taken, value, context.coordinates is not None)
         return _fitted(taken, value, self, context).expand_as(value).clone()
 
     def __repr__(self) -> str:
@@ -304,19 +305,6 @@ class OnGradient:
         raise EditError(f"{self!r} acts on the gradient at {context.site!r} and is no function of the value.")
 
 
-def units_of(value: Tensor, context: Context) -> int:
-    """The dimension of a value whose numbers make a vector, for what acts within a subspace of these.
-
-    Four dimensions may be heads by positions or channels by rows and columns: where nothing says which, it is an error.
-    """
-    if context.site.layout is None and "heads" in context.axes:
-        raise EditError(
-            f"{context.site!r} holds four dimensions, and nothing says which of them is that of the subspace's vectors. "
-            f"Name all: fmr.Site({str(context.id)!r}, layout=('examples', 'units', 'rows', 'columns')) for an image."
-        )
-    return context.axes.index("units") if "units" in context.axes else value.dim() - 1
-
-
 def _shown(value: object) -> str:
     """A setting as an edit prints it: of a tensor of many numbers its shape alone."""
     return f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.numel() > 1 else repr(value)
@@ -385,19 +373,6 @@ def _numbers(given: Any, value: Tensor, edit: object, context: Context) -> Tenso
     if lost:
         raise EditError(f"{edit!r} at {context.site!r}, which holds {value.dtype}: expected whole numbers.")
     return made if made.dim() == 0 else _shaped(made, value, edit, context)
-
-
-def _check_alike(taken: Tensor, value: Tensor, edit: object, context: Context) -> None:
-    """Raise where a source has one of what the site has several of, but for an example that is there for all."""
-    axes = context.axes
-    if context.coordinates is not None and "units" in axes:
-        axes = (*(axis for axis in axes if axis != "units"), "units")
-    for axis, theirs, own in zip(axes, taken.shape, value.shape, strict=False) if taken.dim() == value.dim() else ():
-        if theirs == 1 != own and axis not in ("examples", "units"):
-            raise EditError(
-                f"{type(edit).__name__} at {context.site!r} brings shape {tuple(taken.shape)}, one of its {axis}, where the "
-                f"site holds {own}. Expected as many: name those to read with edits.Interchange(source, at=site)."
-            )
 
 
 def _check_exact(value: Tensor, edit: object, context: Context) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fmr.edits.layouts import unpacked
 from fmr.edits.places import Part, is_whole, parts
 from fmr.errors import EditError, IdError
 from fmr.ids import Site
@@ -32,7 +33,7 @@ def read_source(
     if examples is not None and site.examples is None:
         site = site.at(examples=list(examples))
     try:
-        whole = site.unpacked(one.grad[Site(site.id)] if gradient else one[Site(site.id)])
+        whole = unpacked(site, one.grad[Site(site.id)] if gradient else one[Site(site.id)])
     except IdError as error:
         raise EditError(f"The source of the Interchange at {site!r} does not hold it: {error}") from error
     frames = one.frames()

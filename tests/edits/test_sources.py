@@ -6,6 +6,7 @@ from torch import nn
 
 import fmr
 from fmr import edits, subspaces
+from fmr.edits.layouts import unpacked
 from fmr.errors import EditError
 
 
@@ -88,8 +89,8 @@ def test_heads_that_are_laid_out_otherwise_are_refused_where_positions_are_meant
     site = fmr.Site("z", layout=("examples", "heads", "positions", "units"), n_heads=8)
     with pytest.raises(fmr.IdError, match=r"means a value of 8 heads, but 'z' has shape \(2, 3, 5, 4\)"):
         site.at(positions=-1).of(torch.zeros(2, 3, 5, 4))
-    assert site.unpacked(torch.zeros(2, 2, 4, 6)).shape == (2, 8, 1, 6)
-    assert site.unpacked(torch.zeros(2, 8, 4, 6)).shape == (2, 8, 4, 6)
+    assert unpacked(site, torch.zeros(2, 2, 4, 6)).shape == (2, 8, 1, 6)
+    assert unpacked(site, torch.zeros(2, 8, 4, 6)).shape == (2, 8, 4, 6)
 
 
 def test_the_channels_of_an_image_are_not_guessed() -> None:
