@@ -27,6 +27,12 @@ from fmr.structure.proof.evaluate import double
 LEFT = 1e-4
 """The share of what one operation passes on that may get lost in it before it is named."""
 
+OF_SHAPES = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
+"""Operations that read a shape and no number."""
+
+CUT_OFF = frozenset("detach data".split())
+"""Operations that hand on all numbers, and no gradient."""
+
 
 def deeplift(question: Question, base: Tensor) -> Found:
     """The difference of the target between the value and a baseline (1, ...), shared by the operations that made it."""
@@ -116,8 +122,10 @@ class TwoRuns:
         held = {p.id: self.pair(p.id).at for p in node.parents if p.id not in live}
         call = Call(self.graph, node, weight, self.pair(node.id), live, held)
         self._check(call, own)
-        if not live:
+        if not live or node.op in OF_SHAPES:
             return {}
+        if node.op in CUT_OFF:
+            return dict.fromkeys(live, weight)
         try:
             shares = self._by_rule(call)
         except (StructureError, RuntimeError) as error:

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
@@ -81,3 +81,30 @@ def test_a_router_is_explained_and_printed() -> None:
     assert found.explain(router.indices).roles == ("the chosen experts of structure.routers[0]",)
     assert found.roles[router.weights.id] == "router"
     assert fmr.locate(found.graph).routers[0].certified is None
+
+
+class Choosing(experts.Modules):
+    """Each expert chooses so many tokens: what a token's experts count for follows from other tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, x.shape[-1])
+        share, chosen = self.router(rows).softmax(-1).T.topk(self.best, -1)
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            out = out.index_add(0, chosen[number], expert(rows[chosen[number]]) * share[number, :, None])
+        return out.view(x.shape)
+
+
+class Shared(experts.Modules):
+    """All experts for every token, weighed by scores that tokens share among them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.router(x).softmax(1)
+        return sum(share[..., n : n + 1] * expert(x) for n, expert in enumerate(self.experts))
+
+
+@pytest.mark.parametrize("kind", [Choosing, Shared])
+def test_a_choice_that_hears_other_tokens_is_no_router(kind: type[nn.Module]) -> None:
+    _, found = located(kind)
+    assert found.routers == ()
+    assert any("is no router: " in str(one) for one in found.rejected)

@@ -174,6 +174,10 @@ def certify_router(graph: Graph, found: Router, value: Values) -> Certificate:
     whose = torch.arange(found.n, device=weight.device) if found.indices is None else value(found.indices.id)
     if whose.shape != (weight.shape if found.indices else weight.shape[-1:]):
         raise StructureError(f"{found.indices} does not say for each of {found.weights} which expert it is for")
+    if found.indices is not None and int(whose.max()) >= found.n:
+        raise StructureError(f"{found.indices.id} chooses among more than {found.n} experts, as tokens that these would see")
+    if _heard_by_others(graph, found, logits, value):
+        raise StructureError("what a token's experts count for follows from the scores of other tokens")
     used = whose.unique().tolist()
     none = evaluate(graph, found.write, {found.weights.id: torch.zeros_like(weight)}, value)
     shares = [weight * (whose % _SHARES == number) for number in sorted({number % _SHARES for number in used})]
@@ -185,6 +189,17 @@ def certify_router(graph: Graph, found: Router, value: Values) -> Certificate:
         "experts": 0.0 if all(len(one) == 1 for one in heard) and len({*heard}) == len(heard) else torch.inf,
     }
     return Certificate(errors, tolerance_of(*(value(one) for one in (found.write, found.weights.id, found.logits.id))))
+
+
+def _heard_by_others(graph: Graph, found: Router, logits: Tensor, value: Doubles) -> bool:
+    """Whether the scores of the first token alone move what experts count for another one, or nothing."""
+    tokens = prod(logits.shape[:-1])
+    other = logits.clone().reshape(tokens, -1)
+    other[0] *= 0.5  # which leaves the order of its experts as it was
+    given = (logits, other.reshape(logits.shape))
+    plain, changed = (evaluate(graph, found.weights.id, {found.logits.id: one}, value) for one in given)
+    moved = plain != changed
+    return moved.numel() % tokens != 0 or bool(moved.reshape(tokens, -1)[1:].any())
 
 
 def _heard(graph: Graph, found: Router, number: int, weight: Tensor, value: Doubles) -> Iterator[tuple[TensorId, int]]:
