@@ -113,6 +113,13 @@ def cells(m: Parts, x: Tensor) -> Tensor:
     return torch.stack([h := m.cell(one, h) for one in x.unbind(1)], 1)
 
 
+def bare_cells(m: Parts, x: Tensor) -> Tensor:
+    h, made = None, []
+    for one in reversed(x.unbind(1)):
+        made.append(h := m.cell(one, h))
+    return torch.stack(made[::-1], 1)
+
+
 def gated_window(m: Parts, x: Tensor) -> Tensor:
     b, c, x = m.one(x).chunk(3, -1)
     return c * m.window((b * x).mT)[..., : x.shape[1]].mT
@@ -157,6 +164,7 @@ MIXERS: dict[str, Truth] = {
     "backward": Truth(backward, "recurrence", 3, 1, STEPS, "anticausal"),
     "window, then steps written into rows": Truth(into_rows, "recurrence", 1, states=STEPS),
     "cells": Truth(cells, "recurrence", 1, states=STEPS),
+    "cells without a projection": Truth(bare_cells, "recurrence", STEPS, states=STEPS, direction="anticausal"),
     "one kernel": Truth(lambda m, x: m.steps(m.v(x))[0], "recurrence", 1),
     "gated window": Truth(gated_window, "convolution", 3, 1),
     "long filter": Truth(long_filter, "fixed", 2, 1),

@@ -15,8 +15,8 @@ from fmr.structure.normal.match import CONVOLUTIONS, MOVES, below, between, data
 from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
 
-_CELLS = frozenset("lstm gru rnn_tanh rnn_relu".split())
-"""Recurrent layers that are one op."""
+_CELLS = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
+"""Recurrent layers, and steps of them, that are one op."""
 
 _EMPTY = frozenset("zeros_like new_zeros".split())
 """Ops that take a shape alone."""
