@@ -3,10 +3,13 @@
 import argparse
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import analyzers
 import fmr
+from analyzers import images
 
 SENTENCE = "The cat sat on the mat because it was tired."
 LARGEST = 300_000  # bytes of a picture
@@ -23,7 +26,9 @@ def main() -> None:
     with torch.no_grad():
         encoder(out)
         layers(out / "layers.svg")
-    for path in sorted([*out.glob("*.svg"), *out.glob("*.png")]):
+    seen(out / "seen.jpg")
+    why(out / "why.jpg")
+    for path in sorted([*out.glob("*.svg"), *out.glob("*.png"), *out.glob("*.jpg")]):
         print(f"{path}  {path.stat().st_size / 1e3:.0f} kB")
         assert path.stat().st_size < LARGEST, f"{path} is too large for a repository; expected less than {LARGEST} bytes"
 
@@ -45,6 +50,41 @@ def layers(path: Path) -> None:
     torch.manual_seed(0)
     run = fmr.run(GPT2LMHeadModel(GPT2Config()).eval(), torch.arange(16)[None])
     run.graph.save_svg(path, depth=2, structure=fmr.locate(run))
+
+
+SHOWN = {"mean": 127 / 255, "std": 128 / 255}
+"""What the classifier of photographs is given: (image - mean) / std."""
+
+
+def seen(path: Path) -> None:
+    """Images made for three channels, from shallow to deep, and for a class of a pretrained classifier."""
+    seer = fmr.zoo.load("efficientnet")
+    eye = analyzers.FeatureVisualization(seer.model, size=176, **SHOWN)
+    asked = [images.Channel(f"_blocks.{block}", channel) for block, channel in ((2, 3), (5, 7), (10, 20))]
+    made = eye.run([*asked, images.Logit(seer.labels.index("daisy"))], steps=128, progress=False)
+    figure, axes = plt.subplots(1, 4, figsize=(8.0, 2.3), layout="constrained")
+    names = ("block 2, channel 3", "block 5, channel 7", "block 10, channel 20", "daisy")
+    for ax, image, name, score, elsewhere in zip(axes, made.images, names, made.score, made.robust, strict=True):
+        ax.imshow(image.permute(1, 2, 0))
+        ax.set_title(f"{name}\n{score:.0f}, elsewhere {elsewhere:.0f}", fontsize=8)
+        ax.set_axis_off()
+    figure.savefig(path, dpi=100)
+
+
+def why(path: Path) -> None:
+    """Which pixels, and which words, an answer rests on."""
+    seer = fmr.zoo.load("efficientnet")
+    photo, daisy = seer.preprocess(fmr.zoo.photos()["flower"]), seer.labels.index("daisy")
+    model, tokenizer = fmr.zoo.load("facts", attn_implementation="eager")
+    figure = plt.figure(figsize=(8.4, 2.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
+    pixels = analyzers.InputAttribution(seer.model).run(photo, daisy, "deeplift", baseline="blur", progress=False)
+    pixels.plot(left.subplots())
+    words = analyzers.InputAttribution(model, tokenizer)
+    for ax, method in zip(right.subplots(3, 1), ("deeplift", "ig", "occlusion"), strict=True):
+        told = ("Brigost", "Oranby")
+        words.run("Junel Dunoth grew up in", told, method, baseline="padding", progress=False).plot(ax)
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":
