@@ -186,6 +186,11 @@ class InputAttribution(Method):
     def _one_by_one(
         self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
     ) -> tuple[Attribution, list[Asked]]:
+        if isinstance(baseline, Tensor) and baseline.dim() and len(opening) == len(baseline) > 1:
+            raise AnalyzerError(
+                f"baseline has {len(baseline)} rows, and so many are the examples: each would be held against the mean over "
+                "all. Expected one row, baseline[:1], or one example at a time with its own."
+            )
         place, asked, found = opening.place(at), [], []
         for example in bar(range(len(opening)), f"attributing, {method}", own.progress):
             asked.append(opening.asked(example, place, target, baseline, own))

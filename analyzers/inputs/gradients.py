@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -28,7 +29,8 @@ class Found(NamedTuple):
 
 
 def captum() -> Any:
-    """captum's methods, or one clear error."""
+    """captum's methods, or one clear error; what draws numbers as it loads leaves Python's own as they were."""
+    state = random.getstate()
     try:
         import captum.attr
     except ImportError:
@@ -36,14 +38,16 @@ def captum() -> Any:
             "This method is done by captum, which is not installed. Get it with: pip install 'fmr[analysis]'. "
             "method='deeplift' and 'rollout' do without."
         ) from None
+    finally:
+        random.setstate(state)
     return captum.attr
 
 
 @contextmanager
 def drawn(seed: int, device: torch.device) -> Iterator[None]:
-    """A block whose random numbers are those of a seed; torch's and NumPy's own go on as if it had not been."""
+    """A block whose random numbers are those of a seed; those of torch, NumPy and Python go on as if it had not been."""
     devices = [device] if device.type == "cuda" else []
-    state = np.random.get_state()
+    state, own = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
@@ -51,6 +55,7 @@ def drawn(seed: int, device: torch.device) -> Iterator[None]:
             yield
     finally:
         np.random.set_state(state)
+        random.setstate(own)
 
 
 def integrated(question: Question, base: Tensor, steps: int, most: int, within: float, rows: int) -> Found:

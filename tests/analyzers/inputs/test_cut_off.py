@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from analyzers import InputAttribution
+from analyzers import AnalyzerError, InputAttribution
 from tests.small import Fn
 
 SHAPES = {
@@ -34,3 +34,11 @@ def test_a_detached_maximum_is_followed_as_what_it_is() -> None:
     found = InputAttribution(Fn(stable).eval()).run({"x": x}, 2, "deeplift")
     assert found.complete
     assert found.gap[0] < 1e-6
+
+
+def test_as_many_baselines_as_examples_are_refused() -> None:
+    model, (x, base) = nn.Linear(4, 3).eval(), torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(AnalyzerError, match=r"baseline has 3 rows, and so many are the examples.*one example at a time"):
+        InputAttribution(model).run(x, 0, "deeplift", baseline=base)
+    one = InputAttribution(model).run(x[:1], 0, "deeplift", baseline=base)
+    assert torch.allclose(one.values, (x[:1] - base.mean(0)) * model.weight[0], atol=1e-6)
