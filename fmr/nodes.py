@@ -121,6 +121,23 @@ def id_of(key: Key) -> TensorId:
     raise IdError(no_key(key))
 
 
+def called(key: Any) -> str:
+    """What a key is called where it has no name: its ID, for a site that selects something with that."""
+    return repr(key) if not is_key(key) or (isinstance(key, Site) and key.selection) else str(id_of(key))
+
+
+def sites_by_name(keys: Any) -> dict[str, Site] | None:
+    """Sites by name, as they are asked for: one key, several, or a mapping from names; None where they are none."""
+    if isinstance(keys, Mapping):
+        pairs = [(str(name), key) for name, key in keys.items()]
+    else:
+        several = [keys] if is_key(keys) else list(keys) if isinstance(keys, Iterable) else []
+        pairs = [(called(key), key) for key in several]
+    if not pairs or not all(is_key(key) for _, key in pairs) or len(dict(pairs)) < len(pairs):
+        return None
+    return {name: key if isinstance(key, Site) else Site(id_of(key)) for name, key in pairs}
+
+
 def keys_of(keys: Key | Iterable[Key]) -> list[Key]:
     """One key or several, as a list."""
     if is_key(keys):

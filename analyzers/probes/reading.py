@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Batch, asked_tokens, real_tokens
 from fmr.edits.places import kept
 from fmr.ids import Site
-from fmr.nodes import Key, id_of, is_key
+from fmr.nodes import called, sites_by_name
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
 
@@ -86,23 +86,14 @@ def as_labels(given: Any, name: str) -> Tensor:
 
 
 def named(sites: Any) -> dict[str, Site]:
-    """Sites by name, as they are given: one, several, or a mapping from names."""
-    if isinstance(sites, Mapping):
-        pairs = [(str(name), site) for name, site in sites.items()]
-    else:
-        several = [sites] if is_key(sites) else list(sites) if isinstance(sites, Iterable) else []
-        pairs = [(told(site), site) for site in several]
-    if not pairs or not all(is_key(site) for _, site in pairs) or len(dict(pairs)) < len(pairs):
+    """Sites by name, as they are given, or one clear error."""
+    found = sites_by_name(sites)
+    if found is None:
         raise AnalyzerError(
             f"sites={sites!r}: expected sites, IDs or paths of modules, each once, as sites=[layer.resid_post for layer in "
             "structure.layers], or a mapping from names to them."
         )
-    return {name: site if isinstance(site, Site) else Site(id_of(site)) for name, site in pairs}
-
-
-def told(site: Key) -> str:
-    """What a site is called where it has no name: its ID, with what it selects."""
-    return repr(site) if isinstance(site, Site) and site.selection else str(id_of(site)) if is_key(site) else repr(site)
+    return found
 
 
 def states(structure: Structure, run: Run) -> dict[str, Site]:
@@ -173,7 +164,7 @@ def vectors(run: Run, site: Site, position: int, by_token: bool, examples: int) 
     whole = run[Site(site.id)]
     if not isinstance(whole, Tensor) or not whole.is_floating_point():
         what = f"{str(whole.dtype)[6:]} numbers" if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
-        raise AnalyzerError(f"{told(site)!r} holds {what}, expected a tensor of floats, such as a layer's output.")
+        raise AnalyzerError(f"{called(site)!r} holds {what}, expected a tensor of floats, such as a layer's output.")
     axes = site.axes(whole)
     if not by_token and "positions" in axes and site.positions is None:
         site = site.at(positions=position)
@@ -181,23 +172,23 @@ def vectors(run: Run, site: Site, position: int, by_token: bool, examples: int) 
     front = ["examples", *(["positions"] if "positions" in names else [])]
     if "examples" not in names or len(names) < len(front) + 1 or value.shape[names.index("examples")] != examples:
         raise AnalyzerError(
-            f"{told(site)!r} has shape {tuple(value.shape)} with axes {names}, expected those of {examples} examples and of "
-            f"units. Where it is laid out otherwise, say so: fmr.Site({str(site.id)!r}, layout=(...))."
+            f"{called(site)!r} has shape {tuple(value.shape)} with axes {names}, expected those of {examples} examples and "
+            f"of units. Where it is laid out otherwise, say so: fmr.Site({str(site.id)!r}, layout=(...))."
         )
     rest = [axis for axis in names if axis not in front]
     value = value.permute([names.index(axis) for axis in (*front, *rest)]).flatten(len(front))
     if not bool(value.isfinite().all()):
-        raise AnalyzerError(f"{told(site)!r} holds numbers that are not finite. Expected finite ones; narrow the site.")
+        raise AnalyzerError(f"{called(site)!r} holds numbers that are not finite. Expected finite ones; narrow the site.")
     if not by_token and len(front) == 2:
         if value.shape[1] != 1:
             raise AnalyzerError(
-                f"{told(site)!r} selects {value.shape[1]} positions, and there is one label for each example. Expected one "
-                "position, as site.at(positions=-1)."
+                f"{called(site)!r} selects {value.shape[1]} positions, and there is one label for each example. Expected "
+                "one position, as site.at(positions=-1)."
             )
         return value[:, 0]
     if by_token and len(front) == 1:
         raise AnalyzerError(
-            f"The labels are one for each token, and {told(site)!r} has axes {names}, without positions. Expected one label "
-            "for each example."
+            f"The labels are one for each token, and {called(site)!r} has axes {names}, without positions. Expected one "
+            "label for each example."
         )
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from fmr.edits.places import kept
 from fmr.errors import StoreError
 from fmr.ids import Site
-from fmr.nodes import id_of, is_key
+from fmr.nodes import sites_by_name
 from fmr.runs.run import Run
 
 NOTHING = -1
@@ -19,23 +19,14 @@ NOTHING = -1
 
 
 def named_sites(keys: Any) -> dict[str, Site]:
-    """Sites by name, as they are asked for: one, several, or a mapping from names."""
-    if isinstance(keys, Mapping):
-        pairs = [(str(name), site) for name, site in keys.items()]
-    else:
-        several = [keys] if is_key(keys) else list(keys) if isinstance(keys, Iterable) else []
-        pairs = [(_told(site), site) for site in several]
-    if not pairs or not all(is_key(site) for _, site in pairs) or len(dict(pairs)) < len(pairs):
+    """Sites by name, as they are asked for, or one clear error."""
+    found = sites_by_name(keys)
+    if found is None:
         raise StoreError(
             f"keep={keys!r}: expected sites, IDs or paths of modules, each once, as keep=[layer.resid_post for layer in "
             "structure.layers], or a mapping from names to them."
         )
-    return {name: site if isinstance(site, Site) else Site(id_of(site)) for name, site in pairs}
-
-
-def _told(site: Any) -> str:
-    """What a site is called where it has no name: its ID, with what it selects."""
-    return repr(site) if isinstance(site, Site) and site.selection else str(id_of(site)) if is_key(site) else repr(site)
+    return found
 
 
 def named_inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
