@@ -1,52 +1,77 @@
-"""Which dimension of a value counts channels, read off the ops that made it."""
+"""Which dimension of a site counts channels: proven from the ops that made it, or said by whoever names the site."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
+from analyzers.images.counts import MIXED, PLACES, UNITS, counts_of
 from fmr.errors import IdError
 from fmr.graph.graph import Graph
-from fmr.ids import Site
+from fmr.graph.paths import returned
+from fmr.ids import Site, TensorId
+from fmr.nests import Nest, ids_in
 from fmr.nodes import Key, Node, id_of
-from fmr.structure.normal.match import ELEMENTWISE, SAME
 
-LAST = frozenset("linear layer_norm rms_norm".split())
-"""Ops after which the last dimension counts channels."""
+_NARROWED = {3: ("examples", "positions", "units"), 4: ("examples", "heads", "positions", "units")}
+"""How a site that is narrowed is laid out where it does not say so."""
 
 
 def with_layout(graph: Graph, site: Key) -> Key:
-    """A site that says that its last dimension counts channels, where it has four and its ops tell so; else itself.
+    """A site that says which of its dimensions counts channels, as the ops of a graph tell; none is called units where they
+    do not.
 
-    >>> with_layout(fmr.run(reader, images[:1]).graph, "conv1")
-    'conv1'
+    >>> with_layout(fmr.run(reader, images[:1]).graph, "conv1").layout
+    ('examples', 'units', 'dim2', 'dim3')
 
-    What works number by number is looked through to what it read.
+    A site with a layout stays as it is; so does one that holds several tensors, or that is nowhere.
     """
-    if isinstance(site, Site) and (site.layout is not None or site.selection):
+    if isinstance(site, Site) and site.layout is not None:
         return site
     try:
-        node = graph[site]
+        name, node = _held(graph, id_of(site))
     except IdError:  # which the run that reads it says in its own words
         return site
-    if len(node.shape) < 4 or not _is_last(graph, node):
+    if node is None or not node.shape:
         return site
-    return Site(id_of(site), layout=("examples", *(f"dim{n}" for n in range(1, len(node.shape) - 1)), "units"))
+    layout = _layout(graph, node)
+    if not isinstance(site, Site):
+        return Site(name, layout=layout)
+    if not site.selection:
+        return replace(site, id=name, layout=layout)
+    narrowed = _NARROWED.get(len(layout))
+    told = narrowed if layout[-1] == "units" else None
+    return site if told is None else replace(site, layout=told)
 
 
-def _is_last(graph: Graph, node: Node) -> bool:
-    """Whether all of the ops that the numbers of a value come from leave channels in the last dimension."""
-    waiting, known, found = [node], {node.id}, []
-    while waiting:
-        here = waiting.pop()
-        if here.op in ELEMENTWISE | SAME:
-            more = [graph[parent] for parent in _alike(graph, here) if parent not in known]
-            known.update(one.id for one in more)
-            waiting += more
-        else:
-            found.append(here.op)
-    return bool(found) and all(op in LAST for op in found)
+def _layout(graph: Graph, node: Node) -> tuple[str, ...]:
+    """The names of a value's dimensions: units is the one that counts channels, where one alone does."""
+    names = ["examples", *(f"dim{n}" for n in range(1, len(node.shape)))]
+    counts = counts_of(graph).get(node.id, (None,) * len(node.shape))[1:]
+    if len(counts) == 1 and counts[0] != PLACES:
+        names[1] = "units"
+    elif counts.count(UNITS) == 1 and not any(
+        count == MIXED and size > 1 for count, size in zip(counts, node.shape[1:], strict=True)
+    ):
+        names[1 + counts.index(UNITS)] = "units"
+    return tuple(names)
 
 
-def _alike(graph: Graph, node: Node) -> Sequence[Key]:
-    """What a node read that has its shape and is no source."""
-    return [parent.id for parent in node.parents if not parent.is_source and graph[parent].shape == node.shape]
+def _held(graph: Graph, name: TensorId) -> tuple[TensorId, Node | None]:
+    """The one tensor that a name stands for, and a name for it alone; of several, the logits."""
+    if not name.is_path:
+        return name, graph[name]
+    found = dict(_leaves(returned(graph, name)))
+    if len(found) > 1 and "logits" in found:
+        found = {"logits": found["logits"]}
+    if len(found) != 1:
+        return name, None
+    ((at, held),) = found.items()
+    return TensorId(f"{name}:{at}" if at else name), graph[held]
+
+
+def _leaves(nest: Nest, at: str = "") -> list[tuple[str, TensorId]]:
+    """Every ID in a nest, with its position."""
+    if nest is None or isinstance(nest, str):
+        return [(at, one) for one in ids_in(nest)]
+    items = nest.items() if isinstance(nest, dict) else enumerate(nest)
+    return [pair for key, item in items for pair in _leaves(item, f"{at}.{key}" if at else str(key))]

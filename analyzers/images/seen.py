@@ -75,17 +75,28 @@ def tensor_at(site: Key, value: object, images: int) -> Tensor:
 def by_channel(value: Tensor, site: Key) -> Tensor:
     """A value as (images, channels, ...): the dimension that counts channels is the second one.
 
-    It is the one that the site's layout calls units; without a layout the last of three, and the second of all others.
+    It is the one that the site's layout calls units; of a site without one, which nothing was proven of, the last of three,
+    and the second of all others.
     """
-    layout = site.layout if isinstance(site, Site) and not site.selection else None
-    named = layout is not None and "units" in layout and len(layout) == value.dim()
-    axis = layout.index("units") if named and layout is not None else _CHANNELS.get(value.dim())
+    if isinstance(site, Site) and site.layout is not None:
+        left = [name for name in site.layout if not isinstance(site.selection.get(name), int)]
+        axis = left.index("units") if "units" in left and len(left) == value.dim() else None
+    else:
+        narrowed = isinstance(site, Site) and site.selection and value.dim() > 2
+        axis = None if narrowed else _CHANNELS.get(value.dim())
     if not axis:
         raise AnalyzerError(
-            f"{_named(site)} has shape {tuple(value.shape)}, of which no dimension is known to count channels. Expected a "
-            f"site whose layout calls one units: {_LAYOUT}."
+            f"{_named(site)} has shape {tuple(value.shape)}, and of these dimensions the ops tell none that alone counts "
+            f"channels. Expected a site whose layout calls one units: fmr.Site({str(id_of(site))!r}, "
+            f"layout={_example(value.dim())})."
         )
     return value.movedim(axis, 1)
+
+
+def _example(rank: int) -> tuple[str, ...]:
+    """A layout of so many dimensions, of which the last counts channels."""
+    places = {3: ("positions",), 4: ("rows", "columns")}.get(rank, tuple(f"places{n}" for n in range(1, rank - 1)))
+    return ("examples", *places, "units")
 
 
 def channel_numbers(channels: Any) -> list[int]:

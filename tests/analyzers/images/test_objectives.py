@@ -125,7 +125,7 @@ def test_images_that_are_alike_are_not_diverse() -> None:
             r"'a' has shape \(2, 3, 4, 5\), which is 3 channels, and no channel 3. Expected 0 to 2",
         ),
         (images.Channel("a", "red"), VALUES, "no channel 'red'. Expected 0 to 2"),  # type: ignore[arg-type]
-        (images.Channel("a", 0), VALUES[..., 0, 0, 0], "of which no dimension is known to count channels. Expected a site"),
+        (images.Channel("a", 0), VALUES[..., 0, 0, 0], "of these dimensions the ops tell none that alone counts channels"),
         (
             images.Neuron("a", 0, (4, 0)),
             VALUES,
