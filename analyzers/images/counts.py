@@ -14,7 +14,17 @@ from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import of_projection, subscripts_of
-from fmr.structure.normal.match import CONVOLUTIONS, ELEMENTWISE, MOVES, NORMS, SAME, cached_per_graph, contraction, projection
+from fmr.structure.normal.match import (
+    CONVOLUTIONS,
+    ELEMENTWISE,
+    MOVES,
+    NORMS,
+    SAME,
+    cached_per_graph,
+    contraction,
+    data_inputs,
+    projection,
+)
 
 EXAMPLES, UNITS, PLACES, MIXED = "examples", "units", "places", "mixed"
 """What a dimension counts; what is mixed counts several of these, or what a projection made over places of channels."""
@@ -153,8 +163,9 @@ def _moved(graph: Graph, node: Node, known: dict[TensorId, Counts], moved: dict[
     shapes = tuple(graph[parent].shape for parent in node.parents)
     key = node.op, node.function, node.id.parts.output, str(node.args), shapes, tuple(map(known.get, node.parents))
     if key not in moved:
-        rank = max(len(graph[parent].shape) for parent in node.parents if parent in known)
-        read = [parent.id for parent in node.parents if parent in known and len(graph[parent].shape) == rank]
+        told = [name for name in data_inputs(graph, node) if name in known]
+        rank = max((len(graph[name].shape) for name in told), default=0)
+        read = [name for name in told if len(graph[name].shape) == rank]
         counts = [reduce(_joined, (known[name][n] for name in read), None) for n in range(rank)]
         sizes = [max(graph[name].shape[n] for name in read) for n in range(rank)]
         try:
