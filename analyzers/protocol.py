@@ -240,5 +240,5 @@ def check_eval(model: nn.Module) -> None:
     if name is not None:
         part = f"{type(model).__name__}.{name}" if name else type(model).__name__
         raise AnalyzerError(
-            f"{part} is in train mode, so that runs may differ without any patch. Expected eval mode: call model.eval()."
+            f"{part} is in train mode, in which runs of the same inputs may differ. Expected eval mode: call model.eval()."
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from analyzers.images.objectives import Objective
+from analyzers.images.parameterizations import Parameterization
 from analyzers.images.redirect import redirected
 from analyzers.images.seen import Seen
 from analyzers.images.transformations import Transformation, through
@@ -21,6 +22,7 @@ from analyzers.images.viewing import View
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
 from fmr.edits.editor import Asked
+from fmr.errors import number_of
 from fmr.nodes import Key
 from fmr.sweeps.bars import hidden
 
@@ -32,9 +34,14 @@ SCALE = 1024.0
 """By what gradients in half precision are larger, which would else vanish where they are small."""
 
 
-def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def adam(parameters: list[nn.Parameter], rate: float = 0.1) -> torch.optim.Optimizer:
     """The optimiser that is taken where none is given."""
-    return torch.optim.Adam(parameters, lr=0.1)
+    return torch.optim.Adam(parameters, lr=rate)
+
+
+def rate_of(parameterization: nn.Module) -> float:
+    """The learning rate that an image is made with where no optimiser is given."""
+    return parameterization.rate if isinstance(parameterization, Parameterization) else Parameterization.rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +128,9 @@ class Steps:
         if not parameters:
             raise AnalyzerError("The parameterization has no parameters to optimise. Expected a module with some.")
         curve: list[Tensor] = []
+        before = [one.detach().clone() for one in parameters]
         with _grads_put_back(parameters):
-            made = callable(self.optimizer) and not isinstance(self.optimizer, torch.optim.Optimizer)
-            optimizer = self.optimizer(parameters) if made else self.optimizer
-            if not made or not isinstance(optimizer, torch.optim.Optimizer):
-                what = f"{'gave' if made else 'is'} a {type(optimizer).__name__}"
-                raise AnalyzerError(
-                    f"optimizer {what}, expected a function of parameters that makes a torch optimizer: lambda params: "
-                    "torch.optim.Adam(params, lr=0.1)."
-                )
+            optimizer = self._optimizer(parameters)
             with tqdm(total=self.steps, desc=name, unit="step", disable=hidden(progress)) as bar:
                 for step in range(self.steps):
                     told: list[Tensor] = []
@@ -142,11 +143,39 @@ class Steps:
                     curve.append(told[0])
                     bar.update()
                     bar.set_postfix_str(f"score {float(told[0].mean()):.3g}", refresh=False)
+        if all(map(torch.equal, before, parameters)):
+            raise AnalyzerError(
+                f"{number_of(self.steps, 'step')} of {type(optimizer).__name__} changed nothing of the image. Expected a "
+                "learning rate above 0: lambda params: torch.optim.Adam(params, lr=0.1)."
+            )
         return np.array([scores.cpu().double().numpy() for scores in curve])
+
+    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of these parameters, checked."""
+        made = callable(self.optimizer) and not isinstance(self.optimizer, torch.optim.Optimizer)
+        optimizer = self.optimizer(parameters) if made else self.optimizer
+        if not made or not isinstance(optimizer, torch.optim.Optimizer):
+            what = f"{'gave' if made else 'is'} a {type(optimizer).__name__}"
+            raise AnalyzerError(
+                f"optimizer {what}, expected a function of parameters that makes a torch optimizer: lambda params: "
+                "torch.optim.Adam(params, lr=0.1)."
+            )
+        held = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        if held.isdisjoint(map(id, parameters)):
+            raise AnalyzerError(
+                f"optimizer gave a {type(optimizer).__name__} of other parameters than those that the image is made of. "
+                "Expected a function that hands its argument on: lambda params: torch.optim.Adam(params, lr=0.1)."
+            )
+        return optimizer
 
     def _loss(self, task: Task, parameters: list[nn.Parameter], step: int, told: list[Tensor]) -> float:
         """The loss at the parameters as they are, their gradients set; the scores are added to what was told."""
         images = self.images(task.view)
+        if not images.requires_grad:
+            raise AnalyzerError(
+                f"No gradient comes from the images to the parameters of {type(self.parameterization).__name__}. Expected "
+                "images that are computed from them, without detach() or no_grad()."
+            )
         draw = Random(f"{self.seed} {step}")
         shown = through(images, self.transformations, draw, task.view.size)
         scores, slope, direct = task.gradient(images, shown)
@@ -165,6 +194,12 @@ class Steps:
         ends = [(shown, slope)] if direct is None else [(shown, slope), (images, direct)]
         ends = [(made, gradient) for made, gradient in ends if made.requires_grad]
         found = torch.autograd.grad([made for made, _ in ends], parameters, [g for _, g in ends], allow_unused=True)
+        if step == 0 and not any(gradient is not None and bool(gradient.any()) for gradient in found):
+            raise AnalyzerError(
+                f"At step 0 the gradient of {', '.join(map(str, task.objectives[:2]))} is 0 at all parameters of "
+                f"{type(self.parameterization).__name__}. Expected an image that is not black or white all over, made "
+                "of them by functions with a slope, and transformations that leave something of it."
+            )
         for one, gradient in zip(parameters, found, strict=True):
             one.grad = None if gradient is None else -gradient
         told.append(scores)

@@ -1,4 +1,4 @@
-"""What each dimension of a value counts, followed through the ops that made it: channels, places, or nothing that is known."""
+"""What each dimension of a value counts, followed through the ops that made it: channels, places, or nothing known."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _aligned(node: Node, read: Sequence[Node], known: dict[TensorId, Counts]) ->
 
 def _normed(node: Node, read: Sequence[Node], known: dict[TensorId, Counts]) -> Counts:
     """A norm of a layer's units says which they are where nothing else does."""
-    found = list(known[read[0].id]) if read else [None] * len(node.shape)
+    found: list[str | None] = list(known[read[0].id]) if read else [None] * len(node.shape)
     if UNITS not in found and len(found) > 1:
         shape = node.argument("normalized_shape", 1, ())
         if node.op not in ("layer_norm", "rms_norm"):
@@ -142,7 +142,7 @@ def _multiplied(graph: Graph, node: Node, known: dict[TensorId, Counts]) -> Coun
     counts = _by_letter(letters.left, known.get(data, ()))
     if node.op in CONVOLUTIONS:
         own = {letter: EXAMPLES if letter == "A" else PLACES for letter in letters.left if letter != "k"}
-        counts = {letter: counts.get(letter) or count for letter, count in own.items()} | {"k": counts.get("k")}
+        counts |= {letter: counts.get(letter) or count for letter, count in own.items()}
     if used is None and not windowed:
         for letter, count in _by_letter(letters.right, known.get(found.right, ())).items():
             counts[letter] = _joined(counts.get(letter), count)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analyzers.images.given import check_choice, name_of
 from analyzers.images.objectives import AtSite
 from analyzers.images.seen import Seen
 from analyzers.protocol import AnalyzerError
@@ -34,6 +35,21 @@ class Difference(AtSite):
     of: Callable[[Tensor], Tensor] = same
     power: int = 2
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("power", self.power, 1, 2)
+        if not callable(self.of):
+            raise AnalyzerError(f"of={self.of!r}: expected a function of values, as analyzers.images.gram.")
+        if (
+            not isinstance(self.values, Tensor)
+            or not self.values.is_floating_point()
+            or not bool(self.values.isfinite().all())
+        ):
+            what = "numbers that are not finite" if isinstance(self.values, Tensor) else f"a {type(self.values).__name__}"
+            raise AnalyzerError(
+                f"Difference at {str(id_of(self.site))!r} got {what}, expected the values that a run holds there."
+            )
+
     def __call__(self, seen: Seen) -> Tensor:
         value = seen.read(self.site)
         with torch.no_grad():
@@ -57,8 +73,10 @@ class Difference(AtSite):
         return value if self.of is same else self.of(seen.channels(self.site, value))
 
     def __repr__(self) -> str:
-        name = getattr(self.of, "__name__", type(self.of).__name__)
-        return self._told(*([] if self.of is same else [f"of={name}"]))
+        name = getattr(self.of, "__name__", "") or name_of(self.of)
+        return self._told(
+            *([] if self.of is same else [f"of={name}"]), *([f"power={self.power}"] if self.power != 2 else [])
+        )
 
 
 def differences(sites: tuple[Key, ...], values: Callable[[Key], Tensor], of: Callable[[Tensor], Tensor]) -> list[Difference]:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from analyzers.images.redirect import redirected
+from analyzers.images.redirect import is_window, led_to, redirected, way_to
 from analyzers.images.seen import by_channel, tensor_at
 from analyzers.images.viewing import View
-from fmr.nodes import Key
+from fmr.graph.graph import Graph
+from fmr.ids import OPAQUE, TensorId
+from fmr.nodes import Key, Node
+from fmr.structure.normal.match import SAME, is_constant
 from fmr.sweeps.bars import bar
 
 Box = tuple[int, int, int, int]
@@ -29,21 +32,55 @@ def receptive_fields(view: View, site: Key, places: Sequence[Place], progress: b
     """
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        edits = redirected(view.graph(), [site], share=1.0)
+        edits = redirected(view.graph(), [site], share=1.0, every=True)
     touched: dict[Place, Tensor] = {}
     rows = [place for place in dict.fromkeys(places) for _ in range(DRAWS)]
     for start in bar(range(0, len(rows), ROWS), "receptive fields", progress):
         here = rows[start : start + ROWS]
         noise = torch.rand(len(here), view.channels, *view.size, generator=draw).to(view.like.device)
-        given = view.inputs(noise).requires_grad_()
-        run = view.run(given, [site], grad=True, edits=edits)
+        noise.requires_grad_()
+        run = view.run(view.inputs(noise), [site], grad=True, edits=edits)
         values = by_channel(tensor_at(site, run[site], len(here)), site)
         signs = torch.randn(values.shape[1], generator=draw).to(values)
         parts = [(values[n][..., None].flatten(1)[:, _flat(place, values)] * signs).sum() for n, place in enumerate(here)]
-        (slope,) = torch.autograd.grad(torch.stack(parts).sum(), given)
+        total = torch.stack(parts).sum()
+        (slope,) = torch.autograd.grad(total, noise, allow_unused=True) if total.requires_grad else (None,)
+        slope = torch.ones_like(noise) if slope is None else slope  # which is told as what no gradient passes
         for place, one in zip(here, (slope != 0).any(1).cpu(), strict=True):
             touched[place] = one | touched.get(place, torch.zeros_like(one))
     return {place: _box(one) for place, one in touched.items()}
+
+
+def untold(graph: Graph, site: Key) -> list[str]:
+    """The ops that a site is computed through and that hide from a gradient what they read: comparisons, choices, steps."""
+    return [str(node.id) for node in way_to(graph, [site]) if _hides(graph, node)]
+
+
+_STEPS = frozenset("argsort bucketize detach data floor heaviside kthvalue median mode round sign sort topk trunc".split())
+"""Ops that pass no gradient of what they compute, or that of one number among several."""
+
+
+def _hides(graph: Graph, node: Node) -> bool:
+    """Whether a gradient tells less than all of what an op reads."""
+    if node.id.is_source or is_constant(graph, node.id):
+        return False
+    if node.op == OPAQUE or node.op in _STEPS or (is_window(node) and not led_to(graph, node, every=True)):
+        return True
+    numbers = [parent for parent in node.parents if graph[parent].dtype.is_floating_point]
+    if not numbers or node.dtype.is_floating_point:
+        return False
+    return not all(_gates_itself(graph, node, parent) for parent in numbers if not is_constant(graph, parent))
+
+
+def _gates_itself(graph: Graph, node: Node, name: TensorId) -> bool:
+    """Whether all that a comparison is for is to let pass, or not, the very value that it was made of."""
+    for one in graph.readers(node.id):
+        if one.op in SAME | {"float", "type"} and one.id != node.id:
+            if not _gates_itself(graph, one, name):
+                return False
+        elif name not in led_to(graph, one, every=True):
+            return False
+    return True
 
 
 def _flat(place: Place, values: Tensor) -> int:

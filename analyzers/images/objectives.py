@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analyzers.images.given import check_choice, check_number, check_site
 from analyzers.images.seen import Seen, gram, spread
 from analyzers.protocol import AnalyzerError
 from fmr.errors import whole_number
@@ -45,6 +46,12 @@ class Objective(ABC):
     def __rmul__(self, other: Objective | float) -> Objective:
         return Product(_objective(other), self)
 
+    def __truediv__(self, other: float) -> Objective:
+        check_number("divisor", other)
+        if not other:
+            raise AnalyzerError("An objective was divided by 0.")
+        return Product(Constant(1 / other), self)
+
     def __neg__(self) -> Objective:
         return Product(Constant(-1.0), self)
 
@@ -68,6 +75,9 @@ class Constant(Objective):
     """A number, the score of every image."""
 
     number: float
+
+    def __post_init__(self) -> None:
+        check_number("number", self.number)
 
     def __call__(self, seen: Seen) -> Tensor:
         return torch.full((len(seen.images),), self.number, device=seen.images.device)
@@ -123,6 +133,9 @@ class AtSite(Objective):
 
     site: Key
 
+    def __post_init__(self) -> None:
+        check_site(self.site)
+
     @property
     def sites(self) -> tuple[Key, ...]:
         return (self.site,)
@@ -144,6 +157,10 @@ class Layer(AtSite):
     """
 
     power: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("power", self.power, 1, 2)
 
     def __call__(self, seen: Seen) -> Tensor:
         return seen.read(self.site)[..., None].flatten(1).pow(self.power).mean(1)
@@ -233,8 +250,12 @@ class Direction(AtSite):
     cosine: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("cosine", self.cosine, least=0)
         if not isinstance(self.vector, Tensor):
             raise AnalyzerError(f"Direction got a {type(self.vector).__name__}, expected a tensor of a number a channel.")
+        if not bool(self.vector.isfinite().all()):
+            raise AnalyzerError("Direction got a vector with numbers that are not finite, expected a number a channel.")
 
     def __call__(self, seen: Seen) -> Tensor:
         values = spread(seen.channels(self.site))
@@ -299,6 +320,9 @@ class Contrast(Objective):
     """
 
     power: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_number("power", self.power, above=0)
 
     def __call__(self, seen: Seen) -> Tensor:
         return (seen.images - 0.5).abs().pow(self.power).flatten(1).mean(1)

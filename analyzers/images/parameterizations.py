@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analyzers.protocol import AnalyzerError
+from analyzers.images.given import check_number
+from analyzers.protocol import AnalyzerError, check_counts
 from fmr.errors import whole_number
 
 COLOURS = ((0.639, -0.274, 0.021), (0.548, 0.080, -0.072), (0.540, 0.243, 0.048))
@@ -37,7 +38,12 @@ def sides(size: Any) -> tuple[int, int]:
 
 
 class Parameterization(nn.Module):
-    """A module that returns images (images, colours, height, width) from 0 to 1; its parameters are optimised."""
+    """A module that returns images (images, colours, height, width) from 0 to 1; its parameters are optimised.
+
+    `rate` is the learning rate of Adam where no other optimiser is asked for.
+    """
+
+    rate = 0.1
 
     def of(self, images: Tensor) -> Parameterization:
         """The same module with parameters that make these images."""
@@ -61,6 +67,8 @@ class Pixels(Parameterization):
 
     def __init__(self, size: Size, images: int = 1, channels: int = 3, *, std: float = 0.01, seed: int = 0) -> None:
         super().__init__()
+        check_counts(1, images=images, channels=channels)
+        check_number("std", std, least=0)
         draw = torch.Generator().manual_seed(seed)
         self.pixels = nn.Parameter(std * torch.randn(images, channels, *sides(size), generator=draw))
 
@@ -96,6 +104,10 @@ class FFT(Parameterization):
         decorrelate: bool = True, decay: float = 1.5, std: float = 0.01, saturation: float = 4.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        check_counts(1, images=images, channels=channels)
+        check_number("decay", decay)
+        check_number("std", std, least=0)
+        check_number("saturation", saturation, above=0)
         self.size, self.saturation = sides(size), saturation
         draw = torch.Generator().manual_seed(seed)
         down, across = torch.fft.fftfreq(self.size[0])[:, None], torch.fft.rfftfreq(self.size[1])
@@ -132,10 +144,13 @@ class CPPN(Parameterization):
     Source: K. Stanley, "Compositional pattern producing networks", 2007.
     """
 
+    rate = 0.005
+
     def __init__(
         self, size: Size, images: int = 1, channels: int = 3, *, width: int = 24, depth: int = 8, seed: int = 0
     ) -> None:
         super().__init__()
+        check_counts(1, images=images, channels=channels, width=width, depth=depth)
         self.size = sides(size)
         draw = torch.Generator().manual_seed(seed)
         widths = [2, *[2 * width] * depth]

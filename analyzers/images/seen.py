@@ -118,6 +118,9 @@ def gram(value: Tensor) -> Tensor:
     G_ij = sum over places of F_i F_j, divided by the number of places (Gatys et al. 2016, "Image style transfer using
     convolutional neural networks").
     """
+    if not isinstance(value, Tensor) or value.dim() < 2:
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise AnalyzerError(f"gram got {what}, expected values (images, channels, ...).")
     flat = spread(value)
     return flat @ flat.mT / flat.shape[2]
 

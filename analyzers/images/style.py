@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from analyzers.images.ascent import Optimizer, Steps, Task, adam
+from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of
 from analyzers.images.difference import Difference, differences, same
+from analyzers.images.given import check_seed
 from analyzers.images.objectives import Objective
 from analyzers.images.parameterizations import Size
 from analyzers.images.seen import gram
@@ -67,7 +69,7 @@ class StyleTransfer(Method):
         """
         _check(content_weight, style_weight, penalty, start)
         check_counts(1, steps=steps)
-        check_counts(0, seed=seed)
+        check_seed(seed)
         given = {name: self._given(one, name) for name, one in (("content", content), ("style", style))}
         begin = {"content": given["content"], "noise": None}[start] if isinstance(start, str) else start
         with undisturbed(self.model, seed):
@@ -78,7 +80,7 @@ class StyleTransfer(Method):
             total = content_weight * _sum(contents) + style_weight / len(styles) * _sum(styles)
             task = Task(self.view, (-total if penalty is None else -total - penalty,), sites)
             made = made_of(self.view, parameterization, 1, begin, seed, decay=1.0)
-            run = Steps(made, checked(transformations), optimizer or adam, steps, True, seed)
+            run = Steps(made, checked(transformations), optimizer or partial(adam, rate=rate_of(made)), steps, True, seed)
             with torch.no_grad():
                 first = run.images(self.view).detach()
             curve = -run.run(task, progress, type(self).__name__)[:, 0]

@@ -10,14 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analyzers.images.fields import Box, Place, receptive_fields, with_noise_outside
+from analyzers.images.fields import Box, Place, receptive_fields, untold, with_noise_outside
+from analyzers.images.given import check_site
 from analyzers.images.seen import by_channel, channel_numbers, tensor_at
 from analyzers.images.topcrops import TopCrops
-from analyzers.images.viewing import Number, View, undisturbed
+from analyzers.images.viewing import Number, View, numbers, undisturbed
 from analyzers.numbers.embed import Floats
-from analyzers.protocol import Analyzer, AnalyzerError, check_counts, check_eval
+from analyzers.protocol import Analyzer, AnalyzerError, check_counts
 from fmr.errors import number_of
 from fmr.nodes import Key, id_of
+from fmr.weights import fingerprint
+
+CLIPPED = 0.02
+"""An image that lies outside 0 to 1 by more of that range is no image that was shown with the given mean and std."""
 
 WRONG = 1e-3
 """A value that changes by more of it, when all outside a crop becomes noise, is shown with all of its image."""
@@ -42,12 +47,13 @@ class TopImages(Analyzer[TopCrops]):
         std: Number = 1.0, argument: str | None = None, others: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         check_counts(1, k=k)
-        self.model, self.site, self.k = model, site, k
+        self.model, self.site, self.k = model, check_site(site), k
         self.channels = None if channels is None else channel_numbers(channels)
         self.shown: dict[str, Any] = {"mean": mean, "std": std, "argument": argument, "others": others}
         View.of(model, 1, 3, mean, std, argument, others)
         self.key: Key | None = None
-        self.seen = 0
+        self.seen = self.clipped = 0
+        self.colours: int | None = None
         self.values, self.numbers, self.places = torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, 0)
         self.sums, self.squares = torch.zeros(0).double(), torch.zeros(0).double()
         self.images: dict[int, Tensor] = {}
@@ -58,14 +64,18 @@ class TopImages(Analyzer[TopCrops]):
         >>> analyzers.TopImages(reader, "conv1").update(images[:5]).counted
         '5 images'
         """
-        check_eval(self.model)
         inputs = _inputs(batch, self.shown["argument"])
+        if self.colours not in (None, inputs.shape[1]):
+            raise AnalyzerError(
+                f"A batch holds images of {number_of(inputs.shape[1], 'colour')}, those before had {self.colours}. Expected "
+                "as many in each."
+            )
         view = self._view(inputs)
-        with torch.no_grad():
+        with undisturbed(self.model, 0), torch.no_grad():
             key = view.sites([self.site], view.graph())[self.site] if self.key is None else self.key
-            given = inputs.detach().to(view.like)
+            given = inputs.detach().to(view.like, copy=True)  # which the model may write to
             values = by_channel(tensor_at(key, view.run(given, [key])[key], len(inputs)), key).cpu()
-        self.key = key
+        self.key, self.colours = key, inputs.shape[1]
         self.channels = list(range(values.shape[1])) if self.channels is None else self.channels
         _check_channels(self.channels, key, values)
         values = values[:, self.channels]
@@ -84,6 +94,8 @@ class TopImages(Analyzer[TopCrops]):
         self.sums = self._more(self.sums, largest.double().sum(0))
         self.squares = self._more(self.squares, largest.double().square().sum(0))
         self.seen += len(inputs)
+        shown = view.images(inputs.detach().cpu())
+        self.clipped += int((shown - shown.clamp(0, 1)).abs().flatten(1).amax(1).gt(CLIPPED).sum())
         return self
 
     def merge(self, other: TopImages) -> TopImages:
@@ -96,6 +108,17 @@ class TopImages(Analyzer[TopCrops]):
         if not isinstance(other, TopImages) or (self.site, self.k) != (other.site, other.k):
             what = "one with other settings" if isinstance(other, TopImages) else type(other).__name__
             raise AnalyzerError(f"merge got {what}, expected another TopImages of the same site and k.")
+        if other is self:
+            raise AnalyzerError("merge got the same object, whose images would count twice. Expected another TopImages.")
+        if self.shown["argument"] != other.shown["argument"] or self._range() != other._range():
+            raise AnalyzerError(
+                f"merge of mean and std {self._range()} with {other._range()}: expected the same mean, std and argument."
+            )
+        if self.model is not other.model and fingerprint(self.model) != fingerprint(other.model):
+            raise AnalyzerError(
+                f"merge of values of two models: the weights of {type(self.model).__name__} and "
+                f"{type(other.model).__name__} differ. Expected another TopImages of the same model."
+            )
         if not other.seen:
             return self
         if None not in (self.channels, other.channels) and self.channels != other.channels:
@@ -105,7 +128,12 @@ class TopImages(Analyzer[TopCrops]):
         self.images |= {number: other.images[number - self.seen] for number in held if number >= self.seen}
         self.sums, self.squares = self._more(self.sums, other.sums), self._more(self.squares, other.squares)
         self.seen += other.seen
+        self.clipped += other.clipped
+        self.colours = self.colours or other.colours
         return self
+
+    def _range(self) -> tuple[list[float], list[float]]:
+        return numbers(self.shown["mean"]), numbers(self.shown["std"])
 
     @property
     def counted(self) -> str:
@@ -119,7 +147,13 @@ class TopImages(Analyzer[TopCrops]):
         """
         if not self.seen or self.channels is None:
             raise AnalyzerError("No images have been seen yet. Call update(batch) or over(loader) before result().")
-        boxes, outside = self._boxes(progress)
+        notes: list[str] = []
+        boxes, outside = self._boxes(progress, notes)
+        if self.clipped:
+            notes.append(
+                f"of {number_of(self.clipped, 'image')} numbers lie outside 0 to 1, where crops are cut off; mean= and std= "
+                "say what the model is given"
+            )
         crops = {
             f"{channel}/{rank}": self._shown(int(self.numbers[row, rank]), boxes[row][rank])
             for row, channel in enumerate(self.channels)
@@ -140,6 +174,7 @@ class TopImages(Analyzer[TopCrops]):
             spread=_array(spread),
             seen=self.seen,
             crops=crops,
+            notes=tuple(notes),
         )
 
     def _view(self, inputs: Tensor) -> View:
@@ -162,8 +197,9 @@ class TopImages(Analyzer[TopCrops]):
     def _more(known: Tensor, new: Tensor) -> Tensor:
         return known + new if known.numel() else new
 
-    def _boxes(self, progress: bool | None) -> tuple[list[list[Box]], Floats]:
-        """The box of each kept image, and by how much of it the value changes when all outside becomes noise."""
+    def _boxes(self, progress: bool | None, notes: list[str]) -> tuple[list[list[Box]], Floats]:
+        """The box of each kept image, and by how much of it the value changes when all outside becomes noise; what
+        gradients cannot tell is noted."""
         assert self.key is not None
         rows, ranks = self.values.shape
         boxes: list[list[Box]] = [[(0, 0, 0, 0)] * ranks for _ in range(rows)]
@@ -175,6 +211,8 @@ class TopImages(Analyzer[TopCrops]):
         with undisturbed(self.model, 0):
             for entries in by_size.values():
                 view = self._view(self.images[int(self.numbers[entries[0]])][None])
+                with torch.no_grad():
+                    hidden = untold(view.graph(), self.key)
                 places = [self._place(*entry) for entry in entries]
                 found = receptive_fields(view, self.key, places, progress)
                 for start in range(0, len(entries), _AT_ONCE):
@@ -183,6 +221,11 @@ class TopImages(Analyzer[TopCrops]):
                     for (row, rank), box, error in zip(some, chosen, self._changes(view, some, chosen), strict=True):
                         whole = (0, 0, *view.size)
                         boxes[row][rank], outside[row, rank] = (box, error) if error <= WRONG else (whole, 0.0)
+        if hidden:
+            notes.append(
+                f"boxes may be too small: no gradient tells what is seen through {', '.join(map(repr, hidden[:3]))}"
+                + f" and {len(hidden) - 3} more" * (len(hidden) > 3)
+            )
         return boxes, outside
 
     def _place(self, row: int, rank: int) -> Place:
@@ -207,7 +250,7 @@ class TopImages(Analyzer[TopCrops]):
     def _shown(self, number: int, box: Box) -> Tensor:
         image = self.images[number][None]
         top, left, bottom, right = box
-        return self._view(image).images(image)[0, :, top:bottom, left:right].clone()
+        return self._view(image).images(image)[0, :, top:bottom, left:right].clamp(0, 1)
 
 
 _AT_ONCE = 16

@@ -27,7 +27,7 @@ class TopCrops(Stored):
     By channel and rank: values; numbers, of the images in the order in which they came; places in the layer; boxes (top,
     left, bottom, right) in the image; outside, by how much of it the value changes when all outside the box becomes noise.
     mean and spread of a channel: over all images that were seen, of its largest value, the null. crops: by "channel/rank",
-    from 0 to 1.
+    from 0 to 1. notes: what cannot be trusted, in words.
     """
 
     model: str
@@ -42,6 +42,7 @@ class TopCrops(Stored):
     spread: Floats
     seen: int
     crops: dict[str, Tensor] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def table(self) -> DataFrame:
         """One row an image of a channel.
@@ -92,6 +93,7 @@ class TopCrops(Stored):
                 f"  channel {channel}: {self.values[row, 0]:.3g} in image {self.numbers[row, 0]}; all images "
                 f"{self.mean[row]:.3g} +- {self.spread[row]:.3g}"
             )
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines + [f"  and {len(self.channels) - _SHOWN} more"] * (len(self.channels) > _SHOWN))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from analyzers.images.given import check_number, name_of
 from analyzers.protocol import AnalyzerError, check_counts
 
 GREY = 0.5
@@ -33,6 +35,8 @@ class Pad:
 
     def __post_init__(self) -> None:
         check_counts(0, pixels=self.pixels)
+        if self.value is not None:
+            check_number("value", self.value)
 
     def __call__(self, images: Tensor, draw: Random) -> Tensor:
         margins = [self.pixels] * 4
@@ -75,6 +79,8 @@ class Scale:
     high: float = 1.1
 
     def __post_init__(self) -> None:
+        check_number("low", self.low)
+        check_number("high", self.high)
         if not 0 < self.low <= self.high:
             raise AnalyzerError(f"{self!r}: expected two factors above 0, the smaller one first.")
 
@@ -93,6 +99,9 @@ class Rotate:
     """
 
     degrees: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_number("degrees", self.degrees, least=0)
 
     def __call__(self, images: Tensor, draw: Random) -> Tensor:
         angle = math.radians(draw.uniform(-self.degrees, self.degrees))
@@ -123,14 +132,55 @@ def checked(given: Any) -> tuple[Transformation, ...]:
             f"transformations={given!r}: expected functions of images and random numbers, as [analyzers.images.Jitter(4)], "
             "or () for none."
         )
+    for one in found:
+        if not _takes_two(one):
+            raise AnalyzerError(
+                f"The transformation {name_of(one)} does not take two arguments, expected a function of images and of a "
+                "random.Random: lambda images, draw: ..."
+            )
     return found
+
+
+def _takes_two(function: Any) -> bool:
+    """Whether a function can be called with images and random numbers, as far as it says."""
+    try:
+        inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # which says nothing
+        return True
+    return True
 
 
 def through(images: Tensor, transformations: Sequence[Transformation], draw: Random, size: tuple[int, int]) -> Tensor:
     """Images after all of these, of the size that a model takes."""
+    given = images
     for one in transformations:
-        images = one(images, draw)
+        images = _transformed(images, one, draw)
+    if transformations and not bool((low := images.detach().amin()) >= -1.0) & bool((high := images.detach().amax()) <= 2.0):
+        raise AnalyzerError(
+            f"The transformations {', '.join(map(name_of, transformations))} make numbers from {low:.3g} to {high:.3g} of "
+            f"images from {given.min():.3g} to {given.max():.3g}. Expected images from 0 to 1 again: what the model is "
+            "given is said by mean= and std=."
+        )
     return fitted(images, size)
+
+
+def _transformed(images: Tensor, one: Transformation, draw: Random) -> Tensor:
+    """Images after one transformation, which must be as many images, and pass gradients."""
+    made = one(images, draw)
+    if not isinstance(made, Tensor) or made.dim() != 4 or made.shape[:2] != images.shape[:2] or not made.is_floating_point():
+        what = f"shape {tuple(made.shape)} of {made.dtype}" if isinstance(made, Tensor) else type(made).__name__
+        raise AnalyzerError(
+            f"The transformation {name_of(one)} makes {what} of images of shape {tuple(images.shape)}. Expected as many "
+            "images of as many colours, of any size: (images, colours, height, width)."
+        )
+    if images.requires_grad and not made.requires_grad:
+        raise AnalyzerError(
+            f"No gradient passes the transformation {name_of(one)}, so that no step would change the image. Expected "
+            "functions of torch with a slope, without detach() or no_grad()."
+        )
+    return made
 
 
 def fitted(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
+from analyzers.images.given import check_site
 from analyzers.images.layouts import with_layout
 from analyzers.images.parameterizations import Size, sides
 from analyzers.images.seen import Seen, tensor_at
@@ -70,16 +72,16 @@ class View:
         return ((images - mean) / std).to(self.like)
 
     def images(self, inputs: Tensor) -> Tensor:
-        """The images that make these inputs."""
+        """The images that make these inputs, which lie within 0 and 1 if mean and std are those of the model."""
         shown = inputs.detach().float()
         mean, std = (self._colours(one, shown) for one in (self.mean, self.std))
-        return (shown * std + mean).clamp(0, 1)
+        return shown * std + mean
 
     def run(self, inputs: Tensor, keep: Sequence[Key], *, grad: bool = False, edits: Asked | None = None) -> fmr.Run:
         """A pass over these inputs that ends after the deepest of what is kept."""
         if self.argument is None:
-            return fmr.run(self.model, inputs, keep=list(keep), stop=True, grad=grad, edits=edits, **self.others)
-        named = {self.argument: inputs, **self.others}
+            return fmr.run(self.model, inputs, keep=list(keep), stop=True, grad=grad, edits=edits, **self._beside())
+        named = {self.argument: inputs, **self._beside()}
         return fmr.run(self.model, keep=list(keep), stop=True, grad=grad, edits=edits, **named)
 
     def seen(
@@ -92,7 +94,8 @@ class View:
 
     def sites(self, asked: Sequence[Key], graph: Graph) -> dict[Key, Key]:
         """Each site that is asked for with the one that is read: what has the role, or itself, laid out as its ops tell."""
-        roles = [site for site in asked if isinstance(site, str) and _is_role(site)]
+        _check_examples(graph)
+        roles = [site for site in map(check_site, asked) if isinstance(site, str) and _is_role(site)]
         known: dict[str, Site] = {}
         if roles:
             with torch.no_grad():
@@ -124,8 +127,12 @@ class View:
 
     def _plain(self, inputs: Tensor, keep: str = "all") -> fmr.Run:
         if self.argument is None:
-            return fmr.run(self.model, inputs, keep=keep, **self.others)
-        return fmr.run(self.model, keep=keep, **{self.argument: inputs, **self.others})
+            return fmr.run(self.model, inputs, keep=keep, **self._beside())
+        return fmr.run(self.model, keep=keep, **{self.argument: inputs, **self._beside()})
+
+    def _beside(self) -> dict[str, Any]:
+        """What else the model is given, of its own each time, so that a model may write to it."""
+        return {name: one.clone() if isinstance(one, Tensor) else one for name, one in self.others.items()}
 
     @staticmethod
     def _colours(value: Number, images: Tensor) -> Tensor:
@@ -207,13 +214,45 @@ def as_images(given: Any, view: View, name: str = "images") -> Tensor:
 def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """A block with gradients and random numbers of its own, in which a model is used as it stands."""
     check_eval(model)
+    _check_weights(model)
     devices = {one.device for one in model.parameters() if one.device.type == "cuda"}
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
-        torch.random.default_generator.manual_seed(seed)
-        for device in devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+    own, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.random.default_generator.manual_seed(seed)
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpy)
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raise for weights without numbers, and for those that no gradient may be taken through."""
+    for name, one in (*model.named_parameters(), *model.named_buffers()):
+        if one.is_meta:
+            raise AnalyzerError(
+                f"{type(model).__name__}.{name} is on the device meta and has no numbers. Expected a model with weights."
+            )
+        if one.is_inference():
+            raise AnalyzerError(
+                f"{type(model).__name__}.{name} was made in torch.inference_mode(), and no gradient passes it. Expected a "
+                "model that is built outside of it."
+            )
+
+
+def _check_examples(graph: Graph) -> None:
+    """Raise for a model in which what is made of an image depends on the other images of the batch."""
+    for node in graph.nodes:
+        if node.op == "batch_norm" and node.argument("training", 5, False) is True:
+            raise AnalyzerError(
+                f"{node.id} takes mean and spread over the batch in eval mode too, so that what is made of an image depends "
+                "on the others. Expected running statistics: track_running_stats=True."
+            )
 
 
 def keys_of(given: Any) -> list[Key]:

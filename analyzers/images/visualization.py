@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from analyzers.images.ascent import Optimizer, Steps, Task, adam, task_of
+from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of, task_of
+from analyzers.images.given import check_seed, name_of
 from analyzers.images.objectives import Channel, Layer, Objective
 from analyzers.images.parameterizations import KINDS, Parameterization, Size
 from analyzers.images.seen import by_channel, channel_numbers, tensor_at
@@ -64,7 +66,8 @@ class FeatureVisualization(Method):
         objective: of `analyzers.images`, or a site, whose mean counts. images: how many are made at once, for an objective
         that compares them. parameterization: "fft", "pixels", "cppn", or a module of yours that returns images from 0 to 1
         and keeps what it learns. transformations: what images are put through in each step, `f(images, random)`; None for
-        a margin, shifts, sizes and turns, () for nothing. optimizer: makes one of parameters; None for Adam with lr 0.1.
+        a margin, shifts, sizes and turns, () for nothing. optimizer: makes one of parameters; None for Adam at the rate
+        of the parameterization, 0.1, of "cppn" 0.005.
         start: images to begin with, else noise. redirect: where no gradient would arrive, as at dead units, it is led
         past dead zones. seed: of noise and transformations.
 
@@ -73,7 +76,7 @@ class FeatureVisualization(Method):
         """
         objectives = _objectives(objective)
         check_counts(1, images=images, steps=steps)
-        check_counts(0, seed=seed)
+        check_seed(seed)
         many = len(objectives) if len(objectives) > 1 else images
         if images not in (1, many):
             raise AnalyzerError(f"images={images} with {len(objectives)} objectives: expected one image for each.")
@@ -81,7 +84,7 @@ class FeatureVisualization(Method):
             task = task_of(self.view, objectives)
             made = made_of(self.view, parameterization, many, start, seed)
             put = robust(self.view.size) if transformations is None else checked(transformations)
-            run = Steps(made, put, optimizer or adam, steps, redirect, seed)
+            run = Steps(made, put, optimizer or partial(adam, rate=rate_of(made)), steps, redirect, seed)
             with torch.no_grad():
                 first = run.images(self.view).detach()
             many = len(first)
@@ -159,15 +162,23 @@ def made_of(view: View, given: str | nn.Module, images: int, start: Any, seed: i
         return made
     if not isinstance(made, Parameterization):
         raise AnalyzerError(f"start= cannot be put into a {type(made).__name__}. Expected it to hold the image already.")
-    return made.of(as_images(start, view, "start"))
+    begin = as_images(start, view, "start")
+    with torch.no_grad():
+        shape = tuple(made().shape)
+    if len(begin) not in (1, shape[0]) or tuple(begin.shape[1:]) != shape[1:]:
+        raise AnalyzerError(
+            f"start has shape {tuple(begin.shape)}, and {type(made).__name__} makes images of shape {shape}. Expected one "
+            "image to begin with, or as many as are made."
+        )
+    return made.of(begin)
 
 
 def settings_of(view: View, run: Steps, given: str | nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
     """How images were made, in plain values."""
     return {
         "parameterization": given if isinstance(given, str) else type(given).__name__,
-        "transformations": tuple(map(str, run.transformations)),
-        "optimizer": "Adam(lr=0.1)" if optimizer is None else getattr(optimizer, "__name__", type(optimizer).__name__),
+        "transformations": tuple(map(name_of, run.transformations)),
+        "optimizer": f"Adam(lr={rate_of(run.parameterization):g})" if optimizer is None else name_of(optimizer),
         "steps": run.steps,
         "redirect": run.redirect,
         "mean": _plain(view.mean),

@@ -166,7 +166,7 @@ def test_the_ops_tell_which_dimension_counts_channels(name: str) -> None:
 @pytest.mark.parametrize("name", UNTOLD)
 def test_what_the_ops_do_not_tell_is_asked_for(name: str) -> None:
     eye = FeatureVisualization(Made(UNTOLD[name]).eval(), size=(8, 9))
-    with pytest.raises(AnalyzerError, match=r"the ops tell none that alone counts channels. Expected .* fmr.Site\('', layout="):
+    with pytest.raises(AnalyzerError, match=r"tell none that alone counts channels. Expected .* fmr.Site\('', layout="):
         eye.scores(images.Channel("", 0), GIVEN)
     eye.scores(images.Layer(""), GIVEN)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -155,3 +156,38 @@ def test_a_site_is_scored_as_it_is_narrowed() -> None:
     narrowed = Site("/flatten#0", units=[3, 4])
     part = Seen(IMAGES, lambda site: run[narrowed])
     torch.testing.assert_close(images.Layer(narrowed)(part), run["/flatten#0"][:, 3:5].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda: images.Channel(["a"], 1), r"\['a'\] names no value: expected an ID, the path of a module"),
+        (lambda: images.Channel("*conv*", 1), r"'\*conv\*' is a pattern, and one site is read"),
+        (lambda: images.Layer(torch.nn.ReLU()), "ReLU is a module, not a key: expected its path"),
+        (lambda: images.Layer("a", power=3), "power=3: expected 1 or 2"),
+        (lambda: images.Contrast(float("nan")), "power=nan: expected a finite number above 0"),
+        (lambda: float("nan") * images.Layer("a"), "number=nan: expected a finite number"),
+        (lambda: images.Layer("a") / 0, "An objective was divided by 0"),
+        (lambda: images.Layer("a") / float("inf"), "divisor=inf: expected a finite number"),
+        (
+            lambda: images.Direction("a", torch.tensor([1.0, float("nan")])),
+            "Direction got a vector with numbers that",
+        ),
+        (
+            lambda: images.Direction("a", torch.ones(2), cosine=float("inf")),
+            "cosine=inf: expected a finite number",
+        ),
+        (lambda: images.Difference("a", VALUES, of="gram"), "of='gram': expected a function of values"),
+        (lambda: images.Difference("a", VALUES, power=3), "power=3: expected 1 or 2"),
+        (lambda: images.Difference("a", VALUES * float("inf")), "Difference at 'a' got numbers that are not finite"),
+        (lambda: images.Difference("a", 3.0), "Difference at 'a' got a float, expected the values"),
+        (lambda: images.gram(torch.ones(3)), r"gram got shape \(3,\), expected values \(images, channels, ...\)"),
+    ],
+)
+def test_settings_without_a_meaning_are_told(mistake: Callable[[], Any], message: str) -> None:
+    with pytest.raises(AnalyzerError, match=message):
+        mistake()
+
+
+def test_an_objective_is_divided_by_a_number() -> None:
+    assert str(images.Logit(3) / 2) == "0.5 * Logit(3)"

@@ -70,6 +70,22 @@ def test_the_colours_are_those_of_two_photographs() -> None:
     torch.testing.assert_close((ours.T @ ours).fill_diagonal_(0), torch.zeros(3, 3).double(), atol=2e-3, rtol=0)
 
 
+def test_each_has_a_rate_that_it_learns_by() -> None:
+    assert (Pixels.rate, FFT.rate, CPPN.rate) == (0.1, 0.1, 0.005)
+
+
+def test_settings_without_a_meaning_are_told() -> None:
+    for wrong, message in (
+        (lambda: CPPN(8, depth=0), "depth=0: expected a whole number from 1 on"),
+        (lambda: FFT(8, decay=float("nan")), "decay=nan: expected a finite number"),
+        (lambda: FFT(8, saturation=0), "saturation=0: expected a finite number above 0"),
+        (lambda: Pixels(8, 0), "images=0: expected a whole number from 1 on"),
+        (lambda: Pixels(8, std=float("inf")), "std=inf: expected a finite number from 0 on"),
+    ):
+        with pytest.raises(AnalyzerError, match=message):
+            wrong()
+
+
 def test_what_cannot_begin_with_an_image_says_so() -> None:
     with pytest.raises(
         AnalyzerError, match=r"CPPN cannot begin with a given image\. Expected parameterization='fft' or 'pixels'"

@@ -79,6 +79,15 @@ def test_what_comes_out_is_what_a_model_takes(size: tuple[int, int]) -> None:
 def test_what_leaves_nothing_is_told() -> None:
     with pytest.raises(AnalyzerError, match=r"Jitter\(pixels=16\) leaves nothing of images of 16 x 16"):
         Jitter(16)(IMAGES, Random(0))
+    for wrong, message in (
+        (lambda: Rotate(float("nan")), "degrees=nan: expected a finite number from 0 on"),
+        (lambda: Rotate(-1), "degrees=-1: expected a finite number from 0 on"),
+        (lambda: Rotate("far"), "degrees='far': expected a finite number"),  # type: ignore[arg-type]
+        (lambda: Scale(0.5, float("inf")), "high=inf: expected a finite number"),
+        (lambda: Pad(1, float("nan")), "value=nan: expected a finite number"),
+    ):
+        with pytest.raises(AnalyzerError, match=message):
+            wrong()
     with pytest.raises(
         AnalyzerError, match=r"Scale\(low=1.2, high=0.9\): expected two factors above 0, the smaller one first"
     ):

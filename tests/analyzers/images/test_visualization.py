@@ -396,7 +396,7 @@ def test_photographs_are_cut_and_resized() -> None:
         (lambda: setup().run("late", transformations="pad", **FEW), "transformations='pad': expected functions of images"),
         (lambda: setup().run("late", optimizer=3, **FEW), "optimizer is a int, expected a function of parameters"),
         (lambda: setup().run("late", optimizer=adam(list(chain().parameters()))), "optimizer is a Adam, expected"),
-        (lambda: setup().run(images.Channel(chain().late, 1), **FEW), "keep got a module, Conv2d"),
+        (lambda: setup().run(images.Channel(chain().late, 1), **FEW), "Conv2d is a module, not a key: expected its path"),
         (lambda: images.Direction("late", "up"), "Direction got a str, expected a tensor of a number a channel"),
         (lambda: FeatureVisualization(chain(), others=[3]), "others is a list, expected what else the model is given"),
         (lambda: images.FFT((0, 3)), r"size=\(0, 3\): expected the side of an image"),
