@@ -31,6 +31,13 @@ def chain() -> Chain:
     return model
 
 
+def other() -> Chain:
+    model = chain()
+    with torch.no_grad():
+        model.stem.weight.mul_(2)
+    return model
+
+
 def top(**settings: Any) -> TopImages:
     return TopImages(chain(), "late/conv2d#0", **{"k": 3, **settings})
 
@@ -108,6 +115,62 @@ def test_a_receptive_field_is_what_pixels_one_by_one_tell(layers: tuple[nn.Modul
     view = View.of(model, size, 1, 0.0, 1.0, None, None)
     found = receptive_fields(view, "", places)
     assert found == {place: by_hand(model, size, place) for place in places}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv2d(1, 4, 3), nn.AdaptiveMaxPool2d((2, 1))),
+        (nn.Conv2d(1, 4, 3), nn.MaxPool2d(5, 3)),
+        (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 1, dilation=2), nn.Conv2d(4, 3, 3)),
+        (nn.Conv2d(1, 4, 3), nn.Threshold(0.1, 0.0), nn.Hardtanh(-0.1, 0.1), nn.Conv2d(4, 3, 3)),
+    ],
+)
+def test_a_place_sees_all_that_a_window_chooses_among(layers: tuple[nn.Module, ...]) -> None:
+    size, model = 14, Layers(*layers).eval().double()
+    view = View.of(model, size, 1, 0.0, 1.0, None, None)
+    assert receptive_fields(view, "", [(0, 0), (1, 0)]) == {place: by_hand(model, size, place) for place in [(0, 0), (1, 0)]}
+
+
+class Gated(nn.Module):
+    """A convolution, of which a function makes something."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 2, 3), function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(self.conv(images))
+
+
+@pytest.mark.parametrize(
+    ("function", "hidden"),
+    [
+        (lambda x: x * (x.roll(8, 3) > 0), "/gt#0"),
+        (lambda x: torch.where(x.mean((2, 3), keepdim=True) > 0, x, 0.0), "/gt#0"),
+        (lambda x: x + x.mean((2, 3), keepdim=True).round(), "/round#0"),
+        (lambda x: x + x.mean((2, 3), keepdim=True).detach(), "/detach#0"),
+        (lambda x: x * (x > 0), ""),
+        (lambda x: torch.where(x > 0, x, x.exp() - 1), ""),
+        (lambda x: x.masked_fill(x < 0, 0.0), ""),
+        (lambda x: F.max_pool2d(x, 2), ""),
+    ],
+)
+def test_what_no_gradient_tells_is_said(function: Callable[[Tensor], Tensor], hidden: str) -> None:
+    found = TopImages(Gated(function).eval(), "", k=1).update(IMAGES[:3]).result()
+    assert found.notes == ((f"boxes may be too small: no gradient tells what is seen through '{hidden}'",) if hidden else ())
+    assert (found.notes[0] in repr(found)) if hidden else "too small" not in repr(found)
+
+
+def test_numbers_that_are_no_image_are_said(tmp_path: Path) -> None:
+    found = top(k=2).update(IMAGES[:5]).update((IMAGES[:3] - 0.5) / 0.2).result()
+    assert found.notes == (
+        "of 3 images numbers lie outside 0 to 1, where crops are cut off; mean= and std= say what the model is given",
+    )
+    found.save(tmp_path / "found.safetensors")
+    assert TopCrops.load(tmp_path / "found.safetensors").notes == found.notes
+    assert all(0 <= float(one.min()) <= float(one.max()) <= 1 for one in found.crops.values())
+    assert top(mean=0.5, std=0.2).update((IMAGES[:3] - 0.5) / 0.2).result().notes == ()
 
 
 def test_what_lies_outside_of_a_crop_changes_nothing() -> None:
@@ -212,6 +275,12 @@ def test_a_result_is_saved_tabled_and_drawn(tmp_path: Path) -> None:
         (lambda: top().over(IMAGES), "batches is one Tensor, expected several batches"),
         (lambda: top().merge(top(k=4)), "merge got one with other settings, expected another TopImages"),
         (lambda: top().merge(3), "merge got int, expected another TopImages"),
+        (lambda: [one := top().update(IMAGES), one.merge(one)], "merge got the same object, whose images would count twice"),
+        (lambda: top().merge(top(mean=0.5).update(IMAGES)), r"merge of mean and std \(\[0.0\], \[1.0\]\) with \(\[0.5\]"),
+        (lambda: top().update(IMAGES).merge(TopImages(other(), "late/conv2d#0", k=3)), "merge of values of two models"),
+        (lambda: top().update(IMAGES).update(IMAGES[:, :1]), "A batch holds images of 1 colour, those before had 3"),
+        (lambda: TopImages(chain(), ["late"]), r"\['late'\] names no value: expected an ID"),  # type: ignore[arg-type]
+        (lambda: TopImages(chain(), "l*"), r"'l\*' is a pattern, and one site is read"),
         (lambda: top(channels=[1]).merge(top(channels=[2]).update(IMAGES)), r"merge of channels \[1\] with \[2\]"),
         (lambda: TopImages(Chain(), "late").update(IMAGES), "Chain is in train mode"),
         (lambda: TopImages(chain(), "late", mean=None), "mean=None: expected a number, or one for each"),

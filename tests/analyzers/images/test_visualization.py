@@ -1,6 +1,7 @@
 """Feature visualisation as a user calls it: what it finds in networks made by hand, leaves alone, and refuses."""
 
 import copy
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers import AnalyzerError, FeatureVisualization, Visualized, images
+from analyzers import AnalyzerError, FeatureVisualization, StyleTransfer, TopImages, Visualized, images
 from analyzers.images.ascent import adam
 from analyzers.images.viewing import photo
 from tests.analyzers.images.models import ANGLES, Chain, Dead, Edges, Named, Patches, orientation
@@ -324,6 +325,58 @@ def test_a_pass_stops_at_the_deepest_site() -> None:
     assert model.far_called > 1 + 5
 
 
+def test_random_numbers_of_python_numpy_and_torch_go_on() -> None:
+    class Drawn(Chain):
+        def forward(self, images: Tensor) -> Tensor:
+            random.random(), np.random.rand(), torch.rand(1)
+            return super().forward(images)
+
+    def draw(given: Tensor, source: Random) -> Tensor:
+        return given + 0.01 * (random.random() + float(np.random.rand()) + torch.rand(1))
+
+    model = Drawn().eval()
+    before = random.getstate(), np.random.get_state()[1].tobytes(), random_state()
+    one, again = (setup(model).run(images.Logit(1), transformations=[draw], **FEW) for _ in range(2))
+    setup(model).scores(images.Logit(1), IMAGE)
+    setup(model).sheet("stem", [1], steps=1, progress=False)
+    TopImages(model, "stem", k=1).update(IMAGE).result()
+    StyleTransfer(model, "stem", "stem", size=24).run(IMAGE[0], IMAGE[0].flip(1), **FEW)
+    assert before == (random.getstate(), np.random.get_state()[1].tobytes(), random_state())
+    assert torch.equal(one.images, again.images)
+
+
+def test_a_model_may_write_to_what_it_is_given() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, given: Tensor, *, scale: Tensor) -> Tensor:
+            given.sub_(0.5).mul_(scale.add_(1))
+            return self.conv(given)
+
+    model, batch, scale = Writes().eval(), IMAGE.clone(), torch.ones(1)
+    eye = FeatureVisualization(model, size=24, others={"scale": scale})
+    assert eye.run(images.Channel("conv", 1), steps=20, progress=False).score > eye.scores(images.Channel("conv", 1), IMAGE)
+    top = TopImages(model, "conv", k=1, others={"scale": scale}).update(batch).result()
+    assert torch.equal(batch, IMAGE)
+    assert float(scale) == 1
+    wanted = model.conv((IMAGE - 0.5) * 2).amax((0, 2, 3)).detach()
+    np.testing.assert_allclose(top.values[:, 0], wanted, rtol=1e-5)
+
+
+def test_settings_are_the_same_in_another_process() -> None:
+    found = setup().run(
+        images.Logit(1), transformations=[lambda given, draw: given * 1.0, images.Jitter(1)],
+        optimizer=lambda params: torch.optim.Adam(params, lr=0.01), **FEW,
+    )  # fmt: skip
+    assert found.settings["transformations"] == ("<lambda>", "Jitter(pixels=1)")
+    assert found.settings["optimizer"] == "<lambda>"
+    assert setup().run(images.Logit(1), **FEW).settings["optimizer"] == "Adam(lr=0.1)"
+    cppn = setup().run(images.Logit(1), parameterization="cppn", **FEW)
+    assert cppn.settings["optimizer"] == "Adam(lr=0.005)"
+
+
 # ---- results
 
 
@@ -443,6 +496,13 @@ def test_an_image_out_of_range_is_refused() -> None:
         setup().run(images.Logit(0), parameterization=Wide(3), **FEW)
     with pytest.raises(AnalyzerError, match=r"returns shape \(1, 2, 24, 24\), expected images \(images, 3, height, width\)"):
         setup().run(images.Logit(0), parameterization=Wide(2), **FEW)
+
+    class Cut(Wide):
+        def forward(self) -> Tensor:
+            return self.pixels.sigmoid().detach()
+
+    with pytest.raises(AnalyzerError, match="No gradient comes from the images to the parameters of Cut"):
+        setup().run(images.Logit(0), parameterization=Cut(3), **FEW)
     with pytest.raises(AnalyzerError, match="The parameterization has no parameters to optimise"):
         setup().run(images.Logit(0), parameterization=Fixed(), **FEW)
 
@@ -454,3 +514,71 @@ def test_an_objective_that_leaves_all_numbers_is_told() -> None:
 
     with pytest.raises(AnalyzerError, match=r"At step 0 the objective is .* not finite throughout. Expected smaller steps"):
         FeatureVisualization(Blown().eval(), size=8).run(images.Logit(0), **FEW)
+
+
+LATE: Any = images.Channel("late", 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"start": torch.rand(2, 3, 24, 24)}, r"start has shape \(2, 3, 24, 24\), and FFT makes images of shape \(1, 3, 24"),
+        ({"start": IMAGE, "parameterization": images.FFT(16)}, r"and FFT makes images of shape \(1, 3, 16, 16\)"),
+        ({"seed": 2**70}, r"seed=\d*: expected a whole number below"),
+        ({"transformations": [lambda given: given]}, "<lambda> does not take two arguments, expected a function of images"),
+        ({"transformations": [lambda given, draw: None]}, r"<lambda> makes NoneType of images of shape \(1, 3, 24, 24\)"),
+        ({"transformations": [lambda given, draw: given[0]]}, r"<lambda> makes shape \(3, 24, 24\) of torch.float32"),
+        ({"transformations": [lambda given, draw: torch.cat([given] * 2)]}, r"makes shape \(2, 3, .* as many images"),
+        ({"transformations": [lambda given, draw: given.detach()]}, "No gradient passes the transformation <lambda>"),
+        ({"transformations": [lambda given, draw: given * 255]}, "make numbers from .* of images from .* Expected"),
+        ({"transformations": [lambda given, draw: given / 0]}, "make numbers from .* Expected images from 0 to 1 again"),
+        ({"transformations": [lambda given, draw: given * 0]}, "At step 0 the gradient of .* is 0 at all parameters of FFT"),
+        ({"optimizer": lambda params: torch.optim.SGD(params, lr=0.0)}, "5 steps of SGD changed nothing of the image"),
+        ({"optimizer": lambda params: torch.optim.Adam(chain().parameters())}, "optimizer gave a Adam of other parameters"),
+    ],
+)  # fmt: skip
+def test_steps_that_cannot_change_the_image_or_are_none_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(AnalyzerError, match=message):
+        setup().run(LATE, **settings, **FEW)
+
+
+@pytest.mark.parametrize("how", ["inference", "meta", "statistics", "cut", "without gradients"])
+def test_a_model_that_no_gradient_passes_is_told(how: str) -> None:
+    class Cut(Chain):
+        def forward(self, images: Tensor) -> Tensor:
+            if how == "cut":
+                return super().forward(images.detach())
+            with torch.no_grad():
+                return super().forward(images)
+
+    with torch.inference_mode(how == "inference"), torch.device("meta" if how == "meta" else "cpu"):
+        model = {"statistics": lambda: Normed(), "inference": Chain, "meta": Batched}.get(how, Cut)().eval()
+    message = {
+        "inference": "Chain.stem.weight was made in torch.inference_mode",
+        "meta": "Batched.late.weight is on the device meta",
+        "statistics": "late.1/batch_norm#0 takes mean and spread over the batch in eval mode too",
+    }.get(how, r"No gradient reaches the image from Channel\('late', 1\)")
+    with pytest.raises(AnalyzerError, match=message):
+        setup(model).run(LATE, **FEW)
+    if "gradient" not in message or how == "inference":
+        with pytest.raises(AnalyzerError, match=message):
+            TopImages(model, "late").update(IMAGE)
+
+
+class Batched(nn.Module):
+    """A convolution alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: nn.Module = nn.Conv2d(3, 4, 3)
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.late(given)
+
+
+class Normed(Batched):
+    """A norm that knows no statistics but those of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
