@@ -18,12 +18,13 @@ from analyzers.images.objectives import (
 )
 from analyzers.images.parameterizations import CPPN, FFT, Parameterization, Pixels
 from analyzers.images.seen import Seen, gram
-from analyzers.images.transformations import Jitter, Pad, Rotate, Scale
+from analyzers.images.transformations import Affine, Jitter, Pad, Rotate, Scale
 from analyzers.images.viewing import photo
 
 __all__ = [
     "CPPN",
     "FFT",
+    "Affine",
     "Channel",
     "Contrast",
     "Difference",

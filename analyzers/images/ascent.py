@@ -115,10 +115,10 @@ class Steps:
             raise AnalyzerError(
                 f"The parameterization returns {what}, expected images (images, {view.channels}, height, width) from 0 to 1."
             )
-        if not bool(((made >= 0) & (made <= 1)).all()):
+        low, high = map(float, made.detach().aminmax())
+        if not (low >= 0 and high <= 1):
             raise AnalyzerError(
-                f"The parameterization returns numbers from {made.min():.3g} to {made.max():.3g}, expected 0 to 1. End it "
-                "with .sigmoid()."
+                f"The parameterization returns numbers from {low:.3g} to {high:.3g}, expected 0 to 1. End it with .sigmoid()."
             )
         return made
 
@@ -179,14 +179,16 @@ class Steps:
         draw = Random(f"{self.seed} {step}")
         shown = through(images, self.transformations, draw, task.view.size)
         scores, slope, direct = task.gradient(images, shown)
-        dead = ~slope.flatten(1).any(1)
+        size = slope.flatten(1).abs().amax(1)
+        dead = size == 0
         if self.redirect and bool(dead.any()):
             _, passed, _ = task.gradient(images, shown, task.past_dead_zones)
             slope = torch.where(dead[:, None, None, None], passed, slope)
-            dead = ~slope.flatten(1).any(1)
+            size = slope.flatten(1).abs().amax(1)
+            dead = size == 0
         if step == 0 and bool(dead.any()):
             raise AnalyzerError(_unreached(task.objectives))
-        if not bool(slope.isfinite().all() & scores.isfinite().all()):
+        if not bool(size.isfinite().all() & scores.isfinite().all()):
             raise AnalyzerError(
                 f"At step {step} the objective is {scores.tolist()} and its gradient not finite throughout. Expected "
                 "smaller steps, lambda params: torch.optim.Adam(params, lr=0.01), or a model in float32."

@@ -66,7 +66,7 @@ class FeatureVisualization(Method):
         objective: of `analyzers.images`, or a site, whose mean counts. images: how many are made at once, for an objective
         that compares them. parameterization: "fft", "pixels", "cppn", or a module of yours that returns images from 0 to 1
         and keeps what it learns. transformations: what images are put through in each step, `f(images, random)`; None for
-        a margin, shifts, sizes and turns, () for nothing. optimizer: makes one of parameters; None for Adam at the rate
+        shifts, sizes and turns, () for nothing. optimizer: makes one of parameters; None for Adam at the rate
         of the parameterization, 0.1, of "cppn" 0.005.
         start: images to begin with, else noise. redirect: where no gradient would arrive, as at dead units, it is led
         past dead zones. seed: of noise and transformations.
