@@ -27,7 +27,7 @@ ROOMS = (
 BUILD_MODELS = ("fmr/zoo", "fmr/__main__.py")
 """What makes models, and so may say which."""
 
-ENGLISH = {"align", "beam", "funnel", "radio"}
+ENGLISH = {"align", "beam", "clip", "funnel", "radio"}
 """Families that are called like a word that code needs."""
 
 SHORT = {"gpt", "t5", "mt5", "vit", "glm", "mpt", "xlm"}

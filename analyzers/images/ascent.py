@@ -118,7 +118,8 @@ class Steps:
         low, high = map(float, made.detach().aminmax())
         if not (low >= 0 and high <= 1):
             raise AnalyzerError(
-                f"The parameterization returns numbers from {low:.3g} to {high:.3g}, expected 0 to 1. End it with .sigmoid()."
+                f"The parameterization returns numbers from {low:.3g} to {high:.3g}, expected 0 to 1. End it with "
+                ".sigmoid()."
             )
         return made
 

@@ -127,8 +127,8 @@ class FFT(Parameterization):
 
     def forward(self) -> Tensor:
         """The images."""
-        spectrum = torch.view_as_complex(self.spectrum) * self.scale
-        apart = torch.fft.irfft2(spectrum, s=self.size, norm="ortho") / self.saturation
+        spectrum = torch.view_as_complex(self.spectrum) * (self.scale / self.saturation)
+        apart = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
         return torch.einsum("dc,nchw->ndhw", self.colours, apart).sigmoid()
 
 

@@ -114,7 +114,7 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Affine:
-    """A random shift by at most so many pixels, size and turn, all in one: the image is read once. What lies outside is grey.
+    """A random shift by at most so many pixels, size and turn, in one resampling. What lies outside is grey.
 
     >>> analyzers.images.Affine(2)(torch.rand(1, 3, 8, 8), random.Random(0)).shape
     torch.Size([1, 3, 8, 8])

@@ -66,10 +66,9 @@ class FeatureVisualization(Method):
         objective: of `analyzers.images`, or a site, whose mean counts. images: how many are made at once, for an objective
         that compares them. parameterization: "fft", "pixels", "cppn", or a module of yours that returns images from 0 to 1
         and keeps what it learns. transformations: what images are put through in each step, `f(images, random)`; None for
-        shifts, sizes and turns, () for nothing. optimizer: makes one of parameters; None for Adam at the rate
-        of the parameterization, 0.1, of "cppn" 0.005.
-        start: images to begin with, else noise. redirect: where no gradient would arrive, as at dead units, it is led
-        past dead zones. seed: of noise and transformations.
+        shifts, sizes and turns, () for nothing. optimizer: makes one of parameters; None for Adam at the rate of the
+        parameterization, 0.1, of "cppn" 0.005. start: images to begin with, else noise. redirect: where no gradient would
+        arrive, as at dead units, it is led past dead zones. seed: of noise and transformations.
 
         Beside each score stand two others: under unseen transformations, and of random images of the same spectrum.
         `AnalyzerError` where no gradient reaches the image. A step costs a pass up to the deepest site and back.

@@ -1,4 +1,4 @@
-"""What methods cost on a pretrained language model: whole calls in plain forwards of their batch, with all preparation.
+"""What methods cost on pretrained models: whole calls in plain forwards of their batch, with all preparation.
 
 Run it as `make bench`, or `python etc/bench/methods.py`.
 """
@@ -20,6 +20,7 @@ from analyzers import (
     CausalTracing,
     CircuitSearch,
     Composition,
+    FeatureVisualization,
     HeadClustering,
     Heads,
     KeyValueMemories,
@@ -29,11 +30,15 @@ from analyzers import (
     Modularity,
     PathPatching,
     ResidualDecomposition,
+    StyleTransfer,
+    images,
     sentences,
 )
 from analyzers.alignment.examples import examples_of
 from analyzers.alignment.interchange import Network
 from analyzers.alignment.training import frozen
+from analyzers.images.ascent import Steps, adam, task_of
+from analyzers.images.transformations import robust
 from fmr.sweeps import logit_diff
 
 PEOPLE = [("Mary", "John"), ("Alice", "Bob"), ("Tom", "James"), ("Sarah", "Peter"),
@@ -104,6 +109,7 @@ def main() -> None:
     triggers(model, tokenizer)
     heads_of(model, tokenizer)
     alignment(model, tokenizer)
+    made_images()
 
 
 def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: dict[str, torch.Tensor]) -> None:
@@ -184,6 +190,51 @@ def plain_step(model: torch.nn.Module, tokens: dict[str, torch.Tensor]) -> None:
     with frozen(model):
         states = model.get_input_embeddings()(tokens["input_ids"]).detach().requires_grad_()  # type: ignore[operator]
         model(inputs_embeds=states, attention_mask=tokens["attention_mask"]).logits[:, -1].logsumexp(-1).sum().backward()
+
+
+STEPS = 16
+"""How many steps an image is made in."""
+
+
+def made_images() -> None:
+    """Images for a channel, and in a style, in forwards and backwards that a hook cuts off behind the deepest site."""
+    model, size, shown = fmr.zoo.load("efficientnet").model, 176, {"mean": 127 / 255, "std": 128 / 255}
+    view, photos = FeatureVisualization(model, size=size, **shown).view, fmr.zoo.photos()
+    for path in ("_blocks.2", "_blocks.10", "_fc"):
+        task = task_of(view, (images.Channel(path, 3),))
+        spectrum = images.FFT(size)
+        steps = Steps(spectrum, robust(spectrum.size), adam, STEPS, redirect=True, seed=0)
+
+        def plain(path: str = path) -> None:
+            for _ in range(STEPS):
+                cut_off(model, view.inputs(torch.rand(1, 3, size, size)), path)
+
+        what = f"{STEPS} steps of an image for {path}, over fwd + bwd"
+        counted(what, lambda task=task, steps=steps: steps.run(task, False, ""), plain, "", 5)
+    transfer = StyleTransfer(model, "_blocks.4", ["_blocks.0", "_blocks.2", "_blocks.7"], size=size, **shown)
+    whole = lambda: transfer.run(photos["china"], photos["flower"], steps=STEPS, progress=False)  # noqa: E731
+    counted(f"{STEPS} steps of style to _blocks.7, with nulls", whole, lambda: plain("_blocks.7"), "", 5)
+
+
+class _Reached(Exception):
+    """The site was reached."""
+
+
+def cut_off(model: torch.nn.Module, inputs: torch.Tensor, path: str) -> None:
+    """A forward up to a module, and the gradient of one of its channels at the inputs."""
+    given, found = inputs.requires_grad_(), []
+
+    def stop(module: torch.nn.Module, args: Any, out: torch.Tensor) -> None:
+        found.append(out)
+        raise _Reached
+
+    handle = model.get_submodule(path).register_forward_hook(stop)
+    try:
+        model(given)
+    except _Reached:
+        torch.autograd.grad(found[0][:, 3].mean(), given)
+    finally:
+        handle.remove()
 
 
 if __name__ == "__main__":
