@@ -249,6 +249,7 @@ def _result(
         images=images_of(opening.given),
         how=found[0].how,
         notes=tuple(dict.fromkeys(notes)),
+        rounding=questions[0].rounding,
     )
 
 

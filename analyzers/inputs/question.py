@@ -37,6 +37,12 @@ class Question:
             return torch.cat([self._together(row[None]) for row in values])
         return self._together(values)
 
+    @property
+    def rounding(self) -> float:
+        """The unit in the last place of the coarsest numbers that the model computes in, as a share of their size."""
+        kinds = {self.value.dtype, *(one.dtype for one in self.model.parameters())}
+        return max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)
+
     def run(self, values: Tensor, keep: Any = (), grad: bool = False) -> Run:
         """A run with a row of the model's inputs for each row of values, which stand at the place."""
         rows, given = len(values), values[0] if self.alone else values

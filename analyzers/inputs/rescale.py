@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,10 +33,14 @@ CUT_OFF = frozenset("detach data".split())
 """Operations that hand on all numbers, and no gradient."""
 
 
-def deeplift(question: Question, base: Tensor) -> Found:
-    """The difference of the target between the value and a baseline (1, ...), shared by the operations that made it."""
+def deeplift(question: Question, base: Tensor, rule: type[TwoRuns] | None = None) -> Found:
+    """The difference of the target between the value and a baseline (1, ...), shared by the operations that made it.
+
+    rule: how it is followed back, by the rescale rule where nothing is said.
+    """
+    rule = TwoRuns if rule is None else rule
     with torch.no_grad():
-        both = TwoRuns(question.run(question.value, keep="all"), question.run(base, keep="all"), question.place)
+        both = rule(question.run(question.value, keep="all"), question.run(base, keep="all"), question.place)
         ends = _of_target(question.target, both)
         place = both.start
         shares = both.followed_back(ends, [place])
@@ -69,6 +72,8 @@ class TwoRuns:
                 "baseline that takes the same path, or method='ig'."
             )
         self._known: dict[TensorId, Pair] = {}
+        self._starts: frozenset[TensorId] = frozenset()
+        self._reached: set[TensorId] = set()
         self.start = TensorId("")
         if place is not None:
             self.start = place.id
@@ -80,23 +85,29 @@ class TwoRuns:
     def pair(self, name: TensorId) -> Pair:
         """A value in both runs."""
         if name not in self._known:
-            self._known[name] = Pair(double(self.at[name]), double(self.base[name]))
+            at, base = self.at[name], self.base[name]
+            wide = double(at)
+            self._known[name] = Pair(wide, wide if _is_same(at, base) else double(base))
         return self._known[name]
 
     def followed_back(self, weights: Mapping[TensorId, Tensor], starts: Sequence[TensorId]) -> Shares:
         """How much a weighed sum of values grows with each number at the starts, which it all comes from."""
-        reached = set(starts)
+        self._starts, self._reached = frozenset(starts), set(starts)
         for node in self.graph.nodes:
-            if any(parent.id in reached for parent in node.parents):
-                reached.add(node.id)
+            if any(parent.id in self._reached for parent in node.parents):
+                self._reached.add(node.id)
                 if node.id not in starts:
                     self._widen(node)
-        todo = {name: weight for name, weight in weights.items() if name in reached}
+        todo = {name: weight for name, weight in weights.items() if name in self._reached}
         for node in reversed(self.graph.nodes):
             if node.id in todo and node.id not in starts:
-                for name, share in self._shared(node, todo.pop(node.id), reached).items():
+                for name, share in self._shared(node, todo.pop(node.id)).items():
                     todo[name] = todo[name] + share if name in todo else share
-        return {name: todo[name] for name in starts if name in todo}
+        return {name: self._at_start(name, todo[name]) for name in starts if name in todo}
+
+    def _at_start(self, name: TensorId, weight: Tensor) -> Tensor:
+        """The weight of a value from which everything comes."""
+        return weight
 
     def _widen(self, node: Node) -> None:
         """Make a value of both runs again in double precision, so that no difference is lost in rounding.
@@ -114,34 +125,44 @@ class TwoRuns:
                 return
         self._known[node.id] = Pair(*made)
 
-    def _shared(self, node: Node, weight: Tensor, reached: set[TensorId]) -> Shares:
+    def call(self, node: Node, weight: Tensor) -> Call:
+        """One operation, with what it read in both runs."""
+        own = dict.fromkeys(parent.id for parent in node.parents if parent.id in self._reached)
+        live = {name: pair for name in own if (pair := self.pair(name)).at.is_floating_point()}
+        held = {parent.id: self.pair(parent.id).at for parent in node.parents if parent.id not in live}
+        return Call(self.graph, node, weight, self.pair(node.id), live, held)
+
+    def _shared(self, node: Node, weight: Tensor) -> Shares:
         """What one operation passes on to the values that it read."""
         self.passed.append(node)
-        own = dict.fromkeys(parent.id for parent in node.parents if parent.id in reached)
-        live = {name: pair for name in own if (pair := self.pair(name)).at.is_floating_point()}
-        held = {p.id: self.pair(p.id).at for p in node.parents if p.id not in live}
-        call = Call(self.graph, node, weight, self.pair(node.id), live, held)
-        self._check(call, own)
-        if not live or node.op in OF_SHAPES:
+        call = self.call(node, weight)
+        self._check(call)
+        if not call.live or node.op in OF_SHAPES:
             return {}
-        if node.op in CUT_OFF:
-            return dict.fromkeys(live, weight)
         try:
             shares = self._by_rule(call)
         except (StructureError, RuntimeError) as error:
             raise AnalyzerError(
                 f"{node.id} ({node.op}) cannot be followed back: {str(error).splitlines()[0]}. Take method='ig'."
             ) from error
-        passed = (weight * call.out.change).sum()
-        size = (weight * call.out.change).abs().sum()
-        rounding = (weight * torch.maximum(call.out.at.abs(), call.out.base.abs())).nan_to_num(0.0, 0.0, 0.0).abs().sum()
-        given = sum((_total(shares[name], live[name]) for name in live), torch.zeros((), dtype=torch.double))
-        lost = float((passed - given).abs())
-        if not lost <= LEFT * float(size) + 1e-6 * float(rounding):
-            self.notes.append(f"{node.id} ({node.op}): {lost:.3g} of {float(size):.3g} that it passes on is lost")
+        self._compare(call, call.weight * call.out.change, self._given(call, shares))
         return shares
 
+    def _given(self, call: Call, shares: Shares) -> list[Tensor]:
+        """What the numbers that were read are given."""
+        return [share * call.live[name].change for name, share in shares.items()]
+
+    def _compare(self, call: Call, passed: Tensor, given: Sequence[Tensor]) -> None:
+        """Name an operation in which something is lost."""
+        ends = (call.weight * torch.maximum(call.out.at.abs(), call.out.base.abs())).nan_to_num(0.0, 0.0, 0.0)
+        rounding = sum(float(one.abs().sum()) for one in (ends, *given))
+        lost, size = abs(float(passed.sum()) - sum(float(one.sum()) for one in given)), float(passed.abs().sum())
+        if not lost <= LEFT * size + 1e-6 * rounding:
+            self.notes.append(f"{call.node.id} ({call.node.op}): {lost:.3g} of {size:.3g} that it passes on is lost")
+
     def _by_rule(self, call: Call) -> Shares:
+        if call.node.op in CUT_OFF:
+            return dict.fromkeys(call.live, call.weight)
         rule = rule_of(call)
         if rule is not None:
             return rule(call)
@@ -167,19 +188,23 @@ class TwoRuns:
             name: found.get(given, torch.zeros_like(call.live[name].at)) for name, given in zip(names, inputs, strict=True)
         }
 
-    def _check(self, call: Call, own: Mapping[TensorId, Any]) -> None:
+    def _check(self, call: Call) -> None:
         """Name what differs and has no derivative; refuse what cannot be computed again."""
         node = call.node
         if node.op == OPAQUE or draws(node):
             why = "drew random numbers" if draws(node) else "was made by code that torch does not show"
             raise AnalyzerError(f"{node.id} {why}, so that nothing can be followed back through it. Take method='ig'.")
-        for name in own:
+        for name in dict.fromkeys(parent.id for parent in node.parents if parent.id in self._reached):
             if name not in call.live and not torch.equal(self.pair(name).at, self.pair(name).base):
                 self.notes.append(f"{node.id}: {name} differs between input and baseline and has no derivative")
 
 
-def _total(share: Tensor, pair: Pair) -> Tensor:
-    return (share * pair.change).sum()
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one memory, as the weights of two runs are."""
+    both = one.layout == other.layout == torch.strided and one.dtype == other.dtype
+    return one is other or (
+        both and (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+    )
 
 
 def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
@@ -195,7 +220,7 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
     if len(names) != len(read[0]):
         raise AnalyzerError("The model returns tensors that the recording does not name. Expected a site as target.")
     try:
-        inner = TwoRuns(fmr.run(measure, *read[0]), fmr.run(measure, *read[1]))
+        inner = type(both)(fmr.run(measure, *read[0]), fmr.run(measure, *read[1]))
     except StructureError as error:
         raise AnalyzerError(f"The target cannot be followed back: {error}") from error
     (end,) = ids_in(inner.at.graph.scopes[0].output)
