@@ -48,17 +48,15 @@ def deeplift(question: Question, base: Tensor, rule: type[TwoRuns] | None = None
         whole = shares.get(place, torch.zeros_like(pair.at)) * pair.change
         values = chosen_part(question.place, whole, both.at) if question.place.selection else whole
     if place not in shares:
-        raise AnalyzerError(
-            f"{question.target.words} does not depend on {question.place!r} through any operation that was recorded. "
-            "Expected a place that the target is computed from."
-        )
+        raise AnalyzerError(f"{question.target.words} {both.why_nothing(question.place)}")
     return Found(values.reshape(question.value.shape), f"{len(both.passed)} operations", tuple(both.notes))
 
 
 class TwoRuns:
     """The same graph at the input and at the baseline, along which weights of values are followed back.
 
-    `passed` are the operations that shared a difference, `notes` those that have no rule or in which something got lost.
+    `passed` are the operations that shared a difference, `notes` those that have no rule or in which something got lost,
+    `blocked` those that read whole numbers or truth values alone of what comes from the place.
     """
 
     def __init__(self, at: Run, base: Run, place: Site | None = None) -> None:
@@ -66,6 +64,7 @@ class TwoRuns:
         self.graph: Graph = at.graph.unfused
         self.passed: list[Node] = []
         self.notes: list[str] = []
+        self.blocked: list[str] = []
         if at.graph.fingerprint != base.graph.fingerprint:
             raise AnalyzerError(
                 "The model computes the baseline by other operations than the input: its Python goes by values. Expected a "
@@ -80,14 +79,12 @@ class TwoRuns:
             if place.id.is_path:
                 (self.start,) = ids_in(at.graph.module(place.id).scope.output)
             key = Site(place.id)
-            self._known[self.start] = Pair(double(at[key]), double(base[key]))
+            self._known[self.start] = _in_both(at[key], base[key])
 
     def pair(self, name: TensorId) -> Pair:
         """A value in both runs."""
         if name not in self._known:
-            at, base = self.at[name], self.base[name]
-            wide = double(at)
-            self._known[name] = Pair(wide, wide if _is_same(at, base) else double(base))
+            self._known[name] = _in_both(self.at[name], self.base[name])
         return self._known[name]
 
     def followed_back(self, weights: Mapping[TensorId, Tensor], starts: Sequence[TensorId]) -> Shares:
@@ -114,7 +111,7 @@ class TwoRuns:
 
         Whole numbers and choices stay as they were recorded, and so does what cannot be made again.
         """
-        if not node.dtype.is_floating_point or node.op == OPAQUE or draws(node):
+        if not (node.dtype.is_floating_point or node.dtype.is_complex) or node.op == OPAQUE or draws(node):
             return
         made = []
         for end in ("at", "base"):
@@ -123,12 +120,12 @@ class TwoRuns:
                 made.append(run_again(self.graph, node, tensors))
             except (StructureError, RuntimeError):
                 return
-        self._known[node.id] = Pair(*made)
+        self._known[node.id] = _in_both(*made)
 
     def call(self, node: Node, weight: Tensor) -> Call:
         """One operation, with what it read in both runs."""
         own = dict.fromkeys(parent.id for parent in node.parents if parent.id in self._reached)
-        live = {name: pair for name in own if (pair := self.pair(name)).at.is_floating_point()}
+        live = {name: pair for name in own if _has_slope((pair := self.pair(name)).at)}
         held = {parent.id: self.pair(parent.id).at for parent in node.parents if parent.id not in live}
         return Call(self.graph, node, weight, self.pair(node.id), live, held)
 
@@ -138,6 +135,7 @@ class TwoRuns:
         call = self.call(node, weight)
         self._check(call)
         if not call.live or node.op in OF_SHAPES:
+            self.blocked += [] if call.live else [f"{node.id} ({node.op})"]
             return {}
         try:
             shares = self._by_rule(call)
@@ -145,12 +143,12 @@ class TwoRuns:
             raise AnalyzerError(
                 f"{node.id} ({node.op}) cannot be followed back: {str(error).splitlines()[0]}. Take method='ig'."
             ) from error
-        self._compare(call, call.weight * call.out.change, self._given(call, shares))
+        self._compare(call, call.out.weighed(call.weight), self._given(call, shares))
         return shares
 
     def _given(self, call: Call, shares: Shares) -> list[Tensor]:
         """What the numbers that were read are given."""
-        return [share * call.live[name].change for name, share in shares.items()]
+        return [call.live[name].weighed(share) for name, share in shares.items()]
 
     def _compare(self, call: Call, passed: Tensor, given: Sequence[Tensor]) -> None:
         """Name an operation in which something is lost."""
@@ -188,6 +186,18 @@ class TwoRuns:
             name: found.get(given, torch.zeros_like(call.live[name].at)) for name, given in zip(names, inputs, strict=True)
         }
 
+    def why_nothing(self, place: Site) -> str:
+        """Why nothing came back to a place."""
+        if self.blocked:
+            return (
+                f"depends on {place!r} through comparisons, indices or whole numbers alone: {self.blocked[0]} reads them, "
+                "which have no derivative. Expected a place behind them; method='occlusion' needs no derivative."
+            )
+        return (
+            f"does not depend on {place!r} through any operation that was recorded. Expected a place that the target is "
+            "computed from."
+        )
+
     def _check(self, call: Call) -> None:
         """Name what differs and has no derivative; refuse what cannot be computed again."""
         node = call.node
@@ -199,12 +209,32 @@ class TwoRuns:
                 self.notes.append(f"{node.id}: {name} differs between input and baseline and has no derivative")
 
 
+def _has_slope(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _in_both(at: Tensor, base: Tensor) -> Pair:
+    """A value of two runs in double precision; what is no number in either of them is nothing."""
+    wide = _wide(at)
+    if _is_same(at, base):
+        return Pair(wide, wide)
+    other = _wide(base)
+    if wide.shape != other.shape or not _has_slope(wide):
+        return Pair(wide, other)
+    none = torch.isnan(wide) & torch.isnan(other)
+    return Pair(wide.masked_fill(none, 0), other.masked_fill(none, 0)) if bool(none.any()) else Pair(wide, other)
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.detach().to(torch.complex128) if value.is_complex() else double(value)
+
+
 def _is_same(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one memory, as the weights of two runs are."""
-    both = one.layout == other.layout == torch.strided and one.dtype == other.dtype
-    return one is other or (
-        both and (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
-    )
+    if one is other:
+        return True
+    alike = one.layout == other.layout == torch.strided and (one.dtype, one.shape) == (other.dtype, other.shape)
+    return alike and (one.data_ptr(), one.stride()) == (other.data_ptr(), other.stride()) and one.numel() > 0
 
 
 def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
@@ -227,6 +257,7 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
     inputs = [TensorId(f"input:args.{n}") for n in range(len(names))]
     found = inner.followed_back({end: torch.ones(1, dtype=torch.double)}, inputs)
     both.notes += [f"in the target, {note}" for note in inner.notes]
+    both.blocked += [f"{one} in the target" for one in inner.blocked]
     weights: dict[TensorId, Tensor] = {}
     for name, given in zip(names, inputs, strict=True):
         if given in found:

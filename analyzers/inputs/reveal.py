@@ -56,6 +56,8 @@ Kind = Literal["activation", "handed on", "sum", "whole"]
 def kind_of(call: Call) -> Kind:
     """What becomes of both parts in an operation; "whole" is what is followed back as by the rescale rule."""
     node, live = call.node, list(call.live.values())
+    if any(pair.at.is_complex() for pair in (*live, call.out)):
+        return "whole"
     if node.op in ACTIVATIONS and [pair.at.shape == call.out.at.shape for pair in live] == [True]:
         return "activation"
     if node.op in HANDED_ON and not (node.op == "batch_norm" and node.argument("training", 5, False)):

@@ -29,15 +29,17 @@ from fmr.structure.proof.evaluate import in_double, own_work
 QUADRATIC = (MOVES - {"nan_to_num"}) | CONVOLUTIONS | MEANS | frozenset(
     """add sub neg mul sum mean cumsum linear matmul bmm mm mv dot outer inner addmm addmv baddbmm addbmm einsum tensordot
     embedding batch_norm tril triu diag diagonal_scatter where masked_fill interpolate fold pixel_unshuffle rot90 lerp
-    addcmul conv_transpose3d real imag square var var_mean""".split()
+    addcmul conv_transpose3d real imag square var var_mean
+    conj resolve_conj view_as_real view_as_complex complex stft istft fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2
+    fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift""".split()
 ) | {ALIAS}  # fmt: skip
 """Operations that are sums of products of two numbers at most: shared by the gradient halfway."""
 
 ELEMENTWISE = frozenset(
-    """abs acos asin atan celu ceil clamp clamp_max clamp_min cos cosh elu erf erfc erfinv exp exp2 expm1 floor gelu
-    hardshrink hardsigmoid hardswish hardtanh leaky_relu lgamma log log10 log1p log2 log_sigmoid logit logsigmoid mish pow
-    prelu reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh softplus softshrink softsign sqrt nan_to_num
-    tan tanh tanhshrink threshold trunc""".split()
+    """abs acos asin atan ceil celu clamp clamp_max clamp_min cos cosh elu erf erfc erfinv exp exp2 expm1 floor gelu
+    hardshrink hardsigmoid hardswish hardtanh heaviside leaky_relu lgamma log log10 log1p log2 log_sigmoid logit
+    logsigmoid mish nan_to_num pow prelu reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh softplus
+    softshrink softsign sqrt tan tanh tanhshrink threshold trunc""".split()
 )
 """Operations on single numbers: shared by the secant."""
 
@@ -56,10 +58,17 @@ CLOSE = 1e-6
 
 @dataclass(frozen=True)
 class Pair:
-    """A value at the input and at the baseline, in double precision."""
+    """A value at the input and at the baseline, in double precision.
+
+    The weight of a complex value is one number too: the conjugate of it, times a difference, has a real part that counts.
+    """
 
     at: Tensor
     base: Tensor
+
+    def weighed(self, weight: Tensor) -> Tensor:
+        """What a weight makes of the difference."""
+        return (weight.conj() * self.change).real if weight.is_complex() else weight * self.change
 
     @property
     def change(self) -> Tensor:
@@ -149,7 +158,12 @@ _HANDED = frozenset("to clone contiguous alias expand expand_as view reshape uns
 def secant(call: Call) -> Shares:
     """The slope between input and baseline of each number; where both are the same, the derivative."""
     ((name, pair),) = call.live.items()
-    slope = _slope(call.out, pair, lambda: call.pulled({name: pair.middle}, torch.ones_like(call.out.at))[name])
+
+    def derivative() -> Tensor:
+        flat = call.node.op == "heaviside"  # torch knows of no derivative
+        return torch.zeros_like(pair.at) if flat else call.pulled({name: pair.middle}, torch.ones_like(call.out.at))[name]
+
+    slope = _slope(call.out, pair, derivative)
     return {name: call.weight * slope}
 
 
@@ -245,6 +259,10 @@ def _softmax(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
     return (input - input.logsumexp(dim, keepdim=True)).exp()
 
 
+def _size(input: Tensor) -> Tensor:
+    return (input.real.square() + input.imag.square()).sqrt()
+
+
 def _div(input: Any, other: Any) -> Tensor:
     quotient: Tensor = input * (other.reciprocal() if isinstance(other, Tensor) else 1 / other)
     return quotient
@@ -279,6 +297,7 @@ def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
 
 
 FORMS: Mapping[str, Callable[..., Tensor]] = {
+    "abs": _size,
     "div": _div,
     "glu": _glu,
     "group_norm": _group_norm,
@@ -293,7 +312,7 @@ FORMS: Mapping[str, Callable[..., Tensor]] = {
     "std": _std,
     "vector_norm": _vector_norm,
 }
-"""Operations as they are written out in others that have a rule."""
+"""Operations as they are written out in others that have a rule; "abs" is that of complex numbers."""
 
 
 def written_out(call: Call, tensors: Mapping[TensorId, Tensor]) -> Tensor:
@@ -310,6 +329,8 @@ def rule_of(call: Call) -> Callable[[Call], Shares] | None:
         return scaled
     if node.op in QUADRATIC and not (node.op == "batch_norm" and node.argument("training", 5, False)):
         return halfway
+    if any(pair.at.is_complex() for pair in live):
+        return None
     if node.op in ELEMENTWISE and alone:
         return secant
     if node.op in LARGEST | SMALLEST:
