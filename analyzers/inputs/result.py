@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from analyzers.circuits.circuit import Circuit
+
 PROMISE = {"ig": 0.01, "deeplift": 1e-3, "deeplift-reveal-cancel": 1e-3, "kernel-shap": 0.01}
 """Methods whose sum is the difference between input and baseline, and up to which share off it is called complete."""
 
@@ -36,7 +38,7 @@ class Attribution(Stored):
     ['in', 'Dunoth']
     >>> answered.plot(); answered.table()
 
-    kind: "tokens", "image" or "values"; `scores` is a number for each token, pixel or value. output and base: the target at
+    kind: "tokens", "image", "values" or "nodes" of a circuit; `scores` is a number for each of these. output and base: the target at
     the input and at the baseline (the mean over several), by example. `gap` is how far their difference is from the sum of
     the attributions, as a share of it: completeness, which "ig", both rules of DeepLIFT and "kernel-shap" promise. tokens:
     by example; real: which positions they stand at. images: what pictures show, (examples, height, width, 3) from 0 to 1.
@@ -58,6 +60,39 @@ class Attribution(Stored):
     how: str
     notes: tuple[str, ...]
     rounding: float = 0.0
+
+    @classmethod
+    def of_circuit(cls, circuit: Circuit) -> Attribution:
+        """The nodes of a circuit: how much of the answer leaves each of them over the edges that were kept.
+
+        >>> analyzers.Attribution.of_circuit(circuit).strongest(2)
+        ['embedding', 'head 1.3']
+
+        The score of a node is the sum of those of its edges, in units of the metric, the mean over pairs. With all edges,
+        scored by "eap", it is what attribution patching says of the node. An answer goes through one node after the other,
+        so that the scores do not add up to it.
+        """
+        names = [name for name in circuit.nodes if name != "logits"]
+        found = torch.zeros(1, len(names), dtype=torch.double)
+        for edge in circuit.edges:
+            found[0, names.index(edge.writer)] += edge.score
+        clean, corrupted = (one.double().cpu().mean()[None] for one in (circuit.clean, circuit.corrupted))
+        one_by_one = "scores of edges are those of removing one after the other, and do not add up to what a node does"
+        return cls(
+            method=circuit.method,
+            target=("the metric",),
+            place=f"{number_of(len(names), 'node')} of {circuit.model}",
+            kind="nodes",
+            baseline="corrupted",
+            values=found * (clean - corrupted),
+            output=clean,
+            base=corrupted,
+            tokens=(tuple(names),),
+            real=torch.ones(1, len(names), dtype=torch.bool),
+            images=None,
+            how=f"sums over {number_of(len(circuit.edges), 'edge')}, which carry {circuit.faithfulness():.0%} of the answer",
+            notes=(one_by_one,) if circuit.method == "acdc" else (),
+        )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -139,11 +174,11 @@ class Attribution(Stored):
 
     @property
     def _one(self) -> str:
-        return {"tokens": "token", "image": "pixel"}.get(self.kind, "value")
+        return {"tokens": "token", "image": "pixel", "nodes": "node"}.get(self.kind, "value")
 
     def _named(self, example: int) -> tuple[list[str], Tensor]:
         self._check(example)
-        if self.kind == "tokens":
+        if self.kind in ("tokens", "nodes"):
             names, scores = self.of_tokens(example)
             return list(names), torch.from_numpy(scores)
         scores_of = self.scores[example]
