@@ -38,12 +38,12 @@ class Attribution(Stored):
     ['in', 'Dunoth']
     >>> answered.plot(); answered.table()
 
-    kind: "tokens", "image", "values" or "nodes" of a circuit; `scores` is a number for each of these. output and base: the target at
-    the input and at the baseline (the mean over several), by example. `gap` is how far their difference is from the sum of
-    the attributions, as a share of it: completeness, which "ig", both rules of DeepLIFT and "kernel-shap" promise. tokens:
-    by example; real: which positions they stand at. images: what pictures show, (examples, height, width, 3) from 0 to 1.
-    notes: what is not as promised. rounding: the last place of the numbers that the model computes in, as a share of them;
-    a sum that is off by no more than four of these is complete.
+    kind: "tokens", "image", "values" or "nodes" of a circuit; `scores` is a number for each of these. output and base: the
+    target at the input and at the baseline (the mean over several), by example. `gap` is how far their difference is from
+    the sum of the attributions, as a share of it: completeness, which "ig", both rules of DeepLIFT and "kernel-shap"
+    promise. tokens: by example; real: which positions they stand at. images: what pictures show, (examples, height, width,
+    3) from 0 to 1. notes: what is not as promised. rounding: the last place of the numbers that the model computes in, as a
+    share of them; a sum that is off by no more than four of these is complete.
     """
 
     method: str
