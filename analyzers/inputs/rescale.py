@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 import fmr
 from analyzers.inputs.gradients import Found
 from analyzers.inputs.question import Question
-from analyzers.inputs.rules import FORMS, Call, Pair, Shares, along, rule_of, run_again, written_out
+from analyzers.inputs.rules import CHOOSERS, COMPARISONS, FORMS, Call, Pair, Shares, along, rule_of, run_again, written_out
 from analyzers.inputs.targets import Target, chosen_part
 from analyzers.protocol import AnalyzerError
 from fmr.errors import StructureError
@@ -111,16 +112,36 @@ class TwoRuns:
 
         Whole numbers and choices stay as they were recorded, and so does what cannot be made again.
         """
+        if self._is_step(node):
+            pair = self.pair(node.id)
+            self._known[node.id] = Pair(pair.at.double(), pair.base.double())
+            return
         if not (node.dtype.is_floating_point or node.dtype.is_complex) or node.op == OPAQUE or draws(node):
             return
         made = []
         for end in ("at", "base"):
-            tensors = {parent.id: getattr(self.pair(parent.id), end) for parent in node.parents}
+            tensors = {
+                parent.id: self._as_recorded(parent.id, getattr(self.pair(parent.id), end)) for parent in node.parents
+            }
             try:
                 made.append(run_again(self.graph, node, tensors))
             except (StructureError, RuntimeError):
                 return
         self._known[node.id] = _in_both(*made)
+
+    def _as_recorded(self, name: TensorId, value: Tensor) -> Tensor:
+        return value.bool() if self.graph[name].dtype == torch.bool else value
+
+    def _is_step(self, node: Node) -> bool:
+        """Whether a comparison differs and is read as a factor alone, so that it is followed as a step from 0 to 1."""
+        readers = self.graph.readers(node.id)
+        if node.op not in COMPARISONS or not readers or not all(one.op in CHOOSERS for one in readers):
+            return False
+        choosers = [one for one in readers if one.op in ("where", "masked_fill")]
+        infinite = any(abs(_filled(one)) == inf for one in choosers)
+        whole = any(one.op == "to" and not one.dtype.is_floating_point for one in readers)
+        pair = self.pair(node.id)
+        return not (infinite or whole) and (not choosers or not torch.equal(pair.at, pair.base))
 
     def call(self, node: Node, weight: Tensor) -> Call:
         """One operation, with what it read in both runs."""
@@ -223,6 +244,12 @@ def _in_both(at: Tensor, base: Tensor) -> Pair:
         return Pair(wide, other)
     none = torch.isnan(wide) & torch.isnan(other)
     return Pair(wide.masked_fill(none, 0), other.masked_fill(none, 0)) if bool(none.any()) else Pair(wide, other)
+
+
+def _filled(node: Node) -> float:
+    """The number that a choice fills in; 0 for a tensor."""
+    given = node.argument("value", 2, 0.0)
+    return float(given) if isinstance(given, int | float) else 0.0
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ the mean of what each part did:
 
     positive: (f(x0 + p) - f(x0) + f(x0 + n + p) - f(x0 + n)) / 2, negative: the same with p and n exchanged
 
-so that two causes that hide each other are both seen, where the slope of the whole difference is zero. Everything else
-works on the whole difference, as by the rescale rule.
+so that two causes that hide each other are both seen, where the slope of the whole difference is zero. Everything else,
+choices by a comparison among it, works on the whole difference, as by the rescale rule.
 
 Source: A. Shrikumar, P. Greenside, A. Kundaje, "Learning important features through propagating activation differences",
 2017, section 3.5.3.
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from analyzers.inputs.rescale import CUT_OFF, TwoRuns
-from analyzers.inputs.rules import ELEMENTWISE, Call, Pair, Shares, halfway, rule_of
+from analyzers.inputs.rules import ELEMENTWISE, Call, Pair, Shares, chosen, halfway, rule_of, step
 from fmr.ids import ALIAS, Site, TensorId
 from fmr.nodes import Node
 from fmr.runs.run import Run
@@ -56,7 +56,7 @@ Kind = Literal["activation", "handed on", "sum", "whole"]
 def kind_of(call: Call) -> Kind:
     """What becomes of both parts in an operation; "whole" is what is followed back as by the rescale rule."""
     node, live = call.node, list(call.live.values())
-    if any(pair.at.is_complex() for pair in (*live, call.out)):
+    if any(pair.at.is_complex() for pair in (*live, call.out)) or rule_of(call) in (step, chosen):
         return "whole"
     if node.op in ACTIVATIONS and [pair.at.shape == call.out.at.shape for pair in live] == [True]:
         return "activation"

@@ -3,7 +3,8 @@
 Of an operation that is a sum of products of two numbers at most, the gradient halfway between input and baseline shares the
 difference exactly: a sum gives each term its own, a product gives each factor its difference times the other's mean. What
 works number by number has the slope of its secant in place of its derivative (the rescale rule). A maximum gives all to the
-number that was the larger. Everything else is written out in these.
+number that was the larger. A comparison is a step from 0 to 1, and a choice by it a sum of products. Everything else is
+written out in these.
 
 Source: A. Shrikumar, P. Greenside, A. Kundaje, "Learning important features through propagating activation differences",
 2017; S. Lundberg, S. Lee, "A unified approach to interpreting model predictions", 2017 (maxima).
@@ -48,6 +49,10 @@ LARGEST = frozenset(
     adaptive_max_pool3d""".split()
 )
 SMALLEST = frozenset("amin min minimum fmin".split())
+
+COMPARISONS = frozenset("gt lt ge le eq ne".split())
+CHOOSERS = frozenset("where masked_fill mul to".split())
+"""Operations of truth values that are sums of products, with 1 for what is true."""
 
 POINTS = 16
 """How many gradients an operation without a rule is shared by, between baseline and input."""
@@ -221,6 +226,48 @@ def along(call: Call) -> Shares:
     return total
 
 
+def step(call: Call) -> Shares:
+    """A comparison as a step from 0 to 1: its secant over the difference of what is compared."""
+    changes = [call.live[one].change if one in call.live else 0.0 for one in _read(call, 0, 1)]
+    apart = torch.as_tensor(changes[0] - changes[1]).expand_as(call.weight)
+    slope = torch.where(apart == 0, 0.0, call.weight * call.out.change / torch.where(apart == 0, 1.0, apart))
+    shares: Shares = {}
+    for sign, one in zip((1, -1), _read(call, 0, 1), strict=True):
+        if one in call.live:
+            own = sign * slope.sum_to_size(call.live[one].at.shape)
+            shares[one] = shares[one] + own if one in shares else own
+    return shares
+
+
+def chosen(call: Call) -> Shares:
+    """A choice between two values by a truth value c, as the sum of c times one and 1 - c times the other."""
+    order = (0, 1, 2) if call.node.op == "where" else (1, 2, 0)
+    names = _read(call, *order)
+    c, one, other = (
+        call.live[name].middle if name in call.live else call.held[name] if isinstance(name, TensorId) else name
+        for name in names
+    )
+    c = c.double()
+    gains = c, 1 - c, one - other
+    shares: Shares = {}
+    for name, gain in zip((names[1], names[2], names[0]), gains, strict=True):
+        if name in call.live:
+            own = (call.weight * gain).sum_to_size(call.live[name].at.shape)
+            shares[name] = shares[name] + own if name in shares else own
+    return shares
+
+
+def _read(call: Call, *places: int) -> list[Any]:
+    """What an operation read in these places: IDs, or numbers as they were given."""
+    slots = {parent.at: parent.id for parent in call.node.parents}
+    names = {0: "input", 1: "other", 2: "value"}
+    if call.node.op == "where":
+        names = {0: "condition", 1: "input", 2: "other"}
+    if call.node.op == "masked_fill":
+        names = {0: "input", 1: "mask", 2: "value"}
+    return [slots.get(str(place), slots.get(names[place], call.node.argument(names[place], place, 0.0))) for place in places]
+
+
 # ---- operations that are written out
 
 
@@ -325,6 +372,10 @@ def rule_of(call: Call) -> Callable[[Call], Shares] | None:
     """The rule for an operation; None where it is written out, or has none."""
     node, live = call.node, list(call.live.values())
     alone = [pair.at.shape == call.out.at.shape for pair in live] == [True]
+    if node.op in COMPARISONS:
+        return step
+    if node.op in ("where", "masked_fill") and _read(call, 0 if node.op == "where" else 1)[0] in call.live:
+        return chosen
     if node.op == "mul" and _scale(call) is not None:
         return scaled
     if node.op in QUADRATIC and not (node.op == "batch_norm" and node.argument("training", 5, False)):

@@ -73,10 +73,10 @@ def test_a_row_that_sees_nothing_is_not_lost(how: str, method: str) -> None:
 
 
 ONLY: dict[str, Callable[[Tensor], Tensor]] = {
-    "a comparison": lambda x: (x > 0).float(),
+    "a comparison of whole numbers": lambda x: (x.long() > 0).float(),
     "an index": lambda x: torch.arange(18.0).view(6, 3)[x.argmax(-1)],
     "whole numbers": lambda x: x.long().float(),
-    "a choice": lambda x: torch.where(x.sum(1, keepdim=True) > 0, torch.ones(1, 3), torch.zeros(1, 3)),
+    "truth values": lambda x: ((x > 0) & (x < 1)).float(),
 }
 
 
@@ -87,8 +87,8 @@ def test_the_only_way_without_a_derivative_is_named(name: str, method: str) -> N
         AnalyzerError, match=r"class 0 depends on Site\('input:x'\) through comparisons, indices or whole numbers alone: /"
     ):
         InputAttribution(made(ONLY[name])).run(X[:1], 0, method)
-    with pytest.raises(AnalyzerError, match=r"whole numbers alone: /\w+#0 \(\w+\) in the target reads them"):
-        InputAttribution(made(lambda x: x)).run(X[:1], lambda output: ONLY["a comparison"](output)[:, 0], method)
+    with pytest.raises(AnalyzerError, match=r"whole numbers alone: /\w+#\d \(\w+\) in the target reads them"):
+        InputAttribution(made(lambda x: x)).run(X[:1], lambda output: ONLY["whole numbers"](output)[:, 0], method)
 
 
 @pytest.mark.parametrize("method", DEEPLIFTS)
@@ -137,8 +137,8 @@ def test_rounding_of_half_precision_is_told_as_such() -> None:
     assert found.complete
     assert "complete up to rounding: the model computes in numbers that are no finer than the gap" in repr(found)
     assert InputAttribution(gated()).run(numbers(1, 4, 6), 1, "deeplift").rounding == 2**-23
-    broken = InputAttribution(made(lambda x: torch.where(x > 1, x, -x))).run(
-        torch.tensor([[2.0, 0.5]]), total, "deeplift", baseline=0.8
+    broken = InputAttribution(made(lambda x: x.gather(1, x.argsort(1)) * torch.tensor([1.0, 3.0]))).run(
+        torch.tensor([[2.0, 0.5]]), total, "deeplift", baseline=torch.tensor([[0.7, 0.8]])
     )
     assert "NOT complete: the sum is not the difference; see the notes\n" in repr(broken)
 
