@@ -45,10 +45,10 @@ class InputAttribution(Method):
     target between input and baseline. "deeplift" is that difference followed back through every operation of the recorded
     graph by the rescale rule, "deeplift-reveal-cancel" by the other rule of the same authors (Shrikumar et al. 2017): what
     raises and what lowers an activation (relu, gelu, silu, tanh, clamp, abs, ...) is followed back apart, so that causes
-    that hide each other are seen. Sums split their terms by sign for it; maxima, norms, softmaxes, powers, exponentials
-    and choices by a comparison work on the whole difference by either rule. "kernel-shap" takes all sets of cells where they are no more
-    than `samples`, and else says its standard error. "saliency" is the gradient with its sign. "rollout" follows attention
-    patterns (Abnar and Zuidema 2020). captum does the work of the others, and takes the gradients of "ig".
+    that hide each other are seen. Sums split their terms by sign for it; maxima, norms, softmaxes, powers, exponentials and
+    choices by a comparison work on the whole difference by either rule. "kernel-shap" takes all sets of cells where they
+    are no more than `samples`, and else says its standard error. "saliency" is the gradient with its sign. "rollout"
+    follows attention patterns (Abnar and Zuidema 2020). captum does the work of the others, and takes the gradients of "ig".
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
