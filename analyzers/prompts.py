@@ -69,7 +69,7 @@ def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
     if isinstance(given, str):
         given = [given]
     if isinstance(given, Tensor):
-        return _of_inputs({_first_argument(model): given}, model, tokenizer)
+        return _of_inputs({_first_argument(model, given): given}, model, tokenizer)
     if isinstance(given, Mapping):
         return _of_inputs(_known(checked(given), model), model, tokenizer)
     texts = list(given) if isinstance(given, Sequence) else []
@@ -79,7 +79,7 @@ def prompts(given: Given, model: nn.Module, tokenizer: Any = None) -> Prompts:
             "(examples, positions) or the model's arguments by name."
         )
     if tokenizer is None:
-        raise AnalyzerError(f"The prompt {texts[0]!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
+        raise AnalyzerError(f"The prompt {texts[0]!r} is text, and there is no tokenizer. Pass one behind the model.")
     return _of_inputs(_known(_encoded(texts, model, tokenizer), model), model, tokenizer)
 
 
@@ -117,7 +117,7 @@ def token_ids(answers: Any, tokenizer: Any, given: Prompts | None = None) -> Any
 
 def _single(text: str, tokenizer: Any, given: Prompts | None) -> int:
     if tokenizer is None:
-        raise AnalyzerError(f"The answer {text!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
+        raise AnalyzerError(f"The answer {text!r} is text, and there is no tokenizer. Pass one behind the model.")
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     check_known(text, ids, tokenizer)
     if len(ids) != 1:
@@ -165,10 +165,16 @@ def _arguments(model: nn.Module) -> list[inspect.Parameter]:
     return list(inspect.signature(model.forward).parameters.values())
 
 
-def _first_argument(model: nn.Module) -> str:
+def _first_argument(model: nn.Module, given: Tensor) -> str:
     """The name under which a tensor is given."""
     arguments = _arguments(model)
     named = [one.name for one in arguments if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if not named and (given.is_floating_point() or not _takes(arguments, "input_ids")):
+        told = ", ".join(map(str, arguments)) or "nothing"
+        raise AnalyzerError(
+            f"The prompts are a tensor, and the forward of {type(model).__name__} takes {told}: no argument has a name. "
+            "Expected a model whose forward names its inputs; a module of two lines around it will do."
+        )
     return named[0] if named and "input_ids" not in [one.name for one in arguments] else "input_ids"
 
 

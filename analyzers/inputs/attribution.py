@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import fmr
-from analyzers.inputs.baselines import NAMED
+from analyzers.inputs.baselines import NAMED, taken
 from analyzers.inputs.curves import Curves, curve
 from analyzers.inputs.gradients import Found
 from analyzers.inputs.methods import GRADIENTS, METHODS
@@ -43,8 +43,12 @@ class InputAttribution(Method):
 
     "ig" are integrated gradients (Sundararajan et al. 2017), taken at more points until their sum is the difference of the
     target between input and baseline. "deeplift" is that difference followed back through every operation of the recorded
-    graph (Shrikumar et al. 2017). "rollout" follows attention patterns (Abnar and Zuidema 2020). captum does the work of
-    the others, and takes the gradients of "ig".
+    graph by the rescale rule, "deeplift-reveal-cancel" by the other rule of the same authors (Shrikumar et al. 2017): what
+    raises and what lowers an activation (relu, gelu, silu, tanh, clamp, abs, ...) is followed back apart, so that causes
+    that hide each other are seen. Sums split their terms by sign for it; maxima, norms, softmaxes, powers, exponentials and
+    choices by a comparison work on the whole difference by either rule. "kernel-shap" takes all sets of cells where they
+    are no more than `samples`, and else says its standard error. "saliency" is the gradient with its sign. "rollout"
+    follows attention patterns (Abnar and Zuidema 2020). captum does the work of the others, and takes the gradients of "ig".
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
@@ -75,15 +79,16 @@ class InputAttribution(Method):
 
         inputs: a text or several, a tensor, or arguments by name. target: a class, a token id or a word at the last
         position; a pair for their difference; a site of one number; or a function of the output that gives one number for
-        each example. A list has one for each example, None is what the model puts first. method: "ig", "deeplift",
-        "gradient-shap", "kernel-shap", "lime", "occlusion", "saliency", "input-x-gradient" or "rollout". at: the place, an
-        ID, a site, the path of a module or a role as "layers[2].resid_post"; by default the embedding of tokens, or the
-        first input of floating-point numbers. baseline: "zero", "mean", "blur" (pictures), "padding" (tokens), a tensor of
-        the shape of the value or several, or other inputs, over which the mean is taken. steps, most, within: of "ig", how
-        many gradients to begin with, at most, and up to which share the sum may be off. samples: of the methods that draw.
-        cells: of "occlusion", "lime" and "kernel-shap", how many lie along a side of a picture, or a tensor with the number
-        of the cell of each number. rows: how many go through the model at once. seed: of what is drawn.
-        progress: show a bar over the examples; None shows it on a terminal only.
+        each example. A list has one for each example, None is what the model puts first, or its one number. method: "ig",
+        "deeplift", "deeplift-reveal-cancel", "gradient-shap", "kernel-shap", "lime", "occlusion", "saliency",
+        "input-x-gradient" or "rollout". at: the place, an ID, a site, the path of a module or a role as
+        "layers[2].resid_post"; by default the embedding of tokens, or the first input of floating-point numbers. baseline:
+        "zero", "mean", "blur" (pictures), "padding" (tokens), a number, a tensor or array of the shape of the value,
+        several, or other inputs, over which the mean is taken. steps, most, within: of "ig", how many gradients to begin
+        with, at most, and up to which share the sum may be off. samples: of the methods that draw. cells: of "occlusion",
+        "lime" and "kernel-shap", how many lie along a side of a picture, or a tensor with the number of the cell of each
+        number. rows: how many go through the model at once. seed: of what is drawn. progress: show a bar over the examples;
+        None shows it on a terminal only.
         """
         check_eval(self.model)
         own = Settings(steps, most, within, samples, cells, rows, seed, progress)
@@ -105,7 +110,7 @@ class InputAttribution(Method):
         check_counts(1, stages=stages)
         check_eval(self.model)
         opening = Opening(self.model, self.tokenizer, inputs)
-        run = fmr.run(self.model, **opening.one(0))
+        run = opening.run(0)
         layers = layers_from_the_top(self.model, run.graph)
         counts = np.unique(np.linspace(0, len(layers), min(stages, len(layers)) + 1).round().astype(int))
         settings = {"at": None, "baseline": "zero", **settings}
@@ -186,6 +191,7 @@ class InputAttribution(Method):
     def _one_by_one(
         self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
     ) -> tuple[Attribution, list[Asked]]:
+        baseline = taken(baseline)
         if isinstance(baseline, Tensor) and baseline.dim() and len(opening) == len(baseline) > 1:
             raise AnalyzerError(
                 f"baseline has {len(baseline)} rows, and so many are the examples: each would be held against the mean over "
@@ -205,7 +211,7 @@ class InputAttribution(Method):
             raise AnalyzerError(f"at={at!r}: a rollout goes from the end of the stream to its beginning. Leave at= out.")
         asked, found = [], []
         for example in bar(range(len(opening)), "attributing, rollout", own.progress):
-            run = fmr.run(self.model, **opening.one(example))
+            run = opening.run(example)
             structure = fmr.locate(run)
             if not structure.layers or (end := structure.layers[-1].resid_post) is None:
                 raise AnalyzerError(f"fmr.locate found no layers in {structure.model}, along which a rollout goes.")
@@ -249,6 +255,7 @@ def _result(
         images=images_of(opening.given),
         how=found[0].how,
         notes=tuple(dict.fromkeys(notes)),
+        rounding=questions[0].rounding,
     )
 
 

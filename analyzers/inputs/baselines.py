@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,24 +46,41 @@ def blur(value: Tensor) -> Tensor:
 
 NAMED: Mapping[str, Callable[[Tensor], Tensor]] = {"zero": zero, "mean": mean, "blur": blur}
 
-EXPECTED = f"{', '.join(map(repr, NAMED))}, 'padding', a tensor, or inputs whose values are taken."
+EXPECTED = f"{', '.join(map(repr, NAMED))}, 'padding', a number, a tensor, or inputs whose values are taken."
+
+
+def taken(given: Any) -> Any:
+    """A baseline as it was given: a number, an array or several of one shape in a list become a tensor, the rest stays."""
+    several = isinstance(given, list | tuple) and len(given) > 0
+    if isinstance(given, str | Mapping | Tensor) or (several and all(isinstance(one, str) for one in given)):
+        return given
+    try:
+        if several and all(isinstance(one, Tensor) for one in given):
+            rows = all(one.dim() and len(one) == 1 for one in given)
+            return torch.cat(list(given)) if rows else torch.stack(list(given))
+        found = None if given is None else torch.as_tensor(np.array(given))
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.dtype == torch.bool:
+        shown = repr(given) if given is None or isinstance(given, bool) else f"a {type(given).__name__}"
+        raise AnalyzerError(f"baseline={shown}: expected {EXPECTED}")
+    return found
 
 
 def baselines_of(given: Any, value: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]) -> Tensor:
     """Baselines of a value (1, ...), as (baselines, ...): one, or several of which attributions are the mean.
 
-    given: a name, a tensor, or inputs, at which `read` finds the value. padding: what the value is where all tokens are
-    padding.
+    given: a name, a number, a tensor or array, several in a list, or inputs, at which `read` finds the value. padding: what
+    the value is where all tokens are padding.
     """
     if isinstance(given, str) and given in (*NAMED, "padding"):
         found = padding() if given == "padding" else NAMED[given](value)
-    elif isinstance(given, Tensor):
-        found = given.to(value)
-        found = found[None] if found.shape == value.shape[1:] else found
-    elif isinstance(given, str | Mapping | list | tuple):
+    elif not isinstance(given := taken(given), Tensor):
         found = read(given)
     else:
-        raise AnalyzerError(f"baseline={given!r}: expected {EXPECTED}")
+        found = given.to(value)
+        found = found.expand_as(value) if not found.dim() else found
+        found = found[None] if found.shape == value.shape[1:] else found
     if found.dim() != value.dim() or found.shape[1:] != value.shape[1:] or not len(found):
         raise AnalyzerError(
             f"The baseline has shape {list(found.shape)}, and the value {list(value.shape)}: expected the same, or several "

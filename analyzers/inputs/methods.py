@@ -11,6 +11,7 @@ from analyzers.inputs.gradients import Found, gradient_shap, input_gradient, int
 from analyzers.inputs.opening import Asked
 from analyzers.inputs.perturbed import kernel_shap, lime, occlusion
 from analyzers.inputs.rescale import deeplift
+from analyzers.inputs.reveal import BothParts
 from fmr.errors import number_of
 
 Way = Callable[[Asked], Found]
@@ -59,6 +60,7 @@ GRADIENTS: Mapping[str, Way] = {
 METHODS: Mapping[str, Way] = {
     **GRADIENTS,
     "deeplift": lambda asked: _over_bases(asked, lambda base: deeplift(asked.question, base)),
+    "deeplift-reveal-cancel": lambda asked: _over_bases(asked, lambda base: deeplift(asked.question, base, BothParts)),
     "occlusion": _occlusion,
     "lime": _lime,
     "kernel-shap": _kernel_shap,

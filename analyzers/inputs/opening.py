@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Given, check_counts
 from fmr.ids import Site
 from fmr.nodes import Key
+from fmr.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,36 @@ class Opening:
         own = one_of(self.given.inputs, example, len(self.given))
         return {name: value.clone() if _of_inference(value) else value for name, value in own.items()}
 
+    def run(self, example: int, keep: Sequence[Site] | None = None) -> Run:
+        """A run of one example, of which all is known or what is kept; `AnalyzerError` where the model does not take it."""
+        one = self.one(example)
+        try:
+            return fmr.run(self.model, **one) if keep is None else fmr.run(self.model, keep=keep, **one)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            told = ", ".join(f"{name} {_shape(value)}" for name, value in one.items())
+            why = (str(error) or repr(error)).splitlines()[0]
+            raise AnalyzerError(
+                f"{type(self.model).__name__} does not take these inputs, {told}: {why}. "
+                "Expected what its forward runs on, of its widths and dtype."
+            ) from error
+
     def place(self, at: Key | None) -> Site:
         """The place that is meant."""
-        return place_of(at, self.model, self.one(0))
+        return place_of(at, self.model, self.one(0), lambda: self.run(0))
 
     def asked(self, example: int, place: Site, target: Any, baseline: Any, own: Settings) -> Asked:
         """One example as a question about what stands at a place."""
         one = self.one(example)
-        run = fmr.run(self.model, keep=[place, *([target] if isinstance(target, Site) else [])], **one)
+        run = self.run(example, [place, *([target] if isinstance(target, Site) else [])])
         value = run[place]
         if not isinstance(value, Tensor):
             raise AnalyzerError(
                 f"{place!r} holds a {type(value).__name__}, expected one tensor: name one of it, as 'h.3:0'."
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise AnalyzerError(
+                f"{place!r} holds what is no finite number in example {example}: expected finite ones, without which no "
+                "difference from a baseline is known."
             )
         question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
         bases = baselines_of(baseline, question.value, self._reader(place), lambda: self._padded(one, place))
@@ -120,6 +139,11 @@ class Opening:
                 "'mean', or values of your own."
             )
         return self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)
+
+
+def _shape(value: Any) -> str:
+    kind = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+    return f"{kind} {list(value.shape)}" if isinstance(value, Tensor) else kind
 
 
 def _of_inference(value: Any) -> bool:

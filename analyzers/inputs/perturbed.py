@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import comb
 from typing import Any
 
 import torch
@@ -74,11 +75,75 @@ def lime(question: Question, base: Tensor, cells: Tensor, samples: int, seed: in
 
 
 def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
-    """Shapley values of cells, from a weighed regression (Lundberg and Lee 2017)."""
-    return _fitted(captum().KernelShap(question), question, base, cells, samples, seed, rows)
+    """Shapley values of cells: of all sets of them where these are few enough, else from a weighed regression on some.
+
+    The regression is made to sum to the whole, so that its sum says nothing of how far it is off; its standard error does.
+
+    Source: S. Lundberg, S. Lee, "A unified approach to interpreting model predictions", 2017.
+    """
+    many = _enough(cells, samples)
+    if 2**many <= samples:
+        weights = shapley(_of_sets(question, base, cells, many, rows))
+        return Found(spread(weights.to(question.value), cells), f"all {2**many} sets of {number_of(many, 'cell')}")
+    method, drawn_rows = captum().KernelShap(question), list[tuple[Tensor, ...]]()
+    model = method.interpretable_model
+    fit = model.fit
+
+    def kept(data: Any, **settings: Any) -> Any:
+        drawn_rows.extend(data)
+        return fit(data, **settings)
+
+    model.fit = kept
+    found = _fitted(method, question, base, cells, samples, seed, rows)
+    off = float(standard_errors(*(torch.cat(part).double().cpu() for part in zip(*drawn_rows, strict=True))).mean())
+    return Found(found.values, f"{found.how}, of which each is off by {off:.2g} (standard error, their mean)")
 
 
-def _fitted(method: Any, question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
+def _of_sets(question: Question, base: Tensor, cells: Tensor, many: int, rows: int) -> Tensor:
+    """The target with each set of cells at the input and the others at the baseline, by the number whose bits they are."""
+    found = []
+    for some in torch.arange(2**many, device=cells.device).split(rows):
+        there = (some.view(-1, *[1] * (cells.dim() - 1)) >> cells) & 1
+        with torch.no_grad():
+            found.append(question(torch.where(there == 1, question.value, base)).double().cpu())
+    return torch.cat(found)
+
+
+def shapley(worth: Tensor) -> Tensor:
+    """The Shapley values of players, (players,), from what each set of them is worth, by the number whose bits they are.
+
+    >>> shapley(torch.tensor([0.0, 1.0, 2.0, 5.0]))
+    tensor([2., 3.])
+    """
+    many = (len(worth) - 1).bit_length()
+    sets = torch.arange(len(worth))
+    sizes = ((sets[:, None] >> torch.arange(many)) & 1).sum(1)
+    weight = torch.tensor([1 / (many * comb(many - 1, size)) for size in range(many)], dtype=worth.dtype)
+    without = [sets[(sets >> player) & 1 == 0] for player in range(many)]
+    gains = [(weight[sizes[one]] * (worth[one + 2**player] - worth[one])).sum() for player, one in enumerate(without)]
+    return torch.stack(gains)
+
+
+def standard_errors(sets: Tensor, worth: Tensor, weights: Tensor) -> Tensor:
+    """The standard error of each weight of a regression of what drawn sets are worth, (cells,).
+
+    sets: (sets, cells), 1 where a cell is there; worth, weights: by set. Rows of the largest weight, the whole and the empty
+    set, are held and not drawn. It holds for errors of any size by row (H. White, 1980).
+    """
+    sets, worth, weights = sets.reshape(len(sets), -1), worth.flatten(), weights.flatten()
+    rows = torch.cat([torch.ones_like(sets[:, :1]), sets], 1)
+    inverse = torch.linalg.pinv(rows.T @ (weights[:, None] * rows), hermitian=True)
+    off = worth - rows @ (inverse @ (rows.T @ (weights * worth)))
+    taken = (weights < weights.max()).double()
+    pulls = rows * (weights * off * taken)[:, None]
+    freedom = max(1.0, float(taken.sum()) - rows.shape[1] + 2)
+    spread_of: Tensor = (inverse @ (pulls.T @ pulls) @ inverse).diagonal()[1:].clamp(min=0)
+    errors: Tensor = (spread_of * float(taken.sum()) / freedom).sqrt()
+    return errors
+
+
+def _enough(cells: Tensor, samples: int) -> int:
+    """How many cells there are, of which the weights are determined by so many samples."""
     many = int(cells.max()) + 1
     if many < 2:
         raise AnalyzerError("There is one cell, so that nothing can be compared. Expected two or more: cells=.")
@@ -86,6 +151,11 @@ def _fitted(method: Any, question: Question, base: Tensor, cells: Tensor, sample
         raise AnalyzerError(
             f"samples={samples} for {many} cells, whose weights would not be determined. Expected more samples than cells."
         )
+    return many
+
+
+def _fitted(method: Any, question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
+    many = _enough(cells, samples)
     with torch.no_grad(), drawn(seed, question.value.device):
         found = method.attribute(
             question.value,

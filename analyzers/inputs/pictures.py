@@ -38,7 +38,7 @@ def draw(result: Attribution, ax: Axes | None, example: int | None) -> Figure:
     if ax is not None:
         _one(result, ax, examples[0])
         return cast("Figure", ax.figure)
-    size = {"image": (3.4, 3.6), "tokens": (6.4, 1.0 + 0.3), "values": (5.0, 2.6)}[result.kind]
+    size = {"image": (3.4, 3.6), "tokens": (6.4, 1.0 + 0.3), "values": (5.0, 2.6), "nodes": (5.0, 2.8)}[result.kind]
     if result.kind == "tokens":
         lines = max(len(_lines(result, one)) for one in examples)
         figure, axes = plt.subplots(
@@ -54,7 +54,7 @@ def draw(result: Attribution, ax: Axes | None, example: int | None) -> Figure:
 
 
 def _one(result: Attribution, ax: Axes, example: int) -> None:
-    {"image": _overlay, "tokens": _words, "values": _bars}[result.kind](result, ax, example)
+    {"image": _overlay, "tokens": _words, "values": _bars, "nodes": _bars}[result.kind](result, ax, example)
     ax.set_title(_title(result, example, "\n" if result.kind == "image" else ", "), fontsize=8.5, color=INK)
 
 
@@ -170,7 +170,11 @@ def _bars(result: Attribution, ax: Axes, example: int) -> None:
     ax.bar(np.arange(len(scores)), scores, color=colours.tolist(), width=0.9)
     ax.axhline(0, color=PALE, linewidth=0.6)
     ax.tick_params(labelsize=7)
-    ax.set_xlabel("number at the place", fontsize=8)
+    if result.kind == "nodes":
+        ax.set_xticks(np.arange(len(scores)), result.tokens[example], rotation=90, fontsize=5.5 if len(scores) > 24 else 7)
+        ax.set_ylabel("of the metric, over its edges", fontsize=8)
+    else:
+        ax.set_xlabel("number at the place", fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,14 +16,18 @@ from fmr.errors import nearest
 from fmr.ids import Site, TensorId
 from fmr.interventions.roles import sites_by_role
 from fmr.nodes import Key, id_of
+from fmr.runs.run import Run
 
 _ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[\d+\]\.\S+|embedding|final_norm|unembedding)$")
 
 
-def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any]) -> Site:
-    """The site that attributions go to: what is asked for, the embedding of tokens, or the first floating-point input."""
+def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: Callable[[], Run]) -> Site:
+    """The site that attributions go to: what is asked for, the embedding of tokens, or the first floating-point input.
+
+    run: makes a run of the model on these inputs, for what is located.
+    """
     if isinstance(at, str) and _ROLE.match(at) and at not in dict(model.named_modules()):
-        known = sites_by_role(fmr.locate(fmr.run(model, **inputs)))
+        known = sites_by_role(fmr.locate(run()))
         if at not in known:
             raise AnalyzerError(f"fmr.locate found no {at} in {type(model).__name__}.{nearest(at, known)}")
         return known[at]
@@ -31,7 +35,7 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any]) -> Sit
         return at if isinstance(at, Site) else Site(id_of(at))
     ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and not ids.is_floating_point():
-        embedding = fmr.locate(fmr.run(model, **inputs)).embedding
+        embedding = fmr.locate(run()).embedding
         if embedding is None:
             raise AnalyzerError(
                 f"fmr.locate found no embedding of tokens in {type(model).__name__}. Say where attributions go: at=, an ID "

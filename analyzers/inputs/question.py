@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.inputs.targets import Target
+from analyzers.inputs.targets import OneNumber, Target
 from analyzers.protocol import AnalyzerError
 from fmr.ids import Site
 from fmr.runs.run import Run
@@ -37,6 +37,12 @@ class Question:
             return torch.cat([self._together(row[None]) for row in values])
         return self._together(values)
 
+    @property
+    def rounding(self) -> float:
+        """The unit in the last place of the coarsest numbers that the model computes in, as a share of their size."""
+        kinds = {self.value.dtype, *(one.dtype for one in self.model.parameters())}
+        return max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)
+
     def run(self, values: Tensor, keep: Any = (), grad: bool = False) -> Run:
         """A run with a row of the model's inputs for each row of values, which stand at the place."""
         rows, given = len(values), values[0] if self.alone else values
@@ -53,10 +59,19 @@ class Question:
         both = torch.cat([self.value, other])
         with torch.no_grad():
             own = torch.cat([self._together(row[None]) for row in both])
+            for end, number in zip(("input", "baseline"), own, strict=False):
+                if not bool(torch.isfinite(number)):
+                    raise AnalyzerError(
+                        f"{self.target.words} is {float(number)} at the {end}: expected a finite number, which attributions "
+                        "could sum to."
+                    )
             if self.why:
                 return
             try:
                 found = self._together(both)
+            except OneNumber:
+                self.why = "the target gives one number for several rows, as if their sum or mean were asked for"
+                return
             except Exception as error:
                 self.why = f"the model does not take several rows ({str(error).splitlines()[0][:80]})"
                 return
@@ -70,6 +85,11 @@ class Question:
             raise AnalyzerError(
                 f"{self.place!r} holds {kind}, which has no derivative. Expected floating-point numbers: the embedding of "
                 "tokens, at=structure.embedding, or method='occlusion' there."
+            )
+        if any(one.is_inference() for one in self.model.parameters()):
+            raise AnalyzerError(
+                f"The weights of {type(self.model).__name__} were made in inference mode, where torch takes no gradient. "
+                "Expected a model that was made outside of it; method='deeplift' and 'occlusion' need none."
             )
         with torch.enable_grad():
             values = self.value.clone().requires_grad_()

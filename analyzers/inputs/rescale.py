@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from math import inf
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 import fmr
 from analyzers.inputs.gradients import Found
 from analyzers.inputs.question import Question
-from analyzers.inputs.rules import FORMS, Call, Pair, Shares, along, rule_of, run_again, written_out
+from analyzers.inputs.rules import CHOOSERS, COMPARISONS, FORMS, Call, Pair, Shares, along, rule_of, run_again, written_out
 from analyzers.inputs.targets import Target, chosen_part
 from analyzers.protocol import AnalyzerError
 from fmr.errors import StructureError
@@ -34,10 +34,14 @@ CUT_OFF = frozenset("detach data".split())
 """Operations that hand on all numbers, and no gradient."""
 
 
-def deeplift(question: Question, base: Tensor) -> Found:
-    """The difference of the target between the value and a baseline (1, ...), shared by the operations that made it."""
+def deeplift(question: Question, base: Tensor, rule: type[TwoRuns] | None = None) -> Found:
+    """The difference of the target between the value and a baseline (1, ...), shared by the operations that made it.
+
+    rule: how it is followed back, by the rescale rule where nothing is said.
+    """
+    rule = TwoRuns if rule is None else rule
     with torch.no_grad():
-        both = TwoRuns(question.run(question.value, keep="all"), question.run(base, keep="all"), question.place)
+        both = rule(question.run(question.value, keep="all"), question.run(base, keep="all"), question.place)
         ends = _of_target(question.target, both)
         place = both.start
         shares = both.followed_back(ends, [place])
@@ -45,17 +49,15 @@ def deeplift(question: Question, base: Tensor) -> Found:
         whole = shares.get(place, torch.zeros_like(pair.at)) * pair.change
         values = chosen_part(question.place, whole, both.at) if question.place.selection else whole
     if place not in shares:
-        raise AnalyzerError(
-            f"{question.target.words} does not depend on {question.place!r} through any operation that was recorded. "
-            "Expected a place that the target is computed from."
-        )
+        raise AnalyzerError(f"{question.target.words} {both.why_nothing(question.place)}")
     return Found(values.reshape(question.value.shape), f"{len(both.passed)} operations", tuple(both.notes))
 
 
 class TwoRuns:
     """The same graph at the input and at the baseline, along which weights of values are followed back.
 
-    `passed` are the operations that shared a difference, `notes` those that have no rule or in which something got lost.
+    `passed` are the operations that shared a difference, `notes` those that have no rule or in which something got lost,
+    `blocked` those that read whole numbers or truth values alone of what comes from the place.
     """
 
     def __init__(self, at: Run, base: Run, place: Site | None = None) -> None:
@@ -63,85 +65,123 @@ class TwoRuns:
         self.graph: Graph = at.graph.unfused
         self.passed: list[Node] = []
         self.notes: list[str] = []
+        self.blocked: list[str] = []
         if at.graph.fingerprint != base.graph.fingerprint:
             raise AnalyzerError(
                 "The model computes the baseline by other operations than the input: its Python goes by values. Expected a "
                 "baseline that takes the same path, or method='ig'."
             )
         self._known: dict[TensorId, Pair] = {}
+        self._starts: frozenset[TensorId] = frozenset()
+        self._reached: set[TensorId] = set()
         self.start = TensorId("")
         if place is not None:
             self.start = place.id
             if place.id.is_path:
                 (self.start,) = ids_in(at.graph.module(place.id).scope.output)
             key = Site(place.id)
-            self._known[self.start] = Pair(double(at[key]), double(base[key]))
+            self._known[self.start] = _in_both(at[key], base[key])
 
     def pair(self, name: TensorId) -> Pair:
         """A value in both runs."""
         if name not in self._known:
-            self._known[name] = Pair(double(self.at[name]), double(self.base[name]))
+            self._known[name] = _in_both(self.at[name], self.base[name])
         return self._known[name]
 
     def followed_back(self, weights: Mapping[TensorId, Tensor], starts: Sequence[TensorId]) -> Shares:
         """How much a weighed sum of values grows with each number at the starts, which it all comes from."""
-        reached = set(starts)
+        self._starts, self._reached = frozenset(starts), set(starts)
         for node in self.graph.nodes:
-            if any(parent.id in reached for parent in node.parents):
-                reached.add(node.id)
+            if any(parent.id in self._reached for parent in node.parents):
+                self._reached.add(node.id)
                 if node.id not in starts:
                     self._widen(node)
-        todo = {name: weight for name, weight in weights.items() if name in reached}
+        todo = {name: weight for name, weight in weights.items() if name in self._reached}
         for node in reversed(self.graph.nodes):
             if node.id in todo and node.id not in starts:
-                for name, share in self._shared(node, todo.pop(node.id), reached).items():
+                for name, share in self._shared(node, todo.pop(node.id)).items():
                     todo[name] = todo[name] + share if name in todo else share
-        return {name: todo[name] for name in starts if name in todo}
+        return {name: self._at_start(name, todo[name]) for name in starts if name in todo}
+
+    def _at_start(self, name: TensorId, weight: Tensor) -> Tensor:
+        """The weight of a value from which everything comes."""
+        return weight
 
     def _widen(self, node: Node) -> None:
         """Make a value of both runs again in double precision, so that no difference is lost in rounding.
 
         Whole numbers and choices stay as they were recorded, and so does what cannot be made again.
         """
-        if not node.dtype.is_floating_point or node.op == OPAQUE or draws(node):
+        if self._is_step(node):
+            pair = self.pair(node.id)
+            self._known[node.id] = Pair(pair.at.double(), pair.base.double())
+            return
+        if not (node.dtype.is_floating_point or node.dtype.is_complex) or node.op == OPAQUE or draws(node):
             return
         made = []
         for end in ("at", "base"):
-            tensors = {parent.id: getattr(self.pair(parent.id), end) for parent in node.parents}
+            tensors = {
+                parent.id: self._as_recorded(parent.id, getattr(self.pair(parent.id), end)) for parent in node.parents
+            }
             try:
                 made.append(run_again(self.graph, node, tensors))
             except (StructureError, RuntimeError):
                 return
-        self._known[node.id] = Pair(*made)
+        self._known[node.id] = _in_both(*made)
 
-    def _shared(self, node: Node, weight: Tensor, reached: set[TensorId]) -> Shares:
+    def _as_recorded(self, name: TensorId, value: Tensor) -> Tensor:
+        return value.bool() if self.graph[name].dtype == torch.bool else value
+
+    def _is_step(self, node: Node) -> bool:
+        """Whether a comparison differs and is read as a factor alone, so that it is followed as a step from 0 to 1."""
+        readers = self.graph.readers(node.id)
+        if node.op not in COMPARISONS or not readers or not all(one.op in CHOOSERS for one in readers):
+            return False
+        choosers = [one for one in readers if one.op in ("where", "masked_fill")]
+        infinite = any(abs(_filled(one)) == inf for one in choosers)
+        whole = any(one.op == "to" and not one.dtype.is_floating_point for one in readers)
+        pair = self.pair(node.id)
+        return not (infinite or whole) and (not choosers or not torch.equal(pair.at, pair.base))
+
+    def call(self, node: Node, weight: Tensor) -> Call:
+        """One operation, with what it read in both runs."""
+        own = dict.fromkeys(parent.id for parent in node.parents if parent.id in self._reached)
+        live = {name: pair for name in own if _has_slope((pair := self.pair(name)).at)}
+        held = {parent.id: self.pair(parent.id).at for parent in node.parents if parent.id not in live}
+        return Call(self.graph, node, weight, self.pair(node.id), live, held)
+
+    def _shared(self, node: Node, weight: Tensor) -> Shares:
         """What one operation passes on to the values that it read."""
         self.passed.append(node)
-        own = dict.fromkeys(parent.id for parent in node.parents if parent.id in reached)
-        live = {name: pair for name in own if (pair := self.pair(name)).at.is_floating_point()}
-        held = {p.id: self.pair(p.id).at for p in node.parents if p.id not in live}
-        call = Call(self.graph, node, weight, self.pair(node.id), live, held)
-        self._check(call, own)
-        if not live or node.op in OF_SHAPES:
+        call = self.call(node, weight)
+        self._check(call)
+        if not call.live or node.op in OF_SHAPES:
+            self.blocked += [] if call.live else [f"{node.id} ({node.op})"]
             return {}
-        if node.op in CUT_OFF:
-            return dict.fromkeys(live, weight)
         try:
             shares = self._by_rule(call)
         except (StructureError, RuntimeError) as error:
             raise AnalyzerError(
                 f"{node.id} ({node.op}) cannot be followed back: {str(error).splitlines()[0]}. Take method='ig'."
             ) from error
-        passed = (weight * call.out.change).sum()
-        size = (weight * call.out.change).abs().sum()
-        rounding = (weight * torch.maximum(call.out.at.abs(), call.out.base.abs())).nan_to_num(0.0, 0.0, 0.0).abs().sum()
-        given = sum((_total(shares[name], live[name]) for name in live), torch.zeros((), dtype=torch.double))
-        lost = float((passed - given).abs())
-        if not lost <= LEFT * float(size) + 1e-6 * float(rounding):
-            self.notes.append(f"{node.id} ({node.op}): {lost:.3g} of {float(size):.3g} that it passes on is lost")
+        self._compare(call, call.out.weighed(call.weight), self._given(call, shares))
         return shares
 
+    def _given(self, call: Call, shares: Shares) -> list[Tensor]:
+        """What the numbers that were read are given."""
+        return [call.live[name].weighed(share) for name, share in shares.items()]
+
+    def _compare(self, call: Call, passed: Tensor, given: Sequence[Tensor]) -> None:
+        """Name an operation in which something is lost."""
+        ends = (call.weight * torch.maximum(call.out.at.abs(), call.out.base.abs())).nan_to_num(0.0, 0.0, 0.0)
+        rounding = sum(float(one.abs().sum()) for one in (ends, *given))
+        lost, size = abs(float(passed.sum()) - sum(float(one.sum()) for one in given)), float(passed.abs().sum())
+        if not lost <= LEFT * size + 1e-6 * rounding:
+            self.notes.append(f"{call.node.id} ({call.node.op}): {lost:.3g} of {size:.3g} that it passes on is lost")
+
     def _by_rule(self, call: Call) -> Shares:
+        if call.node.op in CUT_OFF:
+            return dict.fromkeys(call.live, call.weight)
         rule = rule_of(call)
         if rule is not None:
             return rule(call)
@@ -167,19 +207,61 @@ class TwoRuns:
             name: found.get(given, torch.zeros_like(call.live[name].at)) for name, given in zip(names, inputs, strict=True)
         }
 
-    def _check(self, call: Call, own: Mapping[TensorId, Any]) -> None:
+    def why_nothing(self, place: Site) -> str:
+        """Why nothing came back to a place."""
+        if self.blocked:
+            return (
+                f"depends on {place!r} through comparisons, indices or whole numbers alone: {self.blocked[0]} reads them, "
+                "which have no derivative. Expected a place behind them; method='occlusion' needs no derivative."
+            )
+        return (
+            f"does not depend on {place!r} through any operation that was recorded. Expected a place that the target is "
+            "computed from."
+        )
+
+    def _check(self, call: Call) -> None:
         """Name what differs and has no derivative; refuse what cannot be computed again."""
         node = call.node
         if node.op == OPAQUE or draws(node):
             why = "drew random numbers" if draws(node) else "was made by code that torch does not show"
             raise AnalyzerError(f"{node.id} {why}, so that nothing can be followed back through it. Take method='ig'.")
-        for name in own:
+        for name in dict.fromkeys(parent.id for parent in node.parents if parent.id in self._reached):
             if name not in call.live and not torch.equal(self.pair(name).at, self.pair(name).base):
                 self.notes.append(f"{node.id}: {name} differs between input and baseline and has no derivative")
 
 
-def _total(share: Tensor, pair: Pair) -> Tensor:
-    return (share * pair.change).sum()
+def _has_slope(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _in_both(at: Tensor, base: Tensor) -> Pair:
+    """A value of two runs in double precision; what is no number in either of them is nothing."""
+    wide = _wide(at)
+    if _is_same(at, base):
+        return Pair(wide, wide)
+    other = _wide(base)
+    if wide.shape != other.shape or not _has_slope(wide):
+        return Pair(wide, other)
+    none = torch.isnan(wide) & torch.isnan(other)
+    return Pair(wide.masked_fill(none, 0), other.masked_fill(none, 0)) if bool(none.any()) else Pair(wide, other)
+
+
+def _filled(node: Node) -> float:
+    """The number that a choice fills in; 0 for a tensor."""
+    given = node.argument("value", 2, 0.0)
+    return float(given) if isinstance(given, int | float) else 0.0
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.detach().to(torch.complex128) if value.is_complex() else double(value)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one memory, as the weights of two runs are."""
+    if one is other:
+        return True
+    alike = one.layout == other.layout == torch.strided and (one.dtype, one.shape) == (other.dtype, other.shape)
+    return alike and (one.data_ptr(), one.stride()) == (other.data_ptr(), other.stride()) and one.numel() > 0
 
 
 def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
@@ -195,13 +277,14 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
     if len(names) != len(read[0]):
         raise AnalyzerError("The model returns tensors that the recording does not name. Expected a site as target.")
     try:
-        inner = TwoRuns(fmr.run(measure, *read[0]), fmr.run(measure, *read[1]))
+        inner = type(both)(fmr.run(measure, *read[0]), fmr.run(measure, *read[1]))
     except StructureError as error:
         raise AnalyzerError(f"The target cannot be followed back: {error}") from error
     (end,) = ids_in(inner.at.graph.scopes[0].output)
     inputs = [TensorId(f"input:args.{n}") for n in range(len(names))]
     found = inner.followed_back({end: torch.ones(1, dtype=torch.double)}, inputs)
     both.notes += [f"in the target, {note}" for note in inner.notes]
+    both.blocked += [f"{one} in the target" for one in inner.blocked]
     weights: dict[TensorId, Tensor] = {}
     for name, given in zip(names, inputs, strict=True):
         if given in found:

@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-PROMISE = {"ig": 0.01, "deeplift": 1e-3, "kernel-shap": 0.01}
+    from analyzers.circuits.circuit import Circuit
+
+PROMISE = {"ig": 0.01, "deeplift": 1e-3, "deeplift-reveal-cancel": 1e-3, "kernel-shap": 0.01}
 """Methods whose sum is the difference between input and baseline, and up to which share off it is called complete."""
+
+ROUNDINGS = 4
+"""So many units in the last place, of the numbers that a model computes in, its target may be off by rounding."""
+
+REMEDY = {"ig": ", or take more gradients, most=", "kernel-shap": ", or take more samples="}
+"""What else may help where a sum is not complete."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +38,12 @@ class Attribution(Stored):
     ['in', 'Dunoth']
     >>> answered.plot(); answered.table()
 
-    kind: "tokens", "image" or "values"; `scores` is a number for each token, pixel or value. output and base: the target at
-    the input and at the baseline (the mean over several), by example. `gap` is how far their difference is from the sum of
-    the attributions, as a share of it: completeness, which "ig", "deeplift" and "kernel-shap" promise. tokens: by example;
-    real: which positions they stand at. images: what pictures show, (examples, height, width, 3) from 0 to 1. notes: what
-    is not as promised.
+    kind: "tokens", "image", "values" or "nodes" of a circuit; `scores` is a number for each of these. output and base: the
+    target at the input and at the baseline (the mean over several), by example. `gap` is how far their difference is from
+    the sum of the attributions, as a share of it: completeness, which "ig", both rules of DeepLIFT and "kernel-shap"
+    promise. tokens: by example; real: which positions they stand at. images: what pictures show, (examples, height, width,
+    3) from 0 to 1. notes: what is not as promised. rounding: the last place of the numbers that the model computes in, as a
+    share of them; a sum that is off by no more than four of these is complete.
     """
 
     method: str
@@ -50,6 +59,40 @@ class Attribution(Stored):
     images: Tensor | None = field(repr=False)
     how: str
     notes: tuple[str, ...]
+    rounding: float = 0.0
+
+    @classmethod
+    def of_circuit(cls, circuit: Circuit) -> Attribution:
+        """The nodes of a circuit: how much of the answer leaves each of them over the edges that were kept.
+
+        >>> analyzers.Attribution.of_circuit(circuit).strongest(2)
+        ['embedding', 'head 1.3']
+
+        The score of a node is the sum of those of its edges, in units of the metric, the mean over pairs. With all edges,
+        scored by "eap", it is what attribution patching says of the node. An answer goes through one node after the other,
+        so that the scores do not add up to it.
+        """
+        names = [name for name in circuit.nodes if name != "logits"]
+        found = torch.zeros(1, len(names), dtype=torch.double)
+        for edge in circuit.edges:
+            found[0, names.index(edge.writer)] += edge.score
+        clean, corrupted = (one.double().cpu().mean()[None] for one in (circuit.clean, circuit.corrupted))
+        one_by_one = "scores of edges are those of removing one after the other, and do not add up to what a node does"
+        return cls(
+            method=circuit.method,
+            target=("the metric",),
+            place=f"{number_of(len(names), 'node')} of {circuit.model}",
+            kind="nodes",
+            baseline="corrupted",
+            values=found * (clean - corrupted),
+            output=clean,
+            base=corrupted,
+            tokens=(tuple(names),),
+            real=torch.ones(1, len(names), dtype=torch.bool),
+            images=None,
+            how=f"sums over {number_of(len(circuit.edges), 'edge')}, which carry {circuit.faithfulness():.0%} of the answer",
+            notes=(one_by_one,) if circuit.method == "acdc" else (),
+        )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -63,15 +106,26 @@ class Attribution(Stored):
 
     @property
     def gap(self) -> Floats:
-        """How far attributions are from being complete: |sum - (output - base)| / |output - base|, by example."""
-        difference = self.output - self.base
-        found: Floats = ((self.values.double().flatten(1).sum(1) - difference).abs() / difference.abs()).numpy()
+        """How far attributions are from being complete: |sum - (output - base)| / |output - base|, by example.
+
+        Where the target is the same at both ends, so that nothing is to be shared: the sum, as a share of all sizes.
+        """
+        difference, values = self.output - self.base, self.values.double().flatten(1)
+        size = torch.where(difference == 0, values.abs().sum(1), difference.abs())
+        found: Floats = (self._off / torch.where(size == 0, 1.0, size)).numpy()
         return found
 
     @property
+    def _off(self) -> Tensor:
+        return (self.values.double().flatten(1).sum(1) - (self.output - self.base)).abs()
+
+    @property
     def complete(self) -> bool | None:
-        """Whether the sum is the whole difference, for a method that promises it; else None."""
-        return bool((self.gap <= PROMISE[self.method]).all()) if self.method in PROMISE else None
+        """Whether the sum is the whole difference, up to rounding, for a method that promises it; else None."""
+        if self.method not in PROMISE:
+            return None
+        rounded = ROUNDINGS * self.rounding * torch.maximum(self.output.abs(), self.base.abs())
+        return bool(((torch.from_numpy(self.gap) <= PROMISE[self.method]) | (self._off <= rounded)).all())
 
     def of_tokens(self, example: int = 0) -> tuple[tuple[str, ...], Floats]:
         """The tokens of an example with their scores."""
@@ -120,11 +174,11 @@ class Attribution(Stored):
 
     @property
     def _one(self) -> str:
-        return {"tokens": "token", "image": "pixel"}.get(self.kind, "value")
+        return {"tokens": "token", "image": "pixel", "nodes": "node"}.get(self.kind, "value")
 
     def _named(self, example: int) -> tuple[list[str], Tensor]:
         self._check(example)
-        if self.kind == "tokens":
+        if self.kind in ("tokens", "nodes"):
             names, scores = self.of_tokens(example)
             return list(names), torch.from_numpy(scores)
         scores_of = self.scores[example]
@@ -144,13 +198,15 @@ class Attribution(Stored):
             out, base = float(self.output[example]), float(self.base[example])
             if self.method == "rollout":
                 continue
-            gap = f"{float(self.gap[example]):.2%}" if out != base else "undefined"
             lines.append(
                 f"  [{example}] {out:.3f} at the input, {base:.3f} at the baseline; attributions sum to "
-                f"{float(sums[example]):.3f} of {out - base:.3f}, gap {gap}"
+                f"{float(sums[example]):.3f} of {out - base:.3f}, gap {float(self.gap[example]):.2%}"
             )
         if self.complete is False:
-            lines.append("  NOT complete: the sum is not the difference; see the notes, or take more steps or samples")
+            remedy = REMEDY.get(self.method, "")
+            lines.append(f"  NOT complete: the sum is not the difference; see the notes{remedy}")
+        elif self.complete and float(self.gap.max()) > PROMISE[self.method]:
+            lines.append("  complete up to rounding: the model computes in numbers that are no finer than the gap")
         if self.complete is None and self.method != "rollout":
             lines.append("  this method promises no complete sum")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

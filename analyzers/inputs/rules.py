@@ -3,7 +3,8 @@
 Of an operation that is a sum of products of two numbers at most, the gradient halfway between input and baseline shares the
 difference exactly: a sum gives each term its own, a product gives each factor its difference times the other's mean. What
 works number by number has the slope of its secant in place of its derivative (the rescale rule). A maximum gives all to the
-number that was the larger. Everything else is written out in these.
+number that was the larger. A comparison is a step from 0 to 1, and a choice by it a sum of products. Everything else is
+written out in these.
 
 Source: A. Shrikumar, P. Greenside, A. Kundaje, "Learning important features through propagating activation differences",
 2017; S. Lundberg, S. Lee, "A unified approach to interpreting model predictions", 2017 (maxima).
@@ -29,15 +30,17 @@ from fmr.structure.proof.evaluate import in_double, own_work
 QUADRATIC = (MOVES - {"nan_to_num"}) | CONVOLUTIONS | MEANS | frozenset(
     """add sub neg mul sum mean cumsum linear matmul bmm mm mv dot outer inner addmm addmv baddbmm addbmm einsum tensordot
     embedding batch_norm tril triu diag diagonal_scatter where masked_fill interpolate fold pixel_unshuffle rot90 lerp
-    addcmul conv_transpose3d real imag square var var_mean""".split()
+    addcmul conv_transpose3d real imag square var var_mean
+    conj resolve_conj view_as_real view_as_complex complex stft istft fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2
+    fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift""".split()
 ) | {ALIAS}  # fmt: skip
 """Operations that are sums of products of two numbers at most: shared by the gradient halfway."""
 
 ELEMENTWISE = frozenset(
-    """abs acos asin atan celu ceil clamp clamp_max clamp_min cos cosh elu erf erfc erfinv exp exp2 expm1 floor gelu
-    hardshrink hardsigmoid hardswish hardtanh leaky_relu lgamma log log10 log1p log2 log_sigmoid logit logsigmoid mish pow
-    prelu reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh softplus softshrink softsign sqrt nan_to_num
-    tan tanh tanhshrink threshold trunc""".split()
+    """abs acos asin atan ceil celu clamp clamp_max clamp_min cos cosh elu erf erfc erfinv exp exp2 expm1 floor gelu
+    hardshrink hardsigmoid hardswish hardtanh heaviside leaky_relu lgamma log log10 log1p log2 log_sigmoid logit
+    logsigmoid mish nan_to_num pow prelu reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh softplus
+    softshrink softsign sqrt tan tanh tanhshrink threshold trunc""".split()
 )
 """Operations on single numbers: shared by the secant."""
 
@@ -46,6 +49,10 @@ LARGEST = frozenset(
     adaptive_max_pool3d""".split()
 )
 SMALLEST = frozenset("amin min minimum fmin".split())
+
+COMPARISONS = frozenset("gt lt ge le eq ne".split())
+CHOOSERS = frozenset("where masked_fill mul to".split())
+"""Operations of truth values that are sums of products, with 1 for what is true."""
 
 POINTS = 16
 """How many gradients an operation without a rule is shared by, between baseline and input."""
@@ -56,10 +63,17 @@ CLOSE = 1e-6
 
 @dataclass(frozen=True)
 class Pair:
-    """A value at the input and at the baseline, in double precision."""
+    """A value at the input and at the baseline, in double precision.
+
+    The weight of a complex value is one number too: the conjugate of it, times a difference, has a real part that counts.
+    """
 
     at: Tensor
     base: Tensor
+
+    def weighed(self, weight: Tensor) -> Tensor:
+        """What a weight makes of the difference."""
+        return (weight.conj() * self.change).real if weight.is_complex() else weight * self.change
 
     @property
     def change(self) -> Tensor:
@@ -149,7 +163,12 @@ _HANDED = frozenset("to clone contiguous alias expand expand_as view reshape uns
 def secant(call: Call) -> Shares:
     """The slope between input and baseline of each number; where both are the same, the derivative."""
     ((name, pair),) = call.live.items()
-    slope = _slope(call.out, pair, lambda: call.pulled({name: pair.middle}, torch.ones_like(call.out.at))[name])
+
+    def derivative() -> Tensor:
+        flat = call.node.op == "heaviside"  # torch knows of no derivative
+        return torch.zeros_like(pair.at) if flat else call.pulled({name: pair.middle}, torch.ones_like(call.out.at))[name]
+
+    slope = _slope(call.out, pair, derivative)
     return {name: call.weight * slope}
 
 
@@ -207,6 +226,48 @@ def along(call: Call) -> Shares:
     return total
 
 
+def step(call: Call) -> Shares:
+    """A comparison as a step from 0 to 1: its secant over the difference of what is compared."""
+    changes = [call.live[one].change if one in call.live else 0.0 for one in _read(call, 0, 1)]
+    apart = torch.as_tensor(changes[0] - changes[1]).expand_as(call.weight)
+    slope = torch.where(apart == 0, 0.0, call.weight * call.out.change / torch.where(apart == 0, 1.0, apart))
+    shares: Shares = {}
+    for sign, one in zip((1, -1), _read(call, 0, 1), strict=True):
+        if one in call.live:
+            own = sign * slope.sum_to_size(call.live[one].at.shape)
+            shares[one] = shares[one] + own if one in shares else own
+    return shares
+
+
+def chosen(call: Call) -> Shares:
+    """A choice between two values by a truth value c, as the sum of c times one and 1 - c times the other."""
+    order = (0, 1, 2) if call.node.op == "where" else (1, 2, 0)
+    names = _read(call, *order)
+    c, one, other = (
+        call.live[name].middle if name in call.live else call.held[name] if isinstance(name, TensorId) else name
+        for name in names
+    )
+    c = c.double()
+    gains = c, 1 - c, one - other
+    shares: Shares = {}
+    for name, gain in zip((names[1], names[2], names[0]), gains, strict=True):
+        if name in call.live:
+            own = (call.weight * gain).sum_to_size(call.live[name].at.shape)
+            shares[name] = shares[name] + own if name in shares else own
+    return shares
+
+
+def _read(call: Call, *places: int) -> list[Any]:
+    """What an operation read in these places: IDs, or numbers as they were given."""
+    slots = {parent.at: parent.id for parent in call.node.parents}
+    names = {0: "input", 1: "other", 2: "value"}
+    if call.node.op == "where":
+        names = {0: "condition", 1: "input", 2: "other"}
+    if call.node.op == "masked_fill":
+        names = {0: "input", 1: "mask", 2: "value"}
+    return [slots.get(str(place), slots.get(names[place], call.node.argument(names[place], place, 0.0))) for place in places]
+
+
 # ---- operations that are written out
 
 
@@ -245,6 +306,10 @@ def _softmax(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
     return (input - input.logsumexp(dim, keepdim=True)).exp()
 
 
+def _size(input: Tensor) -> Tensor:
+    return (input.real.square() + input.imag.square()).sqrt()
+
+
 def _div(input: Any, other: Any) -> Tensor:
     quotient: Tensor = input * (other.reciprocal() if isinstance(other, Tensor) else 1 / other)
     return quotient
@@ -279,6 +344,7 @@ def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
 
 
 FORMS: Mapping[str, Callable[..., Tensor]] = {
+    "abs": _size,
     "div": _div,
     "glu": _glu,
     "group_norm": _group_norm,
@@ -293,7 +359,7 @@ FORMS: Mapping[str, Callable[..., Tensor]] = {
     "std": _std,
     "vector_norm": _vector_norm,
 }
-"""Operations as they are written out in others that have a rule."""
+"""Operations as they are written out in others that have a rule; "abs" is that of complex numbers."""
 
 
 def written_out(call: Call, tensors: Mapping[TensorId, Tensor]) -> Tensor:
@@ -306,10 +372,16 @@ def rule_of(call: Call) -> Callable[[Call], Shares] | None:
     """The rule for an operation; None where it is written out, or has none."""
     node, live = call.node, list(call.live.values())
     alone = [pair.at.shape == call.out.at.shape for pair in live] == [True]
+    if node.op in COMPARISONS:
+        return step
+    if node.op in ("where", "masked_fill") and _read(call, 0 if node.op == "where" else 1)[0] in call.live:
+        return chosen
     if node.op == "mul" and _scale(call) is not None:
         return scaled
     if node.op in QUADRATIC and not (node.op == "batch_norm" and node.argument("training", 5, False)):
         return halfway
+    if any(pair.at.is_complex() for pair in live):
+        return None
     if node.op in ELEMENTWISE and alone:
         return secant
     if node.op in LARGEST | SMALLEST:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,16 @@ from analyzers.protocol import AnalyzerError
 from fmr.edits.places import parts
 from fmr.errors import number_of, whole_number
 from fmr.ids import Site
+from fmr.nests import leaves
 from fmr.nodes import id_of
 from fmr.runs.run import Run
 from fmr.sweeps.metrics import READY, LogProb, logits_of, measured, placed
 
 EXPECTED = "a class or a token id, a word, a pair of these for their difference, a site, or a function of the output"
+
+
+class OneNumber(AnalyzerError):
+    """A target gave one number for several examples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ def one_each(found: Any, rows: int) -> Tensor:
     """What a target is in some rows, (rows,); `AnalyzerError` for anything but one number a row."""
     given: Tensor = measured(lambda _: found, None, rows)
     if given.numel() != rows:
-        raise AnalyzerError(
+        raise OneNumber(
             f"The target gave one number for {number_of(rows, 'row')}: expected one for each, as output.logits[:, -1, 3]."
         )
     return given.reshape(rows)
@@ -106,15 +111,14 @@ def _one_number(site: Site, run: Run) -> Site:
 def _of_logits(given: Any, run: Run, prompts: Prompts, tokenizer: Any) -> Target:
     logits = logits_of(run.output)
     column: int | None = None
+    if logits.dim() == 1 and len(logits) == 1 and given is None:
+        return Target("the output", lambda output: logits_of(output))
     if logits.dim() == 3:
         metric = placed(LogProb(0), run.output, run.last.frames())
         assert isinstance(metric, LogProb)
         column = int(torch.as_tensor(metric.at).reshape(-1)[0]) % logits.shape[1]
     elif logits.dim() != 2:
-        raise AnalyzerError(
-            f"The output has shape {list(logits.shape)}, which is no classes (examples, classes) and no tokens (examples, "
-            "positions, tokens). Expected a function of the output as target, as lambda output: output[:, 0]."
-        )
+        raise AnalyzerError(_no_classes(run.output, logits))
     if given is None:
         given = int((logits[0] if column is None else logits[0, column]).argmax())
     pair = given if isinstance(given, tuple) else (given,)
@@ -124,6 +128,21 @@ def _of_logits(given: Any, run: Run, prompts: Prompts, tokenizer: Any) -> Target
     ids = [_number(one, kind, logits.shape[-1], prompts, tokenizer) for one in pair]
     words = [_word(one, kind, tokenizer) for one in ids]
     return Target(" less ".join(words), Logit(ids[0], ids[1] if len(ids) == 2 else None, column))
+
+
+def _no_classes(output: Any, logits: Tensor) -> str:
+    """Why there is no class to be asked for."""
+    known = dict(leaves(output))
+    several = ", ".join(f"{name} {list(one.shape)}" for name, one in known.items())
+    told = f", of {several}" if len(known) > 1 else ""
+    name = next((name for name, one in known.items() if one.dim() == 2), None)
+    how = f"output[{name!r}][:, 0]" if told and name and isinstance(output, Mapping) else "output[:, 0]"
+    single = " A number for each example is asked for by target=None." if logits.dim() == 1 else ""
+    return (
+        f"The output has shape {list(logits.shape)}, which is no classes (examples, classes) and no tokens (examples, "
+        f"positions, tokens){told}. Expected a function of the output as target, as lambda output: "
+        f"{how}.{single}"
+    )
 
 
 def _number(given: Any, kind: str, many: int, prompts: Prompts, tokenizer: Any) -> int:

@@ -42,10 +42,10 @@ def fact_of(prompt: Any, subject: Any, answer: Any, tokenizer: Any, behind: int 
         if isinstance(subject, str) or isinstance(answer, str):
             raise AnalyzerError(
                 f"The prompt is token ids, the subject {subject!r} and the answer {answer!r}. Expected positions, such as "
-                "subject=[1, 2], and a token id; or all of them as text, with a tokenizer: Name(model, tokenizer)."
+                "subject=[1, 2], and a token id; or all of them as text, with a tokenizer behind the model."
             )
     elif tokenizer is None:
-        raise AnalyzerError(f"The prompt {prompt!r} is text, and there is no tokenizer. Pass one: Name(model, tokenizer).")
+        raise AnalyzerError(f"The prompt {prompt!r} is text, and there is no tokenizer. Pass one behind the model.")
     else:
         ids = _ids(tokenizer(prompt)["input_ids"])
     places = span(prompt, subject, tokenizer, behind) if isinstance(subject, str) else _places(subject, len(ids))

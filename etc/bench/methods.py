@@ -23,6 +23,7 @@ from analyzers import (
     FeatureVisualization,
     HeadClustering,
     Heads,
+    InputAttribution,
     KeyValueMemories,
     LensTranslator,
     LogitAttribution,
@@ -106,6 +107,7 @@ def main() -> None:
     what = f"causal tracing, {long}, with controls"
     counted(what, lambda: tracing.run(FACT, SUBJECT, **one), lambda: forward(model, fact), "65")
     readings(model, tokenizer, clean, inputs)
+    attribution_to(model, tokenizer, fact)
     triggers(model, tokenizer)
     heads_of(model, tokenizer)
     alignment(model, tokenizer)
@@ -131,6 +133,20 @@ def readings(model: torch.nn.Module, tokenizer: Any, clean: list[str], inputs: d
     counted("logits of names as sums over 270 heads", lambda: shares.run(clean, right, wrong), batch, "")
     counted("who wrote what, 61 parts", lambda: parts.run(clean), batch, "")
     counted("29 translators and their nulls, streamed", lambda: maps.update(texts), lambda: forward(model, tokens), "")
+
+
+def attribution_to(model: torch.nn.Module, tokenizer: Any, fact: dict[str, torch.Tensor]) -> None:
+    """Which tokens an answer rests on, against the mean embedding, with the place located and rows checked."""
+    asking, long = InputAttribution(model, tokenizer), fact["input_ids"].shape[1]
+    ways: dict[str, dict[str, Any]] = {
+        "integrated gradients, 64 steps": {"method": "ig", "most": 64},
+        "DeepLIFT, rescale": {"method": "deeplift"},
+        "DeepLIFT, reveal-cancel": {"method": "deeplift-reveal-cancel"},
+    }
+    for name, way in ways.items():
+        whole = {"baseline": "mean", "progress": False, **way}
+        what = f"{name}, one text of {long} tokens"
+        counted(what, lambda whole=whole: asking.run(FACT, ANSWER, **whole), lambda: forward(model, fact), "")
 
 
 def triggers(model: torch.nn.Module, tokenizer: Any) -> None:

@@ -62,6 +62,8 @@ def photographs() -> int:
         print(f"{name}: {seer.labels[target]}")
         own, theirs = asking.run(x, target, "deeplift"), captums(seer.model, x, target)
         failed += claimed(f"DeepLIFT on operations is complete: gap {own.gap[0]:.1e} <= 1e-4", own.gap[0] <= 1e-4)
+        apart = asking.run(x, target, "deeplift-reveal-cancel")
+        failed += claimed(f"so it is by reveal-cancel: gap {apart.gap[0]:.1e} <= 1e-4", apart.gap[0] <= 1e-4)
         failed += claimed(f"captum's, on modules, is not, without a word: {theirs:.0%} > 10%", theirs > 0.1)
         plain = asking.run(x, target, "ig", baseline="blur", steps=64, most=64)
         ig = asking.run(x, target, "ig", baseline="blur")
@@ -70,6 +72,7 @@ def photographs() -> int:
         methods: dict[str, Attribution] = {
             "ig": ig,
             "deeplift": asking.run(x, target, "deeplift", baseline="blur"),
+            "deeplift-reveal-cancel": asking.run(x, target, "deeplift-reveal-cancel", baseline="blur"),
             "occlusion": asking.run(x, target, "occlusion", baseline="blur", cells=CELLS),
             "kernel-shap": asking.run(x, target, "kernel-shap", baseline="blur", cells=CELLS),
         }
@@ -103,7 +106,8 @@ def words() -> int:
     for name, text, target, config in cases:
         model, tokenizer = fmr.zoo.load(name, **config)
         asking = InputAttribution(model, tokenizer)
-        for method, most in (("deeplift", 1e-5), ("ig", 1e-2))[: 1 if "sdpa" in config.values() else 2]:
+        ways = (("deeplift", 1e-5), ("deeplift-reveal-cancel", 1e-5), ("ig", 1e-2))
+        for method, most in ways[: 2 if "sdpa" in config.values() else 3]:
             found = asking.run(text, target, method, baseline="zero" if name == "facts" else "mean")
             print(f"{name} {' '.join(config.values())}: {found.target[0]}, most on {found.strongest(3)}; {found.how}")
             failed += claimed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -27,8 +27,8 @@ UNREAD = -100
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned: its attribute of that name, or the first tensor."""
-    found = getattr(output, "logits", None)
+    """The logits in what a model returned: its attribute or entry of that name, or the first tensor."""
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     first = found if isinstance(found, Tensor) else next((tensor for _, tensor in leaves(output)), None)
     if first is None:
         raise EditError(

@@ -428,7 +428,7 @@ def test_a_metric_without_a_gradient_is_refused_where_one_is_taken(loaded: tuple
 
 
 def test_text_needs_a_tokenizer_and_a_direction_is_one_of_two(loaded: tuple[nn.Module, Any]) -> None:
-    with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer. Pass one: Name\(model, tokenizer\)."):
+    with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer. Pass one behind the model."):
         ActivationPatching(loaded[0]).run(CLEAN, CORRUPTED, METRIC)
     with pytest.raises(AnalyzerError, match=r"direction='up': expected 'denoising' or 'noising'."):
         PathPatching(*loaded, direction="up")  # type: ignore[arg-type]

@@ -72,9 +72,14 @@ def test_kernel_shap_gives_the_shapley_values_of_a_game() -> None:
             here[0, player] = x[0, player]
             gains[player] = float(model(here)) - before
         worth.append(gains)
-    found = InputAttribution(model).run(x, first, "kernel-shap", samples=4000, rows=500)
-    assert np.allclose(found.values[0], np.mean(worth, 0), atol=0.05)
+    found = InputAttribution(model).run(x, first, "kernel-shap")
+    assert np.allclose(found.values[0], np.mean(worth, 0), atol=1e-6)
+    assert found.how == "all 16 sets of 4 cells"
     assert found.complete
+    some = InputAttribution(model).run(x, first, "kernel-shap", samples=15)
+    assert some.complete
+    assert not np.allclose(some.values[0], np.mean(worth, 0), atol=1e-3)
+    assert some.how.startswith("15 samples of 4 cells, of which each is off by ")
 
 
 def test_occlusion_of_cells_is_what_is_lost_without_them() -> None:
@@ -286,7 +291,7 @@ def test_nothing_is_left_behind_by_a_failure(loaded: tuple[nn.Module, Any], meth
 def test_the_same_seed_draws_the_same() -> None:
     asking, x = InputAttribution(gated()), numbers(1, 4, 6)
     for method in ("gradient-shap", "lime", "kernel-shap"):
-        one, same, other = (asking.run(x, 1, method, samples=30, seed=seed).values for seed in (0, 0, 1))
+        one, same, other = (asking.run(x, 1, method, samples=15, seed=seed).values for seed in (0, 0, 1))
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
 

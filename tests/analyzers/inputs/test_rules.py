@@ -167,12 +167,49 @@ def test_what_has_no_rule_is_said_and_the_mean_gradient_stands_in() -> None:
     assert torch.allclose(found.values, torch.tensor([[3.0, 3.0]]))
 
 
-def test_a_choice_that_differs_is_said_and_leaves_a_gap() -> None:
-    model = made(lambda x: torch.where(x > 1, x, -x))
-    found = InputAttribution(model).run(
-        torch.tensor([[2.0, 0.5]]), lambda y: y.sum(1), "deeplift", baseline=torch.tensor([[0.8, 0.8]])
+CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda x: torch.where(x > 0, x, 0.0),
+    "relu by a mask": lambda x: x * (x > 0),
+    "relu by a cast": lambda x: (x >= 0).float() * x,
+    "relu by filling": lambda x: x.masked_fill(x < 0, 0.0),
+    "leaky_relu": lambda x: torch.where(x.gt(0), x, 0.01 * x),
+}
+
+
+@pytest.mark.parametrize("method", ["deeplift", "deeplift-reveal-cancel"])
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_activation_made_of_a_choice_is_that_activation(name: str, method: str) -> None:
+    x, base = numbers(1, 8), numbers(1, 8, seed=1)
+    plain = getattr(F, name.split()[0])
+
+    def found(act: Callable[[Tensor], Tensor]) -> Tensor:
+        run = InputAttribution(made(lambda x: act(x - 0.1))).run(x, lambda y: y.sum(1), method, baseline=base)
+        assert run.complete
+        assert run.notes == ()
+        return run.values
+
+    assert torch.allclose(found(CHOICES[name]), found(plain), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["deeplift", "deeplift-reveal-cancel"])
+def test_a_choice_by_other_values_shares_with_them(method: str) -> None:
+    def switched(x: Tensor) -> Tensor:
+        return torch.where(x[:, :1] > x[:, 1:2], x[:, 2:], -x[:, 2:])
+
+    found = InputAttribution(made(switched)).run(
+        torch.tensor([[3.0, 1.0, 4.0]]), 0, method, baseline=torch.tensor([[0.0, 2.0, 2.0]])
     )
-    assert any("/gt#0 differs between input and baseline and has no derivative" in note for note in found.notes)
+    assert torch.allclose(found.values, torch.tensor([[4.5, 1.5, 0.0]]))  # 6 for the choice, of which 3 and 1 parts of 4
+    assert found.notes == ()
+    assert found.complete
+
+
+def test_an_order_that_differs_is_said_and_leaves_a_gap() -> None:
+    model = made(lambda x: x.gather(1, x.argsort(1)) * torch.tensor([1.0, 3.0]))
+    found = InputAttribution(model).run(
+        torch.tensor([[2.0, 0.5]]), lambda y: y.sum(1), "deeplift", baseline=torch.tensor([[0.7, 0.8]])
+    )
+    assert any("/argsort#0 differs between input and baseline and has no derivative" in note for note in found.notes)
     assert any("that it passes on is lost" in note for note in found.notes)
     assert found.complete is False
     assert "NOT complete" in repr(found)

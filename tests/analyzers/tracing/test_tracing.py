@@ -340,7 +340,7 @@ def test_settings_that_mean_nothing_are_refused(loaded: tuple[nn.Module, Any], n
 
 
 def test_what_cannot_be_traced_is_said(loaded: tuple[nn.Module, Any]) -> None:
-    with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer. Pass one: Name\(model, tokenizer\)."):
+    with pytest.raises(AnalyzerError, match=r"is text, and there is no tokenizer. Pass one behind the model."):
         CausalTracing(loaded[0]).run(PROMPT, SUBJECT)
     with pytest.raises(AnalyzerError, match=r"No swap of 1 has 3 tokens like 'Velin dal Millwick'"):
         CausalTracing(*loaded, swaps=["Junel Dunoth"]).run(PROMPT, SUBJECT)

@@ -1,0 +1,278 @@
+"""What cannot be known is said plainly, and what can be taken is: inputs, targets and baselines as users have them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analyzers import AnalyzerError, InputAttribution
+from analyzers.inputs.perturbed import shapley, standard_errors
+from tests.analyzers.inputs.models import gated, made, numbers
+from tests.small import Fn
+
+X, LINEAR = numbers(2, 6), nn.Linear(6, 3).eval()
+DEEPLIFTS = ["deeplift", "deeplift-reveal-cancel"]
+
+
+def total(output: Tensor) -> Tensor:
+    return output.reshape(len(output), -1).sum(1)
+
+
+# ---- how far sampled values are off
+
+
+def test_the_standard_error_of_kernel_shap_is_that_of_other_draws() -> None:
+    model, x = gated(), numbers(1, 4, 6)
+    cells = torch.arange(24).view(4, 6) // 3
+    asking = InputAttribution(model)
+    exact = asking.run(x, 1, "kernel-shap", cells=cells, samples=256).values.flatten()[::3] * 3
+    found = [asking.run(x, 1, "kernel-shap", cells=cells, samples=80, seed=seed) for seed in range(24)]
+    off = torch.stack([one.values.flatten()[::3] * 3 - exact for one in found]).square().mean(0).sqrt().mean()
+    told = np.mean([float(one.how.split("off by ")[1].split()[0]) for one in found])
+    assert 0.6 < told / float(off) < 1.7
+    assert all(one.complete for one in found)  # by construction, and yet off
+
+
+def test_shapley_values_of_a_game() -> None:
+    assert torch.allclose(shapley(torch.tensor([0.0, 1.0, 2.0, 5.0])), torch.tensor([2.0, 3.0]))
+    worth = torch.tensor([0.0, 0, 0, 1, 0, 1, 0, 1])  # the first and any other
+    assert torch.allclose(shapley(worth), torch.tensor([4, 1, 1]) / 6)
+
+
+def test_a_regression_that_fits_has_no_standard_error() -> None:
+    sets = torch.cat([torch.ones(1, 3), torch.zeros(1, 3), (numbers(30, 3) > 0).float()]).double()
+    weights = torch.tensor([1e6, 1e6, *[1.0] * 30]).double()
+    worth = sets @ torch.tensor([1.0, -2.0, 0.5]).double() + 2
+    assert float(standard_errors(sets, worth, weights).max()) < 1e-6
+    assert float(standard_errors(sets, worth + numbers(32, seed=1).double(), weights).min()) > 0.05
+
+
+# ---- what is nothing, and what has no derivative
+
+
+@pytest.mark.parametrize("method", DEEPLIFTS)
+@pytest.mark.parametrize("how", ["written", "fused", "cleaned"])
+def test_a_row_that_sees_nothing_is_not_lost(how: str, method: str) -> None:
+    mask, weigh = torch.ones(5, 5).tril().bool(), numbers(8, 8, seed=3)
+    mask[0] = False
+
+    def attend(x: Tensor) -> Tensor:
+        if how == "fused":
+            return F.scaled_dot_product_attention(x @ weigh, x, x, attn_mask=mask)[:, -1]
+        pattern = (x @ weigh @ x.mT).masked_fill(~mask, float("-inf")).softmax(-1)
+        pattern = pattern.masked_fill(~mask, 0.0) if how == "cleaned" else pattern
+        return (pattern @ x)[:, -1]
+
+    found = InputAttribution(made(attend)).run(numbers(1, 5, 8), 0, method)
+    assert found.notes == ()
+    assert found.complete
+
+
+ONLY: dict[str, Callable[[Tensor], Tensor]] = {
+    "a comparison of whole numbers": lambda x: (x.long() > 0).float(),
+    "an index": lambda x: torch.arange(18.0).view(6, 3)[x.argmax(-1)],
+    "whole numbers": lambda x: x.long().float(),
+    "truth values": lambda x: ((x > 0) & (x < 1)).float(),
+}
+
+
+@pytest.mark.parametrize("method", DEEPLIFTS)
+@pytest.mark.parametrize("name", ONLY)
+def test_the_only_way_without_a_derivative_is_named(name: str, method: str) -> None:
+    with pytest.raises(
+        AnalyzerError, match=r"class 0 depends on Site\('input:x'\) through comparisons, indices or whole numbers alone: /"
+    ):
+        InputAttribution(made(ONLY[name])).run(X[:1], 0, method)
+    with pytest.raises(AnalyzerError, match=r"whole numbers alone: /\w+#\d \(\w+\) in the target reads them"):
+        InputAttribution(made(lambda x: x)).run(X[:1], lambda output: ONLY["whole numbers"](output)[:, 0], method)
+
+
+@pytest.mark.parametrize("method", DEEPLIFTS)
+def test_a_step_is_shared(method: str) -> None:
+    x, base = torch.tensor([[2.0, -1.0, 3.0]]), torch.tensor([[-2.0, -3.0, 1.0]])
+    step = made(lambda x: torch.heaviside(x, torch.tensor(0.5)))
+    assert torch.allclose(
+        InputAttribution(step).run(x, total, method, baseline=base).values, torch.tensor([[1.0, 0.0, 0.0]])
+    )
+    gate = made(lambda x: x * torch.heaviside(x, torch.tensor(0.0)))
+    assert InputAttribution(gate).run(x, total, method, baseline=base).complete
+
+
+COMPLEX: dict[str, Callable[[Tensor], Tensor]] = {
+    "size": lambda x: torch.fft.rfft(torch.tanh(x)).abs(),
+    "filter": lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(x.roll(1, -1).relu()), n=6),
+    "parts": lambda x: torch.fft.fft(x).real.relu() + torch.view_as_real(torch.fft.fft(x)).square().sum(-1),
+}
+
+
+@pytest.mark.parametrize("method", DEEPLIFTS)
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_numbers_are_followed(name: str, method: str) -> None:
+    weigh = numbers(6, seed=2)
+    model = made(lambda x: (COMPLEX[name](x) * weigh[: COMPLEX[name](x).shape[1]]).sum(1, keepdim=True))
+    found = InputAttribution(model).run(X[:1], 0, method, baseline=numbers(1, 6, seed=5))
+    assert found.notes == ()
+    assert found.gap[0] < 1e-5
+
+
+@pytest.mark.parametrize("method", ["ig", *DEEPLIFTS, "kernel-shap"])
+def test_a_target_that_stays_the_same_is_complete(method: str) -> None:
+    found = InputAttribution(made(lambda x: x[:, :1] - x[:, 1:])).run(torch.tensor([[2.0, 2.0]]), total, method)
+    assert torch.allclose(found.values, torch.tensor([[2.0, -2.0]]))
+    assert found.gap[0] == 0
+    assert found.complete
+    assert "the target is the same at input and baseline" in found.notes[0]
+    assert "NOT complete" not in repr(found)
+
+
+def test_rounding_of_half_precision_is_told_as_such() -> None:
+    model, x = gated().bfloat16(), numbers(1, 4, 6).bfloat16()
+    found = InputAttribution(model).run(x, 1, "deeplift")
+    assert found.rounding == 2**-7
+    assert found.gap[0] > 1e-3
+    assert found.complete
+    assert "complete up to rounding: the model computes in numbers that are no finer than the gap" in repr(found)
+    assert InputAttribution(gated()).run(numbers(1, 4, 6), 1, "deeplift").rounding == 2**-23
+    broken = InputAttribution(made(lambda x: x.gather(1, x.argsort(1)) * torch.tensor([1.0, 3.0]))).run(
+        torch.tensor([[2.0, 0.5]]), total, "deeplift", baseline=torch.tensor([[0.7, 0.8]])
+    )
+    assert "NOT complete: the sum is not the difference; see the notes\n" in repr(broken)
+
+
+def test_a_sum_that_needs_more_gradients_says_so() -> None:
+    short = InputAttribution(made(lambda x: torch.relu(40 * x - 39.1))).run(torch.tensor([[1.0]]), 0, steps=8, most=8)
+    assert "see the notes, or take more gradients, most=" in repr(short)
+
+
+# ---- inputs
+
+
+class Unnamed(nn.Module):
+    def __init__(self, words: bool) -> None:
+        super().__init__()
+        self.layer, self.words = nn.Linear(6, 3), words
+
+    def forward(self, *args: Tensor) -> Tensor:
+        out: Tensor = self.layer(args[0])
+        return out
+
+
+class UnnamedToo(Unnamed):
+    def forward(self, *args: Tensor, **settings: Any) -> Tensor:
+        out: Tensor = self.layer(args[0])
+        return out
+
+
+@pytest.mark.parametrize(("kind", "told"), [(Unnamed, r"\*args: torch.Tensor"), (UnnamedToo, r"\*\*settings")])
+def test_a_tensor_for_arguments_without_a_name_is_refused(kind: type[Unnamed], told: str) -> None:
+    with pytest.raises(AnalyzerError, match=f"forward of {kind.__name__} takes .*{told}.*: no argument has a name"):
+        InputAttribution(kind(True).eval()).run(X, 0)
+
+
+MISFITS: list[tuple[Any, str]] = [
+    (numbers(2, 5), r"Linear does not take these inputs, input float32 \[1, 5\]: mat1 and mat2.*of its widths and dtype"),
+    (X.double(), r"does not take these inputs, input float64 \[1, 6\]"),
+    (X * float("nan"), r"Site\('input:input'\) holds what is no finite number in example 0"),
+    (X / 0, "holds what is no finite number"),
+]
+
+
+@pytest.mark.parametrize("method", ["ig", "deeplift", "occlusion", "saliency"])
+@pytest.mark.parametrize(("given", "told"), MISFITS)
+def test_inputs_that_do_not_fit_are_told(given: Tensor, told: str, method: str) -> None:
+    with pytest.raises(AnalyzerError, match=told):
+        InputAttribution(LINEAR).run(given, 0, method)
+
+
+def test_a_target_that_is_no_number_is_told() -> None:
+    with pytest.raises(AnalyzerError, match="class 0 is nan at the input: expected a finite number"):
+        InputAttribution(made(lambda x: x.log())).run(-X[:1].abs(), 0, baseline=1.0)
+    with pytest.raises(AnalyzerError, match="class 0 is -inf at the baseline: expected a finite number"):
+        InputAttribution(made(lambda x: x.log())).run(X[:1].abs(), 0)
+
+
+def test_inference_mode_outside_and_inside() -> None:
+    expected = InputAttribution(LINEAR).run(X, 1).values
+    with torch.inference_mode():
+        inner = X * 1
+        assert torch.equal(InputAttribution(LINEAR).run(X, 1).values, expected)
+        assert torch.equal(InputAttribution(LINEAR).run(X, 1, baseline=inner[:1] * 0).values, expected)
+        frozen = nn.Linear(6, 3).eval()
+        with pytest.raises(
+            AnalyzerError, match="The weights of Linear were made in inference mode, where torch takes no gr"
+        ):
+            InputAttribution(frozen).run(X, 1)
+        assert InputAttribution(frozen).run(X, 1, "deeplift").complete
+    assert torch.equal(InputAttribution(LINEAR).run(inner, 1).values, expected)
+
+
+# ---- targets
+
+
+def test_a_number_for_each_example_is_a_target() -> None:
+    model = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)).eval()
+    found = InputAttribution(model).run(X, method="deeplift")
+    assert torch.allclose(found.values, X * model[0].weight.detach(), atol=1e-6)
+    assert found.target == ("the output", "the output")
+    with pytest.raises(AnalyzerError, match="A number for each example is asked for by target=None"):
+        InputAttribution(model).run(X, 0)
+
+
+def test_outputs_by_name() -> None:
+    def with_loss(self: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        scores = x @ numbers(6, 3)
+        return {"loss": scores.sum(), "scores": scores}
+
+    asking = InputAttribution(Fn(with_loss).eval())
+    with pytest.raises(AnalyzerError, match=r"of loss \[\], scores \[1, 3\]. Expected .* lambda output: output\['scores'\]"):
+        asking.run({"x": X}, 1)
+    assert asking.run({"x": X}, lambda output: output["scores"][:, 1], "deeplift").complete
+
+    def with_logits(self: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": x.sum(), "logits": x @ numbers(6, 3)}
+
+    found = InputAttribution(Fn(with_logits).eval()).run({"x": X}, 1, "deeplift")
+    assert torch.allclose(found.values, X * numbers(6, 3)[:, 1], atol=1e-6)
+
+
+def test_a_sum_over_examples_is_noted() -> None:
+    found = InputAttribution(LINEAR).run(X, lambda output: output[:, 0].sum())
+    assert found.complete
+    assert found.notes == (
+        "rows were run one by one: the target gives one number for several rows, as if their sum or mean were asked for",
+    )
+
+
+# ---- baselines
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        0.5,
+        np.float64(0.5),
+        [0.5] * 6,
+        (0.5,) * 6,
+        [[0.5] * 6],
+        np.full(6, 0.5),
+        [torch.full((6,), 0.5)],
+        [torch.full((1, 6), 0.5)] * 2,
+        torch.tensor(0.5),
+    ],
+    ids=["number", "numpy number", "list", "tuple", "rows", "array", "tensors", "rows of tensors", "tensor of one"],
+)
+def test_baselines_as_they_come(given: Any) -> None:
+    expected = (X - 0.5) * LINEAR.weight[1].detach()
+    for method in ("ig", "deeplift", "occlusion"):
+        found = InputAttribution(LINEAR).run(X[:1], 1, method, baseline=given)
+        assert torch.allclose(found.values, expected[:1], atol=1e-6)
+        assert found.baseline == "given"
+
+
+def test_as_many_baselines_in_a_list_as_examples_are_refused() -> None:
+    with pytest.raises(AnalyzerError, match="baseline has 2 rows, and so many are the examples"):
+        InputAttribution(LINEAR).run(X, 1, baseline=[X[0], X[1]])
