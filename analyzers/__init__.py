@@ -6,7 +6,7 @@ HeadClusters: 16 heads of 4 layers over 200 tokens in 12 examples
   3 clusters, silhouette 0.4...; map: stress 0.1..., seed 0
 """
 
-from analyzers import images
+from analyzers import images, scale
 from analyzers.alignment.alignment import Alignment
 from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.counterfactuals import Counterfactuals
@@ -111,5 +111,6 @@ __all__ = [
     "Translator",
     "Visualized",
     "images",
+    "scale",
     "sentences",
 ]
