@@ -31,14 +31,14 @@ def draw(result: Similarities, kind: str, ax: Axes | None) -> Figure:
         rows, columns = ([place for place, owner in enumerate(result.owners) if owner == one] for one in (first, last))
     shown = values[np.ix_(rows, columns)]
     if ax is None:
-        size = (min(12.0, 2.2 + 0.28 * len(columns)), min(10.0, 1.6 + 0.28 * len(rows)))
+        size = (min(12.0, 3.4 + 0.28 * len(columns)), min(10.0, 2.2 + 0.28 * len(rows)))
         ax = plt.subplots(figsize=size, layout="constrained")[1]
     image = ax.imshow(shown, cmap="cividis", vmin=min(0.0, float(np.nanmin(shown))), vmax=1.0, aspect="auto")
-    cast("Figure", ax.figure).colorbar(image, ax=ax, label=f"{NAMES[kind]} (1: the same but for a turn)", shrink=0.9)
+    cast("Figure", ax.figure).colorbar(image, ax=ax, label=NAMES[kind])
     _ticks(ax, [names[place] for place in rows], [names[place] for place in columns])
     null = result.nulls[kind]
     ax.set_title(
-        f"{number_of(result.rows, 'row')}; in another order {np.nanmin(null):.2f} to {np.nanmax(null):.2f}", fontsize=9
+        f"{number_of(result.rows, 'row')}\nin another order {np.nanmin(null):.2f} to {np.nanmax(null):.2f}", fontsize=9
     )
     return cast("Figure", ax.figure)
 
