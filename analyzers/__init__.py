@@ -18,6 +18,10 @@ from analyzers.causal.patching import ActivationPatching
 from analyzers.causal.paths import PathPatching
 from analyzers.circuits.circuit import Circuit
 from analyzers.circuits.search import CircuitSearch
+from analyzers.compare.measures import similarity
+from analyzers.compare.similarities import Similarities
+from analyzers.compare.similarity import Similarity
+from analyzers.compare.timeline import Timeline
 from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, KeyCovariance
 from analyzers.editing.rank_one import RankOneEdit
@@ -103,8 +107,11 @@ __all__ = [
     "RankOneEdit",
     "ResidualDecomposition",
     "Sanity",
+    "Similarities",
+    "Similarity",
     "StyleTransfer",
     "Stylized",
+    "Timeline",
     "TopCrops",
     "TopImages",
     "Traces",
@@ -113,4 +120,5 @@ __all__ = [
     "images",
     "scale",
     "sentences",
+    "similarity",
 ]
