@@ -1,4 +1,4 @@
-"""The same work on many devices: counting and collecting by Ray. Under torchrun, `over` and `fmr.collect` take `ranks=True`."""
+"""The same work on many devices, by Ray. Under torchrun, `over` of an analyzer and `fmr.collect` take `ranks=True`."""
 
 from analyzers.scale.by_ray import collect, over
 

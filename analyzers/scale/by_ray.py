@@ -1,4 +1,4 @@
-"""Blocks of batches that Ray hands to actors, one a device: each block is counted anew by whoever has it, and merged once."""
+"""Blocks of batches that Ray hands to actors, one a device: each is counted anew by whoever has it, and merged once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def over(
     ray = started(progress)
     if not callable(make):
         raise AnalyzerError(
-            f"make is a {type(make).__name__}, expected a function that makes an analyzer and its model: each actor has its own."
+            f"make is a {type(make).__name__}, expected a function that makes an analyzer and its model, "
+            "since each actor has its own."
         )
     analyzer = make()
     if not isinstance(analyzer, Analyzer):

@@ -42,7 +42,7 @@ def share(batches: Iterable[T], error: type[FmrError] = StoreError) -> Iterable[
 
 def together(work: Callable[[], T], error: type[FmrError] = StoreError) -> list[T]:
     """What each process makes of its part, in the order of their ranks, the same list in each; where one fails, all do."""
-    rank, world = check_ranks(error)
+    _, world = check_ranks(error)
     made: T | None = None
     raised: BaseException | None = None
     try:

@@ -32,8 +32,8 @@ def counted(ranks):
         "probe": Probe(model, sites=["transformer.h.2"]).over(labelled, **given).result().accuracy,
         "triggers": KeyValueMemories(model, tokenizer, k=3).over(batches, **given).result(draws=20).agreement,
         "alike": Similarity(model, measures="cka").over(batches, **given).result().values["cka"],
-        "images": TopImages(seer, "conv1", [3], k=2).over(images, **given).result().scores,
-        "map": LensTranslator(model, tokenizer).over(texts, **given).result(ridge=1e-2).weights,
+        "images": TopImages(seer, "conv1", [3], k=2).over(images, **given).result().values,
+        "map": LensTranslator(model, tokenizer).over(texts, **given).result(ridge=1e-2).maps,
     }
 """
 
@@ -81,8 +81,9 @@ def test_a_corpus_in_parts_is_that_of_one_process(tmp_path: Path) -> None:
         + """
 whole = fmr.collect(model, batches, ["transformer.h.2"], folder + f"/alone-{rank}", progress=False)
 parts = fmr.collect(model, batches, ["transformer.h.2"], folder + "/parts", ranks=True, shard=20_000, progress=False)
-print(rank, torch.equal(whole["transformer.h.2"][:], parts["transformer.h.2"][:]), torch.equal(whole.index[:], parts.index[:]),
-      parts.rows(27) == whole.rows(27), parts.documents, parts.complete, flush=True)
+same = torch.equal(whole["transformer.h.2"][:], parts["transformer.h.2"][:])
+print(rank, same, torch.equal(whole.index[:], parts.index[:]), parts.rows(27) == whole.rows(27),
+      parts.documents, parts.complete, flush=True)
 again = fmr.collect(model, batches, ["transformer.h.2"], folder + "/parts", ranks=True, shard=20_000, progress=False)
 """,
         tmp_path,
@@ -124,8 +125,15 @@ def test_what_was_counted_before_is_counted_once() -> None:
     assert not any(value is model for value in counts.values())
     assert empty(counted).counted == ""
     there = with_counts(HeadClustering(other), counts)
-    assert there.model is other
+    assert there.models == {"": other}
     assert torch.equal(torch.as_tensor(there.merge(counted).result().distances), torch.as_tensor(counted.result().distances))
+
+
+def test_a_store_is_of_one_process(tmp_path: Path) -> None:
+    model, tokenizer = fmr.zoo.load("facts")
+    memories = analyzers.KeyValueMemories(model, tokenizer, store=tmp_path / "memories.sqlite")
+    with pytest.raises(AnalyzerError, match="with ranks=True: several processes would write one file"):
+        memories.over(["Junel Dunoth grew up in"], ranks=True)
 
 
 def test_every_analyzer_can_be_sent(loaded: tuple[torch.nn.Module, object]) -> None:
