@@ -68,8 +68,10 @@ def collect(
     rank, world = check_ranks()
     folder = new_folder(to)
     part = folder / part_name(rank, world)
+    opened: list[Corpus] = []
     together(lambda: len(_collected(model, share(batches), keep, new_folder(part), dtype, shard, progress)))
-    return Corpus(folder)
+    together(lambda: opened.append(Corpus(folder)))  # before any of them goes on, maybe to collect into it again
+    return opened[0]
 
 
 def _collected(
