@@ -20,6 +20,7 @@ from fmr.errors import IdError, StoreError, nearest, number_of, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 
 class Rows(Dataset[Tensor]):
@@ -164,6 +165,29 @@ class Corpus:
         import pandas as pd
 
         return pd.DataFrame(self.index[rows].numpy(), columns=["document", "position", "token"])
+
+    def arrow(self, rows: slice = slice(None)) -> pa.Table:
+        """Some rows as a table of Arrow, all of them by default: document, position, token, and a list of numbers a site.
+
+        >>> corpus.arrow(slice(0, 100)).column_names
+        ['document', 'position', 'token', 'transformer.h.2.mlp']
+
+        Whoever reads Arrow reads it: `pyarrow.parquet.write_table`, polars, DuckDB, `datasets.Dataset(corpus.arrow())`. It
+        is in memory; numbers of bfloat16, which Arrow has not, are float32. It needs pyarrow (`pip install 'fmr[arrow]'`).
+        """
+        try:
+            import pyarrow as pa
+        except ImportError as error:
+            raise StoreError(f"pyarrow is not installed ({error}). Expected it: pip install 'fmr[arrow]'.") from None
+        index = self.index[rows].numpy()
+        columns = {name: pa.array(index[:, place]) for place, name in enumerate(("document", "position", "token"))}
+        for name, held in self._rows.items():
+            value = held[rows]
+            found = pa.array((value.float() if value.dtype == torch.bfloat16 else value).numpy().reshape(-1))
+            for size in reversed(value.shape[1:]):
+                found = pa.FixedSizeListArray.from_arrays(found, size)
+            columns[name] = found
+        return pa.table(columns)
 
     def __repr__(self) -> str:
         size = sum(path.stat().st_size for path, _ in self._shards)
