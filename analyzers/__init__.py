@@ -6,7 +6,7 @@ HeadClusters: 16 heads of 4 layers over 200 tokens in 12 examples
   3 clusters, silhouette 0.4...; map: stress 0.1..., seed 0
 """
 
-from analyzers import images
+from analyzers import images, scale
 from analyzers.alignment.alignment import Alignment
 from analyzers.alignment.causal_model import CausalModel
 from analyzers.alignment.counterfactuals import Counterfactuals
@@ -18,6 +18,10 @@ from analyzers.causal.patching import ActivationPatching
 from analyzers.causal.paths import PathPatching
 from analyzers.circuits.circuit import Circuit
 from analyzers.circuits.search import CircuitSearch
+from analyzers.compare.measures import similarity
+from analyzers.compare.similarities import Similarities
+from analyzers.compare.similarity import Similarity
+from analyzers.compare.timeline import Timeline
 from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, KeyCovariance
 from analyzers.editing.rank_one import RankOneEdit
@@ -103,13 +107,18 @@ __all__ = [
     "RankOneEdit",
     "ResidualDecomposition",
     "Sanity",
+    "Similarities",
+    "Similarity",
     "StyleTransfer",
     "Stylized",
+    "Timeline",
     "TopCrops",
     "TopImages",
     "Traces",
     "Translator",
     "Visualized",
     "images",
+    "scale",
     "sentences",
+    "similarity",
 ]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from analyzers.counts import counts_of, empty, with_counts
+from fmr.corpora.ranks import share, together
 from fmr.errors import FmrError, whole_number
 from fmr.sweeps.bars import hidden
 
@@ -115,20 +117,31 @@ class Analyzer(Method, ABC, Generic[R]):
         told = "nothing counted yet" if self.counted == "" else f"{self.counted} counted"
         return super().__repr__() if self.counted is None else f"{super().__repr__()}: {told}"
 
-    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> Self:
+    def over(self, batches: Iterable[Given], *, ranks: bool = False, progress: bool | None = None) -> Self:
         """Count every batch of a loader and return the analyzer; texts are put together, 16 a batch.
 
         >>> heads.over(batches)
 
-        progress: show a bar; None shows it on a terminal only.
+        ranks: under torchrun, each process is given all batches and counts its share of them, and each returns with what all
+        have counted. progress: show a bar; None shows it on a terminal only.
         """
         if isinstance(batches, (Mapping, str, Tensor)):
             raise AnalyzerError(
                 f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them. Pass [batch], "
                 f"or call update(batch)."
             )
+        if ranks:
+            return self._over_ranks(batches, progress)
         for batch in tqdm(self._fresh(gathered(batches)), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
             self.update(cast("Batch", batch))
+        return self
+
+    def _over_ranks(self, batches: Iterable[Given], progress: bool | None) -> Self:
+        """Count what all processes of a group count, each its own share."""
+        own = empty(self)
+        shares = together(lambda: counts_of(own.over(share(batches, AnalyzerError), progress=progress)), AnalyzerError)
+        for counts in shares:
+            self.merge(with_counts(self, counts))
         return self
 
     def _fresh(self, batches: Iterator[Given]) -> Iterator[Given]:

@@ -10,10 +10,16 @@ _MANY, _FEW = 1024, 256
 """About how many numbers of a parameter go into a digest, and how many into a sample."""
 
 
+def whole(value: Tensor) -> Tensor:
+    """A tensor of which each process holds a part, put together by all of them; any other as it is."""
+    full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
+    return full
+
+
 def _numbers(model: nn.Module, many: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Each parameter with its name and some of its numbers."""
     for name, value in model.named_parameters():
-        flat = value.detach().flatten()
+        flat = whole(value.detach()).flatten()
         yield name, value, flat[:: max(1, len(flat) // many)].float().cpu().contiguous()
 
 

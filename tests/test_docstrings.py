@@ -111,6 +111,19 @@ def shared() -> dict[str, Any]:
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     asking = analyzers.InputAttribution(model, tokenizer)
     torch.manual_seed(0)
+    net, given = nn.Sequential(), torch.randn(20, 4)
+    net.add_module("out", nn.Linear(4, 3))
+
+    def train(net: nn.Module) -> None:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+        for _ in range(80):
+            optimizer.zero_grad()
+            net(given).square().mean().backward()
+            optimizer.step()
+
+    with fmr.track(net, keep=["out"], every=4) as trained:
+        train(net)
+    torch.manual_seed(0)
     ids, routing = torch.randint(11, (2, 6)), Stack(Plain, experts.Modules, 1).eval()
     return looked | {
         "corpus": fmr.collect(model, [inputs], ["transformer.h.2.mlp"], tempfile.mkdtemp(), progress=False),
@@ -118,6 +131,9 @@ def shared() -> dict[str, Any]:
         "sanity": asking.sanity("Junel Dunoth grew up in", "Brigost", "input-x-gradient", stages=2),
         "curves": asking.curves("Junel Dunoth grew up in", "Brigost", "deeplift", draws=5),
         "recurrent": fmr.run(MIXERS["gated recurrence"].model(), ids), "routed": fmr.run(routing, ids[:, :5]),
+        "net": net, "train": train, "x": given, "similarity": analyzers.similarity,
+        "alike": analyzers.Similarity(model).over(batches, progress=False).result(),
+        "timeline": analyzers.Timeline.of(trained, {"loss": lambda one: one["out"].square().mean()}),
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
         "reader": reader, "reader_run": fmr.run(reader, images[:1]), "eye": eye, "transfer": transfer, "random": random,
         "Seen": Seen, "redirected": redirected, "sides": sides, "with_layout": with_layout, "scrambled": scrambled,

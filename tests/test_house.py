@@ -19,8 +19,8 @@ LINES, FUNCTION_LINES, PUBLIC_NAMES = 400, 60, 31
 ROOMS = (
     "errors ids nests nodes weights ops disk zoo watching subspaces edits pictures".split()
     + "graph runs sweeps corpora structure pages interventions".split(),
-    "protocol sites texts prompts results numbers heads memories causal circuits lenses".split()
-    + "tracing editing networks probes alignment images inputs dictionaries sparsity surgery compare lab".split(),
+    "counts protocol sites texts prompts results numbers heads memories causal circuits lenses".split()
+    + "tracing editing networks probes alignment images inputs dictionaries sparsity surgery compare scale lab".split(),
 )
 """The rooms of fmr and those of analyzers, ground first: a file imports only from its own room and from those before it."""
 
@@ -37,7 +37,7 @@ PICKLES = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 TENSORS_ALONE = "fmr/zoo/packaged.py"
 """Where a file of torch may be opened: weights that others publish in no other form, and for tensors alone."""
 
-HEAVY = ("transformers", "networkx", "graphviz", "matplotlib", "sklearn", "pandas", "captum")
+HEAVY = ("transformers", "networkx", "graphviz", "matplotlib", "sklearn", "pandas", "captum", "ray", "pyarrow")
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

@@ -161,14 +161,20 @@ class KeyValueMemories(Analyzer[Memories]):
             self.save()
         return self
 
-    def over(self, batches: Iterable[Given], *, progress: bool | None = None) -> Self:
+    def over(self, batches: Iterable[Given], *, ranks: bool = False, progress: bool | None = None) -> Self:
         """Count every batch of a loader, and return the analyzer; strings are put together, 16 a batch.
 
         >>> KeyValueMemories(model, tokenizer).over(texts, progress=False)
 
-        Batches that the store held when it was opened are passed by. progress: show a bar; None shows it on a terminal only.
+        Batches that the store held when it was opened are passed by. ranks: under torchrun, each process counts its share.
+        progress: show a bar; None shows it on a terminal only.
         """
-        super().over(batches, progress=progress)
+        if ranks and self.store is not None:
+            raise AnalyzerError(
+                f"store={self.store.path!r} with ranks=True: several processes would write one file. Expected no store, and "
+                "a new one that merges the result in one of them: KeyValueMemories(..., store=path).merge(counted).save()."
+            )
+        super().over(batches, ranks=ranks, progress=progress)
         if self.store is not None:
             self.save()
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,7 +118,7 @@ def read(run: Run, given: Prompts, sites: Mapping[str, Site], labels: Tensor, ty
                 f"The labels have {labels.shape[1]} positions, and {name!r} has {value.shape[1]}. Expected one label for "
                 f"each column of the inputs, {NONE} on padding."
             )
-    real = _real(given, labels)
+    real = real_of(given, labels.shape)
     chosen = real & (labels != NONE) if by_token else labels != NONE
     at = chosen.nonzero(as_tuple=True)
     content = digests(given.inputs, real if real.dim() == 2 else real[:, None])
@@ -137,13 +137,13 @@ def read(run: Run, given: Prompts, sites: Mapping[str, Site], labels: Tensor, ty
     )
 
 
-def _real(given: Prompts, labels: Tensor) -> Tensor:
-    """Which tokens are no padding, (examples, positions); of inputs without any, one for each example."""
-    if labels.dim() == 2:
-        return mask_of(given, labels.shape, real_tokens)
+def real_of(given: Prompts, shape: Sequence[int]) -> Tensor:
+    """Which tokens are no padding, (examples, positions), where that is the shape; of inputs without any, one an example."""
+    if len(shape) == 2:
+        return mask_of(given, shape, real_tokens)
     ids = given.inputs.get("decoder_input_ids", given.inputs.get("input_ids"))
-    shape = ids.shape if isinstance(ids, Tensor) and ids.dim() == 2 else (len(given), 1)
-    return mask_of(given, shape, asked_tokens)
+    tokens = ids.shape if isinstance(ids, Tensor) and ids.dim() == 2 else (len(given), 1)
+    return mask_of(given, tokens, asked_tokens)
 
 
 def _tokens(given: Prompts, labels: Tensor) -> Hashes:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmr.corpora.corpus import Corpus
+from fmr.corpora.ranks import check_ranks, share, together
 from fmr.corpora.rows import named_inputs, named_sites, rows_of, tensors_of
-from fmr.corpora.shards import ABOUT, BATCHES, differs, pieces, read_about, shards, write_about, write_shard
+from fmr.corpora.shards import ABOUT, BATCHES, differs, part_name, pieces, read_about, shards, write_about, write_shard
 from fmr.disk.files import new_folder
 from fmr.disk.tensors import bytes_of
 from fmr.errors import StoreError, number_of, whole_number
@@ -39,6 +40,7 @@ def collect(
     *,
     dtype: torch.dtype | None = None,
     shard: int = SHARD,
+    ranks: bool = False,
     progress: bool | None = None,
 ) -> Corpus:
     """Write what sites hold over a whole corpus to a folder, and open it.
@@ -56,9 +58,33 @@ def collect(
     same call goes on from there, and what was collected is read again from the loader and compared, not run again. The same
     call on a complete folder runs nothing. `StoreError` for a folder of something else, for another process that writes to
     it, and for batches that are not the ones of before.
+
+    ranks: under torchrun, each process is given all batches, collects its share of them into a part of the folder, and
+    opens the whole when all are done. Batches need a length then; what a killed process wrote is gone on with by as many.
     """
     _check(model, dtype, shard)
-    sites, folder = named_sites(keep), new_folder(to)
+    if not ranks:
+        return _collected(model, batches, keep, new_folder(to), dtype, shard, progress)
+    rank, world = check_ranks()
+    folder = new_folder(to)
+    part = folder / part_name(rank, world)
+    opened: list[Corpus] = []
+    together(lambda: len(_collected(model, share(batches), keep, new_folder(part), dtype, shard, progress)))
+    together(lambda: opened.append(Corpus(folder)))  # before any of them goes on, maybe to collect into it again
+    return opened[0]
+
+
+def _collected(
+    model: nn.Module,
+    batches: Iterable[Any],
+    keep: Any,
+    folder: Path,
+    dtype: torch.dtype | None,
+    shard: int,
+    progress: bool | None,
+) -> Corpus:
+    """Write what sites hold in these batches to a folder of its own, and open it."""
+    sites = named_sites(keep)
     about = {
         "model": type(model).__name__,
         "weights": fingerprint(model),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fmr.corpora.shards import INDEX, Piece, pieces, read_about, shards
+from fmr.corpora.shards import BATCHES, INDEX, Piece, differs, parts, pieces, read_about, shards
 from fmr.disk.files import named
 from fmr.errors import IdError, StoreError, nearest, number_of, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 
 class Rows(Dataset[Tensor]):
@@ -26,8 +29,10 @@ class Rows(Dataset[Tensor]):
     It is a torch Dataset, for a DataLoader to draw from; `numpy.asarray(rows)` reads all of it.
     """
 
-    def __init__(self, parts: Sequence[Piece]) -> None:
-        self._parts = [part for part in parts if part.shape[0]] or list(parts[:1])
+    def __init__(self, parts: Sequence[Piece], documents: Sequence[int] = ()) -> None:
+        held = [(part, before) for part, before in zip(parts, documents or [0] * len(parts), strict=True) if part.shape[0]]
+        self._parts = [part for part, _ in held] or list(parts[:1])
+        self._before = [before for _, before in held]
         self._maps = [part.mapped() for part in self._parts]
         self._starts = np.cumsum([0, *(part.shape[0] for part in self._parts)])
         self.dtype = self._parts[0].dtype
@@ -64,6 +69,8 @@ class Rows(Dataset[Tensor]):
             mine = np.flatnonzero(owner == number)
             mine = mine[np.argsort(places[mine], kind="stable")]
             out[mine] = self._maps[number][places[mine] - self._starts[number]]
+            if self._before[number]:
+                out[mine, 0] += self._before[number]
         found = torch.from_numpy(out)
         return found.view(torch.bfloat16) if self.dtype == torch.bfloat16 else found
 
@@ -100,16 +107,29 @@ class Corpus:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = named(folder)
-        about = read_about(self.folder)
+        places = parts(self.folder) if self.folder.is_dir() else [self.folder]
+        about, *others = map(read_about, places)
+        for place, one in zip(places[1:], others, strict=True):
+            if told := differs(about, one, ("model", "weights", "sites", "dtype")):
+                raise StoreError(f"{place} was collected otherwise than {places[0].name}: {told}. Expected one corpus.")
         self.model: str = about["model"]
         self.weights: str = about["weights"]
         self.sites: tuple[str, ...] = tuple(about["sites"])
-        self.complete: bool = about["complete"]
-        held = [pieces(path) for path in shards(self.folder)]
+        self.complete: bool = all(one["complete"] for one in (about, *others))
+        self._shards = [(path, place) for place in places for path in shards(place)]
+        held = [pieces(path) for path, _ in self._shards]
         if not held:
             raise StoreError(f"{self.folder} holds no shard yet. Expected some: collect into it again, which goes on.")
         self._rows = {name: Rows([one[f"values.{name}"] for one in held]) for name in self.sites}
-        self.index = Rows([one[INDEX] for one in held])
+        self.index = Rows([one[INDEX] for one in held], self._before(held))
+
+    def _before(self, held: Sequence[Mapping[str, Piece]]) -> list[int]:
+        """How many documents are in the parts before that of each shard."""
+        ends: dict[Path, int] = {}
+        for (_, place), one in zip(self._shards, held, strict=True):
+            ends[place] = ends.get(place, 0) + int(one[BATCHES].mapped()[:, 1].sum())
+        starts = dict(zip(ends, accumulate([0, *ends.values()]), strict=False))
+        return [starts[place] for _, place in self._shards]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -146,8 +166,31 @@ class Corpus:
 
         return pd.DataFrame(self.index[rows].numpy(), columns=["document", "position", "token"])
 
+    def arrow(self, rows: slice = slice(None)) -> pa.Table:
+        """Some rows as a table of Arrow, all of them by default: document, position, token, and a list of numbers a site.
+
+        >>> corpus.arrow(slice(0, 100)).column_names
+        ['document', 'position', 'token', 'transformer.h.2.mlp']
+
+        Whoever reads Arrow reads it: `pyarrow.parquet.write_table`, polars, DuckDB, `datasets.Dataset(corpus.arrow())`. It
+        is in memory; numbers of bfloat16, which Arrow has not, are float32. It needs pyarrow (`pip install 'fmr[arrow]'`).
+        """
+        try:
+            import pyarrow as pa
+        except ImportError as error:
+            raise StoreError(f"pyarrow is not installed ({error}). Expected it: pip install 'fmr[arrow]'.") from None
+        index = self.index[rows].numpy()
+        columns = {name: pa.array(index[:, place]) for place, name in enumerate(("document", "position", "token"))}
+        for name, held in self._rows.items():
+            value = held[rows]
+            found = pa.array((value.float() if value.dtype == torch.bfloat16 else value).numpy().reshape(-1))
+            for size in reversed(value.shape[1:]):
+                found = pa.FixedSizeListArray.from_arrays(found, size)
+            columns[name] = found
+        return pa.table(columns)
+
     def __repr__(self) -> str:
-        size = sum(path.stat().st_size for path in shards(self.folder))
+        size = sum(path.stat().st_size for path, _ in self._shards)
         kinds = "\n".join(
             f"  {name}  {' x '.join(map(str, self._rows[name].shape))}  {str(self._rows[name].dtype)[6:]}"
             for name in self.sites

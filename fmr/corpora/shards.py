@@ -22,6 +22,7 @@ ABOUT, INDEX, BATCHES = "corpus.json", "index", "batches"
 """The file that says what there is; the names of the tensors that are not values."""
 
 _NAME = re.compile(r"shard-(\d{6})\.safetensors")
+_PART = re.compile(r"part-(\d+)-of-(\d+)")
 
 _CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
           "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}  # fmt: skip
@@ -68,6 +69,24 @@ def shards(folder: Path) -> list[Path]:
         if path.name != f"shard-{number:06d}.safetensors":
             raise StoreError(f"{folder} has no shard-{number:06d}.safetensors and has {path.name}. Expected every shard.")
     return found
+
+
+def part_name(number: int, of: int) -> str:
+    """The name of the folder of one of several processes."""
+    return f"part-{number}-of-{of}"
+
+
+def parts(folder: Path) -> list[Path]:
+    """The folders of the processes that collected into this one, in their order; itself, where it was one."""
+    found = {path.name: match for path in folder.iterdir() if (match := _PART.fullmatch(path.name))}
+    if not found:
+        return [folder]
+    worlds = {int(match[2]) for match in found.values()}
+    missing = [part_name(n, of) for of in worlds for n in range(of) if part_name(n, of) not in found]
+    if len(worlds) > 1 or missing:
+        told = f"has no {missing[0]}" if missing else f"holds parts of {' and of '.join(map(str, sorted(worlds)))}"
+        raise StoreError(f"{folder} {told}. Expected the parts of as many processes as collected into it.")
+    return [folder / part_name(n, next(iter(worlds))) for n in range(len(found))]
 
 
 def pieces(path: Path) -> dict[str, Piece]:

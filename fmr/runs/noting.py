@@ -20,7 +20,9 @@ class _Noting(RootWatcher):
         """The columns of the pass that begins."""
 
     def record(self, proceed: Callable[..., Any], start: Start, args: Any, kwargs: Any) -> Any:
-        """Run a call as a pass."""
+        """Run a call as a pass, if it is not let by."""
+        if self.every > 1 and self.rests():
+            return self.let_by(proceed, args, kwargs)
         frames = self.pasts.frames_of(named_arguments(start.called, args, kwargs))
         self.note(frames)
         self.noted(frames, start.called)

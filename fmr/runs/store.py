@@ -165,6 +165,7 @@ class _Content:
             "lost": [name for name, slot in one.slots.items() if slot is None and name not in one.values],
             "returned": {name: encode(nest) for name, nest in one.returned.items()},
             "places": dict(one.places),
+            "number": one.number,
             "columns": [[n, frame.past, _listed(frame.mask), *frame[2:]] for n, frame in one.frames()],
             "unheard": getattr(one.columns, "is_open", False),
             "unsaved": [*one.unsaved, *(name for name in one.kept if name not in kept)],
@@ -337,6 +338,6 @@ def _restored(number: int, row: dict[str, Any], file: TensorFile, source: str) -
             (n, Frame(past, None if mask is None else torch.tensor(mask), *more)) for n, past, mask, *more in row["columns"]
         ]
         one.columns = Columns.of_file(known, bool(row.get("unheard")))
-    one.number, one.cast = number, str(row.get("cast", ""))
+    one.number, one.cast = row.get("number", number), str(row.get("cast", ""))
     one.places = {TensorId(name): str(where) for name, where in row.get("places", {}).items()}
     return one

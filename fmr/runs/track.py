@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from fmr.edits.editor import Asked, Editor
-from fmr.errors import TrackError
+from fmr.errors import TrackError, whole_number
 from fmr.runs.editing import editor_of
 from fmr.runs.given import check_given
 from fmr.runs.keep import Keep
@@ -32,6 +33,7 @@ def track(
     stop: bool = False,
     edits: Asked | None = None,
     optional: bool = False,
+    every: int = 1,
 ) -> Iterator[Run]:
     """Record every tensor operation of a model while it runs inside the block.
 
@@ -54,6 +56,8 @@ def track(
     edited when its call returns, after the user's own hooks. A tensor that a module keeps by name, as `self.last = hidden`,
     is not left there: the attributes are as before after the block. An edit that no pass comes to is an `EditError`, but for
     optional=True. keep=() keeps what is edited alone.
+    every: see the first call of the model and each so-many-th after it, as in a training loop; the others run unwatched.
+    The number of a pass, `run.passes[2].number`, is that of its call.
 
     The misuse to know: values are references. What is overwritten inside the block is saved first; after the block it
     is not. An error that leaves the block carries what was recorded, `error.run`, and where it was raised,
@@ -66,7 +70,8 @@ def track(
         )
     if method is not None and model is None:
         raise TrackError(f"fmr.track got method={method!r} and no model. Expected the model whose method it is.")
-    tracker = Tracker(keep, model, to, dtype, grad, stop, _editor(edits, model), optional)
+    _check_every(every, stop, edits)
+    tracker = Tracker(keep, model, to, dtype, grad, stop, _editor(edits, model), optional, operator.index(every))
     watcher = tracker.watcher(model)
     with tracker.watch(model, watcher, method) as watchers:
         if model is None or method is None:
@@ -115,6 +120,16 @@ def run(
     finally:
         torch._C._set_grad_enabled(before)
     return tracker.run
+
+
+def _check_every(every: int, stop: bool, edits: Asked | None) -> None:
+    if (whole_number(every) or 0) < 1:
+        raise TrackError(f"every={every!r}: expected a whole number from 1 on: each so-many-th call of the model is seen.")
+    if every > 1 and (stop or edits is not None):
+        name = "stop=True" if stop else "edits="
+        raise TrackError(
+            f"every={every} with {name}: other calls of the model would run to their end, unedited. Expected one of both."
+        )
 
 
 def _editor(edits: Asked | None, model: nn.Module | None) -> Editor | None:

@@ -60,6 +60,7 @@ class Tracker:
         stop: bool,
         editor: Editor | None,
         optional: bool,
+        every: int = 1,
     ) -> None:
         check_place(to, dtype)
         for name, flag in (("grad", grad), ("stop", stop), ("optional", optional)):
@@ -68,7 +69,7 @@ class Tracker:
                     f"{name} is {type(flag).__name__}, expected True or False. An argument of the model that has this name "
                     f"is bound before: fmr.run(functools.partial(model, {name}=...), ...)."
                 )
-        self.editor, self.optional = editor, optional
+        self.editor, self.optional, self.every = editor, optional, every
         self.keep = wanted = parse_with_edits(keep, model) if editor is not None else parse(keep, model)
         if stop and (wanted.plan is None or wanted.globs):
             raise TrackError(f"stop=True with keep={keep!r}: expected a set of IDs, after the last of which to stop.")
@@ -82,7 +83,7 @@ class Tracker:
 
     def watcher(self, model: nn.Module | None) -> Recorder | Reader:
         watcher = self._watcher(model)
-        watcher.note = self._note
+        watcher.note, watcher.every = self._note, self.every
         return watcher
 
     def _watcher(self, model: nn.Module | None) -> Recording | Reading | Editing:
@@ -166,7 +167,7 @@ class Tracker:
 
     def _new_pass(self, here: Pass | None = None) -> Pass:
         here = here or Pass(self.grad)
-        here.columns, here.number = self.frames, len(self.run.passes)
+        here.columns, here.number = self.frames, len(self.run.passes) * self.every
         self.run.passes.append(here)
         return here
 

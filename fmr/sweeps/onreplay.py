@@ -150,8 +150,13 @@ class OnReplay:
     def _refuse_unlike(self) -> None:
         """Raise for a value that nobody saw made, and that is not the same for the same inputs in another row."""
         for node in self.kind.graph.opaque:
-            axis, clean, value = self.kind.axes.get(node.id), self.clean[node.id], self.recorded.as_read(node.id)
-            if axis is not None and not all(same(axis.block(value, row), clean) for row in range(self.kind.rows)):
+            if (axis := self.kind.axes.get(node.id)) is None:
+                continue
+            try:
+                clean, value = self.clean[node.id], self.recorded.as_read(node.id)
+            except IdError:
+                raise ReplayError(f"{node.id} is gone, and what made it could not be seen") from None
+            if not all(same(axis.block(value, row), clean) for row in range(self.kind.rows)):
                 raise ReplayError(f"{node.id} differs from row to row, and what makes it could not be seen")
 
     def _as_before(self) -> list[TensorId]:

@@ -16,6 +16,7 @@ from fmr.nests import Nest, leaves
 from fmr.ops.names import Op
 from fmr.watching.calls import Noted, Watcher, WatcherMode
 from fmr.watching.scopes import Start, refuse_transformed, walk
+from fmr.watching.stack import modes, put_on, take_off
 
 _HERE = __file__.removesuffix("watching/mode.py")
 is_traced = torch.compiler.is_dynamo_compiling
@@ -39,13 +40,14 @@ class RootWatcher(WatcherMode):
         super().__init__()
         self.root = root
         self.by_entry = False
+        self.every, self.calls, self.resting = 1, 0, False
         self._below: dict[int, tuple[str, nn.Module]] | None = None
         self.missed, self.foreign = Noted(), Noted()
         self.by_generator = _is_opened_by_generator()
 
     def begins_pass(self, module: nn.Module) -> Start | None:
         """The pass that this call begins, made outside any. Recomputation during backward begins none."""
-        if torch._C._current_graph_task_id() != -1:
+        if self.resting or torch._C._current_graph_task_id() != -1:
             return None
         path = "" if self.root is None or module is self.root else self._registered(module)
         if path is None or self.by_entry:
@@ -67,12 +69,29 @@ class RootWatcher(WatcherMode):
 
     def enter(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function as a pass of the root; inside a pass it is a call like any other."""
-        if self.in_pass or torch._C._current_graph_task_id() != -1:
+        if self.in_pass or self.resting or torch._C._current_graph_task_id() != -1:
             return function(*args, **kwargs)
         assert self.root is not None
         if functorch_level() is not None:
             refuse_transformed(self.root)
         return self.record(function, Start(self.root, "", _entered(function)), args, kwargs)
+
+    def rests(self) -> bool:
+        """Count a call that would be a pass; whether it is one of those that are let by."""
+        self.calls += 1
+        return (self.calls - 1) % self.every != 0
+
+    def let_by(self, proceed: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a call of which nothing is seen, with this mode off, if it was on."""
+        place = next((place for place, mode in enumerate(modes()) if mode is self), None)
+        self.resting = True
+        try:
+            take_off(self)
+            return proceed(*args, **kwargs)
+        finally:
+            self.resting = False
+            if place is not None:
+                put_on(self, place)
 
     def swap(self, first: Tensor, second: Tensor) -> None:
         """Two tensor objects are about to become each other, which is nothing to one that keeps copies."""

@@ -261,3 +261,17 @@ def test_a_row_or_a_site_that_is_not_there_is_told(tmp_path: Path) -> None:
         corpus["transformer.h.2.mlp"]
     with pytest.raises(StoreError, match=r"cannot be read .*Expected a folder that fmr.collect wrote"):
         fmr.Corpus(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_a_table_of_arrow_holds_the_same(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    corpus = collected(
+        tmp_path, keep={"mlp": PATH, "heads": fmr.locate(fmr.run(model(), **texts()[0])).attention[0].z}, dtype=dtype
+    )
+    table = corpus.arrow()
+    assert table.column_names == ["document", "position", "token", "mlp", "heads"]
+    assert table.num_rows == len(corpus)
+    assert table["token"].to_pylist() == corpus.index[:][:, 2].tolist()
+    for name in ("mlp", "heads"):
+        assert torch.equal(torch.tensor(table[name].to_pylist()), corpus[name][:].float())
+    assert corpus.arrow(slice(2, 5)).equals(table.slice(2, 3))

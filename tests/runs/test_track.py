@@ -537,3 +537,110 @@ def test_a_value_inside_a_fused_op_is_in_the_run_that_can_compute_it() -> None:
     run = fmr.run(Attend(), torch.ones(1, 2, 3, 4))
     assert "/scaled_dot_product_attention#0/softmax#0" in run
     assert "/scaled_dot_product_attention#0/softmax#1" not in run
+
+
+# ---- some calls only
+
+
+def loop(model: nn.Module, x: Tensor, calls: int, **options: Any) -> tuple[Any, list[Tensor]]:
+    """A training loop in a block, and what the model returned in each step."""
+    optimizer, outputs = torch.optim.SGD(model.parameters(), lr=0.1), []
+    with fmr.track(model, **options) as run:
+        for _ in range(calls):
+            optimizer.zero_grad()
+            out = model(x)
+            out.square().sum().backward()
+            optimizer.step()
+            outputs.append(out.detach())
+    return run, outputs
+
+
+@pytest.mark.parametrize("keep", [["/add#0"], ["up"], "all", "none", "*linear*", ["up*"]], ids=str)
+def test_each_so_many_th_call_is_seen(keep: Any) -> None:
+    model, x = chain()
+    run, outputs = loop(model, x, 8, keep=keep, every=3)
+    assert [one.number for one in run.passes] == [0, 3, 6]
+    for one in run.passes:
+        torch.testing.assert_close(one.output, outputs[one.number])
+        if "/add#0" in one:
+            assert torch.equal(one["/add#0"], outputs[one.number])
+
+
+def test_a_loop_of_which_some_calls_are_seen_learns_what_it_learns_alone() -> None:
+    (model, x), (other, _) = chain(), chain()
+    run, outputs = loop(model, x, 7, every=2)
+    _, plain = loop(other, x, 7, keep=["up"], every=100)
+    assert all(map(torch.equal, outputs, plain))
+    assert len(run.passes) == 4
+
+
+def test_nothing_of_a_call_that_is_let_by_is_seen_or_told() -> None:
+    model, x = chain()
+    seen = []
+
+    class Looks(nn.Module):
+        def forward(self, given: Tensor) -> Tensor:
+            seen.append(len(torch.overrides._get_current_function_mode_stack()))
+            return given
+
+    model = nn.Sequential(model, Looks())
+    with fmr.track(model, every=2) as run:
+        for _ in range(4):
+            model(x)
+        model[0](x)
+    assert seen == [1, 0, 1, 0]
+    assert [one.number for one in run.passes] == [0, 2, 4]
+
+
+def test_an_error_of_a_call_that_is_let_by_leaves_the_next_to_be_seen() -> None:
+    model, x = chain()
+    with fmr.track(model, every=2) as run:
+        model(x)
+        with pytest.raises(RuntimeError):
+            model(x[:, :1])
+        model(x + 1)
+    assert [one.number for one in run.passes] == [0, 2]
+    assert run.graph.lint() is None
+
+
+def test_blocks_in_each_other_count_for_themselves() -> None:
+    model, x = chain()
+    with fmr.track(model, every=2) as outer, fmr.track(model, keep=["/add#0"], every=3) as inner:
+        for _ in range(7):
+            model(x)
+    assert [one.number for one in outer.passes] == [0, 2, 4, 6]
+    assert [one.number for one in inner.passes] == [0, 3, 6]
+
+
+def test_calls_of_a_method_are_counted() -> None:
+    model, x = chain()
+    with fmr.track(model, method="forward", every=2) as run:
+        for _ in range(3):
+            model(x)
+    assert [one.number for one in run.passes] == [0, 2]
+
+
+def test_the_number_of_a_pass_is_saved(tmp_path: Any) -> None:
+    model, x = chain()
+    run, _ = loop(model, x, 5, keep=["/add#0"], every=2)
+    run.save(tmp_path / "run")
+    assert [one.number for one in fmr.load(tmp_path / "run").passes] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "2", None, True])
+def test_calls_are_counted_by_whole_numbers(every: Any) -> None:
+    model, _ = chain()
+    with pytest.raises(fmr.TrackError, match=rf"every={every!r}: expected a whole number from 1 on"):
+        with fmr.track(model, every=every):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({"stop": True, "keep": ["up"]}, "stop=True"), ({"edits": {"up": lambda value, _: value}}, "edits=")],
+)
+def test_what_would_change_other_calls_is_refused_beside_it(given: dict[str, Any], told: str) -> None:
+    model, _ = chain()
+    with pytest.raises(fmr.TrackError, match=f"every=2 with {told}: other calls of the model would run to their end"):
+        with fmr.track(model, every=2, **given):
+            pass
