@@ -12,7 +12,7 @@ _MANY, _FEW = 1024, 256
 
 def whole(value: Tensor) -> Tensor:
     """A tensor of which each process holds a part, put together by all of them; any other as it is."""
-    full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value  # type: ignore[operator]
+    full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     return full
 
 

@@ -166,14 +166,10 @@ class KeyValueMemories(Analyzer[Memories]):
 
         >>> KeyValueMemories(model, tokenizer).over(texts, progress=False)
 
-        Batches that the store held when it was opened are passed by. ranks: under torchrun, each process counts its share.
-        progress: show a bar; None shows it on a terminal only.
+        Batches that the store held when it was opened are passed by. ranks, progress: those of `Analyzer.over`.
         """
         if ranks and self.store is not None:
-            raise AnalyzerError(
-                f"store={self.store.path!r} with ranks=True: several processes would write one file. Expected no store, and "
-                "a new one that merges the result in one of them: KeyValueMemories(..., store=path).merge(counted).save()."
-            )
+            raise AnalyzerError(f"store={self.store.path!r} with ranks=True: several processes would write one file.")
         super().over(batches, ranks=ranks, progress=progress)
         if self.store is not None:
             self.save()
