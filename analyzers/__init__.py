@@ -52,6 +52,7 @@ from analyzers.networks.modularity import Modularity
 from analyzers.probes.probe import Probe
 from analyzers.probes.probed import Probed
 from analyzers.protocol import Analyzer, AnalyzerError
+from analyzers.surgery.surgery import Surgery
 from analyzers.texts import sentences
 from analyzers.tracing.traces import Traces
 from analyzers.tracing.tracing import CausalTracing
@@ -105,6 +106,7 @@ __all__ = [
     "Sanity",
     "StyleTransfer",
     "Stylized",
+    "Surgery",
     "TopCrops",
     "TopImages",
     "Traces",
