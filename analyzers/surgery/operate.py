@@ -59,7 +59,8 @@ def check(places: Sequence[Place | str], order: Order, ties: Mapping[int, set[in
         own = places[at]
         for layer in several if several != (at,) else ():
             other = places[layer]
-            assert isinstance(own, Place) and isinstance(other, Place)
+            assert isinstance(own, Place)
+            assert isinstance(other, Place)
             if (own.given, own.returned, own.shape) != (other.given, other.returned, other.shape):
                 raise AnalyzerError(
                     f"Layer {layer} is called in another way, or on a stream of another shape, than layer {at}, in whose "

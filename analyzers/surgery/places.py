@@ -12,7 +12,7 @@ from fmr.nodes import Scope
 from fmr.structure.layer import Layer
 from fmr.structure.normal.match import SAME, strip_views
 from fmr.structure.parts import Structure
-from fmr.structure.streams.stream import Stream
+from fmr.structure.streams.stream import Stream, Write
 
 _AS_IT_IS = SAME | {"view", "reshape", "flatten", "dropout"}
 """Ops that hand a value of the stream on as it is; dropout is idle where a structure is certified."""
@@ -100,8 +100,9 @@ def ties(structure: Structure, places: Sequence[Place | str]) -> dict[int, set[i
 def _place(graph: Graph, structure: Structure, number: int, layer: Layer) -> Place | str:
     """The place of one layer, or why it has none."""
     before, after = (as_it_is(graph, site.id) for site in (layer.resid_pre, layer.resid_post))
-    at, stream = _stream_of(structure, layer)
-    own, others = _written(stream, layer)
+    at, stream = stream_of(structure, layer)
+    own = [write.after for write in writes_of(stream, layer)]
+    others = [write.after for write in stream.writes if write.after not in own]
     inside = [
         call
         for call in graph.scopes
@@ -164,7 +165,7 @@ def _within(graph: Graph, name: TensorId, call: Scope) -> bool:
     return module == call.path or module.startswith(call.path + ".")
 
 
-def _stream_of(structure: Structure, layer: Layer) -> tuple[int, Stream]:
+def stream_of(structure: Structure, layer: Layer) -> tuple[int, Stream]:
     """The stream that a layer writes to, with its number."""
     for number, stream in enumerate(structure.streams):
         if any(write.before == layer.resid_pre.id for write in stream.writes):
@@ -172,10 +173,13 @@ def _stream_of(structure: Structure, layer: Layer) -> tuple[int, Stream]:
     raise AssertionError(f"{layer.resid_pre.id} is in no stream")
 
 
-def _written(stream: Stream, layer: Layer) -> tuple[list[TensorId], list[TensorId]]:
-    """The sums that a layer writes, and those that others write to the same stream."""
+def writes_of(stream: Stream, layer: Layer) -> tuple[Write, ...]:
+    """What a layer writes to its stream.
+
+    >>> len(writes_of(structure.residual, structure.layers[0]))
+    2
+    """
     before = [write.before for write in stream.writes]
     start = before.index(layer.resid_pre.id)
     end = before.index(layer.resid_post.id) if layer.resid_post.id in before[start:] else len(before)
-    after = [write.after for write in stream.writes]
-    return after[start:end], [*after[:start], *after[end:]]
+    return stream.writes[start:end]

@@ -78,7 +78,7 @@ class Passing(_StandIn):
 
 
 class Chain(_StandIn):
-    """Layers in turn: each is given what the one before made of the stream, and all of them what else the first was given."""
+    """Layers in turn: each is given what the one before made of the stream, and all what else the first was given."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the last of the layers returns."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from analyzers.protocol import AnalyzerError, Method
+from analyzers.protocol import AnalyzerError, Method, check_eval
+from analyzers.surgery.export import called, certified, counts, plain_copy
 from analyzers.surgery.flow import flow_of
 from analyzers.surgery.heads import HeadOrder, Heads
 from analyzers.surgery.operate import Running, operate
@@ -63,8 +64,8 @@ class Surgery(Method):
         >>> analyzers.Surgery(model, structure).delete(0, heads=[1, 2])
         Surgery of GPT2LMHeadModel: layer 0 without heads 1, 2
 
-        The call of a layer that is left out returns the stream that it was given. A head that is left out writes nothing; the
-        bias of the output projection stays.
+        The call of a layer that is left out returns the stream that it was given. A head that is left out writes nothing;
+        the bias of the output projection stays.
         """
         if heads is None:
             order = {n: tuple(one for one in own if one not in layers) for n, own in self._order.items()}
@@ -165,6 +166,25 @@ class Surgery(Method):
             with self:
                 return self.flow(*args, **inputs)
         return flow_of(self.model, self._places, self._running, args, {"use_cache": False, **inputs})
+
+    def export(self, *args: Any, **inputs: Any) -> nn.Module:
+        """The operated model as a plain module of its own: a copy, in which nothing of fmr is left.
+
+        >>> smaller = analyzers.Surgery(model, structure).delete(2).delete(0, heads=1).export(**inputs)
+        >>> len(smaller.transformer.h), len(model.transformer.h)
+        (3, 4)
+
+        args, inputs: of one forward, in which the copy must answer as the operated model does, to the bit, or it is an
+        `AnalyzerError`. A layer that runs twice is there twice, with weights of its own. The copy is saved and loaded by its
+        `state_dict`, as any module.
+        """
+        check_eval(self.model)
+        with self:
+            expected = called(self.model, args, inputs)
+        with ExitStack() as undo:
+            self._heads.write(self.model, undo)
+            copied = plain_copy(self.model, self._places, self._order)
+        return certified(copied, counts(self._places, self._order), expected, args, inputs)
 
     def _placed(self, layer: int) -> Place:
         """The place of a layer; why it has none is told."""

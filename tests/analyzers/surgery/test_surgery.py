@@ -55,10 +55,13 @@ def first(output: Any) -> Tensor:
 
 def state(model: nn.Module) -> tuple[Any, ...]:
     """All that surgery could leave behind: modules with their attributes, hooks and weights."""
-    modules = [(name, id(one), {k: v for k, v in vars(one).items() if type(v) in (int, str, bool, float)}, len(one._forward_pre_hooks)) for name, one in model.named_modules()]  # fmt: skip
-    return modules, [
-        (name, id(one), one.detach().numpy().tobytes()) for name, one in model.state_dict(keep_vars=True).items()
+    plain = (int, str, bool, float)
+    modules = [
+        (name, id(one), {key: held for key, held in vars(one).items() if type(held) in plain}, len(one._forward_pre_hooks))
+        for name, one in model.named_modules()
     ]
+    weights = [(name, id(one), one.detach().numpy().tobytes()) for name, one in model.state_dict(keep_vars=True).items()]
+    return modules, weights
 
 
 OPERATIONS: dict[str, tuple[Callable[[Any], Any], list[int]]] = {
@@ -108,7 +111,8 @@ def test_layers_that_are_called_one_by_one_are_operated_on_alike() -> None:
         for model in (looped, unrolled):
             with operate(analyzers.Surgery(model, located(model, TOKEN_IDS))) as surgery:
                 found.append((model(TOKEN_IDS), surgery.flow(TOKEN_IDS)))
-        assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+        assert torch.equal(found[0][0], found[1][0])
+        assert found[0][1] == found[1][1]
 
 
 def test_every_layer_left_out_leaves_the_ends() -> None:
@@ -151,7 +155,8 @@ def test_gradients_reach_a_layer_that_runs_twice() -> None:
     model = made(Looped)
     with analyzers.Surgery(model, located(model, TOKEN_IDS)).delete(0).repeat(1):
         model(TOKEN_IDS).sum().backward()
-    assert model.blocks[1].up.weight.grad is not None and model.blocks[0].up.weight.grad is None
+    assert model.blocks[1].up.weight.grad is not None
+    assert model.blocks[0].up.weight.grad is None
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,7 @@ def test_what_cannot_be_operated_on_is_refused(kind: type[nn.Module], operate: C
 
 
 def test_surgery_wants_a_structure() -> None:
-    with pytest.raises(analyzers.AnalyzerError, match="Surgery got Tensor as its structure, expected fmr.locate"):
+    with pytest.raises(analyzers.AnalyzerError, match=r"Surgery got Tensor as its structure, expected fmr.locate"):
         analyzers.Surgery(made(Looped), TOKEN_IDS)  # type: ignore[arg-type]
 
 
@@ -230,3 +235,56 @@ def test_heads_that_share_keys_are_replaced_together() -> None:
         assert torch.allclose(model(**inputs).logits, plain, atol=1e-6)
     with surgery.replace(1, by=0, heads={0: 2, 1: 3}):
         assert not torch.allclose(model(**inputs).logits, plain, atol=1e-4)
+
+
+# ---- export
+
+
+@pytest.mark.parametrize(("name", "path"), [("gpt2", "transformer.h"), ("llama", "model.layers"), ("bert", "encoder.layer")])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_export_is_a_plain_module_that_answers_as_the_operated_model(name: str, path: str, operation: str) -> None:
+    model, inputs = loaded(name)
+    inputs = {key: value for key, value in inputs.items() if key != "use_cache"}
+    operate, order = OPERATIONS[operation]
+    surgery, before = operate(analyzers.Surgery(model, located(model, **inputs))).delete(1, heads=0), state(model)
+    exported = surgery.export(**inputs)
+    assert state(model) == before
+    with surgery:
+        operated = first(model(**inputs, **({"use_cache": False} if name != "bert" else {})))
+    assert torch.equal(first(exported(**inputs)), operated)
+    assert len(exported.get_submodule(path)) == len(order)
+    assert not any(type(module).__module__.startswith(("analyzers", "fmr")) for module in exported.modules())
+    again = copy.deepcopy(exported)
+    for parameter in again.parameters():
+        torch.nn.init.zeros_(parameter)
+    again.load_state_dict(exported.state_dict())
+    assert torch.equal(first(again(**inputs)), operated)
+
+
+def test_an_export_generates_with_a_cache_where_a_layer_runs_twice() -> None:
+    model, inputs = loaded("llama")
+    prompt = {"input_ids": inputs["input_ids"][:1]}
+    exported = analyzers.Surgery(model, located(model, **prompt)).repeat(1).export(**prompt)
+    told = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+    assert torch.equal(exported.generate(**prompt, **told), exported.generate(**prompt, use_cache=False, **told))
+
+
+def test_an_export_of_layers_by_name_has_plain_modules_in_their_places() -> None:
+    model = made(Unrolled)
+    exported = analyzers.Surgery(model, located(model, TOKEN_IDS)).delete(0).repeat(2).export(TOKEN_IDS)
+    assert isinstance(exported.a, nn.Identity)
+    assert isinstance(exported.c, nn.Sequential)
+    assert exported.c[0].up.weight.data_ptr() != exported.c[1].up.weight.data_ptr()
+
+
+def test_an_export_that_code_does_not_follow_is_refused() -> None:
+    class Counting(Looped):
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            for n in (0, 1, 2):
+                x = self.blocks[n](x)
+            return self.head(self.norm(x))
+
+    model = made(Counting)
+    with pytest.raises(analyzers.AnalyzerError, match="No plain module answers .*: it raises IndexError"):
+        analyzers.Surgery(model, located(model, TOKEN_IDS)).delete(0).export(TOKEN_IDS)
