@@ -115,8 +115,8 @@ class KnowledgeProbe(Method):
             for row, text in zip(logits, some, strict=True):
                 for first, answer in wanted[text]:
                     said = row[first - 1 : first - 1 + len(answer)].double().log_softmax(-1)
-                    ids = torch.tensor(answer, device=said.device)[:, None]
-                    known[text[:first], answer] = said.gather(1, ids).sum().cpu()
+                    chosen = torch.tensor(answer, device=said.device)[:, None]
+                    known[text[:first], answer] = said.gather(1, chosen).sum().cpu()
         return [torch.stack([known[cell] for cell in row]) for row in cells]
 
 
@@ -141,8 +141,8 @@ def _asked(given: Any) -> _Asked:
         if false and all(isinstance(one, str) and one != given[1] for one in false):
             return _Asked(given[0], given[1], false, "")
     raise AnalyzerError(
-        f"A fact is {str(given)[:80]!r}, expected prompt, true completion and false ones as a tuple, or `prompt`, `answer` and "
-        "`relation` by name."
+        f"A fact is {str(given)[:80]!r}, expected prompt, true completion and false ones as a tuple, or `prompt`, "
+        "`answer` and `relation` by name."
     )
 
 

@@ -101,7 +101,7 @@ class Knowledge(Stored):
     def table(self) -> DataFrame:
         """One row a fact.
 
-        >>> analyzers.KnowledgeProbe(model, tokenizer).run(world.facts()[:9:3], progress=False).table()[["answer", "said"]]
+        >>> analyzers.KnowledgeProbe(model, tokenizer).run(world.facts()[:24:3], progress=False).table()[["answer", "said"]]
         """
         import pandas as pd
 
@@ -112,7 +112,7 @@ class Knowledge(Stored):
     def plot(self, ax: Axes | None = None) -> Figure:
         """Draw how often answers are right by how sure the model is of them (a reliability diagram); returns the figure.
 
-        >>> analyzers.KnowledgeProbe(model, tokenizer).run(world.facts()[:9:3], progress=False).plot().savefig("known.png")
+        >>> analyzers.KnowledgeProbe(model, tokenizer).run(world.facts()[:24:3], progress=False).plot().savefig("known.png")
         """
         from analyzers.sparsity.pictures import draw_knowledge
         from fmr.pictures.heatmap import returned

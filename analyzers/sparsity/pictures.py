@@ -24,7 +24,7 @@ FIRST, SECOND, NULL = "#0072B2", "#009E73", "#D55E00"
 def _axes(ax: Axes | None, width: float = 4.4) -> Axes:
     import matplotlib.pyplot as plt
 
-    return cast("Axes", plt.subplots(figsize=(width, 3.1), layout="constrained")[1]) if ax is None else ax
+    return plt.subplots(figsize=(width, 3.1), layout="constrained")[1] if ax is None else ax
 
 
 def draw_sparsity(found: Sparsity, ax: Axes | None) -> Figure:
@@ -32,9 +32,10 @@ def draw_sparsity(found: Sparsity, ax: Axes | None) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     ax, sizes = _axes(ax), np.array(found.sizes)
-    rows = (("matter", found.active, found.active_null, FIRST, "o"),) + (
+    rows = [
+        ("matter", found.active, found.active_null, FIRST, "o"),
         ("effective", found.effective / sizes, found.effective_null / sizes, SECOND, "s"),
-    )
+    ]
     for name, share, null, colour, mark in rows:
         ax.plot(found.layers, share, f"{mark}-", color=colour, markersize=4, label=f"{name}")
         ax.plot(found.layers, null, f"{mark}--", color=colour, markersize=3, fillstyle="none", label=f"{name}, dense ones")

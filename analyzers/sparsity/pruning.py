@@ -17,10 +17,10 @@ from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Given, Method, check_eval
 from analyzers.sparsity.activation import plain_memories
 from analyzers.sparsity.curves import PruningCurves
-from fmr.ids import Site
+from fmr.nodes import Key
 from fmr.structure.normal.match import projection, weights
 from fmr.structure.parts import Structure
-from fmr.sweeps.metrics import Metric, measured
+from fmr.sweeps.metrics import Metric, loss, measured
 
 ORDERS = ("magnitude", "effect", "random")
 KEEP = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
@@ -133,7 +133,7 @@ class Pruning(Method):
     def _of_weights(
         self, structure: Structure, given: Prompts, known: Prompts, metric: Metric, shares: list[float], seed: int
     ) -> list[list[float]]:
-        matrices, found = matrices_of(self.model, structure), []
+        matrices, found = matrices_of(self.model, structure), list[list[float]]()
         for by in ORDERS:
             scores = self._scores(matrices, by, known, loss_of(known) if known is not given else metric, seed)
             found.append([])
@@ -180,7 +180,7 @@ def loss_of(given: Prompts) -> Metric:
     mask = given.inputs.get("attention_mask")
     real = torch.ones_like(ids, dtype=torch.bool) if not isinstance(mask, Tensor) or mask.shape != ids.shape else mask != 0
     read = real & real.roll(1, 1)
-    return fmr.sweeps.loss(ids.masked_fill(~read, -100))
+    return loss(ids.masked_fill(~read, -100))
 
 
 def _of_coefficients(
@@ -193,7 +193,7 @@ def _of_coefficients(
     for order in ORDERS:
         found.append([])
         for share in shares:
-            told = {
+            told: dict[Key, Any] = {
                 memory.post: Keep(share, own, seed + number)
                 for (number, memory), own in zip(memories, chosen[order], strict=True)
             }
@@ -201,7 +201,7 @@ def _of_coefficients(
     return found
 
 
-def _measured(model: nn.Module, given: Prompts, metric: Metric, edits: Mapping[Site, Any] | None = None) -> float:
+def _measured(model: nn.Module, given: Prompts, metric: Metric, edits: Mapping[Key, Any] | None = None) -> float:
     """The mean of a metric over examples."""
     with torch.no_grad():
         output = model(**given.inputs) if edits is None else fmr.run(model, keep=(), edits=edits, **given.inputs).output

@@ -80,18 +80,17 @@ class Relations(Stored):
         >>> found.against(truth, draws=99).columns.tolist()
         ['part', 'score', 'first', 'null', 'p', 'q']
 
-        truth: by subject its object; subjects without one do not count. score: the mean score of true pairs. first: how often
-        the true object has the largest one. null: the mean of `first` with the objects of subjects exchanged, `draws` times,
-        and p how often the mean score is as large then; q is p as a share of false discoveries among the parts.
+        truth: by subject its object; subjects without one do not count. score: the mean score of true pairs. first: how
+        often the true object has the largest one. null: the mean of `first` with the objects of subjects exchanged,
+        `draws` times, and p how often the mean score is as large then; q is p as a share of false discoveries among the
+        parts.
         """
         import pandas as pd
         from scipy.stats import false_discovery_control
 
         pairs = [(n, truth[name]) for n, name in enumerate(self.subjects) if truth.get(name) in self.objects]
         if len(pairs) < 2:
-            raise AnalyzerError(
-                f"The truth has {len(pairs)} of the subjects and objects that were scored. Expected two or more."
-            )
+            raise AnalyzerError(f"The truth has {len(pairs)} of the pairs that were scored. Expected two or more.")
         rows, true = np.array([n for n, _ in pairs]), np.array([self.objects.index(name) for _, name in pairs])
         scores = self.scores[:, rows]
         first = scores.argmax(2)

@@ -25,7 +25,7 @@ SOURCES = ("token", "stream")
 
 
 class TokenRelations(Method):
-    """For each head and memory, which objects it speaks for where it is given a subject, with p-values in place of thresholds.
+    """For each head and memory, which objects it speaks for where it is given a subject, and by how unlikely a chance.
 
     >>> found = analyzers.TokenRelations(model, tokenizer).run(world.subjects()[:8], ["Brigost", "Oranby", "Quelm"])
     >>> found.graph(fdr=0.05)
@@ -65,9 +65,7 @@ class TokenRelations(Method):
         run = fmr.run(self.model, **given.inputs)
         structure = fmr.locate(run)
         if why := wordless(structure):
-            raise AnalyzerError(
-                f"Nothing that {structure.model} writes has words: {why}. Expected pre-norm layers and logits."
-            )
+            raise AnalyzerError(f"What {structure.model} writes has no words: {why}. Expected pre-norm layers and logits.")
         ids = token_ids(list(objects), self.tokenizer, given)
         with torch.no_grad():
             written = dict(_written(structure, run, given, source))

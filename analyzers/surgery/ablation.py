@@ -17,8 +17,9 @@ from analyzers.protocol import AnalyzerError, Given, Method, check_eval
 from analyzers.surgery.costs import LayerCosts
 from analyzers.surgery.places import stream_of, writes_of
 from fmr.ids import Site
+from fmr.nodes import Key
 from fmr.structure.parts import Structure
-from fmr.sweeps.metrics import Metric
+from fmr.sweeps.metrics import Metric, loss
 
 LAYER, MEMORY, HEAD = "layer", "memory", "head"
 
@@ -45,7 +46,8 @@ class Turned:
         """The value with its change."""
         draw = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(value.shape[1:], generator=draw).to(value)
-        return value + noise * (value.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+        changed: Tensor = value + noise * (value.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+        return changed
 
 
 class Ablation(Method):
@@ -54,10 +56,10 @@ class Ablation(Method):
     >>> costs = analyzers.Ablation(model, tokenizer).run(texts, progress=False)
     >>> costs.table().sort_values("cost").tail(3)
 
-    model: any module whose layers `fmr.locate` finds, in eval mode. tokenizer: for texts. A layer is left out by zeros at all
-    that it writes to the stream, a memory by zeros at its output, a head by a zero z. All go through one `fmr.sweep`, and so
-    does the control: to each a random vector is added that is as long as what is left out, at every position. A part whose
-    cost is no more than that of the control matters by its size alone.
+    model: any module whose layers `fmr.locate` finds, in eval mode. tokenizer: for texts. A layer is left out by zeros at
+    all that it writes to the stream, a memory by zeros at its output, a head by a zero z. All go through one `fmr.sweep`,
+    and so does the control: to each a random vector is added that is as long as what is left out, at every position. A part
+    whose cost is no more than that of the control matters by its size alone.
 
     Source: P. Michel, O. Levy, G. Neubig, "Are sixteen heads really better than one?", 2019 (heads); D. Fan, E. Grave,
     A. Joulin, "Reducing transformer depth on demand with structured dropout", 2020 (layers).
@@ -82,7 +84,7 @@ class Ablation(Method):
         parts = _parts(structure)
         if not parts:
             raise AnalyzerError(f"{structure.model} has no layers that were found. Expected a model with a residual stream.")
-        asked: list[Mapping[Site, Any]] = [dict.fromkeys(part.sites, fmr.edits.Zero()) for part in parts]
+        asked: list[Mapping[Key, Any]] = [dict.fromkeys(part.sites, fmr.edits.Zero()) for part in parts]
         asked += [{site: Turned(seed + n) for n, site in enumerate(part.sites)} for part in parts]
         metric = _loss(given) if metric is None else metric
         grid = fmr.sweep(self.model, dict(given.inputs), asked, None, metric, seed=seed, progress=progress)
@@ -110,7 +112,7 @@ def _loss(given: Prompts) -> Metric:
     ids = given.inputs.get("input_ids")
     if not isinstance(ids, Tensor):
         raise AnalyzerError("The inputs have no input_ids whose next tokens a loss would be of. Expected metric=f(output).")
-    return fmr.sweeps.loss(ids)
+    return loss(ids)
 
 
 def _parts(structure: Structure) -> list[_Part]:

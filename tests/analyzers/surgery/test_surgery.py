@@ -286,5 +286,5 @@ def test_an_export_that_code_does_not_follow_is_refused() -> None:
             return self.head(self.norm(x))
 
     model = made(Counting)
-    with pytest.raises(analyzers.AnalyzerError, match="No plain module answers .*: it raises IndexError"):
+    with pytest.raises(analyzers.AnalyzerError, match=r"No plain module answers .*: it raises IndexError"):
         analyzers.Surgery(model, located(model, TOKEN_IDS)).delete(0).export(TOKEN_IDS)
