@@ -92,7 +92,7 @@ def rotated(cosines: Floats, width: int) -> Floats:
     from scipy.stats import beta
 
     half = (width - 1) / 2
-    return np.asarray(beta.sf((1 + np.clip(cosines, -1, 1)) / 2, half, half))
+    return np.asarray(beta.sf((1 + cosines) / 2, half, half))
 
 
 def _written(structure: Structure, run: Run, given: Prompts, source: str) -> Iterator[tuple[str, Tensor]]:
