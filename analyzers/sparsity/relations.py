@@ -135,4 +135,4 @@ def _cosines(written: Tensor, towards: Tensor) -> Floats:
     """The cosines of vectors with directions, both less their means."""
     rows = [one.double() - one.double().mean(0) for one in (written, towards)]
     rows = [one / one.norm(dim=1, keepdim=True).clamp(min=1e-30) for one in rows]
-    return (rows[0] @ rows[1].T).numpy()
+    return (rows[0] @ rows[1].T).cpu().numpy()

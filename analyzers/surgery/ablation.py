@@ -88,8 +88,8 @@ class Ablation(Method):
         asked += [{site: Turned(seed + n) for n, site in enumerate(part.sites)} for part in parts]
         metric = _loss(given) if metric is None else metric
         grid = fmr.sweep(self.model, dict(given.inputs), asked, None, metric, seed=seed, progress=progress)
-        base = grid.base.double().reshape(-1)
-        changes = (grid.values.double().reshape(len(asked), -1) - base).numpy()
+        base = grid.base.double().reshape(-1).cpu()
+        changes = (grid.values.double().cpu().reshape(len(asked), -1) - base).numpy()
         cost, low, high = means(changes[: len(parts)], seed)
         return LayerCosts(
             model=type(self.model).__name__,

@@ -43,10 +43,13 @@ class Entries:
 
 
 class _Places:
-    """Stands for the values of a run: a parameter, and what is made of one by moves, holds the places of its numbers."""
+    """Stands for the values of a run: a parameter, and what is made of one by moves, holds the places of its numbers.
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    more: is added to each place, so that what is multiplied with it on its way is told from it.
+    """
+
+    def __init__(self, graph: Graph, more: int = 0) -> None:
+        self.graph, self.more = graph, more
         self.names = [node.id for node in graph.sources if node.op == "param"]
         sizes = torch.tensor([0, *(_size(graph, name) for name in self.names)])
         self.starts = sizes.cumsum(0)
@@ -56,7 +59,7 @@ class _Places:
         found = torch.full(node.shape, 0.0, dtype=torch.float64)
         for one in weights(self.graph, node.id):
             if one in self.names:
-                start = int(self.starts[self.names.index(one)]) + 1
+                start = int(self.starts[self.names.index(one)]) + 1 + self.more
                 own = iota(*self.graph[one].shape).double() + start
                 sent = own if one == node.id else trace(self.graph, own, (self.graph[one], node))
                 found = found if sent is None else torch.where(sent >= start, sent.double(), found)
@@ -180,16 +183,18 @@ class Heads:
 def _entries_of(block: Attention) -> Entries:
     """The entries of the heads of an attention: its weights are read as `factors` does, with places for numbers."""
     graph, counts = block.graph, Counts(block.n_heads, block.n_kv_heads)
-    values = _Places(graph)
     sites = {"q": named_like(block.q, block.pattern), "k": named_like(block.k, block.pattern), "v": block.v}
     assert block.out is not None
+    told = []
     with own_work():
-        read = {role: read_by(graph, site, counts, values, role != "q").factor for role, site in sites.items()}
-        out, _ = written_by(graph, block.z, block.path, block.out, counts, values)
+        for values in (_Places(graph), _Places(graph, more=1)):
+            read = {role: read_by(graph, site, counts, values, role != "q").factor for role, site in sites.items()}
+            told.append((read, written_by(graph, block.z, block.path, block.out, counts, values)[0]))
+    (read, out), (other, other_out) = told
     found = Entries(
-        {role: _whole(one.matrix, block) for role, one in read.items()},
-        {role: _whole(one.bias, block) for role, one in read.items()},
-        _whole(out.matrix, block),
+        {role: _whole(read[role].matrix, other[role].matrix, block) for role in sites},
+        {role: _whole(read[role].bias, other[role].bias, block) for role in sites},
+        _whole(out.matrix, other_out.matrix, block),
     )
     every = (*found.read.values(), found.out)
     if any(bool((one < 0).any()) for one in every):
@@ -197,11 +202,16 @@ def _entries_of(block: Attention) -> Entries:
     return found
 
 
-def _whole(places: Tensor, block: Attention) -> Tensor:
-    """Places as whole numbers from 0 on, -1 for none; a norm between a projection and its heads leaves none."""
-    if bool((places != places.round()).any()) or bool((places < 0).any()):
-        raise StructureError(f"{block.scope!r} has a gain between its projections and its heads.")
-    return places.long() - 1
+def _whole(places: Tensor, others: Tensor, block: Attention) -> Tensor:
+    """Places as whole numbers from 0 on, -1 for none: both are multiplied with the same, and `others` are one more.
+
+    A norm between a projection and its heads, of which the gain is a parameter itself, leaves none.
+    """
+    scale = others - places
+    found = torch.where(scale == 0, 0.0, places / scale)
+    if not bool(((found - found.round()).abs() < 1e-3).all() & (found.round() >= 0).all()):
+        raise StructureError(f"{block.scope!r} has a gain of its own between its projections and its heads.")
+    return found.round().long() - 1
 
 
 def _put_back(weight: nn.Parameter, before: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Which module call is a layer: the one that holds what the layer writes and nothing else, from stream to stream."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -99,8 +99,8 @@ def ties(structure: Structure, places: Sequence[Place | str]) -> dict[int, set[i
 
 def _place(graph: Graph, structure: Structure, number: int, layer: Layer) -> Place | str:
     """The place of one layer, or why it has none."""
-    before, after = (as_it_is(graph, site.id) for site in (layer.resid_pre, layer.resid_post))
     at, stream = stream_of(structure, layer)
+    before, ends = as_it_is(graph, layer.resid_pre.id), _ends(graph, stream, layer)
     own = [write.after for write in writes_of(stream, layer)]
     others = [write.after for write in stream.writes if write.after not in own]
     inside = [
@@ -114,23 +114,24 @@ def _place(graph: Graph, structure: Structure, number: int, layer: Layer) -> Pla
         return "no module call holds what it writes and nothing else"
     reason = ""
     for call in sorted(inside, key=lambda call: -len(call.path)):
-        answer = _opened(graph, call, before, after)
+        answer = _opened(graph, call, before, ends)
         if not isinstance(answer, str):
-            return Place(number, at, call.module, *answer, before, after, graph[layer.resid_post.id].shape)
+            given, returned, others, beside, after = answer
+            return Place(number, at, call.module, given, returned, others, beside, before, after, graph[after].shape)
         reason = reason or f"{call.path} {answer}"
     return reason
 
 
 def _opened(
-    graph: Graph, call: Scope, before: TensorId, after: TensorId
-) -> tuple[int | str, int | None, tuple[int | str | None, ...], frozenset[TensorId]] | str:
-    """Where the stream goes in and out of a call, what else comes back, and what else is given."""
+    graph: Graph, call: Scope, before: TensorId, ends: frozenset[TensorId]
+) -> tuple[int | str, int | None, tuple[int | str | None, ...], frozenset[TensorId], TensorId] | str:
+    """Where the stream goes in and out of a call, what else comes back, what else is given, and what is made of it."""
     taken = dict(_arguments(call))
-    given = [at for at, nest in taken.items() if _is_value(graph, nest, before)]
+    given = [at for at, nest in taken.items() if _is_one_of(graph, nest, {before})]
     if len(given) != 1:
         return f"is given the stream as {len(given)} of its arguments, expected one"
     output = call.output if isinstance(call.output, tuple) else (call.output,)
-    returned = [at for at, nest in enumerate(output) if _is_value(graph, nest, after)]
+    returned = [at for at, nest in enumerate(output) if _is_one_of(graph, nest, ends)]
     if len(returned) != 1:
         return f"returns the stream at {len(returned)} places of a tuple, expected one"
     if graph[taken[given[0]]].shape != graph[output[returned[0]]].shape:
@@ -138,7 +139,8 @@ def _opened(
     held = {at: nest for at, nest in taken.items() if any(True for _ in ids_in(nest))}
     others = tuple(next((at for at, nest in held.items() if nest == one and one is not None), None) for one in output)
     beside = frozenset(name for at, nest in taken.items() if at != given[0] for name in _plain_ids(nest))
-    return given[0], returned[0] if isinstance(call.output, tuple) else None, others, beside
+    at = returned[0] if isinstance(call.output, tuple) else None
+    return given[0], at, others, beside, as_it_is(graph, output[returned[0]])
 
 
 def _arguments(call: Scope) -> Iterator[tuple[int | str, Nest]]:
@@ -156,8 +158,18 @@ def _plain_ids(nest: Nest) -> Iterator[TensorId]:
         yield nest
 
 
-def _is_value(graph: Graph, nest: Any, name: TensorId) -> bool:
-    return isinstance(nest, TensorId) and nest in graph and as_it_is(graph, nest) == name
+def _is_one_of(graph: Graph, nest: Any, names: Collection[TensorId]) -> bool:
+    return isinstance(nest, TensorId) and nest in graph and as_it_is(graph, nest) in names
+
+
+def _ends(graph: Graph, stream: Stream, layer: Layer) -> frozenset[TensorId]:
+    """The values of the stream that a layer may end with: its last sum, and what follows it up to the next layer."""
+    own = writes_of(stream, layer)
+    first = graph.place(own[-1].after)
+    later = [graph.place(write.before) for write in stream.writes if graph.place(write.after) > first]
+    last = max([*later[:1], graph.place(layer.resid_post.id)])
+    every = {*stream.points, own[-1].after, layer.resid_post.id}
+    return frozenset(as_it_is(graph, name) for name in every if first <= graph.place(name) <= last)
 
 
 def _within(graph: Graph, name: TensorId, call: Scope) -> bool:

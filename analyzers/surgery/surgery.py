@@ -35,7 +35,7 @@ class Surgery(Method):
     whatever was done before; each method returns a surgery with one operation more. A layer is the module whose call holds
     what the layer writes, from stream to stream: its place is taken by another, by several or by none, which is what the
     model would be with that list of modules. Heads are changed in their weights. After the block each module is where it
-    was, and each weight has the same bits, whatever was raised inside.
+    was, and each weight has the same bits, whatever was raised inside; during it the operation is there for every thread.
 
     A layer that has no call of its own, that hands on more than the stream to what is moved, or whose place is given
     something else than it needs is an `AnalyzerError`. Layers keep what they cache by their numbers, which are counted anew;

@@ -192,10 +192,40 @@ def test_numbers_are_kept_where_they_can_be() -> None:
     assert numbers([], 3) == []
 
 
+def test_a_norm_behind_the_last_layer_is_none_of_it() -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+        model = nn.TransformerEncoder(layer, 3, norm=nn.LayerNorm(16), enable_nested_tensor=False).eval()
+        x = torch.randn(2, 5, 16)
+    with analyzers.Surgery(model, located(model, x)).delete(2) as surgery:
+        operated = model(x)
+        assert surgery.flow(x) == (0, 1)
+    assert torch.equal(operated, by_hand(model, "layers", [0, 1])(x))
+
+
+def test_layers_that_hand_on_more_than_the_stream_are_left_as_they_are() -> None:
+    model, _, inputs = build("t5")
+    surgery = analyzers.Surgery(model, located(model, **inputs))
+    with pytest.raises(analyzers.AnalyzerError, match="Layer 0 hands on more than the stream, which layer 1 read"):
+        surgery.delete(1).flow(**inputs)
+    with pytest.raises(analyzers.AnalyzerError, match="Layers 1 and 2 write to different streams"):
+        surgery.replace(1, by=2)
+
+
+def test_a_run_inside_reads_the_same_sites() -> None:
+    model = made(Looped)
+    structure = located(model, TOKEN_IDS)
+    copied, site = by_hand(model, "blocks", [0, 2]), structure.layers[2].resid_post
+    with analyzers.Surgery(model, structure).delete(1):
+        value = fmr.run(model, TOKEN_IDS, keep=[site])[site]
+    assert torch.equal(value, fmr.run(copied, TOKEN_IDS, keep="all")["blocks.1"])
+
+
 # ---- heads
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "hand"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "whisper", "hand"])
 def test_a_head_that_is_left_out_writes_nothing(name: str) -> None:
     model, args, inputs = (made(Looped), (TOKEN_IDS,), {}) if name == "hand" else build(name)
     structure, before = located(model, *args, **inputs), state(model)
