@@ -103,6 +103,7 @@ class KnowledgeProbe(Method):
             for row in rows
         ]
         texts = dict.fromkeys(ids + answer[:-1] for row in cells for ids, answer in row)
+        _check_looks_back(self.model, max(texts, key=len))
         wanted: dict[tuple[int, ...], set[tuple[int, tuple[int, ...]]]] = {text: set() for text in texts}
         for ids, answer in (cell for row in cells for cell in row):
             wanted[ids + answer[:-1]].add((len(ids), answer))
@@ -118,6 +119,19 @@ class KnowledgeProbe(Method):
                     chosen = torch.tensor(answer, device=said.device)[:, None]
                     known[text[:first], answer] = said.gather(1, chosen).sum().cpu()
         return [torch.stack([known[cell] for cell in row]) for row in cells]
+
+
+def _check_looks_back(model: nn.Module, text: tuple[int, ...]) -> None:
+    """Raise for a model whose logits change with a later token: behind a completion stands padding, or another one."""
+    ids = torch.tensor(text)
+    other = ids.clone()
+    other[-1] = ids[0] if ids[-1] != ids[0] else ids[0] + 1
+    one, changed = logits_of(model(**padded([ids, other], model)))[:, :-1].double()
+    if not torch.allclose(one, changed, rtol=1e-3, atol=1e-3 * float(one.abs().max()) if one.numel() else 0.0):
+        raise AnalyzerError(
+            f"{type(model).__name__} looks ahead: its logits change with a later token. Expected a model that predicts the "
+            "next token from those before it."
+        )
 
 
 def _measured(told: Sequence[Tensor]) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:

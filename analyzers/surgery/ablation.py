@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 import fmr
 from analyzers.numbers.confidence import means
-from analyzers.prompts import Prompts, prompts
+from analyzers.prompts import prompts
 from analyzers.protocol import AnalyzerError, Given, Method, check_eval
+from analyzers.sparsity.pruning import loss_of
 from analyzers.surgery.costs import LayerCosts
 from analyzers.surgery.places import stream_of, writes_of
 from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.structure.parts import Structure
-from fmr.sweeps.metrics import Metric, loss
+from fmr.sweeps.metrics import Metric
 
 LAYER, MEMORY, HEAD = "layer", "memory", "head"
 
@@ -57,7 +58,7 @@ class Ablation(Method):
     >>> costs.table().sort_values("cost").tail(3)
 
     model: any module whose layers `fmr.locate` finds, in eval mode. tokenizer: for texts. A layer is left out by zeros at
-    all that it writes to the stream, a memory by zeros at its output, a head by a zero z. All go through one `fmr.sweep`,
+    all that it writes to the stream, norms on which stay, a memory by zeros at its output, a head by a zero z. All go through one `fmr.sweep`,
     and so does the control: to each a random vector is added that is as long as what is left out, at every position. A part
     whose cost is no more than that of the control matters by its size alone.
 
@@ -86,7 +87,7 @@ class Ablation(Method):
             raise AnalyzerError(f"{structure.model} has no layers that were found. Expected a model with a residual stream.")
         asked: list[Mapping[Key, Any]] = [dict.fromkeys(part.sites, fmr.edits.Zero()) for part in parts]
         asked += [{site: Turned(seed + n) for n, site in enumerate(part.sites)} for part in parts]
-        metric = _loss(given) if metric is None else metric
+        metric = loss_of(given) if metric is None else metric
         grid = fmr.sweep(self.model, dict(given.inputs), asked, None, metric, seed=seed, progress=progress)
         base = grid.base.double().reshape(-1).cpu()
         changes = (grid.values.double().cpu().reshape(len(asked), -1) - base).numpy()
@@ -106,13 +107,6 @@ class Ablation(Method):
             forwards=grid.forwards,
             seed=seed,
         )
-
-
-def _loss(given: Prompts) -> Metric:
-    ids = given.inputs.get("input_ids")
-    if not isinstance(ids, Tensor):
-        raise AnalyzerError("The inputs have no input_ids whose next tokens a loss would be of. Expected metric=f(output).")
-    return loss(ids)
 
 
 def _parts(structure: Structure) -> list[_Part]:

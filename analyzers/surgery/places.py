@@ -116,8 +116,8 @@ def _place(graph: Graph, structure: Structure, number: int, layer: Layer) -> Pla
     for call in sorted(inside, key=lambda call: -len(call.path)):
         answer = _opened(graph, call, before, ends)
         if not isinstance(answer, str):
-            given, returned, others, beside, after = answer
-            return Place(number, at, call.module, given, returned, others, beside, before, after, graph[after].shape)
+            given, returned, more, beside, after = answer
+            return Place(number, at, call.module, given, returned, more, beside, before, after, graph[after].shape)
         reason = reason or f"{call.path} {answer}"
     return reason
 

@@ -49,6 +49,13 @@ class Surgery(Method):
                 f"Surgery got {type(structure).__name__} as its structure, expected fmr.locate(fmr.run(model, ...))."
             )
         self._places = places_of(structure)
+        known = dict(model.named_modules())
+        strange = next((one.module for one in self._places if isinstance(one, Place) and one.module not in known), None)
+        if strange is not None:
+            raise AnalyzerError(
+                f"{type(model).__name__} has no module {strange!r}, which is a layer of the structure of {structure.model}. "
+                "Expected the structure of this model: fmr.locate(fmr.run(model, ...))."
+            )
         self._ties = ties(structure, self._places)
         self._order: dict[int, tuple[int, ...]] = {n: (n,) for n in range(len(self._places))}
         self._heads = Heads(structure, {})
@@ -67,6 +74,8 @@ class Surgery(Method):
         The call of a layer that is left out returns the stream that it was given. A head that is left out writes nothing;
         the bias of the output projection stays.
         """
+        if not layers or (heads is not None and not isinstance(heads, int) and not list(heads)):
+            raise AnalyzerError(f"delete got {list(layers)} and heads={heads!r}: expected what to leave out, as delete(2).")
         if heads is None:
             order = {n: tuple(one for one in own if one not in layers) for n, own in self._order.items()}
             for layer in layers:

@@ -10,6 +10,7 @@ from torch import nn
 
 import analyzers
 from fmr.zoo import world
+from tests.analyzers.sparsity.test_relations import Words, model_of
 
 CAPITALS = """France Paris;Germany Berlin;Italy Rome;Spain Madrid;Portugal Lisbon;England London;Ireland Dublin;
 Greece Athens;
@@ -91,6 +92,11 @@ def test_what_is_no_fact_is_refused(
 ) -> None:
     with pytest.raises(analyzers.AnalyzerError, match=message):
         analyzers.KnowledgeProbe(*loaded).run(facts, progress=False, **told)
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    with pytest.raises(analyzers.AnalyzerError, match="Reader looks ahead: its logits change with a later token"):
+        analyzers.KnowledgeProbe(model_of(planted=False), Words()).run([("s0 s1", "o0", "o1"), ("s2", "o2", "o1")])
 
 
 @pytest.mark.long

@@ -163,6 +163,8 @@ def test_gradients_reach_a_layer_that_runs_twice() -> None:
     ("kind", "operate", "message"),
     [
         (Looped, lambda s: s.delete(3), "Layer 3: Looped has layers 0 to 2"),
+        (Looped, lambda s: s.delete(), r"delete got \[\] and heads=None: expected what to leave out"),
+        (Looped, lambda s: s.delete(0, heads=[]), r"delete got \[0\] and heads=\[\]: expected what to leave out"),
         (Looped, lambda s: s.repeat(0, 0), "times=0: expected how often"),
         (Looped, lambda s: s.reorder([]), r"order=\[\]: expected numbers of layers"),
         (Looped, lambda s: s.delete(0, 1, heads=[0]), "2 layers: expected the heads of one layer"),
@@ -184,6 +186,12 @@ def test_what_cannot_be_operated_on_is_refused(kind: type[nn.Module], operate: C
 def test_surgery_wants_a_structure() -> None:
     with pytest.raises(analyzers.AnalyzerError, match=r"Surgery got Tensor as its structure, expected fmr.locate"):
         analyzers.Surgery(made(Looped), TOKEN_IDS)  # type: ignore[arg-type]
+
+
+def test_a_structure_of_another_model_is_refused() -> None:
+    structure = located(made(Looped), TOKEN_IDS)
+    with pytest.raises(analyzers.AnalyzerError, match=r"Unrolled has no module 'blocks\.0', which is a layer"):
+        analyzers.Surgery(made(Unrolled), structure)
 
 
 def test_numbers_are_kept_where_they_can_be() -> None:
