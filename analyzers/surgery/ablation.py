@@ -58,9 +58,9 @@ class Ablation(Method):
     >>> costs.table().sort_values("cost").tail(3)
 
     model: any module whose layers `fmr.locate` finds, in eval mode. tokenizer: for texts. A layer is left out by zeros at
-    all that it writes to the stream, norms on which stay, a memory by zeros at its output, a head by a zero z. All go through one `fmr.sweep`,
-    and so does the control: to each a random vector is added that is as long as what is left out, at every position. A part
-    whose cost is no more than that of the control matters by its size alone.
+    all that it writes to the stream (norms on the stream itself stay), a memory by zeros at its output, a head by a zero z.
+    All go through one `fmr.sweep`, and so does the control: to each a random vector is added that is as long as what is left
+    out, at every position. A part whose cost is no more than that of the control matters by its size alone.
 
     Source: P. Michel, O. Levy, G. Neubig, "Are sixteen heads really better than one?", 2019 (heads); D. Fan, E. Grave,
     A. Joulin, "Reducing transformer depth on demand with structured dropout", 2020 (layers).

@@ -96,7 +96,7 @@ def test_what_is_no_fact_is_refused(
 
 def test_a_model_that_looks_ahead_is_refused() -> None:
     with pytest.raises(analyzers.AnalyzerError, match="Reader looks ahead: its logits change with a later token"):
-        analyzers.KnowledgeProbe(model_of(planted=False), Words()).run([("s0 s1", "o0", "o1"), ("s2", "o2", "o1")])
+        analyzers.KnowledgeProbe(model_of(planted=False), Words()).run([("s0 s1", "o0", "o1"), ("s2 s3", "o2", "o1")])
 
 
 @pytest.mark.long
