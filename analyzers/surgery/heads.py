@@ -107,14 +107,15 @@ class Heads:
         """The entries that change, and for each the entry whose number stands there then, -1 for a zero."""
         pairs: list[tuple[Tensor, Tensor]] = []
         for layer in dict.fromkeys(layer for layer, _ in self.order):
-            own = self._entries(layer)
-            for head in range(self._attention(layer).n_heads):
-                source = self.order.get((layer, head), (layer, head))
+            heads = {head: self.order.get((layer, head), (layer, head)) for head in range(self._attention(layer).n_heads)}
+            only_gone = all(source in (None, (layer, head)) for head, source in heads.items())
+            own = self._entries(layer, written=only_gone)
+            for head, source in heads.items():
                 if source is None:
                     pairs.append((own.out[head].flatten(), torch.full((own.out[head].numel(),), -1)))
                     pairs.append((own.of(head)[: -own.out[head].numel()],) * 2)
                 else:
-                    pairs.append((own.of(head), self._like(own, layer, source).of(source[1])))
+                    pairs.append((own.of(head), self._like(own, layer, source, only_gone).of(source[1])))
         if not pairs:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
         targets, origins = (torch.cat(several) for several in zip(*pairs, strict=True))
@@ -147,9 +148,9 @@ class Heads:
             with torch.no_grad():
                 weight[torch.unravel_index(places.within(targets[rows]), weight.shape)] = values[rows].to(weight)
 
-    def _like(self, own: Entries, layer: int, source: tuple[int, int]) -> Entries:
+    def _like(self, own: Entries, layer: int, source: tuple[int, int], written: bool) -> Entries:
         """The entries of the layer that a head is taken from, which must be made alike."""
-        other = self._entries(source[0])
+        other = self._entries(source[0], written)
         shapes = [[*(one.shape[1:] for one in entries.read.values()), entries.out.shape[1:]] for entries in (own, other)]
         if shapes[0] != shapes[1]:
             raise AnalyzerError(
@@ -157,10 +158,11 @@ class Heads:
             )
         return other
 
-    def _entries(self, layer: int) -> Entries:
+    def _entries(self, layer: int, written: bool) -> Entries:
+        """The entries of a layer's heads; of what they write alone where nothing else is asked for."""
         block = self._attention(layer)
         try:
-            return _entries_of(block)
+            return _entries_of(block, written)
         except StructureError as refused:
             raise AnalyzerError(f"The heads of layer {layer} have no weights of their own: {refused}") from None
 
@@ -180,10 +182,12 @@ class Heads:
 
 
 @lru_cache(maxsize=256)
-def _entries_of(block: Attention) -> Entries:
+def _entries_of(block: Attention, written: bool) -> Entries:
     """The entries of the heads of an attention: its weights are read as `factors` does, with places for numbers."""
     graph, counts = block.graph, Counts(block.n_heads, block.n_kv_heads)
-    sites = {"q": named_like(block.q, block.pattern), "k": named_like(block.k, block.pattern), "v": block.v}
+    sites = (
+        {} if written else {"q": named_like(block.q, block.pattern), "k": named_like(block.k, block.pattern), "v": block.v}
+    )
     assert block.out is not None
     told = []
     with own_work():

@@ -12,6 +12,7 @@ from analyzers.protocol import AnalyzerError
 from analyzers.surgery.numbers import Counter, counters, number, numbers, why_shared
 from analyzers.surgery.places import Place
 from analyzers.surgery.stand_ins import Chain, Guard, Passing, twin
+from fmr.ids import TensorId
 
 Order = Mapping[int, tuple[int, ...]]
 """By the layer whose place it is, the layers that run there."""
@@ -66,11 +67,16 @@ def check(places: Sequence[Place | str], order: Order, ties: Mapping[int, set[in
                     f"Layer {layer} is called in another way, or on a stream of another shape, than layer {at}, in whose "
                     "place it would run. Expected layers that are called alike."
                 )
-            if len(several) > 1 and own.beside != other.beside:
+            if own.beside != other.beside:
                 raise AnalyzerError(
-                    f"Layer {layer} is given other values beside the stream than layer {at}, in whose place it would run "
-                    "together with others. Expected layers that are given the same, or as many layers as there are places."
+                    f"Layer {layer} is given other values beside the stream than layer {at}, in whose place it would run: "
+                    f"{_one_of(other.beside - own.beside)} and {_one_of(own.beside - other.beside)}. Expected layers that "
+                    "are given the same."
                 )
+
+
+def _one_of(names: frozenset[TensorId]) -> str:
+    return min(names, default="nothing")
 
 
 def _stream(model: nn.Module, places: list[Place], order: Order, undo: ExitStack) -> list[Running]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from analyzers.protocol import AnalyzerError, Method, check_eval
+from analyzers.protocol import AnalyzerError, check_eval, check_model
 from analyzers.surgery.export import called, certified, counts, plain_copy
 from analyzers.surgery.flow import flow_of
 from analyzers.surgery.heads import HeadOrder, Heads
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Surgery(Method):
+class Surgery:
     """Layers and heads left out, repeated, reordered or replaced, in every run and every generation of a block.
 
     >>> surgery = analyzers.Surgery(model, structure).delete(2).repeat(1)
@@ -37,12 +37,14 @@ class Surgery(Method):
     model would be with that list of modules. Heads are changed in their weights. After the block each module is where it
     was, and each weight has the same bits, whatever was raised inside; during it the operation is there for every thread.
 
-    A layer that has no call of its own, that hands on more than the stream to what is moved, or whose place is given
-    something else than it needs is an `AnalyzerError`. Layers keep what they cache by their numbers, which are counted anew;
-    where they cannot be, a run that is given a cache is refused, and `use_cache=False` is the remedy.
+    A layer that has no call of its own, that hands on more than the stream, or whose place was given other values beside the
+    stream than its own, as another mask, is an `AnalyzerError`; what a place is given stays with the place. Layers keep what
+    they cache by their numbers, which are counted anew; where they cannot be, a run that is given a cache is refused, and
+    `use_cache=False` is the remedy.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
+        check_model(model, "Surgery")
         self.model, self.structure = model, structure
         if not isinstance(structure, Structure):
             raise AnalyzerError(

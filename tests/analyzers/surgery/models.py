@@ -84,6 +84,30 @@ class _Telling(Block):
         return x, self.up(self.second(x))
 
 
+class _Shared(Block):
+    """A layer that is told beside the stream how much of its memory to write once more."""
+
+    def forward(self, x: Tensor, share: Tensor | None = None) -> Tensor:
+        """The stream after the layer."""
+        x = super().forward(x)
+        return x if share is None else x + share * self.down(torch.relu(self.up(x)))
+
+
+class Shares(Looped):
+    """Layers that are given something else by their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.shares = nn.ModuleList(_Shared() for _ in range(3)), nn.Parameter(torch.rand(3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The logits."""
+        x = self.embed(tokens)
+        for n, block in enumerate(self.blocks):
+            x = block(x, self.shares[n])
+        return self.head(self.norm(x))
+
+
 class Telling(Looped):
     """Layers that tell one another more than the stream."""
 

@@ -12,7 +12,7 @@ import analyzers
 import fmr
 from analyzers.surgery.numbers import numbers
 from fmr.structure.parts import Structure
-from tests.analyzers.surgery.models import Kept, Looped, Shared, Telling, Unrolled, made
+from tests.analyzers.surgery.models import Kept, Looped, Shared, Shares, Telling, Unrolled, made
 from tests.models import TOKENS, build
 
 TOKEN_IDS = torch.arange(10).reshape(2, 5)
@@ -173,6 +173,11 @@ def test_gradients_reach_a_layer_that_runs_twice() -> None:
         (Looped, lambda s: s.delete(0, heads=1).delete(0, heads=1), "Head 1 of layer 0 is changed already"),
         (Shared, lambda s: s.delete(0), "Layer 0 cannot be operated on: blocks.0 is called for several layers"),
         (Telling, lambda s: s.delete(1).__enter__(), "Layer 0 hands on more than the stream, which layer 1 read"),
+        (
+            Shares,
+            lambda s: s.reorder([1, 0, 2]).flow(TOKEN_IDS),
+            "Layer 1 is given other values beside the stream than layer 0",
+        ),
         (Kept, lambda s: s.delete(1).flow(TOKEN_IDS), "expected .* of layer 0: the code does not run the layers"),
     ],
 )
@@ -242,6 +247,29 @@ def test_a_head_that_is_left_out_writes_nothing(name: str) -> None:
         operated = first(model(*args, **inputs))
     assert torch.equal(operated, first(fmr.run(model, *args, edits={site: fmr.edits.Zero()}, **inputs).output))
     assert state(model) == before
+
+
+def test_heads_behind_a_norm_can_be_left_out_alone() -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        sizes = {
+            "num_hidden_layers": 2,
+            "hidden_size": 16,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+        }
+        model = Qwen3ForCausalLM(Qwen3Config(intermediate_size=24, **sizes, **TOKENS)).eval()
+    inputs = {"input_ids": torch.arange(3, 9)[None], "use_cache": False}
+    structure = located(model, **inputs)
+    surgery, site = analyzers.Surgery(model, structure), structure.attention[1].z.at(heads=1)
+    with surgery.delete(1, heads=1):
+        operated = model(**inputs).logits
+    assert torch.equal(operated, fmr.run(model, edits={site: fmr.edits.Zero()}, **inputs).output.logits)
+    with pytest.raises(analyzers.AnalyzerError, match="a gain of its own between its projections and its heads"):
+        surgery.reorder([2, 3, 0, 1], layer=1)
 
 
 def test_heads_in_another_order_are_the_same_layer() -> None:
