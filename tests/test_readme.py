@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
@@ -20,5 +21,6 @@ def test_the_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     names: dict[str, Any] = {}
     for snippet in snippets:
         exec(snippet, names)
+        plt.close("all")
     assert names["structure"].layers
     assert {"graph.svg", "attention.svg", "graph.json", "run.fmr"} <= {path.name for path in tmp_path.iterdir()}
