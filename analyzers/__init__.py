@@ -56,12 +56,25 @@ from analyzers.networks.modularity import Modularity
 from analyzers.probes.probe import Probe
 from analyzers.probes.probed import Probed
 from analyzers.protocol import Analyzer, AnalyzerError
+from analyzers.sparsity.activation import ActivationSparsity
+from analyzers.sparsity.curves import PruningCurves
+from analyzers.sparsity.knowledge import KnowledgeProbe
+from analyzers.sparsity.known import Knowledge
+from analyzers.sparsity.pruning import Pruning
+from analyzers.sparsity.related import Relations
+from analyzers.sparsity.relations import TokenRelations
+from analyzers.sparsity.sparsity import Sparsity
+from analyzers.surgery.ablation import Ablation
+from analyzers.surgery.costs import LayerCosts
+from analyzers.surgery.surgery import Surgery
 from analyzers.texts import sentences
 from analyzers.tracing.traces import Traces
 from analyzers.tracing.tracing import CausalTracing
 
 __all__ = [
+    "Ablation",
     "ActivationPatching",
+    "ActivationSparsity",
     "Alignment",
     "AlignmentSearch",
     "Analyzer",
@@ -93,6 +106,9 @@ __all__ = [
     "InterchangeTraining",
     "KeyCovariance",
     "KeyValueMemories",
+    "Knowledge",
+    "KnowledgeProbe",
+    "LayerCosts",
     "Lens",
     "LensTranslator",
     "LogitAttribution",
@@ -104,14 +120,20 @@ __all__ = [
     "Probe",
     "Probed",
     "Promotion",
+    "Pruning",
+    "PruningCurves",
     "RankOneEdit",
+    "Relations",
     "ResidualDecomposition",
     "Sanity",
     "Similarities",
     "Similarity",
+    "Sparsity",
     "StyleTransfer",
     "Stylized",
+    "Surgery",
     "Timeline",
+    "TokenRelations",
     "TopCrops",
     "TopImages",
     "Traces",

@@ -10,7 +10,9 @@ from torch import nn
 
 import fmr
 from analyzers import (
+    Ablation,
     ActivationPatching,
+    ActivationSparsity,
     AttributionPatching,
     CausalTracing,
     CircuitSearch,
@@ -19,14 +21,18 @@ from analyzers import (
     HeadClustering,
     Heads,
     KeyValueMemories,
+    KnowledgeProbe,
     LensTranslator,
     LogitAttribution,
     LogitLens,
     Modularity,
     PathPatching,
+    Pruning,
     RankOneEdit,
     ResidualDecomposition,
     StyleTransfer,
+    Surgery,
+    TokenRelations,
     TopImages,
     images,
 )
@@ -201,3 +207,22 @@ def test_images_are_made_and_found_alike(device: str, dtype: torch.dtype) -> Non
         assert top.boxes.tolist() == [[[0, 0, 7, 7]]]
     for one, other in zip(*told, strict=True):
         assert abs(np.asarray(one) - np.asarray(other)).mean() < NEAR[dtype]
+
+
+@pytest.mark.parametrize(("device", "dtype"), ON)
+def test_what_a_model_knows_and_can_do_without_is_alike(device: str, dtype: torch.dtype) -> None:
+    facts, told = world.facts()[:48:3], []
+    texts, cities = [f"{fact.prompt} {fact.answer}" for fact in facts[:3]], ["Brigost", "Oranby", "Quelm"]
+    for where in ((device, dtype), ("cpu", torch.float64)):
+        model, tokenizer = loaded(*where)
+        costs = Ablation(model, tokenizer).run(texts, progress=False)
+        sparse = ActivationSparsity(model, tokenizer, eps=0.05).update(texts).result()
+        curves = [Pruning(model, tokenizer).run(texts, what, keep=[0.5]).loss[:2] for what in ("coefficients", "weights")]
+        known = KnowledgeProbe(model, tokenizer).run(facts, progress=False)
+        related = TokenRelations(model, tokenizer).run(world.subjects()[:8], cities)
+        inputs = {name: value.to(where[0]) for name, value in tokenizer(texts[0], return_tensors="pt").items()}
+        with Surgery(model, fmr.locate(fmr.run(model, **inputs))).delete(1).delete(2, heads=[0, 1]), torch.no_grad():
+            operated = model(**inputs).logits.softmax(-1).double().cpu()
+        told.append([costs.cost / 10, sparse.active, sparse.hoyer, *curves, known.p_true, related.scores, operated])
+    for one, other in zip(*told, strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=NEAR[dtype], rtol=NEAR[dtype])
