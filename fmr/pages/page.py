@@ -6,9 +6,11 @@ import html
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
+from typing import Any
 
 import torch
 
@@ -16,7 +18,7 @@ from fmr.disk.files import write_whole
 from fmr.errors import DrawError, FmrError, StructureError, TrackError, number_of, whole_number
 from fmr.pages.arrays import Json, unpacked
 from fmr.pages.outline import Outline, outline_of
-from fmr.pages.tokens import Spelling, Tokens, columns, spell, visible
+from fmr.pages.tokens import Spelling, Tokenizer, Tokens, columns, spell, spelled_by, visible
 from fmr.pages.told import View, told
 from fmr.pages.words import promoted
 from fmr.pictures.endings import check_ending
@@ -68,18 +70,18 @@ def page(
     path: str | os.PathLike[str] | None = None,
     *,
     tokens: Tokens = None,
-    words: Spelling | Sequence[str] | None = None,
+    words: Tokenizer | Spelling | Sequence[str] | None = None,
     top: int = 5,
 ) -> Page:
     """Write a run as one page to look around in: layers, heads over the tokens, memories, the logit lens, norms.
 
-    >>> page = fmr.page(run, structure, "page.html", tokens=tokenizer.convert_ids_to_tokens)
+    >>> page = fmr.page(run, structure, "page.html", tokens=tokenizer)
 
     run: one that kept every value (keep="all"); what another kept is shown, and the rest says why it is not. All passes and
     examples can be chosen on the page. path: a file whose name ends in .html; without one the page is only returned, and
-    shown at the end of a notebook cell. tokens: a function that makes a list of texts of a list of token IDs, one token per
-    position, such a list for each example, or a tuple of these for each residual stream (encoder, decoder); None shows
-    numbers. words: the same function for the vocabulary, or the name of each class; None takes that of tokens. top: how many
+    shown at the end of a notebook cell. tokens: a tokenizer, or a function from a list of token IDs to one of texts; or one
+    token per position, such a list for each example, or a tuple of these for each residual stream (encoder, decoder); None
+    shows numbers. words: the same for the vocabulary, or the name of each class; None takes that of tokens. top: how many
     memories of a token and how many words are shown.
 
     Patterns are rounded to one byte a weight (within 0.002), all else is float32. The file loads nothing and sends nothing.
@@ -95,7 +97,7 @@ def page(
     if path is not None:
         check_ending(path, "html")
     with own_work(), torch.no_grad():
-        data = page_data(run, outline_of(structure), tokens, words, number)
+        data = page_data(run, outline_of(structure), spelled_by(tokens), spelled_by(words), number)
     layers, heads = len(structure.layers), sum(block.n_heads for block in structure.attention)
     passes = data["passes"]
     size = f"{number_of(layers, 'layer')}, {number_of(heads, 'head')}, {number_of(len(passes), 'pass', 'passes')} of "
@@ -106,7 +108,13 @@ def page(
     return made
 
 
-def page_data(run: Run | Pass, outline: Outline, tokens: Tokens, words: Spelling | Sequence[str] | None, top: int) -> Json:
+def page_data(
+    run: Run | Pass,
+    outline: Outline,
+    tokens: Sequence[Any] | Spelling | None,
+    words: Sequence[str] | Spelling | None,
+    top: int,
+) -> Json:
     """Everything that a page shows, in plain types."""
     views = _views(run, outline, top)
     past, texts = [0] * max(1, len(outline.streams)), []
@@ -137,19 +145,26 @@ def _views(run: Run | Pass, outline: Outline, top: int) -> list[tuple[int, View]
     passes = list(run.passes) if isinstance(run, Run) else [run]
     if not passes:
         raise TrackError("Nothing has run yet: call the model inside the block before making a page of the run.")
-    if isinstance(run, Run) and (nothing := why_without_numbers(run)):
-        raise StructureError(f"There is nothing to show: {nothing}. Expected a run with real tensors.")
     views = [(n, View(outline, one, top)) for n, one in enumerate(passes)]
     whys = [view.nothing() for _, view in views]
     if all(whys):
         raise StructureError(
-            f"This run holds no pattern, no coefficients and no point of the stream of {outline.structure.model}. {whys[0]} "
-            "Expected fmr.run(model, *inputs, keep='all') and fmr.locate of it: fmr.page(run, fmr.locate(run), ...)."
+            f"This run holds no pattern, no coefficients and no point of the stream of {outline.structure.model}: "
+            f"{whys[0].partition(' Ask for it')[0].partition(' Nearest')[0].rstrip('.')}. Expected a run of that model with "
+            "keep='all': fmr.page(run, fmr.locate(run), ...)."
         )
     found = [one for one, why in zip(views, whys, strict=True) if not why]
     for number, view in found:
+        _check_numbers(view.one)
         _check_same(number, view)
     return found
+
+
+def _check_numbers(one: Pass) -> None:
+    """Raise for a pass whose values have shapes alone; one that kept a few values recorded no graph that would tell."""
+    with suppress(TrackError):
+        if nothing := why_without_numbers(one):
+            raise StructureError(f"There is nothing to show: {nothing}. Expected a run with real tensors.")
 
 
 def _check_same(number: int, view: View) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
@@ -12,8 +12,24 @@ from fmr.ids import TensorId
 Spelling = Callable[[list[int]], Sequence[str]]
 """What token IDs are called: `tokenizer.convert_ids_to_tokens`."""
 
-Tokens = Sequence[Any] | Spelling | None
+
+class Tokenizer(Protocol):
+    """What knows the texts of token IDs, as tokenizers of the transformers library do."""
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        """A text for each ID."""
+
+
+Tokens = Sequence[Any] | Tokenizer | Spelling | None
 """One token per position; a list of them for each example; a tuple of either for each stream; a spelling; or nothing."""
+
+Given = TypeVar("Given")
+
+
+def spelled_by(given: Sequence[Given] | Tokenizer | Spelling | None) -> Sequence[Given] | Spelling | None:
+    """What was given for tokens, a tokenizer by its function that spells."""
+    spelling: Spelling | None = getattr(given, "convert_ids_to_tokens", None)
+    return spelling if spelling is not None else cast("Sequence[Given] | Spelling | None", given)
 
 
 def visible(text: object) -> str:
@@ -45,13 +61,15 @@ def spell(spelling: Spelling, ids: Sequence[int]) -> list[str]:
     told = spelling(list(ids))
     if isinstance(told, str) or len(told) != len(ids):
         raise DrawError(
-            f"tokens={spelling!r} made {told!r:.80} of {number_of(len(ids), 'token ID')}. Expected a list of one text each, "
-            "as tokenizer.convert_ids_to_tokens gives."
+            f"{getattr(spelling, '__name__', type(spelling).__name__)} made {str(told)[:80]!r} of "
+            f"{number_of(len(ids), 'token ID')}. Expected a list of one text each, as tokenizer.convert_ids_to_tokens gives."
         )
     return [visible(token) for token in told]
 
 
-def columns(tokens: Tokens, texts: Sequence[Sequence[Text | None]], examples: int) -> list[list[list[list[str]] | None]]:
+def columns(
+    tokens: Sequence[Any] | Spelling | None, texts: Sequence[Sequence[Text | None]], examples: int
+) -> list[list[list[list[str]] | None]]:
     """The tokens of each pass, stream and example, from the beginning of the text to the end of the pass; None for numbers.
 
     texts: for each pass what is known of each stream, None where the pass has no part of it.

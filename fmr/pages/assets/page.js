@@ -44,6 +44,7 @@ function make(tag, attributes = {}, ...children) {
 
 const state = { pass: data.passes.length - 1, example: 0, layer: 0, attention: 0, map: 0, head: 0, query: Infinity, key: 0, row: Infinity };
 let of = "token";
+let hovered = null; /* the cell of the pattern that the pointer is on: shown, and not chosen */
 const within = (value, size) => Math.max(0, Math.min(Number.isFinite(value) ? value : size - 1, size - 1));
 const pass = () => data.passes[state.pass];
 const layer = () => data.layers[state.layer];
@@ -91,6 +92,7 @@ function positions() {
 /* Take what is new, keep all within what there is, and draw. */
 function choose(changes) {
   const before = { ...state };
+  hovered = null;
   Object.assign(state, changes);
   state.pass = within(state.pass, data.passes.length);
   state.example = within(state.example, pass().examples);
@@ -175,14 +177,17 @@ function drawTokens(found) {
   const about = block() === undefined ? null : data.attentions[block()];
   const own = ownLabels(layer().stream, positions());
   const self = about && about.own === about.keys && !found.why && !found.windows;
-  const weights = found.why ? null : row(found.told, found.index, state.head, within(state.query, found.queries));
-  const from = self && found.keys === own.length + start(about.own) ? start(about.own) : 0;
+  const query = hovered?.query ?? state.query, from = start(layer().stream);
+  const weights = found.why ? null : row(found.told, found.index, state.head, within(query, found.queries));
+  const fits = self && found.keys === own.length + from;
   const base = `rgb(${style("--heat")})`;
-  at("tokens").replaceChildren(...own.map((token, n) => {
-    const level = self && from + n < found.keys ? weight(weights[from + n], found.most) : null;
-    const told = level === null ? "" : `, weight ${number(level)}`;
-    const node = make("span", { class: "token", role: "option", "aria-selected": n === state.query, tabindex: n === state.query ? 0 : -1,
-      "data-n": n, title: `${from + n}${told}` }, token);
+  const past = (text(layer().stream) ?? []).slice(0, from);
+  at("tokens").replaceChildren(...[...past, ...own].map((token, k) => {
+    const n = k - past.length, place = past.length ? k : from + n;
+    const level = fits && place < found.keys ? weight(weights[place], found.most) : null;
+    const title = level === null ? `${place}` : `${place}, weight ${number(level)}`;
+    const choice = { role: "option", "aria-selected": n === query, tabindex: n === query ? 0 : -1, "data-n": n };
+    const node = make("span", { class: n < 0 ? "token past" : "token", title, ...(n < 0 ? {} : choice) }, token);
     if (level) node.style.background = `color-mix(in srgb, ${base} ${(60 * Math.sqrt(Math.min(1, level))).toFixed(0)}%, transparent)`;
     return node;
   }));
@@ -238,6 +243,7 @@ function pixels(canvas, levels, queries, keys) {
 
 function drawHeads(found) {
   const blocks = layer().attentions.map((n) => data.attentions[n]);
+  options(at("layer"), data.layers.map((one) => one.name), state.layer);
   options(at("attention"), blocks.map((one, n) => `${n}: ${one.kind}, ${one.scope}`), state.attention);
   options(at("map"), found.windows ? names(found.maps) : [], state.map);
   at("heads-title").textContent = `Heads of layer ${layer().name}`;
@@ -262,7 +268,8 @@ let cell = 1, margins = [0, 0];
 
 function drawPattern(found) {
   if (found.why) return at("told").textContent = "";
-  const query = within(state.query, found.queries), levels = row(found.told, found.index, state.head);
+  const { query, key } = hovered ?? { query: within(state.query, found.queries), key: state.key };
+  const levels = row(found.told, found.index, state.head);
   const canvas = at("pattern"), wide = at("pattern-box").clientWidth || 360, ratio = window.devicePixelRatio || 1;
   const room = wide < 500 ? 0 : 96;
   cell = Math.max(1, Math.min(30, (wide - room) / found.keys, 640 / found.queries));
@@ -283,12 +290,12 @@ function drawPattern(found) {
   context.strokeStyle = style("--focus");
   context.lineWidth = 1.5;
   context.strokeRect(margins[0], margins[1] + query * cell, cell * found.keys, cell);
-  context.strokeRect(margins[0] + state.key * cell, margins[1] + query * cell, cell, cell);
-  if (labelled) drawLabels(context, found, query);
-  tell(found, query, levels);
+  context.strokeRect(margins[0] + key * cell, margins[1] + query * cell, cell, cell);
+  if (labelled) drawLabels(context, found, query, key);
+  tell(found, query, key, levels);
 }
 
-function drawLabels(context, found, query) {
+function drawLabels(context, found, query, key) {
   context.font = `${Math.min(12, cell - 1)}px Helvetica, Arial, sans-serif`;
   context.textBaseline = "middle";
   const short = (label) => label.length > 13 ? `${label.slice(0, 12)}…` : label;
@@ -302,18 +309,19 @@ function drawLabels(context, found, query) {
     context.save();
     context.translate(margins[0] + (n + .5) * cell, margins[1] - 5);
     context.rotate(-Math.PI / 2);
-    context.fillStyle = style(n === state.key ? "--focus" : "--soft");
+    context.fillStyle = style(n === key ? "--focus" : "--soft");
     context.fillText(short(label), 0, 0, margins[1] - 8);
     context.restore();
   });
 }
 
 /* The pattern in words: the cell that is chosen, and the keys that the query takes most of. */
-function tell(found, query, levels) {
+function tell(found, query, key, levels) {
   const weights = Array.from(levels.subarray(query * found.keys, (query + 1) * found.keys), (level) => weight(level, found.most));
   const label = (n) => `${n} “${found.columns[n]}”`;
   at("pattern-title").textContent = `Layer ${layer().name}, head ${state.head}: what each query takes of each key`;
-  at("told").textContent = `query ${query} “${found.rows[query]}” takes ${number(weights[state.key])} of key ${label(state.key)}`;
+  const from = found.windows ? 0 : start(data.attentions[block()].own);
+  at("told").textContent = `query ${from + query} “${found.rows[query]}” takes ${number(weights[key])} of key ${label(key)}`;
   const order = weights.map((value, n) => [value, n]).filter(([value]) => value > 0).sort((a, b) => b[0] - a[0] || a[1] - b[1]).slice(0, 5);
   at("strongest").textContent = `Most of: ${order.map(([value, n]) => `${label(n)} ${number(value)}`).join(", ") || "nothing"}`;
   at("pattern").setAttribute("aria-label", `Pattern of head ${state.head} in layer ${layer().name}`);
@@ -361,7 +369,8 @@ function drawLens() {
     at("lens-told").textContent = told.why;
     return;
   }
-  const columns = told.words.shape[2], own = ownLabels(data.passes[0].starts.length - 1, columns);
+  const columns = told.words.shape[2], last = data.passes[0].starts.length - 1;
+  const own = told.whole ? ["the whole example"] : ownLabels(last, columns);
   if (lensOf !== which) makeLens(told, columns, own);
   lensOf = which;
   at("lens").querySelectorAll('td[tabindex="0"]').forEach((old) => { old.tabIndex = -1; old.removeAttribute("aria-selected"); });
@@ -369,7 +378,8 @@ function drawLens() {
   if (mark) { mark.tabIndex = 0; mark.setAttribute("aria-selected", true); }
   const ids = row(told.words, state.row, state.example, column), shares = row(told.shares, state.row, state.example, column);
   const place = /^\d/.test(told.rows[state.row]) ? `after layer ${told.rows[state.row]}` : told.rows[state.row].replace("before", "before layer");
-  at("lens-told").replaceChildren(`${place}, at ${start(layer().stream) + column} “${own[column]}”: `, ...words(ids, (n) => share(shares[n])));
+  const where = told.whole ? "of the whole example" : `at ${start(last) + column} “${own[column]}”`;
+  at("lens-told").replaceChildren(`${place}, ${where}: `, ...words(ids, (n) => share(shares[n])));
 }
 
 function makeLens(told, columns, own) {
@@ -414,7 +424,7 @@ function toLayer(n) {
 
 function toLens(place, query) {
   const to = pass().lens.layers[within(place, pass().lens.rows.length)];
-  choose(to === null ? { row: place, query } : { row: place, query, layer: to });
+  choose({ row: place, ...(pass().lens.whole ? {} : { query }), ...(to === null ? {} : { layer: to }) });
 }
 
 function pointed(event) {
@@ -426,10 +436,16 @@ function pointed(event) {
   return key >= 0 && query >= 0 && key < found.keys && query < found.queries ? { query, key } : null;
 }
 
-at("pattern").addEventListener("pointermove", (event) => {
-  const to = pointed(event);
-  if (to && (to.query !== state.query || to.key !== state.key)) choose(to);
-});
+function hover(to) {
+  if (to?.query === hovered?.query && to?.key === hovered?.key) return;
+  hovered = to;
+  const found = chosen();
+  drawTokens(found);
+  drawPattern(found);
+}
+
+at("pattern").addEventListener("pointermove", (event) => hover(pointed(event)));
+at("pattern").addEventListener("pointerleave", () => hover(null));
 at("pattern").addEventListener("pointerdown", (event) => { const to = pointed(event); if (to) choose(to); });
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-Infinity, 0], End: [Infinity, 0] };
@@ -453,6 +469,7 @@ onKeys("lens", (x, y) => toLens(within(stepped(state.row, y), pass().lens.rows.l
 for (const name of ["pass", "example", "attention", "map"]) {
   at(name).addEventListener("change", (event) => choose({ [name]: Number(event.target.value) }));
 }
+at("layer").addEventListener("change", (event) => toLayer(Number(event.target.value)));
 at("of").addEventListener("change", (event) => { of = event.target.value; drawLayers(); });
 window.addEventListener("hashchange", () => choose(recalled()));
 window.addEventListener("resize", () => drawPattern(chosen()));
