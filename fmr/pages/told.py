@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from fmr.errors import FmrError, StructureError
+from fmr.errors import FmrError, StructureError, number_of
 from fmr.ids import Site
 from fmr.pages.arrays import Json, by_position, packed, pattern_bytes
 from fmr.pages.outline import Outline, Row, writes_of
@@ -167,8 +167,15 @@ class View:
     def _said(self, site: Site) -> tuple[Tensor, Tensor]:
         """The most probable words at each position, and how probable they are, (examples, positions, top)."""
         logits, point = self.structure.read_out(self.one, site).detach(), self.one[site]
-        whole = logits.shape[:-1] == point.shape[:-1]
-        rows = by_position(logits, site) if whole else logits.reshape(self.examples, -1, logits.shape[-1])
+        if logits.shape[:-1] == point.shape[:-1]:
+            rows = by_position(logits, site)
+        elif logits.shape[:-1] == (self.examples,):
+            rows = logits[:, None]
+        else:
+            raise StructureError(
+                f"The logits of {self.structure.model}, {list(logits.shape)}, are not one row for each position of its "
+                f"stream, {list(point.shape)}, nor one for each of {number_of(self.examples, 'example')} that can be told."
+            )
         shares, words = rows.float().softmax(-1).topk(min(self.top, rows.shape[-1]))
         return words.to(torch.int32), shares
 

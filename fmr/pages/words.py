@@ -31,14 +31,14 @@ def promoted(structure: Structure, views: Iterable[View], n: int, top: int) -> J
         raise StructureError(f"Its values have no words: {structure.readout}.")
     if not _is_written(structure, block):
         raise StructureError("Its values have no words: what it makes is changed before it is added to the stream.")
-    try:
-        vectors = value_vectors(block)
-    except StructureError as error:
-        raise StructureError(f"Its values have no words: {error}.") from None
     keys = torch.cat([one.flatten() for one in seen]).unique()
     units, signs = torch.where(keys < 0, -1 - keys, keys), torch.where(keys < 0, -1.0, 1.0)
-    chosen = vectors[units.to(vectors.device)] * signs.to(vectors)[:, None]
-    read = [_read(structure, part, top) for part in chosen.split(AT_ONCE)]
+    try:
+        vectors = value_vectors(block)
+        chosen = vectors[units.to(vectors.device)] * signs.to(vectors)[:, None]
+        read = [_read(structure, part, top) for part in chosen.split(AT_ONCE)]
+    except StructureError as error:
+        raise StructureError(f"Its values have no words: {str(error).rstrip('.')}.") from None
     words, gains = (torch.cat(parts) for parts in zip(*read, strict=True))
     return {"keys": packed(keys.to(torch.int32)), "words": packed(words), "gains": packed(gains)}
 

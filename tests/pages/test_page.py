@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import fmr
 from fmr.pages.arrays import pattern_bytes, unpacked
@@ -189,6 +190,31 @@ def test_every_part_is_moved_by_the_keyboard_and_keeps_the_focus(tmp_path: Path)
     assert [one["row"] for one in chosen[-2:]] == ["3", "2"]
 
 
+POINTER = """
+const canvas = document.getElementById("pattern"), box = canvas.getBoundingClientRect();
+const point = (type, query, key) => canvas.dispatchEvent(new PointerEvent(type, { bubbles: true,
+  clientX: box.left + margins[0] + (key + .5) * cell, clientY: box.top + margins[1] + (query + .5) * cell }));
+const seen = [], told = () => seen.push([document.getElementById("told").textContent, location.hash]);
+point("pointermove", 3, 1); told();
+canvas.dispatchEvent(new PointerEvent("pointerleave")); told();
+point("pointerdown", 4, 2); told();
+document.documentElement.dataset.seen = JSON.stringify(seen);
+"""
+
+
+@needs_browser
+def test_the_pointer_shows_a_cell_and_chooses_it_when_it_is_pressed(tmp_path: Path) -> None:
+    _, tokenizer, run, structure = facts()
+    fmr.page(run, structure, tmp_path / "page.html", tokens=tokenizer)
+    seen = json.loads(opened(tmp_path / "page.html", script=POINTER).every("html")[0].attributes["data-seen"])
+    maps = structure.attention[0].maps(run)[0, 0]
+    for (told, address), (query, key), chosen in zip(seen, [(3, 1), (5, 0), (4, 2)], [5, 5, 4], strict=True):
+        found = re.fullmatch(rf"query {query} “\w+” takes ([\d.e-]+) of key {key} “.+”", told)
+        assert found is not None
+        assert float(found[1]) == pytest.approx(float(maps[query, key]), abs=0.003)
+        assert f"query={chosen}&" in address
+
+
 @needs_browser
 def test_parts_are_named_for_who_does_not_see_them(tmp_path: Path) -> None:
     _, _, run, structure = facts()
@@ -230,7 +256,10 @@ def test_each_example_has_its_tokens() -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("name", ["t5", "mixtral", "vit", "bert", "mamba", "cross_attention"])
+@pytest.mark.parametrize(
+    "name",
+    ["mixtral", "vit", "bert", *(pytest.param(name, marks=pytest.mark.long) for name in ("t5", "mamba", "cross_attention"))],
+)
 def test_other_models_work_or_say_why_not(name: str, tmp_path: Path) -> None:
     run, structure = made(name)
     fmr.page(run, structure, tmp_path / "page.html")
@@ -247,6 +276,51 @@ def test_other_models_work_or_say_why_not(name: str, tmp_path: Path) -> None:
     assert document.at("lens-told").text.startswith(says.get(name, "after layer "))
     reason = "are not one row for each position of its stream"
     assert (reason in document.at("memories").text) == (name == "mixtral")
+
+
+SMALL: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 40,
+}
+
+
+def located(model: torch.nn.Module, given: torch.Tensor) -> tuple[fmr.Run, Any]:
+    run = fmr.run(model.eval(), given)
+    return run, fmr.locate(run)
+
+
+def test_values_that_are_normed_before_they_are_written_have_no_words() -> None:
+    config = transformers.Gemma2Config(
+        **SMALL, head_dim=8, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    )
+    told = data_of(fmr.page(*located(transformers.Gemma2ForCausalLM(config), torch.arange(3, 9)[None])))
+    assert [one["why"] for one in told["promoted"]] == [
+        "Its values have no words: what it makes is changed before it is added to the stream."
+    ] * 2
+
+
+def test_windows_have_positions_of_their_own_and_unknown_examples_are_not_guessed() -> None:
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=16, depths=[2], num_heads=[2], window_size=4, num_labels=5
+    )
+    run, structure = located(transformers.SwinForImageClassification(config), torch.randn(2, 3, 32, 32))
+    (told,) = data_of(fmr.page(run, structure))["passes"]
+    assert told["patterns"][0]["shape"] == [8, 2, 16, 16]
+    assert told["examples"] == 1
+    assert (
+        "are not one row for each position of its stream, [2, 64, 16], nor one for each of 1 example" in told["lens"]["why"]
+    )
+
+
+def test_half_precision_is_shown() -> None:
+    config = transformers.LlamaConfig(**SMALL, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    run, structure = located(transformers.LlamaForCausalLM(config).bfloat16(), torch.arange(3, 9)[None])
+    (told,) = data_of(fmr.page(run, structure))["passes"]
+    norms = unpacked(told["norms"][1]["stream"]["resid_post"])
+    assert torch.equal(norms, run[structure.layers[1].resid_post].float().norm(dim=-1))
 
 
 def test_encoder_and_decoder_have_tokens_of_their_own() -> None:

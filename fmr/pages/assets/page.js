@@ -328,7 +328,8 @@ function tell(found, query, key, levels) {
 }
 
 function words(ids, gains) {
-  return Array.from(ids).flatMap((id, n) => [make("bdi", { class: "word" }, word(id)), " ", make("span", { class: "gain" }, gains(n))]);
+  return Array.from(ids).flatMap((id, n) => [
+    make("span", { class: "said" }, make("bdi", { class: "word" }, word(id)), " ", make("span", { class: "gain" }, gains(n))), " "]);
 }
 
 function drawMemories() {
