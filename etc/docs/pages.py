@@ -32,9 +32,6 @@ GROUPS = {
 ROOMS = ("fmr", "analyzers")
 """Packages whose every public name has a page of its own."""
 
-MODULES = ("fmr.edits", "fmr.subspaces", "fmr.sweeps", "fmr.zoo", "analyzers.images")
-"""Packages that have a page with all of their public names."""
-
 RETURNED = ("fmr.structure.parts", "fmr.runs.passes")
 """Modules of what public functions return, and their names where `__all__` does not say."""
 
@@ -137,14 +134,19 @@ def public(module: str) -> list[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             names: list[str] = ast.literal_eval(node.value)
             return names
-    return NAMES[module]
+    return NAMES.get(module, [])
+
+
+def modules() -> list[str]:
+    """The modules that have a page with all of their public names: those among the public names of the two houses."""
+    named = [f"{house}.{name}" for house in ROOMS for name in public(house)]
+    return [*(name for name in named if source(name) is not None), "fmr.sweeps", *RETURNED]
 
 
 def documented() -> dict[str, str]:
     """The page of each public name."""
     own = {f"{house}.{name}": f"api/{house}.{name}.md" for house in ROOMS for name in public(house)}
-    own = {name: path for name, path in own.items() if name not in MODULES}
-    for module in (*MODULES, *RETURNED):
+    for module in modules():
         own |= {module: f"api/{module}.md"} | {f"{module}.{name}": f"api/{module}.md" for name in public(module)}
     return own
 
@@ -159,7 +161,7 @@ def api() -> tuple[dict[str, str], Nav]:
         house: [names[0] for names in pages.values() if names[1:] == [] and names[0].startswith(f"{house}.")]
         for house in ROOMS
     }
-    more = [*MODULES, *RETURNED]
+    more = modules()
     listed = "".join(f"\n## {house}\n\n{_listed(names)}\n" for house, names in own.items())
     made["api/index.md"] = f"# API\n\nEvery public name, with its first sentence.\n{listed}\n## Modules\n\n{_listed(more)}\n"
     nav: Nav = [{house: [{name: f"api/{name}.md"} for name in names]} for house, names in own.items()]
