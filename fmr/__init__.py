@@ -42,6 +42,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.interventions.intervention import Intervention
 from fmr.nodes import Node
+from fmr.pages.page import page
 from fmr.runs.census import census
 from fmr.runs.run import Run
 from fmr.runs.store import load
@@ -75,6 +76,7 @@ __all__ = [
     "edits",
     "load",
     "locate",
+    "page",
     "replay",
     "run",
     "subspaces",

@@ -1,10 +1,14 @@
 """The pictures of the README, made from models that need no download: `python etc/images/make.py`."""
 
 import argparse
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import analyzers
@@ -12,6 +16,7 @@ import fmr
 from analyzers import images
 
 SENTENCE = "The cat sat on the mat because it was tired."
+SAID = "When Mary and John went to the store, John gave a drink to Mary. When Tom and Anna went to the park, Anna gave it to"
 LARGEST = 300_000  # bytes of a picture
 
 
@@ -28,6 +33,7 @@ def main() -> None:
         layers(out / "layers.svg")
     seen(out / "seen.jpg")
     why(out / "why.jpg")
+    page(out / "page.jpg")
     for path in sorted([*out.glob("*.svg"), *out.glob("*.png"), *out.glob("*.jpg")]):
         print(f"{path}  {path.stat().st_size / 1e3:.0f} kB")
         assert path.stat().st_size < LARGEST, f"{path} is too large for a repository; expected less than {LARGEST} bytes"
@@ -85,6 +91,21 @@ def why(path: Path) -> None:
         told = ("Brigost", "Oranby")
         words.run("Junel Dunoth grew up in", told, method, baseline="padding", progress=False).plot(ax)
     figure.savefig(path, dpi=100)
+
+
+def page(path: Path) -> None:
+    """A page of a pretrained language model, as a browser shows it."""
+    browser = next(found for name in ("chromium", "google-chrome") if (found := shutil.which(name)))
+    model, tokenizer = fmr.zoo.load("smollm2", attn_implementation="eager")
+    run = fmr.run(model, **tokenizer(SAID, return_tensors="pt"))
+    with tempfile.TemporaryDirectory() as folder:
+        fmr.page(run, fmr.locate(run), f"{folder}/page.html", tokens=tokenizer)
+        quietly = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        asked = ["--window-size=1400,1180", f"--screenshot={folder}/page.png"]
+        address = f"file://{folder}/page.html#layer=12&head=3&row=20&key=3"
+        subprocess.run([browser, *quietly, *asked, address], check=True, capture_output=True)
+        with Image.open(f"{folder}/page.png") as shown:
+            shown.convert("RGB").resize((1050, 885), Image.Resampling.LANCZOS).save(path, quality=82)
 
 
 if __name__ == "__main__":
