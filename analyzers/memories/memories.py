@@ -166,8 +166,7 @@ class KeyValueMemories(Analyzer[Memories]):
 
         >>> KeyValueMemories(model, tokenizer).over(texts, progress=False)
 
-        Batches that the store held when it was opened are passed by. ranks, progress: those of `Analyzer.over`.
-        """
+        Batches that the store held when it was opened are passed by. ranks, progress: those of `Analyzer.over`."""
         if ranks and self.store is not None:
             raise AnalyzerError(f"store={self.store.path!r} with ranks=True: several processes would write one file.")
         super().over(batches, ranks=ranks, progress=progress)
