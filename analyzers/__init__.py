@@ -18,6 +18,9 @@ from analyzers.causal.patching import ActivationPatching
 from analyzers.causal.paths import PathPatching
 from analyzers.circuits.circuit import Circuit
 from analyzers.circuits.search import CircuitSearch
+from analyzers.dictionaries.autoencoder import SparseAutoencoder
+from analyzers.dictionaries.dictionary import Dictionary
+from analyzers.dictionaries.training import DictionaryTraining
 from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, KeyCovariance
 from analyzers.editing.rank_one import RankOneEdit
@@ -76,6 +79,8 @@ __all__ = [
     "Covariance",
     "Curves",
     "Decomposition",
+    "Dictionary",
+    "DictionaryTraining",
     "EditScores",
     "Effects",
     "FactEdit",
@@ -103,6 +108,7 @@ __all__ = [
     "RankOneEdit",
     "ResidualDecomposition",
     "Sanity",
+    "SparseAutoencoder",
     "StyleTransfer",
     "Stylized",
     "TopCrops",
