@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analyzers.dictionaries.axes import spliced
 from analyzers.dictionaries.files import read_folder, read_saelens, write_folder
 from analyzers.protocol import AnalyzerError, check_counts
 from fmr.edits import Add
@@ -122,8 +123,7 @@ class SparseAutoencoder(nn.Module):
         >>> autoencoder = analyzers.SparseAutoencoder(128, 512, "top-k", k=8)
         >>> fmr.run(model, input_ids, edits={site: autoencoder.splice}).receipts
         """
-        spliced: Tensor = self(value)
-        return spliced
+        return spliced(self, value, context.axes)
 
     def subspace(self) -> Latents:
         """Its latents as a subspace to edit within; what it does not reconstruct is kept.

@@ -1,8 +1,8 @@
-"""How well directions stand for values: how many at once, how much they explain, which never fire; and what stands beside."""
+"""How well directions stand for values: how many at once, how much they explain, which never fire; and controls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,9 @@ class Moments:
         """Gaussian rows with this mean and this covariance, (many, width): no direction is sparse in them."""
         sizes, directions = torch.linalg.eigh(self.covariance)
         noise = torch.randn(many, len(sizes), generator=torch.Generator().manual_seed(seed))
-        return noise @ (directions * sizes.clamp_min(0).sqrt()).T.float().cpu() + self.mean.float().cpu()
+        spread = (directions * sizes.clamp_min(0).sqrt()).T.float().cpu()
+        found: Tensor = noise @ spread + self.mean.float().cpu()
+        return found
 
 
 class Components(nn.Module):
@@ -48,46 +50,78 @@ class Components(nn.Module):
 
     def __init__(self, moments: Moments, many: int) -> None:
         super().__init__()
-        sizes, directions = torch.linalg.eigh(moments.covariance)
-        self.directions, self.mean = directions[:, len(sizes) - many :].float(), moments.mean.float()
+        directions = torch.linalg.eigh(moments.covariance)[1]
+        self.size = many
+        self.directions: Tensor
+        self.mean: Tensor
+        self.register_buffer("directions", directions[:, len(directions) - many :].float())
+        self.register_buffer("mean", moments.mean.float())
+
+    def encode(self, values: Tensor) -> Tensor:
+        """The coordinates of values (..., width) along the components, of either sign."""
+        return (values.to(self.mean.dtype) - self.mean) @ self.directions
+
+    def decode(self, coordinates: Tensor) -> Tensor:
+        """The values with these coordinates, and no others."""
+        return coordinates @ self.directions.T + self.mean
 
     def forward(self, values: Tensor) -> Tensor:
         """Values as so many components reconstruct them."""
-        directions, mean = (one.to(values.device) for one in (self.directions, self.mean))
-        return ((values.float() - mean) @ directions @ directions.T + mean).to(values.dtype)
+        return self.decode(self.encode(values)).to(values.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class Coding:
-    """What a dictionary makes of values: latents on at once, share of the variance explained, how often each latent fires."""
+@dataclass(eq=False)
+class Tally:
+    """Sums over rows: how far what is made of them lies from them, how far they lie from their mean, which latents fire."""
 
-    l0: float
-    explained: float
-    density: Tensor
+    about: Tensor
+    fired: Tensor
+    total: Tensor
+    count: int = 0
+    left: float = 0.0
+    squares: float = 0.0
 
     @classmethod
-    def of(cls, autoencoder: SparseAutoencoder, blocks: Iterable[Tensor]) -> Coding:
-        """That of blocks of rows (rows, width)."""
-        fired = torch.zeros(autoencoder.size, dtype=torch.float64)
+    def of(cls, about: Tensor, size: int) -> Tally:
+        """One in which nothing was counted; about: a vector near the rows."""
+        start = about.detach().double().cpu()
+        return cls(start, torch.zeros(size, dtype=torch.float64), torch.zeros_like(start))
 
-        def made(rows: Tensor) -> Tensor:
-            latents = autoencoder.encode(rows)
-            fired.add_((latents > 0).sum(0).cpu())
-            return autoencoder.decode(latents)
+    def add(self, rows: Tensor, made: Tensor, latents: Tensor | None = None) -> None:
+        """Count rows (rows, width), what was made of them, and the latents (rows, size) by which it was."""
+        apart = rows.double().cpu() - self.about
+        self.left += float((rows.double() - made.double()).square().sum())
+        self.count, self.squares = self.count + len(rows), self.squares + float(apart.square().sum())
+        self.total = self.total + apart.sum(0)
+        if latents is not None:
+            self.fired += (latents > 0).sum(0).cpu()
 
-        count, share = explained(made, blocks)
-        return cls(float(fired.sum()) / count, share, fired / count)
+    def merge(self, other: Tally) -> None:
+        """Add what another one counted about the same vector."""
+        self.count, self.left, self.squares = self.count + other.count, self.left + other.left, self.squares + other.squares
+        self.total, self.fired = self.total + other.total, self.fired + other.fired
+
+    @property
+    def explained(self) -> float:
+        """The share of the variance of the rows that was made of them."""
+        return 1 - self.left / max(self.squares - float(self.total.square().sum()) / self.count, 1e-300)
+
+    @property
+    def density(self) -> Tensor:
+        """The share of rows on which each latent fires."""
+        return self.fired / self.count
+
+    @property
+    def l0(self) -> float:
+        """How many latents fire on a row."""
+        return float(self.fired.sum()) / self.count
 
 
-def explained(made: Callable[[Tensor], Tensor], blocks: Iterable[Tensor]) -> tuple[int, float]:
-    """How many rows there are, and the share of their variance that what is made of them explains."""
-    count, left, squares, start = 0, 0.0, 0.0, torch.empty(0)
-    total = torch.empty(0)
+def tallied(dictionary: SparseAutoencoder | Components, about: Tensor, blocks: Iterable[Tensor]) -> Tally:
+    """What a dictionary makes of blocks of rows."""
+    found = Tally.of(about, dictionary.size)
     with torch.no_grad():
         for rows in blocks:
-            if not count:
-                start, total = rows[0].double(), torch.zeros_like(rows[0]).double()
-            apart = rows.double() - start
-            left += float((rows.double() - made(rows).double()).square().sum())
-            count, squares, total = count + len(rows), squares + float(apart.square().sum()), total + apart.sum(0)
-    return count, 1 - left / max(squares - float(total.square().sum()) / count, 1e-300)
+            latents = dictionary.encode(rows)
+            found.add(rows, dictionary.decode(latents), latents)
+    return found

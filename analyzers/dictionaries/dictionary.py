@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from analyzers.dictionaries.autoencoder import SparseAutoencoder
-from analyzers.dictionaries.coding import Moments
+from analyzers.dictionaries.coding import Components, Moments
 from analyzers.numbers.embed import Floats
 from analyzers.results import Stored
 from fmr.errors import number_of
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RANDOM = "untrained"
 NULL = "of Gaussian values"
+COMPONENTS = "principal components"
+"""What stands beside a dictionary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class Dictionary(Stored):
     @property
     def autoencoder(self) -> SparseAutoencoder:
         """The autoencoder; a new one each time, with the same numbers."""
-        return SparseAutoencoder.of(self.settings, self.weights)
+        return SparseAutoencoder.of(self.settings, self.weights).requires_grad_(False)
 
     @property
     def dead(self) -> int:
@@ -78,13 +80,15 @@ class Dictionary(Stored):
         """What a latent adds to a value for each 1 of its coefficient, (width,)."""
         return self.autoencoder.direction(latent)
 
-    def rivals(self) -> dict[str, SparseAutoencoder]:
-        """The autoencoders that stand beside it: as it began, and as it became on Gaussian values."""
+    def rivals(self) -> dict[str, SparseAutoencoder | Components]:
+        """What stands beside it: the autoencoder as it began, as it became on Gaussian values, and principal components."""
         start = SparseAutoencoder(**self.settings, seed=self.training["seed"])
         with torch.no_grad():
             start.bias.copy_(self.mean)
-        made = {RANDOM: start}
-        return made | ({NULL: SparseAutoencoder.of(self.settings, self.null)} if self.null else {})
+        made: dict[str, SparseAutoencoder | Components] = {RANDOM: start.requires_grad_(False)}
+        if self.null:
+            made[NULL] = SparseAutoencoder.of(self.settings, self.null).requires_grad_(False)
+        return made | {COMPONENTS: Components(self.moments, min(len(self.mean), max(1, round(self.l0))))}
 
     def table(self) -> DataFrame:
         """One row for the dictionary and for each control: latents on at once, share of the variance explained.
@@ -108,15 +112,17 @@ class Dictionary(Stored):
     def __repr__(self) -> str:
         made = self.settings
         rest = f", k={made['k']}" if made["k"] is not None else ""
-        controls = "; ".join(f"{name} {share:.3f} with {l0:.1f}" for name, (l0, share) in self.controls.items())
-        gaussian = f"; the last but one explains {self.itself:.3f} of Gaussian values" if self.null else ""
+        own = {NULL: f" ({self.itself:.3f} of such)"}
+        controls = "; ".join(
+            f"{name} {share:.3f}{own.get(name, '')} with {l0:.1f}" for name, (l0, share) in self.controls.items()
+        )
         alive = self.density[self.density > 0]
         often = f", the others on {np.median(alive):.2%} of rows (median)" if len(alive) else ""
         return (
             f"Dictionary of {made['size']} latents ({made['kind']}{rest}) of {made['width']} numbers"
             f"{f' at {self.site}' if self.site else ''}\n"
-            f"  held out: {self.explained:.3f} of the variance with {self.l0:.1f} latents on ({number_of(self.test, 'row')})\n"
-            f"  controls: {controls}{gaussian}\n"
+            f"  {number_of(self.test, 'row')} held out: {self.explained:.3f} of the variance, {self.l0:.1f} latents on\n"
+            f"  controls: {controls}\n"
             f"  dead: {self.dead} of {made['size']}{often}; {self.revived} revived\n"
             f"  trained on {number_of(self.train, 'row')} for {number_of(self.training['steps'], 'step')}, "
             f"seed {self.training['seed']}"

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from fmr.pictures.heatmap import INK
+from fmr.pictures.heatmap import INK, PALE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from analyzers.dictionaries.dictionary import Dictionary
+    from analyzers.dictionaries.scores import DictionaryScored
+    from analyzers.dictionaries.steering import LatentSteered
     from analyzers.numbers.embed import Floats
 
 FOUND, CONTROL = "#0072B2", "#D55E00"
@@ -47,3 +49,42 @@ def densities(density: Floats, ax: Axes) -> None:
         ax.hist(np.log10(alive), bins=24, color=FOUND)
     ax.set(xlabel="log10 of the share of rows", ylabel="latents")
     ax.set_title(f"{len(alive)} latents fire, {len(density) - len(alive)} never", fontsize=9)
+
+
+def draw_scored(result: DictionaryScored, ax: Axes | None) -> Figure:
+    """What the dictionary and its controls recover of both ablations."""
+    import matplotlib.pyplot as plt
+
+    beside = None
+    if ax is None:
+        ax, beside = plt.subplots(1, 2, figsize=(7.4, 2.6), layout="constrained")[1]
+    names = list(result.l0)
+    for n, (ablated, colour) in enumerate((("zero", FOUND), ("mean", CONTROL))):
+        found = np.array([result.recovered(name, ablated) for name in names])
+        shown = np.clip(found, -0.5, None)
+        wide = np.nan_to_num(np.abs(shown[:, 1:] - shown[:, :1]).T)
+        places = np.arange(len(names)) + 0.2 * (2 * n - 1)
+        ax.barh(places, shown[:, 0], 0.36, xerr=wide, color=colour, label=f"beside {ablated} ablation", error_kw={"lw": 1})
+    ax.set_yticks(range(len(names)), [f"{name}, {result.l0[name]:.0f} on" for name in names], fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color=INK, linewidth=0.6)
+    ax.set(xlabel="loss recovered", xlim=(-0.55, 1.05))
+    ax.legend(fontsize=7, frameon=False)
+    if beside is not None:
+        densities(result.density, beside)
+    return cast("Figure", ax.figure)
+
+
+def draw_steered(result: LatentSteered, ax: Axes | None) -> Figure:
+    """The effect of a latent by dose over those of random directions."""
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        ax = plt.subplots(figsize=(4.2, 2.8), layout="constrained")[1]
+    ax.plot(result.doses, result.random, color=PALE, linewidth=0.8)
+    ax.plot([], [], color=PALE, label=f"{result.random.shape[1]} random directions")
+    ax.plot(result.doses, result.effect, "o-", color=FOUND, markersize=4, label=f"latent {result.latent}")
+    ax.axhline(0, color=INK, linewidth=0.6)
+    ax.set(xlabel="added, in units of the latent", ylabel="change of the metric")
+    ax.legend(fontsize=7, frameon=False)
+    return cast("Figure", ax.figure)

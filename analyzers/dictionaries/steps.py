@@ -130,7 +130,8 @@ def _step(autoencoder: SparseAutoencoder, job: Job, state: State, optimizer: tor
 def _paid(autoencoder: SparseAutoencoder, scores: Tensor, latents: Tensor) -> Tensor:
     """What has a price: the sum of coefficients in lengths of a value, or how many latents are on; nothing for top-k."""
     if autoencoder.kind == "relu":
-        return latents.sum(1).mean() / autoencoder.width**0.5
+        lengths: Tensor = latents.sum(1).mean() / autoencoder.width**0.5
+        return lengths
     return autoencoder.count(scores).mean() if autoencoder.kind == "jumprelu" else latents.new_zeros(())
 
 
@@ -141,10 +142,11 @@ def _ghost(autoencoder: SparseAutoencoder, scores: Tensor, left: Tensor, idle: T
     if autoencoder.k is not None:
         best = own.topk(min(2 * autoencoder.k, own.shape[1]), 1)
         made = torch.zeros_like(own).scatter(1, best.indices, best.values.relu()) @ directions
-        return (left - made).square().sum(1).mean() / autoencoder.width / 32
+        few: Tensor = (left - made).square().sum(1).mean() / autoencoder.width / 32
+        return few
     ghosts = own.clamp(max=10).exp() @ directions
     length = left.norm(dim=1, keepdim=True) / (2 * ghosts.detach().norm(dim=1, keepdim=True) + 1e-9)
-    missed = (left - ghosts * length).square().sum(1).mean() / autoencoder.width
+    missed: Tensor = (left - ghosts * length).square().sum(1).mean() / autoencoder.width
     return missed * (unexplained / (missed.detach() + 1e-9))
 
 
@@ -154,7 +156,7 @@ def _keep_lengths(decoder: nn.Parameter, optimizer: torch.optim.Optimizer) -> No
         if decoder.grad is not None:
             decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
         optimizer.step()
-        decoder /= decoder.norm(dim=1, keepdim=True).clamp_min(1e-9)
+        decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_min(1e-9))
 
 
 def _take_down(job: Job, state: State, found: list[float]) -> None:

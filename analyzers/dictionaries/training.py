@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from analyzers.dictionaries.autoencoder import KINDS, SparseAutoencoder
-from analyzers.dictionaries.coding import Coding, Components, Moments, explained
-from analyzers.dictionaries.dictionary import NULL, Dictionary
+from analyzers.dictionaries.autoencoder import SparseAutoencoder
+from analyzers.dictionaries.coding import Moments, tallied
+from analyzers.dictionaries.dictionary import COMPONENTS, NULL, Dictionary
 from analyzers.dictionaries.rows import Values, values_of
 from analyzers.dictionaries.steps import Job, Optimizer, State, trained
 from analyzers.protocol import AnalyzerError, Method, check_counts
@@ -151,7 +150,7 @@ class DictionaryTraining(Method):
         with torch.no_grad():
             for one in (made.bias, made.encoder_bias, made.threshold):
                 if one is not None:
-                    one /= scale
+                    one.div_(scale)
         return made.requires_grad_(False), state
 
     @property
@@ -173,9 +172,11 @@ class DictionaryTraining(Method):
         steps: int,
         gaussian: Values | None,
     ) -> Dictionary:
-        test = Coding.of(made, given.blocks(given.test))
-        all_rows = [(len(at), Coding.of(made, given.blocks(at)).density) for at in (given.train, given.test)]
-        density = sum((many * one for many, one in all_rows), torch.zeros(self.size)) / sum(many for many, _ in all_rows)
+        test, train = (tallied(made, moments.mean, given.blocks(at)) for at in (given.test, given.train))
+        density = (test.fired + train.fired) / (test.count + train.count)
+        itself = math.nan
+        if null is not None and gaussian is not None:
+            itself = tallied(null, moments.mean, gaussian.blocks(gaussian.test)).explained
         result = Dictionary(
             site=given.name,
             settings=made.settings,
@@ -186,9 +187,7 @@ class DictionaryTraining(Method):
             l0=test.l0,
             explained=test.explained,
             controls={},
-            itself=math.nan
-            if null is None or gaussian is None
-            else Coding.of(null, gaussian.blocks(gaussian.test)).explained,
+            itself=itself,
             density=density.numpy(),
             revived=state.revived,
             train=len(given.train),
@@ -201,14 +200,10 @@ class DictionaryTraining(Method):
 
 
 def _controls(result: Dictionary, given: Values) -> dict[str, tuple[float, float]]:
-    """Latents on at once and share of the variance, of each rival and of as many principal components."""
-    found = {}
-    for name, rival in result.rivals().items():
-        one = Coding.of(rival, given.blocks(given.test))
-        found[name] = (one.l0, one.explained)
-    many = min(given.width, max(1, round(result.l0)))
-    share = explained(Components(result.moments, many), given.blocks(given.test))[1]
-    return found | {"principal components": (float(many), share)}
+    """Latents on at once and share of the variance, of each rival."""
+    counted = {name: tallied(one, result.mean, given.blocks(given.test)) for name, one in result.rivals().items()}
+    on = {name: float(one.size) if name == COMPONENTS else counted[name].l0 for name, one in result.rivals().items()}
+    return {name: (on[name], one.explained) for name, one in counted.items()}
 
 
 def _gaussian(moments: Moments, many: int, seed: int) -> Values:
