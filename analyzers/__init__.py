@@ -19,7 +19,14 @@ from analyzers.causal.paths import PathPatching
 from analyzers.circuits.circuit import Circuit
 from analyzers.circuits.search import CircuitSearch
 from analyzers.dictionaries.autoencoder import SparseAutoencoder
+from analyzers.dictionaries.contexts import LatentContexts
 from analyzers.dictionaries.dictionary import Dictionary
+from analyzers.dictionaries.latents import LatentPages
+from analyzers.dictionaries.polysemantic import Answers, Polysemanticity
+from analyzers.dictionaries.scores import DictionaryScored
+from analyzers.dictionaries.scoring import DictionaryScores
+from analyzers.dictionaries.steering import LatentSteered, LatentSteering
+from analyzers.dictionaries.superposition import Interference, Superposition
 from analyzers.dictionaries.training import DictionaryTraining
 from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, KeyCovariance
@@ -65,6 +72,7 @@ __all__ = [
     "AlignmentSearch",
     "Analyzer",
     "AnalyzerError",
+    "Answers",
     "Attribution",
     "AttributionPatching",
     "CausalModel",
@@ -80,6 +88,8 @@ __all__ = [
     "Curves",
     "Decomposition",
     "Dictionary",
+    "DictionaryScored",
+    "DictionaryScores",
     "DictionaryTraining",
     "EditScores",
     "Effects",
@@ -92,8 +102,13 @@ __all__ = [
     "Induced",
     "InputAttribution",
     "InterchangeTraining",
+    "Interference",
     "KeyCovariance",
     "KeyValueMemories",
+    "LatentContexts",
+    "LatentPages",
+    "LatentSteered",
+    "LatentSteering",
     "Lens",
     "LensTranslator",
     "LogitAttribution",
@@ -102,6 +117,7 @@ __all__ = [
     "Memories",
     "Modularity",
     "PathPatching",
+    "Polysemanticity",
     "Probe",
     "Probed",
     "Promotion",
@@ -111,6 +127,7 @@ __all__ = [
     "SparseAutoencoder",
     "StyleTransfer",
     "Stylized",
+    "Superposition",
     "TopCrops",
     "TopImages",
     "Traces",

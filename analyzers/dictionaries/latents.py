@@ -15,7 +15,7 @@ import fmr
 from analyzers.causal.opening import first_run
 from analyzers.lenses.writers import named
 from analyzers.memories.spelling import spelled
-from analyzers.memories.vocabulary import words_of, wordless
+from analyzers.memories.vocabulary import wordless, words_of
 from analyzers.probes.reading import vectors
 from analyzers.prompts import prompts
 from analyzers.protocol import AnalyzerError
@@ -27,6 +27,8 @@ from fmr.interventions.roles import roles_of
 from fmr.structure.parts import Structure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
     from analyzers.dictionaries.contexts import LatentContexts
@@ -80,6 +82,15 @@ class LatentPages(Stored):
             for tokens, place, values in found
         ]
         return pd.DataFrame(rows, columns=["latent", "token", "value", "text"])
+
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Who writes the latents, as a map of shares.
+
+        >>> analyzers.LatentContexts(model, tokenizer, dictionary, site).update(texts[:2]).result([0, 7]).plot()
+        """
+        from analyzers.dictionaries.pictures import draw_pages
+
+        return draw_pages(self, ax)
 
     def text(self, latent: int) -> str:
         """The page of a latent in words.

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analyzers.dictionaries.dictionary import Dictionary
+    from analyzers.dictionaries.latents import LatentPages
+    from analyzers.dictionaries.polysemantic import Answers
     from analyzers.dictionaries.scores import DictionaryScored
     from analyzers.dictionaries.steering import LatentSteered
     from analyzers.numbers.embed import Floats
@@ -87,4 +89,44 @@ def draw_steered(result: LatentSteered, ax: Axes | None) -> Figure:
     ax.axhline(0, color=INK, linewidth=0.6)
     ax.set(xlabel="added, in units of the latent", ylabel="change of the metric")
     ax.legend(fontsize=7, frameon=False)
+    return cast("Figure", ax.figure)
+
+
+def draw_answers(result: Answers, ax: Axes | None) -> Figure:
+    """How many units answer to how many types, beside shuffled labels."""
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        ax = plt.subplots(figsize=(4.2, 2.8), layout="constrained")[1]
+    most = int(max(result.counts.max(), result.null.max()))
+    places = np.arange(most + 1)
+    own = np.bincount(result.counts, minlength=most + 1) / len(result.counts)
+    null = np.bincount(result.null.astype(np.int64).ravel(), minlength=most + 1) / result.null.size
+    ax.bar(places - 0.2, own, 0.4, color=FOUND, label="labels")
+    ax.bar(places + 0.2, null, 0.4, color=PALE, label="shuffled labels")
+    ax.set(xlabel="types that a unit answers to", ylabel="share of units")
+    ax.set_xticks(places)
+    ax.legend(fontsize=7, frameon=False)
+    return cast("Figure", ax.figure)
+
+
+def draw_pages(result: LatentPages, ax: Axes | None) -> Figure:
+    """What each part writes of each latent, as a map; how often latents fire where nothing is known of parts."""
+    import matplotlib.pyplot as plt
+
+    names = list(result.writers[0]) if result.writers else []
+    if ax is None:
+        size = (2.4 + 0.5 * max(len(names), 3), 1.4 + 0.28 * len(result.latents))
+        ax = plt.subplots(figsize=size, layout="constrained")[1]
+    labels = [f"latent {one}, {share:.1%}" for one, share in zip(result.latents, result.density, strict=True)]
+    if not names:
+        ax.barh(range(len(labels)), result.density, color=FOUND)
+        ax.set(xlabel="share of tokens")
+        ax.invert_yaxis()
+    else:
+        shares = np.array([[one.get(name, (np.nan,))[0] for name in names] for one in result.writers])
+        image = ax.imshow(shares, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+        ax.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+        ax.figure.colorbar(image, ax=ax, shrink=0.8, label="share of the score")
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
     return cast("Figure", ax.figure)

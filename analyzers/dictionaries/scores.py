@@ -31,7 +31,7 @@ class DictionaryScored(Stored):
 
     l0, explained: by name, latents on at once and the share of the variance. density: how often each latent fires.
     losses: by name, the summed cross-entropy of each example, in nats: clean, with the dictionary and with each control in
-    the place of the value, with zero and with the mean there. targets: how many tokens each sum is of. rows: how many values.
+    the place of the value, with zero and with the mean there. targets: how many tokens each is of. rows: how many values.
     """
 
     site: str
@@ -97,7 +97,8 @@ class DictionaryScored(Stored):
         def told(name: str) -> str:
             both = [self.recovered(name, ablated) for ablated in ABLATED]
             ends = "; of the mean's ".join(f"{share:.3f} [{low:.3f}, {high:.3f}]" for share, low, high in both)
-            return f"  {name}: {self.explained[name]:.3f} of the variance, {self.l0[name]:.1f} on, loss {self.loss(name):.3f}; of zero's {ends}"
+            on = f"{self.explained[name]:.3f} of the variance, {self.l0[name]:.1f} on"
+            return f"  {name}: {on}, loss {self.loss(name):.3f}; of zero's {ends}"
 
         examples, tokens = len(self.targets), int(self.targets.sum())
         alive = self.density[self.density > 0]

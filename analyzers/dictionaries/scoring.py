@@ -121,7 +121,7 @@ class DictionaryScores(Analyzer[DictionaryScored]):
     def merge(self, other: DictionaryScores) -> DictionaryScores:
         """Add what another one counted of the same model and dictionary on other texts, and return this one.
 
-        >>> one, two = (analyzers.DictionaryScores(model, tokenizer, dictionary, site).update(batch) for batch in batches[:2])
+        >>> one, two = (analyzers.DictionaryScores(model, None, dictionary, site).update(batch) for batch in batches[:2])
         >>> one.merge(two).counted
         '8 examples'
         """

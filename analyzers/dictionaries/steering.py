@@ -22,7 +22,7 @@ from analyzers.results import Stored
 from fmr.edits import Add
 from fmr.errors import number_of
 from fmr.nodes import Key
-from fmr.sweeps import Metric
+from fmr.sweeps.metrics import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,9 +152,7 @@ class LatentSteering(Method):
         directions = [self.autoencoder.direction(latent), *random]
         cells: list[dict[Key, Any]] = [{self.site: Add(dose * one)} for dose in every for one in directions]
         grid = fmr.sweep(self.model, given.inputs, cells, None, metric, progress=progress)
-        base = fmr.run(self.model, keep=(), **given.inputs)
-        with torch.no_grad():
-            clean = metric(base.output).double().mean()
+        clean = grid.base.double().mean().cpu()
         found = _means(grid.values, len(cells)).view(len(every), len(directions)) - clean
         return LatentSteered(
             site=str(self.site.id),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.errors import ZooError, nearest
-from fmr.zoo.tasks import digits, equality, sequences
+from fmr.zoo.tasks import digits, equality, features, sequences, toys
 from fmr.zoo.world import facts, ioi, repeats
 
 ROWS = 256
@@ -92,6 +92,22 @@ def _sequences(model: nn.Module, tokenizer: Any, seed: int) -> dict[str, float]:
     return {"accuracy": _accuracy(model(task.inputs), task.labels)}
 
 
+def _superposed(name: str) -> Callable[[nn.Module, Any, int], dict[str, float]]:
+    """Of toy models, the weighted mean squared error over that of saying nothing, where features are always there and where
+    they are rarest."""
+
+    def measured(model: nn.Module, tokenizer: Any, seed: int) -> dict[str, float]:
+        given = toys(name)
+        inputs = features(given, 4000, seed)
+        missed, whole = ((one.square() * given.importance).sum((0, 2)) for one in (inputs - model(inputs), inputs))
+        order = given.shares.argsort(descending=True, stable=True)
+        left = (missed / whole)[order]
+        ends = len(left) // len(given.shares.unique())
+        return {"error, always": float(left[:ends].mean()), "error, rarely": float(left[-ends:].mean())}
+
+    return measured
+
+
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(-1) == labels).float().mean())
 
@@ -102,4 +118,5 @@ MEASURES: dict[str, Callable[[nn.Module, Any, int], dict[str, float]]] = {
     "digits-mlp": _digits,
     "digits-cnn": _digits,
     "gru": _sequences,
+    **{name: _superposed(name) for name in ("superposition", "superposition-geometry", "superposition-phases")},
 }
