@@ -13,7 +13,7 @@ import fmr
 from analyzers.dictionaries.autoencoder import SparseAutoencoder
 from analyzers.dictionaries.coding import Tally
 from analyzers.dictionaries.dictionary import Dictionary
-from analyzers.dictionaries.latents import LatentPages, pages_of
+from analyzers.dictionaries.latents import LatentPages
 from analyzers.dictionaries.scoring import one_site, opened
 from analyzers.lenses.opening import mask_of
 from analyzers.memories.tops import Prefixes, Tops
@@ -129,6 +129,8 @@ class LatentContexts(Analyzer[LatentPages]):
         words: how many tokens are told that a latent speaks for and against. seed: of the random directions beside it.
         The model is run again on the contexts of these latents.
         """
+        from analyzers.dictionaries.pages import pages_of
+
         if not self.documents:
             raise AnalyzerError("Nothing has been counted yet. Call update(batch) or over(batches) before result().")
         check_counts(1, words=words)

@@ -31,7 +31,7 @@ class Dictionary(Stored):
     """A dictionary that was trained, and how well it stands for values that it was not trained on.
 
     >>> dictionary.autoencoder
-    SparseAutoencoder(128, 256, 'top-k', k=8)
+    SparseAutoencoder(128, 64, 'top-k', k=8)
     >>> dictionary.direction(7).shape
     torch.Size([128])
 

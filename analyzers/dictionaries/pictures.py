@@ -63,15 +63,15 @@ def draw_scored(result: DictionaryScored, ax: Axes | None) -> Figure:
     names = list(result.l0)
     for n, (ablated, colour) in enumerate((("zero", FOUND), ("mean", CONTROL))):
         found = np.array([result.recovered(name, ablated) for name in names])
-        shown = np.clip(found, -0.5, None)
+        shown = np.maximum(found, -0.5)
         wide = np.nan_to_num(np.abs(shown[:, 1:] - shown[:, :1]).T)
         places = np.arange(len(names)) + 0.2 * (2 * n - 1)
         ax.barh(places, shown[:, 0], 0.36, xerr=wide, color=colour, label=f"beside {ablated} ablation", error_kw={"lw": 1})
     ax.set_yticks(range(len(names)), [f"{name}, {result.l0[name]:.0f} on" for name in names], fontsize=8)
     ax.invert_yaxis()
     ax.axvline(0, color=INK, linewidth=0.6)
-    ax.set(xlabel="loss recovered", xlim=(-0.55, 1.05))
-    ax.legend(fontsize=7, frameon=False)
+    ax.set(xlabel="loss recovered", xlim=(min(0.0, ax.get_xlim()[0]), 1.05))
+    ax.legend(fontsize=7, frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     if beside is not None:
         densities(result.density, beside)
     return cast("Figure", ax.figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +65,10 @@ def values_of(given: Any, site: Any, held_out: float, seed: int) -> Values:
         apart = _by_document(given, held_out, seed)
     else:
         rows, name = given, "" if site is None else site
-        draw = torch.Generator().manual_seed(seed)
-        apart = torch.rand(len(rows) if hasattr(rows, "__len__") else 0, generator=draw) < held_out
+        order = torch.randperm(
+            len(rows) if isinstance(rows, Tensor | Rows) else 0, generator=torch.Generator().manual_seed(seed)
+        )
+        apart = order < math.ceil(held_out * len(order))
     floats = isinstance(rows, Tensor | Rows) and rows.dtype.is_floating_point and len(rows.shape) > 1
     if not floats:
         told = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor | Rows) else type(rows).__name__
@@ -91,5 +94,7 @@ def _by_document(corpus: Corpus, share: float, seed: int) -> Tensor:
         tokens = part[:, 2] if (part[:, 2] >= 0).any() else part[:, 0]
         told = hashlib.blake2b(np.ascontiguousarray(tokens).tobytes(), digest_size=8)
         keys[n] = int.from_bytes(told.digest(), "little")
-    held = shares(keys, 2 * seed + 5) < share
+    drawn = shares(keys, 2 * seed + 5)
+    several = np.unique(drawn)
+    held = drawn < np.append(several, 2.0)[math.ceil(share * len(several))]
     return torch.from_numpy(np.repeat(held, np.diff(np.r_[starts, len(index)])))

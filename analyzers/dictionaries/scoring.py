@@ -31,9 +31,9 @@ Coder = SparseAutoencoder | Components
 class DictionaryScores(Analyzer[DictionaryScored]):
     """Measure a dictionary on a model: what it explains at its site, and what of the loss it recovers when spliced in.
 
-    >>> scores = analyzers.DictionaryScores(model, tokenizer, dictionary, structure.layers[2].resid_post)
-    >>> scores.over(batches, progress=False).result().recovered()
-    (0.9..., ...)
+    >>> scores = analyzers.DictionaryScores(model, tokenizer, dictionary, site).over(batches, progress=False)
+    >>> scores.result()
+    DictionaryScored at transformer.h.1...: 12 examples, ...
 
     model: a language model in eval mode. dictionary: a `Dictionary`, or a `SparseAutoencoder`. site: where it stands. mean:
     of values there, for mean ablation; None takes that of a `Dictionary`'s training. controls: whether the untrained

@@ -55,7 +55,7 @@ def draw_features(directions: Tensor, ax: Axes) -> None:
 
 def draw_dimensionalities(models: Tensor, dense: Sequence[float], ax: Axes) -> None:
     """The dimensionality of each represented feature of models (models, features, width), by one over how often they are."""
-    marks = {"1": 1.0, "2/3": 2 / 3, "1/2": 1 / 2, "2/5": 2 / 5, "3/8": 3 / 8}
+    marks = {"1": 1.0, "2/3": 2 / 3, "1/2": 1 / 2, "2/5": 2 / 5}
     for name, height in marks.items():
         ax.axhline(height, color=PALE, linewidth=0.8)
         ax.annotate(name, (1.0, height), xycoords=("axes fraction", "data"), fontsize=7, color=INK, va="center")
@@ -73,12 +73,11 @@ def draw_phases(models: Tensor, rows: Sequence[float], columns: Sequence[float],
     White where it is not represented, blue where it has the dimension for itself, red where it shares it with the first.
     """
     first, second = models.detach()[..., 0, 0].abs(), models.detach()[..., 1, 0].abs()
-    own, shared = second * (first < REPRESENTED), torch.minimum(first, second).clamp(0, 1)
-    picture = np.ones((*first.shape, 3))
-    for colour, amount in (((0.0, 0.45, 0.70), own.clamp(0, 1)), ((0.84, 0.37, 0.0), shared)):
-        picture -= amount.numpy()[..., None] * (1 - np.array(colour))
+    both = (first >= REPRESENTED) & (second >= REPRESENTED)
+    colours = torch.where(both[..., None], torch.tensor([0.84, 0.37, 0.0]), torch.tensor([0.0, 0.45, 0.70]))
+    picture = (1 - second.clamp(0, 1)[..., None] * (1 - colours)).numpy()
     edges = [columns[0], columns[-1], rows[0], rows[-1]]
-    ax.imshow(picture.clip(0, 1), origin="lower", aspect="auto", interpolation="nearest", extent=(0, 1, 0, 1))
+    ax.imshow(picture, origin="lower", aspect="auto", interpolation="nearest", extent=(0, 1, 0, 1))
     ax.set_xticks([0, 0.5, 1], [f"{(edges[0] ** (1 - t)) * edges[1] ** t:.2g}" for t in (0, 0.5, 1)])
     ax.set_yticks([0, 0.5, 1], [f"{(edges[2] ** (1 - t)) * edges[3] ** t:.2g}" for t in (0, 0.5, 1)])
     ax.set(xlabel="share of examples that have a feature", ylabel="importance of the second feature")

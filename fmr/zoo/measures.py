@@ -93,17 +93,17 @@ def _sequences(model: nn.Module, tokenizer: Any, seed: int) -> dict[str, float]:
 
 
 def _superposed(name: str) -> Callable[[nn.Module, Any, int], dict[str, float]]:
-    """Of toy models, the weighted mean squared error over that of saying nothing, where features are always there and where
-    they are rarest."""
+    """Of toy models, how much of the weighted squares of their inputs they give back, where features are always there and
+    where they are rarest."""
 
     def measured(model: nn.Module, tokenizer: Any, seed: int) -> dict[str, float]:
         given = toys(name)
-        inputs = features(given, 4000, seed)
+        inputs = features(given, 4_000_000 // given.importance.numel(), seed)
         missed, whole = ((one.square() * given.importance).sum((0, 2)) for one in (inputs - model(inputs), inputs))
         order = given.shares.argsort(descending=True, stable=True)
-        left = (missed / whole)[order]
-        ends = len(left) // len(given.shares.unique())
-        return {"error, always": float(left[:ends].mean()), "error, rarely": float(left[-ends:].mean())}
+        back = 1 - (missed / whole)[order]
+        ends = len(back) // len(given.shares.unique())
+        return {"always there": float(back[:ends].mean()), "rarest": float(back[-ends:].mean())}
 
     return measured
 

@@ -120,7 +120,7 @@ def toys(name: str) -> Toys:
     if name == "superposition":
         return Toys(_falling(8, 0.01), 0.9 ** torch.arange(5.0).expand(8, 5), 2)
     if name == "superposition-geometry":
-        return Toys(_falling(14, 0.01), torch.ones(14, 80), 12)
+        return Toys(_falling(20, 0.05), torch.ones(20, 80), 12)
     if name == "superposition-phases":
         shares, second = _falling(PHASES, 0.01).flip(0), torch.logspace(-1, 1, PHASES)
         importance = torch.stack([torch.ones(PHASES, PHASES), second[:, None].expand(-1, PHASES)], -1)

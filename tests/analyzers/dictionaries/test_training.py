@@ -239,7 +239,7 @@ def test_a_wrong_setting_is_told(settings: dict[str, Any], message: str) -> None
         ([[1.0]], "The values are list, expected rows"),
         (torch.ones(50, 3), "The values vary by 0.0: expected finite ones that differ."),
         (torch.full((50, 3), float("nan")), "The values vary by nan: expected finite ones that differ."),
-        (torch.randn(2, 3), "Of 2 rows 0 are held out: expected some on each side."),
+        (torch.randn(1, 3), "Of 1 rows 1 are held out: expected some on each side."),
     ],
 )
 def test_wrong_values_are_told(values: Any, message: str) -> None:
