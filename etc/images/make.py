@@ -105,7 +105,7 @@ def superposition(path: Path) -> None:
     side = fmr.zoo.tasks.PHASES
     rows, columns = given[2].importance[::side, 1].tolist(), given[2].shares[:side].tolist()
     superposed.draw_phases(two.view(side, side, 2, 1), rows, columns, right)
-    right.set_title("second of two features in one: shared (red), alone (blue)", fontsize=9)
+    right.set_title("two features in one: shared (orange), alone (blue)", fontsize=9)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
