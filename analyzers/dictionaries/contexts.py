@@ -46,7 +46,7 @@ class LatentContexts(Analyzer[LatentPages]):
     ) -> None:
         check_counts(1, k=k)
         self.model, self.tokenizer, self.k = model, tokenizer, int(k)
-        self.autoencoder, self.site = opened(dictionary)[0], one_site(site)
+        self.autoencoder, self.site = opened(dictionary, model)[0], one_site(site)
         self.tops = Tops.empty(self.autoencoder.size, self.k)
         self.tally = Tally.of(self.autoencoder.bias, self.autoencoder.size)
         self.sums = torch.zeros(self.autoencoder.size, dtype=torch.float64)

@@ -30,9 +30,9 @@ class Values:
     test: Tensor
 
     def __getitem__(self, at: Tensor) -> Tensor:
-        """Some rows, (rows, width), in float32."""
+        """Some rows, (rows, width), in float32 and in main memory."""
         found: Tensor = self.rows[at]
-        return found.detach().float().flatten(1)
+        return found.detach().float().flatten(1).cpu()
 
     @property
     def width(self) -> int:

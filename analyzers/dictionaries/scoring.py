@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class DictionaryScores(Analyzer[DictionaryScored]):
         mean: Tensor | None = None,
         controls: bool = True,
     ) -> None:
-        self.autoencoder, known = opened(dictionary)
+        self.autoencoder, known = opened(dictionary, model)
         given = known if mean is None else mean
         if not isinstance(given, Tensor) or given.shape != (self.autoencoder.width,):
             told = tuple(given.shape) if isinstance(given, Tensor) else given
@@ -64,9 +65,10 @@ class DictionaryScores(Analyzer[DictionaryScored]):
                 "autoencoder alone does not know it."
             )
         self.model, self.tokenizer, self.site = model, tokenizer, one_site(site)
-        self.mean = given.detach().float()
+        self.mean = given.detach().float().cpu()
         rivals = rivals_of(dictionary, self.mean) if controls else {}
-        self.coders: dict[str, Coder] = {OWN: self.autoencoder, **rivals}
+        self.coders: dict[str, Coder] = {OWN: self.autoencoder}
+        self.coders |= {name: one.to(device_of(model)) for name, one in rivals.items()}
         self.tallies = {name: Tally.of(self.mean, one.size) for name, one in self.coders.items()}
         self.losses: dict[str, list[Tensor]] = {name: [] for name in (CLEAN, *self.coders, *ABLATED)}
         self.targets: list[Tensor] = []
@@ -162,15 +164,20 @@ class DictionaryScores(Analyzer[DictionaryScored]):
         )
 
 
-def opened(dictionary: Any) -> tuple[SparseAutoencoder, Tensor | None]:
-    """The autoencoder of a dictionary, and the mean of its values where that is known."""
+def opened(dictionary: Any, model: nn.Module) -> tuple[SparseAutoencoder, Tensor | None]:
+    """The autoencoder of a dictionary where the model is, and the mean of its values where that is known."""
     if isinstance(dictionary, Dictionary):
-        return dictionary.autoencoder, dictionary.mean
+        return dictionary.autoencoder.to(device_of(model)), dictionary.mean
     if isinstance(dictionary, SparseAutoencoder):
-        return dictionary, None
+        return deepcopy(dictionary).requires_grad_(False).to(device_of(model)), None
     raise AnalyzerError(
         f"The dictionary is a {type(dictionary).__name__}, expected what DictionaryTraining made, or a SparseAutoencoder."
     )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter of a model lies."""
+    return next((one.device for one in model.parameters()), torch.device("cpu"))
 
 
 def rivals_of(dictionary: Dictionary | SparseAutoencoder, mean: Tensor) -> dict[str, Coder]:

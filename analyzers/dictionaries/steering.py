@@ -117,7 +117,7 @@ class LatentSteering(Method):
 
     def __init__(self, model: nn.Module, tokenizer: Any, dictionary: Dictionary | SparseAutoencoder, site: Key) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.autoencoder, self.site = opened(dictionary)[0], one_site(site)
+        self.autoencoder, self.site = opened(dictionary, model)[0], one_site(site)
 
     def run(
         self,
@@ -149,7 +149,7 @@ class LatentSteering(Method):
         draw = torch.Generator().manual_seed(seed)
         length = float(self.autoencoder.direction(latent).norm())
         random = F.normalize(torch.randn(draws, width, generator=draw), dim=1) * length
-        directions = [self.autoencoder.direction(latent), *random]
+        directions = [self.autoencoder.direction(latent), *random.to(self.autoencoder.decoder.device)]
         cells: list[dict[Key, Any]] = [{self.site: Add(dose * one)} for dose in every for one in directions]
         grid = fmr.sweep(self.model, given.inputs, cells, None, metric, progress=progress)
         clean = grid.base.double().mean().cpu()

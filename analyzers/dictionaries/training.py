@@ -44,7 +44,8 @@ class DictionaryTraining(Method):
     `optimizer`, a class of torch or what is called like one; it rises at first and falls to 0 in the last fifth. dead: what
     becomes of latents that do not fire: "resample" lets them begin anew at values that are badly reconstructed, four times
     in the first half; "ghost" gives them a gradient of what the others leave; None leaves them. held_out: the share of rows
-    for testing; of a corpus, of documents, all equals of one on one side. seed: of the start and of the order of rows.
+    for testing; of a corpus, of documents, all equals of one on one side. device: where it is trained. seed: of
+    the start and of the order of rows.
 
     The loss is |v - v'|^2 over the variance of values, and the price. Directions have length 1 throughout.
 
@@ -65,6 +66,7 @@ class DictionaryTraining(Method):
         optimizer: Optimizer = torch.optim.Adam,
         dead: str | None = "resample",
         held_out: float = 0.1,
+        device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> None:
         check_counts(1, size=size, epochs=epochs, batch=batch)
@@ -91,6 +93,7 @@ class DictionaryTraining(Method):
         self.size, self.kind, self.k, self.dead, self.optimizer = operator.index(size), kind, k, dead, optimizer
         self.price, self.lr, self.held_out = float(price), float(lr), float(held_out)
         self.epochs, self.batch, self.seed = map(operator.index, (epochs, batch, seed))
+        self.device = torch.device(device)
 
     def run(
         self,
@@ -144,14 +147,14 @@ class DictionaryTraining(Method):
         job = Job(
             given, scale, moments.variance, self.batch, steps, self.price, self.dead, self.lr, self.optimizer, self.seed
         )
-        made = self._start(moments, scale)
+        made = self._start(moments, scale).to(self.device)
         key = json.dumps({**self._told, "rows": given.digest, "torch": torch.__version__})
         state = trained(made, job, file, key, tick)
         with torch.no_grad():
             for one in (made.bias, made.encoder_bias, made.threshold):
                 if one is not None:
                     one.div_(scale)
-        return made.requires_grad_(False), state
+        return made.requires_grad_(False).cpu(), state
 
     @property
     def _told(self) -> dict[str, Any]:

@@ -104,6 +104,18 @@ def test_the_cut_into_batches_and_shards_counts_for_nothing(told: Told, scored: 
     assert np.allclose(merged.density, scored.density)
 
 
+def test_half_precision_is_scored(told: Told) -> None:
+    model, tokenizer, site, dictionary = told
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    one, other = (DictionaryScores(two, tokenizer, dictionary, site).update(texts(8)).result() for two in (model, half))
+    assert other.recovered()[0] == pytest.approx(one.recovered()[0], abs=0.02)
+    assert other.explained["dictionary"] == pytest.approx(one.explained["dictionary"], abs=0.02)
+    pages = LatentContexts(half, tokenizer, dictionary, site, k=2).update(texts(8)).result()
+    assert len(pages.contexts[0]) == 2
+    steered = LatentSteering(half, tokenizer, dictionary, site).run(texts(1), 3, fmr.sweeps.log_prob(7), [1.0], draws=2)
+    assert np.isfinite(steered.effect).all()
+
+
 def test_an_autoencoder_alone_is_scored(told: Told) -> None:
     model, tokenizer, site, dictionary = told
     with pytest.raises(AnalyzerError, match="mean=None: expected the mean of values at the site, a tensor of 128 numbers"):
