@@ -149,7 +149,8 @@ class LatentSteering(Method):
         draw = torch.Generator().manual_seed(seed)
         length = float(self.autoencoder.direction(latent).norm())
         random = F.normalize(torch.randn(draws, width, generator=draw), dim=1) * length
-        directions = [self.autoencoder.direction(latent), *random.to(self.autoencoder.decoder.device)]
+        kept = next(self.model.parameters(), random)
+        directions = [one.to(kept.device, kept.dtype) for one in (self.autoencoder.direction(latent), *random)]
         cells: list[dict[Key, Any]] = [{self.site: Add(dose * one)} for dose in every for one in directions]
         grid = fmr.sweep(self.model, given.inputs, cells, None, metric, progress=progress)
         clean = grid.base.double().mean().cpu()
