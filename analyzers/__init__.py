@@ -22,6 +22,16 @@ from analyzers.compare.measures import similarity
 from analyzers.compare.similarities import Similarities
 from analyzers.compare.similarity import Similarity
 from analyzers.compare.timeline import Timeline
+from analyzers.dictionaries.autoencoder import SparseAutoencoder
+from analyzers.dictionaries.contexts import LatentContexts
+from analyzers.dictionaries.dictionary import Dictionary
+from analyzers.dictionaries.latents import LatentPages
+from analyzers.dictionaries.polysemantic import Answers, Polysemanticity
+from analyzers.dictionaries.scores import DictionaryScored
+from analyzers.dictionaries.scoring import DictionaryScores
+from analyzers.dictionaries.steering import LatentSteered, LatentSteering
+from analyzers.dictionaries.superposition import Interference, Superposition
+from analyzers.dictionaries.training import DictionaryTraining
 from analyzers.editing.edit import FactEdit
 from analyzers.editing.keys import Covariance, KeyCovariance
 from analyzers.editing.rank_one import RankOneEdit
@@ -79,6 +89,7 @@ __all__ = [
     "AlignmentSearch",
     "Analyzer",
     "AnalyzerError",
+    "Answers",
     "Attribution",
     "AttributionPatching",
     "CausalModel",
@@ -93,6 +104,10 @@ __all__ = [
     "Covariance",
     "Curves",
     "Decomposition",
+    "Dictionary",
+    "DictionaryScored",
+    "DictionaryScores",
+    "DictionaryTraining",
     "EditScores",
     "Effects",
     "FactEdit",
@@ -104,10 +119,15 @@ __all__ = [
     "Induced",
     "InputAttribution",
     "InterchangeTraining",
+    "Interference",
     "KeyCovariance",
     "KeyValueMemories",
     "Knowledge",
     "KnowledgeProbe",
+    "LatentContexts",
+    "LatentPages",
+    "LatentSteered",
+    "LatentSteering",
     "LayerCosts",
     "Lens",
     "LensTranslator",
@@ -117,6 +137,7 @@ __all__ = [
     "Memories",
     "Modularity",
     "PathPatching",
+    "Polysemanticity",
     "Probe",
     "Probed",
     "Promotion",
@@ -128,9 +149,11 @@ __all__ = [
     "Sanity",
     "Similarities",
     "Similarity",
+    "SparseAutoencoder",
     "Sparsity",
     "StyleTransfer",
     "Stylized",
+    "Superposition",
     "Surgery",
     "Timeline",
     "TokenRelations",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import analyzers
 import fmr
+from analyzers.dictionaries import superposition
 from analyzers.images.layouts import with_layout
 from analyzers.images.parameterizations import sides
 from analyzers.images.redirect import redirected
@@ -125,7 +126,10 @@ def shared() -> dict[str, Any]:
         train(net)
     torch.manual_seed(0)
     ids, routing = torch.randint(11, (2, 6)), Stack(Plain, experts.Modules, 1).eval()
+    written = [fmr.run(model, **batch)[structure.mlps[1].out].flatten(0, 1).detach() for batch in batches]
+    dictionary = analyzers.DictionaryTraining(64, "top-k", k=8, epochs=2).run(torch.cat(written), progress=False)
     return looked | {
+        "dictionary": dictionary, "dimensionality": superposition.dimensionality,
         "corpus": fmr.collect(model, [inputs], ["transformer.h.2.mlp"], tempfile.mkdtemp(), progress=False),
         "answered": asking.run("Junel Dunoth grew up in", "Brigost"),
         "sanity": asking.sanity("Junel Dunoth grew up in", "Brigost", "input-x-gradient", stages=2),

@@ -114,7 +114,12 @@ def linked(text: str, page: str, homes: dict[str, str]) -> str:
     def target(told: str) -> str:
         if told.startswith("#"):
             return up + homes[told[1:]]
-        for folder, here in (("etc/images/", "images/"), ("notebooks/", "notebooks/"), ("etc/bench/", "about/")):
+        for folder, here in (
+            ("etc/images/", "images/"),
+            ("notebooks/", "notebooks/"),
+            ("etc/bench/", "about/"),
+            ("etc/scale", "about/scale"),
+        ):
             if told.startswith(folder):
                 return up + here + told.removeprefix(folder)
         return told
@@ -248,6 +253,7 @@ def site() -> Site:
     ]
     pages["guides/index.md"] = headed(WANTS, "\n\n".join(listed))
     pages["about/architecture.md"] = (ROOT / "etc/ARCHITECTURE.md").read_text()
+    pages["about/scale.md"] = (ROOT / "etc/scale.md").read_text()
     pages["about/peers.md"] = (ROOT / "etc/bench/peers.md").read_text()
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     pages["notebooks/index.md"] = (ROOT / "notebooks/README.md").read_text()
@@ -270,7 +276,14 @@ def _nav(rest: list[Section], guides: list[Section], homes: dict[str, str], note
         {"Guides": [{"All": "guides/index.md"}, *({group: of(some)} for group, some in grouped(guides))]},
         {"API": named},
         {"Notebooks": [{"All": "notebooks/index.md"}, *titles]},
-        {"About": [*of(rest), {"How fmr is built": "about/architecture.md"}, {"Peers, in full": "about/peers.md"}]},
+        {
+            "About": [
+                *of(rest),
+                {"How fmr is built": "about/architecture.md"},
+                {"At scale": "about/scale.md"},
+                {"Peers, in full": "about/peers.md"},
+            ]
+        },
     ]
 
 

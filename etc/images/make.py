@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import analyzers
 import fmr
 from analyzers import images
+from analyzers.dictionaries import superposed
 
 SENTENCE = "The cat sat on the mat because it was tired."
 SAID = "When Mary and John went to the store, John gave a drink to Mary. When Tom and Anna went to the park, Anna gave it to"
@@ -34,6 +35,7 @@ def main() -> None:
     seen(out / "seen.jpg")
     why(out / "why.jpg")
     page(out / "page.jpg")
+    superposition(out / "superposition.png")
     for path in sorted([*out.glob("*.svg"), *out.glob("*.png"), *out.glob("*.jpg")]):
         print(f"{path}  {path.stat().st_size / 1e3:.0f} kB")
         assert path.stat().st_size < LARGEST, f"{path} is too large for a repository; expected less than {LARGEST} bytes"
@@ -106,6 +108,26 @@ def page(path: Path) -> None:
         subprocess.run([browser, *quietly, *asked, address], check=True, capture_output=True)
         with Image.open(f"{folder}/page.png") as shown:
             shown.convert("RGB").resize((1050, 885), Image.Resampling.LANCZOS).save(path, quality=82)
+
+
+def superposition(path: Path) -> None:
+    """Toy models of superposition: figures of five features, what a feature has for itself, phases of two."""
+    names = ("superposition", "superposition-geometry", "superposition-phases")
+    (five, many, two), given = (fmr.zoo.load(name).model.weights for name in names), [*map(fmr.zoo.tasks.toys, names)]
+    figure = plt.figure(figsize=(8.4, 4.3), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2, 3))
+    for ax, weights, share in zip(above.subplots(1, len(five)), five, given[0].shares, strict=True):
+        superposed.draw_features(weights, ax)
+        ax.set_title(f"{share:.2g}", fontsize=8)
+    above.suptitle("five features in two dimensions, by the share of examples that have each", fontsize=9)
+    left, right = below.subplots(1, 2)
+    superposed.draw_dimensionalities(many, given[1].shares.tolist(), left)
+    left.set_title("80 features in twelve dimensions", fontsize=9)
+    side = fmr.zoo.tasks.PHASES
+    rows, columns = given[2].importance[::side, 1].tolist(), given[2].shares[:side].tolist()
+    superposed.draw_phases(two.view(side, side, 2, 1), rows, columns, right)
+    right.set_title("two features in one: shared (orange), alone (blue)", fontsize=9)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Trained models by name, nothing to download: small ones that ship with fmr, and pretrained ones in Python packages.
 
 >>> fmr.zoo.names()
-['digits-cnn', 'digits-mlp', 'efficientnet', 'equality-mlp', 'facts', 'gru', 'minilm', 'smollm2']
+['digits-cnn', 'digits-mlp', 'efficientnet', 'equality-mlp', 'facts', 'gru', 'minilm', 'smollm2', 'superposition', ...]
 >>> model, tokenizer = fmr.zoo.load("facts")
 
 What ships is reproduced by the scripts in etc/train: `fmr.zoo.world` holds the sentences of "facts", `fmr.zoo.tasks` the

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fmr.errors import ZooError, nearest
-from fmr.zoo.tasks import digits, equality, sequences
+from fmr.zoo.tasks import digits, equality, features, sequences, toys
 from fmr.zoo.world import facts, ioi, repeats
 
 ROWS = 256
@@ -92,6 +92,22 @@ def _sequences(model: nn.Module, tokenizer: Any, seed: int) -> dict[str, float]:
     return {"accuracy": _accuracy(model(task.inputs), task.labels)}
 
 
+def _superposed(name: str) -> Callable[[nn.Module, Any, int], dict[str, float]]:
+    """Of toy models, how much of the weighted squares of their inputs they give back, where features are always there and
+    where they are rarest."""
+
+    def measured(model: nn.Module, tokenizer: Any, seed: int) -> dict[str, float]:
+        given = toys(name)
+        inputs = features(given, 4_000_000 // given.importance.numel(), seed)
+        missed, whole = ((one.square() * given.importance).sum((0, 2)) for one in (inputs - model(inputs), inputs))
+        order = given.shares.argsort(descending=True, stable=True)
+        back = 1 - (missed / whole)[order]
+        ends = len(back) // len(given.shares.unique())
+        return {"always there": float(back[:ends].mean()), "rarest": float(back[-ends:].mean())}
+
+    return measured
+
+
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(-1) == labels).float().mean())
 
@@ -102,4 +118,5 @@ MEASURES: dict[str, Callable[[nn.Module, Any, int], dict[str, float]]] = {
     "digits-mlp": _digits,
     "digits-cnn": _digits,
     "gru": _sequences,
+    **{name: _superposed(name) for name in ("superposition", "superposition-geometry", "superposition-phases")},
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,5 +72,26 @@ class GRU(nn.Module):
         return self.output(states[:, -1])  # type: ignore[no-any-return]
 
 
-OWN: dict[str, type[nn.Module]] = {"MLP": MLP, "CNN": CNN, "GRU": GRU}
+class Superposed(nn.Module):
+    """Several toy models at once, each with more features than dimensions: ReLU(W W^T x + b) (Elhage et al. 2022).
+
+    >>> Superposed(instances=10, features=5, width=2)(torch.rand(8, 10, 5)).shape
+    torch.Size([8, 10, 5])
+
+    instances: how many models. features, width: of each. `weights[i]` holds the direction of each feature of model i as a
+    row, (features, width); what model i knows of its input is `weights[i].T @ x`.
+    """
+
+    def __init__(self, instances: int, features: int, width: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.empty(instances, features, width))
+        self.bias = nn.Parameter(torch.zeros(instances, features))
+        nn.init.xavier_normal_(self.weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("eif,ifw->eiw", x, self.weights)
+        return F.relu(torch.einsum("eiw,ifw->eif", hidden, self.weights) + self.bias)
+
+
+OWN: dict[str, type[nn.Module]] = {"MLP": MLP, "CNN": CNN, "GRU": GRU, "Superposed": Superposed}
 """The architectures by name, as cards write them."""

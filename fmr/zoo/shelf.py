@@ -25,7 +25,7 @@ def names() -> list[str]:
     """The names that `load` knows.
 
     >>> fmr.zoo.names()
-    ['digits-cnn', 'digits-mlp', 'efficientnet', 'equality-mlp', 'facts', 'gru', 'minilm', 'smollm2']
+    ['digits-cnn', 'digits-mlp', 'efficientnet', 'equality-mlp', 'facts', 'gru', 'minilm', 'smollm2', 'superposition', ...]
     """
     return sorted([path.parent.name for path in DATA.glob("*/card.json")] + packaged())
 

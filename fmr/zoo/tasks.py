@@ -34,6 +34,18 @@ class Labelled(NamedTuple):
     labels: Tensor
 
 
+class Toys(NamedTuple):
+    """What toy models of superposition were trained on: in which share of examples each model's features are there, and
+    what each is worth.
+
+    shares: (models,); importance: (models, features). width: dimensions of each model.
+    """
+
+    shares: Tensor
+    importance: Tensor
+    width: int
+
+
 class Digits(NamedTuple):
     """Images of handwritten digits, split for good into what training saw and what it did not."""
 
@@ -89,3 +101,45 @@ def sequences(n: int, seed: int) -> Labelled:
     other = (symbols[:, 0] + torch.randint(1, SYMBOLS, (n,), generator=draw)) % SYMBOLS
     symbols[:, -1] = torch.where(same, symbols[:, 0], other)
     return Labelled(symbols, same.long())
+
+
+PHASES = 16
+"""Of the toy models of two features: how many shares, and how many importances, there are."""
+
+
+def toys(name: str) -> Toys:
+    """The settings of toy models of superposition.
+
+    >>> tasks.toys("superposition").shares
+    tensor([1.0000, 0.5179, 0.2683, 0.1389, 0.0720, 0.0373, 0.0193, 0.0100])
+
+    name: "superposition" is five features in two dimensions, each worth 0.9 of the one before; "superposition-geometry" is
+    80 features of the same worth in 12; "superposition-phases" is two features in one dimension, every share beside every
+    importance of the second, row by row of importance.
+    """
+    if name == "superposition":
+        return Toys(_falling(8, 0.01), 0.9 ** torch.arange(5.0).expand(8, 5), 2)
+    if name == "superposition-geometry":
+        return Toys(_falling(20, 0.05), torch.ones(20, 80), 12)
+    if name == "superposition-phases":
+        shares, second = _falling(PHASES, 0.01).flip(0), torch.logspace(-1, 1, PHASES)
+        importance = torch.stack([torch.ones(PHASES, PHASES), second[:, None].expand(-1, PHASES)], -1)
+        return Toys(shares.repeat(PHASES), importance.flatten(0, 1), 1)
+    raise ZooError(f"There are no toy models {name!r}. Expected 'superposition', '...-geometry' or '...-phases' of it.")
+
+
+def _falling(many: int, last: float) -> Tensor:
+    """Shares from 1 down, each the same part of the one before."""
+    return last ** (torch.arange(many) / (many - 1))
+
+
+def features(given: Toys, n: int, seed: int) -> Tensor:
+    """Inputs of toy models, (n, models, features): each feature is there in a share of examples, uniform from 0 to 1.
+
+    >>> tasks.features(tasks.toys("superposition"), 100, seed=0).shape
+    torch.Size([100, 8, 5])
+    """
+    draw = torch.Generator().manual_seed(seed)
+    size = (n, *given.importance.shape)
+    on = torch.rand(size, generator=draw) < given.shares[:, None]
+    return on * torch.rand(size, generator=draw)

@@ -15,13 +15,17 @@ from torch import nn
 import fmr
 from fmr.zoo import measure, shelf, tasks, trained, world
 
-OURS = ["digits-cnn", "digits-mlp", "equality-mlp", "facts", "gru"]
+TOYS = ["superposition", "superposition-geometry", "superposition-phases"]
+OURS = ["digits-cnn", "digits-mlp", "equality-mlp", "facts", "gru", *TOYS]
 GOALS = {
     "digits-cnn": {"test": 0.97},
     "digits-mlp": {"test": 0.97},
     "equality-mlp": {"accuracy": 0.99},
     "facts": {"facts": 0.99, "paraphrases": 0.95, "induction": 0.9, "ioi": 0.95},
     "gru": {"accuracy": 0.99},
+    "superposition": {"always there": 0.8, "rarest": 0.9},
+    "superposition-geometry": {"always there": 0.75, "rarest": 0.45},
+    "superposition-phases": {"rarest": 0.9},
 }
 INPUTS: dict[str, Any] = {
     "digits-cnn": lambda: torch.rand(2, 1, 8, 8),
@@ -29,6 +33,7 @@ INPUTS: dict[str, Any] = {
     "equality-mlp": lambda: tasks.equality(2, seed=0).inputs,
     "facts": lambda: torch.randint(3, 300, (2, 9)),
     "gru": lambda: tasks.sequences(2, seed=0).inputs,
+    **{name: lambda name=name: tasks.features(tasks.toys(name), 2, seed=0) for name in TOYS},
 }
 
 

@@ -1,0 +1,1 @@
+"""Dictionaries: sparse autoencoders of the values at a site, what their latents are, and how directions share a space."""

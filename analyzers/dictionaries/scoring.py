@@ -1,0 +1,217 @@
+"""What a dictionary keeps of what a model does: its loss with reconstructions in place of values, between two ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fmr
+from analyzers.dictionaries.autoencoder import SparseAutoencoder
+from analyzers.dictionaries.axes import spliced
+from analyzers.dictionaries.coding import Components, Tally
+from analyzers.dictionaries.dictionary import RANDOM, Dictionary
+from analyzers.dictionaries.scores import ABLATED, CLEAN, OWN, DictionaryScored
+from analyzers.lenses.opening import mask_of
+from analyzers.probes.reading import vectors
+from analyzers.prompts import Prompts, prompts
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_tokens
+from fmr.edits import Context
+from fmr.errors import number_of
+from fmr.ids import Site
+from fmr.nodes import Key, sites_by_name
+from fmr.sweeps.metrics import logits_by_position
+
+Coder = SparseAutoencoder | Components
+
+
+class DictionaryScores(Analyzer[DictionaryScored]):
+    """Measure a dictionary on a model: what it explains at its site, and what of the loss it recovers when spliced in.
+
+    >>> scores = analyzers.DictionaryScores(model, tokenizer, dictionary, site).over(batches, progress=False)
+    >>> scores.result()
+    DictionaryScored at transformer.h.1...: 12 examples, ...
+
+    model: a language model in eval mode. dictionary: a `Dictionary`, or a `SparseAutoencoder`. site: where it stands. mean:
+    of values there, for mean ablation; None takes that of a `Dictionary`'s training. controls: whether the untrained
+    autoencoder, the one trained on Gaussian values and principal components are spliced in, too.
+
+    The loss is the cross-entropy of the next token, in nats. What a splice recovers is (ablated - spliced) / (ablated -
+    clean), beside zero ablation and beside mean ablation, with the 95 % interval of the bootstrap over examples.
+
+    Source: T. Bricken et al., "Towards Monosemanticity", 2023.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        dictionary: Dictionary | SparseAutoencoder,
+        site: Key,
+        *,
+        mean: Tensor | None = None,
+        controls: bool = True,
+    ) -> None:
+        self.autoencoder, known = opened(dictionary, model)
+        given = known if mean is None else mean
+        if not isinstance(given, Tensor) or given.shape != (self.autoencoder.width,):
+            told = tuple(given.shape) if isinstance(given, Tensor) else given
+            raise AnalyzerError(
+                f"mean={told!r}: expected the mean of values at the site, a tensor of {self.autoencoder.width} numbers; an "
+                "autoencoder alone does not know it."
+            )
+        self.model, self.tokenizer, self.site = model, tokenizer, one_site(site)
+        self.mean = given.detach().float().cpu()
+        rivals = rivals_of(dictionary, self.mean) if controls else {}
+        self.coders: dict[str, Coder] = {OWN: self.autoencoder}
+        self.coders |= {name: one.to(device_of(model)) for name, one in rivals.items()}
+        self.tallies = {name: Tally.of(self.mean, one.size) for name, one in self.coders.items()}
+        self.losses: dict[str, list[Tensor]] = {name: [] for name in (CLEAN, *self.coders, *ABLATED)}
+        self.targets: list[Tensor] = []
+
+    def update(self, batch: Given) -> DictionaryScores:
+        """Count a batch: texts, token ids or named arguments.
+
+        >>> analyzers.DictionaryScores(model, tokenizer, dictionary, site).update(texts[:2]).counted
+        '2 examples'
+        """
+        check_eval(self.model)
+        given = prompts(batch, self.model, self.tokenizer)
+        with torch.no_grad():
+            run = fmr.run(self.model, keep=[self.site], **given.inputs)
+            values = vectors(run, self.site, -1, True, len(given))
+            real = mask_of(given, values.shape[:2], real_tokens)
+            targets, valid = _targets(given, real)
+            rows = values[real.to(values.device)]
+            self._count(rows)
+            for name, edit in self._edits().items():
+                output = (
+                    run.output
+                    if edit is None
+                    else fmr.run(self.model, keep=(), edits={self.site: edit}, **given.inputs).output
+                )
+                self.losses[name].append(_loss(output, targets, valid))
+        self.targets.append(valid.sum(1))
+        return self
+
+    def _count(self, rows: Tensor) -> None:
+        """Count the values of a batch, (rows, width)."""
+        for name, one in self.coders.items():
+            latents = one.encode(rows)
+            self.tallies[name].add(rows, one.decode(latents), latents)
+
+    def _edits(self) -> Mapping[str, Any]:
+        """What is measured by name, and the edit that is made for it."""
+
+        def splice(made: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Context], Tensor]:
+            return lambda value, context: spliced(made, value, context.axes)
+
+        mean = self.mean
+        ablations = (torch.zeros_like, lambda value: mean.to(value).expand_as(value).clone())
+        made = {name: splice(one) for name, one in (*self.coders.items(), *zip(ABLATED, ablations, strict=True))}
+        return {CLEAN: None, **made}
+
+    @property
+    def counted(self) -> str:
+        """How many examples were counted."""
+        return number_of(sum(map(len, self.targets)), "example") if self.targets else ""
+
+    def merge(self, other: DictionaryScores) -> DictionaryScores:
+        """Add what another one counted of the same model and dictionary on other texts, and return this one.
+
+        >>> one, two = (analyzers.DictionaryScores(model, None, dictionary, site).update(batch) for batch in batches[:2])
+        >>> one.merge(two).counted
+        '8 examples'
+        """
+        if not isinstance(other, DictionaryScores):
+            raise AnalyzerError(f"merge got {type(other).__name__}, expected another DictionaryScores.")
+        same = self.site == other.site and self.coders.keys() == other.coders.keys() and torch.equal(self.mean, other.mean)
+        pairs = zip(self.autoencoder.parameters(), other.autoencoder.parameters(), strict=False)
+        if not same or not all(torch.equal(one, two) for one, two in pairs):
+            raise AnalyzerError(
+                f"merge of scores of {self.autoencoder} at {self.site.id} with those of {other.autoencoder} at "
+                f"{other.site.id}: expected one dictionary, one site and one mean."
+            )
+        for name, tally in self.tallies.items():
+            tally.merge(other.tallies[name])
+        for name, losses in self.losses.items():
+            losses += other.losses[name]
+        self.targets += other.targets
+        return self
+
+    def result(self) -> DictionaryScored:
+        """The numbers so far.
+
+        >>> analyzers.DictionaryScores(model, tokenizer, dictionary, site).update(texts[:2]).result().table()
+        """
+        if not self.targets:
+            raise AnalyzerError("Nothing has been counted yet. Call update(batch) or over(batches) before result().")
+        on = {name: float(one.size) if isinstance(one, Components) else self.tallies[name].l0
+              for name, one in self.coders.items()}  # fmt: skip
+        return DictionaryScored(
+            site=str(self.site.id),
+            settings=self.autoencoder.settings,
+            l0=on,
+            explained={name: one.explained for name, one in self.tallies.items()},
+            density=self.tallies[OWN].density.numpy(),
+            losses={name: np.asarray(torch.cat(one)) for name, one in self.losses.items()},
+            targets=torch.cat(self.targets).double().numpy(),
+            rows=self.tallies[OWN].count,
+        )
+
+
+def opened(dictionary: Any, model: nn.Module) -> tuple[SparseAutoencoder, Tensor | None]:
+    """The autoencoder of a dictionary where the model is, and the mean of its values where that is known."""
+    if isinstance(dictionary, Dictionary):
+        return dictionary.autoencoder.to(device_of(model)), dictionary.mean
+    if isinstance(dictionary, SparseAutoencoder):
+        return deepcopy(dictionary).requires_grad_(False).to(device_of(model)), None
+    raise AnalyzerError(
+        f"The dictionary is a {type(dictionary).__name__}, expected what DictionaryTraining made, or a SparseAutoencoder."
+    )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter of a model lies."""
+    return next((one.device for one in model.parameters()), torch.device("cpu"))
+
+
+def rivals_of(dictionary: Dictionary | SparseAutoencoder, mean: Tensor) -> dict[str, Coder]:
+    """What stands beside a dictionary; beside an autoencoder alone, one that was not trained."""
+    if isinstance(dictionary, Dictionary):
+        return dictionary.rivals()
+    start = SparseAutoencoder(**dictionary.settings)
+    with torch.no_grad():
+        start.bias.copy_(mean)
+    return {RANDOM: start.requires_grad_(False)}
+
+
+def one_site(site: Any) -> Site:
+    """One site, or one clear error."""
+    found = sites_by_name(site)
+    if found is None or len(found) != 1:
+        raise AnalyzerError(f"site={site!r}: expected one site, an ID or the path of a module, as layer.resid_post.")
+    return next(iter(found.values()))
+
+
+def _targets(given: Prompts, real: Tensor) -> tuple[Tensor, Tensor]:
+    """The token after each but the last column, and whether both are real: (examples, positions - 1)."""
+    ids = given.inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.shape != real.shape or ids.shape[1] < 2:
+        told = tuple(ids.shape) if isinstance(ids, Tensor) else "none"
+        raise AnalyzerError(
+            f"The token ids are {told} for values of {tuple(real.shape)} examples and positions. Expected input_ids with a "
+            "next token for each value: a loss needs what comes next."
+        )
+    return ids[:, 1:].cpu(), real[:, 1:] & real[:, :-1]
+
+
+def _loss(output: Any, targets: Tensor, valid: Tensor) -> Tensor:
+    """The sum of the cross-entropy over the tokens of each example, (examples,)."""
+    logits = logits_by_position(output)[:, :-1]
+    each = nn.functional.cross_entropy(logits.double().transpose(1, 2), targets.to(logits.device), reduction="none")
+    return (each.cpu() * valid).sum(1)
