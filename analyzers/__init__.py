@@ -38,6 +38,7 @@ from analyzers.inputs.attribution import InputAttribution
 from analyzers.inputs.curves import Curves
 from analyzers.inputs.result import Attribution
 from analyzers.inputs.sanity import Sanity
+from analyzers.lab.lab import Lab
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -89,6 +90,7 @@ __all__ = [
     "InterchangeTraining",
     "KeyCovariance",
     "KeyValueMemories",
+    "Lab",
     "Lens",
     "LensTranslator",
     "LogitAttribution",

@@ -1,0 +1,142 @@
+"""A lab: a folder in which experiments with a model are kept, by any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from torch import nn
+
+from analyzers.lab.difference import Difference, difference
+from analyzers.lab.errors import LabError
+from analyzers.lab.experiment import Experiment
+from analyzers.lab.ledger import bury, opened
+from analyzers.lab.tools import GIVEN, known
+from analyzers.lab.version import Version, Versions
+from analyzers.protocol import check_model
+from fmr.errors import nearest, number_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+R = TypeVar("R")
+
+
+class Lab:
+    """Experiments with a model, kept in a folder with all that went in and came out.
+
+    >>> lab = analyzers.Lab(model, "my lab", tokenizer)
+    >>> @lab.experiment
+    ... def surest(logit_lens, prompt):
+    ...     return logit_lens.run(prompt)
+    >>> surest("Junel Dunoth grew up in")
+    >>> lab.versions("surest")
+    surest ...  surest(prompt='Junel Dunoth grew up in') seed 0 -> Lens
+
+    model: None to read a lab and no more. folder: a lab, or a new or empty one. tokenizer: for tools that take one.
+    tools: by name, what makes a tool of a model (and a tokenizer); methods of analyzers are there from the begin.
+
+    The folder holds `lab.sqlite` and, in `values/`, safetensors and PNG. One experiment runs at a time in a process, as
+    random numbers are of the process; any number of processes may use one lab.
+    """
+
+    def __init__(self, model: nn.Module | None, folder: str | PathLike[str], tokenizer: Any = None) -> None:
+        if model is not None:
+            check_model(model, "Lab")
+        self.model, self.tokenizer = model, tokenizer
+        self.ledger = opened(folder, make=model is not None)
+        self.folder = Path(folder)
+        self.tools: dict[str, Callable[..., Any]] = known()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of parameters that the lab gives."""
+        return [*GIVEN, *self.tools]
+
+    @overload
+    def experiment(self, function: Callable[..., R], /) -> Experiment[R]: ...
+    @overload
+    def experiment(self, /, *, name: str | None = None, seed: int = 0) -> Callable[[Callable[..., R]], Experiment[R]]: ...
+    def experiment(self, function: Any = None, /, *, name: str | None = None, seed: int = 0) -> Any:
+        """Keep every call of a function: above its `def`, with or without a name and a seed of its own.
+
+        >>> @lab.experiment(seed=3)
+        ... def drawn(n):
+        ...     return torch.rand(n)
+        >>> drawn(2), drawn(2, seed=4)
+        (tensor([...]), tensor([...]))
+
+        An error in the function is kept and raised again. A result that cannot be kept is refused; `error.result` is it.
+        """
+        if function is None:
+            return lambda given: Experiment(self, given, name, seed)
+        return Experiment(self, function, name, seed)
+
+    def versions(self, name: str | None = None) -> Versions:
+        """The versions of an experiment, oldest first; of all experiments without a name.
+
+        >>> lab.versions("kept")[-1].result
+        {'double': 14}
+        """
+        rows = self.ledger.rows("SELECT * FROM versions WHERE ?1 IS NULL OR name=?1 ORDER BY made, rowid", name)
+        if not rows and name is not None and not self._attempted(name):
+            names = [row[0] for row in self.ledger.rows("SELECT DISTINCT name FROM attempts")]
+            told = f" It has {', '.join(map(repr, names[:8]))}." if names else " It has none yet."
+            raise LabError(f"The lab in {self.folder} has no experiment {name!r}.{told}{nearest(str(name), names)}")
+        return Versions(Version.of(row, self.ledger) for row in rows)
+
+    def _attempted(self, name: str) -> bool:
+        return bool(self.ledger.rows("SELECT 1 FROM attempts WHERE name=? LIMIT 1", name))
+
+    def version(self, version: str | Version) -> Version:
+        """A version by its hash, or by the first letters of it."""
+        if isinstance(version, Version):
+            return version
+        if not isinstance(version, str) or not version:
+            raise LabError(f"{version!r} is no version. Expected one of lab.versions(), or the first letters of its hash.")
+        rows = self.ledger.rows("SELECT * FROM versions WHERE substr(version, 1, ?)=?", len(version), version)
+        if len(rows) != 1:
+            found = f"{len(rows)} versions begin so" if rows else "there is none"
+            raise LabError(
+                f"{version!r} is no version of the lab in {self.folder}: {found}. Expected one of lab.versions()."
+            )
+        return Version.of(rows[0], self.ledger)
+
+    def load(self, version: str | Version) -> Any:
+        """What a version's experiment returned.
+
+        >>> lab.load(lab.versions("kept")[0])
+        {'double': 14}
+        """
+        return self.version(version).result
+
+    def diff(self, a: str | Version, b: str | Version) -> Difference:
+        """What differs between two versions: code, arguments, seed, model, versions of libraries, results.
+
+        >>> lab.diff(*lab.versions("kept")[:2])
+        kept ... -> ...
+          arguments x: 7 -> 8
+          result ['double']: 14 -> 16, by 2
+        """
+        return difference(self.version(a), self.version(b))
+
+    def attempts(self, name: str | None = None) -> DataFrame:
+        """Every execution, with its status: finished, failed with its error, running, or died with its process.
+
+        >>> lab.attempts("kept")[["status", "version"]]
+        """
+        import pandas as pd
+
+        bury(self.ledger)
+        columns = ["id", "name", "began", "status", "seed", "seconds", "memory", "version", "error", "place"]
+        rows = self.ledger.rows(f"SELECT {', '.join(columns)} FROM attempts WHERE ?1 IS NULL OR name=?1 ORDER BY id", name)
+        return pd.DataFrame([tuple(row) for row in rows], columns=columns)
+
+    def __repr__(self) -> str:
+        rows = self.ledger.rows("SELECT count(DISTINCT name), count(*) FROM versions")[0]
+        states = self.ledger.rows("SELECT status, count(*) FROM attempts GROUP BY status ORDER BY status")
+        kept = f"{number_of(rows[0], 'experiment')} in {number_of(rows[1], 'version')}"
+        of = f" of {type(self.model).__name__}" if self.model is not None else ""
+        return f"Lab{of} in {fspath(self.folder)}: {kept}; attempts: {', '.join(f'{n} {s}' for s, n in states) or 'none'}"
