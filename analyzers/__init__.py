@@ -39,6 +39,7 @@ from analyzers.inputs.curves import Curves
 from analyzers.inputs.result import Attribution
 from analyzers.inputs.sanity import Sanity
 from analyzers.lab.lab import Lab
+from analyzers.lab.outcome import Outcome
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -98,6 +99,7 @@ __all__ = [
     "LogitParts",
     "Memories",
     "Modularity",
+    "Outcome",
     "PathPatching",
     "Probe",
     "Probed",

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import nn
 
+from analyzers.lab.comparisons import Test
 from analyzers.lab.difference import Difference, difference
 from analyzers.lab.errors import LabError
 from analyzers.lab.experiment import Experiment
+from analyzers.lab.hypothesis import Hypothesis
 from analyzers.lab.ledger import bury, opened
 from analyzers.lab.tools import GIVEN, known
 from analyzers.lab.version import Version, Versions
@@ -73,6 +75,31 @@ class Lab:
         if function is None:
             return lambda given: Experiment(self, given, name, seed)
         return Experiment(self, function, name, seed)
+
+    def hypothesis(
+        self,
+        *,
+        null: Callable[..., Any] | float,
+        test: Test = "paired",
+        alternative: str = "two-sided",
+        correction: str = "holm",
+        name: str | None = None,
+        seed: int = 0,
+    ) -> Callable[[Callable[..., R]], Hypothesis[R]]:
+        """Compare what a function returns with a null, by the same seeds or inputs; every run of both is kept.
+
+        >>> @lab.hypothesis(null=lambda model, seed: 0.5, test="permutation", name="above")
+        ... def above(model, seed):
+        ...     return torch.rand(20).mean().item() + 0.2
+        >>> above.over(seeds=range(8)).rejected()
+        ['above']
+
+        null: a function that is called in the same way, or a number. test: "paired" (t), "wilcoxon", "permutation" or
+        "bootstrap", or a function of two samples as those of `scipy.stats` are. alternative: "two-sided", "greater" or
+        "less" than the null. correction for many comparisons: "holm", "bh" (Benjamini, Hochberg), "bonferroni" or "none".
+        Numbers without variance are refused.
+        """
+        return lambda function: Hypothesis(self, function, null, test, alternative, correction, name, seed)
 
     def versions(self, name: str | None = None) -> Versions:
         """The versions of an experiment, oldest first; of all experiments without a name.
