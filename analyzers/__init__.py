@@ -40,6 +40,7 @@ from analyzers.inputs.result import Attribution
 from analyzers.inputs.sanity import Sanity
 from analyzers.lab.lab import Lab
 from analyzers.lab.outcome import Outcome
+from analyzers.lab.profile import Profile
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -103,6 +104,7 @@ __all__ = [
     "PathPatching",
     "Probe",
     "Probed",
+    "Profile",
     "Promotion",
     "RankOneEdit",
     "ResidualDecomposition",

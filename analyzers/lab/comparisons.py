@@ -141,6 +141,6 @@ def check_spread(names: list[str], differences: Floats) -> None:
     if flat:
         value = differences[names.index(flat[0])][0]
         raise LabError(
-            f"{', '.join(flat[:4])}: all {n} differences from the null are {value:.6g}, and no test can judge numbers without "
-            "variance. Give seeds or inputs that change the result, or leave it out."
+            f"{', '.join(flat[:4])}: all {n} differences from the null are {value:.6g}, and no test can judge numbers "
+            "without variance. Give seeds or inputs that change the result, or leave it out."
         )

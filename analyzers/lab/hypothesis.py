@@ -57,7 +57,12 @@ class Hypothesis(Experiment[R]):
             raise LabError(f"null={null!r}: expected a function that is called as {self.name} is, or a number.")
 
     def over(
-        self, *, seeds: Iterable[int] | None = None, inputs: Iterable[Any] | None = None, progress: bool | None = None, **given: Any
+        self,
+        *,
+        seeds: Iterable[int] | None = None,
+        inputs: Iterable[Any] | None = None,
+        progress: bool | None = None,
+        **given: Any,
     ) -> Outcome:
         """Run it and its null for each seed, or for each input as the first argument, and test their differences.
 
@@ -69,7 +74,8 @@ class Hypothesis(Experiment[R]):
         The outcome is kept as an experiment, too: `lab.versions("longer.outcome")`.
         """
         if (seeds is None) == (inputs is None):
-            raise LabError(f"{self.name}.over got {'no' if seeds is None else 'both'} seeds and inputs, expected one of them: seeds=range(10).")
+            told = "no" if seeds is None else "both"
+            raise LabError(f"{self.name}.over got {told} seeds and inputs, expected one of them: seeds=range(10).")
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
         if seeds is not None:
             calls = [((), {**given, "seed": checked_seed(seed)}) for seed in seeds]

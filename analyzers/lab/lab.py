@@ -15,6 +15,9 @@ from analyzers.lab.errors import LabError
 from analyzers.lab.experiment import Experiment
 from analyzers.lab.hypothesis import Hypothesis
 from analyzers.lab.ledger import bury, opened
+from analyzers.lab.measure import checked_seed
+from analyzers.lab.profile import Profile
+from analyzers.lab.profiling import profiled
 from analyzers.lab.tools import GIVEN, known
 from analyzers.lab.version import Version, Versions
 from analyzers.protocol import check_model
@@ -148,6 +151,24 @@ class Lab:
           result ['double']: 14 -> 16, by 2
         """
         return difference(self.version(a), self.version(b))
+
+    def profile(self, *work: Any, seed: int = 0, **arguments: Any) -> Profile:
+        """Time, memory and FLOPs of a forward of the model with these arguments, or of any function, by module and op.
+
+        >>> lab.profile(**inputs)
+        Profile: ... ms, 10,3... FLOPs, ... bytes at the peak
+          by module, each by itself: ...
+          by op, each by itself: ...
+
+        work: positional arguments of the model; or a function, followed by its own. It is called twice, both times from this
+        seed: first to count FLOPs, then under torch's profiler.
+        """
+        function, args = (work[0], work[1:]) if work and callable(work[0]) else (self.model, work)
+        if function is None:
+            raise LabError("The lab has no model to profile. Make it with one, or give a function: lab.profile(function).")
+        if function is self.model and not args and not arguments:
+            raise LabError("lab.profile got no arguments for the model. Expected those of a forward: lab.profile(**inputs).")
+        return profiled(self.model, lambda: function(*args, **arguments), checked_seed(seed))
 
     def attempts(self, name: str | None = None) -> DataFrame:
         """Every execution, with its status: finished, failed with its error, running, or died with its process.

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -99,12 +100,15 @@ def _cuda() -> int:
     )
 
 
+_version = cache(version)
+
+
 def environment() -> dict[str, str]:
     """The versions of what experiments run on."""
     told = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:
-            told[name] = torch.__version__ if name == "torch" else version(name)
+            told[name] = torch.__version__ if name == "torch" else _version(name)
         except PackageNotFoundError:
             continue
     if torch.cuda.is_available():

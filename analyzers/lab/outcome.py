@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyzers.lab.comparisons import CORRECTIONS, check_spread, corrected, effect_size, compared
+from analyzers.lab.comparisons import CORRECTIONS, check_spread, compared, corrected, effect_size
 from analyzers.lab.errors import LabError
+from analyzers.lab.flame import canvas
 from analyzers.numbers.confidence import means
 from analyzers.numbers.embed import Floats
 from analyzers.results import Stored
+from fmr.pictures.heatmap import returned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,12 +77,11 @@ class Outcome(Stored):
             raise LabError(f"Outcome.together got {len(every)} outcomes and {correction!r}, expected one of {CORRECTIONS}.")
         pairs = {one.values.shape[1] for one in every}
         if len(pairs) > 1:
-            raise LabError(f"The outcomes have {sorted(pairs)} pairs, expected the same number. Give the same seeds to each.")
-        joined = {
-            name: np.concatenate([getattr(one, name) for one in every])
-            for name in ("values", "nulls", "statistic", "p", "effect", "low", "high")
-        }
+            raise LabError(
+                f"The outcomes have {sorted(pairs)} pairs, expected the same number. Give the same seeds to each."
+            )
         names = tuple(f"{one.name}: {name}" if name != one.name else name for one in every for name in one.names)
+        p = _joined(every, "p")
         return replace(
             every[0],
             name=", ".join(dict.fromkeys(one.name for one in every)),
@@ -88,10 +89,16 @@ class Outcome(Stored):
             test=", ".join(dict.fromkeys(one.test for one in every)),
             correction=correction,
             names=names,
-            corrected=corrected(joined["p"], correction),
+            values=_joined(every, "values"),
+            nulls=_joined(every, "nulls"),
+            statistic=_joined(every, "statistic"),
+            p=p,
+            corrected=corrected(p, correction),
+            effect=_joined(every, "effect"),
+            low=_joined(every, "low"),
+            high=_joined(every, "high"),
             least=max(one.least for one in every),
             versions=tuple(version for one in every for version in one.versions),
-            **joined,
         )
 
     def table(self) -> DataFrame:
@@ -104,9 +111,7 @@ class Outcome(Stored):
 
     def plot(self, ax: Axes | None = None) -> Figure:
         """Draw each difference, its mean with its interval, and zero; returns the figure."""
-        from matplotlib import pyplot as plt
-
-        figure, axes = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6, 1.2 + 0.4 * len(self.names)))
+        figure, axes = canvas(ax, 7.0, 1.2 + 0.4 * len(self.names))
         places = np.arange(len(self.names))[::-1]
         for place, row, low, high, p in zip(places, self.differences, self.low, self.high, self.corrected, strict=True):
             axes.plot(row, np.full(len(row), place + 0.15), "|", color="#B8B8B8")
@@ -118,16 +123,14 @@ class Outcome(Stored):
         axes.set_ylim(-0.6, len(self.names) - 0.4)
         axes.set_xlabel(f"{self.name} - {self.null}")
         axes.margins(x=0.12)
-        if ax is None:
-            figure.tight_layout()
-            plt.close(figure)
-        return figure  # type: ignore[no-any-return]
+        return returned(figure) if ax is None else figure
 
     def __repr__(self) -> str:
         n = self.values.shape[1]
         more = f", corrected by {self.correction} for {len(self.names)}" if len(self.names) > 1 else ""
         head = f"Outcome of {self.name} beside {self.null}: {self.test}, {self.alternative}, {n} pairs{more}"
-        rows = zip(self.names, self.values.mean(1), self.nulls.mean(1), self.low, self.high, self.effect, self.corrected, strict=True)
+        means = self.values.mean(1), self.nulls.mean(1)
+        rows = zip(self.names, *means, self.low, self.high, self.effect, self.corrected, strict=True)
         lines = [
             f"  {name}: {mean:.4g} beside {null:.4g}, difference 95 % in [{low:.4g}, {high:.4g}], d {d:.2f}, p {p:.3g}"
             for name, mean, null, low, high, d, p in rows
@@ -136,6 +139,10 @@ class Outcome(Stored):
         if short > ALPHA:
             lines.append(f"  {n} pairs cannot give a p below {short:.3g}: give more seeds or inputs")
         return "\n".join([head, *lines])
+
+
+def _joined(every: list[Outcome], name: str) -> Floats:
+    return np.concatenate([getattr(one, name) for one in every])
 
 
 def judged(
