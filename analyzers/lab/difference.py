@@ -20,7 +20,7 @@ from analyzers.results import Stored
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-ABSENT = "-"
+ABSENT, MOST = "-", 20
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ class Difference:
         head = f"{self.a.name} {self.a.version} -> {self.b.name} {self.b.version}"
         lines = [
             f"  {' '.join(filter(None, (part, place)))}: {before} -> {after}" + (f", by {by:.4g}" if by == by else "")
-            for part, place, before, after, by in self.changes
+            for part, place, before, after, by in self.changes[:MOST]
         ]
+        if len(self.changes) > MOST:
+            lines.append(f"  and {len(self.changes) - MOST} more, in .table()")
         code = ["  code:", *(f"    {line}" for line in self.source.splitlines())] if self.source else []
         return "\n".join([head, *lines, *code]) if self else f"{head}: no difference"
 

@@ -27,11 +27,10 @@ def told_of_frame(frame: Any, take: Take, refuse: Callable[[str], Exception]) ->
     return {
         "frame": {
             "kind": kind,
-            "name": take(frame.name if kind == "series" else table.columns.name, ".name"),
-            "labels": take(labels, ".columns"),
+            "name": take(frame.name, ".name") if kind == "series" else None,
+            "labels": _index(table.columns, take),
             "columns": [_column(table.iloc[:, n], f"[{label!r}]", take) for n, label in enumerate(labels)],
             "index": _index(table.index, take),
-            "index name": take(table.index.name, ".index.name"),
         }
     }
 
@@ -51,21 +50,27 @@ def _column(column: Any, at: str, take: Take) -> Any:
 def _index(index: Any, take: Take) -> Any:
     import pandas as pd
 
+    name = {"name": take(index.name, ".index.name")}
     if isinstance(index, pd.RangeIndex):
-        return {"range": [index.start, index.stop, index.step]}
-    return _column(index.to_series(), ".index", take)
+        return name | {"range": [index.start, index.stop, index.step]}
+    return name | _column(index.to_series(), ".index", take)
+
+
+def _index_of(told: dict[str, Any], give: Callable[[Any], Any]) -> Any:
+    import pandas as pd
+
+    index = pd.RangeIndex(*told["range"]) if "range" in told else pd.Index(give(told["values"]), dtype=told["dtype"])
+    return index.rename(give(told["name"]))
 
 
 def frame_of(told: dict[str, Any], give: Callable[[Any], Any]) -> Any:
     """The frame or series that was told of."""
     import pandas as pd
 
-    rows = told["index"]
-    index = pd.RangeIndex(*rows["range"]) if "range" in rows else pd.Index(give(rows["values"]), dtype=rows["dtype"])
-    index.name = give(told["index name"])
+    index = _index_of(told["index"], give)
     columns = [pd.Series(give(one["values"]), index=index, dtype=one["dtype"]) for one in told["columns"]]
     if told["kind"] == "series":
         return columns[0].rename(give(told["name"]))
     frame = pd.concat(columns, axis=1) if columns else pd.DataFrame(index=index)
-    frame.columns = pd.Index(give(told["labels"]), name=give(told["name"]))
+    frame.columns = _index_of(told["labels"], give)
     return frame

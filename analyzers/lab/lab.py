@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -13,14 +13,17 @@ from analyzers.lab.comparisons import Test
 from analyzers.lab.difference import Difference, difference
 from analyzers.lab.errors import LabError
 from analyzers.lab.experiment import Experiment
+from analyzers.lab.export import exported
 from analyzers.lab.hypothesis import Hypothesis
 from analyzers.lab.ledger import bury, opened
 from analyzers.lab.measure import checked_seed
 from analyzers.lab.profile import Profile
 from analyzers.lab.profiling import profiled
+from analyzers.lab.report import page
 from analyzers.lab.tools import GIVEN, known
 from analyzers.lab.version import Version, Versions
 from analyzers.protocol import check_model
+from fmr.disk.files import write_whole
 from fmr.errors import nearest, number_of
 
 if TYPE_CHECKING:
@@ -181,6 +184,27 @@ class Lab:
         columns = ["id", "name", "began", "status", "seed", "seconds", "memory", "version", "error", "place"]
         rows = self.ledger.rows(f"SELECT {', '.join(columns)} FROM attempts WHERE ?1 IS NULL OR name=?1 ORDER BY id", name)
         return pd.DataFrame([tuple(row) for row in rows], columns=columns)
+
+    def report(self, path: str | PathLike[str]) -> Path:
+        """Write the lab as one page of HTML that opens without a server, and return its path.
+
+        >>> lab.report("lab.html")
+        """
+        bury(self.ledger)
+        write_whole(path, page(self).encode())
+        return Path(path)
+
+    def export(self, to: str, project: str, versions: Iterable[str | Version] | None = None) -> int:
+        """Send versions to MLflow or Weights & Biases, each as a run with its arguments, numbers and files; how many.
+
+        >>> lab.export("mlflow", "facts")  # doctest: +SKIP
+        12
+
+        to: "mlflow" or "wandb", whose client must be installed and logged in. project: the experiment of MLflow, or the
+        project. versions: None for all. Each call makes new runs; they carry the hash of the version.
+        """
+        chosen = self.versions() if versions is None else [self.version(one) for one in versions]
+        return exported(chosen, to, project)
 
     def __repr__(self) -> str:
         rows = self.ledger.rows("SELECT count(DISTINCT name), count(*) FROM versions")[0]

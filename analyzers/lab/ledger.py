@@ -158,12 +158,14 @@ class Attempt:
         if place.is_dir():
             for name, data in files.items():
                 if not (place / name).is_file() or (place / name).read_bytes() != data:
+                    (place / name).parent.mkdir(exist_ok=True, parents=True)
                     write_whole(place / name, data)
         elif files:
             part = place.with_name(f".{self.id}.part")
             part.mkdir(parents=True)
             try:
                 for name, data in files.items():
+                    (part / name).parent.mkdir(exist_ok=True, parents=True)
                     write_whole(part / name, data)
                 part.rename(place)
             except OSError:

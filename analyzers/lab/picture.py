@@ -55,7 +55,7 @@ def png_of(value: Any) -> bytes | None:
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(value).__mro__}
     target = io.BytesIO()
     if "matplotlib.Figure" in kinds:
-        value.savefig(target, format="png", dpi=DPI, metadata={"Software": None})
+        value.savefig(target, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
     elif "PIL.Image" in kinds:
         value.save(target, format="png")
     else:

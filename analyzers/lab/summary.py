@@ -43,3 +43,40 @@ def _brief(told: Any) -> str:
         case "model":
             return str(held)
     return repr(decode(told))
+
+
+def leaves(told: Any, at: str = "") -> list[tuple[str, str]]:
+    """The places of a packed nest, each with what stands there on a line."""
+    if isinstance(told, dict):
+        ((kind, held),) = told.items()
+        if kind == "dict" and held:
+            return [leaf for key, item in held for leaf in leaves(item, f"{at}.{_bare(key)}" if at else _bare(key))]
+        if kind in ("list", "tuple") and any(isinstance(item, dict) for item in held):
+            return [leaf for n, item in enumerate(held) for leaf in leaves(item, f"{at}[{n}]")]
+    return [(at, brief(told, 400))]
+
+
+def _bare(key: Any) -> str:
+    return key if isinstance(key, str) else _brief(key)
+
+
+def numbers_of(told: Any) -> dict[str, float]:
+    """The numbers in a packed nest, by their places; those in tensors are left in their files."""
+    found: dict[str, float] = {}
+    _gather(told, "", found)
+    return found
+
+
+def _gather(told: Any, at: str, found: dict[str, float]) -> None:
+    if isinstance(told, dict):
+        ((kind, held),) = told.items()
+        if kind == "dict":
+            for key, item in held:
+                _gather(item, f"{at}.{_bare(key)}" if at else _bare(key), found)
+        elif kind in ("list", "tuple"):
+            for n, item in enumerate(held):
+                _gather(item, f"{at}.{n}" if at else str(n), found)
+        elif kind == "float":
+            found[at or "result"] = float(held)
+    elif isinstance(told, (bool, int, float)):
+        found[at or "result"] = float(told)

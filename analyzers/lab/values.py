@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from analyzers.lab.errors import LabError
 from analyzers.lab.frames import frame_of, is_frame, told_of_frame
 from analyzers.lab.picture import Picture, png_of
-from analyzers.lab.stored import class_named, stored_bytes
+from analyzers.lab.stored import class_named, stored_files, without_form
 from analyzers.results import Stored
 from fmr.disk.files import decode, digest, encode
+from fmr.disk.tensors import bytes_of
 from fmr.weights import fingerprint
 
 KEPT = "numbers, text, lists, dicts, tensors, arrays, data frames, figures and results of analyzers"
@@ -120,11 +122,9 @@ class _Packer:
         if value.is_meta:
             raise self.refuse(value, at, "It lies on the meta device and has no numbers; return its shape")
         flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().clone()
-        where = at or "value"
-        self.tensors[where] = torch.view_as_real(flat) if flat.is_complex() else flat
-        marks = {"dtype": str(value.dtype), "shape": list(value.shape), "at": where}
-        line = self.tensors[where].reshape(-1).view(torch.uint8)
-        return marks | {"digest": digest(line.numpy().tobytes())}
+        where = _unused(at or "value", self.tensors)
+        self.tensors[where] = kept = torch.view_as_real(flat) if flat.is_complex() else flat
+        return {"dtype": str(value.dtype), "shape": list(value.shape), "at": where, "digest": digest(bytes_of(kept))}
 
     def _array(self, value: Any, at: str) -> Any:
         if value.dtype.kind == "U":
@@ -135,21 +135,32 @@ class _Packer:
         return {"array": self._tensor(torch.from_numpy(native), at)}
 
     def _result(self, value: Stored, at: str) -> dict[str, Any]:
-        kind = type(value)
+        kind, files = type(value), stored_files(value)
+        lost = next((found for data in files.values() if (found := without_form(data)) is not None), None)
+        if lost is not None:
+            raise self.refuse(value, at, f"It holds {lost}, which its file would keep as words alone; keep its numbers")
+        stem = self._stem(at) + (".safetensors" if "" in files else "")
+        named = {f"{stem}/{name}" if name else stem: data for name, data in files.items()}
+        self.files |= named
         return {
-            **self._file(stored_bytes(value), at, "safetensors"),
+            "file": stem,
+            "parts": [[name, digest(data)] for name, data in named.items()],
             "class": f"{kind.__module__}.{kind.__qualname__}",
             "says": repr(value),
         }
 
     def _file(self, data: bytes, at: str, end: str) -> dict[str, Any]:
-        inner = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in at).strip("-.")[:60]
-        stem = f"{self.name}-{inner}" if inner else f"{self.name}-value"
-        name, n = f"{stem}.{end}", 1
-        while name in self.files:
-            name, n = f"{stem}-{n + 1}.{end}", n + 1
+        name = f"{self._stem(at)}.{end}"
         self.files[name] = data
         return {"file": name, "digest": digest(data)}
+
+    def _stem(self, at: str) -> str:
+        """A name for a file that is not taken, by the place of what is in it."""
+        inner = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in at).strip(
+            "-"
+        )[:60]
+        stem = f"{self.name}-{inner}" if inner else f"{self.name}-value"
+        return _unused(stem, {one.partition("/")[0].partition(".")[0] for one in self.files})
 
     def refuse(self, value: Any, at: str, why: str = "") -> LabError:
         """The error for a value that cannot be kept."""
@@ -166,6 +177,11 @@ class _Packer:
             f"{self.name}{at} is a {kind.__module__}.{kind.__qualname__}, which a lab cannot keep. Expected {KEPT}. "
             f"{remedy}."
         )
+
+
+def _unused(name: str, taken: Container[str]) -> str:
+    """The name, or the first of name-2, name-3, ... that is not taken."""
+    return name if name not in taken else next(one for n in count(2) if (one := f"{name}-{n}") not in taken)
 
 
 class _Unpacker:
@@ -200,7 +216,8 @@ class _Unpacker:
             case "path":
                 return Path(held)
             case "result":
-                self.read(held["file"])
+                for name, _ in held["parts"]:
+                    self.read(name)
                 return class_named(held["class"]).load(self.folder / held["file"])
             case "model" | "code":
                 return held

@@ -72,15 +72,16 @@ class Version:
     @property
     def result(self) -> Any:
         """What the experiment returned, read now and verified; figures come back as pictures."""
-        return unpack(self.told["result"], "result", self._read, self.folder)
+        return unpack(self.told["result"], "result", self.read, self.folder)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What it was called with, by name, defaults included; models and functions come back as words."""
-        given: dict[str, Any] = unpack(self.told["arguments"], "arguments", self._read, self.folder)
+        given: dict[str, Any] = unpack(self.told["arguments"], "arguments", self.read, self.folder)
         return given
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
+        """The bytes of one of its files, verified."""
         path = self.folder / name
         try:
             data = path.read_bytes()
