@@ -13,9 +13,10 @@ class LabError(AnalyzerError):
     """Something that a lab cannot keep or read. `result`: what the experiment returned, where it came to its end.
 
     >>> try:
-    ...     kept(7)
+    ...     lab.version("no such version")
     ... except LabError as error:
-    ...     error.result
+    ...     print(error)
+    'no such version' is no version of the lab in ...: there is none. Expected one of its versions.
     """
 
     result: Any = None

@@ -7,19 +7,17 @@ import hashlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from analyzers.lab.bench import Bench
 from analyzers.lab.code import Code, canonical, check_function, code_of
 from analyzers.lab.errors import LabError
 from analyzers.lab.ledger import Attempt, as_json, now
 from analyzers.lab.measure import Meter, checked_seed, environment, identity, seeded
-from analyzers.lab.tools import build, code_of_tool
+from analyzers.lab.tools import code_of_tool
 from analyzers.lab.values import Packed, pack
 from analyzers.lab.version import Version
 from fmr.disk.files import digest
-
-if TYPE_CHECKING:
-    from analyzers.lab.lab import Lab
 
 R = TypeVar("R")
 
@@ -37,18 +35,18 @@ class Experiment(Generic[R]):
     """A function of which a lab keeps every call.
 
     >>> @lab.experiment
-    ... def kept(x):
-    ...     return {"double": 2 * x}
-    >>> kept(7)
-    {'double': 14}
-    >>> kept.record(7).version == lab.versions("kept")[0].version
-    True
+    ... def tripled(x):
+    ...     return {"triple": 3 * x}
+    >>> tripled(7)
+    {'triple': 21}
+    >>> tripled.record(7)
+    tripled ...  tripled(x=7) seed 0 -> {'triple': 21}
 
     `seed=` may be given with any call. Parameters without a default that are called `model`, `tokenizer` or like a tool of
     the lab are given by the lab; whoever gives them does so by keyword.
     """
 
-    def __init__(self, lab: Lab, function: Callable[..., R], name: str | None = None, seed: int = 0) -> None:
+    def __init__(self, lab: Bench, function: Callable[..., R], name: str | None = None, seed: int = 0) -> None:
         self.name = check_function(function, name)
         self.lab, self.function, self.seed = lab, function, checked_seed(seed)
         self.signature = inspect.signature(function)
@@ -74,7 +72,7 @@ class Experiment(Generic[R]):
         }
         with Attempt(self.lab.ledger, self.name, given) as attempt:
             with seeded(call.seed), Meter() as meter:
-                value = self._called(call.arguments | {name: build(self.lab, name) for name in call.lent})
+                value = self._called(call.arguments | {name: self.lab.given(name) for name in call.lent})
             try:
                 version = self._keep(attempt, value, call, code, {**given, "seconds": meter.seconds, "memory": meter.memory})
             except LabError as error:

@@ -74,9 +74,7 @@ def _bars(axes: Axes, part: _Part, parent: str, start: float, depth: int, scale:
     )
     name = part.name.removeprefix(f"{parent}.").removeprefix("aten::") if parent else part.name.removeprefix("aten::")
     if part.seconds * scale > LETTER * (len(name) + 1):
-        axes.text(
-            (start + part.seconds / 2) * 1e3, depth, name, ha="center", va="center", fontsize=8, color=INK, clip_on=True
-        )
+        axes.text((start + part.seconds / 2) * 1e3, depth, name, ha="center", va="center", fontsize=8, color=INK)
     for one in part.above.values():
         _bars(axes, one, part.name, start, depth + 1, scale)
         start += one.seconds

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from analyzers.lab.bench import Bench
 from analyzers.lab.comparisons import Test, check_choices
 from analyzers.lab.errors import LabError
 from analyzers.lab.experiment import Experiment
 from analyzers.lab.measure import checked_seed
 from analyzers.lab.outcome import Outcome, judged
 from fmr.sweeps.bars import hidden
-
-if TYPE_CHECKING:
-    from analyzers.lab.lab import Lab
 
 R = TypeVar("R")
 
@@ -34,7 +32,7 @@ class Hypothesis(Experiment[R]):
 
     def __init__(
         self,
-        lab: Lab,
+        lab: Bench,
         function: Callable[..., R],
         null: Callable[..., Any] | float,
         test: Test = "paired",

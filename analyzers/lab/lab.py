@@ -7,24 +7,21 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from torch import nn
-
+from analyzers.lab.bench import Bench
 from analyzers.lab.comparisons import Test
 from analyzers.lab.difference import Difference, difference
 from analyzers.lab.errors import LabError
 from analyzers.lab.experiment import Experiment
 from analyzers.lab.export import exported
 from analyzers.lab.hypothesis import Hypothesis
-from analyzers.lab.ledger import bury, opened
+from analyzers.lab.ledger import bury
 from analyzers.lab.measure import checked_seed
 from analyzers.lab.profile import Profile
 from analyzers.lab.profiling import profiled
 from analyzers.lab.report import page
-from analyzers.lab.tools import GIVEN, known
-from analyzers.lab.version import Version, Versions
-from analyzers.protocol import check_model
+from analyzers.lab.version import Version
 from fmr.disk.files import write_whole
-from fmr.errors import nearest, number_of
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class Lab:
+class Lab(Bench):
     """Experiments with a model, kept in a folder with all that went in and came out.
 
     >>> lab = analyzers.Lab(model, "my lab", tokenizer)
@@ -49,19 +46,6 @@ class Lab:
     The folder holds `lab.sqlite` and, in `values/`, safetensors and PNG. One experiment runs at a time in a process, as
     random numbers are of the process; any number of processes may use one lab.
     """
-
-    def __init__(self, model: nn.Module | None, folder: str | PathLike[str], tokenizer: Any = None) -> None:
-        if model is not None:
-            check_model(model, "Lab")
-        self.model, self.tokenizer = model, tokenizer
-        self.ledger = opened(folder, make=model is not None)
-        self.folder = Path(folder)
-        self.tools: dict[str, Callable[..., Any]] = known()
-
-    @property
-    def names(self) -> list[str]:
-        """The names of parameters that the lab gives."""
-        return [*GIVEN, *self.tools]
 
     @overload
     def experiment(self, function: Callable[..., R], /) -> Experiment[R]: ...
@@ -107,36 +91,6 @@ class Lab:
         """
         return lambda function: Hypothesis(self, function, null, test, alternative, correction, name, seed)
 
-    def versions(self, name: str | None = None) -> Versions:
-        """The versions of an experiment, oldest first; of all experiments without a name.
-
-        >>> lab.versions("kept")[-1].result
-        {'double': 14}
-        """
-        rows = self.ledger.rows("SELECT * FROM versions WHERE ?1 IS NULL OR name=?1 ORDER BY made, rowid", name)
-        if not rows and name is not None and not self._attempted(name):
-            names = [row[0] for row in self.ledger.rows("SELECT DISTINCT name FROM attempts")]
-            told = f" It has {', '.join(map(repr, names[:8]))}." if names else " It has none yet."
-            raise LabError(f"The lab in {self.folder} has no experiment {name!r}.{told}{nearest(str(name), names)}")
-        return Versions(Version.of(row, self.ledger) for row in rows)
-
-    def _attempted(self, name: str) -> bool:
-        return bool(self.ledger.rows("SELECT 1 FROM attempts WHERE name=? LIMIT 1", name))
-
-    def version(self, version: str | Version) -> Version:
-        """A version by its hash, or by the first letters of it."""
-        if isinstance(version, Version):
-            return version
-        if not isinstance(version, str) or not version:
-            raise LabError(f"{version!r} is no version. Expected one of lab.versions(), or the first letters of its hash.")
-        rows = self.ledger.rows("SELECT * FROM versions WHERE substr(version, 1, ?)=?", len(version), version)
-        if len(rows) != 1:
-            found = f"{len(rows)} versions begin so" if rows else "there is none"
-            raise LabError(
-                f"{version!r} is no version of the lab in {self.folder}: {found}. Expected one of lab.versions()."
-            )
-        return Version.of(rows[0], self.ledger)
-
     def load(self, version: str | Version) -> Any:
         """What a version's experiment returned.
 
@@ -149,9 +103,9 @@ class Lab:
         """What differs between two versions: code, arguments, seed, model, versions of libraries, results.
 
         >>> lab.diff(*lab.versions("kept")[:2])
-        kept ... -> ...
-          arguments x: 7 -> 8
-          result ['double']: 14 -> 16, by 2
+        kept ... -> kept ...
+          arguments x: 7 -> 8, by 1
+          result double: 14 -> 16, by 2
         """
         return difference(self.version(a), self.version(b))
 

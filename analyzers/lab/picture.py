@@ -18,7 +18,10 @@ DPI = 120
 class Picture:
     """A kept figure. What was drawn is in its pixels; the axes are not.
 
-    >>> Picture(png).pixels.shape
+    >>> drawn
+    Picture(264 x 144)
+    >>> drawn.pixels.shape
+    (144, 264, 4)
     """
 
     png: bytes = field(repr=False)

@@ -22,7 +22,7 @@ class Profile(Stored):
     """Time, memory and FLOPs of some work, in parts that do not overlap and add up to the whole.
 
     >>> profile = lab.profile(**inputs)
-    >>> round(profile.seconds.sum() / profile.whole, 6)
+    >>> round(float(profile.seconds.sum()) / profile.whole, 6)
     1.0
     >>> profile.table("op").head(1)[["op", "flops"]]
     >>> profile.plot().savefig("flame.png")

@@ -6,11 +6,12 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from analyzers.lab.bench import Bench
 from analyzers.lab.difference import difference
 from analyzers.lab.errors import LabError
 from analyzers.lab.picture import Picture, png_of
@@ -19,14 +20,11 @@ from analyzers.lab.version import Version
 from analyzers.results import Stored
 from fmr.errors import FmrError, number_of
 
-if TYPE_CHECKING:
-    from analyzers.lab.lab import Lab
-
 TEMPLATE = Path(__file__).with_name("report.html")
 MOST_LEAVES = 60
 
 
-def page(lab: Lab) -> str:
+def page(lab: Bench) -> str:
     """The page as text."""
     try:
         from jinja2 import Environment
@@ -43,7 +41,7 @@ def page(lab: Lab) -> str:
     return template.render(title=f"Lab{model}", subtitle=f"{lab.folder}: {counts}", experiments=experiments)
 
 
-def _experiment(lab: Lab, name: str, attempts: list[dict[str, Any]]) -> dict[str, Any]:
+def _experiment(lab: Bench, name: str, attempts: list[dict[str, Any]]) -> dict[str, Any]:
     versions = list(lab.versions(name))
     befores = [None, *versions[:-1]]
     return {

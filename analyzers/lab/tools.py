@@ -5,15 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analyzers.lab.code import code_of
 from analyzers.lab.errors import LabError
 from analyzers.protocol import Method
-from fmr.errors import nearest
-
-if TYPE_CHECKING:
-    from analyzers.lab.lab import Lab
 
 GIVEN = ("model", "tokenizer")
 
@@ -38,34 +34,19 @@ def _leaves(kind: type[Method]) -> Iterator[type[Method]]:
         yield kind
 
 
-def build(lab: Lab, name: str) -> Any:
-    """What a parameter of this name is given: the model, the tokenizer, or a tool made of them."""
-    if name in GIVEN:
-        found = getattr(lab, name)
-        if found is None:
-            raise LabError(
-                f"The lab has no {name}, which an experiment asks for. Make it with one: Lab(model, folder, tokenizer)."
-            )
-        return found
-    tool = lab.tools[name]
+def made_of(tool: Any, name: str, given: Callable[[str], Any], tokenizer: bool) -> Any:
+    """A tool for a model: made with those of its parameters that are the model and, where there is one, the tokenizer."""
     if not callable(tool):
         raise LabError(
             f"lab.tools[{name!r}] is a {type(tool).__name__}, expected a class or a function of the model: "
             f"lab.tools[{name!r}] = lambda model: ..."
         )
     taken = [p.name for p in inspect.signature(tool).parameters.values()]
-    by_name = {one: build(lab, one) for one in GIVEN if one in taken and (one == "model" or lab.tokenizer is not None)}
-    return tool(**by_name) if "model" in by_name or not taken else tool(build(lab, "model"), **by_name)
+    by_name = {one: given(one) for one in GIVEN if one in taken and (one == "model" or tokenizer)}
+    return tool(**by_name) if "model" in by_name or not taken else tool(given("model"), **by_name)
 
 
 def code_of_tool(tool: Any) -> str:
     """Which tool it was: the name of one of this library, the code of the user's own."""
     module, name = getattr(tool, "__module__", ""), getattr(tool, "__qualname__", type(tool).__name__)
     return f"{module}.{name}" if module.split(".")[0] == "analyzers" else code_of(tool).text
-
-
-def unknown(name: Any, lab: Lab) -> LabError:
-    """The error for a tool that is not there."""
-    return LabError(
-        f"There is no tool {name!r}.{nearest(str(name), lab.names)} Give it: lab.tools[{name!r}] = lambda model: ..."
-    )

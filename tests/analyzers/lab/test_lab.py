@@ -246,7 +246,7 @@ def test_a_result_that_cannot_be_kept_is_refused_and_not_lost(lab: analyzers.Lab
         ),
         (lambda lab: analyzers.Lab(lab.model, lab.folder.parent), "holds other files and no lab.sqlite. Expected a lab"),
         (lambda lab: lab.versions("prob"), r"has no experiment 'prob'\. It has 'probe'\. Nearest that exist: probe\."),
-        (lambda lab: lab.version("zz"), "'zz' is no version of the lab in .*: there is none. Expected one of lab.versions"),
+        (lambda lab: lab.version("zz"), "'zz' is no version of the lab in .*: there is none. Expected one of its versions"),
         (lambda lab: lab.load(3), "3 is no version. Expected one of lab.versions"),
         (lambda lab: lab.experiment(3), "lab.experiment got a int, expected a function"),
         (lambda lab: lab.experiment(lambda: 3), "name='<lambda>' is no name for an experiment"),
