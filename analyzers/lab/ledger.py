@@ -18,7 +18,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from analyzers.lab.errors import LabError, told
-from fmr.disk.files import new_folder, write_whole
+from fmr.disk.files import named, new_folder, write_whole
 
 SCHEMA = 1
 APPLICATION = 0x666D726C  # "fmrl", by which `file` and SQLite know a lab
@@ -62,7 +62,7 @@ class Ledger:
     def open(self, write: bool = False) -> Iterator[sqlite3.Connection]:
         """The database for a moment; what is written in the block is written whole or not at all."""
         with told(f"{'Writing to' if write else 'Reading'} the lab in {self.folder}"):
-            source = f"file:{quote(str(self.path.absolute()))}?mode=rw"
+            source = f"file:{quote(str(self.path))}?mode=rw"
             db = sqlite3.connect(source, timeout=PATIENCE, isolation_level=None, uri=True)
             try:
                 db.row_factory = sqlite3.Row
@@ -86,7 +86,7 @@ class Ledger:
 def opened(folder: Any, make: bool) -> Ledger:
     """The lab in a folder, made where there is none yet; a folder of something else, or of a newer lab, is an error."""
     with told(f"Opening the lab in {folder}"):
-        ledger = Ledger(new_folder(folder) if make else Path(folder))
+        ledger = Ledger((new_folder(folder) if make else named(folder)).absolute())
         foreign = (
             ledger.folder.is_dir()
             and not ledger.path.exists()

@@ -43,7 +43,7 @@ def page(lab: Bench) -> str:
 
 def _experiment(lab: Bench, name: str, attempts: list[dict[str, Any]]) -> dict[str, Any]:
     versions = list(lab.versions(name))
-    befores = [None, *versions[:-1]]
+    befores = [None, *versions][: len(versions)]
     return {
         "name": name,
         "anchor": f"e-{name}",

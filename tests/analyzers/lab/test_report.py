@@ -107,12 +107,19 @@ def test_an_empty_lab_and_a_damaged_file_have_a_page_too(tmp_path: Path) -> None
     def f(n: int) -> Any:
         return torch.arange(n)
 
+    @lab.experiment
+    def never() -> None:
+        raise ValueError("nothing to show")
+
+    with pytest.raises(ValueError, match="nothing"):
+        never()
     f(1)
     damaged = f.record(2)
     (damaged.folder / "result.safetensors").write_bytes(b"")
     text = analyzers.Lab(None, lab.folder).report(tmp_path / "lab.html").read_text()
     assert "result.safetensors is damaged: its checksum is not that of f" in text
     assert "tensor int64[1]" in text
+    assert "ValueError: nothing to show" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH, which draws the page")
