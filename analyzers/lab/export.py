@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable
 from types import ModuleType
 
@@ -48,11 +49,16 @@ def _measured(version: Version) -> dict[str, float]:
     return numbers_of(version.told["result"]) | took
 
 
+def _allowed(place: str) -> str:
+    """A name with the letters that MLflow takes in one."""
+    return re.sub(r"[^\w\- :/]+", ".", place).strip(".") or "value"
+
+
 def _to_mlflow(client: ModuleType, version: Version, project: str) -> None:
     client.set_experiment(project)
     with client.start_run(run_name=f"{version.name} {version.version}", tags=_told(version)):
-        client.log_params(_given(version))
-        client.log_metrics(_measured(version))
+        client.log_params({_allowed(place): text for place, text in _given(version).items()})
+        client.log_metrics({_allowed(place): number for place, number in _measured(version).items()})
         client.log_text(version.code.text, "code.py")
         for name in version.files:
             version.read(name)  # one that is damaged is not sent

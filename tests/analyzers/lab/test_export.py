@@ -72,6 +72,21 @@ def test_mlflow_gets_a_run_a_version(lab: analyzers.Lab, monkeypatch: pytest.Mon
     assert max(len(text) for what, args, _ in calls if what == "log_params" for text in args[0].values()) == 400
 
 
+def test_mlflow_gets_names_that_it_takes(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = dict.fromkeys(["set_experiment", "log_params", "log_metrics", "log_text", "log_artifact"])
+    calls = standing_in("mlflow", monkeypatch, start_run=lambda noting: nullcontext(), **names)
+
+    @lab.experiment
+    def f(x: Any) -> dict[str, float]:
+        return {"layer[3].z": 1.0, "<b>": 2.0}
+
+    f([{"a": 1}])
+    lab.export("mlflow", "project")
+    by_name = {what: args for what, args, _ in calls}
+    assert by_name["log_params"] == ({"seed": "0", "x.0.a": "1"},)
+    assert {"layer.3.z", "b"} <= by_name["log_metrics"][0].keys()
+
+
 def test_wandb_gets_a_run_a_version(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(noting: Any) -> Any:
         return SimpleNamespace(**{name: noting(f"run.{name}") for name in ("log", "log_artifact", "finish")})
