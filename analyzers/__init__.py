@@ -52,6 +52,9 @@ from analyzers.inputs.attribution import InputAttribution
 from analyzers.inputs.curves import Curves
 from analyzers.inputs.result import Attribution
 from analyzers.inputs.sanity import Sanity
+from analyzers.lab.lab import Lab
+from analyzers.lab.outcome import Outcome
+from analyzers.lab.profile import Profile
 from analyzers.lenses.attribution import LogitAttribution
 from analyzers.lenses.decomposition import Decomposition, ResidualDecomposition
 from analyzers.lenses.lens import LogitLens
@@ -124,6 +127,7 @@ __all__ = [
     "KeyValueMemories",
     "Knowledge",
     "KnowledgeProbe",
+    "Lab",
     "LatentContexts",
     "LatentPages",
     "LatentSteered",
@@ -136,10 +140,12 @@ __all__ = [
     "LogitParts",
     "Memories",
     "Modularity",
+    "Outcome",
     "PathPatching",
     "Polysemanticity",
     "Probe",
     "Probed",
+    "Profile",
     "Promotion",
     "Pruning",
     "PruningCurves",

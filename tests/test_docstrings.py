@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.figure
 import networkx
 import numpy as np
 import pytest
@@ -27,6 +27,8 @@ from analyzers.images.parameterizations import sides
 from analyzers.images.redirect import redirected
 from analyzers.images.seen import Seen
 from analyzers.images.spectra import scrambled
+from analyzers.lab.errors import LabError
+from analyzers.lab.picture import Picture, png_of
 from fmr.zoo import tasks, world
 from tests.analyzers.alignment import models as alignment_models
 from tests.structure import experts
@@ -67,6 +69,18 @@ def examples() -> Iterator[doctest.DocTest]:
 
 
 TESTS = {test.name: test for test in examples()}
+
+
+def doubled(x: int) -> dict[str, int]:
+    return {"double": 2 * x}
+
+
+def above_half(seed: int) -> float:
+    return torch.rand(20).mean().item() + 0.2
+
+
+def small_figure() -> Any:
+    return matplotlib.figure.Figure((2, 1))
 
 
 @cache
@@ -111,6 +125,9 @@ def shared() -> dict[str, Any]:
     transfer = analyzers.StyleTransfer(reader, "conv2", ["conv1", "conv2"], size=8, channels=1)
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     asking = analyzers.InputAttribution(model, tokenizer)
+    lab = analyzers.Lab(model, f"{tempfile.mkdtemp()}/lab", tokenizer)
+    kept, longer = lab.experiment(doubled, name="kept"), lab.hypothesis(null=0.5, name="longer")(above_half)
+    kept(7), kept(8)
     torch.manual_seed(0)
     net, given = nn.Sequential(), torch.randn(20, 4)
     net.add_module("out", nn.Linear(4, 3))
@@ -144,6 +161,8 @@ def shared() -> dict[str, Any]:
         "visualized": eye.run([analyzers.images.Logit(n) for n in (3, 7)], steps=10, progress=False),
         "stylized": transfer.run(images[0], images[1], steps=5, progress=False),
         "topcrops": analyzers.TopImages(reader, "conv1", [3], k=2).over([images[:50]], progress=False).result(),
+        "lab": lab, "kept": kept, "longer": longer, "outcome": longer.over(seeds=range(8), progress=False),
+        "LabError": LabError, "profile": lab.profile(**inputs), "drawn": Picture(png_of(small_figure()) or b""),
         "digits": digits, "images": images, "club": club,
         "communities": analyzers.Modularity(digits, draws=3).run(images[:1], progress=False),
         "tracing": tracing, "traces": traces, "editing": editing, "edit": edit, "covariance": editing.known[0],

@@ -1,0 +1,154 @@
+"""A function whose every call is kept: its code, arguments, seed and result."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from analyzers.lab.bench import Bench
+from analyzers.lab.code import Code, canonical, check_function, code_of
+from analyzers.lab.errors import LabError
+from analyzers.lab.ledger import Attempt, as_json, now
+from analyzers.lab.measure import Meter, checked_seed, environment, identity, seeded
+from analyzers.lab.tools import code_of_tool
+from analyzers.lab.values import Packed, pack
+from analyzers.lab.version import Version
+from fmr.disk.files import digest
+
+R = TypeVar("R")
+
+
+class Call(NamedTuple):
+    """One call as it will be made: its arguments, the same as they are kept, the names that the lab fills in, the seed."""
+
+    arguments: dict[str, Any]
+    packed: Packed
+    lent: list[str]
+    seed: int
+
+
+class Experiment(Generic[R]):
+    """A function of which a lab keeps every call.
+
+    >>> @lab.experiment
+    ... def tripled(x):
+    ...     return {"triple": 3 * x}
+    >>> tripled(7)
+    {'triple': 21}
+    >>> tripled.record(7)
+    tripled ...  tripled(x=7) seed 0 -> {'triple': 21}
+
+    `seed=` may be given with any call. Parameters without a default that are called `model`, `tokenizer` or like a tool of
+    the lab are given by the lab; whoever gives them does so by keyword.
+    """
+
+    def __init__(self, lab: Bench, function: Callable[..., R], name: str | None = None, seed: int = 0) -> None:
+        self.name = check_function(function, name)
+        self.lab, self.function, self.seed = lab, function, checked_seed(seed)
+        self.signature = inspect.signature(function)
+        self._source = code_of(function).source  # as it is now: a file may be edited while it runs
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
+        return self._run(args, kwargs)[0]
+
+    def record(self, *args: Any, **kwargs: Any) -> Version:
+        """Run it, and return the version that was kept instead of the result."""
+        _, version = self._run(args, kwargs)
+        return self.lab.version(version)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[R, str]:
+        call = self._call(args, kwargs)
+        model, code = identity(self.lab.model), Code(self._source, code_of(self.function).uses | self._tools(call))
+        given = {
+            "arguments": as_json(call.packed.told),
+            "seed": call.seed,
+            "model": as_json(model),
+            "environment": as_json(environment()),
+        }
+        with Attempt(self.lab.ledger, self.name, given) as attempt:
+            with seeded(call.seed), Meter() as meter:
+                value = self._called(call.arguments | {name: self.lab.given(name) for name in call.lent})
+            try:
+                version = self._keep(attempt, value, call, code, {**given, "seconds": meter.seconds, "memory": meter.memory})
+            except LabError as error:
+                error.result = value
+                raise
+        return value, version
+
+    def _tools(self, call: Call) -> dict[str, str]:
+        return {f"tool {name}": code_of_tool(self.lab.tools[name]) for name in call.lent if name in self.lab.tools}
+
+    def _called(self, arguments: dict[str, Any]) -> R:
+        """The function's own call, each argument in its place."""
+        bound = inspect.BoundArguments(self.signature, OrderedDict((n, arguments[n]) for n in self.signature.parameters))
+        return self.function(*bound.args, **bound.kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The arguments as the function takes them: those given, the lab's own, and defaults."""
+        names = self.signature.parameters
+        by_lab = [name for name, one in names.items() if name in self.lab.names and one.default is one.empty]
+        own = {name: value for name, value in kwargs.items() if name not in by_lab and (name != "seed" or "seed" in names)}
+        given = {name: kwargs[name] for name in by_lab if name in kwargs}
+        rest = self.signature.replace(parameters=[one for name, one in names.items() if name not in by_lab])
+        try:
+            bound = rest.bind_partial(*args, **own)
+            if "seed" in names:
+                bound.arguments.setdefault("seed", self.seed)
+            bound = rest.bind(*bound.args, **bound.kwargs)
+        except TypeError as error:
+            raise LabError(
+                f"{self.name} cannot be called so ({error}). Expected {self.name}{rest}"
+                + (f"; the lab gives {', '.join(by_lab)}." if by_lab else ".")
+            ) from None
+        bound.apply_defaults()
+        seed = checked_seed(bound.arguments["seed"] if "seed" in names else kwargs.get("seed", self.seed))
+        every = {**bound.arguments, **given}
+        return Call(
+            every,
+            pack(every, "arguments", lambda one: code_of(one).text),
+            [name for name in by_lab if name not in given],
+            seed,
+        )
+
+    def _keep(self, attempt: Attempt, value: Any, call: Call, code: Code, given: dict[str, Any]) -> str:
+        result = pack(value, "result")
+        files = call.packed.files | result.files
+        content = {
+            "name": self.name,
+            "source": code.source,
+            "uses": code.uses,
+            "arguments": call.packed.told,
+            "seed": call.seed,
+            "model": identity(self.lab.model).get("fingerprint"),
+            "result": _bare(result.told),
+        }
+        version = hashlib.sha256(canonical(content).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        row = {
+            **given,
+            "version": version,
+            "name": self.name,
+            "made": now(),
+            "source": code.source,
+            "uses": as_json(code.uses),
+            "result": as_json(result.told),
+            "files": as_json({name: digest(data) for name, data in files.items()}),
+        }
+        attempt.finish(row, files)
+        return version
+
+    def __repr__(self) -> str:
+        return f"Experiment({self.name}{self.signature}, seed={self.seed}) of {self.lab.folder}"
+
+
+def _bare(told: Any) -> Any:
+    """JSON without what results print, which another version of the library may word otherwise."""
+    if isinstance(told, list):
+        return [_bare(item) for item in told]
+    if isinstance(told, dict):
+        return {key: _bare(item) for key, item in told.items() if key != "says"}
+    return told

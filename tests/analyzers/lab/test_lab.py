@@ -1,0 +1,347 @@
+"""What a lab keeps of a call, when a version is new, what two versions differ in, and what is refused."""
+
+import hashlib
+import json
+import random
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import analyzers
+import fmr
+from analyzers.lab.errors import LabError
+from fmr.weights import fingerprint
+from tests.analyzers.lab.conftest import network
+from tests.residue import model_state, random_state, torch_state
+
+FACTOR = 3
+
+
+def times(x: float) -> float:
+    return FACTOR * x
+
+
+def defined(text: str, name: str, **names: Any) -> Any:
+    """A function from a text, as from another state of a file."""
+    exec(text, names)
+    return names[name]
+
+
+def test_a_call_is_kept_with_all_that_went_in_and_came_out(lab: analyzers.Lab) -> None:
+    @lab.experiment(seed=5)
+    def probe(model: nn.Module, x: Tensor, scale: float = 0.5) -> dict[str, Any]:
+        return {"out": model(x) * scale, "drawn": torch.rand(3), "y": times(2)}
+
+    x = torch.ones(1, 4)
+    given = probe(x)
+    (version,) = lab.versions("probe")
+    assert torch.equal(version.result["out"], given["out"])
+    assert torch.equal(version.result["drawn"], torch.rand(3, generator=torch.Generator().manual_seed(5)))
+    assert torch.equal(version.arguments["x"], x)
+    assert version.arguments["scale"] == 0.5
+    assert (version.name, version.seed) == ("probe", 5)
+    assert version.source.startswith("@lab.experiment(seed=5)\ndef probe(model: nn.Module, x: Tensor, scale: float = 0.5)")
+    assert version.code.uses == {"times": "def times(x: float) -> float:\n    return FACTOR * x\n", "FACTOR": "3"}
+    assert version.model == {"class": "Sequential", "fingerprint": fingerprint(lab.model)}
+    assert version.environment["torch"] == torch.__version__
+    assert {"python", "numpy", "fmr"} <= version.environment.keys()
+    assert version.seconds > 0
+    assert version.memory is not None
+    assert repr(version).startswith(f"probe {version.version}  probe(x=tensor float32[1, 4], scale=0.5) seed 5 -> ")
+    assert lab.load(version.version[:6])["y"] == 6
+
+
+def test_the_hash_is_that_of_the_content_by_hand(lab: analyzers.Lab) -> None:
+    double = defined("def double(x):\n    return 2 * x\n", "double")
+    version = lab.experiment(double).record(7)
+    content = {
+        "name": "double",
+        "source": version.source,
+        "uses": {},
+        "arguments": {"dict": [["x", 7]]},
+        "seed": 0,
+        "model": fingerprint(lab.model),
+        "result": 14,
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert version.version == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_the_same_code_arguments_and_result_are_one_version(lab: analyzers.Lab, tmp_path: Path) -> None:
+    @lab.experiment
+    def probe(model: nn.Module, n: int) -> Tensor:
+        return model(torch.full((1, 4), float(n))) + torch.rand(2)
+
+    first = probe.record(1)
+    assert probe.record(1) == first
+    assert len(lab.versions("probe")) == 1
+    assert list(lab.attempts("probe")["version"]) == [first.version] * 2
+    other = analyzers.Lab(network(), tmp_path / "other")
+    assert other.experiment(probe.function).record(1).version == first.version
+
+
+def test_a_change_of_any_is_a_new_version(lab: analyzers.Lab, tmp_path: Path) -> None:
+    text = "def f(n, torch=torch, noise=0.0):\n    return (shift + n) * 1.0 + noise * torch.rand(1).item()\n"
+
+    def made(text: str = text, shift: int = 0, where: analyzers.Lab = lab, **given: Any) -> str:
+        function = defined(text.replace("torch=torch, ", "").replace("torch.", "torch."), "f", shift=shift, torch=torch)
+        return where.experiment(function).record(**{"n": 1, **given}).version
+
+    changed = {
+        "nothing": made(),
+        "an argument": made(n=2),
+        "the seed": made(seed=1),
+        "its code": made(text.replace("* 1.0", "* 1.0 + 0.0")),
+        "a constant that it reads": made(shift=1),
+        "the seed of what is drawn": made(seed=2, noise=1.0),
+    }
+    with torch.no_grad():
+        lab.model[0].weight[0, 0] += 1  # type: ignore[index, union-attr]
+    changed["the model"] = made()
+    assert len(set(changed.values())) == len(changed), changed
+
+
+def test_another_result_of_the_same_call_is_another_version(lab: analyzers.Lab) -> None:
+    told = iter([1.0, 2.0])
+    f = defined("def f():\n    return next(told)\n", "f", told=told)
+    assert len({lab.experiment(f).record().version for _ in range(2)}) == 2
+
+
+def test_helpers_beside_a_function_are_part_of_its_code(lab: analyzers.Lab, tmp_path: Path) -> None:
+    import importlib.util
+
+    made = []
+    for n, body in enumerate(("x + 1", "x + 2")):
+        path = tmp_path / f"state{n}.py"
+        path.write_text(f"def helper(x):\n    return 0 * ({body})\n\ndef f(x):\n    return [helper(i) for i in [x]]\n")
+        spec = importlib.util.spec_from_file_location("state", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        made.append(lab.experiment(module.f).record(1))
+    assert made[0].source == made[1].source
+    assert made[0].version != made[1].version
+    assert "-    return 0 * (x + 1)\n+    return 0 * (x + 2)" in repr(lab.diff(*made)).replace("\n    ", "\n")
+
+
+def test_what_was_typed_at_a_prompt_is_kept_as_its_bytecode_and_says_so(lab: analyzers.Lab) -> None:
+    one, same, other = (defined(f"def f(x):\n    return [x * {n} for _ in '{n}']\n", "f") for n in (2, 2, 3))
+    first = lab.experiment(one).record(0)
+    assert first.source.startswith("# No source: it was typed where Python keeps no text. Its bytecode, Python 3.")
+    assert " at 0x" not in first.source
+    assert lab.experiment(same).record(0) == first
+    assert lab.experiment(other).record(0) != first
+
+
+def test_random_numbers_go_on_as_if_there_had_been_no_experiment(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def drawn(seed: int) -> list[Any]:
+        return [random.random(), np.random.rand(), torch.rand(1), seed]
+
+    before = random.getstate(), np.random.get_state()[1].tolist(), random_state(), torch_state(), model_state(lab.model)  # type: ignore[index, arg-type]
+    first = drawn(3)
+    assert first[:2] == [random.Random(3).random(), np.random.RandomState(3).rand()]
+    assert drawn(seed=3)[:2] == first[:2] != drawn(4)[:2]
+    assert drawn()[3] == 0
+    after = random.getstate(), np.random.get_state()[1].tolist(), random_state(), torch_state(), model_state(lab.model)  # type: ignore[index, arg-type]
+    assert after == before
+
+
+def test_tools_are_given_by_name_the_users_own_too(tmp_path: Path) -> None:
+    model, tokenizer = fmr.zoo.load("facts", attn_implementation="eager")
+    lab = analyzers.Lab(model, tmp_path, tokenizer)
+    lab.tools["norms"] = lambda model: {name: p.norm().item() for name, p in model.named_parameters()}
+
+    @lab.experiment
+    def surest(logit_lens: Any, norms: dict[str, float], tokenizer: Any, prompt: str, top: int = 1) -> Any:
+        assert type(logit_lens) is analyzers.LogitLens
+        assert len(tokenizer(prompt)["input_ids"]) > 3
+        return {"lens": logit_lens.run(prompt), "norm": max(norms.values())}
+
+    result = surest("Junel Dunoth grew up in")
+    (version,) = lab.versions()
+    assert version.arguments == {"prompt": "Junel Dunoth grew up in", "top": 1}
+    assert type(version.result["lens"]) is analyzers.Lens
+    assert repr(version.result["lens"]) == repr(result["lens"])
+    assert version.code.uses["tool logit_lens"] == "analyzers.lenses.lens.LogitLens"
+    assert "named_parameters" in version.code.uses["tool norms"]
+    given = surest("Junel Dunoth grew up in", norms={"all": 0.0})
+    assert given["norm"] == 0.0
+
+
+def test_a_diff_tells_each_part_that_differs(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def f(n: int, label: str = "a") -> dict[str, Any]:
+        return {"t": torch.arange(3.0) * n, "deep": [{"x": n}], "same": 1, **({"new": 2} if n > 1 else {})}
+
+    a, b = f.record(1), f.record(3, label="b", seed=2)
+    difference = lab.diff(a, b.version)
+    assert [change[:2] for change in difference.changes] == [
+        ("seed", ""),
+        ("arguments", "n"),
+        ("arguments", "label"),
+        ("result", "t"),
+        ("result", "deep[0]['x']"),
+        ("result", "new"),
+    ]
+    by = {change[1]: change[4] for change in difference.changes}
+    assert by["t"] == 4.0
+    assert by["deep[0]['x']"] == 2
+    assert "  result new: - -> 2" in repr(difference)
+    assert "  arguments label: 'a' -> 'b'" in repr(difference)
+    assert len(difference.table()) == 6
+    assert not lab.diff(a, a)
+    assert repr(lab.diff(a, a)).endswith("no difference")
+
+
+def test_an_error_in_an_experiment_is_kept_and_raised_again(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def broken(n: int) -> float:
+        return 1 / (n - 1)
+
+    broken(2)
+    with pytest.raises(ZeroDivisionError):
+        broken(1)
+    attempts = lab.attempts("broken")
+    assert list(attempts["status"]) == ["finished", "failed"]
+    assert "return 1 / (n - 1)" in attempts["error"][1]
+    assert attempts["error"][1].rstrip().endswith("ZeroDivisionError: division by zero")
+    assert len(lab.versions("broken")) == 1
+
+
+def test_a_result_that_cannot_be_kept_is_refused_and_not_lost(lab: analyzers.Lab) -> None:
+    class Odd:
+        pass
+
+    @lab.experiment
+    def odd() -> dict[str, Any]:
+        return {"fine": 1, "odd": [Odd()]}
+
+    message = (
+        r"result\['odd'\]\[0\] is a tests.*Odd, which a lab cannot keep\. Expected numbers, text, lists, dicts, tensors, "
+        r"arrays, data frames, figures and results of analyzers\. Return what of it counts as these\."
+    )
+    with pytest.raises(LabError, match=message) as caught:
+        odd()
+    assert caught.value.result["fine"] == 1
+    attempts = lab.attempts("odd")
+    assert list(attempts["status"]) == ["failed"]
+    assert "which a lab cannot keep" in attempts["error"][0]
+    assert not any(path.is_file() for path in (lab.folder / "values").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda lab: analyzers.Lab("gpt", lab.folder), "Lab got 'gpt' for its model, expected a torch.nn.Module"),
+        (
+            lambda lab: analyzers.Lab(None, lab.folder / "no"),
+            "is no folder of a lab: there is no lab.sqlite. Expected a lab",
+        ),
+        (lambda lab: analyzers.Lab(lab.model, lab.folder.parent), "holds other files and no lab.sqlite. Expected a lab"),
+        (lambda lab: lab.versions("prob"), r"has no experiment 'prob'\. It has 'probe'\. Nearest that exist: probe\."),
+        (lambda lab: lab.version("zz"), "'zz' is no version of the lab in .*: there is none. Expected one of its versions"),
+        (lambda lab: lab.load(3), "3 is no version. Expected one of lab.versions"),
+        (lambda lab: lab.experiment(3), "lab.experiment got a int, expected a function"),
+        (lambda lab: lab.experiment(lambda: 3), "name='<lambda>' is no name for an experiment"),
+        (lambda lab: lab.experiment(name="../x")(len), r"name='\.\./x' is no name for an experiment"),
+        (lambda lab: lab.experiment(seed=-1)(test_misuse), r"seed=-1: expected a whole number from 0 to 2\*\*32 - 1"),
+        (
+            lambda lab: lab.experiment(probe)(1, 2),
+            r"probe cannot be called so \(too many positional.*\)\. Expected probe\(x",
+        ),
+        (lambda lab: lab.experiment(probe)(y=2), r"probe cannot be called so \(.*\)\. Expected probe\(x"),
+        (lambda lab: lab.experiment(probe)(object()), r"arguments\['x'\] is a builtins.object, which a lab cannot keep"),
+        (lambda lab: lab.experiment(generator), "generator is a coroutine or a generator, expected a function"),
+        (lambda lab: lab.experiment(asks)(), "The lab has no tokenizer, which an experiment asks for. Make it with one"),
+        (
+            lambda lab: (lab.tools.update(own=3), lab.experiment(own_tool)()),
+            r"lab.tools\['own'\] is a int, expected a class",
+        ),
+    ],
+)
+def test_misuse(mistake: Any, message: str, lab: analyzers.Lab) -> None:
+    lab.experiment(probe)(1)
+    with pytest.raises(fmr.FmrError, match=message):
+        mistake(lab)
+
+
+def probe(x: Any) -> Any:
+    return x
+
+
+def generator() -> Any:
+    yield 1
+
+
+def asks(tokenizer: Any) -> Any:
+    return tokenizer
+
+
+def own_tool(own: Any) -> Any:
+    return own
+
+
+def test_a_newer_lab_and_a_foreign_file_are_refused(lab: analyzers.Lab, tmp_path: Path) -> None:
+    with sqlite3.connect(lab.folder / "lab.sqlite") as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(LabError, match=r"has schema 99, this version of fmr reads schema 1. Upgrade fmr"):
+        analyzers.Lab(None, lab.folder)
+    for name, content in (("text", b"not a database at all" * 100), ("other", None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        if content is None:
+            with sqlite3.connect(folder / "lab.sqlite") as db:
+                db.execute("CREATE TABLE t (x)")
+            db.close()
+        else:
+            (folder / "lab.sqlite").write_bytes(content)
+        before = (folder / "lab.sqlite").read_bytes()
+        with pytest.raises(LabError, match=r"is a database of something else|file is not a database"):
+            analyzers.Lab(network(), folder)
+        assert (folder / "lab.sqlite").read_bytes() == before
+
+
+def test_a_lab_is_read_without_its_model_and_without_this_library(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def f(model: nn.Module) -> Any:
+        return {"t": model(torch.ones(1, 4)), "n": 3}
+
+    version = f.record()
+    read = analyzers.Lab(None, lab.folder)
+    assert read.load(version.version)["n"] == 3
+    with pytest.raises(LabError, match=r"The lab has no model"):
+        read.experiment(f.function)()
+    from safetensors.torch import load_file
+
+    db = sqlite3.connect(lab.folder / "lab.sqlite")
+    name, told = db.execute("SELECT version, result FROM versions").fetchone()
+    db.close()
+    at = json.loads(told)["dict"][0][1]["tensor"]["at"]
+    found = load_file(lab.folder / "values" / "f" / name / "result.safetensors")[at]
+    assert torch.equal(found, version.result["t"])
+
+
+def test_a_damaged_or_missing_file_is_told_and_written_again(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def f(model: nn.Module) -> Tensor:
+        return model(torch.ones(1, 4))
+
+    version = f.record()
+    file = version.folder / "result.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(LabError, match=r"result.safetensors is damaged: its checksum is not that of f .* Run the"):
+        _ = version.result
+    file.unlink()
+    with pytest.raises(LabError, match=r"result.safetensors cannot be read .*; run the experiment again"):
+        _ = version.result
+    f()
+    assert file.read_bytes() == whole
