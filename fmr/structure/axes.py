@@ -42,6 +42,10 @@ class Axes:
         """A site with its layout, where that is not the usual one; `units` is the class that is known to count them."""
         return site if site.layout is not None else replace(site, layout=self._layout(site.id, units))
 
+    def are_positions(self, name: TensorId, dim: int) -> bool:
+        """Whether attentions say that a dimension of a value counts positions."""
+        return self._asks(self._of(name)[dim])
+
     def attention(self, block: Attention) -> Attention:
         """An attention in whose values no dimension that counts more than examples is said to count these."""
         sites: dict[str, Any] = {

@@ -1,0 +1,136 @@
+"""Which positions hear which, measured: what is written where what is read is changed at one position."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from fmr.graph.graph import Graph
+from fmr.ids import TensorId
+from fmr.structure.proof.again import Again
+from fmr.structure.proof.evaluate import Values
+
+PLACES = 6
+"""At how many positions a proof changes what is read: the first, the last, and some between; at all of fewer."""
+
+
+class Measure:
+    """What becomes of values between what is read off a stream and the sum in which something is added to it.
+
+    `axis` is the dimension of positions.
+    """
+
+    def __init__(self, graph: Graph, reads: Iterable[TensorId], write: TensorId, axis: int, value: Values) -> None:
+        self.again, self.write, self.axis = Again(graph, reads, value), write, axis
+        shape = graph[write].shape
+        self.length, self.examples = shape[axis], shape[0] if axis else 1
+        self.read = {name: self.again.plain(name) for name in reads if graph[name].shape == shape}
+        self.other = {name: turned(one) for name, one in self.read.items()}
+        transforms = any(node.op.startswith("fft") for node in graph.between(min(reads, key=graph.place), write))
+        self.least = 1e-6 if transforms else 1e-12  # weights that were transformed when the model ran are rounded
+        self._moved: dict[object, Tensor] = {}
+
+    @property
+    def places(self) -> list[int]:
+        """The positions at which a proof changes what is read."""
+        return sorted({round(n * (self.length - 1) / (PLACES - 1)) for n in range(PLACES)})
+
+    def moved(self, name: TensorId, place: int, held: Iterable[TensorId] = ()) -> Tensor:
+        """The positions at which a value moves where another thing is read at one position, while some values are held."""
+        key = name, place, frozenset(held)
+        if key not in self._moved:
+            self._moved[key] = self.differs(name, self.again.changed(name, self._at(place), key[2]))
+        return self._moved[key]
+
+    def moves(self, name: TensorId, place: int) -> bool:
+        """Whether any number of a value moves."""
+        return not torch.equal(self.again.plain(name), self.again.changed(name, self._at(place)))
+
+    def _at(self, place: int) -> dict[TensorId, Tensor]:
+        return {name: at_place(one, self.other[name], self.axis, place) for name, one in self.read.items()}
+
+    def differs(self, name: TensorId, after: Tensor, *more: int) -> Tensor:
+        """At which positions, or positions and places of `more` dimensions, a value is another by more than rounding."""
+        before, kept = self.again.plain(name), sorted({self.axis, *more})
+        off = (after - before).abs().nan_to_num(0.0)
+        for dim in reversed([n for n in range(off.dim()) if n not in kept]):
+            off = off.amax(dim)
+        return off > self.least * before.abs().nan_to_num(0.0).max()
+
+    def direction(self, name: TensorId) -> str:
+        """Which way what is read at some positions is handed on; empty where no other position hears it."""
+        moved = {place: self.moved(name, place) for place in self.places}
+        later = any(bool(one[place + 1 :].any()) for place, one in moved.items())
+        earlier = any(bool(one[:place].any()) for place, one in moved.items())
+        return "both" if later and earlier else "causal" if later else "anticausal" if earlier else ""
+
+    def farthest(self, name: TensorId) -> tuple[int, int]:
+        """The position at which another thing is read and the one farthest from it at which a value moves then."""
+        pairs = ((place, n) for place in self.places for n in self.moved(name, place).nonzero().flatten().tolist())
+        return max(pairs, key=lambda pair: abs(pair[0] - pair[1]), default=(0, 0))
+
+    def hears(self, name: TensorId) -> bool:
+        """Whether a value moves at all with what is read."""
+        return any(bool(self.moved(name, place).any()) for place in self.places)
+
+    def alone(self, name: TensorId, held: Iterable[TensorId]) -> bool:
+        """Whether each position hears itself at most, while some values are held."""
+        moved = ((place, self.moved(name, place, held)) for place in self.places)
+        return not any(bool(one[:place].any() or one[place + 1 :].any()) for place, one in moved)
+
+    def written(self, output: TensorId) -> bool:
+        """Whether what is another in an output, at some positions of some examples, is another in the sum there, and there
+        alone."""
+        made = self.again.plain(output)
+        least = 1e-3 * float(self.again.plain(self.write).abs().nan_to_num(0.0).max())
+        other, shape = turned(made, least), [n if dim in (0, self.axis) else 1 for dim, n in enumerate(made.shape)]
+        some = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
+        some.view(-1)[0], some.view(-1)[-1] = True, False
+        for mask in (some, ~some):
+            after = self.again.changed(self.write, {output: torch.where(mask.to(made.device), other, made)})
+            if not torch.equal(self.differs(self.write, after, 0).cpu(), mask.reshape([n for dim, n in enumerate(shape) if dim in (0, self.axis)])):
+                return False
+        return True
+
+    def apart(self, name: TensorId) -> bool:
+        """Whether examples do not hear one another."""
+        half = self.examples // 2
+        if not half:
+            return True
+        first = torch.arange(self.examples) < half
+        mask = first.reshape(-1, *[1] * (self.again.plain(name).dim() - 1))
+        given = {one: torch.where(mask.to(was.device), self.other[one], was) for one, was in self.read.items()}
+        after, before = self.again.changed(name, given)[half:], self.again.plain(name)
+        off = (after - before[half:]).abs().nan_to_num(0.0)
+        return not bool((off > self.least * before.abs().nan_to_num(0.0).max()).any())
+
+    def beside(self, name: TensorId, gate: TensorId) -> bool:
+        """Whether what one value is at one place of some dimension moves a single position of another value."""
+        made = self.again.plain(gate)
+        other = turned(made)
+        for axis in (n for n in range(made.dim()) if made.shape[n] >= self.length):
+            after = self.again.changed(name, {gate: at_place(made, other, axis, made.shape[axis] // 2)})
+            if self.differs(name, after).sum() == 1:
+                return True
+        return False
+
+    def idle(self, name: TensorId, inputs: Mapping[TensorId, Tensor]) -> set[TensorId]:
+        """Which of some values may be anything for what a value is."""
+        made = self.again.changed(name, inputs)
+        others = {one: {**inputs, one: turned(was)} for one, was in inputs.items()}
+        return {one for one, given in others.items() if torch.equal(made, self.again.changed(name, given))}
+
+
+def turned(read: Tensor, least: float = 1e-6) -> Tensor:
+    """Other numbers of the same size, or that at `least`, in place of what is read."""
+    real = torch.view_as_real(read) if read.is_complex() else read
+    noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0), dtype=real.dtype).to(read.device)
+    other = real.mean() + real.std(correction=0).clamp(min=least) * noise
+    return torch.view_as_complex(other) if read.is_complex() else other
+
+
+def at_place(was: Tensor, other: Tensor, axis: int, place: int) -> Tensor:
+    """A value with the numbers of another one at one place."""
+    made = was.clone()
+    made.select(axis, place).copy_(other.select(axis, place))
+    return made
