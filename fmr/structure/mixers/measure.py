@@ -10,8 +10,8 @@ from fmr.ids import TensorId
 from fmr.structure.proof.again import Again
 from fmr.structure.proof.evaluate import Values
 
-PLACES = 6
-"""At how many positions a proof changes what is read: the first, the last, and some between; at all of fewer."""
+PLACES = 3
+"""At how many positions a proof changes what is read: the first, the middle and the last."""
 
 
 class Measure:
@@ -29,6 +29,9 @@ class Measure:
         transforms = any(node.op.startswith("fft") for node in graph.between(min(reads, key=graph.place), write))
         self.least = 1e-6 if transforms else 1e-12  # weights that were transformed when the model ran are rounded
         self._moved: dict[object, Tensor] = {}
+        self._remade: dict[tuple[TensorId, ...], Tensor] = {}
+        self._idle: dict[tuple[TensorId, ...], set[TensorId]] = {}
+        self._anew: dict[TensorId, tuple[Mapping[TensorId, Tensor], Tensor]] = {}
 
     @property
     def places(self) -> list[int]:
@@ -92,17 +95,30 @@ class Measure:
                 return False
         return True
 
+    def remade(self, name: TensorId, inputs: Iterable[TensorId]) -> Tensor:
+        """A value as it is made of others as they were recorded."""
+        key = name, *inputs
+        if key not in self._remade:
+            self._remade[key] = self.again.changed(name, {one: self.again.value.double(one) for one in key[1:]})
+        return self._remade[key]
+
+    def anew(self, name: TensorId) -> tuple[Mapping[TensorId, Tensor], Tensor]:
+        """What is read turned into something else in half of the examples, and what a value is then."""
+        if name not in self._anew:
+            half = torch.arange(self.examples) < (self.examples + 1) // 2
+            given = {}
+            for one, was in self.read.items():
+                mask = half.reshape(-1, *[1] * (was.dim() - 1)).to(was.device)
+                given[one] = torch.where(mask, self.other[one], was)
+            self._anew[name] = given, self.again.changed(name, given)
+        return self._anew[name]
+
     def apart(self, name: TensorId) -> bool:
-        """Whether examples do not hear one another."""
-        half = self.examples // 2
-        if not half:
-            return True
-        first = torch.arange(self.examples) < half
-        mask = first.reshape(-1, *[1] * (self.again.plain(name).dim() - 1))
-        given = {one: torch.where(mask.to(was.device), self.other[one], was) for one, was in self.read.items()}
-        after, before = self.again.changed(name, given)[half:], self.again.plain(name)
-        off = (after - before[half:]).abs().nan_to_num(0.0)
-        return not bool((off > self.least * before.abs().nan_to_num(0.0).max()).any())
+        """Whether half of the examples do not hear the others."""
+        before, after = self.again.plain(name), self.anew(name)[1]
+        rest = range((self.examples + 1) // 2, self.examples)
+        off = (after - before).abs().nan_to_num(0.0)[rest.start : rest.stop]
+        return not rest or not bool((off > self.least * before.abs().nan_to_num(0.0).max()).any())
 
     def beside(self, name: TensorId, gate: TensorId) -> bool:
         """Whether what one value is at one place of some dimension moves a single position of another value."""
@@ -114,11 +130,16 @@ class Measure:
                 return True
         return False
 
-    def idle(self, name: TensorId, inputs: Mapping[TensorId, Tensor]) -> set[TensorId]:
-        """Which of some values may be anything for what a value is."""
-        made = self.again.changed(name, inputs)
-        others = {one: {**inputs, one: turned(was)} for one, was in inputs.items()}
-        return {one for one, given in others.items() if torch.equal(made, self.again.changed(name, given))}
+    def idle(self, name: TensorId, inputs: tuple[TensorId, ...]) -> set[TensorId]:
+        """Which of some values may be anything for what another is."""
+        if (name, *inputs) not in self._idle:
+            given = {one: self.again.value.double(one) for one in inputs}
+            made = self.remade(name, inputs)
+            others = ((one, {**given, one: turned(was)}) for one, was in given.items())
+            self._idle[name, *inputs] = {
+                one for one, anew in others if torch.equal(made, self.again.changed(name, anew))
+            }
+        return self._idle[name, *inputs]
 
 
 def turned(read: Tensor, least: float = 1e-6) -> Tensor:

@@ -1,6 +1,6 @@
 """One mixer of a model: what it reads off the stream, what it mixes and what it writes, and the proof that it does."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Mixer:
     (`operands` are multiplied in `product`, as queries, keys and values are, and nothing bends between), what bends between
     these and "attention", "convolution" (windows of each unit), "network" (projections of positions with something bent
     between) or "fixed" (a transform, or weights over positions). `mixed` are the values in which positions come together;
-    none where states are. `direction` is "causal", "anticausal" or "both", as it is measured at up to six positions; None
+    none where states are. `direction` is "causal", "anticausal" or "both", as it is measured at the first, the middle and the last position; None
     where it was found in a graph alone. `axis` is the dimension of positions, `write` the sum of the stream in which it is
     added, `scope` the module call that holds inputs and output.
     """
@@ -138,8 +138,8 @@ def _why_not_written(outputs: Sequence[TensorId], measure: Measure) -> str:
 def as_measured(found: Mixer, told: Told, measure: Measure) -> Mixer:
     """A reading of a mixer with what was measured, and without what the graph says goes in and does not, as other slots of
     one buffer."""
-    graph, ids = measure.again.graph, [one.id for one in found.inputs]
-    idle = measure.idle(told.output, {name: measure.again.plain(name) for name in ids})
+    graph, ids = measure.again.graph, tuple(one.id for one in found.inputs)
+    idle = measure.idle(told.output, ids)
     kept = [name for name in ids if name not in idle]
     states = found.states
     if idle:
@@ -167,7 +167,7 @@ def certify_mixer(found: Mixer, measure: Measure) -> Certificate:
     graph, value = measure.again.graph, measure.again.value
     if wrong := _misread(graph, found):
         raise StructureError(wrong)
-    inputs, recorded = {one.id: value.double(one.id) for one in found.inputs}, value(found.output.id)
+    inputs, recorded = tuple(one.id for one in found.inputs), value(found.output.id)
     errors: dict[str, float] = {}
     tolerance = tolerance_of(recorded, *(value(name) for name in inputs))
     for what, proof_of in _proofs(found, inputs, measure):
@@ -177,10 +177,10 @@ def certify_mixer(found: Mixer, measure: Measure) -> Certificate:
     return Certificate(errors, tolerance)
 
 
-def _proofs(found: Mixer, inputs: Mapping[TensorId, Tensor], measure: Measure) -> Iterator[tuple[str, Callable[[], float]]]:
+def _proofs(found: Mixer, inputs: tuple[TensorId, ...], measure: Measure) -> Iterator[tuple[str, Callable[[], float]]]:
     """What is to be shown of a mixer, each with how far it is off."""
     output, recorded = found.output.id, measure.again.value(found.output.id)
-    yield "mixed", lambda: error(measure.again.changed(output, inputs), recorded)
+    yield "mixed", lambda: error(measure.remade(output, inputs), recorded)
     yield "written", lambda: _or_not(measure.written(output))
     if found.states:
         yield "state", lambda: _or_not(_through(found, measure))
@@ -219,14 +219,13 @@ def _misread(graph: Graph, found: Mixer) -> str:
     return f"{others[0]} is a gate and no input" if others else ""
 
 
-def _anew(found: Mixer, inputs: Mapping[TensorId, Tensor], measure: Measure) -> float:
+def _anew(found: Mixer, inputs: tuple[TensorId, ...], measure: Measure) -> float:
     """How far the output of another stream lies from that of the inputs that are made of it; infinite where one is idle."""
     output, again = found.output.id, measure.again
-    other = {name: turned(again.plain(name)) for name in found.reads}
-    anew = {name: other[name] if name in other else again.changed(name, other) for name in inputs}
-    if len(inputs) > 1 and measure.idle(output, anew):
+    read, made = measure.anew(output)
+    if len(inputs) > 1 and measure.idle(output, inputs):
         return torch.inf
-    return error(again.changed(output, anew), again.changed(output, other))
+    return error(again.changed(output, {name: again.changed(name, read) for name in inputs}), made)
 
 
 def _through(found: Mixer, measure: Measure) -> bool:

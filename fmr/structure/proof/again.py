@@ -29,7 +29,7 @@ class Again:
     def plain(self, name: TensorId) -> Tensor:
         """A value where nothing is changed."""
         for node in self._way(name):
-            if node.id not in self._made and any(parent.id in self._made for parent in node.parents):
+            if node.id not in self._made and _reads(node, self._made):
                 self._made[node.id] = self._run(node, {})
         return self._made[name] if name in self._made else self.value.double(name)
 
@@ -37,9 +37,9 @@ class Again:
         """A value where others are given anew and some are held as they are."""
         plain, new = self.plain(target), dict(given)
         for node in self._way(target):
-            if node.id not in given and node.id not in held and any(parent.id in new for parent in node.parents):
+            if node.id not in new and node.id not in held and _reads(node, new):
                 made = self._run(node, new)
-                if not torch.equal(made, self.plain(node.id)):
+                if node.id not in self._made or not torch.equal(made, self._made[node.id]):
                     new[node.id] = made
         return new.get(target, plain)
 
@@ -61,3 +61,7 @@ class Again:
         if name in new:
             return new[name]
         return self._made[name] if name in self._made else self.value.double(name)
+
+
+def _reads(node: Node, known: Container[TensorId]) -> bool:
+    return any(parent.id in known for parent in node.parents)
