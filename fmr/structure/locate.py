@@ -132,6 +132,7 @@ class _Search:
         residuals = tuple(self._residual(stream, sums) for stream in streams)
         self.sums = sums
         attention = self._attention()
+        self.axes = self._tried(self.end, "axis", lambda: Axes(self.graph, attention), None)
         mlps = self._memories(residuals, sums, attention)
         attention, mlps = self._named(attention, mlps)
         last = streams[-1] if streams and streams[-1].writes else None
@@ -177,7 +178,7 @@ class _Search:
 
     def _named(self, attention: list[Attention], mlps: list[Memory]) -> tuple[list[Attention], list[Memory]]:
         """The parts with what their dimensions count."""
-        axes = self.axes = self._tried(self.end, "axis", lambda: Axes(self.graph, attention), None)
+        axes = self.axes
         if axes is None:
             return attention, mlps
         told = [self._tried(one.softmax, "axis", partial(axes.attention, one), one) for one in attention]
@@ -243,7 +244,7 @@ class _Search:
                 continue
             found = self._tried(node.id, "memory", partial(memory_of, self.graph, down, sums), "")
             if isinstance(found, Memory):
-                look = partial(why_no_memory, self.graph, found, residuals, sums)
+                look = partial(why_no_memory, self.graph, found, residuals, sums, self.axes)
                 reason = self._tried(node.id, "memory", look, "")
             else:
                 is_second = next(firsts(form_of(self.graph)[down.data], carried), None) is not None

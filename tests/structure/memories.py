@@ -318,7 +318,6 @@ FOUND = (
     ByHand,
     Normed,
     Channels,
-    Near,
     LowRank,
     KeyValue,
     UnitsFirst,

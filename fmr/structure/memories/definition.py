@@ -19,14 +19,16 @@ def of_own_place(
 ) -> float | None:
     """How far coefficients, `made` again, move, beyond a gain of each unit, where what is read elsewhere is turned round.
 
-    A gain may depend on all positions of an example, as where units compete. None where a convolution of each unit lies
-    between, whose window is known to reach further, where coefficients do not move at all, and where which position is
-    which cannot be told.
+    A gain may depend on all positions of an example, as where units compete. What convolutions of an image make is held, as
+    their windows are known to reach further. None where coefficients do not move at all, and where which position is which
+    cannot be told.
     """
     origin = strip_views(graph, source)
     first = next((one for node in between(graph, source, up) if (one := _reads(graph, node, origin))), None)
-    if first is None or any(node.op in CONVOLUTIONS for node in between(graph, up, post)):
+    if first is None:
         return None
+    over = [one for one in windows(graph, up, post) if len(one.shape) > 3]
+    held = {one.id: value(one.id) for one in over}
     read = value(source).detach()
     units = summed_dim(graph, first) % len(graph[first.data].shape) - len(graph[first.data].shape)
     rows, coefficients = _rows(read, units), _rows(made, axis)
@@ -36,12 +38,22 @@ def of_own_place(
         return float("inf")
     chosen = (torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)) < len(rows) / 3).to(rows.device)
     turned = _turned(rows, chosen).reshape(read.movedim(units, -1).shape).movedim(-1, units)
-    moved = _rows(evaluate(graph, post, {source: turned}, value), axis)
+    moved = _rows(evaluate(graph, post, {source: turned, **held}, value), axis)
     examples = read.shape[0] if read.dim() > 2 else 1
+    if held and torch.equal(_rows(evaluate(graph, post, {source: read, **held}, value), axis), moved):
+        read_by = [one.parents[0].id for one in over]
+        each = (of_own_place(graph, source, up, name, value(name), 1 - len(over[0].shape), value) for name in read_by)
+        return max((off for off in each if off is not None), default=0.0)
     if torch.equal(coefficients, moved) or not bool(torch.isfinite(coefficients - moved).all()):
         return None  # all of them are at a bound, or are no numbers
     ways = _laid(chosen, read.movedim(units, -1).shape[:-1], made.movedim(axis, -1).shape[:-1])
     return min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))
+
+
+def windows(graph: Graph, up: TensorId, post: TensorId) -> list[Node]:
+    """The convolutions over several places between a first projection and the coefficients."""
+    convolutions = (node for node in between(graph, up, post) if node.op in CONVOLUTIONS)
+    return [node for node in convolutions if max(graph[node.parents[1].id].shape[2:], default=1) > 1]
 
 
 def _reads(graph: Graph, node: Node, origin: TensorId) -> Projection | None:
