@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import combinations
+from math import prod
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def of_own_place(
         return max((off for off in each if off is not None), default=0.0)
     if torch.equal(coefficients, moved) or not bool(torch.isfinite(coefficients - moved).all()):
         return None  # all of them are at a bound, or are no numbers
-    ways = _laid(chosen, read.movedim(units, -1).shape[:-1], made.movedim(axis, -1).shape[:-1])
+    ways = _laid(chosen, made.movedim(axis, -1).shape[:-1])
     return min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))
 
 
@@ -67,15 +68,13 @@ def _rows(value: Tensor, axis: int) -> Tensor:
     return value.movedim(axis, -1).reshape(-1, value.shape[axis])
 
 
-def _laid(chosen: Tensor, rows: torch.Size, places: torch.Size) -> Iterator[Tensor]:
+def _laid(chosen: Tensor, places: torch.Size) -> Iterator[Tensor]:
     """Which places the chosen rows are, for each way in which the places may be the rows, with more dimensions between."""
-    if len(chosen) == places.numel():
-        yield chosen
-        return
-    for dims in combinations(range(len(places)), len(rows)):
-        if tuple(places[dim] for dim in dims) == tuple(rows):
-            wide = [places[dim] if dim in dims else 1 for dim in range(len(places))]
-            yield chosen.reshape(wide).expand(places).reshape(-1)
+    for number in range(len(places) + 1):
+        for dims in combinations(range(len(places)), number):
+            if prod(places[dim] for dim in dims) == len(chosen):
+                wide = [places[dim] if dim in dims else 1 for dim in range(len(places))]
+                yield chosen.reshape(wide).expand(places).reshape(-1)
 
 
 def _turned(rows: Tensor, chosen: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ MEANS = {
     "weights": "its weights are not what comes of its scores",
     "sum": "what is written is not the sum of what each expert writes with its weight",
     "experts": "with the weight of one expert alone others matter, or it does not",
+    "tokens": "a weight of a token does not count for what is written there, as where experts take no more tokens than fit",
     "writes": "a sum is not the value before plus what is added",
     "q": "its queries are not what its weights make",
     "k": "its keys are not what its weights make",
