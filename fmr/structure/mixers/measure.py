@@ -134,12 +134,21 @@ class Measure:
         """Which of some values may be anything for what another is."""
         if (name, *inputs) not in self._idle:
             given = {one: self.again.value.double(one) for one in inputs}
-            made = self.remade(name, inputs)
-            others = ((one, {**given, one: turned(was)}) for one, was in given.items())
-            self._idle[name, *inputs] = {
-                one for one, anew in others if torch.equal(made, self.again.changed(name, anew))
-            }
+            waiting = self._unmoved(name, given, self.examples) if self.axis else [*inputs]
+            self._idle[name, *inputs] = {one for one in waiting if self._unmoved(name, {one: given[one]}, 1)}
         return self._idle[name, *inputs]
+
+    def _unmoved(self, name: TensorId, given: Mapping[TensorId, Tensor], several: int) -> list[TensorId]:
+        """Which of some values do not move another one, where each is turned in one of several examples, or in all."""
+        found, known = list[TensorId](), [one for one, was in given.items() if several == 1 or was.shape[0] == several]
+        for start in range(0, len(known), several):
+            new = {one: given[one].clone() for one in known[start : start + several]}
+            parts = {one: slice(n, n + 1) if several > 1 else slice(None) for n, one in enumerate(new)}
+            for one, part in parts.items():
+                new[one][part] = turned(given[one])[part]
+            after, before = self.again.changed(name, new), self.again.plain(name)
+            found += [one for one, part in parts.items() if torch.equal(after[part], before[part])]
+        return [*found, *(one for one in given if one not in known)]
 
 
 def turned(read: Tensor, least: float = 1e-6) -> Tensor:
