@@ -48,7 +48,7 @@ class Axes:
 
     def is_another(self, one: Dim, name: TensorId) -> bool:
         """Whether a dimension is one of those of a value, and not that of its units."""
-        dims, (given,) = self._of(name), self._of(one[0])[one[1] :][:1]
+        dims, (given,) = self._of(name), self._of(TensorId(one[0]))[one[1] :][:1]
         return given in dims and given != dims[self._units(dims, None)]
 
     def attention(self, block: Attention) -> Attention:

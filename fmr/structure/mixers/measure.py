@@ -29,6 +29,7 @@ class Measure:
         transforms = any(node.op.startswith("fft") for node in graph.between(min(reads, key=graph.place), write))
         self.least = 1e-6 if transforms else 1e-12  # weights that were transformed when the model ran are rounded
         self._moved: dict[object, Tensor] = {}
+        self._written: dict[TensorId, bool] = {}
         self._remade: dict[tuple[TensorId, ...], Tensor] = {}
         self._idle: dict[tuple[TensorId, ...], set[TensorId]] = {}
         self._anew: dict[TensorId, tuple[Mapping[TensorId, Tensor], Tensor]] = {}
@@ -84,16 +85,21 @@ class Measure:
     def written(self, output: TensorId) -> bool:
         """Whether what is another in an output, at some positions of some examples, is another in the sum there, and there
         alone."""
+        if output not in self._written:
+            made = self.again.plain(output)
+            least = 1e-3 * float(self.again.plain(self.write).abs().nan_to_num(0.0).max())
+            other, cells = turned(made, least), [n for dim, n in enumerate(made.shape) if dim in (0, self.axis)]
+            some = torch.rand(cells, generator=torch.Generator().manual_seed(0)) < 0.5
+            some.view(-1)[0], some.view(-1)[-1] = True, False
+            self._written[output] = all(self._is_heard_at(mask, output, other) for mask in (some, ~some))
+        return self._written[output]
+
+    def _is_heard_at(self, cells: Tensor, output: TensorId, other: Tensor) -> bool:
+        """Whether the sum is another where an output is, at these positions of these examples, and nowhere else."""
         made = self.again.plain(output)
-        least = 1e-3 * float(self.again.plain(self.write).abs().nan_to_num(0.0).max())
-        other, shape = turned(made, least), [n if dim in (0, self.axis) else 1 for dim, n in enumerate(made.shape)]
-        some = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
-        some.view(-1)[0], some.view(-1)[-1] = True, False
-        for mask in (some, ~some):
-            after = self.again.changed(self.write, {output: torch.where(mask.to(made.device), other, made)})
-            if not torch.equal(self.differs(self.write, after, 0).cpu(), mask.reshape([n for dim, n in enumerate(shape) if dim in (0, self.axis)])):
-                return False
-        return True
+        wide = [n if dim in (0, self.axis) else 1 for dim, n in enumerate(made.shape)]
+        given = {output: torch.where(cells.reshape(wide).to(made.device), other, made)}
+        return torch.equal(self.differs(self.write, self.again.changed(self.write, given), 0).cpu(), cells)
 
     def remade(self, name: TensorId, inputs: Iterable[TensorId]) -> Tensor:
         """A value as it is made of others as they were recorded."""
@@ -132,11 +138,12 @@ class Measure:
 
     def idle(self, name: TensorId, inputs: tuple[TensorId, ...]) -> set[TensorId]:
         """Which of some values may be anything for what another is."""
-        if (name, *inputs) not in self._idle:
+        key = name, *inputs
+        if key not in self._idle:
             given = {one: self.again.value.double(one) for one in inputs}
             waiting = self._unmoved(name, given, self.examples) if self.axis else [*inputs]
-            self._idle[name, *inputs] = {one for one in waiting if self._unmoved(name, {one: given[one]}, 1)}
-        return self._idle[name, *inputs]
+            self._idle[key] = {one for one in waiting if self._unmoved(name, {one: given[one]}, 1)}
+        return self._idle[key]
 
     def _unmoved(self, name: TensorId, given: Mapping[TensorId, Tensor], several: int) -> list[TensorId]:
         """Which of some values do not move another one, where each is turned in one of several examples, or in all."""

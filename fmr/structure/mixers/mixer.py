@@ -31,14 +31,14 @@ class Mixer:
 
     `reads` are the values of the stream that it reads, `inputs` what it projects of them, in parts; `gates` are those of the
     inputs that act at their own position alone; `output` is what is written, after all that moves or masks positions.
-    `kind` is how the code does it, and the same function may be computed in several of these ways: "recurrence" (`states`
-    are handed from step to step, each a value; or one that sums up what came so far, at each position), "linear attention"
+    `kind` is how the code does it; the same function may be computed in several of these ways: "recurrence" (`states` are
+    handed from step to step, each a value; or one that sums up what came so far, at each position), "linear attention"
     (`operands` are multiplied in `product`, as queries, keys and values are, and nothing bends between), what bends between
-    these and "attention", "convolution" (windows of each unit), "network" (projections of positions with something bent
-    between) or "fixed" (a transform, or weights over positions). `mixed` are the values in which positions come together;
-    none where states are. `direction` is "causal", "anticausal" or "both", as it is measured at the first, the middle and the last position; None
-    where it was found in a graph alone. `axis` is the dimension of positions, `write` the sum of the stream in which it is
-    added, `scope` the module call that holds inputs and output.
+    these and "attention", "convolution" (over windows), "network" (positions are projected, and something bends between)
+    or "fixed" (a transform, or weights over positions). `mixed` are the values in which positions come together; none where
+    states are. `direction` is "causal", "anticausal" or "both", as it is measured at the first, the middle and the last
+    position; None where it was found in a graph alone. `axis` is the dimension of positions, `write` the sum of the stream
+    in which it is added, `scope` the module call that holds inputs and output.
     """
 
     graph: Graph = field(repr=False)

@@ -21,23 +21,23 @@ def proven(graph: Graph, term: Term, value: Values) -> tuple[Mixer, Certificate]
     told = measured(graph, term.outputs, measure)
     if not term.told:
         raise StructureError(
-            f"it brings together dimension {term.axis} of {term.write}, and nothing tells whether that counts positions or examples"
+            f"it brings together dimension {term.axis} of {term.write}, and nothing tells whether that counts positions or "
+            f"examples"
         )
     failed: list[tuple[Mixer, str, Certificate | None]] = []
     for reading in term.readings:
-        found = as_measured(reading, told, measure)
+        found, made, why = as_measured(reading, told, measure), None, ""
         try:
-            certificate = certify_mixer(found, measure)
+            made = certify_mixer(found, measure)
         except StructureError as error:
-            failed.append((found, str(error), None))
-            continue
-        if certificate.ok:
-            return found, certificate
-        failed.append((found, certificate.why, certificate))
-    drawn = any(draws(node) for node in graph.between(term.reads[0], told.output))
-    for found, _, certificate in failed if drawn else ():
-        if certificate is not None:
-            return found, certificate
+            why = str(error)
+        if made is not None and made.ok:
+            return found, made
+        failed.append((found, why if made is None else made.why, made))
+    if any(draws(node) for node in graph.between(term.reads[0], told.output)):
+        for found, _, made in failed:
+            if made is not None:
+                return found, made
     heard = f"positions hear one another there ({told.direction}), in no way that is known"
     read = f": read as {failed[0][0].kind}, {failed[0][1]}" if failed else ""
     raise StructureError(heard + read)
