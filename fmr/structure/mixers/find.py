@@ -30,7 +30,8 @@ _BETWEEN = frozenset("move join affine norm gate sum statistic".split())
 @dataclass(frozen=True)
 class Term:
     """What one part adds in a write: the values that may be its output, the nearest first, and the dimension along which it
-    may mix, which is `told` to count positions or only may; `readings` are mixers that it may be, the likelier first."""
+    may mix, which is `told` to count positions or only may; `readings` are mixers that it may be, the likelier first, of
+    which a stack of convolutions over all units has none."""
 
     write: TensorId
     outputs: tuple[TensorId, ...]
@@ -38,6 +39,7 @@ class Term:
     axis: int
     told: bool
     readings: tuple[Mixer, ...]
+    stacked: bool
 
 
 def find_mixers(
@@ -61,7 +63,9 @@ def find_mixers(
             for axis, told in _positions(axes, write.after, len(shape), every):
                 region = _Region(graph, every, stream_of, outputs[0], write.after, axis)
                 if any(graph[name].shape == shape for name in region.reads):
-                    found.append(Term(write.after, outputs, region.reads, axis, told, tuple(region.mixers())))
+                    readings = tuple(region.mixers())
+                    stacked = not readings and any(map(region.is_window, region.mixing))
+                    found.append(Term(write.after, outputs, region.reads, axis, told, readings, stacked))
             yield found
 
 
@@ -124,11 +128,16 @@ class _Region:
 
     def _mixes(self, value: Value) -> bool:
         op = value.node.op
-        return value.kind == "product" or op in _CELLS | SUMMED or self._is_window(value) or self._is_fixed(value)
+        return value.kind == "product" or op in _CELLS | SUMMED or self.is_window(value) or self._is_fixed(value)
 
-    def _is_window(self, value: Value) -> bool:
+    def is_window(self, value: Value) -> bool:
         """Whether a value is a convolution over several places."""
         return value.node.op in CONVOLUTIONS and max(self.graph[value.operands[1]].shape[2:], default=1) > 1
+
+    def _is_of_units(self, value: Value) -> bool:
+        """Whether a convolution is one of each unit alone."""
+        shape = self.graph[value.operands[1]].shape
+        return shape[1] == 1 < shape[0]
 
     def _is_fixed(self, value: Value) -> bool:
         """Whether a value is a transform, or a projection that sums over positions."""
@@ -145,6 +154,8 @@ class _Region:
         for kind, states, product, leaves, mixed in self._kinds():
             mixing = {*(one.id for one in self.mixing), *states}
             gates = [one for one in inputs if self._passes(one, mixing)]
+            if kind == "convolution" and not gates and not all(map(self._is_of_units, mixed)):
+                continue
             yield Mixer(
                 graph=self.graph,
                 kind=kind,
@@ -217,7 +228,7 @@ class _Region:
         bent = projected and any(one.kind == "bend" for one in self._below(projected[0]))
         return {
             "recurrence": [one for one in self.mixing if one.node.op in _CELLS],
-            "convolution": [one for one in self.mixing if self._is_window(one)],
+            "convolution": [one for one in self.mixing if self.is_window(one)],
             "network" if bent else "fixed": fixed,
         }
 

@@ -15,6 +15,8 @@ ALONE = "what it writes at one position is made of that position alone"
 def proven(graph: Graph, term: Term, value: Values) -> tuple[Mixer, Certificate]:
     """What a term is, with its certificate; a `StructureError` with the reason where it is no mixer, which is empty where
     nothing looks like one. Where random numbers are drawn, the first reading is returned though it is not certified."""
+    if term.stacked:
+        raise StructureError("it is made of convolutions over all units without a gate, as in a stack of these")
     measure = Measure(graph, term.reads, term.write, term.axis, value)
     if not term.readings and not measure.direction(term.outputs[-1]):
         raise StructureError("")
