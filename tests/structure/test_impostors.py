@@ -265,3 +265,17 @@ def test_in_half_precision_the_same_is_found(mixing: str) -> None:
     model = Stack(lambda: Parts(MIXING[mixing]), Plain, 1).eval().bfloat16()
     found = fmr.locate(fmr.run(model, torch.randint(11, (2, STEPS))))
     assert [one.direction for one in found.mixers] == ["causal"]
+
+
+@pytest.mark.parametrize("size", [(2, 3), (3, 2), (1, 4)])
+def test_a_recurrence_over_few_positions_is_no_memory(size: tuple[int, int]) -> None:
+    def bent(m: Parts, x: Tensor) -> Tensor:
+        made, h = [], torch.zeros_like(x[:, 0])
+        for u in m.v(x).unbind(1):
+            h = m.decay.sigmoid() * h + u
+            made.append(h)
+        return F.gelu(torch.stack(made, 1))
+
+    _, _, found = located(lambda: Parts(bent), *size)
+    assert [one.scope for one in found.mlps] == ["memory.0"]
+    assert [one.kind for one in found.mixers] == ["recurrence"]

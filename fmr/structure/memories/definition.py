@@ -37,18 +37,25 @@ def of_own_place(
         return None
     if len(coefficients) % len(rows):
         return float("inf")
-    chosen = (torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)) < len(rows) / 3).to(rows.device)
-    turned = _turned(rows, chosen).reshape(read.movedim(units, -1).shape).movedim(-1, units)
-    moved = _rows(evaluate(graph, post, {source: turned, **held}, value), axis)
-    examples = read.shape[0] if read.dim() > 2 else 1
-    if held and torch.equal(_rows(evaluate(graph, post, {source: read, **held}, value), axis), moved):
-        read_by = [one.parents[0].id for one in over]
-        each = (of_own_place(graph, source, up, name, value(name), 1 - len(over[0].shape), value) for name in read_by)
-        return max((off for off in each if off is not None), default=0.0)
-    if torch.equal(coefficients, moved) or not bool(torch.isfinite(coefficients - moved).all()):
-        return None  # all of them are at a bound, or are no numbers
-    ways = _laid(chosen, made.movedim(axis, -1).shape[:-1])
-    return min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    choices = [order < len(rows) / 3, order.flip(0) < len(rows) / 3][: 2 if len(rows) <= _FEW else 1]
+    offs = list[float]()
+    for chosen in choices:
+        other = _turned(rows, chosen.to(rows.device)).reshape(read.movedim(units, -1).shape).movedim(-1, units)
+        moved = _rows(evaluate(graph, post, {source: other, **held}, value), axis)
+        if held and torch.equal(_rows(evaluate(graph, post, {source: read, **held}, value), axis), moved):
+            read_by = [one.parents[0].id for one in over]
+            each = (of_own_place(graph, source, up, name, value(name), 1 - len(over[0].shape), value) for name in read_by)
+            offs += [max((off for off in each if off is not None), default=0.0)]
+        elif not torch.equal(coefficients, moved) and bool(torch.isfinite(coefficients - moved).all()):
+            ways = _laid(chosen.to(rows.device), made.movedim(axis, -1).shape[:-1])
+            examples = read.shape[0] if read.dim() > 2 else 1
+            offs += [min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))]
+    return max(offs, default=None)  # none where all of them are at a bound, or are no numbers
+
+
+_FEW = 16
+"""Of so many rows a choice may miss those that others hear: another one is made beside it."""
 
 
 def windows(graph: Graph, up: TensorId, post: TensorId) -> list[Node]:
@@ -84,12 +91,16 @@ def _turned(rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _off(before: Tensor, after: Tensor, chosen: Tensor, examples: int) -> float:
-    """How far the rows that were not chosen lie from their old ones times a gain; infinite where others moved alone."""
+    """How far the rows that were not chosen lie from their old ones times a gain, or, of one or two, which any gain fits,
+    from these; infinite where others moved alone."""
     if torch.equal(before[chosen], after[chosen]) and chosen.any() and bool(before.any()):
         return float("inf")
     kept = (~chosen)[:, None]
     shape = (examples if len(before) % examples == 0 else 1, -1, before.shape[-1])
     many = kept.expand_as(before).reshape(shape).sum(1, keepdim=True).clamp(min=1)
+    straight = ((after - before) * kept).reshape(shape) * (many <= 2)
+    if bool((straight.abs() > 1e-4 * before.abs().max()).any()):
+        return float(straight.abs().max() / before.abs().max().clamp(min=1e-12))
     old, new = ((one * kept).reshape(shape) for one in (before, after))
     old, new = (one - one.sum(1, keepdim=True) / many for one in (old, new))
     old, new = ((one.reshape(before.shape) * kept).reshape(shape) for one in (old, new))
