@@ -42,6 +42,15 @@ class Axes:
         """A site with its layout, where that is not the usual one; `units` is the class that is known to count them."""
         return site if site.layout is not None else replace(site, layout=self._layout(site.id, units))
 
+    def are_positions(self, name: TensorId, dim: int) -> bool:
+        """Whether attentions say that a dimension of a value counts positions."""
+        return self._asks(self._of(name)[dim])
+
+    def is_another(self, one: Dim, name: TensorId) -> bool:
+        """Whether a dimension is one of those of a value, and not that of its units."""
+        dims, (given,) = self._of(name), self._of(TensorId(one[0]))[one[1] :][:1]
+        return given in dims and given != dims[self._units(dims, None)]
+
     def attention(self, block: Attention) -> Attention:
         """An attention in whose values no dimension that counts more than examples is said to count these."""
         sites: dict[str, Any] = {

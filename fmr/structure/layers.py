@@ -181,12 +181,17 @@ def _by_order(steps: list[_Step]) -> Iterator[list[_Step]]:
     ends = [n for n, known in enumerate(kinds, 1) if known]
     if active and (not kinds[active[-1]] or any(a and b for a, b in pairwise(kinds))):
         spans = product(range(active[0] + 1), range(len(kinds), active[-1], -1))
-        periods = ((start, end, _period(kinds[start:end])) for start, end in spans)
+        alike = [(bool(step.memories), any(one.kind in _WINDOWS for one in step.mixers)) for step in steps]
+        periods = ((start, end, _period(alike[start:end])) for start, end in spans)
         ends = next((list(range(start, end + 1, size)) for start, end, size in periods if size), ends)
     yield from (steps[start:end] for start, end in pairwise(sorted({0, *ends, len(steps)})))
 
 
-def _period(kinds: list[bool]) -> int:
+_WINDOWS = frozenset("convolution network fixed".split())
+"""Kinds of mixers that may stand beside an attention in one layer, where a memory would."""
+
+
+def _period(kinds: Sequence[object]) -> int:
     """After how many entries a sequence repeats itself, to its end; zero where it does not."""
     sizes = (size for size in range(1, len(kinds) // 2 + 1) if len(kinds) % size == 0)
     return next((size for size in sizes if kinds[size:] == kinds[:-size]), 0)

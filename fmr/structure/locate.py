@@ -30,8 +30,9 @@ from fmr.structure.memories.memory import Memory, certify_memory
 from fmr.structure.memories.router import Router, certify_router, find_routers
 from fmr.structure.memories.up_projections import firsts
 from fmr.structure.memories.written import why_no_memory
-from fmr.structure.mixers.find import find_mixers
-from fmr.structure.mixers.mixer import Mixer, as_measured, certify_mixer, measured
+from fmr.structure.mixers.find import Term, find_mixers
+from fmr.structure.mixers.mixer import Mixer
+from fmr.structure.mixers.prove import ALONE, proven
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
 from fmr.structure.normal.match import projection
@@ -131,6 +132,7 @@ class _Search:
         residuals = tuple(self._residual(stream, sums) for stream in streams)
         self.sums = sums
         attention = self._attention()
+        self.axes = self._tried(self.end, "axis", lambda: Axes(self.graph, attention), None)
         mlps = self._memories(residuals, sums, attention)
         attention, mlps = self._named(attention, mlps)
         last = streams[-1] if streams and streams[-1].writes else None
@@ -176,7 +178,7 @@ class _Search:
 
     def _named(self, attention: list[Attention], mlps: list[Memory]) -> tuple[list[Attention], list[Memory]]:
         """The parts with what their dimensions count."""
-        axes = self.axes = self._tried(self.end, "axis", lambda: Axes(self.graph, attention), None)
+        axes = self.axes
         if axes is None:
             return attention, mlps
         told = [self._tried(one.softmax, "axis", partial(axes.attention, one), one) for one in attention]
@@ -242,7 +244,7 @@ class _Search:
                 continue
             found = self._tried(node.id, "memory", partial(memory_of, self.graph, down, sums), "")
             if isinstance(found, Memory):
-                look = partial(why_no_memory, self.graph, found, residuals, sums)
+                look = partial(why_no_memory, self.graph, found, residuals, sums, self.axes)
                 reason = self._tried(node.id, "memory", look, "")
             else:
                 is_second = next(firsts(form_of(self.graph)[down.data], carried), None) is not None
@@ -267,23 +269,27 @@ class _Search:
         known: set[TensorId] = {name for one in attention for name in (one.softmax, one.z.id)} | {one.down for one in mlps}
         mixers: list[Mixer] = []
         look = partial(find_mixers, self.graph, residuals, known, self.axes)
-        for ways in self._tried(self.end, "mixer", lambda: list(look()), list[list[Mixer]]()):
-            before, told = len(self.rejected), dict[int, Mixer]()
-            found = next((one for way in ways if (one := self._mixer(way, told)) is not None), None)
+        for terms in self._tried(self.end, "mixer", lambda: list(look()), list[list[Term]]()):
+            before = len(self.rejected)
+            found = next((one for term in terms if (one := self._mixer(term)) is not None), None)
             mixers += [found] if found is not None else []
-            del self.rejected[before + (found is None) :]
+            why = [one for one in self.rejected[before:] if one.reason] if found is None else []
+            self.rejected[before:] = sorted(why, key=lambda one: one.reason == ALONE)[:1]
         return mixers
 
-    def _mixer(self, found: Mixer, known: dict[int, Mixer]) -> Mixer | None:
-        """A mixer as it is measured, once for each dimension that may count positions, with its certificate."""
+    def _mixer(self, term: Term) -> Mixer | None:
+        """What a term is, with its certificate; from a graph alone the likeliest reading."""
+        if self.value is None:
+            return next((self._placed(one) for one in term.readings if term.told), None)
+        made: list[Mixer] = []
 
-        def prove(graph: Graph, one: Mixer, value: Values) -> Certificate:
-            told = known[one.axis] = known.get(one.axis) or measured(graph, one, value)
-            return certify_mixer(graph, as_measured(one, told), value, told.direction)
+        def prove(graph: Graph, one: Term, value: Values) -> Certificate:
+            found, certificate = proven(graph, one, value)
+            made.append(found)
+            return certificate
 
-        certificate, ok = self._certify(prove, found, "mixer", found.inputs[0].id, found.output.id)
-        made = as_measured(found, known[found.axis]) if found.axis in known else found
-        return replace(self._placed(made), certified=certificate) if ok else None
+        certificate, ok = self._certify(prove, term, "mixer", term.reads[0], term.outputs[0])
+        return replace(self._placed(made[0]), certified=certificate) if ok else None
 
     def _routers(self, residuals: Sequence[Stream], mlps: Sequence[Memory]) -> Iterator[Router]:
         """What sends tokens to the memories of a write."""

@@ -132,11 +132,12 @@ class Denoiser(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Positions mixed by a memory of their own."""
+    """Positions mixed by a network of their own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.positions, self.units = nn.Linear(7, WIDTH), Plain(5), Plain()
+        self.enter, self.units = nn.Linear(7, WIDTH), Plain()
+        self.positions = nn.Sequential(nn.Linear(5, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 5))
         self.a, self.b = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -228,18 +228,6 @@ class Channels(nn.Module):
         return self.down(remembers(self.net(x.transpose(1, 2)))).transpose(1, 2)
 
 
-class Near(nn.Module):
-    """Each unit is convolved over positions before it is bent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
-        self.near = nn.Conv1d(HIDDEN, HIDDEN, 3, padding=1, groups=HIDDEN)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(remembers(F.gelu(self.near(self.up(x).mT).mT)))
-
-
 class LowRank(Squared):
     """Small updates beside the trained projections."""
 
@@ -318,7 +306,6 @@ FOUND = (
     ByHand,
     Normed,
     Channels,
-    Near,
     LowRank,
     KeyValue,
     UnitsFirst,

@@ -77,7 +77,7 @@ SAID = {
     ("sine of scores", "/matmul#0"): "It is no product of queries and keys: /sin#0 lies between it and /softmax#0.",
     ("no softmax", "/matmul#0"): "/matmul#0 lies inside structure.mixers[0], between its input 0 and its output.",
     ("made weight", "/matmul#0"): "It is no product of queries and keys: no softmax is made of it before it is multiplied",
-    ("sum so far", "up/linear#0"): "up/linear#0 is a projection of input:x",
+    ("sum so far", "up/linear#0"): "up/linear#0 is the input 0 of structure.mixers[0]",
     ("sum so far", "down/linear#0"): "It is no memory: /cumsum#0 lies between its two projections.",
     ("largest", "/mul#0"): "the coefficients of structure.mlps[0]",
     ("by loop", "/softmax#0"): "values are multiplied by it number by number, at /mul#0, and not summed up in one product",

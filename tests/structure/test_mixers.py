@@ -134,7 +134,7 @@ def test_bent_scores_are_no_linear_attention() -> None:
     mixer = found.mixers[0]
     q, k, v = mixer.inputs
     scores, mixed = "attention.0/matmul#0", "attention.0/matmul#1"
-    claim = replace(mixer, kind="linear attention", mixed=TensorId(mixed), operands=(q.id, k.id, v.id))
+    claim = replace(mixer, kind="linear attention", product=TensorId(mixed), operands=(q.id, k.id, v.id))
     assert scores in run
     assert claim.check(run).why.startswith("what is multiplied is bent before")
 

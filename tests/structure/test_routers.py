@@ -108,3 +108,51 @@ def test_a_choice_that_hears_other_tokens_is_no_router(kind: type[nn.Module]) ->
     _, found = located(kind)
     assert found.routers == ()
     assert any("is no router: " in str(one) for one in found.rejected)
+
+
+class Capacity(experts.Modules):
+    """An expert takes one token, and what others are sent there for is left out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, x.shape[-1])
+        share, chosen = self.router(rows).softmax(-1).max(-1)
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            here = torch.where(chosen == number)[0][:1]
+            if len(here):
+                out[here] = expert(rows[here]) * share[here, None]
+        return out.view(x.shape)
+
+
+def test_tokens_that_are_left_out_are_not_counted() -> None:
+    _, found = located(Capacity)
+    assert found.routers == ()
+    assert any("as where experts take no more tokens than fit" in one.reason for one in found.rejected)
+
+
+def test_another_run_may_go_to_other_experts() -> None:
+    torch.manual_seed(0)
+    model = Stack(lambda: Heads(F.scaled_dot_product_attention), lambda: experts.Modules(1), 1).eval()
+    runs = [fmr.run(model, torch.tensor([[n]])) for n in range(11)]
+    assert len({repr([name for name in run.graph.calls if "experts" in name]) for run in runs}) > 1
+    many = fmr.run(model, torch.arange(11)[None])
+    (router,) = fmr.locate(many).routers
+    assert all(router.check(run) for run in runs)
+
+
+class Sparse(experts.Experts):
+    """Weights for all experts, of which most are zero, and the coefficients weighed in one product of three."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        scores = self.router(rows)
+        share = torch.where(torch.arange(3) == 1, scores.softmax(-1), 0.0)
+        hidden = torch.einsum("tm,emh->teh", rows, self.up).relu()
+        return torch.einsum("teh,ehm,te->tm", hidden, self.down, share).view(x.shape)
+
+
+def test_experts_that_no_token_goes_to_are_not_asked() -> None:
+    run, found = located(Sparse)
+    (router,) = found.routers
+    assert router.certified
+    assert torch.equal(router.maps(run).bool().sum(0), torch.tensor([0, 10, 0]))

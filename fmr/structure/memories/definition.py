@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import combinations
+from math import prod
 
 import torch
 from torch import Tensor
@@ -19,14 +20,16 @@ def of_own_place(
 ) -> float | None:
     """How far coefficients, `made` again, move, beyond a gain of each unit, where what is read elsewhere is turned round.
 
-    A gain may depend on all positions of an example, as where units compete. None where a convolution of each unit lies
-    between, whose window is known to reach further, where coefficients do not move at all, and where which position is
-    which cannot be told.
+    A gain may depend on all positions of an example, as where units compete. What convolutions of an image make is held, as
+    their windows are known to reach further. None where coefficients do not move at all, and where which position is which
+    cannot be told.
     """
     origin = strip_views(graph, source)
     first = next((one for node in between(graph, source, up) if (one := _reads(graph, node, origin))), None)
-    if first is None or any(node.op in CONVOLUTIONS for node in between(graph, up, post)):
+    if first is None:
         return None
+    over = [one for one in windows(graph, up, post) if len(one.shape) > 3]
+    held = {one.id: value(one.id) for one in over}
     read = value(source).detach()
     units = summed_dim(graph, first) % len(graph[first.data].shape) - len(graph[first.data].shape)
     rows, coefficients = _rows(read, units), _rows(made, axis)
@@ -34,14 +37,31 @@ def of_own_place(
         return None
     if len(coefficients) % len(rows):
         return float("inf")
-    chosen = (torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)) < len(rows) / 3).to(rows.device)
-    turned = _turned(rows, chosen).reshape(read.movedim(units, -1).shape).movedim(-1, units)
-    moved = _rows(evaluate(graph, post, {source: turned}, value), axis)
-    examples = read.shape[0] if read.dim() > 2 else 1
-    if torch.equal(coefficients, moved) or not bool(torch.isfinite(coefficients - moved).all()):
-        return None  # all of them are at a bound, or are no numbers
-    ways = _laid(chosen, read.movedim(units, -1).shape[:-1], made.movedim(axis, -1).shape[:-1])
-    return min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    choices = [order < len(rows) / 3, order.flip(0) < len(rows) / 3][: 2 if len(rows) <= _FEW else 1]
+    offs = list[float]()
+    for chosen in choices:
+        other = _turned(rows, chosen.to(rows.device)).reshape(read.movedim(units, -1).shape).movedim(-1, units)
+        moved = _rows(evaluate(graph, post, {source: other, **held}, value), axis)
+        if held and torch.equal(_rows(evaluate(graph, post, {source: read, **held}, value), axis), moved):
+            read_by = [one.parents[0].id for one in over]
+            each = (of_own_place(graph, source, up, name, value(name), 1 - len(over[0].shape), value) for name in read_by)
+            offs += [max((off for off in each if off is not None), default=0.0)]
+        elif not torch.equal(coefficients, moved) and bool(torch.isfinite(coefficients - moved).all()):
+            ways = _laid(chosen.to(rows.device), made.movedim(axis, -1).shape[:-1])
+            examples = read.shape[0] if read.dim() > 2 else 1
+            offs += [min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))]
+    return max(offs, default=None)  # none where all of them are at a bound, or are no numbers
+
+
+_FEW = 16
+"""Of so many rows a choice may miss those that others hear: another one is made beside it."""
+
+
+def windows(graph: Graph, up: TensorId, post: TensorId) -> list[Node]:
+    """The convolutions over several places between a first projection and the coefficients."""
+    convolutions = (node for node in between(graph, up, post) if node.op in CONVOLUTIONS)
+    return [node for node in convolutions if max(graph[node.parents[1].id].shape[2:], default=1) > 1]
 
 
 def _reads(graph: Graph, node: Node, origin: TensorId) -> Projection | None:
@@ -55,15 +75,13 @@ def _rows(value: Tensor, axis: int) -> Tensor:
     return value.movedim(axis, -1).reshape(-1, value.shape[axis])
 
 
-def _laid(chosen: Tensor, rows: torch.Size, places: torch.Size) -> Iterator[Tensor]:
+def _laid(chosen: Tensor, places: torch.Size) -> Iterator[Tensor]:
     """Which places the chosen rows are, for each way in which the places may be the rows, with more dimensions between."""
-    if len(chosen) == places.numel():
-        yield chosen
-        return
-    for dims in combinations(range(len(places)), len(rows)):
-        if tuple(places[dim] for dim in dims) == tuple(rows):
-            wide = [places[dim] if dim in dims else 1 for dim in range(len(places))]
-            yield chosen.reshape(wide).expand(places).reshape(-1)
+    for number in range(len(places) + 1):
+        for dims in combinations(range(len(places)), number):
+            if prod(places[dim] for dim in dims) == len(chosen):
+                wide = [places[dim] if dim in dims else 1 for dim in range(len(places))]
+                yield chosen.reshape(wide).expand(places).reshape(-1)
 
 
 def _turned(rows: Tensor, chosen: Tensor) -> Tensor:
@@ -73,12 +91,16 @@ def _turned(rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _off(before: Tensor, after: Tensor, chosen: Tensor, examples: int) -> float:
-    """How far the rows that were not chosen lie from their old ones times a gain; infinite where others moved alone."""
+    """How far the rows that were not chosen lie from their old ones times a gain, or, of one or two, which any gain fits,
+    from these; infinite where others moved alone."""
     if torch.equal(before[chosen], after[chosen]) and chosen.any() and bool(before.any()):
         return float("inf")
     kept = (~chosen)[:, None]
     shape = (examples if len(before) % examples == 0 else 1, -1, before.shape[-1])
     many = kept.expand_as(before).reshape(shape).sum(1, keepdim=True).clamp(min=1)
+    straight = ((after - before) * kept).reshape(shape) * (many <= 2)
+    if bool((straight.abs() > 1e-4 * before.abs().max()).any()):
+        return float(straight.abs().max() / before.abs().max().clamp(min=1e-12))
     old, new = ((one * kept).reshape(shape) for one in (before, after))
     old, new = (one - one.sum(1, keepdim=True) / many for one in (old, new))
     old, new = ((one.reshape(before.shape) * kept).reshape(shape) for one in (old, new))

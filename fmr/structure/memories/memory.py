@@ -13,7 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.memories.definition import gates, is_gated, of_own_place
+from fmr.structure.memories.definition import gates, is_gated, of_own_place, windows
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
@@ -89,10 +89,17 @@ class Memory:
             return certify_memory(graph, self, run.__getitem__)
 
     @property
+    def window(self) -> tuple[int, ...]:
+        """Of how many places of an image a coefficient is made, in each dimension; empty where of its own alone."""
+        sizes = [self.graph[node.parents[1].id].shape[2:] for node in windows(self.graph, self.up, self.post.id)]
+        return tuple(sum(size) - len(size) + 1 for size in zip(*sizes, strict=False))
+
+    @property
     def size(self) -> str:
         """How many memories it holds, in words."""
         gated = "gated " if self.w_gate is not None or self.fused_gate else ""
-        return number_of(self.n, f"{gated}memory", f"{gated}memories")
+        over = f" over {' x '.join(map(str, self.window))} places" if self.window else ""
+        return number_of(self.n, f"{gated}memory", f"{gated}memories") + over
 
     def __repr__(self) -> str:
         return f"{self.scope or 'root'}  {self.size}  {proof(self.certified)}"

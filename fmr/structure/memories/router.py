@@ -55,7 +55,8 @@ class Router:
     certified: Certificate | None = None
 
     def maps(self, run: Run | Pass) -> Tensor:
-        """How much each expert counts for each token: (tokens, experts), zero for those that it does not go to.
+        """How much each expert counts for each token: (tokens, experts), zero for those that it does not go to; a row for
+        each example where a router looks at whole examples.
 
         run: one that kept weights and indices; `fmr.run(model, keep=[router.weights, router.indices], **inputs)` is enough.
         """
@@ -67,7 +68,7 @@ class Router:
         with own_work():
             graph = graph_of(run, self.graph)
             check_places(run, (self.logits, self.weights))
-            return certify_router(graph, self, run.__getitem__)
+            return certify_router(graph, self, run.__getitem__, other=graph is not self.graph)
 
     @property
     def size(self) -> str:
@@ -160,9 +161,12 @@ def _router(graph: Graph, logits: Node, weight: Node, write: TensorId, held: tup
     )
 
 
-def certify_router(graph: Graph, found: Router, value: Values) -> Certificate:
+def certify_router(graph: Graph, found: Router, value: Values, other: bool = False) -> Certificate:
     """Recompute the weights from the logits, what is written as the sum of what each expert writes with its weight alone,
-    and show that with the weight of one expert alone the others do not matter, and it does.
+    and show that with the weight of one expert alone the others do not matter, and it does; and that what is written for a
+    token follows each of its weights, so that none is left out. Of the experts, or of as many choices of a token, the first
+    few are looked at. In an `other` run tokens may go to experts that none went to in the run where they were found: these
+    are not among the memories.
 
     Parts that do not follow one another are a `StructureError`.
     """
@@ -178,15 +182,15 @@ def certify_router(graph: Graph, found: Router, value: Values) -> Certificate:
         raise StructureError(f"{found.indices.id} chooses among more than {found.n} experts, as tokens that these would see")
     if _heard_by_others(graph, found, logits, value):
         raise StructureError("what a token's experts count for follows from the scores of other tokens")
-    used = whose.unique().tolist()
+    used = whose.expand_as(weight)[weight != 0].unique().tolist()
     none = evaluate(graph, found.write, {found.weights.id: torch.zeros_like(weight)}, value)
     shares = [weight * (whose % _SHARES == number) for number in sorted({number % _SHARES for number in used})]
     made = torch.stack([evaluate(graph, found.write, {found.weights.id: one}, value) for one in shares])
-    heard = [frozenset(_heard(graph, found, number, weight * (whose == number), value)) for number in used[:_SHARES]]
     errors = {
         "weights": error(evaluate(graph, found.weights.id, {found.logits.id: logits}, value), weight),
         "sum": error((made - none).sum(0) + none, value(found.write)),
-        "experts": 0.0 if all(len(one) == 1 for one in heard) and len({*heard}) == len(heard) else torch.inf,
+        "experts": 0.0 if _are_apart(graph, found, used, weight, whose, value, other) else torch.inf,
+        "tokens": 0.0 if _is_written(graph, found, weight, value) else torch.inf,
     }
     return Certificate(errors, tolerance_of(*(value(one) for one in (found.write, found.weights.id, found.logits.id))))
 
@@ -202,10 +206,41 @@ def _heard_by_others(graph: Graph, found: Router, logits: Tensor, value: Doubles
     return moved.numel() % tokens != 0 or bool(moved.reshape(tokens, -1)[1:].any())
 
 
-def _heard(graph: Graph, found: Router, number: int, weight: Tensor, value: Doubles) -> Iterator[tuple[TensorId, int]]:
+def _is_written(graph: Graph, found: Router, weight: Tensor, value: Doubles) -> bool:
+    """Whether what is written for a token moves with each weight that it has, and for no other token: of its first choices,
+    or experts."""
+    tokens = prod(graph[found.logits.id].shape[:-1])
+    rows = weight.reshape(tokens, -1)
+    made = evaluate(graph, found.write, {found.weights.id: weight}, value)
+    for place in range(min(rows.shape[1], 2 * _SHARES)):
+        without = rows.clone()
+        without[:, place] = 0.0
+        after = evaluate(graph, found.write, {found.weights.id: without.reshape(weight.shape)}, value)
+        moved = (after != made).reshape(tokens, -1).any(1)
+        if not torch.equal(moved, rows[:, place] != 0.0):
+            return False
+    return True
+
+
+def _are_apart(
+    graph: Graph, found: Router, used: Sequence[int], weight: Tensor, whose: Tensor, value: Doubles, other: bool
+) -> bool:
+    """Whether each expert of those that are used, or of the first of them, is heard where it alone has its weight, and no
+    other one; in an `other` run some may be unknown."""
+    known = [one for one in found.memories if one.down in graph and one.values in graph]
+    several = any(len(graph[one.values].shape) == 3 for one in known)
+    looked = used if other and not several else used[:_SHARES]
+    heard = [frozenset(_heard(graph, known, found, number, weight * (whose == number), value)) for number in looked]
+    met = [one for one in heard if one or not other]
+    return len({*met}) == len(met) and all(len(one) == 1 for one in met) and bool(met or not known)
+
+
+def _heard(
+    graph: Graph, known: Sequence[Memory], found: Router, number: int, weight: Tensor, value: Doubles
+) -> Iterator[tuple[TensorId, int]]:
     """The experts that matter where one alone has its weight: memories, or matrices of the one that holds all, of which
     others than the one of this number are changed at once."""
-    for one in found.memories:
+    for one in known:
         several = len(graph[one.values].shape) == 3
         changed = one.values if several else one.out.id
         plain = value.double(changed)

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
+from fmr.structure.axes import Axes
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY
 from fmr.structure.normal.form import Form, form_of
@@ -13,18 +14,33 @@ from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
 
 
-def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums: frozenset[TensorId]) -> str:
+def why_no_memory(
+    graph: Graph, found: Memory, streams: Collection[Stream], sums: frozenset[TensorId], axes: Axes | None = None
+) -> str:
     """Why two projections with something bent between them are no memory of these streams; empty where they are one."""
     written = [stream for stream in streams for names in stream.writers if found.down in names]
     if not written:
         return "its output is not written to a residual stream"
     if not _is_as_wide(graph, found, {size for stream in written for point in stream.points for size in graph[point].shape}):
         return "its keys and values are not as wide as the stream"
+    if axes is not None and _is_over_positions(graph, found, [stream.points[0] for stream in written], axes):
+        return f"{found.up} sums over positions, as in a network over these, and not over the units of the stream"
     points = {strip_views(graph, name) for stream in streams if stream.writes for name in stream.points}
     made = [name for name in (found.up, found.post.id) if strip_views(graph, name) in points]
     if made:
         return f"{made[0]} is a state of the stream itself"
     return "its output only weighs what another part writes" if _only_weighs(graph, found, sums) else ""
+
+
+def _is_over_positions(graph: Graph, found: Memory, points: Collection[TensorId], axes: Axes) -> bool:
+    """Whether what the keys read is another dimension of the stream than that of its units."""
+    way = form_of(graph)[found.up].above(lambda one: one.kind == "move")
+    made = next((one for one in way if one.kind == "projection" and one.subscripts is not None), None)
+    if made is None or made.subscripts is None:
+        return False
+    words, data = made.subscripts, made.operands[0]
+    read = [(data, words.left.index(one)) for one in words.contracted]
+    return any(axes.is_another(one, point) for one in read for point in points)
 
 
 def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
@@ -67,5 +83,10 @@ def _is_share(form: Form, value: Value, user: Value) -> bool:
         return math.prod(value.node.shape) < math.prod(shape) and any(one.node.shape == shape for one in user.inputs)
     if user.kind != "product" or user.subscripts is None:
         return False
-    words = user.subscripts if form[user.operands[0]] is value else user.subscripts.swapped
+    first = _unmoved(form[user.operands[0]]) is _unmoved(value)
+    words = user.subscripts if first else user.subscripts.swapped
     return bool(words.free(words.right)) and not words.free(words.left)
+
+
+def _unmoved(value: Value) -> Value:
+    return _unmoved(value.inputs[0]) if value.kind == "move" else value

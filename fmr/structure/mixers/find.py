@@ -3,13 +3,15 @@
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.axes import Axes
-from fmr.structure.mixers.mixer import Mixer
+from fmr.structure.mixers.mixer import SUMMED, Mixer
+from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import CONVOLUTIONS, MOVES, below, between, data_inputs, depends_on, is_constant, settled
 from fmr.structure.normal.value import Value
@@ -21,17 +23,29 @@ _CELLS = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell 
 _EMPTY = frozenset("zeros_like new_zeros".split())
 """Ops that take a shape alone."""
 
-_SUMMED = frozenset("cumsum cumprod logcumsumexp cummax".split())
-"""What is told of all places so far."""
-
 _BETWEEN = frozenset("move join affine norm gate sum statistic".split())
 """What may lie between two products of a linear attention: nothing that bends."""
 
 
+@dataclass(frozen=True)
+class Term:
+    """What one part adds in a write: the values that may be its output, the nearest first, and the dimension along which it
+    may mix, which is `told` to count positions or only may; `readings` are mixers that it may be, the likelier first, of
+    which a stack of convolutions over all units has none."""
+
+    write: TensorId
+    outputs: tuple[TensorId, ...]
+    reads: tuple[TensorId, ...]
+    axis: int
+    told: bool
+    readings: tuple[Mixer, ...]
+    stacked: bool
+
+
 def find_mixers(
     graph: Graph, streams: Sequence[Stream], known: Iterable[TensorId], axes: Axes | None
-) -> Iterator[list[Mixer]]:
-    """What each write adds that brings positions together, as it may be read, the likelier first.
+) -> Iterator[list[Term]]:
+    """What each write adds, if no attention or memory is in it, once for each dimension that may count positions.
 
     `known` are the values of attentions and memories: what is made of them is theirs.
     """
@@ -40,40 +54,62 @@ def find_mixers(
     taken, stream_of = {form[name] for name in known}, {form[name] for stream in streams for name in stream.points}
     for write in (one for stream in streams for one in stream.writes):
         shape = graph[write.after].shape
-        for term in _terms(form[write.added], stream_of) if len(shape) in (2, 3) else ():
-            output, found = settled(graph, term.node), list[Mixer]()
+        for term, way in _terms(form[write.added], stream_of) if len(shape) in (2, 3) else ():
             every = list(term.above(lambda one: one not in stream_of))
-            if output.shape != shape or any(one in taken for one in every):
+            outputs = tuple(name for name in _outputs(graph, term, way) if graph[name].shape == shape)
+            if not outputs or any(one in taken for one in every):
                 continue
-            for axis in _positions(axes.site(Site(write.after)) if axes else Site(write.after), len(shape)):
-                region = _Region(graph, every, stream_of, axis)
+            found = list[Term]()
+            for axis, told in _positions(axes, write.after, len(shape), every):
+                region = _Region(graph, every, stream_of, outputs[0], write.after, axis)
                 if any(graph[name].shape == shape for name in region.reads):
-                    found += region.mixers(output.id, write.after)
+                    readings = tuple(region.mixers())
+                    stacked = not readings and any(map(region.is_window, region.mixing))
+                    found.append(Term(write.after, outputs, region.reads, axis, told, readings, stacked))
             yield found
 
 
-def _positions(site: Site, rank: int) -> list[int]:
-    """The dimensions of a state of the stream that may count positions, the likelier first."""
-    layout = site.layout or ("examples", "positions", "units")[-rank:]
-    told = [n for n, name in enumerate(layout) if name == "positions"]
-    return told or [n for n, name in reversed([*enumerate(layout)]) if name != "units"]
+def _positions(axes: Axes | None, name: TensorId, rank: int, every: Sequence[Value]) -> list[tuple[int, bool]]:
+    """The dimensions of a state of the stream that may count positions, the likelier first, each with whether they are known
+    to: attentions or a recurrent layer say so, or it is the second of three. Examples, too, may be mixed."""
+    usual = ("examples", "positions", "units")[-rank:]
+    layout = (axes.site(Site(name)).layout if axes else None) or usual
+    said = [n for n in range(rank) if axes is not None and axes.are_positions(name, n)]
+    steps = any(one.node.op in _CELLS and not one.node.op.endswith("cell") for one in every)
+    named = [n for n, what in enumerate(layout) if what == "positions"] or [
+        n for n, what in reversed([*enumerate(layout)]) if what != "units"
+    ]
+    return [(n, n in said or steps or (rank == 3 and n == 1 and not said)) for n in said or named]
 
 
-def _terms(value: Value, stop: Container[Value]) -> Iterator[Value]:
-    """The addends of what a write adds, each before it was scaled, moved or normed."""
+def _terms(value: Value, stop: Container[Value], way: tuple[Value, ...] = ()) -> Iterator[tuple[Value, tuple[Value, ...]]]:
+    """The addends of what a write adds, each before it was scaled, moved or normed, and what was done to it, last first."""
     while value.kind in ("move", "affine", "norm") and value not in stop:
-        value = value.inputs[0]
+        value, way = value.inputs[0], (*way, value)
     for one in value.inputs if value.kind == "sum" and value not in stop else ():
         yield from _terms(one, stop)
     if value.kind != "sum" and value not in stop:
-        yield value
+        yield value, way
+
+
+def _outputs(graph: Graph, term: Value, way: Sequence[Value]) -> Iterator[TensorId]:
+    """An addend as it is made, and after each step on its way to the sum."""
+    yield settled(graph, term.node).id
+    for value in reversed(way):
+        yield from (node.id for node in (*(value.folded or (value.node,)), *value.views))
+
+
+_Kind = tuple[str, list[TensorId], TensorId | None, list[TensorId], Sequence[Value]]
 
 
 class _Region:
     """What a value is made of since it was read off the stream."""
 
-    def __init__(self, graph: Graph, values: Sequence[Value], stop: Container[Value], axis: int) -> None:
+    def __init__(
+        self, graph: Graph, values: Sequence[Value], stop: Container[Value], output: TensorId, write: TensorId, axis: int
+    ) -> None:
         self.graph, self.form, self.end, self.axis = graph, form_of(graph), values[0], axis
+        self.output, self.write, self.length = output, write, graph[write].shape[axis]
         every = sorted(values, key=lambda one: graph.place(one.id))
         self.reads = tuple(one.id for one in every if one in stop)
         own: set[Value] = set()
@@ -92,18 +128,34 @@ class _Region:
 
     def _mixes(self, value: Value) -> bool:
         op = value.node.op
-        window = op in CONVOLUTIONS and max(self.graph[value.operands[1]].shape[2:], default=1) > 1
-        return window or value.kind == "product" or op in _CELLS | _SUMMED or op.startswith("fft")
+        return value.kind == "product" or op in _CELLS | SUMMED or self.is_window(value) or self._is_fixed(value)
 
-    def mixers(self, output: TensorId, write: TensorId) -> Iterator[Mixer]:
+    def is_window(self, value: Value) -> bool:
+        """Whether a value is a convolution over several places."""
+        return value.node.op in CONVOLUTIONS and max(self.graph[value.operands[1]].shape[2:], default=1) > 1
+
+    def _is_of_units(self, value: Value) -> bool:
+        """Whether a convolution is one of each unit alone."""
+        shape = self.graph[value.operands[1]].shape
+        return shape[1] == 1 < shape[0]
+
+    def _is_fixed(self, value: Value) -> bool:
+        """Whether a value is a transform, or a projection that sums over positions."""
+        if value.kind != "projection" or value.subscripts is None or value.node.op in CONVOLUTIONS:
+            return value.node.op.startswith("fft")
+        dims, words, data = dims_of(self.graph), value.subscripts, value.operands[0]
+        (positions,) = dims.of(self.write, len(self.graph[self.write].shape))[self.axis :][:1]
+        read = dims.of(data, len(self.graph[data].shape))
+        return any(read[words.left.index(one)] == positions for one in words.contracted)
+
+    def mixers(self) -> Iterator[Mixer]:
         """The ways in which what happens here may be read."""
         inputs = self._inputs()
-        for kind, states, leaves in self._kinds():
+        for kind, states, product, leaves, mixed in self._kinds():
             mixing = {*(one.id for one in self.mixing), *states}
-            product = [one.id for one in self.mixing if one.kind == "product"][-1:] if leaves else []
             gates = [one for one in inputs if self._passes(one, mixing)]
-            if kind == "convolution" and not gates:
-                continue  # a stack of convolutions
+            if kind == "convolution" and not gates and not all(map(self._is_of_units, mixed)):
+                continue
             yield Mixer(
                 graph=self.graph,
                 kind=kind,
@@ -111,11 +163,12 @@ class _Region:
                 inputs=tuple(Site(one) for one in inputs),
                 gates=tuple(Site(one) for one in gates),
                 states=tuple(states),
-                output=Site(output),
-                operands=tuple(one for one in leaves if depends_on(self.graph, product[0], one)),
-                mixed=product[0] if product else None,
+                output=Site(self.output),
+                operands=tuple(leaves),
+                product=product,
+                mixed=tuple(one.id for one in mixed) if not states else (),
                 axis=self.axis,
-                write=write,
+                write=self.write,
             )
 
     def _inputs(self) -> list[TensorId]:
@@ -133,7 +186,7 @@ class _Region:
 
     def _parts(self, value: Value) -> list[TensorId]:
         """What is cut out of a projection, where it is read in parts alone."""
-        size, length = prod(value.node.shape), self.graph[self.end.id].shape[self.axis]
+        size, length = prod(value.node.shape), self.length
         users = (user.folded for user in value.users if user in self.own)
         cuts = [next((one.id for one in way if prod(one.shape) < size and length in one.shape), None) for way in users]
         if cuts and None not in cuts:
@@ -146,52 +199,79 @@ class _Region:
         lower = below(self.graph, self.graph[name], lambda node: node.id in self.inside and node.id not in mixing)
         return not any(node.id in mixing for node, way in lower if way)
 
-    def _kinds(self) -> Iterator[tuple[str, list[TensorId], list[TensorId]]]:
-        """The kinds of mixing that the ops allow, each with the states that it carries and what its products multiply."""
+    def _kinds(self) -> Iterator[_Kind]:
+        """The kinds of mixing that the ops allow, each with the states that it carries, the product that is made of others
+        and what these multiply, and the values in which positions come together."""
         if states := self._carried():
-            yield "recurrence", states, []
+            yield "recurrence", states, None, [], []
         products = [one for one in self.mixing if one.kind == "product"]
-        leaves, bend = self._leaves(products)
+        product, leaves, bend = self._operands(products)
+        straight = (product, leaves) if not bend else (None, [])
         kind = "linear attention" if not bend else f"{bend} attention"
-        summed = [one.id for one in self.mixing if one.node.op in _SUMMED]
-        if summed and all(any(self._follow(one.id, name) for name in summed) for one in products):
-            yield (kind if leaves else "recurrence"), summed, ([] if bend else leaves)
-        if leaves:
-            yield kind, [], ([] if bend else leaves)
-        ops = {one.node.op for one in self.mixing if one.kind != "product"}
-        if ops & _CELLS:
-            yield "recurrence", [], []
-        if ops & CONVOLUTIONS:
-            yield "convolution", [], []
-        if any(op.startswith("fft") for op in ops):
-            yield "fixed", [], []
+        summed = [one.id for one in self.mixing if one.node.op in SUMMED]
+        if summed:
+            last = [one for one in summed if product is not None and depends_on(self.graph, product, one)]
+            states = [*(one for one in summed if one not in last), *last]
+            if product is not None:
+                yield kind, states, *straight, []
+            yield "recurrence", states, None, [], []
+        if product is not None:
+            yield kind, [], *straight, self.mixing
+        for kind, mixed in self._alone().items():
+            if mixed:
+                yield kind, [], None, [], mixed
 
-    def _follow(self, one: TensorId, other: TensorId) -> bool:
-        """Whether one of two values is made of the other."""
-        lower, higher = (one, other) if self.graph.place(one) > self.graph.place(other) else (other, one)
-        return depends_on(self.graph, lower, higher)
+    def _alone(self) -> dict[str, list[Value]]:
+        """What mixes by itself, by kind."""
+        fixed = [one for one in self.mixing if self._is_fixed(one)]
+        projected = [one for one in fixed if one.kind == "projection"]
+        bent = projected and any(one.kind == "bend" for one in self._below(projected[0]))
+        return {
+            "recurrence": [one for one in self.mixing if one.node.op in _CELLS],
+            "convolution": [one for one in self.mixing if self.is_window(one)],
+            "network" if bent else "fixed": fixed,
+        }
 
-    def _leaves(self, products: Sequence[Value]) -> tuple[list[TensorId], str]:
-        """The operands of products of which one is made of another, as far as no product lies above them, and what bends
-        every such product before it is multiplied again; none where no product is made of another."""
-        leaves, ways = [], set()
-        for name in (name for one in products for name in one.operands):
-            straight, bent = (self._above(self.form[name], kinds) for kinds in (_BETWEEN, _BETWEEN | {"bend"}))
-            outer = (
-                [one for one in straight if one.kind == "gate"] if any(one.node.op in _SUMMED for one in straight) else []
-            )
-            if outer or any(one.kind == "product" for one in straight):
-                ways.add("")
-                leaves += [part.id for one in outer[-1:] for part in one.inputs]
-            elif any(one.kind == "product" for one in bent):
-                ways.add(next(one.op for one in bent if one.kind == "bend"))
-            elif self.form[name].is_data:
-                leaves.append(name)
-        return (leaves, "" if "" in ways else min(ways)) if ways else ([], "")
+    def _below(self, value: Value) -> list[Value]:
+        """What is made of a projection up to where it is projected again."""
+        lower, seen = [value], {value}
+        for here in lower:
+            if here is value or here.kind != "projection":
+                new = [one for one in here.users if one in self.own and one not in seen]
+                seen.update(new)
+                lower += new
+        return lower
+
+    def _operands(self, products: Sequence[Value]) -> tuple[TensorId | None, list[TensorId], str]:
+        """The product that is made of another one or of sums so far, the largest of several; what it and those above it
+        multiply, as far as no product lies above; and what bends every such product before it is multiplied again. None
+        where no product is made of another."""
+        leaves, ways = list[TensorId](), dict[TensorId, str]()
+        for one in products:
+            for name in one.operands:
+                way, more = self._operand(name)
+                leaves += more
+                ways |= {one.id: way} if way is not None and ways.get(one.id) != "" else {}
+        if not ways:
+            return None, [], ""
+        straight = [name for name, way in ways.items() if not way]
+        product = max(straight or ways, key=lambda name: (prod(self.graph[name].shape), self.graph.place(name)))
+        above = [name for name in dict.fromkeys(leaves) if depends_on(self.graph, product, name)]
+        return product, above, "" if straight else ways[product]
+
+    def _operand(self, name: TensorId) -> tuple[str | None, list[TensorId]]:
+        """What bends a product above an operand, None where there is none; and what is multiplied there first."""
+        straight, bent = (self._above(self.form[name], kinds) for kinds in (_BETWEEN, _BETWEEN | {"bend"}))
+        gates = [one for one in straight if one.kind == "gate"] if any(one.node.op in SUMMED for one in straight) else []
+        if gates or any(one.kind == "product" for one in straight):
+            return "", [part.id for one in gates[-1:] for part in one.inputs]
+        if any(one.kind == "product" for one in bent):
+            return next(one.op for one in bent if one.kind == "bend"), []
+        return None, [name] if self.form[name].is_data else []
 
     def _above(self, value: Value, kinds: Container[str]) -> list[Value]:
         """What a value is made of here through values of some kinds, and sums so far."""
-        return list(value.above(lambda one: one in self.own and (one.kind in kinds or one.node.op in _SUMMED)))
+        return list(value.above(lambda one: one in self.own and (one.kind in kinds or one.node.op in SUMMED)))
 
     def _carried(self) -> list[TensorId]:
         """The values that each step of a loop hands to the next one, where there is a step for each position."""
@@ -199,7 +279,7 @@ class _Region:
         longest: dict[_Place, int] = {}
         for node, n in steps.items():
             longest[_place(node)] = max(n, longest.get(_place(node), 0))
-        least = max(1, self.graph[self.end.id].shape[self.axis] - 2)
+        least = max(1, self.length - 2)
         looped = {node for node in steps if longest[_place(node)] >= least}
         handed = [one for one in looped if any(user in looped and steps[user] == steps[one] + 1 for user in users[one])]
         often = Counter(map(_place, handed))

@@ -69,7 +69,7 @@ def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
         case "dropout":
             return read[0]
         case "to":
-            return read[0].to(torch.float64 if node.dtype.is_floating_point else node.dtype)
+            return read[0].to(_widened(node.dtype))
         case "copy" if len(read) == 2:
             return read[1].expand_as(read[0])
         case "grouped_mm" if len(read) == 3:
@@ -80,7 +80,8 @@ def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
 
 
 def _widened(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype.is_floating_point else dtype
+    """The type of double precision for a type."""
+    return torch.complex128 if dtype.is_complex else torch.float64 if dtype.is_floating_point else dtype
 
 
 def _grouped(rows: Tensor, matrices: Tensor, offs: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ def plain(tensor: Tensor) -> Tensor:
 def double(tensor: Tensor) -> Tensor:
     """A tensor in numbers of double precision, apart from its history; whole numbers and truth values as they are."""
     numbers = plain(tensor).detach()
-    return numbers.to(torch.float64) if numbers.is_floating_point() else numbers
+    return numbers.to(_widened(numbers.dtype))
 
 
 @contextmanager

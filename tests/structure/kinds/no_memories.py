@@ -140,9 +140,10 @@ class ConvPlaces(Layers):
             self.conv = nn.Conv1d(s.hidden, s.hidden, 3, padding=1, groups=s.hidden)
 
         def forward(self, x):
-            return self.down(
-                remembers(torch.relu(self.conv(self.up(x).mT)).mT, may=True)
-            )  # documented: a window of each unit
+            h = torch.relu(self.conv(self.up(x).mT)).mT
+            y = self.down(h)
+            refused(h, y)
+            return y
 
 
 class ConvKeys(Layers):
