@@ -19,8 +19,10 @@ from fmr.structure.align import find_prints
 from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention, values_inside
 from fmr.structure.attention.deformable import deformable
+from fmr.structure.attention.differential import differential, subtracted
 from fmr.structure.attention.dot_product import dot_product, undivided
-from fmr.structure.attention.unsoftened import subtracted, unsoftened
+from fmr.structure.attention.halves import Half
+from fmr.structure.attention.unsoftened import unsoftened
 from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
@@ -188,6 +190,9 @@ class _Search:
         sites: dict[str, Any] = {name: at_place(self.graph, one) for name, one in held.items() if isinstance(one, Site)}
         for name in ("inputs", "gates") if isinstance(part, Mixer) else ():
             sites[name] = tuple(at_place(self.graph, one) for one in held[name])
+        if isinstance(part, Attention) and part.minus is not None:
+            placed: list[Any] = [at_place(self.graph, one) if isinstance(one, Site) else one for one in part.minus]
+            sites["minus"] = Half(*placed)
         return replace(part, **sites)
 
     def _told(self, part: Part) -> Part:
@@ -218,16 +223,27 @@ class _Search:
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []
-        for found in self._candidates():
+        candidates = list(self._candidates())
+        plain = [one for one in candidates if isinstance(one, Attention)]
+        differences = self._tried(self.end, "attention", lambda: list(differential(self.graph, plain)), [])
+        proven = [one for found in differences if (one := self._proven(found)) is not None]
+        halves = {name for one in proven if one.minus is not None for name in (one.softmax, one.minus.softmax)}
+        for found in candidates:
+            if (found.softmax if isinstance(found, Attention) else found.id) in halves:
+                continue
             if isinstance(found, Rejected):
                 self.rejected.append(found)
-                continue
-            ends = found.softmax, (found.out or found.z).id
-            certificate, ok = self._certify(certify_attention, found, "attention", *ends)
-            if ok:
-                blocks.append(replace(self._placed(found), certified=certificate, index=len(blocks)))
+            elif (one := self._proven(found)) is not None:
+                blocks.append(one)
+        blocks = sorted([*blocks, *proven], key=lambda one: self.graph.place(one.softmax)) if proven else blocks
+        blocks = [replace(one, index=n) for n, one in enumerate(blocks)]
         self.rejected += self._tried(self.end, "attention", lambda: list(subtracted(self.graph, blocks)), [])
         return blocks
+
+    def _proven(self, found: Attention) -> Attention | None:
+        """An attention with its certificate; None where that fails."""
+        certificate, ok = self._certify(certify_attention, found, "attention", found.softmax, (found.out or found.z).id)
+        return replace(self._placed(found), certified=certificate) if ok else None
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId], heads: list[Attention]) -> list[Memory]:
         blocks: list[Memory] = []

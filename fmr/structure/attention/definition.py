@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
+from fmr.structure.attention.halves import Half
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.match import (
@@ -44,6 +46,23 @@ class Claim(NamedTuple):
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    dim: int
+    minus: Half | None
+
+    @property
+    def halves(self) -> "tuple[Claim, Claim]":
+        """What is said of the two softmaxes of a differential attention, with all the heads of each."""
+        assert self.minus is not None
+        second = {name: getattr(self.minus, name) for name in ("softmax", "q", "k", "scores", "pattern", "dim")}
+        return self._whole(), self._replace(**second)._whole()
+
+    def _whole(self) -> "Claim":
+        """The same of all heads of a softmax, where these are some."""
+        if self.q.heads is None:
+            return self._replace(minus=None)
+        every = {name: replace(getattr(self, name), heads=None) for name in ("q", "k", "scores", "pattern")}
+        number = self.q.n_heads or 1
+        return self._replace(**every, n_heads=number, n_kv_heads=self.n_kv_heads * number // self.n_heads, minus=None)
 
 
 Named = tuple[Tensor, tuple[str, ...]]

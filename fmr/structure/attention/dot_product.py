@@ -67,8 +67,11 @@ def dot_product(graph: Graph, softmax: Value) -> Attention | str:
 def _of_scores(graph: Graph, softmax: Value, scores: Scores) -> Attention | str:
     """The attention of these scores, or the reason why there is none."""
     use = value_product(graph, softmax, scores)
-    if use is None:
-        return unused(graph, softmax)
+    return weighed(graph, softmax, scores, use) if use is not None else unused(graph, softmax)
+
+
+def weighed(graph: Graph, softmax: Value, scores: Scores, use: ValueProduct) -> Attention | str:
+    """The attention of these scores whose pattern is multiplied with values so, or the reason why there is none."""
     parts = split_keys(graph, softmax, use)
     use = parts.first(graph, scores)
     scores = orient(graph, scores, use, softmax.dim)
