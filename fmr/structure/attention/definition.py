@@ -12,7 +12,9 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.halves import Half
+from fmr.structure.attention.kind import of_one_stream
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
+from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.match import (
     NONLINEAR,
@@ -318,7 +320,12 @@ def mistaken(graph: Graph, found: Claim, value: Values) -> str:
         return ""
     if found.kind == "self":
         alone = all(sources) and sources[0].isdisjoint(sources[1])
-        return f"{q} and {k} are made of different inputs, which is not what self says" if alone else ""
+        made = (product(graph, node) for node in above(graph, found.scores.id, BEFORE))
+        keys = {k} | {name for one in made if one is not None for name in (one.left, one.right)} - {q}
+        apart = alone or not any(of_one_stream(graph, q, name) for name in keys)
+        return f"{q} and {k} are made of different values, which is not what self says" if apart else ""
+    if of_one_stream(graph, q, k):
+        return f"{q} and {k} are made of one stream, which is not what cross says"
     data = [{node.id for node in above(graph, name, lambda node: True, all_inputs)} for name in (q, k)]
     fed = (name for name in data[0] & data[1] if not is_constant(graph, name))
     last = max((name for name in fed if graph[name].dtype.is_floating_point), key=graph.place, default=None)

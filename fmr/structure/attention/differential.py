@@ -88,7 +88,7 @@ def _scaled(graph: Graph, node: Node) -> tuple[TensorId, TensorId | float] | Non
     told = [name for name in told if graph[name].shape == node.shape] if len(told) > 1 else told
     others = [parent.id for parent in node.parents if parent.id not in told]
     number = others[0] if others else node.argument("other", 1)
-    return (told[0], number) if len(told) == 1 and isinstance(number, (str, int, float)) else None
+    return (told[0], number) if len(told) == 1 and isinstance(number, (TensorId, int, float)) else None
 
 
 def _of_patterns(graph: Graph, node: Node, first: _Side, second: _Side) -> Attention | None:
