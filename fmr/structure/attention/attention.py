@@ -18,6 +18,7 @@ from fmr.structure.attention.definition import Claim, come_of
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.halves import Half, map_of
 from fmr.structure.attention.maps import maps_of
+from fmr.structure.attention.scores import units_beside
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_places, check_run, graph_of, own_work
 
@@ -161,6 +162,11 @@ class Attention:
             raise StructureError(
                 f"{self.scope!r} is {self.kind}-attention{'' if self.out else ' without an output projection'}, expected "
                 "self-attention between projections: only its heads read and write one stream by weights alone."
+            )
+        if units_beside(self.graph, self.scores.id, self.q.id, self.k.id):
+            raise StructureError(
+                f"{self.scope!r} adds up products of several queries and keys, expected one: {self.q.id} are not all units "
+                "of a query."
             )
         try:
             with own_work():

@@ -14,7 +14,7 @@ from fmr.nodes import Node
 from fmr.structure.attention.halves import Half
 from fmr.structure.attention.kind import of_one_stream
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
-from fmr.structure.attention.scores import BEFORE
+from fmr.structure.attention.scores import BEFORE, units_beside
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.match import (
     NONLINEAR,
@@ -283,6 +283,8 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         return ""
     if is_constant(graph, found.v.id) and not is_learned(graph, found.v.id):
         return f"it weighs constants, {found.v.id}: what comes of that is an expectation, and no data is read"
+    if is_constant(graph, found.q.id) and not is_learned(graph, found.q.id):
+        return f"its queries are constants, {found.q.id}: what comes of that weighs what it reads, and asks nothing of it"
     if found.n_kv_heads < 1 or found.n_heads % found.n_kv_heads:
         return f"{found.n_heads} heads cannot share those of {found.n_kv_heads}"
     q, k, v = (value(site.id).detach() for site in (found.q, found.k, found.v))
@@ -291,14 +293,13 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         return f"its keys and values are those of {shared} heads, not of {found.n_kv_heads}"
     told = _named(q, found.q, found.n_heads, _QUERY)
     sizes = dict(zip(told[1], told[0].shape, strict=True)) if told is not None else {}
-    if sizes.get("units", found.head_dim) != found.head_dim:
-        return f"its queries have {sizes['units']} units, not {found.head_dim}"
+    own = found.head_dim - units_beside(graph, found.scores.id, found.q.id, found.k.id)
+    if sizes.get("units", own) != own:
+        return f"its queries have {sizes['units'] + found.head_dim - own} units, not {found.head_dim}"
     seen = _named(k, found.k, found.n_heads, _KEY)
-    units = (
-        dict(zip(seen[1], seen[0].shape, strict=True)).get("units", found.head_dim) if seen is not None else found.head_dim
-    )
-    if units != found.head_dim:
-        return f"its keys have {units} units, and its queries {found.head_dim}"
+    units = dict(zip(seen[1], seen[0].shape, strict=True)).get("units", own) if seen is not None else own
+    if units != own:
+        return f"its keys have {units} units, and its queries {own}"
     counts = [sizes[name] for name in _HEADS if name in sizes]
     if counts and math.prod(counts) != found.n_heads:
         return f"its queries have {math.prod(counts)} heads, not {found.n_heads}"

@@ -211,9 +211,7 @@ class LatentAbsorbedByTwo(LatentAbsorbed):
             q, r = heads(self.q(x), s.heads).split([s.size, 2], -1)
             latent, shared = self.kv(x).split([6, 2], -1)
             scores = (q @ self.wk) @ latent[:, None].mT + r @ shared[:, None].mT
-            p = scores.softmax(-1)
-            for size, groups in ((6, 1), (8, 1), (s.size, 1), (s.size, s.heads)):
-                attends(p, s.heads, size, groups, may=True) if (size, groups) == (6, 1) else None
+            p = attends(scores.softmax(-1), s.heads, 6 + 2, 1)
             z = (p @ latent[:, None]) @ self.wv
             return self.o(joined(z))
 
