@@ -32,12 +32,12 @@ def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
     In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
     pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
     """
-    if found.minus is not None:
-        return _certify_difference(graph, found, value)
     if not value(found.pattern.id).numel():
         raise StructureError(
             f"{found.pattern.id} has no numbers, {list(graph[found.pattern.id].shape)}, that prove anything"
         )
+    if found.minus is not None:
+        return _certify_difference(graph, found, value)
     if wrong := misread(graph, found) or miscounted(graph, found, value) or mistaken(graph, found, value):
         raise StructureError(wrong)
     q, k, v, pattern, z = (value(site.id) for site in (found.q, found.k, found.v, found.pattern, found.z))

@@ -79,7 +79,7 @@ def _use(graph: Graph, node: Node, way: Path) -> ValueProduct | None:
     names = [one.id for one in way]
     first = found.left in names
     pattern, values = (found.left, found.right) if first else (found.right, found.left)
-    if weights(graph, values):
+    if pattern not in names or weights(graph, values):
         return None
     subscripts = subscripts_of(graph, found)
     return ValueProduct(node, subscripts if first else subscripts.swapped, values, way[: names.index(pattern) + 1])

@@ -43,7 +43,7 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
                 known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
             elif node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph, graph[p.id]) for p in node.parents}
-                known[node.id] = in_double(node, tensors).contiguous()
+                known[node.id] = in_double(node, tensors).to(torch.float64).contiguous()
             elif met and node.op in ("sum", "mean"):
                 known[node.id] = _reduced(known[met[0]], node.argument("dim", 1), len(node.shape) == known[met[0]].dim())
             elif met and (contraction(node) is not None or node.op == "einsum"):
@@ -82,7 +82,7 @@ def dim_map(graph: Graph, way: Path) -> tuple[int | None, ...]:
     if not any(node.op in SHAPE for node in way[1:]):
         return tuple(range(len(end))) if len(start) == len(end) else (None,) * len(end)
     value = trace(graph, iota(*start), way) if math.prod(start) else None
-    if value is None:
+    if value is None or not value.numel():
         return (None,) * len(end)
     return tuple(_source(value, dim, start, len(end)) for dim in range(len(end)))
 
