@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from math import prod
 from typing import Any, TypeVar
 
 from fmr.errors import IdError, RandomError, StructureError
@@ -334,6 +335,8 @@ class _Search:
         if self.value is None:
             return None, True
         try:
+            if not prod(self.graph[end].shape):
+                raise StructureError(f"{end} has no numbers, {list(self.graph[end].shape)}, that prove anything")
             certificate = certify(self.graph, found, Doubles(self.value))
         except IdError as error:
             if not isinstance(error, RandomError):

@@ -32,10 +32,9 @@ def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
     In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
     pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
     """
-    if not value(found.pattern.id).numel():
-        raise StructureError(
-            f"{found.pattern.id} has no numbers, {list(graph[found.pattern.id].shape)}, that prove anything"
-        )
+    sites = (found.pattern, found.q, found.k, found.v, found.z)
+    if (empty := next((site.id for site in sites if not value(site.id).numel()), None)) is not None:
+        raise StructureError(f"{empty} has no numbers, {list(graph[empty].shape)}, that prove anything")
     if found.minus is not None:
         return _certify_difference(graph, found, value)
     if wrong := misread(graph, found) or miscounted(graph, found, value) or mistaken(graph, found, value):
