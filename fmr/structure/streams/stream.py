@@ -24,6 +24,7 @@ from fmr.structure.normal.match import (
 )
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_run, own_work
+from fmr.structure.streams.copies import hyper_connection
 
 
 class Write(NamedTuple):
@@ -147,7 +148,7 @@ def _light(graph: Graph, name: TensorId) -> set[TensorId]:
 
 
 def _is_layer(graph: Graph, node: Node) -> bool:
-    """Whether a node projects to several units: sums over depth and shares of what is there do not."""
-    found = projection(graph, node)
+    """Whether a node projects to several units: sums over depth, shares of what is there and mixed copies do not."""
+    found = projection(graph, node) if hyper_connection(graph, node) is None else None
     shape = graph[found.weight].shape if found is not None else ()
     return len(shape) > 1 and prod(shape) > max(shape)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
 from fmr.nodes import Node
+from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.hidden import is_hidden, reads
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
@@ -237,12 +238,18 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
     start = write.before, base(graph, write.before)
 
     def goes_on(node: Node) -> bool:
-        summed = contraction(node) is None and node.op in through and node.id not in sums
+        summed = (not _makes(graph, node) and node.id not in sums) and (node.op in through or contraction(node) is not None)
         return node.id not in start and (summed or product(graph, node) is not None)
 
     higher = (node for node in above(graph, write.added, goes_on, all_inputs) if node.id not in start)
-    found = (node for node in higher if contraction(node) is not None or is_hidden(node))
+    found = (node for node in higher if _makes(graph, node) or is_hidden(node))
     return tuple(sorted(found, key=lambda node: graph.place(node.id)))
+
+
+def _makes(graph: Graph, node: Node) -> bool:
+    """Whether a node sums products up: what a weight hands out to several copies of a stream is only scaled."""
+    found = contraction(node)
+    return found is not None and (node.op != "einsum" or bool(subscripts_of(graph, found).contracted))
 
 
 _SCORED = MOVES | MASKING
