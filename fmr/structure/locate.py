@@ -42,6 +42,7 @@ from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_without_numbers
+from fmr.structure.streams.coupled import coupled
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
 from fmr.structure.streams.stream import Stream, certify_stream
@@ -326,7 +327,7 @@ class _Search:
             certificate, ok = self._certify(certify_stream, stream, "residual stream", start, end)
             if ok:
                 kept.append(replace(stream, certified=certificate))
-        return kept
+        return self._tried(self.end, "residual stream", lambda: coupled(graph, kept), kept)
 
     def _certify(
         self, certify: Callable[[Graph, Found, Values], Certificate], found: Found, what: str, start: TensorId, end: TensorId
@@ -335,7 +336,7 @@ class _Search:
         if self.value is None:
             return None, True
         try:
-            if not prod(self.graph[end].shape):
+            if what == "mixer" and not prod(self.graph[end].shape):
                 raise StructureError(f"{end} has no numbers, {list(self.graph[end].shape)}, that prove anything")
             certificate = certify(self.graph, found, Doubles(self.value))
         except IdError as error:

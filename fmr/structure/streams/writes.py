@@ -330,10 +330,34 @@ def repeated(graph: Graph, found: Writes) -> set[TensorId]:
     return {one for one, going in pairs if going and one not in going}
 
 
+def added_up(graph: Graph, found: Writes) -> set[TensorId]:
+    """The sums of two streams that write to each other: no layer writes there."""
+    told = set()
+    for write in found.values():
+        one, other = (list(_chain(graph, name, found)) for name in (write.before, write.added))
+        if one and other and _tell(graph, one, other) and _tell(graph, other, one):
+            told.add(write.after)
+    return told
+
+
+def _chain(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:
+    """The writes that a value comes from, the last one first."""
+    write = last_write(graph, name, found)
+    while write is not None:
+        yield write
+        write = last_write(graph, write.before, found)
+
+
+def _tell(graph: Graph, one: list[Write], other: list[Write]) -> bool:
+    """Whether what is written in a chain is made of the sums of another."""
+    return any(depends_on(graph, a.added, b.after) for a in one for b in other)
+
+
 _LOOKALIKES: Mapping[str, Callable[[Graph, Writes], set[TensorId]]] = {
     "nothing is written to it, and what it is made of goes on without it, as if it gave queries their places": positions,
     "no layer reads it: it goes into further sums alone": only_summed,
     "the same is added once more, and the stream goes on from that sum": repeated,
+    "it adds up two streams that write to each other": added_up,
 }
 """What sums are that only look like writes, each with those that are such."""
 
