@@ -104,6 +104,8 @@ _RAGGED = (
 
 _OF_WEIGHTS = "it is made of weights or constants alone, and looks at no data"
 
+_HALF = "its last stream is a half of one, whose other half goes into the logits, too"
+
 _UNSEEN = "what it makes of the values that are projected for it is hidden from torch, in compiled or foreign code"
 
 
@@ -143,6 +145,7 @@ class _Search:
         unembedding = self._tried(self.end, "unembedding", lambda: _unembedding(self.graph, last, embedding), None)
         look = partial(find_readout, self.graph, last, unembedding, self.value)
         readout = self._tried(self.end, "read-out", look, "the search for it failed, see rejected")
+        readout = _HALF if last is not None and last.coupled else readout
         layers = self._tried(self.end, "layer", lambda: find_layers(self.graph, residuals, attention, mlps, mixers), ())
         found = Structure(
             model=self.model,

@@ -1,4 +1,4 @@
-"""Two streams that write to each other are halves of one, and say so; no layer writes where they are added up."""
+"""Two streams that write to each other are halves of one and say so; sums of levels, each with a head, are no stream."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -79,6 +79,10 @@ def test_halves_that_write_to_each_other_say_so(begin: str, end: str) -> None:
     assert f"a half of one stream with the one that ends in {one.coupled}" in repr(found)
     assert (len(found.attention), len(found.mlps)) == (2, 2)
     assert one.check(run)
+    assert other.check(run)
+    assert end != "sum" or (found.final_norm is not None and found.final_norm.id == "norms.4/layer_norm#0")
+    with pytest.raises(StructureError, match="a half of one"):
+        found.read_out(run, other.points[-1])
     with pytest.raises(StructureError, match="is made of it in no layer"):
         replace(one, coupled=one.points[0]).check(run)
     read = {f"norms.{n}/layer_norm#0" for n in range(4)}  # by the layers, which are no ends of a stream
@@ -88,3 +92,30 @@ def test_halves_that_write_to_each_other_say_so(begin: str, end: str) -> None:
 def test_streams_that_look_at_both_are_two() -> None:
     _, found = located(Joint, torch.randn(2, 4, 3))
     assert [stream.coupled for stream in found.streams if stream.writes] == [None] * 2
+
+
+class Pyramid(nn.Module):
+    """Levels of one width, each projected beside and added to what is below it, with a head for each level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.beside = (nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(8, 5) for _ in range(3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        levels = []
+        for layer in self.down:
+            x = torch.relu(layer(x))
+            levels.append(x)
+        total, told = torch.zeros(()), []
+        for n in (2, 1, 0):
+            total = self.beside[n](levels[n]) + total if told else self.beside[n](levels[n])
+            told.append(self.heads[n](total))
+        return told
+
+
+def test_a_pyramid_with_heads_has_no_stream_and_no_memory() -> None:
+    torch.manual_seed(0)
+    found = fmr.locate(fmr.run(Pyramid().eval(), torch.randn(2, 5, 8)))
+    assert [stream for stream in found.streams if stream.writes] == []
+    assert found.mlps == ()

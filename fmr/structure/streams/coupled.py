@@ -7,6 +7,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.normal.hidden import reads
 from fmr.structure.normal.match import NORMS, above, depends_on
+from fmr.structure.streams.identity import handed
+from fmr.structure.streams.residual import ending
 from fmr.structure.streams.stream import Stream, Write
 
 
@@ -29,7 +31,17 @@ def _half(graph: Graph, stream: Stream, end: TensorId) -> Stream:
     points = tuple(one for one in stream.points if one not in on)
     norm = None if stream.final_norm is not None and depends_on(graph, end, stream.final_norm) else stream.final_norm
     points = tuple(one for one in points if one != stream.final_norm or norm is not None)
+    whole = _added_up(graph, stream.writes[-1].after, end) if last > graph.place(end) else None
+    if whole is not None:
+        after, norm = ending(graph, stream.writes[-1].before, whole, frozenset())
+        points = tuple(sorted({*points, whole, *after}, key=graph.place))
     return replace(stream, points=points, final_norm=norm, coupled=end)
+
+
+def _added_up(graph: Graph, one: TensorId, other: TensorId) -> TensorId | None:
+    """The sum of the ends of two halves."""
+    adds = (node for node in graph.nodes if node.op == "add" and len(node.parents) == 2)
+    return next((node.id for node in adds if {handed(graph, parent.id) for parent in node.parents} == {one, other}), None)
 
 
 class Whose:

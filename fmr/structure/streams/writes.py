@@ -156,12 +156,12 @@ def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | N
     """The add of a node as a write to a stream that changes its width, or is normed, in the same step.
 
     Both operands come from one value, the first by a linear path and the other by a branch that bends. A branch with
-    writes of its own is no layer: that is a skip across stages. Nor is one that is brought to the size of the other: that
-    is a pyramid.
+    writes of its own is no layer: that is a skip across stages. Nor is one that is brought to the size of the other, or that
+    something else reads, as a head of its level does: that is a pyramid.
     """
     origin = flow.higher.get(node.id)
     for before, added in both_orders(node, "add") if origin is not None else ():
-        resized = graph[handed(graph, added)].op in _RESIZES
+        resized = graph[handed(graph, added)].op in _RESIZES or len(graph.readers(added)) > 1
         if origin is not None and graph[before].shape == graph[added].shape and before != origin and not resized:
             projected = shortcut(graph, before, origin)
             through = _BENDS if projected else _COMPUTES
