@@ -83,11 +83,7 @@ def _einsum(node: Node, *ranks: int) -> Subscripts:
 
 
 def summed_alone(graph: Graph, node: Node) -> tuple[TensorId, int] | None:
-    """The value that a node sums over one dimension, each place weighed by a constant or not, and the dimension.
-
-    >>> summed_alone(graph, node)  # of torch.einsum("nbqk,n->bqk", scores, shares)
-    ('/stack#0', 0)
-    """
+    """The value that a node sums over one dimension, each place weighed by a constant or not, and the dimension."""
     if node.op == "sum" and len(node.parents) == 1:
         dim, rank = node.argument("dim", 1), len(graph[node.parents[0].id].shape)
         dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
