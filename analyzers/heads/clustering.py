@@ -248,8 +248,8 @@ class HeadClustering(Analyzer["HeadClusters"]):
         self.sums.add(sums)
 
     def _blocks(self, structure: Structure) -> tuple[Attention, ...]:
-        """The self-attentions that the scope selects; an error says what there was instead."""
-        found = [block for block in structure.attention if block.kind == "self"]
+        """The self-attentions that the scope selects, whose maps are distributions; an error says what there was instead."""
+        found = [block for block in structure.attention if block.kind == "self" and block.minus is None]
         chosen = tuple(block for block in found if fnmatchcase(block.scope, self.scope))
         if chosen:
             return chosen
@@ -267,7 +267,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
 
 def _keys(reading: Reading) -> list[Key]:
     block, written = reading
-    return [block.pattern, *([] if written is None else written.keys)]
+    return [*block.map_sites, *([] if written is None else written.keys)]
 
 
 def _read(reading: Reading, run: Run) -> Read:

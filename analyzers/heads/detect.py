@@ -155,7 +155,7 @@ class Heads(Method):
         self, blocks: list[Attention], draws: Draws, seed: int, edits: Mapping[Key, Edit] | None
     ) -> tuple[list[Looked], tuple[float, float]]:
         """The scores of each attention, and the losses of the first and the second half."""
-        keep = [block.pattern for block in blocks]
+        keep = [site for block in blocks for site in block.map_sites]
         twice, once = (self._run(self._ids(ids), keep=keep, edits=edits) for ids in (draws.twice, draws.once))
         causal = all(not bool(block.maps(twice).triu(1).any()) for block in blocks)
         looked = [look(block.maps(twice), block.maps(once), draws, causal, seed) for block in blocks]

@@ -93,7 +93,7 @@ def naming(
     read = names - names.mean(0)
     device = next(model.parameters()).device
     ways = [words.circuits.way_of(block) for block in blocks]
-    keep: list[Key] = [site for block in blocks for site in (block.z, block.pattern)]
+    keep: list[Key] = [site for block in blocks for site in (block.z, *block.map_sites)]
     keep += [words.end, words.normed, *(name for out, after, _ in ways if out != after for name in (out, after))]
     rows = [one["input_ids"][0] for one in people.inputs]
     found = torch.zeros(3, sum(block.n_heads for block in blocks), len(rows), dtype=torch.float64)

@@ -31,7 +31,7 @@ def scaled_dot_product_attention(
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
     if enable_gqa and value.size(-3) != query.size(-3):
         value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    scores = query.matmul(key.transpose(-2, -1)).mul(query.size(-1) ** -0.5 if scale is None else scale)
+    scores = query.matmul(key.transpose(-2, -1)).mul((query.size(-1) or 1) ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:

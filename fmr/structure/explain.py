@@ -254,6 +254,8 @@ def _roles_of(part: Part) -> Iterator[tuple[TensorId, str]]:
         one = getattr(part, role)
         if one is not None:
             yield (one.id if isinstance(one, Site) else one), word
+    if isinstance(part, Attention) and part.minus is not None:
+        yield from ((one, word) for word, one in part.minus.roles.items())
     if isinstance(part, Mixer):
         yield from ((one.id, f"input {n}") for n, one in enumerate(part.inputs))
         yield from ((one.id, "gate") for one in part.gates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from math import prod
 from typing import Any, TypeVar
 
 from fmr.errors import IdError, RandomError, StructureError
@@ -19,8 +20,10 @@ from fmr.structure.align import find_prints
 from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention, values_inside
 from fmr.structure.attention.deformable import deformable
+from fmr.structure.attention.differential import differential, subtracted
 from fmr.structure.attention.dot_product import dot_product, undivided
-from fmr.structure.attention.unsoftened import subtracted, unsoftened
+from fmr.structure.attention.halves import Half
+from fmr.structure.attention.unsoftened import unsoftened
 from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
 from fmr.structure.layers import find_layers
@@ -40,6 +43,7 @@ from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_without_numbers
+from fmr.structure.streams.coupled import coupled
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
 from fmr.structure.streams.stream import Stream, certify_stream
@@ -101,6 +105,8 @@ _RAGGED = (
 
 _OF_WEIGHTS = "it is made of weights or constants alone, and looks at no data"
 
+_HALF = "its last stream is a half of one, whose other half goes into the logits, too"
+
 _UNSEEN = "what it makes of the values that are projected for it is hidden from torch, in compiled or foreign code"
 
 
@@ -141,6 +147,7 @@ class _Search:
         unembedding = self._tried(self.end, "unembedding", lambda: _unembedding(self.graph, last, embedding), None)
         look = partial(find_readout, self.graph, last, unembedding, self.value)
         readout = self._tried(self.end, "read-out", look, "the search for it failed, see rejected")
+        readout = _HALF if last is not None and last.coupled else readout
         layers = self._tried(self.end, "layer", lambda: find_layers(self.graph, residuals, attention, mlps, mixers), ())
         found = Structure(
             model=self.model,
@@ -190,6 +197,9 @@ class _Search:
         sites: dict[str, Any] = {name: at_place(self.graph, one) for name, one in held.items() if isinstance(one, Site)}
         for name in ("inputs", "gates") if isinstance(part, Mixer) else ():
             sites[name] = tuple(at_place(self.graph, one) for one in held[name])
+        if isinstance(part, Attention) and part.minus is not None:
+            placed: list[Any] = [at_place(self.graph, one) if isinstance(one, Site) else one for one in part.minus]
+            sites["minus"] = Half(*placed)
         return replace(part, **sites)
 
     def _told(self, part: Part) -> Part:
@@ -220,16 +230,27 @@ class _Search:
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []
-        for found in self._candidates():
+        candidates = list(self._candidates())
+        plain = [one for one in candidates if isinstance(one, Attention)]
+        differences = self._tried(self.end, "attention", lambda: list(differential(self.graph, plain)), [])
+        proven = [one for found in differences if (one := self._proven(found)) is not None]
+        halves = {name for one in proven if one.minus is not None for name in (one.softmax, one.minus.softmax)}
+        for found in candidates:
+            if (found.softmax if isinstance(found, Attention) else found.id) in halves:
+                continue
             if isinstance(found, Rejected):
                 self.rejected.append(found)
-                continue
-            ends = found.softmax, (found.out or found.z).id
-            certificate, ok = self._certify(certify_attention, found, "attention", *ends)
-            if ok:
-                blocks.append(replace(self._placed(found), certified=certificate, index=len(blocks)))
+            elif (one := self._proven(found)) is not None:
+                blocks.append(one)
+        blocks = sorted([*blocks, *proven], key=lambda one: self.graph.place(one.softmax)) if proven else blocks
+        blocks = [replace(one, index=n) for n, one in enumerate(blocks)]
         self.rejected += self._tried(self.end, "attention", lambda: list(subtracted(self.graph, blocks)), [])
         return blocks
+
+    def _proven(self, found: Attention) -> Attention | None:
+        """An attention with its certificate; None where that fails."""
+        certificate, ok = self._certify(certify_attention, found, "attention", found.softmax, (found.out or found.z).id)
+        return replace(self._placed(found), certified=certificate) if ok else None
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId], heads: list[Attention]) -> list[Memory]:
         blocks: list[Memory] = []
@@ -315,7 +336,7 @@ class _Search:
             certificate, ok = self._certify(certify_stream, stream, "residual stream", start, end)
             if ok:
                 kept.append(replace(stream, certified=certificate))
-        return kept
+        return self._tried(self.end, "residual stream", lambda: coupled(graph, kept), kept)
 
     def _certify(
         self, certify: Callable[[Graph, Found, Values], Certificate], found: Found, what: str, start: TensorId, end: TensorId
@@ -324,6 +345,8 @@ class _Search:
         if self.value is None:
             return None, True
         try:
+            if what == "mixer" and not prod(self.graph[end].shape):
+                raise StructureError(f"{end} has no numbers, {list(self.graph[end].shape)}, that prove anything")
             certificate = certify(self.graph, found, Doubles(self.value))
         except IdError as error:
             if not isinstance(error, RandomError):

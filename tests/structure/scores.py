@@ -282,12 +282,6 @@ def over_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).softmax(1) @ v
 
 
-def differential(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two softmaxes, one taken from the other: what acts on the values is no distribution."""
-    (a, b), (c, d) = q.chunk(2, -1), k.chunk(2, -1)
-    return ((a @ c.mT).softmax(-1) - 0.4 * (b @ d.mT).softmax(-1)) @ v
-
-
 def of_places(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each head has its share of a second softmax that looks at positions alone."""
     places, rate = torch.arange(k.shape[2]), torch.arange(1, HEADS + 1)[:, None, None] / 8
@@ -367,7 +361,6 @@ FOUND = (
 )
 NOT_FOUND = {
     exp_over_sum_late: "the division comes after the values",
-    differential: "and another softmax weighs the values",
     multiplied: "and another softmax weighs the values",
     over_heads: "its weights are no distribution",
     hidden: "hidden from torch",

@@ -116,3 +116,63 @@ def test_what_writes_and_views_in_any_order_is_located(seed: int, mode: type) ->
 def test_any_steps_of_models_are_located(seed: int, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     assert located(fmr.run(Layers(seed).eval(), torch.randn(shape))) == []
+
+
+WEIRD: list[Step] = [
+    lambda m, r, a, b: (a @ b.mT).softmax(-1) @ b - 0.5 * ((b @ a.mT).softmax(-1) @ b),
+    lambda m, r, a, b: ((a @ b.mT).softmax(-1) - m.table[0, 0] * (b @ a.mT).softmax(-1)) @ b,
+    lambda m, r, a, b: a.softmax(-1) - b.softmax(-1) * m.table[0, 1],
+    lambda m, r, a, b: torch.einsum("n...->...", torch.stack([a, b])),
+    lambda m, r, a, b: torch.einsum("n...,n->...", torch.stack([a, b]), torch.tensor([0.2, 0.8])),
+    lambda m, r, a, b: torch.einsum("...ij->...ji", a),
+    lambda m, r, a, b: torch.einsum("bij,bkj,bkl->bil", a, b, b),
+    lambda m, r, a, b: torch.einsum(a, [0, 1, 2], b, [0, 3, 2], [0, 1, 3]),
+    lambda m, r, a, b: torch.fft.fft(a).real,
+    lambda m, r, a, b: (torch.complex(a, b) @ torch.complex(b, a).mT).abs().softmax(-1) @ b,
+    lambda m, r, a, b: (a[0].to_sparse() @ b[0].mT)[None],
+    lambda m, r, a, b: torch.sparse.softmax(a[0].to_sparse(), -1).to_dense()[None],
+    lambda m, r, a, b: (a * 10).long().softmax(-1, dtype=torch.float32) @ b,
+    lambda m, r, a, b: (a @ b[:, :0].mT).softmax(-1) @ b[:, :0],
+    lambda m, r, a, b: F.scaled_dot_product_attention(a[..., :0], b[..., :0], b),
+    lambda m, r, a, b: F.scaled_dot_product_attention(a[:, None], b[:, None], b[:, None], (a @ b.mT)[:, None])[:, 0],
+    lambda m, r, a, b: a.scatter(-1, b.argmax(-1, keepdim=True), 0.0),
+    lambda m, r, a, b: torch.zeros_like(a, dtype=torch.bool).scatter(-1, b.argsort(-1)[..., :2], True).float() * a,
+    lambda m, r, a, b: torch.addmm(a[0], b[0], m.maps[0].weight)[None],
+    lambda m, r, a, b: torch.baddbmm(a @ b.mT, a, b.mT).softmax(-1) @ b,
+    lambda m, r, a, b: torch.cdist(a, b).neg().softmax(-1) @ b,
+    lambda m, r, a, b: (a[..., None, :] * b[..., None]).sum(-1).softmax(-1),
+    lambda m, r, a, b: torch.tensordot(a, b, ([2], [2])).flatten(2),
+    lambda m, r, a, b: torch.kron(a[0], b[0])[None, :8, :8],
+    lambda m, r, a, b: torch.vmap(torch.softmax, in_dims=(0, None))(a, -1),
+    lambda m, r, a, b: torch.nested.nested_tensor([a[0], b[0]]).to_padded_tensor(0.0),
+    lambda m, r, a, b: m.maps[0](a) * F.silu(m.maps[1](b)),
+    lambda m, r, a, b: F.conv1d(a, b),
+    lambda m, r, a, b: a[b > 0],
+    lambda m, r, a, b: a.mean((0, 1)),
+    lambda m, r, a, b: a.sum(),
+]
+
+
+class Weird(Layers):
+    """A random program of two inputs and of ops that models seldom use, whose output is a nest, a value or a generator."""
+
+    def forward(self, x: Tensor, y: Tensor) -> object:  # type: ignore[override]
+        rng = random.Random(self.seed)
+        values = [x, y, self.maps[0](x)]
+        for _ in range(rng.randint(4, 24)):
+            step = rng.choice(STEPS if rng.random() < 0.5 else WEIRD)
+            try:
+                made = step(self, rng, rng.choice(values[-6:]), rng.choice(values[-6:]))
+            except (*REFUSED, NotImplementedError):
+                continue
+            values += [made] if made.numel() < 20_000 else []
+        nest = {"last": values[-1], "others": [values[-2], (values[-3], None, 3)]}
+        return rng.choice([values[-1], nest, (one for one in values[-3:])])
+
+
+@pytest.mark.filterwarnings("ignore")
+@few
+@given(seeds, st.sampled_from([(2, 5, 8), (1, 1, 8), (2, 4, 8), (0, 5, 8)]))
+def test_ops_that_models_seldom_use_are_located(seed: int, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    assert located(fmr.run(Weird(seed).eval(), torch.randn(shape), torch.randn(shape))) == []

@@ -27,14 +27,16 @@ def projections(graph: Graph) -> dict[str, list[str]]:
             data.add(node.id)
         if node.op == "param" or (node.op in ("t", "T", "mT", "transpose", "view") and node.parents[0] in plain):
             plain.add(node.id)
-        read = [parent.id for parent in node.parents if parent in data]
+        added = ("0", "input") if node.op in ("addmm", "baddbmm") else ()
+        read = [parent.id for parent in node.parents if parent in data and parent.at not in added]
         if node.op in PRODUCTS and read and any(parent in plain for parent in node.parents):
             found[node.id] = read
     return found
 
 
 def pairs(structure: Structure) -> Iterator[str]:
-    """The projections that read what another one made, with none between, and no value of a stream or mixed by heads."""
+    """The projections that read numbers which another one made, with none between, and no value of a stream or mixed by
+    heads; what only chooses by them reads none, and what is hidden shows none."""
     graph = structure.graph
     known = projections(graph)
     ends = {point for stream in structure.streams if stream.writes for point in stream.points}
@@ -48,7 +50,8 @@ def pairs(structure: Structure) -> Iterator[str]:
             if here in known:
                 yield name
                 break
-            new = {parent.id for parent in graph[here].parents} - ends - seen
+            new = {parent.id for parent in graph[here].parents if graph[here].op != "opaque"} - ends - seen
+            new = {name for name in new if graph[name].dtype.is_floating_point or graph[name].dtype.is_complex}
             seen |= new
             waiting += new
 
@@ -57,7 +60,7 @@ def inside(structure: Structure) -> set[str]:
     """What attentions compute of their queries, keys and values."""
     found = set()
     for block in structure.attention:
-        for site in (block.q, block.k, block.v):
+        for site in (block.q, block.k, block.v, *((block.minus.q, block.minus.k) if block.minus else ())):
             found |= {node.id for node in structure.graph.between(site.id, (block.out or block.z).id)}
     return found
 
@@ -65,9 +68,8 @@ def inside(structure: Structure) -> set[str]:
 def untold(structure: Structure) -> list[str]:
     """The softmaxes and the pairs of which nothing is said, and what is said that names an op which is not there."""
     graph, said = structure.graph, {(one.id, one.what) for one in structure.rejected}
-    claimed = (
-        {block.softmax for block in structure.attention} | {memory.down for memory in structure.mlps} | inside(structure)
-    )
+    softened = {half.softmax for block in structure.attention for half in (block, block.minus) if half is not None}
+    claimed = softened | {memory.down for memory in structure.mlps} | inside(structure)
     asked = [(node.id, "attention") for node in softmaxes(graph)] + [(name, "memory") for name in pairs(structure)]
     wrong = [f"{name}: no word on {what}" for name, what in asked if name not in claimed and (name, what) not in said]
     for text in [*(one.reason for one in structure.rejected), *(repr(structure.explain(name)) for name, _ in asked)]:

@@ -1,6 +1,6 @@
 """One attention of a model: the sites of its values, the shape of its heads, its maps, and the proof that it is one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,13 +13,14 @@ from fmr.ids import Site, TensorId
 from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.attention.definition import MULTIPLY, Claim, come_of, miscounted, misread, mistaken, mixes, own_rows
+from fmr.structure.attention.certify import certify
+from fmr.structure.attention.definition import Claim, come_of
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
+from fmr.structure.attention.halves import Half, map_of
 from fmr.structure.attention.maps import maps_of
-from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
-from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of
-from fmr.structure.proof.evaluate import Values, check_places, check_run, evaluate, graph_of, own_work
+from fmr.structure.attention.scores import units_beside
+from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
+from fmr.structure.proof.evaluate import Values, check_places, check_run, graph_of, own_work
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +52,10 @@ class Attention:
 
     `softmax` is its op, `dim` what that adds up to one along, `path` the values from z to what the projection reads. Where
     one softmax is over keys of several kinds, `k` and `v` are those of one of them.
+
+    In differential attention the map of a head is a softmax less a share of another: `q`, `k`, `scores` and `pattern` are
+    those of the first, `minus` has those of the second and the share. `maps` are the difference, whose rows do not add up
+    to one and may go below zero.
     """
 
     graph: Graph = field(repr=False)
@@ -71,6 +76,12 @@ class Attention:
     path: tuple[TensorId, ...] = ()
     certified: Certificate | None = None
     index: int | None = None
+    minus: Half | None = None
+
+    @property
+    def map_sites(self) -> tuple[Site, ...]:
+        """What `maps` reads: the pattern; of a differential attention both patterns, and the share of the second."""
+        return (self.pattern, *(self.minus.read if self.minus is not None else ()))
 
     def head(self, index: int) -> Head:
         """The sites of one head.
@@ -111,12 +122,12 @@ class Attention:
         """
         check_run(run)
         try:
-            value = run[self.pattern]
+            return map_of(run.__getitem__, self.pattern, self.minus, self.n_heads, self.n_kv_heads)
         except IdError as missing:
-            if self.pattern.id in run:
+            if all(site.id in run for site in self.map_sites):
                 raise
-            raise IdError(f"{missing} Expected a run that kept it: fmr.run(model, *inputs, keep=[block.pattern]).") from None
-        return maps_of(value.detach(), self.pattern, self.n_heads, self.n_kv_heads)
+            sites = "[block.pattern]" if self.minus is None else "block.map_sites"
+            raise IdError(f"{missing} Expected a run that kept it: fmr.run(model, *inputs, keep={sites}).") from None
 
     def check(self, run: Run | Pass) -> Certificate:
         """Recompute pattern, z and output from their parts in another run of the same code and report the errors.
@@ -128,7 +139,7 @@ class Attention:
         """
         with own_work():
             graph = graph_of(run, self.graph)
-            check_places(run, (self.q, self.k, self.v, self.scores, self.pattern, self.z))
+            check_places(run, (self.q, self.k, self.v, self.scores, *self.map_sites, self.z))
             return certify_attention(graph, self, run.__getitem__)
 
     def factors(self, run: Run | Pass) -> Factors:
@@ -142,10 +153,20 @@ class Attention:
         queries and shared keys are told apart by the graph. An attention whose values are not what these weights make of
         what it reads is a `StructureError` with the reason.
         """
+        if self.minus is not None:
+            raise StructureError(
+                f"{self.scope!r} takes one pattern from another, expected one of a single softmax: its heads have two "
+                "queries and two keys each."
+            )
         if self.kind != "self" or self.out is None:
             raise StructureError(
                 f"{self.scope!r} is {self.kind}-attention{'' if self.out else ' without an output projection'}, expected "
                 "self-attention between projections: only its heads read and write one stream by weights alone."
+            )
+        if units_beside(self.graph, self.scores.id, self.q.id, self.k.id):
+            raise StructureError(
+                f"{self.scope!r} adds up products of several queries and keys, expected one: {self.q.id} are not all units "
+                "of a query."
             )
         try:
             with own_work():
@@ -186,7 +207,8 @@ class Attention:
     def size(self) -> str:
         """Heads and their size in words."""
         groups = f" ({self.n_kv_heads} key-value)" if self.n_kv_heads != self.n_heads else ""
-        return f"{number_of(self.n_heads, 'head')} of {self.head_dim}{groups}"
+        less = ", each a softmax less another" if self.minus is not None else ""
+        return f"{number_of(self.n_heads, 'head')} of {self.head_dim}{groups}{less}"
 
     def __repr__(self) -> str:
         return f"{self.scope or 'root'}  {self.kind}  {self.size}  {proof(self.certified)}"
@@ -194,57 +216,17 @@ class Attention:
 
 def values_inside(graph: Graph, heads: Sequence[Attention]) -> frozenset[TensorId]:
     """What attentions compute of their queries, keys and values, up to their outputs."""
-    ends = ((role.id, (one.out or one.z).id) for one in heads for role in (one.q, one.k, one.v))
+    ends = (
+        (role.id, (one.out or one.z).id)
+        for one in heads
+        for role in (one.q, one.k, one.v, *((one.minus.q, one.minus.k) if one.minus is not None else ()))
+    )
     return frozenset(node.id for start, end in ends for node in come_of(graph, start, end))
 
 
 def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
-    """Recompute the pattern from q, k, mask and scale, z from pattern and v, and the output from the single heads.
-
-    That heads are such is shown by taking one head's pattern away: the mixed values of the others stay.
-
-    The pattern must also be a distribution: nothing negative, no row above one. Where a norm or a nonlinearity lies between
-    the heads and their projection, what one head writes is not defined; then the output is recomputed from all at once.
-
-    Where layouts name the dimensions of its values, z is also the pattern times the values as they are named, and one query
-    moves its own row of the scores, one key those of its head. Parts that do not follow one another as they are named, heads
-    that are as many as is not said, and values that are constants are a `StructureError`.
-
-    In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
-    pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
-    """
-    claim = Claim(*(getattr(found, name) for name in Claim._fields))
-    if not value(found.pattern.id).numel():
-        raise StructureError(
-            f"{found.pattern.id} has no numbers, {list(graph[found.pattern.id].shape)}, that prove anything"
-        )
-    if wrong := misread(graph, claim) or miscounted(graph, claim, value) or mistaken(graph, claim, value):
-        raise StructureError(wrong)
-    q, k, v, pattern, z = (value(site.id) for site in (found.q, found.k, found.v, found.pattern, found.z))
-    tolerance = tolerance_of(q, k, pattern, z, value((found.out or found.z).id))
-    coarse = tolerance > TOLERANCE
-    keys = {found.q.id: q, found.k.id: k}
-    mixed = evaluate(graph, found.z.id, {found.pattern.id: pattern, found.v.id: v}, value)
-    errors = {
-        "pattern": _rounded(graph, found, keys, value) if coarse else _again(graph, found.pattern.id, keys, value),
-        "rows": max(
-            _excess(value(found.softmax), found.dim, graph[found.softmax].op == "softmax"),
-            min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
-        ),
-        "z": error(mixed, z),
-        **_heads(graph, found, pattern, mixed, value),
-    }
-    if found.kind in MULTIPLY:
-        told = [mixes(graph, claim, pattern, v, mixed), own_rows(graph, claim, value)]
-        errors |= {"layout": max(known)} if (known := [one for one in told if one is not None]) else {}
-    if coarse:
-        errors["z"] = min(errors["z"], _again(graph, found.z.id, {**keys, found.v.id: v}, value))
-    if found.out is not None and found.kind in MULTIPLY:
-        out = found.out.id
-        bent = _bent(graph, found.z.id, out)
-        whole = evaluate(graph, out, {found.z.id: z}, value) if bent else _sum_of_heads(graph, found, out, value)
-        errors["out"] = error(whole, value(out))
-    return Certificate(errors, tolerance)
+    """Recompute an attention from its parts in the values of a run."""
+    return certify(graph, Claim(*(getattr(found, name) for name in Claim._fields)), value)
 
 
 def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
@@ -277,82 +259,3 @@ def _angles(found: Attention, heads: Heads, q: Read, k: Read, value: Values) -> 
     turned = [in_order(value(site.id).double(), site, heads, site is found.k) for site in (found.q, found.k)]
     seen = torch.cosine_similarity(turned[0], turned[1], dim=-1)
     return float((torch.cosine_similarity(q.vectors, k.vectors, dim=-1) - seen).abs().max())
-
-
-def _heads(graph: Graph, found: Attention, pattern: Tensor, mixed: Tensor, value: Values) -> dict[str, float]:
-    """How far the mixed values of other heads move when one head's pattern is taken away; nothing where heads are folded
-    into the batch, or weighed by one another."""
-    maps, values = found.pattern.layout or (), found.z.layout or ()
-    weighed = (projection(graph, node) for node in between(graph, found.pattern.id, found.z.id))
-    if "heads" not in maps or "heads" not in values or any(one is not None for one in weighed):
-        return {}
-    row, axis = maps.index("heads"), values.index("heads")
-    if not pattern.shape[row] == mixed.shape[axis] == found.n_heads:
-        return {"heads": float("inf")}
-    without = pattern.detach().clone()
-    without.select(row, -1).zero_()
-    moved = evaluate(graph, found.z.id, {found.pattern.id: without, found.v.id: value(found.v.id)}, value)
-    moved.select(axis, -1).copy_(mixed.select(axis, -1))
-    return {"heads": error(moved, mixed)}
-
-
-def _again(graph: Graph, name: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> float:
-    """How far a value lies from what comes of given ones."""
-    return error(evaluate(graph, name, given, value), value(name))
-
-
-def _rounded(graph: Graph, found: Attention, keys: Mapping[TensorId, Tensor], value: Values) -> float:
-    """How far scores lie from what comes of queries and keys, each as far as it counts, or the pattern from what comes of
-    the scores."""
-    recorded, weights = (value(name).detach().double() for name in (found.scores.id, found.softmax))
-    off = (evaluate(graph, found.scores.id, keys, value) - recorded).abs() / recorded.abs().clamp(min=1.0)
-    return max(
-        float((off * weights).nan_to_num(0.0).max()), _again(graph, found.pattern.id, {found.scores.id: recorded}, value)
-    )
-
-
-def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
-    """Whether a normalisation or a nonlinearity lies between two values."""
-    bends = NORMS | NONLINEAR | STATISTICS - {"mean"}
-    return any(node.op in bends for node in between(graph, start, end))
-
-
-def _is_of_places(found: Attention, dim: int) -> bool:
-    """Whether a dimension of a pattern counts queries or keys: over heads or examples it need not add up to one."""
-    layout = found.pattern.layout
-    return dim == -1 or layout is None or layout[dim] not in ("heads", "examples")
-
-
-def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
-    """How far a pattern goes below zero, or its rows along a dimension above one; or, where they are `whole`, from one.
-
-    Rows that are masked as a whole are zero, or no numbers.
-    """
-    known = pattern.detach().double().nan_to_num(0.0)
-    sums = known.sum(dim)
-    over = torch.minimum((sums - 1).abs(), sums.abs()) if whole else (sums - 1).clamp(min=0)
-    return max(float(over.max()), float((-known).clamp(min=0).max()))
-
-
-def _sum_of_heads(graph: Graph, found: Attention, out: TensorId, value: Values) -> Tensor:
-    """The output as the sum of what each head writes alone, plus the bias once."""
-    read, whose = _told_apart(graph, found)
-    z = value(read)
-    bias = evaluate(graph, out, {read: torch.zeros_like(z)}, value)
-    total = bias.clone()
-    for head in range(found.n_heads):
-        alone = z * (whose % found.n_heads == head).to(z.device)
-        total += evaluate(graph, out, {read: alone}, value) - bias
-    return total
-
-
-def _told_apart(graph: Graph, found: Attention) -> tuple[TensorId, Tensor]:
-    """A value in which the heads are told apart, and the head of each of its numbers, counted on where there are more.
-
-    It is what the projection reads, as a norm may stand between it and z; z itself where that is put together from several.
-    """
-    shape, layout = graph[found.z.id].shape, found.z.layout or ()
-    lead = [size if name == "heads" else 1 for size, name in zip(shape, layout, strict=False)]
-    number = iota(*(lead if "heads" in layout else (*shape[:-1], 1)))
-    whose = trace(graph, number.expand(shape), tuple(graph[name] for name in found.path))
-    return (found.z.id, number) if whose is None or bool((whose < 0).any()) else (found.path[-1], whose)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
+from fmr.structure.attention.halves import Half
+from fmr.structure.attention.kind import of_one_stream
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
+from fmr.structure.attention.scores import BEFORE, units_beside
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.match import (
     NONLINEAR,
@@ -44,6 +48,23 @@ class Claim(NamedTuple):
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    dim: int
+    minus: Half | None
+
+    @property
+    def halves(self) -> "tuple[Claim, Claim]":
+        """What is said of the two softmaxes of a differential attention, with all the heads of each."""
+        assert self.minus is not None
+        second = {name: getattr(self.minus, name) for name in ("softmax", "q", "k", "scores", "pattern", "dim")}
+        return self._whole(), self._replace(**second)._whole()
+
+    def _whole(self) -> "Claim":
+        """The same of all heads of a softmax, where these are some."""
+        if self.q.heads is None:
+            return self._replace(minus=None)
+        every = {name: replace(getattr(self, name), heads=None) for name in ("q", "k", "scores", "pattern")}
+        number = self.q.n_heads or 1
+        return self._replace(**every, n_heads=number, n_kv_heads=self.n_kv_heads * number // self.n_heads, minus=None)
 
 
 Named = tuple[Tensor, tuple[str, ...]]
@@ -262,6 +283,8 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         return ""
     if is_constant(graph, found.v.id) and not is_learned(graph, found.v.id):
         return f"it weighs constants, {found.v.id}: what comes of that is an expectation, and no data is read"
+    if is_constant(graph, found.q.id) and not is_learned(graph, found.q.id):
+        return f"its queries are constants, {found.q.id}: what comes of that weighs what it reads, and asks nothing of it"
     if found.n_kv_heads < 1 or found.n_heads % found.n_kv_heads:
         return f"{found.n_heads} heads cannot share those of {found.n_kv_heads}"
     q, k, v = (value(site.id).detach() for site in (found.q, found.k, found.v))
@@ -270,14 +293,13 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         return f"its keys and values are those of {shared} heads, not of {found.n_kv_heads}"
     told = _named(q, found.q, found.n_heads, _QUERY)
     sizes = dict(zip(told[1], told[0].shape, strict=True)) if told is not None else {}
-    if sizes.get("units", found.head_dim) != found.head_dim:
-        return f"its queries have {sizes['units']} units, not {found.head_dim}"
+    own = found.head_dim - units_beside(graph, found.scores.id, found.q.id, found.k.id)
+    if sizes.get("units", own) != own:
+        return f"its queries have {sizes['units'] + found.head_dim - own} units, not {found.head_dim}"
     seen = _named(k, found.k, found.n_heads, _KEY)
-    units = (
-        dict(zip(seen[1], seen[0].shape, strict=True)).get("units", found.head_dim) if seen is not None else found.head_dim
-    )
-    if units != found.head_dim:
-        return f"its keys have {units} units, and its queries {found.head_dim}"
+    units = dict(zip(seen[1], seen[0].shape, strict=True)).get("units", own) if seen is not None else own
+    if units != own:
+        return f"its keys have {units} units, and its queries {own}"
     counts = [sizes[name] for name in _HEADS if name in sizes]
     if counts and math.prod(counts) != found.n_heads:
         return f"its queries have {math.prod(counts)} heads, not {found.n_heads}"
@@ -299,7 +321,12 @@ def mistaken(graph: Graph, found: Claim, value: Values) -> str:
         return ""
     if found.kind == "self":
         alone = all(sources) and sources[0].isdisjoint(sources[1])
-        return f"{q} and {k} are made of different inputs, which is not what self says" if alone else ""
+        made = (product(graph, node) for node in above(graph, found.scores.id, BEFORE))
+        keys = {k} | {name for one in made if one is not None for name in (one.left, one.right)} - {q}
+        apart = alone or not any(of_one_stream(graph, q, name) for name in keys)
+        return f"{q} and {k} are made of different values, which is not what self says" if apart else ""
+    if of_one_stream(graph, q, k):
+        return f"{q} and {k} are made of one stream, which is not what cross says"
     data = [{node.id for node in above(graph, name, lambda node: True, all_inputs)} for name in (q, k)]
     fed = (name for name in data[0] & data[1] if not is_constant(graph, name))
     last = max((name for name in fed if graph[name].dtype.is_floating_point), key=graph.place, default=None)

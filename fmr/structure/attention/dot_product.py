@@ -12,7 +12,7 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.heads import Queries, heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of
 from fmr.structure.attention.layouts import described, laid_out, layouts
-from fmr.structure.attention.scores import BEFORE, Scores, find_scores, scores_go_on
+from fmr.structure.attention.scores import BEFORE, Scores, find_scores, scores_go_on, units_beside
 from fmr.structure.attention.values import (
     Parts,
     ValueProduct,
@@ -67,8 +67,11 @@ def dot_product(graph: Graph, softmax: Value) -> Attention | str:
 def _of_scores(graph: Graph, softmax: Value, scores: Scores) -> Attention | str:
     """The attention of these scores, or the reason why there is none."""
     use = value_product(graph, softmax, scores)
-    if use is None:
-        return unused(graph, softmax)
+    return weighed(graph, softmax, scores, use) if use is not None else unused(graph, softmax)
+
+
+def weighed(graph: Graph, softmax: Value, scores: Scores, use: ValueProduct) -> Attention | str:
+    """The attention of these scores whose pattern is multiplied with values so, or the reason why there is none."""
     parts = split_keys(graph, softmax, use)
     use = parts.first(graph, scores)
     scores = orient(graph, scores, use, softmax.dim)
@@ -121,7 +124,7 @@ def _attention(graph: Graph, softmax: Value, scores: Scores, parts: Parts, use: 
     kind = kind_of(graph, scores, parts)
     if not isinstance(kind, str):
         return f"its queries or keys are made by code that is hidden from torch ({kind.id}), and of what cannot be told"
-    named = layouts(graph, scores, use, heads)
+    named, more = layouts(graph, scores, use, heads), units_beside(graph, softmax.operands[0], scores.q, scores.k)
     axis = named.k.index("heads") if "heads" in named.k else None
     return described(
         graph,
@@ -129,7 +132,7 @@ def _attention(graph: Graph, softmax: Value, scores: Scores, parts: Parts, use: 
         (laid_out(graph, scores.q, named.q), laid_out(graph, scores.k, named.k), laid_out(graph, use.v, named.v)),
         (laid_out(graph, acting(graph, parts.whole(use)), named.scores), laid_out(graph, z.id, named.z)),
         output,
-        (heads.number, key_heads(graph, use, heads, _repeated(graph, scores.k, axis)), queries.size),
+        (heads.number, key_heads(graph, use, heads, _repeated(graph, scores.k, axis)), queries.size + more),
         kind,
     )
 
@@ -161,10 +164,21 @@ def _repeated(graph: Graph, k: TensorId, axis: int | None) -> float:
         chosen = _chooses_heads(graph, higher, node, k, axis)
         if len(data_inputs(graph, node)) > 1:
             break
-        if node.op in REPEATS or chosen:
+        if (node.op in REPEATS and _repeats_heads(graph, higher, node, k, axis)) or chosen:
             ratio *= math.prod(node.shape) / max(1, math.prod(higher.shape))
         node = higher
     return ratio
+
+
+def _repeats_heads(graph: Graph, higher: Node, node: Node, k: TensorId, axis: int | None) -> bool:
+    """Whether what a node repeats is repeated over heads; over queries, each of which has keys of its own, it is not."""
+    before = (1,) * (len(node.shape) - len(higher.shape)) + higher.shape
+    grown = [n for n, size in enumerate(node.shape) if before[n] == 1 < size] if len(before) == len(node.shape) else []
+    if axis is None or len(grown) != 1:
+        return True
+    places = iota(*(size if n == grown[0] else 1 for n, size in enumerate(node.shape))).expand(node.shape)
+    value = trace(graph, places, (node, graph[k]))
+    return value is None or not value.numel() or bool((value < 0).any()) or varies(value, axis)
 
 
 def _chooses_heads(graph: Graph, higher: Node, node: Node, k: TensorId, axis: int | None) -> bool:

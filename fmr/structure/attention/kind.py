@@ -1,6 +1,10 @@
-"""Self or cross: whether the queries of an attention and some of its keys come from the same values."""
+"""Self or cross: whether the queries of an attention and some of its keys come from the same values, or from one stream.
 
-from collections.abc import Iterator
+A layer may look at keys of an earlier one (Brandon et al. 2024; Sun et al. 2024): what these were projected from goes on,
+through sums alone, in what its queries are projected from.
+"""
+
+from collections.abc import Container, Iterator
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -28,11 +32,30 @@ from fmr.structure.normal.match import (
 def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str | Node:
     """Self-attention where queries and some of the keys come from the same values, else cross-attention; the node where one
     of them was made of values that are not seen."""
-    asked, keys = _roots(graph, scores.q), _keys(graph, scores, parts)
-    if any(asked & _roots(graph, k) for k in keys):
+    keys = _keys(graph, scores, parts)
+    if any(of_one_stream(graph, scores.q, k) for k in keys):
         return "self"
     unseen = (node for name in (scores.q, *sorted(keys)) for node in _made_of(graph, name) if is_hidden(node))
     return next((node for node in unseen if read_alone(graph, node) is None), "cross")
+
+
+def of_one_stream(graph: Graph, q: TensorId, k: TensorId) -> bool:
+    """Whether queries and keys were projected from one value, or the keys from an earlier value of the same stream."""
+    asked, keys = _roots(graph, q), _roots(graph, k)
+    return bool(asked & keys) or any(_goes_on_from(graph, name, keys) for name in asked)
+
+
+def _goes_on_from(graph: Graph, name: TensorId, earlier: Container[TensorId]) -> bool:
+    """Whether a value is a sum of one of some earlier ones, as wide as it is, and of what was added since."""
+    width = graph[name].shape[-1:]
+    higher = above(graph, name, lambda node: node.op == "add" or _hands_on(graph, node))
+    return any(width == one.shape[-1:] != () and value_number(graph, one.id) in earlier for one in higher)
+
+
+def _hands_on(graph: Graph, node: Node) -> bool:
+    """Whether a node moves, norms or scales one value."""
+    data = [name for name in data_inputs(graph, node) if not is_constant(graph, name)]
+    return node.op in MOVES | NORMS | NORM_PARTS and len(set(data)) == 1
 
 
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:

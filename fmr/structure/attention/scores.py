@@ -1,5 +1,6 @@
 """The scores of an attention: the product of queries and keys above a softmax, and its way into it."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,13 +14,17 @@ from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
+    LAID_OUT,
     MASKING,
     MOVES,
     NORMS,
     Path,
     contraction,
+    is_constant,
     paths,
     projection,
+    strip_views,
+    value_number,
 )
 from fmr.structure.normal.value import Value
 
@@ -60,6 +65,28 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
 def scores_go_on(value: Value) -> bool:
     """Whether scores may go through a value on their way to the softmax."""
     return value.kind in ("norm", "sum") or (value.kind != "product" and value.is_of(BEFORE))
+
+
+def units_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> int:
+    """The units of further queries and keys whose products are added to the scores that end in a value.
+
+    A latent and a turned part are compared so, each with keys of its own (MLA, DeepSeek-AI 2024); a bias that the same
+    queries or keys make with something else is none.
+    """
+    known, units = {_laid(graph, q), _laid(graph, k)}, 0
+    for one in form_of(graph)[end].above(lambda value: scores_go_on(value) and value.kind != "join"):
+        names = {_laid(graph, name) for name in one.operands}
+        words = one.subscripts
+        data = len(names) == 2 and not any(is_constant(graph, name) for name in names)
+        if one.kind == "product" and words is not None and data and not names & known:
+            sizes = dict(zip(words.left, graph[one.operands[0]].shape, strict=False))
+            units += math.prod(sizes[letter] for letter in words.contracted)
+    return units
+
+
+def _laid(graph: Graph, name: TensorId) -> TensorId:
+    """What a value was laid out of."""
+    return value_number(graph, strip_views(graph, name, LAID_OUT))
 
 
 def _scores_are_mixed(value: Value) -> bool:

@@ -1,14 +1,12 @@
-"""Values that are mixed by scores without a softmax: sigmoid and relu attention, linear attention and states summed so far;
-and those that two attentions mix and of which one is subtracted from the other.
+"""Values that are mixed by scores without a softmax: sigmoid and relu attention, linear attention and states summed so far.
 
 They are no attentions, each is said with what stands where a softmax would.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.attention.attention import Attention
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.value import Value
 from fmr.structure.proof.certificate import Rejected
@@ -28,25 +26,6 @@ def unsoftened(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Rejected]:
         softmaxes = (one for one in (*(higher for way in ways for higher in way), *_below(value)) if one.kind == "softmax")
         if reasons and next(softmaxes, None) is None:
             yield Rejected(value.id, "attention", reasons[0])
-
-
-def subtracted(graph: Graph, found: Sequence[Attention]) -> Iterator[Rejected]:
-    """Each difference of what two attentions mix of the same values, which are claimed by themselves."""
-    form = form_of(graph)
-    mixed = {form[one.z.id]: one for one in found}
-    for value in form.of_kind("sum") if len(found) > 1 else ():
-        ways = [one.above(lambda higher: higher.kind in ("move", "affine") and higher not in mixed) for one in value.inputs]
-        pair = [one for way in ways for higher in way if (one := mixed.get(higher)) is not None]
-        if len(pair) == 2 and pair[0] is not pair[1] and len({_unmoved(form[one.v.id]) for one in pair}) == 1:
-            names = " and ".join(one.softmax for one in pair)
-            reason = (
-                f"it adds up what {names} weigh of the same values, each claimed by itself, as in differential attention"
-            )
-            yield Rejected(value.id, "attention", reason)
-
-
-def _unmoved(value: Value) -> Value:
-    return _unmoved(value.inputs[0]) if value.kind == "move" else value
 
 
 def _goes_on(value: Value) -> bool:

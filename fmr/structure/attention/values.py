@@ -31,6 +31,7 @@ from fmr.structure.normal.match import (
     paths,
     projection,
     settled,
+    squeezed,
     strip_views,
     weighed_sum,
     weights,
@@ -78,7 +79,7 @@ def _use(graph: Graph, node: Node, way: Path) -> ValueProduct | None:
     names = [one.id for one in way]
     first = found.left in names
     pattern, values = (found.left, found.right) if first else (found.right, found.left)
-    if weights(graph, values):
+    if pattern not in names or weights(graph, values):
         return None
     subscripts = subscripts_of(graph, found)
     return ValueProduct(node, subscripts if first else subscripts.swapped, values, way[: names.index(pattern) + 1])
@@ -264,6 +265,6 @@ def _goes_on(graph: Graph, node: Node, own: tuple[TensorId, ...]) -> bool:
 
 def own_parts(graph: Graph, q: TensorId, v: TensorId, softmax: TensorId) -> tuple[TensorId, ...]:
     """What may be added to mixed values before their projection: more of the values, the pattern, the split queries."""
-    queries = strip_views(graph, q, SAME | {"mul", "div"})
+    queries = strip_views(graph, squeezed(graph, q), SAME | {"mul", "div"})
     split = (queries,) if len(graph[queries].shape) > 3 else ()
     return (strip_views(graph, v, MOVES), softmax, *split)

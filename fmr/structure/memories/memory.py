@@ -252,7 +252,7 @@ def _product(
     One that would fit the other way round is not the matrix that was claimed, and makes nothing that is finite; nor does
     one beside which, though it makes the result `alone`, more is added than one bias for all positions.
     """
-    given, made = value.double(name), value(result)
+    given, made = value.double(name).to(torch.float64), value(result)
     if weight.dim() != 2:
         return None
     matrix = weight.mT if turned else weight

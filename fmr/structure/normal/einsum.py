@@ -7,8 +7,9 @@ from itertools import combinations
 from typing import NamedTuple
 
 from fmr.graph.graph import Graph
+from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import CONVOLUTIONS, Contraction, Projection, contraction, unbroadcast
+from fmr.structure.normal.match import CONVOLUTIONS, Contraction, Projection, contraction, is_constant, unbroadcast
 
 _BATCH, _SPACE = "ABCDEFGH", "STUVW"
 
@@ -79,6 +80,36 @@ def _einsum(node: Node, *ranks: int) -> Subscripts:
     left, right = (word.replace(".", dots.get(word, "")) for word in before.split(","))
     alone = "".join(sorted(letter for letter in set(left + right) - set(widest) if (left + right).count(letter) == 1))
     return Subscripts(left, right, after.replace(".", widest) if arrow else widest + alone)
+
+
+def summed_alone(graph: Graph, node: Node) -> tuple[TensorId, int] | None:
+    """The value that a node sums over one dimension, each place weighed by a constant or not, and the dimension."""
+    if node.op == "sum" and len(node.parents) == 1:
+        dim, rank = node.argument("dim", 1), len(graph[node.parents[0].id].shape)
+        dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+        return (node.parents[0].id, dim % rank) if isinstance(dim, int) and len(node.shape) < rank else None
+    found = contraction(node)
+    if found is not None:
+        ways = ((found.left, found.right), (found.right, found.left))
+        told = [name for name, other in ways if not is_constant(graph, name) and is_constant(graph, other)]
+        if len(told) != 1:
+            return None
+        words = subscripts_of(graph, found)
+        word, result = (words.left if told == [found.left] else words.right), words.result
+    elif node.op == "einsum" and len(node.parents) == 1:
+        told, (word, result) = [node.parents[0].id], _of_one(node, len(graph[node.parents[0].id].shape))
+    else:
+        return None
+    gone = [n for n, letter in enumerate(word) if letter not in result]
+    return (told[0], gone[0]) if len(gone) == 1 and word.replace(word[gone[0]], "") == result else None
+
+
+def _of_one(node: Node, rank: int) -> tuple[str, str]:
+    """The subscripts of an einsum of one operand, and of its result."""
+    equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "")
+    word, arrow, result = equation.partition("->")
+    dots = "0123456789"[: rank - len(word.replace("...", ""))]
+    return word.replace("...", dots), result.replace("...", dots) if arrow else ""
 
 
 def _tensordot(node: Node, left: int, right: int) -> Subscripts:

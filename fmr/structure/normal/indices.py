@@ -6,6 +6,7 @@ what arrives. -1 stands for a number that comes from elsewhere, or for several t
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.normal.einsum import read_dims
+from fmr.structure.normal.einsum import read_dims, summed_alone
 from fmr.structure.normal.match import SHAPE, Path, Projection, above, between, contraction
 from fmr.structure.proof.evaluate import in_double
 
@@ -42,9 +43,12 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
                 known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
             elif node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph, graph[p.id]) for p in node.parents}
-                known[node.id] = in_double(node, tensors).contiguous()
+                known[node.id] = in_double(node, tensors).to(torch.float64).contiguous()
             elif met and node.op in ("sum", "mean"):
-                known[node.id] = _reduced(known[met[0]], node)
+                known[node.id] = _reduced(known[met[0]], node.argument("dim", 1), len(node.shape) == known[met[0]].dim())
+            elif met and (contraction(node) is not None or node.op == "einsum"):
+                told = summed_alone(graph, node)
+                known[node.id] = _reduced(known[met[0]], told[1]) if told else known[met[0]].expand(node.shape)
             elif met:
                 known[node.id] = known[met[0]].expand(node.shape)
     except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
@@ -53,9 +57,8 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
     return found - 1 if found is not None and found.shape == way[-1].shape else None
 
 
-def _reduced(value: Tensor, node: Node) -> Tensor:
+def _reduced(value: Tensor, dim: Any, keep: bool = False) -> Tensor:
     """What is left of numbers that are summed up: those that are the same all along, but for what comes from elsewhere."""
-    dim, keep = node.argument("dim", 1), len(node.shape) == value.dim()
     most = torch.amax(value, dim=dim, keepdim=keep)
     least = torch.amin(value.masked_fill(value == 0, torch.inf), dim=dim, keepdim=keep)
     return torch.where(most == least, most, 0.0)
@@ -79,7 +82,7 @@ def dim_map(graph: Graph, way: Path) -> tuple[int | None, ...]:
     if not any(node.op in SHAPE for node in way[1:]):
         return tuple(range(len(end))) if len(start) == len(end) else (None,) * len(end)
     value = trace(graph, iota(*start), way) if math.prod(start) else None
-    if value is None:
+    if value is None or not value.numel():
         return (None,) * len(end)
     return tuple(_source(value, dim, start, len(end)) for dim in range(len(end)))
 

@@ -159,13 +159,13 @@ def weighed_sum(graph: Graph, node: Node) -> Contraction | None:
     factors = graph[node.parents[0].id] if node.op == "sum" and node.parents else None
     if factors is None or factors.op != "mul" or len(factors.parents) != 2 or node.argument("dim", 1) is None:
         return None
-    left, right = (_squeezed(graph, parent.id) for parent in factors.parents)
+    left, right = (squeezed(graph, parent.id) for parent in factors.parents)
     if left == right or weights(graph, left) or weights(graph, right):
         return None
     return Contraction(node, left, right)
 
 
-def _squeezed(graph: Graph, name: TensorId) -> TensorId:
+def squeezed(graph: Graph, name: TensorId) -> TensorId:
     """The value that was given dimensions of size one to be repeated along."""
     node = graph[name]
     while node.op in ("unsqueeze", "getitem", "view", "reshape") and len(read := data_inputs(graph, node)) == 1:
@@ -221,7 +221,7 @@ def unbroadcast(graph: Graph, weight: TensorId) -> TensorId:
         return weight
     higher = graph[node.parents[0].id]
     sizes = zip(higher.shape[::-1], node.shape[::-1], strict=False)
-    return _squeezed(graph, higher.id) if all(before in (1, between) for before, between in sizes) else weight
+    return squeezed(graph, higher.id) if all(before in (1, between) for before, between in sizes) else weight
 
 
 def is_constant(graph: Graph, name: TensorId) -> bool:

@@ -11,7 +11,7 @@ from math import prod
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.einsum import of_projection, subscripts_of
+from fmr.structure.normal.einsum import of_projection, subscripts_of, summed_alone
 from fmr.structure.normal.match import (
     CLAMPS,
     ELEMENTWISE,
@@ -169,19 +169,14 @@ def _over_sum(node: Node, read: tuple[Value, ...]) -> Value | None:
 
 def stacked(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:
     """The sum of values that were laid one on another for that, each scaled or not."""
-    found = projection(graph, node)
-    if found is not None:
-        words = of_projection(graph, found)
-        dims = [words.left.index(letter) for letter in words.contracted] if not words.free(words.right) else []
-    else:
-        dims = [dim_of(graph, node)] if node.op == "sum" and node.parents else []
-    laid = read[0] if dims else None
+    found = summed_alone(graph, node)
+    laid = read[0] if found is not None and read else None
     while laid is not None and laid.kind == "affine":
         laid = laid.inputs[0]
-    if laid is None or laid.op != "stack" or len(dims) != 1:
+    if found is None or laid is None or laid.op != "stack":
         return None
-    rank, along = len(laid.node.shape), laid.node.argument("dim", 1, 0)
-    return Value(node, "sum", laid.inputs, "sum") if along % rank == dims[0] % rank else None
+    along = laid.node.argument("dim", 1, 0) % len(laid.node.shape)
+    return Value(node, "sum", laid.inputs, "sum") if along == found[1] else None
 
 
 def norm(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None:

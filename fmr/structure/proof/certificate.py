@@ -20,6 +20,7 @@ MEANS = {
     "pattern": "its pattern is not what its queries and keys make when they are multiplied again",
     "rows": "its weights are no distribution: some are negative, or those of a query do not add up to one",
     "z": "what it mixes is not its pattern times its values",
+    "difference": "what it mixes is not the difference of its two patterns times its values",
     "heads": "its heads are not apart: without the pattern of the last one, what others mix changes",
     "layout": "its dimensions do not count what they should: one query or key moves scores of others",
     "out": "its output is not the sum of what its parts write",

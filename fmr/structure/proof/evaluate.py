@@ -74,7 +74,8 @@ def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
             return read[1].expand_as(read[0])
         case "grouped_mm" if len(read) == 3:
             return _grouped(*read)
-    args = {at: replaced(arg, torch.dtype, _widened) for at, arg in node.args.items() if at not in ("dtype", "out")}
+    gone = ("dtype", "out") if node.dtype.is_floating_point else ("out",)
+    args = {at: replaced(arg, torch.dtype, _widened) for at, arg in node.args.items() if at not in gone}
     parents = tuple(parent for parent in node.parents if parent.at.partition(".")[0] != "out")
     return execute(node._replace(args=args, parents=parents), tensors)
 

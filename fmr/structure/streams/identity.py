@@ -17,17 +17,15 @@ from fmr.structure.normal.match import (
     MEANS,
     NORMS,
     STATISTICS,
-    above,
     cached_per_graph,
-    contraction,
     depends_on,
     is_constant,
-    product,
     projection,
     strip_views,
     value_number,
     weights,
 )
+from fmr.structure.streams.copies import hyper_connection
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.stream import Write
 
@@ -117,27 +115,6 @@ def _is_bias(graph: Graph, node: Node, name: TensorId) -> bool:
     """Whether an operand is a learned vector: one number for each unit. One of a sum's own shape is a learned token."""
     shape = graph[name].shape
     return prod(shape) == max(shape, default=1) and shape != node.shape and bool(weights(graph, name))
-
-
-def hyper_connection(graph: Graph, node: Node) -> TensorId | None:
-    """The streams that a small matrix for each position mixes (hyper-connections, Zhu et al. 2024); None for another op.
-
-    The matrix is square in the dimension before the last, or has one more row for what a layer reads, and is projected from
-    a value; a pattern of attention, the product of two activations, is none.
-    """
-    found = product(graph, node)
-    if found is None or len(node.shape) < 4 or len(graph[found.right].shape) != len(node.shape):
-        return None
-    *places, count, width = graph[found.right].shape
-    if node.shape not in ((*places, count, width), (*places, count + 1, width)):
-        return None
-    if graph[found.left].shape != (*node.shape[:-1], count):
-        return None
-    streams = base(graph, found.right)
-    higher = above(graph, found.left, lambda one: one.id != streams and contraction(one) is None)
-    if any(product(graph, one) is not None for one in higher if one.id != streams):
-        return None
-    return found.right
 
 
 def reweighted(graph: Graph, node: Node) -> TensorId | None:

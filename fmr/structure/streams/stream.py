@@ -24,6 +24,7 @@ from fmr.structure.normal.match import (
 )
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_run, own_work
+from fmr.structure.streams.copies import hyper_connection
 
 
 class Write(NamedTuple):
@@ -46,7 +47,8 @@ class Stream:
 
     `points` are the values that the stream takes, from the embedding to the final norm, normalised ones included; of a
     stack those that each of its layers reads: no data goes past any of them. `writers` are the values that each write adds,
-    `readers` what reads each point.
+    `readers` what reads each point. Where all that is written is made of
+    another stream, and what is written there is made of this one, both are halves of one: `coupled` is where that one ends.
     """
 
     writes: tuple[Write, ...]
@@ -55,6 +57,7 @@ class Stream:
     writers: tuple[tuple[TensorId, ...], ...] = ()
     readers: tuple[tuple[TensorId, ...], ...] = ()
     certified: Certificate | None = None
+    coupled: TensorId | None = None
 
     def check(self, run: Run | Pass) -> Certificate:
         """Compare each write with the difference that it makes in another run of the same code."""
@@ -65,7 +68,8 @@ class Stream:
     def __repr__(self) -> str:
         if not self.writes:
             return f"no writes, a plain stack of {len(self.points)} states from {self.points[0]} to {self.points[-1]}"
-        return f"{number_of(len(self.writes), 'write')} from {self.points[0]} to {self.points[-1]}"
+        half = f", a half of one stream with the one that ends in {self.coupled}" if self.coupled else ""
+        return f"{number_of(len(self.writes), 'write')} from {self.points[0]} to {self.points[-1]}{half}"
 
 
 def certify_stream(graph: Graph, stream: Stream, value: Values) -> Certificate:
@@ -90,7 +94,14 @@ def _misread(graph: Graph, stream: Stream) -> str:
     afters = [write.after for write in stream.writes]
     if places != sorted({*places}) or any(depends_on(graph, a, b) for a, b in pairwise(afters)):
         return f"{', '.join(stream.points)} are not in the order in which they are computed, or written to"
+    if stream.coupled is not None and not _is_coupled(graph, stream, stream.coupled):
+        return f"{stream.coupled} ends a half that is made of it in no layer"
     return _written(graph, stream) or _between(graph, stream) or _ended(graph, stream)
+
+
+def _is_coupled(graph: Graph, stream: Stream, end: TensorId) -> bool:
+    """Whether the end of another stream is made of what was written to this one."""
+    return end not in stream.points and depends_on(graph, end, stream.writes[0].after)
 
 
 def _written(graph: Graph, stream: Stream) -> str:
@@ -131,7 +142,8 @@ def _ended(graph: Graph, stream: Stream) -> str:
     norm, last = stream.final_norm, stream.writes[-1].after
     if norm is None:
         ends = {node.op for node in graph.readers(last)}
-        return f"a norm alone reads {last}, and no final norm is named" if ends and ends <= NORMS else ""
+        missed = ends and ends <= NORMS and stream.coupled is None
+        return f"a norm alone reads {last}, and no final norm is named" if missed else ""
     layers = (node for node in between(graph, last, norm) if _is_layer(graph, node))
     if norm not in stream.points or any(depends_on(graph, node.id, last) for node in layers):
         return f"{norm} is no value of the stream, or a layer lies between it and {last}"
@@ -147,7 +159,7 @@ def _light(graph: Graph, name: TensorId) -> set[TensorId]:
 
 
 def _is_layer(graph: Graph, node: Node) -> bool:
-    """Whether a node projects to several units: sums over depth and shares of what is there do not."""
-    found = projection(graph, node)
+    """Whether a node projects to several units: sums over depth, shares of what is there and mixed copies do not."""
+    found = projection(graph, node) if hyper_connection(graph, node) is None else None
     shape = graph[found.weight].shape if found is not None else ()
     return len(shape) > 1 and prod(shape) > max(shape)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
 from fmr.nodes import Node
+from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.hidden import is_hidden, reads
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
@@ -155,12 +156,12 @@ def _projected(graph: Graph, flow: Flow, node: Node, found: Writes) -> Write | N
     """The add of a node as a write to a stream that changes its width, or is normed, in the same step.
 
     Both operands come from one value, the first by a linear path and the other by a branch that bends. A branch with
-    writes of its own is no layer: that is a skip across stages. Nor is one that is brought to the size of the other: that
-    is a pyramid.
+    writes of its own is no layer: that is a skip across stages. Nor is one that is brought to the size of the other, or that
+    something else reads, as a head of its level does: that is a pyramid.
     """
     origin = flow.higher.get(node.id)
     for before, added in both_orders(node, "add") if origin is not None else ():
-        resized = graph[handed(graph, added)].op in _RESIZES
+        resized = graph[handed(graph, added)].op in _RESIZES or len(graph.readers(added)) > 1
         if origin is not None and graph[before].shape == graph[added].shape and before != origin and not resized:
             projected = shortcut(graph, before, origin)
             through = _BENDS if projected else _COMPUTES
@@ -237,12 +238,18 @@ def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple
     start = write.before, base(graph, write.before)
 
     def goes_on(node: Node) -> bool:
-        summed = contraction(node) is None and node.op in through and node.id not in sums
+        summed = (not _makes(graph, node) and node.id not in sums) and (node.op in through or contraction(node) is not None)
         return node.id not in start and (summed or product(graph, node) is not None)
 
     higher = (node for node in above(graph, write.added, goes_on, all_inputs) if node.id not in start)
-    found = (node for node in higher if contraction(node) is not None or is_hidden(node))
+    found = (node for node in higher if _makes(graph, node) or is_hidden(node))
     return tuple(sorted(found, key=lambda node: graph.place(node.id)))
+
+
+def _makes(graph: Graph, node: Node) -> bool:
+    """Whether a node sums products up: what a weight hands out to several copies of a stream is only scaled."""
+    found = contraction(node)
+    return found is not None and (node.op != "einsum" or bool(subscripts_of(graph, found).contracted))
 
 
 _SCORED = MOVES | MASKING
@@ -323,10 +330,34 @@ def repeated(graph: Graph, found: Writes) -> set[TensorId]:
     return {one for one, going in pairs if going and one not in going}
 
 
+def added_up(graph: Graph, found: Writes) -> set[TensorId]:
+    """The sums of two streams that write to each other: no layer writes there."""
+    told = set()
+    for write in found.values():
+        one, other = (list(_chain(graph, name, found)) for name in (write.before, write.added))
+        if one and other and _tell(graph, one, other) and _tell(graph, other, one):
+            told.add(write.after)
+    return told
+
+
+def _chain(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:
+    """The writes that a value comes from, the last one first."""
+    write = last_write(graph, name, found)
+    while write is not None:
+        yield write
+        write = last_write(graph, write.before, found)
+
+
+def _tell(graph: Graph, one: list[Write], other: list[Write]) -> bool:
+    """Whether what is written in a chain is made of the sums of another."""
+    return any(depends_on(graph, a.added, b.after) for a in one for b in other)
+
+
 _LOOKALIKES: Mapping[str, Callable[[Graph, Writes], set[TensorId]]] = {
     "nothing is written to it, and what it is made of goes on without it, as if it gave queries their places": positions,
     "no layer reads it: it goes into further sums alone": only_summed,
     "the same is added once more, and the stream goes on from that sum": repeated,
+    "it adds up two streams that write to each other": added_up,
 }
 """What sums are that only look like writes, each with those that are such."""
 

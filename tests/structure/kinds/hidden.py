@@ -150,7 +150,7 @@ class Contextual(Layers):
 
 
 class TwoKeys(Layers):
-    """Two products of different projections: content and places apart, both of data."""
+    """Two products of different projections: content and places apart, both of data; a head has the units of both."""
 
     class attention(_Relative):
         def __init__(self, s):
@@ -162,7 +162,7 @@ class TwoKeys(Layers):
             return super().forward(x)
 
         def close(self, q, k, p):
-            return attends(p.softmax(-1), self.s.heads, self.s.size)
+            return attends(p.softmax(-1), self.s.heads, 2 * self.s.size)
 
         def scores(self, q, k):
             return q @ k.mT + self.more

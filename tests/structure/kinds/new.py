@@ -83,7 +83,7 @@ class CellByHand(Model):
 
 
 class Differential(Layers):
-    """Two softmaxes, of which one is taken from the other: one finding, or both refused by name."""
+    """Two softmaxes, of which one is taken from the other: one finding, whose maps are the difference."""
 
     class attention(Heads):
         def __init__(self, s):
@@ -97,9 +97,11 @@ class Differential(Layers):
         def mix(self, q, k, v):
             a, b = (q @ k.mT).softmax(-1), (self.two[0] @ self.two[1].mT).softmax(-1)
             p = a - self.rate * b
-            attends(p, self.s.heads, self.s.size, may=True)
-            never(a, "pattern"), refused(a, p, word="softmax|differ|subtract") if False else None
-            return p @ v
+            return attends(p, self.s.heads, self.s.size) @ v
+
+
+def weights(q, k):
+    return (q.detach() @ k.detach().mT).softmax(-1)
 
 
 class DifferentialKernels(Differential):
@@ -110,17 +112,9 @@ class DifferentialKernels(Differential):
             a = F.scaled_dot_product_attention(q, k, v, scale=1.0)
             b = F.scaled_dot_product_attention(*self.two, v, scale=1.0)
             attends(
-                lambda: (
-                    (q.detach() @ k.detach().mT).softmax(-1)
-                    - self.rate.detach() * (self.two[0].detach() @ self.two[1].detach().mT).softmax(-1)
-                ),
+                lambda: weights(q, k) - self.rate.detach() * weights(*self.two),
                 self.s.heads,
                 self.s.size,
-                may=True,
-            )
-            attends(lambda: (q.detach() @ k.detach().mT).softmax(-1), self.s.heads, self.s.size, may=True)
-            attends(
-                lambda: (self.two[0].detach() @ self.two[1].detach().mT).softmax(-1), self.s.heads, self.s.size, may=True
             )
             return a - self.rate * b
 
@@ -217,9 +211,7 @@ class LatentAbsorbedByTwo(LatentAbsorbed):
             q, r = heads(self.q(x), s.heads).split([s.size, 2], -1)
             latent, shared = self.kv(x).split([6, 2], -1)
             scores = (q @ self.wk) @ latent[:, None].mT + r @ shared[:, None].mT
-            p = scores.softmax(-1)
-            for size, groups in ((6, 1), (8, 1), (s.size, 1), (s.size, s.heads)):
-                attends(p, s.heads, size, groups, may=True) if (size, groups) == (6, 1) else None
+            p = attends(scores.softmax(-1), s.heads, 6 + 2, 1)
             z = (p @ latent[:, None]) @ self.wv
             return self.o(joined(z))
 

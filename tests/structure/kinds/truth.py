@@ -214,7 +214,7 @@ def of_attention(run: Run, truth: Truth, found: Structure) -> list[str]:
     left, wrong = list(found.attention), []
     for seen in truth.attention:
         pattern = number(seen.pattern)
-        alike = [block for block in left if same(pattern, value_of(run, block.pattern))]
+        alike = [block for block in left if same(pattern, block.maps(run) if block.minus else value_of(run, block.pattern))]
         told = (seen.heads, seen.groups, seen.size, seen.kind)
         alike.sort(key=lambda b: (b.n_heads, b.n_kv_heads, b.head_dim, b.kind) != told)
         if not alike:
@@ -350,7 +350,7 @@ def of_reasons(run: Run, truth: Truth, found: Structure) -> list[str]:
     graph = run.graph.unfused
     claimed = {block.softmax for block in found.attention}
     noted = {one.id: one for one in found.rejected}
-    values = [value_of(run, block.pattern) for block in found.attention]
+    values = [value_of(run, site) for block in found.attention for site in block.map_sites]
     wrong = []
     for node in graph.nodes:
         if (

@@ -1,0 +1,192 @@
+"""The proof of an attention: pattern, z and output are recomputed from their parts, and compared with a run's values."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fmr.errors import StructureError
+from fmr.graph.graph import Graph
+from fmr.ids import TensorId
+from fmr.structure.attention.definition import MULTIPLY, Claim, miscounted, misread, mistaken, mixes, own_rows
+from fmr.structure.attention.factors import Heads, in_order
+from fmr.structure.attention.halves import map_of, picked
+from fmr.structure.normal.indices import iota, trace
+from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
+from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
+from fmr.structure.proof.evaluate import Values, evaluate
+
+
+def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
+    """Recompute the pattern from q, k, mask and scale, z from pattern and v, and the output from the single heads.
+
+    That heads are such is shown by taking one head's pattern away: the mixed values of the others stay.
+
+    The pattern must also be a distribution: nothing negative, no row above one. Where a norm or a nonlinearity lies between
+    the heads and their projection, what one head writes is not defined; then the output is recomputed from all at once.
+
+    Where layouts name the dimensions of its values, z is also the pattern times the values as they are named, and one query
+    moves its own row of the scores, one key those of its head. Parts that do not follow one another as they are named, heads
+    that are as many as is not said, and values that are constants are a `StructureError`.
+
+    In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
+    pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
+    """
+    sites = (found.pattern, found.q, found.k, found.v, found.z)
+    if (empty := next((site.id for site in sites if not value(site.id).numel()), None)) is not None:
+        raise StructureError(f"{empty} has no numbers, {list(graph[empty].shape)}, that prove anything")
+    if found.minus is not None:
+        return _certify_difference(graph, found, value)
+    if wrong := misread(graph, found) or miscounted(graph, found, value) or mistaken(graph, found, value):
+        raise StructureError(wrong)
+    q, k, v, pattern, z = (value(site.id) for site in (found.q, found.k, found.v, found.pattern, found.z))
+    tolerance = tolerance_of(q, k, pattern, z, value((found.out or found.z).id))
+    coarse = tolerance > TOLERANCE
+    keys = {found.q.id: q, found.k.id: k}
+    mixed = evaluate(graph, found.z.id, {found.pattern.id: pattern, found.v.id: v}, value)
+    errors = {
+        **_softened(graph, found, value, coarse),
+        "z": error(mixed, z),
+        **_heads(graph, found, pattern, mixed, value),
+    }
+    if found.kind in MULTIPLY:
+        told = [mixes(graph, found, pattern, v, mixed), own_rows(graph, found, value)]
+        errors |= {"layout": max(known)} if (known := [one for one in told if one is not None]) else {}
+    if coarse:
+        errors["z"] = min(errors["z"], _again(graph, found.z.id, {**keys, found.v.id: v}, value))
+    return Certificate(errors | _written(graph, found, value), tolerance)
+
+
+def _certify_difference(graph: Graph, found: Claim, value: Values) -> Certificate:
+    """Recompute both patterns from their queries and keys, z from both and v, and the output from the single heads.
+
+    z is also the difference of both maps, of which a share of the second is taken, times the values as they are named.
+    """
+    halves, minus = found.halves, found.minus
+    assert minus is not None
+    for half in halves:
+        if wrong := misread(graph, half) or miscounted(graph, half, value) or mistaken(graph, half, value):
+            raise StructureError(wrong)
+    for one in (found, minus):
+        if len({str(site.heads) for site in (one.q, one.k, one.scores, one.pattern)}) > 1:
+            raise StructureError(f"the sites around {one.softmax} pick other heads each")
+    if halves[0].kind not in MULTIPLY or any(not one.pattern.layout for one in halves):
+        raise StructureError(f"{found.z.id} is no difference of two attentions in which queries and keys are multiplied")
+    tolerance = max(tolerance_of(*(value(one.id) for one in (h.q, h.k, h.pattern, h.z))) for h in halves)
+    softened = [_softened(graph, half, value, tolerance > TOLERANCE) for half in halves]
+    given = {half.pattern.id: value(half.pattern.id) for half in halves} | {found.v.id: value(found.v.id)}
+    counts = Heads(found.n_heads, found.n_kv_heads)
+    maps = map_of(lambda site: picked(value(site.id), site).double(), found.pattern, found.minus, *counts)
+    v, z = (in_order(value(site.id).double(), site, counts, site is found.v) for site in (found.v, found.z))
+    rows = [off for half in halves if (off := own_rows(graph, half, value)) is not None]
+    errors = {
+        "pattern": max(one["pattern"] for one in softened),
+        "rows": max(one["rows"] for one in softened),
+        "z": _again(graph, found.z.id, given, value),
+        "difference": error(maps @ v, z),
+        **({"layout": max(rows)} if rows else {}),
+    }
+    return Certificate(errors | _written(graph, found, value), tolerance)
+
+
+def _softened(graph: Graph, found: Claim, value: Values, coarse: bool) -> dict[str, float]:
+    """How far the pattern is from what its queries and keys make, and its rows from a distribution."""
+    keys = {site.id: value(site.id) for site in (found.q, found.k)}
+    pattern = value(found.pattern.id)
+    return {
+        "pattern": _rounded(graph, found, keys, value) if coarse else _again(graph, found.pattern.id, keys, value),
+        "rows": max(
+            _excess(value(found.softmax), found.dim, graph[found.softmax].op == "softmax"),
+            min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
+        ),
+    }
+
+
+def _written(graph: Graph, found: Claim, value: Values) -> dict[str, float]:
+    """How far the output is from what the single heads write; nothing where there is none."""
+    if found.out is None or found.kind not in MULTIPLY:
+        return {}
+    out = found.out.id
+    bent = _bent(graph, found.z.id, out)
+    given = {found.z.id: value(found.z.id)}
+    whole = evaluate(graph, out, given, value) if bent else _sum_of_heads(graph, found, out, value)
+    return {"out": error(whole, value(out))}
+
+
+def _heads(graph: Graph, found: Claim, pattern: Tensor, mixed: Tensor, value: Values) -> dict[str, float]:
+    """How far the mixed values of other heads move when one head's pattern is taken away; nothing where heads are folded
+    into the batch, or weighed by one another."""
+    maps, values = found.pattern.layout or (), found.z.layout or ()
+    weighed = (projection(graph, node) for node in between(graph, found.pattern.id, found.z.id))
+    if "heads" not in maps or "heads" not in values or any(one is not None for one in weighed):
+        return {}
+    row, axis = maps.index("heads"), values.index("heads")
+    if not pattern.shape[row] == mixed.shape[axis] == found.n_heads:
+        return {"heads": float("inf")}
+    without = pattern.detach().clone()
+    without.select(row, -1).zero_()
+    moved = evaluate(graph, found.z.id, {found.pattern.id: without, found.v.id: value(found.v.id)}, value)
+    moved.select(axis, -1).copy_(mixed.select(axis, -1))
+    return {"heads": error(moved, mixed)}
+
+
+def _again(graph: Graph, name: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> float:
+    """How far a value lies from what comes of given ones."""
+    return error(evaluate(graph, name, given, value), value(name))
+
+
+def _rounded(graph: Graph, found: Claim, keys: Mapping[TensorId, Tensor], value: Values) -> float:
+    """How far scores lie from what comes of queries and keys, each as far as it counts, or the pattern from what comes of
+    the scores."""
+    recorded, weights = (value(name).detach().double() for name in (found.scores.id, found.softmax))
+    off = (evaluate(graph, found.scores.id, keys, value) - recorded).abs() / recorded.abs().clamp(min=1.0)
+    return max(
+        float((off * weights).nan_to_num(0.0).max()), _again(graph, found.pattern.id, {found.scores.id: recorded}, value)
+    )
+
+
+def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:
+    """Whether a normalisation or a nonlinearity lies between two values."""
+    bends = NORMS | NONLINEAR | STATISTICS - {"mean"}
+    return any(node.op in bends for node in between(graph, start, end))
+
+
+def _is_of_places(found: Claim, dim: int) -> bool:
+    """Whether a dimension of a pattern counts queries or keys: over heads or examples it need not add up to one."""
+    layout = found.pattern.layout
+    return dim == -1 or layout is None or layout[dim] not in ("heads", "examples")
+
+
+def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
+    """How far a pattern goes below zero, or its rows along a dimension above one; or, where they are `whole`, from one.
+
+    Rows that are masked as a whole are zero, or no numbers.
+    """
+    known = pattern.detach().double().nan_to_num(0.0)
+    sums = known.sum(dim)
+    over = torch.minimum((sums - 1).abs(), sums.abs()) if whole else (sums - 1).clamp(min=0)
+    return max(float(over.max()), float((-known).clamp(min=0).max()))
+
+
+def _sum_of_heads(graph: Graph, found: Claim, out: TensorId, value: Values) -> Tensor:
+    """The output as the sum of what each head writes alone, plus the bias once."""
+    read, whose = _told_apart(graph, found)
+    z = value(read)
+    bias = evaluate(graph, out, {read: torch.zeros_like(z)}, value)
+    total = bias.clone()
+    for head in range(found.n_heads):
+        alone = z * (whose % found.n_heads == head).to(z.device)
+        total += evaluate(graph, out, {read: alone}, value) - bias
+    return total
+
+
+def _told_apart(graph: Graph, found: Claim) -> tuple[TensorId, Tensor]:
+    """A value in which the heads are told apart, and the head of each of its numbers, counted on where there are more.
+
+    It is what the projection reads, as a norm may stand between it and z; z itself where that is put together from several.
+    """
+    shape, layout = graph[found.z.id].shape, found.z.layout or ()
+    lead = [size if name == "heads" else 1 for size, name in zip(shape, layout, strict=False)]
+    number = iota(*(lead if "heads" in layout else (*shape[:-1], 1)))
+    whose = trace(graph, number.expand(shape), tuple(graph[name] for name in found.path))
+    return (found.z.id, number) if whose is None or bool((whose < 0).any()) else (found.path[-1], whose)

@@ -1,0 +1,60 @@
+"""Streams that are halves of one: what is written to each is made of the other alone (Gomez et al. 2017, RevNet)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fmr.graph.graph import Graph
+from fmr.ids import TensorId
+from fmr.structure.normal.hidden import reads
+from fmr.structure.normal.match import NORMS, above, depends_on
+from fmr.structure.streams.identity import handed
+from fmr.structure.streams.residual import ending
+from fmr.structure.streams.stream import Stream, Write
+
+
+def coupled(graph: Graph, streams: Sequence[Stream]) -> list[Stream]:
+    """The streams, each with the end of the one that it is coupled with."""
+    whose = Whose(streams)
+    told = [{n for write in one.writes for n in whose.read(graph, write)} for one in streams]
+    found = []
+    for n, stream in enumerate(streams):
+        other = next(iter(told[n])) if len(told[n]) == 1 else n
+        pair = other != n and told[other] == {n}
+        found.append(_half(graph, stream, streams[other].writes[-1].after) if pair else stream)
+    return found
+
+
+def _half(graph: Graph, stream: Stream, end: TensorId) -> Stream:
+    """A stream with where its other half ends; a norm that goes on to there is not its own end."""
+    last = graph.place(stream.writes[-1].after)
+    on = {one for one in stream.points if graph.place(one) > last and graph[one].op in NORMS and depends_on(graph, end, one)}
+    points = tuple(one for one in stream.points if one not in on)
+    norm = None if stream.final_norm is not None and depends_on(graph, end, stream.final_norm) else stream.final_norm
+    points = tuple(one for one in points if one != stream.final_norm or norm is not None)
+    whole = _added_up(graph, stream.writes[-1].after, end) if last > graph.place(end) else None
+    if whole is not None:
+        after, norm = ending(graph, stream.writes[-1].before, whole, frozenset())
+        points = tuple(sorted({*points, whole, *after}, key=graph.place))
+    return replace(stream, points=points, final_norm=norm, coupled=end)
+
+
+def _added_up(graph: Graph, one: TensorId, other: TensorId) -> TensorId | None:
+    """The sum of the ends of two halves."""
+    adds = (node for node in graph.nodes if node.op == "add" and len(node.parents) == 2)
+    return next((node.id for node in adds if {handed(graph, parent.id) for parent in node.parents} == {one, other}), None)
+
+
+class Whose:
+    """Of which stream each point is; of none, where several begin with it."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self.known: dict[TensorId, set[int]] = {}
+        for n, stream in enumerate(streams):
+            for point in stream.points if stream.writes else ():
+                self.known.setdefault(point, set()).add(n)
+
+    def read(self, graph: Graph, write: Write) -> set[int]:
+        """The streams whose points are the first that what is written is made of."""
+        higher = above(graph, write.added, lambda node: node.id not in self.known, reads)
+        met = [self.known[node.id] for node in higher if node.id in self.known]
+        return {next(iter(one)) for one in met if len(one) == 1}

@@ -1,0 +1,121 @@
+"""Two streams that write to each other are halves of one and say so; sums of levels, each with a head, are no stream."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fmr
+from fmr.errors import StructureError
+from fmr.runs.run import Run
+from fmr.structure.parts import Structure
+from tests.structure.idioms import TOKENS, WIDTH, Heads, Plain
+
+
+class Coupled(nn.Module):
+    """Layers whose attention reads one half and writes to the other, and whose memory does so the other way round."""
+
+    def __init__(self, begin: str, end: str) -> None:
+        super().__init__()
+        self.begin, self.end = begin, end
+        self.tokens, self.halves, self.join = (
+            nn.Embedding(TOKENS, WIDTH),
+            nn.Linear(WIDTH, 2 * WIDTH),
+            nn.Linear(2 * WIDTH, WIDTH),
+        )
+        self.looks = nn.ModuleList(Heads(F.scaled_dot_product_attention) for _ in range(2))
+        self.mlps, self.norms = (
+            nn.ModuleList(Plain() for _ in range(2)),
+            nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(5)),
+        )
+        self.logits = nn.Linear(WIDTH, 50, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        a, b = (x, x) if self.begin == "the same" else self.halves(x).chunk(2, -1)
+        for n, (look, mlp) in enumerate(zip(self.looks, self.mlps, strict=True)):
+            a = a + look(self.norms[2 * n](b))
+            b = b + mlp(self.norms[2 * n + 1](a))
+        ends = {"sum": lambda: (a + b) / 2, "beside": lambda: self.join(torch.cat([a, b], -1)), "one": lambda: b}
+        logits: Tensor = self.logits(self.norms[-1](ends[self.end]()))
+        return logits
+
+
+class Joint(nn.Module):
+    """Two streams with layers of their own, whose attention looks at both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(TOKENS, WIDTH), nn.Linear(3, WIDTH)
+        self.looks = nn.ModuleList(Heads(F.scaled_dot_product_attention) for _ in range(2))
+        self.mlps = nn.ModuleList(Plain() for _ in range(4))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(8))
+
+    def forward(self, ids: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.tokens(ids), self.places(other)
+        for n, look in enumerate(self.looks):
+            both = look(torch.cat([self.norms[4 * n](a), self.norms[4 * n + 1](b)], 1))
+            a, b = a + both[:, : a.shape[1]], b + both[:, a.shape[1] :]
+            a, b = a + self.mlps[2 * n](self.norms[4 * n + 2](a)), b + self.mlps[2 * n + 1](self.norms[4 * n + 3](b))
+        return a, b
+
+
+def located(make: Callable[[], nn.Module], *more: Tensor) -> tuple[Run, Structure]:
+    torch.manual_seed(0)
+    run = fmr.run(make().eval(), torch.randint(TOKENS, (2, 5)), *more)
+    return run, fmr.locate(run)
+
+
+@pytest.mark.parametrize("end", ["sum", "beside", "one"])
+@pytest.mark.parametrize("begin", ["the same", "halves"])
+def test_halves_that_write_to_each_other_say_so(begin: str, end: str) -> None:
+    run, found = located(lambda: Coupled(begin, end))
+    one, other = found.streams
+    assert [len(stream.writes) for stream in (one, other)] == [2, 2]
+    assert (one.coupled, other.coupled) == (other.writes[-1].after, one.writes[-1].after)
+    assert f"a half of one stream with the one that ends in {one.coupled}" in repr(found)
+    assert (len(found.attention), len(found.mlps)) == (2, 2)
+    assert one.check(run)
+    assert other.check(run)
+    assert end != "sum" or (found.final_norm is not None and found.final_norm.id == "norms.4/layer_norm#0")
+    with pytest.raises(StructureError, match="a half of one"):
+        found.read_out(run, other.points[-1])
+    with pytest.raises(StructureError, match="is made of it in no layer"):
+        replace(one, coupled=one.points[0]).check(run)
+    read = {f"norms.{n}/layer_norm#0" for n in range(4)}  # by the layers, which are no ends of a stream
+    assert read.isdisjoint((*one.points, *other.points, one.final_norm, other.final_norm))
+
+
+def test_streams_that_look_at_both_are_two() -> None:
+    _, found = located(Joint, torch.randn(2, 4, 3))
+    assert [stream.coupled for stream in found.streams if stream.writes] == [None] * 2
+
+
+class Pyramid(nn.Module):
+    """Levels of one width, each projected beside and added to what is below it, with a head for each level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.beside = (nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(8, 5) for _ in range(3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        levels = []
+        for layer in self.down:
+            x = torch.relu(layer(x))
+            levels.append(x)
+        total, told = torch.zeros(()), []
+        for n in (2, 1, 0):
+            total = self.beside[n](levels[n]) + total if told else self.beside[n](levels[n])
+            told.append(self.heads[n](total))
+        return told
+
+
+def test_a_pyramid_with_heads_has_no_stream_and_no_memory() -> None:
+    torch.manual_seed(0)
+    found = fmr.locate(fmr.run(Pyramid().eval(), torch.randn(2, 5, 8)))
+    assert [stream for stream in found.streams if stream.writes] == []
+    assert found.mlps == ()
