@@ -37,7 +37,7 @@ from fmr.structure.mixers.find import Term, find_mixers
 from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.mixers.prove import ALONE, proven
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.hidden import hidden_attentions, hidden_memories
+from fmr.structure.normal.hidden import hidden_attentions, hidden_memories, is_hidden
 from fmr.structure.normal.match import projection
 from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
@@ -292,11 +292,16 @@ class _Search:
         look = partial(find_mixers, self.graph, residuals, known, self.axes)
         for terms in self._tried(self.end, "mixer", lambda: list(look()), list[list[Term]]()):
             before = len(self.rejected)
+            terms = [term for term in terms if term.readings or not self._is_hidden(term)]  # of which hidden code is told
             found = next((one for term in terms if (one := self._mixer(term)) is not None), None)
             mixers += [found] if found is not None else []
             why = [one for one in self.rejected[before:] if one.reason] if found is None else []
             self.rejected[before:] = sorted(why, key=lambda one: one.reason == ALONE)[:1]
         return mixers
+
+    def _is_hidden(self, term: Term) -> bool:
+        """Whether code that torch does not show lies on the way to what a term adds."""
+        return any(map(is_hidden, self.graph.between(term.reads[0], term.outputs[0])))
 
     def _mixer(self, term: Term) -> Mixer | None:
         """What a term is, with its certificate; from a graph alone the likeliest reading."""
