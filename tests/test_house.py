@@ -37,7 +37,7 @@ PICKLES = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
 TENSORS_ALONE = "fmr/zoo/packaged.py"
 """Where a file of torch may be opened: weights that others publish in no other form, and for tensors alone."""
 
-HEAVY = ("transformers", "networkx", "graphviz", "matplotlib", "sklearn", "pandas", "captum", "ray", "pyarrow")
+HEAVY = ("transformers", "networkx", "graphviz", "matplotlib", "sklearn", "pandas", "captum", "ray", "pyarrow", "scipy")
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

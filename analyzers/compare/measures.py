@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -62,6 +61,8 @@ DIGITS = 6
 
 def _ranks(values: Tensor) -> Tensor:
     """The ranks of one less the correlation of each pair of rows, less their mean, as a matrix with 0 on the diagonal."""
+    from scipy.stats import rankdata
+
     values = values.double()
     values = values - values.mean(1, keepdim=True)
     values = values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
