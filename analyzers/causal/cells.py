@@ -14,7 +14,7 @@ from fmr.nodes import Key, id_of
 from fmr.pictures.changes import numbered
 from fmr.structure.parts import Layer, Structure
 
-BY_POSITION = ("resid_pre", "attention", "mlp")
+BY_POSITION = ("resid_pre", "attention", "mixer", "mlp")
 """What is patched position by position; `z` is patched head by head, at all positions."""
 
 OUTPUT = "layer"
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
 
 
 def cells_of(structure: Structure, base: Prompts, graph: Graph) -> list[Cell]:
-    """The cells of all layers: `resid_pre`, `attention` and `mlp` by position, `z` by head.
+    """The cells of all layers: `resid_pre`, `attention`, `mixer` and `mlp` by position, `z` by head.
 
     >>> cells_of(structure, analyzers.prompts.prompts(input_ids, model), run.graph)[0]
     Cell(kind='resid_pre', layer=0, place=0, site=Site(..., positions=0))
@@ -110,5 +110,7 @@ def _written(layer: Layer) -> Iterator[tuple[str, Site]]:
     yield "resid_pre", layer.resid_pre
     if layer.attention is not None and layer.attention.out is not None:
         yield "attention", layer.attention.out
+    if layer.mixer is not None:
+        yield "mixer", layer.mixer.output
     if layer.mlp is not None:
         yield "mlp", layer.mlp.out

@@ -128,7 +128,8 @@ class Effects(Stored):
     def _without(self) -> Iterator[tuple[str, str]]:
         """The kinds of a patching of whole layers that were not located in some of them, in words."""
         layers = dict.fromkeys(n for n, kind in zip(self.layers.tolist(), self.kinds, strict=True) if kind == BY_POSITION[0])
-        for kind in (*BY_POSITION, "z") if layers else ():
+        expected = [kind for kind in (*BY_POSITION, "z") if kind != "mixer" or kind in self.kinds]  # few models have any
+        for kind in expected if layers else ():
             own = {n for n, one in zip(self.layers.tolist(), self.kinds, strict=True) if one == kind}
             missing = [str(n) for n in layers if n not in own]
             if missing:

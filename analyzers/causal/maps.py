@@ -22,6 +22,7 @@ COLOURS = "RdBu_r"
 TITLES = {
     "resid_pre": "stream before the layer",
     "attention": "attention output",
+    "mixer": "mixer output",
     "mlp": "memory output",
     "layer": "output of the layer",
     "z": "z of single heads",

@@ -34,7 +34,7 @@ def over(
 ) -> A:
     """Count every batch of a loader by several actors of Ray Data, and return one analyzer that has counted all.
 
-    >>> analyzers.scale.over(lambda: analyzers.HeadClustering(load()), batches, workers=8, gpus=1)
+        analyzers.scale.over(lambda: analyzers.HeadClustering(load()), batches, workers=8, gpus=1).result()
 
     make: makes an analyzer with its model, on the device of whoever calls it: an actor once, and this process. workers: how
     many actors. gpus: how many devices each has. block: how many batches are sent and counted at a time.
@@ -72,7 +72,9 @@ def over(
 
     rows = [{"number": number, "batches": _Held(one)} for number, one in enumerate(blocks)]
     data = ray.data.from_items(rows, override_num_blocks=len(rows))
-    told = data.map(Counter, concurrency=min(workers, len(rows)), num_gpus=gpus or None).take_all()
+    told = data.map(
+        Counter, compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))), num_gpus=gpus or None
+    ).take_all()
     for row in sorted(told, key=lambda row: int(row["number"])):
         analyzer.merge(with_counts(analyzer, row["counts"].held))
     return analyzer
@@ -98,16 +100,16 @@ def collect(
 ) -> Corpus:
     """Write what sites hold over a whole corpus to a folder by several actors, and open it.
 
-    >>> analyzers.scale.collect(load, batches, keep=["transformer.h.2.mlp"], to="values", workers=8, gpus=1)
+        analyzers.scale.collect(load, batches, keep=["transformer.h.2.mlp"], to="values", workers=8, gpus=1)
 
     make: makes the model, in eval mode and on the device of whoever calls it. workers: each collects as many batches, one
     behind the other, into a part of the folder; one that dies is begun again and goes on from its last shard. settings:
     those of `fmr.collect`, as dtype and shard. The folder must be one that every machine sees.
     """
     check_counts(1, workers=workers)
-    ray, folder, many = started(progress), new_folder(to).absolute(), len(batches)
-    if many < workers:
+    if (many := len(batches)) < workers:
         raise AnalyzerError(f"{many} batches for {workers} workers. Expected one for each, or more.")
+    ray, folder = started(progress), new_folder(to).absolute()
 
     def part(row: dict[str, Any]) -> dict[str, Any]:
         place = folder / part_name(row["number"], workers)

@@ -24,11 +24,8 @@ def check_ranks(error: type[FmrError] = StoreError) -> tuple[int, int]:
 
 
 def share(batches: Iterable[T], error: type[FmrError] = StoreError) -> Iterable[T]:
-    """The batches of this process: as many one behind the other as of the others, or one more.
-
-    >>> list(share(range(10)))      # of rank 1 of 3
-    [3, 4, 5]
-    """
+    """The batches of this process: as many one behind the other as of the others, or one more. Of ten, rank 1 of 3 has those
+    from 3 to 5."""
     rank, world = check_ranks(error)
     if not isinstance(batches, Sized):
         raise error(

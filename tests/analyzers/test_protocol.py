@@ -23,6 +23,9 @@ METHODS = [
 ]
 
 
+WITH_A_MODEL = [one for one in METHODS if "model" in inspect.signature(one.__init__).parameters]
+
+
 class Words:
     """In place of a tokenizer."""
 
@@ -34,7 +37,7 @@ WORDS = Words()
 
 
 OTHERS = {"causal_model": CausalModel({"a": range(2)}, {"out": lambda a: a}), "site": "a", "subspace": Units(2, [0])}
-OTHERS |= {"content": "a", "style": "b"}
+OTHERS |= {"content": "a", "style": "b", "dictionary": analyzers.SparseAutoencoder(2, 4)}
 """What some methods must be given beside a model."""
 
 
@@ -42,6 +45,8 @@ def asked(method: type[Method], model: Any, tokenizer: Any = WORDS) -> Method:
     """One of a method, with what it must be given, and a tokenizer where it takes one."""
     takes = inspect.signature(method.__init__).parameters
     given = {name: value for name, value in {**OTHERS, "tokenizer": tokenizer}.items() if name in takes}
+    if "dictionary" in takes and "mean" in takes:
+        given["mean"] = torch.zeros(2)
     return method(model, **given)
 
 
@@ -66,7 +71,7 @@ def test_what_are_no_layers_is_told_so(make: Any, layers: Any) -> None:
         make(nn.Linear(2, 2), layers=layers)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("method", WITH_A_MODEL, ids=lambda one: one.__name__)
 def test_what_is_no_model_is_told_so(method: type[Method]) -> None:
     name = method.__name__
     for given, told in (
@@ -90,11 +95,11 @@ def test_one_of_several_models_that_is_none_is_told_so() -> None:
         HeadClustering({"one": nn.Linear(2, 2), "two": "gpt2"})  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("method", WITH_A_MODEL, ids=lambda one: one.__name__)
 def test_a_method_says_what_it_is(method: type[Method]) -> None:
-    others = "(, causal_model=.*, site='a', subspace=.*|, site='a'|, content='a', style='b')?"
+    told = "|".join(f"{name}=[^,]+" for name in (*OTHERS, "mean"))
     assert re.fullmatch(
-        rf"{method.__name__}\(Linear{others}(, Words)?\)(: nothing counted yet)?",
+        rf"{method.__name__}\(Linear(, Words|, ({told}))*\)(: nothing counted yet)?",
         repr(asked(method, nn.Linear(2, 2))),
     )
 

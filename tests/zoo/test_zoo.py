@@ -238,7 +238,8 @@ def test_the_classifiers_tasks_are_what_they_say() -> None:
 
 
 def test_an_unknown_name_lists_those_that_exist() -> None:
-    have = "digits-cnn, digits-mlp, efficientnet, equality-mlp, facts, gru, minilm, smollm2"
+    have = "digits-cnn, digits-mlp, efficientnet, equality-mlp, facts, gru, minilm, smollm2, superposition, "
+    have += "superposition-geometry, superposition-phases"
     assert error("fakts") == f"The zoo has no 'fakts'. It has: {have}. Nearest that exist: facts."
     with pytest.raises(fmr.ZooError, match=r"no measure for 'minilm'\. It has: facts, equality-mlp"):
         measure("minilm", nn.Identity())

@@ -332,7 +332,7 @@ def test_what_is_no_transformer_is_patched_by_its_stream_or_by_what_its_layers_h
     clean[:, 1:] = corrupted[:, 1:]
     found = ActivationPatching(model).run(clean, corrupted, lambda output: output[:, -1, 3], progress=False)
     start = "resid_pre" if residual else "layer"
-    assert set(found.maps) == ({"resid_pre", "layer"} if residual else {"layer"})
+    assert set(found.maps) == ({"resid_pre", "mixer"} if residual else {"layer"})
     assert found.maps[start].shape[1] == 5
     np.testing.assert_allclose(found.maps[start][0], [1, 0, 0, 0, 0], atol=1e-5)  # the first word is what differs
     assert abs(found.maps[start][-1, 0] - 1) > 0.1  # later ones have heard of it
