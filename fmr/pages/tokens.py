@@ -31,13 +31,14 @@ Given = TypeVar("Given")
 
 def spelled_by(given: Sequence[Given] | Tokenizer | Spelling | None) -> Sequence[Given] | Spelling | None:
     """What was given for tokens, a tokenizer by its function that spells."""
-    if hasattr(given, "decode") and hasattr(given, "convert_ids_to_tokens"):
-        return lambda ids: [given.decode([one]) for one in ids]
-    return cast("Sequence[Given] | Spelling | None", given)
+    if not hasattr(given, "convert_ids_to_tokens"):
+        return cast("Sequence[Given] | Spelling | None", given)
+    tokenizer = cast("Tokenizer", given)
+    return lambda ids: [str(tokenizer.decode([one])) for one in ids]
 
 
 def visible(text: object) -> str:
-    """A token in which everything can be seen: blanks are open boxes, and what is not printed, as a line's end, is written out.
+    """A token in which everything can be seen: blanks are marked, and what is not printed, as a line's end, is written out.
 
     >>> visible(" a\\n"), visible("")
     ('␣a\\\\n', '(empty)')
