@@ -32,7 +32,7 @@ Given = TypeVar("Given")
 def spelled_by(given: Sequence[Given] | Tokenizer | Spelling | None) -> Sequence[Given] | Spelling | None:
     """What was given for tokens, a tokenizer by its function that spells."""
     if not hasattr(given, "convert_ids_to_tokens"):
-        return cast("Sequence[Given] | Spelling | None", given)
+        return given
     tokenizer = cast("Tokenizer", given)
     return lambda ids: [str(tokenizer.decode([one])) for one in ids]
 
