@@ -10,14 +10,17 @@ from fmr.errors import DrawError, IdError, number_of
 from fmr.ids import TensorId
 
 Spelling = Callable[[list[int]], Sequence[str]]
-"""What token IDs are called: `tokenizer.convert_ids_to_tokens`."""
+"""What token IDs are called: the text of each."""
 
 
 class Tokenizer(Protocol):
     """What knows the texts of token IDs, as tokenizers of the transformers library do."""
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """A text for each ID."""
+        """A name for each ID."""
+
+    def decode(self, ids: Any) -> Any:
+        """The text of IDs."""
 
 
 Tokens = Sequence[Any] | Tokenizer | Spelling | None
@@ -28,16 +31,19 @@ Given = TypeVar("Given")
 
 def spelled_by(given: Sequence[Given] | Tokenizer | Spelling | None) -> Sequence[Given] | Spelling | None:
     """What was given for tokens, a tokenizer by its function that spells."""
-    spelling: Spelling | None = getattr(given, "convert_ids_to_tokens", None)
-    return spelling if spelling is not None else cast("Sequence[Given] | Spelling | None", given)
+    if not hasattr(given, "convert_ids_to_tokens"):
+        return given
+    tokenizer = cast("Tokenizer", given)
+    return lambda ids: [str(tokenizer.decode([one])) for one in ids]
 
 
 def visible(text: object) -> str:
-    """A token in which everything can be seen: what is not printed, such as the end of a line, is written out.
+    """A token in which everything can be seen: blanks are marked, and what is not printed, as a line's end, is written out.
 
-    >>> visible("a\\n"), visible("")
-    ('a\\\\n', '(empty)')
+    >>> visible(" a\\n"), visible("")
+    ('␣a\\\\n', '(empty)')
     """
+    text = str(text).replace(" ", "␣")
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
     return shown or "(empty)"
 
