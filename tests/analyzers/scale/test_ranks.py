@@ -46,7 +46,7 @@ import numpy as np
 alone, shared = counted(False), counted(True)
 for name, value in alone.items():
     same = np.allclose(np.asarray(value, float), np.asarray(shared[name], float), rtol=1e-6, atol=1e-9, equal_nan=True)
-    print(rank, name, "same" if same else f"{value} {shared[name]}", flush=True)
+    say(rank, name, "same" if same else f"{value} {shared[name]}")
 """,
         tmp_path,
     )
@@ -66,7 +66,7 @@ heads = HeadClustering(model)
 try:
     heads.over(batches, ranks=True, progress=False)
 except AnalyzerError as error:
-    print(rank, error, repr(heads.counted), flush=True)
+    say(rank, error, repr(heads.counted))
 """,
         tmp_path,
     )
@@ -82,8 +82,8 @@ def test_a_corpus_in_parts_is_that_of_one_process(tmp_path: Path) -> None:
 whole = fmr.collect(model, batches, ["transformer.h.2"], folder + f"/alone-{rank}", progress=False)
 parts = fmr.collect(model, batches, ["transformer.h.2"], folder + "/parts", ranks=True, shard=20_000, progress=False)
 same = torch.equal(whole["transformer.h.2"][:], parts["transformer.h.2"][:])
-print(rank, same, torch.equal(whole.index[:], parts.index[:]), parts.rows(27) == whole.rows(27),
-      parts.documents, parts.complete, flush=True)
+say(rank, same, torch.equal(whole.index[:], parts.index[:]), parts.rows(27) == whole.rows(27),
+      parts.documents, parts.complete)
 again = fmr.collect(model, batches, ["transformer.h.2"], folder + "/parts", ranks=True, shard=20_000, progress=False)
 """,
         tmp_path,
