@@ -86,7 +86,7 @@ class Task:
 
 def task_of(view: View, objectives: tuple[Objective, ...]) -> Task:
     """The task of objectives, with their sites looked up in a pass over a grey image."""
-    return Task(view, objectives, view.sites([site for one in objectives for site in one.sites], view.graph()))
+    return Task(view, objectives, view.sites([site for one in objectives for site in one.sites]))
 
 
 def _unreached(objectives: Sequence[Objective]) -> str:

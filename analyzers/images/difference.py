@@ -10,7 +10,7 @@ from torch import Tensor
 
 from analyzers.images.given import check_choice, name_of
 from analyzers.images.objectives import AtSite
-from analyzers.images.seen import Seen
+from analyzers.images.seen import Seen, as_held, images_first
 from analyzers.protocol import AnalyzerError
 from fmr.nodes import Key, id_of
 
@@ -53,7 +53,7 @@ class Difference(AtSite):
     def __call__(self, seen: Seen) -> Tensor:
         value = seen.read(self.site)
         with torch.no_grad():
-            wanted = self._compared(seen, self.values.to(value))
+            wanted = self._compared(seen, images_first(self.values.to(value), seen.sites.get(self.site, self.site)))
         found = self._compared(seen, value)
         if found.shape[1:] != wanted.shape[1:] or len(wanted) not in (1, len(found)):
             raise AnalyzerError(
@@ -79,6 +79,6 @@ class Difference(AtSite):
         )
 
 
-def differences(sites: tuple[Key, ...], values: Callable[[Key], Tensor], of: Callable[[Tensor], Tensor]) -> list[Difference]:
-    """A difference at each site from what one image makes there."""
-    return [Difference(site, values(site).detach(), of) for site in sites]
+def differences(sites: tuple[Key, ...], seen: Seen, of: Callable[[Tensor], Tensor]) -> list[Difference]:
+    """A difference at each site from what was seen there of one image."""
+    return [Difference(one, as_held(seen.read(one).detach(), seen.sites.get(one, one)), of) for one in sites]

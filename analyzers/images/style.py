@@ -74,7 +74,7 @@ class StyleTransfer(Method):
         begin = {"content": given["content"], "noise": None}[start] if isinstance(start, str) else start
         with undisturbed(self.model, seed):
             asked = [*self.content, *self.style, *(penalty.sites if penalty is not None else ())]
-            sites = self.view.sites(asked, self.view.graph())
+            sites = self.view.sites(asked)
             contents = self._compared(self.content, given["content"], sites, same)
             styles = self._compared(self.style, given["style"], sites, gram)
             total = content_weight * _sum(contents) + style_weight / len(styles) * _sum(styles)
@@ -119,7 +119,7 @@ class StyleTransfer(Method):
     def _compared(self, at: list[Key], image: Tensor, sites: Mapping[Key, Key], of: Any) -> list[Difference]:
         with torch.no_grad():
             seen = self.view.seen(image, self.view.inputs(image), {site: sites[site] for site in at})
-        return differences(tuple(at), seen.read, of)
+        return differences(tuple(at), seen, of)
 
     def _losses(self, parts: list[Difference], image: Tensor, sites: Mapping[Key, Key]) -> Floats:
         """The loss at each site, unweighted."""

@@ -72,7 +72,7 @@ class TopImages(Analyzer[TopCrops]):
             )
         view = self._view(inputs)
         with undisturbed(self.model, 0), torch.no_grad():
-            key = view.sites([self.site], view.graph())[self.site] if self.key is None else self.key
+            key = view.sites([self.site])[self.site] if self.key is None else self.key
             given = inputs.detach().to(view.like, copy=True)  # which the model may write to
             values = by_channel(tensor_at(key, view.run(given, [key])[key], len(inputs)), key).cpu()
         self.key, self.colours = key, inputs.shape[1]

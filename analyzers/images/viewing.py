@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
+from analyzers.images.examples import axes_of, check_layout
 from analyzers.images.given import check_site
 from analyzers.images.layouts import with_layout
 from analyzers.images.parameterizations import Size, sides
@@ -92,8 +93,9 @@ class View:
         values = {site: tensor_at(key, run[key], len(inputs)) for site, key in sites.items()}
         return Seen(images, values.__getitem__, sites)
 
-    def sites(self, asked: Sequence[Key], graph: Graph) -> dict[Key, Key]:
+    def sites(self, asked: Sequence[Key]) -> dict[Key, Key]:
         """Each site that is asked for with the one that is read: what has the role, or itself, laid out as its ops tell."""
+        graph = self.graph()
         _check_examples(graph)
         roles = [site for site in map(check_site, asked) if isinstance(site, str) and _is_role(site)]
         known: dict[str, Site] = {}
@@ -106,7 +108,24 @@ class View:
                     f"{type(self.model).__name__} has no {role!r}. Expected an ID, the path of a module, or one of the "
                     f"roles {', '.join(list(known)[:4]) or 'of a model with layers'}."
                 )
-        return {site: known[site] if isinstance(site, str) and site in known else with_layout(graph, site) for site in asked}
+        found = {
+            site: known[site] if isinstance(site, str) and site in known else with_layout(graph, site) for site in asked
+        }
+        axes = axes_of(self._read, self.pair(), list(found.values()), self.like.dtype)
+        laid = {site: with_layout(graph, site, axes[key]) if axes[key] else key for site, key in found.items()}
+        for site, key in laid.items():
+            check_layout(key, axes[found[site]])
+        return laid
+
+    def pair(self) -> Tensor:
+        """What the model is given for two images of noise, a dark one and a bright one."""
+        noise = torch.rand(2, self.channels, *self.size, generator=torch.Generator().manual_seed(0))
+        return self.inputs((noise ** torch.tensor([2.0, 0.5])[:, None, None, None]).to(self.like.device))
+
+    def _read(self, inputs: Tensor, keep: Sequence[Key], seed: int) -> fmr.Run:
+        """A pass without gradients that draws what the seed says, over inputs that the model may write to."""
+        with undisturbed(self.model, seed), torch.no_grad():
+            return self.run(inputs.clone(), keep)
 
     def graph(self) -> Graph:
         """The graph of a pass over a grey image; a model that does not take such images is refused."""

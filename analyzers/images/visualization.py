@@ -117,7 +117,7 @@ class FeatureVisualization(Method):
         """
         if channels is None:
             with undisturbed(self.model, 0), torch.no_grad():
-                key = self.view.sites([site], self.view.graph())[site]
+                key = self.view.sites([site])[site]
                 value = tensor_at(key, self.view.run(self.view.grey(), [key])[key], 1)
             channels = range(by_channel(value, key).shape[1])
         asked = [Channel(site, channel) for channel in channel_numbers(channels)]
