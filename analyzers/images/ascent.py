@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from analyzers.images.objectives import Objective
+from analyzers.images.objectives import Objective, scored
 from analyzers.images.parameterizations import Parameterization
 from analyzers.images.redirect import redirected
 from analyzers.images.seen import Seen
@@ -55,8 +55,8 @@ class Task:
     def scores(self, seen: Seen) -> Tensor:
         """The score of each image."""
         if len(self.objectives) == 1:
-            return self.objectives[0](seen)
-        return torch.stack([objective(seen)[n] for n, objective in enumerate(self.objectives)])
+            return scored(self.objectives[0], seen)
+        return torch.stack([scored(objective, seen)[n] for n, objective in enumerate(self.objectives)])
 
     def of(self, images: Tensor) -> Tensor:
         """The scores of images as they are, without a gradient."""

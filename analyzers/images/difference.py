@@ -12,6 +12,7 @@ from analyzers.images.given import check_choice, name_of
 from analyzers.images.objectives import AtSite
 from analyzers.images.seen import Seen, as_held, images_first
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 from fmr.nodes import Key, id_of
 
 
@@ -70,12 +71,24 @@ class Difference(AtSite):
         return apart / size
 
     def _compared(self, seen: Seen, value: Tensor) -> Tensor:
-        return value if self.of is same else self.of(seen.channels(self.site, value))
+        if self.of is same:
+            return value
+        found = self.of(seen.channels(self.site, value))
+        if not isinstance(found, Tensor) or found.shape[:1] != value.shape[:1]:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise AnalyzerError(
+                f"{self!r} compares {what} that {self._name} makes of {number_of(len(value), 'image')}, expected a row for "
+                "each: a function of values (images, channels, ...), as analyzers.images.gram."
+            )
+        return found
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.of, "__name__", "") or name_of(self.of)
 
     def __repr__(self) -> str:
-        name = getattr(self.of, "__name__", "") or name_of(self.of)
         return self._told(
-            *([] if self.of is same else [f"of={name}"]), *([f"power={self.power}"] if self.power != 2 else [])
+            *([] if self.of is same else [f"of={self._name}"]), *([f"power={self.power}"] if self.power != 2 else [])
         )
 
 

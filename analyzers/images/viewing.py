@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from fmr.errors import FmrError, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site
 from fmr.interventions.roles import sites_by_role
-from fmr.nodes import Key, is_key
+from fmr.nodes import Key, id_of, is_key
 
 Number = float | Sequence[float]
 
@@ -91,7 +92,7 @@ class View:
         """What objectives read: images, and the values of a pass over what the model was given for them."""
         run = self.run(inputs, list(dict.fromkeys(sites.values())), grad=grad, edits=edits)
         values = {site: tensor_at(key, run[key], len(inputs)) for site, key in sites.items()}
-        return Seen(images, values.__getitem__, sites)
+        return Seen(images, partial(_read_of, values), sites)
 
     def sites(self, asked: Sequence[Key]) -> dict[Key, Key]:
         """Each site that is asked for with the one that is read: what has the role, or itself, laid out as its ops tell."""
@@ -156,6 +157,16 @@ class View:
     @staticmethod
     def _colours(value: Number, images: Tensor) -> Tensor:
         return torch.as_tensor(value, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+
+
+def _read_of(values: Mapping[Key, Tensor], site: Key) -> Tensor:
+    """What a site holds that an objective has named."""
+    if site not in values:
+        raise AnalyzerError(
+            f"{str(id_of(site))!r} is read and not named: expected it among the sites of the objective, which are "
+            f"{', '.join(repr(str(id_of(one))) for one in values)}."
+        )
+    return values[site]
 
 
 def numbers(value: Any) -> list[float]:

@@ -7,6 +7,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -134,7 +135,13 @@ class FeatureVisualization(Method):
         objectives = _objectives([objective])
         given = as_images(images, self.view)
         with undisturbed(self.model, 0):
-            return _numbers(task_of(self.view, objectives).of(given))
+            found = _numbers(task_of(self.view, objectives).of(given))
+        if np.isnan(found).any():
+            raise AnalyzerError(
+                f"{objectives[0]} of image {int(np.isnan(found).argmax())} is NaN, which is neither more nor less than others. "
+                "Leave it out, or run the model in float32."
+            )
+        return found
 
     def _robust(self, task: Task, images: Tensor, seed: int) -> Floats:
         """The mean score under transformations that the images were not made with."""
@@ -188,10 +195,10 @@ def settings_of(view: View, run: Steps, given: str | nn.Module, optimizer: Optim
 def _objectives(given: Any) -> tuple[Objective, ...]:
     several = given if isinstance(given, (list, tuple)) and not is_key(given) else [given]
     found = tuple(Layer(one) if not isinstance(one, Objective) and is_key(one) else one for one in several)
-    wrong = next((one for one in found if not isinstance(one, Objective)), None)
-    if not found or wrong is not None:
+    wrong = [one for one in found if not isinstance(one, Objective)]
+    if not found or wrong:
         raise AnalyzerError(
-            f"The objective is {type(given).__name__ if wrong is None else repr(wrong)}, expected one of analyzers.images, "
+            f"The objective is {repr(wrong[0]) if wrong else type(given).__name__}, expected one of analyzers.images, "
             "as Channel('layer1', 3), or a site."
         )
     if not all(one.sites for one in found):
