@@ -69,10 +69,11 @@ class Task:
         inputs = self.view.inputs(given)
         scores = self.scores(self.view.seen(images, inputs, self.sites, grad=True, edits=edits))
         if not scores.requires_grad:
-            raise AnalyzerError(_unreached(self.objectives))
+            raise AnalyzerError(_unreached(self.objectives, cut=True))
         scale = SCALE if inputs.dtype == torch.float16 else 1.0
         slope, direct = torch.autograd.grad(scale * scores.sum(), [given, images], allow_unused=True)
-        slope = torch.zeros_like(given) if slope is None else slope
+        if slope is None:
+            raise AnalyzerError(_unreached(self.objectives, cut=True))
         if scale != 1:
             slope, direct = slope / scale, None if direct is None else direct / scale
         return scores.detach(), slope, direct
@@ -89,10 +90,13 @@ def task_of(view: View, objectives: tuple[Objective, ...]) -> Task:
     return Task(view, objectives, view.sites([site for one in objectives for site in one.sites]))
 
 
-def _unreached(objectives: Sequence[Objective]) -> str:
+def _unreached(objectives: Sequence[Objective], cut: bool = False) -> str:
+    """That no gradient arrives; `cut` where what is read was made without any."""
     return (
         f"No gradient reaches the image from {', '.join(map(str, objectives[:2]))}. Expected a site that is computed from "
         "the image by functions with a slope: an earlier site, or the value before the nonlinearity."
+        + " Or the model itself switches gradients off on the way, by torch.no_grad() or detach()."
+        * cut
     )
 
 

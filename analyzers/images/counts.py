@@ -133,7 +133,7 @@ def _reduced(node: Node, first: Counts) -> Counts:
 
 
 def _multiplied(graph: Graph, node: Node, known: dict[TensorId, Counts]) -> Counts:
-    """A projection makes units; where those of what it reads stay, it may as well mix places. A convolution is over places."""
+    """A projection makes units; where those of what it reads stay, it may as well mix places; a window is of places."""
     found, used = contraction(node), projection(graph, node)
     assert found is not None
     windowed = node.op in CONVOLUTIONS or node.op == "linear"

@@ -29,6 +29,12 @@ def check_choice(name: str, value: Any, *choices: int) -> None:
         raise AnalyzerError(f"{name}={value!r}: expected {' or '.join(map(str, choices))}.")
 
 
+def check_switch(name: str, value: Any, *others: object) -> None:
+    """Raise for what is neither True nor False, nor one of a few others."""
+    if not isinstance(value, bool) and not any(value is one for one in others):
+        raise AnalyzerError(f"{name}={value!r}: expected {' or '.join(map(str, (True, False, *others)))}.")
+
+
 def check_seed(seed: Any) -> None:
     """Raise for what is no seed of random numbers."""
     check_counts(0, seed=seed)

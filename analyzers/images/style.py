@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of
 from analyzers.images.difference import Difference, differences, same
-from analyzers.images.given import check_seed
+from analyzers.images.given import check_seed, check_switch
 from analyzers.images.objectives import Objective
 from analyzers.images.parameterizations import Size
 from analyzers.images.seen import gram
@@ -70,6 +70,7 @@ class StyleTransfer(Method):
         _check(content_weight, style_weight, penalty, start)
         check_counts(1, steps=steps)
         check_seed(seed)
+        check_switch("progress", progress, None)
         given = {name: self._given(one, name) for name, one in (("content", content), ("style", style))}
         begin = {"content": given["content"], "noise": None}[start] if isinstance(start, str) else start
         with undisturbed(self.model, seed):
@@ -145,6 +146,8 @@ def _check(content_weight: Any, style_weight: Any, penalty: Any, start: Any) -> 
     for name, value in (("content_weight", content_weight), ("style_weight", style_weight)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise AnalyzerError(f"{name}={value!r}: expected a number from 0 on.")
+    if not content_weight and not style_weight:
+        raise AnalyzerError("content_weight and style_weight are both 0, and nothing is compared. Expected one above 0.")
     if penalty is not None and not isinstance(penalty, Objective):
         raise AnalyzerError(f"penalty is {penalty!r}, expected an objective, as 0.1 * analyzers.images.TotalVariation().")
     if isinstance(start, str) and start not in _STARTS:

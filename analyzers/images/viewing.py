@@ -21,6 +21,7 @@ from analyzers.images.given import check_site
 from analyzers.images.layouts import with_layout
 from analyzers.images.parameterizations import Size, sides
 from analyzers.images.seen import Seen, tensor_at
+from analyzers.images.steady import steady
 from analyzers.protocol import AnalyzerError, check_eval
 from fmr.edits.editor import Asked
 from fmr.errors import FmrError, whole_number
@@ -56,6 +57,7 @@ class View:
             _check_colours(name, value, count)
         if others is not None and not isinstance(others, Mapping):
             raise AnalyzerError(f"others is a {type(others).__name__}, expected what else the model is given, by name.")
+        _check_names(argument, others)
         return View(model, sides(size), count, mean, std, argument, dict(others or {}))
 
     @property
@@ -96,7 +98,13 @@ class View:
 
     def sites(self, asked: Sequence[Key]) -> dict[Key, Key]:
         """Each site that is asked for with the one that is read: what has the role, or itself, laid out as its ops tell."""
-        graph = self.graph()
+        with steady(self.model) as settled:
+            graph = self.graph()
+            settled()
+            return self._proven(asked, graph)
+
+    def _proven(self, asked: Sequence[Key], graph: Graph) -> dict[Key, Key]:
+        """The sites that are read, by those that are asked for, each laid out as its ops and two images tell."""
         _check_examples(graph)
         roles = [site for site in map(check_site, asked) if isinstance(site, str) and _is_role(site)]
         known: dict[str, Site] = {}
@@ -172,7 +180,11 @@ def _read_of(values: Mapping[Key, Tensor], site: Key) -> Tensor:
 def numbers(value: Any) -> list[float]:
     """A number, or several, as a list; empty for what is none."""
     try:
-        return [] if isinstance(value, (str, bool)) else torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+        return (
+            []
+            if isinstance(value, (str, bool))
+            else torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten().tolist()
+        )
     except (TypeError, ValueError, RuntimeError):
         return []
 
@@ -183,6 +195,16 @@ def _check_colours(name: str, value: Any, channels: int) -> None:
         raise AnalyzerError(f"{name}={value!r}: expected a number, or one for each of the {channels} colours.")
     if name == "std" and min(given) <= 0:
         raise AnalyzerError(f"std={value!r}: expected numbers above 0, by which images are divided.")
+
+
+def _check_names(argument: Any, others: Mapping[Any, Any] | None) -> None:
+    """Raise for what no argument of a function is called."""
+    wrong = [one for one in others or () if not isinstance(one, str)]
+    if wrong or not isinstance(argument, (str, type(None))):
+        what = f"others has the name {wrong[0]!r}" if wrong else f"argument={argument!r}"
+        raise AnalyzerError(f"{what}, expected the name of an argument of the model, as 'pixel_values'.")
+    if argument is not None and argument in (others or ()):
+        raise AnalyzerError(f"{argument!r} is both argument= and in others=, expected the images under a name of their own.")
 
 
 def _is_role(name: str) -> bool:
@@ -223,6 +245,9 @@ def as_images(given: Any, view: View, name: str = "images") -> Tensor:
                 f"{name} is a {type(given).__name__}, expected a tensor from 0 to 1 for a model of grey images."
             )
         given = photo(given, view.size)
+    if given.is_meta or given.layout != torch.strided:
+        what = "on the device meta and has no numbers" if given.is_meta else f"of layout {given.layout}"
+        raise AnalyzerError(f"{name} is {what}, expected a dense tensor with numbers from 0 to 1.")
     found = given[None] if given.dim() == 3 else given
     wanted = (view.channels, *view.size)
     if found.dim() != 4 or tuple(found.shape[1:]) != wanted or not len(found):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of, task_of
-from analyzers.images.given import check_seed, name_of
+from analyzers.images.given import check_seed, check_switch, name_of
 from analyzers.images.objectives import Channel, Layer, Objective
 from analyzers.images.parameterizations import KINDS, Parameterization, Size
 from analyzers.images.seen import by_channel, channel_numbers, tensor_at
 from analyzers.images.spectra import scrambled
-from analyzers.images.transformations import Transformation, checked, fitted, robust, through, unseen
+from analyzers.images.transformations import Transformation, checked, fitted, robust, takes, through, unseen
 from analyzers.images.viewing import Number, View, as_images, numbers, undisturbed
 from analyzers.images.visualized import Visualized, joined
 from analyzers.numbers.embed import Floats
@@ -77,6 +77,8 @@ class FeatureVisualization(Method):
         objectives = _objectives(objective)
         check_counts(1, images=images, steps=steps)
         check_seed(seed)
+        check_switch("redirect", redirect)
+        check_switch("progress", progress, None)
         many = len(objectives) if len(objectives) > 1 else images
         if images not in (1, many):
             raise AnalyzerError(f"images={images} with {len(objectives)} objectives: expected one image for each.")
@@ -138,8 +140,8 @@ class FeatureVisualization(Method):
             found = _numbers(task_of(self.view, objectives).of(given))
         if np.isnan(found).any():
             raise AnalyzerError(
-                f"{objectives[0]} of image {int(np.isnan(found).argmax())} is NaN, which is neither more nor less than others. "
-                "Leave it out, or run the model in float32."
+                f"{objectives[0]} of image {int(np.isnan(found).argmax())} is NaN, which is neither more nor less than "
+                "others. Leave it out, or run the model in float32."
             )
         return found
 
@@ -159,6 +161,11 @@ def made_of(view: View, given: str | nn.Module, images: int, start: Any, seed: i
     """What images are made of: a module, with those to begin with in it; a spectrum has this decay."""
     if isinstance(given, nn.Module):
         made = given
+        if not takes(made, 0):
+            raise AnalyzerError(
+                f"{type(made).__name__}.forward asks for arguments, expected a module that makes images of its parameters "
+                "alone: forward(self)."
+            )
     elif given in KINDS:
         options: dict[str, Any] = {"decay": decay} if given == "fft" else {}
         made = KINDS[given](view.size, images, view.channels, seed=seed, **options).to(view.like.device)

@@ -213,22 +213,21 @@ class Own(Objective):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda one: one.read("0").mean(), r"Own\(\) gives shape \(\) of torch.float32 for 3 images, expected a number for each"),
-        (lambda one: one.channel("0", 1), r"gives shape \(3, 4, 4\) of torch.float32 for 3 images, expected a number for each"),
+        (lambda one: one.read("0").mean(), r"Own\(\) gives shape \(\) of torch.float32 for 3 images, expected a number"),
+        (lambda one: one.channel("0", 1), r"gives shape \(3, 4, 4\) of torch.float32 for 3 images, expected"),
         (lambda one: one.read("0").flatten(1).mean(1)[:1], r"gives shape \(1,\) of torch.float32 for 3 images"),
         (lambda one: None, "gives a NoneType for 3 images, expected a number for each"),
         (lambda one: 1.0, "gives a float for 3 images, expected a number for each"),
         (lambda one: one.read("0").flatten(1).argmax(1), r"gives shape \(3,\) of torch.int64 for 3 images"),
-        (lambda one: one.read("1").flatten(1).mean(1), "'1' is read and not named: expected it among the sites of .* are '0'"),
-        (lambda one: one.images.flatten(1).mean(1) / 0 * 0, r"Own\(\) of image 0 is NaN, which is neither more nor less"),
+        (lambda one: one.read("1").flatten(1).mean(1), "'1' is read and not named: expected it among the sites .* are '0'"),
+        (lambda one: one.channel("0", 1).flatten(1).mean(1) * torch.nan, "of image 0 is NaN, which is neither more nor"),
     ],
 )  # fmt: skip
 def test_an_objective_of_ones_own_gives_a_number_for_each_image(function: Callable[[Seen], Any], message: str) -> None:
     eye = FeatureVisualization(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval(), size=6)
     for objective in (Own(function), Own(function) - 0.1 * images.TotalVariation()):
-        if "NaN" not in message or isinstance(objective, Own):
-            with pytest.raises(AnalyzerError, match=message):
-                eye.scores(objective, IMAGES[:1, :, :6, :6].repeat(3, 1, 1, 1))
+        with pytest.raises(AnalyzerError, match=message):
+            eye.scores(objective, IMAGES[:1, :, :6, :6].repeat(3, 1, 1, 1))
         with pytest.raises(AnalyzerError, match="not finite" if "NaN" in message else message):
             eye.run(objective, images=3, steps=1, progress=False)
 
