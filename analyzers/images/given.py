@@ -42,6 +42,13 @@ def check_seed(seed: Any) -> None:
         raise AnalyzerError(f"seed={seed}: expected a whole number below 2**63 - 1024.")
 
 
+def check_steps(steps: Any, seed: Any, progress: Any) -> None:
+    """Raise for what is no number of steps, no seed, or neither shows a bar nor hides it."""
+    check_counts(1, steps=steps)
+    check_seed(seed)
+    check_switch("progress", progress, None)
+
+
 def check_site(site: Any) -> Key:
     """A site as it was given, or an error for what names none, or several."""
     if not is_key(site):

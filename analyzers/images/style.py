@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of
 from analyzers.images.difference import Difference, differences, same
-from analyzers.images.given import check_seed, check_switch
+from analyzers.images.given import check_steps
 from analyzers.images.objectives import Objective
 from analyzers.images.parameterizations import Size
 from analyzers.images.seen import gram
@@ -21,7 +21,7 @@ from analyzers.images.transformations import Transformation, checked, fitted
 from analyzers.images.viewing import Number, View, as_images, keys_of, undisturbed
 from analyzers.images.visualization import made_of, settings_of
 from analyzers.numbers.embed import Floats
-from analyzers.protocol import AnalyzerError, Method, check_counts
+from analyzers.protocol import AnalyzerError, Method
 from fmr.nodes import Key, id_of
 
 
@@ -68,9 +68,7 @@ class StyleTransfer(Method):
         that has the spectrum of the style image.
         """
         _check(content_weight, style_weight, penalty, start)
-        check_counts(1, steps=steps)
-        check_seed(seed)
-        check_switch("progress", progress, None)
+        check_steps(steps, seed, progress)
         given = {name: self._given(one, name) for name, one in (("content", content), ("style", style))}
         begin = {"content": given["content"], "noise": None}[start] if isinstance(start, str) else start
         with undisturbed(self.model, seed):

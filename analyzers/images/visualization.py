@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of, task_of
-from analyzers.images.given import check_seed, check_switch, name_of
+from analyzers.images.given import check_steps, check_switch, name_of
 from analyzers.images.objectives import Channel, Layer, Objective
 from analyzers.images.parameterizations import KINDS, Parameterization, Size
 from analyzers.images.seen import by_channel, channel_numbers, tensor_at
@@ -75,10 +75,9 @@ class FeatureVisualization(Method):
         `AnalyzerError` where no gradient reaches the image. A step costs a pass up to the deepest site and back.
         """
         objectives = _objectives(objective)
-        check_counts(1, images=images, steps=steps)
-        check_seed(seed)
+        check_counts(1, images=images)
+        check_steps(steps, seed, progress)
         check_switch("redirect", redirect)
-        check_switch("progress", progress, None)
         many = len(objectives) if len(objectives) > 1 else images
         if images not in (1, many):
             raise AnalyzerError(f"images={images} with {len(objectives)} objectives: expected one image for each.")

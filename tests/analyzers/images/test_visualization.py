@@ -425,7 +425,7 @@ def test_photographs_are_cut_and_resized() -> None:
         (lambda: setup().scores(LATE, torch.rand(1, 3, 24, 24, device="meta")), "images is on the device meta and has no"),
         (lambda: setup().scores(LATE, IMAGE.to_sparse()), "images is of layout torch.sparse_coo, expected a dense tensor"),
         (lambda: FeatureVisualization(chain(), argument=3), "argument=3, expected the name of an argument of the model"),
-        (lambda: FeatureVisualization(chain(), others={3: IMAGE}), "others has the name 3, expected the name of an argument"),
+        (lambda: FeatureVisualization(chain(), others={3: IMAGE}), "others has the name 3, expected the name of an"),
         (lambda: FeatureVisualization(chain(), argument="a", others={"a": 1}), "'a' is both argument= and in others="),
         (lambda: setup().run([], **FEW), "The objective is list, expected one of analyzers.images"),
         (lambda: setup().run(images.Logit(0), steps=0), "steps=0: expected a whole number from 1 on"),
