@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from analyzers.images.objectives import Objective
+from analyzers.images.objectives import Objective, scored
 from analyzers.images.parameterizations import Parameterization
 from analyzers.images.redirect import redirected
 from analyzers.images.seen import Seen
@@ -55,8 +55,8 @@ class Task:
     def scores(self, seen: Seen) -> Tensor:
         """The score of each image."""
         if len(self.objectives) == 1:
-            return self.objectives[0](seen)
-        return torch.stack([objective(seen)[n] for n, objective in enumerate(self.objectives)])
+            return scored(self.objectives[0], seen)
+        return torch.stack([scored(objective, seen)[n] for n, objective in enumerate(self.objectives)])
 
     def of(self, images: Tensor) -> Tensor:
         """The scores of images as they are, without a gradient."""
@@ -69,10 +69,11 @@ class Task:
         inputs = self.view.inputs(given)
         scores = self.scores(self.view.seen(images, inputs, self.sites, grad=True, edits=edits))
         if not scores.requires_grad:
-            raise AnalyzerError(_unreached(self.objectives))
+            raise AnalyzerError(_unreached(self.objectives, cut=True))
         scale = SCALE if inputs.dtype == torch.float16 else 1.0
         slope, direct = torch.autograd.grad(scale * scores.sum(), [given, images], allow_unused=True)
-        slope = torch.zeros_like(given) if slope is None else slope
+        if slope is None:
+            raise AnalyzerError(_unreached(self.objectives, cut=True))
         if scale != 1:
             slope, direct = slope / scale, None if direct is None else direct / scale
         return scores.detach(), slope, direct
@@ -86,13 +87,16 @@ class Task:
 
 def task_of(view: View, objectives: tuple[Objective, ...]) -> Task:
     """The task of objectives, with their sites looked up in a pass over a grey image."""
-    return Task(view, objectives, view.sites([site for one in objectives for site in one.sites], view.graph()))
+    return Task(view, objectives, view.sites([site for one in objectives for site in one.sites]))
 
 
-def _unreached(objectives: Sequence[Objective]) -> str:
+def _unreached(objectives: Sequence[Objective], cut: bool = False) -> str:
+    """That no gradient arrives; `cut` where what is read was made without any."""
     return (
         f"No gradient reaches the image from {', '.join(map(str, objectives[:2]))}. Expected a site that is computed from "
         "the image by functions with a slope: an earlier site, or the value before the nonlinearity."
+        + " Or the model itself switches gradients off on the way, by torch.no_grad() or detach()."
+        * cut
     )
 
 

@@ -45,8 +45,8 @@ _REDUCTIONS = frozenset(
 
 _CELLS = frozenset("gru lstm rnn_relu rnn_tanh".split())
 
-_IN_PLACE = ("pool", "interpolate", "upsample", "grid_sample")
-"""Parts of the names of ops that change how many places there are, and keep the dimensions in their order."""
+_IN_PLACE = ("pool", "interpolate", "upsample", "grid_sample", "shuffle")
+"""Parts of the names of ops that change how many places there are, or channels, and keep the dimensions in their order."""
 
 
 @cached_per_graph
@@ -133,7 +133,7 @@ def _reduced(node: Node, first: Counts) -> Counts:
 
 
 def _multiplied(graph: Graph, node: Node, known: dict[TensorId, Counts]) -> Counts:
-    """A projection makes units; where those of what it reads stay, it may as well mix places."""
+    """A projection makes units; where those of what it reads stay, it may as well mix places; a window is of places."""
     found, used = contraction(node), projection(graph, node)
     assert found is not None
     windowed = node.op in CONVOLUTIONS or node.op == "linear"
@@ -142,7 +142,8 @@ def _multiplied(graph: Graph, node: Node, known: dict[TensorId, Counts]) -> Coun
     counts = _by_letter(letters.left, known.get(data, ()))
     if node.op in CONVOLUTIONS:
         own = {letter: EXAMPLES if letter == "A" else PLACES for letter in letters.left if letter != "k"}
-        counts |= {letter: counts.get(letter) or count for letter, count in own.items()}
+        over_places = counts.get("k") == PLACES  # of what has channels elsewhere
+        counts |= {letter: (counts.get(letter) if over_places else None) or count for letter, count in own.items()}
     if used is None and not windowed:
         for letter, count in _by_letter(letters.right, known.get(found.right, ())).items():
             counts[letter] = _joined(counts.get(letter), count)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from analyzers.images.given import check_choice, name_of
 from analyzers.images.objectives import AtSite
-from analyzers.images.seen import Seen
+from analyzers.images.seen import Seen, as_held, images_first
 from analyzers.protocol import AnalyzerError
+from fmr.errors import number_of
 from fmr.nodes import Key, id_of
 
 
@@ -53,7 +54,7 @@ class Difference(AtSite):
     def __call__(self, seen: Seen) -> Tensor:
         value = seen.read(self.site)
         with torch.no_grad():
-            wanted = self._compared(seen, self.values.to(value))
+            wanted = self._compared(seen, images_first(self.values.to(value), seen.sites.get(self.site, self.site)))
         found = self._compared(seen, value)
         if found.shape[1:] != wanted.shape[1:] or len(wanted) not in (1, len(found)):
             raise AnalyzerError(
@@ -70,15 +71,27 @@ class Difference(AtSite):
         return apart / size
 
     def _compared(self, seen: Seen, value: Tensor) -> Tensor:
-        return value if self.of is same else self.of(seen.channels(self.site, value))
+        if self.of is same:
+            return value
+        found = self.of(seen.channels(self.site, value))
+        if not isinstance(found, Tensor) or found.shape[:1] != value.shape[:1]:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise AnalyzerError(
+                f"{self!r} compares {what} that {self._name} makes of {number_of(len(value), 'image')}, expected a row for "
+                "each: a function of values (images, channels, ...), as analyzers.images.gram."
+            )
+        return found
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.of, "__name__", "") or name_of(self.of)
 
     def __repr__(self) -> str:
-        name = getattr(self.of, "__name__", "") or name_of(self.of)
         return self._told(
-            *([] if self.of is same else [f"of={name}"]), *([f"power={self.power}"] if self.power != 2 else [])
+            *([] if self.of is same else [f"of={self._name}"]), *([f"power={self.power}"] if self.power != 2 else [])
         )
 
 
-def differences(sites: tuple[Key, ...], values: Callable[[Key], Tensor], of: Callable[[Tensor], Tensor]) -> list[Difference]:
-    """A difference at each site from what one image makes there."""
-    return [Difference(site, values(site).detach(), of) for site in sites]
+def differences(sites: tuple[Key, ...], seen: Seen, of: Callable[[Tensor], Tensor]) -> list[Difference]:
+    """A difference at each site from what was seen there of one image."""
+    return [Difference(one, as_held(seen.read(one).detach(), seen.sites.get(one, one)), of) for one in sites]

@@ -29,11 +29,24 @@ def check_choice(name: str, value: Any, *choices: int) -> None:
         raise AnalyzerError(f"{name}={value!r}: expected {' or '.join(map(str, choices))}.")
 
 
+def check_switch(name: str, value: Any, *others: object) -> None:
+    """Raise for what is neither True nor False, nor one of a few others."""
+    if not isinstance(value, bool) and not any(value is one for one in others):
+        raise AnalyzerError(f"{name}={value!r}: expected {' or '.join(map(str, (True, False, *others)))}.")
+
+
 def check_seed(seed: Any) -> None:
     """Raise for what is no seed of random numbers."""
     check_counts(0, seed=seed)
     if seed >= SEEDS:
         raise AnalyzerError(f"seed={seed}: expected a whole number below 2**63 - 1024.")
+
+
+def check_steps(steps: Any, seed: Any, progress: Any) -> None:
+    """Raise for what is no number of steps, no seed, or neither shows a bar nor hides it."""
+    check_counts(1, steps=steps)
+    check_seed(seed)
+    check_switch("progress", progress, None)
 
 
 def check_site(site: Any) -> Key:

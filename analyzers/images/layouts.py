@@ -16,14 +16,15 @@ _NARROWED = {3: ("examples", "positions", "units"), 4: ("examples", "heads", "po
 """How a site that is narrowed is laid out where it does not say so."""
 
 
-def with_layout(graph: Graph, site: Key) -> Key:
+def with_layout(graph: Graph, site: Key, images: int = 0) -> Key:
     """A site that says which of its dimensions counts channels, as the ops of a graph tell; none is called units where they
     do not.
 
     >>> with_layout(fmr.run(reader, images[:1]).graph, "conv1").layout
     ('examples', 'units', 'dim2', 'dim3')
 
-    A site with a layout stays as it is; so does one that holds several tensors, or that is nowhere.
+    images: the dimension that counts these. A site with a layout stays as it is; so does one that holds several tensors, or
+    that is nowhere.
     """
     if isinstance(site, Site) and site.layout is not None:
         return site
@@ -33,26 +34,29 @@ def with_layout(graph: Graph, site: Key) -> Key:
         return site
     if node is None or not node.shape:
         return site
-    layout = _layout(graph, node)
+    layout = _layout(graph, node, images)
     if not isinstance(site, Site):
         return Site(name, layout=layout)
     if not site.selection:
         return replace(site, id=name, layout=layout)
     narrowed = _NARROWED.get(len(layout))
-    told = narrowed if layout[-1] == "units" else None
+    told = narrowed if layout[-1] == "units" and not images else None
     return site if told is None else replace(site, layout=told)
 
 
-def _layout(graph: Graph, node: Node) -> tuple[str, ...]:
+def _layout(graph: Graph, node: Node, images: int) -> tuple[str, ...]:
     """The names of a value's dimensions: units is the one that counts channels, where one alone does."""
-    names = ["examples", *(f"dim{n}" for n in range(1, len(node.shape)))]
-    counts = counts_of(graph).get(node.id, (None,) * len(node.shape))[1:]
-    if len(counts) == 1 and counts[0] != PLACES:
-        names[1] = "units"
-    elif counts.count(UNITS) == 1 and not any(
-        count == MIXED and size > 1 for count, size in zip(counts, node.shape[1:], strict=True)
-    ):
-        names[1 + counts.index(UNITS)] = "units"
+    rank = len(node.shape)
+    names = [f"dim{n}" for n in range(rank)]
+    names[images] = "examples"
+    told = counts_of(graph).get(node.id, (None,) * rank)
+    counts = {n: told[n] for n in range(rank) if n != images}
+    units = [n for n, count in counts.items() if count == UNITS]
+    mixed = any(count == MIXED and node.shape[n] > 1 for n, count in counts.items())
+    if len(counts) == 1 and PLACES not in counts.values():
+        names[next(iter(counts))] = "units"
+    elif len(units) == 1 and not mixed:
+        names[units[0]] = "units"
     return tuple(names)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analyzers.images.given import check_choice, check_number, check_site
+from analyzers.images.given import check_choice, check_number, check_site, name_of
 from analyzers.images.seen import Seen, gram, spread
 from analyzers.protocol import AnalyzerError
-from fmr.errors import whole_number
+from fmr.errors import number_of, whole_number
 from fmr.ids import Site
 from fmr.nodes import Key, id_of
 
@@ -22,7 +22,7 @@ class Objective(ABC):
     >>> analyzers.images.Channel("conv2", 3) - 0.5 * analyzers.images.TotalVariation()
     Channel('conv2', 3) - 0.5 * TotalVariation()
 
-    Whoever writes one names the `sites` that it reads, and answers for `Seen` images with a number for each.
+    Whoever writes one names the `sites` that it reads, and answers for `Seen` images with a number for each, (images,).
     """
 
     @property
@@ -60,6 +60,18 @@ class Objective(ABC):
 
     def __rsub__(self, other: Objective | float) -> Objective:
         return Sum(_objective(other), -self)
+
+
+def scored(objective: Objective, seen: Seen) -> Tensor:
+    """The score of each image as an objective gives them, checked: (images,)."""
+    found, images = objective(seen), len(seen.images)
+    if not isinstance(found, Tensor) or found.shape != (images,) or not found.is_floating_point():
+        what = f"shape {tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise AnalyzerError(
+            f"{name_of(objective)} gives {what} for {number_of(images, 'image')}, expected a number for each, shape "
+            f"({images},): as seen.channel(site, 3).flatten(1).mean(1)."
+        )
+    return found
 
 
 def _objective(given: Objective | float) -> Objective:
@@ -102,7 +114,7 @@ class Sum(_Pair):
     """The scores of two objectives added: an image that serves both."""
 
     def __call__(self, seen: Seen) -> Tensor:
-        return self.one(seen) + self.other(seen)
+        return scored(self.one, seen) + scored(self.other, seen)
 
     def __repr__(self) -> str:
         other = self.other
@@ -115,7 +127,7 @@ class Product(_Pair):
     """The scores of two objectives multiplied."""
 
     def __call__(self, seen: Seen) -> Tensor:
-        return self.one(seen) * self.other(seen)
+        return scored(self.one, seen) * scored(self.other, seen)
 
     def __repr__(self) -> str:
         if isinstance(self.one, Constant) and self.one.number == -1.0:

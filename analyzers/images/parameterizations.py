@@ -56,6 +56,19 @@ class Parameterization(nn.Module):
         """The images."""
 
 
+def _begun(made: Parameterization, images: Any) -> Tensor:
+    """Images to begin with, checked."""
+    with torch.no_grad():
+        shape = tuple(made().shape)
+    found = images[None] if isinstance(images, Tensor) and images.dim() == 3 else images
+    if not isinstance(found, Tensor) or found.shape[1:] != shape[1:] or len(found) not in (1, shape[0]):
+        what = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise AnalyzerError(
+            f"{type(made).__name__}.of got {what}, expected images of shape {shape}, or one of these, from 0 to 1."
+        )
+    return found
+
+
 class Pixels(Parameterization):
     """Images by their pixels: the logistic function of a number for each.
 
@@ -74,6 +87,7 @@ class Pixels(Parameterization):
 
     def of(self, images: Tensor) -> Pixels:
         """The same module with the pixels of these images."""
+        images = _begun(self, images).to(self.pixels)
         with torch.no_grad():
             self.pixels.copy_(images.logit(_ROOM).expand_as(self.pixels))
         return self
@@ -119,6 +133,7 @@ class FFT(Parameterization):
 
     def of(self, images: Tensor) -> FFT:
         """The same module with the spectrum of these images."""
+        images = _begun(self, images).to(self.colours)
         with torch.no_grad():
             apart = torch.linalg.solve(self.colours, images.logit(_ROOM).flatten(2)).view_as(images)
             spectrum = torch.fft.rfft2(apart * self.saturation, norm="ortho") / self.scale

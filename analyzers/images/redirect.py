@@ -51,6 +51,8 @@ def redirected(graph: Graph, sites: Iterable[Key], share: float = 0.1, every: bo
 
 def led_to(graph: Graph, node: Node, every: bool = False) -> list[TensorId]:
     """What an op read that a gradient is to come to past its dead zone, or with `every` past what it chose."""
+    if not node.dtype.is_floating_point:  # the places of what was chosen
+        return []
     if node.op in DEAD_ZONES or (every and is_window(node)):
         read = [parent.id for parent in node.parents[:1]]
     else:

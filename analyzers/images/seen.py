@@ -15,8 +15,6 @@ from fmr.ids import Site
 from fmr.nests import leaves
 from fmr.nodes import Key, id_of
 
-_LAYOUT = "fmr.Site(id, layout=('examples', 'rows', 'columns', 'units'))"
-
 _CHANNELS = {2: 1, 3: 2, 4: 1, 5: 1}
 """Which dimension counts channels, by how many there are: (images, channels), (images, positions, channels), and
 (images, channels, height, width), with a depth or without."""
@@ -45,58 +43,90 @@ class Seen:
         values, number = self.channels(site), whole_number(channel)
         if number is None or not -values.shape[1] <= number < values.shape[1]:
             raise AnalyzerError(
-                f"{_named(site)} has shape {tuple(self.read(site).shape)}, which is {values.shape[1]} channels, and no "
-                f"channel {channel!r}. Expected 0 to {values.shape[1] - 1}; a site with another layout says so: {_LAYOUT}."
+                f"{named(site)} has shape {tuple(self.read(site).shape)}, which is {values.shape[1]} channels, and no "
+                f"channel {channel!r}. Expected 0 to {values.shape[1] - 1}."
             )
         return values[:, number]
 
 
-def tensor_at(site: Key, value: object, images: int) -> Tensor:
-    """The one tensor that a site holds, in single precision at least: a row for each image, narrowed as the site says."""
+def one_tensor(site: Key, value: object) -> Tensor:
+    """The one tensor of floating-point numbers that a site holds; of several, the logits."""
     found = dict(leaves(value))
     if len(found) > 1 and "logits" in found:
         found = {"": found["logits"]}
     if len(found) != 1:
         remedy = f"name one by its position, as {f'{id_of(site)}:{next(iter(found))}'!r}" if found else "another site"
-        raise AnalyzerError(f"{_named(site)} holds {len(found)} tensors, expected one: {remedy}.")
+        raise AnalyzerError(f"{named(site)} holds {len(found)} tensors, expected one: {remedy}.")
     (tensor,) = found.values()
-    if not tensor.dim() or len(tensor) != images:
-        raise AnalyzerError(
-            f"{_named(site)} has shape {tuple(tensor.shape)} for {images} images, expected a row for each image."
-        )
     if not tensor.is_floating_point():
         raise AnalyzerError(
-            f"{_named(site)} holds {str(tensor.dtype).removeprefix('torch.')}, which no gradient passes. "
+            f"{named(site)} holds {str(tensor.dtype).removeprefix('torch.')}, which no gradient passes. "
             "Expected a site of floating-point values."
         )
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor
+
+
+def tensor_at(site: Key, value: object, images: int) -> Tensor:
+    """The one tensor that a site holds, in single precision at least: a row for each image, narrowed as the site says."""
+    tensor = one_tensor(site, value)
+    rows = images_first(tensor, site) if tensor.dim() else tensor
+    if not rows.dim() or len(rows) != images:
+        raise AnalyzerError(
+            f"{named(site)} has shape {tuple(tensor.shape)} for {images} images, expected a row for each image."
+        )
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def images_first(value: Tensor, site: Key) -> Tensor:
+    """A value as it stands at a site, with the dimension first that its layout calls examples."""
+    names = _names(site)
+    return value.movedim(names.index("examples"), 0) if "examples" in names and len(names) == value.dim() else value
+
+
+def as_held(value: Tensor, site: Key) -> Tensor:
+    """A value with a row for each image, laid out as it stands at a site."""
+    names = _names(site)
+    return value.movedim(0, names.index("examples")) if "examples" in names and len(names) == value.dim() else value
+
+
+def _names(site: Key) -> list[str]:
+    """The names of the dimensions that a site says, without those that an index drops."""
+    if not isinstance(site, Site) or site.layout is None:
+        return []
+    return [name for name in site.layout if not isinstance(site.selection.get(name), int)]
 
 
 def by_channel(value: Tensor, site: Key) -> Tensor:
-    """A value as (images, channels, ...): the dimension that counts channels is the second one.
+    """A value with a row for each image as (images, channels, ...): the dimension that counts channels is the second one.
 
     It is the one that the site's layout calls units; of a site without one, which nothing was proven of, the last of three,
     and the second of all others.
     """
     if isinstance(site, Site) and site.layout is not None:
-        left = [name for name in site.layout if not isinstance(site.selection.get(name), int)]
-        axis = left.index("units") if "units" in left and len(left) == value.dim() else None
+        names = sorted(_names(site), key=lambda name: name != "examples")
+        axis = names.index("units") if "units" in names and len(names) == value.dim() else None
     else:
         narrowed = isinstance(site, Site) and site.selection and value.dim() > 2
         axis = None if narrowed else _CHANNELS.get(value.dim())
     if not axis:
+        first, last = _examples(site, value.dim())
         raise AnalyzerError(
-            f"{_named(site)} has shape {tuple(value.shape)}, and of these dimensions the ops tell none that alone counts "
-            f"channels. Expected a site whose layout calls one units: fmr.Site({str(id_of(site))!r}, "
-            f"layout={_example(value.dim())})."
+            f"{named(site)} has shape {tuple(as_held(value, site).shape)}, and of these dimensions the ops tell none that "
+            f"alone counts channels. Expected a site whose layout calls one units: fmr.Site({str(id_of(site))!r}, "
+            f"layout={first}) where it is the first beside the images, {last} where it is the last."
         )
     return value.movedim(axis, 1)
 
 
-def _example(rank: int) -> tuple[str, ...]:
-    """A layout of so many dimensions, of which the last counts channels."""
+def _examples(site: Key, rank: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Two layouts of so many dimensions, of which the first one counts channels and the last one."""
     places = {3: ("positions",), 4: ("rows", "columns")}.get(rank, tuple(f"places{n}" for n in range(1, rank - 1)))
-    return ("examples", *places, "units")
+    names = _names(site)
+    at = names.index("examples") if "examples" in names and len(names) == rank else 0
+    first, last = ["units", *places], [*places, "units"]
+    for one in (first, last):
+        one.insert(at, "examples")
+    return tuple(first), tuple(last)
 
 
 def channel_numbers(channels: Any) -> list[int]:
@@ -130,6 +160,7 @@ def spread(value: Tensor) -> Tensor:
     return value[..., None].flatten(2)
 
 
-def _named(site: Key) -> str:
+def named(site: Key) -> str:
+    """A site in words."""
     name = str(id_of(site))
     return repr(name) if name else "The output of the model"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of
 from analyzers.images.difference import Difference, differences, same
-from analyzers.images.given import check_seed
+from analyzers.images.given import check_steps
 from analyzers.images.objectives import Objective
 from analyzers.images.parameterizations import Size
 from analyzers.images.seen import gram
@@ -21,7 +21,7 @@ from analyzers.images.transformations import Transformation, checked, fitted
 from analyzers.images.viewing import Number, View, as_images, keys_of, undisturbed
 from analyzers.images.visualization import made_of, settings_of
 from analyzers.numbers.embed import Floats
-from analyzers.protocol import AnalyzerError, Method, check_counts
+from analyzers.protocol import AnalyzerError, Method
 from fmr.nodes import Key, id_of
 
 
@@ -68,13 +68,12 @@ class StyleTransfer(Method):
         that has the spectrum of the style image.
         """
         _check(content_weight, style_weight, penalty, start)
-        check_counts(1, steps=steps)
-        check_seed(seed)
+        check_steps(steps, seed, progress)
         given = {name: self._given(one, name) for name, one in (("content", content), ("style", style))}
         begin = {"content": given["content"], "noise": None}[start] if isinstance(start, str) else start
         with undisturbed(self.model, seed):
             asked = [*self.content, *self.style, *(penalty.sites if penalty is not None else ())]
-            sites = self.view.sites(asked, self.view.graph())
+            sites = self.view.sites(asked)
             contents = self._compared(self.content, given["content"], sites, same)
             styles = self._compared(self.style, given["style"], sites, gram)
             total = content_weight * _sum(contents) + style_weight / len(styles) * _sum(styles)
@@ -119,7 +118,7 @@ class StyleTransfer(Method):
     def _compared(self, at: list[Key], image: Tensor, sites: Mapping[Key, Key], of: Any) -> list[Difference]:
         with torch.no_grad():
             seen = self.view.seen(image, self.view.inputs(image), {site: sites[site] for site in at})
-        return differences(tuple(at), seen.read, of)
+        return differences(tuple(at), seen, of)
 
     def _losses(self, parts: list[Difference], image: Tensor, sites: Mapping[Key, Key]) -> Floats:
         """The loss at each site, unweighted."""
@@ -145,6 +144,8 @@ def _check(content_weight: Any, style_weight: Any, penalty: Any, start: Any) -> 
     for name, value in (("content_weight", content_weight), ("style_weight", style_weight)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise AnalyzerError(f"{name}={value!r}: expected a number from 0 on.")
+    if not content_weight and not style_weight:
+        raise AnalyzerError("content_weight and style_weight are both 0, and nothing is compared. Expected one above 0.")
     if penalty is not None and not isinstance(penalty, Objective):
         raise AnalyzerError(f"penalty is {penalty!r}, expected an objective, as 0.1 * analyzers.images.TotalVariation().")
     if isinstance(start, str) and start not in _STARTS:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from analyzers.images.fields import Box, Place, receptive_fields, untold, with_noise_outside
 from analyzers.images.given import check_site
 from analyzers.images.seen import by_channel, channel_numbers, tensor_at
+from analyzers.images.steady import weights_of
 from analyzers.images.topcrops import TopCrops
 from analyzers.images.viewing import Number, View, numbers, undisturbed
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import Analyzer, AnalyzerError, check_counts
 from fmr.errors import number_of
 from fmr.nodes import Key, id_of
-from fmr.weights import fingerprint
 
 CLIPPED = 0.02
 """An image that lies outside 0 to 1 by more of that range is no image that was shown with the given mean and std."""
@@ -49,9 +49,12 @@ class TopImages(Analyzer[TopCrops]):
         check_counts(1, k=k)
         self.model, self.site, self.k = model, check_site(site), k
         self.channels = None if channels is None else channel_numbers(channels)
+        if self.channels and len({*self.channels}) < len(self.channels):
+            raise AnalyzerError(f"channels={channels!r} names a channel twice. Expected each one once.")
         self.shown: dict[str, Any] = {"mean": mean, "std": std, "argument": argument, "others": others}
         View.of(model, 1, 3, mean, std, argument, others)
         self.key: Key | None = None
+        self.weights = ""
         self.seen = self.clipped = 0
         self.colours: int | None = None
         self.values, self.numbers, self.places = torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, 0)
@@ -70,12 +73,13 @@ class TopImages(Analyzer[TopCrops]):
                 f"A batch holds images of {number_of(inputs.shape[1], 'colour')}, those before had {self.colours}. Expected "
                 "as many in each."
             )
+        self._check_weights()
         view = self._view(inputs)
         with undisturbed(self.model, 0), torch.no_grad():
-            key = view.sites([self.site], view.graph())[self.site] if self.key is None else self.key
+            key = view.sites([self.site])[self.site] if self.key is None else self.key
             given = inputs.detach().to(view.like, copy=True)  # which the model may write to
             values = by_channel(tensor_at(key, view.run(given, [key])[key], len(inputs)), key).cpu()
-        self.key, self.colours = key, inputs.shape[1]
+        self.key, self.colours, self.weights = key, inputs.shape[1], weights_of(self.model)
         self.channels = list(range(values.shape[1])) if self.channels is None else self.channels
         _check_channels(self.channels, key, values)
         values = values[:, self.channels]
@@ -114,7 +118,7 @@ class TopImages(Analyzer[TopCrops]):
             raise AnalyzerError(
                 f"merge of mean and std {self._range()} with {other._range()}: expected the same mean, std and argument."
             )
-        if self.model is not other.model and fingerprint(self.model) != fingerprint(other.model):
+        if (self.weights or weights_of(self.model)) != (other.weights or weights_of(other.model)):
             raise AnalyzerError(
                 f"merge of values of two models: the weights of {type(self.model).__name__} and "
                 f"{type(other.model).__name__} differ. Expected another TopImages of the same model."
@@ -123,7 +127,7 @@ class TopImages(Analyzer[TopCrops]):
             return self
         if None not in (self.channels, other.channels) and self.channels != other.channels:
             raise AnalyzerError(f"merge of channels {self.channels} with {other.channels}: expected the same ones.")
-        self.key, self.channels = other.key, other.channels
+        self.key, self.channels, self.weights = other.key, other.channels, other.weights
         held = self._add(other.values, other.numbers + self.seen, other.places)
         self.images |= {number: other.images[number - self.seen] for number in held if number >= self.seen}
         self.sums, self.squares = self._more(self.sums, other.sums), self._more(self.squares, other.squares)
@@ -147,6 +151,7 @@ class TopImages(Analyzer[TopCrops]):
         """
         if not self.seen or self.channels is None:
             raise AnalyzerError("No images have been seen yet. Call update(batch) or over(loader) before result().")
+        self._check_weights()
         notes: list[str] = []
         boxes, outside = self._boxes(progress, notes)
         if self.clipped:
@@ -176,6 +181,13 @@ class TopImages(Analyzer[TopCrops]):
             crops=crops,
             notes=tuple(notes),
         )
+
+    def _check_weights(self) -> None:
+        if self.weights and weights_of(self.model) != self.weights:
+            raise AnalyzerError(
+                f"The weights of {type(self.model).__name__} have changed since {self.counted} were seen. Expected those "
+                "that all images are seen with: make another TopImages."
+            )
 
     def _view(self, inputs: Tensor) -> View:
         return View.of(self.model, (inputs.shape[2], inputs.shape[3]), inputs.shape[1], **self.shown)
@@ -261,9 +273,13 @@ def _inputs(batch: Any, argument: Any) -> Tensor:
     """The images of a batch."""
     found = batch
     if isinstance(batch, Mapping):
-        found = batch.get(argument) if argument is not None else next(iter(batch.values()), None)
+        found = batch.get(argument) if argument is not None else _image_of(batch)
     elif isinstance(batch, (tuple, list)) and batch:
         found = batch[0]
+    if isinstance(found, Tensor) and not len(found[:1] if found.dim() else [0]):
+        raise AnalyzerError(
+            f"A batch holds no image: its shape is {tuple(found.shape)}. Expected one at least; leave it out."
+        )
     if not isinstance(found, Tensor) or found.dim() != 4 or not len(found) or not found.is_floating_point():
         what = f"shape {tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
         raise AnalyzerError(
@@ -271,6 +287,19 @@ def _inputs(batch: Any, argument: Any) -> Tensor:
             "floating-point numbers, or a pair of it and labels."
         )
     return found
+
+
+def _image_of(batch: Mapping[Any, Any]) -> object:
+    """What alone can be the images of a batch by name."""
+    floating = [
+        name for name, one in batch.items() if isinstance(one, Tensor) and one.is_floating_point() and one.dim() == 4
+    ]
+    if len(floating) > 1:
+        raise AnalyzerError(
+            f"A batch holds {', '.join(map(repr, floating))}, of which each may be the images. Expected the name under "
+            f"which the model takes them: TopImages(..., argument={floating[0]!r})."
+        )
+    return batch[floating[0]] if floating else next(iter(batch.values()), None)
 
 
 def _check_channels(channels: list[int], site: Key, values: Tensor) -> None:

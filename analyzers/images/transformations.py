@@ -167,7 +167,7 @@ def checked(given: Any) -> tuple[Transformation, ...]:
             "or () for none."
         )
     for one in found:
-        if not _takes_two(one):
+        if not takes(one, 2):
             raise AnalyzerError(
                 f"The transformation {name_of(one)} does not take two arguments, expected a function of images and of a "
                 "random.Random: lambda images, draw: ..."
@@ -175,10 +175,10 @@ def checked(given: Any) -> tuple[Transformation, ...]:
     return found
 
 
-def _takes_two(function: Any) -> bool:
-    """Whether a function can be called with images and random numbers, as far as it says."""
+def takes(function: Any, many: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as it says."""
     try:
-        inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function).bind(None, None)
+        inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function).bind(*[None] * many)
     except TypeError:
         return False
     except ValueError:  # which says nothing
@@ -203,7 +203,13 @@ def through(images: Tensor, transformations: Sequence[Transformation], draw: Ran
 
 def _transformed(images: Tensor, one: Transformation, draw: Random) -> Tensor:
     """Images after one transformation, which must be as many images, and pass gradients."""
+    written = images._version
     made = one(images, draw)
+    if images._version != written:
+        raise AnalyzerError(
+            f"The transformation {name_of(one)} writes into the images that it is given. Expected a function that returns "
+            "others: images * 0.5, not images.mul_(0.5)."
+        )
     if not isinstance(made, Tensor) or made.dim() != 4 or made.shape[:2] != images.shape[:2] or not made.is_floating_point():
         what = f"shape {tuple(made.shape)} of {made.dtype}" if isinstance(made, Tensor) else type(made).__name__
         raise AnalyzerError(

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
+from analyzers.images.examples import axes_of, check_layout
 from analyzers.images.given import check_site
 from analyzers.images.layouts import with_layout
 from analyzers.images.parameterizations import Size, sides
 from analyzers.images.seen import Seen, tensor_at
+from analyzers.images.steady import steady
 from analyzers.protocol import AnalyzerError, check_eval
 from fmr.edits.editor import Asked
 from fmr.errors import FmrError, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site
 from fmr.interventions.roles import sites_by_role
-from fmr.nodes import Key, is_key
+from fmr.nodes import Key, id_of, is_key
 
 Number = float | Sequence[float]
 
@@ -54,6 +57,7 @@ class View:
             _check_colours(name, value, count)
         if others is not None and not isinstance(others, Mapping):
             raise AnalyzerError(f"others is a {type(others).__name__}, expected what else the model is given, by name.")
+        _check_names(argument, others)
         return View(model, sides(size), count, mean, std, argument, dict(others or {}))
 
     @property
@@ -90,10 +94,17 @@ class View:
         """What objectives read: images, and the values of a pass over what the model was given for them."""
         run = self.run(inputs, list(dict.fromkeys(sites.values())), grad=grad, edits=edits)
         values = {site: tensor_at(key, run[key], len(inputs)) for site, key in sites.items()}
-        return Seen(images, values.__getitem__, sites)
+        return Seen(images, partial(_read_of, values), sites)
 
-    def sites(self, asked: Sequence[Key], graph: Graph) -> dict[Key, Key]:
+    def sites(self, asked: Sequence[Key]) -> dict[Key, Key]:
         """Each site that is asked for with the one that is read: what has the role, or itself, laid out as its ops tell."""
+        with steady(self.model) as settled:
+            graph = self.graph()
+            settled()
+            return self._proven(asked, graph)
+
+    def _proven(self, asked: Sequence[Key], graph: Graph) -> dict[Key, Key]:
+        """The sites that are read, by those that are asked for, each laid out as its ops and two images tell."""
         _check_examples(graph)
         roles = [site for site in map(check_site, asked) if isinstance(site, str) and _is_role(site)]
         known: dict[str, Site] = {}
@@ -106,7 +117,24 @@ class View:
                     f"{type(self.model).__name__} has no {role!r}. Expected an ID, the path of a module, or one of the "
                     f"roles {', '.join(list(known)[:4]) or 'of a model with layers'}."
                 )
-        return {site: known[site] if isinstance(site, str) and site in known else with_layout(graph, site) for site in asked}
+        found = {
+            site: known[site] if isinstance(site, str) and site in known else with_layout(graph, site) for site in asked
+        }
+        axes = axes_of(self._read, self.pair(), list(found.values()), self.like.dtype)
+        laid = {site: with_layout(graph, site, axes[key]) if axes[key] else key for site, key in found.items()}
+        for site, key in laid.items():
+            check_layout(key, axes[found[site]])
+        return laid
+
+    def pair(self) -> Tensor:
+        """What the model is given for two images of noise, a dark one and a bright one."""
+        noise = torch.rand(2, self.channels, *self.size, generator=torch.Generator().manual_seed(0))
+        return self.inputs((noise ** torch.tensor([2.0, 0.5])[:, None, None, None]).to(self.like.device))
+
+    def _read(self, inputs: Tensor, keep: Sequence[Key], seed: int) -> fmr.Run:
+        """A pass without gradients that draws what the seed says, over inputs that the model may write to."""
+        with undisturbed(self.model, seed), torch.no_grad():
+            return self.run(inputs.clone(), keep)
 
     def graph(self) -> Graph:
         """The graph of a pass over a grey image; a model that does not take such images is refused."""
@@ -139,10 +167,24 @@ class View:
         return torch.as_tensor(value, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
 
 
+def _read_of(values: Mapping[Key, Tensor], site: Key) -> Tensor:
+    """What a site holds that an objective has named."""
+    if site not in values:
+        raise AnalyzerError(
+            f"{str(id_of(site))!r} is read and not named: expected it among the sites of the objective, which are "
+            f"{', '.join(repr(str(id_of(one))) for one in values)}."
+        )
+    return values[site]
+
+
 def numbers(value: Any) -> list[float]:
     """A number, or several, as a list; empty for what is none."""
     try:
-        return [] if isinstance(value, (str, bool)) else torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+        return (
+            []
+            if isinstance(value, (str, bool))
+            else torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten().tolist()
+        )
     except (TypeError, ValueError, RuntimeError):
         return []
 
@@ -153,6 +195,16 @@ def _check_colours(name: str, value: Any, channels: int) -> None:
         raise AnalyzerError(f"{name}={value!r}: expected a number, or one for each of the {channels} colours.")
     if name == "std" and min(given) <= 0:
         raise AnalyzerError(f"std={value!r}: expected numbers above 0, by which images are divided.")
+
+
+def _check_names(argument: Any, others: Mapping[Any, Any] | None) -> None:
+    """Raise for what no argument of a function is called."""
+    wrong = [one for one in others or () if not isinstance(one, str)]
+    if wrong or not isinstance(argument, (str, type(None))):
+        what = f"others has the name {wrong[0]!r}" if wrong else f"argument={argument!r}"
+        raise AnalyzerError(f"{what}, expected the name of an argument of the model, as 'pixel_values'.")
+    if argument is not None and argument in (others or ()):
+        raise AnalyzerError(f"{argument!r} is both argument= and in others=, expected the images under a name of their own.")
 
 
 def _is_role(name: str) -> bool:
@@ -193,6 +245,9 @@ def as_images(given: Any, view: View, name: str = "images") -> Tensor:
                 f"{name} is a {type(given).__name__}, expected a tensor from 0 to 1 for a model of grey images."
             )
         given = photo(given, view.size)
+    if given.is_meta or given.layout != torch.strided:
+        what = "on the device meta and has no numbers" if given.is_meta else f"of layout {given.layout}"
+        raise AnalyzerError(f"{name} is {what}, expected a dense tensor with numbers from 0 to 1.")
     found = given[None] if given.dim() == 3 else given
     wanted = (view.channels, *view.size)
     if found.dim() != 4 or tuple(found.shape[1:]) != wanted or not len(found):

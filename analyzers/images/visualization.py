@@ -7,16 +7,17 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of, task_of
-from analyzers.images.given import check_seed, name_of
+from analyzers.images.given import check_steps, check_switch, name_of
 from analyzers.images.objectives import Channel, Layer, Objective
 from analyzers.images.parameterizations import KINDS, Parameterization, Size
 from analyzers.images.seen import by_channel, channel_numbers, tensor_at
 from analyzers.images.spectra import scrambled
-from analyzers.images.transformations import Transformation, checked, fitted, robust, through, unseen
+from analyzers.images.transformations import Transformation, checked, fitted, robust, takes, through, unseen
 from analyzers.images.viewing import Number, View, as_images, numbers, undisturbed
 from analyzers.images.visualized import Visualized, joined
 from analyzers.numbers.embed import Floats
@@ -74,8 +75,9 @@ class FeatureVisualization(Method):
         `AnalyzerError` where no gradient reaches the image. A step costs a pass up to the deepest site and back.
         """
         objectives = _objectives(objective)
-        check_counts(1, images=images, steps=steps)
-        check_seed(seed)
+        check_counts(1, images=images)
+        check_steps(steps, seed, progress)
+        check_switch("redirect", redirect)
         many = len(objectives) if len(objectives) > 1 else images
         if images not in (1, many):
             raise AnalyzerError(f"images={images} with {len(objectives)} objectives: expected one image for each.")
@@ -117,7 +119,7 @@ class FeatureVisualization(Method):
         """
         if channels is None:
             with undisturbed(self.model, 0), torch.no_grad():
-                key = self.view.sites([site], self.view.graph())[site]
+                key = self.view.sites([site])[site]
                 value = tensor_at(key, self.view.run(self.view.grey(), [key])[key], 1)
             channels = range(by_channel(value, key).shape[1])
         asked = [Channel(site, channel) for channel in channel_numbers(channels)]
@@ -134,7 +136,13 @@ class FeatureVisualization(Method):
         objectives = _objectives([objective])
         given = as_images(images, self.view)
         with undisturbed(self.model, 0):
-            return _numbers(task_of(self.view, objectives).of(given))
+            found = _numbers(task_of(self.view, objectives).of(given))
+        if np.isnan(found).any():
+            raise AnalyzerError(
+                f"{objectives[0]} of image {int(np.isnan(found).argmax())} is NaN, which is neither more nor less than "
+                "others. Leave it out, or run the model in float32."
+            )
+        return found
 
     def _robust(self, task: Task, images: Tensor, seed: int) -> Floats:
         """The mean score under transformations that the images were not made with."""
@@ -152,6 +160,11 @@ def made_of(view: View, given: str | nn.Module, images: int, start: Any, seed: i
     """What images are made of: a module, with those to begin with in it; a spectrum has this decay."""
     if isinstance(given, nn.Module):
         made = given
+        if not takes(made, 0):
+            raise AnalyzerError(
+                f"{type(made).__name__}.forward asks for arguments, expected a module that makes images of its parameters "
+                "alone: forward(self)."
+            )
     elif given in KINDS:
         options: dict[str, Any] = {"decay": decay} if given == "fft" else {}
         made = KINDS[given](view.size, images, view.channels, seed=seed, **options).to(view.like.device)
@@ -188,10 +201,10 @@ def settings_of(view: View, run: Steps, given: str | nn.Module, optimizer: Optim
 def _objectives(given: Any) -> tuple[Objective, ...]:
     several = given if isinstance(given, (list, tuple)) and not is_key(given) else [given]
     found = tuple(Layer(one) if not isinstance(one, Objective) and is_key(one) else one for one in several)
-    wrong = next((one for one in found if not isinstance(one, Objective)), None)
-    if not found or wrong is not None:
+    wrong = [one for one in found if not isinstance(one, Objective)]
+    if not found or wrong:
         raise AnalyzerError(
-            f"The objective is {type(given).__name__ if wrong is None else repr(wrong)}, expected one of analyzers.images, "
+            f"The objective is {repr(wrong[0]) if wrong else type(given).__name__}, expected one of analyzers.images, "
             "as Channel('layer1', 3), or a site."
         )
     if not all(one.sites for one in found):

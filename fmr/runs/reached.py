@@ -99,7 +99,10 @@ def _uncalled(name: TensorId, model: nn.Module | None) -> str:
         )
     if others:
         return f" The module is registered as {', '.join(map(repr, others[:3]))} too, and its calls may go by that name."
-    return " Its module was not called: if it was run by .forward(x), that is no call, only module(x) is."
+    return (
+        " Its module was not called: if it was run by .forward(x), that is no call, only module(x) is. Where torch took a "
+        "fused way around it without gradients, torch.backends.mha.set_fastpath_enabled(False) takes the plain one."
+    )
 
 
 def _departure(name: TensorId, graph: Graph | None, ran: Mapping[str, Any]) -> str:

@@ -130,6 +130,11 @@ TOLD: dict[str, tuple[Callable[[Any, Tensor], Any], int]] = {
     "in turn": (lambda m, x: m.cell(tokens(x))[0], 2),
     "shuffled": (lambda m, x: x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2), 1),
     "two images": (lambda m, x: x.repeat(1, 2, 1, 1), 1),
+    "pixels of channels": (lambda m, x: F.pixel_shuffle(torch.cat([x, x], 1), 2), 1),
+    "channels of pixels": (lambda m, x: F.pixel_unshuffle(x[..., :8], 2), 1),
+    "channels in another order": (lambda m, x: F.channel_shuffle(x, 3), 1),
+    "convolved after a shuffle": (lambda m, x: m.one(F.pixel_shuffle(torch.cat([x] * 4, 1), 2)), 1),
+    "convolved after a line": (lambda m, x: m.one(m.places(x.flatten(2).flatten(1)[:, :72]).view(-1, 6, 3, 4)), 1),
     "logits": (lambda m, x: {"logits": m.wide(x.mean((2, 3))), "map": x}, 1),
     "one of a dict": (lambda m, x: {"map": tokens(x)}, 2),
 }  # fmt: skip
@@ -169,6 +174,16 @@ def test_what_the_ops_do_not_tell_is_asked_for(name: str) -> None:
     with pytest.raises(AnalyzerError, match=r"tell none that alone counts channels. Expected .* fmr.Site\('', layout="):
         eye.scores(images.Channel("", 0), GIVEN)
     eye.scores(images.Layer(""), GIVEN)
+
+
+def test_both_orders_are_named_where_none_is_told_and_none_where_the_number_alone_is_wrong() -> None:
+    eye = FeatureVisualization(Made(UNTOLD["waves"]).eval(), size=(8, 9))
+    with pytest.raises(AnalyzerError) as told:
+        eye.scores(images.Channel("", 0), GIVEN)
+    assert "layout=('examples', 'units', 'rows', 'columns')) where it is the first beside the images" in str(told.value)
+    assert "('examples', 'rows', 'columns', 'units') where it is the last" in str(told.value)
+    with pytest.raises(AnalyzerError, match=r"Expected 0 to 5\.$"):
+        eye.scores(images.Channel("conv", 6), GIVEN)
 
 
 def test_a_layout_that_is_said_is_believed() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fmr
-from analyzers import AnalyzerError, images
+from analyzers import AnalyzerError, FeatureVisualization, images
 from analyzers.images import Objective, Seen
 from fmr.ids import Site
 
@@ -191,3 +191,55 @@ def test_settings_without_a_meaning_are_told(mistake: Callable[[], Any], message
 
 def test_an_objective_is_divided_by_a_number() -> None:
     assert str(images.Logit(3) / 2) == "0.5 * Logit(3)"
+
+
+class Own(Objective):
+    """An objective of one's own."""
+
+    def __init__(self, function: Callable[[Seen], Any]) -> None:
+        self.function = function
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return ("0",)
+
+    def __call__(self, seen: Seen) -> Any:
+        return self.function(seen)
+
+    def __repr__(self) -> str:
+        return "Own()"
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda one: one.read("0").mean(), r"Own\(\) gives shape \(\) of torch.float32 for 3 images, expected a number"),
+        (lambda one: one.channel("0", 1), r"gives shape \(3, 4, 4\) of torch.float32 for 3 images, expected"),
+        (lambda one: one.read("0").flatten(1).mean(1)[:1], r"gives shape \(1,\) of torch.float32 for 3 images"),
+        (lambda one: None, "gives a NoneType for 3 images, expected a number for each"),
+        (lambda one: 1.0, "gives a float for 3 images, expected a number for each"),
+        (lambda one: one.read("0").flatten(1).argmax(1), r"gives shape \(3,\) of torch.int64 for 3 images"),
+        (lambda one: one.read("1").flatten(1).mean(1), "'1' is read and not named: expected it among the sites .* are '0'"),
+        (lambda one: one.channel("0", 1).flatten(1).mean(1) * torch.nan, "of image 0 is NaN, which is neither more nor"),
+    ],
+)  # fmt: skip
+def test_an_objective_of_ones_own_gives_a_number_for_each_image(function: Callable[[Seen], Any], message: str) -> None:
+    eye = FeatureVisualization(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval(), size=6)
+    for objective in (Own(function), Own(function) - 0.1 * images.TotalVariation()):
+        with pytest.raises(AnalyzerError, match=message):
+            eye.scores(objective, IMAGES[:1, :, :6, :6].repeat(3, 1, 1, 1))
+        with pytest.raises(AnalyzerError, match="not finite" if "NaN" in message else message):
+            eye.run(objective, images=3, steps=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (lambda value: value.mean(), r"compares shape \(\) that <lambda> makes of 2 images, expected a row for each"),
+        (lambda value: value[:1], r"compares shape \(1, 3, 4, 5\) that <lambda> makes of 2 images"),
+        (lambda value: None, "compares a NoneType that <lambda> makes of 2 images"),
+    ],
+)
+def test_what_is_compared_has_a_row_for_each_image(of: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(AnalyzerError, match=message):
+        images.Difference("a", VALUES, of)(seen())

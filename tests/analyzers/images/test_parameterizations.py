@@ -1,9 +1,13 @@
 """What images are made of: sizes, ways there and back, no resolution, and colours that are those of photographs."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 import fmr
+from analyzers import FeatureVisualization, StyleTransfer, TopImages
 from analyzers.images import CPPN, FFT, Pixels
 from analyzers.images.parameterizations import COLOURS
 from analyzers.protocol import AnalyzerError
@@ -91,3 +95,29 @@ def test_what_cannot_begin_with_an_image_says_so() -> None:
         AnalyzerError, match=r"CPPN cannot begin with a given image\. Expected parameterization='fft' or 'pixels'"
     ):
         CPPN((8, 8)).of(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", [FFT, Pixels])
+def test_images_to_begin_with_fit(kind: Any) -> None:
+    for given, what in (
+        (torch.rand(1, 3, 5, 5), r"shape \(1, 3, 5, 5\)"),
+        (None, "a NoneType"),
+        (torch.rand(4), r"shape \(4,\)"),
+    ):
+        with pytest.raises(AnalyzerError, match=rf"{kind.__name__}.of got {what}, expected images of shape \(1, 3, 4, 4\)"):
+            kind((4, 4)).of(given)
+    one = torch.rand(3, 4, 4)
+    torch.testing.assert_close(kind((4, 4)).of(one)()[0], one, atol=2e-3, rtol=0)
+
+
+def test_numbers_in_double_precision_by_default_change_nothing() -> None:
+    model, given = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.rand(2, 3, 6, 6)
+    plain = FeatureVisualization(model, size=6).run("0", steps=2, start=given[:1], progress=False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = FeatureVisualization(model, size=6).run("0", steps=2, start=given[:1], progress=False)
+        StyleTransfer(model, "0", "0", size=6).run(given[0], given[1], steps=1, progress=False)
+        TopImages(model, "0", k=1).update(given).result()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(double.images.float(), plain.images, atol=1e-3, rtol=0)

@@ -107,6 +107,10 @@ def test_a_result_is_saved_tabled_and_drawn(tmp_path: Path) -> None:
             r"style has shape \(1, 9, 32\), expected \(1, 32, 32\)",
         ),
         (lambda: transfer().run(block(), torch.rand(2, 1, 32, 32)), "style holds 2 images, expected one"),
+        (
+            lambda: transfer().run(block(), stripes(), content_weight=0, style_weight=0),
+            r"content_weight and style_weight are both 0, and nothing is compared. Expected one above 0",
+        ),
         (lambda: transfer().run(block(), stripes(), style_weight=-1), "style_weight=-1: expected a number from 0 on"),
         (lambda: transfer().run(block(), stripes(), content_weight="x"), "content_weight='x': expected a number from 0 on"),
         (lambda: transfer().run(block(), stripes(), penalty=0.1), "penalty is 0.1, expected an objective"),

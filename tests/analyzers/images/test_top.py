@@ -162,6 +162,30 @@ def test_what_no_gradient_tells_is_said(function: Callable[[Tensor], Tensor], hi
     assert (found.notes[0] in repr(found)) if hidden else "too small" not in repr(found)
 
 
+def last_of(x: Tensor) -> Tensor:
+    values, places = x.max(3, keepdim=True)
+    return values * x.gather(3, places)
+
+
+def unpooled(x: Tensor) -> Tensor:
+    values, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(values, places, 2)
+
+
+@pytest.mark.parametrize("function", [last_of, unpooled])
+def test_places_that_are_used_later_are_no_values(function: Callable[[Tensor], Tensor]) -> None:
+    found = TopImages(Gated(function).eval(), "", k=1).update(IMAGES[:3]).result()
+    wanted = function(Gated(function).conv(IMAGES[:3])).shape[1]
+    assert found.values.shape == (wanted, 1)
+    assert (found.outside <= 1e-5).all()
+
+
+def test_of_a_batch_by_name_the_images_are_what_alone_can_be_them() -> None:
+    whole = top().update(IMAGES).result()
+    found = top().update({"labels": torch.arange(40), "scale": torch.ones(40), "image": IMAGES}).result()
+    assert (found.numbers == whole.numbers).all()
+
+
 def test_numbers_that_are_no_image_are_said(tmp_path: Path) -> None:
     found = top(k=2).update(IMAGES[:5]).update((IMAGES[:3] - 0.5) / 0.2).result()
     assert found.notes == (
@@ -271,6 +295,12 @@ def test_a_result_is_saved_tabled_and_drawn(tmp_path: Path) -> None:
         ),
         (lambda: top().update(IMAGES.byte()), "of torch.uint8, expected what the model is given"),
         (lambda: top().update(IMAGES).update(IMAGES * float("nan")), "Image 40 makes NaN at 'late/conv2d#0', which is"),
+        (lambda: top(channels=[1, 3, 1]), r"channels=\[1, 3, 1\] names a channel twice. Expected each one once"),
+        (lambda: top().update(IMAGES[:0]), r"A batch holds no image: its shape is \(0, 3, 24, 24\). Expected one at least"),
+        (
+            lambda: top().update({"mask": IMAGES, "image": IMAGES, "labels": torch.arange(40)}),
+            r"A batch holds 'mask', 'image', of which each may be the images. Expected .* argument='mask'\)",
+        ),
         (lambda: top().update("a.png"), "A batch holds str, expected what the model is given"),
         (lambda: top().over(IMAGES), "batches is one Tensor, expected several batches"),
         (lambda: top().merge(top(k=4)), "merge got one with other settings, expected another TopImages"),

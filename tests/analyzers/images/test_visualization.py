@@ -18,6 +18,7 @@ import fmr
 from analyzers import AnalyzerError, FeatureVisualization, StyleTransfer, TopImages, Visualized, images
 from analyzers.images.ascent import adam
 from analyzers.images.viewing import photo
+from fmr.errors import FmrError
 from tests.analyzers.images.models import ANGLES, Chain, Dead, Edges, Named, Patches, orientation
 from tests.residue import model_state, random_state, torch_state
 
@@ -419,6 +420,13 @@ def test_photographs_are_cut_and_resized() -> None:
         (lambda: setup().run(images.Channel("late", 9), **FEW), r"which is 5 channels, and no channel 9"),
         (lambda: setup().run(images.TotalVariation(), **FEW), r"TotalVariation\(\) reads nothing of the model"),
         (lambda: setup().run(3, **FEW), "The objective is 3, expected one of analyzers.images"),
+        (lambda: setup().run(None, **FEW), "The objective is None, expected one of analyzers.images"),
+        (lambda: setup().scores(None, IMAGE), "The objective is None, expected one of analyzers.images"),
+        (lambda: setup().scores(LATE, torch.rand(1, 3, 24, 24, device="meta")), "images is on the device meta and has no"),
+        (lambda: setup().scores(LATE, IMAGE.to_sparse()), "images is of layout torch.sparse_coo, expected a dense tensor"),
+        (lambda: FeatureVisualization(chain(), argument=3), "argument=3, expected the name of an argument of the model"),
+        (lambda: FeatureVisualization(chain(), others={3: IMAGE}), "others has the name 3, expected the name of an"),
+        (lambda: FeatureVisualization(chain(), argument="a", others={"a": 1}), "'a' is both argument= and in others="),
         (lambda: setup().run([], **FEW), "The objective is list, expected one of analyzers.images"),
         (lambda: setup().run(images.Logit(0), steps=0), "steps=0: expected a whole number from 1 on"),
         (lambda: setup().run(images.Logit(0), seed=-1), "seed=-1: expected a whole number from 0 on"),
@@ -524,6 +532,10 @@ LATE: Any = images.Channel("late", 1)
     [
         ({"start": torch.rand(2, 3, 24, 24)}, r"start has shape \(2, 3, 24, 24\), and FFT makes images of shape \(1, 3, 24"),
         ({"start": IMAGE, "parameterization": images.FFT(16)}, r"and FFT makes images of shape \(1, 3, 16, 16\)"),
+        ({"redirect": "no"}, "redirect='no': expected True or False"),
+        ({"progress": "x"}, "progress='x': expected True or False or None"),
+        ({"parameterization": nn.Linear(2, 2)}, r"Linear.forward asks for arguments, expected .* alone: forward\(self\)"),
+        ({"transformations": [lambda given, draw: given.mul_(0.5)]}, "<lambda> writes into the images that it is given"),
         ({"seed": 2**70}, r"seed=\d*: expected a whole number below"),
         ({"transformations": [lambda given: given]}, "<lambda> does not take two arguments, expected a function of images"),
         ({"transformations": [lambda given, draw: None]}, r"<lambda> makes NoneType of images of shape \(1, 3, 24, 24\)"),
@@ -539,7 +551,7 @@ LATE: Any = images.Channel("late", 1)
 )  # fmt: skip
 def test_steps_that_cannot_change_the_image_or_are_none_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(AnalyzerError, match=message):
-        setup().run(LATE, **settings, **FEW)
+        setup().run(LATE, **{**FEW, **settings})
 
 
 @pytest.mark.parametrize("how", ["inference", "meta", "statistics", "cut", "without gradients"])
@@ -557,7 +569,10 @@ def test_a_model_that_no_gradient_passes_is_told(how: str) -> None:
         "inference": "Chain.stem.weight was made in torch.inference_mode",
         "meta": "Batched.late.weight is on the device meta",
         "statistics": "late.1/batch_norm#0 takes mean and spread over the batch in eval mode too",
-    }.get(how, r"No gradient reaches the image from Channel\('late', 1\)")
+    }.get(
+        how,
+        r"No gradient reaches the image from Channel\('late', 1\). .* switches gradients off on the way, by torch.no_grad",
+    )
     with pytest.raises(AnalyzerError, match=message):
         setup(model).run(LATE, **FEW)
     if "gradient" not in message or how == "inference":
@@ -582,3 +597,12 @@ class Normed(Batched):
     def __init__(self) -> None:
         super().__init__()
         self.late = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+
+
+def test_a_layer_that_torch_goes_around_is_told() -> None:
+    layer = nn.TransformerEncoderLayer(36, 2, 8, batch_first=True)
+    model = nn.Sequential(nn.Flatten(2), layer).eval()
+    with pytest.raises(
+        FmrError, match=r"fused way around it without gradients, torch.backends.mha.set_fastpath_enabled\(Fal"
+    ):
+        FeatureVisualization(model, size=6).run(images.Channel("1.linear1", 1), **FEW)
