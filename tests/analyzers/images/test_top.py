@@ -127,6 +127,9 @@ def test_a_receptive_field_is_what_pixels_one_by_one_tell(layers: tuple[nn.Modul
     ],
 )
 def test_a_place_sees_all_that_a_window_chooses_among(layers: tuple[nn.Module, ...]) -> None:
+    torch.manual_seed(0)
+    for layer in layers:
+        getattr(layer, "reset_parameters", lambda: None)()
     size, model = 14, Layers(*layers).eval().double()
     view = View.of(model, size, 1, 0.0, 1.0, None, None)
     assert receptive_fields(view, "", [(0, 0), (1, 0)]) == {place: by_hand(model, size, place) for place in [(0, 0), (1, 0)]}
