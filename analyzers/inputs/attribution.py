@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 
 import fmr
 from analyzers.inputs.baselines import NAMED, taken
-from analyzers.inputs.curves import Curves, curve
+from analyzers.inputs.curves import FINER, Curves, as_value, curves_of, together
 from analyzers.inputs.gradients import Found
 from analyzers.inputs.methods import GRADIENTS, METHODS
 from analyzers.inputs.opening import Asked, Opening, Settings
-from analyzers.inputs.places import images_of, real_of
+from analyzers.inputs.places import images_of, tokens_of
 from analyzers.inputs.randomised import layers_from_the_top, randomised
 from analyzers.inputs.result import Attribution
 from analyzers.inputs.rollout import rolled
@@ -27,9 +27,6 @@ from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.sweeps.bars import bar, hidden
-
-FINER = 14
-"""Cells along a side of a picture that are taken away and put back."""
 
 
 class InputAttribution(Method):
@@ -122,7 +119,8 @@ class InputAttribution(Method):
             found.append(now)
             target = [one.question.target for one in asked]  # what a model puts first changes with its weights
             at = at if method == "rollout" else asked[0].question.place
-        signed, sizes = (_correlations([f(one.scores) for one in found]) for f in (lambda scores: scores, torch.abs))
+        scores = [_counted(one) for one in found]
+        signed, sizes = _correlations(scores), _correlations([[each.abs() for each in one] for one in scores])
         return Sanity(
             method=method,
             target=found[0].target,
@@ -131,7 +129,7 @@ class InputAttribution(Method):
             signed=signed,
             sizes=sizes,
             outputs=np.array([float(one.output[0]) for one in found]),
-            chance=float(found[0].scores[0].numel() - 1 or 1) ** -0.5,
+            chance=float(np.mean([float(one.numel() - 1 or 1) ** -0.5 for one in scores[0]])),
         )
 
     def curves(
@@ -162,22 +160,20 @@ class InputAttribution(Method):
         check_eval(self.model)
         own = Settings(**settings, seed=seed)
         opening = Opening(self.model, self.tokenizer, inputs)
-        if isinstance(method, Attribution):
+        if isinstance(method, Attribution) or method == "rollout":
+            found = method if isinstance(method, Attribution) else self._run(opening, target, method, None, baseline, own)[0]
             place = opening.place(at)
-            found, asked = method, [opening.asked(n, place, target, baseline, own) for n in range(len(opening))]
+            asked = [opening.asked(n, place, target, baseline, own) for n in range(len(opening))]
         else:
             found, asked = self._run(opening, target, method, at, baseline, own)
-        shape = [len(asked), *asked[0].question.value.shape[1:]]
-        if list(found.values.shape) != shape:
-            raise AnalyzerError(
-                f"method is {found.method!r} with numbers of shape {list(found.values.shape)}, and the value at "
-                f"{asked[0].question.place!r} is {shape}. Expected what run found for these inputs at this place."
-            )
-        several = [_curves(one, found.values[n], points, draws) for n, one in enumerate(asked)]
-        deletion, insertion, without, within = (np.stack([one[part] for one in several]) for part in range(4))
-        cells = int(asked[0].cells(FINER).max()) + 1
+        scores = _fitting(found, asked)
+        signed = found.method != "rollout"
+        several = [curves_of(one, scores[n], signed, points, draws) for n, one in enumerate(asked)]
+        shares, every = together(several)
         words = tuple(one.question.target.words for one in asked)
-        return Curves(found.method, words, cells, _shares(cells, points) / cells, deletion, insertion, without, within)
+        cells = max(int(one.cells(FINER).max()) + 1 for one in asked)
+        own_order, others = every[:, 0], every[:, 1:]
+        return Curves(found.method, words, cells, shares, own_order[:, 0], own_order[:, 1], others[:, :, 0], others[:, :, 1])
 
     def _run(
         self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
@@ -240,7 +236,7 @@ def _result(
     kind = asked[0].kind
     if method == "rollout":
         kind = "image" if values.dim() == 3 else "tokens"
-    tokens, real = real_of(opening.given, values, kind)
+    real = torch.stack([one.real if kind == "tokens" else one.real[:0] for one in asked])
     return Attribution(
         method=method,
         target=tuple(one.target.words for one in questions),
@@ -250,7 +246,7 @@ def _result(
         values=values,
         output=torch.stack([at for at, _ in ends]),
         base=torch.stack([base for _, base in ends]),
-        tokens=tokens,
+        tokens=tokens_of(opening.given, real) if kind == "tokens" else (),
         real=real,
         images=images_of(opening.given),
         how=found[0].how,
@@ -259,33 +255,28 @@ def _result(
     )
 
 
-def _correlations(scores: Sequence[Tensor]) -> Any:
+def _counted(found: Attribution) -> list[Tensor]:
+    """The scores of each example, padding left out."""
+    if found.kind != "tokens":
+        return list(found.scores)
+    return [scores[real] for scores, real in zip(found.scores, found.real, strict=True)]
+
+
+def _correlations(scores: Sequence[Sequence[Tensor]]) -> Any:
     """The rank correlation of each of several scores with the first, the mean over examples."""
     first, *_ = scores
     return np.array([np.mean([rank_correlation(a, b) for a, b in zip(first, one, strict=True)]) for one in scores])
 
 
-def _shares(cells: int, points: int) -> Any:
-    return np.unique(np.linspace(0, cells, points + 1).round().astype(int))
-
-
-def _curves(asked: Asked, scores: Tensor, points: int, draws: int) -> tuple[Any, Any, Any, Any]:
-    """Deletion and insertion of one example by its scores, and by random orders."""
-    cells = asked.cells(FINER)
-    many = int(cells.max()) + 1
-    by_cell = torch.zeros(many, dtype=torch.double).index_add(0, cells.cpu().flatten(), scores.double().flatten())
-    generator = torch.Generator().manual_seed(asked.own.seed)
-    orders = [
-        by_cell.argsort(descending=True, stable=True),
-        *(torch.randperm(many, generator=generator) for _ in range(draws)),
-    ]
-    counts, base = _shares(many, points).tolist(), asked.bases[:1]
-    found = np.stack([curve(asked.question, base, cells, order.tolist(), counts, asked.own.rows) for order in orders])
-    at, start = found[0, 0, 0], found[0, 0, -1]
-    if at == start:
+def _fitting(found: Attribution, asked: Sequence[Asked]) -> list[Tensor]:
+    """The numbers of an attribution as they lie on the values of these examples, of which it must be."""
+    values = [one.question.value for one in asked]
+    laid = [as_value(given, value) for given, value in zip(found.values, values, strict=False)]
+    known = [one for one in laid if one is not None]
+    if len(found) != len(asked) or len(known) != len(asked):
         raise AnalyzerError(
-            f"{asked.question.target.words} is {at:.4g} at the input and at the baseline, so that nothing is lost or gained "
-            "on the way. Expected another target, or another baseline."
+            f"method is {found.method!r} with numbers of shape {list(found.values.shape)}, and the value at "
+            f"{asked[0].question.place!r} is {[len(asked), *values[0].shape[1:]]}. Expected what run found for these inputs "
+            "at this place."
         )
-    shares = (found - start) / (at - start)
-    return shares[0, 0], shares[0, 1], shares[1:, 0], shares[1:, 1]
+    return known

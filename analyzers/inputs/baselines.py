@@ -67,12 +67,29 @@ def taken(given: Any) -> Any:
     return found
 
 
-def baselines_of(given: Any, value: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]) -> Tensor:
+def baselines_of(
+    given: Any, value: Tensor, real: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]
+) -> Tensor:
     """Baselines of a value (1, ...), as (baselines, ...): one, or several of which attributions are the mean.
 
     given: a name, a number, a tensor or array, several in a list, or inputs, at which `read` finds the value. padding: what
-    the value is where all tokens are padding.
+    the value is where all tokens are padding. real: the positions that are tokens, (positions,); the others stay as they
+    are, and no baseline is made of them.
     """
+    if bool(real.all()):
+        return _baselines(given, value, read, padding)
+    real = real.to(value.device)
+    given = given if isinstance(given, str) else taken(given)
+    if isinstance(given, Tensor) and given.shape[-value.dim() + 1 :] == value.shape[1:]:
+        given = given[..., real, :] if value.dim() == 3 else given[..., real]
+    found = _baselines(given, value[:, real], read, lambda: padding()[:, real])
+    whole = value.expand(len(found), *value.shape[1:]).clone()
+    whole[:, real] = found
+    return whole
+
+
+def _baselines(given: Any, value: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]) -> Tensor:
+    """The same of a value of which nothing is padding."""
     if isinstance(given, str) and given in (*NAMED, "padding"):
         found = padding() if given == "padding" else NAMED[given](value)
     elif not isinstance(given := taken(given), Tensor):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fmr
 from analyzers.inputs.baselines import EXPECTED, baselines_of
 from analyzers.inputs.perturbed import cells_of
-from analyzers.inputs.places import kind_of, place_of
+from analyzers.inputs.places import kind_of, place_of, real_in
 from analyzers.inputs.question import Question, one_of
 from analyzers.inputs.targets import target_of
 from analyzers.prompts import Prompts, prompts
@@ -43,11 +43,15 @@ class Settings:
 
 
 class Asked(NamedTuple):
-    """One example of which something is asked: the question, its baselines (baselines, ...), and how much work is done."""
+    """One example of which something is asked: the question, its baselines (baselines, ...), and how much work is done.
+
+    real: the positions that are tokens and no padding, (positions,); none where the value is not of tokens.
+    """
 
     question: Question
     bases: Tensor
     own: Settings
+    real: Tensor
 
     @property
     def kind(self) -> str:
@@ -55,8 +59,9 @@ class Asked(NamedTuple):
         return kind_of(self.question.value, self.question.inputs)
 
     def cells(self, given: Any = None) -> Tensor:
-        """The cell of each number of the value."""
-        return cells_of(self.own.cells if self.own.cells is not None else given, self.question.value, self.kind)
+        """The cell of each number of the value, -1 for padding, which is none."""
+        given = self.own.cells if self.own.cells is not None else given
+        return cells_of(given, self.question.value, self.kind, self.real)
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The target at the input and at the baselines, the mean of these."""
@@ -113,18 +118,29 @@ class Opening:
                 "difference from a baseline is known."
             )
         question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
-        bases = baselines_of(baseline, question.value, self._reader(place), lambda: self._padded(one, place))
+        real = real_in(question.value, one)
+        bases = baselines_of(baseline, question.value, real, self._reader(place), lambda: self._padded(one, place))
         question.check_rows(bases[:1])
-        return Asked(question, bases, own)
+        return Asked(question, bases, own, real)
 
     def _reader(self, place: Site) -> Callable[[Any], Tensor]:
         def read(inputs: Any) -> Tensor:
             if isinstance(inputs, str) and self.tokenizer is None:
                 raise AnalyzerError(f"baseline={inputs!r}: expected {EXPECTED}")
             found = Opening(self.model, self.tokenizer, inputs)
-            return torch.cat([self._at(found.one(n), place) for n in range(len(found))])
+            values = [self._of_tokens(found.one(n), place) for n in range(len(found))]
+            if len({one.shape[1:] for one in values}) > 1:
+                sizes = ", ".join(str(list(one.shape[1:])) for one in values)
+                raise AnalyzerError(f"The values of the baselines have shapes {sizes}: expected one, that of the input.")
+            return torch.cat(values)
 
         return read
+
+    def _of_tokens(self, one: Mapping[str, Any], place: Site) -> Tensor:
+        """What stands at a place of other inputs, without their padding."""
+        value = self._at(one, place)
+        real = real_in(value, one).to(value.device)
+        return value if bool(real.all()) else value[:, real]
 
     def _at(self, one: Mapping[str, Any], place: Site) -> Tensor:
         value: Tensor = fmr.run(self.model, keep=[place], stop=True, **one)[place]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import comb
 from typing import Any
 
@@ -16,12 +17,25 @@ from fmr.errors import number_of, whole_number
 SIDE, MOST = 7, 256
 """How many cells a picture has along each side, and how many a value has at most where nothing is said."""
 
+NONE = -1
+"""The cell of padding."""
 
-def cells_of(given: Any, value: Tensor, kind: str) -> Tensor:
-    """Which cell each number of a value (1, ...) belongs to, from 0 on, in its shape.
 
-    Tokens are cells; a picture has as many along each side as are asked for; any other value a cell for each number.
+def cells_of(given: Any, value: Tensor, kind: str, real: Tensor) -> Tensor:
+    """Which cell each number of a value (1, ...) belongs to, from 0 on, in its shape; padding to none, which is -1.
+
+    Tokens are cells; a picture has as many along each side as are asked for; any other value a cell for each number. real:
+    the positions of a value of tokens that are no padding, (positions,).
     """
+    found = _cells(given, value, kind)
+    if bool(real.all()):
+        return found
+    here = real.to(value.device).view(1, -1, *[1] * (value.dim() - 2)).expand_as(value)
+    _, numbers = found[here].unique(return_inverse=True)
+    return torch.full_like(found, NONE).masked_scatter(here, numbers)
+
+
+def _cells(given: Any, value: Tensor, kind: str) -> Tensor:
     if isinstance(given, Tensor):
         if given.shape not in (value.shape, value.shape[1:]) or given.is_floating_point() or int(given.min()) != 0:
             raise AnalyzerError(
@@ -38,7 +52,7 @@ def cells_of(given: Any, value: Tensor, kind: str) -> Tensor:
         down, across = (torch.arange(n, device=value.device) * min(side, n) // n for n in value.shape[2:])
         found = down[:, None] * min(side, value.shape[3]) + across
     elif kind == "tokens":
-        found = torch.arange(value.shape[1], device=value.device)[:, None]
+        found = torch.arange(value.shape[1], device=value.device).view(-1, *[1] * (value.dim() - 2))
     else:
         found = torch.arange(value[0].numel(), device=value.device).view(value.shape[1:])
         if len(found.flatten()) > MOST:
@@ -50,18 +64,21 @@ def cells_of(given: Any, value: Tensor, kind: str) -> Tensor:
 
 
 def spread(weights: Tensor, cells: Tensor) -> Tensor:
-    """The number of each cell, divided equally among what lies in it."""
-    counts = torch.bincount(cells.flatten(), minlength=len(weights)).clamp(min=1)
-    return (weights / counts)[cells]
+    """The number of each cell, divided equally among what lies in it; 0 for what lies in none."""
+    counts = torch.bincount(cells[cells != NONE], minlength=len(weights)).clamp(min=1)
+    return torch.where(cells == NONE, 0.0, (weights / counts)[cells.clamp(min=0)])
 
 
 def occlusion(question: Question, base: Tensor, cells: Tensor, rows: int) -> Found:
     """How much of the target is lost where one cell is replaced (Zeiler and Fergus 2014)."""
     method = captum().FeatureAblation(question)
     with torch.no_grad():
-        found = method.attribute(question.value, baselines=base, feature_mask=cells, perturbations_per_eval=rows)
-    counts = torch.bincount(cells.flatten()).clamp(min=1)
-    return Found(found / counts[cells], number_of(len(counts), "cell"))
+        found = method.attribute(
+            question.value, baselines=base, feature_mask=cells.clamp(min=0), perturbations_per_eval=rows
+        )
+    counts = torch.bincount(cells[cells != NONE]).clamp(min=1)
+    values = torch.where(cells == NONE, 0.0, found / counts[cells.clamp(min=0)])
+    return Found(values, number_of(len(counts), "cell"))
 
 
 def lime(question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
@@ -70,7 +87,13 @@ def lime(question: Question, base: Tensor, cells: Tensor, samples: int, seed: in
     from captum._utils.models.linear_model import SkLearnLinearRegression
 
     return _fitted(
-        attr.Lime(question, interpretable_model=SkLearnLinearRegression()), question, base, cells, samples, seed, rows
+        attr.Lime(_of_cells(question, cells), interpretable_model=SkLearnLinearRegression()),
+        question,
+        base,
+        cells,
+        samples,
+        seed,
+        rows,
     )
 
 
@@ -85,7 +108,7 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
     if 2**many <= samples:
         weights = shapley(_of_sets(question, base, cells, many, rows))
         return Found(spread(weights.to(question.value), cells), f"all {2**many} sets of {number_of(many, 'cell')}")
-    method, drawn_rows = captum().KernelShap(question), list[tuple[Tensor, ...]]()
+    method, drawn_rows = captum().KernelShap(_of_cells(question, cells)), list[tuple[Tensor, ...]]()
     model = method.interpretable_model
     fit = model.fit
 
@@ -103,7 +126,7 @@ def _of_sets(question: Question, base: Tensor, cells: Tensor, many: int, rows: i
     """The target with each set of cells at the input and the others at the baseline, by the number whose bits they are."""
     found = []
     for some in torch.arange(2**many, device=cells.device).split(rows):
-        there = (some.view(-1, *[1] * (cells.dim() - 1)) >> cells) & 1
+        there = (some.view(-1, *[1] * (cells.dim() - 1)) >> cells.clamp(min=0)) & 1
         with torch.no_grad():
             found.append(question(torch.where(there == 1, question.value, base)).double().cpu())
     return torch.cat(found)
@@ -154,13 +177,24 @@ def _enough(cells: Tensor, samples: int) -> int:
     return many
 
 
+def _of_cells(question: Question, cells: Tensor) -> Callable[[Tensor], Tensor]:
+    """The target of the numbers that lie in cells, (rows, numbers); padding stays as it is."""
+    here = cells != NONE
+
+    def asked(rows: Tensor) -> Tensor:
+        value = question.value.expand(len(rows), *cells.shape[1:])
+        return question(value.masked_scatter(here.expand_as(value), rows))
+
+    return asked
+
+
 def _fitted(method: Any, question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
-    many = _enough(cells, samples)
+    many, here = _enough(cells, samples), cells != NONE
     with torch.no_grad(), drawn(seed, question.value.device):
         found = method.attribute(
-            question.value,
-            baselines=base,
-            feature_mask=cells,
+            question.value[here][None],
+            baselines=base[here][None],
+            feature_mask=cells[here][None],
             n_samples=samples,
             perturbations_per_eval=rows,
             return_input_shape=False,
