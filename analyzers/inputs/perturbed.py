@@ -17,6 +17,9 @@ from fmr.errors import number_of, whole_number
 SIDE, MOST = 7, 256
 """How many cells a picture has along each side, and how many a value has at most where nothing is said."""
 
+PER_CELL, LEFT_OVER = 2, 1e-3
+"""How many drawn sets a cell needs at least for a standard error, and what share of a deviation a fit must leave."""
+
 NONE = -1
 """The cell of padding."""
 
@@ -107,7 +110,7 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
     many = _enough(cells, samples)
     if 2**many <= samples:
         weights = shapley(_of_sets(question, base, cells, many, rows))
-        return Found(spread(weights.to(question.value), cells), f"all {2**many} sets of {number_of(many, 'cell')}")
+        return Found(spread(weights.to(cells.device), cells), f"all {2**many} sets of {number_of(many, 'cell')}")
     method, drawn_rows = captum().KernelShap(_of_cells(question, cells)), list[tuple[Tensor, ...]]()
     model = method.interpretable_model
     fit = model.fit
@@ -117,9 +120,13 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
         return fit(data, **settings)
 
     model.fit = kept
-    found = _fitted(method, question, base, cells, samples, seed, rows)
-    off = float(standard_errors(*(torch.cat(part).double().cpu() for part in zip(*drawn_rows, strict=True))).mean())
-    return Found(found.values, f"{found.how}, of which each is off by {off:.2g} (standard error, their mean)")
+    how = _fitted(method, question, base, cells, samples, seed, rows).how
+    weights, errors = regression(*(torch.cat(part).double().cpu() for part in zip(*drawn_rows, strict=True)))
+    values = spread(weights.to(cells.device), cells)
+    if errors is None:
+        unknown = f"how far each of {many} cells is off is not known from {samples} samples. Take more, some times as many"
+        return Found(values, how, (unknown,))
+    return Found(values, f"{how}, of which each is off by {float(errors.mean()):.2g} (standard error, their mean)")
 
 
 def _of_sets(question: Question, base: Tensor, cells: Tensor, many: int, rows: int) -> Tensor:
@@ -147,22 +154,25 @@ def shapley(worth: Tensor) -> Tensor:
     return torch.stack(gains)
 
 
-def standard_errors(sets: Tensor, worth: Tensor, weights: Tensor) -> Tensor:
-    """The standard error of each weight of a regression of what drawn sets are worth, (cells,).
+def regression(sets: Tensor, worth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The weight of each cell in what drawn sets are worth, (cells,), and its standard error.
 
     sets: (sets, cells), 1 where a cell is there; worth, weights: by set. Rows of the largest weight, the whole and the empty
-    set, are held and not drawn. It holds for errors of any size by row (H. White, 1980).
+    set, are held and not drawn. Errors hold for deviations of any size by row, each of them taken for as much larger as the
+    fit has drawn it to itself (H. White, 1980; J. MacKinnon, H. White, 1985). They are None where rows are fewer than two
+    for each cell, or where cells or a row stand by themselves: deviations say nothing then.
     """
     sets, worth, weights = sets.reshape(len(sets), -1), worth.flatten(), weights.flatten()
     rows = torch.cat([torch.ones_like(sets[:, :1]), sets], 1)
     inverse = torch.linalg.pinv(rows.T @ (weights[:, None] * rows), hermitian=True)
-    off = worth - rows @ (inverse @ (rows.T @ (weights * worth)))
-    taken = (weights < weights.max()).double()
-    pulls = rows * (weights * off * taken)[:, None]
-    freedom = max(1.0, float(taken.sum()) - rows.shape[1] + 2)
-    spread_of: Tensor = (inverse @ (pulls.T @ pulls) @ inverse).diagonal()[1:].clamp(min=0)
-    errors: Tensor = (spread_of * float(taken.sum()) / freedom).sqrt()
-    return errors
+    found = inverse @ (rows.T @ (weights * worth))
+    drawn_ones = weights < weights.max()
+    own = (1 - weights * ((rows @ inverse) * rows).sum(1))[drawn_ones]
+    determined = int(torch.linalg.matrix_rank(rows)) == rows.shape[1]
+    if not determined or len(own) < PER_CELL * sets.shape[1] or float(own.min()) < LEFT_OVER:
+        return found[1:], None
+    pulls = rows[drawn_ones] * (weights * (worth - rows @ found))[drawn_ones][:, None] / own.sqrt()[:, None]
+    return found[1:], (inverse @ (pulls.T @ pulls) @ inverse).diagonal()[1:].clamp(min=0).sqrt()
 
 
 def _enough(cells: Tensor, samples: int) -> int:
@@ -175,6 +185,11 @@ def _enough(cells: Tensor, samples: int) -> int:
             f"samples={samples} for {many} cells, whose weights would not be determined. Expected more samples than cells."
         )
     return many
+
+
+def _real_kind(value: Tensor) -> torch.dtype:
+    """The kind of number that attributions to a value are: its own, unless it is of whole numbers."""
+    return value.dtype if value.is_floating_point() else torch.get_default_dtype()
 
 
 def _of_cells(question: Question, cells: Tensor) -> Callable[[Tensor], Tensor]:
@@ -199,5 +214,5 @@ def _fitted(method: Any, question: Question, base: Tensor, cells: Tensor, sample
             perturbations_per_eval=rows,
             return_input_shape=False,
         )
-    weights = found.reshape(-1).to(question.value)
+    weights = found.reshape(-1).to(cells.device, _real_kind(question.value))
     return Found(spread(weights, cells), f"{number_of(samples, 'sample')} of {number_of(many, 'cell')}")
