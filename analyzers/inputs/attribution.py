@@ -114,7 +114,8 @@ class InputAttribution(Method):
         at, baseline, own = settings.pop("at"), settings.pop("baseline"), Settings(**settings, seed=seed)
         found: list[Attribution] = []
         for count in tqdm(counts.tolist(), "sanity", unit="stage", disable=hidden(own.progress)):
-            with randomised([one for _, several in layers[:count] for one in several], seed):
+            random = [one for _, several in layers[:count] for one in several]
+            with torch.inference_mode(False), randomised(random, seed):
                 now, asked = self._run(opening, target, method, at, baseline, replace(own, progress=False))
             found.append(now)
             target = [one.question.target for one in asked]  # what a model puts first changes with its weights

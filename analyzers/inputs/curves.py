@@ -119,7 +119,8 @@ def curves_of(asked: Asked, given: Tensor, signed: bool, points: int, draws: int
     """
     cells = asked.cells(FINER)
     many, here = int(cells.max()) + 1, cells.cpu() != NONE
-    at, start = (float(asked.question(one).detach()[0]) for one in (asked.question.value, asked.bases[:1]))
+    with torch.no_grad():
+        at, start = (float(asked.question(one)[0]) for one in (asked.question.value, asked.bases[:1]))
     if at == start:
         raise AnalyzerError(
             f"{asked.question.target.words} is {at:.4g} at the input and at the baseline, so that nothing is lost or gained "

@@ -82,9 +82,9 @@ class Opening:
         return len(self.given)
 
     def one(self, example: int) -> dict[str, Any]:
-        """The arguments of one example."""
+        """The arguments of one example: copies, which a model may write to."""
         own = one_of(self.given.inputs, example, len(self.given))
-        return {name: value.clone() if _of_inference(value) else value for name, value in own.items()}
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
 
     def run(self, example: int, keep: Sequence[Site] | None = None) -> Run:
         """A run of one example, of which all is known or what is kept; `AnalyzerError` where the model does not take it."""
@@ -160,8 +160,3 @@ class Opening:
 def _shape(value: Any) -> str:
     kind = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
     return f"{kind} {list(value.shape)}" if isinstance(value, Tensor) else kind
-
-
-def _of_inference(value: Any) -> bool:
-    """Whether a tensor was made in inference mode and is to be used outside it."""
-    return isinstance(value, Tensor) and value.is_inference() and not torch.is_inference_mode_enabled()

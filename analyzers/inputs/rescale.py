@@ -224,7 +224,8 @@ class TwoRuns:
         node = call.node
         if node.op == OPAQUE or draws(node):
             why = "drew random numbers" if draws(node) else "was made by code that torch does not show"
-            raise AnalyzerError(f"{node.id} {why}, so that nothing can be followed back through it. Take method='ig'.")
+            remedy = "Expected a model that draws none in eval mode" if draws(node) else "Take method='ig'"
+            raise AnalyzerError(f"{node.id} {why}, so that nothing can be followed back through it. {remedy}.")
         for name in dict.fromkeys(parent.id for parent in node.parents if parent.id in self._reached):
             if name not in call.live and not torch.equal(self.pair(name).at, self.pair(name).base):
                 self.notes.append(f"{node.id}: {name} differs between input and baseline and has no derivative")
