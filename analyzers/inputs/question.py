@@ -105,8 +105,8 @@ class Question:
         if self.changed:
             raise AnalyzerError(
                 f"{type(self.model).__name__} changes its buffer {self.changed!r} as it runs, and gives other numbers for "
-                "the same input then, so that no gradient is that of one function. Expected a model that keeps no count in eval "
-                "mode; method='occlusion' tells how far it is off."
+                "the same input then, so that no gradient is that of one function. Expected a model that keeps no count in "
+                "eval mode, or method='occlusion'."
             )
         with torch.enable_grad():
             values = self.value.clone().requires_grad_()
