@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ class InputAttribution(Method):
     prompts and targets that are text.
 
     "ig" are integrated gradients (Sundararajan et al. 2017), taken at more points until their sum is the difference of the
-    target between input and baseline. "deeplift" is that difference followed back through every operation of the recorded
+    target between input and baseline; what is missed on the way of one number and of another, and cancels in the sum, this
+    test does not see. "deeplift" is that difference followed back through every operation of the recorded
     graph by the rescale rule, "deeplift-reveal-cancel" by the other rule of the same authors (Shrikumar et al. 2017): what
     raises and what lowers an activation (relu, gelu, silu, tanh, clamp, abs, ...) is followed back apart, so that causes
     that hide each other are seen. Sums split their terms by sign for it; maxima, norms, softmaxes, powers, exponentials and
@@ -111,7 +112,7 @@ class InputAttribution(Method):
         layers = layers_from_the_top(self.model, run.graph)
         counts = np.unique(np.linspace(0, len(layers), min(stages, len(layers)) + 1).round().astype(int))
         settings = {"at": None, "baseline": "zero", **settings}
-        at, baseline, own = settings.pop("at"), settings.pop("baseline"), Settings(**settings, seed=seed)
+        at, baseline, own = settings.pop("at"), settings.pop("baseline"), _settings(seed, settings)
         found: list[Attribution] = []
         for count in tqdm(counts.tolist(), "sanity", unit="stage", disable=hidden(own.progress)):
             random = [one for _, several in layers[:count] for one in several]
@@ -159,12 +160,13 @@ class InputAttribution(Method):
         """
         check_counts(1, points=points, draws=draws)
         check_eval(self.model)
-        own = Settings(**settings, seed=seed)
+        own = _settings(seed, settings)
         opening = Opening(self.model, self.tokenizer, inputs)
         if isinstance(method, Attribution) or method == "rollout":
             found = method if isinstance(method, Attribution) else self._run(opening, target, method, None, baseline, own)[0]
             place = opening.place(at)
             asked = [opening.asked(n, place, target, baseline, own) for n in range(len(opening))]
+            _check_same(found, asked)
         else:
             found, asked = self._run(opening, target, method, at, baseline, own)
         scores = _fitting(found, asked)
@@ -218,9 +220,18 @@ class InputAttribution(Method):
         return _result(opening, asked[0].question.place, "rollout", "none", asked, found), asked
 
 
+def _settings(seed: int, given: dict[str, Any]) -> Settings:
+    known = [one.name for one in fields(Settings)]
+    strange = [name for name in given if name not in known]
+    if strange:
+        raise AnalyzerError(f"There is no setting {', '.join(strange)}: expected some of {', '.join(known)}.")
+    return Settings(**given, seed=seed)
+
+
 def _known(method: Any) -> str:
-    if method not in METHODS:
-        raise AnalyzerError(f"method={method!r}: expected one of {', '.join(map(repr, (*METHODS, 'rollout')))}.")
+    if not isinstance(method, str) or method not in METHODS:
+        told = repr(method) if isinstance(method, str) else f"a {type(method).__name__}"
+        raise AnalyzerError(f"method={told}: expected one of {', '.join(map(repr, (*METHODS, 'rollout')))}.")
     return str(method)
 
 
@@ -267,6 +278,19 @@ def _correlations(scores: Sequence[Sequence[Tensor]]) -> Any:
     """The rank correlation of each of several scores with the first, the mean over examples."""
     first, *_ = scores
     return np.array([np.mean([rank_correlation(a, b) for a, b in zip(first, one, strict=True)]) for one in scores])
+
+
+def _check_same(found: Attribution, asked: Sequence[Asked]) -> None:
+    """Raise for an attribution of another target than is asked for, or to another place."""
+    words, place = tuple(one.question.target.words for one in asked), repr(asked[0].question.place)
+    if len(words) == len(found.target) and words != found.target:
+        here = next(n for n, (own, other) in enumerate(zip(words, found.target, strict=True)) if own != other)
+        raise AnalyzerError(
+            f"method is an attribution of {found.target[here]}, and the target of example {here} is {words[here]}. Expected "
+            "the same: target= as it was given to run."
+        )
+    if found.method != "rollout" and found.place != place:
+        raise AnalyzerError(f"method is an attribution to {found.place}, and the place is {place}. Expected the same: at=.")
 
 
 def _fitting(found: Attribution, asked: Sequence[Asked]) -> list[Tensor]:

@@ -14,10 +14,11 @@ from analyzers.inputs.baselines import EXPECTED, baselines_of
 from analyzers.inputs.perturbed import cells_of
 from analyzers.inputs.places import kind_of, place_of, real_in
 from analyzers.inputs.question import Question, one_of
-from analyzers.inputs.targets import target_of
+from analyzers.inputs.targets import NoNumbers, target_of
 from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Given, check_counts
 from fmr.ids import Site
+from fmr.nests import leaves
 from fmr.nodes import Key
 from fmr.runs.run import Run
 
@@ -76,6 +77,7 @@ class Opening:
 
     def __init__(self, model: nn.Module, tokenizer: Any, inputs: Given) -> None:
         self.model, self.tokenizer = model, tokenizer
+        _check_tensors(inputs)
         self.given: Prompts = prompts(inputs, model, tokenizer)
 
     def __len__(self) -> int:
@@ -120,8 +122,17 @@ class Opening:
         question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
         real = real_in(question.value, one)
         bases = baselines_of(baseline, question.value, real, self._reader(place), lambda: self._padded(one, place))
-        question.check_rows(bases[:1])
+        try:
+            question.check_rows(bases[:1])
+        except NoNumbers as error:
+            raise AnalyzerError(f"{error}{self._uneven()}") from error
         return Asked(question, bases, own, real)
+
+    def _uneven(self) -> str:
+        """The numbers of rows of the inputs, where they differ."""
+        rows = {name: len(one) for name, one in self.given.inputs.items() if isinstance(one, Tensor) and one.dim()}
+        told = ", ".join(f"{name} {many}" for name, many in rows.items())
+        return f" The inputs have different numbers of rows, {told}." if len(set(rows.values())) > 1 else ""
 
     def _reader(self, place: Site) -> Callable[[Any], Tensor]:
         def read(inputs: Any) -> Tensor:
@@ -155,6 +166,17 @@ class Opening:
                 "'mean', or values of your own."
             )
         return self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)
+
+
+def _check_tensors(inputs: Any) -> None:
+    """Raise for tensors that hold no numbers of examples."""
+    for name, one in leaves(inputs):
+        kind = "on meta, without numbers" if one.is_meta else f"{one.layout}" if one.layout != torch.strided else ""
+        kind = "of no dimension" if not kind and isinstance(inputs, Tensor) and not one.dim() else kind
+        if kind:
+            raise AnalyzerError(
+                f"The tensor {name or 'given'} is {kind}: expected a dense one of numbers, with examples in front."
+            )
 
 
 def _shape(value: Any) -> str:

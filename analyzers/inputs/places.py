@@ -18,7 +18,7 @@ from fmr.interventions.roles import sites_by_role
 from fmr.nodes import Key, id_of
 from fmr.runs.run import Run
 
-_ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[\d+\]\.\S+|embedding|final_norm|unembedding)$")
+_ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[-?\d+\]\.\S+|embedding|final_norm|unembedding)$")
 
 
 def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: Callable[[], Run]) -> Site:

@@ -66,10 +66,12 @@ class TwoRuns:
         self.passed: list[Node] = []
         self.notes: list[str] = []
         self.blocked: list[str] = []
-        if at.graph.fingerprint != base.graph.fingerprint:
+        parting = _parting(at.graph, base.graph)
+        if parting or at.graph.fingerprint != base.graph.fingerprint:
             raise AnalyzerError(
-                "The model computes the baseline by other operations than the input: its Python goes by values. Expected a "
-                "baseline that takes the same path, or method='ig'."
+                "The model computes the baseline by other operations than the input: its Python goes by values, as where "
+                f"tokens are sent to experts{parting}. Expected a baseline that takes the same path, "
+                "or method='ig'."
             )
         self._known: dict[TensorId, Pair] = {}
         self._starts: frozenset[TensorId] = frozenset()
@@ -229,6 +231,14 @@ class TwoRuns:
         for name in dict.fromkeys(parent.id for parent in node.parents if parent.id in self._reached):
             if name not in call.live and not torch.equal(self.pair(name).at, self.pair(name).base):
                 self.notes.append(f"{node.id}: {name} differs between input and baseline and has no derivative")
+
+
+def _parting(at: Graph, base: Graph) -> str:
+    """Where two graphs begin to differ, in words."""
+    for one, other in zip(at.nodes, base.nodes, strict=False):
+        if (one.id, one.op, one.shape) != (other.id, other.op, other.shape):
+            return f"; first {one.id} ({one.op} {list(one.shape)}), and {other.id} ({other.op} {list(other.shape)}) there"
+    return ""
 
 
 def _has_slope(value: Tensor) -> bool:

@@ -195,10 +195,6 @@ def test_curves_of_a_rollout_take_tokens_and_patches_away(loaded: tuple[nn.Modul
     by_name, given = (asking.curves(TEXT, "Brigost", one, draws=4) for one in ("rollout", found))
     assert np.array_equal(by_name.deletion, given.deletion)
     assert by_name.cells == 6
-    scores = by_name.insertion[0]
-    down = asking.curves(TEXT, ("Oranby", "Brigost"), found, draws=4)  # a rollout has no sign that could be turned
-    assert down.shares.tolist() == by_name.shares.tolist()
-    assert scores[-1] == down.insertion[0, -1] == 1
     on_patches = as_value(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(1, 3, 4, 4))
     assert on_patches is not None
     assert on_patches[1, 1:3, 1:3].tolist() == [[1.0, 2.0], [3.0, 4.0]]
