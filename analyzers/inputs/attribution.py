@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 
 import fmr
 from analyzers.inputs.baselines import NAMED, taken
-from analyzers.inputs.curves import Curves, curve
+from analyzers.inputs.curves import FINER, Curves, as_value, curves_of, together
 from analyzers.inputs.gradients import Found
 from analyzers.inputs.methods import GRADIENTS, METHODS
 from analyzers.inputs.opening import Asked, Opening, Settings
-from analyzers.inputs.places import images_of, real_of
+from analyzers.inputs.places import images_of, tokens_of
 from analyzers.inputs.randomised import layers_from_the_top, randomised
 from analyzers.inputs.result import Attribution
 from analyzers.inputs.rollout import rolled
@@ -27,9 +27,6 @@ from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.nodes import Key
 from fmr.sweeps.bars import bar, hidden
-
-FINER = 14
-"""Cells along a side of a picture that are taken away and put back."""
 
 
 class InputAttribution(Method):
@@ -42,7 +39,8 @@ class InputAttribution(Method):
     prompts and targets that are text.
 
     "ig" are integrated gradients (Sundararajan et al. 2017), taken at more points until their sum is the difference of the
-    target between input and baseline. "deeplift" is that difference followed back through every operation of the recorded
+    target between input and baseline; what is missed on the way of one number and of another, and cancels in the sum, this
+    test does not see. "deeplift" is that difference followed back through every operation of the recorded
     graph by the rescale rule, "deeplift-reveal-cancel" by the other rule of the same authors (Shrikumar et al. 2017): what
     raises and what lowers an activation (relu, gelu, silu, tanh, clamp, abs, ...) is followed back apart, so that causes
     that hide each other are seen. Sums split their terms by sign for it; maxima, norms, softmaxes, powers, exponentials and
@@ -114,15 +112,17 @@ class InputAttribution(Method):
         layers = layers_from_the_top(self.model, run.graph)
         counts = np.unique(np.linspace(0, len(layers), min(stages, len(layers)) + 1).round().astype(int))
         settings = {"at": None, "baseline": "zero", **settings}
-        at, baseline, own = settings.pop("at"), settings.pop("baseline"), Settings(**settings, seed=seed)
+        at, baseline, own = settings.pop("at"), settings.pop("baseline"), _settings(seed, settings)
         found: list[Attribution] = []
         for count in tqdm(counts.tolist(), "sanity", unit="stage", disable=hidden(own.progress)):
-            with randomised([one for _, several in layers[:count] for one in several], seed):
+            random = [one for _, several in layers[:count] for one in several]
+            with torch.inference_mode(False), randomised(random, seed):
                 now, asked = self._run(opening, target, method, at, baseline, replace(own, progress=False))
             found.append(now)
             target = [one.question.target for one in asked]  # what a model puts first changes with its weights
             at = at if method == "rollout" else asked[0].question.place
-        signed, sizes = (_correlations([f(one.scores) for one in found]) for f in (lambda scores: scores, torch.abs))
+        scores = [_counted(one) for one in found]
+        signed, sizes = _correlations(scores), _correlations([[each.abs() for each in one] for one in scores])
         return Sanity(
             method=method,
             target=found[0].target,
@@ -131,7 +131,7 @@ class InputAttribution(Method):
             signed=signed,
             sizes=sizes,
             outputs=np.array([float(one.output[0]) for one in found]),
-            chance=float(found[0].scores[0].numel() - 1 or 1) ** -0.5,
+            chance=float(np.mean([float(one.numel() - 1 or 1) ** -0.5 for one in scores[0]])),
         )
 
     def curves(
@@ -160,24 +160,23 @@ class InputAttribution(Method):
         """
         check_counts(1, points=points, draws=draws)
         check_eval(self.model)
-        own = Settings(**settings, seed=seed)
+        own = _settings(seed, settings)
         opening = Opening(self.model, self.tokenizer, inputs)
-        if isinstance(method, Attribution):
+        if isinstance(method, Attribution) or method == "rollout":
+            found = method if isinstance(method, Attribution) else self._run(opening, target, method, None, baseline, own)[0]
             place = opening.place(at)
-            found, asked = method, [opening.asked(n, place, target, baseline, own) for n in range(len(opening))]
+            asked = [opening.asked(n, place, target, baseline, own) for n in range(len(opening))]
+            _check_same(found, asked)
         else:
             found, asked = self._run(opening, target, method, at, baseline, own)
-        shape = [len(asked), *asked[0].question.value.shape[1:]]
-        if list(found.values.shape) != shape:
-            raise AnalyzerError(
-                f"method is {found.method!r} with numbers of shape {list(found.values.shape)}, and the value at "
-                f"{asked[0].question.place!r} is {shape}. Expected what run found for these inputs at this place."
-            )
-        several = [_curves(one, found.values[n], points, draws) for n, one in enumerate(asked)]
-        deletion, insertion, without, within = (np.stack([one[part] for one in several]) for part in range(4))
-        cells = int(asked[0].cells(FINER).max()) + 1
+        scores = _fitting(found, asked)
+        signed = found.method != "rollout"
+        several = [curves_of(one, scores[n], signed, points, draws) for n, one in enumerate(asked)]
+        shares, every = together(several)
         words = tuple(one.question.target.words for one in asked)
-        return Curves(found.method, words, cells, _shares(cells, points) / cells, deletion, insertion, without, within)
+        cells = max(int(one.cells(FINER).max()) + 1 for one in asked)
+        own_order, others = every[:, 0], every[:, 1:]
+        return Curves(found.method, words, cells, shares, own_order[:, 0], own_order[:, 1], others[:, :, 0], others[:, :, 1])
 
     def _run(
         self, opening: Opening, target: Any, method: Any, at: Key | None, baseline: Any, own: Settings
@@ -221,9 +220,18 @@ class InputAttribution(Method):
         return _result(opening, asked[0].question.place, "rollout", "none", asked, found), asked
 
 
+def _settings(seed: int, given: dict[str, Any]) -> Settings:
+    known = [one.name for one in fields(Settings)]
+    strange = [name for name in given if name not in known]
+    if strange:
+        raise AnalyzerError(f"There is no setting {', '.join(strange)}: expected some of {', '.join(known)}.")
+    return Settings(**given, seed=seed)
+
+
 def _known(method: Any) -> str:
-    if method not in METHODS:
-        raise AnalyzerError(f"method={method!r}: expected one of {', '.join(map(repr, (*METHODS, 'rollout')))}.")
+    if not isinstance(method, str) or method not in METHODS:
+        told = repr(method) if isinstance(method, str) else f"a {type(method).__name__}"
+        raise AnalyzerError(f"method={told}: expected one of {', '.join(map(repr, (*METHODS, 'rollout')))}.")
     return str(method)
 
 
@@ -240,7 +248,7 @@ def _result(
     kind = asked[0].kind
     if method == "rollout":
         kind = "image" if values.dim() == 3 else "tokens"
-    tokens, real = real_of(opening.given, values, kind)
+    real = torch.stack([one.real if kind == "tokens" else one.real[:0] for one in asked])
     return Attribution(
         method=method,
         target=tuple(one.target.words for one in questions),
@@ -250,7 +258,7 @@ def _result(
         values=values,
         output=torch.stack([at for at, _ in ends]),
         base=torch.stack([base for _, base in ends]),
-        tokens=tokens,
+        tokens=tokens_of(opening.given, real) if kind == "tokens" else (),
         real=real,
         images=images_of(opening.given),
         how=found[0].how,
@@ -259,33 +267,41 @@ def _result(
     )
 
 
-def _correlations(scores: Sequence[Tensor]) -> Any:
+def _counted(found: Attribution) -> list[Tensor]:
+    """The scores of each example, padding left out."""
+    if found.kind != "tokens":
+        return list(found.scores)
+    return [scores[real] for scores, real in zip(found.scores, found.real, strict=True)]
+
+
+def _correlations(scores: Sequence[Sequence[Tensor]]) -> Any:
     """The rank correlation of each of several scores with the first, the mean over examples."""
     first, *_ = scores
     return np.array([np.mean([rank_correlation(a, b) for a, b in zip(first, one, strict=True)]) for one in scores])
 
 
-def _shares(cells: int, points: int) -> Any:
-    return np.unique(np.linspace(0, cells, points + 1).round().astype(int))
-
-
-def _curves(asked: Asked, scores: Tensor, points: int, draws: int) -> tuple[Any, Any, Any, Any]:
-    """Deletion and insertion of one example by its scores, and by random orders."""
-    cells = asked.cells(FINER)
-    many = int(cells.max()) + 1
-    by_cell = torch.zeros(many, dtype=torch.double).index_add(0, cells.cpu().flatten(), scores.double().flatten())
-    generator = torch.Generator().manual_seed(asked.own.seed)
-    orders = [
-        by_cell.argsort(descending=True, stable=True),
-        *(torch.randperm(many, generator=generator) for _ in range(draws)),
-    ]
-    counts, base = _shares(many, points).tolist(), asked.bases[:1]
-    found = np.stack([curve(asked.question, base, cells, order.tolist(), counts, asked.own.rows) for order in orders])
-    at, start = found[0, 0, 0], found[0, 0, -1]
-    if at == start:
+def _check_same(found: Attribution, asked: Sequence[Asked]) -> None:
+    """Raise for an attribution of another target than is asked for, or to another place."""
+    words, place = tuple(one.question.target.words for one in asked), repr(asked[0].question.place)
+    if len(words) == len(found.target) and words != found.target:
+        here = next(n for n, (own, other) in enumerate(zip(words, found.target, strict=True)) if own != other)
         raise AnalyzerError(
-            f"{asked.question.target.words} is {at:.4g} at the input and at the baseline, so that nothing is lost or gained "
-            "on the way. Expected another target, or another baseline."
+            f"method is an attribution of {found.target[here]}, and the target of example {here} is {words[here]}. Expected "
+            "the same: target= as it was given to run."
         )
-    shares = (found - start) / (at - start)
-    return shares[0, 0], shares[0, 1], shares[1:, 0], shares[1:, 1]
+    if found.method != "rollout" and found.place != place:
+        raise AnalyzerError(f"method is an attribution to {found.place}, and the place is {place}. Expected the same: at=.")
+
+
+def _fitting(found: Attribution, asked: Sequence[Asked]) -> list[Tensor]:
+    """The numbers of an attribution as they lie on the values of these examples, of which it must be."""
+    values = [one.question.value for one in asked]
+    laid = [as_value(given, value) for given, value in zip(found.values, values, strict=False)]
+    known = [one for one in laid if one is not None]
+    if len(found) != len(asked) or len(known) != len(asked):
+        raise AnalyzerError(
+            f"method is {found.method!r} with numbers of shape {list(found.values.shape)}, and the value at "
+            f"{asked[0].question.place!r} is {[len(asked), *values[0].shape[1:]]}. Expected what run found for these inputs "
+            "at this place."
+        )
+    return known

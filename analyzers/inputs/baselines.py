@@ -67,18 +67,56 @@ def taken(given: Any) -> Any:
     return found
 
 
-def baselines_of(given: Any, value: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]) -> Tensor:
+def kind_of_numbers(value: Tensor) -> str:
+    """The dtype of a value in a word."""
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _as_kind_of(value: Tensor, given: Tensor) -> Tensor:
+    """A baseline in the numbers of a value; `AnalyzerError` where something of it would be lost."""
+    whole = not (value.is_floating_point() or value.is_complex())
+    if (given.is_complex() and not value.is_complex()) or (whole and not torch.equal(given.to(value.dtype), given)):
+        raise AnalyzerError(
+            f"The baseline holds {kind_of_numbers(given)}, and the value {kind_of_numbers(value)}: expected numbers of its "
+            "kind."
+        )
+    return given.to(value)
+
+
+def baselines_of(
+    given: Any, value: Tensor, real: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]
+) -> Tensor:
     """Baselines of a value (1, ...), as (baselines, ...): one, or several of which attributions are the mean.
 
     given: a name, a number, a tensor or array, several in a list, or inputs, at which `read` finds the value. padding: what
-    the value is where all tokens are padding.
+    the value is where all tokens are padding. real: the positions that are tokens, (positions,); the others stay as they
+    are, and no baseline is made of them.
     """
+    if bool(real.all()):
+        return _baselines(given, value, read, padding)
+    real = real.to(value.device)
+    given = given if isinstance(given, str) else taken(given)
+    if isinstance(given, Tensor) and given.shape[-value.dim() + 1 :] == value.shape[1:]:
+        given = given[..., real, :] if value.dim() == 3 else given[..., real]
+    found = _baselines(given, value[:, real], read, lambda: padding()[:, real])
+    whole = value.expand(len(found), *value.shape[1:]).clone()
+    whole[:, real] = found
+    return whole
+
+
+def _baselines(given: Any, value: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]) -> Tensor:
+    """The same of a value of which nothing is padding."""
     if isinstance(given, str) and given in (*NAMED, "padding"):
+        if given in ("mean", "blur") and not value.is_floating_point():
+            raise AnalyzerError(
+                f"baseline={given!r} of {kind_of_numbers(value)}: expected floating-point numbers, which have a mean. Take "
+                "baseline='zero', or whole numbers of your own."
+            )
         found = padding() if given == "padding" else NAMED[given](value)
     elif not isinstance(given := taken(given), Tensor):
         found = read(given)
     else:
-        found = given.to(value)
+        found = _as_kind_of(value, given)
         found = found.expand_as(value) if not found.dim() else found
         found = found[None] if found.shape == value.shape[1:] else found
     if found.dim() != value.dim() or found.shape[1:] != value.shape[1:] or not len(found):

@@ -93,7 +93,11 @@ def integrated(question: Question, base: Tensor, steps: int, most: int, within: 
 
 def gradient_shap(question: Question, bases: Tensor, samples: int, seed: int, rows: int) -> Found:
     """Expected gradients at random points between the input and random baselines (Lundberg and Lee 2017)."""
-    method, total, done = captum().GradientShap(question), torch.zeros_like(question.value), 0
+    method, total, done = (
+        captum().GradientShap(question),
+        question.value.to(torch.promote_types(question.value.dtype, torch.float)) * 0,
+        0,
+    )
     with drawn(seed, question.value.device):
         while done < samples:
             some = min(rows, samples - done)

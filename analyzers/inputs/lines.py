@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from analyzers.protocol import AnalyzerError
 from fmr.pictures.heatmap import INK, PALE, readable
 
 if TYPE_CHECKING:
@@ -18,9 +19,16 @@ if TYPE_CHECKING:
 OWN, OTHER = "#D55E00", "#0072B2"
 
 
+def check_axes(ax: Axes | None) -> None:
+    """Raise for what is nothing to draw on."""
+    if ax is not None and not hasattr(ax, "figure"):
+        raise AnalyzerError(f"ax is a {type(ax).__name__}: expected axes of matplotlib, or None for a figure of its own.")
+
+
 def _opened(ax: Axes | None, wide: float) -> tuple[Figure, Axes]:
     import matplotlib.pyplot as plt
 
+    check_axes(ax)
     if ax is not None:
         return cast("Figure", ax.figure), ax
     figure, made = plt.subplots(figsize=(wide, 2.9), layout="constrained")

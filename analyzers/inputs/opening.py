@@ -12,12 +12,13 @@ from torch import Tensor, nn
 import fmr
 from analyzers.inputs.baselines import EXPECTED, baselines_of
 from analyzers.inputs.perturbed import cells_of
-from analyzers.inputs.places import kind_of, place_of
+from analyzers.inputs.places import kind_of, place_of, real_in
 from analyzers.inputs.question import Question, one_of
-from analyzers.inputs.targets import target_of
+from analyzers.inputs.targets import NoNumbers, target_of
 from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Given, check_counts
 from fmr.ids import Site
+from fmr.nests import leaves
 from fmr.nodes import Key
 from fmr.runs.run import Run
 
@@ -43,11 +44,15 @@ class Settings:
 
 
 class Asked(NamedTuple):
-    """One example of which something is asked: the question, its baselines (baselines, ...), and how much work is done."""
+    """One example of which something is asked: the question, its baselines (baselines, ...), and how much work is done.
+
+    real: the positions that are tokens and no padding, (positions,); none where the value is not of tokens.
+    """
 
     question: Question
     bases: Tensor
     own: Settings
+    real: Tensor
 
     @property
     def kind(self) -> str:
@@ -55,8 +60,9 @@ class Asked(NamedTuple):
         return kind_of(self.question.value, self.question.inputs)
 
     def cells(self, given: Any = None) -> Tensor:
-        """The cell of each number of the value."""
-        return cells_of(self.own.cells if self.own.cells is not None else given, self.question.value, self.kind)
+        """The cell of each number of the value, -1 for padding, which is none."""
+        given = self.own.cells if self.own.cells is not None else given
+        return cells_of(given, self.question.value, self.kind, self.real)
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The target at the input and at the baselines, the mean of these."""
@@ -71,15 +77,16 @@ class Opening:
 
     def __init__(self, model: nn.Module, tokenizer: Any, inputs: Given) -> None:
         self.model, self.tokenizer = model, tokenizer
+        _check_tensors(inputs)
         self.given: Prompts = prompts(inputs, model, tokenizer)
 
     def __len__(self) -> int:
         return len(self.given)
 
     def one(self, example: int) -> dict[str, Any]:
-        """The arguments of one example."""
+        """The arguments of one example: copies, which a model may write to."""
         own = one_of(self.given.inputs, example, len(self.given))
-        return {name: value.clone() if _of_inference(value) else value for name, value in own.items()}
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
 
     def run(self, example: int, keep: Sequence[Site] | None = None) -> Run:
         """A run of one example, of which all is known or what is kept; `AnalyzerError` where the model does not take it."""
@@ -113,18 +120,38 @@ class Opening:
                 "difference from a baseline is known."
             )
         question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
-        bases = baselines_of(baseline, question.value, self._reader(place), lambda: self._padded(one, place))
-        question.check_rows(bases[:1])
-        return Asked(question, bases, own)
+        real = real_in(question.value, one)
+        bases = baselines_of(baseline, question.value, real, self._reader(place), lambda: self._padded(one, place))
+        try:
+            question.check_rows(bases[:1])
+        except NoNumbers as error:
+            raise AnalyzerError(f"{error}{self._uneven()}") from error
+        return Asked(question, bases, own, real)
+
+    def _uneven(self) -> str:
+        """The numbers of rows of the inputs, where they differ."""
+        rows = {name: len(one) for name, one in self.given.inputs.items() if isinstance(one, Tensor) and one.dim()}
+        told = ", ".join(f"{name} {many}" for name, many in rows.items())
+        return f" The inputs have different numbers of rows, {told}." if len(set(rows.values())) > 1 else ""
 
     def _reader(self, place: Site) -> Callable[[Any], Tensor]:
         def read(inputs: Any) -> Tensor:
             if isinstance(inputs, str) and self.tokenizer is None:
                 raise AnalyzerError(f"baseline={inputs!r}: expected {EXPECTED}")
             found = Opening(self.model, self.tokenizer, inputs)
-            return torch.cat([self._at(found.one(n), place) for n in range(len(found))])
+            values = [self._of_tokens(found.one(n), place) for n in range(len(found))]
+            if len({one.shape[1:] for one in values}) > 1:
+                sizes = ", ".join(str(list(one.shape[1:])) for one in values)
+                raise AnalyzerError(f"The values of the baselines have shapes {sizes}: expected one, that of the input.")
+            return torch.cat(values)
 
         return read
+
+    def _of_tokens(self, one: Mapping[str, Any], place: Site) -> Tensor:
+        """What stands at a place of other inputs, without their padding."""
+        value = self._at(one, place)
+        real = real_in(value, one).to(value.device)
+        return value if bool(real.all()) else value[:, real]
 
     def _at(self, one: Mapping[str, Any], place: Site) -> Tensor:
         value: Tensor = fmr.run(self.model, keep=[place], stop=True, **one)[place]
@@ -141,11 +168,17 @@ class Opening:
         return self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)
 
 
+def _check_tensors(inputs: Any) -> None:
+    """Raise for tensors that hold no numbers of examples."""
+    for name, one in leaves(inputs):
+        kind = "on meta, without numbers" if one.is_meta else f"{one.layout}" if one.layout != torch.strided else ""
+        kind = "of no dimension" if not kind and isinstance(inputs, Tensor) and not one.dim() else kind
+        if kind:
+            raise AnalyzerError(
+                f"The tensor {name or 'given'} is {kind}: expected a dense one of numbers, with examples in front."
+            )
+
+
 def _shape(value: Any) -> str:
     kind = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
     return f"{kind} {list(value.shape)}" if isinstance(value, Tensor) else kind
-
-
-def _of_inference(value: Any) -> bool:
-    """Whether a tensor was made in inference mode and is to be used outside it."""
-    return isinstance(value, Tensor) and value.is_inference() and not torch.is_inference_mode_enabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import comb
 from typing import Any
 
@@ -16,12 +17,28 @@ from fmr.errors import number_of, whole_number
 SIDE, MOST = 7, 256
 """How many cells a picture has along each side, and how many a value has at most where nothing is said."""
 
+PER_CELL, LEFT_OVER = 2, 1e-3
+"""How many drawn sets a cell needs at least for a standard error, and what share of a deviation a fit must leave."""
 
-def cells_of(given: Any, value: Tensor, kind: str) -> Tensor:
-    """Which cell each number of a value (1, ...) belongs to, from 0 on, in its shape.
+NONE = -1
+"""The cell of padding."""
 
-    Tokens are cells; a picture has as many along each side as are asked for; any other value a cell for each number.
+
+def cells_of(given: Any, value: Tensor, kind: str, real: Tensor) -> Tensor:
+    """Which cell each number of a value (1, ...) belongs to, from 0 on, in its shape; padding to none, which is -1.
+
+    Tokens are cells; a picture has as many along each side as are asked for; any other value a cell for each number. real:
+    the positions of a value of tokens that are no padding, (positions,).
     """
+    found = _cells(given, value, kind)
+    if bool(real.all()):
+        return found
+    here = real.to(value.device).view(1, -1, *[1] * (value.dim() - 2)).expand_as(value)
+    _, numbers = found[here].unique(return_inverse=True)
+    return torch.full_like(found, NONE).masked_scatter(here, numbers)
+
+
+def _cells(given: Any, value: Tensor, kind: str) -> Tensor:
     if isinstance(given, Tensor):
         if given.shape not in (value.shape, value.shape[1:]) or given.is_floating_point() or int(given.min()) != 0:
             raise AnalyzerError(
@@ -38,7 +55,7 @@ def cells_of(given: Any, value: Tensor, kind: str) -> Tensor:
         down, across = (torch.arange(n, device=value.device) * min(side, n) // n for n in value.shape[2:])
         found = down[:, None] * min(side, value.shape[3]) + across
     elif kind == "tokens":
-        found = torch.arange(value.shape[1], device=value.device)[:, None]
+        found = torch.arange(value.shape[1], device=value.device).view(-1, *[1] * (value.dim() - 2))
     else:
         found = torch.arange(value[0].numel(), device=value.device).view(value.shape[1:])
         if len(found.flatten()) > MOST:
@@ -50,18 +67,21 @@ def cells_of(given: Any, value: Tensor, kind: str) -> Tensor:
 
 
 def spread(weights: Tensor, cells: Tensor) -> Tensor:
-    """The number of each cell, divided equally among what lies in it."""
-    counts = torch.bincount(cells.flatten(), minlength=len(weights)).clamp(min=1)
-    return (weights / counts)[cells]
+    """The number of each cell, divided equally among what lies in it; 0 for what lies in none."""
+    counts = torch.bincount(cells[cells != NONE], minlength=len(weights)).clamp(min=1)
+    return torch.where(cells == NONE, 0.0, (weights / counts)[cells.clamp(min=0)])
 
 
 def occlusion(question: Question, base: Tensor, cells: Tensor, rows: int) -> Found:
     """How much of the target is lost where one cell is replaced (Zeiler and Fergus 2014)."""
     method = captum().FeatureAblation(question)
     with torch.no_grad():
-        found = method.attribute(question.value, baselines=base, feature_mask=cells, perturbations_per_eval=rows)
-    counts = torch.bincount(cells.flatten()).clamp(min=1)
-    return Found(found / counts[cells], number_of(len(counts), "cell"))
+        found = method.attribute(
+            question.value, baselines=base, feature_mask=cells.clamp(min=0), perturbations_per_eval=rows
+        )
+    counts = torch.bincount(cells[cells != NONE]).clamp(min=1)
+    values = torch.where(cells == NONE, 0.0, found / counts[cells.clamp(min=0)])
+    return Found(values, number_of(len(counts), "cell"))
 
 
 def lime(question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
@@ -70,7 +90,13 @@ def lime(question: Question, base: Tensor, cells: Tensor, samples: int, seed: in
     from captum._utils.models.linear_model import SkLearnLinearRegression
 
     return _fitted(
-        attr.Lime(question, interpretable_model=SkLearnLinearRegression()), question, base, cells, samples, seed, rows
+        attr.Lime(_of_cells(question, cells), interpretable_model=SkLearnLinearRegression()),
+        question,
+        base,
+        cells,
+        samples,
+        seed,
+        rows,
     )
 
 
@@ -84,8 +110,8 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
     many = _enough(cells, samples)
     if 2**many <= samples:
         weights = shapley(_of_sets(question, base, cells, many, rows))
-        return Found(spread(weights.to(question.value), cells), f"all {2**many} sets of {number_of(many, 'cell')}")
-    method, drawn_rows = captum().KernelShap(question), list[tuple[Tensor, ...]]()
+        return Found(spread(weights.to(cells.device), cells), f"all {2**many} sets of {number_of(many, 'cell')}")
+    method, drawn_rows = captum().KernelShap(_of_cells(question, cells)), list[tuple[Tensor, ...]]()
     model = method.interpretable_model
     fit = model.fit
 
@@ -94,16 +120,20 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
         return fit(data, **settings)
 
     model.fit = kept
-    found = _fitted(method, question, base, cells, samples, seed, rows)
-    off = float(standard_errors(*(torch.cat(part).double().cpu() for part in zip(*drawn_rows, strict=True))).mean())
-    return Found(found.values, f"{found.how}, of which each is off by {off:.2g} (standard error, their mean)")
+    how = _fitted(method, question, base, cells, samples, seed, rows).how
+    weights, errors = regression(*(torch.cat(part).double().cpu() for part in zip(*drawn_rows, strict=True)))
+    values = spread(weights.to(cells.device), cells)
+    if errors is None:
+        unknown = f"how far each of {many} cells is off is not known from {samples} samples. Take more, some times as many"
+        return Found(values, how, (unknown,))
+    return Found(values, f"{how}, of which each is off by {float(errors.mean()):.2g} (standard error, their mean)")
 
 
 def _of_sets(question: Question, base: Tensor, cells: Tensor, many: int, rows: int) -> Tensor:
     """The target with each set of cells at the input and the others at the baseline, by the number whose bits they are."""
     found = []
     for some in torch.arange(2**many, device=cells.device).split(rows):
-        there = (some.view(-1, *[1] * (cells.dim() - 1)) >> cells) & 1
+        there = (some.view(-1, *[1] * (cells.dim() - 1)) >> cells.clamp(min=0)) & 1
         with torch.no_grad():
             found.append(question(torch.where(there == 1, question.value, base)).double().cpu())
     return torch.cat(found)
@@ -124,22 +154,25 @@ def shapley(worth: Tensor) -> Tensor:
     return torch.stack(gains)
 
 
-def standard_errors(sets: Tensor, worth: Tensor, weights: Tensor) -> Tensor:
-    """The standard error of each weight of a regression of what drawn sets are worth, (cells,).
+def regression(sets: Tensor, worth: Tensor, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The weight of each cell in what drawn sets are worth, (cells,), and its standard error.
 
     sets: (sets, cells), 1 where a cell is there; worth, weights: by set. Rows of the largest weight, the whole and the empty
-    set, are held and not drawn. It holds for errors of any size by row (H. White, 1980).
+    set, are held and not drawn. Errors hold for deviations of any size by row, each of them taken for as much larger as the
+    fit has drawn it to itself (H. White, 1980; J. MacKinnon, H. White, 1985). They are None where rows are fewer than two
+    for each cell, or where cells or a row stand by themselves: deviations say nothing then.
     """
     sets, worth, weights = sets.reshape(len(sets), -1), worth.flatten(), weights.flatten()
     rows = torch.cat([torch.ones_like(sets[:, :1]), sets], 1)
     inverse = torch.linalg.pinv(rows.T @ (weights[:, None] * rows), hermitian=True)
-    off = worth - rows @ (inverse @ (rows.T @ (weights * worth)))
-    taken = (weights < weights.max()).double()
-    pulls = rows * (weights * off * taken)[:, None]
-    freedom = max(1.0, float(taken.sum()) - rows.shape[1] + 2)
-    spread_of: Tensor = (inverse @ (pulls.T @ pulls) @ inverse).diagonal()[1:].clamp(min=0)
-    errors: Tensor = (spread_of * float(taken.sum()) / freedom).sqrt()
-    return errors
+    found = inverse @ (rows.T @ (weights * worth))
+    drawn_ones = weights < weights.max()
+    own = (1 - weights * ((rows @ inverse) * rows).sum(1))[drawn_ones]
+    determined = int(torch.linalg.matrix_rank(rows)) == rows.shape[1]
+    if not determined or len(own) < PER_CELL * sets.shape[1] or float(own.min()) < LEFT_OVER:
+        return found[1:], None
+    pulls = rows[drawn_ones] * (weights * (worth - rows @ found))[drawn_ones][:, None] / own.sqrt()[:, None]
+    return found[1:], (inverse @ (pulls.T @ pulls) @ inverse).diagonal()[1:].clamp(min=0).sqrt()
 
 
 def _enough(cells: Tensor, samples: int) -> int:
@@ -154,16 +187,32 @@ def _enough(cells: Tensor, samples: int) -> int:
     return many
 
 
+def _real_kind(value: Tensor) -> torch.dtype:
+    """The kind of number that attributions to a value are: its own, unless it is of whole numbers."""
+    return value.dtype if value.is_floating_point() else torch.get_default_dtype()
+
+
+def _of_cells(question: Question, cells: Tensor) -> Callable[[Tensor], Tensor]:
+    """The target of the numbers that lie in cells, (rows, numbers); padding stays as it is."""
+    here = cells != NONE
+
+    def asked(rows: Tensor) -> Tensor:
+        value = question.value.expand(len(rows), *cells.shape[1:])
+        return question(value.masked_scatter(here.expand_as(value), rows))
+
+    return asked
+
+
 def _fitted(method: Any, question: Question, base: Tensor, cells: Tensor, samples: int, seed: int, rows: int) -> Found:
-    many = _enough(cells, samples)
+    many, here = _enough(cells, samples), cells != NONE
     with torch.no_grad(), drawn(seed, question.value.device):
         found = method.attribute(
-            question.value,
-            baselines=base,
-            feature_mask=cells,
+            question.value[here][None],
+            baselines=base[here][None],
+            feature_mask=cells[here][None],
             n_samples=samples,
             perturbations_per_eval=rows,
             return_input_shape=False,
         )
-    weights = found.reshape(-1).to(question.value)
+    weights = found.reshape(-1).to(cells.device, _real_kind(question.value))
     return Found(spread(weights, cells), f"{number_of(samples, 'sample')} of {number_of(many, 'cell')}")

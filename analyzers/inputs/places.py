@@ -18,7 +18,7 @@ from fmr.interventions.roles import sites_by_role
 from fmr.nodes import Key, id_of
 from fmr.runs.run import Run
 
-_ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[\d+\]\.\S+|embedding|final_norm|unembedding)$")
+_ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[-?\d+\]\.\S+|embedding|final_norm|unembedding)$")
 
 
 def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: Callable[[], Run]) -> Site:
@@ -52,26 +52,33 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: C
 
 
 def kind_of(value: Tensor, inputs: Mapping[str, Any]) -> str:
-    """Whether a value (1, ...) is a picture, or made of one; tokens; or plain numbers."""
+    """Whether a value (1, ...) is a picture, or made of one; tokens, or their ids; or plain numbers."""
     if value.dim() == 4 and any(isinstance(one, Tensor) and _is_picture(one) for one in inputs.values()):
         return "image"
-    return "tokens" if value.dim() == 3 else "values"
+    ids = inputs.get("input_ids")
+    are_ids = isinstance(ids, Tensor) and not value.is_floating_point() and value.shape == ids.shape and value.dim() == 2
+    return "tokens" if value.dim() == 3 or are_ids else "values"
 
 
 def _is_picture(value: Tensor) -> bool:
-    return value.is_floating_point() and value.dim() == 4
+    return value.dim() == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
-def real_of(given: Prompts, values: Tensor, kind: str) -> tuple[tuple[tuple[str, ...], ...], Tensor]:
-    """The tokens of each example, and at which positions they stand, (examples, positions); nothing for other kinds."""
-    if kind != "tokens":
-        return (), torch.ones(len(values), 0, dtype=torch.bool)
-    ids, mask = given.inputs.get("input_ids"), given.inputs.get("attention_mask")
-    if isinstance(ids, Tensor) and ids.shape == values.shape[:2] and len(given.tokens[0]) <= ids.shape[1]:
-        by_token = isinstance(mask, Tensor) and mask.shape == ids.shape
-        return given.tokens, real_tokens(mask if by_token else None, *ids.shape)
-    columns = values.shape[1]
-    return tuple(tuple(map(str, range(columns))) for _ in values), torch.ones(len(values), columns, dtype=torch.bool)
+def real_in(value: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """At which positions of a value (1, ...) tokens stand and no padding, (positions,); none where it is not of tokens."""
+    if kind_of(value, inputs) != "tokens":
+        return torch.ones(0, dtype=torch.bool)
+    mask = inputs.get("attention_mask")
+    by_token = isinstance(mask, Tensor) and mask.shape == value.shape[:2]
+    return real_tokens(mask if by_token else None, *value.shape[:2])[0]
+
+
+def tokens_of(given: Prompts, real: Tensor) -> tuple[tuple[str, ...], ...]:
+    """The tokens of each example, which stand at `real` (examples, positions), as text; else the numbers of these."""
+    ids = given.inputs.get("input_ids")
+    if isinstance(ids, Tensor) and ids.shape == real.shape and list(given.lengths) == real.sum(1).tolist():
+        return given.tokens
+    return tuple(tuple(map(str, row.nonzero()[:, 0].tolist())) for row in real)
 
 
 def images_of(given: Prompts) -> Tensor | None:

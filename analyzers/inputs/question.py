@@ -21,7 +21,8 @@ SLACK = 1e-4
 class Question:
     """What a target is when other values stand at a place, row by row; the model is run and nothing is left on it.
 
-    `value` is what stands there, (1, ...); `why` says why rows are run one by one, and is empty where they go together.
+    `value` is what stands there, (1, ...); `why` says why rows are run one by one, and is empty where they go together;
+    `changed` is the buffer of a model that gives other numbers as it is run again.
     """
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Any], place: Site, target: Target, value: Tensor) -> None:
@@ -29,12 +30,13 @@ class Question:
         self.alone = value.dim() == 0 or len(value) != 1
         self.value = value.detach()[None] if self.alone else value.detach()
         self.why = "the value has no axis of examples" if self.alone else ""
+        self.changed = ""
         self.runs = 0
 
     def __call__(self, values: Tensor) -> Tensor:
         """The target of each row of values, (rows,), with its history where gradients are on."""
         if self.why:
-            return torch.cat([self._together(row[None]) for row in values])
+            return self._apart(values)
         return self._together(values)
 
     @property
@@ -45,10 +47,10 @@ class Question:
 
     def run(self, values: Tensor, keep: Any = (), grad: bool = False) -> Run:
         """A run with a row of the model's inputs for each row of values, which stand at the place."""
-        rows, given = len(values), values[0] if self.alone else values
+        rows, given = len(values), (values[0] if self.alone else values).to(self.value.dtype)
         self.runs += rows
         inputs = {name: repeated(one, rows) for name, one in self.inputs.items()}
-        return fmr.run(self.model, keep=keep, grad=grad, edits={self.place: lambda value, context: given}, **inputs)
+        return fmr.run(self.model, keep=keep, grad=grad, edits={self.place: lambda value, context: given.clone()}, **inputs)
 
     def _together(self, values: Tensor) -> Tensor:
         grad = torch.is_grad_enabled()
@@ -58,25 +60,34 @@ class Question:
         """See whether rows stay apart: the value and another one, together and each by itself."""
         both = torch.cat([self.value, other])
         with torch.no_grad():
-            own = torch.cat([self._together(row[None]) for row in both])
+            own = self._apart(both)
             for end, number in zip(("input", "baseline"), own, strict=False):
                 if not bool(torch.isfinite(number)):
                     raise AnalyzerError(
                         f"{self.target.words} is {float(number)} at the {end}: expected a finite number, which attributions "
                         "could sum to."
                     )
+            self.why = self.why or self._why_apart(both, own)
             if self.why:
-                return
-            try:
-                found = self._together(both)
-            except OneNumber:
-                self.why = "the target gives one number for several rows, as if their sum or mean were asked for"
-                return
-            except Exception as error:
-                self.why = f"the model does not take several rows ({str(error).splitlines()[0][:80]})"
-                return
-        if not torch.allclose(found, own, rtol=SLACK, atol=SLACK * float(own.abs().max())):
-            self.why = "rows of the model are not independent"
+                versions = _versions(self.model)
+                if not _are_close(self._apart(both), own):
+                    self.why = "the same input gives other numbers when it is run again, and attributions are off by as much"
+                    changed = (name for name, one in _versions(self.model).items() if versions.get(name) != one)
+                    self.changed = next(changed, "")
+
+    def _apart(self, values: Tensor) -> Tensor:
+        """The target of each row by itself."""
+        return torch.cat([self._together(row[None]) for row in values])
+
+    def _why_apart(self, both: Tensor, own: Tensor) -> str:
+        """Why rows are run one by one, which by themselves give these numbers; nothing where they go together."""
+        try:
+            found = self._together(both)
+        except OneNumber:
+            return "the target gives one number for several rows, as if their sum or mean were asked for"
+        except Exception as error:
+            return f"the model does not take several rows ({str(error).splitlines()[0][:80]})"
+        return "" if _are_close(found, own) else "rows of the model are not independent"
 
     def check_gradient(self) -> Tensor:
         """The gradient of the target at the value; `AnalyzerError` where there is none."""
@@ -90,6 +101,12 @@ class Question:
             raise AnalyzerError(
                 f"The weights of {type(self.model).__name__} were made in inference mode, where torch takes no gradient. "
                 "Expected a model that was made outside of it; method='deeplift' and 'occlusion' need none."
+            )
+        if self.changed:
+            raise AnalyzerError(
+                f"{type(self.model).__name__} changes its buffer {self.changed!r} as it runs, and gives other numbers for "
+                "the same input then, so that no gradient is that of one function. Expected a model that keeps no count in "
+                "eval mode, or method='occlusion'."
             )
         with torch.enable_grad():
             values = self.value.clone().requires_grad_()
@@ -109,10 +126,20 @@ class Question:
         return gradient
 
 
+def _are_close(found: Tensor, own: Tensor) -> bool:
+    return torch.allclose(found, own, rtol=SLACK, atol=SLACK * float(own.abs().max()))
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Each buffer of a model, and how often it was written to."""
+    return {name: (id(one), 0 if one.is_inference() else one._version) for name, one in model.named_buffers()}
+
+
 def repeated(value: Any, rows: int) -> Any:
-    """An argument of one example for several rows."""
-    counts = isinstance(value, Tensor) and value.dim() and len(value) == 1
-    return value.expand(rows, *value.shape[1:]) if counts else value
+    """An argument of one example for several rows: a copy, which a model may write to."""
+    if not isinstance(value, Tensor):
+        return value
+    return (value.expand(rows, *value.shape[1:]) if value.dim() and len(value) == 1 else value).clone()
 
 
 def one_of(inputs: Mapping[str, Any], example: int, examples: int) -> dict[str, Any]:

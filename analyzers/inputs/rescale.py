@@ -66,10 +66,12 @@ class TwoRuns:
         self.passed: list[Node] = []
         self.notes: list[str] = []
         self.blocked: list[str] = []
-        if at.graph.fingerprint != base.graph.fingerprint:
+        parting = _parting(at.graph, base.graph)
+        if parting or at.graph.fingerprint != base.graph.fingerprint:
             raise AnalyzerError(
-                "The model computes the baseline by other operations than the input: its Python goes by values. Expected a "
-                "baseline that takes the same path, or method='ig'."
+                "The model computes the baseline by other operations than the input: its Python goes by values, as where "
+                f"tokens are sent to experts{parting}. Expected a baseline that takes the same path, "
+                "or method='ig'."
             )
         self._known: dict[TensorId, Pair] = {}
         self._starts: frozenset[TensorId] = frozenset()
@@ -224,10 +226,19 @@ class TwoRuns:
         node = call.node
         if node.op == OPAQUE or draws(node):
             why = "drew random numbers" if draws(node) else "was made by code that torch does not show"
-            raise AnalyzerError(f"{node.id} {why}, so that nothing can be followed back through it. Take method='ig'.")
+            remedy = "Expected a model that draws none in eval mode" if draws(node) else "Take method='ig'"
+            raise AnalyzerError(f"{node.id} {why}, so that nothing can be followed back through it. {remedy}.")
         for name in dict.fromkeys(parent.id for parent in node.parents if parent.id in self._reached):
             if name not in call.live and not torch.equal(self.pair(name).at, self.pair(name).base):
                 self.notes.append(f"{node.id}: {name} differs between input and baseline and has no derivative")
+
+
+def _parting(at: Graph, base: Graph) -> str:
+    """Where two graphs begin to differ, in words."""
+    for one, other in zip(at.nodes, base.nodes, strict=False):
+        if (one.id, one.op, one.shape) != (other.id, other.op, other.shape):
+            return f"; first {one.id} ({one.op} {list(one.shape)}), and {other.id} ({other.op} {list(other.shape)}) there"
+    return ""
 
 
 def _has_slope(value: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from analyzers.numbers.embed import Floats
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, check_counts
 from analyzers.results import Stored
 from fmr.errors import number_of, whole_number
 
@@ -72,6 +72,8 @@ class Attribution(Stored):
         scored by "eap", it is what attribution patching says of the node. An answer goes through one node after the other,
         so that the scores do not add up to it.
         """
+        if not hasattr(circuit, "nodes") or not hasattr(circuit, "faithfulness"):
+            raise AnalyzerError(f"circuit is a {type(circuit).__name__}: expected a Circuit.")
         names = [name for name in circuit.nodes if name != "logits"]
         found = torch.zeros(1, len(names), dtype=torch.double)
         for edge in circuit.edges:
@@ -130,12 +132,17 @@ class Attribution(Stored):
     def of_tokens(self, example: int = 0) -> tuple[tuple[str, ...], Floats]:
         """The tokens of an example with their scores."""
         self._check(example)
+        if self.kind not in ("tokens", "nodes"):
+            raise AnalyzerError(
+                f"An attribution to {self.kind} has no tokens: its numbers are scores[{example}], or table()."
+            )
         found: Floats = self.scores[example][self.real[example]].double().numpy()
         return self.tokens[example], found
 
     def strongest(self, many: int = 5, example: int = 0) -> list[str]:
         """The tokens, pixels or values with the largest scores of an example, whatever their sign."""
         names, scores = self._named(example)
+        check_counts(0, many=many)
         order = scores.abs().argsort(descending=True, stable=True)[:many]
         return [names[int(place)] for place in order]
 
@@ -160,9 +167,11 @@ class Attribution(Stored):
         ax: where to draw one example; None makes a figure of all, or of the one that is asked for. Red speaks for the
         target, blue against it, on one scale for each example.
         """
+        from analyzers.inputs.lines import check_axes
         from analyzers.inputs.pictures import draw
         from fmr.pictures.heatmap import returned
 
+        check_axes(ax)
         if example is not None:
             self._check(example)
         return returned(draw(self, ax, example)) if ax is None else draw(self, ax, example)

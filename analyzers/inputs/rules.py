@@ -39,7 +39,7 @@ QUADRATIC = (MOVES - {"nan_to_num"}) | CONVOLUTIONS | MEANS | frozenset(
 ELEMENTWISE = frozenset(
     """abs acos asin atan ceil celu clamp clamp_max clamp_min cos cosh elu erf erfc erfinv exp exp2 expm1 floor gelu
     hardshrink hardsigmoid hardswish hardtanh heaviside leaky_relu lgamma log log10 log1p log2 log_sigmoid logit
-    logsigmoid mish nan_to_num pow prelu reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh softplus
+    logsigmoid mish nan_to_num pow prelu reciprocal relu relu6 round rrelu rsqrt selu sigmoid sign silu sin sinh softplus
     softshrink softsign sqrt tan tanh tanhshrink threshold trunc""".split()
 )
 """Operations on single numbers: shared by the secant."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from analyzers.causal.metrics import in_tokens
 from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError
 from fmr.edits.places import parts
-from fmr.errors import number_of, whole_number
+from fmr.errors import EditError, number_of, whole_number
 from fmr.ids import Site
 from fmr.nests import leaves
 from fmr.nodes import id_of
@@ -21,6 +22,10 @@ from fmr.runs.run import Run
 from fmr.sweeps.metrics import READY, LogProb, logits_of, measured, placed
 
 EXPECTED = "a class or a token id, a word, a pair of these for their difference, a site, or a function of the output"
+
+
+class NoNumbers(AnalyzerError):
+    """A target gave something else than one number for each example."""
 
 
 class OneNumber(AnalyzerError):
@@ -51,7 +56,10 @@ class Target:
 
 def one_each(found: Any, rows: int) -> Tensor:
     """What a target is in some rows, (rows,); `AnalyzerError` for anything but one number a row."""
-    given: Tensor = measured(lambda _: found, None, rows)
+    try:
+        given: Tensor = measured(lambda _: found, None, rows)
+    except EditError as error:
+        raise NoNumbers(str(error).replace("The metric", "The target")) from error
     if given.numel() != rows:
         raise OneNumber(
             f"The target gave one number for {number_of(rows, 'row')}: expected one for each, as output.logits[:, -1, 3]."
@@ -78,6 +86,7 @@ def target_of(given: Any, run: Run, prompts: Prompts, example: int, tokenizer: A
 
     given: one for all examples, or a list with one for each; None for what the model itself puts first.
     """
+    given = torch.as_tensor(given) if isinstance(given, np.ndarray) and given.dtype.kind in "iu" else given
     if isinstance(given, list | Tensor) and not (isinstance(given, Tensor) and not given.dim()):
         if len(given) != len(prompts):
             raise AnalyzerError(

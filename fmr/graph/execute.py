@@ -49,7 +49,7 @@ def execute(node: Node, tensors: Mapping[Any, Tensor]) -> Tensor:
 
 _ALWAYS_DRAW = frozenset(
     """bernoulli binomial cauchy exponential gumbel_softmax geometric log_normal multinomial normal poisson rand rand_like
-    randint randint_like randn randn_like random randperm rrelu uniform standard_gamma sample_dirichlet
+    randint randint_like randn randn_like random randperm uniform standard_gamma sample_dirichlet
     fractional_max_pool2d fractional_max_pool3d""".split()
 )
 _MASKS = {
@@ -69,6 +69,8 @@ def draws(node: Node) -> bool:
     if node.op in _MASKS:
         training = node.argument("training", 2, node.argument("train", 2, True))
         return bool(training) and node.argument("p", 1, 0.5) > 0
+    if node.op == "rrelu":
+        return bool(node.argument("training", 3, False))
     if node.op == "scaled_dot_product_attention":
         return bool(node.argument("dropout_p", 4, 0.0) > 0)
     if node.op == "multi_head_attention_forward":

@@ -320,3 +320,87 @@ def test_gradients_that_are_off_outside_are_on_inside(method: str) -> None:
     with torch.inference_mode():
         found = InputAttribution(model).run(x * 1, 1, method, cells=torch.arange(24).view(4, 6))
     assert torch.allclose(found.values, expected, atol=1e-6)
+
+
+# ---- a user's own tensors, and models that keep a state
+
+
+class InPlace(nn.Module):
+    """A model that writes to what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.mul_(2)).tanh()
+        return out
+
+
+@pytest.mark.parametrize("method", ["ig", "deeplift", "occlusion", "kernel-shap", "saliency", "gradient-shap"])
+def test_a_model_that_writes_to_its_input_leaves_the_users(method: str) -> None:
+    model, x, base = InPlace().eval(), numbers(3, 6), numbers(1, 6, seed=4)
+    given, before = x.clone(), base.clone()
+    found = InputAttribution(model).run(given, 1, method, baseline=base)
+    assert torch.equal(given, x)
+    assert torch.equal(base, before)
+    plain = made(lambda y: model.layer(y * 2).tanh())
+    assert torch.allclose(found.values, InputAttribution(plain).run(x, 1, method, baseline=base).values, atol=1e-6)
+    InputAttribution(model).curves(given, 1, "deeplift", draws=2)
+    assert torch.equal(given, x)
+    sane = InputAttribution(model).sanity(given, 1, method, stages=1, baseline=base)
+    assert torch.equal(given, x)
+    assert sane.outputs[0] == pytest.approx(float(found.output[0]))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_gradients_at_drawn_points_of_half_precision(kind: torch.dtype) -> None:
+    model, x = nn.Linear(6, 2).to(kind).eval(), numbers(2, 6).to(kind)
+    found = InputAttribution(model).run(x, 1, "gradient-shap")
+    assert torch.allclose(found.values, (x * model.weight[1]).detach().float(), atol=0.02)
+
+
+def test_sanity_in_inference_mode() -> None:
+    model, x = gated(), numbers(1, 4, 6)
+    expected = InputAttribution(model).sanity(x, 1, "ig", stages=2, steps=8)
+    with torch.inference_mode():
+        found = InputAttribution(model).sanity(x * 1, 1, "ig", stages=2, steps=8)
+        curves = InputAttribution(model).curves(x * 1, 1, "ig", draws=2, steps=8)
+    assert np.allclose(found.signed, expected.signed)
+    assert curves.cells == 4
+    assert not any(one.is_inference() for one in model.parameters())
+
+
+class Counting(nn.Module):
+    """A model that counts how often it was run, and gives more each time or not."""
+
+    def __init__(self, used: bool) -> None:
+        super().__init__()
+        self.layer, self.used = nn.Linear(5, 2), used
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        out: Tensor = self.layer(x) * (self.count if self.used else 1)
+        return out
+
+
+AGAIN = (
+    "rows were run one by one: the same input gives other numbers when it is run again, and attributions are off by as much"
+)
+
+
+def test_a_state_that_changes_the_answer_is_told() -> None:
+    with pytest.raises(fmr.FmrError, match="Counting changes its buffer 'count' as it runs, and gives other numbers"):
+        InputAttribution(Counting(True).eval()).run(numbers(2, 5), 1, "ig")
+    assert InputAttribution(Counting(True).eval()).run(numbers(2, 5), 1, "occlusion").notes == (AGAIN,)
+    quiet = InputAttribution(Counting(False).eval()).run(numbers(2, 5), 1, "ig")
+    assert quiet.complete
+    assert quiet.notes == ()
+
+
+def test_noise_is_told_as_what_it_is() -> None:
+    noisy = made(lambda x: nn.functional.dropout(x, 0.5, True).sum(1, keepdim=True))
+    for method in ("ig", "occlusion"):
+        assert InputAttribution(noisy).run(numbers(1, 60), 0, method, cells=torch.arange(60) // 9).notes[0] == AGAIN

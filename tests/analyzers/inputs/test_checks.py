@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fmr
 from analyzers import Attribution, Curves, InputAttribution, Sanity
 from analyzers.inputs import attribution
+from analyzers.inputs.curves import as_value
 from analyzers.inputs.randomised import layers_from_the_top, randomised
 from analyzers.inputs.rollout import rollout
 from analyzers.inputs.sanity import rank_correlation
@@ -175,6 +176,28 @@ def test_a_wrong_order_is_worse_than_random() -> None:
     asking = InputAttribution(model)
     assert asking.curves(x, lambda output: output[:, 0], wrong).better[0] < 0.1
     assert asking.curves(x, lambda output: output[:, 0], right).better[0] > 0.8
+
+
+def test_a_target_below_its_baseline_is_taken_down_by_what_lowers_it() -> None:
+    model = made(lambda x: x.sum(1, keepdim=True))
+    x = torch.tensor([[4.0, 1.0, 3.0, 2.0], [-4.0, -1.0, -3.0, -2.0], [-6.0, 3.0, -2.0, 1.0]])
+    found = InputAttribution(model).curves(x, 0, "deeplift", draws=50)
+    assert np.allclose(found.deletion[:2], [[1, 0.6, 0.3, 0.1, 0]] * 2)
+    assert np.allclose(found.insertion[2], [0, 1.5, 2, 1.75, 1])
+    assert np.allclose(found.better, found.better[0], atol=0.1)
+    assert found.better.min() > 0.9
+
+
+def test_curves_of_a_rollout_take_tokens_and_patches_away(loaded: tuple[nn.Module, Any]) -> None:
+    model, tokenizer = loaded
+    asking = InputAttribution(model, tokenizer)
+    found = asking.run(TEXT, "Brigost", "rollout")
+    by_name, given = (asking.curves(TEXT, "Brigost", one, draws=4) for one in ("rollout", found))
+    assert np.array_equal(by_name.deletion, given.deletion)
+    assert by_name.cells == 6
+    on_patches = as_value(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(1, 3, 4, 4))
+    assert on_patches is not None
+    assert on_patches[1, 1:3, 1:3].tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 # ---- results

@@ -3,16 +3,33 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers import AnalyzerError, InputAttribution
+from analyzers import AnalyzerError, Attribution, InputAttribution
 from tests.analyzers.inputs.models import Additive, Words, gated, made, numbers, reused
 
 X, PICTURE = numbers(2, 4, 6), numbers(1, 3, 8, 8)
 IDS = {"input_ids": torch.tensor([[3, 5, 1]])}
+
+
+class Two(nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        out: Tensor = self.layer(left) + right
+        return out
+
+
+def values() -> Any:
+    return asking(nn.Linear(5, 3).eval()).run(numbers(3, 5), 1, "deeplift")
 
 
 def asking(model: nn.Module | None = None) -> InputAttribution:
@@ -31,7 +48,35 @@ def asking(model: nn.Module | None = None) -> InputAttribution:
         (lambda: asking().run(X, [0, 1, 2]), "target has 3 entries for 2 examples: expected one for all of them, or a list"),
         (lambda: asking().run(X, {"class": 1}), "is no class"),
         (lambda: asking().run(X, fmr.sweeps.logit_diff), "metric is logit_diff itself, not what it returns"),
-        (lambda: asking().run(X, lambda output: output), r"The metric returned shape \(1, 3\), expected one number"),
+        (lambda: asking().run(X, lambda output: output), r"The target returned shape \(1, 3\), expected one number"),
+        (lambda: asking().run(X, lambda output: "a"), "The target returned str, expected one number or one for each"),
+        (lambda: asking().run(torch.tensor(1.0), 1), "The tensor given is of no dimension: expected a dense one"),
+        (lambda: asking().run(X.to("meta"), 1), "The tensor given is on meta, without numbers: expected a dense one"),
+        (lambda: asking().run({"x": X.to_sparse()}, 1), r"The tensor x is torch.sparse_coo: expected a dense one"),
+        (
+            lambda: asking(Two().eval()).run({"left": numbers(3, 4), "right": numbers(2, 2)}, 1),
+            r"The target returned shape \(2,\).* The inputs have different numbers of rows, left 3, right 2",
+        ),
+        (lambda: values().strongest("a"), "many='a': expected a whole number from 0 on"),
+        (lambda: values().strongest(1.5), r"many=1\.5: expected a whole number from 0 on"),
+        (lambda: values().strongest(-1), "many=-1: expected a whole number from 0 on"),
+        (lambda: values().of_tokens(), r"An attribution to values has no tokens: its numbers are scores\[0\], or table\(\)"),
+        (lambda: values().plot("x"), "ax is a str: expected axes of matplotlib, or None"),
+        (lambda: asking().sanity(X, 1, "deeplift", stages=1).plot("x"), "ax is a str: expected axes of matplotlib"),
+        (lambda: asking().curves(X, 1, "deeplift", draws=1).plot("x"), "ax is a str: expected axes of matplotlib"),
+        (lambda: Attribution.of_circuit(3), "circuit is a int: expected a Circuit"),
+        (lambda: asking().sanity(X, 1, bogus=3), "There is no setting bogus: expected some of steps, most, within"),
+        (lambda: asking().curves(X, 1, bogus=3), "There is no setting bogus"),
+        (lambda: asking().sanity(X, 1, asking().run(X, 1, "deeplift")), "method=a Attribution: expected one of 'ig'"),
+        (lambda: asking().run(X, 1, at="layers[-1].resid_post"), r"fmr.locate found no layers\[-1\].resid_post in Gated"),
+        (
+            lambda: asking().curves(X, 2, asking().run(X, 1, "deeplift")),
+            "method is an attribution of class 1, and the target of example 0 is class 2. Expected the same: target=",
+        ),
+        (
+            lambda: asking().curves(X, 1, asking().run(X, 1, "deeplift", at="up"), at="gate"),
+            r"method is an attribution to Site\('up'\), and the place is Site\('gate'\)",
+        ),
         (lambda: asking().run(X, 1, "gradcam"), "method='gradcam': expected one of 'ig'.* 'rollout'"),
         (lambda: asking().run(X, 1, steps=0), "steps=0: expected a whole number from 1 on"),
         (lambda: asking().run(X, 1, within=0), "within=0: expected the share that a sum may be off"),
@@ -136,6 +181,35 @@ def test_a_baseline_on_another_path_is_refused() -> None:
     model = made(lambda x: x.relu() if x.sum() > 0 else x.tanh())
     with pytest.raises(AnalyzerError, match="computes the baseline by other operations than the input: its Python goes by"):
         InputAttribution(model).run(numbers(1, 3).abs(), 0, "deeplift")
+
+
+def test_where_tokens_go_to_other_experts_is_told() -> None:
+    def routed(x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        first = (x[0, :, 0] > 0).nonzero()[:, 0]
+        return out.index_add(1, first, x[:, first] * 2).sum((1, 2))[:, None]
+
+    x, base = numbers(1, 4, 6), numbers(1, 4, 6)
+    x[0, :, 0], base[0, :, 0] = torch.tensor([1.0, -1, 1, 1]), torch.tensor([1.0, -1, -1, -1])
+    told = r"as where tokens are sent to experts; first \S+ \(\w+ \[3.*\]\), and \S+ \(\w+ \[1.*\]\) there"
+    with pytest.raises(AnalyzerError, match=told):
+        InputAttribution(made(routed)).run(x, 0, "deeplift", baseline=base)
+
+
+@pytest.mark.parametrize("method", ["deeplift", "deeplift-reveal-cancel", "ig"])
+def test_a_leaky_relu_that_draws_in_train_mode_alone_is_followed(method: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.RReLU(), nn.Linear(4, 2)).eval()
+    plain = nn.Sequential(model[0], nn.LeakyReLU((1 / 8 + 1 / 3) / 2), model[2]).eval()
+    found, expected = (InputAttribution(one).run(numbers(2, 5), 1, method) for one in (model, plain))
+    assert found.complete
+    assert found.notes == ()
+    assert torch.allclose(found.values, expected.values, atol=1e-6)
+
+
+def test_targets_of_an_array_are_taken() -> None:
+    model, x = nn.Linear(5, 3).eval(), numbers(3, 5)
+    found = InputAttribution(model).run(x, np.array([0, 1, 2]), "deeplift")
+    assert torch.equal(found.values, InputAttribution(model).run(x, [0, 1, 2], "deeplift").values)
 
 
 def test_what_draws_or_hides_is_refused() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analyzers import AnalyzerError, InputAttribution
-from analyzers.inputs.perturbed import shapley, standard_errors
-from tests.analyzers.inputs.models import gated, made, numbers
+from analyzers.inputs.perturbed import regression, shapley
+from tests.analyzers.inputs.models import Additive, gated, made, numbers
 from tests.small import Fn
 
 X, LINEAR = numbers(2, 6), nn.Linear(6, 3).eval()
@@ -47,8 +47,74 @@ def test_a_regression_that_fits_has_no_standard_error() -> None:
     sets = torch.cat([torch.ones(1, 3), torch.zeros(1, 3), (numbers(30, 3) > 0).float()]).double()
     weights = torch.tensor([1e6, 1e6, *[1.0] * 30]).double()
     worth = sets @ torch.tensor([1.0, -2.0, 0.5]).double() + 2
-    assert float(standard_errors(sets, worth, weights).max()) < 1e-6
-    assert float(standard_errors(sets, worth + numbers(32, seed=1).double(), weights).min()) > 0.05
+    found, errors = regression(sets, worth, weights)
+    assert torch.allclose(found, torch.tensor([1.0, -2.0, 0.5]).double(), atol=1e-6)
+    assert errors is not None
+    assert float(errors.max()) < 1e-6
+    _, errors = regression(sets, worth + numbers(32, seed=1).double(), weights)
+    assert errors is not None
+    assert float(errors.min()) > 0.05
+    assert regression(sets[:7], worth[:7], weights[:7])[1] is None  # fewer than two for each
+    same = torch.cat([sets[:2], sets[2:3].expand(30, -1)])
+    assert regression(same, same @ found + 2, weights)[1] is None  # cells that are never apart
+
+
+@pytest.mark.parametrize("bent", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("samples", [26, 48, 200])
+def test_the_standard_error_is_real_also_where_a_model_nearly_adds_up(bent: float, samples: int) -> None:
+    weigh, pairs = numbers(12), numbers(12, 12, seed=1)
+    asking = InputAttribution(made(lambda x: (x * weigh + bent * (x @ pairs) * x / 12).sum(1, keepdim=True)))
+    x = numbers(1, 12, seed=2)
+    exact = x * weigh + bent * (x * (x @ pairs) + x * (x @ pairs.T)) / 24
+    found = [asking.run(x, 0, "kernel-shap", samples=samples, seed=seed) for seed in range(10)]
+    off = torch.stack([one.values - exact for one in found]).square().mean().sqrt()
+    told = np.mean([float(one.how.split("off by ")[1].split()[0]) for one in found])
+    assert 0.6 * float(off) - 1e-6 < told < 1.5 * float(off) + 1e-6
+
+
+@pytest.mark.parametrize(("many", "samples"), [(40, 41), (40, 60), (16, 20)])
+def test_of_too_few_samples_no_standard_error_is_told(many: int, samples: int) -> None:
+    found = InputAttribution(nn.Linear(many, 2).eval()).run(numbers(1, many), 1, "kernel-shap", samples=samples)
+    assert "off by" not in found.how
+    assert found.notes == (
+        f"how far each of {many} cells is off is not known from {samples} samples. Take more, some times as many",
+    )
+
+
+# ---- places of whole numbers
+
+
+@pytest.mark.parametrize("method", ["occlusion", "kernel-shap", "lime"])
+def test_whole_numbers_are_attributed_in_fractions(method: str) -> None:
+    model, ids = Additive().eval(), torch.tensor([[3, 5, 1]])
+    table = model.table.weight.detach()
+    found = InputAttribution(model).run(ids, 1, method, at="input:input_ids", baseline=7)
+    assert torch.allclose(found.values, table[ids, 1] - table[7, 1], atol=1e-4)
+    assert found.strongest(1) == [str(int(ids[0, found.values[0].abs().argmax()]))]
+    picture = (numbers(1, 3, 8, 8) * 40).clamp(0, 255).to(torch.uint8)
+    weigh = numbers(3, 8, 8, seed=1)
+    bright = Fn(lambda self, x: (x.float() * weigh).sum((1, 2, 3))[:, None]).eval()
+    seen = InputAttribution(bright).run({"x": picture}, 0, method, at="input:x", cells=2)
+    assert seen.kind == "image"
+    expected = torch.nn.functional.avg_pool2d((picture[0] * weigh).sum(0, keepdim=True), 4)[0]
+    got = torch.nn.functional.avg_pool2d(seen.scores, 4)[0]
+    assert torch.allclose(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "told"),
+    [
+        ("mean", "baseline='mean' of int64: expected floating-point numbers, which have a mean"),
+        (0.5, "The baseline holds float64, and the value int64: expected numbers of its kind"),
+        (1j, "The baseline holds complex128, and the value int64"),
+    ],
+)
+def test_baselines_that_whole_numbers_cannot_hold_are_refused(baseline: Any, told: str) -> None:
+    asking, ids = InputAttribution(Additive().eval()), torch.tensor([[3, 5, 1]])
+    with pytest.raises(AnalyzerError, match=told):
+        asking.run(ids, 1, "occlusion", at="input:input_ids", baseline=baseline)
+    with pytest.raises(AnalyzerError, match="The baseline holds complex128, and the value float32"):
+        InputAttribution(LINEAR).run(X, 1, baseline=1j)
 
 
 # ---- what is nothing, and what has no derivative
