@@ -137,6 +137,14 @@ class Queries:
         return self.size > 1 or self._sum_places
 
     @property
+    def are_of_units(self) -> bool:
+        """Whether they are told apart by units of one position, as heads are; not by weights that each position has alone."""
+        found = projection(self.graph, self.made) if self.made is not None else None
+        if found is not None and of_projection(self.graph, found).batch:
+            return False
+        return all(self.varying.intersection(dims) for dims in (self.free, self.contracted))
+
+    @property
     def _sum_places(self) -> bool:
         """Whether what a score sums over is a dimension that what the queries were split from has beside its units."""
         if self.made is None:
