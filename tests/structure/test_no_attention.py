@@ -12,7 +12,7 @@ from fmr.errors import StructureError
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
 from tests.structure import experts
-from tests.structure.idioms import HEADS, SIZE, WIDTH, Heads, Plain, Stack, joined, split, weight
+from tests.structure.idioms import HEADS, SIZE, WIDTH, Heads, Plain, Stack, joined, split
 from tests.structure.mixers import Parts, heads
 
 

@@ -113,7 +113,7 @@ class Attention:
         return replace(site, heads=head, layout=layout, n_heads=shape[axis])
 
     def maps(self, run: Run | Pass) -> Tensor:
-        """The pattern of every head, (examples, heads, queries, keys), however the model lays it out; before weights mix heads.
+        """The pattern of every head, (examples, heads, queries, keys), however the model lays it out.
 
         >>> structure.attention[3].maps(run)[0, 2]  # what head 2 of the first example looks at
 
@@ -172,7 +172,7 @@ class Attention:
             )
         if mixed := mixes_scores(self.graph, _claim(self)):
             raise StructureError(
-                f"{self.scope!r} weighs the scores of its heads by one another, in {mixed}, expected scores of each head alone: "
+                f"{self.scope!r} weighs its scores by one another, in {mixed}, expected those of each head alone: "
                 "they are no product of one query and one key."
             )
         try:

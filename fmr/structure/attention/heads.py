@@ -138,7 +138,7 @@ class Queries:
 
     @property
     def are_of_units(self) -> bool:
-        """Whether they are told apart by units of one position, as heads are; not by weights that each position has alone."""
+        """Whether units of one position tell them apart, as heads; weights that each position has alone do not."""
         found = projection(self.graph, self.made) if self.made is not None else None
         if found is not None and of_projection(self.graph, found).batch:
             return False
