@@ -138,11 +138,16 @@ class Queries:
 
     @property
     def are_of_units(self) -> bool:
-        """Whether units of one position tell them apart, as heads; weights that each position has alone do not."""
-        found = projection(self.graph, self.made) if self.made is not None else None
+        """Whether units of one position tell them apart, as heads, and no positions do, as those of a window; weights that
+        each position has alone do not."""
+        if self.made is None or not all(self.varying.intersection(dims) for dims in (self.free, self.contracted)):
+            return False
+        found = projection(self.graph, self.made)
         if found is not None and of_projection(self.graph, found).batch:
             return False
-        return all(self.varying.intersection(dims) for dims in (self.free, self.contracted))
+        places = iota(*self.made.shape[:-1], 1).expand(self.made.shape)
+        value = trace(self.graph, places, (self.made, self.graph[self.scores.q]))
+        return value is not None and not any(varies(value, n) for n in self.free)
 
     @property
     def _sum_places(self) -> bool:
