@@ -21,7 +21,7 @@ from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention, values_inside
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.differential import differential, subtracted
-from fmr.structure.attention.dot_product import dot_product, undivided
+from fmr.structure.attention.dot_product import dot_product, undivided, used_again
 from fmr.structure.attention.halves import Half
 from fmr.structure.attention.unsoftened import unsoftened
 from fmr.structure.axes import Axes
@@ -244,7 +244,10 @@ class _Search:
                 blocks.append(one)
         blocks = sorted([*blocks, *proven], key=lambda one: self.graph.place(one.softmax)) if proven else blocks
         blocks = [replace(one, index=n) for n, one in enumerate(blocks)]
-        self.rejected += self._tried(self.end, "attention", lambda: list(subtracted(self.graph, blocks)), [])
+        more = (subtracted, used_again)
+        self.rejected += self._tried(
+            self.end, "attention", lambda: [one for of in more for one in of(self.graph, blocks)], []
+        )
         return blocks
 
     def _proven(self, found: Attention) -> Attention | None:

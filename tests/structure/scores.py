@@ -362,7 +362,7 @@ FOUND = (
 NOT_FOUND = {
     exp_over_sum_late: "the division comes after the values",
     multiplied: "and another softmax weighs the values",
-    over_heads: "its weights are no distribution",
+    over_heads: "its softmax is over heads",
     hidden: "hidden from torch",
     of_units: "units by units",
     sigmoid: "",

@@ -16,9 +16,9 @@ from fmr.nodes import Node
 from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.dot_product import acting
 from fmr.structure.attention.heads import Heads
-from fmr.structure.attention.layouts import described, laid_out, mixing
+from fmr.structure.attention.layouts import described, laid_out, mixing, over_others
 from fmr.structure.attention.scores import BEFORE
-from fmr.structure.attention.values import ValueProduct, handed_on, output_of, value_product
+from fmr.structure.attention.values import ValueProduct, handed_on, is_beside, output_of, value_product
 from fmr.structure.normal.indices import iota, trace, varies
 from fmr.structure.normal.match import (
     MOVES,
@@ -42,8 +42,9 @@ class _Pair(NamedTuple):
     units: int
 
 
-def additive(graph: Graph, softmax: Value) -> Attention | None:
-    """The attention around a softmax of scores that are read off a sum over two activations; None for another."""
+def additive(graph: Graph, softmax: Value) -> Attention | str | None:
+    """The attention around a softmax of scores that are read off a sum over two activations, or why it is over no keys; None
+    for another."""
     higher = list(above(graph, softmax.operands[0], BEFORE | NONLINEAR))
     bent = any(node.op in NONLINEAR for node in higher)
     scored = next((p for node in higher if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
@@ -53,6 +54,8 @@ def additive(graph: Graph, softmax: Value) -> Attention | None:
         return None
     z, heads = handed_on(graph, mixed.node), _heads(graph, mixed)
     v, pattern, mixture = mixing(graph, mixed, heads)
+    if reason := over_others(pattern[softmax.dim], is_beside(graph, mixed, softmax.dim)):
+        return reason
     return described(
         graph,
         softmax,

@@ -14,7 +14,7 @@ from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.attention.certify import certify
-from fmr.structure.attention.definition import Claim, come_of
+from fmr.structure.attention.definition import Claim, come_of, mixes_scores
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.halves import Half, map_of
 from fmr.structure.attention.maps import maps_of
@@ -46,7 +46,9 @@ class Attention:
 
     `q`, `k`, `v` are the operands as the products read them (keys and values already repeated for grouped queries);
     `scores` enter the softmax, `pattern` acts on the values before dropout, `z` is what the heads mix, `out` the output of
-    their projection (None where z is used as it is). The `layout` of a site says what the dimensions of its value count.
+    their projection (None where none is found below z, as where z is summed up first). Where weights mix heads after the
+    softmax, `pattern` and `maps` are what enters that mixture, and no head of z is weighed by one of them alone. The
+    `layout` of a site says what the dimensions of its value count.
     `kind` is "self", "cross", "additive" or "deformable"; `certified` is None when found from a graph alone; `scope` is the
     module call that holds it, `index` its place in `structure.attention`.
 
@@ -168,6 +170,11 @@ class Attention:
                 f"{self.scope!r} adds up products of several queries and keys, expected one: {self.q.id} are not all units "
                 "of a query."
             )
+        if mixed := mixes_scores(self.graph, _claim(self)):
+            raise StructureError(
+                f"{self.scope!r} weighs its scores by one another, in {mixed}, expected those of each head alone: "
+                "they are no product of one query and one key."
+            )
         try:
             with own_work():
                 return _factors(graph_of(run, self.graph), self, run.__getitem__)
@@ -226,7 +233,11 @@ def values_inside(graph: Graph, heads: Sequence[Attention]) -> frozenset[TensorI
 
 def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
     """Recompute an attention from its parts in the values of a run."""
-    return certify(graph, Claim(*(getattr(found, name) for name in Claim._fields)), value)
+    return certify(graph, _claim(found), value)
+
+
+def _claim(found: Attention) -> Claim:
+    return Claim(*(getattr(found, name) for name in Claim._fields))
 
 
 def _factors(graph: Graph, found: Attention, value: Values) -> Factors:

@@ -146,6 +146,15 @@ def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
             yield node
 
 
+def mixes_scores(graph: Graph, found: "Claim") -> TensorId | None:
+    """The projection that weighs heads by one another between the product of queries and keys and the softmax."""
+    q, k = found.q.id, found.k.id
+    nodes = between(graph, min(q, k, key=graph.place), found.scores.id)
+    met = [node.id for node in nodes if _meets(graph, node.id, q, k)]
+    lower = (node for name in met for node in come_of(graph, name, found.scores.id))
+    return next((node.id for node in lower if projection(graph, node) is not None), None)
+
+
 def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
     """Whether a value is a product of what comes of queries and what comes of keys."""
     found = product(graph, graph[name])
@@ -305,7 +314,7 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         return f"its queries have {math.prod(counts)} heads, not {found.n_heads}"
     if found.n_heads > 1 and not any(counts_heads(name) for name in found.pattern.layout or ()):
         shape = list(graph[found.pattern.id].shape)
-        return f"no dimension of {found.pattern.id}, {shape}, counts {found.n_heads} heads"
+        return f"which dimension of {found.pattern.id}, {shape}, counts its {found.n_heads} heads cannot be followed"
     return ""
 
 

@@ -1,7 +1,7 @@
 """Attention by dataflow: two contractions around a softmax, the first of queries with keys, the second with the values."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,16 +11,18 @@ from fmr.nodes import Node
 from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.heads import Queries, heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of
-from fmr.structure.attention.layouts import described, laid_out, layouts
+from fmr.structure.attention.layouts import described, laid_out, layouts, over_others
 from fmr.structure.attention.scores import BEFORE, Scores, find_scores, scores_go_on, units_beside
 from fmr.structure.attention.values import (
     Parts,
     ValueProduct,
     handed_on,
     hands_out,
+    is_beside,
     orient,
     output_of,
     own_parts,
+    products_with_values,
     split_keys,
     sums_a_part,
     unused,
@@ -37,6 +39,7 @@ from fmr.structure.normal.match import (
     above,
     contraction,
     data_inputs,
+    depends_on,
     is_constant,
     is_learned,
     product,
@@ -117,6 +120,8 @@ def _attention(graph: Graph, softmax: Value, scores: Scores, parts: Parts, use: 
     queries = Queries(graph, scores)
     if queries.compare_units:
         return "its scores sum over positions: it weighs units by units, not positions"
+    if queries.are_of_units and Queries(graph, scores.swapped).are_of_units:
+        return "its queries and its keys are units of one position: it weighs heads by heads, not positions"
     heads = heads_in_rows(graph, use, z, output) if output is not None else None
     heads = heads or queries.heads(use)
     if heads is None:
@@ -125,6 +130,8 @@ def _attention(graph: Graph, softmax: Value, scores: Scores, parts: Parts, use: 
     if not isinstance(kind, str):
         return f"its queries or keys are made by code that is hidden from torch ({kind.id}), and of what cannot be told"
     named, more = layouts(graph, scores, use, heads), units_beside(graph, softmax.operands[0], scores.q, scores.k)
+    if reason := over_others(named.scores[softmax.dim], is_beside(graph, use, softmax.dim)):
+        return reason
     axis = named.k.index("heads") if "heads" in named.k else None
     return described(
         graph,
@@ -205,3 +212,15 @@ def undivided(graph: Graph) -> Iterator[Rejected]:
             bent = form_of(graph)[name]
             if bent.op == "exp" and any(find_scores(graph, replace(bent, dim=-1))):
                 yield Rejected(bent.id, "attention", "its pattern is never computed: the division comes after the values")
+
+
+def used_again(graph: Graph, found: Sequence[Attention]) -> Iterator[Rejected]:
+    """Each further product that weighs values by the pattern of an attention, as where layers share one."""
+    for one in found:
+        end = (one.out or one.z).id
+        for use in products_with_values(graph, form_of(graph)[one.softmax]) if one.minus is None else ():
+            if not depends_on(graph, end, use.node.id) and not _is_of_patterns(graph, use.v):
+                reason = (
+                    f"it weighs other values by the pattern of {one.softmax}, which is told with what {one.z.id} mixes alone"
+                )
+                yield Rejected(use.node.id, "attention", reason)

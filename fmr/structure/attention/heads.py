@@ -137,6 +137,19 @@ class Queries:
         return self.size > 1 or self._sum_places
 
     @property
+    def are_of_units(self) -> bool:
+        """Whether units of one position tell them apart, as heads, and no positions do, as those of a window; weights that
+        each position has alone do not."""
+        if self.made is None or not all(self.varying.intersection(dims) for dims in (self.free, self.contracted)):
+            return False
+        found = projection(self.graph, self.made)
+        if found is not None and of_projection(self.graph, found).batch:
+            return False
+        places = iota(*self.made.shape[:-1], 1).expand(self.made.shape)
+        value = trace(self.graph, places, (self.made, self.graph[self.scores.q]))
+        return value is not None and not any(varies(value, n) for n in self.free)
+
+    @property
     def _sum_places(self) -> bool:
         """Whether what a score sums over is a dimension that what the queries were split from has beside its units."""
         if self.made is None:

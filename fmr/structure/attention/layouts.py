@@ -75,6 +75,13 @@ def layouts(graph: Graph, scores: Scores, use: ValueProduct, heads: Heads) -> La
     return Layouts(q, k, v, pattern, z)
 
 
+def over_others(name: str, beside: bool) -> str:
+    """Why a softmax along a dimension of this name weighs no values, as where that lies `beside` queries and keys; empty
+    where it may count either."""
+    over = "heads" if counts_heads(name) else name if name == "examples" else "neither keys nor queries" if beside else ""
+    return f"its softmax is over {over}: what weighs the values adds up to one over those, and not over keys" if over else ""
+
+
 def mixing(graph: Graph, use: ValueProduct, heads: Heads) -> tuple[Layout, Layout, Layout]:
     """What the dimensions of v, of the pattern and of z count."""
     v, weights, z = _of_mixing(use.subscripts, _head(use, heads))

@@ -137,6 +137,8 @@ def mixes_heads(graph: Graph, subscripts: Subscripts, way: Path, node: Node) -> 
     found = projection(graph, node)
     if found is None or found.data != way[-1].id or len(way[-1].shape) < 3:
         return False
+    if node.op in CONVOLUTIONS and math.prod(graph[found.weight].shape[2:]) > 1:
+        return False  # it goes along queries and keys
     places = subscripts.free(subscripts.left) + subscripts.free(subscripts.right)
     shape = [size if letter in places else 1 for letter, size in zip(subscripts.result, way[0].shape, strict=True)]
     value = trace(graph, iota(*shape).expand(way[0].shape), way)

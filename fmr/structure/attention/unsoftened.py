@@ -52,7 +52,8 @@ def _reason(value: Value, way: list[Value]) -> str:
     scores = next((one for one in way if one.kind == "product" and one is not value), None)
     if scores is None:
         return ""
-    bend = next((one for one in way if one.kind == "bend" and one.op != "exp"), None)
+    bends = (one for one in way if one.kind == "bend" and one.op != "exp")
+    bend = next((one for one in bends if any(higher.kind == "product" for higher in one.above(_goes_on))), None)
     if bend is not None:
         return f"{bend.op} stands where a softmax would, at {bend.id}, as in {bend.op} attention"
     return f"no softmax lies between it and {scores.id}, as in linear attention and state-space layers"

@@ -29,6 +29,7 @@ from fmr.structure.normal.match import (
     depends_on,
     is_constant,
     paths,
+    product,
     projection,
     settled,
     squeezed,
@@ -60,7 +61,12 @@ class ValueProduct(NamedTuple):
 
 
 def value_product(graph: Graph, softmax: Value, scores: Scores | None = None) -> ValueProduct | None:
-    """The product with the values below a softmax, which takes what the scores are made of to see where heads are mixed."""
+    """The first product with values below a softmax, which takes the scores to see where heads are mixed."""
+    return next(products_with_values(graph, softmax, scores), None)
+
+
+def products_with_values(graph: Graph, softmax: Value, scores: Scores | None = None) -> Iterator[ValueProduct]:
+    """The products with values below a softmax, the nearest first."""
 
     def through(node: Node, way: Path) -> bool:
         if _hands_on(node) or _is_mixture(graph, node, softmax):
@@ -68,7 +74,7 @@ def value_product(graph: Graph, softmax: Value, scores: Scores | None = None) ->
         return scores is not None and mixes_heads(graph, scores.subscripts, (*scores.way, *way), node)
 
     uses = (_use(graph, node, way) for node, way in paths(graph, softmax.node, through) if way)
-    return next((use for use in uses if use and use.units and not _is_multiplied(graph, softmax, use.way)), None)
+    yield from (use for use in uses if use and use.units and not _is_multiplied(graph, softmax, use.way))
 
 
 def _use(graph: Graph, node: Node, way: Path) -> ValueProduct | None:
@@ -116,13 +122,17 @@ def _is_of_scores(graph: Graph, node: Node, dim: int) -> bool:
 def unused(graph: Graph, softmax: Value) -> str:
     """Why a softmax of scores is no attention: nothing is multiplied by it alone."""
     for node, way in below(graph, softmax.node, _adds_on):
-        met = contraction(node) is not None and any(one.op in ("add", "sub", "mul") for one in way)
+        met = contraction(node) is not None and any(one.op in ("add", "sub", "mul", "neg") for one in way)
         if met and sum(one.op == "softmax" for one in above(graph, way[-1].id, _adds_on)) > 1:
             named = ", as in differential attention" * any(one.op == "sub" for one in way)
             return f"a sum, a difference or a product of it and another softmax weighs the values{named}"
+        if met and any(one.op == "neg" for one in way):
+            return f"what weighs the values at {node.id} is the softmax negated: it is no distribution"
     for node, _ in below(graph, softmax.node, _hands_on):
         found = contraction(node) or weighed_sum(graph, node)
         weighed = form_of(graph)[node.id]
+        if projection(graph, node) is not None and any(product(graph, one) for one, _ in below(graph, node, MOVES)):
+            return f"weights mix what it gives to several queries or keys, at {node.id}, before that weighs any values"
         summed = weighed.kind == "statistic" and weighed.op == "sum" and weighed.inputs[0].kind == "affine"
         if summed or (found is not None and any(is_constant(graph, name) for name in (found.left, found.right))):
             return "what it weighs are constants, as in an expectation over a grid: they are no data"
@@ -208,6 +218,13 @@ def hands_out(graph: Graph, use: ValueProduct, dim: int) -> bool:
     if start[dim] == 1 or any(end[n] > 1 for n in summed):
         return False
     return any(place == dim % len(start) for n, place in enumerate(dim_map(graph, use.way)) if n not in summed)
+
+
+def is_beside(graph: Graph, use: ValueProduct, dim: int) -> bool:
+    """Whether a softmax is over what a product with values counts beside queries and keys, and sums over neither."""
+    place, subscripts = dim % len(use.way[0].shape), use.subscripts
+    letters = [letter for letter, n in zip(subscripts.left, dim_map(graph, use.way), strict=True) if n == place]
+    return bool(subscripts.free(subscripts.left) and letters) and letters[0] in subscripts.batch
 
 
 def sums_a_part(graph: Graph, use: ValueProduct, dim: int) -> bool:

@@ -15,14 +15,24 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.memory import Memory
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import between, depends_on, weights
+from fmr.structure.normal.match import above, between, depends_on, weights
 from fmr.structure.normal.value import Value
 from fmr.structure.proof.certificate import Certificate, Rejected, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, check_run, evaluate, graph_of, own_work
+from fmr.structure.streams.identity import OVERWRITES
 from fmr.structure.streams.stream import Stream
 
 _CHOICES = frozenset("topk sort max argmax argsort masked_fill scatter lt le gt ge".split())
 """Ops that choose the largest of several, or leave out others."""
+
+_LARGEST = frozenset("topk sort max argmax argsort".split())
+"""Ops that say which are the largest."""
+
+_PUT_BACK = OVERWRITES | frozenset("lt le gt ge eq ne".split())
+"""Ops that lay numbers where their indices say, or only tell which are larger."""
+
+_SORTED = frozenset("topk sort gather take_along_dim".split())
+"""Ops that hand numbers out in the order of their size, or of what was chosen."""
 
 _SHARES = 4
 """In how many parts experts are added up, and how many are looked at one by one."""
@@ -108,6 +118,23 @@ def find_routers(graph: Graph, streams: Sequence[Stream], mlps: Sequence[Memory]
                         yield _router(graph, value.node, weight, write.added, experts)
                     elif _is_of_experts(graph, held, n) and any(depends_on(graph, one.source, value.id) for one in held):
                         yield Rejected(value.id, "router", "it weighs what the experts read, and not what they write")
+                    elif _is_of_experts(graph, held, n) and _chooses(value):
+                        reason = (
+                            "it chooses among experts, and no single value that is made of its scores weighs what they write"
+                        )
+                        yield Rejected(value.id, "router", reason)
+
+
+def _chooses(logits: Value) -> bool:
+    """Whether the largest of some scores are chosen."""
+    waiting, seen = [logits], {logits}
+    for here in waiting:
+        if here.node.op in _LARGEST:
+            return True
+        new = [one for one in here.users if one not in seen and (one.kind in _ON_THE_WAY or one.node.op in _LARGEST)]
+        seen.update(new)
+        waiting += new
+    return False
 
 
 def _is_of_experts(graph: Graph, held: Sequence[Memory], n: int) -> bool:
@@ -146,9 +173,9 @@ def _router(graph: Graph, logits: Node, weight: Node, write: TensorId, held: tup
     """A router of these experts; the indices are those that were chosen of what is made of its logits."""
     whole = (one.id for one in between(graph, logits.id, write) if one.dtype == torch.int64 and one.shape == weight.shape)
     chosen = [one for one in whole if depends_on(graph, one, logits.id)]
-    above = [one for one in chosen if depends_on(graph, weight.id, one)]
-    indices = next(iter([*above[::-1], *chosen]), None)
-    dense = weight.shape[-1:] == logits.shape[-1:] and weight.shape[:-1] == logits.shape[:-1]
+    own = [one for one in chosen if depends_on(graph, weight.id, one)]
+    indices = next(iter([*own[::-1], *chosen]), None)
+    dense = weight.shape == logits.shape and not _is_in_another_order(graph, weight)
     return Router(
         graph=graph,
         logits=Site(logits.id),
@@ -159,6 +186,12 @@ def _router(graph: Graph, logits: Node, weight: Node, write: TensorId, held: tup
         n=logits.shape[-1],
         scope=logits.module,
     )
+
+
+def _is_in_another_order(graph: Graph, weight: Node) -> bool:
+    """Whether weights are taken from what was sorted, or by what was chosen, and not put back where their experts are."""
+    higher = above(graph, weight.id, lambda one: one.op not in _PUT_BACK and one.op not in _SORTED)
+    return any(one.op in _SORTED and one.shape == weight.shape for one in higher)
 
 
 def certify_router(graph: Graph, found: Router, value: Values, other: bool = False) -> Certificate:

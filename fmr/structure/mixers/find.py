@@ -13,15 +13,22 @@ from fmr.structure.axes import Axes
 from fmr.structure.mixers.mixer import SUMMED, Mixer
 from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, below, between, data_inputs, depends_on, is_constant, settled
+from fmr.structure.normal.match import (
+    CONVOLUTIONS,
+    EMPTY,
+    MOVES,
+    below,
+    between,
+    data_inputs,
+    depends_on,
+    is_constant,
+    settled,
+)
 from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
 
 _CELLS = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
 """Recurrent layers, and steps of them, that are one op."""
-
-_EMPTY = frozenset("zeros_like new_zeros".split())
-"""Ops that take a shape alone."""
 
 _BETWEEN = frozenset("move join affine norm gate sum statistic".split())
 """What may lie between two products of a linear attention: nothing that bends."""
@@ -114,7 +121,7 @@ class _Region:
         self.reads = tuple(one.id for one in every if one in stop)
         own: set[Value] = set()
         for one in every:
-            if one not in stop and one.is_data and _EMPTY.isdisjoint(node.op for node in one.folded):
+            if one not in stop and one.is_data and EMPTY.isdisjoint(node.op for node in one.folded):
                 own |= {one} if any(part in own or part in stop for part in one.inputs) else set()
         self.own, self.values = own, [one for one in every if one in own]
         first = min(self.reads, key=graph.place, default=self.end.id)
@@ -295,7 +302,7 @@ _Place = tuple[str, str, str]
 
 def _place(node: Node) -> _Place:
     """The place in the program where a value is made: the same in each step of a loop."""
-    return node.op, re.sub(r"@\d+", "", node.scope), node.where
+    return node.op, re.sub(r"[@#]\d+", "", node.scope), node.where
 
 
 def _steps(graph: Graph, nodes: Iterable[Node]) -> tuple[dict[Node, int], dict[Node, set[Node]]]:

@@ -153,7 +153,7 @@ class Measure:
             parts = {one: slice(n, n + 1) if several > 1 else slice(None) for n, one in enumerate(new)}
             for one, part in parts.items():
                 new[one][part] = turned(given[one])[part]
-            after, before = self.again.changed(name, new), self.again.plain(name)
+            after, before = self.again.changed(name, new), self.remade(name, new)  # as they were recorded, rounded
             found += [one for one, part in parts.items() if torch.equal(after[part], before[part])]
         return [*found, *(one for one in given if one not in known)]
 

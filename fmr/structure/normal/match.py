@@ -35,6 +35,9 @@ LAID_OUT = SAME | frozenset(
 )
 """Ops that hand on all numbers of a value, laid out otherwise at most."""
 
+EMPTY = frozenset("zeros_like new_zeros".split())
+"""Ops that take a shape alone."""
+
 REPEATS = frozenset("expand expand_as broadcast_to repeat repeat_interleave tile".split())
 """Ops that repeat numbers along a dimension."""
 

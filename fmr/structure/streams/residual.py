@@ -11,7 +11,18 @@ from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import NONLINEAR, NORMS, above, contraction, data_inputs, depends_on, projection
+from fmr.structure.normal.match import (
+    EMPTY,
+    NONLINEAR,
+    NORMS,
+    above,
+    contraction,
+    data_inputs,
+    depends_on,
+    is_constant,
+    projection,
+    value_number,
+)
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (
     CUTS,
@@ -47,7 +58,7 @@ def find_streams(graph: Graph) -> Iterator[Stream]:
     """The residual streams of an unfused graph, longest and last first; a short one inside a write of another is not one."""
     found, deep = find_writes(graph), over_depth(graph)
     wholes = {node.id: halves for node in graph.nodes if (halves := split_branches(graph, node, found))}
-    chains = _chains(graph, found, deep, wholes.values())
+    chains = [chain for chain in _chains(graph, found, deep, wholes.values()) if not _is_state(graph, chain)]
     chains.sort(key=lambda chain: (-len(chain), -graph.place(chain[-1].after)))
     others = frozenset(found) | {chain[0].origin for chain in chains}
     taken = [(a, b, b) for states in deep.values() for a, b in pairwise(states)]
@@ -58,6 +69,22 @@ def find_streams(graph: Graph) -> Iterator[Stream]:
             taken += [(write.before, write.added, write.after) for write in chain]
             streams.append(_stream(graph, chain, others, deep, laid.get(chain[-1].after)))
     yield from _joined(graph, streams)
+
+
+def _is_state(graph: Graph, chain: list[Write]) -> bool:
+    """Whether a chain is the state of a loop, and no stream: it begins with constants, and each write is made of another
+    part of one value, as of one position."""
+    start = base(graph, chain[0].origin)
+    if len(chain) < 2 or not (is_constant(graph, start) or graph[start].op in EMPTY):
+        return False
+    read = [_cut(graph, write) for write in chain]
+    return any(len({one[name] for one in read}) == len(chain) for name in set(read[0]).intersection(*read[1:]))
+
+
+def _cut(graph: Graph, write: Write) -> dict[TensorId, TensorId]:
+    """The values of which what is added is made by a part, each with the last such part."""
+    higher = above(graph, write.added, lambda node: node.op not in CUTS and node.id != write.before)
+    return {node.parents[0].id: value_number(graph, node.id) for node in higher if node.op in CUTS and node.parents}
 
 
 def _inside(graph: Graph, chain: list[Write], before: TensorId, added: TensorId, after: TensorId) -> bool:
