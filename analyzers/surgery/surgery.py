@@ -40,8 +40,8 @@ class Surgery:
     A layer that has no call of its own, that hands on more than the stream, or whose place was given other values beside the
     stream than its own, as another mask, is an `AnalyzerError`; what a place is given stays with the place. So is a call of
     the model that does not go through the modules that were put there, as where the code keeps a list of its layers itself.
-    Layers keep their own numbers, until they are given a cache: then they are counted anew, where that changes no bit of what
-    a layer computes; where it does or there is no place, the run is refused, and `use_cache=False` is the remedy.
+    Layers keep their own numbers, until they are given a cache: then they are counted anew, where that changes no bit of
+    what a layer computes; where it does or there is no place, the run is refused, and `use_cache=False` is the remedy.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:

@@ -369,7 +369,7 @@ def test_an_export_is_a_plain_module_that_answers_as_the_operated_model(name: st
     model, inputs = loaded(name)
     inputs = {key: value for key, value in inputs.items() if key != "use_cache"}
     operate, order = OPERATIONS[operation]
-    surgery, before = operate(analyzers.Surgery(model, located(model, **inputs))).delete(1, heads=0), state(model)
+    surgery, before = operate(analyzers.Surgery(model, located(model, **inputs))).delete(order[0], heads=0), state(model)
     exported = surgery.export(**inputs)
     assert state(model) == before
     with surgery:
