@@ -23,6 +23,19 @@ class Prompts:
         return len(self.tokens)
 
     @property
+    def ids(self) -> Tensor | None:
+        """The token ids, (examples, positions): `input_ids`, or the only tensor of whole numbers that is no mask."""
+        given = self.inputs.get("input_ids")
+        if isinstance(given, Tensor):
+            return given
+        whole = [
+            one
+            for name, one in self.inputs.items()
+            if isinstance(one, Tensor) and one.dim() == 2 and one.dtype in (torch.int32, torch.int64) and "mask" not in name
+        ]
+        return whole[0] if len(whole) == 1 else None
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """How many real tokens each example has."""
         return tuple(map(len, self.tokens))

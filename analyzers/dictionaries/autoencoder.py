@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import isfinite
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,9 @@ class SparseAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """The values that latents (..., size) stand for, of shape (..., width)."""
+        if not isinstance(latents, Tensor) or latents.shape[-1:] != (self.size,):
+            told = f"of shape {tuple(latents.shape)}" if isinstance(latents, Tensor) else type(latents).__name__
+            raise AnalyzerError(f"The latents are {told}: expected a tensor with {self.size} in the last dimension.")
         return latents @ self.decoder + self.bias
 
     def forward(self, values: Tensor) -> Tensor:
@@ -145,8 +149,10 @@ class SparseAutoencoder(nn.Module):
         >>> steered = analyzers.SparseAutoencoder(128, 512).steering(7, 3.0)
         >>> fmr.run(model, input_ids, edits={site: steered})
         """
-        if isinstance(strength, bool) or not isinstance(strength, Real):
-            raise AnalyzerError(f"strength={strength!r}: expected a number, in the units of the latent's coefficient.")
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not isfinite(strength):
+            raise AnalyzerError(
+                f"strength={strength!r}: expected a finite number, in the units of the latent's coefficient."
+            )
         return Add(float(strength) * self.direction(latent))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -190,6 +196,10 @@ class SparseAutoencoder(nn.Module):
 
     def _checked(self, values: Tensor) -> Tensor:
         """Values in the autoencoder's dtype."""
+        if not isinstance(values, Tensor):
+            raise AnalyzerError(
+                f"The values are {type(values).__name__}, expected a tensor (..., {self.width}), as run[site]."
+            )
         if not values.is_floating_point() or values.shape[-1:] != (self.width,):
             raise AnalyzerError(
                 f"An autoencoder of {self.width} numbers was given {values.dtype} of shape {tuple(values.shape)}. Expected "

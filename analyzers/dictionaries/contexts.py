@@ -14,7 +14,7 @@ from analyzers.dictionaries.autoencoder import SparseAutoencoder
 from analyzers.dictionaries.coding import Tally
 from analyzers.dictionaries.dictionary import Dictionary
 from analyzers.dictionaries.latents import LatentPages
-from analyzers.dictionaries.scoring import one_site, opened
+from analyzers.dictionaries.scoring import alike, check_other, one_site, opened
 from analyzers.lenses.opening import mask_of
 from analyzers.memories.tops import Prefixes, Tops
 from analyzers.probes.reading import vectors
@@ -104,9 +104,8 @@ class LatentContexts(Analyzer[LatentPages]):
         """
         if not isinstance(other, LatentContexts):
             raise AnalyzerError(f"merge got {type(other).__name__}, expected another LatentContexts.")
-        if (self.site, self.k, self.autoencoder.size) != (other.site, other.k, other.autoencoder.size) or not torch.equal(
-            self.autoencoder.encoder, other.autoencoder.encoder
-        ):
+        check_other(self, other)
+        if (self.site, self.k) != (other.site, other.k) or not alike(self.autoencoder, other.autoencoder):
             raise AnalyzerError(
                 f"merge of {self.k} contexts of {self.autoencoder} at {self.site.id} with {other.k} of {other.autoencoder} "
                 f"at {other.site.id}: expected one dictionary, one site and one k."
@@ -143,12 +142,12 @@ class LatentContexts(Analyzer[LatentPages]):
 
 def _rows(given: Prompts, real: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
     """The real tokens of a batch: the ids of their text, their column among all of the batch, and their place in it."""
-    ids = given.inputs.get("input_ids")
+    ids = given.ids
     if not isinstance(ids, Tensor) or ids.shape != real.shape:
         told = tuple(ids.shape) if isinstance(ids, Tensor) else "none"
         raise AnalyzerError(
-            f"The token ids are {told} for values of {tuple(real.shape)} examples and positions. Expected input_ids of that "
-            "shape."
+            f"The token ids are {told} for values of {tuple(real.shape)} examples and positions. Expected token ids "
+            "of that shape: input_ids, or the only tensor of whole numbers."
         )
     found = []
     for n, (row, mask) in enumerate(zip(ids.cpu(), real.cpu(), strict=True)):

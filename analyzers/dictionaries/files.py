@@ -74,6 +74,11 @@ def read_saelens(folder: str | os.PathLike[str]) -> Read:
     if (factor := found.get("scaling_factor")) is not None and bool((factor != 1).any()):
         raise AnalyzerError(f"{place / _WEIGHTS} has a scaling factor for each latent. Expected it folded into W_dec.")
     width, size = found["W_enc"].shape
+    for name, own in (("d_in", width), ("d_sae", size)):
+        if told.get(name, own) != own:
+            raise AnalyzerError(
+                f"{place / _SETTINGS} says {name}={told[name]!r}, and W_enc is {width} x {size}: expected {own}."
+            )
     centered = bool(told.get("apply_b_dec_to_input", True))
     settings = {"width": width, "size": size, "kind": kind, "k": k, "centered": centered}
     return settings, {_NAMES[name]: found[name] for name in wanted}
@@ -82,8 +87,13 @@ def read_saelens(folder: str | os.PathLike[str]) -> Read:
 def _kind(told: Mapping[str, Any], place: Path) -> tuple[str, int | None]:
     """How latents are chosen, and how many where that is fixed."""
     name = told.get("architecture", "standard")
-    if name == "standard" and told.get("activation_fn_str", told.get("activation_fn", "relu")) == "topk":
+    act = told.get("activation_fn_str", told.get("activation_fn")) or "relu"
+    if name == "standard" and act == "topk":
         name = "topk"
+    if name in _KINDS and act not in ("relu", name):
+        raise AnalyzerError(
+            f"{place / _SETTINGS} says that latents of {name!r} go through {act!r}: expected 'relu'; others are not known."
+        )
     if name not in _KINDS:
         raise AnalyzerError(
             f"{place / _SETTINGS} is of the architecture {name!r}: expected {', '.join(map(repr, _KINDS))}. Others choose "

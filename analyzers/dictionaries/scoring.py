@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.nodes import Key, sites_by_name
 from fmr.sweeps.metrics import logits_by_position
+from fmr.weights import fingerprint
 
 Coder = SparseAutoencoder | Components
 
@@ -129,9 +130,9 @@ class DictionaryScores(Analyzer[DictionaryScored]):
         """
         if not isinstance(other, DictionaryScores):
             raise AnalyzerError(f"merge got {type(other).__name__}, expected another DictionaryScores.")
+        check_other(self, other)
         same = self.site == other.site and self.coders.keys() == other.coders.keys() and torch.equal(self.mean, other.mean)
-        pairs = zip(self.autoencoder.parameters(), other.autoencoder.parameters(), strict=False)
-        if not same or not all(torch.equal(one, two) for one, two in pairs):
+        if not same or not all(alike(one, other.coders[name]) for name, one in self.coders.items()):
             raise AnalyzerError(
                 f"merge of scores of {self.autoencoder} at {self.site.id} with those of {other.autoencoder} at "
                 f"{other.site.id}: expected one dictionary, one site and one mean."
@@ -175,6 +176,27 @@ def opened(dictionary: Any, model: nn.Module) -> tuple[SparseAutoencoder, Tensor
     )
 
 
+class _OfModel(Protocol):
+    model: nn.Module
+
+
+def alike(one: Coder, other: Coder) -> bool:
+    """Whether two dictionaries are the same: of one kind, with the same settings and the same numbers."""
+    if isinstance(one, SparseAutoencoder) and isinstance(other, SparseAutoencoder):
+        return one.settings == other.settings and fingerprint(one) == fingerprint(other)
+    return type(one) is type(other) and one.size == other.size
+
+
+def check_other(one: _OfModel, other: _OfModel) -> None:
+    """Raise where what is merged is the same analyzer once more, or was counted on a model with other weights."""
+    if one is other:
+        raise AnalyzerError(f"merge got the same {type(one).__name__} once more. Expected what another one counted.")
+    if fingerprint(one.model) != fingerprint(other.model):
+        raise AnalyzerError(
+            f"merge got what was counted on a {type(other.model).__name__} with other weights. Expected one model."
+        )
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the first parameter of a model lies."""
     return next((one.device for one in model.parameters()), torch.device("cpu"))
@@ -200,11 +222,11 @@ def one_site(site: Any) -> Site:
 
 def _targets(given: Prompts, real: Tensor) -> tuple[Tensor, Tensor]:
     """The token after each but the last column, and whether both are real: (examples, positions - 1)."""
-    ids = given.inputs.get("input_ids")
+    ids = given.ids
     if not isinstance(ids, Tensor) or ids.shape != real.shape or ids.shape[1] < 2:
         told = tuple(ids.shape) if isinstance(ids, Tensor) else "none"
         raise AnalyzerError(
-            f"The token ids are {told} for values of {tuple(real.shape)} examples and positions. Expected input_ids with a "
+            f"The token ids are {told} for values of {tuple(real.shape)} examples and positions. Expected token ids with a "
             "next token for each value: a loss needs what comes next."
         )
     return ids[:, 1:].cpu(), real[:, 1:] & real[:, :-1]

@@ -143,8 +143,8 @@ class LatentSteering(Method):
         check_counts(1, draws=draws)
         check_counts(0, seed=seed)
         every = [float(dose) for dose in doses if isinstance(dose, int | float) and not isinstance(dose, bool)]
-        if len(every) != len(doses) or not every:
-            raise AnalyzerError(f"doses={doses!r}: expected numbers, in the units of the latent's coefficient.")
+        if len(every) != len(doses) or not every or not np.isfinite(every).all():
+            raise AnalyzerError(f"doses={doses!r}: expected finite numbers, in the units of the latent's coefficient.")
         given, width = prompts(inputs, self.model, self.tokenizer), self.autoencoder.width
         draw = torch.Generator().manual_seed(seed)
         length = float(self.autoencoder.direction(latent).norm())

@@ -23,8 +23,16 @@ if TYPE_CHECKING:
 REPRESENTED = 0.5
 """A feature whose direction is at least this long is represented, where a direction of its own would have length 1."""
 
+TINY = 1e-300
+
 OPPOSITE = -0.9
 """Two directions with a cosine below this are an antipodal pair."""
+
+
+def units(rows: Tensor) -> Tensor:
+    """Directions (features, width), in double, at length 1, however short they are; those of length 0 stay."""
+    scaled = rows / rows.abs().amax(1, keepdim=True).clamp_min(TINY)
+    return F.normalize(scaled, dim=1)
 
 
 def dimensionality(directions: Tensor) -> Tensor:
@@ -37,7 +45,8 @@ def dimensionality(directions: Tensor) -> Tensor:
     pair, 2/3 in a triangle, 2/5 in a pentagon; 0 for one of length 0. (Elhage et al. 2022)
     """
     rows = _checked(directions)
-    found: Tensor = rows.square().sum(1) / (F.normalize(rows, dim=1) @ rows.T).square().sum(1).clamp_min(1e-300)
+    rows = rows / rows.abs().max().clamp_min(TINY)  # whatever their scale
+    found: Tensor = rows.square().sum(1) / (units(rows) @ rows.T).square().sum(1).clamp_min(TINY)
     return found.to(directions.dtype)
 
 
@@ -161,7 +170,7 @@ class Superposition(Method):
         return Interference(
             width=rows.shape[1],
             lengths=lengths.numpy(),
-            cosines=(F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).T).numpy(),
+            cosines=(units(rows) @ units(rows).T).numpy(),
             dimensionality=found[0].numpy(),
             others=found[1].numpy(),
             random_others=torch.stack([one[1] for one in random]).numpy(),
@@ -178,9 +187,9 @@ def _random(lengths: Tensor, width: int, draw: torch.Generator) -> Tensor:
 
 def _measured(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Dimensionality, interference with all others and largest cosine of each direction."""
-    units = F.normalize(rows, dim=1)
-    read = (units @ rows.T).square().fill_diagonal_(0)
-    cosines = (units @ units.T).abs().fill_diagonal_(0)
+    ways = units(rows)
+    read = (ways @ rows.T).square().fill_diagonal_(0)
+    cosines = (ways @ ways.T).abs().fill_diagonal_(0)
     return dimensionality(rows), read.sum(1), cosines.max(1).values
 
 

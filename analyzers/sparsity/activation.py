@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from analyzers.memories.vocabulary import value_vectors
 from analyzers.numbers.embed import Floats
-from analyzers.prompts import prompts
+from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_tokens
 from analyzers.sites import found_in, read_at
 from analyzers.sparsity.sparsity import Sparsity
 from fmr.errors import number_of
 from fmr.structure.memories.memory import Memory
 from fmr.structure.parts import Structure
+from fmr.weights import fingerprint
 
 MEASURES = ("active", "zero", "effective", "hoyer")
 _DRAWN = 256
@@ -67,18 +68,18 @@ class ActivationSparsity(Analyzer[Sparsity]):
             for _, memory in self.memories:
                 post = run[memory.post]
                 rows = post.reshape(-1, post.shape[-1]).float()
-                real = self._real(given.inputs, len(rows)) if real is None else real
+                real = self._real(given, len(rows)) if real is None else real
                 found.append(measured(rows[real.to(rows.device)], value_vectors(memory).float(), self.eps).cpu())
         assert real is not None
         every = torch.stack(found)  # (layers, measures, tokens)
         self.sums = self.sums + every.sum(2)
         self.seen += every.shape[2]
-        self._by_token(given.inputs.get("input_ids"), real, every[:, 0])
+        self._by_token(given.ids, real, every[:, 0])
         return self
 
-    def _real(self, inputs: Any, rows: int) -> Tensor:
+    def _real(self, given: Prompts, rows: int) -> Tensor:
         """Which rows are tokens and no padding."""
-        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        ids, mask = given.ids, given.inputs.get("attention_mask")
         if not isinstance(ids, Tensor) or ids.numel() != rows:
             return torch.ones(rows, dtype=torch.bool)
         return real_tokens(mask, *ids.shape).flatten()
@@ -105,9 +106,12 @@ class ActivationSparsity(Analyzer[Sparsity]):
         >>> one.merge(two).counted
         '... tokens'
         """
-        settings = [(type(one), getattr(one, "eps", None)) for one in (self, other)]
+        settings = [(type(one), getattr(one, "eps", None), getattr(one, "seed", None)) for one in (self, other)]
         if settings[0] != settings[1]:
             raise AnalyzerError(f"Cannot merge {other!r} into {self!r}: expected an analyzer of the same settings.")
+        if self is other or fingerprint(self.model) != fingerprint(other.model):
+            told = "the same analyzer once more" if self is other else f"a {type(other.model).__name__} with other weights"
+            raise AnalyzerError(f"Cannot merge what was counted by {told}. Expected another one, on one model.")
         if not other.memories:
             return self
         if not self.memories:

@@ -92,7 +92,7 @@ class Pruning(Method):
         if what not in ("coefficients", "weights"):
             raise AnalyzerError(f"what={what!r}: expected 'coefficients' or 'weights'.")
         check_eval(self.model)
-        shares = [_share(one) for one in keep]
+        shares = _shares(keep)
         given = prompts(texts, self.model, self.tokenizer)
         metric = loss_of(given) if metric is None else metric
         structure = fmr.locate(fmr.run(self.model, **given.inputs))
@@ -174,12 +174,17 @@ def matrices_of(model: nn.Module, structure: Structure) -> dict[str, nn.Paramete
 
 def loss_of(given: Prompts) -> Metric:
     """The mean cross-entropy of the next tokens of prompts."""
-    ids = given.inputs.get("input_ids")
-    if not isinstance(ids, Tensor):
-        raise AnalyzerError("The inputs have no input_ids whose next tokens a loss would be of. Expected metric=f(output).")
+    ids = given.ids
+    if ids is None:
+        raise AnalyzerError("The inputs have no token ids whose next tokens a loss would be of. Expected metric=f(output).")
     mask = given.inputs.get("attention_mask")
     real = torch.ones_like(ids, dtype=torch.bool) if not isinstance(mask, Tensor) or mask.shape != ids.shape else mask != 0
     read = real & real.roll(1, 1)
+    if bool((none := ~read[:, 1:].any(1)).any()):
+        raise AnalyzerError(
+            f"Example {int(none.nonzero()[0])} has one real token, and no next one that a loss would be of. Expected two "
+            "tokens or more in each: leave it out."
+        )
     return loss(ids.masked_fill(~read, -100))
 
 
@@ -210,6 +215,8 @@ def _measured(model: nn.Module, given: Prompts, metric: Metric, edits: Mapping[K
 
 def _effects(model: nn.Module, matrices: Mapping[str, nn.Parameter], given: Prompts, metric: Metric) -> dict[str, Tensor]:
     """The size of weight times gradient; what wants gradients is as it was afterwards."""
+    if torch.is_inference_mode_enabled():
+        raise AnalyzerError("The effect of weights takes gradients, and torch.inference_mode() is on. Expected it off here.")
     asked = {name: weight.requires_grad for name, weight in matrices.items()}
     try:
         for weight in matrices.values():
@@ -241,6 +248,12 @@ def _zeros(matrices: Mapping[str, nn.Parameter], share: float, scores: Mapping[s
         with torch.no_grad():
             for name, weight in matrices.items():
                 weight.copy_(before[name])
+
+
+def _shares(keep: Any) -> list[float]:
+    if not isinstance(keep, Sequence | np.ndarray) or isinstance(keep, str) or not len(keep):
+        raise AnalyzerError(f"keep={keep!r}: expected shares of what is kept, one or more, as [1.0, 0.5].")
+    return [_share(float(one) if isinstance(one, np.floating) else one) for one in keep]
 
 
 def _share(keep: Any) -> float:

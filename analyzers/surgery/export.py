@@ -14,36 +14,65 @@ from analyzers.protocol import AnalyzerError
 from analyzers.surgery.numbers import counters, number
 from analyzers.surgery.operate import Order
 from analyzers.surgery.places import Place
+from analyzers.surgery.settings import rebuilt
 from fmr.sweeps.metrics import logits_of
 
+Args = tuple[Any, ...]
 
-def plain_copy(model: nn.Module, places: Sequence[Place | str], order: Order) -> nn.Module:
+
+def exported(
+    model: nn.Module, places: Sequence[Place | str], order: Order, expected: Tensor, args: Args, inputs: Mapping[str, Any]
+) -> nn.Module:
+    """A plain copy that answers as the operated model does, to the bit, or a reason why there is none.
+
+    Its layers count themselves anew, as where a cache keeps what they leave, if that changes no bit; else they keep their
+    numbers.
+    """
+    refused: AnalyzerError | None = None
+    for anew in (True, False):
+        copied = plain_copy(model, places, order, anew)
+        try:
+            return certified(copied, runs(places, order), expected, args, inputs)
+        except AnalyzerError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def plain_copy(model: nn.Module, places: Sequence[Place | str], order: Order, anew: bool = True) -> nn.Module:
     """A copy of a model with other layers in the places of its own, each with weights of its own.
 
     Where the layers of a stream are the entries of one list, the list gets as many as run; where they are attributes, each
-    has its place, and none or several stand there as `nn.Identity` or `nn.Sequential`.
+    has its place, and none or several stand there as `nn.Identity` or `nn.Sequential`. anew: whether layers are numbered by
+    the order in which they run.
     """
     copied = copy.deepcopy(model)
     known = [place for place in places if isinstance(place, Place)]
     for stream in dict.fromkeys(place.stream for place in known):
         own = [place for place in known if place.stream == stream]
         if any(order[place.layer] != (place.layer,) for place in own):
-            _write(copied, own, order)
+            _write(copied, own, order, anew)
     return copied
 
 
 def certified(
-    copied: nn.Module, counts: Mapping[int, int], expected: Tensor, args: tuple[Any, ...], inputs: Mapping[str, Any]
+    copied: nn.Module, ran: Mapping[int, tuple[int, ...]], expected: Tensor, args: Args, inputs: Mapping[str, Any]
 ) -> nn.Module:
     """A copy that answers as the operated model does, to the bit.
 
-    Code that reads from a setting how many layers there are gets the new number: the first setting that held the old one
-    with which the copy answers so. counts: by how many layers there were how many there are.
+    Settings of which the copy could be built anew are put first. Code that reads from a setting how many layers there are
+    gets the new number: the first setting that held the old one with which the copy answers so. ran: by how many layers a
+    stream had, which of them run.
     """
+    for put in rebuilt(copied, ran):
+        back = put()
+        if not _difference(copied, expected, args, inputs):
+            return copied
+        back()
     why = _difference(copied, expected, args, inputs)
     if not why:
         return copied
-    for put in _settings(copied, counts):
+    for put in _settings(copied, {before: len(own) for before, own in ran.items() if len(own) != before}):
         back = put()
         if not _difference(copied, expected, args, inputs):
             return copied
@@ -54,17 +83,19 @@ def certified(
     )
 
 
-def counts(places: Sequence[Place | str], order: Order) -> dict[int, int]:
-    """By how many layers the streams have that get more or fewer how many they get."""
+def runs(places: Sequence[Place | str], order: Order) -> dict[int, tuple[int, ...]]:
+    """By how many layers a stream has that was changed, which of them run, counted within the stream."""
     found = {}
     known = [place for place in places if isinstance(place, Place)]
     for stream in dict.fromkeys(place.stream for place in known):
         own = [place.layer for place in known if place.stream == stream]
-        found[len(own)] = sum(len(order[layer]) for layer in own)
-    return {before: after for before, after in found.items() if before != after}
+        ran = tuple(own.index(one) for layer in own for one in order[layer])
+        if ran != tuple(range(len(own))):
+            found[len(own)] = ran
+    return found
 
 
-def called(model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> Tensor:
+def called(model: nn.Module, args: Args, inputs: Mapping[str, Any]) -> Tensor:
     """What a model answers without a cache."""
     takes = inspect.signature(model.forward).parameters
     more = {"use_cache": False} if "use_cache" in takes else {}
@@ -72,10 +103,10 @@ def called(model: nn.Module, args: tuple[Any, ...], inputs: Mapping[str, Any]) -
         return logits_of(model(*args, **{**inputs, **more}))
 
 
-def _write(model: nn.Module, places: Sequence[Place], order: Order) -> None:
+def _write(model: nn.Module, places: Sequence[Place], order: Order, anew: bool) -> None:
     """Put the layers of one stream into their places in a copy, each module once."""
     modules = {place.layer: model.get_submodule(place.module) for place in places}
-    counted, used = counters(list(modules.values())), set[int]()
+    counted, used = counters(list(modules.values())) if anew else [], set[int]()
 
     def taken(layer: int) -> nn.Module:
         if layer not in used:
@@ -110,7 +141,7 @@ def _one(place: Place, members: list[nn.Module]) -> nn.Module:
     return nn.Sequential(*members) if members else nn.Identity()
 
 
-def _difference(copied: nn.Module, expected: Tensor, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> str:
+def _difference(copied: nn.Module, expected: Tensor, args: Args, inputs: Mapping[str, Any]) -> str:
     """What a copy answers else; empty where it is the same to the bit, with a cache and without."""
     try:
         with torch.no_grad():

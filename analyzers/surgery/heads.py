@@ -128,7 +128,23 @@ class Heads:
                 "replaced by heads that share theirs."
             )
         changed = both[0] != both[1]
+        self._check_own(both[0][changed])
         return both[0][changed], both[1][changed]
+
+    def _check_own(self, targets: Tensor) -> None:
+        """Raise where what would be written is a weight that other layers than those of its heads read too."""
+        graph, places = self.structure.graph, _Places(self.structure.graph)
+        for layer in dict.fromkeys(layer for layer, _ in self.order):
+            block, own = self._attention(layer), self.structure.layers[layer]
+            first, last = graph.place(own.resid_pre.id), graph.place(own.resid_post.id)
+            mine = torch.isin(targets, torch.cat([self._entries(layer, written=True).out.flatten()]))
+            for name in places.split(targets[mine]):
+                others = [node for node in graph.readers(f"param:{name}") if not first <= graph.place(node.id) <= last]
+                if others:
+                    raise AnalyzerError(
+                        f"The heads of layer {layer} at {block.scope!r} lie in {name!r}, which {others[0].id} reads too: "
+                        "another layer would change with them. Expected weights that one layer has for itself."
+                    )
 
     def write(self, model: nn.Module, undo: ExitStack) -> None:
         """Write the numbers into the weights of a model; `undo` puts the bits back that were there."""

@@ -9,9 +9,11 @@ from typing import NamedTuple
 from torch import nn
 
 from analyzers.protocol import AnalyzerError
-from analyzers.surgery.numbers import Counter, counters, number, numbers, why_shared
+from analyzers.surgery.calls import State, watch
+from analyzers.surgery.numbers import counters, numbers, why_shared
 from analyzers.surgery.places import Place
-from analyzers.surgery.stand_ins import Chain, Guard, Passing, twin
+from analyzers.surgery.stand_ins import Chain, Passing, twin
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 
 Order = Mapping[int, tuple[int, ...]]
@@ -27,14 +29,22 @@ class Running(NamedTuple):
 
 
 def operate(
-    model: nn.Module, places: Sequence[Place | str], order: Order, ties: Mapping[int, set[int | None]], undo: ExitStack
+    model: nn.Module,
+    graph: Graph,
+    places: Sequence[Place | str],
+    order: Order,
+    ties: Mapping[int, set[int | None]],
+    undo: ExitStack,
 ) -> tuple[Running, ...]:
-    """Put layers into their places; `undo` puts back what was there. The layers that run, stream by stream."""
+    """Put layers into their places; `undo` puts back what was there. The layers that run, stream by stream.
+
+    graph: of the run in which the places were found.
+    """
     check(places, order, ties)
     found: list[Running] = []
     known = [place for place in places if isinstance(place, Place)]
     for stream in dict.fromkeys(place.stream for place in known):
-        found += _stream(model, [place for place in known if place.stream == stream], order, undo)
+        found += _stream(model, graph, [place for place in known if place.stream == stream], order, undo)
     return tuple(found)
 
 
@@ -79,7 +89,7 @@ def _one_of(names: frozenset[TensorId]) -> str:
     return min(names, default="nothing")
 
 
-def _stream(model: nn.Module, places: list[Place], order: Order, undo: ExitStack) -> list[Running]:
+def _stream(model: nn.Module, graph: Graph, places: list[Place], order: Order, undo: ExitStack) -> list[Running]:
     """Put the layers of one stream into their places."""
     run = [(place, layer) for place in places for layer in order[place.layer]]
     paths = {place.layer: place.module for place in places}
@@ -94,17 +104,33 @@ def _stream(model: nn.Module, places: list[Place], order: Order, undo: ExitStack
     counted = counters(layers)
     ranks = [rank[layer] for _, layer in run]
     given = numbers(ranks, len(layers))
-    reason = why_shared(ranks, given, layers, counted)
-    guard = Guard(reason) if reason else None
-    made = _members(model, run, modules, guard)
-    for (_, module), to, own in zip(made, given, ranks, strict=True):
-        if module not in layers or to != own:
-            _number(module, counted, to, undo)
-    return [one for place in places for one in _put(model, place, order, modules, made, guard, undo)]
+    made = _members(model, run, modules)
+    found = [one for place in places for one in _put(model, place, order, modules, made, undo)]
+    placed = {path: model.get_submodule(path) for path in paths.values()}
+    new = [path for layer, path in paths.items() if placed[path] is not modules[layer]]
+    asked = [(module, to) for (_, module), to, own in zip(made, given, ranks, strict=True) if to != own]
+    watch(
+        model,
+        placed,
+        new,
+        _above(graph, list(placed)),
+        State(why_shared(ranks, given, layers, counted), asked, counted),
+        undo,
+    )
+    return found
+
+
+def _above(graph: Graph, paths: Sequence[str]) -> list[str]:
+    """The modules above all these, the model among them, that were called once."""
+    steps = [path.split(".")[:-1] for path in paths]
+    common = next((n for n, own in enumerate(zip(*steps, strict=False)) if len(set(own)) > 1), min(map(len, steps)))
+    parents = [".".join(steps[0][:n]) for n in range(common + 1)]
+    called = [call.module for call in graph.scopes]
+    return [path for path in parents if not path or called.count(path) == 1]
 
 
 def _members(
-    model: nn.Module, run: list[tuple[Place, int]], modules: Mapping[int, nn.Module], guard: Guard | None
+    model: nn.Module, run: list[tuple[Place, int]], modules: Mapping[int, nn.Module]
 ) -> list[tuple[Place, nn.Module]]:
     """For each layer that runs the module: its own where it runs in its own place, or first; else a twin."""
     at_home = {layer for place, layer in run if place.layer == layer}
@@ -113,10 +139,7 @@ def _members(
     for place, layer in run:
         own = layer not in used and (layer not in at_home or place.layer == layer)
         used |= {layer} if own else set()
-        module = modules[layer] if own else twin(modules[layer], model)
-        if not own and guard is not None:
-            module.register_forward_pre_hook(guard, with_kwargs=True)
-        found.append((place, module))
+        found.append((place, modules[layer] if own else twin(modules[layer], model)))
     return found
 
 
@@ -126,14 +149,13 @@ def _put(
     order: Order,
     modules: Mapping[int, nn.Module],
     made: list[tuple[Place, nn.Module]],
-    guard: Guard | None,
     undo: ExitStack,
 ) -> list[Running]:
     """Put what runs in one place there."""
     members, layers = [module for at, module in made if at is place], order[place.layer]
     stands = Chain if members else Passing
     own = modules[place.layer]
-    new = members[0] if len(members) == 1 else stands(place, own, members, guard)
+    new = members[0] if len(members) == 1 else stands(place, own, members)
     path, _, name = place.module.rpartition(".")
     parent = model.get_submodule(path)
     if new is not own:
@@ -141,11 +163,6 @@ def _put(
         parent._modules[name] = new
     names = [place.module] if len(members) == 1 else [f"{place.module}.{n}" for n in range(len(members))]
     return [Running(layer, place.stream, one) for layer, one in zip(layers, names, strict=True)]
-
-
-def _number(module: nn.Module, counted: Sequence[Counter], to: int, undo: ExitStack) -> None:
-    for owner, name, before in number(module, counted, to):
-        undo.callback(setattr, owner, name, before)
 
 
 def _check_named(model: nn.Module, place: Place) -> None:

@@ -6,42 +6,18 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from analyzers.protocol import AnalyzerError
 from analyzers.surgery.places import Place
-
-_PLAIN = (Tensor, int, float, complex, str, type(None), torch.dtype, torch.device)
-
-
-class Guard:
-    """Refuses what a layer is given to keep state in, where that would be another layer's; with the reason.
-
-    It is a hook of what stands in, and none of the model's own modules has it.
-    """
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept = next((one for one in (*args, *kwargs.values()) if not _is_plain(one)), None)
-        if kept is not None:
-            raise AnalyzerError(
-                f"The layers are given a {type(kept).__name__} to keep state in, and {self.reason}: one layer would read "
-                "what another left there. Expected a run without a cache: use_cache=False."
-            )
 
 
 class _StandIn(nn.ModuleList):
     """A module that answers for the one whose place it has where code asks for its attributes."""
 
-    def __init__(self, place: Place, for_module: nn.Module, members: Sequence[nn.Module], guard: Guard | None) -> None:
+    def __init__(self, place: Place, for_module: nn.Module, members: Sequence[nn.Module]) -> None:
         super().__init__(members)
         self.place, self.stands_for = place, (for_module,)  # in a tuple, so that it is none of the modules
         self.train(for_module.training)
-        if guard is not None:
-            self.register_forward_pre_hook(guard, with_kwargs=True)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -102,9 +78,3 @@ def twin(module: nn.Module, model: nn.Module) -> nn.Module:
     (True, False)
     """
     return copy.deepcopy(module, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return all(map(_is_plain, value.values())) if isinstance(value, dict) else isinstance(value, _PLAIN)

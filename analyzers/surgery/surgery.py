@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from analyzers.protocol import AnalyzerError, check_eval, check_model
-from analyzers.surgery.export import called, certified, counts, plain_copy
+from analyzers.surgery.export import called, exported
 from analyzers.surgery.flow import flow_of
 from analyzers.surgery.heads import HeadOrder, Heads
 from analyzers.surgery.operate import Running, operate
@@ -38,9 +38,10 @@ class Surgery:
     was, and each weight has the same bits, whatever was raised inside; during it the operation is there for every thread.
 
     A layer that has no call of its own, that hands on more than the stream, or whose place was given other values beside the
-    stream than its own, as another mask, is an `AnalyzerError`; what a place is given stays with the place. Layers keep what
-    they cache by their numbers, which are counted anew; where they cannot be, a run that is given a cache is refused, and
-    `use_cache=False` is the remedy.
+    stream than its own, as another mask, is an `AnalyzerError`; what a place is given stays with the place. So is a call of
+    the model that does not go through the modules that were put there, as where the code keeps a list of its layers itself.
+    Layers keep their own numbers, until they are given a cache: then they are counted anew, where that changes no bit of
+    what a layer computes; where it does or there is no place, the run is refused, and `use_cache=False` is the remedy.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
@@ -79,12 +80,16 @@ class Surgery:
         if not layers or (heads is not None and not isinstance(heads, int) and not list(heads)):
             raise AnalyzerError(f"delete got {list(layers)} and heads={heads!r}: expected what to leave out, as delete(2).")
         if heads is None:
-            order = {n: tuple(one for one in own if one not in layers) for n, own in self._order.items()}
             for layer in layers:
-                self._placed(layer)
+                self._running_layer(layer)
+            if len({*layers}) < len(layers):
+                raise AnalyzerError(f"delete got layers {list(layers)}: expected each once.")
+            order = {n: tuple(one for one in own if one not in layers) for n, own in self._order.items()}
             return self._with(order, f"without {_many('layer', layers)}")
         (layer,) = self._one(layers)
         chosen = [heads] if isinstance(heads, int) else list(heads)
+        if len({*chosen}) < len(chosen):
+            raise AnalyzerError(f"heads={chosen} of layer {layer}: expected each head once.")
         return self._with_heads({(layer, head): None for head in chosen}, f"layer {layer} without {_many('head', chosen)}")
 
     def repeat(self, layer: int, times: int = 2) -> Self:
@@ -93,7 +98,7 @@ class Surgery:
         >>> analyzers.Surgery(model, structure).repeat(1, times=3)
         Surgery of GPT2LMHeadModel: layer 1 run 3 times
         """
-        self._placed(layer)
+        self._running_layer(layer)
         if whole_number(times) is None or times < 1:
             raise AnalyzerError(f"times={times!r}: expected how often layer {layer} runs, 1 or more.")
         order = {n: tuple(one for one in own for _ in range(times if one == layer else 1)) for n, own in self._order.items()}
@@ -108,9 +113,13 @@ class Surgery:
         heads: by head of the one the head of the other. Heads that share keys and values are replaced together.
         """
         if heads is not None:
+            if not isinstance(heads, Mapping) or not heads:
+                raise AnalyzerError(
+                    f"heads={heads!r}: expected by head of layer {layer} the head of layer {by} in its place, as {{0: 3}}."
+                )
             pairs = {(layer, head): (by, other) for head, other in heads.items()}
             return self._with_heads(pairs, f"layer {layer} with heads of layer {by} {dict(heads)}")
-        if self._placed(layer).stream != self._placed(by).stream:
+        if self._running_layer(layer).stream != self._placed(by).stream:
             raise AnalyzerError(f"Layers {layer} and {by} write to different streams. Expected two of one stream.")
         order = {n: tuple(by if one == layer else one for one in own) for n, own in self._order.items()}
         return self._with(order, f"layer {by} for layer {layer}")
@@ -128,7 +137,7 @@ class Surgery:
             self._heads.check_order(layer, order)
             pairs = {(layer, head): (layer, other) for head, other in enumerate(order) if head != other}
             return self._with_heads(pairs, f"heads of layer {layer} in the order {list(order)}")
-        streams = {self._placed(one).stream for one in order}
+        streams = {self._running_layer(one).stream for one in order}
         if len(streams) != 1:
             raise AnalyzerError(f"order={list(order)!r}: expected numbers of layers of one stream, at least one.")
         own = [n for n, one in enumerate(self._places) if isinstance(one, Place) and one.stream in streams]
@@ -140,7 +149,10 @@ class Surgery:
         return self._changed(told, _order=order)
 
     def _with_heads(self, pairs: HeadOrder, told: str) -> Self:
-        return self._changed(told, _heads=self._heads.joined(pairs))
+        joined = self._heads.joined(pairs)
+        for layer in dict.fromkeys(layer for layer, _ in pairs):
+            self._check_runs(layer)
+        return self._changed(told, _heads=joined)
 
     def _changed(self, told: str, **changes: Any) -> Self:
         other = copy.copy(self)
@@ -154,7 +166,7 @@ class Surgery:
             raise AnalyzerError("The surgery is under way already. Expected one block at a time.")
         with ExitStack() as undo:
             self._heads.write(self.model, undo)
-            self._running = operate(self.model, self._places, self._order, self._ties, undo)
+            self._running = operate(self.model, self.structure.graph, self._places, self._order, self._ties, undo)
             self._undo = undo.pop_all()
         return self
 
@@ -187,15 +199,16 @@ class Surgery:
 
         args, inputs: of one forward, in which the copy must answer as the operated model does, to the bit, or it is an
         `AnalyzerError`. A layer that runs twice is there twice, with weights of its own. The copy is saved and loaded by its
-        `state_dict`, as any module.
+        `state_dict`, as any module. Its layers are numbered anew where that changes no bit. Of the settings that the model
+        holds those count its layers that a model is built of, where building one of them gives the modules of the copy: so a
+        library that saves them beside the weights loads the same model. Where none does, load the `state_dict` into a copy.
         """
         check_eval(self.model)
         with self:
             expected = called(self.model, args, inputs)
         with ExitStack() as undo:
             self._heads.write(self.model, undo)
-            copied = plain_copy(self.model, self._places, self._order)
-        return certified(copied, counts(self._places, self._order), expected, args, inputs)
+            return exported(self.model, self._places, self._order, expected, args, inputs)
 
     def _placed(self, layer: int) -> Place:
         """The place of a layer; why it has none is told."""
@@ -209,6 +222,16 @@ class Surgery:
                 "stream; edits.Zero() at what it writes leaves it out of a run."
             )
         return place
+
+    def _running_layer(self, layer: int) -> Place:
+        """The place of a layer that still runs."""
+        place = self._placed(layer)
+        self._check_runs(layer)
+        return place
+
+    def _check_runs(self, layer: int) -> None:
+        if not any(layer in own for own in self._order.values()):
+            raise AnalyzerError(f"Layer {layer} does not run any more: {'; '.join(self._told)}. Expected one that does.")
 
     def _one(self, layers: Sequence[int]) -> tuple[int]:
         if len(layers) != 1:

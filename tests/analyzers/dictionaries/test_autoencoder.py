@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -162,6 +163,9 @@ def test_older_settings_and_choices_by_length_are_read(tmp_path: Path) -> None:
     [
         ({"architecture": "gated"}, "is of the architecture 'gated': expected 'standard', 'topk', 'jumprelu'."),
         ({"normalize_activations": "layer_norm"}, "says normalize_activations='layer_norm': expected 'none'"),
+        ({"activation_fn": "tanh-relu"}, "says that latents of 'standard' go through 'tanh-relu': expected 'relu'"),
+        ({"activation_fn_str": "tanh-relu"}, "says that latents of 'standard' go through 'tanh-relu': expected 'relu'"),
+        ({"d_in": 99}, f"says d_in=99, and W_enc is {WIDTH} x {SIZE}: expected {WIDTH}."),
         ({"architecture": "topk"}, "does not say how many latents are chosen: expected k."),
     ],
 )
@@ -200,8 +204,11 @@ def test_damaged_folders_are_told(tmp_path: Path) -> None:
         (lambda: made().direction(SIZE), "latent=10: expected a number from 0 to 9."),
         (
             lambda: made().steering(0, "much"),
-            "strength='much': expected a number, in the units of the latent's coefficient.",
+            "strength='much': expected a finite number, in the units of the latent's coefficient.",
         ),
+        (lambda: made().steering(0, float("nan")), "strength=nan: expected a finite number"),
+        (lambda: made().encode(np.ones((3, WIDTH))), "The values are ndarray, expected a tensor (..., 6), as run[site]."),
+        (lambda: made().decode(torch.ones(3, 4)), "The latents are of shape (3, 4): expected a tensor with 10 in the last"),
         (lambda: SparseAutoencoder.of(made().settings, {"bias": torch.zeros(2)}), "The tensors {'bias': (2,)} do not fit"),
     ],
 )

@@ -26,6 +26,9 @@ from analyzers import (
 )
 from analyzers.dictionaries.dictionary import COMPONENTS, NULL, RANDOM
 from fmr.zoo import world
+from tests.analyzers.surgery.models import Looped, made
+
+TOKENS = torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(0))
 
 matplotlib.use("Agg")
 
@@ -282,7 +285,7 @@ def test_a_latent_steers_to_the_words_it_speaks_for(told: Told, contexts: Latent
         ),
         (
             lambda a: LatentSteering(*a).run(texts(1), 0, fmr.sweeps.log_prob(3), ["much"]),
-            "doses=['much']: expected numbers",
+            "doses=['much']: expected finite numbers",
         ),
     ],
 )
@@ -306,3 +309,37 @@ def test_nothing_is_left_on_the_model(told: Told) -> None:
             DictionaryScores(*told_in_order(told)).update(texts(2))
     finally:
         model.eval()
+
+
+def own_ids(seed: int = 0) -> tuple[nn.Module, Any]:
+    """A model whose forward calls its token ids otherwise, and a site of it."""
+    model = made(Looped)
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.manual_seed(seed)
+        model.head.weight.normal_()
+    return model, fmr.locate(fmr.run(model, TOKENS)).layers[1].resid_post
+
+
+@pytest.mark.parametrize("kind", [DictionaryScores, LatentContexts])
+def test_what_is_merged_is_of_one_dictionary_and_one_model(kind: Any) -> None:
+    model, site = own_ids()
+    told = {"mean": torch.zeros(16)} if kind is DictionaryScores else {}
+
+    def counted(one: SparseAutoencoder, on: nn.Module = model) -> Any:
+        return kind(on, None, one, site, **told).update({"tokens": TOKENS})
+
+    plain = SparseAutoencoder(16, 24, "top-k", k=4)
+    for other in (
+        SparseAutoencoder(16, 24, "relu"),
+        SparseAutoencoder(16, 24, "top-k", k=12),
+        SparseAutoencoder(16, 24, "top-k", k=4, centered=False),
+        SparseAutoencoder(16, 24, "top-k", k=4, seed=1),
+    ):
+        with pytest.raises(AnalyzerError, match="expected one dictionary, one site and one"):
+            counted(plain).merge(counted(other))
+    with pytest.raises(AnalyzerError, match="counted on a Looped with other weights"):
+        counted(plain).merge(counted(plain, own_ids(seed=1)[0]))
+    one = counted(plain)
+    with pytest.raises(AnalyzerError, match=f"merge got the same {kind.__name__} once more"):
+        one.merge(one)
+    assert one.merge(counted(plain)).counted.startswith("6 ")

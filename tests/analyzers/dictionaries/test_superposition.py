@@ -177,6 +177,16 @@ def test_answers_are_saved_shown_and_drawn(tmp_path: Path) -> None:
     assert found.plot().axes[0].get_xlabel() == "types that a unit answers to"
 
 
+def test_geometry_does_not_depend_on_the_scale() -> None:
+    ways = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain = Superposition(draws=5).run(ways)
+    for scale in (1e-20, 1e-100, 1e20):
+        found = Superposition(draws=5).run(ways * scale)
+        assert np.allclose(found.dimensionality, plain.dimensionality)
+        assert np.allclose(found.cosines, plain.cosines)
+        assert np.allclose(found.random_dimensionality, plain.random_dimensionality)
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [

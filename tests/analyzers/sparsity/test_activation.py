@@ -43,7 +43,7 @@ def test_zeros_of_a_rectifier_are_counted() -> None:
     assert found.zero.tolist() == pytest.approx(zeros)
     assert found.zero.min() > 0.3
     assert found.active.max() < 1 - found.zero.min() + 1e-9
-    assert found.words == ()
+    assert set(found.words) == set(map(str, TOKENS.unique().tolist()))
 
 
 def test_gated_coefficients_are_not_zero_and_few_may_matter() -> None:
@@ -94,3 +94,15 @@ def test_what_has_no_coefficients_by_token_is_refused() -> None:
         analyzers.ActivationSparsity(model).update(inputs)
     with pytest.raises(analyzers.AnalyzerError, match="expected an analyzer of the same settings"):
         analyzers.ActivationSparsity(made(Looped)).merge(analyzers.ActivationSparsity(made(Looped), eps=0.1))
+    one, other = analyzers.ActivationSparsity(made(Looped)), made(Looped)
+    with pytest.raises(analyzers.AnalyzerError, match="what was counted by the same analyzer once more"):
+        one.merge(one)
+    torch.nn.init.ones_(other.blocks[0].up.weight)
+    with pytest.raises(analyzers.AnalyzerError, match="what was counted by a Looped with other weights"):
+        one.merge(analyzers.ActivationSparsity(other))
+
+
+def test_a_model_may_call_its_token_ids_what_it_likes() -> None:
+    found = analyzers.ActivationSparsity(made(Looped)).update(TOKENS).result()
+    assert sum(found.counts) == TOKENS.numel()
+    assert set(found.words) == set(map(str, TOKENS.unique().tolist()))

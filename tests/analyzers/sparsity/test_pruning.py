@@ -116,12 +116,40 @@ def test_a_trained_model_needs_few_of_its_own_and_many_of_random_ones() -> None:
     [
         ({"what": "heads"}, "what='heads': expected 'coefficients' or 'weights'"),
         ({"keep": [1.5]}, "keep=1.5: expected a share of what is kept"),
-        ({}, "no input_ids whose next tokens"),
+        ({"keep": 0.5}, "keep=0.5: expected shares of what is kept, one or more"),
+        ({"keep": []}, r"keep=\[\]: expected shares of what is kept, one or more"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused(told: dict[str, object], message: str) -> None:
     with pytest.raises(analyzers.AnalyzerError, match=message):
         analyzers.Pruning(made(Looped)).run(INPUTS, **told)  # type: ignore[arg-type]
+
+
+def test_a_loss_wants_next_tokens() -> None:
+    pruning, tokens = analyzers.Pruning(made(Looped)), {"tokens": TOKENS[:, :1]}
+    own = analyzers.Pruning(made(Looped)).run(INPUTS, keep=[1.0])
+    assert own.base == pytest.approx(float(loss(made(Looped)(TOKENS)).mean().detach()), abs=1e-5)
+    for what in ("coefficients", "weights"):
+        with pytest.raises(analyzers.AnalyzerError, match="Example 0 has one real token, and no next one"):
+            pruning.run(tokens, what, keep=[0.5])
+    with pytest.raises(analyzers.AnalyzerError, match="Example 0 has one real token"), pruning.pruned(0.5, "effect", tokens):
+        pass
+    model, _, inputs = build("gpt2_eager")
+    padded = {**inputs, "attention_mask": torch.zeros_like(inputs["input_ids"])}
+    padded["attention_mask"][:, 0], padded["attention_mask"][0] = 1, 1
+    for method in (analyzers.Pruning(model), analyzers.Ablation(model)):
+        with pytest.raises(analyzers.AnalyzerError, match="Example 1 has one real token"):
+            method.run(padded)
+
+
+def test_an_effect_wants_gradients() -> None:
+    pruning = analyzers.Pruning(made(Looped))
+    with (
+        torch.inference_mode(),
+        pytest.raises(analyzers.AnalyzerError, match=r"takes gradients, and torch\.inference_mode"),
+        pruning.pruned(0.5, "effect", INPUTS),
+    ):
+        pass
 
 
 def test_an_order_that_is_none_is_refused() -> None:

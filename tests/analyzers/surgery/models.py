@@ -75,6 +75,53 @@ class Kept(Looped):
         return self.head(self.norm(x))
 
 
+class Scaled(Looped):
+    """Layers between which the code does something with the stream."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The logits."""
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x * 1.5)
+        return self.head(self.norm(x))
+
+
+class TiedOut(Looped):
+    """Layers whose heads write by one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            block.out.weight = self.blocks[0].out.weight
+
+
+class _Counting(Block):
+    """A layer that knows its number and computes with it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor, kept: object = None) -> Tensor:
+        """The stream after the layer, whatever it may keep state in."""
+        return x + self.down(torch.relu(self.up(self.second(x)))) / (self.number + 1)
+
+
+class Numbered(Looped):
+    """Layers that compute with their numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(map(_Counting, range(3)))
+
+    def forward(self, tokens: Tensor, kept: object = None) -> Tensor:
+        """The logits."""
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x, kept)
+        return self.head(self.norm(x))
+
+
 class _Telling(Block):
     """A layer that returns what it made of its memory beside the stream, and reads what the one before made."""
 

@@ -75,8 +75,14 @@ def test_padding_counts_for_nothing() -> None:
     assert found[0].base == pytest.approx(found[1].base, abs=1e-5)
 
 
+def test_a_model_may_call_its_token_ids_what_it_likes(costs: analyzers.LayerCosts) -> None:
+    for given in (TOKENS, {"tokens": TOKENS}):
+        assert np.allclose(analyzers.Ablation(made(Looped)).run(given, progress=False).cost, costs.cost, atol=1e-5)
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(analyzers.AnalyzerError, match="no input_ids whose next tokens"):
-        analyzers.Ablation(made(Looped)).run({"tokens": TOKENS}, progress=False)
+    model, _, _ = build("gpt2_eager")
+    with pytest.raises(analyzers.AnalyzerError, match="no token ids whose next tokens"):
+        analyzers.Ablation(model).run({"inputs_embeds": torch.randn(1, 4, model.config.hidden_size)}, progress=False)
     with pytest.raises(analyzers.AnalyzerError, match="in train mode"):
         analyzers.Ablation(made(Shared).train()).run(TOKENS, loss, progress=False)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import analyzers
 import fmr
 from analyzers.surgery.numbers import numbers
 from fmr.structure.parts import Structure
-from tests.analyzers.surgery.models import Kept, Looped, Shared, Shares, Telling, Unrolled, made
+from tests.analyzers.surgery.models import Kept, Looped, Numbered, Scaled, Shared, Shares, Telling, TiedOut, Unrolled, made
 from tests.models import TOKENS, build
 
 TOKEN_IDS = torch.arange(10).reshape(2, 5)
@@ -137,6 +138,50 @@ def test_a_generation_with_a_cache_is_that_of_the_model_made_by_hand(name: str) 
         assert model.generate(prompt, use_cache=False, **told).shape == (1, 12)
 
 
+def test_a_layer_that_computes_with_its_number_keeps_it() -> None:
+    model = made(Numbered)
+    surgery = analyzers.Surgery(model, located(model, TOKEN_IDS))
+    for operated, order in (
+        (surgery.delete(0), [1, 2]),
+        (surgery.repeat(1), [0, 1, 1, 2]),
+        (surgery.replace(2, by=0), [0, 1, 0]),
+    ):
+        x = model.embed(TOKEN_IDS)
+        for n in order:
+            x = model.blocks[n](x)
+        with operated:
+            assert torch.equal(model(TOKEN_IDS), model.head(model.norm(x)))
+        assert [block.number for block in operated.export(TOKEN_IDS).blocks] == order
+
+
+def test_a_cache_is_refused_where_a_number_counts() -> None:
+    model = made(Numbered)
+    surgery, before = analyzers.Surgery(model, located(model, TOKEN_IDS)), state(model)
+    message = (
+        r"given a object to keep state in by their numbers, and with another number a _Counting computes something else"
+    )
+    with surgery.delete(0), pytest.raises(analyzers.AnalyzerError, match=message):
+        model(TOKEN_IDS, object())
+    with surgery.delete(2):
+        assert torch.equal(model(TOKEN_IDS, object()), model(TOKEN_IDS))
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_settings_of_an_export_follow(name: str, tmp_path: Path) -> None:
+    model, inputs = loaded(name)
+    prompt = {"input_ids": inputs["input_ids"][:1]}
+    surgery = analyzers.Surgery(model, located(model, **prompt))
+    for operated, many in ((surgery.delete(0), 1), (surgery.repeat(1), 3)):
+        exported = operated.export(**prompt)
+        assert exported.config.num_hidden_layers == many
+        assert exported.config.num_attention_heads == model.config.num_attention_heads
+        exported.save_pretrained(tmp_path / name)
+        again = type(model).from_pretrained(tmp_path / name).eval()
+        assert torch.equal(again(**prompt).logits, exported(**prompt).logits)
+    assert model.config.num_hidden_layers == 2
+
+
 def test_nothing_is_left_behind_by_an_error() -> None:
     model = made(Looped)
     before, surgery = state(model), analyzers.Surgery(model, located(model, TOKEN_IDS)).delete(1).delete(0, heads=1)
@@ -178,7 +223,19 @@ def test_gradients_reach_a_layer_that_runs_twice() -> None:
             lambda s: s.reorder([1, 0, 2]).flow(TOKEN_IDS),
             "Layer 1 is given other values beside the stream than layer 0",
         ),
-        (Kept, lambda s: s.delete(1).flow(TOKEN_IDS), "expected .* of layer 0: the code does not run the layers"),
+        (Kept, lambda s: s.delete(1).flow(TOKEN_IDS), "takes no effect: Kept called nothing .* expected blocks.1"),
+        (Kept, lambda s: s.reorder([2, 1, 0]).export(TOKEN_IDS), r"takes no effect: Kept called blocks\.2, blocks\.0 of"),
+        (Kept, lambda s: s.repeat(1).export(TOKEN_IDS), "takes no effect: Kept called nothing"),
+        (Kept, lambda s: s.replace(1, by=2).export(TOKEN_IDS), "takes no effect: Kept called nothing"),
+        (Scaled, lambda s: s.delete(1).flow(TOKEN_IDS), "expected .* of layer 0: the code does not run the layers"),
+        (TiedOut, lambda s: s.delete(1, heads=0), "The heads of layer 1 .* lie in 'blocks.0.out.weight', which"),
+        (Looped, lambda s: s.replace(1, by=2, heads=[0]), r"heads=\[0\]: expected by head of layer 1 the head of layer 2"),
+        (Looped, lambda s: s.delete(1, heads=[0, 0]), r"heads=\[0, 0\] of layer 1: expected each head once"),
+        (Looped, lambda s: s.delete(1, 1), r"delete got layers \[1, 1\]: expected each once"),
+        (Looped, lambda s: s.delete(1).delete(1), "Layer 1 does not run any more: without layer 1"),
+        (Looped, lambda s: s.delete(1).repeat(1), "Layer 1 does not run any more"),
+        (Looped, lambda s: s.delete(1).reorder([1, 0, 2]), "Layer 1 does not run any more"),
+        (Looped, lambda s: s.delete(1).delete(1, heads=0), "Layer 1 does not run any more"),
     ],
 )
 def test_what_cannot_be_operated_on_is_refused(kind: type[nn.Module], operate: Callable[[Any], Any], message: str) -> None:
@@ -312,7 +369,7 @@ def test_an_export_is_a_plain_module_that_answers_as_the_operated_model(name: st
     model, inputs = loaded(name)
     inputs = {key: value for key, value in inputs.items() if key != "use_cache"}
     operate, order = OPERATIONS[operation]
-    surgery, before = operate(analyzers.Surgery(model, located(model, **inputs))).delete(1, heads=0), state(model)
+    surgery, before = operate(analyzers.Surgery(model, located(model, **inputs))).delete(order[0], heads=0), state(model)
     exported = surgery.export(**inputs)
     assert state(model) == before
     with surgery:
