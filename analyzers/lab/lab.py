@@ -44,7 +44,8 @@ class Lab(Bench):
     tools: by name, what makes a tool of a model (and a tokenizer); methods of analyzers are there from the begin.
 
     The folder holds `lab.sqlite` and, in `values/`, safetensors and PNG. One experiment runs at a time in a process, as
-    random numbers are of the process; any number of processes may use one lab.
+    random numbers are of the process: other threads wait, so that one that waits for threads with experiments of their own
+    waits for ever. Any number of processes may use one lab.
     """
 
     @overload

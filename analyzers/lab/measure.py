@@ -23,6 +23,7 @@ from fmr.weights import fingerprint
 
 _PERIOD = 0.005  # seconds between two looks at the memory
 PACKAGES = ("torch", "fmr", "numpy", "transformers")
+_ALONE = threading.RLock()  # held by the thread that draws, as random numbers are of the process
 
 
 def checked_seed(seed: Any) -> int:
@@ -35,18 +36,22 @@ def checked_seed(seed: Any) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's random numbers from a seed; after the block they go on as if it had not been."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    """Python's, NumPy's and torch's random numbers from a seed; after the block they go on as if it had not been.
+
+    One thread is in such a block at a time, and others wait for it.
+    """
+    with _ALONE:
+        python, numpy = random.getstate(), np.random.get_state()
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.manual_seed(seed)
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 class Meter:

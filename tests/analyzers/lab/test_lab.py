@@ -4,6 +4,8 @@ import hashlib
 import json
 import random
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,30 @@ def test_random_numbers_go_on_as_if_there_had_been_no_experiment(lab: analyzers.
     assert drawn()[3] == 0
     after = random.getstate(), np.random.get_state()[1].tolist(), random_state(), torch_state(), model_state(lab.model)  # type: ignore[index, arg-type]
     assert after == before
+
+
+def test_experiments_of_several_threads_run_one_at_a_time(lab: analyzers.Lab) -> None:
+    inside: list[int] = []
+
+    @lab.experiment
+    def inner(i: int) -> Tensor:
+        return torch.rand(1)
+
+    @lab.experiment
+    def drawn(i: int) -> Tensor:
+        inside.append(i)
+        time.sleep(0.01)
+        assert inside == [i]
+        value = torch.rand(1) + 0 * inner(i)  # an experiment inside of one does not wait for it
+        inside.clear()
+        return value
+
+    torch.manual_seed(5)
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(drawn, range(4))]
+    assert torch.equal(torch.cat(found), torch.rand(1, generator=torch.Generator().manual_seed(0)).expand(4))
+    assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(5)))
+    assert len(lab.versions("drawn")) == 4
 
 
 def test_tools_are_given_by_name_the_users_own_too(tmp_path: Path) -> None:
