@@ -262,6 +262,33 @@ def test_a_result_that_cannot_be_kept_is_refused_and_not_lost(lab: analyzers.Lab
     assert not any(path.is_file() for path in (lab.folder / "values").rglob("*"))
 
 
+def test_what_lies_too_deep_is_refused_and_not_lost(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def deep(levels: int) -> Any:
+        value: Any = 0
+        for _ in range(levels):
+            value = [value]
+        return value
+
+    assert lab.load(deep.record(100)) == deep(100)
+    for levels in (101, 5000):
+        with pytest.raises(LabError, match=r"It lies deeper than 100 levels; return it as a flat list") as caught:
+            deep(levels)
+        assert isinstance(caught.value.result[0], list)
+
+
+def test_an_error_whose_text_no_file_takes_is_kept_as_well(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def odd() -> None:
+        raise ValueError("\ud800 bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        odd()
+    (row,) = lab.attempts("odd").itertuples()
+    assert row.status == "failed"
+    assert row.error.rstrip().endswith(r"ValueError: \ud800 bad")
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
