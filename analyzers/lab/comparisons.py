@@ -152,7 +152,14 @@ def check_spread(names: list[str], differences: Floats) -> None:
     if not np.isfinite(differences).all():
         which = names[int(np.argwhere(~np.isfinite(differences))[0, 0])]
         raise LabError(f"{which} is not finite in some run: expected numbers. Find the run in lab.versions().")
-    scale = np.maximum(np.abs(differences).max(1), 1e-300)
+    largest = np.abs(differences).max(1)
+    if (odd := (largest > 1e150) | ((largest > 0) & (largest < 1e-150))).any():
+        which = int(np.flatnonzero(odd)[0])
+        raise LabError(
+            f"{names[which]} differs from the null by {largest[which]:.3g}, of which floats hold no square: expected "
+            "numbers between 1e-150 and 1e150. Return them in another unit."
+        )
+    scale = np.maximum(largest, 1e-300)
     flat = [name for name, one in zip(names, differences.std(1) <= 1e-12 * scale, strict=True) if one]
     if flat:
         value = differences[names.index(flat[0])][0]

@@ -32,8 +32,8 @@ class Outcome(Stored):
 
     names: of what was compared. values and nulls: (comparisons, pairs). statistic and p: of the test; corrected: p for this
     many comparisons. effect: the mean difference in standard deviations of the differences (Cohen's d of pairs). low and
-    high: 95 % interval of the mean difference by Student's t, on two sides whatever the test. least: the least p that so many pairs can give. versions: those of the
-    runs, in which more is kept.
+    high: 95 % interval of the mean difference by Student's t, on two sides whatever the test. least: the least p that so
+    many pairs can give. versions: those of the runs, in which more is kept.
     """
 
     name: str

@@ -48,7 +48,7 @@ class _Calls:
 
 
 def profiled(model: nn.Module | None, work: Callable[[], Any], seed: int, called: Any = None) -> Profile:
-    """What some work takes, by module and op: it is done twice, from the same seed and the same buffers of what is called."""
+    """What some work takes, by module and op: done twice, from the same seed and the same buffers of what is called."""
     with seeded(seed), _same_buffers(called):
         flops = _flops(model, work)
     with seeded(seed), _same_buffers(called):

@@ -208,6 +208,14 @@ def test_misuse(function: Any, given: Any, over: Any, message: str, lab: analyze
         lab.hypothesis(**given)(function).over(**over)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e308])
+def test_numbers_without_a_square_are_refused(scale: float) -> None:
+    with pytest.raises(LabError, match=r"sum differs from the null by 1e[-+]30\d, of which floats hold no square"):
+        judged(
+            scale * np.array([[0.2, 0.5, 1.0]]), np.zeros((1, 3)), ["sum"], "paired", "two-sided", "holm", 0, "", "0", (), ()
+        )
+
+
 def test_numbers_that_differ_by_rounding_alone_have_no_variance() -> None:
     x = np.array([[0.1 + 0.2, 0.3, 0.15 + 0.15, 0.3]])
     with pytest.raises(LabError, match="no test can judge numbers without variance"):

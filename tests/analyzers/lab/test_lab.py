@@ -3,9 +3,11 @@
 import hashlib
 import json
 import random
+import re
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,30 @@ def test_helpers_beside_a_function_are_part_of_its_code(lab: analyzers.Lab, tmp_
     assert made[0].source == made[1].source
     assert made[0].version != made[1].version
     assert "-    return 0 * (x + 1)\n+    return 0 * (x + 2)" in repr(lab.diff(*made)).replace("\n    ", "\n")
+
+
+def test_values_that_a_function_reads_are_part_of_its_code(lab: analyzers.Lab) -> None:
+    text = "def f(x):\n    return x * (len(held) > 0)\n"
+    for held in ({"a": 5}, [1, 7], torch.zeros(2), np.zeros(2), {1, 2}, {"f": lambda x: x}):
+        f = defined(text, "f", held=held)
+        first, again = (lab.experiment(f).record(1) for _ in range(2))
+        assert first == again
+        assert re.fullmatch(r".+  # [0-9a-f]{16}", first.code.uses["held"])
+        for change in (lambda one: one.update(b=6), lambda one: one.append(2), lambda one: one.add_(1)):
+            if isinstance(held, (dict, list, Tensor)):
+                with suppress(AttributeError):
+                    change(held)
+        if isinstance(held, (dict, list, Tensor)):
+            assert lab.experiment(f).record(1) != first
+
+
+def test_a_value_that_no_lab_keeps_is_said_not_to_be_covered(lab: analyzers.Lab) -> None:
+    text = "def f(x):\n    return x * other.real + len(held) + x.held.real if x else 0\n"
+    version = lab.experiment(defined(text, "f", other=iter([1]), held=(), real=[3])).record(0)
+    assert version.code.uses == {
+        "held": "()",
+        "other": "not covered: a builtins.list_iterator, which a lab cannot keep; its changes show nowhere",
+    }  # and `real`, which is an attribute there, is none of them
 
 
 def test_what_was_typed_at_a_prompt_is_kept_as_its_bytecode_and_says_so(lab: analyzers.Lab) -> None:
