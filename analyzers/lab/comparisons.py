@@ -154,9 +154,9 @@ def check_spread(names: list[str], differences: Floats) -> None:
         raise LabError(f"{which} is not finite in some run: expected numbers. Find the run in lab.versions().")
     largest = np.abs(differences).max(1)
     if (odd := (largest > 1e150) | ((largest > 0) & (largest < 1e-150))).any():
-        which = int(np.flatnonzero(odd)[0])
+        first = int(np.flatnonzero(odd)[0])
         raise LabError(
-            f"{names[which]} differs from the null by {largest[which]:.3g}, of which floats hold no square: expected "
+            f"{names[first]} differs from the null by {largest[first]:.3g}, of which floats hold no square: expected "
             "numbers between 1e-150 and 1e150. Return them in another unit."
         )
     scale = np.maximum(largest, 1e-300)
