@@ -79,7 +79,10 @@ def shards(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
     for number, path in enumerate(found):
         if path.name != f"shard-{number:06d}.safetensors":
-            raise StoreError(f"{folder} has no shard-{number:06d}.safetensors and has {path.name}. Expected every shard.")
+            raise StoreError(
+                f"{folder} has no shard-{number:06d}.safetensors and has {path.name}. Expected every shard: delete those "
+                "after it, and collect again, which goes on from there."
+            )
     return found
 
 
