@@ -28,7 +28,7 @@ class Similarities(Stored):
 
     names: of the sites, with that of the model in front where there are several. values, nulls: by measure, (sites, sites);
     a null has the rows of one site in another order. owners: the model of each site. widths: the numbers in a vector. rows:
-    how many vectors were compared, of those seen.
+    how many vectors were compared, of those seen. What a measure says of a site without variance is NaN.
     """
 
     names: tuple[str, ...]
@@ -116,6 +116,16 @@ class Similarities(Stored):
         apart = ~np.eye(len(self.names), dtype=bool)
         for kind, values in self.values.items():
             pairs, null = values[apart], self.nulls[kind]
-            told = f"{np.nanmin(pairs):.2f} to {np.nanmax(pairs):.2f}" if len(pairs) else "of one site alone"
-            lines.append(f"  {kind:<10}  {told}; rows in another order {np.nanmin(null):.2f} to {np.nanmax(null):.2f}")
+            told = _range(pairs) or ("of one site alone" if not len(pairs) else "no two sites with variance")
+            lines.append(f"  {kind:<10}  {told}" + (f"; rows in another order {_range(null)}" if _range(null) else ""))
+        for place, name in enumerate(self.names):
+            kinds = [kind for kind, values in self.values.items() if np.isnan(values[place, place])]
+            if kinds:
+                lines.append(f"  NaN for {name} in {', '.join(kinds)}: there is no variance to compare")
         return "\n".join(lines)
+
+
+def _range(values: Floats) -> str:
+    """The least and the largest of some numbers; empty where there are none."""
+    known = values[~np.isnan(values)]
+    return f"{known.min():.2f} to {known.max():.2f}" if known.size else ""

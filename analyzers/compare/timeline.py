@@ -49,6 +49,10 @@ class Timeline(Stored):
 
         run: of a block with `every=`. scores: by name, a function of a pass that gives a number, or a number and its null.
         """
+        if not isinstance(run, Run):
+            raise AnalyzerError(
+                f"Timeline.of got a {type(run).__name__}, expected the run of a block: with fmr.track(net, every=2) as run."
+            )
         if len(run.passes) < LEAST:
             raise AnalyzerError(f"The run has {number_of(len(run.passes), 'pass', 'passes')}, expected {LEAST} or more.")
         if not isinstance(scores, Mapping) or not scores or not all(map(callable, scores.values())):

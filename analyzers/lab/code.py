@@ -14,12 +14,20 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from analyzers.lab.errors import LabError
+from analyzers.lab.summary import brief
+from analyzers.lab.values import pack
+from fmr.disk.files import digest
 
+_READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 CONSTANTS = (type(None), bool, int, float, complex, str)
 
 
 class Code(NamedTuple):
-    """The source of a function, and by name what it uses: source of functions and classes beside it, constants' values."""
+    """The source of a function, and by name what it uses: source of functions and classes beside it, values, constants.
+
+    A value, such as a list or a tensor, stands there in a few words with its checksum when the function was called; of one
+    that a lab cannot keep it is said that a change of it shows nowhere.
+    """
 
     source: str
     uses: dict[str, str]
@@ -77,7 +85,7 @@ def _follow(function: FunctionType, uses: dict[str, str], seen: set[Any]) -> Non
         step.argval for step in dis.get_instructions(function.__code__) if step.opname in ("STORE_GLOBAL", "STORE_DEREF")
     }
     for name, value in _read_by(function):
-        if name in stored:
+        if name in stored or name in uses:
             continue
         if isinstance(value, CONSTANTS) or (isinstance(value, tuple) and all(isinstance(item, CONSTANTS) for item in value)):
             uses[name] = repr(value)
@@ -90,6 +98,29 @@ def _follow(function: FunctionType, uses: dict[str, str], seen: set[Any]) -> Non
             for part in [inner] if isinstance(inner, FunctionType) else vars(inner).values():
                 if isinstance(part, FunctionType):
                     _follow(part, uses, seen)
+        elif not _is_code(inner):
+            uses[name] = _told(name, value)
+
+
+def _is_code(value: Any) -> bool:
+    """Whether it is code of a library or of this file, and no value that code reads."""
+    return inspect.ismodule(value) or inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, partial)
+
+
+def _told(name: str, value: Any) -> str:
+    """A value that a function reads, in a few words with its checksum."""
+
+    def source(one: Any) -> str:
+        if not _is_code(inner := inspect.unwrap(_function(one))):
+            raise LabError(f"{name} holds a {type(one).__name__}.")
+        return source_of(inner)
+
+    try:
+        told = pack(value, name, source).told
+    except Exception:  # whatever an object of any kind does when it is looked at
+        kind = type(value)
+        return f"not covered: a {kind.__module__}.{kind.__qualname__}, which a lab cannot keep; its changes show nowhere"
+    return f"{brief(told)}  # {digest(canonical(told).encode('utf-8', 'surrogatepass'))[:16]}"
 
 
 def _read_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
@@ -104,7 +135,7 @@ def _read_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname in _READS)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _names(inner)

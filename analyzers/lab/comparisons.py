@@ -87,6 +87,22 @@ def _bootstrapped(differences: Floats, alternative: str, seed: int) -> Tested:
     return Tested(here, float((beyond.sum() + 1) / (DRAWS + 1)), 1 / (DRAWS + 1))
 
 
+def interval(differences: Floats) -> tuple[Floats, Floats]:
+    """The ends of the 95 % interval of each mean difference, by Student's t; (comparisons, pairs).
+
+    >>> low, high = interval(np.array([[1.0, 2.0, 3.0]]))
+    >>> low.round(3), high.round(3)
+    (array([-0.484]), array([4.484]))
+
+    It holds zero just where the paired t test on two sides has p above 0.05. A bootstrap of few pairs would be too narrow.
+    """
+    from scipy import stats
+
+    n = differences.shape[1]
+    reach = stats.t.ppf(0.975, n - 1) * differences.std(1, ddof=1) / np.sqrt(n)
+    return differences.mean(1) - reach, differences.mean(1) + reach
+
+
 def effect_size(differences: Floats) -> float:
     """Cohen's d of paired numbers: their mean difference in standard deviations of the differences.
 
@@ -136,7 +152,14 @@ def check_spread(names: list[str], differences: Floats) -> None:
     if not np.isfinite(differences).all():
         which = names[int(np.argwhere(~np.isfinite(differences))[0, 0])]
         raise LabError(f"{which} is not finite in some run: expected numbers. Find the run in lab.versions().")
-    scale = np.maximum(np.abs(differences).max(1), 1e-300)
+    largest = np.abs(differences).max(1)
+    if (odd := (largest > 1e150) | ((largest > 0) & (largest < 1e-150))).any():
+        first = int(np.flatnonzero(odd)[0])
+        raise LabError(
+            f"{names[first]} differs from the null by {largest[first]:.3g}, of which floats hold no square: expected "
+            "numbers between 1e-150 and 1e150. Return them in another unit."
+        )
+    scale = np.maximum(largest, 1e-300)
     flat = [name for name, one in zip(names, differences.std(1) <= 1e-12 * scale, strict=True) if one]
     if flat:
         value = differences[names.index(flat[0])][0]

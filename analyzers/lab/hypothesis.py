@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,10 +51,12 @@ class Hypothesis(Experiment[R]):
             self.null = null
         elif callable(null):
             self.null = Experiment(lab, null, f"{self.name}.null", seed)
-        elif isinstance(null, (int, float)) and not isinstance(null, bool):
-            self.null = float(null)
+        elif (number := finite(null)) is not None:
+            self.null = number
         else:
-            raise LabError(f"null={null!r}: expected a function that is called as {self.name} is, or a number.")
+            raise LabError(
+                f"null={brief_of(null)}: expected a function that is called as {self.name} is, or a number that is finite."
+            )
 
     def over(
         self,
@@ -74,6 +78,9 @@ class Hypothesis(Experiment[R]):
         if (seeds is None) == (inputs is None):
             told = "no" if seeds is None else "both"
             raise LabError(f"{self.name}.over got {told} seeds and inputs, expected one of them: seeds=range(10).")
+        for what, one in (("seeds", seeds), ("inputs", inputs)):
+            if one is not None and not isinstance(one, Iterable):
+                raise LabError(f"{self.name}.over got {what}={brief_of(one)}, expected several: {what}=range(10).")
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
         if seeds is not None:
             calls = [((), {**given, "seed": checked_seed(seed)}) for seed in seeds]
@@ -118,12 +125,27 @@ class Hypothesis(Experiment[R]):
         return np.array([[row[name] for row in rows] for name in names]).reshape(len(names), len(rows))
 
 
+def finite(value: Any) -> float | None:
+    """A number as a float; None for what is none, for NaN, infinity, and what is too large."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    with suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
+
+
+def brief_of(value: Any) -> str:
+    """A value in an error, no longer than a line."""
+    told = repr(value) if not isinstance(value, int) or abs(value) < 10**60 else "a number of more than 60 digits"
+    return told if len(told) <= 80 else f"{told[:80]}..."
+
+
 def numbers(value: Any, name: str, called: str | None = None) -> dict[str, float]:
     """What was returned as numbers by name."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         value = value.item() if value.ndim == 0 else value.tolist()
     if isinstance(value, (int, float)):
-        return {called or name: float(value)}
+        return {called or name: _float(value, name)}
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     found = {str(key): one.item() if hasattr(one, "item") and getattr(one, "ndim", 0) == 0 else one for key, one in pairs}
     if not found or not all(isinstance(one, (int, float)) for one in found.values()):
@@ -131,4 +153,11 @@ def numbers(value: Any, name: str, called: str | None = None) -> dict[str, float
             f"{name} returned a {type(value).__name__} that is no number and no dict or vector of numbers, "
             "expected what can be compared with a null."
         )
-    return {key: float(one) for key, one in found.items()}
+    return {key: _float(one, name) for key, one in found.items()}
+
+
+def _float(value: float, name: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise LabError(f"{name} returned {brief_of(value)}, expected one that is below 1e308.") from None

@@ -119,14 +119,18 @@ class Lab(Bench):
           by op, each by itself: ...
 
         work: positional arguments of the model; or a function, followed by its own. It is called twice, both times from this
-        seed: first to count FLOPs, then under torch's profiler.
+        seed: first to count FLOPs, then under torch's profiler. After each forward of a module its buffers, as running
+        statistics, are what they were before; what else a function changes stays.
         """
         function, args = (work[0], work[1:]) if work and callable(work[0]) else (self.model, work)
         if function is None:
             raise LabError("The lab has no model to profile. Make it with one, or give a function: lab.profile(function).")
         if function is self.model and not args and not arguments:
             raise LabError("lab.profile got no arguments for the model. Expected those of a forward: lab.profile(**inputs).")
-        return profiled(self.model, lambda: function(*args, **arguments), checked_seed(seed))
+        given = [*args, *arguments.values()]
+        if function is self.model and all(one is None or isinstance(one, (int, float)) for one in given):
+            raise LabError(f"lab.profile got {given[0]!r}, expected a function, or the tensors of a forward of the model.")
+        return profiled(self.model, lambda: function(*args, **arguments), checked_seed(seed), function)
 
     def attempts(self, name: str | None = None) -> DataFrame:
         """Every execution, with its status: finished, failed with its error, running, or died with its process.

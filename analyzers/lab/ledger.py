@@ -177,7 +177,7 @@ class Attempt:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             if error is not None:
-                text = "".join(traceback.format_exception(error))
+                text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").decode()
                 with self.ledger.open(write=True) as db:
                     db.execute("UPDATE attempts SET status='failed', error=? WHERE id=?", [text, self.id])
         except LabError:

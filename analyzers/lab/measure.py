@@ -24,7 +24,6 @@ from fmr.weights import fingerprint
 _PERIOD = 0.005  # seconds between two looks at the memory
 PACKAGES = ("torch", "fmr", "numpy", "transformers")
 _ALONE = threading.RLock()  # held by the thread that draws, as random numbers are of the process
-_ALONE = threading.RLock()  # held by the thread that draws, as random numbers are of the process
 
 
 def checked_seed(seed: Any) -> int:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyzers.lab.comparisons import CORRECTIONS, check_spread, compared, corrected, effect_size
+from analyzers.lab.comparisons import CORRECTIONS, check_spread, compared, corrected, effect_size, interval
 from analyzers.lab.errors import LabError
 from analyzers.lab.flame import canvas
-from analyzers.numbers.confidence import means
 from analyzers.numbers.embed import Floats
 from analyzers.results import Stored
 from fmr.pictures.heatmap import returned
@@ -33,8 +32,8 @@ class Outcome(Stored):
 
     names: of what was compared. values and nulls: (comparisons, pairs). statistic and p: of the test; corrected: p for this
     many comparisons. effect: the mean difference in standard deviations of the differences (Cohen's d of pairs). low and
-    high: 95 % of bootstrapped mean differences. least: the least p that so many pairs can give. versions: those of the
-    runs, in which more is kept.
+    high: 95 % interval of the mean difference by Student's t, on two sides whatever the test. least: the least p that so
+    many pairs can give. versions: those of the runs, in which more is kept.
     """
 
     name: str
@@ -163,7 +162,7 @@ def judged(
     check_spread(names, differences)
     each = [compared(a, b, test, alternative, seed) for a, b in zip(values, nulls, strict=True)]
     p = np.array([one.p for one in each])
-    _, low, high = means(differences, seed)
+    low, high = interval(differences)
     return Outcome(
         name=name,
         null=null,

@@ -47,13 +47,32 @@ class _Calls:
         """Blocks may end in any order."""
 
 
-def profiled(model: nn.Module | None, work: Callable[[], Any], seed: int) -> Profile:
-    """What some work takes, by module and op: it is done twice, from the same seed."""
-    with seeded(seed):
+def profiled(model: nn.Module | None, work: Callable[[], Any], seed: int, called: Any = None) -> Profile:
+    """What some work takes, by module and op: done twice, from the same seed and the same buffers of what is called."""
+    with seeded(seed), _same_buffers(called):
         flops = _flops(model, work)
-    with seeded(seed):
+    with seeded(seed), _same_buffers(called):
         events, memory = _events(model, work)
     return _profile(events, memory, flops)
+
+
+@contextmanager
+def _same_buffers(called: Any) -> Iterator[None]:
+    """A block after which the buffers of a module, such as running statistics, are those of before, with their numbers."""
+    modules = [*called.modules()] if isinstance(called, nn.Module) else []
+    before = [(module._buffers, dict(module._buffers)) for module in modules]
+    held = [one for _, named in before for one in named.values() if one is not None and not one.is_inference()]
+    copies = [(one, one.detach().clone()) for one in held if not one.is_meta]
+    try:
+        yield
+    finally:
+        for buffers, named in before:
+            buffers.clear()
+            buffers.update(named)
+        with torch.no_grad():
+            for buffer, copy in copies:
+                if buffer.layout != torch.strided or not torch.equal(buffer, copy):  # kernels count no versions of these
+                    buffer.copy_(copy)
 
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -27,6 +27,7 @@ from fmr.weights import fingerprint
 
 KEPT = "numbers, text, lists, dicts, tensors, arrays, data frames, figures and results of analyzers"
 NUMBERS = "biufc"
+DEEPEST = 100
 PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, slice, type(...))
 REMEDIES = {
     "asdict": "dataclasses.asdict(value)",
@@ -101,6 +102,8 @@ class _Packer:
     def _container(self, value: Any, at: str) -> Any:
         if id(value) in self._inside:
             raise self.refuse(value, at, "It holds itself; return what is in it once")
+        if len(self._inside) == DEEPEST:
+            raise self.refuse(value, f"{at[:30]}...", f"It lies deeper than {DEEPEST} levels; return it as a flat list")
         self._inside.append(id(value))
         try:
             if type(value) in (list, tuple, torch.Size):

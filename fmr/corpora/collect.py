@@ -18,7 +18,18 @@ from tqdm.auto import tqdm
 from fmr.corpora.corpus import Corpus
 from fmr.corpora.ranks import check_ranks, share, together
 from fmr.corpora.rows import named_inputs, named_sites, rows_of, tensors_of
-from fmr.corpora.shards import ABOUT, BATCHES, differs, part_name, pieces, read_about, shards, write_about, write_shard
+from fmr.corpora.shards import (
+    ABOUT,
+    BATCHES,
+    counted,
+    differs,
+    part_name,
+    pieces,
+    read_about,
+    shards,
+    write_about,
+    write_shard,
+)
 from fmr.disk.files import new_folder
 from fmr.disk.tensors import bytes_of
 from fmr.errors import StoreError, number_of, whole_number
@@ -57,7 +68,7 @@ def collect(
     Tokens that `attention_mask` calls padding have no row. What a killed process wrote is whole, up to its last shard: the
     same call goes on from there, and what was collected is read again from the loader and compared, not run again. The same
     call on a complete folder runs nothing. `StoreError` for a folder of something else, for another process that writes to
-    it, and for batches that are not the ones of before.
+    it, and for batches that are not the ones of before. Values on disk are not read again: `corpus.check()` does.
 
     ranks: under torchrun, each process is given all batches, collects its share of them into a part of the folder, and
     opens the whole when all are done. Batches need a length then; what a killed process wrote is gone on with by as many.
@@ -100,15 +111,23 @@ def _collected(
             if count > len(done):
                 args, kwargs = named_inputs(batch)
                 held = run(model, *args, keep=list(dict.fromkeys(sites.values())), stop=True, **kwargs)
-                writer.add(rows_of(held, sites, batch, writer.documents), told, batch)
+                rows = rows_of(held, sites, batch, writer.documents)
+                if count == len(done) + 1:  # what cannot be collected leaves nothing behind
+                    write_about(folder, about | {"complete": False})
+                writer.add(rows, told, batch)
             elif told != done[count - 1][0]:
                 raise StoreError(f"Batch {count - 1} is another one than {folder} was collected of. {_SAME}")
-        if count < max(1, len(done)):
+        if not count:
+            raise StoreError(
+                f"The loader gave no batches for {folder}. Expected some: a list, or a loader that is not used up, as a "
+                "generator is that was gone through before."
+            )
+        if count < len(done):
             raise StoreError(
                 f"The loader gave {number_of(count, 'batch', 'batches')}, and {folder} holds {len(done)}. {_SAME}"
             )
         writer.flush()
-        write_about(folder, about | {"complete": True})
+        write_about(folder, about | {"complete": True} | counted(folder))
     return Corpus(folder)
 
 
@@ -146,16 +165,16 @@ def _alone(folder: Path) -> Iterator[None]:
 def _begun(folder: Path, about: dict[str, Any]) -> list[tuple[int, int]]:
     """The batches that a folder holds, each with its digest and its number of examples."""
     if (folder / ABOUT).exists():
-        was = read_about(folder)
+        was = read_about(folder) if shards(folder) else about
         if told := differs(was, about, ("model", "weights", "sites", "dtype")):
             raise StoreError(f"{folder} was collected otherwise: {told}. Expected the same, or another folder.")
     elif others := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
         raise StoreError(f"{folder} holds {others[0]} and no corpus. Expected an empty folder, or a new one.")
-    write_about(folder, about | {"complete": False})
     found: list[tuple[int, int]] = []
     for path in shards(folder):
-        held = pieces(path)[BATCHES].mapped()
-        found += [(int(told), int(many)) for told, many in held]
+        held = pieces(path)[BATCHES]
+        held.check()
+        found += [(int(told), int(many)) for told, many in held.mapped()]
     return found
 
 

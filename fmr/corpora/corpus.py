@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fmr.corpora.shards import BATCHES, INDEX, Piece, differs, parts, pieces, read_about, shards
+from fmr.corpora.shards import BATCHES, INDEX, Piece, counted, differs, parts, pieces, read_about, shards
 from fmr.disk.files import named
 from fmr.errors import IdError, StoreError, nearest, number_of, whole_number
 
@@ -51,11 +51,15 @@ class Rows(Dataset[Tensor]):
             return self._read(np.arange(*at.indices(len(self))))
         places = np.asarray(at)
         if places.dtype == bool:
-            places = np.flatnonzero(places) if places.shape == (len(self),) else np.full(1, len(self))
+            if places.shape != (len(self),):
+                told = "one" if places.ndim == 0 else f"{' x '.join(map(str, places.shape))}"
+                raise IndexError(f"rows[...] got {told} of true or false for {len(self)} rows. Expected one for each.")
+            places = np.flatnonzero(places)
         if places.ndim != 1 or (places.size and places.dtype.kind not in "iu"):
             raise IndexError(f"rows[{at!r}]: expected a whole number, a slice, or whole numbers in one dimension.")
         if places.size and not (-len(self) <= places.min() and places.max() < len(self)):
-            raise IndexError(f"rows[...] asks for row {places.max()} of {len(self)}. Expected numbers below {len(self)}.")
+            odd = places.max() if places.max() >= len(self) else places.min()
+            raise IndexError(f"rows[...] asks for row {odd} of {len(self)}. Expected numbers below {len(self)}.")
         return self._read(places.astype(np.int64) % max(len(self), 1))
 
     def __getitems__(self, places: list[int]) -> list[Tensor]:
@@ -101,8 +105,9 @@ class Corpus:
     >>> corpus.index[0]        # document, position, token; -1 for none
     tensor([0, 0, 1])
 
-    Files are mapped into memory, and what is asked for is read. A folder that is still written to shows what it held when
-    it was opened. `corpus.complete` tells whether the loader came to its end.
+    Files are mapped into memory, and what is asked for is read; whether it is what was written, `corpus.check()` tells,
+    which reads all. A folder that is still written to shows what it held when it was opened. `corpus.complete` tells
+    whether the loader came to its end; a complete one of which a shard is gone is an error.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -116,8 +121,13 @@ class Corpus:
         self.weights: str = about["weights"]
         self.sites: tuple[str, ...] = tuple(about["sites"])
         self.complete: bool = all(one["complete"] for one in (about, *others))
+        for place, one in zip(places, (about, *others), strict=True):
+            if one["complete"] and "shards" in one and (told := differs(one, counted(place), ("shards", "rows"))):
+                raise StoreError(
+                    f"{place} was complete, and not all is there: {told}. Collect again into it, which goes on."
+                )
         self._shards = [(path, place) for place in places for path in shards(place)]
-        held = [pieces(path) for path, _ in self._shards]
+        self._pieces = held = [pieces(path) for path, _ in self._shards]
         if not held:
             raise StoreError(f"{self.folder} holds no shard yet. Expected some: collect into it again, which goes on.")
         self._rows = {name: Rows([one[f"values.{name}"] for one in held]) for name in self.sites}
@@ -129,6 +139,7 @@ class Corpus:
         for (_, place), one in zip(self._shards, held, strict=True):
             ends[place] = ends.get(place, 0) + int(one[BATCHES].mapped()[:, 1].sum())
         starts = dict(zip(ends, accumulate([0, *ends.values()]), strict=False))
+        self._documents = sum(ends.values())
         return [starts[place] for _, place in self._shards]
 
     def __len__(self) -> int:
@@ -145,7 +156,7 @@ class Corpus:
     @property
     def documents(self) -> int:
         """How many documents there are."""
-        return int(self.index[-1][0]) + 1 if len(self) else 0
+        return self._documents
 
     def rows(self, document: int) -> slice:
         """Where a document's rows are.
@@ -153,9 +164,23 @@ class Corpus:
         >>> corpus["transformer.h.2.mlp"][corpus.rows(0)].shape
         torch.Size([6, 128])
         """
+        number = whole_number(document)
+        if number is None or not 0 <= number < self.documents:
+            raise IndexError(
+                f"Document {document!r} of {self.documents}: expected a whole number from 0 to {self.documents - 1}."
+            )
         column = _Column(self.index)
-        start = bisect_right(column, document - 1)
-        return slice(start, bisect_right(column, document))
+        start = bisect_right(column, number - 1)
+        return slice(start, bisect_right(column, number))
+
+    def check(self) -> None:
+        """Read all files, and raise `StoreError` where one is not what was written: a checksum of each stands in it.
+
+        >>> corpus.check()
+        """
+        for one in self._pieces:
+            for piece in one.values():
+                piece.check()
 
     def table(self, rows: slice = slice(None)) -> pd.DataFrame:
         """The index of some rows, all of them by default: document, position, token.
@@ -164,7 +189,7 @@ class Corpus:
         """
         import pandas as pd
 
-        return pd.DataFrame(self.index[rows].numpy(), columns=["document", "position", "token"])
+        return pd.DataFrame(self.index[_slice(rows)].numpy(), columns=["document", "position", "token"])
 
     def arrow(self, rows: slice = slice(None)) -> pa.Table:
         """Some rows as a table of Arrow, all of them by default: document, position, token, and a list of numbers a site.
@@ -179,7 +204,7 @@ class Corpus:
             import pyarrow as pa
         except ImportError as error:
             raise StoreError(f"pyarrow is not installed ({error}). Expected it: pip install 'fmr[arrow]'.") from None
-        index = self.index[rows].numpy()
+        index = self.index[_slice(rows)].numpy()
         columns = {name: pa.array(index[:, place]) for place, name in enumerate(("document", "position", "token"))}
         for name, held in self._rows.items():
             value = held[rows]
@@ -200,6 +225,13 @@ class Corpus:
             f"Corpus of {self.model}: {number_of(len(self), 'row')} of {number_of(self.documents, 'document')}, "
             f"{size / 1e6:.1f} MB{more}\n{kinds}"
         )
+
+
+def _slice(rows: Any) -> slice:
+    """The rows of a table."""
+    if not isinstance(rows, slice):
+        raise IndexError(f"rows={rows!r}: expected a slice, as slice(0, 100), or corpus.rows(document).")
+    return rows
 
 
 class _Column(Sequence[int]):

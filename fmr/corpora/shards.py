@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fmr.disk.files import read_whole, replacing, seal, understood, unseal, write_whole
+from fmr.disk.files import digest, read_whole, replacing, seal, understood, unseal, write_whole
 from fmr.disk.tensors import Entry, bytes_of, write_tensors
 from fmr.errors import StoreError
 
@@ -31,12 +31,14 @@ _CODES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of one shard: where its bytes lie."""
+    """One tensor of one shard: where its bytes lie, and their checksum; it has none in files of an older version."""
 
     path: Path
+    name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
+    digest: str | None
 
     def mapped(self) -> np.ndarray[Any, Any]:
         """The numbers, read from disk as they are asked for; bfloat16, which NumPy has not, as whole numbers."""
@@ -45,16 +47,26 @@ class Piece:
             return np.empty(self.shape, kind)
         return np.memmap(self.path, kind, "r", self.begin, self.shape)
 
+    def check(self) -> None:
+        """Read all of it; bytes that are not those that were written are an error."""
+        if self.digest is not None and digest(self.mapped().reshape(-1).view(np.uint8).data) != self.digest:
+            raise StoreError(
+                f"{self.path} is damaged: the checksum of {self.name!r} is another. Delete it and all shards after it, and "
+                "collect again into the same folder, which goes on from there."
+            )
+
 
 def write_shard(folder: Path, number: int, rows: Mapping[str, Tensor], batches: Tensor) -> None:
     """Write a shard whole or not at all; batches: (batches, 2), a digest of each with its number of examples."""
     held = {INDEX: rows[""], BATCHES: batches} | {f"values.{name}": value for name, value in rows.items() if name}
     ordered = sorted(held.items(), key=lambda one: -one[1].element_size())
-    entries = [Entry(name, str(one.dtype).removeprefix("torch."), tuple(one.shape), "") for name, one in ordered]
+    entries = [
+        Entry(name, str(one.dtype).removeprefix("torch."), tuple(one.shape), digest(bytes_of(one))) for name, one in ordered
+    ]
     place = folder / f"shard-{number:06d}.safetensors"
     try:
         with replacing(place) as file:
-            write_tensors(file, entries, (bytes_of(one) for _, one in ordered))
+            write_tensors(file, entries, (bytes_of(one) for _, one in ordered), digests=True)
     except OSError as error:
         raise StoreError(
             f"{place} cannot be written ({error.strerror or error}). What was written before is whole: make room and "
@@ -67,8 +79,17 @@ def shards(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
     for number, path in enumerate(found):
         if path.name != f"shard-{number:06d}.safetensors":
-            raise StoreError(f"{folder} has no shard-{number:06d}.safetensors and has {path.name}. Expected every shard.")
+            raise StoreError(
+                f"{folder} has no shard-{number:06d}.safetensors and has {path.name}. Expected every shard: delete those "
+                "after it, and collect again, which goes on from there."
+            )
     return found
+
+
+def counted(folder: Path) -> dict[str, int]:
+    """How many shards a folder has, and how many rows are in them."""
+    found = shards(folder)
+    return {"shards": len(found), "rows": sum(pieces(path)[INDEX].shape[0] for path in found)}
 
 
 def part_name(number: int, of: int) -> str:
@@ -98,7 +119,7 @@ def pieces(path: Path) -> dict[str, Piece]:
             if length > size:
                 raise ValueError("a header longer than the file")
             header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+        said = header.pop("__metadata__", {})
         found = {}
         for name, one in header.items():
             dtype = getattr(torch, _CODES[one["dtype"]])
@@ -106,7 +127,7 @@ def pieces(path: Path) -> dict[str, Piece]:
             shape = tuple(int(many) for many in one["shape"])
             if 8 + length + end > size or end - begin != int(np.prod(shape)) * dtype.itemsize:
                 raise ValueError(f"{name} is cut short")
-            found[name] = Piece(path, dtype, shape, 8 + length + begin)
+            found[name] = Piece(path, name, dtype, shape, 8 + length + begin, said.get(name))
     return found
 
 

@@ -40,7 +40,7 @@ _CODES = {
 }
 """The dtypes that safetensors names; a value of any other is stored as its bytes."""
 
-_METADATA = {"__metadata__": {"format": "fmr"}}
+_FORMAT = {"format": "fmr"}
 
 
 class Entry(NamedTuple):
@@ -74,9 +74,11 @@ def in_order(entries: Iterable[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: -entry.itemsize)
 
 
-def header_of(entries: Iterable[Entry]) -> dict[str, Any]:
-    """The header of the file that holds these tensors in this order."""
-    header: dict[str, Any] = dict(_METADATA)
+def header_of(entries: Iterable[Entry], digests: bool = False) -> dict[str, Any]:
+    """The header of the file that holds these tensors in this order, and with `digests` their checksums."""
+    entries = list(entries)
+    said = {entry.name: entry.digest for entry in entries} if digests else {}
+    header: dict[str, Any] = {"__metadata__": _FORMAT | said}
     end = 0
     for entry in entries:
         begin, end = end, end + entry.nbytes
@@ -85,9 +87,14 @@ def header_of(entries: Iterable[Entry]) -> dict[str, Any]:
     return header
 
 
-def write_tensors(file: BinaryIO, entries: Iterable[Entry], contents: Iterable[bytes | memoryview]) -> None:
-    """Write a safetensors file; `contents` gives the bytes of each entry in turn, so that only one is held at a time."""
-    head = json.dumps(header_of(entries), separators=(",", ":")).encode()
+def write_tensors(
+    file: BinaryIO, entries: Iterable[Entry], contents: Iterable[bytes | memoryview], digests: bool = False
+) -> None:
+    """Write a safetensors file; `contents` gives the bytes of each entry in turn, so that only one is held at a time.
+
+    digests: whether the checksums of the entries stand in the header.
+    """
+    head = json.dumps(header_of(entries, digests), separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     file.write(len(head).to_bytes(8, "little") + head)
     for content in contents:

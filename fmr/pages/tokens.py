@@ -138,6 +138,12 @@ def _checked(tokens: Any, texts: Iterable[Text | None], examples: int) -> list[l
     """The tokens of each example, as many as the longest pass has positions."""
     if tokens is None:
         return None
+    odd = next((one for one in tokens if isinstance(one, str) or not isinstance(one, Iterable)), None)
+    if odd is not None and not all(isinstance(token, str) for token in tokens):
+        raise DrawError(
+            f"tokens= holds {odd!r}, a {type(odd).__name__}. Expected texts, one per position, or a list of them for each "
+            "example, as tokenizer.convert_ids_to_tokens(ids) gives of IDs."
+        )
     rows = [list(tokens)] if all(isinstance(token, str) for token in tokens) else [list(row) for row in tokens]
     most = max((text.end for text in texts if text is not None), default=0)
     if len(rows) == 1 < examples and all(isinstance(token, str) for token in tokens):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fmr
+from fmr.corpora.shards import write_about
 from fmr.errors import IdError, StoreError
 from tests.models import build
 
@@ -208,7 +209,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     refused(r"mine holds notes.txt and no corpus. Expected an empty folder, or a new one", tmp_path / "mine")
-    refused(r"The loader gave 0 batches", tmp_path / "empty", [])
+    refused(
+        r"The loader gave no batches for .*empty. Expected some: a list, or a loader that is not used",
+        tmp_path / "empty",
+        [],
+    )
 
 
 def test_a_folder_is_written_by_one_process(tmp_path: Path) -> None:
@@ -226,6 +231,13 @@ def test_a_shard_that_is_missing_or_cut_is_told(tmp_path: Path) -> None:
     last.write_bytes(last.read_bytes()[:-10])
     with pytest.raises(StoreError, match=r"is cut short|is damaged"):
         fmr.Corpus(folder)
+    last.unlink()
+    with pytest.raises(
+        StoreError, match=r"was complete, and not all is there: shards was 3 and is 2. Collect again into it"
+    ):
+        fmr.Corpus(folder)
+    whole = collected(folder, shard=1)
+    assert torch.equal(whole[PATH][:], by_hand(model(), texts(), PATH)[0])
     (folder / "shard-000001.safetensors").unlink()
     with pytest.raises(StoreError, match=r"has no shard-000001.safetensors and has shard-000002"):
         fmr.Corpus(folder)
@@ -247,6 +259,41 @@ def test_a_shard_that_is_missing_or_cut_is_told(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
     refused(told, tmp_path / "values", **settings)
+    assert len(collected(tmp_path / "values")) == 45  # and nothing of it is left
+
+
+def test_sites_that_are_not_there_leave_a_folder_for_others(tmp_path: Path) -> None:
+    with pytest.raises(IdError):
+        collected(tmp_path / "values", keep=["nope"])
+    assert collected(tmp_path / "values").complete
+    (tmp_path / "begun").mkdir()
+    write_about(tmp_path / "begun", {"sites": {"other": "other"}, "complete": False})  # by a process killed before any shard
+    assert collected(tmp_path / "begun").complete
+
+
+def test_a_bit_that_flipped_is_found_by_a_check_that_reads_all(tmp_path: Path) -> None:
+    corpus = collected(tmp_path / "values", shard=1)
+    corpus.check()
+    path = tmp_path / "values" / "shard-000001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 0x40
+    path.write_bytes(data)
+    told = r"shard-000001.safetensors is damaged: the checksum of 'values.transformer.h.1.mlp' is another. Delete it and all"
+    with pytest.raises(StoreError, match=told):
+        fmr.Corpus(tmp_path / "values").check()
+    for number in (1, 2):
+        (tmp_path / "values" / f"shard-00000{number}.safetensors").unlink()
+    again = collected(tmp_path / "values", shard=1)
+    again.check()
+    assert torch.equal(again[PATH][:], by_hand(model(), texts(), PATH)[0])
+
+
+def test_documents_of_padding_alone_have_no_rows_and_are_counted(tmp_path: Path) -> None:
+    batches = texts(1)
+    batches[0]["attention_mask"][1:] = 0
+    corpus = collected(tmp_path / "values", batches)
+    assert corpus.documents == 3
+    assert [len(range(45)[corpus.rows(n)]) for n in range(3)] == [7, 0, 0]
 
 
 def test_a_row_or_a_site_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -257,6 +304,17 @@ def test_a_row_or_a_site_that_is_not_there_is_told(tmp_path: Path) -> None:
         corpus[PATH][[0, 99]]
     with pytest.raises(IndexError, match=r"expected a whole number, a slice, or whole numbers in one dimension"):
         corpus[PATH][[[0]]]
+    with pytest.raises(IndexError, match=r"asks for row -99 of 45. Expected numbers below 45"):
+        corpus[PATH][[0, -99]]
+    for mask, shape in (([True, False], "2"), (True, "one"), (torch.ones(45, 2, dtype=torch.bool), "45 x 2")):
+        with pytest.raises(IndexError, match=rf"got {shape} of true or false for 45 rows. Expected one for each"):
+            corpus[PATH][mask]
+    for document in (-1, 99, 1.5, True, None):
+        with pytest.raises(IndexError, match=rf"Document {document} of 9: expected a whole number from 0 to 8."):
+            corpus.rows(document)  # type: ignore[arg-type]
+    for read in (corpus.arrow, corpus.table):
+        with pytest.raises(IndexError, match=r"rows=3: expected a slice, as slice\(0, 100\), or corpus.rows"):
+            read(3)  # type: ignore[operator]
     with pytest.raises(IdError, match=r"'transformer.h.2.mlp' was not collected"):
         corpus["transformer.h.2.mlp"]
     with pytest.raises(StoreError, match=r"cannot be read .*Expected a folder that fmr.collect wrote"):

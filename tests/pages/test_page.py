@@ -67,6 +67,26 @@ def test_what_is_in_the_file_is_what_the_run_holds() -> None:
     assert one["tokens"] == [[["<bos>", *PROMPT.split()]]]
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_every_example_of_a_batched_generation_can_be_chosen(beams: int) -> None:
+    model, tokenizer, *_ = facts()
+    ids = torch.stack([tokenizer(PROMPT, return_tensors="pt").input_ids[0]] * 2)
+    ids[1, 1:3] = ids[1, 1:3].flip(0)
+    with fmr.track(model) as run:
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, num_beams=beams, do_sample=False
+        )
+    structure = fmr.locate(run)  # in its last pass, of one position
+    page = fmr.page(run, structure, tokens=tokenizer)
+    assert f"2 passes of {2 * beams} examples" in repr(page)
+    for one, passed in zip(data_of(page)["passes"], run.passes, strict=True):
+        stream = passed[structure.layers[1].resid_post].norm(dim=-1)
+        assert stream.shape == (2 * beams, len(ids[0]) if passed is run.passes[0] else 1)
+        assert torch.equal(unpacked(one["norms"][1]["stream"]["resid_post"]), stream)
+        assert len(one["tokens"][0]) == 2 * beams
+    assert "rows" not in (structure.attention[0].pattern.layout or ())
+
+
 def test_the_last_row_of_the_lens_is_what_the_model_says() -> None:
     _, _, run, structure = facts()
     lens = data_of(fmr.page(run, structure, top=3))["passes"][0]["lens"]
@@ -398,6 +418,7 @@ def test_a_structure_of_another_model_is_refused() -> None:
     ("given", "told"),
     [
         ({"tokens": ["a"] * 5}, "Got 5 tokens for example 0, but the run has 6 positions. Expected one each"),
+        ({"tokens": [1, 2, 3, 4, 5, 6]}, "tokens= holds 1, a int. Expected texts, one per position, or a list of them for"),
         ({"tokens": "a b"}, "tokens='a b' is one text. Expected one token per position"),
         ({"tokens": [["a"] * 6] * 2}, "Got tokens of 2 examples, but the run has 1. Expected one list each."),
         ({"tokens": (["a"], ["b"])}, "tokens= has 2 parts, expected one for each of 1 stream."),

@@ -239,7 +239,7 @@ class Dims:
     def _parted(self, source: tuple[int, Dim], made: list[tuple[int, Dim]]) -> None:
         """One dimension laid out as several: those that it was made of, where the sizes are theirs."""
         parts = self._parts.get(self._root(source[1]), [])
-        wide = [one for size, one in made if size != 1] if source[0] != 1 else [one for _, one in made]
+        wide = [one for size, one in made if size != 1] if source[0] != 1 else [made[0][1]]
         if [size for size, _ in parts] == [size for size, _ in made]:
             for (_, one), (_, other) in zip(parts, made, strict=True):
                 self._join(one, other)
@@ -273,11 +273,13 @@ def _groups(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """The dimensions of a value and those that they are laid out as, in as many groups as there are.
 
-    A dimension of size one that goes is laid out with the one before it: with another input it may be longer. But where the
-    next one is repeated, as one key for several heads, it is laid out with that.
+    A dimension of size one that goes is laid out with the one before it, and one that comes is made of that: with another
+    input it may be longer. But where the next one is repeated, as one key for several heads, it is laid out with that.
 
     >>> list(_groups((2, 5, 8), (10, 8)))
     [([0, 1], [0]), ([2], [1])]
+    >>> list(_groups((2, 8), (2, 1, 8)))
+    [([0], [0, 1]), ([1], [2])]
     """
     i = j = 0
     while i < len(before) and j < len(after):
@@ -296,4 +298,7 @@ def _groups(
         while i < len(before) and before[i] == 1 and (j == len(after) or after[j] != 1) and i + 1 not in repeated:
             read.append(i)
             i += 1
+        while len(read) == 1 and j < len(after) and after[j] == 1 and (i == len(before) or before[i] != 1):
+            made.append(j)
+            j += 1
         yield read, made

@@ -176,3 +176,17 @@ def test_only_the_same_merges() -> None:
         one.merge(Similarity(Words().eval(), sites=SITES, seed=1))
     with pytest.raises(AnalyzerError, match="merge got itself"):
         one.merge(one)
+
+
+def test_a_site_without_variance_is_told(tmp_path: Path) -> None:
+    flat = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)).eval()
+    batch = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    one = compared(flat, [batch], sites=["0", "1"])
+    assert "rsa         no two sites with variance; rows in another order" in repr(one)
+    assert repr(one).endswith("NaN for 1 in rsa: there is no variance to compare")  # distances of one number are none
+    torch.nn.init.zeros_(flat[1].weight)  # type: ignore[arg-type]
+    none = compared(flat, [batch], sites=["0", "1"])
+    assert repr(none).endswith("NaN for 1 in cka, rsa, procrustes, svcca: there is no variance to compare")
+    assert "nan to" not in repr(none)
+    none.plot().savefig(tmp_path / "none.png")
+    assert "of one site alone" in repr(compared(flat, [batch], sites=["1"]))

@@ -75,6 +75,8 @@ def test_a_date_is_where_half_the_way_is_left_behind_for_good(curve: list[float]
 
 
 def test_what_is_no_training_is_refused() -> None:
+    with pytest.raises(AnalyzerError, match=r"Timeline.of got a int, expected the run of a block: with fmr.track\(net"):
+        Timeline.of(3, {"loss": loss})  # type: ignore[arg-type]
     with pytest.raises(AnalyzerError, match="The run has 2 passes, expected 4 or more"):
         Timeline.of(trained(4), {"loss": loss})
     with pytest.raises(AnalyzerError, match="expected functions of a pass by name"):

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 import analyzers
-from analyzers.lab.comparisons import TESTS, compared, corrected, effect_size
+from analyzers.lab.comparisons import TESTS, compared, corrected, effect_size, interval
 from analyzers.lab.errors import LabError
 from analyzers.lab.outcome import judged
 
@@ -128,6 +128,17 @@ def test_inputs_and_many_comparisons(lab: analyzers.Lab, tmp_path: Path) -> None
     assert both.names[0] == "parts: up"
 
 
+@pytest.mark.parametrize("pairs", [2, 3, 6, 40])
+def test_the_interval_holds_zero_just_where_the_t_test_keeps_the_null(pairs: int) -> None:
+    draw = np.random.default_rng(pairs)
+    x = draw.normal(size=(300, pairs)) + draw.choice([0.0, 1.0], size=(300, 1))
+    low, high = interval(x)
+    told = [stats.ttest_rel(row, np.zeros(pairs)) for row in x]
+    assert np.array_equal((low <= 0) & (high >= 0), [one.pvalue > 0.05 for one in told])
+    assert low == pytest.approx([one.confidence_interval().low for one in told])
+    assert high == pytest.approx([one.confidence_interval().high for one in told])
+
+
 def test_too_few_pairs_to_reject_are_told(lab: analyzers.Lab) -> None:
     @lab.hypothesis(null=0, test="permutation")
     def up(seed: int) -> float:
@@ -150,6 +161,10 @@ def changing(seed: int) -> dict[str, float]:
 
 def broken(seed: int) -> float:
     return float("nan")
+
+
+def huge(seed: int) -> int:
+    return 10**400
 
 
 def fine(seed: int) -> float:
@@ -175,12 +190,30 @@ def fine(seed: int) -> float:
         (fine, {"null": 0.5, "test": "z"}, {}, "test='z': expected one of paired, wilcoxon, permutation, bootstrap"),
         (fine, {"null": 0.5, "alternative": "both"}, {}, "alternative='both': expected one of two-sided"),
         (fine, {"null": 0.5, "correction": "fdr"}, {}, "correction='fdr': expected one of holm"),
+        (
+            huge,
+            {"null": 0.5},
+            {"seeds": range(3)},
+            "huge returned a number of more than 60 digits, expected one that is below",
+        ),
+        (fine, {"null": 0.5}, {"seeds": 4}, r"fine.over got seeds=4, expected several: seeds=range\(10\)"),
+        (fine, {"null": 0.5}, {"inputs": 4}, r"fine.over got inputs=4, expected several: inputs=range\(10\)"),
+        (fine, {"null": float("nan")}, {}, "null=nan: expected a function that is called as fine is, or a number that is"),
+        (fine, {"null": 10**400}, {}, "null=a number of more than 60 digits: expected a function that is called as fine"),
         (fine, {"null": "chance"}, {}, "null='chance': expected a function that is called as fine is, or a number"),
     ],
 )
 def test_misuse(function: Any, given: Any, over: Any, message: str, lab: analyzers.Lab) -> None:
     with pytest.raises(LabError, match=message):
         lab.hypothesis(**given)(function).over(**over)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e308])
+def test_numbers_without_a_square_are_refused(scale: float) -> None:
+    with pytest.raises(LabError, match=r"sum differs from the null by 1e[-+]30\d, of which floats hold no square"):
+        judged(
+            scale * np.array([[0.2, 0.5, 1.0]]), np.zeros((1, 3)), ["sum"], "paired", "two-sided", "holm", 0, "", "0", (), ()
+        )
 
 
 def test_numbers_that_differ_by_rounding_alone_have_no_variance() -> None:

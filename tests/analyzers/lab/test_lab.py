@@ -3,7 +3,11 @@
 import hashlib
 import json
 import random
+import re
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +134,30 @@ def test_helpers_beside_a_function_are_part_of_its_code(lab: analyzers.Lab, tmp_
     assert "-    return 0 * (x + 1)\n+    return 0 * (x + 2)" in repr(lab.diff(*made)).replace("\n    ", "\n")
 
 
+def test_values_that_a_function_reads_are_part_of_its_code(lab: analyzers.Lab) -> None:
+    text = "def f(x):\n    return x * (len(held) > 0)\n"
+    for held in ({"a": 5}, [1, 7], torch.zeros(2), np.zeros(2), {1, 2}, {"f": lambda x: x}):
+        f = defined(text, "f", held=held)
+        first, again = (lab.experiment(f).record(1) for _ in range(2))
+        assert first == again
+        assert re.fullmatch(r".+  # [0-9a-f]{16}", first.code.uses["held"])
+        for change in (lambda one: one.update(b=6), lambda one: one.append(2), lambda one: one.add_(1)):
+            if isinstance(held, (dict, list, Tensor)):
+                with suppress(AttributeError):
+                    change(held)
+        if isinstance(held, (dict, list, Tensor)):
+            assert lab.experiment(f).record(1) != first
+
+
+def test_a_value_that_no_lab_keeps_is_said_not_to_be_covered(lab: analyzers.Lab) -> None:
+    text = "def f(x):\n    return x * other.real + len(held) + x.held.real if x else 0\n"
+    version = lab.experiment(defined(text, "f", other=iter([1]), held=(), real=[3])).record(0)
+    assert version.code.uses == {
+        "held": "()",
+        "other": "not covered: a builtins.list_iterator, which a lab cannot keep; its changes show nowhere",
+    }  # and `real`, which is an attribute there, is none of them
+
+
 def test_what_was_typed_at_a_prompt_is_kept_as_its_bytecode_and_says_so(lab: analyzers.Lab) -> None:
     one, same, other = (defined(f"def f(x):\n    return [x * {n} for _ in '{n}']\n", "f") for n in (2, 2, 3))
     first = lab.experiment(one).record(0)
@@ -151,6 +179,30 @@ def test_random_numbers_go_on_as_if_there_had_been_no_experiment(lab: analyzers.
     assert drawn()[3] == 0
     after = random.getstate(), np.random.get_state()[1].tolist(), random_state(), torch_state(), model_state(lab.model)  # type: ignore[index, arg-type]
     assert after == before
+
+
+def test_experiments_of_several_threads_run_one_at_a_time(lab: analyzers.Lab) -> None:
+    inside: list[int] = []
+
+    @lab.experiment
+    def inner(i: int) -> Tensor:
+        return torch.rand(1)
+
+    @lab.experiment
+    def drawn(i: int) -> Tensor:
+        inside.append(i)
+        time.sleep(0.01)
+        assert inside == [i]
+        value = torch.rand(1) + 0 * inner(i)  # an experiment inside of one does not wait for it
+        inside.clear()
+        return value
+
+    torch.manual_seed(5)
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(drawn, range(4))]
+    assert torch.equal(torch.cat(found), torch.rand(1, generator=torch.Generator().manual_seed(0)).expand(4))
+    assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(5)))
+    assert len(lab.versions("drawn")) == 4
 
 
 def test_tools_are_given_by_name_the_users_own_too(tmp_path: Path) -> None:
@@ -234,6 +286,33 @@ def test_a_result_that_cannot_be_kept_is_refused_and_not_lost(lab: analyzers.Lab
     assert list(attempts["status"]) == ["failed"]
     assert "which a lab cannot keep" in attempts["error"][0]
     assert not any(path.is_file() for path in (lab.folder / "values").rglob("*"))
+
+
+def test_what_lies_too_deep_is_refused_and_not_lost(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def deep(levels: int) -> Any:
+        value: Any = 0
+        for _ in range(levels):
+            value = [value]
+        return value
+
+    assert lab.load(deep.record(100)) == deep(100)
+    for levels in (101, 5000):
+        with pytest.raises(LabError, match=r"It lies deeper than 100 levels; return it as a flat list") as caught:
+            deep(levels)
+        assert isinstance(caught.value.result[0], list)
+
+
+def test_an_error_whose_text_no_file_takes_is_kept_as_well(lab: analyzers.Lab) -> None:
+    @lab.experiment
+    def odd() -> None:
+        raise ValueError("\ud800 bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        odd()
+    (row,) = lab.attempts("odd").itertuples()
+    assert row.status == "failed"
+    assert row.error.rstrip().endswith(r"ValueError: \ud800 bad")
 
 
 @pytest.mark.parametrize(

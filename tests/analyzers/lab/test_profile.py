@@ -1,5 +1,6 @@
 """Profiles add up to the whole, and count what torch counts."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,22 @@ def test_an_error_in_the_work_is_raised_and_nothing_stays_on(work: Any) -> None:
     assert lab.profile(x).whole > 0
 
 
+def test_running_statistics_are_those_of_before(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).train()
+    lab, x = analyzers.Lab(net, tmp_path / "lab"), torch.randn(8, 4)
+    net(x)
+    before, places = copy.deepcopy(net.state_dict()), [id(one) for one in net.buffers()]
+    lab.profile(x)
+    assert all(torch.equal(one, before[name]) for name, one in net.state_dict().items())
+    assert [id(one) for one in net.buffers()] == places
+    lab.profile(lambda: net(x))  # a function may change what it likes
+    assert net[1].num_batches_tracked == before["1.num_batches_tracked"] + 2
+
+
 def test_misuse(work: Any) -> None:
     lab, x = work
+    with pytest.raises(LabError, match=r"lab.profile got 3, expected a function, or the tensors of a forward of the model"):
+        lab.profile(3)
     with pytest.raises(LabError, match=r"got no arguments for the model. Expected those of a forward: lab"):
         lab.profile()
     with pytest.raises(LabError, match="The lab has no model to profile"):
