@@ -258,10 +258,10 @@ NEEDS = [
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
     """Makes a package look as if it were not installed, beside a cache with nothing in it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     find = trained.find_spec
 
     def hide(package: str) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # not before: a model that is loaded first is from its own cache
         monkeypatch.setattr(trained, "find_spec", lambda name: None if name == package.replace("-", "_") else find(name))
 
     return hide
