@@ -6,8 +6,8 @@ The script of the facts model is run as it is inside one block of `fmr.track(mod
 patterns of all heads, the logits and the tokens of each 25th batch. A head that looks behind the place where the word
 stood before is an induction head; its null is what is looked at two words further. Continuing what repeats is to follow
 within few steps of that head, and facts later, when there is nothing left to gain from repetition. Copies of the model at
-some steps are compared with the last, layer by layer, beside rows in another order. Each claim is checked; the exit status is 1 where
-one fails. It takes as long as the training, a quarter of an hour on one thread.
+some steps are compared with the last, layer by layer, beside rows in another order. Each claim is checked; the exit status
+is 1 where one fails. It takes as long as the training, a quarter of an hour on one thread.
 """
 
 import argparse
