@@ -247,6 +247,11 @@ def _short(value: Any) -> str:
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, range)) else type(value).__name__
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter of a model lies; of a model without any, the CPU."""
+    return next((one.device for one in model.parameters()), torch.device("cpu"))
+
+
 def check_eval(model: nn.Module) -> None:
     """Raise for a model of which a part is in train mode: dropout would differ between the runs that are compared."""
     name = next((name for name, module in model.named_modules() if module.training), None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from analyzers.alignment.counterfactuals import Counterfactuals
 from analyzers.prompts import prompts
-from analyzers.protocol import AnalyzerError
+from analyzers.protocol import AnalyzerError, device_of
 from fmr.ids import Site
 
 Inputs = Mapping[str, Tensor]
@@ -82,7 +82,7 @@ def examples_of(data: Counterfactuals, variables: Sequence[str], model: nn.Modul
         flat = prompts([text for texts in given for text in texts], model, tokenizer).inputs
         named: list[Inputs] = [taken(flat, torch.arange(len(data)) + len(data) * part) for part in range(len(given))]
     else:
-        device = next((one.device for one in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         maps = [one if isinstance(one, Mapping) else {"": one} for one in given]
         for key, value in ((key, value) for one in maps for key, value in one.items()):
             if not isinstance(value, Tensor):

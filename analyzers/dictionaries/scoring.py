@@ -19,7 +19,7 @@ from analyzers.dictionaries.scores import ABLATED, CLEAN, OWN, DictionaryScored
 from analyzers.lenses.opening import mask_of
 from analyzers.probes.reading import vectors
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, device_of, real_tokens
 from fmr.edits import Context
 from fmr.errors import number_of
 from fmr.ids import Site
@@ -195,11 +195,6 @@ def check_other(one: _OfModel, other: _OfModel) -> None:
         raise AnalyzerError(
             f"merge got what was counted on a {type(other.model).__name__} with other weights. Expected one model."
         )
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter of a model lies."""
-    return next((one.device for one in model.parameters()), torch.device("cpu"))
 
 
 def rivals_of(dictionary: Dictionary | SparseAutoencoder, mean: Tensor) -> dict[str, Coder]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analyzers.protocol import device_of
 from fmr.sweeps.metrics import logits_of
 
 
@@ -17,7 +18,7 @@ def padded(rows: Sequence[Tensor], model: nn.Module) -> dict[str, Any]:
     tensor([[1, 1],
             [1, 0]])
     """
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     length = max(map(len, rows))
     ids = torch.stack([torch.cat([row, row.new_zeros(length - len(row))]) for row in rows]).to(device)
     inputs = {"input_ids": ids}

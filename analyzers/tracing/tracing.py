@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.protocol import Analyzer, AnalyzerError, check_eval
+from analyzers.protocol import Analyzer, AnalyzerError, check_eval, device_of
 from analyzers.tracing.cells import Cell, cells_of, checked_kinds, columns_of, window_of
 from analyzers.tracing.corruption import Corrupted, noised, swapped
 from analyzers.tracing.facts import Fact, asked, fact_of
@@ -153,7 +153,7 @@ class CausalTracing(Analyzer[Traces]):
 
     def _placed(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Inputs on the device of the model."""
-        device = next((one.device for one in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         return {name: tensor.to(device) for name, tensor in inputs.items()}
 
     def _located(self, run: fmr.Run) -> Structure:
