@@ -1,7 +1,9 @@
 """`python -m analyzers`: what methods find in pretrained models, each with its picture: causes first, then readings."""
 
 import argparse
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,13 @@ def main() -> int:
     remembered(model, tokenizer, out)
     named(model, tokenizer, out)
     divided(model, tokenizer, out)
+    looked_around(model, tokenizer, out)
+    rested_on(model, tokenizer, out)
+    sought(out)
+    taken_apart(out)
+    shortened(out)
+    kept(out)
+    print(f"\nPictures, tables and pages lie in {out}/.")
     return 0
 
 
@@ -104,6 +113,102 @@ def divided(model: nn.Module, tokenizer: Any, out: Path) -> None:
     given: dict[str, Any] = {"layers": "memories", "scope": "*.1[01].*", "edges": [0.02], "draws": 2}
     shown(analyzers.Modularity(model, tokenizer, **given).run("The store is closed."), out / "communities.png")
     print(f"   {out / 'communities.png'}: the network, and its modularity among those of the nulls")
+
+
+def looked_around(model: nn.Module, tokenizer: Any, out: Path) -> None:
+    """A page of one run for a browser."""
+    prompt = GIFT.format(*NAMES[0][:2], NAMES[0][1])
+    print(f"\n13. A page to look around in what happens on {prompt!r}")
+    run = fmr.run(model, **tokenizer(prompt, return_tensors="pt"))
+    fmr.page(run, fmr.locate(run), out / "page.html", tokens=tokenizer)
+    print(f"   {out / 'page.html'}: layers, heads, memories, norms and the logit lens; open it in a browser")
+
+
+def rested_on(model: nn.Module, tokenizer: Any, out: Path) -> None:
+    """Which words and which pixels an answer rests on."""
+    prompt, told = "The Eiffel Tower is located in the city of", (" Paris", " London")
+    print(f"\n14. Which words {told[0]!r} instead of {told[1]!r} rests on, and which pixels a classifier's 'daisy'")
+    words = analyzers.InputAttribution(model, tokenizer).run(prompt, told, "deeplift", baseline="zero", progress=True)
+    shown(words, out / "words.png")
+    seer = fmr.zoo.load("efficientnet")
+    assert seer.preprocess is not None
+    photo, daisy = seer.preprocess(fmr.zoo.photos()["flower"]), seer.labels.index("daisy")
+    shown(analyzers.InputAttribution(seer.model).run(photo, daisy, "deeplift", baseline="blur"), out / "pixels.png")
+    print(f"   {out / 'words.png'}, {out / 'pixels.png'}: their shares, which add up to the difference that they explain")
+
+
+def sought(out: Path) -> None:
+    """What units of the classifier look for."""
+    print("\n15. What three channels and a class of the classifier look for, and what photographs hold of it")
+    seer = fmr.zoo.load("efficientnet")
+    assert seer.preprocess is not None
+    given: dict[str, Any] = {"mean": 127 / 255, "std": 128 / 255}
+    asked = [analyzers.images.Channel(f"_blocks.{block}", channel) for block, channel in ((2, 3), (5, 7), (10, 20))]
+    eye = analyzers.FeatureVisualization(seer.model, size=128, **given)
+    shown(eye.run([*asked, analyzers.images.Logit(seer.labels.index("daisy"))], steps=96), out / "sought.png")
+    photos = [seer.preprocess(photo) for photo in fmr.zoo.photos().values()]
+    crops = analyzers.TopImages(seer.model, "_blocks.2", [3, 5], **given).over(photos).result()
+    shown(crops, out / "crops.png")
+    print(f"   {out / 'sought.png'}: images made for them; {out / 'crops.png'}: where photographs excite two channels most")
+
+
+def taken_apart(out: Path) -> None:
+    """A dictionary for one layer of the model of facts."""
+    from fmr.zoo import world
+
+    print("\n16. A layer of the small model of facts as few of many directions")
+    model, tokenizer = fmr.zoo.load("facts", attn_implementation="eager")
+    told = [f"{fact.prompt} {fact.answer}" for fact in world.facts()[::4]]
+    layer = fmr.locate(fmr.run(model, **tokenizer(told[0], return_tensors="pt"))).layers[2].resid_post
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = [tokenizer(told[n : n + BATCH], return_tensors="pt", padding=True) for n in range(0, len(told), BATCH)]
+        corpus = fmr.collect(model, inputs, [layer], folder, progress=False)
+        dictionary = analyzers.DictionaryTraining(256, "top-k", k=8, epochs=10).run(corpus)
+    shown(dictionary, out / "dictionary.png")
+    pages = analyzers.LatentContexts(model, tokenizer, dictionary, layer).over(told[:128]).result()
+    pages.save_html(out / "latents.html")
+    print(f"   {out / 'dictionary.png'}: beside rivals; {out / 'latents.html'}: where its latents are on, and what they say")
+
+
+def shortened(out: Path) -> None:
+    """What each layer, memory and head is worth, and what the model says without one."""
+    model, tokenizer = fmr.zoo.load("facts", attn_implementation="eager")
+    told = "Junel Dunoth grew up in Brigost"
+    print(f"\n17. The loss of {told!r} without each layer, memory and head, and the model without a layer")
+    costs = analyzers.Ablation(model, tokenizer).run([told])
+    shown(costs, out / "costs.png")
+    inputs = tokenizer(told.removesuffix(" Brigost"), return_tensors="pt")
+    structure = fmr.locate(fmr.run(model, **inputs))
+    for layer in range(len(structure.layers)):
+        with analyzers.Surgery(model, structure).delete(layer):
+            print(f"   without layer {layer} it goes on with {tokenizer.decode(model(**inputs).logits[0, -1].argmax())!r}")
+    print(f"   {out / 'costs.png'}: the loss without each part, beside a random change as large")
+
+
+def kept(out: Path) -> None:
+    """An experiment and a hypothesis in a lab, and its report."""
+    print("\n18. An experiment kept with its code, seed and versions, and a hypothesis beside its null")
+    model, tokenizer = fmr.zoo.load("facts", attn_implementation="eager")
+    shutil.rmtree(out / "lab", ignore_errors=True)
+    lab = analyzers.Lab(model, out / "lab", tokenizer)
+
+    @lab.experiment
+    def surest(logit_lens: Any, prompt: str) -> Any:
+        return logit_lens.run(prompt)
+
+    def other_tokens(heads: Any, seed: int) -> float:
+        return float(heads.run(seed=seed).null("induction").max())
+
+    @lab.hypothesis(null=other_tokens, test="permutation")
+    def induces(heads: Any, seed: int) -> float:
+        return float(heads.run(seed=seed).score("induction").max())
+
+    surest("Junel Dunoth grew up in")
+    outcome = induces.over(seeds=range(8))
+    print("   " + repr(lab).replace("\n", "\n   "))
+    shown(outcome, out / "hypothesis.png")
+    lab.report(out / "lab.html")
+    print(f"   {out / 'lab.html'}: all that was kept, without a server; {out / 'hypothesis.png'}: the seeds and their null")
 
 
 def shown(result: Any, path: Path, **how: Any) -> None:
