@@ -116,25 +116,16 @@ def find_routers(graph: Graph, streams: Sequence[Stream], mlps: Sequence[Memory]
                     n, (weight, experts) = value.node.shape[-1], _weighed(value, region, held)
                     if weight is not None and _is_of_experts(graph, experts, n):
                         yield _router(graph, value.node, weight, write.added, experts)
-                    elif _is_of_experts(graph, held, n) and any(depends_on(graph, one.source, value.id) for one in held):
-                        yield Rejected(value.id, "router", "it weighs what the experts read, and not what they write")
-                    elif _is_of_experts(graph, held, n) and _chooses(value):
-                        reason = (
-                            "it chooses among experts, and no single value that is made of its scores weighs what they write"
-                        )
+                    elif _is_of_experts(graph, held, n) and (reason := _why_no_router(graph, value, held)):
                         yield Rejected(value.id, "router", reason)
 
 
-def _chooses(logits: Value) -> bool:
-    """Whether the largest of some scores are chosen."""
-    waiting, seen = [logits], {logits}
-    for here in waiting:
-        if here.node.op in _LARGEST:
-            return True
-        new = [one for one in here.users if one not in seen and (one.kind in _ON_THE_WAY or one.node.op in _LARGEST)]
-        seen.update(new)
-        waiting += new
-    return False
+def _why_no_router(graph: Graph, logits: Value, held: Sequence[Memory]) -> str:
+    """Why scores of experts do not weigh what these write; empty where nothing says that they are scores."""
+    if any(depends_on(graph, one.source, logits.id) for one in held):
+        return "it weighs what the experts read, and not what they write"
+    chooses = any(one.node.op in _LARGEST for one in logits.below(lambda one: one.kind in _ON_THE_WAY))
+    return "it chooses among experts, and no single value that is made of its scores weighs what they write" * chooses
 
 
 def _is_of_experts(graph: Graph, held: Sequence[Memory], n: int) -> bool:

@@ -1,7 +1,7 @@
 """Whether what two projections make is a memory of a stream: what it writes, how wide, and what lies between the two."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -9,7 +9,7 @@ from fmr.structure.axes import Axes
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY
 from fmr.structure.normal.form import Form, form_of
-from fmr.structure.normal.match import CONVOLUTIONS, strip_views
+from fmr.structure.normal.match import CONVOLUTIONS, strip_views, walk
 from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
 
@@ -62,18 +62,15 @@ def _only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool
     """Whether what a memory makes reaches the sums of a stream only to weigh what another part writes: repeated along it, or
     bent and multiplied with it."""
     form = form_of(graph)
-    waiting: list[tuple[Value, bool, bool]] = [(form[found.down], False, False)]
-    seen, ends = {waiting[0]}, set()
-    for value, bent, weighs in waiting:
-        for user in value.users:
+
+    def onward(here: tuple[Value, bool, bool]) -> Iterator[tuple[Value, bool, bool]]:
+        value, bent, weighs = here
+        for user in value.users if value.id not in sums else ():
             gates = user.kind == "gate" and bent
-            here = user, bent or user.kind == "bend", weighs or gates or _is_share(form, value, user)
-            if user.id in sums:
-                ends.add(here[2])
-            elif here not in seen and user.kind in ON_THE_WAY | {"product"}:
-                seen.add(here)
-                waiting.append(here)
-    return ends == {True}
+            if user.id in sums or user.kind in ON_THE_WAY | {"product"}:
+                yield user, bent or user.kind == "bend", weighs or gates or _is_share(form, value, user)
+
+    return {weighs for value, _, weighs in walk([(form[found.down], False, False)], onward) if value.id in sums} == {True}
 
 
 def _is_share(form: Form, value: Value, user: Value) -> bool:

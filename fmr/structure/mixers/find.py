@@ -23,6 +23,7 @@ from fmr.structure.normal.match import (
     depends_on,
     is_constant,
     settled,
+    walk,
 )
 from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
@@ -180,16 +181,12 @@ class _Region:
 
     def _inputs(self) -> list[TensorId]:
         """The parts of the first projections, or what is read without one."""
-        found: dict[TensorId, None] = {}
-        waiting, seen = [self.end], {self.end}
-        for here in waiting:
-            if here in self.made:
-                new = [one for one in here.inputs if one not in seen and (one in self.own or one.id in self.reads)]
-                seen.update(new)
-                waiting += new
-            else:
-                found |= dict.fromkeys(self._parts(here))
-        return sorted(found, key=self.graph.place)
+
+        def onward(here: Value) -> list[Value]:
+            return [one for one in here.inputs if one in self.own or one.id in self.reads] if here in self.made else []
+
+        ends = (here for here in walk([self.end], onward) if here not in self.made)
+        return sorted({part for here in ends for part in self._parts(here)}, key=self.graph.place)
 
     def _parts(self, value: Value) -> list[TensorId]:
         """What is cut out of a projection, where it is read in parts alone."""
@@ -232,22 +229,13 @@ class _Region:
         """What mixes by itself, by kind."""
         fixed = [one for one in self.mixing if self._is_fixed(one)]
         projected = [one for one in fixed if one.kind == "projection"]
-        bent = projected and any(one.kind == "bend" for one in self._below(projected[0]))
+        lower = projected[0].below(lambda one: one in self.own and one.kind != "projection") if projected else ()
+        bent = any(one.kind == "bend" and one in self.own for one in lower)
         return {
             "recurrence": [one for one in self.mixing if one.node.op in _CELLS],
             "convolution": [one for one in self.mixing if self.is_window(one)],
             "network" if bent else "fixed": fixed,
         }
-
-    def _below(self, value: Value) -> list[Value]:
-        """What is made of a projection up to where it is projected again."""
-        lower, seen = [value], {value}
-        for here in lower:
-            if here is value or here.kind != "projection":
-                new = [one for one in here.users if one in self.own and one not in seen]
-                seen.update(new)
-                lower += new
-        return lower
 
     def _operands(self, products: Sequence[Value]) -> tuple[TensorId | None, list[TensorId], str]:
         """The product that is made of another one or of sums so far, the largest of several; what it and those above it

@@ -14,7 +14,7 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.find import shared_scope
 from fmr.structure.mixers.measure import Measure, turned
-from fmr.structure.normal.match import MOVES, NORM_PARTS, NORMS, below, depends_on
+from fmr.structure.normal.match import MOVES, NORM_PARTS, NORMS, below, depends_on, walk
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_places, graph_of, own_work
 
@@ -246,13 +246,9 @@ def _through(found: Mixer, measure: Measure) -> bool:
 
 def _handed(graph: Graph, states: Sequence[TensorId]) -> list[TensorId]:
     """The states that others are made of; the only one of all positions itself."""
-    waiting = [parent for name in states for parent in graph[name].parents]
-    seen, first = {*waiting}, graph.place(states[0])
-    for here in waiting:
-        new = [parent for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
-        seen.update(new)
-        waiting += new
-    return [name for name in states if name in seen] or [*states]
+    first, read = graph.place(states[0]), [parent.id for name in states for parent in graph[name].parents]
+    higher = {*walk(read, lambda here: [one.id for one in graph[here].parents if graph.place(one) >= first])}
+    return [name for name in states if name in higher] or [*states]
 
 
 def _bent(found: Mixer, measure: Measure) -> float:

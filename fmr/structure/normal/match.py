@@ -3,7 +3,7 @@
 A new idiom is usually one word in one of these sets; the certificates tell whether the new reading is true.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import wraps
 from math import prod
 from typing import NamedTuple, TypeVar
@@ -80,6 +80,20 @@ _WITH_WEIGHTS = CONVOLUTIONS | {"linear"}
 
 
 Answer = TypeVar("Answer")
+
+Point = TypeVar("Point", bound=Hashable)
+
+
+def walk(starts: Iterable[Point], onward: Callable[[Point], Iterable[Point]]) -> Iterator[Point]:
+    """Some points and all that is reached from them, nearest first, each once."""
+    waiting = list(dict.fromkeys(starts))
+    seen = set(waiting)
+    for here in waiting:
+        yield here
+        for one in onward(here):
+            if one not in seen:
+                seen.add(one)
+                waiting.append(one)
 
 
 def cached_per_graph(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
@@ -324,15 +338,12 @@ def above(
     What only says which part is taken is no ancestor; with other `inputs` of a node, those are.
     """
     goes_on = _asked(through)
-    waiting, seen = [start], {start}
-    for here in waiting:
-        node = graph[here]
-        yield node
-        if goes_on(node):
-            for name in inputs(graph, node):
-                if name not in seen:
-                    seen.add(name)
-                    waiting.append(name)
+
+    def onward(name: TensorId) -> Iterable[TensorId]:
+        node = graph[name]
+        return inputs(graph, node) if goes_on(node) else ()
+
+    return (graph[name] for name in walk([start], onward))
 
 
 def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
@@ -368,8 +379,7 @@ def paths(graph: Graph, start: Node, through: Callable[[Node, Path], bool]) -> I
 def depends_on(graph: Graph, name: TensorId, origin: TensorId) -> bool:
     """Whether a value is computed from another."""
     begin = graph.place(origin)
-    higher = above(graph, name, lambda node: graph.place(node.id) > begin, all_inputs)
-    return any(node.id == origin for node in higher)
+    return origin in walk([name], lambda one: graph[one].parents if graph.place(one) > begin else ())
 
 
 def strip_views(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import Subscripts
+from fmr.structure.normal.match import walk
 
 KINDS = "input weight constant move join projection product softmax norm statistic affine bend gate sum op".split()
 """What a value of the form is: what comes in; numbers moved, or several laid together; a product that
@@ -46,13 +47,11 @@ class Value:
 
     def above(self, through: Callable[["Value"], bool]) -> Iterator["Value"]:
         """The value and what it is made of, nearest first, not going above one that `through` refuses."""
-        waiting, seen = [self], {self}
-        for here in waiting:
-            yield here
-            if through(here):
-                higher = [one for one in here.inputs if one not in seen]
-                seen.update(higher)
-                waiting += dict.fromkeys(higher)
+        return walk([self], lambda here: here.inputs if through(here) else ())
+
+    def below(self, through: Callable[["Value"], bool]) -> Iterator["Value"]:
+        """The value and what is made of it, nearest first, not going below one that `through` refuses."""
+        return walk([self], lambda here: here.users if here is self or through(here) else ())
 
     def __repr__(self) -> str:
         return f"{self.kind} {self.id}"

@@ -22,6 +22,7 @@ from fmr.structure.normal.match import (
     is_constant,
     projection,
     value_number,
+    walk,
 )
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (
@@ -293,14 +294,13 @@ def _viewed(graph: Graph, name: TensorId) -> TensorId:
 def _reached(graph: Graph, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
     """The values into which data comes from one value alone, and from there without a projection."""
 
-    seen, waiting = {graph[last].id: None}, [graph[last]]
-    for node in waiting:
-        for reader in graph.readers(node.id):
+    def onward(name: TensorId) -> Iterator[TensorId]:
+        for reader in graph.readers(name):
             alone = reader.id not in others and flow_of(graph).dominates(last, reader.id) and not _computes(graph, reader)
-            if alone and reader.id not in seen and node.id in data_inputs(graph, reader):  # it may be read for its type
-                seen[reader.id] = None
-                waiting.append(reader)
-    return seen
+            if alone and name in data_inputs(graph, reader):  # it may be read for its type
+                yield reader.id
+
+    return dict.fromkeys(walk([graph[last].id], onward))
 
 
 def _computes(graph: Graph, node: Node) -> bool:

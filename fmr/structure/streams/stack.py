@@ -5,11 +5,12 @@ those that have streams. That nothing goes past a state is proven by the dominat
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import ids_in
-from fmr.structure.normal.match import projection
+from fmr.structure.normal.match import projection, walk
 from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import POOLS, base, handed
 from fmr.structure.streams.stream import Stream
@@ -56,16 +57,15 @@ def _pooled(graph: Graph, name: TensorId) -> Iterator[TensorId]:
 def _taken(graph: Graph, streams: Iterable[Stream]) -> set[TensorId]:
     """The values on the streams and in the branches that write to them."""
     taken, flow = set[TensorId](), flow_of(graph)
+
+    def higher(first: int, name: TensorId) -> list[TensorId]:
+        read = (parent.id for parent in graph[name].parents if parent not in taken and parent in flow)
+        return [one for one in read if graph.place(one) > first]
+
     for stream in streams:
         taken.update(stream.points)
         for start, write in zip([stream.points[0], *(write.after for write in stream.writes)], stream.writes, strict=False):
-            first, waiting = graph.place(start), [write.after]
-            taken |= {base(graph, write.before), write.after}
-            while waiting:
-                for parent in graph[waiting.pop()].parents:
-                    if parent not in taken and parent in flow and graph.place(parent) > first:
-                        taken.add(parent.id)
-                        waiting.append(parent.id)
+            taken |= {base(graph, write.before), *walk([write.after], partial(higher, graph.place(start)))}
     return taken
 
 

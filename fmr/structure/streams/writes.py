@@ -21,6 +21,7 @@ from fmr.structure.normal.match import (
     depends_on,
     product,
     projection,
+    walk,
 )
 from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import (
@@ -208,25 +209,21 @@ def _computed_from(
     Some values may `never` be met; a way that leads through one of `around` does not count.
     """
     target = base(graph, origin)
-    first = graph.place(target)
-    waiting, seen, met = [(name, False)], {(name, False)}, False
-    while waiting:
-        here, computed = waiting.pop()
-        if here in (target, origin):
-            if computed and not never:
-                return True
-            met = met or computed
-            continue
-        if here in never:
+    first, ends = graph.place(target), (target, origin)
+
+    def onward(step: tuple[TensorId, bool]) -> Iterator[tuple[TensorId, bool]]:
+        node = graph[step[0]]
+        computed = step[1] or node.op in through or is_hidden(node)
+        for parent in reads(graph, node) if node.id not in ends else ():
+            if graph.place(parent) >= first and parent not in around:
+                yield parent, computed
+
+    steps = walk([(name, False)], onward)
+    if never:
+        steps = iter(every := list(steps))
+        if any(here in never and here not in ends for here, _ in every):
             return False
-        node = graph[here]
-        computed = computed or node.op in through or is_hidden(node)
-        for parent in reads(graph, node):
-            step = (parent, computed)
-            if graph.place(parent) >= first and parent not in around and step not in seen:
-                seen.add(step)
-                waiting.append(step)
-    return met
+    return any(computed and here in ends for here, computed in steps)
 
 
 def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple[Node, ...]:
