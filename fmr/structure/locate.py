@@ -18,7 +18,8 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.align import find_prints
 from fmr.structure.attention.additive import additive
-from fmr.structure.attention.attention import Attention, certify_attention, values_inside
+from fmr.structure.attention.attention import Attention, values_inside
+from fmr.structure.attention.certify import certify
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.differential import differential, subtracted
 from fmr.structure.attention.dot_product import dot_product, undivided, used_again
@@ -252,7 +253,7 @@ class _Search:
 
     def _proven(self, found: Attention) -> Attention | None:
         """An attention with its certificate; None where that fails."""
-        certificate, ok = self._certify(certify_attention, found, "attention", found.softmax, (found.out or found.z).id)
+        certificate, ok = self._certify(certify, found, "attention", found.softmax, (found.out or found.z).id)
         return replace(self._placed(found), certified=certificate) if ok else None
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId], heads: list[Attention]) -> list[Memory]:

@@ -1,7 +1,7 @@
 """One attention of a model: the sites of its values, the shape of its heads, its maps, and the proof that it is one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from fmr.runs.run import Run
 from fmr.structure.attention.certify import certify
 from fmr.structure.attention.definition import Claim, come_of, mixes_scores
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
-from fmr.structure.attention.halves import Half, map_of
+from fmr.structure.attention.halves import map_of
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.attention.scores import units_beside
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
@@ -37,8 +37,7 @@ class Head(NamedTuple):
     z: Site
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
+class Attention(Claim):
     """One attention of a model: the sites of its values, the shape of its heads and its certificate.
 
     >>> structure.attention[3].maps(run).shape  # (examples, heads, queries, keys)
@@ -59,26 +58,6 @@ class Attention:
     those of the first, `minus` has those of the second and the share. `maps` are the difference, whose rows do not add up
     to one and may go below zero.
     """
-
-    graph: Graph = field(repr=False)
-    softmax: TensorId
-    q: Site
-    k: Site
-    v: Site
-    scores: Site
-    pattern: Site
-    z: Site
-    out: Site | None
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    kind: str
-    scope: str
-    dim: int = -1
-    path: tuple[TensorId, ...] = ()
-    certified: Certificate | None = None
-    index: int | None = None
-    minus: Half | None = None
 
     @property
     def map_sites(self) -> tuple[Site, ...]:
@@ -142,7 +121,7 @@ class Attention:
         with own_work():
             graph = graph_of(run, self.graph)
             check_places(run, (self.q, self.k, self.v, self.scores, *self.map_sites, self.z))
-            return certify_attention(graph, self, run.__getitem__)
+            return certify(graph, self, run.__getitem__)
 
     def factors(self, run: Run | Pass) -> Factors:
         """The weights of each head, as the projections around the attention read them, proven by a run.
@@ -170,7 +149,7 @@ class Attention:
                 f"{self.scope!r} adds up products of several queries and keys, expected one: {self.q.id} are not all units "
                 "of a query."
             )
-        if mixed := mixes_scores(self.graph, _claim(self)):
+        if mixed := mixes_scores(self.graph, self):
             raise StructureError(
                 f"{self.scope!r} weighs its scores by one another, in {mixed}, expected those of each head alone: "
                 "they are no product of one query and one key."
@@ -229,15 +208,6 @@ def values_inside(graph: Graph, heads: Sequence[Attention]) -> frozenset[TensorI
         for role in (one.q, one.k, one.v, *((one.minus.q, one.minus.k) if one.minus is not None else ()))
     )
     return frozenset(node.id for start, end in ends for node in come_of(graph, start, end))
-
-
-def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
-    """Recompute an attention from its parts in the values of a run."""
-    return certify(graph, _claim(found), value)
-
-
-def _claim(found: Attention) -> Claim:
-    return Claim(*(getattr(found, name) for name in Claim._fields))
 
 
 def _factors(graph: Graph, found: Attention, value: Values) -> Factors:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,13 +27,16 @@ from fmr.structure.normal.match import (
     projection,
     sources_of,
 )
-from fmr.structure.proof.certificate import error
+from fmr.structure.proof.certificate import Certificate, error
 from fmr.structure.proof.evaluate import Values, evaluate
 
 
-class Claim(NamedTuple):
-    """What is said of an attention."""
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What is said of an attention, as `Attention` tells users."""
 
+    graph: Graph = field(repr=False)
+    softmax: TensorId
     q: Site
     k: Site
     v: Site
@@ -42,29 +44,32 @@ class Claim(NamedTuple):
     pattern: Site
     z: Site
     out: Site | None
-    softmax: TensorId
-    path: tuple[TensorId, ...]
-    kind: str
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    dim: int
-    minus: Half | None
+    kind: str
+    scope: str
+    dim: int = -1
+    path: tuple[TensorId, ...] = ()
+    certified: Certificate | None = None
+    index: int | None = None
+    minus: Half | None = None
 
     @property
     def halves(self) -> "tuple[Claim, Claim]":
         """What is said of the two softmaxes of a differential attention, with all the heads of each."""
         assert self.minus is not None
         second = {name: getattr(self.minus, name) for name in ("softmax", "q", "k", "scores", "pattern", "dim")}
-        return self._whole(), self._replace(**second)._whole()
+        return self._whole(), replace(self, **second)._whole()
 
     def _whole(self) -> "Claim":
         """The same of all heads of a softmax, where these are some."""
         if self.q.heads is None:
-            return self._replace(minus=None)
+            return replace(self, minus=None)
         every = {name: replace(getattr(self, name), heads=None) for name in ("q", "k", "scores", "pattern")}
         number = self.q.n_heads or 1
-        return self._replace(**every, n_heads=number, n_kv_heads=self.n_kv_heads * number // self.n_heads, minus=None)
+        n_kv_heads = self.n_kv_heads * number // self.n_heads
+        return replace(self, **every, n_heads=number, n_kv_heads=n_kv_heads, minus=None)
 
 
 Named = tuple[Tensor, tuple[str, ...]]
