@@ -9,7 +9,15 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import CONVOLUTIONS, Contraction, Projection, contraction, is_constant, unbroadcast
+from fmr.structure.normal.match import (
+    CONVOLUTIONS,
+    Contraction,
+    Projection,
+    contraction,
+    dims_told,
+    is_constant,
+    unbroadcast,
+)
 
 _BATCH, _SPACE = "ABCDEFGH", "STUVW"
 
@@ -85,9 +93,9 @@ def _einsum(node: Node, *ranks: int) -> Subscripts:
 def summed_alone(graph: Graph, node: Node) -> tuple[TensorId, int] | None:
     """The value that a node sums over one dimension, each place weighed by a constant or not, and the dimension."""
     if node.op == "sum" and len(node.parents) == 1:
-        dim, rank = node.argument("dim", 1), len(graph[node.parents[0].id].shape)
-        dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
-        return (node.parents[0].id, dim % rank) if isinstance(dim, int) and len(node.shape) < rank else None
+        rank = len(graph[node.parents[0].id].shape)
+        along = dims_told(node, rank)
+        return (node.parents[0].id, along[0]) if len(along) == 1 and len(node.shape) < rank else None
     found = contraction(node)
     if found is not None:
         ways = ((found.left, found.right), (found.right, found.left))
@@ -126,8 +134,7 @@ def _summed(graph: Graph, found: Contraction) -> Subscripts:
     """The subscripts of a multiplication and a sum: an operand lacks those along which it is repeated."""
     factors = graph[found.node.parents[0].id]
     every = (_BATCH + _SPACE)[: len(factors.shape)]
-    dim = found.node.argument("dim", 1)
-    gone = {n % len(every) for n in (dim if isinstance(dim, (list, tuple)) else [dim])}
+    gone = dims_told(found.node, len(every))
     kept = len(found.node.shape) == len(every)
     result = "".join(letter.lower() if n in gone else letter for n, letter in enumerate(every) if kept or n not in gone)
     left, right = (

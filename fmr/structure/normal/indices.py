@@ -15,11 +15,8 @@ from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import read_dims, summed_alone
-from fmr.structure.normal.match import SHAPE, Path, Projection, above, between, contraction
+from fmr.structure.normal.match import SHAPE, VIEWS, Path, Projection, above, between, contraction
 from fmr.structure.proof.evaluate import in_double
-
-_RESHAPES = frozenset({"view", "reshape", "unflatten"})
-"""Ops that lay the same numbers, in the same order, out in another shape."""
 
 
 def iota(*shape: int) -> Tensor:
@@ -39,7 +36,7 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
     try:
         for node in between(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
             met = [parent.id for parent in node.parents if parent in known]
-            if node.op in _RESHAPES and met:
+            if node.op in VIEWS and met:
                 known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
             elif node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph, graph[p.id]) for p in node.parents}
@@ -68,7 +65,7 @@ def _foreign(graph: Graph, node: Node) -> Tensor:
     """A value of a node's shape that comes from elsewhere; what counts places is known."""
     if node.dtype.is_floating_point:
         return torch.zeros(node.shape, dtype=torch.float64)
-    counted = [one.op for one in above(graph, node.id, lambda one: one.op in _RESHAPES | {"unsqueeze", "getitem"})][-1:]
+    counted = [one.op for one in above(graph, node.id, lambda one: one.op in VIEWS | {"unsqueeze", "getitem"})][-1:]
     if counted == ["arange"] and math.prod(node.shape) == max(node.shape, default=0):
         return torch.arange(math.prod(node.shape), dtype=node.dtype).reshape(node.shape)
     if not node.shape and node.dtype != torch.bool:

@@ -30,9 +30,13 @@ SHAPE = frozenset(
 MOVES = SAME | SHAPE
 """Ops after which the numbers are the same ones, wherever they lie."""
 
-LAID_OUT = SAME | frozenset(
-    "view view_as reshape reshape_as flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split()
-)
+VIEWS = frozenset("view reshape unflatten".split())
+"""Ops that lay numbers out in sizes that they are given."""
+
+RESHAPES = VIEWS | frozenset("flatten ravel view_as reshape_as".split())
+"""Ops that lay the same numbers, in the same order, out in another shape."""
+
+LAID_OUT = SAME | RESHAPES | frozenset("transpose mT t T permute movedim squeeze unsqueeze".split())
 """Ops that hand on all numbers of a value, laid out otherwise at most."""
 
 EMPTY = frozenset("zeros_like new_zeros".split())
@@ -123,6 +127,12 @@ class Projection(NamedTuple):
     node: Node
     data: TensorId
     weight: TensorId
+
+
+def dims_told(node: Node, rank: int, position: int = 1) -> list[int]:
+    """The dimensions that an op is told to go along, in what has so many."""
+    dim = node.argument("dim", position, node.argument("dims", position))
+    return [n % rank for n in (dim if isinstance(dim, (list, tuple)) else [dim]) if isinstance(n, int) and rank]
 
 
 def contraction(node: Node) -> Contraction | None:
@@ -399,6 +409,6 @@ def settled(graph: Graph, node: Node) -> Node:
         (reader,) = readers
         others = [parent.id for parent in reader.parents if parent != node.id]
         biased = reader.op == "add" and others and all(weights(graph, name) for name in others)
-        if not (reader.op in ("view", "reshape", "unflatten") or biased or reader.op == RESULT):
+        if not (reader.op in VIEWS or biased or reader.op == RESULT):
             return node
         node = reader
