@@ -101,7 +101,7 @@ def _weighs(product: Value) -> bool:
 def _is_learned(value: Value) -> bool:
     """Whether a value is the product of queries that are weights with keys that were projected themselves."""
     keys = value.inputs[0] if value.kind == "projection" and value.node.op not in CONVOLUTIONS and value.inputs else None
-    return keys is not None and (keys.inputs[0] if keys.kind == "move" else keys).kind == "projection"
+    return keys is not None and keys.unmoved.kind == "projection"
 
 
 def _scores(graph: Graph, product: Value, end: Node) -> Scores | None:

@@ -144,20 +144,14 @@ def _weighed(logits: Value, region: Container[Value], held: Sequence[Memory]) ->
             if user.kind in ("gate", "product") and others:
                 made = {one.id for other in others for one in other.above(lambda one: one in region)}
                 met = [one for one in held if one.down in made or one.up in made]
-                node = _unmoved(here)
+                weight = here.unmoved
+                node = weight.folded[0] if weight.kind == "statistic" else weight.node
                 weighs |= {node.id: node} if met else {}
                 experts |= dict.fromkeys(met)
             elif user.kind in _ON_THE_WAY or user.node.op in _CHOICES:
                 seen.add(user)
                 waiting.append(user)
     return (next(iter(weighs.values())), tuple(experts)) if len(weighs) == 1 else (None, ())
-
-
-def _unmoved(value: Value) -> Node:
-    """What makes a value before it was moved."""
-    while value.kind == "move":
-        value = value.inputs[0]
-    return value.folded[0] if value.kind == "statistic" and value.folded else value.node
 
 
 def _router(graph: Graph, logits: Node, weight: Node, write: TensorId, held: tuple[Memory, ...]) -> Router:

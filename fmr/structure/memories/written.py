@@ -80,10 +80,6 @@ def _is_share(form: Form, value: Value, user: Value) -> bool:
         return math.prod(value.node.shape) < math.prod(shape) and any(one.node.shape == shape for one in user.inputs)
     if user.kind != "product" or user.subscripts is None:
         return False
-    first = _unmoved(form[user.operands[0]]) is _unmoved(value)
+    first = form[user.operands[0]].unmoved is value.unmoved
     words = user.subscripts if first else user.subscripts.swapped
     return bool(words.free(words.right)) and not words.free(words.left)
-
-
-def _unmoved(value: Value) -> Value:
-    return _unmoved(value.inputs[0]) if value.kind == "move" else value

@@ -6,7 +6,7 @@ A new idiom is usually one word in one of these sets; the certificates tell whet
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import wraps
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from fmr.graph.execute import draws
@@ -85,6 +85,8 @@ _WITH_WEIGHTS = CONVOLUTIONS | {"linear"}
 
 Answer = TypeVar("Answer")
 
+Given = ParamSpec("Given")
+
 Point = TypeVar("Point", bound=Hashable)
 
 
@@ -100,15 +102,19 @@ def walk(starts: Iterable[Point], onward: Callable[[Point], Iterable[Point]]) ->
                 waiting.append(one)
 
 
-def cached_per_graph(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
-    """The same function, which is asked once of each graph, as long as that lives: graphs do not change."""
-    known: WeakKeyDictionary[Graph, Answer] = WeakKeyDictionary()
+def cached_per_graph(
+    function: Callable[Concatenate[Graph, Given], Answer],
+) -> Callable[Concatenate[Graph, Given], Answer]:
+    """The same function, which answers once for each graph, as long as that lives, and what else is given: graphs do not
+    change."""
+    known: WeakKeyDictionary[Graph, dict[object, Answer]] = WeakKeyDictionary()
 
     @wraps(function)
-    def answer(graph: Graph) -> Answer:
-        if graph not in known:
-            known[graph] = function(graph)
-        return known[graph]
+    def answer(graph: Graph, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
+        own = known.setdefault(graph, {})
+        if args not in own:
+            own[args] = function(graph, *args, **kwargs)
+        return own[args]
 
     return answer
 

@@ -41,6 +41,11 @@ class Value:
         """The ID of the value in the graph."""
         return self.node.id
 
+    @property
+    def unmoved(self) -> "Value":
+        """What it was before it was moved."""
+        return self.inputs[0].unmoved if self.kind == "move" else self
+
     def is_of(self, ops: frozenset[str]) -> bool:
         """Whether only these ops went into it."""
         return all(node.op in ops for node in self.folded or (self.node,))

@@ -76,21 +76,9 @@ def identity_path(graph: Graph, name: TensorId) -> list[TensorId]:
     return way
 
 
+@cached_per_graph
 def identity_input(graph: Graph, node: Node) -> TensorId | None:
     """The value that goes on in a node: scaled, masked, mixed or cut; None where the node makes a new one."""
-    known = _identity_inputs(graph)
-    if node.id not in known:
-        known[node.id] = _goes_on(graph, node)
-    return known[node.id]
-
-
-@cached_per_graph
-def _identity_inputs(graph: Graph) -> dict[TensorId, TensorId | None]:
-    """What was asked of a graph so far."""
-    return {}
-
-
-def _goes_on(graph: Graph, node: Node) -> TensorId | None:
     read = [parent.id for parent in node.parents]
     if node.op in HANDED | OVERWRITES:
         return read[0] if read and not is_constant(graph, read[0]) else None
