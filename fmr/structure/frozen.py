@@ -25,6 +25,9 @@ _CHOICES = frozenset("masked_fill where".split())
 
 Known = dict[TensorId, Tensor]
 
+Held = Callable[[], Known]
+"""The scales that the next run of a way holds: none yet, or those that it held before."""
+
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
@@ -88,29 +91,18 @@ def frozen(graph: Graph, end: TensorId, given: Mapping[TensorId, Tensor], value:
     return apart(through, given)
 
 
-class Held:
-    """The scales that each call of a function held, so that they are found again when all is called anew."""
-
-    def __init__(self) -> None:
-        self.calls: list[Known] = []
-        self.at = 0
-
-    def __call__(self) -> Known:
-        """Those of the next call; nothing on the first round."""
-        self.at += 1
-        if self.at > len(self.calls):
-            self.calls.append({})
-        return self.calls[self.at - 1]
-
-
 def apart(through: Callable[[Mapping[TensorId, Tensor], Held], Tensor], given: Mapping[TensorId, Tensor]) -> Frozen:
     """What a function makes of given values, with what it makes of zeros while its scales are held."""
-    held = Held()
+    scales = list[Known]()
+
+    def hold() -> Known:
+        scales.append({})
+        return scales[-1]
+
     with own_work(), torch.inference_mode(False), torch.enable_grad():
         leaves = {name: double(tensor).clone().requires_grad_() for name, tensor in given.items()}
-        made = through(leaves, held)
-        held.at = 0
-        rest = through({name: torch.zeros_like(leaf) for name, leaf in leaves.items()}, held)
+        made = through(leaves, hold)
+        rest = through({name: torch.zeros_like(leaf) for name, leaf in leaves.items()}, iter(scales).__next__)
     return Frozen(leaves, made, rest.detach())
 
 

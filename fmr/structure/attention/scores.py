@@ -76,11 +76,10 @@ def units_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> int:
     known, units = {_laid(graph, q), _laid(graph, k)}, 0
     for one in form_of(graph)[end].above(lambda value: scores_go_on(value) and value.kind != "join"):
         names = {_laid(graph, name) for name in one.operands}
-        words = one.subscripts
         data = len(names) == 2 and not any(is_constant(graph, name) for name in names)
-        if one.kind == "product" and words is not None and data and not names & known:
-            sizes = dict(zip(words.left, graph[one.operands[0]].shape, strict=False))
-            units += math.prod(sizes[letter] for letter in words.contracted)
+        if one.kind == "product" and data and not names & known:
+            sizes = dict(zip(one.subscripts.left, graph[one.operands[0]].shape, strict=False))
+            units += math.prod(sizes[letter] for letter in one.subscripts.contracted)
     return units
 
 
@@ -106,7 +105,6 @@ def _is_learned(value: Value) -> bool:
 
 def _scores(graph: Graph, product: Value, end: Node) -> Scores | None:
     """The scores that a product makes; None where more than heads is mixed on the way to a softmax."""
-    assert product.subscripts is not None
     way = _way(graph, product.node, end, product.subscripts)
     q, k = product.operands
     scores = Scores(product.node, product.subscripts, q, k, way)

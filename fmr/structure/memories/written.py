@@ -35,8 +35,8 @@ def why_no_memory(
 def _is_over_positions(graph: Graph, found: Memory, points: Collection[TensorId], axes: Axes) -> bool:
     """Whether what the keys read is another dimension of the stream than that of its units."""
     way = form_of(graph)[found.up].above(lambda one: one.kind == "move")
-    made = next((one for one in way if one.kind == "projection" and one.subscripts is not None), None)
-    if made is None or made.subscripts is None:
+    made = next((one for one in way if one.kind == "projection"), None)
+    if made is None:
         return False
     words, data = made.subscripts, made.operands[0]
     read = [(data, words.left.index(one)) for one in words.contracted]
@@ -48,7 +48,7 @@ def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
     form = form_of(graph)
     for name, contracted in ((found.up, True), (found.down, False)):
         made = next((one for one in form[name].above(lambda one: one.kind == "move") if one.kind == "projection"), None)
-        if made is not None and made.subscripts is not None:
+        if made is not None:
             words, weight = made.subscripts, graph[made.operands[1]]
             letters = words.contracted if contracted else words.free(words.right)
             sizes = dict(zip(words.right, weight.shape, strict=True))
@@ -78,7 +78,7 @@ def _is_share(form: Form, value: Value, user: Value) -> bool:
     shape = user.node.shape
     if user.kind == "gate":
         return math.prod(value.node.shape) < math.prod(shape) and any(one.node.shape == shape for one in user.inputs)
-    if user.kind != "product" or user.subscripts is None:
+    if user.kind != "product":
         return False
     first = form[user.operands[0]].unmoved is value.unmoved
     words = user.subscripts if first else user.subscripts.swapped

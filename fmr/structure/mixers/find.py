@@ -149,7 +149,7 @@ class _Region:
 
     def _is_fixed(self, value: Value) -> bool:
         """Whether a value is a transform, or a projection that sums over positions."""
-        if value.kind != "projection" or value.subscripts is None or value.node.op in CONVOLUTIONS:
+        if value.kind != "projection" or value.node.op in CONVOLUTIONS:
             return value.node.op.startswith("fft")
         dims, words, data = dims_of(self.graph), value.subscripts, value.operands[0]
         (positions,) = dims.of(self.write, len(self.graph[self.write].shape))[self.axis :][:1]

@@ -54,7 +54,7 @@ def subscripts_of(graph: Graph, found: Contraction) -> Subscripts:
     left, right = len(graph[found.left].shape), len(graph[found.right].shape)
     match found.node.op:
         case "einsum":
-            return _einsum(found.node, left, right)
+            return Subscripts(*_einsum(found.node, left, right))
         case "linear":
             return Subscripts(_BATCH[: left - 1] + "k", "nk"[-right:], _BATCH[: left - 1] + "n"[: right - 1])
         case op if op in CONVOLUTIONS:
@@ -75,8 +75,9 @@ def subscripts_of(graph: Graph, found: Contraction) -> Subscripts:
     return Subscripts(a, b, batch + "m"[: left - 1] + "n"[: right - 1])
 
 
-def _einsum(node: Node, *ranks: int) -> Subscripts:
-    """The subscripts of an einsum; the dimensions that its dots stand for are digits, counted from the right."""
+def _einsum(node: Node, *ranks: int) -> tuple[str, ...]:
+    """The subscripts of an einsum, the result last; the dimensions that its dots stand for are digits, counted from the
+    right."""
     equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "").replace("...", ".")
     before, arrow, after = equation.partition("->")
     dots = {
@@ -85,9 +86,10 @@ def _einsum(node: Node, *ranks: int) -> Subscripts:
         if "." in word
     }
     widest = max(dots.values(), key=len, default="")
-    left, right = (word.replace(".", dots.get(word, "")) for word in before.split(","))
-    alone = "".join(sorted(letter for letter in set(left + right) - set(widest) if (left + right).count(letter) == 1))
-    return Subscripts(left, right, after.replace(".", widest) if arrow else widest + alone)
+    words = [word.replace(".", dots.get(word, "")) for word in before.split(",")]
+    every = "".join(words)
+    alone = "".join(sorted(letter for letter in set(every) - set(widest) if every.count(letter) == 1))
+    return *words, after.replace(".", widest) if arrow else widest + alone
 
 
 def summed_alone(graph: Graph, node: Node) -> tuple[TensorId, int] | None:
@@ -105,19 +107,11 @@ def summed_alone(graph: Graph, node: Node) -> tuple[TensorId, int] | None:
         words = subscripts_of(graph, found)
         word, result = (words.left if told == [found.left] else words.right), words.result
     elif node.op == "einsum" and len(node.parents) == 1:
-        told, (word, result) = [node.parents[0].id], _of_one(node, len(graph[node.parents[0].id].shape))
+        told, (word, result) = [node.parents[0].id], _einsum(node, len(graph[node.parents[0].id].shape))
     else:
         return None
     gone = [n for n, letter in enumerate(word) if letter not in result]
     return (told[0], gone[0]) if len(gone) == 1 and word.replace(word[gone[0]], "") == result else None
-
-
-def _of_one(node: Node, rank: int) -> tuple[str, str]:
-    """The subscripts of an einsum of one operand, and of its result."""
-    equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "")
-    word, arrow, result = equation.partition("->")
-    dots = "0123456789"[: rank - len(word.replace("...", ""))]
-    return word.replace("...", dots), result.replace("...", dots) if arrow else ""
 
 
 def _tensordot(node: Node, left: int, right: int) -> Subscripts:

@@ -13,6 +13,9 @@ KINDS = "input weight constant move join projection product softmax norm statist
 sums, of data with a weight or of two values; a softmax; a norm, and what it is told of many numbers; a scale or a shift by
 what is no data; a function number by number; a product or a sum of two values number by number; any other op."""
 
+_NONE = Subscripts("", "", "")
+"""The subscripts of what is no product."""
+
 
 @dataclass(eq=False, slots=True, repr=False)
 class Value:
@@ -30,7 +33,7 @@ class Value:
     op: str = ""
     dim: int = -1
     operands: tuple[TensorId, ...] = ()
-    subscripts: Subscripts | None = None
+    subscripts: Subscripts = _NONE
     folded: tuple[Node, ...] = ()
     is_data: bool = True
     views: list[Node] = field(default_factory=list)
