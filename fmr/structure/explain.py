@@ -124,11 +124,7 @@ class Explainer:
         lies = [] if said else self._inside(node)
         said += lies
         told = " ".join(f"It {one}." if n else f"{node.id} {one}." for n, one in enumerate(said))
-        proofs = " ".join(
-            self._proof(name)
-            for name in held
-            if isinstance(self.parts.get(name), (Attention, Memory, Mixer, Router, Stream))
-        )
+        proofs = " ".join(proof for name in held if (proof := self._proof(name)))
         more = "" if roles else self._made(node, bool(said))
         return Explanation(node.id, " ".join(one for one in (told, proofs, more) if one), roles, tuple(refused))
 
@@ -136,8 +132,8 @@ class Explainer:
 
     def _proof(self, name: str) -> str:
         """What a certificate says of a part."""
-        part = self.parts[name]
-        if isinstance(part, Layer) or (isinstance(part, Stream) and not part.writes):
+        part = self.parts.get(name)
+        if part is None or isinstance(part, Layer) or (isinstance(part, Stream) and not part.writes):
             return ""
         certificate = part.certified
         if certificate is None:

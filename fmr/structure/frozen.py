@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from fmr.errors import StructureError
-from fmr.graph.execute import overwritten
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.match import MOVES, between, contraction
-from fmr.structure.proof.evaluate import Values, double, in_double, own_work
+from fmr.structure.proof.evaluate import Values, double, made_again, own_work
 
 _SUMS = frozenset("add sub neg sum mean cumsum".split())
 _CHOICES = frozenset("masked_fill where".split())
@@ -170,10 +169,8 @@ def run_affine(
 
 
 def _run(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor], held: Known) -> Tensor:
-    if node.op == ALIAS:
-        return overwritten(graph.__getitem__, node, tensors, in_double)
     if node.op not in _NORMED:
-        return in_double(node, tensors)
+        return made_again(graph, node, tensors)
     x = tensors[node.parents[0].id]
     shifted, size = _NORMED[node.op](node, x)
     if node.id not in held:

@@ -155,11 +155,7 @@ def orient_scores(graph: Graph, scores: Scores) -> Scores:
 
 def _upright(graph: Graph, name: TensorId, word: str, subscripts: Subscripts) -> tuple[TensorId, str]:
     node = graph[name]
-    if (
-        word[-2:-1] in subscripts.contracted
-        and node.op in ("transpose", "permute", "mT", "t", "T", "movedim")
-        and len(word) > 1
-    ):
+    if len(word) > 1 and word[-2] in subscripts.contracted and node.op in LAID_OUT and node.parents:
         before = graph[node.parents[0].id]
         places = iota(*before.shape)
         value = trace(graph, places, (before, node))

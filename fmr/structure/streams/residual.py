@@ -115,15 +115,8 @@ def _chains(graph: Graph, found: Writes, deep: Deep, parts: Iterable[list[tuple[
         if last.after not in following and first.after not in later:
             following[last.after] = first
     later = {write.after for write in following.values()}
-    return [_linked(write, following) for write in found.values() if write.after not in later]
-
-
-def _linked(write: Write, following: Writes) -> list[Write]:
-    """A write and those that follow it."""
-    chain = [write]
-    while chain[-1].after in following:
-        chain.append(following[chain[-1].after])
-    return chain
+    firsts = (write for write in found.values() if write.after not in later)
+    return [[*walk([first], lambda one: [following[one.after]] if one.after in following else [])] for first in firsts]
 
 
 def _stream(graph: Graph, chain: list[Write], others: frozenset[TensorId], deep: Deep, whole: TensorId | None) -> Stream:

@@ -80,7 +80,4 @@ def _chains(graph: Graph, flow: Flow) -> Iterator[list[TensorId]]:
     later = set(following.values())
     for name in flow.higher:
         if name not in later:
-            chain = [name]
-            while chain[-1] in following:
-                chain.append(following[chain[-1]])
-            yield chain
+            yield [*walk([name], lambda one: [following[one]] if one in following else [])]

@@ -1,6 +1,7 @@
 """The writes of residual streams: the sums in which a value meets what was computed from it."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from itertools import islice
 
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
@@ -366,7 +367,8 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     Where what is written to the other stream is made of it in turn, the two are coupled; but what a single write tells it
     are places given to queries.
     """
-    before, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
+    parallel = islice(_chain(graph, write.origin, found), PARALLEL + 1)  # as many as may have been computed at once
+    before, target = {one.after for one in parallel}, base(graph, write.origin)
     first = graph.place(target)
 
     def goes_on(node: Node) -> bool:
@@ -384,12 +386,3 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     if any(depends_on(graph, one.added, own[0]) for one in later):  # it tells the others: of places, in a single write
         return starts[write.after] == write.origin and len(own) == 1
     return any(depends_on(graph, start, other) for other in others)
-
-
-def _back(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:
-    """The last writes to the stream that a value is on, latest first, as many as may have been computed in parallel."""
-    write = last_write(graph, name, found)
-    for _ in range(PARALLEL + 1):
-        if write is not None:
-            yield write
-            write = last_write(graph, write.before, found)
