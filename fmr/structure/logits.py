@@ -28,6 +28,7 @@ from fmr.structure.normal.match import (
     all_inputs,
     below,
     between,
+    come_of,
     depends_on,
     is_constant,
     settled,
@@ -300,7 +301,7 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
         return last or "no projection makes logits of the end of its residual stream"
     if is_normed_on_its_way(graph, stream):
         return "its norms stand on the stream itself (post-norm), so that none is left to read an earlier point through"
-    way = [node for node in between(graph, end, last.id) if depends_on(graph, node.id, end)]
+    way = list(come_of(graph, end, last.id))
     beside = {parent.id for node in way for parent in node.parents} - {end, *(node.id for node in way)}
     fed = [name for name in sorted(beside) if not is_constant(graph, name)]
     content = next((name for name in fed if not _only_chooses(graph, name)), None)

@@ -340,7 +340,7 @@ def test_keys_that_are_none_are_not_certified() -> None:
     for other in (replace(memory, key_dim=1 - memory.key_dim), replace(memory, value_dim=1 - memory.value_dim)):
         assert not certify_memory(memory.graph, other, run.__getitem__).ok
     for other in (replace(memory, keys=memory.values), replace(memory, keys=memory.w_gate)):
-        with pytest.raises(StructureError, match="is not made of param:model"):
+        with pytest.raises(StructureError, match="is not computed from param:model"):
             certify_memory(memory.graph, other, run.__getitem__)
 
 

@@ -14,11 +14,12 @@ from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.attention.certify import certify
-from fmr.structure.attention.definition import Claim, come_of, mixes_scores
+from fmr.structure.attention.definition import Claim, mixes_scores
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.halves import map_of
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.attention.scores import units_beside
+from fmr.structure.normal.match import come_of
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_places, check_run, graph_of, own_work
 

@@ -1,7 +1,7 @@
 """What an attention must be by definition: each part of its heads is where the layouts of its values say."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.nodes import Node
 from fmr.structure.attention.halves import Half
 from fmr.structure.attention.kind import of_one_stream
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
@@ -21,6 +20,7 @@ from fmr.structure.normal.match import (
     above,
     all_inputs,
     between,
+    come_of,
     depends_on,
     is_constant,
     is_learned,
@@ -28,7 +28,7 @@ from fmr.structure.normal.match import (
     projection,
     sources_of,
 )
-from fmr.structure.proof.certificate import Certificate, error
+from fmr.structure.proof.certificate import Certificate, error, unmade
 from fmr.structure.proof.evaluate import Values, evaluate
 
 
@@ -89,18 +89,16 @@ MULTIPLY = ("self", "cross")
 def misread(graph: Graph, found: Claim) -> str:
     """Which of the parts of an attention does not follow where it should; empty where all do."""
     q, k, v, scores, pattern, z = (site.id for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z))
-    way = [(found.softmax, scores), (pattern, found.softmax), (z, pattern)]
+    way = [(found.softmax, scores), (z, pattern)]
+    way += [(pattern, found.softmax)] if pattern != found.softmax else []
     way += [(found.out.id, z)] if found.out is not None else []
     way += [(scores, q), (scores, k)] if found.kind != "deformable" else []
     sites = (found.q, found.k, found.v, found.scores, found.pattern, found.z)
     unknown = next((site for site in sites if not site.layout or not all(map(_is_known, site.layout))), None)
     if unknown is not None and found.kind in MULTIPLY:
         return f"what the dimensions of {unknown.id} count is not told"
-    if scores == found.softmax or z == pattern:
-        return f"{scores} is not computed from itself"
-    for lower, higher in way:
-        if not depends_on(graph, lower, higher):
-            return f"{lower} is not computed from {higher}"
+    if wrong := unmade(graph, way):
+        return wrong
     if found.out is not None and (mixed := _mixes_again(graph, z, found.out.id)):
         return f"{mixed} mixes other values between {z} and {found.out.id}"
     if found.out is not None and found.kind in MULTIPLY and not _ends_well(graph, found.path, z, found.out.id):
@@ -141,15 +139,6 @@ def _added_to(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
 def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
     """A product of two activations between a value and another that comes of it."""
     return next((node.id for node in come_of(graph, start, end) if product(graph, node) is not None), None)
-
-
-def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
-    """The nodes on the way from a value to another."""
-    lower = {start}
-    for node in between(graph, start, end):
-        if any(parent in lower for parent in node.parents):
-            lower.add(node.id)
-            yield node
 
 
 def mixes_scores(graph: Graph, found: "Claim") -> TensorId | None:

@@ -14,8 +14,8 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.definition import gates, is_gated, of_own_place, windows
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, strip_views
-from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, strip_views
+from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work
 
 
@@ -196,15 +196,10 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
 def _misread(graph: Graph, found: Memory) -> str:
     """Which of the parts of a memory does not follow where it should; empty where all do."""
     pre, post, out = found.pre.id, found.post.id, found.out.id
-    for lower, higher in ((found.up, found.source), (post, found.up), (post, pre), (found.down, post)):
-        if lower == higher or not depends_on(graph, lower, higher):
-            return f"{lower} is not computed from {higher}"
+    way = [(found.up, found.source), (post, found.up), (post, pre), (found.down, post)]
     made = [(out, found.down), (found.keys, found.w_in), (found.values, found.w_out)]
     made += [(post, found.w_gate)] if found.w_gate is not None else []
-    for lower, higher in made:
-        if lower != higher and not depends_on(graph, lower, higher):
-            return f"{lower} is not made of {higher}"
-    return ""
+    return unmade(graph, [*way, *(pair for pair in made if pair[0] != pair[1])])
 
 
 def _misgated(graph: Graph, found: Memory, value: Values) -> str:

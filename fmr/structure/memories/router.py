@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -17,7 +18,7 @@ from fmr.structure.memories.memory import Memory
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import above, between, depends_on, weights
 from fmr.structure.normal.value import Value
-from fmr.structure.proof.certificate import Certificate, Rejected, error, proof, tolerance_of
+from fmr.structure.proof.certificate import Certificate, Rejected, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, check_run, evaluate, graph_of, own_work
 from fmr.structure.streams.identity import OVERWRITES
 from fmr.structure.streams.stream import Stream
@@ -188,9 +189,9 @@ def certify_router(graph: Graph, found: Router, value: Values, other: bool = Fal
 
     Parts that do not follow one another are a `StructureError`.
     """
-    for lower, higher in ((found.weights.id, found.logits.id), (found.write, found.weights.id)):
-        if lower != higher and not depends_on(graph, lower, higher):
-            raise StructureError(f"{lower} is not computed from {higher}")
+    way = found.write, found.weights.id, found.logits.id
+    if wrong := unmade(graph, pairwise(dict.fromkeys(way))):
+        raise StructureError(wrong)
     value = value if isinstance(value, Doubles) else Doubles(value)
     logits, weight = (value.double(one.id) for one in (found.logits, found.weights))
     whose = torch.arange(found.n, device=weight.device) if found.indices is None else value(found.indices.id)

@@ -369,6 +369,15 @@ def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Nod
     return sorted((node for node in higher if graph.place(node.id) > begin), key=lambda node: graph.place(node.id))
 
 
+def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
+    """The nodes on the ways from a value to another."""
+    lower = {start}
+    for node in between(graph, start, end):
+        if any(parent in lower for parent in node.parents):
+            lower.add(node.id)
+            yield node
+
+
 Path = tuple[Node, ...]
 """Nodes that follow one another, each reading the one before."""
 

@@ -8,7 +8,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.indices import dim_map
-from fmr.structure.normal.match import MOVES, SAME, below, contraction, dims_told, weighed_sum
+from fmr.structure.normal.match import MOVES, SAME, below, come_of, contraction, dims_told, weighed_sum
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import handed
 
@@ -89,5 +89,4 @@ def _is_at(graph: Graph, stack: Node, dim: int, operand: TensorId, dims: list[in
     """Whether these dimensions of an operand are the one of a stack."""
     if len(dims) != 1 or prod(graph[operand].shape) != prod(stack.shape):
         return False
-    way = dict.fromkeys((stack.id, *(node.id for node in graph.between(stack.id, operand)), operand))
-    return dim_map(graph, tuple(graph[name] for name in way))[dims[0]] == dim
+    return dim_map(graph, (stack, *come_of(graph, stack.id, operand)))[dims[0]] == dim
