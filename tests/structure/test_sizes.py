@@ -41,19 +41,3 @@ def test_a_run_without_numbers_proves_nothing(batch: int, length: int) -> None:
     assert found.attention == ()
     reasons = [one.reason for one in found.rejected if one.what == "attention"]
     assert reasons == [f"/softmax#0 has no numbers, [{batch}, 2, {length}, {length}], that prove anything"]
-
-
-class OfUnits(Attention):
-    """Units look at units: the scores sum over positions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        return x + self.o((v @ (k.mT @ q).softmax(-2)).transpose(1, 2).flatten(2))
-
-
-@pytest.mark.parametrize("length", [1, 3])
-def test_units_that_look_at_units_are_no_attention_at_one_position_either(length: int) -> None:
-    found = fmr.locate(fmr.run(OfUnits(8, 2), torch.randn(2, length, 8)))
-    assert found.attention == ()
-    (why,) = (one.reason for one in found.rejected if one.what == "attention")
-    assert why == "its scores sum over positions: it weighs units by units, not positions"

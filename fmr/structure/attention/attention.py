@@ -135,26 +135,6 @@ class Attention(Claim):
         queries and shared keys are told apart by the graph. An attention whose values are not what these weights make of
         what it reads is a `StructureError` with the reason.
         """
-        if self.minus is not None:
-            raise StructureError(
-                f"{self.scope!r} takes one pattern from another, expected one of a single softmax: its heads have two "
-                "queries and two keys each."
-            )
-        if self.kind != "self" or self.out is None:
-            raise StructureError(
-                f"{self.scope!r} is {self.kind}-attention{'' if self.out else ' without an output projection'}, expected "
-                "self-attention between projections: only its heads read and write one stream by weights alone."
-            )
-        if units_beside(self.graph, self.scores.id, self.q.id, self.k.id):
-            raise StructureError(
-                f"{self.scope!r} adds up products of several queries and keys, expected one: {self.q.id} are not all units "
-                "of a query."
-            )
-        if mixed := mixes_scores(self.graph, self):
-            raise StructureError(
-                f"{self.scope!r} weighs its scores by one another, in {mixed}, expected those of each head alone: "
-                "they are no product of one query and one key."
-            )
         try:
             with own_work():
                 return _factors(graph_of(run, self.graph), self, run.__getitem__)
@@ -211,8 +191,23 @@ def values_inside(graph: Graph, heads: Sequence[Attention]) -> frozenset[TensorI
     return frozenset(node.id for start, end in ends for node in come_of(graph, start, end))
 
 
+def _why_no_factors(found: Attention) -> str:
+    """Why heads do not read and write one stream by weights alone; empty where nothing says so."""
+    if found.minus is not None:
+        return "it takes one pattern from another, expected one of a single softmax"
+    if found.kind != "self" or found.out is None:
+        ending = "" if found.out else " without an output projection"
+        return f"it is {found.kind}-attention{ending}, expected self-attention between projections"
+    if units_beside(found.graph, found.scores.id, found.q.id, found.k.id):
+        return f"it adds up products of several queries and keys, expected one: {found.q.id} are not all units of a query"
+    mixed = mixes_scores(found.graph, found)
+    return f"it weighs its scores by one another, in {mixed}, expected those of each head alone" if mixed else ""
+
+
 def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
     """The weights of each head; that q and k, and v and z, count their units alike is part of what is proven."""
+    if reason := _why_no_factors(found):
+        raise StructureError(reason)
     heads = Heads(found.n_heads, found.n_kv_heads)
     found = replace(found, q=named_like(found.q, found.pattern), k=named_like(found.k, found.pattern))
     q = read_by(graph, found.q, heads, value)

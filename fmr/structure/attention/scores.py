@@ -25,6 +25,7 @@ from fmr.structure.normal.match import (
     projection,
     strip_views,
     value_number,
+    window,
 )
 from fmr.structure.normal.value import Value
 
@@ -52,7 +53,8 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
     """The products of queries and keys above a softmax, the likeliest first: of two values that data flows into, with a
     constant, of learned queries, and those whose heads are mixed on the way; of each kind the nearest first."""
     start = form_of(graph)[softmax.operands[0]]
-    near, far = (list(start.above(through)) for through in (scores_go_on, _scores_are_mixed))
+    near = list(start.above(scores_go_on))
+    far = list(start.above(lambda one: scores_go_on(one) or one.kind == "projection"))
     products = [one for one in near if one.kind == "product"]
     learned = [one for one in near if _is_learned(one)]
     mixed = [one for one in far if one.kind == "product" and one not in products and not _weighs(one)]
@@ -64,7 +66,8 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
 
 def scores_go_on(value: Value) -> bool:
     """Whether scores may go through a value on their way to the softmax."""
-    return value.kind in ("norm", "sum") or (value.kind != "product" and value.is_of(BEFORE))
+    before = value.kind != "product" and all(node.op in BEFORE for node in value.folded or (value.node,))
+    return before or value.kind in ("norm", "sum")
 
 
 def units_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> int:
@@ -88,13 +91,9 @@ def _laid(graph: Graph, name: TensorId) -> TensorId:
     return value_number(graph, strip_views(graph, name, LAID_OUT))
 
 
-def _scores_are_mixed(value: Value) -> bool:
-    return scores_go_on(value) or value.kind == "projection"
-
-
 def _weighs(product: Value) -> bool:
     """Whether a product weighs by a softmax: what it makes are mixed values, and no scores."""
-    return any(one.kind == "softmax" for read in product.inputs for one in read.above(lambda higher: higher.kind == "move"))
+    return any(one.unmoved.kind == "softmax" for one in product.inputs)
 
 
 def _is_learned(value: Value) -> bool:
@@ -135,7 +134,7 @@ def mixes_heads(graph: Graph, subscripts: Subscripts, way: Path, node: Node) -> 
     found = projection(graph, node)
     if found is None or found.data != way[-1].id or len(way[-1].shape) < 3:
         return False
-    if node.op in CONVOLUTIONS and math.prod(graph[found.weight].shape[2:]) > 1:
+    if window(graph, node):
         return False  # it goes along queries and keys
     places = subscripts.free(subscripts.left) + subscripts.free(subscripts.right)
     shape = [size if letter in places else 1 for letter, size in zip(subscripts.result, way[0].shape, strict=True)]

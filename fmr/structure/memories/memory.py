@@ -14,7 +14,7 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.definition import gates, is_gated, of_own_place, windows
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, strip_views
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, strip_views, window
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work
 
@@ -90,7 +90,7 @@ class Memory:
     @property
     def window(self) -> tuple[int, ...]:
         """Of how many places of an image a coefficient is made, in each dimension; empty where of its own alone."""
-        sizes = [self.graph[node.parents[1].id].shape[2:] for node in windows(self.graph, self.up, self.post.id)]
+        sizes = [window(self.graph, node) for node in windows(self.graph, self.up, self.post.id)]
         return tuple(sum(size) - len(size) + 1 for size in zip(*sizes, strict=False))
 
     @property

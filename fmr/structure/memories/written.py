@@ -34,12 +34,8 @@ def why_no_memory(
 
 def _is_over_positions(graph: Graph, found: Memory, points: Collection[TensorId], axes: Axes) -> bool:
     """Whether what the keys read is another dimension of the stream than that of its units."""
-    way = form_of(graph)[found.up].above(lambda one: one.kind == "move")
-    made = next((one for one in way if one.kind == "projection"), None)
-    if made is None:
-        return False
-    words, data = made.subscripts, made.operands[0]
-    read = [(data, words.left.index(one)) for one in words.contracted]
+    made = form_of(graph)[found.up].unmoved
+    read = [(made.operands[0], made.subscripts.left.index(one)) for one in made.subscripts.contracted]
     return any(axes.is_another(one, point) for one in read for point in points)
 
 
@@ -47,14 +43,13 @@ def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
     """Whether a key and a value of a memory are vectors as wide as a stream that has values of these sizes."""
     form = form_of(graph)
     for name, contracted in ((found.up, True), (found.down, False)):
-        made = next((one for one in form[name].above(lambda one: one.kind == "move") if one.kind == "projection"), None)
-        if made is not None:
-            words, weight = made.subscripts, graph[made.operands[1]]
-            letters = words.contracted if contracted else words.free(words.right)
-            sizes = dict(zip(words.right, weight.shape, strict=True))
-            groups = made.node.argument("groups", 6, 1) if contracted and made.node.op in CONVOLUTIONS else 1
-            if letters and sizes[letters[-1]] * groups not in widths:
-                return False
+        made = form[name].unmoved
+        words = made.subscripts
+        letters = words.contracted if contracted else words.free(words.right)
+        sizes = dict(zip(words.right, graph[made.operands[1]].shape, strict=True)) if letters else {}
+        groups = made.node.argument("groups", 6, 1) if contracted and made.node.op in CONVOLUTIONS else 1
+        if letters and sizes[letters[-1]] * groups not in widths:
+            return False
     return True
 
 

@@ -22,8 +22,10 @@ from fmr.structure.normal.match import (
     data_inputs,
     depends_on,
     is_constant,
+    is_depthwise,
     settled,
     walk,
+    window,
 )
 from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
@@ -72,7 +74,7 @@ def find_mixers(
                 region = _Region(graph, every, stream_of, outputs[0], write.after, axis)
                 if any(graph[name].shape == shape for name in region.reads):
                     readings = tuple(region.mixers())
-                    stacked = not readings and any(map(region.is_window, region.mixing))
+                    stacked = not readings and any(window(graph, one.node) for one in region.mixing)
                     found.append(Term(write.after, outputs, region.reads, axis, told, readings, stacked))
             yield found
 
@@ -135,17 +137,8 @@ class _Region:
                 self.made.add(one)
 
     def _mixes(self, value: Value) -> bool:
-        op = value.node.op
-        return value.kind == "product" or op in _CELLS | SUMMED or self.is_window(value) or self._is_fixed(value)
-
-    def is_window(self, value: Value) -> bool:
-        """Whether a value is a convolution over several places."""
-        return value.node.op in CONVOLUTIONS and max(self.graph[value.operands[1]].shape[2:], default=1) > 1
-
-    def _is_of_units(self, value: Value) -> bool:
-        """Whether a convolution is one of each unit alone."""
-        shape = self.graph[value.operands[1]].shape
-        return shape[1] == 1 < shape[0]
+        summed = value.kind == "product" or value.node.op in _CELLS | SUMMED
+        return summed or bool(window(self.graph, value.node)) or self._is_fixed(value)
 
     def _is_fixed(self, value: Value) -> bool:
         """Whether a value is a transform, or a projection that sums over positions."""
@@ -162,7 +155,7 @@ class _Region:
         for kind, states, product, leaves, mixed in self._kinds():
             mixing = {*(one.id for one in self.mixing), *states}
             gates = [one for one in inputs if self._passes(one, mixing)]
-            if kind == "convolution" and not gates and not all(map(self._is_of_units, mixed)):
+            if kind == "convolution" and not gates and not all(is_depthwise(self.graph, one.node) for one in mixed):
                 continue
             yield Mixer(
                 graph=self.graph,
@@ -233,7 +226,7 @@ class _Region:
         bent = any(one.kind == "bend" and one in self.own for one in lower)
         return {
             "recurrence": [one for one in self.mixing if one.node.op in _CELLS],
-            "convolution": [one for one in self.mixing if self.is_window(one)],
+            "convolution": [one for one in self.mixing if window(self.graph, one.node)],
             "network" if bent else "fixed": fixed,
         }
 

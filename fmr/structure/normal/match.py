@@ -158,6 +158,19 @@ def contraction(node: Node) -> Contraction | None:
     return Contraction(node, left.id, right.id) if left is not None and right is not None else None
 
 
+def window(graph: Graph, node: Node) -> tuple[int, ...]:
+    """Over how many places a node is a convolution, in each dimension; empty for another op, and for each place alone."""
+    found = contraction(node) if node.op in CONVOLUTIONS else None
+    sizes = graph[found.right].shape[2:] if found is not None else ()
+    return sizes if max(sizes, default=1) > 1 else ()
+
+
+def is_depthwise(graph: Graph, node: Node) -> bool:
+    """Whether a node is a convolution of each unit alone, over several places."""
+    found = contraction(node) if window(graph, node) else None
+    return found is not None and graph[found.right].shape[1] == 1 < graph[found.right].shape[0]
+
+
 def projection(graph: Graph, node: Node) -> Projection | None:
     """The contraction of a node, if one operand is a weight and the other is not; or is a parameter that is projected.
 

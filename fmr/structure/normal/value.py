@@ -49,10 +49,6 @@ class Value:
         """What it was before it was moved."""
         return self.inputs[0].unmoved if self.kind == "move" else self
 
-    def is_of(self, ops: frozenset[str]) -> bool:
-        """Whether only these ops went into it."""
-        return all(node.op in ops for node in self.folded or (self.node,))
-
     def above(self, through: Callable[["Value"], bool]) -> Iterator["Value"]:
         """The value and what it is made of, nearest first, not going above one that `through` refuses."""
         return walk([self], lambda here: here.inputs if through(here) else ())

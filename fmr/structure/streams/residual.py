@@ -289,14 +289,9 @@ def _reached(graph: Graph, last: TensorId, others: frozenset[TensorId]) -> dict[
 
     def onward(name: TensorId) -> Iterator[TensorId]:
         for reader in graph.readers(name):
-            alone = reader.id not in others and flow_of(graph).dominates(last, reader.id) and not _computes(graph, reader)
+            computes = contraction(reader) is not None and form_of(graph)[reader.id].kind in ("projection", "product")
+            alone = reader.id not in others and not computes and flow_of(graph).dominates(last, reader.id)
             if alone and name in data_inputs(graph, reader):  # it may be read for its type
                 yield reader.id
 
     return dict.fromkeys(walk([graph[last].id], onward))
-
-
-def _computes(graph: Graph, node: Node) -> bool:
-    """Whether a node is a product with a weight or of two values that carry data."""
-    found, flow = contraction(node), flow_of(graph)
-    return found is not None and (projection(graph, node) is not None or (found.left in flow) == (found.right in flow))

@@ -10,7 +10,8 @@ from functools import partial
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import ids_in
-from fmr.structure.normal.match import projection, walk
+from fmr.structure.normal.form import form_of
+from fmr.structure.normal.match import walk
 from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import POOLS, base, handed
 from fmr.structure.streams.stream import Stream
@@ -22,8 +23,8 @@ LAYERS = 3
 def find_stacks(graph: Graph, streams: Iterable[Stream]) -> Iterator[Stream]:
     """The plain stacks of an unfused graph, each as a stream without writes; what lies in a residual stream is none."""
     flow, taken = flow_of(graph), _taken(graph, streams)
-    layers = (projection(graph, node) for node in graph.nodes)
-    read = {name for layer in layers if layer is not None for name in _pooled(graph, layer.data)}
+    layers = form_of(graph).of_kind("projection")
+    read = {name for layer in layers for name in _pooled(graph, layer.operands[0])}
     returned = {one for name in ids_in(graph.scopes[0].output) for one in _pooled(graph, name)} if graph.scopes else set()
     chains = list(_chains(graph, flow))
     for chain in chains:
