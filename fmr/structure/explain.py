@@ -13,6 +13,7 @@ from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.router import Router
 from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.normal.form import form_of
+from fmr.structure.normal.match import walk
 from fmr.structure.normal.value import Value
 from fmr.structure.proof.certificate import Rejected
 from fmr.structure.streams.stream import Stream
@@ -123,11 +124,7 @@ class Explainer:
         lies = [] if said else self._inside(node)
         said += lies
         told = " ".join(f"It {one}." if n else f"{node.id} {one}." for n, one in enumerate(said))
-        proofs = " ".join(
-            self._proof(name)
-            for name in held
-            if isinstance(self.parts.get(name), (Attention, Memory, Mixer, Router, Stream))
-        )
+        proofs = " ".join(proof for name in held if (proof := self._proof(name)))
         more = "" if roles else self._made(node, bool(said))
         return Explanation(node.id, " ".join(one for one in (told, proofs, more) if one), roles, tuple(refused))
 
@@ -135,8 +132,8 @@ class Explainer:
 
     def _proof(self, name: str) -> str:
         """What a certificate says of a part."""
-        part = self.parts[name]
-        if isinstance(part, Layer) or (isinstance(part, Stream) and not part.writes):
+        part = self.parts.get(name)
+        if part is None or isinstance(part, Layer) or (isinstance(part, Stream) and not part.writes):
             return ""
         certificate = part.certified
         if certificate is None:
@@ -205,15 +202,13 @@ class Explainer:
 
     def _down(self, value: Value) -> Iterator[tuple[Value, Value | None]]:
         """What is made of a product, each with the first value on the way through which no scores go."""
-        waiting: list[tuple[Value, Value | None]] = [(value, None)]
-        seen = {value}
-        for here, stop in waiting:
-            for user in here.users:
-                if user not in seen and user.kind not in ("product", "projection"):
-                    seen.add(user)
-                    found = stop or (None if scores_go_on(user) or user.kind == "softmax" else user)
-                    waiting.append((user, found))
-                    yield user, found
+
+        def onward(step: tuple[Value, Value | None]) -> Iterator[tuple[Value, Value | None]]:
+            for user in step[0].users:
+                if user.kind not in ("product", "projection"):
+                    yield user, step[1] or (None if scores_go_on(user) or user.kind == "softmax" else user)
+
+        return walk([(value, None)], onward)
 
     def _read(self, node: Node, value: Value) -> str:
         """The findings that read a value, as what; else the nearest candidate that was rejected below it."""
@@ -227,15 +222,14 @@ class Explainer:
         """The roles that what is made of a value has, where none other lies between, and what was rejected on the way."""
         held: dict[str, list[str]] = {}
         refused: list[Rejected] = []
-        waiting, seen = [node], {node.id}
-        for here in waiting:
-            roles = self.roles.get(here.id, {}) if here is not node else {}
-            for name, words in roles.items():
+
+        def onward(name: TensorId) -> list[TensorId]:
+            return [one.id for one in self.graph.readers(name)] if name == node.id or name not in self.roles else []
+
+        for here in walk([node.id], onward):
+            for name, words in self.roles.get(here, {}).items() if here != node.id else ():
                 held[name] = list(dict.fromkeys((*held.get(name, ()), *words)))
-            refused += self.rejected.get(self.form[here.id], [])
-            new = [one for one in self.graph.readers(here.id) if one.id not in seen] if not roles else []
-            seen.update(one.id for one in new)
-            waiting += new
+            refused += self.rejected.get(self.form[here], [])
         return held, refused
 
 

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 
 from fmr.errors import StructureError
-from fmr.graph.execute import overwritten
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.match import MOVES, between, contraction
-from fmr.structure.proof.evaluate import Values, double, in_double, own_work
+from fmr.structure.proof.evaluate import Values, double, made_again, own_work
 
 _SUMS = frozenset("add sub neg sum mean cumsum".split())
 _CHOICES = frozenset("masked_fill where".split())
 
 Known = dict[TensorId, Tensor]
+
+Held = Callable[[], Known]
+"""The scales that the next run of a way holds: none yet, or those that it held before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,29 +90,18 @@ def frozen(graph: Graph, end: TensorId, given: Mapping[TensorId, Tensor], value:
     return apart(through, given)
 
 
-class Held:
-    """The scales that each call of a function held, so that they are found again when all is called anew."""
-
-    def __init__(self) -> None:
-        self.calls: list[Known] = []
-        self.at = 0
-
-    def __call__(self) -> Known:
-        """Those of the next call; nothing on the first round."""
-        self.at += 1
-        if self.at > len(self.calls):
-            self.calls.append({})
-        return self.calls[self.at - 1]
-
-
 def apart(through: Callable[[Mapping[TensorId, Tensor], Held], Tensor], given: Mapping[TensorId, Tensor]) -> Frozen:
     """What a function makes of given values, with what it makes of zeros while its scales are held."""
-    held = Held()
+    scales = list[Known]()
+
+    def hold() -> Known:
+        scales.append({})
+        return scales[-1]
+
     with own_work(), torch.inference_mode(False), torch.enable_grad():
         leaves = {name: double(tensor).clone().requires_grad_() for name, tensor in given.items()}
-        made = through(leaves, held)
-        held.at = 0
-        rest = through({name: torch.zeros_like(leaf) for name, leaf in leaves.items()}, held)
+        made = through(leaves, hold)
+        rest = through({name: torch.zeros_like(leaf) for name, leaf in leaves.items()}, iter(scales).__next__)
     return Frozen(leaves, made, rest.detach())
 
 
@@ -178,10 +169,8 @@ def run_affine(
 
 
 def _run(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor], held: Known) -> Tensor:
-    if node.op == ALIAS:
-        return overwritten(graph.__getitem__, node, tensors, in_double)
     if node.op not in _NORMED:
-        return in_double(node, tensors)
+        return made_again(graph, node, tensors)
     x = tensors[node.parents[0].id]
     shifted, size = _NORMED[node.op](node, x)
     if node.id not in held:

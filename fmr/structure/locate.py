@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from math import prod
@@ -18,7 +18,8 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.align import find_prints
 from fmr.structure.attention.additive import additive
-from fmr.structure.attention.attention import Attention, certify_attention, values_inside
+from fmr.structure.attention.attention import Attention, values_inside
+from fmr.structure.attention.certify import certify
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.differential import differential, subtracted
 from fmr.structure.attention.dot_product import dot_product, undivided, used_again
@@ -183,6 +184,10 @@ class _Search:
             self.rejected.append(Rejected(name, what, f"looking at it failed ({said}); please report it"))
             return otherwise
 
+    def _every(self, what: str, look: Callable[..., Iterable[Answer]], *given: object) -> list[Answer]:
+        """All that a step of the search finds; nothing where it fails."""
+        return self._tried(self.end, what, lambda: list(look(*given)), [])
+
     def _named(self, attention: list[Attention], mlps: list[Memory]) -> tuple[list[Attention], list[Memory]]:
         """The parts with what their dimensions count."""
         axes = self.axes
@@ -211,15 +216,15 @@ class _Search:
 
     def _candidates(self) -> Iterator[Attention | Rejected]:
         """Each softmax of an unfused graph as an attention, or with the reason why it is none; what hides one."""
-        graph, nothing = self.graph, list[Any]()
-        values = self._tried(self.end, "attention", lambda: form_of(graph).values, nothing)
+        graph = self.graph
+        values = self._every("attention", lambda: form_of(graph).values)
         for softmax in (one for one in values if one.kind == "softmax" or (one.kind, one.node.op) == ("weight", "softmax")):
             answer = self._tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
             yield from [answer] if answer is not None else []
         yield from (Rejected(one.id, "attention", _OF_WEIGHTS) for one in values if one.node.op == "softmax" != one.kind)
-        yield from self._tried(self.end, "attention", lambda: list(undivided(graph)), nothing)
-        yield from self._tried(self.end, "attention", lambda: list(unsoftened(graph, self.sums)), nothing)
-        hidden = self._tried(self.end, "attention", lambda: list(hidden_attentions(graph)), nothing)
+        yield from self._every("attention", undivided, graph)
+        yield from self._every("attention", unsoftened, graph, self.sums)
+        hidden = self._every("attention", hidden_attentions, graph)
         yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden)
         for node in graph.nodes:
             if is_fused(node):
@@ -232,7 +237,7 @@ class _Search:
         blocks: list[Attention] = []
         candidates = list(self._candidates())
         plain = [one for one in candidates if isinstance(one, Attention)]
-        differences = self._tried(self.end, "attention", lambda: list(differential(self.graph, plain)), [])
+        differences = self._every("attention", differential, self.graph, plain)
         proven = [one for found in differences if (one := self._proven(found)) is not None]
         halves = {name for one in proven if one.minus is not None for name in (one.softmax, one.minus.softmax)}
         for found in candidates:
@@ -244,15 +249,13 @@ class _Search:
                 blocks.append(one)
         blocks = sorted([*blocks, *proven], key=lambda one: self.graph.place(one.softmax)) if proven else blocks
         blocks = [replace(one, index=n) for n, one in enumerate(blocks)]
-        more = (subtracted, used_again)
-        self.rejected += self._tried(
-            self.end, "attention", lambda: [one for of in more for one in of(self.graph, blocks)], []
-        )
+        for look in (subtracted, used_again):
+            self.rejected += self._every("attention", look, self.graph, blocks)
         return blocks
 
     def _proven(self, found: Attention) -> Attention | None:
         """An attention with its certificate; None where that fails."""
-        certificate, ok = self._certify(certify_attention, found, "attention", found.softmax, (found.out or found.z).id)
+        certificate, ok = self._certify(certify, found, "attention", found.softmax, (found.out or found.z).id)
         return replace(self._placed(found), certified=certificate) if ok else None
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId], heads: list[Attention]) -> list[Memory]:
@@ -281,7 +284,7 @@ class _Search:
             if ok:
                 weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
                 blocks.append(replace(self._placed(found), weights=weights, certified=certificate))
-        for second, hidden in self._tried(self.end, "memory", lambda: list(hidden_memories(self.graph, sums)), []):
+        for second, hidden in self._every("memory", hidden_memories, self.graph, sums):
             reason = (
                 f"{'it' if second is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"
             )
@@ -292,8 +295,7 @@ class _Search:
         """What else brings positions together; of several readings the first that is certified, or why the first is not."""
         known: set[TensorId] = {name for one in attention for name in (one.softmax, one.z.id)} | {one.down for one in mlps}
         mixers: list[Mixer] = []
-        look = partial(find_mixers, self.graph, residuals, known, self.axes)
-        for terms in self._tried(self.end, "mixer", lambda: list(look()), list[list[Term]]()):
+        for terms in self._every("mixer", find_mixers, self.graph, residuals, known, self.axes):
             before = len(self.rejected)
             terms = [term for term in terms if term.readings or not self._is_hidden(term)]  # of which hidden code is told
             found = next((one for term in terms if (one := self._mixer(term)) is not None), None)
@@ -322,7 +324,7 @@ class _Search:
 
     def _routers(self, residuals: Sequence[Stream], mlps: Sequence[Memory]) -> Iterator[Router]:
         """What sends tokens to the memories of a write."""
-        for found in self._tried(self.end, "router", lambda: list(find_routers(self.graph, residuals, mlps)), []):
+        for found in self._every("router", find_routers, self.graph, residuals, mlps):
             if isinstance(found, Rejected):
                 self.rejected.append(found)
                 continue
@@ -332,13 +334,13 @@ class _Search:
 
     def _streams(self) -> list[Stream]:
         graph = self.graph
-        found = self._tried(self.end, "residual stream", lambda: list(find_streams(graph)), [])
+        found = self._every("residual stream", find_streams, graph)
         found = sorted(found, key=lambda stream: graph.place(stream.writes[-1].after))
         sums = {write.after for stream in found for write in stream.writes}
-        for node, made in self._tried(self.end, "residual stream", lambda: list(untold(graph, sums)), []):
+        for node, made in self._every("residual stream", untold, graph, sums):
             reason = f"what it adds is made by code that is hidden from torch ({made.id}), and of what cannot be told"
             self.rejected.append(Rejected(node.id, "residual stream", reason))
-        kept = self._tried(self.end, "stack", lambda: list(find_stacks(graph, found)), [])
+        kept = self._every("stack", find_stacks, graph, found)
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after
             certificate, ok = self._certify(certify_stream, stream, "residual stream", start, end)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from fmr.structure.normal.match import (
     all_inputs,
     below,
     between,
+    come_of,
     depends_on,
     is_constant,
     settled,
@@ -72,11 +74,7 @@ class Readout:
         with own_work():
             graph = graph_of(run, self.graph)
             whole = replace(key, positions=None, examples=None) if isinstance(key, Site) else name
-            known = {start: run[whole].to(graph[start].dtype)}
-            for node in (graph[one] for one in self.way):
-                if node.id != start and any(parent in known for parent in node.parents):
-                    read = {p.id: known[p.id] if p.id in known else self._weight(run, p.id) for p in node.parents}
-                    known[node.id] = _again(graph, node, read)
+            known = self._run(graph, {start: run[whole].to(graph[start].dtype)}, partial(self._weight, run))
         if isinstance(key, Site):
             return Site(self.way[-1], key.positions, examples=key.examples, layout=key.layout).of(known[self.way[-1]])
         return known[self.way[-1]]
@@ -89,11 +87,8 @@ class Readout:
             return None
         states, examples = run[self.end], graph[self.way[-1]].shape[0]
         with own_work(), torch.inference_mode(False), torch.enable_grad():
-            known = {self.end: states.detach().clone().requires_grad_()}
-            for node in (graph[one] for one in self.way):
-                read = {p.id: known[p.id] if p.id in known else self._weight(run, p.id).detach() for p in node.parents}
-                plain = {name: one.clone() if one.is_inference() else one for name, one in read.items()}
-                known[node.id] = _again(graph, node, plain)
+            start = {self.end: states.detach().clone().requires_grad_()}
+            known = self._run(graph, start, lambda name: self._weight(run, name).detach().clone())
             made = known[self.way[-1]].float().flatten(1)
             weights = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made.device)
             sums = (made * weights).sum(1)
@@ -181,11 +176,15 @@ class Readout:
 
     def _through(self, start: Tensor) -> dict[TensorId, Tensor]:
         """Every value of the way when the stream ends with this one."""
-        known = {self.end: start}
-        for node in self._nodes:
-            read = {p.id: known[p.id] if p.id in known else self.weights[p.id].detach() for p in node.parents}
-            known[node.id] = _again(self.graph, node, read)
-        return known
+        return self._run(self.graph, {self.end: start}, lambda name: self.weights[name].detach())
+
+    def _run(self, graph: Graph, known: Mapping[TensorId, Tensor], read: Values) -> dict[TensorId, Tensor]:
+        """Every value of the way that is made of a known one; what else goes in is read."""
+        made = dict(known)
+        for node in (graph[one] for one in self.way if one not in known):
+            if any(parent in made for parent in node.parents):
+                made[node.id] = _again(graph, node, {p.id: made[p.id] if p.id in made else read(p.id) for p in node.parents})
+        return made
 
     def _read(self, rows: Tensor, through: Through, last: TensorId) -> Tensor:
         """The value at the end of the way for each row: all at once, each an example of one position, where that has no
@@ -302,7 +301,7 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
         return last or "no projection makes logits of the end of its residual stream"
     if is_normed_on_its_way(graph, stream):
         return "its norms stand on the stream itself (post-norm), so that none is left to read an earlier point through"
-    way = [node for node in between(graph, end, last.id) if depends_on(graph, node.id, end)]
+    way = list(come_of(graph, end, last.id))
     beside = {parent.id for node in way for parent in node.parents} - {end, *(node.id for node in way)}
     fed = [name for name in sorted(beside) if not is_constant(graph, name)]
     content = next((name for name in fed if not _only_chooses(graph, name)), None)

@@ -41,6 +41,9 @@ __all__ = [
 ]
 
 
+_ROLES: dict[type, str] = {Attention: "q k v scores pattern z out", Memory: "pre post out"}
+"""The sites of a part that roles are named after."""
+
 _FOLD, _STACKS, _REASONS = 12, 4, 8
 """How many blocks of one size are printed one by one, how many plain stacks, the longest, and how many reasons."""
 
@@ -144,26 +147,17 @@ class Structure:
     @property
     def roles(self) -> dict[TensorId, str]:
         """What values are: q, k, v, scores, pattern, z, out, pre, post, in, gate, state, router or resid."""
-        found: dict[TensorId, str] = {}
-        for block in self.attention:
-            for role in ("q", "k", "v", "scores", "pattern", "z", "out"):
-                site: Site | None = getattr(block, role)
-                if site is not None:
-                    found.setdefault(site.id, role)
-        for memory in self.mlps:
-            for role in ("pre", "post", "out"):
-                value: Site = getattr(memory, role)
-                found.setdefault(value.id, role)
+        parts: tuple[Attention | Memory, ...] = (*self.attention, *self.mlps)
+        told = [(getattr(part, role, None), role) for part in parts for role in _ROLES[type(part)].split()]
         for mixer in self.mixers:
-            sites = [(one, "gate") for one in mixer.gates] + [(one, "in") for one in mixer.inputs]
-            sites += [(Site(one), "state") for one in mixer.states] + [(mixer.output, "out")]
-            for site, role in sites:
+            told += [(one, "gate") for one in mixer.gates] + [(one, "in") for one in mixer.inputs]
+            told += [(Site(one), "state") for one in mixer.states] + [(mixer.output, "out")]
+        told += [(site, "router") for router in self.routers for site in (router.logits, router.weights)]
+        told += [(Site(point), "resid") for stream in self.streams if stream.writes for point in stream.points]
+        found: dict[TensorId, str] = {}
+        for site, role in told:
+            if site is not None:
                 found.setdefault(site.id, role)
-        for router in self.routers:
-            found.setdefault(router.logits.id, "router")
-            found.setdefault(router.weights.id, "router")
-        for name in (point for stream in self.streams if stream.writes for point in stream.points):
-            found.setdefault(name, "resid")
         return found
 
     @property
@@ -187,10 +181,8 @@ def _as_lines(structure: Structure) -> Iterator[str]:
     yield _headline(structure)
     yield from [f"  not certified {structure.unproven}"] if structure.unproven else []
     yield from [f"  embedding     {structure.embedding.id}"] if structure.embedding else []
-    yield from (f"  attention{row}" for row in _rows(structure.attention))
-    yield from (f"  mlps{row}" for row in _rows(structure.mlps))
-    yield from (f"  mixers{row}" for row in _rows(structure.mixers))
-    yield from (f"  routers{row}" for row in _rows(structure.routers))
+    for name in ("attention", "mlps", "mixers", "routers"):
+        yield from (f"  {name}{row}" for row in _rows(getattr(structure, name)))
     yield from _stream_rows(structure.streams)
     yield from [f"  final norm    {structure.final_norm.id}"] if structure.final_norm else []
     yield from [f"  unembedding   {structure.unembedding.id}"] if structure.unembedding else []

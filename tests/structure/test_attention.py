@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, Lla
 import fmr
 from fmr.errors import StructureError
 from fmr.ids import TensorId
-from fmr.structure.attention.attention import certify_attention
+from fmr.structure.attention.certify import certify
 from tests.models import build
 
 LENGTH = 7
@@ -77,10 +77,10 @@ def test_heads_that_are_none_are_not_certified(attn: str) -> None:
     assert block.pattern.layout is not None
     turned = tuple({"heads": "positions", "positions": "heads"}.get(name, name) for name in block.pattern.layout)
     found = replace(block, pattern=replace(block.pattern, layout=turned))
-    assert not certify_attention(block.graph, found, run.__getitem__).ok
+    assert not certify(block.graph, found, run.__getitem__).ok
     for n in (1, 2, 7, 64):
         with pytest.raises(StructureError, match=f"(4 heads, not {n}$|{n} heads cannot share those of 2)"):
-            certify_attention(block.graph, replace(block, n_heads=n), run.__getitem__)
+            certify(block.graph, replace(block, n_heads=n), run.__getitem__)
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
@@ -99,7 +99,7 @@ def test_large_scores_in_half_precision_are_certified_and_wrong_ones_are_not(att
         def louder(name: TensorId, scores: TensorId = block.scores.id) -> Tensor:
             return run[name] * 1.1 if name == scores else run[name]
 
-        off = certify_attention(block.graph, block, louder)
+        off = certify(block.graph, block, louder)
         assert not off.ok
         assert off.errors["pattern"] > 0.05
 

@@ -1,7 +1,7 @@
 """One attention of a model: the sites of its values, the shape of its heads, its maps, and the proof that it is one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,11 +14,12 @@ from fmr.pictures.heatmap import LARGE, SMALL, Labels, Tokens, chosen, draw
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.attention.certify import certify
-from fmr.structure.attention.definition import Claim, come_of, mixes_scores
+from fmr.structure.attention.definition import Claim, mixes_scores
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
-from fmr.structure.attention.halves import Half, map_of
+from fmr.structure.attention.halves import map_of
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.attention.scores import units_beside
+from fmr.structure.normal.match import come_of
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_places, check_run, graph_of, own_work
 
@@ -37,8 +38,7 @@ class Head(NamedTuple):
     z: Site
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
+class Attention(Claim):
     """One attention of a model: the sites of its values, the shape of its heads and its certificate.
 
     >>> structure.attention[3].maps(run).shape  # (examples, heads, queries, keys)
@@ -59,26 +59,6 @@ class Attention:
     those of the first, `minus` has those of the second and the share. `maps` are the difference, whose rows do not add up
     to one and may go below zero.
     """
-
-    graph: Graph = field(repr=False)
-    softmax: TensorId
-    q: Site
-    k: Site
-    v: Site
-    scores: Site
-    pattern: Site
-    z: Site
-    out: Site | None
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    kind: str
-    scope: str
-    dim: int = -1
-    path: tuple[TensorId, ...] = ()
-    certified: Certificate | None = None
-    index: int | None = None
-    minus: Half | None = None
 
     @property
     def map_sites(self) -> tuple[Site, ...]:
@@ -142,7 +122,7 @@ class Attention:
         with own_work():
             graph = graph_of(run, self.graph)
             check_places(run, (self.q, self.k, self.v, self.scores, *self.map_sites, self.z))
-            return certify_attention(graph, self, run.__getitem__)
+            return certify(graph, self, run.__getitem__)
 
     def factors(self, run: Run | Pass) -> Factors:
         """The weights of each head, as the projections around the attention read them, proven by a run.
@@ -155,26 +135,6 @@ class Attention:
         queries and shared keys are told apart by the graph. An attention whose values are not what these weights make of
         what it reads is a `StructureError` with the reason.
         """
-        if self.minus is not None:
-            raise StructureError(
-                f"{self.scope!r} takes one pattern from another, expected one of a single softmax: its heads have two "
-                "queries and two keys each."
-            )
-        if self.kind != "self" or self.out is None:
-            raise StructureError(
-                f"{self.scope!r} is {self.kind}-attention{'' if self.out else ' without an output projection'}, expected "
-                "self-attention between projections: only its heads read and write one stream by weights alone."
-            )
-        if units_beside(self.graph, self.scores.id, self.q.id, self.k.id):
-            raise StructureError(
-                f"{self.scope!r} adds up products of several queries and keys, expected one: {self.q.id} are not all units "
-                "of a query."
-            )
-        if mixed := mixes_scores(self.graph, _claim(self)):
-            raise StructureError(
-                f"{self.scope!r} weighs its scores by one another, in {mixed}, expected those of each head alone: "
-                "they are no product of one query and one key."
-            )
         try:
             with own_work():
                 return _factors(graph_of(run, self.graph), self, run.__getitem__)
@@ -231,17 +191,23 @@ def values_inside(graph: Graph, heads: Sequence[Attention]) -> frozenset[TensorI
     return frozenset(node.id for start, end in ends for node in come_of(graph, start, end))
 
 
-def certify_attention(graph: Graph, found: Attention, value: Values) -> Certificate:
-    """Recompute an attention from its parts in the values of a run."""
-    return certify(graph, _claim(found), value)
-
-
-def _claim(found: Attention) -> Claim:
-    return Claim(*(getattr(found, name) for name in Claim._fields))
+def _why_no_factors(found: Attention) -> str:
+    """Why heads do not read and write one stream by weights alone; empty where nothing says so."""
+    if found.minus is not None:
+        return "it takes one pattern from another, expected one of a single softmax"
+    if found.kind != "self" or found.out is None:
+        ending = "" if found.out else " without an output projection"
+        return f"it is {found.kind}-attention{ending}, expected self-attention between projections"
+    if units_beside(found.graph, found.scores.id, found.q.id, found.k.id):
+        return f"it adds up products of several queries and keys, expected one: {found.q.id} are not all units of a query"
+    mixed = mixes_scores(found.graph, found)
+    return f"it weighs its scores by one another, in {mixed}, expected those of each head alone" if mixed else ""
 
 
 def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
     """The weights of each head; that q and k, and v and z, count their units alike is part of what is proven."""
+    if reason := _why_no_factors(found):
+        raise StructureError(reason)
     heads = Heads(found.n_heads, found.n_kv_heads)
     found = replace(found, q=named_like(found.q, found.pattern), k=named_like(found.k, found.pattern))
     q = read_by(graph, found.q, heads, value)

@@ -1,19 +1,18 @@
 """What an attention must be by definition: each part of its heads is where the layouts of its values say."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.nodes import Node
 from fmr.structure.attention.halves import Half
 from fmr.structure.attention.kind import of_one_stream
-from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads
+from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
 from fmr.structure.attention.scores import BEFORE, units_beside
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.match import (
@@ -21,6 +20,7 @@ from fmr.structure.normal.match import (
     above,
     all_inputs,
     between,
+    come_of,
     depends_on,
     is_constant,
     is_learned,
@@ -28,13 +28,16 @@ from fmr.structure.normal.match import (
     projection,
     sources_of,
 )
-from fmr.structure.proof.certificate import error
+from fmr.structure.proof.certificate import Certificate, error, unmade
 from fmr.structure.proof.evaluate import Values, evaluate
 
 
-class Claim(NamedTuple):
-    """What is said of an attention."""
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What is said of an attention, as `Attention` tells users."""
 
+    graph: Graph = field(repr=False)
+    softmax: TensorId
     q: Site
     k: Site
     v: Site
@@ -42,29 +45,32 @@ class Claim(NamedTuple):
     pattern: Site
     z: Site
     out: Site | None
-    softmax: TensorId
-    path: tuple[TensorId, ...]
-    kind: str
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    dim: int
-    minus: Half | None
+    kind: str
+    scope: str
+    dim: int = -1
+    path: tuple[TensorId, ...] = ()
+    certified: Certificate | None = None
+    index: int | None = None
+    minus: Half | None = None
 
     @property
     def halves(self) -> "tuple[Claim, Claim]":
         """What is said of the two softmaxes of a differential attention, with all the heads of each."""
         assert self.minus is not None
         second = {name: getattr(self.minus, name) for name in ("softmax", "q", "k", "scores", "pattern", "dim")}
-        return self._whole(), self._replace(**second)._whole()
+        return self._whole(), replace(self, **second)._whole()
 
     def _whole(self) -> "Claim":
         """The same of all heads of a softmax, where these are some."""
         if self.q.heads is None:
-            return self._replace(minus=None)
+            return replace(self, minus=None)
         every = {name: replace(getattr(self, name), heads=None) for name in ("q", "k", "scores", "pattern")}
         number = self.q.n_heads or 1
-        return self._replace(**every, n_heads=number, n_kv_heads=self.n_kv_heads * number // self.n_heads, minus=None)
+        n_kv_heads = self.n_kv_heads * number // self.n_heads
+        return replace(self, **every, n_heads=number, n_kv_heads=n_kv_heads, minus=None)
 
 
 Named = tuple[Tensor, tuple[str, ...]]
@@ -83,18 +89,16 @@ MULTIPLY = ("self", "cross")
 def misread(graph: Graph, found: Claim) -> str:
     """Which of the parts of an attention does not follow where it should; empty where all do."""
     q, k, v, scores, pattern, z = (site.id for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z))
-    way = [(found.softmax, scores), (pattern, found.softmax), (z, pattern)]
+    way = [(found.softmax, scores), (z, pattern)]
+    way += [(pattern, found.softmax)] if pattern != found.softmax else []
     way += [(found.out.id, z)] if found.out is not None else []
     way += [(scores, q), (scores, k)] if found.kind != "deformable" else []
     sites = (found.q, found.k, found.v, found.scores, found.pattern, found.z)
     unknown = next((site for site in sites if not site.layout or not all(map(_is_known, site.layout))), None)
     if unknown is not None and found.kind in MULTIPLY:
         return f"what the dimensions of {unknown.id} count is not told"
-    if scores == found.softmax or z == pattern:
-        return f"{scores} is not computed from itself"
-    for lower, higher in way:
-        if not depends_on(graph, lower, higher):
-            return f"{lower} is not computed from {higher}"
+    if wrong := unmade(graph, way):
+        return wrong
     if found.out is not None and (mixed := _mixes_again(graph, z, found.out.id)):
         return f"{mixed} mixes other values between {z} and {found.out.id}"
     if found.out is not None and found.kind in MULTIPLY and not _ends_well(graph, found.path, z, found.out.id):
@@ -137,15 +141,6 @@ def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | Non
     return next((node.id for node in come_of(graph, start, end) if product(graph, node) is not None), None)
 
 
-def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
-    """The nodes on the way from a value to another."""
-    lower = {start}
-    for node in between(graph, start, end):
-        if any(parent in lower for parent in node.parents):
-            lower.add(node.id)
-            yield node
-
-
 def mixes_scores(graph: Graph, found: "Claim") -> TensorId | None:
     """The projection that weighs heads by one another between the product of queries and keys and the softmax."""
     q, k = found.q.id, found.k.id
@@ -168,7 +163,7 @@ def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor)
     if _weighs(graph, found.pattern.id, found.z.id):
         return None
     p, values, z = (
-        _named(value.double(), site, found.n_heads, names)
+        _named(value.double(), site, found, names)
         for value, site, names in ((pattern, found.pattern, _MAP), (v, found.v, _KEY), (mixed, found.z, _QUERY))
     )
     if p is None or values is None or z is None or not bool(torch.isfinite(values[0]).all()):
@@ -200,20 +195,14 @@ def _of_pairs(values: Named, pattern: Named, z: Named) -> Named:
     return values
 
 
-def _named(value: Tensor, site: Site, heads: int, names: Mapping[str, str]) -> Named | None:
+def _named(value: Tensor, site: Site, found: Claim, names: Mapping[str, str]) -> Named | None:
     """A value with the names of its dimensions, each of one thing; None where one is not known or two have the same."""
-    layout = site.layout or ()
-    if len(layout) != value.dim():
+    try:
+        made, layout = named(value, site, found.n_heads, found.n_kv_heads)
+    except StructureError:
         return None
-    told: list[str] = []
-    for dim in reversed(range(len(layout))):
-        parts = layout[dim].split(JOIN)
-        if len(parts) > 1:
-            if value.shape[dim] % heads:
-                return None
-            value = value.unflatten(dim, [heads if part == "heads" else value.shape[dim] // heads for part in parts])
-        told = [names.get(part, part) for part in parts] + told
-    return (value, tuple(told)) if len(set(told)) == len(told) else None
+    told = tuple(names.get(name, name) for name in layout)
+    return (made, told) if len({*told}) == len(told) else None
 
 
 _TOLD = frozenset("max amax mean sum logsumexp".split())
@@ -232,7 +221,7 @@ def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     q, k = value(found.q.id).detach(), value(found.k.id).detach()
     given = {found.q.id: q, found.k.id: k}
     base = evaluate(graph, found.scores.id, given, value)
-    scores = _named(base, found.scores, found.n_heads, _MAP)
+    scores = _named(base, found.scores, found, _MAP)
     if scores is None:
         return None
     worst = [_strays(graph, found, value, base, scores, site, given) for site in (found.q, found.k)]
@@ -251,7 +240,7 @@ def _strays(
 ) -> float | None:
     """How far scores move outside of the row of one query, or of the head of one key, that is changed."""
     changed = given[site.id].clone(memory_format=torch.contiguous_format)
-    one = _named(changed, site, found.n_heads, _QUERY if site is found.q else _KEY)
+    one = _named(changed, site, found, _QUERY if site is found.q else _KEY)
     if one is None:
         return None
     kept = [name for name in scores[1] if name in one[1] and name != "keys"]
@@ -274,7 +263,7 @@ def _strays(
     part = one[0][tuple(at.get(name, slice(None)) for name in one[1])]
     part.copy_(-0.5 * part - 0.1)
     moved = evaluate(graph, found.scores.id, {**given, site.id: changed}, value)
-    other = _named(moved.clone(), found.scores, found.n_heads, _MAP)
+    other = _named(moved.clone(), found.scores, found, _MAP)
     assert other is not None
     if "queries" in at:  # rows may be in another order
         far = (other[0] - scores[0]).abs().nan_to_num(0.0, 0.0, 0.0).movedim(other[1].index("queries"), 0).flatten(1).amax(1)
@@ -300,12 +289,12 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
     shared = _distinct(found, k, v)
     if shared is not None and shared != found.n_kv_heads:
         return f"its keys and values are those of {shared} heads, not of {found.n_kv_heads}"
-    told = _named(q, found.q, found.n_heads, _QUERY)
+    told = _named(q, found.q, found, _QUERY)
     sizes = dict(zip(told[1], told[0].shape, strict=True)) if told is not None else {}
     own = found.head_dim - units_beside(graph, found.scores.id, found.q.id, found.k.id)
     if sizes.get("units", own) != own:
         return f"its queries have {sizes['units'] + found.head_dim - own} units, not {found.head_dim}"
-    seen = _named(k, found.k, found.n_heads, _KEY)
+    seen = _named(k, found.k, found, _KEY)
     units = dict(zip(seen[1], seen[0].shape, strict=True)).get("units", own) if seen is not None else own
     if units != own:
         return f"its keys have {units} units, and its queries {own}"
@@ -354,9 +343,7 @@ def _bends(graph: Graph, start: TensorId, end: TensorId) -> bool:
 def _first_alone(graph: Graph, found: Claim, site: Site, start: TensorId, turned: Tensor, value: Values) -> bool:
     """Whether a value that is given anew at its first position moves queries, or keys, at theirs alone."""
     names = _QUERY if site is found.q else _KEY
-    told = [
-        _named(evaluate(graph, site.id, {start: one}, value), site, found.n_heads, names) for one in (value(start), turned)
-    ]
+    told = [_named(evaluate(graph, site.id, {start: one}, value), site, found, names) for one in (value(start), turned)]
     if told[0] is None or told[1] is None or names["positions"] not in told[0][1]:
         return False
     moved = (told[0][0] - told[1][0]).abs().movedim(told[0][1].index(names["positions"]), 0).flatten(1).amax(1) > 0
@@ -368,7 +355,7 @@ def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
     numbers, as what is at a bound, or what an edit takes away."""
     rows: list[Tensor] = []
     for value, site in ((k, found.k), (v, found.v)):
-        told = _named(value, site, found.n_heads, _KEY)
+        told = _named(value, site, found, _KEY)
         at = [told[1].index(name) for name in (KEY_HEADS, GROUPS, "heads") if name in told[1]] if told is not None else []
         if told is None or not at or not value.numel():
             return None

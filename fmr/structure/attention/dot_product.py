@@ -1,13 +1,11 @@
 """Attention by dataflow: two contractions around a softmax, the first of queries with keys, the second with the values."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
-from fmr.nodes import Node
 from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.heads import Queries, heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of
@@ -29,16 +27,14 @@ from fmr.structure.attention.values import (
     value_product,
 )
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.indices import iota, trace, varies
+from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
     CLAMPS,
     MOVES,
-    REPEATS,
     SAME,
     Path,
     above,
     contraction,
-    data_inputs,
     depends_on,
     is_constant,
     is_learned,
@@ -51,6 +47,8 @@ from fmr.structure.proof.certificate import Rejected
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
+
+_WINDOWS = frozenset({"as_strided", "unfold"})
 
 _TOTAL = MOVES | CLAMPS | {"add", "reciprocal"}
 """What may lie between a sum of weights and the division by it."""
@@ -164,39 +162,14 @@ def acting(graph: Graph, way: Path) -> TensorId:
 
 
 def _repeated(graph: Graph, k: TensorId, axis: int | None) -> float:
-    """How many query heads share one key head: how often the keys, whose heads are an axis, were repeated or chosen."""
-    ratio, node = 1.0, graph[k]
-    while node.op in MOVES and node.parents and node.op not in ("split", "chunk", "unbind", "cat", "stack"):
-        higher = graph[node.parents[0].id]
-        chosen = _chooses_heads(graph, higher, node, k, axis)
-        if len(data_inputs(graph, node)) > 1:
-            break
-        if (node.op in REPEATS and _repeats_heads(graph, higher, node, k, axis)) or chosen:
-            ratio *= math.prod(node.shape) / max(1, math.prod(higher.shape))
-        node = higher
-    return ratio
-
-
-def _repeats_heads(graph: Graph, higher: Node, node: Node, k: TensorId, axis: int | None) -> bool:
-    """Whether what a node repeats is repeated over heads; over queries, each of which has keys of its own, it is not."""
-    before = (1,) * (len(node.shape) - len(higher.shape)) + higher.shape
-    grown = [n for n, size in enumerate(node.shape) if before[n] == 1 < size] if len(before) == len(node.shape) else []
-    if axis is None or len(grown) != 1:
-        return True
-    places = iota(*(size if n == grown[0] else 1 for n, size in enumerate(node.shape))).expand(node.shape)
-    value = trace(graph, places, (node, graph[k]))
-    return value is None or not value.numel() or bool((value < 0).any()) or varies(value, axis)
-
-
-def _chooses_heads(graph: Graph, higher: Node, node: Node, k: TensorId, axis: int | None) -> bool:
-    """Whether a node chooses by index, some several times, among what the heads of the keys become."""
-    sizes = list(zip(higher.shape, node.shape, strict=False))
-    grown = [n for n, (before, after) in enumerate(sizes) if after > before]
-    if axis is None or node.op not in ("getitem", "index_select") or len(higher.shape) != len(node.shape) or len(grown) != 1:
-        return False
-    places = iota(*(size if n == grown[0] else 1 for n, size in enumerate(node.shape))).expand(node.shape)
-    value = trace(graph, places, (node, graph[k]))
-    return value is not None and varies(value, axis)
+    """How many query heads share one key head: how often what keys were moved from stands along the dimension that counts
+    their heads, or in all of them where none does; windows, which overlap, do not count."""
+    source = graph[strip_views(graph, k, MOVES - _WINDOWS)]
+    value = trace(graph, iota(*source.shape), (source, graph[k]))
+    if value is None or not value.numel():
+        return 1.0
+    line = value if axis is None else value.movedim(axis, 0).flatten(1)[:, 0]
+    return line.numel() / len(line.unique())
 
 
 def undivided(graph: Graph) -> Iterator[Rejected]:

@@ -28,6 +28,7 @@ from fmr.structure.normal.match import (
     Projection,
     above,
     between,
+    come_of,
     is_constant,
     projection,
     settled,
@@ -209,12 +210,8 @@ def _is_of_data(graph: Graph, found: Projection) -> bool:
 
 def last_alone(graph: Graph, base: Node, end: Node, is_foreign: Callable[[TensorId], bool]) -> Node:
     """The last value that everything goes through on a way before anything that is foreign flows in."""
-    own, alone = {base.id: -1}, base
-    way: list[Node] = []
-    for node in between(graph, base.id, end.id):
-        if any(parent in own for parent in node.parents):
-            own[node.id] = len(way)
-            way.append(node)
+    way, alone = list(come_of(graph, base.id, end.id)), base
+    own = {base.id: -1} | {node.id: n for n, node in enumerate(way)}
     reach = [min((own[parent.id] for parent in node.parents if parent.id in own), default=-1) for node in way]
     for n, node in enumerate(way):
         if any(parent.id not in own and is_foreign(parent.id) for parent in node.parents):

@@ -19,7 +19,7 @@ from fmr.structure.attention.values import Output, ValueProduct
 from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import of_projection, summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
-from fmr.structure.normal.match import MASKING, MOVES, NORMS, above, projection, strip_views, weights
+from fmr.structure.normal.match import MASKING, MOVES, NORMS, VIEWS, above, projection, strip_views, weights
 
 
 class Heads(NamedTuple):
@@ -87,8 +87,6 @@ def key_heads(graph: Graph, use: ValueProduct, heads: Heads, repeated: float) ->
 
 _SPLITS = MOVES | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
 """What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
-
-_VIEWS = frozenset({"view", "reshape", "unflatten"})
 
 
 class Queries:
@@ -207,7 +205,7 @@ class Queries:
         """The heads of the view that split the units of the queries, where the units themselves cannot be followed."""
         z = use.node.shape
         for node in above(self.graph, self.scores.q, _SPLITS):
-            if node.op in _VIEWS and len(node.shape) > 2 and node.parents:
+            if node.op in VIEWS and len(node.shape) > 2 and node.parents:
                 higher, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
                 if size == self.size != higher[-1] and number * size in (higher[-1], math.prod(higher[-2:])):
                     place = self._place_of(node, use)

@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
@@ -84,16 +83,16 @@ def over_others(name: str, beside: bool) -> str:
 
 def mixing(graph: Graph, use: ValueProduct, heads: Heads) -> tuple[Layout, Layout, Layout]:
     """What the dimensions of v, of the pattern and of z count."""
-    v, weights, z = _of_mixing(use.subscripts, _head(use, heads))
+    head = use.subscripts.result[heads.dims[0]] if len(heads.dims) == 1 and not heads.folded else ""
+    v, weights, z = _of_mixing(use.subscripts, head)
     if heads.number > 1 and "heads" not in z and heads.places is not None:
         z = told_apart(z, use.node.shape, heads.places)
         shared = {letter: name for letter, name in zip(use.subscripts.result, z, strict=True) if counts_heads(name)}
         v, weights = _renamed(use.subscripts.right, v, shared), _renamed(use.subscripts.left, weights, shared)
     pattern = _moved(graph, weights, use.way)
-    if heads.folded and "heads" not in pattern:
-        pattern = _unfolded(graph, pattern, use, heads)
-    if heads.number > 1 and heads.places is not None and not any(counts_heads(name) for name in pattern):
-        pattern = _followed(graph, pattern, use, heads.places)
+    told = heads.folded or heads.places is not None
+    if heads.number > 1 and told and not any(counts_heads(name) for name in pattern):
+        pattern = _followed(graph, pattern, use, heads)
     return v, pattern, z
 
 
@@ -102,25 +101,23 @@ def _renamed(word: str, layout: Layout, names: dict[str, str]) -> Layout:
     return tuple(names.get(letter, name) for letter, name in zip(word, layout, strict=True))
 
 
-def _followed(graph: Graph, layout: Layout, use: ValueProduct, places: tuple[Tensor, ...]) -> Layout:
-    """The layout of a pattern whose heads are told apart by following its numbers to the vectors of z that they weigh."""
+def _followed(graph: Graph, layout: Layout, use: ValueProduct, heads: Heads) -> Layout:
+    """The layout of a pattern whose heads are told apart by following its numbers to the vectors of z that they weigh; where
+    it is not known which these are, those of an example lie beside one another."""
     shape, subscripts = use.way[0].shape, use.subscripts
     value = trace(graph, iota(*shape), use.way) if math.prod(shape) else None
     if value is None or value.shape != use.way[-1].shape:
         return layout
-    of_z = dict(zip(subscripts.result, places, strict=True))
+    beside = [torch.arange(heads.number) * (n in heads.dims[:1]) for n in range(len(subscripts.result))]
+    of_z = dict(zip(subscripts.result, heads.places or beside, strict=True))
     own = [n for n, letter in enumerate(subscripts.left) if letter in of_z]
     rows = value.permute(*own, *(n for n in range(value.dim()) if n not in own))
     rows = rows[tuple(of_z[subscripts.left[n]].clamp(max=size - 1) for n, size in zip(own, rows.shape, strict=False))]
     seen = (rows.flatten(1) >= 0).all(0).nonzero()  # what is padded has no places
     if not len(seen):
         return layout
-    return told_apart(layout, shape, torch.unravel_index(rows.flatten(1)[:, seen[0, 0]].long(), shape))
-
-
-def _head(use: ValueProduct, heads: Heads) -> str:
-    """The letter of z that counts heads; none where several dimensions do, or where the one counts more too."""
-    return use.subscripts.result[heads.dims[0]] if len(heads.dims) == 1 and not heads.folded else ""
+    found = told_apart(layout, shape, torch.unravel_index(rows.flatten(1)[:, seen[0, 0]].long(), shape))
+    return _of_heads(layout, found.index("heads")) if "heads" in found else found
 
 
 def _of_mixing(subscripts: Subscripts, head: str) -> tuple[Layout, Layout, Layout]:
@@ -167,25 +164,3 @@ def _of_heads(layout: Layout, axis: int) -> Layout:
     named = dict(enumerate(layout)) | {axis: "heads"}
     free = [n for n, name in named.items() if name == f"axis {n}"] if layout[axis] != f"axis {axis}" else []
     return tuple((named | dict.fromkeys(free[-1:], layout[axis])).values())
-
-
-def _unfolded(graph: Graph, layout: Layout, use: ValueProduct, heads: Heads) -> Layout:
-    """The layout of a pattern whose heads are folded into the batch only on its way to the values."""
-    shape, letter = use.way[0].shape, use.subscripts.result[heads.dims[0]] if len(heads.dims) == 1 else ""
-    if not letter or letter not in use.subscripts.left or heads.number == 1 or heads.number not in shape:
-        return layout
-    value = trace(graph, iota(*shape), use.way)
-    if value is None or not value.numel():
-        return layout
-    lines = value.movedim(use.subscripts.left.index(letter), 0).flatten(1)
-    several = (lines[0] >= 0) & (lines[0] != lines[-1])  # what is padded has no places
-    told = len(lines) > heads.number and bool(several.any())
-    axis = _axis(lines[:, several.nonzero()[0, 0]].long(), shape, heads.number) if told else None
-    return layout if axis is None else _of_heads(layout, axis)
-
-
-def _axis(line: Tensor, shape: tuple[int, ...], number: int) -> int | None:
-    """The dimension that counts heads along a line of places, where those of an example lie beside one another."""
-    heads = torch.arange(len(line)) % number
-    found = (n for n, along in enumerate(torch.unravel_index(line, shape)) if torch.equal(along, heads))
-    return next((n for n in found if shape[n] == number), None)

@@ -68,13 +68,7 @@ def _crossed(along: dict[int, Tensor], shape: tuple[int, ...], counted: Tensor, 
 
 def maps_of(value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> Tensor:
     """A pattern as (examples, heads, queries, keys). Dimensions that are none of these count as examples."""
-    layout = site.layout or ()
-    if len(layout) != value.dim():
-        raise StructureError(f"{_found(value, site)}: expected {len(layout)} dimensions, {list(layout)}. {_ELSEWHERE}")
-    for dim in reversed(range(len(layout))):
-        if JOIN in layout[dim]:
-            many = n_heads // n_kv_heads if GROUPS in layout[dim] else n_heads
-            value, layout = _parted(value, layout, dim, many, site)
+    value, layout = named(value, site, n_heads, n_kv_heads)
     if _is_packed(layout, tuple(value.shape), n_heads, n_kv_heads):
         layout = tuple({"heads": KEY_HEADS, "positions": GROUPS}.get(name, name) for name in layout)
     heads = [dim for name in ("heads", KEY_HEADS, GROUPS) for dim, own in enumerate(layout) if own == name]
@@ -99,16 +93,25 @@ def _found(value: Tensor, site: Site) -> str:
     return f"{str(site.id)!r} has shape {list(value.shape)} in this run"
 
 
-def _parted(value: Tensor, layout: tuple[str, ...], dim: int, n_heads: int, site: Site) -> tuple[Tensor, tuple[str, ...]]:
-    """A value and its layout with a dimension that counts heads and something else made two."""
-    names = tuple(layout[dim].split(JOIN))
-    if value.shape[dim] % n_heads:
-        raise StructureError(
-            f"{_found(value, site)}: dimension {dim} counts {' and '.join(names)}, expected a multiple of {n_heads} heads. "
-            f"{_ELSEWHERE}"
-        )
-    sizes = [n_heads if name in ("heads", GROUPS) else value.shape[dim] // n_heads for name in names]
-    return value.unflatten(dim, sizes), (*layout[:dim], *names, *layout[dim + 1 :])
+def named(value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> tuple[Tensor, tuple[str, ...]]:
+    """A value with a name for each of its dimensions, those that count heads and something else made two."""
+    layout = site.layout or ()
+    if len(layout) != value.dim():
+        raise StructureError(f"{_found(value, site)}: expected {len(layout)} dimensions, {list(layout)}. {_ELSEWHERE}")
+    names: tuple[str, ...] = ()
+    for dim in reversed(range(len(layout))):
+        parts = tuple(layout[dim].split(JOIN))
+        many = n_heads // n_kv_heads if GROUPS in parts else n_heads
+        if len(parts) > 1 and value.shape[dim] % many:
+            raise StructureError(
+                f"{_found(value, site)}: dimension {dim} counts {' and '.join(parts)}, expected a multiple of {many} heads. "
+                f"{_ELSEWHERE}"
+            )
+        if len(parts) > 1:
+            apart = value.shape[dim] // many
+            value = value.unflatten(dim, [many if part in ("heads", GROUPS) else apart for part in parts])
+        names = parts + names
+    return value, names
 
 
 def _check_heads(counts: list[tuple[str, int]], value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> None:

@@ -25,6 +25,7 @@ from fmr.structure.normal.match import (
     projection,
     strip_views,
     value_number,
+    window,
 )
 from fmr.structure.normal.value import Value
 
@@ -52,7 +53,8 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
     """The products of queries and keys above a softmax, the likeliest first: of two values that data flows into, with a
     constant, of learned queries, and those whose heads are mixed on the way; of each kind the nearest first."""
     start = form_of(graph)[softmax.operands[0]]
-    near, far = (list(start.above(through)) for through in (scores_go_on, _scores_are_mixed))
+    near = list(start.above(scores_go_on))
+    far = list(start.above(lambda one: scores_go_on(one) or one.kind == "projection"))
     products = [one for one in near if one.kind == "product"]
     learned = [one for one in near if _is_learned(one)]
     mixed = [one for one in far if one.kind == "product" and one not in products and not _weighs(one)]
@@ -64,7 +66,8 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
 
 def scores_go_on(value: Value) -> bool:
     """Whether scores may go through a value on their way to the softmax."""
-    return value.kind in ("norm", "sum") or (value.kind != "product" and value.is_of(BEFORE))
+    before = value.kind != "product" and all(node.op in BEFORE for node in value.folded or (value.node,))
+    return before or value.kind in ("norm", "sum")
 
 
 def units_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> int:
@@ -76,11 +79,10 @@ def units_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> int:
     known, units = {_laid(graph, q), _laid(graph, k)}, 0
     for one in form_of(graph)[end].above(lambda value: scores_go_on(value) and value.kind != "join"):
         names = {_laid(graph, name) for name in one.operands}
-        words = one.subscripts
         data = len(names) == 2 and not any(is_constant(graph, name) for name in names)
-        if one.kind == "product" and words is not None and data and not names & known:
-            sizes = dict(zip(words.left, graph[one.operands[0]].shape, strict=False))
-            units += math.prod(sizes[letter] for letter in words.contracted)
+        if one.kind == "product" and data and not names & known:
+            sizes = dict(zip(one.subscripts.left, graph[one.operands[0]].shape, strict=False))
+            units += math.prod(sizes[letter] for letter in one.subscripts.contracted)
     return units
 
 
@@ -89,24 +91,19 @@ def _laid(graph: Graph, name: TensorId) -> TensorId:
     return value_number(graph, strip_views(graph, name, LAID_OUT))
 
 
-def _scores_are_mixed(value: Value) -> bool:
-    return scores_go_on(value) or value.kind == "projection"
-
-
 def _weighs(product: Value) -> bool:
     """Whether a product weighs by a softmax: what it makes are mixed values, and no scores."""
-    return any(one.kind == "softmax" for read in product.inputs for one in read.above(lambda higher: higher.kind == "move"))
+    return any(one.unmoved.kind == "softmax" for one in product.inputs)
 
 
 def _is_learned(value: Value) -> bool:
     """Whether a value is the product of queries that are weights with keys that were projected themselves."""
     keys = value.inputs[0] if value.kind == "projection" and value.node.op not in CONVOLUTIONS and value.inputs else None
-    return keys is not None and (keys.inputs[0] if keys.kind == "move" else keys).kind == "projection"
+    return keys is not None and keys.unmoved.kind == "projection"
 
 
 def _scores(graph: Graph, product: Value, end: Node) -> Scores | None:
     """The scores that a product makes; None where more than heads is mixed on the way to a softmax."""
-    assert product.subscripts is not None
     way = _way(graph, product.node, end, product.subscripts)
     q, k = product.operands
     scores = Scores(product.node, product.subscripts, q, k, way)
@@ -137,7 +134,7 @@ def mixes_heads(graph: Graph, subscripts: Subscripts, way: Path, node: Node) -> 
     found = projection(graph, node)
     if found is None or found.data != way[-1].id or len(way[-1].shape) < 3:
         return False
-    if node.op in CONVOLUTIONS and math.prod(graph[found.weight].shape[2:]) > 1:
+    if window(graph, node):
         return False  # it goes along queries and keys
     places = subscripts.free(subscripts.left) + subscripts.free(subscripts.right)
     shape = [size if letter in places else 1 for letter, size in zip(subscripts.result, way[0].shape, strict=True)]
@@ -157,11 +154,7 @@ def orient_scores(graph: Graph, scores: Scores) -> Scores:
 
 def _upright(graph: Graph, name: TensorId, word: str, subscripts: Subscripts) -> tuple[TensorId, str]:
     node = graph[name]
-    if (
-        word[-2:-1] in subscripts.contracted
-        and node.op in ("transpose", "permute", "mT", "t", "T", "movedim")
-        and len(word) > 1
-    ):
+    if len(word) > 1 and word[-2] in subscripts.contracted and node.op in LAID_OUT and node.parents:
         before = graph[node.parents[0].id]
         places = iota(*before.shape)
         value = trace(graph, places, (before, node))

@@ -23,24 +23,13 @@ def unsoftened(graph: Graph, stream: frozenset[TensorId]) -> Iterator[Rejected]:
     for value in form_of(graph).of_kind("product"):
         ways = [list(one.above(lambda higher: _goes_on(higher) and higher.id not in stream)) for one in value.inputs]
         reasons = [reason for way in ways if (reason := _reason(value, way))]
-        softmaxes = (one for one in (*(higher for way in ways for higher in way), *_below(value)) if one.kind == "softmax")
-        if reasons and next(softmaxes, None) is None:
+        met = (*(higher for way in ways for higher in way), *value.below(_goes_on))
+        if reasons and not any(one.kind == "softmax" for one in met):
             yield Rejected(value.id, "attention", reasons[0])
 
 
 def _goes_on(value: Value) -> bool:
     return value.kind in _BETWEEN or value.op in ("cumsum", "sort", "topk", "alias")
-
-
-def _below(value: Value) -> Iterator[Value]:
-    """What is made of a value as of scores."""
-    waiting, seen = [value], {value}
-    for here in waiting:
-        for user in here.users:
-            if user not in seen:
-                seen.add(user)
-                yield user
-                waiting += [user] if _goes_on(user) else []
 
 
 def _reason(value: Value, way: list[Value]) -> str:

@@ -170,17 +170,11 @@ def _size(node: Node, word: str, subscripts: str) -> int:
 
 def split_keys(graph: Graph, softmax: Value, use: ValueProduct) -> Parts:
     """The product with the values alone, or all whose sum it is part of, where each weighs by a cut of the pattern."""
-    uses = (use, *_beside(graph, softmax, use)) if _is_cut(use, softmax.dim) else (use,)
+    cuts = (one for one in products_with_values(graph, softmax) if _is_cut(one, softmax.dim))
+    others = (one for one in cuts if one.node is not use.node and one.node.shape == use.node.shape)
+    uses = (use, *others) if _is_cut(use, softmax.dim) else (use,)
     total = _total(graph, uses) if len(uses) > 1 else None
     return Parts(uses, total) if total is not None else Parts((use,), use.node)
-
-
-def _beside(graph: Graph, softmax: Value, use: ValueProduct) -> Iterator[ValueProduct]:
-    """The other products that weigh values by a cut of the same pattern."""
-    for node, way in below(graph, softmax.node, _hands_on):
-        other = _use(graph, node, way) if way and node is not use.node and node.shape == use.node.shape else None
-        if other is not None and _is_cut(other, softmax.dim):
-            yield other
 
 
 def _total(graph: Graph, uses: tuple[ValueProduct, ...]) -> Node | None:

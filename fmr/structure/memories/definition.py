@@ -11,7 +11,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import summed_dim
-from fmr.structure.normal.match import CONVOLUTIONS, Projection, between, projection, strip_views
+from fmr.structure.normal.match import Projection, between, projection, strip_views, window
 from fmr.structure.proof.evaluate import Values, evaluate
 
 
@@ -60,8 +60,7 @@ _FEW = 16
 
 def windows(graph: Graph, up: TensorId, post: TensorId) -> list[Node]:
     """The convolutions over several places between a first projection and the coefficients."""
-    convolutions = (node for node in between(graph, up, post) if node.op in CONVOLUTIONS)
-    return [node for node in convolutions if max(graph[node.parents[1].id].shape[2:], default=1) > 1]
+    return [node for node in between(graph, up, post) if window(graph, node)]
 
 
 def _reads(graph: Graph, node: Node, origin: TensorId) -> Projection | None:

@@ -11,7 +11,6 @@ from fmr.structure.memories.up_projections import ON_THE_WAY, STRAIGHT, UpProjec
 from fmr.structure.normal.einsum import made_dim, summed_dim
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
-    CONVOLUTIONS,
     MOVES,
     SAME,
     Projection,
@@ -23,6 +22,7 @@ from fmr.structure.normal.match import (
     unbroadcast,
     value_number,
     weights,
+    window,
 )
 from fmr.structure.normal.value import Value
 
@@ -105,7 +105,8 @@ def _without_updates(graph: Graph, ups: list[UpProjection]) -> list[UpProjection
 def _why_not_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> str:
     """Why these are not the first projections of one memory; empty where something bends, and of two one gates the other."""
     made = [up.projection.node.id for up in ups]
-    windowed = next((one.node.id for one in (down, *(up.projection for up in ups)) if _is_filter(graph, one)), None)
+    every = (one.node for one in (down, *(up.projection for up in ups)))
+    windowed = next((node.id for node in every if len(window(graph, node)) > 1), None)
     if windowed is not None:
         return f"{'it' if windowed == down.node.id else windowed} is a filter over an image, and no vector for each unit"
     if all(up.bent == STRAIGHT for up in ups):
@@ -120,12 +121,6 @@ def _why_not_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> 
         return f"{made[0]} and {made[-1]} project different values"
     summed = _are_summed(graph, down, {up.projection.node.id: up.projection.weight for up in ups})
     return f"what {' and '.join(made[:2])} make is added up, and neither gates the other" if summed else ""
-
-
-def _is_filter(graph: Graph, found: Projection) -> bool:
-    """Whether a projection is a filter over an image: its weight is no vector for each unit."""
-    shape = graph[found.weight].shape
-    return found.node.op in CONVOLUTIONS and len(shape) > 3 and max(shape[2:]) > 1
 
 
 def _are_summed(graph: Graph, down: Projection, ups: dict[TensorId, TensorId]) -> bool:

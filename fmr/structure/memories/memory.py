@@ -10,13 +10,12 @@ from torch import Tensor
 from fmr.errors import StructureError, number_of, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.definition import gates, is_gated, of_own_place, windows
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, strip_views
-from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, strip_views, window
+from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work
 
 
@@ -91,7 +90,7 @@ class Memory:
     @property
     def window(self) -> tuple[int, ...]:
         """Of how many places of an image a coefficient is made, in each dimension; empty where of its own alone."""
-        sizes = [self.graph[node.parents[1].id].shape[2:] for node in windows(self.graph, self.up, self.post.id)]
+        sizes = [window(self.graph, node) for node in windows(self.graph, self.up, self.post.id)]
         return tuple(sum(size) - len(size) + 1 for size in zip(*sizes, strict=False))
 
     @property
@@ -113,8 +112,8 @@ def _vectors(found: Memory, index: int, expert: int | None) -> tuple[Tensor, Ten
     if not places or values.shape[found.value_dim : found.value_dim + 1] != (n,):
         shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
         raise StructureError(
-            f"{found.scope!r} holds its weights as {shapes}: no row or column is that of one memory. Expected matrices with "
-            f"one of {n} each; block.w_in and block.w_out name them as they are."
+            f"{found.scope!r} holds its weights as {shapes}: no row or column is known to be that of one memory. Expected "
+            f"matrices with one of {n} each; block.w_in and block.w_out name them as they are."
         )
     return _vector(keys.select(found.key_dim, places[index])), _vector(values.select(found.value_dim, index))
 
@@ -140,47 +139,28 @@ def _vector(weight: Tensor) -> Tensor:
 
 
 def _places(found: Memory, keys: Tensor) -> Sequence[int]:
-    """Where in a matrix the key of each memory lies; nowhere where that cannot be told."""
-    size, n = keys.shape[found.key_dim], found.n
-    if found.fused_gate:
-        return _gated(found, size) if size == 2 * n else ()
-    if size == n:
+    """Where in a matrix the key of each memory lies: of a projection that makes more, what is gated, where there is a gate;
+    nowhere where that cannot be told."""
+    graph, size, n = found.graph, keys.shape[found.key_dim], found.n
+    glu = graph[strip_views(graph, found.post.id, SAME)].op == "glu"  # the second half gates the first
+    if size == n or (found.fused_gate and glu):
         return range(n)
-    return _cut(found, size) if keys.dim() == 2 and found.graph[found.up].shape[-1:] == (size,) else ()
+    up, gates = graph[found.up], _units(found, found.pre.id, size)
+    if found.fused_gate:
+        rest = sorted(set(range(size)) - set(gates))
+        return rest if len(rest) == n else ()
+    higher = (node for node in reversed(between(graph, up.id, found.post.id)) if node.shape[-1:] == (n,))
+    cuts = (_units(found, node.id, size) for node in higher if strip_views(graph, node.id, MOVES) == up.id)
+    return next((one for one in cuts if one and one != gates), gates)
 
 
-def _gated(found: Memory, size: int) -> Sequence[int]:
-    """Which units of a projection that makes gates and what they gate are gated."""
-    graph, n = found.graph, found.n
-    if graph[strip_views(graph, found.post.id, SAME)].op == "glu":
-        return range(n)  # the second half gates the first
-    up, pre = graph[found.up].shape, graph[found.pre.id].shape
-    split = next(at for at in range(len(up) + 1) if math.prod(up[at:]) <= size)
-    units = iota(size).reshape(up[split:]).expand(up)
-    gates = trace(graph, units, (graph[found.up], graph[found.pre.id]))
-    gated = sorted(set(range(size)) - set(gates.reshape(-1, pre[-1])[0].long().tolist())) if gates is not None else []
-    if len(gated) != n:
-        raise StructureError(
-            f"{found.scope!r}: the units of {found.w_in} that are gated cannot be told from the gates. Expected {n} of its "
-            f"{size} units in {found.pre.id}; block.w_in names all of them."
-        )
-    return gated
-
-
-def _cut(found: Memory, size: int) -> Sequence[int]:
-    """Which units of a projection that makes more than a memory are its keys: what is gated, where there is a gate."""
-    graph, n = found.graph, found.n
-    up = graph[found.up]
-    higher = reversed(between(graph, up.id, found.post.id))
-    cuts = [node for node in higher if node.shape[-1:] == (n,) and strip_views(graph, node.id, MOVES) == up.id]
-    units = {node.id: _units(graph, up, node, size) for node in cuts}
-    gates = units.get(found.pre.id, [])
-    return next((one for one in units.values() if one and one != gates), gates)
-
-
-def _units(graph: Graph, up: Node, cut: Node, size: int) -> list[int]:
-    """Which units of a projection a cut of it has; none where it is not the same at every position."""
-    value = trace(graph, iota(size).expand(up.shape), (up, cut))
+def _units(found: Memory, name: TensorId, size: int) -> list[int]:
+    """Which of so many units of the first projection a value below it has; none where these differ by position."""
+    up = found.graph[found.up]
+    split = next(at for at in range(len(up.shape) + 1) if math.prod(up.shape[at:]) <= size)
+    if math.prod(up.shape[split:]) != size:
+        return []
+    value = trace(found.graph, iota(size).reshape(up.shape[split:]).expand(up.shape), (up, found.graph[name]))
     rows = value.flatten(0, -2) if value is not None else torch.zeros(0)
     return rows[0].long().tolist() if len(rows) and bool((rows == rows[0]).all()) else []
 
@@ -216,15 +196,10 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
 def _misread(graph: Graph, found: Memory) -> str:
     """Which of the parts of a memory does not follow where it should; empty where all do."""
     pre, post, out = found.pre.id, found.post.id, found.out.id
-    for lower, higher in ((found.up, found.source), (post, found.up), (post, pre), (found.down, post)):
-        if lower == higher or not depends_on(graph, lower, higher):
-            return f"{lower} is not computed from {higher}"
+    way = [(found.up, found.source), (post, found.up), (post, pre), (found.down, post)]
     made = [(out, found.down), (found.keys, found.w_in), (found.values, found.w_out)]
     made += [(post, found.w_gate)] if found.w_gate is not None else []
-    for lower, higher in made:
-        if lower != higher and not depends_on(graph, lower, higher):
-            return f"{lower} is not made of {higher}"
-    return ""
+    return unmade(graph, [*way, *(pair for pair in made if pair[0] != pair[1])])
 
 
 def _misgated(graph: Graph, found: Memory, value: Values) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -17,7 +18,7 @@ from fmr.structure.memories.memory import Memory
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import above, between, depends_on, weights
 from fmr.structure.normal.value import Value
-from fmr.structure.proof.certificate import Certificate, Rejected, error, proof, tolerance_of
+from fmr.structure.proof.certificate import Certificate, Rejected, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, check_run, evaluate, graph_of, own_work
 from fmr.structure.streams.identity import OVERWRITES
 from fmr.structure.streams.stream import Stream
@@ -116,25 +117,16 @@ def find_routers(graph: Graph, streams: Sequence[Stream], mlps: Sequence[Memory]
                     n, (weight, experts) = value.node.shape[-1], _weighed(value, region, held)
                     if weight is not None and _is_of_experts(graph, experts, n):
                         yield _router(graph, value.node, weight, write.added, experts)
-                    elif _is_of_experts(graph, held, n) and any(depends_on(graph, one.source, value.id) for one in held):
-                        yield Rejected(value.id, "router", "it weighs what the experts read, and not what they write")
-                    elif _is_of_experts(graph, held, n) and _chooses(value):
-                        reason = (
-                            "it chooses among experts, and no single value that is made of its scores weighs what they write"
-                        )
+                    elif _is_of_experts(graph, held, n) and (reason := _why_no_router(graph, value, held)):
                         yield Rejected(value.id, "router", reason)
 
 
-def _chooses(logits: Value) -> bool:
-    """Whether the largest of some scores are chosen."""
-    waiting, seen = [logits], {logits}
-    for here in waiting:
-        if here.node.op in _LARGEST:
-            return True
-        new = [one for one in here.users if one not in seen and (one.kind in _ON_THE_WAY or one.node.op in _LARGEST)]
-        seen.update(new)
-        waiting += new
-    return False
+def _why_no_router(graph: Graph, logits: Value, held: Sequence[Memory]) -> str:
+    """Why scores of experts do not weigh what these write; empty where nothing says that they are scores."""
+    if any(depends_on(graph, one.source, logits.id) for one in held):
+        return "it weighs what the experts read, and not what they write"
+    chooses = any(one.node.op in _LARGEST for one in logits.below(lambda one: one.kind in _ON_THE_WAY))
+    return "it chooses among experts, and no single value that is made of its scores weighs what they write" * chooses
 
 
 def _is_of_experts(graph: Graph, held: Sequence[Memory], n: int) -> bool:
@@ -153,20 +145,14 @@ def _weighed(logits: Value, region: Container[Value], held: Sequence[Memory]) ->
             if user.kind in ("gate", "product") and others:
                 made = {one.id for other in others for one in other.above(lambda one: one in region)}
                 met = [one for one in held if one.down in made or one.up in made]
-                node = _unmoved(here)
+                weight = here.unmoved
+                node = weight.folded[0] if weight.kind == "statistic" else weight.node
                 weighs |= {node.id: node} if met else {}
                 experts |= dict.fromkeys(met)
             elif user.kind in _ON_THE_WAY or user.node.op in _CHOICES:
                 seen.add(user)
                 waiting.append(user)
     return (next(iter(weighs.values())), tuple(experts)) if len(weighs) == 1 else (None, ())
-
-
-def _unmoved(value: Value) -> Node:
-    """What makes a value before it was moved."""
-    while value.kind == "move":
-        value = value.inputs[0]
-    return value.folded[0] if value.kind == "statistic" and value.folded else value.node
 
 
 def _router(graph: Graph, logits: Node, weight: Node, write: TensorId, held: tuple[Memory, ...]) -> Router:
@@ -203,9 +189,9 @@ def certify_router(graph: Graph, found: Router, value: Values, other: bool = Fal
 
     Parts that do not follow one another are a `StructureError`.
     """
-    for lower, higher in ((found.weights.id, found.logits.id), (found.write, found.weights.id)):
-        if lower != higher and not depends_on(graph, lower, higher):
-            raise StructureError(f"{lower} is not computed from {higher}")
+    way = found.write, found.weights.id, found.logits.id
+    if wrong := unmade(graph, pairwise(dict.fromkeys(way))):
+        raise StructureError(wrong)
     value = value if isinstance(value, Doubles) else Doubles(value)
     logits, weight = (value.double(one.id) for one in (found.logits, found.weights))
     whose = torch.arange(found.n, device=weight.device) if found.indices is None else value(found.indices.id)

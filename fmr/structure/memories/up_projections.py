@@ -13,6 +13,7 @@ from fmr.structure.normal.match import (
     ELEMENTWISE,
     NONLINEAR,
     Projection,
+    is_depthwise,
 )
 from fmr.structure.normal.value import Value
 
@@ -64,7 +65,7 @@ def ups_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[
     while waiting and len(seen) < _MOST:
         step = waiting.pop()
         value = step.value
-        if value.kind == "projection" and not _is_depthwise(graph, value.node):
+        if value.kind == "projection" and not is_depthwise(graph, value.node):
             up = Projection(value.node, *value.operands)
             found.append(UpProjection(up, step.bent, step.pre if step.bent else step.name))
         elif _goes_on(graph, value, down) and value.id not in stream:
@@ -114,19 +115,13 @@ def firsts(value: Value, stream: Container[TensorId]) -> Iterator[Value]:
 def _goes_on(graph: Graph, value: Value, down: Projection) -> bool:
     """Whether coefficients may come through a value."""
     if value.kind in ("softmax", "projection"):
-        return _is_choice(graph, value.node, down) or _is_depthwise(graph, value.node)
+        return _is_choice(graph, value.node, down) or is_depthwise(graph, value.node)
     return is_wide(value) and (value.kind in ON_THE_WAY or value.node.op in _CHOICES)
 
 
 def is_wide(value: Value) -> bool:
     """Whether a value has a number for each memory still: a mean or a sum is told of many."""
     return value.kind != "statistic" or value.op in _LARGEST
-
-
-def _is_depthwise(graph: Graph, node: Node) -> bool:
-    """Whether a node is a convolution of each unit alone."""
-    shape = graph[node.parents[1].id].shape if node.op in CONVOLUTIONS and len(node.parents) > 1 else ()
-    return len(shape) > 2 and shape[1] == 1 < shape[0] and max(shape[2:]) > 1
 
 
 def _is_choice(graph: Graph, node: Node, down: Projection) -> bool:

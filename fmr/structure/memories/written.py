@@ -1,7 +1,7 @@
 """Whether what two projections make is a memory of a stream: what it writes, how wide, and what lies between the two."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -9,7 +9,7 @@ from fmr.structure.axes import Axes
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY
 from fmr.structure.normal.form import Form, form_of
-from fmr.structure.normal.match import CONVOLUTIONS, strip_views
+from fmr.structure.normal.match import CONVOLUTIONS, strip_views, walk
 from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
 
@@ -34,12 +34,8 @@ def why_no_memory(
 
 def _is_over_positions(graph: Graph, found: Memory, points: Collection[TensorId], axes: Axes) -> bool:
     """Whether what the keys read is another dimension of the stream than that of its units."""
-    way = form_of(graph)[found.up].above(lambda one: one.kind == "move")
-    made = next((one for one in way if one.kind == "projection" and one.subscripts is not None), None)
-    if made is None or made.subscripts is None:
-        return False
-    words, data = made.subscripts, made.operands[0]
-    read = [(data, words.left.index(one)) for one in words.contracted]
+    made = form_of(graph)[found.up].unmoved
+    read = [(made.operands[0], made.subscripts.left.index(one)) for one in made.subscripts.contracted]
     return any(axes.is_another(one, point) for one in read for point in points)
 
 
@@ -47,14 +43,13 @@ def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
     """Whether a key and a value of a memory are vectors as wide as a stream that has values of these sizes."""
     form = form_of(graph)
     for name, contracted in ((found.up, True), (found.down, False)):
-        made = next((one for one in form[name].above(lambda one: one.kind == "move") if one.kind == "projection"), None)
-        if made is not None and made.subscripts is not None:
-            words, weight = made.subscripts, graph[made.operands[1]]
-            letters = words.contracted if contracted else words.free(words.right)
-            sizes = dict(zip(words.right, weight.shape, strict=True))
-            groups = made.node.argument("groups", 6, 1) if contracted and made.node.op in CONVOLUTIONS else 1
-            if letters and sizes[letters[-1]] * groups not in widths:
-                return False
+        made = form[name].unmoved
+        words = made.subscripts
+        letters = words.contracted if contracted else words.free(words.right)
+        sizes = dict(zip(words.right, graph[made.operands[1]].shape, strict=True)) if letters else {}
+        groups = made.node.argument("groups", 6, 1) if contracted and made.node.op in CONVOLUTIONS else 1
+        if letters and sizes[letters[-1]] * groups not in widths:
+            return False
     return True
 
 
@@ -62,18 +57,15 @@ def _only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool
     """Whether what a memory makes reaches the sums of a stream only to weigh what another part writes: repeated along it, or
     bent and multiplied with it."""
     form = form_of(graph)
-    waiting: list[tuple[Value, bool, bool]] = [(form[found.down], False, False)]
-    seen, ends = {waiting[0]}, set()
-    for value, bent, weighs in waiting:
-        for user in value.users:
+
+    def onward(here: tuple[Value, bool, bool]) -> Iterator[tuple[Value, bool, bool]]:
+        value, bent, weighs = here
+        for user in value.users if value.id not in sums else ():
             gates = user.kind == "gate" and bent
-            here = user, bent or user.kind == "bend", weighs or gates or _is_share(form, value, user)
-            if user.id in sums:
-                ends.add(here[2])
-            elif here not in seen and user.kind in ON_THE_WAY | {"product"}:
-                seen.add(here)
-                waiting.append(here)
-    return ends == {True}
+            if user.id in sums or user.kind in ON_THE_WAY | {"product"}:
+                yield user, bent or user.kind == "bend", weighs or gates or _is_share(form, value, user)
+
+    return {weighs for value, _, weighs in walk([(form[found.down], False, False)], onward) if value.id in sums} == {True}
 
 
 def _is_share(form: Form, value: Value, user: Value) -> bool:
@@ -81,12 +73,8 @@ def _is_share(form: Form, value: Value, user: Value) -> bool:
     shape = user.node.shape
     if user.kind == "gate":
         return math.prod(value.node.shape) < math.prod(shape) and any(one.node.shape == shape for one in user.inputs)
-    if user.kind != "product" or user.subscripts is None:
+    if user.kind != "product":
         return False
-    first = _unmoved(form[user.operands[0]]) is _unmoved(value)
+    first = form[user.operands[0]].unmoved is value.unmoved
     words = user.subscripts if first else user.subscripts.swapped
     return bool(words.free(words.right)) and not words.free(words.left)
-
-
-def _unmoved(value: Value) -> Value:
-    return _unmoved(value.inputs[0]) if value.kind == "move" else value

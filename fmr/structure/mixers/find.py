@@ -22,7 +22,10 @@ from fmr.structure.normal.match import (
     data_inputs,
     depends_on,
     is_constant,
+    is_depthwise,
     settled,
+    walk,
+    window,
 )
 from fmr.structure.normal.value import Value
 from fmr.structure.streams.stream import Stream
@@ -71,7 +74,7 @@ def find_mixers(
                 region = _Region(graph, every, stream_of, outputs[0], write.after, axis)
                 if any(graph[name].shape == shape for name in region.reads):
                     readings = tuple(region.mixers())
-                    stacked = not readings and any(map(region.is_window, region.mixing))
+                    stacked = not readings and any(window(graph, one.node) for one in region.mixing)
                     found.append(Term(write.after, outputs, region.reads, axis, told, readings, stacked))
             yield found
 
@@ -134,21 +137,12 @@ class _Region:
                 self.made.add(one)
 
     def _mixes(self, value: Value) -> bool:
-        op = value.node.op
-        return value.kind == "product" or op in _CELLS | SUMMED or self.is_window(value) or self._is_fixed(value)
-
-    def is_window(self, value: Value) -> bool:
-        """Whether a value is a convolution over several places."""
-        return value.node.op in CONVOLUTIONS and max(self.graph[value.operands[1]].shape[2:], default=1) > 1
-
-    def _is_of_units(self, value: Value) -> bool:
-        """Whether a convolution is one of each unit alone."""
-        shape = self.graph[value.operands[1]].shape
-        return shape[1] == 1 < shape[0]
+        summed = value.kind == "product" or value.node.op in _CELLS | SUMMED
+        return summed or bool(window(self.graph, value.node)) or self._is_fixed(value)
 
     def _is_fixed(self, value: Value) -> bool:
         """Whether a value is a transform, or a projection that sums over positions."""
-        if value.kind != "projection" or value.subscripts is None or value.node.op in CONVOLUTIONS:
+        if value.kind != "projection" or value.node.op in CONVOLUTIONS:
             return value.node.op.startswith("fft")
         dims, words, data = dims_of(self.graph), value.subscripts, value.operands[0]
         (positions,) = dims.of(self.write, len(self.graph[self.write].shape))[self.axis :][:1]
@@ -161,7 +155,7 @@ class _Region:
         for kind, states, product, leaves, mixed in self._kinds():
             mixing = {*(one.id for one in self.mixing), *states}
             gates = [one for one in inputs if self._passes(one, mixing)]
-            if kind == "convolution" and not gates and not all(map(self._is_of_units, mixed)):
+            if kind == "convolution" and not gates and not all(is_depthwise(self.graph, one.node) for one in mixed):
                 continue
             yield Mixer(
                 graph=self.graph,
@@ -180,16 +174,12 @@ class _Region:
 
     def _inputs(self) -> list[TensorId]:
         """The parts of the first projections, or what is read without one."""
-        found: dict[TensorId, None] = {}
-        waiting, seen = [self.end], {self.end}
-        for here in waiting:
-            if here in self.made:
-                new = [one for one in here.inputs if one not in seen and (one in self.own or one.id in self.reads)]
-                seen.update(new)
-                waiting += new
-            else:
-                found |= dict.fromkeys(self._parts(here))
-        return sorted(found, key=self.graph.place)
+
+        def onward(here: Value) -> list[Value]:
+            return [one for one in here.inputs if one in self.own or one.id in self.reads] if here in self.made else []
+
+        ends = (here for here in walk([self.end], onward) if here not in self.made)
+        return sorted({part for here in ends for part in self._parts(here)}, key=self.graph.place)
 
     def _parts(self, value: Value) -> list[TensorId]:
         """What is cut out of a projection, where it is read in parts alone."""
@@ -232,22 +222,13 @@ class _Region:
         """What mixes by itself, by kind."""
         fixed = [one for one in self.mixing if self._is_fixed(one)]
         projected = [one for one in fixed if one.kind == "projection"]
-        bent = projected and any(one.kind == "bend" for one in self._below(projected[0]))
+        lower = projected[0].below(lambda one: one in self.own and one.kind != "projection") if projected else ()
+        bent = any(one.kind == "bend" and one in self.own for one in lower)
         return {
             "recurrence": [one for one in self.mixing if one.node.op in _CELLS],
-            "convolution": [one for one in self.mixing if self.is_window(one)],
+            "convolution": [one for one in self.mixing if window(self.graph, one.node)],
             "network" if bent else "fixed": fixed,
         }
-
-    def _below(self, value: Value) -> list[Value]:
-        """What is made of a projection up to where it is projected again."""
-        lower, seen = [value], {value}
-        for here in lower:
-            if here is value or here.kind != "projection":
-                new = [one for one in here.users if one in self.own and one not in seen]
-                seen.update(new)
-                lower += new
-        return lower
 
     def _operands(self, products: Sequence[Value]) -> tuple[TensorId | None, list[TensorId], str]:
         """The product that is made of another one or of sums so far, the largest of several; what it and those above it

@@ -14,8 +14,8 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.find import shared_scope
 from fmr.structure.mixers.measure import Measure, turned
-from fmr.structure.normal.match import MOVES, NORM_PARTS, NORMS, below, depends_on
-from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of
+from fmr.structure.normal.match import MOVES, NORM_PARTS, NORMS, below, depends_on, walk
+from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Values, check_places, graph_of, own_work
 
 SUMMED = frozenset("cumsum cumprod logcumsumexp cummax cummin".split())
@@ -202,14 +202,11 @@ def _or_not(shown: bool) -> float:
 def _misread(graph: Graph, found: Mixer) -> str:
     """Which of the parts does not follow where it should; empty where all do."""
     inputs = [one.id for one in found.inputs]
-    pairs = [(found.output.id, name) for name in (*inputs, *found.states, *found.mixed) if name != found.output.id]
+    pairs = [(found.output.id, name) for name in (*inputs, *{*found.states, *found.mixed} - {found.output.id})]
     pairs += [(found.product, name) for name in found.operands if found.product is not None]
-    for lower, higher in pairs:
-        if lower == higher or not depends_on(graph, lower, higher):
-            return f"{lower} is not computed from {higher}"
+    if wrong := unmade(graph, pairs):
+        return wrong
     for name in inputs:
-        if name == found.output.id:
-            return f"{name} cannot be made of itself"
         if not any(name == one or depends_on(graph, name, one) for one in found.reads):
             return f"{name} is not read off {', '.join(found.reads)}"
     way = below(graph, graph[found.output.id], MOVES | NORMS | NORM_PARTS | {"neg"})
@@ -246,13 +243,9 @@ def _through(found: Mixer, measure: Measure) -> bool:
 
 def _handed(graph: Graph, states: Sequence[TensorId]) -> list[TensorId]:
     """The states that others are made of; the only one of all positions itself."""
-    waiting = [parent for name in states for parent in graph[name].parents]
-    seen, first = {*waiting}, graph.place(states[0])
-    for here in waiting:
-        new = [parent for parent in graph[here].parents if parent not in seen and graph.place(parent) >= first]
-        seen.update(new)
-        waiting += new
-    return [name for name in states if name in seen] or [*states]
+    first, read = graph.place(states[0]), [parent.id for name in states for parent in graph[name].parents]
+    higher = {*walk(read, lambda here: [one.id for one in graph[here].parents if graph.place(one) >= first])}
+    return [name for name in states if name in higher] or [*states]
 
 
 def _bent(found: Mixer, measure: Measure) -> float:

@@ -18,19 +18,18 @@ from fmr.structure.normal.match import (
     ELEMENTWISE,
     MOVES,
     NORMS,
+    RESHAPES,
     SAME,
     above,
     cached_per_graph,
     contraction,
     data_inputs,
+    dims_told,
     projection,
 )
 
 Dim = tuple[str, int]
 """A dimension of a value."""
-
-_RESHAPES = frozenset("view reshape flatten unflatten ravel view_as reshape_as".split())
-"""Ops that lay the same numbers, in the same order, out in another shape."""
 
 _VIEWS = frozenset(
     """T broadcast_to chunk diagonal expand expand_as getitem mT movedim narrow permute select split split_with_sizes squeeze
@@ -101,10 +100,10 @@ class Dims:
         """Take in what an op makes of the dimensions of what it reads."""
         read = [graph[name] for name in data_inputs(graph, node)]
         if node.op in _ALONG and read:
-            self._along.update((read[0].id, n) for n in _chosen_dims(node, len(read[0].shape)))
+            self._along.update((read[0].id, n) for n in dims_told(node, len(read[0].shape), _ALONG[node.op]))
         if contraction(node) is not None:
             self._multiplied(graph, node)
-        elif node.op in _RESHAPES and read:
+        elif node.op in RESHAPES and read:
             self._reshaped(read[0], node, _repeated(graph, read[0]))
         elif node.op == "embedding" and len(node.parents) > 1:
             self._in_order(graph[node.parents[0].id], node)
@@ -142,7 +141,7 @@ class Dims:
 
     def _summed(self, read: Node, node: Node) -> None:
         """The dimensions that are not summed up stay."""
-        rank, gone = len(read.shape), _chosen_dims(node, len(read.shape))
+        rank, gone = len(read.shape), dims_told(node, len(read.shape))
         kept = [n for n in range(rank) if n not in gone or len(node.shape) == rank]
         for n, source in enumerate(kept) if len(kept) == len(node.shape) else ():
             if source not in gone:
@@ -245,12 +244,6 @@ class Dims:
                 self._join(one, other)
         elif len(wide) == 1:
             self._join(source[1], wide[0])
-
-
-def _chosen_dims(node: Node, rank: int) -> set[int]:
-    """The dimensions that an op is told to go along."""
-    dim = node.argument("dim", _ALONG[node.op], node.argument("dims", _ALONG[node.op]))
-    return {n % rank for n in (dim if isinstance(dim, (list, tuple)) else [dim])} if rank and dim is not None else set()
 
 
 @cached_per_graph

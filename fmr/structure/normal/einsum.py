@@ -9,7 +9,15 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import CONVOLUTIONS, Contraction, Projection, contraction, is_constant, unbroadcast
+from fmr.structure.normal.match import (
+    CONVOLUTIONS,
+    Contraction,
+    Projection,
+    contraction,
+    dims_told,
+    is_constant,
+    unbroadcast,
+)
 
 _BATCH, _SPACE = "ABCDEFGH", "STUVW"
 
@@ -46,7 +54,7 @@ def subscripts_of(graph: Graph, found: Contraction) -> Subscripts:
     left, right = len(graph[found.left].shape), len(graph[found.right].shape)
     match found.node.op:
         case "einsum":
-            return _einsum(found.node, left, right)
+            return Subscripts(*_einsum(found.node, left, right))
         case "linear":
             return Subscripts(_BATCH[: left - 1] + "k", "nk"[-right:], _BATCH[: left - 1] + "n"[: right - 1])
         case op if op in CONVOLUTIONS:
@@ -67,8 +75,9 @@ def subscripts_of(graph: Graph, found: Contraction) -> Subscripts:
     return Subscripts(a, b, batch + "m"[: left - 1] + "n"[: right - 1])
 
 
-def _einsum(node: Node, *ranks: int) -> Subscripts:
-    """The subscripts of an einsum; the dimensions that its dots stand for are digits, counted from the right."""
+def _einsum(node: Node, *ranks: int) -> tuple[str, ...]:
+    """The subscripts of an einsum, the result last; the dimensions that its dots stand for are digits, counted from the
+    right."""
     equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "").replace("...", ".")
     before, arrow, after = equation.partition("->")
     dots = {
@@ -77,17 +86,18 @@ def _einsum(node: Node, *ranks: int) -> Subscripts:
         if "." in word
     }
     widest = max(dots.values(), key=len, default="")
-    left, right = (word.replace(".", dots.get(word, "")) for word in before.split(","))
-    alone = "".join(sorted(letter for letter in set(left + right) - set(widest) if (left + right).count(letter) == 1))
-    return Subscripts(left, right, after.replace(".", widest) if arrow else widest + alone)
+    words = [word.replace(".", dots.get(word, "")) for word in before.split(",")]
+    every = "".join(words)
+    alone = "".join(sorted(letter for letter in set(every) - set(widest) if every.count(letter) == 1))
+    return *words, after.replace(".", widest) if arrow else widest + alone
 
 
 def summed_alone(graph: Graph, node: Node) -> tuple[TensorId, int] | None:
     """The value that a node sums over one dimension, each place weighed by a constant or not, and the dimension."""
     if node.op == "sum" and len(node.parents) == 1:
-        dim, rank = node.argument("dim", 1), len(graph[node.parents[0].id].shape)
-        dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
-        return (node.parents[0].id, dim % rank) if isinstance(dim, int) and len(node.shape) < rank else None
+        rank = len(graph[node.parents[0].id].shape)
+        along = dims_told(node, rank)
+        return (node.parents[0].id, along[0]) if len(along) == 1 and len(node.shape) < rank else None
     found = contraction(node)
     if found is not None:
         ways = ((found.left, found.right), (found.right, found.left))
@@ -97,19 +107,11 @@ def summed_alone(graph: Graph, node: Node) -> tuple[TensorId, int] | None:
         words = subscripts_of(graph, found)
         word, result = (words.left if told == [found.left] else words.right), words.result
     elif node.op == "einsum" and len(node.parents) == 1:
-        told, (word, result) = [node.parents[0].id], _of_one(node, len(graph[node.parents[0].id].shape))
+        told, (word, result) = [node.parents[0].id], _einsum(node, len(graph[node.parents[0].id].shape))
     else:
         return None
     gone = [n for n, letter in enumerate(word) if letter not in result]
     return (told[0], gone[0]) if len(gone) == 1 and word.replace(word[gone[0]], "") == result else None
-
-
-def _of_one(node: Node, rank: int) -> tuple[str, str]:
-    """The subscripts of an einsum of one operand, and of its result."""
-    equation = str(node.args.get("0", node.args.get("equation", ""))).replace(" ", "")
-    word, arrow, result = equation.partition("->")
-    dots = "0123456789"[: rank - len(word.replace("...", ""))]
-    return word.replace("...", dots), result.replace("...", dots) if arrow else ""
 
 
 def _tensordot(node: Node, left: int, right: int) -> Subscripts:
@@ -126,8 +128,7 @@ def _summed(graph: Graph, found: Contraction) -> Subscripts:
     """The subscripts of a multiplication and a sum: an operand lacks those along which it is repeated."""
     factors = graph[found.node.parents[0].id]
     every = (_BATCH + _SPACE)[: len(factors.shape)]
-    dim = found.node.argument("dim", 1)
-    gone = {n % len(every) for n in (dim if isinstance(dim, (list, tuple)) else [dim])}
+    gone = dims_told(found.node, len(every))
     kept = len(found.node.shape) == len(every)
     result = "".join(letter.lower() if n in gone else letter for n, letter in enumerate(every) if kept or n not in gone)
     left, right = (

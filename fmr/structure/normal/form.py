@@ -79,7 +79,7 @@ class Form:
         """What a value is, and of which values."""
         made = (f"{self.numbers[one.inputs[0]]}~" if one.kind == "move" else str(self.numbers[one]) for one in value.inputs)
         words = value.subscripts
-        op = value.op if words is None else f"{words.left},{words.right}->{words.result}"
+        op = f"{words.left},{words.right}->{words.result}" if any(words) else value.op
         return f"{value.kind:10} {' '.join(made):9} {op}".rstrip()
 
 

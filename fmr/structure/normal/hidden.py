@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from fmr.structure.normal.match import (
     above,
     below,
     cached_per_graph,
-    data_inputs,
     is_constant,
     product,
     projection,
@@ -46,6 +46,9 @@ def _documented() -> frozenset[str]:
 
 _ACTIVATIONS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp clamp_min clamp_max max maximum min minimum".split())
 """What bends coefficients; what norms are written with does not count."""
+
+_BETWEEN = MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"}
+"""What may lie between two projections."""
 
 _MOST = 64
 """How many values may lie between two projections."""
@@ -133,14 +136,10 @@ def _projects(graph: Graph, node: Node) -> bool:
 
 def _firsts(graph: Graph, data: TensorId, stream: frozenset[TensorId]) -> tuple[bool, list[Node]]:
     """Whether a nonlinearity lies between a value and the projections above it, and these, hidden ones included."""
-    waiting, seen, bent, firsts = [data], {data}, False, []
-    while waiting and len(seen) < _MOST:
-        node = graph[waiting.pop()]
-        if is_hidden(node) or projection(graph, node) is not None:
-            firsts.append(node)
-        elif node.op in MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"} and node.id not in stream:
-            bent = bent or node.op in _ACTIVATIONS
-            higher = [name for name in data_inputs(graph, node) if name not in seen]
-            seen.update(higher)
-            waiting += higher
-    return bent, firsts
+
+    def goes_on(node: Node) -> bool:
+        return node.op in _BETWEEN and node.id not in stream and not is_hidden(node)
+
+    higher = list(islice(above(graph, data, goes_on), _MOST))
+    firsts = [node for node in higher if is_hidden(node) or projection(graph, node) is not None]
+    return any(node.op in _ACTIVATIONS and goes_on(node) for node in higher), firsts

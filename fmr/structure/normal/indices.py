@@ -6,20 +6,19 @@ what arrives. -1 stands for a number that comes from elsewhere, or for several t
 
 import math
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmr.errors import StructureError
+from fmr.errors import FmrError
+from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import read_dims, summed_alone
-from fmr.structure.normal.match import SHAPE, Path, Projection, above, between, contraction
+from fmr.structure.normal.match import SHAPE, VIEWS, Path, Projection, between, contraction, is_constant
 from fmr.structure.proof.evaluate import in_double
-
-_RESHAPES = frozenset({"view", "reshape", "unflatten"})
-"""Ops that lay the same numbers, in the same order, out in another shape."""
 
 
 def iota(*shape: int) -> Tensor:
@@ -39,7 +38,7 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
     try:
         for node in between(graph, way[0].id, way[-1].id, lambda node: node.id in own or contraction(node) is None):
             met = [parent.id for parent in node.parents if parent in known]
-            if node.op in _RESHAPES and met:
+            if node.op in VIEWS and met:
                 known[node.id] = known[met[0]].reshape(node.shape)  # a size that is computed is not known here
             elif node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph, graph[p.id]) for p in node.parents}
@@ -51,7 +50,7 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
                 known[node.id] = _reduced(known[met[0]], told[1]) if told else known[met[0]].expand(node.shape)
             elif met:
                 known[node.id] = known[met[0]].expand(node.shape)
-    except (StructureError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
+    except (FmrError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
         return None
     found = known.get(way[-1].id)
     return found - 1 if found is not None and found.shape == way[-1].shape else None
@@ -65,15 +64,20 @@ def _reduced(value: Tensor, dim: Any, keep: bool = False) -> Tensor:
 
 
 def _foreign(graph: Graph, node: Node) -> Tensor:
-    """A value of a node's shape that comes from elsewhere; what counts places is known."""
-    if node.dtype.is_floating_point:
-        return torch.zeros(node.shape, dtype=torch.float64)
-    counted = [one.op for one in above(graph, node.id, lambda one: one.op in _RESHAPES | {"unsqueeze", "getitem"})][-1:]
-    if counted == ["arange"] and math.prod(node.shape) == max(node.shape, default=0):
-        return torch.arange(math.prod(node.shape), dtype=node.dtype).reshape(node.shape)
-    if not node.shape and node.dtype != torch.bool:
-        raise KeyError(node.id)  # one place that is not known here
-    return torch.zeros(node.shape, dtype=node.dtype)
+    """A value of a node's shape that comes from elsewhere; places that are counted out are known."""
+    if not node.dtype.is_floating_point:
+        with suppress(KeyError):
+            return _counted(graph, node)
+        if not node.shape and node.dtype != torch.bool:
+            raise KeyError(node.id)  # one place that is not known here
+    return torch.zeros(node.shape, dtype=torch.float64 if node.dtype.is_floating_point else node.dtype)
+
+
+def _counted(graph: Graph, node: Node) -> Tensor:
+    """A value that is made of numbers in the code alone; a `KeyError` for any other."""
+    if node.id.is_source or draws(node) or not is_constant(graph, node.id):
+        raise KeyError(node.id)
+    return in_double(node, {parent.id: _counted(graph, graph[parent.id]) for parent in node.parents}).cpu()
 
 
 def dim_map(graph: Graph, way: Path) -> tuple[int | None, ...]:

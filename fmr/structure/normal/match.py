@@ -3,10 +3,10 @@
 A new idiom is usually one word in one of these sets; the certificates tell whether the new reading is true.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import wraps
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from fmr.graph.execute import draws
@@ -30,9 +30,13 @@ SHAPE = frozenset(
 MOVES = SAME | SHAPE
 """Ops after which the numbers are the same ones, wherever they lie."""
 
-LAID_OUT = SAME | frozenset(
-    "view view_as reshape reshape_as flatten unflatten ravel transpose mT t T permute movedim squeeze unsqueeze".split()
-)
+VIEWS = frozenset("view reshape unflatten".split())
+"""Ops that lay numbers out in sizes that they are given."""
+
+RESHAPES = VIEWS | frozenset("flatten ravel view_as reshape_as".split())
+"""Ops that lay the same numbers, in the same order, out in another shape."""
+
+LAID_OUT = SAME | RESHAPES | frozenset("transpose mT t T permute movedim squeeze unsqueeze".split())
 """Ops that hand on all numbers of a value, laid out otherwise at most."""
 
 EMPTY = frozenset("zeros_like new_zeros".split())
@@ -81,16 +85,36 @@ _WITH_WEIGHTS = CONVOLUTIONS | {"linear"}
 
 Answer = TypeVar("Answer")
 
+Given = ParamSpec("Given")
 
-def cached_per_graph(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
-    """The same function, which is asked once of each graph, as long as that lives: graphs do not change."""
-    known: WeakKeyDictionary[Graph, Answer] = WeakKeyDictionary()
+Point = TypeVar("Point", bound=Hashable)
+
+
+def walk(starts: Iterable[Point], onward: Callable[[Point], Iterable[Point]]) -> Iterator[Point]:
+    """Some points and all that is reached from them, nearest first, each once."""
+    waiting = list(dict.fromkeys(starts))
+    seen = set(waiting)
+    for here in waiting:
+        yield here
+        for one in onward(here):
+            if one not in seen:
+                seen.add(one)
+                waiting.append(one)
+
+
+def cached_per_graph(
+    function: Callable[Concatenate[Graph, Given], Answer],
+) -> Callable[Concatenate[Graph, Given], Answer]:
+    """The same function, which answers once for each graph, as long as that lives, and what else is given: graphs do not
+    change."""
+    known: WeakKeyDictionary[Graph, dict[object, Answer]] = WeakKeyDictionary()
 
     @wraps(function)
-    def answer(graph: Graph) -> Answer:
-        if graph not in known:
-            known[graph] = function(graph)
-        return known[graph]
+    def answer(graph: Graph, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
+        own = known.setdefault(graph, {})
+        if args not in own:
+            own[args] = function(graph, *args, **kwargs)
+        return own[args]
 
     return answer
 
@@ -111,6 +135,12 @@ class Projection(NamedTuple):
     weight: TensorId
 
 
+def dims_told(node: Node, rank: int, position: int = 1) -> list[int]:
+    """The dimensions that an op is told to go along, in what has so many."""
+    dim = node.argument("dim", position, node.argument("dims", position))
+    return [n % rank for n in (dim if isinstance(dim, (list, tuple)) else [dim]) if isinstance(n, int) and rank]
+
+
 def contraction(node: Node) -> Contraction | None:
     """The product that a node computes, if it is one of two tensors."""
     match node.op:
@@ -126,6 +156,19 @@ def contraction(node: Node) -> Contraction | None:
             return None
     left, right = pair
     return Contraction(node, left.id, right.id) if left is not None and right is not None else None
+
+
+def window(graph: Graph, node: Node) -> tuple[int, ...]:
+    """Over how many places a node is a convolution, in each dimension; empty for another op, and for each place alone."""
+    found = contraction(node) if node.op in CONVOLUTIONS else None
+    sizes = graph[found.right].shape[2:] if found is not None else ()
+    return sizes if max(sizes, default=1) > 1 else ()
+
+
+def is_depthwise(graph: Graph, node: Node) -> bool:
+    """Whether a node is a convolution of each unit alone, over several places."""
+    found = contraction(node) if window(graph, node) else None
+    return found is not None and graph[found.right].shape[1] == 1 < graph[found.right].shape[0]
 
 
 def projection(graph: Graph, node: Node) -> Projection | None:
@@ -324,15 +367,12 @@ def above(
     What only says which part is taken is no ancestor; with other `inputs` of a node, those are.
     """
     goes_on = _asked(through)
-    waiting, seen = [start], {start}
-    for here in waiting:
-        node = graph[here]
-        yield node
-        if goes_on(node):
-            for name in inputs(graph, node):
-                if name not in seen:
-                    seen.add(name)
-                    waiting.append(name)
+
+    def onward(name: TensorId) -> Iterable[TensorId]:
+        node = graph[name]
+        return inputs(graph, node) if goes_on(node) else ()
+
+    return (graph[name] for name in walk([start], onward))
 
 
 def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
@@ -340,6 +380,15 @@ def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Nod
     begin = graph.place(start)
     higher = above(graph, end, lambda node: graph.place(node.id) > begin and through(node), all_inputs)
     return sorted((node for node in higher if graph.place(node.id) > begin), key=lambda node: graph.place(node.id))
+
+
+def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
+    """The nodes on the ways from a value to another."""
+    lower = {start}
+    for node in between(graph, start, end):
+        if any(parent in lower for parent in node.parents):
+            lower.add(node.id)
+            yield node
 
 
 Path = tuple[Node, ...]
@@ -368,8 +417,7 @@ def paths(graph: Graph, start: Node, through: Callable[[Node, Path], bool]) -> I
 def depends_on(graph: Graph, name: TensorId, origin: TensorId) -> bool:
     """Whether a value is computed from another."""
     begin = graph.place(origin)
-    higher = above(graph, name, lambda node: graph.place(node.id) > begin, all_inputs)
-    return any(node.id == origin for node in higher)
+    return origin in walk([name], lambda one: graph[one].parents if graph.place(one) > begin else ())
 
 
 def strip_views(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:
@@ -389,6 +437,6 @@ def settled(graph: Graph, node: Node) -> Node:
         (reader,) = readers
         others = [parent.id for parent in reader.parents if parent != node.id]
         biased = reader.op == "add" and others and all(weights(graph, name) for name in others)
-        if not (reader.op in ("view", "reshape", "unflatten") or biased or reader.op == RESULT):
+        if not (reader.op in VIEWS or biased or reader.op == RESULT):
             return node
         node = reader

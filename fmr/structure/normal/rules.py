@@ -21,6 +21,7 @@ from fmr.structure.normal.match import (
     SHAPE,
     STATISTICS,
     Contraction,
+    dims_told,
     is_constant,
     product,
     projection,
@@ -289,10 +290,9 @@ def other(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value:
 
 def dim_of(graph: Graph, node: Node) -> int:
     """The dimension that an op works along, counted from the right."""
-    dim = node.argument("dim", 1)
-    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
     rank = len(graph[node.parents[0].id].shape) if node.parents else 0
-    return -1 if not isinstance(dim, int) else dim if dim < 0 else dim - rank
+    told = dims_told(node, rank)
+    return told[0] - rank if len(told) == 1 else -1
 
 
 RULES: tuple[Rule, ...] = (

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import Subscripts
+from fmr.structure.normal.match import walk
 
 KINDS = "input weight constant move join projection product softmax norm statistic affine bend gate sum op".split()
 """What a value of the form is: what comes in; numbers moved, or several laid together; a product that
 sums, of data with a weight or of two values; a softmax; a norm, and what it is told of many numbers; a scale or a shift by
 what is no data; a function number by number; a product or a sum of two values number by number; any other op."""
+
+_NONE = Subscripts("", "", "")
+"""The subscripts of what is no product."""
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -29,7 +33,7 @@ class Value:
     op: str = ""
     dim: int = -1
     operands: tuple[TensorId, ...] = ()
-    subscripts: Subscripts | None = None
+    subscripts: Subscripts = _NONE
     folded: tuple[Node, ...] = ()
     is_data: bool = True
     views: list[Node] = field(default_factory=list)
@@ -40,19 +44,18 @@ class Value:
         """The ID of the value in the graph."""
         return self.node.id
 
-    def is_of(self, ops: frozenset[str]) -> bool:
-        """Whether only these ops went into it."""
-        return all(node.op in ops for node in self.folded or (self.node,))
+    @property
+    def unmoved(self) -> "Value":
+        """What it was before it was moved."""
+        return self.inputs[0].unmoved if self.kind == "move" else self
 
     def above(self, through: Callable[["Value"], bool]) -> Iterator["Value"]:
         """The value and what it is made of, nearest first, not going above one that `through` refuses."""
-        waiting, seen = [self], {self}
-        for here in waiting:
-            yield here
-            if through(here):
-                higher = [one for one in here.inputs if one not in seen]
-                seen.update(higher)
-                waiting += dict.fromkeys(higher)
+        return walk([self], lambda here: here.inputs if through(here) else ())
+
+    def below(self, through: Callable[["Value"], bool]) -> Iterator["Value"]:
+        """The value and what is made of it, nearest first, not going below one that `through` refuses."""
+        return walk([self], lambda here: here.users if here is self or through(here) else ())
 
     def __repr__(self) -> str:
         return f"{self.kind} {self.id}"

@@ -1,16 +1,16 @@
 """A part of a graph computed over and over with some of its values changed: each time only what changes is computed."""
 
+from collections import ChainMap
 from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from fmr.graph.execute import overwritten
 from fmr.graph.graph import Graph
-from fmr.ids import ALIAS, TensorId
+from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.match import between
-from fmr.structure.proof.evaluate import Doubles, Values, in_double
+from fmr.structure.proof.evaluate import Doubles, Values, made_again
 
 
 class Again:
@@ -50,17 +50,11 @@ class Again:
             self._ways[target] = [node for node in nodes if node.id not in self._given and node.dtype != torch.int64]
         return self._ways[target]
 
-    def _run(self, node: Node, new: Mapping[TensorId, Tensor]) -> Tensor:
+    def _run(self, node: Node, new: dict[TensorId, Tensor]) -> Tensor:
         """The op of a node on what is changed and, for the rest, on what is not."""
-        known = {one.id: self._read(one.id, new) for one in node.parents}
-        if node.op == ALIAS:
-            return overwritten(self.graph.__getitem__, node, known, in_double)
-        return in_double(node, known)
-
-    def _read(self, name: TensorId, new: Mapping[TensorId, Tensor]) -> Tensor:
-        if name in new:
-            return new[name]
-        return self._made[name] if name in self._made else self.value.double(name)
+        known = ChainMap(new, self._made)
+        read = {one.id: known[one.id] if one.id in known else self.value.double(one.id) for one in node.parents}
+        return made_again(self.graph, node, read)
 
 
 def _reads(node: Node, known: Container[TensorId]) -> bool:

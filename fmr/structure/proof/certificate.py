@@ -1,13 +1,15 @@
 """Certificates: a finding is recomputed from its parts, in double precision, and compared with what the model computed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fmr.graph.graph import Graph
 from fmr.ids import TensorId
+from fmr.structure.normal.match import depends_on
 
 TOLERANCE = 1e-4
 """The largest error, relative to the largest value, in float32."""
@@ -114,3 +116,9 @@ def error(recomputed: Tensor, recorded: Tensor) -> float:
     difference = (recomputed.double() - recorded.double()).abs()
     worst = float(difference.max() / recorded.abs().max().double().clamp(min=1e-12))
     return worst if worst == worst else float("inf")
+
+
+def unmade(graph: Graph, pairs: Iterable[tuple[TensorId, TensorId]]) -> str:
+    """Which value is said to be computed from another one and is not; empty where all are."""
+    wrong = ((lower, higher) for lower, higher in pairs if lower == higher or not depends_on(graph, lower, higher))
+    return next((f"{lower} is not computed from {higher}" for lower, higher in wrong), "")

@@ -53,13 +53,15 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     for node in between(graph, first, target, lambda node: node.id not in given):
         if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
             tensors = {p.id: known[p.id] if p.id in known else read.double(p.id) for p in node.parents}
-            if node.op == ALIAS:
-                known[node.id] = overwritten(graph.__getitem__, node, tensors, in_double)
-            else:
-                known[node.id] = in_double(node, tensors)
+            known[node.id] = made_again(graph, node, tensors)
     if target not in known:
         raise StructureError(f"{target} does not depend on any of {', '.join(given)}.")
     return known[target]
+
+
+def made_again(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+    """What a node holds, computed again in double precision, also where its storage was written over."""
+    return overwritten(graph.__getitem__, node, tensors, in_double) if node.op == ALIAS else in_double(node, tensors)
 
 
 def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:

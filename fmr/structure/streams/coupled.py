@@ -1,5 +1,6 @@
 """Streams that are halves of one: what is written to each is made of the other alone (Gomez et al. 2017, RevNet)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,8 +15,16 @@ from fmr.structure.streams.stream import Stream, Write
 
 def coupled(graph: Graph, streams: Sequence[Stream]) -> list[Stream]:
     """The streams, each with the end of the one that it is coupled with."""
-    whose = Whose(streams)
-    told = [{n for write in one.writes for n in whose.read(graph, write)} for one in streams]
+    pairs = [(point, n) for n, one in enumerate(streams) if one.writes for point in {*one.points}]
+    several = {point for point, number in Counter(point for point, _ in pairs).items() if number > 1}
+    whose = dict(pairs)
+
+    def read(write: Write) -> set[int]:
+        """The streams whose points are the first that what is written is made of; a point of several is of none."""
+        higher = above(graph, write.added, lambda node: node.id not in whose, reads)
+        return {whose[node.id] for node in higher if node.id in whose and node.id not in several}
+
+    told = [{n for write in one.writes for n in read(write)} for one in streams]
     found = []
     for n, stream in enumerate(streams):
         other = next(iter(told[n])) if len(told[n]) == 1 else n
@@ -42,19 +51,3 @@ def _added_up(graph: Graph, one: TensorId, other: TensorId) -> TensorId | None:
     """The sum of the ends of two halves."""
     adds = (node for node in graph.nodes if node.op == "add" and len(node.parents) == 2)
     return next((node.id for node in adds if {handed(graph, parent.id) for parent in node.parents} == {one, other}), None)
-
-
-class Whose:
-    """Of which stream each point is; of none, where several begin with it."""
-
-    def __init__(self, streams: Sequence[Stream]) -> None:
-        self.known: dict[TensorId, set[int]] = {}
-        for n, stream in enumerate(streams):
-            for point in stream.points if stream.writes else ():
-                self.known.setdefault(point, set()).add(n)
-
-    def read(self, graph: Graph, write: Write) -> set[int]:
-        """The streams whose points are the first that what is written is made of."""
-        higher = above(graph, write.added, lambda node: node.id not in self.known, reads)
-        met = [self.known[node.id] for node in higher if node.id in self.known]
-        return {next(iter(one)) for one in met if len(one) == 1}

@@ -46,10 +46,10 @@ class Flow:
 
     def dominates(self, name: TensorId, other: TensorId) -> bool:
         """Whether all data of a value comes through another one, or is that one."""
-        if name not in self._span or other not in self._span:
-            return False
-        start, end = self._span[name]
-        return start <= self._span[other][0] <= end
+        here: TensorId | None = other
+        while here in self.higher and here != name:
+            here = self.higher[here] if self._depth[here] > self._depth.get(name, 0) else None
+        return here == name and name in self.higher
 
     def _meet(self, names: list[TensorId]) -> TensorId | None:
         """The nearest value that dominates all of these."""
@@ -69,22 +69,6 @@ class Flow:
         for name, nearest in self.higher.items():
             found.setdefault(nearest, []).append(name)
         return found
-
-    @cached_property
-    def _span(self) -> dict[TensorId, tuple[int, int]]:
-        """Where a walk over the tree enters and leaves what each value dominates."""
-        entered: dict[TensorId, int] = {}
-        left: dict[TensorId, tuple[int, int]] = {}
-        waiting = [(name, False) for name in self.lower.get(None, ())]
-        while waiting:
-            name, back = waiting.pop()
-            if back:
-                left[name] = entered[name], len(entered) - 1
-                continue
-            entered[name] = len(entered)
-            waiting.append((name, True))
-            waiting.extend((child, False) for child in self.lower.get(name, ()))
-        return left
 
 
 @cached_per_graph

@@ -25,6 +25,7 @@ from fmr.structure.normal.match import (
     value_number,
     weights,
 )
+from fmr.structure.normal.value import Value
 from fmr.structure.streams.copies import hyper_connection
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.stream import Write
@@ -76,21 +77,9 @@ def identity_path(graph: Graph, name: TensorId) -> list[TensorId]:
     return way
 
 
+@cached_per_graph
 def identity_input(graph: Graph, node: Node) -> TensorId | None:
     """The value that goes on in a node: scaled, masked, mixed or cut; None where the node makes a new one."""
-    known = _identity_inputs(graph)
-    if node.id not in known:
-        known[node.id] = _goes_on(graph, node)
-    return known[node.id]
-
-
-@cached_per_graph
-def _identity_inputs(graph: Graph) -> dict[TensorId, TensorId | None]:
-    """What was asked of a graph so far."""
-    return {}
-
-
-def _goes_on(graph: Graph, node: Node) -> TensorId | None:
     read = [parent.id for parent in node.parents]
     if node.op in HANDED | OVERWRITES:
         return read[0] if read and not is_constant(graph, read[0]) else None
@@ -240,24 +229,17 @@ def norms(graph: Graph, name: TensorId) -> list[TensorId]:
     """The values normalised from one, each norm one op or written out, then with its gain and its cast."""
     found = [user for user in form_of(graph)[name].users if user.kind == "norm" and user.op in STATISTICS | NORMS]
     whole = [one for one in found if one.node.op != "sub"] or found  # less its mean alone is a part of a norm
-    return [_gained(graph, one.node).id for one in whole]
+    return [_gained(graph, one).id for one in whole]
 
 
-def _gained(graph: Graph, norm: Node) -> Node:
-    """A norm with the gain and the bias that alone read it, where it has none of its own, and what lies between them."""
-    whole = here = norm
-    if norm.op in NORMS and any(weights(graph, parent.id) for parent in norm.parents):
-        return norm
-    while True:
-        every = graph.readers(here.id)
-        readers = [one for one in every if graph.readers(one.id)] or every  # what nothing reads is no way on
-        if len(readers) != 1 or identity_input(graph, readers[0]) != here.id:
-            return whole
-        here = readers[0]
-        if (here.op in ("to", "mul", "add") and len(here.parents) > 1) or here.op in ("to", RESULT):
-            whole = here
-        elif here.op not in ("mul", "div"):
-            return whole
+def _gained(graph: Graph, norm: Value) -> Node:
+    """A norm with the gain and the bias that it is given, where it has none of its own."""
+    if norm.node.op in NORMS and any(weights(graph, parent.id) for parent in norm.node.parents):
+        return norm.node
+    scaled = norm.users[-1].folded if norm.users and norm.users[-1].kind == "affine" else ()
+    after = [*norm.views, *(scaled if all(user.node in scaled for user in norm.users) else ())]
+    several = (one for one in reversed(after) if len(one.parents) > 1 or one.op in ("to", RESULT))
+    return next((one for one in several if one.op in ("mul", "add", "to", RESULT)), norm.node)
 
 
 PARALLEL = 3

@@ -8,7 +8,7 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.indices import dim_map
-from fmr.structure.normal.match import MOVES, SAME, below, contraction, weighed_sum
+from fmr.structure.normal.match import MOVES, SAME, below, come_of, contraction, dims_told, weighed_sum
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import handed
 
@@ -63,8 +63,7 @@ def addends(graph: Graph, node: Node) -> tuple[TensorId, ...]:
     """The two values that a node adds up: an add, a difference, or the sum of two that were laid one on another."""
     if node.op == "sum" and len(node.parents) == 1:
         stack = graph[node.parents[0].id]
-        dim, along = node.argument("dim", 1), _along(stack) if stack.op == "stack" else None
-        if along is None or not isinstance(dim, int) or dim % len(stack.shape) != along:
+        if stack.op != "stack" or dims_told(node, len(stack.shape)) != [_along(stack)]:
             return ()
         node = stack
     added = tuple(parent.id for parent in node.parents if parent.at != "out")
@@ -82,15 +81,12 @@ def _over(graph: Graph, stack: Node, dim: int, node: Node) -> bool:
         )
     if node.op not in ("sum", "mean") or not node.parents:
         return False
-    dims = node.argument("dim", 1)
-    rank = len(graph[node.parents[0].id].shape)
-    at = [n % rank for n in (dims if isinstance(dims, (list, tuple)) else [dims]) if isinstance(n, int)]
-    return _is_at(graph, stack, dim, node.parents[0].id, at)
+    operand = node.parents[0].id
+    return _is_at(graph, stack, dim, operand, dims_told(node, len(graph[operand].shape)))
 
 
 def _is_at(graph: Graph, stack: Node, dim: int, operand: TensorId, dims: list[int]) -> bool:
     """Whether these dimensions of an operand are the one of a stack."""
     if len(dims) != 1 or prod(graph[operand].shape) != prod(stack.shape):
         return False
-    way = dict.fromkeys((stack.id, *(node.id for node in graph.between(stack.id, operand)), operand))
-    return dim_map(graph, tuple(graph[name] for name in way))[dims[0]] == dim
+    return dim_map(graph, (stack, *come_of(graph, stack.id, operand)))[dims[0]] == dim

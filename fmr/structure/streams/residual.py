@@ -22,6 +22,7 @@ from fmr.structure.normal.match import (
     is_constant,
     projection,
     value_number,
+    walk,
 )
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (
@@ -114,15 +115,8 @@ def _chains(graph: Graph, found: Writes, deep: Deep, parts: Iterable[list[tuple[
         if last.after not in following and first.after not in later:
             following[last.after] = first
     later = {write.after for write in following.values()}
-    return [_linked(write, following) for write in found.values() if write.after not in later]
-
-
-def _linked(write: Write, following: Writes) -> list[Write]:
-    """A write and those that follow it."""
-    chain = [write]
-    while chain[-1].after in following:
-        chain.append(following[chain[-1].after])
-    return chain
+    firsts = (write for write in found.values() if write.after not in later)
+    return [[*walk([first], lambda one: [following[one.after]] if one.after in following else [])] for first in firsts]
 
 
 def _stream(graph: Graph, chain: list[Write], others: frozenset[TensorId], deep: Deep, whole: TensorId | None) -> Stream:
@@ -293,17 +287,11 @@ def _viewed(graph: Graph, name: TensorId) -> TensorId:
 def _reached(graph: Graph, last: TensorId, others: frozenset[TensorId]) -> dict[TensorId, None]:
     """The values into which data comes from one value alone, and from there without a projection."""
 
-    seen, waiting = {graph[last].id: None}, [graph[last]]
-    for node in waiting:
-        for reader in graph.readers(node.id):
-            alone = reader.id not in others and flow_of(graph).dominates(last, reader.id) and not _computes(graph, reader)
-            if alone and reader.id not in seen and node.id in data_inputs(graph, reader):  # it may be read for its type
-                seen[reader.id] = None
-                waiting.append(reader)
-    return seen
+    def onward(name: TensorId) -> Iterator[TensorId]:
+        for reader in graph.readers(name):
+            computes = contraction(reader) is not None and form_of(graph)[reader.id].kind in ("projection", "product")
+            alone = reader.id not in others and not computes and flow_of(graph).dominates(last, reader.id)
+            if alone and name in data_inputs(graph, reader):  # it may be read for its type
+                yield reader.id
 
-
-def _computes(graph: Graph, node: Node) -> bool:
-    """Whether a node is a product with a weight or of two values that carry data."""
-    found, flow = contraction(node), flow_of(graph)
-    return found is not None and (projection(graph, node) is not None or (found.left in flow) == (found.right in flow))
+    return dict.fromkeys(walk([graph[last].id], onward))

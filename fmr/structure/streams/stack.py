@@ -5,11 +5,13 @@ those that have streams. That nothing goes past a state is proven by the dominat
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import ids_in
-from fmr.structure.normal.match import projection
+from fmr.structure.normal.form import form_of
+from fmr.structure.normal.match import walk
 from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import POOLS, base, handed
 from fmr.structure.streams.stream import Stream
@@ -21,8 +23,8 @@ LAYERS = 3
 def find_stacks(graph: Graph, streams: Iterable[Stream]) -> Iterator[Stream]:
     """The plain stacks of an unfused graph, each as a stream without writes; what lies in a residual stream is none."""
     flow, taken = flow_of(graph), _taken(graph, streams)
-    layers = (projection(graph, node) for node in graph.nodes)
-    read = {name for layer in layers if layer is not None for name in _pooled(graph, layer.data)}
+    layers = form_of(graph).of_kind("projection")
+    read = {name for layer in layers for name in _pooled(graph, layer.operands[0])}
     returned = {one for name in ids_in(graph.scopes[0].output) for one in _pooled(graph, name)} if graph.scopes else set()
     chains = list(_chains(graph, flow))
     for chain in chains:
@@ -56,16 +58,15 @@ def _pooled(graph: Graph, name: TensorId) -> Iterator[TensorId]:
 def _taken(graph: Graph, streams: Iterable[Stream]) -> set[TensorId]:
     """The values on the streams and in the branches that write to them."""
     taken, flow = set[TensorId](), flow_of(graph)
+
+    def higher(first: int, name: TensorId) -> list[TensorId]:
+        read = (parent.id for parent in graph[name].parents if parent not in taken and parent in flow)
+        return [one for one in read if graph.place(one) > first]
+
     for stream in streams:
         taken.update(stream.points)
         for start, write in zip([stream.points[0], *(write.after for write in stream.writes)], stream.writes, strict=False):
-            first, waiting = graph.place(start), [write.after]
-            taken |= {base(graph, write.before), write.after}
-            while waiting:
-                for parent in graph[waiting.pop()].parents:
-                    if parent not in taken and parent in flow and graph.place(parent) > first:
-                        taken.add(parent.id)
-                        waiting.append(parent.id)
+            taken |= {base(graph, write.before), *walk([write.after], partial(higher, graph.place(start)))}
     return taken
 
 
@@ -80,7 +81,4 @@ def _chains(graph: Graph, flow: Flow) -> Iterator[list[TensorId]]:
     later = set(following.values())
     for name in flow.higher:
         if name not in later:
-            chain = [name]
-            while chain[-1] in following:
-                chain.append(following[chain[-1]])
-            yield chain
+            yield [*walk([name], lambda one: [following[one]] if one in following else [])]

@@ -1,6 +1,7 @@
 """The writes of residual streams: the sums in which a value meets what was computed from it."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from itertools import islice
 
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
@@ -21,6 +22,7 @@ from fmr.structure.normal.match import (
     depends_on,
     product,
     projection,
+    walk,
 )
 from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import (
@@ -208,25 +210,21 @@ def _computed_from(
     Some values may `never` be met; a way that leads through one of `around` does not count.
     """
     target = base(graph, origin)
-    first = graph.place(target)
-    waiting, seen, met = [(name, False)], {(name, False)}, False
-    while waiting:
-        here, computed = waiting.pop()
-        if here in (target, origin):
-            if computed and not never:
-                return True
-            met = met or computed
-            continue
-        if here in never:
+    first, ends = graph.place(target), (target, origin)
+
+    def onward(step: tuple[TensorId, bool]) -> Iterator[tuple[TensorId, bool]]:
+        node = graph[step[0]]
+        computed = step[1] or node.op in through or is_hidden(node)
+        for parent in reads(graph, node) if node.id not in ends else ():
+            if graph.place(parent) >= first and parent not in around:
+                yield parent, computed
+
+    steps = walk([(name, False)], onward)
+    if never:
+        steps = iter(every := list(steps))
+        if any(here in never and here not in ends for here, _ in every):
             return False
-        node = graph[here]
-        computed = computed or node.op in through or is_hidden(node)
-        for parent in reads(graph, node):
-            step = (parent, computed)
-            if graph.place(parent) >= first and parent not in around and step not in seen:
-                seen.add(step)
-                waiting.append(step)
-    return met
+    return any(computed and here in ends for here, computed in steps)
 
 
 def writers(graph: Graph, write: Write, sums: Container[TensorId] = ()) -> tuple[Node, ...]:
@@ -369,7 +367,8 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     Where what is written to the other stream is made of it in turn, the two are coupled; but what a single write tells it
     are places given to queries.
     """
-    before, target = {one.after for one in _back(graph, write.origin, found)}, base(graph, write.origin)
+    parallel = islice(_chain(graph, write.origin, found), PARALLEL + 1)  # as many as may have been computed at once
+    before, target = {one.after for one in parallel}, base(graph, write.origin)
     first = graph.place(target)
 
     def goes_on(node: Node) -> bool:
@@ -387,12 +386,3 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     if any(depends_on(graph, one.added, own[0]) for one in later):  # it tells the others: of places, in a single write
         return starts[write.after] == write.origin and len(own) == 1
     return any(depends_on(graph, start, other) for other in others)
-
-
-def _back(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:
-    """The last writes to the stream that a value is on, latest first, as many as may have been computed in parallel."""
-    write = last_write(graph, name, found)
-    for _ in range(PARALLEL + 1):
-        if write is not None:
-            yield write
-            write = last_write(graph, write.before, found)
