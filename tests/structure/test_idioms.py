@@ -198,6 +198,11 @@ def test_units_that_look_at_units_are_no_attention_of_one_position_either() -> N
     assert faults(CASES["nothing of_units"], run, truth) == []
 
 
+def test_units_that_compete_over_four_positions_are_found_as_over_more() -> None:
+    run, truth = ran(CASES["memory Competing"], 2, 4)
+    assert faults(CASES["memory Competing"], run, truth) == []
+
+
 @pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(20, 60))])
 def test_any_attention_goes_with_any_memory_whatever_the_sizes(seed: int) -> None:
     draw = random.Random(seed)

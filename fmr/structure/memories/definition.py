@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import combinations
-from math import prod
+from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -37,10 +37,9 @@ def of_own_place(
         return None
     if len(coefficients) % len(rows):
         return float("inf")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    choices = [order < len(rows) / 3, order.flip(0) < len(rows) / 3][: 2 if len(rows) <= _FEW else 1]
+    examples = read.shape[0] if read.dim() > 2 else 1
     offs = list[float]()
-    for chosen in choices:
+    for chosen in _choices(len(rows), examples):
         other = _turned(rows, chosen.to(rows.device)).reshape(read.movedim(units, -1).shape).movedim(-1, units)
         moved = _rows(evaluate(graph, post, {source: other, **held}, value), axis)
         if held and torch.equal(_rows(evaluate(graph, post, {source: read, **held}, value), axis), moved):
@@ -49,13 +48,24 @@ def of_own_place(
             offs += [max((off for off in each if off is not None), default=0.0)]
         elif not torch.equal(coefficients, moved) and bool(torch.isfinite(coefficients - moved).all()):
             ways = _laid(chosen.to(rows.device), made.movedim(axis, -1).shape[:-1])
-            examples = read.shape[0] if read.dim() > 2 else 1
             offs += [min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))]
     return max(offs, default=None)  # none where all of them are at a bound, or are no numbers
 
 
 _FEW = 16
-"""Of so many rows a choice may miss those that others hear: another one is made beside it."""
+"""Of so many rows a choice may miss those that others hear: others are made beside it."""
+
+
+def _choices(rows: int, examples: int) -> Iterator[Tensor]:
+    """Some rows of each example, a third; of three or more that are not chosen, which no gain fits by chance, where there
+    are as many."""
+    length = rows // examples if rows % examples == 0 else rows
+    length = rows if length < 4 else length
+    number = min(ceil(length / 3), max(length - 3, 1))
+    generator = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(length, generator=generator) for _ in range(rows // length)]).flatten()
+    for start in range(0, length if rows <= _FEW else 1, number):
+        yield (order >= start) & (order < start + number)
 
 
 def windows(graph: Graph, up: TensorId, post: TensorId) -> list[Node]:
