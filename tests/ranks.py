@@ -10,6 +10,7 @@ import os
 import sys
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: else its functions keep the group as a default, and its threads go on
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank, folder = dist.get_rank(), sys.argv[1]
@@ -22,11 +23,18 @@ def say(*parts):
 
 '''
 
+TAIL = """
+if dist.is_initialized():
+    dist.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # a sharded model keeps its group, whose threads may abort a process that Python takes down
+"""
+
 
 def torchrun(script: str, folder: Path, processes: int = 2, fails: bool = False) -> str:
     """Run a script in so many processes; what they print."""
     path = folder / "script.py"
-    path.write_text(HEAD + script + "\ndist.destroy_process_group()\n")
+    path.write_text(HEAD + script + TAIL)
     root = str(Path(__file__).parents[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     env = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": str(folder / "error.json")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import fmr
 from analyzers.counts import counts_of, empty, with_counts
 from analyzers.protocol import Analyzer, AnalyzerError, Given, check_counts, gathered
 from fmr.corpora.corpus import Corpus
-from fmr.corpora.shards import part_name
+from fmr.corpora.shards import part_of
 from fmr.disk.files import new_folder
 from fmr.sweeps.bars import hidden
 
@@ -67,16 +67,15 @@ def over(
             self.analyzer = make()
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            counted = empty(self.analyzer).over(row["batches"].held, progress=False)
-            return {"number": row["number"], "counts": _Held(counts_of(counted))}
+            return _made(row, lambda: counts_of(empty(self.analyzer).over(row["batches"].held, progress=False)))
 
     rows = [{"number": number, "batches": _Held(one)} for number, one in enumerate(blocks)]
     data = ray.data.from_items(rows, override_num_blocks=len(rows))
     told = data.map(
         Counter, compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))), num_gpus=gpus or None
     ).take_all()
-    for row in sorted(told, key=lambda row: int(row["number"])):
-        analyzer.merge(with_counts(analyzer, row["counts"].held))
+    for counts in _all(told):
+        analyzer.merge(with_counts(analyzer, counts))
     return analyzer
 
 
@@ -85,6 +84,22 @@ class _Held:
     """What goes through a table of Ray as one thing."""
 
     held: Any
+
+
+def _made(row: Mapping[str, Any], work: Callable[[], Any]) -> dict[str, Any]:
+    """What a worker made of a row, or why it could not, which Ray would put into a long text of its own."""
+    try:
+        return {"number": row["number"], "made": _Held(work()), "failed": ""}
+    except Exception as problem:
+        return {"number": row["number"], "made": _Held(None), "failed": f"{type(problem).__name__}: {problem}"}
+
+
+def _all(rows: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """What the workers made, in its order; one that failed is an error."""
+    found = sorted(rows, key=lambda row: int(row["number"]))
+    if bad := next((row for row in found if row["failed"]), None):
+        raise AnalyzerError(f"A worker failed at part {bad['number']} of {len(found)}: {bad['failed']}")
+    return [row["made"].held for row in found]
 
 
 def collect(
@@ -107,18 +122,21 @@ def collect(
     those of `fmr.collect`, as dtype and shard. The folder must be one that every machine sees.
     """
     check_counts(1, workers=workers)
+    if not isinstance(batches, Sequence):
+        raise AnalyzerError(f"batches is a {type(batches).__name__}, expected a list of batches, which can be divided.")
     if (many := len(batches)) < workers:
         raise AnalyzerError(f"{many} batches for {workers} workers. Expected one for each, or more.")
-    ray, folder = started(progress), new_folder(to).absolute()
+    folder = new_folder(to).absolute()
+    places = [part_of(folder, number, workers) for number in range(workers)]
+    ray = started(progress)
 
     def part(row: dict[str, Any]) -> dict[str, Any]:
-        place = folder / part_name(row["number"], workers)
-        fmr.collect(make(), row["batches"].held, keep, place, progress=False, **settings)
-        return {"number": row["number"]}
+        place = places[row["number"]]
+        return _made(row, lambda: len(fmr.collect(make(), row["batches"].held, keep, place, progress=False, **settings)))
 
     cuts = [many * n // workers for n in range(workers + 1)]
     rows = [{"number": n, "batches": _Held(list(batches[cuts[n] : cuts[n + 1]]))} for n in range(workers)]
-    ray.data.from_items(rows, override_num_blocks=workers).map(part, num_gpus=gpus or None).take_all()
+    _all(ray.data.from_items(rows, override_num_blocks=workers).map(part, num_gpus=gpus or None).take_all())
     return Corpus(folder)
 
 

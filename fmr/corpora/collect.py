@@ -23,16 +23,18 @@ from fmr.corpora.shards import (
     BATCHES,
     counted,
     differs,
-    part_name,
+    part_of,
     pieces,
     read_about,
     shards,
     write_about,
     write_shard,
 )
+from fmr.corpora.tokens import Tokens
 from fmr.disk.files import new_folder
 from fmr.disk.tensors import bytes_of
 from fmr.errors import StoreError, number_of, whole_number
+from fmr.ids import Site
 from fmr.runs.track import run
 from fmr.sweeps.bars import hidden
 from fmr.weights import fingerprint
@@ -51,6 +53,8 @@ def collect(
     *,
     dtype: torch.dtype | None = None,
     shard: int = SHARD,
+    tokens: str | None = None,
+    mask: str | None = None,
     ranks: bool = False,
     progress: bool | None = None,
 ) -> Corpus:
@@ -64,8 +68,10 @@ def collect(
     arguments by name, in the same order each time. keep: sites, IDs or paths of modules, or a mapping from names to them.
     to: a folder, made where there is none. dtype: of values with fractions on disk, as torch.float16; as they are by
     default. shard: bytes of a file, and about what is held in memory. progress: show a bar; None shows it on a terminal.
+    tokens, mask: the names of the arguments that hold the token ids of the sites' positions, and 1 for a token and 0 for
+    padding; None takes `input_ids` and `attention_mask`, or those of a decoder, where their lengths tell which they are.
 
-    Tokens that `attention_mask` calls padding have no row. What a killed process wrote is whole, up to its last shard: the
+    Tokens that the mask calls padding have no row. What a killed process wrote is whole, up to its last shard: the
     same call goes on from there, and what was collected is read again from the loader and compared, not run again. The same
     call on a complete folder runs nothing. `StoreError` for a folder of something else, for another process that writes to
     it, and for batches that are not the ones of before. Values on disk are not read again: `corpus.check()` does.
@@ -74,44 +80,57 @@ def collect(
     opens the whole when all are done. Batches need a length then; what a killed process wrote is gone on with by as many.
     """
     _check(model, dtype, shard)
+    asked = _Asked(model, named_sites(keep), dtype, shard, Tokens.of(model, tokens, mask), progress)
     if not ranks:
-        return _collected(model, batches, keep, new_folder(to), dtype, shard, progress)
+        return _collected(asked, batches, new_folder(to))
     rank, world = check_ranks()
     folder = new_folder(to)
-    part = folder / part_name(rank, world)
+    parts = together(lambda: (part_of(folder, rank, world), asked.about()))
+    if odd := next((n for n, (_, about) in enumerate(parts) if about != parts[0][1]), None):
+        told = differs(parts[0][1], parts[odd][1], list(parts[0][1]))
+        raise StoreError(f"Process {odd} would collect otherwise than process 0: {told}. Expected the same in each.")
     opened: list[Corpus] = []
-    together(lambda: len(_collected(model, share(batches), keep, new_folder(part), dtype, shard, progress)))
+    together(lambda: len(_collected(asked, share(batches), new_folder(parts[rank][0]))))
     together(lambda: opened.append(Corpus(folder)))  # before any of them goes on, maybe to collect into it again
     return opened[0]
 
 
-def _collected(
-    model: nn.Module,
-    batches: Iterable[Any],
-    keep: Any,
-    folder: Path,
-    dtype: torch.dtype | None,
-    shard: int,
-    progress: bool | None,
-) -> Corpus:
+@dataclass(frozen=True)
+class _Asked:
+    """What is collected, and how."""
+
+    model: nn.Module
+    sites: dict[str, Site]
+    dtype: torch.dtype | None
+    shard: int
+    tokens: Tokens
+    progress: bool | None
+
+    def about(self) -> dict[str, Any]:
+        """What a folder is made of, as it stands there."""
+        return {
+            "model": type(self.model).__name__,
+            "weights": fingerprint(self.model),
+            "sites": {name: repr(site) for name, site in self.sites.items()},
+            "dtype": None if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            "tokens": self.tokens.ids,
+            "mask": self.tokens.mask,
+        }
+
+
+def _collected(asked: _Asked, batches: Iterable[Any], folder: Path) -> Corpus:
     """Write what sites hold in these batches to a folder of its own, and open it."""
-    sites = named_sites(keep)
-    about = {
-        "model": type(model).__name__,
-        "weights": fingerprint(model),
-        "sites": {name: repr(site) for name, site in sites.items()},
-        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
-    }
+    about = asked.about()
     with _alone(folder):
         done = _begun(folder, about)
-        writer = _Writer(folder, shard, dtype, len(shards(folder)), sum(many for _, many in done))
+        writer = _Writer(folder, asked.shard, asked.dtype, len(shards(folder)), sum(many for _, many in done))
         count = 0
-        for count, batch in enumerate(tqdm(batches, "collecting", unit="batch", disable=hidden(progress)), 1):
+        for count, batch in enumerate(tqdm(batches, "collecting", unit="batch", disable=hidden(asked.progress)), 1):
             told = _digest(batch)
             if count > len(done):
                 args, kwargs = named_inputs(batch)
-                held = run(model, *args, keep=list(dict.fromkeys(sites.values())), stop=True, **kwargs)
-                rows = rows_of(held, sites, batch, writer.documents)
+                held = run(asked.model, *args, keep=list(dict.fromkeys(asked.sites.values())), stop=True, **kwargs)
+                rows = rows_of(held, asked.sites, batch, writer.documents, asked.tokens)
                 if count == len(done) + 1:  # what cannot be collected leaves nothing behind
                     write_about(folder, about | {"complete": False})
                 writer.add(rows, told, batch)
@@ -166,7 +185,7 @@ def _begun(folder: Path, about: dict[str, Any]) -> list[tuple[int, int]]:
     """The batches that a folder holds, each with its digest and its number of examples."""
     if (folder / ABOUT).exists():
         was = read_about(folder) if shards(folder) else about
-        if told := differs(was, about, ("model", "weights", "sites", "dtype")):
+        if told := differs(was, about, list(about)):
             raise StoreError(f"{folder} was collected otherwise: {told}. Expected the same, or another folder.")
     elif others := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
         raise StoreError(f"{folder} holds {others[0]} and no corpus. Expected an empty folder, or a new one.")
@@ -202,7 +221,7 @@ class _Writer:
 
     def add(self, rows: dict[str, Tensor], told: int, batch: Any) -> None:
         """Take the rows of one batch."""
-        ready = {name: self._on_disk(value) for name, value in rows.items()}
+        ready = {name: self._on_disk(name, value) for name, value in rows.items()}
         if self.held and (
             odd := next((name for name in ready if ready[name].shape[1:] != self.held[0][name].shape[1:]), None)
         ):
@@ -218,10 +237,16 @@ class _Writer:
         if self.size >= self.most:
             self.flush()
 
-    def _on_disk(self, value: Tensor) -> Tensor:
+    def _on_disk(self, name: str, value: Tensor) -> Tensor:
         """A value as it goes to disk, in memory of its own."""
         kind = self.dtype if self.dtype is not None and value.is_floating_point() else value.dtype
-        return value.detach().to("cpu", kind, copy=True).contiguous()
+        made = value.detach().to("cpu", kind, copy=True).contiguous()
+        if kind != value.dtype and (lost := made.isinf() & value.detach().cpu().isfinite()).any():
+            raise StoreError(
+                f"{name!r} holds {float(value.detach().cpu()[lost][0]):.3g}, which {str(kind)[6:]} cannot. Expected "
+                "dtype=torch.bfloat16, or None for values as they are."
+            )
+        return made
 
     def flush(self) -> None:
         """Write what has gathered as one shard."""

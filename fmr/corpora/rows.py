@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fmr.corpora.tokens import Tokens
 from fmr.edits.places import kept
 from fmr.errors import StoreError
 from fmr.ids import Site
@@ -25,6 +26,11 @@ def named_sites(keys: Any) -> dict[str, Site]:
         raise StoreError(
             f"keep={keys!r}: expected sites, IDs or paths of modules, each once, as keep=[layer.resid_post for layer in "
             "structure.layers], or a mapping from names to them."
+        )
+    if glob := next((name for name, site in found.items() if "*" in str(site.id)), None):
+        raise StoreError(
+            f"keep={glob!r} is a glob, and what a corpus holds is named before. Expected sites one by one, as "
+            'keep=[f"transformer.h.{n}" for n in range(12)].'
         )
     return found
 
@@ -50,23 +56,7 @@ def tensors_of(batch: Any) -> dict[str, Tensor]:
     return found
 
 
-def real_of(tensors: Mapping[str, Tensor], positions: int) -> Tensor:
-    """Which tokens are no padding, (examples, positions)."""
-    examples = len(next(iter(tensors.values())))
-    mask = tensors.get("attention_mask")
-    if mask is not None and mask.shape == (examples, positions):
-        return (mask != 0).cpu()
-    return torch.ones(examples, positions, dtype=torch.bool)
-
-
-def ids_of(tensors: Mapping[str, Tensor], positions: int) -> Tensor | None:
-    """The token ids of a batch, (examples, positions), if it has any."""
-    of_shape = (tensors[name] for name in ("input_ids", "decoder_input_ids", "") if name in tensors)
-    found = (one for one in of_shape if one.dim() == 2 and one.shape[1] == positions and not one.is_floating_point())
-    return next((one.cpu() for one in found), None)
-
-
-def rows_of(run: Run, sites: Mapping[str, Site], batch: Any, first: int) -> dict[str, Tensor]:
+def rows_of(run: Run, sites: Mapping[str, Site], batch: Any, first: int, tokens: Tokens) -> dict[str, Tensor]:
     """What the sites hold, one row a token or one an example, and under the empty name their index (rows, 3).
 
     first: the number of the batch's first example among all documents.
@@ -81,14 +71,14 @@ def rows_of(run: Run, sites: Mapping[str, Site], batch: Any, first: int) -> dict
             f"The sites have other numbers of positions: {told}. Expected sites with as many: collect the others apart."
         )
     positions = next(iter(lengths.values()), 0)
-    ids, real = ids_of(tensors, positions), real_of(tensors, positions)
     if not lengths:
         index = torch.tensor([[first + row, NOTHING, NOTHING] for row in range(examples)])
         return {"": index, **{name: value.flatten(0, 1) for name, (value, _) in found.items()}}
+    ids, real = tokens.read(tensors, (examples, positions))
     at = real.nonzero()
     places = real.long().cumsum(1)[tuple(at.T)] - 1
-    tokens = torch.full_like(places, NOTHING) if ids is None else ids[tuple(at.T)].long()
-    index = torch.stack([at[:, 0] + first, places, tokens], 1)
+    told = torch.full_like(places, NOTHING) if ids is None else ids[tuple(at.T)].long()
+    index = torch.stack([at[:, 0] + first, places, told], 1)
     return {"": index, **{name: value[tuple(at.T.to(value.device))] for name, (value, _) in found.items()}}
 
 

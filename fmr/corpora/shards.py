@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fmr.disk.files import digest, read_whole, replacing, seal, understood, unseal, write_whole
 from fmr.disk.tensors import Entry, bytes_of, write_tensors
-from fmr.errors import StoreError
+from fmr.errors import StoreError, number_of
 
 ABOUT, INDEX, BATCHES = "corpus.json", "index", "batches"
 """The file that says what there is; the names of the tensors that are not values."""
@@ -92,8 +92,19 @@ def counted(folder: Path) -> dict[str, int]:
     return {"shards": len(found), "rows": sum(pieces(path)[INDEX].shape[0] for path in found)}
 
 
-def part_name(number: int, of: int) -> str:
-    """The name of the folder of one of several processes."""
+def part_of(folder: Path, number: int, of: int) -> Path:
+    """The folder of one of several processes, in a folder that holds what as many have collected, or nothing."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    if odd := next((name for name in names if (at := _PART.fullmatch(name)) is None or int(at[2]) != of), None):
+        raise StoreError(
+            f"{folder} holds {odd}, and {number_of(of, 'process', 'processes')} would collect into it. Expected an empty "
+            "folder, a new one, or one that as many collected into."
+        )
+    return folder / _part(number, of)
+
+
+def _part(number: int, of: int) -> str:
+    """The name of that folder."""
     return f"part-{number}-of-{of}"
 
 
@@ -103,11 +114,11 @@ def parts(folder: Path) -> list[Path]:
     if not found:
         return [folder]
     worlds = {int(match[2]) for match in found.values()}
-    missing = [part_name(n, of) for of in worlds for n in range(of) if part_name(n, of) not in found]
+    missing = [_part(n, of) for of in worlds for n in range(of) if _part(n, of) not in found]
     if len(worlds) > 1 or missing:
         told = f"has no {missing[0]}" if missing else f"holds parts of {' and of '.join(map(str, sorted(worlds)))}"
         raise StoreError(f"{folder} {told}. Expected the parts of as many processes as collected into it.")
-    return [folder / part_name(n, next(iter(worlds))) for n in range(len(found))]
+    return [folder / _part(n, next(iter(worlds))) for n in range(len(found))]
 
 
 def pieces(path: Path) -> dict[str, Piece]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fmr
-from fmr.corpora.shards import write_about
+from fmr.corpora.shards import part_of, write_about
 from fmr.errors import IdError, StoreError
 from tests.models import build
 
@@ -214,6 +214,30 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         tmp_path / "empty",
         [],
     )
+
+
+def test_what_a_narrower_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
+    net, large = nn.Sequential(nn.Identity()).eval(), torch.tensor([[1e5, torch.inf], [torch.nan, 1.0]])
+    with pytest.raises(StoreError, match=r"'0' holds 1e\+05, which float16 cannot. Expected dtype=torch.bfloat16, or None"):
+        fmr.collect(net, [large], ["0"], tmp_path / "half", dtype=torch.float16, progress=False)
+    assert not list((tmp_path / "half").glob("shard-*"))
+    kept = fmr.collect(net, [large], ["0"], tmp_path / "brain", dtype=torch.bfloat16, progress=False)["0"][:]
+    assert torch.equal(kept.nan_to_num(7), large.bfloat16().nan_to_num(7))
+
+
+def test_a_glob_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    refused(r"keep='transformer.h.\*.mlp' is a glob.* Expected sites one by one", tmp_path / "v", keep="transformer.h.*.mlp")
+
+
+def test_parts_are_of_as_many_processes_as_were(tmp_path: Path) -> None:
+    """Whoever comes with another number, or to what one process wrote, is refused before anything is written."""
+    part_of(tmp_path, 0, 2).mkdir()
+    assert part_of(tmp_path, 1, 2).name == "part-1-of-2"
+    with pytest.raises(StoreError, match=r"holds part-0-of-2, and 3 processes would collect into it. Expected an empty"):
+        part_of(tmp_path, 0, 3)
+    collected(tmp_path / "alone")
+    with pytest.raises(StoreError, match=r"alone holds corpus.json, and 2 processes would collect into it"):
+        part_of(tmp_path / "alone", 0, 2)
 
 
 def test_a_folder_is_written_by_one_process(tmp_path: Path) -> None:

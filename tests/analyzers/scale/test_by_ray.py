@@ -76,3 +76,7 @@ def test_what_cannot_be_counted_is_told(ray: Any) -> None:
         analyzers.scale.over(lambda: HeadClustering(load()), [])
     with pytest.raises(AnalyzerError, match="6 batches for 7 workers"):
         analyzers.scale.collect(load, batches(), ["transformer.h.2"], "never", workers=7)
+    with pytest.raises(AnalyzerError, match="batches is a generator, expected a list of batches"):
+        analyzers.scale.collect(load, (one for one in batches()), ["transformer.h.2"], "never")  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"A worker failed at part 1 of 2: AnalyzerError: The batch holds no tensor"):
+        analyzers.scale.over(lambda: HeadClustering(load()), [*batches()[:1], {"x": 1}], workers=1, block=1, progress=False)
