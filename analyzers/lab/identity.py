@@ -53,8 +53,8 @@ def _settings(path: str, module: nn.Module) -> Iterator[str]:
     for name, value in sorted(vars(module).items()):
         if _is_setting(value) and not name.startswith("_"):
             yield f"{path}.{name} {_word(value)}"
-    for kind in ("_forward_hooks", "_forward_pre_hooks"):
-        yield from (f"{path}.{kind} {_word(hook)}" for hook in vars(module).get(kind, {}).values())
+    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+        yield from (f"{path}.{hooks} {_word(hook)}" for hook in vars(module).get(hooks, {}).values())
     yield from (f"{path}.config.{name} {_word(one)}" for name, one in _config(module).items() if _is_setting(one))
 
 

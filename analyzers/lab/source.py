@@ -50,7 +50,7 @@ def is_own(value: Any) -> bool:
     """Whether a module, or what is defined in one, is the user's own, and of no library that has a version."""
     name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
     module = sys.modules.get(name) if isinstance(name, str) else None
-    if module is None or name.partition(".")[0] in ("fmr", "analyzers"):
+    if module is None or not isinstance(name, str) or name.partition(".")[0] in ("fmr", "analyzers"):
         return False
     file = getattr(module, "__file__", None)
     return name == "__main__" or (file is not None and not file.startswith(_libraries()))
