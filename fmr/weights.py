@@ -1,13 +1,17 @@
-"""Which model something was counted of: a few of the numbers of its weights, by which these are known again."""
+"""Which model something was counted of: a name for all bits of its weights, and some numbers by which like ones show."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-_MANY, _FEW = 1024, 256
-"""About how many numbers of a parameter go into a digest, and how many into a sample."""
+_FEW = 256
+"""About how many numbers of a parameter go into a sample."""
+
+_WORDS, _AT_ONCE = 1024, 128
+"""How many words of 8 bytes make a row, and how many rows are in memory at once."""
 
 
 def whole(value: Tensor) -> Tensor:
@@ -16,23 +20,46 @@ def whole(value: Tensor) -> Tensor:
     return full
 
 
-def _numbers(model: nn.Module, many: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Each parameter with its name and some of its numbers."""
-    for name, value in model.named_parameters():
-        flat = whole(value.detach()).flatten()
-        yield name, value, flat[:: max(1, len(flat) // many)].float().cpu().contiguous()
-
-
 def fingerprint(model: nn.Module) -> str:
-    """A short name for the weights of a model: its parameters' names and shapes, and some of the numbers of each.
+    """A short name for the weights of a model: of parameters and buffers the names, shapes, dtypes and every bit.
 
     >>> fingerprint(model) == fingerprint(model)
     True
+
+    All bits are read where they lie, a second for 2 GB or so. Of weights without bits (meta, lazy) it is names and shapes.
     """
-    told = hashlib.blake2b(digest_size=8)
-    for name, value, some in _numbers(model, _MANY):
-        told.update(f"{name} {tuple(value.shape)} ".encode() + some.numpy().tobytes())
+    told, first = hashlib.blake2b(digest_size=8), dict[int, str]()
+    for name, value in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        tied = first.setdefault(id(value), name)
+        told.update(f"{name} {tied} {value.dtype} ".encode() + (_bits(value) if tied == name else b""))
     return told.hexdigest()
+
+
+def _bits(value: Tensor) -> bytes:
+    """The shape of a tensor and a sum of each row of its words, every word times a number of its own, modulo 2**64."""
+    if nn.parameter.is_lazy(value):
+        return b"lazy"
+    value = whole(value.detach())
+    shape = str(tuple(value.shape)).encode()
+    if hasattr(value, "__tensor_flatten__"):  # one that is made of others
+        return shape + b"".join(_bits(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+    if value.is_meta:
+        return shape
+    value = value.dequantize() if value.is_quantized else value if value.layout is torch.strided else value.to_dense()
+    flat = value.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+    rest = len(flat) % (8 * _WORDS)
+    padded = functional.pad(flat[len(flat) - rest :], (0, 8 * _WORDS - rest))
+    start = flat[: len(flat) - rest]
+    start = start if start.storage_offset() % 8 == 0 else start.clone()
+    factors = _factors().to(flat.device)
+    blocks = [*start.view(torch.int64).view(-1, _WORDS).split(_AT_ONCE), padded.view(torch.int64).view(1, _WORDS)]
+    return shape + torch.cat([(block * factors).sum(1) for block in blocks]).cpu().numpy().tobytes()
+
+
+def _factors() -> Tensor:
+    """Odd numbers without a pattern, one for each word of a row."""
+    mixed = torch.arange(1, _WORDS + 1) * -7046029254386353131
+    return (mixed ^ (mixed >> 31)) * -7723592293110705685 | 1
 
 
 def sample(model: nn.Module) -> dict[str, Tensor]:
@@ -41,13 +68,18 @@ def sample(model: nn.Module) -> dict[str, Tensor]:
     >>> sample(model)["h.0.mlp.c_fc.weight 128 512"].shape
     torch.Size([256])
     """
-    every = {name: (value, some) for name, value, some in _numbers(model, _FEW) if value.dim() > 1}
+    every = {name: (value, _some(value)) for name, value in model.named_parameters() if value.dim() > 1}
     paths = [name.split(".") for name in every]
     common = next((n for n, steps in enumerate(zip(*paths, strict=False)) if len({*steps}) > 1), 0)
     return {
         " ".join([".".join(path[common:]), *map(str, value.shape)]): some
         for path, (value, some) in zip(paths, every.values(), strict=True)
     }
+
+
+def _some(value: Tensor) -> Tensor:
+    flat = whole(value.detach()).flatten()
+    return flat[:: max(1, len(flat) // _FEW)].float().cpu().contiguous()
 
 
 def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""The code of a function as text: its source, and that of what it uses from the same file."""
+"""The code of a function as text: its source, and that of what it uses from the user's own files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import dis
 import inspect
 import json
 import re
-import sys
-import textwrap
 from collections.abc import Iterator
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from analyzers.lab.errors import LabError
+from analyzers.lab.source import is_own, source_of
 from analyzers.lab.summary import brief
 from analyzers.lab.values import pack
 from fmr.disk.files import digest
@@ -38,68 +39,109 @@ class Code(NamedTuple):
         return "\n".join([self.source, *(f"# {name}\n{told}" for name, told in self.uses.items())])
 
 
-def source_of(function: Any) -> str:
-    """The source of a function or class; its bytecode in words where it was typed at a prompt that keeps no text.
-
-    >>> source_of(exec("def f(): return 1", names := {}) or names["f"]).splitlines()[0]
-    '# No source: it was typed where Python keeps no text. Its bytecode, Python 3...:'
-    """
-    try:
-        return textwrap.dedent(inspect.getsource(function)).rstrip() + "\n"
-    except (OSError, TypeError, SyntaxError, IndexError):
-        code = getattr(function, "__code__", None)
-        if code is None:
-            return f"# No source: {getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', '?')}\n"
-        version = ".".join(map(str, sys.version_info[:2]))
-        head = f"# No source: it was typed where Python keeps no text. Its bytecode, Python {version}:"
-        return "\n".join([head, *_steps(code), ""])
-
-
-def _steps(code: CodeType) -> Iterator[str]:
-    for step in dis.get_instructions(code):
-        yield f"{step.opname} {re.sub(r' at 0x[0-9a-fA-F]+|, file .*?, line [0-9]+', '', step.argrepr)}".rstrip()
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield f"# {inner.co_name}"
-            yield from _steps(inner)
-
-
 def code_of(function: Any) -> Code:
-    """The source of a function with all that it uses of the same file, and the constants that it reads."""
-    inner = inspect.unwrap(_function(function))
-    uses: dict[str, str] = {}
+    """The source of a function with all that it uses of the user's own files, and the values that it reads."""
+    uses = _Uses()
+    inner = uses.opened("itself", function)
     if isinstance(inner, FunctionType):
-        _follow(inner, uses, {inner})
-    return Code(source_of(inner), dict(sorted(uses.items())))
+        uses.follow(inner)
+    else:
+        uses.take("itself", inner)
+    return Code(source_of(inner), dict(sorted(uses.found.items())))
+
+
+class _Uses:
+    """What a function uses, by name, as it is found on the way through what it calls."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self._seen: set[int] = set()
+
+    def opened(self, name: str, value: Any) -> Any:
+        """The function that a callable calls; what a partial or a method brings along is noted."""
+        while isinstance(value, partial):
+            self._note(f"{name}, given", _told(name, [list(value.args), dict(value.keywords)]))
+            value = value.func
+        if inspect.ismethod(value):
+            self.take(f"{name}, of", value.__self__)
+            value = value.__func__
+        return _function(value)
+
+    def follow(self, function: FunctionType) -> None:
+        """Note all that a function reads from around it."""
+        self._seen.add(id(function))
+        steps = dis.get_instructions(function.__code__)
+        stored = {step.argval for step in steps if step.opname in ("STORE_GLOBAL", "STORE_DEREF")}
+        for name, value in _read_by(function):
+            if name not in stored:
+                self.take(name, value, function)
+
+    def take(self, name: str, value: Any, by: FunctionType | None = None) -> None:
+        """Note one thing that is read: a value, or code of the user's own with all that it uses."""
+        if _is_constant(value):
+            return self._note(name, repr(value), by)
+        inner = self.opened(name, value)
+        ours = is_own(inner) or (by is not None and getattr(inner, "__module__", None) == by.__module__)
+        if not _is_code(inner):
+            if ours and not isinstance(inner, nn.Module):
+                self.take(type(inner).__name__, type(inner), by)
+            return self._note(name, _told(name, inner), by)
+        if not ours:
+            return None
+        self._note(name, source_of(inner), by)
+        if id(inner) in self._seen:
+            return None
+        self._seen.add(id(inner))
+        if isinstance(inner, FunctionType):
+            for part, default in _defaults(inner):
+                self.take(f"{name}({part})", default, inner)
+            self.follow(inner)
+        elif isinstance(inner, type):
+            self._take_class(name, inner)
+        return None
+
+    def _take_class(self, name: str, kind: type) -> None:
+        """Note what a class is made of now, which its source does not tell, and what its methods use."""
+        text = _flush(source_of(kind))
+        for base in kind.__bases__:
+            self.take(base.__name__, base)
+        for part, value in vars(kind).items():
+            inner = _function(next((getattr(value, way) for way in ("fget", "func") if hasattr(value, way)), value))
+            if isinstance(inner, FunctionType):
+                told = source_of(inner)
+                if _flush(told) not in text and not (part.startswith("__") and told.startswith("# No source")):
+                    self._note(f"{name}.{part}", told)
+                self.follow(inner)
+            elif not (part.endswith("_") or part.startswith("_abc") or isinstance(inner, kind) or _is_code(inner)) and (
+                not inspect.isdatadescriptor(inner)
+            ):
+                self.take(f"{name}.{part}", inner)
+
+    def _note(self, name: str, told: str, by: FunctionType | None = None) -> None:
+        """Keep words under a name; where another value has this name, under that of its function too."""
+        if self.found.setdefault(name, told) != told and by is not None:
+            self.found[f"{by.__qualname__}: {name}"] = told
 
 
 def _function(value: Any) -> Any:
     """The function that a callable calls, as far as there is one."""
     while isinstance(value, partial):
         value = value.func
-    return getattr(value, "__func__", value)
+    return inspect.unwrap(inner) if callable(inner := getattr(value, "__func__", value)) else inner
 
 
-def _follow(function: FunctionType, uses: dict[str, str], seen: set[Any]) -> None:
-    stored = {
-        step.argval for step in dis.get_instructions(function.__code__) if step.opname in ("STORE_GLOBAL", "STORE_DEREF")
-    }
-    for name, value in _read_by(function):
-        if name in stored or name in uses:
-            continue
-        if isinstance(value, CONSTANTS) or (isinstance(value, tuple) and all(isinstance(item, CONSTANTS) for item in value)):
-            uses[name] = repr(value)
-            continue
-        inner = inspect.unwrap(value) if callable(value) else value
-        ours = getattr(inner, "__module__", None) == function.__module__ and isinstance(inner, (FunctionType, type))
-        if ours and inner not in seen:
-            seen.add(inner)
-            uses[name] = source_of(inner)
-            for part in [inner] if isinstance(inner, FunctionType) else vars(inner).values():
-                if isinstance(part, FunctionType):
-                    _follow(part, uses, seen)
-        elif not _is_code(inner):
-            uses[name] = _told(name, value)
+def _flush(text: str) -> str:
+    """A text without what its lines are indented by."""
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
+def _is_constant(value: Any) -> bool:
+    return isinstance(value, CONSTANTS) or (isinstance(value, tuple) and all(isinstance(item, CONSTANTS) for item in value))
+
+
+def _defaults(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """The defaults of a function's parameters, by name."""
+    yield from ((n, p.default) for n, p in inspect.signature(function).parameters.items() if p.default is not p.empty)
 
 
 def _is_code(value: Any) -> bool:
@@ -111,12 +153,13 @@ def _told(name: str, value: Any) -> str:
     """A value that a function reads, in a few words with its checksum."""
 
     def source(one: Any) -> str:
-        if not _is_code(inner := inspect.unwrap(_function(one))):
+        if not _is_code(inner := _function(one)):
             raise LabError(f"{name} holds a {type(one).__name__}.")
         return source_of(inner)
 
     try:
-        told = pack(value, name, source).told
+        plain = is_own(value) and not _is_code(value) and not isinstance(value, nn.Module) and hasattr(value, "__dict__")
+        told = pack(vars(value) if plain else value, name, source).told
     except Exception:  # whatever an object of any kind does when it is looked at
         kind = type(value)
         return f"not covered: a {kind.__module__}.{kind.__qualname__}, which a lab cannot keep; its changes show nowhere"
@@ -147,7 +190,7 @@ def check_function(function: Any, name: str | None) -> str:
         raise LabError(
             f"lab.experiment got a {type(function).__name__}, expected a function: @lab.experiment above its def."
         )
-    inner = inspect.unwrap(_function(function))
+    inner = _function(function)
     if inspect.iscoroutinefunction(inner) or inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         raise LabError(f"{inner.__name__} is a coroutine or a generator, expected a function that returns its result.")
     found = name if name is not None else getattr(inner, "__name__", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -12,8 +13,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from analyzers.lab.bench import Bench
 from analyzers.lab.code import Code, canonical, check_function, code_of
 from analyzers.lab.errors import LabError
+from analyzers.lab.identity import identity
 from analyzers.lab.ledger import Attempt, as_json, now
-from analyzers.lab.measure import Meter, checked_seed, environment, identity, seeded
+from analyzers.lab.measure import Meter, checked_seed, environment, seeded
 from analyzers.lab.tools import code_of_tool
 from analyzers.lab.values import Packed, pack
 from analyzers.lab.version import Version
@@ -63,11 +65,11 @@ class Experiment(Generic[R]):
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[R, str]:
         call = self._call(args, kwargs)
-        model, code = identity(self.lab.model), Code(self._source, code_of(self.function).uses | self._tools(call))
+        code = Code(self._source, code_of(self.function).uses | self._tools(call))
         given = {
             "arguments": as_json(call.packed.told),
             "seed": call.seed,
-            "model": as_json(model),
+            "model": as_json(identity(self.lab.model)),
             "environment": as_json(environment()),
         }
         with Attempt(self.lab.ledger, self.name, given) as attempt:
@@ -117,14 +119,14 @@ class Experiment(Generic[R]):
 
     def _keep(self, attempt: Attempt, value: Any, call: Call, code: Code, given: dict[str, Any]) -> str:
         result = pack(value, "result")
-        files = call.packed.files | result.files
+        files, model = call.packed.files | result.files, json.loads(given["model"])
         content = {
             "name": self.name,
             "source": code.source,
             "uses": code.uses,
             "arguments": call.packed.told,
             "seed": call.seed,
-            "model": identity(self.lab.model).get("fingerprint"),
+            "model": [model.get("fingerprint"), model.get("settings")],
             "result": _bare(result.told),
         }
         version = hashlib.sha256(canonical(content).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -7,7 +7,7 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from analyzers.lab.errors import LabError
 from fmr.errors import whole_number
-from fmr.weights import fingerprint
 
 _PERIOD = 0.005  # seconds between two looks at the memory
 PACKAGES = ("torch", "fmr", "numpy", "transformers")
@@ -119,16 +117,3 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         told["device"] = torch.cuda.get_device_name()
     return told | {"threads": str(torch.get_num_threads())}
-
-
-def identity(model: nn.Module | None) -> dict[str, str]:
-    """Which model: its class, its fingerprint, and name and revision where its config has them."""
-    if model is None:
-        return {}
-    told = {"class": type(model).__name__, "fingerprint": fingerprint(model)}
-    config = getattr(model, "config", None)
-    for name, key in (("name", "_name_or_path"), ("revision", "_commit_hash")):
-        value = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
-        if isinstance(value, str) and value:
-            told[name] = value
-    return told

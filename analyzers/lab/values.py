@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from analyzers.lab.errors import LabError
 from analyzers.lab.frames import frame_of, is_frame, told_of_frame
+from analyzers.lab.identity import identity
 from analyzers.lab.picture import Picture, png_of
 from analyzers.lab.stored import class_named, stored_files, without_form
 from analyzers.results import Stored
 from fmr.disk.files import decode, digest, encode
 from fmr.disk.tensors import bytes_of
-from fmr.weights import fingerprint
 
 KEPT = "numbers, text, lists, dicts, tensors, arrays, data frames, figures and results of analyzers"
 NUMBERS = "biufc"
@@ -96,7 +96,8 @@ class _Packer:
         if isinstance(value, os.PathLike):
             return {"path": os.fspath(value)}
         if self.code is not None and isinstance(value, nn.Module):
-            return {"model": f"{type(value).__name__} {fingerprint(value)}"}
+            told = identity(value)
+            return {"model": f"{told['class']} {told['fingerprint']} {told['settings']}"}
         return self._container(value, at)
 
     def _container(self, value: Any, at: str) -> Any:

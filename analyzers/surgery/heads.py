@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from analyzers.protocol import AnalyzerError
+from analyzers.surgery.apart import told_apart
 from fmr.errors import StructureError, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -102,6 +103,12 @@ class Heads:
         many = self._attention(layer).n_heads
         if sorted(order) != list(range(many)):
             raise AnalyzerError(f"order={list(order)!r}: expected each of heads 0 to {many - 1} of layer {layer} once.")
+        apart = told_apart(self._attention(layer))
+        if apart is not None:
+            raise AnalyzerError(
+                f"The scores of layer {layer}'s heads meet {apart}, which may be another for each head and does not move "
+                "with their weights: in another order these are other heads. Expected heads that weights alone tell apart."
+            )
 
     def sources(self) -> tuple[Tensor, Tensor]:
         """The entries that change, and for each the entry whose number stands there then, -1 for a zero."""

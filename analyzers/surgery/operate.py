@@ -11,7 +11,7 @@ from torch import nn
 from analyzers.protocol import AnalyzerError
 from analyzers.surgery.calls import State, watch
 from analyzers.surgery.numbers import counters, numbers, why_shared
-from analyzers.surgery.places import Place
+from analyzers.surgery.places import Place, Ties
 from analyzers.surgery.stand_ins import Chain, Passing, twin
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -33,7 +33,7 @@ def operate(
     graph: Graph,
     places: Sequence[Place | str],
     order: Order,
-    ties: Mapping[int, set[int | None]],
+    ties: Ties,
     undo: ExitStack,
 ) -> tuple[Running, ...]:
     """Put layers into their places; `undo` puts back what was there. The layers that run, stream by stream.
@@ -56,15 +56,18 @@ def changed(order: Order) -> set[int]:
     return moved | {layer for layer in order if run.count(layer) != 1}
 
 
-def check(places: Sequence[Place | str], order: Order, ties: Mapping[int, set[int | None]]) -> None:
+def check(places: Sequence[Place | str], order: Order, ties: Ties) -> None:
     """Raise for layers that need more than the stream of one another, and for places where a layer is not called alike."""
-    touched = changed(order)
+    touched, run = changed(order), {layer for several in order.values() for layer in several}
     for maker, readers in ties.items():
-        if maker in touched or any(reader in touched for reader in readers):
+        moved = [
+            (places[reader], read) for reader, read in readers.items() if reader is not None and reader in touched & run
+        ]
+        if maker in touched or any(isinstance(place, str) or read - place.beside for place, read in moved):
             others = ", ".join("what is in no layer" if one is None else f"layer {one}" for one in readers)
             raise AnalyzerError(
-                f"Layer {maker} hands on more than the stream, which {others} read. Expected an operation that leaves these "
-                "layers as they are."
+                f"Layer {maker} makes more than the stream, which {others} read. Expected an operation that leaves it as it "
+                "is, and these where they are given it."
             )
     for at, several in order.items():
         own = places[at]

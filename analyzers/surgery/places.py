@@ -1,6 +1,6 @@
 """Which module call is a layer: the one that holds what the layer writes and nothing else, from stream to stream."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +16,9 @@ from fmr.structure.streams.stream import Stream, Write
 
 _AS_IT_IS = SAME | {"view", "reshape", "flatten", "dropout"}
 """Ops that hand a value of the stream on as it is; dropout is idle where a structure is certified."""
+
+Ties = Mapping[int, Mapping[int | None, frozenset[TensorId]]]
+"""By layer, for each that reads what it makes beside the stream, these values."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,11 @@ def returned_by(call: Scope, at: int | None) -> Nest:
     return call.output[at] if isinstance(call.output, tuple) and at < len(call.output) else None
 
 
-def ties(structure: Structure, places: Sequence[Place | str]) -> dict[int, set[int | None]]:
-    """For each layer that hands on more than the stream, which layers read that; None for what is in no layer."""
+def ties(structure: Structure, places: Sequence[Place | str]) -> Ties:
+    """For each layer that makes more than the stream for others, by the layers that read it what they read.
+
+    None is what is in no layer. What a layer only hands on is another's.
+    """
     graph = structure.graph
     known = {place.module: place for place in places if isinstance(place, Place)}
 
@@ -86,15 +92,26 @@ def ties(structure: Structure, places: Sequence[Place | str]) -> dict[int, set[i
         parts = module.partition("@")[0].split(".")
         return next((known[p] for n in range(len(parts), 0, -1) if (p := ".".join(parts[:n])) in known), None)
 
-    found: dict[int, set[int | None]] = {}
+    found: dict[int, dict[int | None, frozenset[TensorId]]] = {}
     for node in graph.nodes:
         reader = owner(node.module)
         for parent in node.parents:
-            maker = owner(graph[parent.id].module)
-            if maker is None or maker is reader or as_it_is(graph, parent.id) == maker.after:
+            made = _same(graph, parent.id)
+            maker = owner(graph[made].module)
+            if maker is None or maker is reader or as_it_is(graph, made) == maker.after:
                 continue
-            found.setdefault(maker.layer, set()).add(reader.layer if reader else None)
+            at = reader.layer if reader else None
+            read = found.setdefault(maker.layer, {})
+            read[at] = read.get(at, frozenset()) | {made}
     return found
+
+
+def _same(graph: Graph, name: TensorId) -> TensorId:
+    """The value that one is, number by number in the same places."""
+    node = graph[name]
+    while node.op in SAME and len(node.parents) == 1 and graph[node.parents[0].id].shape == node.shape:
+        node = graph[node.parents[0].id]
+    return node.id
 
 
 def _place(graph: Graph, structure: Structure, number: int, layer: Layer) -> Place | str:
@@ -137,8 +154,8 @@ def _opened(
     if graph[taken[given[0]]].shape != graph[output[returned[0]]].shape:
         return "returns the stream in another shape than it was given"
     held = {at: nest for at, nest in taken.items() if any(True for _ in ids_in(nest))}
-    others = tuple(next((at for at, nest in held.items() if nest == one and one is not None), None) for one in output)
-    beside = frozenset(name for at, nest in taken.items() if at != given[0] for name in _plain_ids(nest))
+    others = tuple(next((at for at, nest in held.items() if _are_one(graph, nest, one)), None) for one in output)
+    beside = frozenset(_same(graph, name) for at, nest in taken.items() if at != given[0] for name in _plain_ids(nest))
     at = returned[0] if isinstance(call.output, tuple) else None
     return given[0], at, others, beside, as_it_is(graph, output[returned[0]])
 
@@ -156,6 +173,13 @@ def _plain_ids(nest: Nest) -> Iterator[TensorId]:
             yield from _plain_ids(item)
     elif isinstance(nest, TensorId):
         yield nest
+
+
+def _are_one(graph: Graph, given: Nest, returned: Nest) -> bool:
+    """Whether what a call was given is what it returned."""
+    if isinstance(given, TensorId) and isinstance(returned, TensorId):
+        return _same(graph, given) == _same(graph, returned)
+    return given == returned and returned is not None
 
 
 def _is_one_of(graph: Graph, nest: Any, names: Collection[TensorId]) -> bool:

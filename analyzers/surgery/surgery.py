@@ -37,9 +37,10 @@ class Surgery:
     model would be with that list of modules. Heads are changed in their weights. After the block each module is where it
     was, and each weight has the same bits, whatever was raised inside; during it the operation is there for every thread.
 
-    A layer that has no call of its own, that hands on more than the stream, or whose place was given other values beside the
-    stream than its own, as another mask, is an `AnalyzerError`; what a place is given stays with the place. So is a call of
-    the model that does not go through the modules that were put there, as where the code keeps a list of its layers itself.
+    A layer that has no call of its own, that makes more than the stream for others, or whose place was given other values
+    beside the stream than its own, as another mask, is an `AnalyzerError`; what a place is given stays with the place, and
+    what a layer hands on as it was given it goes on. So is a call of the model that does not go through the modules that
+    were put there, as where the code keeps a list of its layers itself.
     Layers keep their own numbers, until they are given a cache: then they are counted anew, where that changes no bit of
     what a layer computes; where it does or there is no place, the run is refused, and `use_cache=False` is the remedy.
     """
@@ -110,7 +111,8 @@ class Surgery:
         >>> analyzers.Surgery(model, structure).replace(2, by=1, heads={0: 3})
         Surgery of GPT2LMHeadModel: layer 2 with heads of layer 1 {0: 3}
 
-        heads: by head of the one the head of the other. Heads that share keys and values are replaced together.
+        heads: by head of the one the head of the other. Heads that share keys and values are replaced together; a bias of
+        their scores that is no weight of theirs stays with the place.
         """
         if heads is not None:
             if not isinstance(heads, Mapping) or not heads:
@@ -131,7 +133,8 @@ class Surgery:
         (0, 2, 1, 3)
 
         order: numbers of layers of one stream; some may be missing, and some be there several times. Of heads each once:
-        heads know nothing of their place, so that the model stays the same but for rounding.
+        the model stays the same but for rounding, and where the scores meet something for each head, as a linear or a
+        relative bias, which would stay at its place, it is an `AnalyzerError`.
         """
         if layer is not None:
             self._heads.check_order(layer, order)

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import analyzers
 import fmr
 from analyzers.lab.errors import LabError
+from analyzers.lab.identity import identity
 from fmr.weights import fingerprint
 from tests.analyzers.lab.conftest import network
 from tests.residue import model_state, random_state, torch_state
@@ -51,7 +53,8 @@ def test_a_call_is_kept_with_all_that_went_in_and_came_out(lab: analyzers.Lab) -
     assert (version.name, version.seed) == ("probe", 5)
     assert version.source.startswith("@lab.experiment(seed=5)\ndef probe(model: nn.Module, x: Tensor, scale: float = 0.5)")
     assert version.code.uses == {"times": "def times(x: float) -> float:\n    return FACTOR * x\n", "FACTOR": "3"}
-    assert version.model == {"class": "Sequential", "fingerprint": fingerprint(lab.model)}
+    assert version.model == identity(lab.model)
+    assert version.model["fingerprint"] == fingerprint(lab.model)
     assert version.environment["torch"] == torch.__version__
     assert {"python", "numpy", "fmr"} <= version.environment.keys()
     assert version.seconds > 0
@@ -69,7 +72,7 @@ def test_the_hash_is_that_of_the_content_by_hand(lab: analyzers.Lab) -> None:
         "uses": {},
         "arguments": {"dict": [["x", 7]]},
         "seed": 0,
-        "model": fingerprint(lab.model),
+        "model": [version.model["fingerprint"], version.model["settings"]],
         "result": 14,
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -110,6 +113,54 @@ def test_a_change_of_any_is_a_new_version(lab: analyzers.Lab, tmp_path: Path) ->
     assert len(set(changed.values())) == len(changed), changed
 
 
+def test_a_change_of_the_model_outside_its_weights_is_a_new_version(tmp_path: Path) -> None:
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    model = nn.Sequential(nn.Linear(300, 300), nn.LayerNorm(300), nn.Dropout(0.1), nn.ReLU())
+    model.register_buffer("table", torch.zeros(5000), persistent=False)
+    lab = analyzers.Lab(model, tmp_path)
+    changes: dict[str, Any] = {
+        "nothing": lambda: None,
+        "one weight": lambda: model[0].weight.data[17, 33].add_(1e-6),
+        "one number of a buffer": lambda: model.table[4321].fill_(1),
+        "a sign of zero": lambda: model.table[7].neg_(),
+        "a dtype": lambda: model[1].double(),
+        "a number that a module holds": lambda: setattr(model[1], "eps", 1.0),
+        "eval mode": lambda: model[2].eval(),
+        "a class": lambda: model.__setitem__(3, nn.GELU()),
+        "a class of one's own": lambda: model.__setitem__(3, Shifted()),
+        "its config": lambda: setattr(model, "config", {"depth": 3}),
+        "a hook": lambda: model[0].register_forward_hook(lambda *_: None),
+    }
+
+    @lab.experiment
+    def nothing(model: nn.Module) -> int:
+        return 0
+
+    made = {}
+    for name, change in changes.items():
+        change()
+        made[name] = nothing.record().version
+        assert nothing.record().version == made[name]
+    assert len({*made.values()}) == len(made), made
+
+
+def test_the_model_of_a_version_is_the_one_that_went_in(lab: analyzers.Lab) -> None:
+    before = fingerprint(lab.model)
+
+    @lab.experiment
+    def trained(model: nn.Module) -> int:
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        return 0
+
+    first, second = trained.record(), trained.record()
+    assert first.model["fingerprint"] == before != second.model["fingerprint"]
+    assert first.version != second.version
+
+
 def test_another_result_of_the_same_call_is_another_version(lab: analyzers.Lab) -> None:
     told = iter([1.0, 2.0])
     f = defined("def f():\n    return next(told)\n", "f", told=told)
@@ -132,6 +183,87 @@ def test_helpers_beside_a_function_are_part_of_its_code(lab: analyzers.Lab, tmp_
     assert made[0].source == made[1].source
     assert made[0].version != made[1].version
     assert "-    return 0 * (x + 1)\n+    return 0 * (x + 2)" in repr(lab.diff(*made)).replace("\n    ", "\n")
+
+
+class Base:
+    shift = 1
+
+
+class Tool(Base):
+    scale = 1
+
+    def go(self, x: float) -> float:
+        return x * self.scale + self.shift
+
+
+def test_code_of_ones_own_is_covered_however_it_is_reached(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(function: Any, name: str = "f") -> Any:
+        return lab.experiment(function, name=name).record(1)
+
+    def reading(helper: Any) -> Any:
+        return lambda x: 0 * helper(x)
+
+    def with_default(n: int) -> Any:
+        def helper(x: float, n: int = n) -> float:
+            return x * n
+
+        return helper
+
+    one, other = (lambda x: x + 1), (lambda x: x + 2)  # fmt: skip
+    assert made(reading(one)) != made(reading(other)), "two functions on one line"
+    assert made(one, "g").source != made(other, "g").source
+    assert made(reading(partial(pow, 1))) == made(reading(partial(pow, 1)))
+    assert made(reading(partial(pow, 1))) != made(reading(partial(pow, 2))), "what a partial brings along"
+    assert made(partial(lambda a, x: 0, 1)) != made(partial(lambda a, x: 0, 2))
+    assert made(reading(with_default(1))) != made(reading(with_default(2))), "a default of a helper"
+
+    def method(scale: float) -> Any:
+        tool = Tool()
+        tool.scale = scale  # type: ignore[assignment]
+        return tool.go
+
+    assert made(lambda x: 0 * method(1)(x)) == made(lambda x: 0 * method(1)(x))
+    assert made(reading(method(1))) != made(reading(method(2))), "the object that a method is of"
+
+    def used(x: float) -> float:
+        return 0 * Tool().go(x)
+
+    states = [made(used)]
+    for owner, part, value in ((Tool, "scale", 2), (Base, "shift", 2), (Tool, "go", lambda self, x: 3)):
+        monkeypatch.setattr(owner, part, value)
+        states.append(made(used))
+    assert len({one.version for one in states}) == 4, "what a class holds now"
+    assert states[1].code.uses["Tool.scale"] == "2"
+
+
+def test_two_values_of_one_name_are_both_covered(lab: analyzers.Lab) -> None:
+    def helper(n: int) -> Any:
+        return lambda x: x * n
+
+    def made(a: int, b: int) -> Any:
+        first, second = helper(a), helper(b)
+        return lab.experiment(lambda x: 0 * first(x) + 0 * second(x), name="f").record(1)
+
+    assert len({made(a, b).version for a in (1, 2) for b in (1, 2)}) == 4
+
+
+def test_helpers_of_another_file_of_ones_own_are_covered(lab: analyzers.Lab, tmp_path: Path) -> None:
+    import importlib.util
+    import sys
+
+    made = []
+    for n, how in ((1, "helper"), (2, "helper"), (1, "beside.helper"), (2, "beside.helper")):
+        path = tmp_path / f"beside{n}.py"
+        path.write_text(f"def helper(x):\n    return 0 * (x + {n})\n")
+        spec = importlib.util.spec_from_file_location("beside", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules["beside"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        f = defined(f"def f(x):\n    return {how}(x)\n", "f", helper=module.helper, beside=module)
+        made.append(lab.experiment(f).record(1))
+        del sys.modules["beside"]
+    assert len({one.version for one in made}) == 4
 
 
 def test_values_that_a_function_reads_are_part_of_its_code(lab: analyzers.Lab) -> None:

@@ -217,7 +217,7 @@ def test_gradients_reach_a_layer_that_runs_twice() -> None:
         (Looped, lambda s: s.reorder([0, 0], layer=1), "expected each of heads 0 to 1 of layer 1 once"),
         (Looped, lambda s: s.delete(0, heads=1).delete(0, heads=1), "Head 1 of layer 0 is changed already"),
         (Shared, lambda s: s.delete(0), "Layer 0 cannot be operated on: blocks.0 is called for several layers"),
-        (Telling, lambda s: s.delete(1).__enter__(), "Layer 0 hands on more than the stream, which layer 1 read"),
+        (Telling, lambda s: s.delete(1).__enter__(), "Layer 1 makes more than the stream, which layer 2 read"),
         (
             Shares,
             lambda s: s.reorder([1, 0, 2]).flow(TOKEN_IDS),
@@ -277,10 +277,39 @@ def test_a_norm_behind_the_last_layer_is_none_of_it() -> None:
 def test_layers_that_hand_on_more_than_the_stream_are_left_as_they_are() -> None:
     model, _, inputs = build("t5")
     surgery = analyzers.Surgery(model, located(model, **inputs))
-    with pytest.raises(analyzers.AnalyzerError, match="Layer 0 hands on more than the stream, which layer 1 read"):
-        surgery.delete(1).flow(**inputs)
+    with pytest.raises(analyzers.AnalyzerError, match="Layer 0 makes more than the stream, which layer 1 read"):
+        surgery.delete(0).flow(**inputs)
     with pytest.raises(analyzers.AnalyzerError, match="Layers 1 and 2 write to different streams"):
         surgery.replace(1, by=2)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_layers_hand_on_as_they_were_given_it_goes_on(cached: bool) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2, "decoder_start_token_id": 0}
+        model = T5ForConditionalGeneration(T5Config(**sizes, **TOKENS)).eval()
+    ids = torch.arange(3, 17).reshape(2, 7)
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = 0
+    inputs = {"input_ids": ids, "decoder_input_ids": ids[:, :5], "attention_mask": mask}
+    surgery = analyzers.Surgery(model, located(model, **inputs, use_cache=cached))
+
+    def check(operated: Any, path: str, order: list[int]) -> None:
+        copied = by_hand(model, path, order)
+        with operated:
+            assert torch.equal(model(**inputs, use_cache=False).logits, copied(**inputs, use_cache=False).logits)
+        operated.export(**inputs, use_cache=False)
+
+    check(surgery.delete(1), "encoder.block", [0, 2])
+    check(surgery.reorder([0, 2, 1]), "encoder.block", [0, 2, 1])
+    check(surgery.delete(4), "decoder.block", [0, 2])
+    check(surgery.repeat(5), "decoder.block", [0, 1, 2, 2])
+    for refused in (surgery.delete(0), surgery.replace(1, by=0), surgery.reorder([4, 3, 5])):
+        with pytest.raises(analyzers.AnalyzerError, match="makes more than the stream, which layer"), refused:
+            pass
 
 
 def test_a_run_inside_reads_the_same_sites() -> None:
@@ -335,6 +364,50 @@ def test_heads_in_another_order_are_the_same_layer() -> None:
         assert torch.allclose(operated := model(TOKEN_IDS), made(Looped)(TOKEN_IDS), atol=1e-6)
         assert not torch.equal(model.blocks[1].qkv.weight, made(Looped).blocks[1].qkv.weight)
     assert operated.isfinite().all()
+
+
+class Biased(nn.Module):
+    """A layer of two heads with a bias of its scores: by head, or one for both, as a mask is laid out in many ways."""
+
+    def __init__(self, bias: str) -> None:
+        super().__init__()
+        self.bias = bias
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.table = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        mask = (x.new_ones(n, 1, 1, t) * torch.arange(t) - 3).expand(n, 2, t, t)
+        steps = torch.arange(t) - torch.arange(t)[:, None]
+        if self.bias == "folded":
+            scores = torch.baddbmm(mask.reshape(2 * n, t, t), q.reshape(2 * n, t, 8), k.reshape(2 * n, t, 8).mT)
+            scores = scores.view(n, 2, t, t)
+        else:
+            scores = q @ k.mT + (mask if self.bias == "shared" else 0)
+        if self.bias == "linear":
+            scores = scores + self.table[:, None, None] * steps
+        if self.bias == "scale":
+            scores = scores * self.table[:, None, None]
+        y = scores.softmax(-1) @ v
+        return x + self.out(y.transpose(1, 2).reshape(n, t, 16))
+
+
+@pytest.mark.parametrize("bias", ["shared", "folded", "linear", "scale"])
+def test_heads_that_more_than_weights_tells_apart_stay_in_their_order(bias: str) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(Biased(bias), Biased(bias)).eval(), torch.randn(2, 5, 16)
+    surgery = analyzers.Surgery(model, located(model, x))
+    before = model(x)
+    if bias in ("shared", "folded"):
+        with surgery.reorder([1, 0], layer=1):
+            assert torch.allclose(model(x), before, atol=1e-5)
+    else:
+        with pytest.raises(analyzers.AnalyzerError, match="which may be another for each head and does not move with"):
+            surgery.reorder([1, 0], layer=1)
+    with surgery.delete(1, heads=0):
+        assert not torch.allclose(model(x), before, atol=1e-3)
 
 
 def test_a_head_with_the_weights_of_another_is_that_head() -> None:
