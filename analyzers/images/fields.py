@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from analyzers.images.redirect import is_window, led_to, redirected, way_to
-from analyzers.images.seen import by_channel, tensor_at
+from analyzers.images.seen import by_channel
 from analyzers.images.viewing import View
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
@@ -39,8 +39,7 @@ def receptive_fields(view: View, site: Key, places: Sequence[Place], progress: b
         here = rows[start : start + ROWS]
         noise = torch.rand(len(here), view.channels, *view.size, generator=draw).to(view.like.device)
         noise.requires_grad_()
-        run = view.run(view.inputs(noise), [site], grad=True, edits=edits)
-        values = by_channel(tensor_at(site, run[site], len(here)), site)
+        values = by_channel(view.values(view.inputs(noise), [site], grad=True, edits=edits)[site], site)
         signs = torch.randn(values.shape[1], generator=draw).to(values)
         parts = [(values[n][..., None].flatten(1)[:, _flat(place, values)] * signs).sum() for n, place in enumerate(here)]
         total = torch.stack(parts).sum()

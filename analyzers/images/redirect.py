@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from analyzers.images.inside import Inside
 from fmr.edits import Context, Edit, OnGradient
 from fmr.edits.editor import Asked
 from fmr.graph.graph import Graph
@@ -103,10 +104,17 @@ def way_to(graph: Graph, sites: Iterable[Key]) -> list[Node]:
     """The values at some sites and all that they are computed from."""
     nodes: dict[TensorId, Node] = {}
     for site in sites:
-        name = id_of(site)
-        for one in ids_in(returned(graph, name)) if name.is_path else [outer_op(name)]:
+        for one in _ends(graph, site):
             nodes |= {node.id: node for node in (*graph.ancestors(one), graph[one])}
     return list(nodes.values())
+
+
+def _ends(graph: Graph, site: Key) -> list[TensorId]:
+    """The values of a graph that a site holds, or inside a kernel is computed from."""
+    if isinstance(site, Inside):
+        return list(site.read)
+    name = id_of(site)
+    return list(ids_in(returned(graph, name))) if name.is_path else [outer_op(name)]
 
 
 def _noted(arrived: list[Tensor]) -> Edit:

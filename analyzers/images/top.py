@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from analyzers.images.fields import Box, Place, receptive_fields, untold, with_noise_outside
 from analyzers.images.given import check_site
-from analyzers.images.seen import by_channel, channel_numbers, tensor_at
+from analyzers.images.seen import by_channel, channel_numbers
 from analyzers.images.steady import weights_of
 from analyzers.images.topcrops import TopCrops
 from analyzers.images.viewing import Number, View, numbers, undisturbed
@@ -48,9 +48,9 @@ class TopImages(Analyzer[TopCrops]):
     ) -> None:  # fmt: skip
         check_counts(1, k=k)
         self.model, self.site, self.k = model, check_site(site), k
-        self.channels = None if channels is None else channel_numbers(channels)
-        if self.channels and len({*self.channels}) < len(self.channels):
-            raise AnalyzerError(f"channels={channels!r} names a channel twice. Expected each one once.")
+        self.asked = None if channels is None else channel_numbers(channels)
+        self.channels: list[int] | None = None
+        _check_once(self.asked)
         self.shown: dict[str, Any] = {"mean": mean, "std": std, "argument": argument, "others": others}
         View.of(model, 1, 3, mean, std, argument, others)
         self.key: Key | None = None
@@ -78,10 +78,9 @@ class TopImages(Analyzer[TopCrops]):
         with undisturbed(self.model, 0), torch.no_grad():
             key = view.sites([self.site])[self.site] if self.key is None else self.key
             given = inputs.detach().to(view.like, copy=True)  # which the model may write to
-            values = by_channel(tensor_at(key, view.run(given, [key])[key], len(inputs)), key).cpu()
+            values = by_channel(view.values(given, [key])[key], key).cpu()
         self.key, self.colours, self.weights = key, inputs.shape[1], weights_of(self.model)
-        self.channels = list(range(values.shape[1])) if self.channels is None else self.channels
-        _check_channels(self.channels, key, values)
+        self.channels = _channels(self.asked, key, values)
         values = values[:, self.channels]
         if bool(values.isnan().any()):
             first = self.seen + int(values.isnan().flatten(1).any(1).nonzero()[0, 0])
@@ -125,8 +124,8 @@ class TopImages(Analyzer[TopCrops]):
             )
         if not other.seen:
             return self
-        if None not in (self.channels, other.channels) and self.channels != other.channels:
-            raise AnalyzerError(f"merge of channels {self.channels} with {other.channels}: expected the same ones.")
+        if self.asked != other.asked:
+            raise AnalyzerError(f"merge of channels {self.asked} with {other.asked}: expected the same ones.")
         self.key, self.channels, self.weights = other.key, other.channels, other.weights
         held = self._add(other.values, other.numbers + self.seen, other.places)
         self.images |= {number: other.images[number - self.seen] for number in held if number >= self.seen}
@@ -250,7 +249,7 @@ class TopImages(Analyzer[TopCrops]):
         inputs = torch.stack([self.images[int(self.numbers[entry])] for entry in entries]).to(view.like)
         with torch.no_grad():
             pair = [
-                by_channel(tensor_at(self.key, view.run(given, [self.key])[self.key], len(given)), self.key)
+                by_channel(view.values(given, [self.key])[self.key], self.key)
                 for given in (inputs, with_noise_outside(inputs, boxes))
             ]
         found = []
@@ -302,12 +301,20 @@ def _image_of(batch: Mapping[Any, Any]) -> object:
     return batch[floating[0]] if floating else next(iter(batch.values()), None)
 
 
-def _check_channels(channels: list[int], site: Key, values: Tensor) -> None:
-    wrong = [one for one in channels if not 0 <= one < values.shape[1]]
-    if wrong:
-        raise AnalyzerError(
-            f"{str(id_of(site))!r} has {values.shape[1]} channels, and none {wrong[0]}. Expected 0 to {values.shape[1] - 1}."
-        )
+def _channels(asked: list[int] | None, site: Key, values: Tensor) -> list[int]:
+    """The channels that are looked at, counted from the first one; None asks for all."""
+    many = values.shape[1]
+    for one in asked or []:
+        if not -many <= one < many:
+            raise AnalyzerError(f"{str(id_of(site))!r} has {many} channels, and none {one}. Expected 0 to {many - 1}.")
+    found = list(range(many)) if asked is None else [one % many for one in asked]
+    _check_once(found)
+    return found
+
+
+def _check_once(channels: list[int] | None) -> None:
+    if channels and len({*channels}) < len(channels):
+        raise AnalyzerError(f"channels={channels!r} names a channel twice. Expected each one once.")
 
 
 def _array(values: Tensor) -> Floats:

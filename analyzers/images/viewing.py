@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import fmr
 from analyzers.images.examples import axes_of, check_layout
 from analyzers.images.given import check_site
+from analyzers.images.inside import held_at, placed, read_for
 from analyzers.images.layouts import with_layout
 from analyzers.images.parameterizations import Size, sides
 from analyzers.images.seen import Seen, tensor_at
@@ -81,20 +82,33 @@ class View:
         mean, std = (self._colours(one, shown) for one in (self.mean, self.std))
         return shown * std + mean
 
-    def run(self, inputs: Tensor, keep: Sequence[Key], *, grad: bool = False, edits: Asked | None = None) -> fmr.Run:
-        """A pass over these inputs that ends after the deepest of what is kept."""
-        if self.argument is None:
-            return fmr.run(self.model, inputs, keep=list(keep), stop=True, grad=grad, edits=edits, **self._beside())
-        named = {self.argument: inputs, **self._beside()}
-        return fmr.run(self.model, keep=list(keep), stop=True, grad=grad, edits=edits, **named)
+    def run(self, inputs: Tensor, keep: Sequence[Key] | str, *, grad: bool = False, edits: Asked | None = None) -> fmr.Run:
+        """A pass over these inputs that ends after the deepest of what is kept, by words the whole of it.
+
+        With `grad` or without, the model goes the same way, so that what is found in one pass is there in all.
+        """
+        how: dict[str, Any] = {"keep": keep if isinstance(keep, str) else list(keep), "stop": not isinstance(keep, str)}
+        with nullcontext(inputs) if grad or not _goes_around(self.model) else _the_same_way(inputs) as given:
+            how |= {"grad": given.requires_grad, "edits": edits, **self._beside()}
+            if self.argument is not None:
+                return fmr.run(self.model, **how | {self.argument: given})
+            return fmr.run(self.model, given, **how)
+
+    def values(
+        self, inputs: Tensor, sites: Iterable[Key], *, grad: bool = False, edits: Asked | None = None
+    ) -> dict[Key, Tensor]:
+        """What sites hold in a pass over these inputs, a row for each image."""
+        wanted = list(dict.fromkeys(sites))
+        run = self.run(inputs, [one for key in wanted for one in read_for(key, grad)], grad=grad, edits=edits)
+        found = {key: tensor_at(key, held_at(key, run, grad), len(inputs)) for key in wanted}
+        return found if grad else {key: value.detach() for key, value in found.items()}
 
     def seen(
         self, images: Tensor, inputs: Tensor, sites: Mapping[Key, Key], *, grad: bool = False, edits: Asked | None = None
     ) -> Seen:
         """What objectives read: images, and the values of a pass over what the model was given for them."""
-        run = self.run(inputs, list(dict.fromkeys(sites.values())), grad=grad, edits=edits)
-        values = {site: tensor_at(key, run[key], len(inputs)) for site, key in sites.items()}
-        return Seen(images, partial(_read_of, values), sites)
+        held = self.values(inputs, sites.values(), grad=grad, edits=edits)
+        return Seen(images, partial(_read_of, {site: held[key] for site, key in sites.items()}), sites)
 
     def sites(self, asked: Sequence[Key]) -> dict[Key, Key]:
         """Each site that is asked for with the one that is read: what has the role, or itself, laid out as its ops tell."""
@@ -106,25 +120,23 @@ class View:
     def _proven(self, asked: Sequence[Key], graph: Graph) -> dict[Key, Key]:
         """The sites that are read, by those that are asked for, each laid out as its ops and two images tell."""
         _check_examples(graph)
-        roles = [site for site in map(check_site, asked) if isinstance(site, str) and _is_role(site)]
+        roles = [site for site in map(check_site, asked) if _is_role(site)]
         known: dict[str, Site] = {}
         if roles:
             with torch.no_grad():
-                known = sites_by_role(fmr.locate(self._tried(lambda inputs: self._plain(inputs))))
-        for role in roles:
+                known = sites_by_role(fmr.locate(self._tried("all")))
+        for role in map(id_of, roles):
             if role not in known:
                 raise AnalyzerError(
-                    f"{type(self.model).__name__} has no {role!r}. Expected an ID, the path of a module, or one of the "
+                    f"{type(self.model).__name__} has no {str(role)!r}. Expected an ID, the path of a module, or one of the "
                     f"roles {', '.join(list(known)[:4]) or 'of a model with layers'}."
                 )
-        found = {
-            site: known[site] if isinstance(site, str) and site in known else with_layout(graph, site) for site in asked
-        }
+        found = {site: _of_role(known, site) if site in roles else with_layout(graph, site) for site in asked}
         axes = axes_of(self._read, self.pair(), list(found.values()), self.like.dtype)
         laid = {site: with_layout(graph, site, axes[key]) if axes[key] else key for site, key in found.items()}
         for site, key in laid.items():
             check_layout(key, axes[found[site]])
-        return laid
+        return {site: placed(graph, key) for site, key in laid.items()}
 
     def pair(self) -> Tensor:
         """What the model is given for two images of noise, a dark one and a bright one."""
@@ -138,12 +150,12 @@ class View:
 
     def graph(self) -> Graph:
         """The graph of a pass over a grey image; a model that does not take such images is refused."""
-        return self._tried(lambda inputs: self._plain(inputs, keep="none")).graph
+        return self._tried("none").graph
 
-    def _tried(self, call: Callable[[Tensor], fmr.Run]) -> fmr.Run:
+    def _tried(self, keep: str) -> fmr.Run:
         grey = self.grey()
         try:
-            return call(grey)
+            return self.run(grey, keep)
         except FmrError:
             raise
         except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as error:
@@ -153,11 +165,6 @@ class View:
                 f"trained with, argument= for the name of the images and others= for what else it is given."
             ) from error
 
-    def _plain(self, inputs: Tensor, keep: str = "all") -> fmr.Run:
-        if self.argument is None:
-            return fmr.run(self.model, inputs, keep=keep, **self._beside())
-        return fmr.run(self.model, keep=keep, **{self.argument: inputs, **self._beside()})
-
     def _beside(self) -> dict[str, Any]:
         """What else the model is given, of its own each time, so that a model may write to it."""
         return {name: one.clone() if isinstance(one, Tensor) else one for name, one in self.others.items()}
@@ -165,6 +172,22 @@ class View:
     @staticmethod
     def _colours(value: Number, images: Tensor) -> Tensor:
         return torch.as_tensor(value, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
+
+
+def _goes_around(model: nn.Module) -> bool:
+    """Whether torch may take a fused way through a model without gradients, on which there are other values."""
+    return any(isinstance(one, nn.MultiheadAttention) for one in model.modules())
+
+
+@contextmanager
+def _the_same_way(inputs: Tensor) -> Iterator[Tensor]:
+    """A block, and inputs, with which a model goes the way that it goes under gradients; nothing is kept for these."""
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing):
+        yield inputs.detach().requires_grad_().clone()
+
+
+def _nothing(saved: Any) -> Any:
+    """In the place of what would be kept for a backward pass."""
 
 
 def _read_of(values: Mapping[Key, Tensor], site: Key) -> Tensor:
@@ -193,6 +216,10 @@ def _check_colours(name: str, value: Any, channels: int) -> None:
     given = numbers(value)
     if len(given) not in (1, channels) or not all(map(math.isfinite, given)):
         raise AnalyzerError(f"{name}={value!r}: expected a number, or one for each of the {channels} colours.")
+    if name == "mean" and not all(0 <= one <= 1 for one in given):
+        raise AnalyzerError(
+            f"mean={value!r}: expected numbers from 0 to 1, of which images are. Divide bytes by 255, std= too."
+        )
     if name == "std" and min(given) <= 0:
         raise AnalyzerError(f"std={value!r}: expected numbers above 0, by which images are divided.")
 
@@ -207,9 +234,16 @@ def _check_names(argument: Any, others: Mapping[Any, Any] | None) -> None:
         raise AnalyzerError(f"{argument!r} is both argument= and in others=, expected the images under a name of their own.")
 
 
-def _is_role(name: str) -> bool:
-    """Whether a text is spelled as a role and not as an ID or a path."""
+def _is_role(site: Key) -> bool:
+    """Whether a site is spelled as a role and not as an ID or a path."""
+    name = str(id_of(site))
     return "#" not in name and ("[" in name or name in ("embedding", "final_norm", "unembedding"))
+
+
+def _of_role(known: Mapping[str, Site], site: Key) -> Site:
+    """What has the role of a site, narrowed as the site is."""
+    found = known[id_of(site)]
+    return found.at(**site.selection) if isinstance(site, Site) else found
 
 
 def photo(image: Any, size: Size = 224) -> Tensor:

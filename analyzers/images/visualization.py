@@ -15,7 +15,7 @@ from analyzers.images.ascent import Optimizer, Steps, Task, adam, rate_of, task_
 from analyzers.images.given import check_steps, check_switch, name_of
 from analyzers.images.objectives import Channel, Layer, Objective
 from analyzers.images.parameterizations import KINDS, Parameterization, Size
-from analyzers.images.seen import by_channel, channel_numbers, tensor_at
+from analyzers.images.seen import by_channel, channel_numbers
 from analyzers.images.spectra import scrambled
 from analyzers.images.transformations import Transformation, checked, fitted, robust, takes, through, unseen
 from analyzers.images.viewing import Number, View, as_images, numbers, undisturbed
@@ -120,7 +120,7 @@ class FeatureVisualization(Method):
         if channels is None:
             with undisturbed(self.model, 0), torch.no_grad():
                 key = self.view.sites([site])[site]
-                value = tensor_at(key, self.view.run(self.view.grey(), [key])[key], 1)
+                value = self.view.values(self.view.grey(), [key])[key]
             channels = range(by_channel(value, key).shape[1])
         asked = [Channel(site, channel) for channel in channel_numbers(channels)]
         return joined([self.run(asked[n : n + BATCH], **settings) for n in range(0, len(asked), BATCH)])
@@ -204,7 +204,7 @@ def _objectives(given: Any) -> tuple[Objective, ...]:
     wrong = [one for one in found if not isinstance(one, Objective)]
     if not found or wrong:
         raise AnalyzerError(
-            f"The objective is {repr(wrong[0]) if wrong else type(given).__name__}, expected one of analyzers.images, "
+            f"The objective is {(wrong or [given])[0]!r}, expected one of analyzers.images, "
             "as Channel('layer1', 3), or a site."
         )
     if not all(one.sites for one in found):

@@ -13,8 +13,8 @@ from fmr.ids import Parent, TensorId
 from fmr.nests import Nest, exact, map_ids
 from fmr.nodes import Node, scope_of
 from fmr.ops.fused import DECOMPOSITIONS, is_fused
-from fmr.watching.inside import _value
-from fmr.watching.own import alone
+from fmr.watching.inside import value_of_call
+from fmr.watching.own import alone, without_grad
 from fmr.watching.recorder import Recorder
 from fmr.watching.scopes import Start
 from fmr.watching.tape import Event, Tape
@@ -100,13 +100,16 @@ def all_inside(node: Node, known: MutableMapping[str, Node]) -> Iterator[Node]:
             yield from all_inside(inner, known)
 
 
-def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor]) -> Tensor | None:
+def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor], history: bool = False) -> Tensor | None:
     """The value of an ID inside a fused op, computed from the tensors that the op read; None where it has none.
 
-    The random state stays as it was and no history is recorded. What lies behind active dropout has no value.
+    The random state stays as it was. With `history` gradients go through the value to these tensors. What lies behind active
+    dropout has no value.
     """
+    if history:
+        return value_of_call(name, node.op, scope_of(node), *_explained_call(node, tensors))
     detached = {parent: tensor.detach() for parent, tensor in tensors.items()}
-    return _value(name, node.op, scope_of(node), *_explained_call(node, detached))
+    return without_grad(lambda: value_of_call(name, node.op, scope_of(node), *_explained_call(node, detached)))()
 
 
 def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner:

@@ -15,7 +15,7 @@ from fmr.watching.own import alone, unseen, without_grad
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
     """The same for a call that is under way: `op` with these arguments, whose scope is `scope`."""
-    return _value(name, op, scope, *plain_arguments(args, kwargs))
+    return without_grad(lambda: value_of_call(name, op, scope, *plain_arguments(args, kwargs)))()
 
 
 def plain_arguments(args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -30,13 +30,14 @@ def plain_arguments(args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
     return args, {at: arg for at, arg in kwargs.items() if at != "out"}
 
 
-def _value(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
+def value_of_call(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
+    """The value of an ID in the plain form of a fused op with these arguments."""
     with unseen():
         if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
             return None
     catch = _Catch(name, scope)
     try:
-        alone(without_grad(lambda: DECOMPOSITIONS[op](*args, **kwargs)), catch)
+        alone(lambda: DECOMPOSITIONS[op](*args, **kwargs), catch)
     except _Caught:
         return catch.value
     return None
@@ -61,7 +62,7 @@ class _Catch(WatcherMode):
             return func(*args, **kwargs)
         here = f"{self.scope}/{op.name}#{self.counts[op.name]}"
         if self.name.startswith(here + "/"):
-            self.value = _value(self.name, op.name, here, args, kwargs)
+            self.value = value_of_call(self.name, op.name, here, args, kwargs)
             raise _Caught
         if drops(op.name, args, kwargs):
             raise _Caught

@@ -56,6 +56,13 @@ def test_they_are_those_with_the_largest_values() -> None:
         assert tuple(found.places[channel, rank]) == tuple(int(n) for n in np.unravel_index(where, shape))
 
 
+def test_channels_are_counted_from_the_end_too() -> None:
+    found, wanted = (top(channels=asked).update(IMAGES).result(progress=False) for asked in ([-1, 0], [4, 0]))
+    assert found.channels == (4, 0)
+    np.testing.assert_array_equal(found.values, wanted.values)
+    assert top(channels=[-1]).merge(top(channels=[-1]).update(IMAGES)).result(progress=False).channels == (4,)
+
+
 def test_batches_shards_and_labels_change_nothing() -> None:
     whole = top(channels=[3, 1]).update(IMAGES).result()
     loader = DataLoader(TensorDataset(IMAGES, torch.arange(40)), batch_size=9)
@@ -298,6 +305,8 @@ def test_a_result_is_saved_tabled_and_drawn(tmp_path: Path) -> None:
         ),
         (lambda: top().update(IMAGES.byte()), "of torch.uint8, expected what the model is given"),
         (lambda: top().update(IMAGES).update(IMAGES * float("nan")), "Image 40 makes NaN at 'late/conv2d#0', which is"),
+        (lambda: top(channels=[-6]).update(IMAGES), r"'late/conv2d#0' has 5 channels, and none -6. Expected 0 to 4"),
+        (lambda: top(channels=[1, -4]).update(IMAGES), r"channels=\[1, 1\] names a channel twice. Expected each one once"),
         (lambda: top(channels=[1, 3, 1]), r"channels=\[1, 3, 1\] names a channel twice. Expected each one once"),
         (lambda: top().update(IMAGES[:0]), r"A batch holds no image: its shape is \(0, 3, 24, 24\). Expected one at least"),
         (
