@@ -6,8 +6,7 @@ A new idiom is usually one word in one of these sets; the certificates tell whet
 from collections.abc import Callable, Iterator
 from functools import wraps
 from math import prod
-from typing import NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from typing import NamedTuple, TypeVar, cast
 
 from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
@@ -83,14 +82,13 @@ Answer = TypeVar("Answer")
 
 
 def cached_per_graph(function: Callable[[Graph], Answer]) -> Callable[[Graph], Answer]:
-    """The same function, which is asked once of each graph, as long as that lives: graphs do not change."""
-    known: WeakKeyDictionary[Graph, Answer] = WeakKeyDictionary()
+    """The same function, which is asked once of each graph and keeps the answer there: graphs do not change."""
 
     @wraps(function)
     def answer(graph: Graph) -> Answer:
-        if graph not in known:
-            known[graph] = function(graph)
-        return known[graph]
+        if function not in graph.known:
+            graph.known[function] = function(graph)
+        return cast("Answer", graph.known[function])
 
     return answer
 
