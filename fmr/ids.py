@@ -122,23 +122,20 @@ def relative(scope: str, path: str) -> str:
 class Parent(TensorId):
     """The ID of a value that an op reads, which also knows the argument that it fills.
 
-    `at` is the argument's position: "0", "mask", or "0.2" for the third tensor of a list given first.
+    `at` is the argument's position: "0", "mask", or "0.2" for the third tensor of a list given first; `id` is the ID alone.
     """
 
-    __slots__ = ("at",)
+    __slots__ = ("at", "id")
     at: str
+    id: TensorId
 
     def __new__(cls, id: str, at: str) -> "Parent":
         parent = super().__new__(cls, id)
-        parent.at = at
+        parent.at, parent.id = at, TensorId(id)
         return parent
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Parent, (str(self), self.at)
-
-    @property
-    def id(self) -> TensorId:
-        return TensorId(self)
 
 
 Index = int | slice | list[int] | list[list[int]] | torch.Tensor | None

@@ -111,6 +111,8 @@ def is_key(key: object) -> TypeGuard[Key]:
 
 def id_of(key: Key) -> TensorId:
     """The ID that a key names; for a module call its path."""
+    if type(key) is TensorId:
+        return key
     if isinstance(key, str):
         return TensorId(key)
     if isinstance(key, (Node, Site)):

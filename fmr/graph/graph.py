@@ -57,6 +57,7 @@ class Graph:
         self.same = same  # the names of each module and tensor that has several; files do not keep them
         self._place = {node.id: place for place, node in enumerate(self.nodes)}
         self._inner: dict[str, Inner] = {}
+        self.known: dict[object, Any] = {}  # what functions found out about it, each under itself
 
     # ---- looking things up
 
@@ -100,7 +101,7 @@ class Graph:
     def _name(self, key: "Key") -> TensorId:
         """The ID that a key names; where that is the path of a module, the ID of what it returned."""
         name = id_of(key)
-        return self[name].id if name.is_path else name
+        return name if name in self._place or not name.is_path else self[name].id
 
     def find(self, pattern: str) -> tuple[Node, ...]:
         """The nodes whose ID matches a glob, in execution order; inner values of fused ops stand after their op.

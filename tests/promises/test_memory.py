@@ -162,6 +162,15 @@ def test_the_model_dies_with_its_last_user() -> None:
         assert ref() is None
 
 
+def test_a_graph_that_was_located_dies_with_its_last_user() -> None:
+    model, args, _ = build("chain")
+    structure = fmr.locate(fmr.run(model, *args))
+    ref = weakref.ref(structure.graph)
+    del structure, model
+    gc.collect()
+    assert ref() is None
+
+
 def _train(model: nn.Module, args: Any, keep: Any) -> None:
     with fmr.track(model, keep=keep, grad=True) as run:
         model(*args).sum().backward()

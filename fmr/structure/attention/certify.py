@@ -14,7 +14,7 @@ from fmr.structure.attention.halves import map_of, picked
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
-from fmr.structure.proof.evaluate import Values, evaluate
+from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each
 
 
 def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
@@ -171,13 +171,17 @@ def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
 def _sum_of_heads(graph: Graph, found: Claim, out: TensorId, value: Values) -> Tensor:
     """The output as the sum of what each head writes alone, plus the bias once."""
     read, whose = _told_apart(graph, found)
-    z = value(read)
+    z, whose = value(read), whose.to(value(read).device) % found.n_heads
     bias = evaluate(graph, out, {read: torch.zeros_like(z)}, value)
     total = bias.clone()
-    for head in range(found.n_heads):
-        alone = z * (whose % found.n_heads == head).to(z.device)
-        total += evaluate(graph, out, {read: alone}, value) - bias
+    for heads in torch.arange(found.n_heads).split(max(1, _MOST // z.numel())):
+        alone = torch.stack([z * (whose == head) for head in heads])
+        total += (evaluate_each(graph, out, read, alone, value) - bias).sum(0)
     return total
+
+
+_MOST = 1 << 22
+"""How many numbers what single heads write is recomputed from at a time."""
 
 
 def _told_apart(graph: Graph, found: Claim) -> tuple[TensorId, Tensor]:

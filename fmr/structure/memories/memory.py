@@ -180,7 +180,7 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     places = of_own_place(graph, found.source, found.up, found.post.id, made, found.axis, value)
     if places is not None:
         errors["places"] = places
-    keys, values = value.double(found.keys), found.own(value.double(found.values), post.shape[-1])
+    keys, values = value.single(found.keys), found.own(value.single(found.values), post.shape[-1])
     of_keys = of_values = None
     if found.axis == -1:
         of_keys = _product(graph, found.source, found.up, keys, found.key_dim == 0, value)
@@ -227,7 +227,7 @@ def _product(
     One that would fit the other way round is not the matrix that was claimed, and makes nothing that is finite; nor does
     one beside which, though it makes the result `alone`, more is added than one bias for all positions.
     """
-    given, made = value.double(name).to(torch.float64), value(result)
+    given, made = value.single(name).to(weight.dtype), value(result)
     if weight.dim() != 2:
         return None
     matrix = weight.mT if turned else weight

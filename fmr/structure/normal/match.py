@@ -6,8 +6,7 @@ A new idiom is usually one word in one of these sets; the certificates tell whet
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import wraps
 from math import prod
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
@@ -105,16 +104,14 @@ def walk(starts: Iterable[Point], onward: Callable[[Point], Iterable[Point]]) ->
 def cached_per_graph(
     function: Callable[Concatenate[Graph, Given], Answer],
 ) -> Callable[Concatenate[Graph, Given], Answer]:
-    """The same function, which answers once for each graph, as long as that lives, and what else is given: graphs do not
+    """The same function, which answers once for each graph and what else is given, and keeps that there: graphs do not
     change."""
-    known: WeakKeyDictionary[Graph, dict[object, Answer]] = WeakKeyDictionary()
 
     @wraps(function)
     def answer(graph: Graph, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
-        own = known.setdefault(graph, {})
-        if args not in own:
-            own[args] = function(graph, *args, **kwargs)
-        return own[args]
+        if (function, args) not in graph.known:
+            graph.known[function, args] = function(graph, *args, **kwargs)
+        return cast("Answer", graph.known[function, args])
 
     return answer
 

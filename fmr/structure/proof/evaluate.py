@@ -18,7 +18,7 @@ from fmr.nests import replaced
 from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.normal.match import between
+from fmr.structure.normal.match import between, projection
 from fmr.watching.calls import unwatched
 
 Values = Callable[[TensorId], Tensor]
@@ -26,32 +26,44 @@ Values = Callable[[TensorId], Tensor]
 
 
 class Doubles:
-    """The values of a run as one certificate reads them: each is brought to double precision once."""
+    """The values of a run as one certificate reads them: each is read, and brought to another precision, once."""
 
     def __init__(self, value: Values) -> None:
-        self.value = value
-        self._known: dict[TensorId, Tensor] = {}
+        self._value = value
+        self._known: dict[tuple[TensorId, str], Tensor] = {}
 
     def __call__(self, name: TensorId) -> Tensor:
-        return self.value(name)
+        return self._once(name, "recorded", lambda: self._value(name))
 
     def double(self, name: TensorId) -> Tensor:
         """A value in double precision."""
-        if name not in self._known:
-            self._known[name] = double(self.value(name))
-        return self._known[name]
+        return self._once(name, "double", lambda: double(self(name)))
+
+    def single(self, name: TensorId) -> Tensor:
+        """A value in its own precision, single at least."""
+        return self._once(name, "single", lambda: single(self(name)))
+
+    def _once(self, name: TensorId, precision: str, read: Callable[[], Tensor]) -> Tensor:
+        if (name, precision) not in self._known:
+            self._known[name, precision] = read()
+        return self._known[name, precision]
 
 
 def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], value: Values) -> Tensor:
     """The value of `target` when some of the values that it depends on are given anew.
 
     What does not depend on a given value is taken as it was recorded, and so are choices, which rounding may tip: places
-    of the largest, of what is sorted. Everything is computed in float64.
+    of the largest, of what is sorted. Everything is computed in float64 but what projections make, which is computed in the
+    precision of their weights, float32 at least: so that no weight is copied.
     """
     first, read = min(given, key=graph.place), value if isinstance(value, Doubles) else Doubles(value)
     known = {name: double(tensor) for name, tensor in given.items()}
     for node in between(graph, first, target, lambda node: node.id not in given):
         if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
+            found = projection(graph, node)
+            if found is not None and found.weight not in known and node.dtype.is_floating_point:
+                known[node.id] = _projected(node, found.weight, known, read)
+                continue
             tensors = {p.id: known[p.id] if p.id in known else read.double(p.id) for p in node.parents}
             known[node.id] = made_again(graph, node, tensors)
     if target not in known:
@@ -62,6 +74,25 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
 def made_again(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     """What a node holds, computed again in double precision, also where its storage was written over."""
     return overwritten(graph.__getitem__, node, tensors, in_double) if node.op == ALIAS else in_double(node, tensors)
+
+
+def evaluate_each(graph: Graph, target: TensorId, name: TensorId, several: Tensor, value: Values) -> Tensor:
+    """The values of `target` when another value is given anew in several ways, which lie one behind the other."""
+
+    def again(one: Tensor) -> Tensor:
+        return evaluate(graph, target, {name: one}, value)
+
+    try:
+        return torch.vmap(again)(several)
+    except RuntimeError:  # of an op on the way torch does not know what it makes of several
+        return torch.stack([again(one) for one in several])
+
+
+def _projected(node: Node, weight: TensorId, known: Mapping[TensorId, Tensor], read: Doubles) -> Tensor:
+    """What a projection makes, computed in the precision of its weight, single at least."""
+    tensors = {p.id: known[p.id] if p.id in known else read.single(p.id) for p in node.parents}
+    kind = tensors[weight].dtype
+    return double(in_double(node, {name: one.to(kind) if one.is_floating_point() else one for name, one in tensors.items()}))
 
 
 def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
@@ -104,6 +135,12 @@ def double(tensor: Tensor) -> Tensor:
     """A tensor in numbers of double precision, apart from its history; whole numbers and truth values as they are."""
     numbers = plain(tensor).detach()
     return numbers.to(_widened(numbers.dtype))
+
+
+def single(tensor: Tensor) -> Tensor:
+    """A tensor in numbers of its own precision, single at least, apart from its history; no copy where it has that."""
+    numbers = plain(tensor).detach()
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32)) if numbers.is_floating_point() else numbers
 
 
 @contextmanager

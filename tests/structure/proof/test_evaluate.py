@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fmr
 from fmr.ids import TensorId
-from fmr.structure.proof.evaluate import evaluate
+from fmr.structure.proof.evaluate import evaluate, evaluate_each
 from tests.small import Fn
 
 X = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -116,3 +116,35 @@ def test_what_does_not_depend_on_the_given_values_is_refused() -> None:
     run, x, _ = ran(lambda x, y: x.cos() + y.sin(), X, X.clone())
     with pytest.raises(fmr.StructureError, match=r"^/sin#0 does not depend on any of input:args\.0\.$"):
         evaluate(run.graph, TensorId("/sin#0"), {x: X}, run.__getitem__)
+
+
+def projected(x: Tensor, weight: Tensor, given: Tensor) -> Tensor:
+    """What comes of an input that is multiplied with a weight, when another one is given."""
+    run = fmr.run(Fn(lambda self, x: x @ self.weight, weight=nn.Parameter(weight)), x)
+    end = next(node.id for node in run.graph.nodes if node.op == "matmul")
+    return evaluate(run.graph, end, {run.graph[end].parents[0].id: given}, run.__getitem__)
+
+
+def test_products_with_weights_are_computed_in_the_precision_of_these() -> None:
+    weight = torch.full((2, 2), 1 + 1e-7)
+    found = projected(X, weight, X.double() + 1e-12)
+    assert found.dtype == torch.float64 and torch.equal(found, (X @ weight).double())
+    given = X.double() + 1e-12
+    assert torch.equal(projected(X.double(), weight.double(), given), given @ weight.double())
+
+
+def test_products_with_weights_in_half_precision_are_computed_in_single() -> None:
+    found = projected(X.bfloat16(), torch.eye(2).bfloat16(), X + 0.01)
+    assert found.dtype == torch.float64 and torch.equal(found, (X + 0.01).double())
+
+
+def test_several_values_are_given_one_after_the_other() -> None:
+    run, x, end = ran(lambda x: x.sin().sum(-1))
+    several = torch.stack([X, 2 * X, 0 * X])
+    assert torch.allclose(evaluate_each(run.graph, end, x, several, run.__getitem__), several.double().sin().sum(-1))
+
+
+def test_an_op_that_torch_cannot_run_on_several_is_run_on_each() -> None:
+    run, x, end = ran(lambda x: x[x > 0].sum())
+    several = torch.stack([X, 2 * X])
+    assert evaluate_each(run.graph, end, x, several, run.__getitem__).tolist() == [10, 20]
