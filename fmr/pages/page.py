@@ -24,8 +24,8 @@ from fmr.pages.words import promoted
 from fmr.pictures.endings import check_ending
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.align import find_prints
 from fmr.structure.parts import Structure
+from fmr.structure.prints import find_prints
 from fmr.structure.proof.evaluate import check_run, own_work, why_without_numbers
 
 LARGEST = 200_000_000

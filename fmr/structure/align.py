@@ -4,16 +4,11 @@ Two parts are the same where the data says so (`fmr.graph.align`): the same soft
 in a list in one model and in one tensor in the other are told apart by their weights, number by number.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-from torch.nn import Parameter
-
-from fmr.errors import IdError, StructureError
+from fmr.errors import StructureError
 from fmr.graph.align import Alignment, aligned
 from fmr.graph.graph import Graph
 from fmr.graph.joints import Joint
@@ -22,11 +17,8 @@ from fmr.ids import Site, TensorId
 from fmr.structure.attention.attention import Attention
 from fmr.structure.layer import Layer
 from fmr.structure.memories.memory import Memory
-from fmr.structure.proof.evaluate import Values
+from fmr.structure.prints import Prints, numbers_of, same_weights
 from fmr.structure.streams.stream import Stream
-
-Prints = Mapping[TensorId, bytes]
-"""Weights by a few of their numbers, so that they are known again where they go by another name."""
 
 _ROLES = ("q", "k", "v", "scores", "pattern", "z", "pre", "post", "out")
 _SIZES = ("kind", "n_heads", "n_kv_heads", "head_dim", "n")
@@ -122,7 +114,7 @@ class _Parts:
 
     def __init__(self, first: Located, second: Located) -> None:
         self.first, self.second = first, second
-        self.found = Matching(first.graph, second.graph, _same_weights(first.prints, second.prints))
+        self.found = Matching(first.graph, second.graph, same_weights(first.prints, second.prints))
         self.graph = aligned(self.found, first.graph, second.graph)
         self.same = {**self.found.matched, **self.found.copies}
         self.values: dict[TensorId, TensorId] = {}
@@ -252,18 +244,6 @@ def _cores(part: Attention | Memory) -> tuple[TensorId, ...]:
 # ---- weights
 
 
-def _same_weights(ours: Prints, theirs: Prints) -> dict[TensorId, TensorId]:
-    """The weights that are the same by their numbers, each one of a kind."""
-    first, second = (_alone(prints) for prints in (ours, theirs))
-    return {first[key]: second[key] for key in first.keys() & second.keys()}
-
-
-def _alone(prints: Prints) -> dict[bytes, TensorId]:
-    """Weights by their numbers, where no other has the same."""
-    count = Counter(prints.values())
-    return {numbers: name for name, numbers in prints.items() if count[numbers] == 1}
-
-
 def _told(ours: Sequence[Memory], theirs: Sequence[Memory]) -> Iterator[tuple[Expert, Expert]]:
     """Memories of one and experts of the other with the same keys and values, each the only one that has them."""
     first, second = ({}, {})  # type: tuple[dict[bytes, list[Expert]], dict[bytes, list[Expert]]]
@@ -295,31 +275,3 @@ def _numbers(expert: Expert) -> bytes:
     memory, number = expert
     some = sorted({0, memory.n // 2, memory.n - 1})
     return b"".join(numbers_of(vector) for index in some for vector in memory.memory(index, number))
-
-
-_COUNT = 64
-"""How many numbers of a weight are taken, evenly over all."""
-
-
-def find_prints(graph: Graph, value: Values | None) -> dict[TensorId, bytes]:
-    """Shape and some numbers of each parameter that a run kept; of those that are one number throughout, nothing."""
-    found: dict[TensorId, bytes] = {}
-    for node in graph.sources if value is not None else ():
-        if node.op != "param" or node.dtype.is_complex or not node.dtype.is_floating_point:
-            continue
-        try:
-            weight = value(node.id)  # type: ignore[misc]
-        except IdError:
-            continue
-        if type(weight) not in (Tensor, Parameter) or weight.layout != torch.strided or weight.is_nested:
-            continue  # a class of its own says what its numbers are when it is asked to compute
-        flat = weight.detach().reshape(-1)
-        some = numbers_of(flat[:: max(1, len(flat) // _COUNT)])
-        if len(set(zip(*(some[n::4] for n in range(4)), strict=True))) > 1:
-            found[node.id] = str(node.shape).encode() + some
-    return found
-
-
-def numbers_of(vector: Tensor) -> bytes:
-    """The numbers of a vector as bytes of float32."""
-    return bytes(vector.detach().float().contiguous().cpu().numpy().tobytes())

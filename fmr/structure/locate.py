@@ -16,7 +16,6 @@ from fmr.ids import Site, TensorId
 from fmr.ops.fused import is_fused
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.align import find_prints
 from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, certify_attention, values_inside
 from fmr.structure.attention.deformable import deformable
@@ -41,6 +40,7 @@ from fmr.structure.normal.hidden import hidden_attentions, hidden_memories, is_h
 from fmr.structure.normal.match import projection
 from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
+from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_without_numbers
 from fmr.structure.streams.coupled import coupled
