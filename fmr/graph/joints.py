@@ -23,6 +23,9 @@ CARRIES = frozenset(
 _PROJECTS = frozenset("linear linear_dynamic addmm matmul mm mv bmm baddbmm einsum int_mm scaled_mm".split())
 """Products over the last dimension: of data and weights a projection, of data and data a product."""
 
+_LEFT = frozenset("matmul mm bmm".split())
+"""Products in which weights may stand on the left, and data has its units in the rows."""
+
 _PARTS = frozenset("split chunk split_with_sizes tensor_split unbind getitem narrow select".split())
 """Ops that take a part of a value."""
 
@@ -54,12 +57,13 @@ class Joint:
     """A value where data meets: what it reads of others, by argument, and who reads it.
 
     `likeness` is what any value that may be the same in another graph has in common with it; `named` are the weights that
-    are called alike in both.
+    are called alike in both. `whole` is the value with the bias that is added to it in a step of its own.
     """
 
     node: Node
     reads: list["Joint"]
     ends: list[TensorId]
+    whole: Node
     users: list[tuple[int, "Joint"]] = field(default_factory=list)
     likeness: Hashable = None
     named: tuple[str, ...] = ()
@@ -119,7 +123,9 @@ class Joints:
             return
         live = [name for name in _read(node) if self.kinds[name] == "data"]
         if len(live) == 1 and node.op in CARRIES and not self._is_part(node, live[0]):
-            self.head[node.id] = self.head[live[0]]
+            head = self.head[node.id] = self.head[live[0]]
+            if self._is_bias(node, head):
+                head.whole = node
         else:
             self._join(node, live)
 
@@ -135,13 +141,20 @@ class Joints:
             return "data"
         return "weight" if "weight" in kinds else ""
 
+    def _is_bias(self, node: Node, head: Joint) -> bool:
+        """Whether a step adds the only bias of a projection: a parameter of one dimension."""
+        beside = frozenset().union(*(self.sources.get(parent.id, frozenset()) for parent in node.parents))
+        has_own = any(len(self.nodes[TensorId(name)].shape) == 1 for name in self.weights(head))
+        is_vector = all(len(self.nodes[TensorId(name)].shape) == 1 for name in beside)
+        return node.op == "add" and head.kind == "project" and bool(beside) and is_vector and not has_own
+
     def _is_part(self, node: Node, read: TensorId) -> bool:
         return node.op in _PARTS and prod(node.shape) < prod(self.nodes[read].shape)
 
     def _join(self, node: Node, live: list[TensorId]) -> None:
         """Note a joint; what it reads in any order stands in that of its making."""
         heads = [self.head[name] for name in live]
-        joint = Joint(node, list(heads), live, place=len(self.joints))
+        joint = Joint(node, list(heads), live, node, place=len(self.joints))
         self.joints.append(joint)
         self.head[node.id] = joint
         for at, head in enumerate(heads):
@@ -168,8 +181,8 @@ class Joints:
         return tuple((node.op, exact(node.args)) for node in steps if node.op in SHIFTS and len(node.parents) == 1)
 
     def weights(self, joint: Joint) -> frozenset[str]:
-        """The parameters that a joint reads, however they were prepared for it."""
-        read = (self.sources.get(parent.id, frozenset()) for parent in joint.node.parents)
+        """The parameters that a joint reads, however they were prepared for it, a bias that is added later too."""
+        read = (self.sources.get(parent.id, frozenset()) for node in (joint.node, joint.whole) for parent in node.parents)
         return frozenset().union(*read)
 
     def share(self, joint: Joint) -> Hashable:
@@ -178,9 +191,11 @@ class Joints:
 
     def sizes(self, joint: Joint) -> Hashable:
         """The sizes that a joint has however its op is spelled: the widths of data before and after weights."""
-        shape = joint.node.shape
+        node, shape = joint.node, joint.node.shape
         if joint.kind == "project":
-            return self.nodes[joint.ends[0]].shape[-1:], shape[-1:]
+            read = self.nodes[joint.ends[0]].shape
+            is_left = node.op in _LEFT and node.parents[0].id != joint.ends[0] and min(len(read), len(shape)) > 1
+            return (read[-2:-1], shape[-2:-1]) if is_left else (read[-1:], shape[-1:])
         return shape[-1:] if joint.weighs else ()
 
 
