@@ -4,6 +4,7 @@ Two parts are the same where the data says so (`fmr.graph.align`): the same soft
 in a list in one model and in one tensor in the other are told apart by their weights, number by number.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
@@ -128,7 +129,7 @@ class _Parts:
         streams, roles = tuple(self._streams()), self.second.roles
         for name, role in self.first.roles.items():
             there = self.same.get(name)
-            if name in self.values or name in self.within:
+            if name in self.values or name in self.within or name in self.why:
                 continue
             if there is not None and roles.get(there, role) == role:
                 self.values[name] = there
@@ -182,14 +183,19 @@ class _Parts:
         """The memories of one that are single experts of the other, by their weights."""
         known = {id(memory) for pair in whole for memory in pair}
         ours, theirs = ([one for one in side.mlps if id(one) not in known] for side in (self.first, self.second))
-        for a, b in _told(ours, theirs):
+        told = list(_told(ours, theirs))
+        times = Counter(id(a.memory) for a, _ in told)
+        for a, b in told:
             one, two = self._joint(0, a.memory.down), self._joint(1, b.memory.down)
             if one is None or two is None or not self.found.pairing.is_around(one, two):
                 self.why[a.memory.scope] = f"{b!r} has its weights, and lies elsewhere"
                 continue
             self.why.pop(a.memory.scope, None)
-            if a.expert is None:
-                self.within |= {getattr(a.memory, role).id: getattr(b.memory, role).id for role in ("pre", "post", "out")}
+            values = {role: getattr(a.memory, role).id for role in ("pre", "post", "out")}
+            if a.expert is None and times[id(a.memory)] == 1:
+                self.within |= {name: getattr(b.memory, role).id for role, name in values.items()}
+            else:
+                self.why |= dict.fromkeys(values.values(), f"it holds experts that are {times[id(a.memory)]} memories there")
             yield a, b
 
     # ---- streams and layers
@@ -245,7 +251,10 @@ def _cores(part: Attention | Memory) -> tuple[TensorId, ...]:
 
 
 def _told(ours: Sequence[Memory], theirs: Sequence[Memory]) -> Iterator[tuple[Expert, Expert]]:
-    """Memories of one and experts of the other with the same keys and values, each the only one that has them."""
+    """Memories of one and experts of the other with the same keys and values, each the only one that has them.
+
+    Calls that each read one of several experts, by a number that data tells, are in the only one that reads them all.
+    """
     first, second = ({}, {})  # type: tuple[dict[bytes, list[Expert]], dict[bytes, list[Expert]]]
     for side, found in ((ours, first), (theirs, second)):
         for expert in (one for memory in side for one in _experts_of(memory)):
@@ -254,6 +263,8 @@ def _told(ours: Sequence[Memory], theirs: Sequence[Memory]) -> Iterator[tuple[Ex
         other = second.get(key, [])
         if len(same) == len(other) == 1 and (same[0].expert is None) != (other[0].expert is None):
             yield same[0], other[0]
+        elif min(len(same), len(other)) == 1 and same[0].expert == other[0].expert == 0:
+            yield from ((Expert(a.memory), Expert(b.memory)) for a in same for b in other)
 
 
 def _experts_of(memory: Memory) -> Iterator[Expert]:

@@ -36,7 +36,7 @@ from fmr.structure.mixers.find import Term, find_mixers
 from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.mixers.prove import ALONE, proven
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.hidden import hidden_attentions, hidden_memories, is_hidden
+from fmr.structure.normal.hidden import bends_alone, hidden_attentions, hidden_memories, is_hidden
 from fmr.structure.normal.match import projection
 from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
@@ -282,9 +282,9 @@ class _Search:
                 weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
                 blocks.append(replace(self._placed(found), weights=weights, certified=certificate))
         for second, hidden in self._tried(self.end, "memory", lambda: list(hidden_memories(self.graph, sums)), []):
-            reason = (
-                f"{'it' if second is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"
-            )
+            whole = second is hidden or not bends_alone(self.graph, hidden)
+            reason = f"{'it' if second is hidden else hidden.id} is computed by code that is hidden from torch"
+            reason += ", weights and all" * whole
             self.rejected.append(Rejected(second.id, "memory", reason))
         return blocks
 
