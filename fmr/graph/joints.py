@@ -1,6 +1,6 @@
 """A graph with its layout left out: the values where data meets weights or other data, or is bent, and what they read."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
@@ -57,7 +57,7 @@ class Joint:
     """A value where data meets: what it reads of others, by argument, and who reads it.
 
     `likeness` is what any value that may be the same in another graph has in common with it; `named` are the weights that
-    are called alike in both. `whole` is the value with the bias that is added to it in a step of its own.
+    are called alike in both. `whole` is the value with a bias and a scale that are steps of their own.
     """
 
     node: Node
@@ -89,10 +89,13 @@ class Joint:
 
 
 class Joints:
-    """The joints of one graph in order of execution, and for each value the joint whose numbers it hands on."""
+    """The joints of one graph in order of execution, and for each value the joint whose numbers it hands on.
 
-    def __init__(self, graph: Unfused) -> None:
-        self.graph = graph.unfused
+    `known` are buffers whose numbers are those of weights in the other graph.
+    """
+
+    def __init__(self, graph: Unfused, known: Container[str] = ()) -> None:
+        self.graph, self.known = graph.unfused, known
         self.nodes = {node.id: node for node in self.graph.nodes}
         self.kinds: dict[TensorId, str] = {}
         self.fed: set[TensorId] = set()
@@ -124,7 +127,7 @@ class Joints:
         live = [name for name in _read(node) if self.kinds[name] == "data"]
         if len(live) == 1 and node.op in CARRIES and not self._is_part(node, live[0]):
             head = self.head[node.id] = self.head[live[0]]
-            if self._is_bias(node, head):
+            if self._completes(node, head):
                 head.whole = node
         else:
             self._join(node, live)
@@ -132,21 +135,30 @@ class Joints:
     def _kind(self, node: Node) -> str:
         if node.id.is_source:
             floats = node.dtype.is_floating_point or node.dtype.is_complex
-            return "weight" if node.op == "param" else "data" if node.op == "input" and floats else ""
-        if not (node.dtype.is_floating_point or node.dtype.is_complex):
-            return ""
+            is_weight = node.op == "param" or node.id in self.known
+            return "weight" if is_weight else "data" if node.op == "input" and floats else ""
         kinds = {self.kinds[name] for name in _read(node)}
+        if not (node.dtype.is_floating_point or node.dtype.is_complex):
+            whole = [self.nodes[name] for name in _read(node) if not self.nodes[name].dtype.is_floating_point]
+            return "weight" if any(self.kinds[one.id] == "weight" for one in whole) else ""
         fed = any(name in self.fed for name in _read(node))
         if "data" in kinds or node.op == OPAQUE or ("weight" in kinds and fed):
             return "data"
         return "weight" if "weight" in kinds else ""
 
-    def _is_bias(self, node: Node, head: Joint) -> bool:
-        """Whether a step adds the only bias of a projection: a parameter of one dimension."""
-        beside = frozenset().union(*(self.sources.get(parent.id, frozenset()) for parent in node.parents))
-        has_own = any(len(self.nodes[TensorId(name)].shape) == 1 for name in self.weights(head))
-        is_vector = all(len(self.nodes[TensorId(name)].shape) == 1 for name in beside)
-        return node.op == "add" and head.kind == "project" and bool(beside) and is_vector and not has_own
+    def _completes(self, node: Node, head: Joint) -> bool:
+        """Whether a step adds the only bias of a projection, or scales its units by what its weights were divided by."""
+        if head.kind != "project" or (node.op == "mul" and node.shape != head.node.shape):
+            return False
+        beside = [self.nodes[parent.id] for parent in node.parents if self.kinds[parent.id] != "data"]
+        if node.op == "mul":
+            return any(prod(one.shape) == node.shape[-1] > 1 and self.kinds[one.id] == "" for one in beside)
+        sources = frozenset().union(*(self.sources.get(one.id, frozenset()) for one in beside))
+        is_bias = bool(sources) and all(map(self._is_vector, sources))
+        return node.op == "add" and is_bias and not any(map(self._is_vector, self.weights(head)))
+
+    def _is_vector(self, name: str) -> bool:
+        return len(self.nodes[TensorId(name)].shape) == 1
 
     def _is_part(self, node: Node, read: TensorId) -> bool:
         return node.op in _PARTS and prod(node.shape) < prod(self.nodes[read].shape)

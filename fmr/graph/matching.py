@@ -20,7 +20,7 @@ class Matching:
     """The values of two graphs that are the same, by ID."""
 
     def __init__(self, first: Unfused, second: Unfused, same: Same = MappingProxyType({})) -> None:
-        self.ours, self.theirs = Joints(first), Joints(second)
+        self.ours, self.theirs = Joints(first, same.keys()), Joints(second, frozenset(same.values()))
         liken(self.ours, self.theirs, same)
         self.pairing = Pairing(self.ours, self.theirs)
         self.pairs = sorted(self.pairing.pairs.values(), key=lambda pair: pair[0].place)
@@ -184,7 +184,7 @@ class Matching:
 
 
 def _from_whole(side: Joints, end: TensorId) -> list[Node]:
-    """The way to a value from where the bias is added, where that is a step of its own."""
+    """The way to a value from where it has its bias and its scale."""
     way = side.way(end)
     whole = side.head[way[0].id].whole
     return way[way.index(whole) :] if whole in way else way

@@ -137,8 +137,10 @@ class Pairing:
     def _propose(self) -> bool:
         """Pair what is alike and alone on both sides, by the strongest likeness that finds any."""
         self.near = self._surroundings()
-        colors_of = ((self._placed, True, True), (self._fed, True, False), (self._read, False, True), (self._made, True, False))
-        for color, up, down in colors_of:
+        both, reads, read_by = (True, True), (True, False), (False, True)
+        for color, (up, down) in (
+            (self._placed, both), (self._fed, reads), (self._read, read_by), (self._made, reads),
+        ):  # fmt: skip
             colors = [
                 {j.place: j.pair if j.pair > 0 else color(j, near) for j in side.joints}
                 for side, near in zip(self.sides, self.near, strict=True)

@@ -5,7 +5,7 @@ in a list in one model and in one tensor in the other are told apart by their we
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from fmr.ids import Site, TensorId
 from fmr.structure.attention.attention import Attention
 from fmr.structure.layer import Layer
 from fmr.structure.memories.memory import Memory
+from fmr.structure.normal.form import form_of
 from fmr.structure.prints import Prints, numbers_of, same_weights
 from fmr.structure.streams.stream import Stream
 
@@ -210,11 +211,21 @@ class _Parts:
                 found += [other] if same else []
                 points |= same
             if len(found) == 1:
+                points |= self._norm(stream, found[0], points)
                 self.values |= points
                 yield stream, found[0]
             else:
                 several = f"its points lie in {len(found)} streams there"
                 self.why[stream.points[0]] = several if found else "none of its points is surely one of a stream there"
+
+    def _norm(self, ours: Stream, theirs: Stream, points: Mapping[TensorId, TensorId]) -> dict[TensorId, TensorId]:
+        """The norms of the same last state, whichever way they are written."""
+        ends = [side.points[-2:] for side in (ours, theirs) if len(side.points) > 1]
+        if len(ends) < 2 or ends[0][1] in points or points.get(ends[0][0]) != ends[1][0]:
+            return {}
+        graphs = self.first.graph, self.second.graph
+        are_norms = all(form_of(graph)[end[1]].kind == "norm" for graph, end in zip(graphs, ends, strict=True))
+        return {ends[0][1]: ends[1][1]} if are_norms else {}
 
     def _point(self, name: TensorId, other: Stream) -> TensorId | None:
         """The point of another stream that is the same: the very value, or the only one that hands it on."""

@@ -25,10 +25,15 @@ _ROWS = 1024
 
 
 def find_prints(graph: Graph, value: Values | None) -> dict[TensorId, bytes]:
-    """Shape and some numbers of each parameter that a run kept; of those that are one number throughout, nothing."""
+    """Shape and some numbers of each parameter that a run kept, and of each matrix in a buffer: weights may be quantised.
+
+    Of what is one number throughout, nothing.
+    """
     found: dict[TensorId, bytes] = {}
     for node in graph.sources if value is not None else ():
-        if node.op != "param" or node.dtype.is_complex or not node.dtype.is_floating_point:
+        is_weight = node.op == "param" and node.dtype.is_floating_point
+        is_matrix = node.op == "buffer" and not node.dtype.is_complex and len(node.shape) > 1
+        if not is_weight and not is_matrix:
             continue
         try:
             weight = value(node.id)  # type: ignore[misc]
@@ -73,8 +78,8 @@ def _by_shape(prints: Prints) -> dict[bytes, tuple[list[TensorId], Tensor]]:
 
 def _rows(numbers: Sequence[bytes]) -> Tensor:
     rows = torch.frombuffer(bytearray(b"".join(numbers)), dtype=torch.float32).reshape(len(numbers), -1).double()
-    rows = rows - rows.mean(1, keepdim=True)
-    return rows / rows.norm(dim=1, keepdim=True)
+    rows -= rows.mean(1, keepdim=True)
+    return rows.div_(rows.norm(dim=1, keepdim=True))
 
 
 def _nearest(rows: Tensor, others: Tensor) -> list[int]:

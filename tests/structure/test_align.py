@@ -46,6 +46,13 @@ class Int8(nn.Module):
         return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
 
 
+class ScaledLater(Int8):
+    """One whose output is scaled, and not its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale[:, 0]
+
+
 def replaced(model: nn.Module, make: Callable[[nn.Linear], nn.Module], only: tuple[str, ...] = ()) -> nn.Module:
     """A copy with linear layers replaced, all or those of a name."""
     model = copy.deepcopy(model)
@@ -190,7 +197,15 @@ def trained(model: nn.Module, by: float = 0.05) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("change", [trained, lambda model: model.to(torch.bfloat16).float()], ids=["trained", "rounded"])
+CHANGES = {
+    "trained": trained,
+    "rounded": lambda model: model.to(torch.bfloat16).float(),
+    "quantised": lambda model: replaced(model, Int8, ("gate", "up", "down")),
+    "scaled later": lambda model: replaced(model, ScaledLater, ("gate", "up", "down")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_layers_are_known_in_a_copy_that_was_trained_on_or_rounded(change: Callable[[nn.Module], nn.Module]) -> None:
     layers = feeds(3)
     one = of(Stack(layers))
@@ -251,6 +266,32 @@ def test_a_bias_in_a_step_of_its_own_is_that_of_the_projection() -> None:
     assert found.graph.matched["0.q/linear#0"] == "0.q/add#0"
     assert found.graph.matched["param:0.q.bias"] == "param:0.q.bias"
     assert two.align(one).graph.matched["0.q/add#0"] == "0.q/linear#0"
+
+
+class Normed(nn.Module):
+    """A norm written in one of three ways."""
+
+    def __init__(self, way: int) -> None:
+        super().__init__()
+        self.weight, self.way = nn.Parameter(torch.linspace(0.5, 1.5, 6)), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == 0:
+            return F.rms_norm(x, (6,), self.weight, 1e-6)
+        if self.way == 1:
+            return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+def test_norms_are_the_same_whichever_way_they_are_written() -> None:
+    def model(way: int) -> Structure:
+        torch.manual_seed(0)
+        return of(nn.Sequential(Attending(), Normed(way), nn.Linear(6, 5)))
+
+    found = model(1).align(model(2))
+    assert found.graph.matched.get(fmr.TensorId("1/mul#0")) != "1/mul#0"  # a value by its norm, and one by itself
+    whole(found, model(1))
+    assert model(1).align(model(0)).values[fmr.TensorId("1/mul#1")] == "1/rms_norm#0"
 
 
 class Chosen(nn.Module):

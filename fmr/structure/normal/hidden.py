@@ -119,7 +119,8 @@ def hidden_attentions(graph: Graph) -> Iterator[Node]:
     for node in graph.nodes:
         whole = is_hidden(node) and node.dtype.is_floating_point and len(node.shape) > 2
         alone = read_alone(graph, node) if whole else None
-        scores = alone is not None and any(product(graph, one) is not None for one in above(graph, alone, MOVES | ELEMENTWISE))
+        higher = above(graph, alone, MOVES | ELEMENTWISE) if alone is not None else ()
+        scores = any(product(graph, one) is not None for one in higher)
         told = _projects(graph, node) if alone is None or not node.parents else scores
         if whole and (alone is None or scores) and told and _is_projected(graph, node):
             yield node
