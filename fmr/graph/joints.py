@@ -1,6 +1,6 @@
 """A graph with its layout left out: the values where data meets weights or other data, or is bent, and what they read."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
@@ -22,6 +22,9 @@ CARRIES = frozenset(
 
 _PROJECTS = frozenset("linear linear_dynamic addmm matmul mm mv bmm baddbmm einsum int_mm scaled_mm".split())
 """Products over the last dimension: of data and weights a projection, of data and data a product."""
+
+_LEFT = frozenset("matmul mm bmm".split())
+"""Products in which weights may stand on the left, and data has its units in the rows."""
 
 _PARTS = frozenset("split chunk split_with_sizes tensor_split unbind getitem narrow select".split())
 """Ops that take a part of a value."""
@@ -54,12 +57,13 @@ class Joint:
     """A value where data meets: what it reads of others, by argument, and who reads it.
 
     `likeness` is what any value that may be the same in another graph has in common with it; `named` are the weights that
-    are called alike in both.
+    are called alike in both. `whole` is the value with a bias and a scale that are steps of their own.
     """
 
     node: Node
     reads: list["Joint"]
     ends: list[TensorId]
+    whole: Node
     users: list[tuple[int, "Joint"]] = field(default_factory=list)
     likeness: Hashable = None
     named: tuple[str, ...] = ()
@@ -85,10 +89,13 @@ class Joint:
 
 
 class Joints:
-    """The joints of one graph in order of execution, and for each value the joint whose numbers it hands on."""
+    """The joints of one graph in order of execution, and for each value the joint whose numbers it hands on.
 
-    def __init__(self, graph: Unfused) -> None:
-        self.graph = graph.unfused
+    `known` are buffers whose numbers are those of weights in the other graph.
+    """
+
+    def __init__(self, graph: Unfused, known: Container[str] = ()) -> None:
+        self.graph, self.known = graph.unfused, known
         self.nodes = {node.id: node for node in self.graph.nodes}
         self.kinds: dict[TensorId, str] = {}
         self.fed: set[TensorId] = set()
@@ -119,21 +126,39 @@ class Joints:
             return
         live = [name for name in _read(node) if self.kinds[name] == "data"]
         if len(live) == 1 and node.op in CARRIES and not self._is_part(node, live[0]):
-            self.head[node.id] = self.head[live[0]]
+            head = self.head[node.id] = self.head[live[0]]
+            if self._completes(node, head):
+                head.whole = node
         else:
             self._join(node, live)
 
     def _kind(self, node: Node) -> str:
         if node.id.is_source:
             floats = node.dtype.is_floating_point or node.dtype.is_complex
-            return "weight" if node.op == "param" else "data" if node.op == "input" and floats else ""
-        if not (node.dtype.is_floating_point or node.dtype.is_complex):
-            return ""
+            is_weight = node.op == "param" or node.id in self.known
+            return "weight" if is_weight else "data" if node.op == "input" and floats else ""
         kinds = {self.kinds[name] for name in _read(node)}
+        if not (node.dtype.is_floating_point or node.dtype.is_complex):
+            whole = [self.nodes[name] for name in _read(node) if not self.nodes[name].dtype.is_floating_point]
+            return "weight" if any(self.kinds[one.id] == "weight" for one in whole) else ""
         fed = any(name in self.fed for name in _read(node))
         if "data" in kinds or node.op == OPAQUE or ("weight" in kinds and fed):
             return "data"
         return "weight" if "weight" in kinds else ""
+
+    def _completes(self, node: Node, head: Joint) -> bool:
+        """Whether a step adds the only bias of a projection, or scales its units by what its weights were divided by."""
+        if head.kind != "project" or (node.op == "mul" and node.shape != head.node.shape):
+            return False
+        beside = [self.nodes[parent.id] for parent in node.parents if self.kinds[parent.id] != "data"]
+        if node.op == "mul":
+            return any(prod(one.shape) == node.shape[-1] > 1 and self.kinds[one.id] == "" for one in beside)
+        sources = frozenset().union(*(self.sources.get(one.id, frozenset()) for one in beside))
+        is_bias = bool(sources) and all(map(self._is_vector, sources))
+        return node.op == "add" and is_bias and not any(map(self._is_vector, self.weights(head)))
+
+    def _is_vector(self, name: str) -> bool:
+        return len(self.nodes[TensorId(name)].shape) == 1
 
     def _is_part(self, node: Node, read: TensorId) -> bool:
         return node.op in _PARTS and prod(node.shape) < prod(self.nodes[read].shape)
@@ -141,7 +166,7 @@ class Joints:
     def _join(self, node: Node, live: list[TensorId]) -> None:
         """Note a joint; what it reads in any order stands in that of its making."""
         heads = [self.head[name] for name in live]
-        joint = Joint(node, list(heads), live, place=len(self.joints))
+        joint = Joint(node, list(heads), live, node, place=len(self.joints))
         self.joints.append(joint)
         self.head[node.id] = joint
         for at, head in enumerate(heads):
@@ -168,8 +193,8 @@ class Joints:
         return tuple((node.op, exact(node.args)) for node in steps if node.op in SHIFTS and len(node.parents) == 1)
 
     def weights(self, joint: Joint) -> frozenset[str]:
-        """The parameters that a joint reads, however they were prepared for it."""
-        read = (self.sources.get(parent.id, frozenset()) for parent in joint.node.parents)
+        """The parameters that a joint reads, however they were prepared for it, a bias that is added later too."""
+        read = (self.sources.get(parent.id, frozenset()) for node in (joint.node, joint.whole) for parent in node.parents)
         return frozenset().union(*read)
 
     def share(self, joint: Joint) -> Hashable:
@@ -178,9 +203,11 @@ class Joints:
 
     def sizes(self, joint: Joint) -> Hashable:
         """The sizes that a joint has however its op is spelled: the widths of data before and after weights."""
-        shape = joint.node.shape
+        node, shape = joint.node, joint.node.shape
         if joint.kind == "project":
-            return self.nodes[joint.ends[0]].shape[-1:], shape[-1:]
+            read = self.nodes[joint.ends[0]].shape
+            is_left = node.op in _LEFT and node.parents[0].id != joint.ends[0] and min(len(read), len(shape)) > 1
+            return (read[-2:-1], shape[-2:-1]) if is_left else (read[-1:], shape[-1:])
         return shape[-1:] if joint.weighs else ()
 
 

@@ -28,7 +28,12 @@ def liken(ours: Joints, theirs: Joints, same: Same) -> None:
             read = side.weights(joint) if joint.weighs else frozenset()
             joint.named = tuple(sorted(side.called[name] for name in read if name in side.called))
             own = _own(joint, ends) if joint.node.op in _ENDS else ()
-            joint.likeness = joint.kind, own, joint.named, side.sizes(joint), side.share(joint)
+            joint.likeness = joint.kind, own, joint.named, side.sizes(joint), side.share(joint), _is_squared(joint)
+
+
+def _is_squared(joint: Joint) -> bool:
+    """Whether a joint reads one value twice."""
+    return len(joint.reads) > 1 and all(read is joint.reads[0] for read in joint.reads)
 
 
 def _own(joint: Joint, both: Container[TensorId]) -> Hashable:

@@ -20,7 +20,7 @@ class Matching:
     """The values of two graphs that are the same, by ID."""
 
     def __init__(self, first: Unfused, second: Unfused, same: Same = MappingProxyType({})) -> None:
-        self.ours, self.theirs = Joints(first), Joints(second)
+        self.ours, self.theirs = Joints(first, same.keys()), Joints(second, frozenset(same.values()))
         liken(self.ours, self.theirs, same)
         self.pairing = Pairing(self.ours, self.theirs)
         self.pairs = sorted(self.pairing.pairs.values(), key=lambda pair: pair[0].place)
@@ -28,9 +28,11 @@ class Matching:
         self.taken: set[TensorId] = set()
         for a, b in self.pairs:
             if a.node.op != "output":
-                self._match(a.node.id, b.node.id)
+                self._match(a.whole.id, b.whole.id)
+                if (a.whole is a.node) == (b.whole is b.node):
+                    self._match(a.node.id, b.node.id)
         for a, b in self.pairs:
-            self._weights(a.node, b.node)
+            self._weights(a, b)
         self._sources()
         self._computed_alike()
         for here, there in [way for a, b in self.pairs for way in self._ways(a, b)]:
@@ -42,8 +44,14 @@ class Matching:
             self.matched[a] = b
             self.taken.add(b)
 
-    def _weights(self, a: Node, b: Node) -> None:
-        """The weights of two values: those that fill the same place and have the same shape."""
+    def _weights(self, a: Joint, b: Joint) -> None:
+        """The weights of two values, a bias that is added later too."""
+        if (a.whole is a.node) == (b.whole is b.node):
+            self._beside(a.node, b.node)
+            self._beside(a.whole, b.whole)
+
+    def _beside(self, a: Node, b: Node) -> None:
+        """The weights of two steps: those that fill the same place and have the same shape."""
         ours, theirs = _own_weights(a, self.ours), _own_weights(b, self.theirs)
         for at, node in ours.items():
             other = theirs.get(at)
@@ -81,7 +89,7 @@ class Matching:
                 continue
             if mask in others:
                 there = at if others[at] == mask else others.index(mask)
-                yield self.ours.way(a.ends[at]), self.theirs.way(b.ends[there])
+                yield _from_whole(self.ours, a.ends[at]), _from_whole(self.theirs, b.ends[there])
 
     def _on_the_way(self, ours: list[Node], theirs: list[Node]) -> None:
         """The steps by which a pair reads a value: of the same joint, or where one graph has more in between."""
@@ -115,7 +123,7 @@ class Matching:
                 if self._shift(ours[0], self.ours, self.matched) != self._shift(theirs[0], self.theirs, {}):
                     return
                 self._match(ours[0].id, theirs[0].id)
-                self._weights(ours[0], theirs[0])
+                self._beside(ours[0], theirs[0])
             self._moves(ours[1:], theirs[1:])
 
     def _shift(self, node: Node, side: Joints, names: dict[TensorId, TensorId]) -> Hashable:
@@ -173,6 +181,13 @@ class Matching:
         if head.node.id in self.matched:
             return f"it hands on {head.node.id}, which is {self.matched[head.node.id]}, in a step that the other has not"
         return self.pairing.why.get(head.node.id) or self.pairing.alone(head)
+
+
+def _from_whole(side: Joints, end: TensorId) -> list[Node]:
+    """The way to a value from where it has its bias and its scale."""
+    way = side.way(end)
+    whole = side.head[way[0].id].whole
+    return way[way.index(whole) :] if whole in way else way
 
 
 def _own_weights(node: Node, side: Joints) -> dict[str, Node]:

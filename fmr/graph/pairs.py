@@ -137,7 +137,10 @@ class Pairing:
     def _propose(self) -> bool:
         """Pair what is alike and alone on both sides, by the strongest likeness that finds any."""
         self.near = self._surroundings()
-        for color, up, down in ((self._placed, True, True), (self._fed, True, False), (self._read, False, True)):
+        both, reads, read_by = (True, True), (True, False), (False, True)
+        for color, (up, down) in (
+            (self._placed, both), (self._fed, reads), (self._read, read_by), (self._made, reads),
+        ):  # fmt: skip
             colors = [
                 {j.place: j.pair if j.pair > 0 else color(j, near) for j in side.joints}
                 for side, near in zip(self.sides, self.near, strict=True)
@@ -154,6 +157,10 @@ class Pairing:
     def _fed(self, joint: Joint, near: Near) -> Hashable:
         return joint.likeness, joint.sides, _reads(joint, near)
 
+    def _made(self, joint: Joint, near: Near) -> Hashable:
+        """What is known by its weights or by what it reads: the last layer of one graph may be followed by others there."""
+        return joint.likeness, joint.sides if joint.weighs and not joint.named else (), _reads(joint, near)
+
     def _read(self, joint: Joint, near: Near) -> Hashable:
         return joint.likeness, joint.sides, near.below[joint.place]
 
@@ -164,7 +171,7 @@ class Pairing:
                 if joint.pair < 0:
                     groups[colors[n][joint.place]][n].append(joint)
         found = [(a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1]
-        return self._note((a, b) for a, b in found if (a.place, b.place) not in self.refused)
+        return self._note((a, b) for a, b in found if (a.place, b.place) not in self.refused and _enter_alike(a, b))
 
     def _note(self, found: Iterable[Pair]) -> bool:
         before = self.count
@@ -269,6 +276,11 @@ class Pairing:
             if rival is not None:
                 return f"{rival.node.id} could be in its place as well as {b.node.id}"
         return ""
+
+
+def _enter_alike(a: Joint, b: Joint) -> bool:
+    """Whether two joints come into products on the same sides, where any follow both."""
+    return a.sides == b.sides or not (a.sides and b.sides)
 
 
 def _reads(joint: Joint, near: Near) -> tuple[int, ...]:

@@ -9,11 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-from torch.nn import Parameter
-
-from fmr.errors import IdError, StructureError
+from fmr.errors import StructureError
 from fmr.graph.align import Alignment, aligned
 from fmr.graph.graph import Graph
 from fmr.graph.joints import Joint
@@ -22,11 +18,9 @@ from fmr.ids import Site, TensorId
 from fmr.structure.attention.attention import Attention
 from fmr.structure.layer import Layer
 from fmr.structure.memories.memory import Memory
-from fmr.structure.proof.evaluate import Values
+from fmr.structure.normal.form import form_of
+from fmr.structure.prints import Prints, numbers_of, same_weights
 from fmr.structure.streams.stream import Stream
-
-Prints = Mapping[TensorId, bytes]
-"""Weights by a few of their numbers, so that they are known again where they go by another name."""
 
 _ROLES = ("q", "k", "v", "scores", "pattern", "z", "pre", "post", "out")
 _SIZES = ("kind", "n_heads", "n_kv_heads", "head_dim", "n")
@@ -122,7 +116,7 @@ class _Parts:
 
     def __init__(self, first: Located, second: Located) -> None:
         self.first, self.second = first, second
-        self.found = Matching(first.graph, second.graph, _same_weights(first.prints, second.prints))
+        self.found = Matching(first.graph, second.graph, same_weights(first.prints, second.prints))
         self.graph = aligned(self.found, first.graph, second.graph)
         self.same = {**self.found.matched, **self.found.copies}
         self.values: dict[TensorId, TensorId] = {}
@@ -136,7 +130,7 @@ class _Parts:
         streams, roles = tuple(self._streams()), self.second.roles
         for name, role in self.first.roles.items():
             there = self.same.get(name)
-            if name in self.values or name in self.within:
+            if name in self.values or name in self.within or name in self.why:
                 continue
             if there is not None and roles.get(there, role) == role:
                 self.values[name] = there
@@ -190,14 +184,19 @@ class _Parts:
         """The memories of one that are single experts of the other, by their weights."""
         known = {id(memory) for pair in whole for memory in pair}
         ours, theirs = ([one for one in side.mlps if id(one) not in known] for side in (self.first, self.second))
-        for a, b in _told(ours, theirs):
+        told = list(_told(ours, theirs))
+        times = Counter(id(a.memory) for a, _ in told)
+        for a, b in told:
             one, two = self._joint(0, a.memory.down), self._joint(1, b.memory.down)
             if one is None or two is None or not self.found.pairing.is_around(one, two):
                 self.why[a.memory.scope] = f"{b!r} has its weights, and lies elsewhere"
                 continue
             self.why.pop(a.memory.scope, None)
-            if a.expert is None:
-                self.within |= {getattr(a.memory, role).id: getattr(b.memory, role).id for role in ("pre", "post", "out")}
+            values = {role: getattr(a.memory, role).id for role in ("pre", "post", "out")}
+            if a.expert is None and times[id(a.memory)] == 1:
+                self.within |= {name: getattr(b.memory, role).id for role, name in values.items()}
+            else:
+                self.why |= dict.fromkeys(values.values(), f"it holds experts that are {times[id(a.memory)]} memories there")
             yield a, b
 
     # ---- streams and layers
@@ -212,11 +211,21 @@ class _Parts:
                 found += [other] if same else []
                 points |= same
             if len(found) == 1:
+                points |= self._norm(stream, found[0], points)
                 self.values |= points
                 yield stream, found[0]
             else:
                 several = f"its points lie in {len(found)} streams there"
                 self.why[stream.points[0]] = several if found else "none of its points is surely one of a stream there"
+
+    def _norm(self, ours: Stream, theirs: Stream, points: Mapping[TensorId, TensorId]) -> dict[TensorId, TensorId]:
+        """The norms of the same last state, whichever way they are written."""
+        ends = [side.points[-2:] for side in (ours, theirs) if len(side.points) > 1]
+        if len(ends) < 2 or ends[0][1] in points or points.get(ends[0][0]) != ends[1][0]:
+            return {}
+        graphs = self.first.graph, self.second.graph
+        are_norms = all(form_of(graph)[end[1]].kind == "norm" for graph, end in zip(graphs, ends, strict=True))
+        return {ends[0][1]: ends[1][1]} if are_norms else {}
 
     def _point(self, name: TensorId, other: Stream) -> TensorId | None:
         """The point of another stream that is the same: the very value, or the only one that hands it on."""
@@ -252,20 +261,11 @@ def _cores(part: Attention | Memory) -> tuple[TensorId, ...]:
 # ---- weights
 
 
-def _same_weights(ours: Prints, theirs: Prints) -> dict[TensorId, TensorId]:
-    """The weights that are the same by their numbers, each one of a kind."""
-    first, second = (_alone(prints) for prints in (ours, theirs))
-    return {first[key]: second[key] for key in first.keys() & second.keys()}
-
-
-def _alone(prints: Prints) -> dict[bytes, TensorId]:
-    """Weights by their numbers, where no other has the same."""
-    count = Counter(prints.values())
-    return {numbers: name for name, numbers in prints.items() if count[numbers] == 1}
-
-
 def _told(ours: Sequence[Memory], theirs: Sequence[Memory]) -> Iterator[tuple[Expert, Expert]]:
-    """Memories of one and experts of the other with the same keys and values, each the only one that has them."""
+    """Memories of one and experts of the other with the same keys and values, each the only one that has them.
+
+    Calls that each read one of several experts, by a number that data tells, are in the only one that reads them all.
+    """
     first, second = ({}, {})  # type: tuple[dict[bytes, list[Expert]], dict[bytes, list[Expert]]]
     for side, found in ((ours, first), (theirs, second)):
         for expert in (one for memory in side for one in _experts_of(memory)):
@@ -274,6 +274,8 @@ def _told(ours: Sequence[Memory], theirs: Sequence[Memory]) -> Iterator[tuple[Ex
         other = second.get(key, [])
         if len(same) == len(other) == 1 and (same[0].expert is None) != (other[0].expert is None):
             yield same[0], other[0]
+        elif min(len(same), len(other)) == 1 and same[0].expert == other[0].expert == 0:
+            yield from ((Expert(a.memory), Expert(b.memory)) for a in same for b in other)
 
 
 def _experts_of(memory: Memory) -> Iterator[Expert]:
@@ -295,31 +297,3 @@ def _numbers(expert: Expert) -> bytes:
     memory, number = expert
     some = sorted({0, memory.n // 2, memory.n - 1})
     return b"".join(numbers_of(vector) for index in some for vector in memory.memory(index, number))
-
-
-_COUNT = 64
-"""How many numbers of a weight are taken, evenly over all."""
-
-
-def find_prints(graph: Graph, value: Values | None) -> dict[TensorId, bytes]:
-    """Shape and some numbers of each parameter that a run kept; of those that are one number throughout, nothing."""
-    found: dict[TensorId, bytes] = {}
-    for node in graph.sources if value is not None else ():
-        if node.op != "param" or node.dtype.is_complex or not node.dtype.is_floating_point:
-            continue
-        try:
-            weight = value(node.id)  # type: ignore[misc]
-        except IdError:
-            continue
-        if type(weight) not in (Tensor, Parameter) or weight.layout != torch.strided or weight.is_nested:
-            continue  # a class of its own says what its numbers are when it is asked to compute
-        flat = weight.detach().reshape(-1)
-        some = numbers_of(flat[:: max(1, len(flat) // _COUNT)])
-        if len(set(zip(*(some[n::4] for n in range(4)), strict=True))) > 1:
-            found[node.id] = str(node.shape).encode() + some
-    return found
-
-
-def numbers_of(vector: Tensor) -> bytes:
-    """The numbers of a vector as bytes of float32."""
-    return bytes(vector.detach().float().contiguous().cpu().numpy().tobytes())

@@ -75,6 +75,9 @@ _KINDS = {
 }
 """What a value of the normal form is, of which values."""
 
+_OPS = {"log_softmax": "is the logarithm of a softmax of {0}"}
+"""The same of ops that are more than their kind says."""
+
 _FEW = 3
 """How many names are told of several."""
 
@@ -164,7 +167,7 @@ class Explainer:
             return handed if begun or value.id in self.roles else f"{handed} {self.of(value.node)!r}"
         of = _some(self._named(one.id) for one in value.inputs) or "nothing that comes in"
         ops = ", ".join(dict.fromkeys(one.op for one in value.folded or (node,)))
-        said = [f"{who} {_KINDS[value.kind].format(of, op=node.op, ops=ops)}."]
+        said = [f"{who} {_OPS.get(value.op, _KINDS[value.kind]).format(of, op=node.op, ops=ops)}."]
         reason = "" if begun else self._why(value)
         said += [f"{reason}."] if reason else []
         return " ".join([*said, self._read(node, value)])

@@ -16,7 +16,6 @@ from fmr.ids import Site, TensorId
 from fmr.ops.fused import is_fused
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.align import find_prints
 from fmr.structure.attention.additive import additive
 from fmr.structure.attention.attention import Attention, values_inside
 from fmr.structure.attention.certify import certify
@@ -38,10 +37,11 @@ from fmr.structure.mixers.find import Term, find_mixers
 from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.mixers.prove import ALONE, proven
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.hidden import hidden_attentions, hidden_memories, is_hidden
+from fmr.structure.normal.hidden import bends_alone, hidden_attentions, hidden_memories, is_hidden
 from fmr.structure.normal.match import projection
 from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
+from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
 from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_without_numbers
 from fmr.structure.streams.coupled import coupled
@@ -285,9 +285,9 @@ class _Search:
                 weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
                 blocks.append(replace(self._placed(found), weights=weights, certified=certificate))
         for second, hidden in self._every("memory", hidden_memories, self.graph, sums):
-            reason = (
-                f"{'it' if second is hidden else hidden.id} is computed by code that is hidden from torch, weights and all"
-            )
+            whole = second is hidden or not bends_alone(self.graph, hidden)
+            reason = f"{'it' if second is hidden else hidden.id} is computed by code that is hidden from torch"
+            reason += ", weights and all" * whole
             self.rejected.append(Rejected(second.id, "memory", reason))
         return blocks
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import fmr
 from fmr.structure.align import PartAlignment
 from fmr.structure.parts import Structure
+from fmr.structure.prints import same_weights
 from tests.models import build
 
 
@@ -43,6 +44,13 @@ class Int8(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+class ScaledLater(Int8):
+    """One whose output is scaled, and not its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale[:, 0]
 
 
 def replaced(model: nn.Module, make: Callable[[nn.Linear], nn.Module], only: tuple[str, ...] = ()) -> nn.Module:
@@ -178,6 +186,146 @@ def test_layers_whose_weights_were_exchanged_are_not_matched_by_name() -> None:
     layers = feeds(2)
     found = of(Stack(layers)).align(of(Stack(layers[::-1])))
     assert scopes(found) == {}
+
+
+def trained(model: nn.Module, by: float = 0.05) -> nn.Module:
+    """A copy whose weights have gone a small way from where they were."""
+    model, state = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += by * weight.std() * torch.randn(weight.shape, generator=state)
+    return model
+
+
+CHANGES = {
+    "trained": trained,
+    "rounded": lambda model: model.to(torch.bfloat16).float(),
+    "quantised": lambda model: replaced(model, Int8, ("gate", "up", "down")),
+    "scaled later": lambda model: replaced(model, ScaledLater, ("gate", "up", "down")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_layers_are_known_in_a_copy_that_was_trained_on_or_rounded(change: Callable[[nn.Module], nn.Module]) -> None:
+    layers = feeds(3)
+    one = of(Stack(layers))
+
+    def there(*order: int) -> dict[str, str]:
+        return scopes(one.align(of(change(Stack([copy.deepcopy(layers[n]) for n in order])))))
+
+    assert there(0, 2) == {"layers.0": "layers.0", "layers.2": "layers.1"}
+    assert there(1, 0, 2) == {"layers.2": "layers.2"}  # and never 0 as 0, though that is its name
+    assert there(0, 1, 2) == {f"layers.{n}": f"layers.{n}" for n in range(3)}
+
+
+def test_weights_that_have_nothing_to_do_with_each_other_are_known_by_name_alone() -> None:
+    one, two = of(Stack(feeds(3))), of(Stack([Feed() for _ in range(3)]))
+    assert scopes(one.align(two)) == {f"layers.{n}": f"layers.{n}" for n in range(3)}
+    assert same_weights(one.prints, two.prints) == {}
+
+
+class Attending(nn.Module):
+    """An attention and a feed-forward layer, each with a shortcut."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.feed = Feed(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.o(F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+        made: Tensor = x + self.feed(x)
+        return made
+
+
+def test_the_last_layer_of_one_model_is_known_where_others_follow_it() -> None:
+    torch.manual_seed(0)
+    layers = [Attending() for _ in range(3)]
+    one, two = of(nn.Sequential(*layers, nn.Linear(6, 5))), of(nn.Sequential(*layers, Attending(), nn.Linear(6, 5)))
+    whole(one.align(two), one)
+    assert len(two.align(one).layers) == 3
+
+
+class Separate(nn.Module):
+    """A linear layer whose weights stand on the left, and whose bias is added later."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((self.weight @ x.mT) + self.bias[:, None]).mT
+
+
+def test_a_bias_in_a_step_of_its_own_is_that_of_the_projection() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Attending(), Attending(), nn.Linear(6, 5))
+    one, two = of(model), of(replaced(model, Separate, ("q", "v")))
+    found = one.align(two)
+    whole(found, one)
+    assert found.graph.matched["0.q/linear#0"] == "0.q/add#0"
+    assert found.graph.matched["param:0.q.bias"] == "param:0.q.bias"
+    assert two.align(one).graph.matched["0.q/add#0"] == "0.q/linear#0"
+
+
+class Normed(nn.Module):
+    """A norm written in one of three ways."""
+
+    def __init__(self, way: int) -> None:
+        super().__init__()
+        self.weight, self.way = nn.Parameter(torch.linspace(0.5, 1.5, 6)), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == 0:
+            return F.rms_norm(x, (6,), self.weight, 1e-6)
+        if self.way == 1:
+            return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+def test_norms_are_the_same_whichever_way_they_are_written() -> None:
+    def model(way: int) -> Structure:
+        torch.manual_seed(0)
+        return of(nn.Sequential(Attending(), Normed(way), nn.Linear(6, 5)))
+
+    found = model(1).align(model(2))
+    assert found.graph.matched.get(fmr.TensorId("1/mul#0")) != "1/mul#0"  # a value by its norm, and one by itself
+    whole(found, model(1))
+    assert model(1).align(model(0)).values[fmr.TensorId("1/mul#1")] == "1/rms_norm#0"
+
+
+class Chosen(nn.Module):
+    """Experts in two tensors: each called with its tokens, by a number that data tells, or all of them with all tokens."""
+
+    def __init__(self, count: int = 3) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(count, 6, 12)), nn.Parameter(torch.randn(count, 12, 6))
+        self.one_by_one = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.one_by_one:
+            return torch.bmm(torch.bmm(x.expand(3, -1, -1), self.up).relu(), self.down).sum(0, keepdim=True)
+        made = torch.zeros_like(x)
+        for number in (x.new_ones(3).cumsum(0) - 1).long():
+            made = made + (x @ self.up[number]).relu() @ self.down[number]
+        return made
+
+
+def test_calls_of_one_expert_each_lie_within_the_call_of_all() -> None:
+    torch.manual_seed(0)
+    model = Stack([Chosen()])
+    apart = copy.deepcopy(model)
+    apart.layers[0].one_by_one = True  # type: ignore[union-attr]
+    one, two = of(apart), of(model)
+    assert (len(one.mlps), len(two.mlps)) == (3, 1)
+    found = one.align(two)
+    assert [(a.memory.down, b.memory) for a, b in found.mlps] == [(memory.down, two.mlps[0]) for memory in one.mlps]
+    assert {found.within[memory.post.id] for memory in one.mlps} == {two.mlps[0].post.id}
+    assert len(found.layers) == 1
+    back = two.align(one)
+    assert len(back.mlps) == 3
+    assert not back.within
+    assert back.why[two.mlps[0].post.id] == "it holds experts that are 3 memories there"
 
 
 def test_a_deeper_model_shares_no_layers() -> None:

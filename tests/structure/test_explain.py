@@ -103,6 +103,12 @@ def test_values_inside_a_fused_op_and_modules_are_explained() -> None:
     assert found.explain("memory.1").id == "memory.1.down/linear#0"
 
 
+def test_the_logarithm_of_a_softmax_is_no_norm() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LogSoftmax(-1))
+    said = fmr.locate(fmr.run(model, torch.randn(2, 4))).explain("1").text
+    assert said == "1/log_softmax#0 is the logarithm of a softmax of 0/linear#0. It goes into no finding."
+
+
 def test_an_unknown_value_names_those_that_are_spelled_alike(structure: Structure) -> None:
     with pytest.raises(
         fmr.errors.IdError, match=r"no value 'attention.0/sofmax#0' .*Nearest that exist: .*attention.0/softmax#0"

@@ -95,6 +95,49 @@ def test_a_memory_behind_a_hidden_projection_is_rejected(kind: Any, names: list[
     assert reason.reason.endswith("is computed by code that is hidden from torch, weights and all")
 
 
+class Bent(Layer):
+    """An activation that leaves torch."""
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        x = x + self.attend(x, x)
+        return x + self.down(torch.from_numpy(self.up(x).detach().numpy().clip(0)))
+
+
+def test_a_memory_whose_activation_is_hidden_is_rejected() -> None:
+    structure = fmr.locate(fmr.run(with_hidden(Outside, [], Bent), X))
+    (reason,) = structure.rejected
+    assert str(reason.id) == "layer.down/linear#0"
+    assert reason.reason == "layer/opaque#0 is computed by code that is hidden from torch"
+
+
+class Mapped(Layer):
+    """A softmax inside a function that is mapped over examples, or one that was scripted, of scores that are scaled."""
+
+    softmax: Any = staticmethod(torch.vmap(lambda scores: scores.softmax(-1)))
+
+    def attend(self, x: Tensor, y: Tensor) -> Tensor:
+        q, k, v = (layer(z).unflatten(-1, (4, 4)).transpose(1, 2) for layer, z in ((self.q, x), (self.k, y), (self.v, y)))
+        return self.o((self.softmax(q @ k.mT / 2) @ v).transpose(1, 2).flatten(2))
+
+
+@torch.jit.script
+def scripted(scores: Tensor) -> Tensor:
+    return scores.softmax(-1)
+
+
+class Scripted(Mapped):
+    softmax = staticmethod(scripted)
+
+
+@pytest.mark.parametrize("kind", [Mapped, Scripted])
+def test_a_softmax_that_is_hidden_is_told(kind: type[Layer]) -> None:
+    structure = fmr.locate(fmr.run(with_hidden(Outside, [], kind), X))
+    assert not structure.attention
+    told = [one for one in structure.rejected if one.what == "attention"]
+    assert [str(one.id) for one in told] == ["layer/opaque#0"]
+    assert told[0].reason.startswith("what it makes of the values that are projected for it is hidden from torch")
+
+
 class AsItIs(Outside):
     """One that is handed the memory of the very value that others read."""
 

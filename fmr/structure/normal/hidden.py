@@ -102,9 +102,18 @@ def hidden_memories(graph: Graph, stream: frozenset[TensorId]) -> Iterator[tuple
         if data is None:
             continue
         bent, firsts = _firsts(graph, data, stream)
+        bent = bent or any(bends_alone(graph, one) for one in firsts)
         hidden = [one for one in (node, *firsts) if is_hidden(one) and read_alone(graph, one) is not None]
         if bent and firsts and hidden:
             yield node, hidden[0]
+
+
+def bends_alone(graph: Graph, node: Node) -> bool:
+    """Whether hidden code makes a value of what a projection makes, of the same size: as a function of each number does."""
+    read = read_alone(graph, node) if is_hidden(node) else None
+    if read is None or graph[read].shape != node.shape:
+        return False
+    return any(projection(graph, one) is not None for one in above(graph, read, MOVES))
 
 
 def hidden_attentions(graph: Graph) -> Iterator[Node]:
@@ -113,8 +122,10 @@ def hidden_attentions(graph: Graph) -> Iterator[Node]:
     for node in graph.nodes:
         whole = is_hidden(node) and node.dtype.is_floating_point and len(node.shape) > 2
         alone = read_alone(graph, node) if whole else None
-        scores = alone is None or any(product(graph, one) is not None for one in above(graph, alone, MOVES))
-        if whole and scores and _is_projected(graph, node) and _projects(graph, node):
+        higher = above(graph, alone, MOVES | ELEMENTWISE) if alone is not None else ()
+        scores = any(product(graph, one) is not None for one in higher)
+        told = _projects(graph, node) if alone is None or not node.parents else scores
+        if whole and (alone is None or scores) and told and _is_projected(graph, node):
             yield node
 
 
