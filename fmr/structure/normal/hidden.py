@@ -20,12 +20,12 @@ from fmr.structure.normal.match import (
     NORMS,
     above,
     below,
-    cached_per_graph,
     is_constant,
     product,
     projection,
     weights,
 )
+from fmr.structure.normal.walks import cached_per_graph
 
 _HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft, torch.nn.utils.rnn)
 """Where torch keeps the functions that it documents."""
