@@ -48,7 +48,7 @@ _ACTIVATIONS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp clamp_min 
 """What bends coefficients; what norms are written with does not count."""
 
 _BETWEEN = MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"}
-"""What may lie between two projections."""
+"""What may lie between the two projections of a memory of which one is hidden."""
 
 _MOST = 64
 """How many values may lie between two projections."""
