@@ -59,11 +59,6 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     return known[target]
 
 
-def made_again(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
-    """What a node holds, computed again in double precision, also where its storage was written over."""
-    return overwritten(graph.__getitem__, node, tensors, in_double) if node.op == ALIAS else in_double(node, tensors)
-
-
 def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     """Run the op of a node again in double precision, whatever it was cast to; dropout hands its input on."""
     read = [tensors[parent.id] for parent in node.parents]
@@ -80,6 +75,11 @@ def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     args = {at: replaced(arg, torch.dtype, _widened) for at, arg in node.args.items() if at not in gone}
     parents = tuple(parent for parent in node.parents if parent.at.partition(".")[0] != "out")
     return execute(node._replace(args=args, parents=parents), tensors)
+
+
+def made_again(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+    """What a node holds, computed again in double precision, also where its storage was written over."""
+    return overwritten(graph.__getitem__, node, tensors, in_double) if node.op == ALIAS else in_double(node, tensors)
 
 
 def _widened(dtype: torch.dtype) -> torch.dtype:
