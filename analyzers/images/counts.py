@@ -20,11 +20,11 @@ from fmr.structure.normal.match import (
     MOVES,
     NORMS,
     SAME,
-    cached_per_graph,
     contraction,
     data_inputs,
     projection,
 )
+from fmr.structure.normal.walks import cached_per_graph
 
 EXAMPLES, UNITS, PLACES, MIXED = "examples", "units", "places", "mixed"
 """What a dimension counts; what is mixed counts several of these, or what a projection made over places of channels."""

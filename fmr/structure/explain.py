@@ -13,8 +13,8 @@ from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.router import Router
 from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import walk
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.walks import walk
 from fmr.structure.proof.certificate import Rejected
 from fmr.structure.streams.stream import Stream
 from fmr.structure.streams.writes import why_no_write

@@ -9,7 +9,7 @@ import torch
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.einsum import Subscripts
+from fmr.structure.normal.einsum import Subscripts, window
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
 from fmr.structure.normal.match import (
@@ -25,7 +25,6 @@ from fmr.structure.normal.match import (
     projection,
     strip_views,
     value_number,
-    window,
 )
 from fmr.structure.normal.value import Value
 

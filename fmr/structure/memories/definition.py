@@ -10,8 +10,8 @@ from torch import Tensor
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.einsum import summed_dim
-from fmr.structure.normal.match import Projection, between, projection, strip_views, window
+from fmr.structure.normal.einsum import summed_dim, window
+from fmr.structure.normal.match import Projection, between, projection, strip_views
 from fmr.structure.proof.evaluate import Values, evaluate
 
 

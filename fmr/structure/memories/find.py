@@ -8,7 +8,7 @@ from fmr.ids import Site, TensorId
 from fmr.nodes import Node
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY, STRAIGHT, UpProjection, ups_of, why_none
-from fmr.structure.normal.einsum import made_dim, summed_dim
+from fmr.structure.normal.einsum import made_dim, summed_dim, window
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     MOVES,
@@ -22,7 +22,6 @@ from fmr.structure.normal.match import (
     unbroadcast,
     value_number,
     weights,
-    window,
 )
 from fmr.structure.normal.value import Value
 

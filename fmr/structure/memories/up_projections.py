@@ -6,14 +6,13 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.einsum import read_dims
+from fmr.structure.normal.einsum import is_depthwise, read_dims
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     ELEMENTWISE,
     NONLINEAR,
     Projection,
-    is_depthwise,
 )
 from fmr.structure.normal.value import Value
 

@@ -12,6 +12,7 @@ from fmr.nodes import Node
 from fmr.structure.axes import Axes
 from fmr.structure.mixers.mixer import SUMMED, Mixer
 from fmr.structure.normal.dims import dims_of
+from fmr.structure.normal.einsum import is_depthwise, window
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
@@ -22,12 +23,10 @@ from fmr.structure.normal.match import (
     data_inputs,
     depends_on,
     is_constant,
-    is_depthwise,
     settled,
-    walk,
-    window,
 )
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.walks import walk
 from fmr.structure.streams.stream import Stream
 
 _CELLS = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())

@@ -21,12 +21,12 @@ from fmr.structure.normal.match import (
     RESHAPES,
     SAME,
     above,
-    cached_per_graph,
     contraction,
     data_inputs,
     dims_told,
     projection,
 )
+from fmr.structure.normal.walks import cached_per_graph
 
 Dim = tuple[str, int]
 """A dimension of a value."""

@@ -180,3 +180,16 @@ def made_dim(graph: Graph, found: Projection) -> int:
     subscripts = of_projection(graph, found)
     made, summed = subscripts.free(subscripts.right), subscripts.contracted
     return int(not made or not summed or subscripts.right.index(made[-1]) > subscripts.right.index(summed[-1]))
+
+
+def window(graph: Graph, node: Node) -> tuple[int, ...]:
+    """Over how many places a node is a convolution, in each dimension; empty for another op, and for each place alone."""
+    found = contraction(node) if node.op in CONVOLUTIONS else None
+    sizes = graph[found.right].shape[2:] if found is not None else ()
+    return sizes if max(sizes, default=1) > 1 else ()
+
+
+def is_depthwise(graph: Graph, node: Node) -> bool:
+    """Whether a node is a convolution of each unit alone, over several places."""
+    found = contraction(node) if window(graph, node) else None
+    return found is not None and graph[found.right].shape[1] == 1 < graph[found.right].shape[0]

@@ -12,9 +12,10 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId, within
 from fmr.nests import ids_in
 from fmr.nodes import Node
-from fmr.structure.normal.match import cached_per_graph, data_inputs, is_constant
+from fmr.structure.normal.match import data_inputs, is_constant
 from fmr.structure.normal.rules import RULES
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.walks import cached_per_graph
 
 
 class Form:

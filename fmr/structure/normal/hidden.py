@@ -20,12 +20,12 @@ from fmr.structure.normal.match import (
     NORMS,
     above,
     below,
-    cached_per_graph,
     is_constant,
     product,
     projection,
     weights,
 )
+from fmr.structure.normal.walks import cached_per_graph
 
 _HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft, torch.nn.utils.rnn)
 """Where torch keeps the functions that it documents."""
@@ -48,7 +48,7 @@ _ACTIVATIONS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp clamp_min 
 """What bends coefficients; what norms are written with does not count."""
 
 _BETWEEN = MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"}
-"""What may lie between two projections."""
+"""What may lie between the two projections of a memory of which one is hidden."""
 
 _MOST = 64
 """How many values may lie between two projections."""

@@ -3,16 +3,16 @@
 A new idiom is usually one word in one of these sets; the certificates tell whether the new reading is true.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import wraps
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from typing import NamedTuple
 
 from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nests import exact
 from fmr.nodes import Node
+from fmr.structure.normal.walks import cached_per_graph, walk
 
 SAME = frozenset([RESULT, *"alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()])
 """Ops that hand on the same numbers, up to a cast, a copy or dropout; a fused op hands on what its inner nodes made."""
@@ -82,40 +82,6 @@ _WITH_WEIGHTS = CONVOLUTIONS | {"linear"}
 """Contractions that have a place for their weight, the right one."""
 
 
-Answer = TypeVar("Answer")
-
-Given = ParamSpec("Given")
-
-Point = TypeVar("Point", bound=Hashable)
-
-
-def walk(starts: Iterable[Point], onward: Callable[[Point], Iterable[Point]]) -> Iterator[Point]:
-    """Some points and all that is reached from them, nearest first, each once."""
-    waiting = list(dict.fromkeys(starts))
-    seen = set(waiting)
-    for here in waiting:
-        yield here
-        for one in onward(here):
-            if one not in seen:
-                seen.add(one)
-                waiting.append(one)
-
-
-def cached_per_graph(
-    function: Callable[Concatenate[Graph, Given], Answer],
-) -> Callable[Concatenate[Graph, Given], Answer]:
-    """The same function, which answers once for each graph and what else is given, and keeps that there: graphs do not
-    change."""
-
-    @wraps(function)
-    def answer(graph: Graph, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
-        if (function, args) not in graph.known:
-            graph.known[function, args] = function(graph, *args, **kwargs)
-        return cast("Answer", graph.known[function, args])
-
-    return answer
-
-
 class Contraction(NamedTuple):
     """A product that sums over one dimension of two operands."""
 
@@ -153,19 +119,6 @@ def contraction(node: Node) -> Contraction | None:
             return None
     left, right = pair
     return Contraction(node, left.id, right.id) if left is not None and right is not None else None
-
-
-def window(graph: Graph, node: Node) -> tuple[int, ...]:
-    """Over how many places a node is a convolution, in each dimension; empty for another op, and for each place alone."""
-    found = contraction(node) if node.op in CONVOLUTIONS else None
-    sizes = graph[found.right].shape[2:] if found is not None else ()
-    return sizes if max(sizes, default=1) > 1 else ()
-
-
-def is_depthwise(graph: Graph, node: Node) -> bool:
-    """Whether a node is a convolution of each unit alone, over several places."""
-    found = contraction(node) if window(graph, node) else None
-    return found is not None and graph[found.right].shape[1] == 1 < graph[found.right].shape[0]
 
 
 def projection(graph: Graph, node: Node) -> Projection | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import Subscripts
-from fmr.structure.normal.match import walk
+from fmr.structure.normal.walks import walk
 
 KINDS = "input weight constant move join projection product softmax norm statistic affine bend gate sum op".split()
 """What a value of the form is: what comes in; numbers moved, or several laid together; a product that

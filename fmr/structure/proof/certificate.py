@@ -95,6 +95,12 @@ class Rejected:
         return f"{self.id} is no {self.what}: {self.reason}"
 
 
+def unmade(graph: Graph, pairs: Iterable[tuple[TensorId, TensorId]]) -> str:
+    """Which value is said to be computed from another one and is not; empty where all are."""
+    wrong = ((lower, higher) for lower, higher in pairs if lower == higher or not depends_on(graph, lower, higher))
+    return next((f"{lower} is not computed from {higher}" for lower, higher in wrong), "")
+
+
 def tolerance_of(*values: Tensor) -> float:
     """What the least precise of these allows: under autocast a pattern is float32 and what it mixes is not."""
     return max(_COARSE.get(value.dtype, TOLERANCE) for value in values)
@@ -116,9 +122,3 @@ def error(recomputed: Tensor, recorded: Tensor) -> float:
     difference = (recomputed.double() - recorded.double()).abs()
     worst = float(difference.max() / recorded.abs().max().double().clamp(min=1e-12))
     return worst if worst == worst else float("inf")
-
-
-def unmade(graph: Graph, pairs: Iterable[tuple[TensorId, TensorId]]) -> str:
-    """Which value is said to be computed from another one and is not; empty where all are."""
-    wrong = ((lower, higher) for lower, higher in pairs if lower == higher or not depends_on(graph, lower, higher))
-    return next((f"{lower} is not computed from {higher}" for lower, higher in wrong), "")

@@ -71,11 +71,6 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     return known[target]
 
 
-def made_again(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
-    """What a node holds, computed again in double precision, also where its storage was written over."""
-    return overwritten(graph.__getitem__, node, tensors, in_double) if node.op == ALIAS else in_double(node, tensors)
-
-
 def evaluate_each(graph: Graph, target: TensorId, name: TensorId, several: Tensor, value: Values) -> Tensor:
     """The values of `target` when another value is given anew in several ways, which lie one behind the other."""
 
@@ -111,6 +106,11 @@ def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     args = {at: replaced(arg, torch.dtype, _widened) for at, arg in node.args.items() if at not in gone}
     parents = tuple(parent for parent in node.parents if parent.at.partition(".")[0] != "out")
     return execute(node._replace(args=args, parents=parents), tensors)
+
+
+def made_again(graph: Graph, node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
+    """What a node holds, computed again in double precision, also where its storage was written over."""
+    return overwritten(graph.__getitem__, node, tensors, in_double) if node.op == ALIAS else in_double(node, tensors)
 
 
 def _widened(dtype: torch.dtype) -> torch.dtype:

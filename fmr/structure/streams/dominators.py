@@ -11,7 +11,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import cached_per_graph, is_constant
+from fmr.structure.normal.match import is_constant
+from fmr.structure.normal.walks import cached_per_graph
 
 
 def _conditions(graph: Graph, name: TensorId, node: Node) -> bool:

@@ -17,7 +17,6 @@ from fmr.structure.normal.match import (
     MEANS,
     NORMS,
     STATISTICS,
-    cached_per_graph,
     depends_on,
     is_constant,
     projection,
@@ -26,6 +25,7 @@ from fmr.structure.normal.match import (
     weights,
 )
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.walks import cached_per_graph
 from fmr.structure.streams.copies import hyper_connection
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.stream import Write

@@ -22,8 +22,8 @@ from fmr.structure.normal.match import (
     is_constant,
     projection,
     value_number,
-    walk,
 )
+from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (
     CUTS,

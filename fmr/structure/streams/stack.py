@@ -11,7 +11,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nests import ids_in
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import walk
+from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import POOLS, base, handed
 from fmr.structure.streams.stream import Stream

@@ -22,8 +22,8 @@ from fmr.structure.normal.match import (
     depends_on,
     product,
     projection,
-    walk,
 )
+from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import (
     PARALLEL,
