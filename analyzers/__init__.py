@@ -50,6 +50,8 @@ from analyzers.images.visualization import FeatureVisualization
 from analyzers.images.visualized import Visualized
 from analyzers.inputs.attribution import InputAttribution
 from analyzers.inputs.curves import Curves
+from analyzers.inputs.patches import Patches
+from analyzers.inputs.patchmaps import PatchMaps
 from analyzers.inputs.result import Attribution
 from analyzers.inputs.sanity import Sanity
 from analyzers.lab.lab import Lab
@@ -141,6 +143,8 @@ __all__ = [
     "Memories",
     "Modularity",
     "Outcome",
+    "PatchMaps",
+    "Patches",
     "PathPatching",
     "Polysemanticity",
     "Probe",

@@ -169,7 +169,7 @@ def checked(batch: Batch) -> dict[str, Any]:
     if not isinstance(batch, Mapping):
         raise AnalyzerError(
             f"A batch is a {type(batch).__name__}, expected a mapping of the model's arguments to tensors. "
-            f"Pass what the tokenizer returns, or {{'input_ids': tensor}}."
+            f"Pass what the tokenizer returns, {{'input_ids': tensor}}, or of images {{'pixel_values': tensor}}."
         )
     if not any(isinstance(value, Tensor) for value in batch.values()):
         kinds = ", ".join(f"{name}: {type(value).__name__}" for name, value in batch.items()) or "nothing"

@@ -31,6 +31,7 @@ from analyzers.lab.errors import LabError
 from analyzers.lab.picture import Picture, png_of
 from fmr.zoo import tasks, world
 from tests.analyzers.alignment import models as alignment_models
+from tests.analyzers.images.models import Looker
 from tests.structure import experts
 from tests.structure.idioms import Plain, Stack
 from tests.structure.mixers import MIXERS
@@ -123,6 +124,7 @@ def shared() -> dict[str, Any]:
     reader = fmr.zoo.load("digits-cnn").model
     eye = analyzers.FeatureVisualization(reader, size=8, channels=1)
     transfer = analyzers.StyleTransfer(reader, "conv2", ["conv1", "conv2"], size=8, channels=1)
+    looker = Looker(classes=10).eval()
     club = networkx.to_scipy_sparse_array(networkx.karate_club_graph(), weight=None, dtype=float)
     asking = analyzers.InputAttribution(model, tokenizer)
     lab = analyzers.Lab(model, f"{tempfile.mkdtemp()}/lab", tokenizer)
@@ -156,6 +158,7 @@ def shared() -> dict[str, Any]:
         "alike": analyzers.Similarity(model).over(batches, progress=False).result(),
         "timeline": analyzers.Timeline.of(trained, {"loss": lambda one: one["out"].square().mean()}),
         "parities": parities, "probed": analyzers.Probe(model).over(parities, progress=False).result(),
+        "looker": looker, "patchmaps": analyzers.Patches(looker, size=8, channels=1).run(images[:2]),
         "reader": reader, "reader_run": fmr.run(reader, images[:1]), "eye": eye, "transfer": transfer, "random": random,
         "Seen": Seen, "redirected": redirected, "sides": sides, "with_layout": with_layout, "scrambled": scrambled,
         "visualized": eye.run([analyzers.images.Logit(n) for n in (3, 7)], steps=10, progress=False),

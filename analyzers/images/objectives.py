@@ -207,6 +207,8 @@ class Neuron(AtSite):
 
     >>> analyzers.images.Neuron("conv2", 3, (1, 2))
     Neuron('conv2', 3, (1, 2))
+
+    Of an attention pattern, Neuron("attention[2].pattern", key, (head, query)).
     """
 
     channel: int

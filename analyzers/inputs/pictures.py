@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from analyzers.inputs.patchmaps import PatchMaps
     from analyzers.inputs.result import Attribution
 
 SIGNED = "RdBu_r"
@@ -95,13 +96,13 @@ def _overlay(result: Attribution, ax: Axes, example: int) -> None:
     _bar(ax, image)
 
 
-def _bar(ax: Axes, image: Any) -> None:
+def _bar(ax: Axes, image: Any, words: str = "score of a pixel", beside: list[Axes] | None = None) -> None:
     from matplotlib.cm import ScalarMappable
 
     solid = ScalarMappable(norm=image.norm, cmap=image.cmap)
-    bar = ax.figure.colorbar(solid, ax=ax, fraction=0.04, pad=0.02)
+    bar = ax.figure.colorbar(solid, ax=beside or ax, fraction=0.04, pad=0.02)
     bar.ax.tick_params(labelsize=6)
-    bar.set_label("score of a pixel", fontsize=6.5)
+    bar.set_label(words, fontsize=6.5)
     bar.outline.set_visible(False)
 
 
@@ -202,3 +203,54 @@ def as_html(result: Attribution) -> str:
             f"<div><b>{html.escape(_title(result, example))}</b></div><div style='line-height:2'>{' '.join(spans)}</div>"
         )
     return "".join(rows)
+
+
+PANELS = 6
+"""How many panels stand in a row."""
+
+
+def draw_patches(result: PatchMaps, kind: str, layer: int, query: Any, example: int, ax: Axes | None) -> Figure:
+    """A picture in grey under maps of its patches, all in one scale of colours from 0 on; few of them are above it."""
+    import matplotlib.pyplot as plt
+
+    maps, titles, words = _panels(result, kind, layer, query, example)
+    most = 1.0 if kind == "classes" else limit_of(maps)
+    if ax is not None:
+        _over_picture(ax, result, example, maps[0], most, titles[0])
+        return cast("Figure", ax.figure)
+    columns = min(len(maps), PANELS)
+    rows = -(-len(maps) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.0 + 1.7 * columns, 0.5 + 1.9 * rows), squeeze=False, layout="constrained"
+    )
+    for here in axes.flat[len(maps) :]:
+        here.set_axis_off()
+    for here, values, title in zip(axes.flat, maps, titles, strict=False):
+        image = _over_picture(here, result, example, values, most, title)
+    _bar(axes[0, 0], image, words, list(axes.flat))
+    return figure
+
+
+def _panels(result: PatchMaps, kind: str, layer: int, query: Any, example: int) -> tuple[Floats, list[str], str]:
+    """Maps of patches, a title for each, and what they show."""
+    if kind == "classes":
+        here = result.probability[:, example].numpy()
+        null = result.other[:, example].mean((1, 2))
+        titles = [f"layer {name}\nanother class {one:.2g}" for name, one in zip(result.points, null, strict=True)]
+        return here, titles, f"probability of class {result.answers[example]}"
+    if kind == "rollout":
+        return result.rollout[example, None].numpy(), ["attention rollout"], "share of what arrives"
+    seen = result.seen_from(layer, query)[example]
+    titles = [f"head {n}: {float(one.sum()):.0%}" for n, one in enumerate(seen)]
+    alike = 1 / next(iter(result.attention.values())).shape[-1]
+    return seen.numpy(), titles, f"attention (to all alike: {alike:.2g})"
+
+
+def _over_picture(ax: Axes, result: PatchMaps, example: int, values: Floats, most: float, title: str) -> Any:
+    picture = result.images[example].mean(0).numpy()
+    extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+    ax.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent)
+    image = ax.imshow(values, cmap="viridis", vmin=0, vmax=most, alpha=0.65, extent=extent, interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=7.5, color=INK)
+    return image

@@ -61,20 +61,19 @@ def reading(question: Question) -> Tensor:
     return reached.float() / reached.sum()
 
 
-def as_patches(tokens: Tensor, graph: Graph) -> Tensor | None:
-    """Numbers of tokens (positions,) laid out as the patches of a picture (rows, columns); None where they are none.
+def grid_of(graph: Graph, many: int) -> tuple[int, int, int] | None:
+    """At which of so many positions the patches of a picture begin, and their rows and columns; None where there are none.
 
     Patches are what a convolution of the picture made; where other tokens are put beside them, it is read off how they are
     joined.
     """
-    many = len(tokens)
     for node in graph.nodes:
         if node.op != "conv2d" or len(node.shape) != 4 or not 0 <= many - node.shape[2] * node.shape[3] <= EXTRA:
             continue
         down, across = node.shape[2:]
         start = _start(graph, many, down * across)
         if start is not None:
-            return tokens[start : start + down * across].view(down, across)
+            return start, down, across
     return None
 
 
@@ -99,8 +98,11 @@ def rolled(structure: Structure, run: Run, question: Question) -> Tensor:
             f"The attentions of {structure.model} are over {len(through)} positions and its last state has {len(weights)}."
         )
     tokens = weights @ through
-    patches = as_patches(tokens, run.graph) if _has_picture(run) else None
-    return (tokens if patches is None else patches)[None]
+    grid = grid_of(run.graph, len(tokens)) if _has_picture(run) else None
+    if grid is None:
+        return tokens[None]
+    first, rows, columns = grid
+    return tokens[first : first + rows * columns].view(1, rows, columns)
 
 
 def _has_picture(run: fmr.Run) -> bool:

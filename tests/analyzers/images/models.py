@@ -107,3 +107,41 @@ class Patches(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         return self.head(self.norm(x)).mean(1)
+
+
+class Attending(nn.Module):
+    """A layer of attention and a feed-forward one, each after a norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.behind = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.joint, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in self.joint(self.before(x)).chunk(3, dim=2))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(torch.relu(self.up(self.behind(x))))
+
+
+class Looker(nn.Module):
+    """A vision transformer of two layers over patches of 4 x 4 pixels, with a class token in front."""
+
+    def __init__(self, size: tuple[int, int] = (8, 8), width: int = 8, classes: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, width, 4, stride=4)
+        self.first = nn.Parameter(torch.randn(1, 1, width))
+        self.places = nn.Parameter(torch.randn(1, 1 + size[0] * size[1] // 16, width))
+        self.layers = nn.ModuleList(Attending(width, 2) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def patched(self, given: Tensor) -> Tensor:
+        return self.embed(given).flatten(2).mT
+
+    def forward(self, given: Tensor) -> Tensor:
+        x = self.patched(given)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1) + self.places
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x)[:, 0])
