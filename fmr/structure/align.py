@@ -130,13 +130,13 @@ class _Parts:
         streams, roles = tuple(self._streams()), self.second.roles
         for name, role in self.first.roles.items():
             there = self.same.get(name)
-            if name in self.values or name in self.within or name in self.why:
+            if name in self.values or name in self.within:
                 continue
             if there is not None and roles.get(there, role) == role:
                 self.values[name] = there
             else:
                 other = f"it is {there} there, which is {roles[there]}" if there in roles else ""
-                self.why[name] = self.graph.why.get(name) or other
+                self.why.setdefault(name, self.graph.why.get(name) or other)
         layers = tuple(self._layers([*attention, *((a.memory, b.memory) for a, b in mlps)]))
         return PartAlignment(attention, tuple(mlps), streams, layers, self.values, self.within, self.why, self.graph)
 
