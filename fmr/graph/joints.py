@@ -23,8 +23,10 @@ CARRIES = frozenset(
 _PROJECTS = frozenset("linear linear_dynamic addmm matmul mm mv bmm baddbmm einsum int_mm scaled_mm".split())
 """Products over the last dimension: of data and weights a projection, of data and data a product."""
 
-_LEFT = frozenset("matmul mm bmm".split())
-"""Products in which weights may stand on the left, and data has its units in the rows."""
+_RIGHT = dict.fromkeys(("matmul", "mm", "bmm"), ("1", "other", "mat2")) | dict.fromkeys(
+    ("addmm", "baddbmm"), ("2", "mat2", "batch2")
+)
+"""Products in which data may stand on the right of weights, with its units in the rows, and the arguments for that."""
 
 _PARTS = frozenset("split chunk split_with_sizes tensor_split unbind getitem narrow select".split())
 """Ops that take a part of a value."""
@@ -206,8 +208,9 @@ class Joints:
         node, shape = joint.node, joint.node.shape
         if joint.kind == "project":
             read = self.nodes[joint.ends[0]].shape
-            is_left = node.op in _LEFT and node.parents[0].id != joint.ends[0] and min(len(read), len(shape)) > 1
-            return (read[-2:-1], shape[-2:-1]) if is_left else (read[-1:], shape[-1:])
+            at = next(parent.at for parent in node.parents if parent.id == joint.ends[0])
+            is_right = at in _RIGHT.get(node.op, ()) and min(len(read), len(shape)) > 1
+            return (read[-2:-1], shape[-2:-1]) if is_right else (read[-1:], shape[-1:])
         return shape[-1:] if joint.weighs else ()
 
 

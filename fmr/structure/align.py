@@ -130,13 +130,13 @@ class _Parts:
         streams, roles = tuple(self._streams()), self.second.roles
         for name, role in self.first.roles.items():
             there = self.same.get(name)
-            if name in self.values or name in self.within or name in self.why:
+            if name in self.values or name in self.within:
                 continue
             if there is not None and roles.get(there, role) == role:
                 self.values[name] = there
             else:
                 other = f"it is {there} there, which is {roles[there]}" if there in roles else ""
-                self.why[name] = self.graph.why.get(name) or other
+                self.why.setdefault(name, self.graph.why.get(name) or other)
         layers = tuple(self._layers([*attention, *((a.memory, b.memory) for a, b in mlps)]))
         return PartAlignment(attention, tuple(mlps), streams, layers, self.values, self.within, self.why, self.graph)
 
@@ -202,18 +202,18 @@ class _Parts:
     # ---- streams and layers
 
     def _streams(self) -> Iterator[tuple[Stream, Stream]]:
-        """The streams whose points are the same, as far as they have any."""
+        """The streams that have the most points in common, as far as they have any; some share a few with others."""
         for stream in self.first.streams:
-            points: dict[TensorId, TensorId] = {}
-            found: list[Stream] = []
+            found = []
             for other in self.second.streams:
                 same = {a: b for a in stream.points if (b := self._point(a, other)) is not None}
-                found += [other] if same else []
-                points |= same
-            if len(found) == 1:
-                points |= self._norm(stream, found[0], points)
-                self.values |= points
-                yield stream, found[0]
+                found += [(same, other)] if same else []
+            most = max((len(same) for same, _ in found), default=0)
+            best = [(same, other) for same, other in found if len(same) == most]
+            if len(best) == 1:
+                ((points, other),) = best
+                self.values |= points | self._norm(stream, other, points)
+                yield stream, other
             else:
                 several = f"its points lie in {len(found)} streams there"
                 self.why[stream.points[0]] = several if found else "none of its points is surely one of a stream there"

@@ -91,6 +91,17 @@ def test_a_structure_is_aligned_with_itself(name: str) -> None:
     assert found.values == {name: name for name in one.roles}
 
 
+def test_streams_that_share_points_are_told_apart() -> None:
+    from transformers import MobileBertConfig, MobileBertModel
+
+    sizes = {"hidden_size": 16, "embedding_size": 8, "intra_bottleneck_size": 8, "intermediate_size": 12}
+    config = MobileBertConfig(num_hidden_layers=2, num_attention_heads=2, vocab_size=17, **sizes)
+    torch.manual_seed(0)
+    one = located(MobileBertModel(config).eval(), (torch.arange(6)[None],), {})
+    assert len(one.streams) > 1
+    assert [(a.points, b.points) for a, b in one.align(one).streams] == [(s.points, s.points) for s in one.streams]
+
+
 def test_kernels_have_the_same_parts() -> None:
     one, two = (located(*build(name)) for name in ("gpt2_eager", "gpt2"))
     found = one.align(two)
