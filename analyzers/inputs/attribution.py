@@ -19,7 +19,7 @@ from analyzers.inputs.methods import GRADIENTS, METHODS
 from analyzers.inputs.opening import Asked, Opening, Settings
 from analyzers.inputs.places import images_of, tokens_of
 from analyzers.inputs.randomised import layers_from_the_top, randomised
-from analyzers.inputs.result import Attribution
+from analyzers.inputs.result import UNSIGNED, Attribution
 from analyzers.inputs.rollout import rolled
 from analyzers.inputs.sanity import Sanity, rank_correlation
 from analyzers.protocol import AnalyzerError, Given, Method, check_counts, check_eval
@@ -45,8 +45,9 @@ class InputAttribution(Method):
     raises and what lowers an activation (relu, gelu, silu, tanh, clamp, abs, ...) is followed back apart, so that causes
     that hide each other are seen. Sums split their terms by sign for it; maxima, norms, softmaxes, powers, exponentials and
     choices by a comparison work on the whole difference by either rule. "kernel-shap" takes all sets of cells where they
-    are no more than `samples`, and else says its standard error. "saliency" is the gradient with its sign. "rollout"
-    follows attention patterns (Abnar and Zuidema 2020). captum does the work of the others, and takes the gradients of "ig".
+    are no more than `samples`, and else says its standard error. "saliency" is the gradient, whose length is the score of a token
+    or pixel. "rollout" follows attention patterns (Abnar and Zuidema 2020). captum does the work of the others, and takes
+    the gradients of "ig".
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
@@ -158,7 +159,8 @@ class InputAttribution(Method):
         many random orders. seed: of these. at, baseline, settings: as for `run`; what is taken away becomes the (first)
         baseline. Cells are tokens, or those of a picture, 14 along each side.
         """
-        check_counts(1, points=points, draws=draws)
+        check_counts(2, points=points)
+        check_counts(1, draws=draws)
         check_eval(self.model)
         own = _settings(seed, settings)
         opening = Opening(self.model, self.tokenizer, inputs)
@@ -170,7 +172,7 @@ class InputAttribution(Method):
         else:
             found, asked = self._run(opening, target, method, at, baseline, own)
         scores = _fitting(found, asked)
-        signed = found.method != "rollout"
+        signed = found.method not in UNSIGNED
         several = [curves_of(one, scores[n], signed, points, draws) for n, one in enumerate(asked)]
         shares, every = together(several)
         words = tuple(one.question.target.words for one in asked)
@@ -296,7 +298,8 @@ def _check_same(found: Attribution, asked: Sequence[Asked]) -> None:
 def _fitting(found: Attribution, asked: Sequence[Asked]) -> list[Tensor]:
     """The numbers of an attribution as they lie on the values of these examples, of which it must be."""
     values = [one.question.value for one in asked]
-    laid = [as_value(given, value) for given, value in zip(found.values, values, strict=False)]
+    numbers = found.scores if found.method in UNSIGNED else found.values
+    laid = [as_value(given, value) for given, value in zip(numbers, values, strict=False)]
     known = [one for one in laid if one is not None]
     if len(found) != len(asked) or len(known) != len(asked):
         raise AnalyzerError(

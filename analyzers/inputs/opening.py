@@ -39,6 +39,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_counts(1, steps=self.steps, most=self.most, samples=self.samples, rows=self.rows)
         check_counts(0, seed=self.seed)
+        if self.most < self.steps:
+            raise AnalyzerError(f"most={self.most} is less than steps={self.steps}, to begin with. Expected as many at least.")
         if isinstance(self.within, bool) or not isinstance(self.within, int | float) or not self.within > 0:
             raise AnalyzerError(f"within={self.within!r}: expected the share that a sum may be off, as 0.01.")
 

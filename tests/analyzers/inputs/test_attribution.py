@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fmr
 from analyzers import InputAttribution
@@ -40,6 +42,24 @@ def test_a_linear_model_rests_on_weight_times_input(method: str) -> None:
 def test_saliency_is_the_gradient() -> None:
     found = InputAttribution(made(lambda x: (x**2).sum(1, keepdim=True))).run(torch.tensor([[1.0, -3.0]]), first, "saliency")
     assert torch.equal(found.values, torch.tensor([[2.0, -6.0]]))
+
+
+def test_the_score_of_a_token_or_pixel_is_the_length_of_its_gradient() -> None:
+    """Behind a norm gradients sum to nothing over units, and a sum of them is rounding."""
+    weight = numbers(4, 6)
+    behind = made(lambda x: (F.layer_norm(x, (6,)) @ weight.T).tanh().sum(1))
+    found = InputAttribution(behind).run(numbers(1, 3, 6, seed=1), 2, "saliency")
+    assert float(found.values.sum(2).abs().max()) < 1e-5
+    assert found.scores.allclose(found.values.pow(2).sum(2).sqrt())
+    assert float(found.scores.min()) > 0.01
+    assert "sum" not in repr(found)
+    asking, picture = InputAttribution(reused()), numbers(1, 3, 12, 12)
+    found = asking.run(picture, 1, "saliency")
+    assert found.scores.allclose(found.values.pow(2).sum(1).sqrt())
+    by_name, given = (asking.curves(picture, 1, one, draws=2) for one in ("saliency", found))
+    assert np.array_equal(by_name.deletion, given.deletion)
+    assert "sizes of the gradient: class 1" in found.plot().axes[0].get_title()
+    plt.close("all")
 
 
 def test_integrated_gradients_of_a_product_and_of_a_power() -> None:
