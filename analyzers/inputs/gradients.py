@@ -85,8 +85,15 @@ def integrated(question: Question, base: Tensor, steps: int, most: int, enough: 
             break
         done = [one for one in done if all(one is not other for other in worst)]
         todo = [piece for (a, c), _, _ in worst for piece in ((a, (a + c) / 2), ((a + c) / 2, c))]
+    values = torch.stack([one for _, one, _ in done]).sum(0)
+    if error > enough and not bool(values.any()):
+        raise AnalyzerError(
+            f"The gradient of {question.target.words} is zero at all {taken} points between the baseline and "
+            f"{question.place!r}, and its difference is not: what lies between goes in steps (a rounding, a sign). Expected "
+            "a place behind it; method='deeplift' and 'occlusion' need no gradient."
+        )
     pieces = f"gradients at {number_of(taken, 'point')} in {number_of(len(done), 'piece')} of the way"
-    return Found(torch.stack([one for _, one, _ in done]).sum(0), pieces)
+    return Found(values, pieces)
 
 
 def gradient_shap(question: Question, bases: Tensor, samples: int, seed: int, rows: int) -> Found:

@@ -424,3 +424,32 @@ def test_noise_is_told_as_what_it_is() -> None:
     noisy = made(lambda x: nn.functional.dropout(x, 0.5, True).sum(1, keepdim=True))
     for method in ("ig", "occlusion"):
         assert InputAttribution(noisy).run(numbers(1, 60), 0, method, cells=torch.arange(60) // 9).notes[0] == AGAIN
+
+
+def test_the_place_is_where_the_token_ids_are_looked_up() -> None:
+    """In a model of which no structure is known, and in one that has two streams of tokens."""
+    ids = torch.tensor([[3, 5, 1]])
+    found = InputAttribution(Additive().eval()).run({"input_ids": ids}, 2, "deeplift")
+    assert (found.place, found.tokens) == ("Site('table/embedding#0')", (("3", "5", "1"),))
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=20, **sizes)).eval()
+    both = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0, 4]])}
+    found = InputAttribution(model).run(both, 2, "input-x-gradient")
+    assert found.place == "Site('encoder.embed_tokens/embedding#0')"
+
+
+def test_a_value_that_is_said_to_lie_in_another_way_is_not_summed() -> None:
+    asking, sound = InputAttribution(made(lambda x: x.mean(2))), numbers(1, 2, 5)
+    for layout, kind in ((("examples", "units", "positions"), "values"), (("examples", "positions", "units"), "tokens")):
+        found = asking.run(sound, 1, "saliency", at=fmr.Site("input:x", layout=layout))
+        assert (found.kind, found.scores.shape) == (kind, (1, 2, 5) if kind == "values" else (1, 2))
+    last = InputAttribution(made(lambda x: x.mean((1, 2)))).run(numbers(1, 6, 6, 3), 1, "saliency")
+    assert "is read as (examples, colours, height, width)" in last.notes[0]
+
+
+def test_integrated_gradients_close_over_the_mean_of_baselines() -> None:
+    model, x = made(lambda x: torch.relu(3 * x - 1).sum(1, keepdim=True)), torch.tensor([[0.9]])
+    bases = torch.tensor([[0.0], [1.79], [0.02]])
+    found = InputAttribution(model).run(x, 0, steps=8, baseline=bases)
+    assert found.complete
