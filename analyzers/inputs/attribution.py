@@ -17,9 +17,9 @@ from analyzers.inputs.curves import FINER, Curves, as_value, curves_of, together
 from analyzers.inputs.gradients import Found
 from analyzers.inputs.methods import GRADIENTS, METHODS
 from analyzers.inputs.opening import Asked, Opening, Settings
-from analyzers.inputs.places import images_of, tokens_of
+from analyzers.inputs.places import images_of, strange_layout, tokens_of
 from analyzers.inputs.randomised import layers_from_the_top, randomised
-from analyzers.inputs.result import Attribution
+from analyzers.inputs.result import UNSIGNED, Attribution
 from analyzers.inputs.rollout import rolled
 from analyzers.inputs.sanity import Sanity, rank_correlation
 from analyzers.protocol import AnalyzerError, Given, Method, check_counts, check_eval
@@ -45,8 +45,9 @@ class InputAttribution(Method):
     raises and what lowers an activation (relu, gelu, silu, tanh, clamp, abs, ...) is followed back apart, so that causes
     that hide each other are seen. Sums split their terms by sign for it; maxima, norms, softmaxes, powers, exponentials and
     choices by a comparison work on the whole difference by either rule. "kernel-shap" takes all sets of cells where they
-    are no more than `samples`, and else says its standard error. "saliency" is the gradient with its sign. "rollout"
-    follows attention patterns (Abnar and Zuidema 2020). captum does the work of the others, and takes the gradients of "ig".
+    are no more than `samples`, and else says its standard error. "saliency" is the gradient, whose length is the score of a
+    token or pixel. "rollout" follows attention patterns (Abnar and Zuidema 2020). captum does the work of the others, and
+    takes the gradients of "ig".
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
@@ -80,7 +81,9 @@ class InputAttribution(Method):
         each example. A list has one for each example, None is what the model puts first, or its one number. method: "ig",
         "deeplift", "deeplift-reveal-cancel", "gradient-shap", "kernel-shap", "lime", "occlusion", "saliency",
         "input-x-gradient" or "rollout". at: the place, an ID, a site, the path of a module or a role as
-        "layers[2].resid_post"; by default the embedding of tokens, or the first input of floating-point numbers. baseline:
+        "layers[2].resid_post"; by default where `input_ids` are looked up, or the first input of floating-point numbers;
+        what lies otherwise than (examples, positions, units) or (examples, colours, height, width) says so, as in
+        fmr.Site("input:x", layout=("examples", "units", "positions")), and has a score for each number. baseline:
         "zero", "mean", "blur" (pictures), "padding" (tokens), a number, a tensor or array of the shape of the value,
         several, or other inputs, over which the mean is taken. steps, most, within: of "ig", how many gradients to begin
         with, at most, and up to which share the sum may be off. samples: of the methods that draw. cells: of "occlusion",
@@ -158,7 +161,8 @@ class InputAttribution(Method):
         many random orders. seed: of these. at, baseline, settings: as for `run`; what is taken away becomes the (first)
         baseline. Cells are tokens, or those of a picture, 14 along each side.
         """
-        check_counts(1, points=points, draws=draws)
+        check_counts(2, points=points)
+        check_counts(1, draws=draws)
         check_eval(self.model)
         own = _settings(seed, settings)
         opening = Opening(self.model, self.tokenizer, inputs)
@@ -170,7 +174,7 @@ class InputAttribution(Method):
         else:
             found, asked = self._run(opening, target, method, at, baseline, own)
         scores = _fitting(found, asked)
-        signed = found.method != "rollout"
+        signed = found.method not in UNSIGNED
         several = [curves_of(one, scores[n], signed, points, draws) for n, one in enumerate(asked)]
         shares, every = together(several)
         words = tuple(one.question.target.words for one in asked)
@@ -194,7 +198,7 @@ class InputAttribution(Method):
         if isinstance(baseline, Tensor) and baseline.dim() and len(opening) == len(baseline) > 1:
             raise AnalyzerError(
                 f"baseline has {len(baseline)} rows, and so many are the examples: each would be held against the mean over "
-                "all. Expected one row, baseline[:1], or one example at a time with its own."
+                "all. Expected one row of the shape of the value, baseline[:1], or one example at a time with its own."
             )
         place, asked, found = opening.place(at), [], []
         for example in bar(range(len(opening)), f"attributing, {method}", own.progress):
@@ -243,6 +247,8 @@ def _result(
     ends = [one.ends() for one in asked]
     notes = [note for one in found for note in one.notes]
     notes += [f"rows were run one by one: {one.why}" for one in questions if one.why]
+    if method != "rollout" and (strange := strange_layout(place, questions[0].value, asked[0].kind)):
+        notes.append(strange)
     if method != "rollout" and any(at == base for at, base in ends):
         notes.append("the target is the same at input and baseline, so that there is nothing to attribute")
     kind = asked[0].kind
@@ -296,7 +302,8 @@ def _check_same(found: Attribution, asked: Sequence[Asked]) -> None:
 def _fitting(found: Attribution, asked: Sequence[Asked]) -> list[Tensor]:
     """The numbers of an attribution as they lie on the values of these examples, of which it must be."""
     values = [one.question.value for one in asked]
-    laid = [as_value(given, value) for given, value in zip(found.values, values, strict=False)]
+    numbers = found.scores if found.method in UNSIGNED else found.values
+    laid = [as_value(given, value) for given, value in zip(numbers, values, strict=False)]
     known = [one for one in laid if one is not None]
     if len(found) != len(asked) or len(known) != len(asked):
         raise AnalyzerError(

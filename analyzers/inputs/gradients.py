@@ -58,18 +58,16 @@ def drawn(seed: int, device: torch.device) -> Iterator[None]:
         random.setstate(own)
 
 
-def integrated(question: Question, base: Tensor, steps: int, most: int, within: float, rows: int) -> Found:
+def integrated(question: Question, base: Tensor, steps: int, most: int, enough: float, rows: int) -> Found:
     """Integrated gradients from a baseline (1, ...): the way is cut into pieces, and those that do not close are halved.
 
     Of each piece the sum of attributions must be the difference of the target between its ends, so that its error is known;
-    those with the largest are halved until the error of the whole is below `within` of the difference between input and
-    baseline, or gradients were taken at `most` points.
+    those with the largest are halved until the error of the whole is no more than `enough`, in numbers of the target, or
+    gradients were taken at `most` points.
     """
     method, value = captum().IntegratedGradients(question), question.value
     cuts = torch.linspace(0, 1, max(1, round(steps / POINTS)) + 1).tolist()
     todo, done = list(pairwise(cuts)), list[tuple[tuple[float, float], Tensor, float]]()
-    with torch.no_grad():
-        whole = abs(float(question(value) - question(base)))
     taken = 0
     while True:
         for at in range(0, len(todo), max(1, rows // POINTS)):
@@ -82,13 +80,20 @@ def integrated(question: Question, base: Tensor, steps: int, most: int, within: 
         taken += len(todo) * POINTS
         error = abs(sum(one for _, _, one in done))
         worst = sorted(done, key=lambda one: -abs(one[2]))
-        worst = [one for one in worst if abs(one[2]) > within * whole / len(done) / 2][: (most - taken) // (2 * POINTS)]
-        if error <= within * whole or not worst:
+        worst = [one for one in worst if abs(one[2]) > enough / len(done) / 2][: (most - taken) // (2 * POINTS)]
+        if error <= enough or not worst:
             break
         done = [one for one in done if all(one is not other for other in worst)]
         todo = [piece for (a, c), _, _ in worst for piece in ((a, (a + c) / 2), ((a + c) / 2, c))]
+    values = torch.stack([one for _, one, _ in done]).sum(0)
+    if error > enough and not bool(values.any()):
+        raise AnalyzerError(
+            f"The gradient of {question.target.words} is zero at all {taken} points between the baseline and "
+            f"{question.place!r}, and its difference is not: what lies between goes in steps (a rounding, a sign). Expected "
+            "a place behind it; method='deeplift' and 'occlusion' need no gradient."
+        )
     pieces = f"gradients at {number_of(taken, 'point')} in {number_of(len(done), 'piece')} of the way"
-    return Found(torch.stack([one for _, one, _ in done]).sum(0), pieces)
+    return Found(values, pieces)
 
 
 def gradient_shap(question: Question, bases: Tensor, samples: int, seed: int, rows: int) -> Found:

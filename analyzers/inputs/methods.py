@@ -26,8 +26,9 @@ def _over_bases(asked: Asked, one: Callable[[Tensor], Found]) -> Found:
 
 
 def _ig(asked: Asked) -> Found:
-    own = asked.own
-    return _over_bases(asked, lambda base: integrated(asked.question, base, own.steps, own.most, own.within, own.rows))
+    own, (at, base) = asked.own, asked.ends()
+    enough = own.within * abs(float(at - base))
+    return _over_bases(asked, lambda base: integrated(asked.question, base, own.steps, own.most, enough, own.rows))
 
 
 def _gradient_shap(asked: Asked) -> Found:

@@ -39,6 +39,8 @@ class Settings:
     def __post_init__(self) -> None:
         check_counts(1, steps=self.steps, most=self.most, samples=self.samples, rows=self.rows)
         check_counts(0, seed=self.seed)
+        if self.most < self.steps:
+            raise AnalyzerError(f"most={self.most} is less than steps={self.steps}, to begin with. Expected as many.")
         if isinstance(self.within, bool) or not isinstance(self.within, int | float) or not self.within > 0:
             raise AnalyzerError(f"within={self.within!r}: expected the share that a sum may be off, as 0.01.")
 
@@ -57,7 +59,7 @@ class Asked(NamedTuple):
     @property
     def kind(self) -> str:
         """What kind of value stands at the place."""
-        return kind_of(self.question.value, self.question.inputs)
+        return kind_of(self.question.value, self.question.inputs, self.question.place)
 
     def cells(self, given: Any = None) -> Tensor:
         """The cell of each number of the value, -1 for padding, which is none."""
@@ -120,7 +122,7 @@ class Opening:
                 "difference from a baseline is known."
             )
         question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
-        real = real_in(question.value, one)
+        real = real_in(question.value, one, place)
         bases = baselines_of(baseline, question.value, real, self._reader(place), lambda: self._padded(one, place))
         try:
             question.check_rows(bases[:1])
@@ -150,7 +152,7 @@ class Opening:
     def _of_tokens(self, one: Mapping[str, Any], place: Site) -> Tensor:
         """What stands at a place of other inputs, without their padding."""
         value = self._at(one, place)
-        real = real_in(value, one).to(value.device)
+        real = real_in(value, one, place).to(value.device)
         return value if bool(real.all()) else value[:, real]
 
     def _at(self, one: Mapping[str, Any], place: Site) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from torch.nn import functional as F
 
+from analyzers.inputs.result import UNSIGNED
 from analyzers.numbers.embed import Floats
 from fmr.pictures.heatmap import INK, PALE, readable, with_glyphs
 
@@ -60,11 +61,11 @@ def _one(result: Attribution, ax: Axes, example: int) -> None:
 
 
 def _title(result: Attribution, example: int, between: str = ", ") -> str:
-    if result.method == "rollout":
-        return f"attention rollout, {result.how}"
+    words = with_glyphs(result.target[example]).replace("$", r"\$")
+    if result.method in UNSIGNED:
+        return f"attention rollout, {result.how}" if result.method == "rollout" else f"sizes of the gradient: {words}"
     difference = float(result.output[example] - result.base[example])
     gap = f", gap {result.gap[example]:.1%}" if result.complete is not None and difference else ""
-    words = with_glyphs(result.target[example]).replace("$", r"\$")
     return f"{result.method}: {words}{between}{difference:+.2f} from {result.baseline} baseline{gap}"
 
 

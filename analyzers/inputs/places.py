@@ -17,8 +17,13 @@ from fmr.ids import Site, TensorId
 from fmr.interventions.roles import sites_by_role
 from fmr.nodes import Key, id_of
 from fmr.runs.run import Run
+from fmr.structure.normal.match import MOVES, SAME
 
 _ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[-?\d+\]\.\S+|embedding|final_norm|unembedding)$")
+
+
+_CARRIED = MOVES | SAME | {"embedding"}
+"""Ops through which token ids go as they are, and what looks them up."""
 
 
 def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: Callable[[], Run]) -> Site:
@@ -35,7 +40,7 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: C
         return at if isinstance(at, Site) else Site(id_of(at))
     ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and not ids.is_floating_point():
-        embedding = fmr.locate(run()).embedding
+        embedding = _looked_up(run())
         if embedding is None:
             raise AnalyzerError(
                 f"fmr.locate found no embedding of tokens in {type(model).__name__}. Say where attributions go: at=, an ID "
@@ -51,8 +56,29 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: C
     )
 
 
-def kind_of(value: Tensor, inputs: Mapping[str, Any]) -> str:
-    """Whether a value (1, ...) is a picture, or made of one; tokens, or their ids; or plain numbers."""
+def _looked_up(run: Run) -> Site | None:
+    """Where the token ids of a run are looked up: the one place where they are, or of several that of the logits."""
+    made, reached = fmr.locate(run).embedding, [run.graph["input:input_ids"]]
+    for node in reached:
+        reached += [one for one in run.graph.readers(node.id) if one.op in _CARRIED and one not in reached]
+    found = [node.id for node in reached if node.op == "embedding"]
+    if made is not None and (made.id in found or not found):
+        return made
+    return Site(found[0]) if len(found) == 1 else None
+
+
+AXES = {4: ("units",), 3: ("positions", "units")}
+"""Of pictures and tokens, what the dimensions behind that of examples count, as far as a site may say it."""
+
+
+def kind_of(value: Tensor, inputs: Mapping[str, Any], place: Site) -> str:
+    """Whether a value (1, ...) is a picture, or made of one; tokens, or their ids; or plain numbers.
+
+    A site that says that its value lies in another way has plain numbers.
+    """
+    own, told = AXES.get(value.dim(), ()), place.layout or ()
+    if len(told) == value.dim() and told[1 : len(own) + 1] != own:
+        return "values"
     if value.dim() == 4 and any(isinstance(one, Tensor) and _is_picture(one) for one in inputs.values()):
         return "image"
     ids = inputs.get("input_ids")
@@ -60,13 +86,23 @@ def kind_of(value: Tensor, inputs: Mapping[str, Any]) -> str:
     return "tokens" if value.dim() == 3 or are_ids else "values"
 
 
+def strange_layout(place: Site, value: Tensor, kind: str) -> str:
+    """What is to be said of an input whose colours seem to lie last; nothing of others."""
+    colours = (1, 3, 4)
+    if kind != "image" or not place.id.startswith("input:") or value.shape[1] in colours or value.shape[3] not in colours:
+        return ""
+    return (
+        f"{place!r} {list(value.shape)} is read as (examples, colours, height, width), and colours seem to lie last: layout="
+    )
+
+
 def _is_picture(value: Tensor) -> bool:
     return value.dim() == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
-def real_in(value: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+def real_in(value: Tensor, inputs: Mapping[str, Any], place: Site) -> Tensor:
     """At which positions of a value (1, ...) tokens stand and no padding, (positions,); none where it is not of tokens."""
-    if kind_of(value, inputs) != "tokens":
+    if kind_of(value, inputs, place) != "tokens":
         return torch.ones(0, dtype=torch.bool)
     mask = inputs.get("attention_mask")
     by_token = isinstance(mask, Tensor) and mask.shape == value.shape[:2]

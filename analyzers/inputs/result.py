@@ -26,8 +26,15 @@ PROMISE = {"ig": 0.01, "deeplift": 1e-3, "deeplift-reveal-cancel": 1e-3, "kernel
 ROUNDINGS = 4
 """So many units in the last place, of the numbers that a model computes in, its target may be off by rounding."""
 
-REMEDY = {"ig": ", or take more gradients, most=", "kernel-shap": ", or take more samples="}
+REMEDY = {
+    "ig": ", or take more gradients, most=; where these change nothing, what lies between has no derivative (a rounding, a "
+    "comparison, a detach): method='deeplift'",
+    "kernel-shap": ", or take more samples=",
+}
 """What else may help where a sum is not complete."""
+
+UNSIGNED = ("rollout", "saliency")
+"""Methods whose scores say how much and not which way, so that they sum to nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +108,14 @@ class Attribution(Stored):
 
     @property
     def scores(self) -> Tensor:
-        """One number for each token (examples, positions), pixel (examples, height, width), or number at the place."""
-        if self.kind == "image":
-            return self.values.sum(1) if self.values.dim() == 4 else self.values
-        return self.values.flatten(2).sum(2) if self.kind == "tokens" and self.values.dim() > 2 else self.values
+        """One number for each token (examples, positions), pixel (examples, height, width), or number at the place.
+
+        It is the sum of those of its units or colours; of "saliency", of which a sum says nothing, their length.
+        """
+        over = {"image": 1, "tokens": 2}.get(self.kind)
+        if over is None or self.values.dim() < (4 if self.kind == "image" else 3):
+            return self.values
+        return torch.linalg.vector_norm(self.values, dim=over) if self.method == "saliency" else self.values.sum(over)
 
     @property
     def gap(self) -> Floats:
@@ -205,7 +216,7 @@ class Attribution(Stored):
         lines = [head + f"{number_of(len(self), 'example')}, baseline {self.baseline}, {self.how}"]
         for example in range(min(len(self), 4)):
             out, base = float(self.output[example]), float(self.base[example])
-            if self.method == "rollout":
+            if self.method in UNSIGNED:
                 continue
             lines.append(
                 f"  [{example}] {out:.3f} at the input, {base:.3f} at the baseline; attributions sum to "
@@ -216,6 +227,6 @@ class Attribution(Stored):
             lines.append(f"  NOT complete: the sum is not the difference; see the notes{remedy}")
         elif self.complete and float(self.gap.max()) > PROMISE[self.method]:
             lines.append("  complete up to rounding: the model computes in numbers that are no finer than the gap")
-        if self.complete is None and self.method != "rollout":
+        if self.complete is None and self.method not in UNSIGNED:
             lines.append("  this method promises no complete sum")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

@@ -99,3 +99,14 @@ class Additive(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.table(input_ids).sum(1)
+
+
+class Twice(Additive):
+    """The same, looked up in two tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Embedding(8, 4)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids) + self.other(input_ids).sum(1)

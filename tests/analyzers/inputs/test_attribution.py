@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fmr
 from analyzers import InputAttribution
@@ -40,6 +42,24 @@ def test_a_linear_model_rests_on_weight_times_input(method: str) -> None:
 def test_saliency_is_the_gradient() -> None:
     found = InputAttribution(made(lambda x: (x**2).sum(1, keepdim=True))).run(torch.tensor([[1.0, -3.0]]), first, "saliency")
     assert torch.equal(found.values, torch.tensor([[2.0, -6.0]]))
+
+
+def test_the_score_of_a_token_or_pixel_is_the_length_of_its_gradient() -> None:
+    """Behind a norm gradients sum to nothing over units, and a sum of them is rounding."""
+    weight = numbers(4, 6)
+    behind = made(lambda x: (F.layer_norm(x, (6,)) @ weight.T).tanh().sum(1))
+    found = InputAttribution(behind).run(numbers(1, 3, 6, seed=1), 2, "saliency")
+    assert float(found.values.sum(2).abs().max()) < 1e-5
+    assert found.scores.allclose(found.values.pow(2).sum(2).sqrt())
+    assert float(found.scores.min()) > 0.01
+    assert "sum" not in repr(found)
+    asking, picture = InputAttribution(reused()), numbers(1, 3, 12, 12)
+    found = asking.run(picture, 1, "saliency")
+    assert found.scores.allclose(found.values.pow(2).sum(1).sqrt())
+    by_name, given = (asking.curves(picture, 1, one, draws=2) for one in ("saliency", found))
+    assert np.array_equal(by_name.deletion, given.deletion)
+    assert "sizes of the gradient: class 1" in found.plot().axes[0].get_title()
+    plt.close("all")
 
 
 def test_integrated_gradients_of_a_product_and_of_a_power() -> None:
@@ -404,3 +424,32 @@ def test_noise_is_told_as_what_it_is() -> None:
     noisy = made(lambda x: nn.functional.dropout(x, 0.5, True).sum(1, keepdim=True))
     for method in ("ig", "occlusion"):
         assert InputAttribution(noisy).run(numbers(1, 60), 0, method, cells=torch.arange(60) // 9).notes[0] == AGAIN
+
+
+def test_the_place_is_where_the_token_ids_are_looked_up() -> None:
+    """In a model of which no structure is known, and in one that has two streams of tokens."""
+    ids = torch.tensor([[3, 5, 1]])
+    found = InputAttribution(Additive().eval()).run({"input_ids": ids}, 2, "deeplift")
+    assert (found.place, found.tokens) == ("Site('table/embedding#0')", (("3", "5", "1"),))
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=20, **sizes)).eval()
+    both = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0, 4]])}
+    found = InputAttribution(model).run(both, 2, "input-x-gradient")
+    assert found.place == "Site('encoder.embed_tokens/embedding#0')"
+
+
+def test_a_value_that_is_said_to_lie_in_another_way_is_not_summed() -> None:
+    asking, sound = InputAttribution(made(lambda x: x.mean(2))), numbers(1, 2, 5)
+    for layout, kind in ((("examples", "units", "positions"), "values"), (("examples", "positions", "units"), "tokens")):
+        found = asking.run(sound, 1, "saliency", at=fmr.Site("input:x", layout=layout))
+        assert (found.kind, found.scores.shape) == (kind, (1, 2, 5) if kind == "values" else (1, 2))
+    last = InputAttribution(made(lambda x: x.mean((1, 2)))).run(numbers(1, 6, 6, 3), 1, "saliency")
+    assert "is read as (examples, colours, height, width)" in last.notes[0]
+
+
+def test_integrated_gradients_close_over_the_mean_of_baselines() -> None:
+    model, x = made(lambda x: torch.relu(3 * x - 1).sum(1, keepdim=True)), torch.tensor([[0.9]])
+    bases = torch.tensor([[0.0], [1.79], [0.02]])
+    found = InputAttribution(model).run(x, 0, steps=8, baseline=bases)
+    assert found.complete

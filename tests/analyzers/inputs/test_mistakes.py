@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fmr
 from analyzers import AnalyzerError, Attribution, InputAttribution
-from tests.analyzers.inputs.models import Additive, Words, gated, made, numbers, reused
+from tests.analyzers.inputs.models import Additive, Twice, Words, gated, made, numbers, reused
 
 X, PICTURE = numbers(2, 4, 6), numbers(1, 3, 8, 8)
 IDS = {"input_ids": torch.tensor([[3, 5, 1]])}
@@ -106,7 +106,13 @@ def asking(model: nn.Module | None = None) -> InputAttribution:
             "300 numbers, and each would be a cell",
         ),
         (lambda: asking(nn.Linear(4, 2)).run(numbers(1, 4), 1), r"Linear is in train mode.* call model.eval\(\)"),
-        (lambda: asking(Additive().eval()).run(IDS, 1), "fmr.locate found no embedding of tokens in Additive. Say where"),
+        (lambda: asking(Twice().eval()).run(IDS, 1), "fmr.locate found no embedding of tokens in Twice. Say where"),
+        (
+            lambda: asking(made(lambda x: x.round())).run(torch.tensor([[3.0, 1.0]]), 0),
+            "The gradient of class 0 is zero at all .* goes in steps",
+        ),
+        (lambda: asking().run(X, 1, most=8), "most=8 is less than steps=64, to begin with. Expected as many"),
+        (lambda: asking().curves(X, 1, points=1), "points=1: expected a whole number from 2 on"),
         (lambda: asking(Additive().eval()).run(IDS, 1, at="input:input_ids"), "holds int64, which has no derivative"),
         (
             lambda: asking(Additive().eval()).run(
