@@ -16,6 +16,7 @@ from analyzers.counts import counts_of, empty, with_counts
 from fmr.corpora.ranks import share, together
 from fmr.errors import FmrError, whole_number
 from fmr.sweeps.bars import hidden
+from fmr.weights import fingerprint
 
 if TYPE_CHECKING:
     from typing import Self
@@ -132,7 +133,9 @@ class Analyzer(Method, ABC, Generic[R]):
             )
         if ranks:
             return self._over_ranks(batches, progress)
-        for batch in tqdm(self._fresh(gathered(batches)), desc=type(self).__name__, unit="batch", disable=hidden(progress)):
+        for batch in tqdm(
+            self._fresh(some(gathered(batches))), desc=type(self).__name__, unit="batch", disable=hidden(progress)
+        ):
             self.update(cast("Batch", batch))
         return self
 
@@ -162,6 +165,18 @@ def gathered(batches: Iterable[Given]) -> Iterator[Given]:
             texts = []
     if texts:
         yield texts
+
+
+def some(batches: Iterator[Given]) -> Iterator[Given]:
+    """Batches as they come, of which there must be one."""
+    first = next(batches, None)
+    if first is None:
+        raise AnalyzerError(
+            "The loader gave no batch. Expected some: a list, or a loader that is not used up, as a generator is that was "
+            "gone through before."
+        )
+    yield first
+    yield from batches
 
 
 def checked(batch: Batch) -> dict[str, Any]:
@@ -201,6 +216,31 @@ def asked_tokens(mask: Any, examples: int, positions: int) -> Tensor:
             "example. Leave empty texts out."
         )
     return real
+
+
+def check_other(one: Method, other: Any, *, weights: bool = True) -> None:
+    """Raise for what an analyzer cannot add to its counts: no other one of its kind, itself, other weights.
+
+    weights: whether models are compared here; not by a method that knows those of its counts.
+    """
+    name = type(one).__name__
+    if not isinstance(other, type(one)):
+        raise AnalyzerError(f"merge got {type(other).__name__}, expected another {name}.")
+    if one is other:
+        raise AnalyzerError(f"merge got the same {name} once more. Expected what another one counted.")
+    models = [each._made_with.get("model") for each in (one, other)]
+    ours, theirs = (dict(each) if isinstance(each, Mapping) else {"": each} for each in models)
+    same = ours.keys() == theirs.keys() and all(
+        ours[key] is theirs[key] or _known(ours[key]) == _known(theirs[key]) for key in ours
+    )
+    if weights and not same:
+        told = ", ".join(type(each).__name__ for each in theirs.values())
+        raise AnalyzerError(f"merge got what was counted on a {told} with other weights. Expected one model.")
+
+
+def _known(model: Any) -> str | None:
+    """A model by its weights; None for none."""
+    return fingerprint(model) if isinstance(model, nn.Module) else None
 
 
 def check_counts(least: int, **given: Any) -> None:

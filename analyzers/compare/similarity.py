@@ -16,13 +16,12 @@ from analyzers.compare.similarities import Similarities
 from analyzers.probes.reading import named, real_of, states, vectors
 from analyzers.probes.rows import Rows, Sample, digests
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, check_eval
+from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, check_eval, check_other
 from analyzers.sites import found_in, read_at
 from fmr.edits.places import kept
 from fmr.errors import number_of, whole_number
 from fmr.ids import Site
 from fmr.sweeps.bars import hidden
-from fmr.weights import fingerprint
 
 LEAST = 8
 """How many rows say anything."""
@@ -128,10 +127,8 @@ class Similarity(Analyzer[Similarities]):
         >>> one.merge(two).counted
         '12 rows'
         """
-        if not isinstance(other, Similarity) or other is self:
-            what = "itself" if other is self else type(other).__name__
-            raise AnalyzerError(f"merge got {what}, expected another Similarity.")
-        for told, ours, theirs in zip(("settings", "models", "sites"), self._about(), other._about(), strict=True):
+        check_other(self, other)
+        for told, ours, theirs in zip(("settings", "sites"), self._about(), other._about(), strict=True):
             if ours != theirs and not (told == "sites" and not (self.sites and other.sites)):
                 raise AnalyzerError(f"merge of two with other {told}: {ours} and {theirs}. Expected the same.")
         self.sites = self.sites or other.sites
@@ -140,7 +137,7 @@ class Similarity(Analyzer[Similarities]):
 
     def _about(self) -> tuple[Any, ...]:
         settings = {"measures": self.measures, "position": self.position, "most": self.most, "seed": self.seed}
-        return settings, {name: fingerprint(model) for name, model in self.models.items()}, self.sites
+        return settings, self.sites
 
     def result(self, *, progress: bool | None = None) -> Similarities:
         """Compare all pairs of sites on the rows that were counted so far.

@@ -85,7 +85,9 @@ class Timeline(Stored):
     def __repr__(self) -> str:
         lines = [f"Timeline of {number_of(len(self.steps), 'pass', 'passes')}, steps {self.steps[0]} to {self.steps[-1]}"]
         for name, values in self.values.items():
+            odd = np.flatnonzero(~np.isfinite(values))
             when = f"from step {self.dates[name]:,} on" if self.dates[name] is not None else "no change beyond its swings"
+            when = f"not finite at step {self.steps[odd[0]]:,}, and no date" if len(odd) else when
             null = f", null {self.nulls[name][-1]:.3g}" if name in self.nulls else ""
             lines.append(f"  {name}  {values[0]:.3g} to {values[-1]:.3g}{null}: {when}")
         return "\n".join(lines)

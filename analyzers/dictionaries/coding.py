@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -103,8 +104,9 @@ class Tally:
 
     @property
     def explained(self) -> float:
-        """The share of the variance of the rows that was made of them."""
-        return 1 - self.left / max(self.squares - float(self.total.square().sum()) / self.count, 1e-300)
+        """The share of the variance of the rows that was made of them; NaN where they do not differ, but for rounding."""
+        varied = self.squares - float(self.total.square().sum()) / self.count
+        return 1 - self.left / varied if varied > 1e-12 * self.squares else math.nan
 
     @property
     def density(self) -> Tensor:

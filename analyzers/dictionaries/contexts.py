@@ -14,12 +14,12 @@ from analyzers.dictionaries.autoencoder import SparseAutoencoder
 from analyzers.dictionaries.coding import Tally
 from analyzers.dictionaries.dictionary import Dictionary
 from analyzers.dictionaries.latents import LatentPages
-from analyzers.dictionaries.scoring import alike, check_other, one_site, opened
+from analyzers.dictionaries.scoring import alike, one_site, opened
 from analyzers.lenses.opening import mask_of
 from analyzers.memories.tops import Prefixes, Tops
 from analyzers.probes.reading import vectors
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_counts, check_eval, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_counts, check_eval, check_other, real_tokens
 from fmr.errors import number_of
 from fmr.nodes import Key
 
@@ -102,8 +102,6 @@ class LatentContexts(Analyzer[LatentPages]):
         >>> one.merge(two).counted
         '8 texts'
         """
-        if not isinstance(other, LatentContexts):
-            raise AnalyzerError(f"merge got {type(other).__name__}, expected another LatentContexts.")
         check_other(self, other)
         if (self.site, self.k) != (other.site, other.k) or not alike(self.autoencoder, other.autoencoder):
             raise AnalyzerError(

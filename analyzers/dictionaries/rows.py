@@ -53,8 +53,10 @@ class Values:
         return told.hexdigest()
 
 
-def values_of(given: Any, site: Any, held_out: float, seed: int) -> Values:
-    """Values as they are given: rows (rows, width), or a corpus with a site of it."""
+def values_of(given: Any, site: Any, held_out: float, seed: int, skip: int = 0) -> Values:
+    """Values as they are given: rows (rows, width), or a corpus with a site of it, less the first tokens of documents."""
+    if skip and not isinstance(given, Corpus):
+        raise AnalyzerError(f"skip={skip} of a {type(given).__name__}: expected a corpus, which knows positions.")
     if isinstance(given, Corpus):
         if site is None and len(given.sites) != 1:
             raise AnalyzerError(
@@ -69,18 +71,20 @@ def values_of(given: Any, site: Any, held_out: float, seed: int) -> Values:
             len(rows) if isinstance(rows, Tensor | Rows) else 0, generator=torch.Generator().manual_seed(seed)
         )
         apart = order < math.ceil(held_out * len(order))
-    floats = isinstance(rows, Tensor | Rows) and rows.dtype.is_floating_point and len(rows.shape) > 1
+    deep = 2 if isinstance(rows, Tensor) else math.inf  # of several dimensions in a row, which only a corpus tells
+    floats = isinstance(rows, Tensor | Rows) and rows.dtype.is_floating_point and 1 < len(rows.shape) <= deep
     if not floats:
         told = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor | Rows) else type(rows).__name__
         raise AnalyzerError(
             f"The values are {told}, expected rows of numbers with fractions, (rows, width): what fmr.collect wrote, a site "
             "of it, or run[site].flatten(0, 1)."
         )
-    train, test = (~apart).nonzero()[:, 0], apart.nonzero()[:, 0]
-    if not len(train) or not len(test):
+    counted = given.index[:][:, 1] >= skip if skip else torch.ones_like(apart)
+    train, test = (~apart & counted).nonzero()[:, 0], (apart & counted).nonzero()[:, 0]
+    if len(train) < 2 or len(test) < 2:
         raise AnalyzerError(
-            f"Of {len(rows)} rows {len(test)} are held out: expected some on each side. Give more rows or documents, or "
-            f"another share than held_out={held_out}."
+            f"Of {len(train) + len(test)} rows {len(test)} are held out: expected two or more on each side. "
+            f"Give more rows or documents, or another share than held_out={held_out}."
         )
     return Values(rows, name if isinstance(name, str) else repr(name), train, test)
 

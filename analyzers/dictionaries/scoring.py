@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from analyzers.dictionaries.scores import ABLATED, CLEAN, OWN, DictionaryScored
 from analyzers.lenses.opening import mask_of
 from analyzers.probes.reading import vectors
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, device_of, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, check_other, device_of, real_tokens
 from fmr.edits import Context
 from fmr.errors import number_of
 from fmr.ids import Site
@@ -128,8 +128,6 @@ class DictionaryScores(Analyzer[DictionaryScored]):
         >>> one.merge(two).counted
         '8 examples'
         """
-        if not isinstance(other, DictionaryScores):
-            raise AnalyzerError(f"merge got {type(other).__name__}, expected another DictionaryScores.")
         check_other(self, other)
         same = self.site == other.site and self.coders.keys() == other.coders.keys() and torch.equal(self.mean, other.mean)
         if not same or not all(alike(one, other.coders[name]) for name, one in self.coders.items()):
@@ -176,25 +174,11 @@ def opened(dictionary: Any, model: nn.Module) -> tuple[SparseAutoencoder, Tensor
     )
 
 
-class _OfModel(Protocol):
-    model: nn.Module
-
-
 def alike(one: Coder, other: Coder) -> bool:
     """Whether two dictionaries are the same: of one kind, with the same settings and the same numbers."""
     if isinstance(one, SparseAutoencoder) and isinstance(other, SparseAutoencoder):
         return one.settings == other.settings and fingerprint(one) == fingerprint(other)
     return type(one) is type(other) and one.size == other.size
-
-
-def check_other(one: _OfModel, other: _OfModel) -> None:
-    """Raise where what is merged is the same analyzer once more, or was counted on a model with other weights."""
-    if one is other:
-        raise AnalyzerError(f"merge got the same {type(one).__name__} once more. Expected what another one counted.")
-    if fingerprint(one.model) != fingerprint(other.model):
-        raise AnalyzerError(
-            f"merge got what was counted on a {type(other.model).__name__} with other weights. Expected one model."
-        )
 
 
 def rivals_of(dictionary: Dictionary | SparseAutoencoder, mean: Tensor) -> dict[str, Coder]:

@@ -44,8 +44,9 @@ class DictionaryTraining(Method):
     `optimizer`, a class of torch or what is called like one; it rises at first and falls to 0 in the last fifth. dead: what
     becomes of latents that do not fire: "resample" lets them begin anew at values that are badly reconstructed, four times
     in the first half; "ghost" gives them a gradient of what the others leave; None leaves them. held_out: the share of rows
-    for testing; of a corpus, of documents, all equals of one on one side. device: where it is trained. seed: of
-    the start and of the order of rows.
+    for testing; of a corpus, of documents, all equals of one on one side. skip: how many tokens at the start of each
+    document of a corpus are left out: in many language models the first one's values are far longer than all others, so that
+    1 is right. device: where it is trained. seed: of the start and of the order of rows.
 
     The loss is |v - v'|^2 over the variance of values, and the price. Directions have length 1 throughout.
 
@@ -66,11 +67,12 @@ class DictionaryTraining(Method):
         optimizer: Optimizer = torch.optim.Adam,
         dead: str | None = "resample",
         held_out: float = 0.1,
+        skip: int = 0,
         device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> None:
         check_counts(1, size=size, epochs=epochs, batch=batch)
-        check_counts(0, seed=seed)
+        check_counts(0, seed=seed, skip=skip)
         SparseAutoencoder(1, size, kind, k)
         price = PRICES[kind] if price is None else price
         for name, value, end in (("price", price, math.inf), ("lr", lr, math.inf), ("held_out", held_out, 1.0)):
@@ -92,7 +94,7 @@ class DictionaryTraining(Method):
             raise AnalyzerError(f"optimizer={optimizer!r}: expected a class of torch.optim, as torch.optim.Adam.")
         self.size, self.kind, self.k, self.dead, self.optimizer = operator.index(size), kind, k, dead, optimizer
         self.price, self.lr, self.held_out = float(price), float(lr), float(held_out)
-        self.epochs, self.batch, self.seed = map(operator.index, (epochs, batch, seed))
+        self.epochs, self.batch, self.seed, self.skip = map(operator.index, (epochs, batch, seed, skip))
         self.device = torch.device(device)
 
     def run(
@@ -114,7 +116,7 @@ class DictionaryTraining(Method):
         several; else what the values are called. controls: also train one on Gaussian values, which takes as long again.
         checkpoint: a folder that a killed process goes on from, to the same bits. progress: show a bar.
         """
-        given = values_of(values, site, self.held_out, self.seed)
+        given = values_of(values, site, self.held_out, self.seed, self.skip)
         moments = Moments.of(given.blocks(given.train))
         if not math.isfinite(moments.variance) or moments.variance <= 0:
             raise AnalyzerError(f"The values vary by {moments.variance}: expected finite ones that differ.")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from analyzers.editing.memories import memory_of
 from analyzers.editing.rows import padded
-from analyzers.protocol import Analyzer, AnalyzerError, Batch, checked, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_other, checked, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
 from fmr.errors import number_of
@@ -141,8 +141,7 @@ class KeyCovariance(Analyzer[Covariance]):
 
         >>> KeyCovariance(model, 1).update(batches[0]).merge(KeyCovariance(model, 1).update(batches[1])).result()
         """
-        if not isinstance(other, KeyCovariance):
-            raise AnalyzerError(f"merge got {type(other).__name__}, expected another KeyCovariance.")
+        check_other(self, other)
         if other.sums is None:
             return self
         if self.sums is None:

@@ -14,7 +14,7 @@ from analyzers.heads.clusters import HeadClusters
 from analyzers.heads.divergence import ATTENTION, CKA, DISTANCES, LOOKS, OUTPUT, Sums, count
 from analyzers.heads.outputs import Writing, count_outputs, from_likeness, writings
 from analyzers.numbers.embed import group, plane, separation
-from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, checked, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, check_other, checked, real_tokens
 from analyzers.sites import read_parts
 from fmr.errors import number_of
 from fmr.ids import Site
@@ -136,8 +136,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
 
         `AnalyzerError` if the two differ in heads, in where the patterns lie, in distances or in smoothing.
         """
-        if not isinstance(other, HeadClustering):
-            raise AnalyzerError(f"merge got {type(other).__name__}, expected another HeadClustering.")
+        check_other(self, other)
         for what in ("smoothing", "distances"):
             ours, theirs = getattr(self, what), getattr(other, what)
             if ours != theirs:

@@ -17,7 +17,7 @@ from analyzers.images.steady import weights_of
 from analyzers.images.topcrops import TopCrops
 from analyzers.images.viewing import Number, View, numbers, undisturbed
 from analyzers.numbers.embed import Floats
-from analyzers.protocol import Analyzer, AnalyzerError, check_counts
+from analyzers.protocol import Analyzer, AnalyzerError, check_counts, check_other
 from fmr.errors import number_of
 from fmr.nodes import Key, id_of
 
@@ -108,11 +108,9 @@ class TopImages(Analyzer[TopCrops]):
         >>> one.merge(two).counted
         '20 images'
         """
-        if not isinstance(other, TopImages) or (self.site, self.k) != (other.site, other.k):
-            what = "one with other settings" if isinstance(other, TopImages) else type(other).__name__
-            raise AnalyzerError(f"merge got {what}, expected another TopImages of the same site and k.")
-        if other is self:
-            raise AnalyzerError("merge got the same object, whose images would count twice. Expected another TopImages.")
+        check_other(self, other, weights=False)
+        if (self.site, self.k) != (other.site, other.k):
+            raise AnalyzerError("merge got one with other settings, expected another TopImages of the same site and k.")
         if self.shown["argument"] != other.shown["argument"] or self._range() != other._range():
             raise AnalyzerError(
                 f"merge of mean and std {self._range()} with {other._range()}: expected the same mean, std and argument."

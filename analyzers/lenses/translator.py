@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from analyzers.lenses.opening import mask_of, points_of, rows_of
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, layer_numbers, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, check_other, layer_numbers, real_tokens
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
 from fmr.errors import number_of, whole_number
@@ -287,8 +287,7 @@ class LensTranslator(Analyzer[Translator]):
         >>> shards = [analyzers.LensTranslator(model).update(batch) for batch in batches]
         >>> shards[0].merge(shards[1]).result(ridge=1e-3)
         """
-        if not isinstance(other, LensTranslator):
-            raise AnalyzerError(f"merge got {type(other).__name__}, expected another LensTranslator.")
+        check_other(self, other, weights=False)
         if other.end is None:
             return self
         if self.end is None:

@@ -20,7 +20,7 @@ from analyzers.networks.net import Net, correlated, count_edges, net_of, pruned
 from analyzers.networks.nulls import NULLS
 from analyzers.networks.search import Search, compared, searched, strongest
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError, check_eval
+from analyzers.protocol import Analyzer, AnalyzerError, check_eval, check_other
 from fmr.errors import number_of, whole_number
 from fmr.ids import TensorId
 from fmr.nodes import Node
@@ -158,9 +158,9 @@ class Modularity(Analyzer[Communities]):
         >>> one.merge(other).result().graph
         'correlations'
         """
-        if not isinstance(other, Modularity) or self._settings() != other._settings():
-            what = type(other).__name__ if not isinstance(other, Modularity) else "one with other settings"
-            raise AnalyzerError(f"merge got {what}, expected another Modularity of the same model and settings.")
+        check_other(self, other)
+        if self._settings() != other._settings():
+            raise AnalyzerError("merge got one with other settings, expected another Modularity of the same settings.")
         if other.found is None:
             return self
         if self.found is None:

@@ -14,7 +14,7 @@ from analyzers.probes.fits import Fit, fitted
 from analyzers.probes.probed import Probed
 from analyzers.probes.reading import named, opened, read, states
 from analyzers.probes.rows import Hashes, Ints, Rows, Sample, shares
-from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, check_eval
+from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, check_eval, check_other
 from analyzers.sites import found_in, read_at
 from fmr.errors import number_of, whole_number
 from fmr.ids import Site
@@ -123,8 +123,7 @@ class Probe(Analyzer[Probed]):
         >>> one.merge(two).counted
         '2 examples'
         """
-        if not isinstance(other, Probe):
-            raise AnalyzerError(f"merge got {type(other).__name__}, expected another Probe.")
+        check_other(self, other)
         for name, ours in self._settings().items():
             if (theirs := other._settings()[name]) != ours:
                 raise AnalyzerError(f"merge of {name}={ours!r} with {theirs!r}: expected one value. {_ONE}")

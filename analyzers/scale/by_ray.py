@@ -11,7 +11,7 @@ from torch import nn
 
 import fmr
 from analyzers.counts import counts_of, empty, with_counts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_counts, gathered
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_counts, gathered, some
 from fmr.corpora.corpus import Corpus
 from fmr.corpora.shards import part_of
 from fmr.disk.files import new_folder
@@ -55,10 +55,8 @@ def over(
         raise AnalyzerError(f"make() gave a {type(analyzer).__name__}, expected an analyzer, as HeadClustering(model).")
     if isinstance(batches, (dict, str)):
         raise AnalyzerError(f"batches is one {type(batches).__name__}, expected several batches, as a loader gives them.")
-    all_batches = list(gathered(batches))
+    all_batches = list(some(gathered(batches)))
     blocks = [all_batches[start : start + block] for start in range(0, len(all_batches), block)]
-    if not blocks:
-        raise AnalyzerError("The loader gave no batch. Expected some.")
 
     class Counter:
         """An actor: an analyzer that is made once, and counts for each block from nothing."""

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from analyzers.memories.vocabulary import value_vectors
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, real_tokens
+from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, check_other, real_tokens
 from analyzers.sites import found_in, read_at
 from analyzers.sparsity.sparsity import Sparsity
 from fmr.errors import number_of
 from fmr.structure.memories.memory import Memory
 from fmr.structure.parts import Structure
-from fmr.weights import fingerprint
 
 MEASURES = ("active", "zero", "effective", "hoyer")
 _DRAWN = 256
@@ -106,12 +105,9 @@ class ActivationSparsity(Analyzer[Sparsity]):
         >>> one.merge(two).counted
         '... tokens'
         """
-        settings = [(type(one), getattr(one, "eps", None), getattr(one, "seed", None)) for one in (self, other)]
-        if settings[0] != settings[1]:
+        check_other(self, other)
+        if (self.eps, self.seed) != (other.eps, other.seed):
             raise AnalyzerError(f"Cannot merge {other!r} into {self!r}: expected an analyzer of the same settings.")
-        if self is other or fingerprint(self.model) != fingerprint(other.model):
-            told = "the same analyzer once more" if self is other else f"a {type(other.model).__name__} with other weights"
-            raise AnalyzerError(f"Cannot merge what was counted by {told}. Expected another one, on one model.")
         if not other.memories:
             return self
         if not self.memories:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fmr
-from analyzers.protocol import Analyzer, AnalyzerError, check_eval, device_of
+from analyzers.protocol import Analyzer, AnalyzerError, check_eval, check_other, device_of
 from analyzers.tracing.cells import Cell, cells_of, checked_kinds, columns_of, window_of
 from analyzers.tracing.corruption import Corrupted, noised, swapped
 from analyzers.tracing.facts import Fact, asked, fact_of
@@ -109,10 +109,10 @@ class CausalTracing(Analyzer[Traces]):
 
         >>> CausalTracing(model, tokenizer).merge(CausalTracing(model, tokenizer).update(world.facts()[0])).result()
         """
-        if not isinstance(other, CausalTracing) or self._settings != other._settings:
-            theirs = other._settings if isinstance(other, CausalTracing) else type(other).__name__
+        check_other(self, other)
+        if self._settings != other._settings:
             raise AnalyzerError(
-                f"merge of {self._settings} with {theirs}: expected another CausalTracing of these settings."
+                f"merge of {self._settings} with {other._settings}: expected another CausalTracing of these settings."
             )
         self.traces, self.skipped = [*self.traces, *other.traces], self.skipped + other.skipped
         self.said = self.said or other.said

@@ -56,7 +56,7 @@ def tensors_of(batch: Any) -> dict[str, Tensor]:
     return found
 
 
-def rows_of(run: Run, sites: Mapping[str, Site], batch: Any, first: int, tokens: Tokens) -> dict[str, Tensor]:
+def rows_of(run: Run, sites: Mapping[str, Site], batch: Any, first: int, names: Tokens) -> dict[str, Tensor]:
     """What the sites hold, one row a token or one an example, and under the empty name their index (rows, 3).
 
     first: the number of the batch's first example among all documents.
@@ -74,11 +74,11 @@ def rows_of(run: Run, sites: Mapping[str, Site], batch: Any, first: int, tokens:
     if not lengths:
         index = torch.tensor([[first + row, NOTHING, NOTHING] for row in range(examples)])
         return {"": index, **{name: value.flatten(0, 1) for name, (value, _) in found.items()}}
-    ids, real = tokens.read(tensors, (examples, positions))
+    ids, real = names.read(tensors, (examples, positions))
     at = real.nonzero()
     places = real.long().cumsum(1)[tuple(at.T)] - 1
-    told = torch.full_like(places, NOTHING) if ids is None else ids[tuple(at.T)].long()
-    index = torch.stack([at[:, 0] + first, places, told], 1)
+    tokens = torch.full_like(places, NOTHING) if ids is None else ids[tuple(at.T)].long()
+    index = torch.stack([at[:, 0] + first, places, tokens], 1)
     return {"": index, **{name: value[tuple(at.T.to(value.device))] for name, (value, _) in found.items()}}
 
 

@@ -127,3 +127,27 @@ def test_a_wrong_argument_is_still_pythons_own_error() -> None:
         LensTranslator(nn.Linear(2, 2), layer=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'model'"):
         LogitLens()  # type: ignore[call-arg]
+
+
+COUNTING = [one for one in WITH_A_MODEL if issubclass(one, analyzers.Analyzer)]
+
+
+@pytest.mark.parametrize("method", COUNTING, ids=lambda one: one.__name__)
+def test_only_what_another_one_counted_of_the_same_weights_is_merged(method: Any) -> None:
+    one, other = (asked(method, nn.Linear(2, 2).eval()) for _ in range(2))
+    with pytest.raises(AnalyzerError, match=f"merge got int, expected another {method.__name__}"):
+        one.merge(3)
+    if method is not KeyValueMemories:  # which knows each batch again
+        with pytest.raises(AnalyzerError, match=f"merge got the same {method.__name__} once more. Expected what another"):
+            one.merge(one)
+    if method not in (KeyValueMemories, LensTranslator, analyzers.TopImages):  # whose counts know their weights
+        with pytest.raises(AnalyzerError, match="merge got what was counted on a Linear with other weights"):
+            one.merge(other)
+
+
+@pytest.mark.parametrize("method", COUNTING, ids=lambda one: one.__name__)
+def test_a_loader_that_gives_nothing_is_refused(method: Any) -> None:
+    with pytest.raises(
+        AnalyzerError, match=r"The loader gave no batch. Expected some: a list, or a loader that is not used up"
+    ):
+        asked(method, nn.Linear(2, 2).eval()).over(iter([]))

@@ -83,3 +83,9 @@ def test_what_is_no_training_is_refused() -> None:
         Timeline.of(trained(12), {})
     with pytest.raises(AnalyzerError, match=r"The score 'out' gave a Tensor .* Expected a number, or a number and its null"):
         Timeline.of(trained(12), {"out": lambda one: one[""]})
+
+
+def test_a_score_that_is_not_finite_says_where() -> None:
+    curve = np.array([1.0, 0.5, np.nan, 0.1, np.inf])
+    told = repr(Timeline((0, 10, 20, 30, 40), {"loss": curve}, {}, {"loss": date((0, 10, 20, 30, 40), curve)}))
+    assert "loss  1 to inf: not finite at step 20, and no date" in told

@@ -1,5 +1,6 @@
 """Dictionaries find the directions that values were made of, beside controls; they go on after a kill to the same bits."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import fmr
 from analyzers import AnalyzerError, Dictionary, DictionaryTraining
 from analyzers.dictionaries import steps
+from analyzers.dictionaries.coding import Tally
 from analyzers.dictionaries.dictionary import NULL, RANDOM
 from tests.analyzers.dictionaries.sparse import ON, SIZE, WIDTH, found, sums
 
@@ -196,6 +198,39 @@ def fmr_values(corpus: fmr.Corpus) -> Any:
     return values_of(corpus, None, 0.3, 0)
 
 
+def test_first_tokens_are_left_out_where_it_is_asked(tmp_path: Path) -> None:
+    """Values of the first token that are a thousand times as long drown all others, and nothing else of them does."""
+    draw = torch.Generator().manual_seed(0)
+    texts = [{"x": torch.randn(1, 9, 8, generator=draw)} for _ in range(60)]
+    for text in texts:
+        text["x"][:, 0] *= 1000
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    corpus = fmr.collect(Twice().eval(), texts, ["/mul#0"], tmp_path / "values", progress=False)
+    one, other = (DictionaryTraining(16, "top-k", 2, epochs=2, skip=skip).run(corpus, progress=False) for skip in (0, 1))
+    assert (one.train + one.test, other.train + other.test) == (540, 480)
+    assert other.mean.abs().max() < 1 < one.mean.abs().max()
+    with pytest.raises(AnalyzerError, match=r"skip=1 of a Tensor: expected a corpus, which knows positions"):
+        small(skip=1).run(sums(30))
+
+
+def test_what_is_no_rows_is_refused() -> None:
+    with pytest.raises(AnalyzerError, match=r"The values are torch.float32 of shape \(3, 9, 8\), expected rows"):
+        small().run(torch.randn(3, 9, 8))
+    with pytest.raises(AnalyzerError, match=r"Of 3 rows 1 are held out: expected two or more on each side"):
+        small().run(torch.randn(3, 8))
+    assert math.isnan(tallied_once(torch.ones(4, 8)))
+
+
+def tallied_once(rows: Tensor) -> float:
+    tally = Tally.of(rows[0], 2)
+    tally.add(rows, rows * 0.5, torch.ones(len(rows), 2))
+    return tally.explained
+
+
 # ---- what is refused, and what is left alone
 
 
@@ -239,7 +274,7 @@ def test_a_wrong_setting_is_told(settings: dict[str, Any], message: str) -> None
         ([[1.0]], "The values are list, expected rows"),
         (torch.ones(50, 3), "The values vary by 0.0: expected finite ones that differ."),
         (torch.full((50, 3), float("nan")), "The values vary by nan: expected finite ones that differ."),
-        (torch.randn(1, 3), "Of 1 rows 1 are held out: expected some on each side."),
+        (torch.randn(1, 3), "Of 1 rows 1 are held out: expected two or more on each side."),
     ],
 )
 def test_wrong_values_are_told(values: Any, message: str) -> None:

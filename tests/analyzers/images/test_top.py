@@ -317,7 +317,7 @@ def test_a_result_is_saved_tabled_and_drawn(tmp_path: Path) -> None:
         (lambda: top().over(IMAGES), "batches is one Tensor, expected several batches"),
         (lambda: top().merge(top(k=4)), "merge got one with other settings, expected another TopImages"),
         (lambda: top().merge(3), "merge got int, expected another TopImages"),
-        (lambda: [one := top().update(IMAGES), one.merge(one)], "merge got the same object, whose images would count twice"),
+        (lambda: [one := top().update(IMAGES), one.merge(one)], "merge got the same TopImages once more"),
         (lambda: top().merge(top(mean=0.5).update(IMAGES)), r"merge of mean and std \(\[0.0\], \[1.0\]\) with \(\[0.5\]"),
         (lambda: top().update(IMAGES).merge(TopImages(other(), "late/conv2d#0", k=3)), "merge of values of two models"),
         (lambda: top().update(IMAGES).update(IMAGES[:, :1]), "A batch holds images of 1 colour, those before had 3"),

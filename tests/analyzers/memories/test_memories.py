@@ -404,8 +404,10 @@ def test_what_cannot_be_counted_is_told() -> None:
         KeyValueMemories(Planted(), position="last")  # type: ignore[arg-type]
     with pytest.raises(AnalyzerError, match=r"No text has been counted yet. Call update"):
         KeyValueMemories(Planted()).result()
-    with pytest.raises(AnalyzerError, match=r"No text has been counted yet. Call update"):
-        KeyValueMemories(Planted()).over([]).result()
+    with pytest.raises(
+        AnalyzerError, match=r"The loader gave no batch. Expected some: a list, or a loader that is not used"
+    ):
+        KeyValueMemories(Planted()).over([])
     with pytest.raises(AnalyzerError, match=r"has no model to run. Make it with"):
         KeyValueMemories().update(random_texts())
     with pytest.raises(AnalyzerError, match=r"Planted is in train mode, .*Expected eval mode: call model.eval\(\)"):

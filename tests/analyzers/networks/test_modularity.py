@@ -240,8 +240,11 @@ def test_what_does_not_fit_is_not_merged() -> None:
     one = Modularity(trained(2)).update(INPUTS)
     with pytest.raises(AnalyzerError, match="merge got one with other settings"):
         one.merge(Modularity(trained(2), draws=3))
+    either = nn.ModuleList([nn.Linear(4, 4), nn.Linear(6, 4)]).eval()
+    either.forward = lambda x: either[x.shape[-1] == 6](x).relu()
+    narrow, wide = (Modularity(either).update(torch.randn(2, width)) for width in (4, 6))
     with pytest.raises(AnalyzerError, match="merge of networks whose values lie elsewhere"):
-        one.merge(Modularity(fmr.zoo.load("digits-mlp").model).update(IMAGES[:1]))
+        narrow.merge(wide)
 
 
 def test_a_value_that_does_not_count_examples_first_is_named() -> None:

@@ -432,9 +432,11 @@ def test_probes_that_do_not_belong_together_are_told_so() -> None:
     with wrong("merge of sites norm with input:x"):
         one.merge(Probe(model, sites="input:x").update(of(USED, 20)))
     rows, labels = words(20)
-    tokens = Probe(Words().eval(), sites="vectors").update(padded(rows, "left", labels))
+    reader = Words().eval()
+    tokens = Probe(reader, sites="vectors").update(padded(rows, "left", labels))
     with wrong("merge of labels one for each example with labels one for each token: expected one kind"):
-        one.merge(tokens)
+        texts = padded(rows, "left") | {"labels": torch.arange(20) % 2}
+        Probe(reader, sites="vectors").update(texts).merge(tokens)
     with wrong("The labels are one for each example, those of earlier batches one for each token"):
         tokens.update(padded(rows, "left") | {"labels": torch.ones(20).long()})
 
@@ -493,9 +495,9 @@ def test_a_trained_network_tells_a_variable_where_it_has_no_more_use_for_it() ->
 
 
 def test_merging_probes_of_other_widths_is_refused_and_changes_nothing() -> None:
-    ones = [Probe(nn.Linear(4, wide).eval(), sites="/linear#0").update({"input": torch.randn(20, 4), "labels": [0, 1] * 10})
+    ones = [Probe(nn.Identity().eval(), sites="input:input").update({"input": torch.randn(20, wide), "labels": [0, 1] * 10})
             for wide in (3, 5)]  # fmt: skip
-    with pytest.raises(AnalyzerError, match=r"merge of '/linear#0' with 3 numbers and with 5: expected as many"):
+    with pytest.raises(AnalyzerError, match=r"merge of 'input:input' with 3 numbers and with 5: expected as many"):
         ones[0].merge(ones[1])
     assert ones[0].counted == "20 examples"
 

@@ -95,10 +95,10 @@ def test_what_has_no_coefficients_by_token_is_refused() -> None:
     with pytest.raises(analyzers.AnalyzerError, match="expected an analyzer of the same settings"):
         analyzers.ActivationSparsity(made(Looped)).merge(analyzers.ActivationSparsity(made(Looped), eps=0.1))
     one, other = analyzers.ActivationSparsity(made(Looped)), made(Looped)
-    with pytest.raises(analyzers.AnalyzerError, match="what was counted by the same analyzer once more"):
+    with pytest.raises(analyzers.AnalyzerError, match="merge got the same ActivationSparsity once more"):
         one.merge(one)
     torch.nn.init.ones_(other.blocks[0].up.weight)
-    with pytest.raises(analyzers.AnalyzerError, match="what was counted by a Looped with other weights"):
+    with pytest.raises(analyzers.AnalyzerError, match="what was counted on a Looped with other weights"):
         one.merge(analyzers.ActivationSparsity(other))
 
 
