@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import fmr
+from fmr.errors import DrawError
 from fmr.pages.arrays import pattern_bytes, unpacked
 from fmr.pages.tokens import Text, columns
 from tests.models import build
@@ -107,6 +108,13 @@ def test_earlier_tokens_follow_their_beam(beams: int) -> None:
     assert moved == (beams > 1)
     unknown = columns(lambda ids: [str(i) for i in ids], [[Text(1, 0, ids[:, :1])], [Text(1, 1, ids[:, 1:2])]], 2)
     assert unknown[1] == [None], "of passes without keys nobody knows which example is which"
+
+
+@pytest.mark.parametrize("tokens", [torch.ones(6), object(), 3])
+def test_tokens_that_are_no_texts_are_refused(tokens: Any) -> None:
+    _, _, run, structure = facts()
+    with pytest.raises(DrawError, match=f"tokens= is a {type(tokens).__name__}. Expected a tokenizer, one text"):
+        fmr.page(run, structure, tokens=tokens)
 
 
 def test_the_last_row_of_the_lens_is_what_the_model_says() -> None:
