@@ -89,6 +89,7 @@ class Hypothesis(Experiment[R]):
             calls = [((one,), dict(given)) for one in inputs or ()]
             labels = [f"input {n}" for n in range(len(calls))]
         values, nulls, versions = self._runs(calls, progress)
+        self._check_apart(labels, versions)
         names = list(values[0]) if values else []
         table, beside = (self._table(rows, names) for rows in (values, nulls))
         null = self.null.name if isinstance(self.null, Experiment) else f"{self.null:g}"
@@ -97,6 +98,18 @@ class Hypothesis(Experiment[R]):
             table, beside, names, self.test, self.alternative, self.correction, self.seed,
             self.name, null, tuple(labels), tuple(versions),
         )  # fmt: skip
+
+    def _check_apart(self, labels: list[str], versions: list[str]) -> None:
+        """Raise for a pair that is there twice, which no test may count as two."""
+        own = versions[:: len(versions) // max(1, len(labels)) or 1]
+        first = dict[str, str]()
+        for label, version in zip(labels, own, strict=True):
+            if version in first:
+                raise LabError(
+                    f"{self.name}: {first[version]} and {label} are one run, {version}, and a test would count it twice. "
+                    "Expected each seed and each input once."
+                )
+            first[version] = label
 
     def _runs(self, calls: Any, progress: bool | None) -> tuple[list[dict[str, float]], list[dict[str, float]], list[str]]:
         from tqdm import tqdm

@@ -22,6 +22,7 @@ from analyzers.lab.report import page
 from analyzers.lab.version import Version
 from fmr.disk.files import write_whole
 from fmr.errors import number_of
+from fmr.pictures.endings import check_ending
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -149,6 +150,7 @@ class Lab(Bench):
 
         >>> lab.report("lab.html")
         """
+        check_ending(path, "html")
         bury(self.ledger)
         write_whole(path, page(self).encode())
         return Path(path)

@@ -31,7 +31,8 @@ class Profile(Stored):
     first, joined by ";". ops: names of torch's ops, or "(between ops)": Python, and what the profiler itself takes. calls;
     seconds: of the op itself, without those it calls, on the thread of the work; device_seconds: on a GPU; memory: bytes
     taken, on any device, of which some are given back; flops: as torch counts them, 2 for a multiplication with an
-    addition; products and convolutions count, what goes number by number does not. whole: seconds; peak: of memory, in
+    addition; products and convolutions count, what goes number by number does not, and neither do kernels without a
+    formula (quantised and bilinear ones, transforms, decompositions). whole: seconds; peak: of memory, in
     bytes above what there was at the begin.
     """
 

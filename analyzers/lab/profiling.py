@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from analyzers.lab.errors import LabError
+from analyzers.lab.flops import FORMULAS
 from analyzers.lab.measure import seeded
 from analyzers.lab.profile import BETWEEN, ROOT, Profile
 from fmr.watching.calls import Noted, Proceed, Watcher, watching
@@ -73,21 +74,6 @@ def _same_buffers(called: Any) -> Iterator[None]:
             for buffer, copy in copies:
                 if buffer.layout != torch.strided or not torch.equal(buffer, copy):  # kernels count no versions of these
                     buffer.copy_(copy)
-
-
-def _attention(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """A kernel for which torch has a formula on GPUs alone."""
-    return int(sdpa_flop_count(q, k, v))
-
-
-def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, q, k, v))
-
-
-FORMULAS = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
 
 
 def _flops(model: nn.Module | None, work: Callable[[], Any]) -> dict[tuple[Stack, str], int]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from fmr.errors import DrawError, IdError, number_of
@@ -50,11 +51,15 @@ def visible(text: object) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """The positions of one stream in one pass: how many, from which one of the text on, and the IDs of their tokens."""
+    """The positions of one stream in one pass: how many, from which one of the text on, and the IDs of their tokens.
+
+    keys: those of an attention, (examples, heads, positions, units), by which an example is known again in the next pass.
+    """
 
     positions: int
     start: int
     ids: Tensor | None = None
+    keys: Tensor | None = None
 
     @property
     def end(self) -> int:
@@ -102,20 +107,38 @@ def _spelled(spelling: Spelling, texts: Sequence[Sequence[Text | None]]) -> list
             "tokens= is a function of token IDs, and no stream of this run begins with IDs that it kept. Expected one token "
             "per position, as tokens=[...], or tokens=None for numbers."
         )
-    before: dict[int, list[list[str]]] = {}
+    before: dict[int, tuple[Text, list[list[str]]]] = {}
     found = []
     for streams in texts:
         row: list[list[list[str]] | None] = []
         for n, text in enumerate(streams):
             now = [spell(spelling, ids) for ids in text.ids.tolist()] if text is not None and text.ids is not None else None
             if now is not None and text is not None and text.start:
-                old = before.get(n, [])
+                old = _followed(*before[n], text) if n in before else []
                 fits = len(old) == len(now) and all(len(one) == text.start for one in old)
                 now = [a + b for a, b in zip(old, now, strict=True)] if fits else None
-            if now is not None:
-                before[n] = now
+            if now is not None and text is not None:
+                before[n] = text, now
             row.append(now)
         found.append(row)
+    return found
+
+
+def _followed(last: Text, old: list[list[str]], text: Text) -> list[list[str]]:
+    """The earlier tokens of each example of a pass, which beams bring into another order; empty where that is not known."""
+    if len(old) == 1:
+        return old
+    if last.keys is None or text.keys is None or last.keys.shape[::3] != text.keys.shape[::3]:
+        return []
+    cached = text.keys.shape[2] - text.positions
+    parts = (slice(0, text.start),) * 2 if cached >= text.start else (slice(-cached, None), slice(0, cached))
+    known, held = last.keys[:, :, parts[0]], text.keys[:, :, parts[1]]
+    found = []
+    for row in held:
+        same = [tokens for tokens, one in zip(old, known, strict=True) if torch.equal(one, row)]
+        if not same or any(tokens != same[0] for tokens in same):
+            return []
+        found.append(same[0])
     return found
 
 
@@ -131,6 +154,11 @@ def _of_streams(tokens: Sequence[Any], streams: int) -> list[Any]:
                 f"tokens= has {number_of(len(tokens), 'part')}, expected one for each of {number_of(streams, 'stream')}."
             )
         return list(tokens)
+    if not isinstance(tokens, Iterable) or isinstance(tokens, Tensor):
+        raise DrawError(
+            f"tokens= is a {type(tokens).__name__}. Expected a tokenizer, one text per position, as "
+            "tokenizer.convert_ids_to_tokens(ids) gives, or a list of these for each example."
+        )
     return [None] * (streams - 1) + [list(tokens)]
 
 

@@ -15,6 +15,7 @@ from fmr.pages.arrays import Json, by_position, packed, pattern_bytes
 from fmr.pages.outline import Outline, Row, writes_of
 from fmr.pages.tokens import Text, token_ids
 from fmr.runs.passes import Pass
+from fmr.structure.attention.factors import Heads, in_order, named_like
 from fmr.structure.parts import Attention, Memory, Structure
 
 
@@ -86,7 +87,18 @@ class View:
             and self.structure.attention[n].kind != "cross"
         ]
         ids = token_ids(self.one, self.outline.tokens_of(stream), self.examples, positions)
-        return Text(positions, past if any(whole) else 0, ids)
+        return Text(positions, past if any(whole) else 0, ids, self._keys(stream))
+
+    def _keys(self, stream: int) -> Tensor | None:
+        """The keys of the first self-attention of a stream, where examples lie apart in them and the pass holds them."""
+        for n, block in enumerate(self.structure.attention):
+            if self.outline.stream_of(n) == stream and block.kind == "self" and block.k.id in self.one:
+                try:
+                    site, heads = named_like(block.k, block.pattern), Heads(block.n_heads, block.n_kv_heads)
+                    return in_order(self.one[block.k.id], site, heads, shared=True)
+                except FmrError:
+                    continue
+        return None
 
     def _positions(self, stream: int) -> int | None:
         """How many positions of a stream the pass has; of a model without streams, those of its first pattern."""

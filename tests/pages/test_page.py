@@ -12,7 +12,9 @@ import torch
 import transformers
 
 import fmr
+from fmr.errors import DrawError
 from fmr.pages.arrays import pattern_bytes, unpacked
+from fmr.pages.tokens import Text, columns
 from tests.models import build
 from tests.pages.browser import Element, needs_browser, opened, parsed
 
@@ -85,6 +87,34 @@ def test_every_example_of_a_batched_generation_can_be_chosen(beams: int) -> None
         assert torch.equal(unpacked(one["norms"][1]["stream"]["resid_post"]), stream)
         assert len(one["tokens"][0]) == 2 * beams
     assert "rows" not in (structure.attention[0].pattern.layout or ())
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_earlier_tokens_follow_their_beam(beams: int) -> None:
+    model, tokenizer, *_ = facts()
+    ids = tokenizer([PROMPT], return_tensors="pt").input_ids.repeat(2, 1)
+    ids[1, 1:3] = ids[1, 1:3].flip(0)
+    asked = []
+    with fmr.track(model) as run:
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, num_beams=beams, do_sample=False,
+            logits_processor=[lambda so_far, scores: asked.append(so_far.clone()) or scores],
+        )  # fmt: skip
+    page = fmr.page(run, fmr.locate(run), tokens=tokenizer)
+    moved = False
+    for n, (one, so_far) in enumerate(zip(data_of(page)["passes"], asked, strict=True)):
+        assert one["tokens"][0] == [[tokenizer.decode([i]) for i in row] for row in so_far.tolist()]
+        moved = moved or (n > 0 and not torch.equal(so_far[:, :-1], asked[n - 1]))
+    assert moved == (beams > 1)
+    unknown = columns(lambda ids: [str(i) for i in ids], [[Text(1, 0, ids[:, :1])], [Text(1, 1, ids[:, 1:2])]], 2)
+    assert unknown[1] == [None], "of passes without keys nobody knows which example is which"
+
+
+@pytest.mark.parametrize("tokens", [torch.ones(6), object(), 3])
+def test_tokens_that_are_no_texts_are_refused(tokens: Any) -> None:
+    _, _, run, structure = facts()
+    with pytest.raises(DrawError, match=f"tokens= is a {type(tokens).__name__}. Expected a tokenizer, one text"):
+        fmr.page(run, structure, tokens=tokens)
 
 
 def test_the_last_row_of_the_lens_is_what_the_model_says() -> None:

@@ -196,6 +196,8 @@ def fine(seed: int) -> float:
             {"seeds": range(3)},
             "huge returned a number of more than 60 digits, expected one that is below",
         ),
+        (fine, {"null": 0.5}, {"seeds": [3, 1, 3]}, r"fine: seed 3 and seed 3 are one run, \w+, and a test would count it"),
+        (fine, {"null": fine}, {"inputs": [2, 1, 1]}, r"fine: input 1 and input 2 are one run"),
         (fine, {"null": 0.5}, {"seeds": 4}, r"fine.over got seeds=4, expected several: seeds=range\(10\)"),
         (fine, {"null": 0.5}, {"inputs": 4}, r"fine.over got inputs=4, expected several: inputs=range\(10\)"),
         (fine, {"null": float("nan")}, {}, "null=nan: expected a function that is called as fine is, or a number that is"),

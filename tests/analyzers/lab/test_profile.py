@@ -156,3 +156,28 @@ def test_a_profile_is_kept_in_a_lab(work: Any) -> None:
     kept = lab.versions("cost")[0].result
     assert repr(kept) == repr(made)
     assert np.array_equal(kept.flops, made.flops)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_recurrent_kernels_count_each_matrix_for_each_token(lab: analyzers.Lab, grad: bool) -> None:
+    model, x = nn.LSTM(4, 5, num_layers=2, bidirectional=True), torch.randn(3, 2, 4)
+    matrices = sum(one.numel() for one in model.parameters() if one.dim() > 1)
+    with torch.set_grad_enabled(grad):
+        flops = [lab.profile(model.to(dtype), x.to(dtype)).flops.sum() for dtype in (torch.float32, torch.float64)]
+    assert flops == [2 * 6 * matrices] * 2  # in double it is no kernel
+    backward = lab.profile(lambda: nn.LSTM(4, 5)(x)[0].sum().backward()).flops.sum()
+    assert backward == 3 * 2 * 6 * (20 * 4 + 20 * 5)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_that_is_one_kernel_counts_as_one_that_is_many(lab: analyzers.Lab) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    model, x, padding = nn.TransformerEncoder(layer, 2), torch.randn(2, 4, 8), torch.zeros(2, 4, dtype=torch.bool)
+    padding[0, 2:] = True
+    with torch.no_grad():
+        fused, plain = (lab.profile(model.train(mode), x).flops.sum() for mode in (False, True))
+        padded = lab.profile(model.eval(), x, src_key_padding_mask=padding)
+        heads = [lab.profile(layer.self_attn.train(mode), x, x, x).flops.sum() for mode in (False, True)]
+    assert fused == plain == 2 * (2 * (4 * 64 + 2 * 8 * 16) * 8 + 4 * 8 * (16 + 16))
+    assert padded.flops.sum() == 2 * (2 * (4 * 64 + 2 * 8 * 16) * 6 + 4 * 8 * (4 + 16)), "padding is taken out there"
+    assert heads[0] == heads[1] > 0

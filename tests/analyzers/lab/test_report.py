@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 import analyzers
+from fmr.errors import FmrError
 from tests.analyzers.lab.conftest import network
 
 matplotlib.use("Agg")
@@ -134,3 +135,9 @@ def test_a_browser_draws_it_from_the_file_alone(tmp_path: Path) -> None:
     green = (np.abs(pixels - [0, 1, 0]) < 0.05).all(-1)
     assert green.sum() > 10_000, "the figure of the last version, which is open, is seen"
     assert ((pixels.max(-1) < 0.3).sum(1) > 0).sum() > 200, "and rows of text"
+
+
+def test_a_report_is_html_and_no_other_kind_of_file(lab: analyzers.Lab, tmp_path: Path) -> None:
+    with pytest.raises(FmrError, match=r"lab.pdf' ends in '.pdf', but HTML is written: expected '.*lab.html'"):
+        lab.report(tmp_path / "lab.pdf")
+    assert not (tmp_path / "lab.pdf").exists()
