@@ -47,6 +47,9 @@ def _documented() -> frozenset[str]:
 _ACTIVATIONS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp clamp_min clamp_max max maximum min minimum".split())
 """What bends coefficients; what norms are written with does not count."""
 
+_BETWEEN = MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"}
+"""What may lie between the two projections of a memory of which one is hidden."""
+
 _MOST = 64
 """How many values may lie between two projections."""
 
@@ -138,7 +141,7 @@ def _firsts(graph: Graph, data: TensorId, stream: frozenset[TensorId]) -> tuple[
         node = graph[waiting.pop()]
         if is_hidden(node) or projection(graph, node) is not None:
             firsts.append(node)
-        elif node.op in MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"} and node.id not in stream:
+        elif node.op in _BETWEEN and node.id not in stream:
             bent = bent or node.op in _ACTIVATIONS
             higher = [name for name in data_inputs(graph, node) if name not in seen]
             seen.update(higher)
