@@ -28,7 +28,6 @@ from fmr.structure.normal.match import (
     weights,
 )
 
-
 _NORMED = NORMS | NORM_PARTS | MEANS
 """Ops that norm or scale values."""
 
