@@ -175,7 +175,7 @@ def _sum_of_heads(graph: Graph, found: Claim, out: TensorId, value: Values) -> T
     bias = evaluate(graph, out, {read: torch.zeros_like(z)}, value)
     total = bias.clone()
     for heads in torch.arange(found.n_heads).split(max(1, _MOST // z.numel())):
-        alone = torch.stack([z * (whose == head) for head in heads])
+        alone = z * (whose == heads.to(z.device).reshape(-1, *[1] * z.dim()))
         total += (evaluate_each(graph, out, read, alone, value) - bias).sum(0)
     return total
 

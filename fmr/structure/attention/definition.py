@@ -364,7 +364,8 @@ def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
     if len(rows[0]) != len(rows[1]):
         return None
     every = torch.cat(rows, 1).double()
-    if any(len(row.unique()) <= _FEW for row in every):
+    in_order = every.sort(1).values
+    if bool(((in_order[:, 1:] != in_order[:, :-1]).sum(1) < _FEW).any()):
         return None
     sums = (every * torch.linspace(1, 2, every.shape[1]).to(every).cos()).sum(1)  # rows that differ have other sums
     return len(sums.unique())

@@ -28,6 +28,9 @@ from fmr.structure.normal.match import (
     weights,
 )
 
+_NORMED = NORMS | NORM_PARTS | MEANS
+"""Ops that norm or scale values."""
+
 
 def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str | Node:
     """Self-attention where queries and some of the keys come from the same values, else cross-attention; the node where one
@@ -55,7 +58,7 @@ def _goes_on_from(graph: Graph, name: TensorId, earlier: Container[TensorId]) ->
 def _hands_on(graph: Graph, node: Node) -> bool:
     """Whether a node moves, norms or scales one value."""
     data = [name for name in data_inputs(graph, node) if not is_constant(graph, name)]
-    return node.op in MOVES | NORMS | NORM_PARTS and len(set(data)) == 1
+    return (node.op in MOVES or node.op in NORMS or node.op in NORM_PARTS) and len(set(data)) == 1
 
 
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
@@ -98,7 +101,7 @@ def _adds_up(graph: Graph, node: Node) -> bool:
 def _is_linear(graph: Graph, node: Node) -> bool:
     """Whether a node moves, norms or projects one value; what lays one behind another adds keys of others."""
     moved = node.op in MOVES and (len(set(data_inputs(graph, node))) == 1 or _is_of_one(graph, node))
-    return moved or node.op in NORMS | NORM_PARTS | MEANS or _data(graph, node) is not None
+    return moved or node.op in _NORMED or _data(graph, node) is not None
 
 
 def _is_of_one(graph: Graph, node: Node) -> bool:

@@ -86,8 +86,9 @@ def _rows(value: Tensor, axis: int) -> Tensor:
 
 def _laid(chosen: Tensor, places: torch.Size) -> Iterator[Tensor]:
     """Which places the chosen rows are, for each way in which the places may be the rows, with more dimensions between."""
-    for number in range(len(places) + 1):
-        for dims in combinations(range(len(places)), number):
+    several = [dim for dim, size in enumerate(places) if size != 1]
+    for number in range(len(several) + 1):
+        for dims in combinations(several, number):
             if prod(places[dim] for dim in dims) == len(chosen):
                 wide = [places[dim] if dim in dims else 1 for dim in range(len(places))]
                 yield chosen.reshape(wide).expand(places).reshape(-1)

@@ -81,6 +81,9 @@ CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d
 _WITH_WEIGHTS = CONVOLUTIONS | {"linear"}
 """Contractions that have a place for their weight, the right one."""
 
+_PRODUCTS = _WITH_WEIGHTS | frozenset("matmul bmm mm mv grouped_mm tensordot inner baddbmm addmm addbmm einsum".split())
+"""Ops that multiply two tensors."""
+
 
 class Contraction(NamedTuple):
     """A product that sums over one dimension of two operands."""
@@ -106,6 +109,8 @@ def dims_told(node: Node, rank: int, position: int = 1) -> list[int]:
 
 def contraction(node: Node) -> Contraction | None:
     """The product that a node computes, if it is one of two tensors."""
+    if node.op not in _PRODUCTS:
+        return None
     match node.op:
         case "matmul" | "bmm" | "mm" | "mv" | "grouped_mm" | "tensordot" | "inner":
             pair = node.parent("input", 0), node.parent("mat2", 1) or node.parent("other", 1)
@@ -113,10 +118,8 @@ def contraction(node: Node) -> Contraction | None:
             pair = node.parent("batch1", 1) or node.parent("mat1", 1), node.parent("batch2", 2) or node.parent("mat2", 2)
         case "einsum":
             pair = node.parents if len(node.parents) == 2 else (None, None)
-        case "linear" | "conv1d" | "conv2d" | "conv3d" | "conv_transpose1d" | "conv_transpose2d":
-            pair = node.parent("input", 0), node.parent("weight", 1)
         case _:
-            return None
+            pair = node.parent("input", 0), node.parent("weight", 1)
     left, right = pair
     return Contraction(node, left.id, right.id) if left is not None and right is not None else None
 

@@ -18,7 +18,7 @@ from fmr.nests import replaced
 from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.normal.match import between, projection
+from fmr.structure.normal.match import Projection, between, projection
 from fmr.watching.calls import unwatched
 
 Values = Callable[[TensorId], Tensor]
@@ -62,7 +62,7 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
         if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
             found = projection(graph, node)
             if found is not None and found.weight not in known and node.dtype.is_floating_point:
-                known[node.id] = _projected(node, found.weight, known, read)
+                known[node.id] = _projected(node, found, known, read)
                 continue
             tensors = {p.id: known[p.id] if p.id in known else read.double(p.id) for p in node.parents}
             known[node.id] = made_again(graph, node, tensors)
@@ -83,10 +83,10 @@ def evaluate_each(graph: Graph, target: TensorId, name: TensorId, several: Tenso
         return torch.stack([again(one) for one in several])
 
 
-def _projected(node: Node, weight: TensorId, known: Mapping[TensorId, Tensor], read: Doubles) -> Tensor:
+def _projected(node: Node, found: Projection, known: Mapping[TensorId, Tensor], read: Doubles) -> Tensor:
     """What a projection makes, computed in the precision of its weight, single at least."""
     tensors = {p.id: known[p.id] if p.id in known else read.single(p.id) for p in node.parents}
-    kind = tensors[weight].dtype
+    kind = tensors[found.weight].dtype
     return double(in_double(node, {name: one.to(kind) if one.is_floating_point() else one for name, one in tensors.items()}))
 
 

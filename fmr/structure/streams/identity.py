@@ -81,7 +81,7 @@ def identity_path(graph: Graph, name: TensorId) -> list[TensorId]:
 def identity_input(graph: Graph, node: Node) -> TensorId | None:
     """The value that goes on in a node: scaled, masked, mixed or cut; None where the node makes a new one."""
     read = [parent.id for parent in node.parents]
-    if node.op in HANDED | OVERWRITES:
+    if node.op in HANDED or node.op in OVERWRITES:
         return read[0] if read and not is_constant(graph, read[0]) else None
     if node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source:
         data = [name for name in read if name in flow_of(graph)]
@@ -209,7 +209,7 @@ def shortcut(graph: Graph, name: TensorId, origin: TensorId) -> int | None:
 
 def _step_above(graph: Graph, node: Node) -> TensorId | None:
     """The value that a shortcut goes on from: normed, pooled, scaled or whole."""
-    if node.op in NORMS | POOLS | REDUCED and node.parents:
+    if (node.op in NORMS or node.op in POOLS or node.op in REDUCED) and node.parents:
         return node.parents[0].id
     return None if _cut(graph, node) else identity_input(graph, node)
 

@@ -128,14 +128,16 @@ def projected(x: Tensor, weight: Tensor, given: Tensor) -> Tensor:
 def test_products_with_weights_are_computed_in_the_precision_of_these() -> None:
     weight = torch.full((2, 2), 1 + 1e-7)
     found = projected(X, weight, X.double() + 1e-12)
-    assert found.dtype == torch.float64 and torch.equal(found, (X @ weight).double())
+    assert found.dtype == torch.float64
+    assert torch.equal(found, (X @ weight).double())
     given = X.double() + 1e-12
     assert torch.equal(projected(X.double(), weight.double(), given), given @ weight.double())
 
 
 def test_products_with_weights_in_half_precision_are_computed_in_single() -> None:
     found = projected(X.bfloat16(), torch.eye(2).bfloat16(), X + 0.01)
-    assert found.dtype == torch.float64 and torch.equal(found, (X + 0.01).double())
+    assert found.dtype == torch.float64
+    assert torch.equal(found, (X + 0.01).double())
 
 
 def test_several_values_are_given_one_after_the_other() -> None:
