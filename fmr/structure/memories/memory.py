@@ -219,6 +219,9 @@ def _misread(graph: Graph, found: Memory) -> str:
     for lower, higher in ((found.up, found.source), (post, found.up), (post, pre), (found.down, post)):
         if lower == higher or not depends_on(graph, lower, higher):
             return f"{lower} is not computed from {higher}"
+    first = [found.up, *([found.w_gate] if found.w_gate is not None else [])]
+    if pre != found.up and not any(depends_on(graph, pre, one) for one in first):
+        return f"{pre} is not computed from {' or '.join(first)}"
     made = [(out, found.down), (found.keys, found.w_in), (found.values, found.w_out)]
     made += [(post, found.w_gate)] if found.w_gate is not None else []
     for lower, higher in made:
