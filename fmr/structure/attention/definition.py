@@ -110,7 +110,10 @@ def misread(graph: Graph, found: Claim) -> str:
     past = between(graph, v, z, lambda node: node.id != pattern)
     if not any(v in node.parents for node in past if node.id != pattern):
         return f"{z} is computed from {v} by way of the pattern alone"
-    met = any(_meets(graph, node.id, q, k) for node in between(graph, min(q, k, key=graph.place), scores))
+    higher = between(graph, min(q, k, key=graph.place), scores)
+    met = any(_meets(graph, node.id, q, k) for node in higher)
+    if found.kind in MULTIPLY and not met and any(product(graph, node) is not None for node in higher):
+        return f"{q} and {k} are not what is multiplied on the way to {scores}"
     return (
         f"queries and keys are multiplied, and {found.kind} says they are not" if met and found.kind not in MULTIPLY else ""
     )
@@ -238,7 +241,8 @@ def _strays(
     site: Site,
     given: Mapping[TensorId, Tensor],
 ) -> float | None:
-    """How far scores move outside of the row of one query, or of the head of one key, that is changed."""
+    """How far scores move outside of the row of one query, or of the head of one key, that is changed; relative to how far
+    they move at all, as a mask may be larger than any score."""
     changed = given[site.id].clone(memory_format=torch.contiguous_format)
     one = _named(changed, site, found, _QUERY if site is found.q else _KEY)
     if one is None:
@@ -258,7 +262,8 @@ def _strays(
     if few != many:  # heads are laid out with examples on the way
         return None if few and many % few == 0 else float("inf")
     at = {
-        name: min(n, sizes[0][name] - 1) if name != "queries" else sizes[0][name] - 1 for n, name in enumerate(sorted(kept))
+        name: min(n, sizes[0][name] - 1) if name != "queries" else max(sizes[0][name] - 2, 0)
+        for n, name in enumerate(sorted(kept))
     }
     part = one[0][tuple(at.get(name, slice(None)) for name in one[1])]
     part.copy_(-0.5 * part - 0.1)
@@ -268,11 +273,10 @@ def _strays(
     if "queries" in at:  # rows may be in another order
         far = (other[0] - scores[0]).abs().nan_to_num(0.0, 0.0, 0.0).movedim(other[1].index("queries"), 0).flatten(1).amax(1)
         at["queries"] = int(far.argmax())
-    where = tuple(at.get(name, slice(None)) for name in other[1])
-    other[0][where] = scores[0][where]
-    finite = torch.isfinite(scores[0]) & torch.isfinite(other[0])
-    off = (other[0] - scores[0])[finite].abs()
-    return float(off.max() / scores[0][finite].abs().max().clamp(min=1e-12)) if off.numel() else 0.0
+    off = (other[0] - scores[0]).abs().nan_to_num(0.0, 0.0, 0.0)
+    most = off.amax().clamp(min=1e-12) if off.numel() else 1.0
+    off[tuple(at.get(name, slice(None)) for name in other[1])] = 0.0
+    return float(off.amax() / most) if off.numel() else 0.0
 
 
 def miscounted(graph: Graph, found: Claim, value: Values) -> str:
@@ -301,6 +305,13 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
     counts = [sizes[name] for name in _HEADS if name in sizes]
     if counts and math.prod(counts) != found.n_heads:
         return f"its queries have {math.prod(counts)} heads, not {found.n_heads}"
+    for site in (found.q, found.scores, found.pattern, found.z):
+        shape = graph[site.id].shape
+        joined = [size for name, size in zip(site.layout or (), shape, strict=False) if JOIN in name and "heads" in name]
+        if any(size % found.n_heads for size in joined):
+            return (
+                f"no dimension of {site.id}, {list(shape)}, counts {found.n_heads} heads as {list(site.layout or ())} says"
+            )
     if found.n_heads > 1 and not any(counts_heads(name) for name in found.pattern.layout or ()):
         shape = list(graph[found.pattern.id].shape)
         return f"which dimension of {found.pattern.id}, {shape}, counts its {found.n_heads} heads cannot be followed"

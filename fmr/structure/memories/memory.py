@@ -198,6 +198,9 @@ def _misread(graph: Graph, found: Memory) -> str:
     """Which of the parts of a memory does not follow where it should; empty where all do."""
     pre, post, out = found.pre.id, found.post.id, found.out.id
     way = [(found.up, found.source), (post, found.up), (post, pre), (found.down, post)]
+    first = [found.up, *([found.w_gate] if found.w_gate is not None else [])]
+    if pre != found.up and not any(depends_on(graph, pre, one) for one in first):
+        return f"{pre} is not computed from {' or '.join(first)}"
     made = [(out, found.down), (found.keys, found.w_in), (found.values, found.w_out)]
     made += [(post, found.w_gate)] if found.w_gate is not None else []
     return unmade(graph, [*way, *(pair for pair in made if pair[0] != pair[1])])

@@ -25,6 +25,11 @@ def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
 
 
+def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What comes later is masked by a number beside which every score is small."""
+    return (q @ k.mT * SIZE**-0.5).masked_fill(torch.ones(q.shape[2], k.shape[2]).triu(1) > 0, -1e9).softmax(-1) @ v
+
+
 def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     return (q @ k.mT * SIZE**-0.5).softmax(-1) @ v
@@ -50,6 +55,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "shared": lambda: Stack(lambda: Heads(by_hand, groups=2), memories.Gated),
     "shared in a kernel": lambda: Stack(lambda: Heads(kernel, groups=1), memories.Fused),
     "cross": Other,
+    "masked": lambda: Stack(lambda: Heads(masked), Plain),
 }
 ALIKE = {"alike": MODELS["by hand"]}
 """As many examples and positions as heads."""
@@ -97,6 +103,8 @@ def of_attention(found: Attention, other: Attention, n: int) -> Iterator[tuple[s
         (kind, replace(found, kind=kind)) for kind in ("self", "cross", "additive", "deformable") if kind != found.kind
     )
     yield "q and k exchanged", replace(found, q=found.k, k=found.q)
+    yield "k for q", replace(found, q=found.k)
+    yield "q for k", replace(found, k=found.q)
     yield "k for v", replace(found, v=found.k)
     yield "softmax of another", replace(found, softmax=other.softmax)
     yield "scores for pattern", replace(found, pattern=found.scores)
@@ -134,6 +142,8 @@ def of_memory(found: Memory, other: Memory, before: str, after: str) -> Iterator
     yield "another gate, or none", replace(found, w_gate=None if found.w_gate is not None else other.w_in)
     yield "coefficients shifted", replace(found, first=1)
     yield "coefficients along positions", replace(found, axis=1)
+    yield "what is read for what is bent", replace(found, pre=Site(found.source))
+    yield "keys for what is bent", replace(found, pre=Site(found.keys))
 
 
 def of_stream(found: Stream, structure: Structure) -> Iterator[tuple[str, Stream]]:
