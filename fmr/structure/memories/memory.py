@@ -15,7 +15,7 @@ from fmr.runs.run import Run
 from fmr.structure.memories.definition import gates, is_gated, of_own_place, windows
 from fmr.structure.normal.einsum import window
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, strip_views
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work
 
