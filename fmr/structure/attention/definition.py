@@ -313,8 +313,8 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
                 f"no dimension of {site.id}, {list(shape)}, counts {found.n_heads} heads as {list(site.layout or ())} says"
             )
     if found.n_heads > 1 and not any(counts_heads(name) for name in found.pattern.layout or ()):
-        pattern = found.pattern.id
-        return f"which dimension of {pattern}, {list(graph[pattern].shape)}, counts its {found.n_heads} heads cannot be followed"
+        pattern = graph[found.pattern.id]
+        return f"which dimension of {pattern.id}, {list(pattern.shape)}, counts its {found.n_heads} heads cannot be followed"
     return ""
 
 
