@@ -145,8 +145,29 @@ def _places(found: Memory, keys: Tensor) -> Sequence[int]:
     if found.fused_gate:
         return _gated(found, size) if size == 2 * n else ()
     if size == n:
-        return range(n)
+        return _moved(found, n)
     return _cut(found, size) if keys.dim() == 2 and found.graph[found.up].shape[-1:] == (size,) else ()
+
+
+def _moved(found: Memory, n: int) -> Sequence[int]:
+    """Which unit of a projection each coefficient is made of, as units may be put in another order on the way; none where
+    numbers say which order, and their own where nothing else moves them."""
+    up, post, axis = found.graph[found.up], found.graph[found.post.id], found.axis
+    if up.shape != post.shape or up.shape[axis] != n:
+        return range(n)
+    units = iota(n).reshape(n, *[1] * (-1 - axis if axis < 0 else len(up.shape) - 1 - axis))
+    value = trace(found.graph, units.expand(up.shape), (up, post))
+    rows = value.movedim(axis, -1).reshape(-1, n) if value is not None else torch.zeros(0)
+    order: list[int] = rows[0].long().tolist() if len(rows) and bool((rows == rows[0]).all()) else []
+    if sorted(order) == list(range(n)):
+        return order
+    way = between(found.graph, up.id, post.id)
+    chosen = [node for node in way if node.op in _BY_NUMBERS and len(node.parents) > 1 and node.shape == post.shape]
+    return () if chosen else range(n)
+
+
+_BY_NUMBERS = frozenset({"getitem", "index_select", "gather", "take_along_dim"})
+"""The ops that take units in an order that numbers say."""
 
 
 def _gated(found: Memory, size: int) -> Sequence[int]:
