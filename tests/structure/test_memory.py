@@ -364,7 +364,8 @@ def test_the_key_of_a_memory_is_its_own_where_units_change_places(moved: Callabl
     places = moved(torch.arange(10.0)[None])[0].long()
     for n in range(10):
         key, value = found.memory(n)
-        assert torch.equal(key, block.up.weight[places[n]]) and torch.equal(value, block.down.weight[:, n])
+        assert torch.equal(key, block.up.weight[places[n]])
+        assert torch.equal(value, block.down.weight[:, n])
 
 
 def test_where_numbers_say_which_unit_goes_where_no_key_is_told() -> None:
