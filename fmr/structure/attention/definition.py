@@ -320,7 +320,7 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         sizes_of = graph[site.id].shape
         joined = [size for name, size in zip(site.layout or (), sizes_of, strict=False) if JOIN in name and "heads" in name]
         if any(size % found.n_heads for size in joined):
-            return f"no dimension of {site.id}, {list(sizes_of)}, counts {found.n_heads} heads as {list(site.layout or ())} says"
+            return f"{site.id}, {list(sizes_of)}, has no {found.n_heads} heads where {list(site.layout or ())} says so"
     if found.n_heads > 1 and not any(counts_heads(name) for name in found.pattern.layout or ()):
         shape = list(graph[found.pattern.id].shape)
         return f"which dimension of {found.pattern.id}, {shape}, counts its {found.n_heads} heads cannot be followed"
