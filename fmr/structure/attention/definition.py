@@ -110,9 +110,9 @@ def misread(graph: Graph, found: Claim) -> str:
     past = between(graph, v, z, lambda node: node.id != pattern)
     if not any(v in node.parents for node in past if node.id != pattern):
         return f"{z} is computed from {v} by way of the pattern alone"
-    higher = between(graph, min(q, k, key=graph.place), scores)
-    met = any(_meets(graph, node.id, q, k) for node in higher)
-    if found.kind in MULTIPLY and not met and any(product(graph, node) is not None for node in higher):
+    nodes = between(graph, min(q, k, key=graph.place), scores)
+    met = any(_meets(graph, node.id, q, k) for node in nodes)
+    if found.kind in MULTIPLY and not met and any(product(graph, node) is not None for node in nodes):
         return f"{q} and {k} are not what is multiplied on the way to {scores}"
     return (
         f"queries and keys are multiplied, and {found.kind} says they are not" if met and found.kind not in MULTIPLY else ""
@@ -306,12 +306,10 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
     if counts and math.prod(counts) != found.n_heads:
         return f"its queries have {math.prod(counts)} heads, not {found.n_heads}"
     for site in (found.q, found.scores, found.pattern, found.z):
-        shape = graph[site.id].shape
-        joined = [size for name, size in zip(site.layout or (), shape, strict=False) if JOIN in name and "heads" in name]
+        sizes_of = graph[site.id].shape
+        joined = [size for name, size in zip(site.layout or (), sizes_of, strict=False) if JOIN in name and "heads" in name]
         if any(size % found.n_heads for size in joined):
-            return (
-                f"no dimension of {site.id}, {list(shape)}, counts {found.n_heads} heads as {list(site.layout or ())} says"
-            )
+            return f"{site.id}, {list(sizes_of)}, has no {found.n_heads} heads where {list(site.layout or ())} says so"
     if found.n_heads > 1 and not any(counts_heads(name) for name in found.pattern.layout or ()):
         pattern = graph[found.pattern.id]
         return f"which dimension of {pattern.id}, {list(pattern.shape)}, counts its {found.n_heads} heads cannot be followed"

@@ -144,6 +144,8 @@ def _places(found: Memory, keys: Tensor) -> Sequence[int]:
     nowhere where that cannot be told."""
     graph, size, n = found.graph, keys.shape[found.key_dim], found.n
     glu = graph[strip_views(graph, found.post.id, SAME)].op == "glu"  # the second half gates the first
+    if size == n and not found.fused_gate:
+        return _moved(found, n)
     if size == n or (found.fused_gate and glu):
         return range(n)
     up, gates = graph[found.up], _units(found, found.pre.id, size)
@@ -153,6 +155,27 @@ def _places(found: Memory, keys: Tensor) -> Sequence[int]:
     higher = (node for node in reversed(between(graph, up.id, found.post.id)) if node.shape[-1:] == (n,))
     cuts = (_units(found, node.id, size) for node in higher if strip_views(graph, node.id, MOVES) == up.id)
     return next((one for one in cuts if one and one != gates), gates)
+
+
+def _moved(found: Memory, n: int) -> Sequence[int]:
+    """Which unit of a projection each coefficient is made of, as units may be put in another order on the way; none where
+    numbers say which order, and their own where nothing else moves them."""
+    up, post, axis = found.graph[found.up], found.graph[found.post.id], found.axis
+    if up.shape != post.shape or up.shape[axis] != n:
+        return range(n)
+    units = iota(n).reshape(n, *[1] * (-1 - axis if axis < 0 else len(up.shape) - 1 - axis))
+    value = trace(found.graph, units.expand(up.shape), (up, post))
+    rows = value.movedim(axis, -1).reshape(-1, n) if value is not None else torch.zeros(0)
+    order: list[int] = rows[0].long().tolist() if len(rows) and bool((rows == rows[0]).all()) else []
+    if sorted(order) == list(range(n)):
+        return order
+    way = between(found.graph, up.id, post.id)
+    chosen = [node for node in way if node.op in _BY_NUMBERS and len(node.parents) > 1 and node.shape == post.shape]
+    return () if chosen else range(n)
+
+
+_BY_NUMBERS = frozenset({"getitem", "index_select", "gather", "take_along_dim"})
+"""The ops that take units in an order that numbers say."""
 
 
 def _units(found: Memory, name: TensorId, size: int) -> list[int]:
