@@ -372,5 +372,5 @@ def test_where_numbers_say_which_unit_goes_where_no_key_is_told() -> None:
     torch.manual_seed(0)
     order = torch.randperm(10)
     found = fmr.locate(fmr.run(Residual(Plain(lambda h: F.gelu(h)[..., order])), torch.randn(2, 4, 6))).mlps[0]
-    with pytest.raises(StructureError, match="no row or column is that of one memory"):
+    with pytest.raises(StructureError, match="no row or column is known to be that of one memory"):
         found.memory(0)
