@@ -162,7 +162,8 @@ def test_the_page_on_the_architecture_names_the_rooms_and_files_that_are_there()
 
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith(BUILD_MODELS)])
 def test_no_file_knows_a_model_family(file: str) -> None:
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", without_docstrings(file)).lower()
+    code = re.sub(r"zoo\.load\([\"'][\w-]+[\"']", "", without_docstrings(file))  # a model that is loaded is named
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", code).lower()
     assert sorted(set(family_names().findall(apart))) == []
 
 
