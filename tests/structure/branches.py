@@ -251,17 +251,24 @@ class Conditioned(Deep):
 class Pooled(Deep):
     """Between layers the first token is repeated, all are pooled and the last cut off: parts of one stream, side by side."""
 
-    layers = 3
+    layers, whole = 3, False
 
     def go(self, x: Tensor) -> Tensor:
         for n, block in enumerate(self.blocks):
+            before = x
             if n > 0:
                 twice = torch.cat([x[:, :1], x], 1)
                 x = carries(F.avg_pool1d(twice.mT, 2, ceil_mode=True).mT[:, :-1])
             y = block.a(x)
-            x = carries(x + block.attend(y, y))
+            x = carries(x + block.attend(y, block.a(before) if self.whole else y))
             x = carries(x + block.memory(block.b(x)))
         return x
+
+
+class PooledQueries(Pooled):
+    """What is pooled looks at all that it was pooled of."""
+
+    whole = True
 
 
 class RegistersLast(Deep):
@@ -317,7 +324,7 @@ FOUND = {
     4: (Coupled, CoupledHalves),
     2: (RegistersLast, CutAndLaid, HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, PartedBare, WrittenOver)
     + (Beside, GivenPlace, Conditioned),
-    3: (Pooled,),
+    3: (Pooled, PooledQueries),
     None: (Bottlenecks,),
 }
 """What is found, by how many layers it has."""

@@ -146,6 +146,14 @@ class Mixer(nn.Module):
         return carries(x + self.units(self.b(x)))
 
 
+class MixedFirst(Mixer):
+    """The stream begins with what a network over positions says, normed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = carries(self.a(self.positions(self.enter(x).mT).mT))
+        return carries(x + self.units(self.b(x)))
+
+
 class Separable(nn.Module):
     """Depthwise convolutions, then a memory over the channels."""
 

@@ -102,6 +102,14 @@ class Restarted(Deep):
         return carries(self.look(x, z))
 
 
+class RestartedFused(Restarted):
+    """The states are read by a fused kernel, with the one query repeated at every position."""
+
+    def look(self, *states: Tensor) -> Tensor:
+        seen = torch.stack(states, -2)
+        return F.scaled_dot_product_attention(self.query.T.expand(*seen.shape[:-2], 1, -1), seen, seen)[..., 0, :]
+
+
 class Arch(Deep):
     """Long skips by a sum from the first half to the second."""
 
@@ -381,7 +389,7 @@ class Several(nn.Module):
 
 
 FOUND = {
-    None: (Restarted, DepthMixedAdded, Halves),
+    None: (Restarted, RestartedFused, DepthMixedAdded, Halves),
     2: (Scaled, DropPath, Exits, Shortened, Merged, Modulated, LowRank, FirstAgain, DepthMixed, Registers, Highway),
     3: (Dense, DenseStack, DenseLook, ClassLast, Prompts),
     4: (Arch, ArchJoined, TwoStreams, Joint, Reversible),

@@ -98,6 +98,7 @@ CASES: dict[str, Case] = {
     "denoiser": Case(images.Denoiser, lambda b, t: (torch.randn(b, 3, 8, 12), torch.rand(b, 1)), None),
     "hops": Case(others.Hops, layers=None),
     "mixer": Case(images.Mixer, lambda b, t: (torch.randn(b, 5, 7),), None),
+    "mixed first": Case(images.MixedFirst, lambda b, t: (torch.randn(b, 5, 7),), 1),
     "separable": Case(images.Separable, image, None),
 }
 SIZES = [(2, 5), (1, 4)]

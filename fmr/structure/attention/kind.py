@@ -120,6 +120,5 @@ def _is_linear(graph: Graph, node: Node) -> bool:
 
 
 def _is_of_one(graph: Graph, node: Node) -> bool:
-    """Whether a node lays values of the same places side by side that are linear functions of one activation."""
-    beside = node.op == "cat" and node.argument("dim", 1, 0) in (-1, len(node.shape) - 1) and len(node.shape) > 1
-    return beside and bool(set.intersection(*(_linear(graph, parent.id) for parent in node.parents)))
+    """Whether a node lays values side by side, or one behind another, that are linear functions of one activation."""
+    return node.op == "cat" and bool(set.intersection(*(_linear(graph, parent.id) for parent in node.parents)))

@@ -24,7 +24,9 @@ def why_no_memory(
         return "its output is not written to a residual stream"
     if not _is_as_wide(graph, found, {size for stream in written for point in stream.points for size in graph[point].shape}):
         return "its keys and values are not as wide as the stream"
-    if axes is not None and _is_over_positions(graph, found, [stream.points[0] for stream in written], axes):
+    writes = (pair for stream in written for pair in zip(stream.writes, stream.writers, strict=True))
+    after = [write.after for write, names in writes if found.down in names]
+    if axes is not None and _is_over_positions(graph, found, after, axes):
         return f"{found.up} sums over positions, as in a network over these, and not over the units of the stream"
     points = {strip_views(graph, name) for stream in streams if stream.writes for name in stream.points}
     made = [name for name in (found.up, found.post.id) if strip_views(graph, name) in points]

@@ -20,6 +20,7 @@ from fmr.structure.normal.match import (
     between,
     depends_on,
     projection,
+    unbroadcast,
     weights,
 )
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
@@ -173,5 +174,5 @@ def _light(graph: Graph, name: TensorId) -> set[TensorId]:
 def _is_layer(graph: Graph, node: Node) -> bool:
     """Whether a node projects to several units: sums over depth, shares of what is there and mixed copies do not."""
     found = projection(graph, node) if hyper_connection(graph, node) is None else None
-    shape = graph[found.weight].shape if found is not None else ()
+    shape = graph[unbroadcast(graph, found.weight)].shape if found is not None else ()
     return len(shape) > 1 and prod(shape) > max(shape)
