@@ -322,8 +322,10 @@ class CoupledHalves(Coupled):
 
 FOUND = {
     4: (Coupled, CoupledHalves),
-    2: (RegistersLast, CutAndLaid, HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, PartedBare, WrittenOver)
-    + (Beside, GivenPlace, Conditioned),
+    2: (
+        *(RegistersLast, CutAndLaid, HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, PartedBare),
+        *(WrittenOver, Beside, GivenPlace, Conditioned),
+    ),
     3: (Pooled, PooledQueries),
     None: (Bottlenecks,),
 }
