@@ -187,6 +187,40 @@ class PartedPost(Parted):
         return x
 
 
+class PartedBare(PartedPost):
+    """The norms of both parts are the last ones: no norm of the whole comes after them."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.go(carries(self.tokens(ids)))
+
+
+class WrittenOver(Deep):
+    """What is written to all but the first tokens is added to them in place."""
+
+    def go(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            y = block.a(x)
+            x = carries(x + block.attend(y, y))
+            x[:, 1:] += block.memory(block.b(x[:, :1]))
+            carries(x)
+        return x
+
+
+class Beside(Deep):
+    """What the attention reads is written once more beside it, with a small projection of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, 3), nn.Linear(3, WIDTH)) for _ in self.blocks)
+
+    def go(self, x: Tensor) -> Tensor:
+        for block, small in zip(self.blocks, self.small, strict=True):
+            y = block.a(x)
+            x = carries(carries(x + block.attend(y, y)) + (y + small(y)))
+            x = carries(x + block.memory(block.b(x)))
+        return x
+
+
 class GivenPlace(Deep):
     """Each sum is written into a tensor that was made for it."""
 
@@ -288,7 +322,8 @@ class CoupledHalves(Coupled):
 
 FOUND = {
     4: (Coupled, CoupledHalves),
-    2: (RegistersLast, CutAndLaid, HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, GivenPlace, Conditioned),
+    2: (RegistersLast, CutAndLaid, HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, PartedBare, WrittenOver)
+    + (Beside, GivenPlace, Conditioned),
     3: (Pooled, PooledQueries),
     None: (Bottlenecks,),
 }

@@ -18,7 +18,7 @@ from fmr.structure.attention.definition import Claim, mixes_scores
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.halves import map_of
 from fmr.structure.attention.maps import maps_of
-from fmr.structure.attention.scores import units_beside
+from fmr.structure.attention.scores import products_beside
 from fmr.structure.normal.match import come_of
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_places, check_run, graph_of, own_work
@@ -198,7 +198,7 @@ def _why_no_factors(found: Attention) -> str:
     if found.kind != "self" or found.out is None:
         ending = "" if found.out else " without an output projection"
         return f"it is {found.kind}-attention{ending}, expected self-attention between projections"
-    if units_beside(found.graph, found.scores.id, found.q.id, found.k.id):
+    if any(products_beside(found.graph, found.scores.id, found.q.id, found.k.id)):
         return f"it adds up products of several queries and keys, expected one: {found.q.id} are not all units of a query"
     mixed = mixes_scores(found.graph, found)
     return f"it weighs its scores by one another, in {mixed}, expected those of each head alone" if mixed else ""

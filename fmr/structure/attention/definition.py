@@ -11,9 +11,9 @@ from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.attention.halves import Half
-from fmr.structure.attention.kind import of_one_stream
+from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
-from fmr.structure.attention.scores import BEFORE, units_beside
+from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.match import (
     NONLINEAR,

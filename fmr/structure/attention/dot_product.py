@@ -8,9 +8,9 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.heads import Queries, heads_in_rows, key_heads
-from fmr.structure.attention.kind import kind_of
+from fmr.structure.attention.kind import kind_of, units_beside
 from fmr.structure.attention.layouts import described, laid_out, layouts, over_others
-from fmr.structure.attention.scores import BEFORE, Scores, find_scores, scores_go_on, units_beside
+from fmr.structure.attention.scores import BEFORE, Scores, find_scores, scores_go_on
 from fmr.structure.attention.values import (
     Parts,
     ValueProduct,

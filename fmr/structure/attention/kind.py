@@ -4,12 +4,13 @@ A layer may look at keys of an earlier one (Brandon et al. 2024; Sun et al. 2024
 through sums alone, in what its queries are projected from.
 """
 
+import math
 from collections.abc import Container, Iterator
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.attention.scores import BEFORE, Scores
+from fmr.structure.attention.scores import BEFORE, Scores, products_beside
 from fmr.structure.attention.values import Parts
 from fmr.structure.normal.hidden import is_hidden, read_alone
 from fmr.structure.normal.match import (
@@ -43,6 +44,20 @@ def of_one_stream(graph: Graph, q: TensorId, k: TensorId) -> bool:
     """Whether queries and keys were projected from one value, or the keys from an earlier value of the same stream."""
     asked, keys = _roots(graph, q), _roots(graph, k)
     return bool(asked & keys) or any(_goes_on_from(graph, name, keys) for name in asked)
+
+
+def units_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> int:
+    """The units of further queries and keys whose products are added to the scores that end in a value.
+
+    A latent and a turned part are compared so, each with keys of its own (MLA, DeepSeek-AI 2024); what queries and keys of
+    another stream say is a bias.
+    """
+    units = 0
+    for one in products_beside(graph, end, q, k):
+        if any(of_one_stream(graph, q, name) for name in one.operands):
+            sizes = dict(zip(one.subscripts.left, graph[one.operands[0]].shape, strict=False))
+            units += math.prod(sizes[letter] for letter in one.subscripts.contracted)
+    return units
 
 
 def _goes_on_from(graph: Graph, name: TensorId, earlier: Container[TensorId]) -> bool:

@@ -1,6 +1,5 @@
 """The scores of an attention: the product of queries and keys above a softmax, and its way into it."""
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,20 +68,15 @@ def scores_go_on(value: Value) -> bool:
     return before or value.kind in ("norm", "sum")
 
 
-def units_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> int:
-    """The units of further queries and keys whose products are added to the scores that end in a value.
-
-    A latent and a turned part are compared so, each with keys of its own (MLA, DeepSeek-AI 2024); a bias that the same
-    queries or keys make with something else is none.
-    """
-    known, units = {_laid(graph, q), _laid(graph, k)}, 0
+def products_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> Iterator[Value]:
+    """The products of further queries and keys that are added to the scores that end in a value; a bias that the same
+    queries or keys make with something else is none."""
+    known = {_laid(graph, q), _laid(graph, k)}
     for one in form_of(graph)[end].above(lambda value: scores_go_on(value) and value.kind != "join"):
         names = {_laid(graph, name) for name in one.operands}
         data = len(names) == 2 and not any(is_constant(graph, name) for name in names)
         if one.kind == "product" and data and not names & known:
-            sizes = dict(zip(one.subscripts.left, graph[one.operands[0]].shape, strict=False))
-            units += math.prod(sizes[letter] for letter in one.subscripts.contracted)
-    return units
+            yield one
 
 
 def _laid(graph: Graph, name: TensorId) -> TensorId:

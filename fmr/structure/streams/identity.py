@@ -20,7 +20,6 @@ from fmr.structure.normal.match import (
     depends_on,
     is_constant,
     projection,
-    strip_views,
     value_number,
     weights,
 )
@@ -60,8 +59,11 @@ def unchanged(graph: Graph, name: TensorId) -> TensorId:
 
 
 def handed(graph: Graph, name: TensorId) -> TensorId:
-    """The value that a view, a cast, dropout or padding was made of."""
-    return strip_views(graph, name, HANDED)
+    """The value that a view, a cast, dropout or padding was made of; of a view that was written over, the one before."""
+    node = graph[name]
+    while node.op in HANDED and node.parents:
+        node = graph[node.parents[0].id]
+    return node.id
 
 
 def base(graph: Graph, name: TensorId) -> TensorId:

@@ -329,11 +329,11 @@ def repeated(graph: Graph, found: Writes) -> set[TensorId]:
 
 
 def added_up(graph: Graph, found: Writes) -> set[TensorId]:
-    """The sums of two streams that write to each other: no layer writes there."""
+    """The sums of two streams that write to each other, since they parted: no layer writes there."""
     told = set()
     for write in found.values():
-        one, other = (list(_chain(graph, name, found)) for name in (write.before, write.added))
-        if one and other and _tell(graph, one, other) and _tell(graph, other, one):
+        one, other = ({*_chain(graph, name, found)} for name in (write.before, write.added))
+        if _tell(graph, one - other, other - one) and _tell(graph, other - one, one - other):
             told.add(write.after)
     return told
 
@@ -346,7 +346,7 @@ def _chain(graph: Graph, name: TensorId, found: Writes) -> Iterator[Write]:
         write = last_write(graph, write.before, found)
 
 
-def _tell(graph: Graph, one: list[Write], other: list[Write]) -> bool:
+def _tell(graph: Graph, one: set[Write], other: set[Write]) -> bool:
     """Whether what is written in a chain is made of the sums of another."""
     return any(depends_on(graph, a.added, b.after) for a in one for b in other)
 
