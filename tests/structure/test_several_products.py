@@ -77,6 +77,25 @@ class Branches(nn.Module):
         return self.out(joined(gates[0] * (coarse @ parts[1].mean(3)) + gates[1] * some + gates[2] * last))
 
 
+class Biased(nn.Module):
+    """Two streams, the second one narrower, whose attentions add up what queries and keys of both say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places, self.narrow = nn.Embedding(TOKENS, WIDTH), nn.Embedding(TOKENS, LATENT), LATENT // HEADS
+        self.wide = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(8))
+        self.small = nn.ModuleList(nn.Linear(LATENT, LATENT) for _ in range(8))
+
+    def forward(self, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.tokens(ids), self.places(places)
+        for n in (0, 4):
+            q, k, v, a, b, c = (split(one(z)) for ways, z in ((self.wide, x), (self.small, y)) for one in ways[n : n + 3])
+            wide, small = q @ k.mT / SIZE**0.5, a @ b.mT / self.narrow**0.5
+            x = x + self.wide[n + 3](joined((wide + small).softmax(-1) @ v))
+            y = y + self.small[n + 3](joined((small + wide).softmax(-1) @ c))
+        return x, y
+
+
 def located(kind: Callable[[], nn.Module]) -> tuple[Run, Structure]:
     torch.manual_seed(0)
     run = fmr.run(Stack(kind, Plain, 1).eval(), torch.randint(TOKENS, (2, 6)))
@@ -113,6 +132,18 @@ def test_a_head_has_the_units_of_all_products_that_are_summed_up(name: str) -> N
     constants = [node.id for node in run.graph.nodes if node.op == "tensor"]
     assert not any(holds(replace(block, q=Site(one, layout=("units",))), run) for one in constants)
     if run.graph[block.q.id].shape[-1] < size:
+        with pytest.raises(StructureError, match="adds up products of several queries and keys"):
+            block.factors(run)
+
+
+def test_what_another_stream_says_of_scores_is_a_bias() -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Biased().eval(), torch.randint(TOKENS, (2, 6)), torch.randint(TOKENS, (2, 6)))
+    found = fmr.locate(run)
+    narrow = LATENT // HEADS
+    assert sorted((block.head_dim, block.kind) for block in found.attention) == [(narrow, "self")] * 2 + [(SIZE, "self")] * 2
+    for block in found.attention:
+        assert not holds(replace(block, head_dim=SIZE + narrow), run)
         with pytest.raises(StructureError, match="adds up products of several queries and keys"):
             block.factors(run)
 
