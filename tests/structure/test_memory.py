@@ -354,10 +354,13 @@ def test_experts_are_memories_too_where_their_product_is_done_by_an_op_of_anothe
     assert [bool(one.certified) for one in fmr.locate(run).mlps] == [True, True]
 
 
-@pytest.mark.parametrize(
-    "moved", [lambda h: h.flip(-1), lambda h: h.roll(1, -1), lambda h: h.unflatten(-1, (2, 5)).mT.flatten(-2)]
-)
-def test_the_key_of_a_memory_is_its_own_where_units_change_places(moved: Callable[[Tensor], Tensor]) -> None:
+Move = Callable[[Tensor], Tensor]
+
+CHANGES: list[Move] = [lambda h: h.flip(-1), lambda h: h.roll(1, -1), lambda h: h.unflatten(-1, (2, 5)).mT.flatten(-2)]
+
+
+@pytest.mark.parametrize("moved", CHANGES)
+def test_the_key_of_a_memory_is_its_own_where_units_change_places(moved: Move) -> None:
     torch.manual_seed(0)
     block = Plain(lambda h: moved(F.gelu(h)))
     found = fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps[0]
@@ -368,9 +371,33 @@ def test_the_key_of_a_memory_is_its_own_where_units_change_places(moved: Callabl
         assert torch.equal(value, block.down.weight[:, n])
 
 
+@pytest.mark.parametrize("gate", ["first", "second", "of torch"])
+@pytest.mark.parametrize("moved", [lambda h: h, *CHANGES])
+def test_the_key_of_a_memory_is_its_own_where_gated_units_change_places(moved: Move, gate: str) -> None:
+    torch.manual_seed(0)
+    block = FusedGate()
+    halves = {
+        "first": lambda h: moved(F.silu(h[..., :10]) * h[..., 10:]),
+        "second": lambda h: moved(h[..., :10] * F.silu(h[..., 10:])),
+        "of torch": lambda h: F.glu(torch.cat([moved(one) for one in h.chunk(2, -1)], -1), -1),
+    }
+    block.forward = lambda x: block.down(halves[gate](block.both(x)))  # type: ignore[method-assign]
+    (found,) = fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps
+    units = {"first": torch.arange(10.0, 20), "second": torch.arange(10.0), "of torch": torch.arange(10.0)}[gate]
+    for n, place in enumerate(moved(units[None])[0].long()):
+        assert torch.equal(found.memory(n)[0], block.both.weight[place])
+
+
+def test_the_key_of_a_part_of_a_projection_is_its_own_where_units_change_places() -> None:
+    block = Plain(lambda h: F.gelu(h[..., 3:]).flip(-1))
+    block.up = nn.Linear(6, 13)
+    (found,) = fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps
+    assert torch.equal(found.memory(0)[0], block.up.weight[12])
+
+
 def test_where_numbers_say_which_unit_goes_where_no_key_is_told() -> None:
     torch.manual_seed(0)
     order = torch.randperm(10)
     found = fmr.locate(fmr.run(Residual(Plain(lambda h: F.gelu(h)[..., order])), torch.randn(2, 4, 6))).mlps[0]
-    with pytest.raises(StructureError, match="no row or column is that of one memory"):
+    with pytest.raises(StructureError, match="no row or column is known to be that of one memory"):
         found.memory(0)
