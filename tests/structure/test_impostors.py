@@ -156,6 +156,27 @@ class Across(Parts):
         return (q @ k.mT @ v).flatten(2).cumsum(-1)
 
 
+def selected(m: Parts, x: Tensor) -> Tensor:
+    """Steps that select by what they read, after a short convolution."""
+    u = F.silu(m.window(m.v(x).mT)[..., : x.shape[1]].mT)
+    rate, key, query = F.softplus(m.q(u)), m.narrow(u), m.narrow(u).flip(-1)
+    h, made = torch.zeros(*u[:, 0].shape, 4), []
+    for t in range(x.shape[1]):
+        h = h * (-rate[:, t, :, None]).exp() + rate[:, t, :, None] * key[:, t, None] * u[:, t, :, None]
+        made.append((h * query[:, t, None]).sum(-1))
+    return torch.stack(made, 1) * F.silu(m.g(x))
+
+
+def scanned_after(m: Parts, x: Tensor) -> Tensor:
+    return scanned(m, m.window(x.mT)[..., : x.shape[1]].mT)
+
+
+@pytest.mark.parametrize("mixing", [selected, scanned_after])
+def test_a_convolution_before_other_mixing_is_not_all_of_it(mixing: Callable[[Parts, Tensor], Tensor]) -> None:
+    _, _, found = located(lambda: Parts(mixing))
+    assert "convolution" not in [one.kind for one in found.mixers]
+
+
 REFUSED = {Dead: "does not follow what is read", Examples: "nothing tells whether", Both: "of one example is made of others"}
 
 

@@ -352,25 +352,3 @@ def test_experts_are_memories_too_where_their_product_is_done_by_an_op_of_anothe
     run = fmr.run(model, *args, **kwargs)
     assert run.graph.find("*/grouped_mm#*")
     assert [bool(one.certified) for one in fmr.locate(run).mlps] == [True, True]
-
-
-@pytest.mark.parametrize(
-    "moved", [lambda h: h.flip(-1), lambda h: h.roll(1, -1), lambda h: h.unflatten(-1, (2, 5)).mT.flatten(-2)]
-)
-def test_the_key_of_a_memory_is_its_own_where_units_change_places(moved: Callable[[Tensor], Tensor]) -> None:
-    torch.manual_seed(0)
-    block = Plain(lambda h: moved(F.gelu(h)))
-    found = fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps[0]
-    places = moved(torch.arange(10.0)[None])[0].long()
-    for n in range(10):
-        key, value = found.memory(n)
-        assert torch.equal(key, block.up.weight[places[n]])
-        assert torch.equal(value, block.down.weight[:, n])
-
-
-def test_where_numbers_say_which_unit_goes_where_no_key_is_told() -> None:
-    torch.manual_seed(0)
-    order = torch.randperm(10)
-    found = fmr.locate(fmr.run(Residual(Plain(lambda h: F.gelu(h)[..., order])), torch.randn(2, 4, 6))).mlps[0]
-    with pytest.raises(StructureError, match="no row or column is known to be that of one memory"):
-        found.memory(0)

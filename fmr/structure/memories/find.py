@@ -1,7 +1,8 @@
 """Feed-forward memories by dataflow: a contraction with keys, a nonlinearity, a contraction with values."""
 
+import math
 from dataclasses import replace
-from itertools import takewhile
+from itertools import combinations, takewhile
 
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
@@ -118,19 +119,26 @@ def _why_not_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> 
         return f"what it reads is made by more than two projections: {', '.join(made[:3])}"
     if len({_source(graph, up) for up in ups}) > 1:
         return f"{made[0]} and {made[-1]} project different values"
-    summed = _are_summed(graph, down, {up.projection.node.id: up.projection.weight for up in ups})
-    return f"what {' and '.join(made[:2])} make is added up, and neither gates the other" if summed else ""
+    apart = _put_together(graph, down, {up.projection.node.id: up.projection.weight for up in ups})
+    return f"what {' and '.join(made[:2])} make {apart}, and neither gates the other" if apart else ""
 
 
-def _are_summed(graph: Graph, down: Projection, ups: dict[TensorId, TensorId]) -> bool:
-    """Whether results of different first projections are added up: then neither is gated by the other."""
+def _put_together(graph: Graph, down: Projection, ups: dict[TensorId, TensorId]) -> str:
+    """How results of different first projections are put together if neither is gated by the other: they are added up, or
+    all that a second one reads is laid side by side."""
+    size = math.prod(graph[down.data].shape)
 
     def higher(value: Value) -> list[Value]:
         return list(value.above(lambda one: one.kind in ON_THE_WAY and one.id not in ups))
 
-    sums = (value for value in higher(form_of(graph)[down.data]) if value.kind == "sum")
-    sides = ([{ups[one.id] for one in higher(side) if one.id in ups} for side in value.inputs] for value in sums)
-    return len(set(ups.values())) > 1 and any(one and other and one.isdisjoint(other) for one, other in sides)
+    for value in higher(form_of(graph)[down.data]) if len({*ups.values()}) > 1 else ():
+        beside = value.kind == "join" and math.prod(value.node.shape) == size
+        sides = [{ups[one.id] for one in higher(side) if one.id in ups} for side in value.inputs]
+        if value.kind == "sum" or beside:
+            pairs = combinations(sides, 2)
+            if any(one and other and one.isdisjoint(other) for one, other in pairs):
+                return "is laid side by side" if beside else "is added up"
+    return ""
 
 
 def _matrices(graph: Graph, weight: TensorId) -> TensorId:

@@ -143,18 +143,34 @@ def _places(found: Memory, keys: Tensor) -> Sequence[int]:
     """Where in a matrix the key of each memory lies: of a projection that makes more, what is gated, where there is a gate;
     nowhere where that cannot be told."""
     graph, size, n = found.graph, keys.shape[found.key_dim], found.n
-    glu = graph[strip_views(graph, found.post.id, SAME)].op == "glu"  # the second half gates the first
     if size == n and not found.fused_gate:
         return _moved(found, n)
-    if size == n or (found.fused_gate and glu):
+    if size == n:
         return range(n)
+    last = graph[strip_views(graph, found.post.id, SAME)]
+    if found.fused_gate and last.op == "glu":
+        return _units(found, last.parents[0].id, size)[:n]  # the second half gates the first
     up, gates = graph[found.up], _units(found, found.pre.id, size)
     if found.fused_gate:
-        rest = sorted(set(range(size)) - set(gates))
-        return rest if len(rest) == n else ()
+        return _followed(found, sorted(set(range(size)) - set(gates)), size)
     higher = (node for node in reversed(between(graph, up.id, found.post.id)) if node.shape[-1:] == (n,))
     cuts = (_units(found, node.id, size) for node in higher if strip_views(graph, node.id, MOVES) == up.id)
-    return next((one for one in cuts if one and one != gates), gates)
+    return _followed(found, next((one for one in cuts if one and one != gates), gates), size)
+
+
+def _followed(found: Memory, units: Sequence[int], size: int) -> Sequence[int]:
+    """Units of a first projection in the order of the coefficients that are made of them; none where that cannot be told.
+
+    A coefficient that is followed up to its gate is that of the unit which is gated there.
+    """
+    gated: dict[int, int] = {}
+    for node in between(found.graph, found.up, found.post.id):
+        first, *others = [one for parent in node.parents if (one := _units(found, parent.id, size))] or [[]]
+        for other in others:
+            gated |= dict(zip(first, other, strict=False)) | dict(zip(other, first, strict=False))
+    order = _units(found, found.post.id, size)
+    order = [one if one in units else gated.get(one, -1) for one in order]
+    return order if sorted(order) == sorted(units) and len(order) == found.n else ()
 
 
 def _moved(found: Memory, n: int) -> Sequence[int]:

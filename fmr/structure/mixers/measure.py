@@ -136,6 +136,16 @@ class Measure:
                 return True
         return False
 
+    def spread(self, name: TensorId, mixed: TensorId) -> int:
+        """At how many positions a value moves, at most, where one of a few numbers of another value is another."""
+        made = self.again.plain(mixed)
+        several, numbers = 0, torch.linspace(0, made.numel() - 1, 2 * PLACES).long()
+        for number in numbers.tolist():
+            given = made.clone()
+            given.view(-1)[number] = turned(made).view(-1)[number]
+            several = max(several, int(self.differs(name, self.again.changed(name, {mixed: given})).sum()))
+        return several
+
     def idle(self, name: TensorId, inputs: tuple[TensorId, ...]) -> set[TensorId]:
         """Which of some values may be anything for what another is."""
         key = name, *inputs

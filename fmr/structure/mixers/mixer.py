@@ -160,8 +160,8 @@ def certify_mixer(found: Mixer, measure: Measure) -> Certificate:
     """Recompute the output from the inputs alone, and from inputs that were made of something else on the stream: nothing
     else goes in, and none is idle. Show that what the output is at a position is written there and nowhere else, that
     positions hear one another in the direction that is claimed and examples do not, that nothing but the states, or what
-    is mixed, brings them together, that gates act at their own position, and that what is multiplied in a linear attention
-    is not bent. What follows on a proof that fails is left out.
+    is mixed, brings them together, that what windows make is not mixed again, that gates act at their own position, and that
+    what is multiplied in a linear attention is not bent. What follows on a proof that fails is left out.
 
     A mixer whose parts do not follow one another as they are named is a `StructureError`.
     """
@@ -187,6 +187,9 @@ def _proofs(found: Mixer, inputs: tuple[TensorId, ...], measure: Measure) -> Ite
         yield "state", lambda: _or_not(_through(found, measure))
     else:
         yield "through", lambda: _or_not(measure.alone(output, found.mixed))
+    if found.kind == "convolution":
+        higher = {one for one in found.mixed if any(depends_on(found.graph, other, one) for other in {*found.mixed} - {one})}
+        yield "after", lambda: _or_not(all(measure.spread(output, one) == 1 for one in found.mixed if one not in higher))
     if found.operands:
         yield "multiplied", lambda: _bent(found, measure)
     yield "inputs", lambda: _anew(found, inputs, measure)

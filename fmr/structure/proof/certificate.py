@@ -34,6 +34,7 @@ MEANS = {
     "reach": "positions do not hear one another as is said",
     "written": "what it writes is moved or lost on the way to the sum",
     "through": "positions hear one another past what is mixed",
+    "after": "what it mixes is mixed again, in another way",
     "examples": "what it writes of one example is made of others, too",
     "gates": "a gate acts at other positions than its own",
     "state": "what one position makes of another does not go through its states alone",

@@ -1,0 +1,76 @@
+"""Which key each coefficient of a memory is made of, where units change places or are laid side by side."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fmr
+from fmr.errors import StructureError
+from tests.structure.test_memory import FusedGate, Gated, Plain, Residual
+
+Move = Callable[[Tensor], Tensor]
+
+CHANGES: list[Move] = [lambda h: h.flip(-1), lambda h: h.roll(1, -1), lambda h: h.unflatten(-1, (2, 5)).mT.flatten(-2)]
+
+
+@pytest.mark.parametrize("moved", CHANGES)
+def test_the_key_of_a_memory_is_its_own_where_units_change_places(moved: Move) -> None:
+    torch.manual_seed(0)
+    block = Plain(lambda h: moved(F.gelu(h)))
+    found = fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps[0]
+    places = moved(torch.arange(10.0)[None])[0].long()
+    for n in range(10):
+        key, value = found.memory(n)
+        assert torch.equal(key, block.up.weight[places[n]])
+        assert torch.equal(value, block.down.weight[:, n])
+
+
+@pytest.mark.parametrize("gate", ["first", "second", "of torch"])
+@pytest.mark.parametrize("moved", [lambda h: h, *CHANGES])
+def test_the_key_of_a_memory_is_its_own_where_gated_units_change_places(moved: Move, gate: str) -> None:
+    torch.manual_seed(0)
+    block = FusedGate()
+    halves = {
+        "first": lambda h: moved(F.silu(h[..., :10]) * h[..., 10:]),
+        "second": lambda h: moved(h[..., :10] * F.silu(h[..., 10:])),
+        "of torch": lambda h: F.glu(torch.cat([moved(one) for one in h.chunk(2, -1)], -1), -1),
+    }
+    block.forward = lambda x: block.down(halves[gate](block.both(x)))  # type: ignore[method-assign]
+    (found,) = fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps
+    units = {"first": torch.arange(10.0, 20), "second": torch.arange(10.0), "of torch": torch.arange(10.0)}[gate]
+    for n, place in enumerate(moved(units[None])[0].long()):
+        assert torch.equal(found.memory(n)[0], block.both.weight[place])
+
+
+def test_the_key_of_a_part_of_a_projection_is_its_own_where_units_change_places() -> None:
+    block = Plain(lambda h: F.gelu(h[..., 3:]).flip(-1))
+    block.up = nn.Linear(6, 13)
+    (found,) = fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps
+    assert torch.equal(found.memory(0)[0], block.up.weight[12])
+
+
+def test_where_numbers_say_which_unit_goes_where_no_key_is_told() -> None:
+    torch.manual_seed(0)
+    order = torch.randperm(10)
+    found = fmr.locate(fmr.run(Residual(Plain(lambda h: F.gelu(h)[..., order])), torch.randn(2, 4, 6))).mlps[0]
+    with pytest.raises(StructureError, match="no row or column is known to be that of one memory"):
+        found.memory(0)
+
+
+@pytest.mark.parametrize("join", [lambda *two: torch.cat(two, -1), lambda *two: torch.stack(two, -1).flatten(-2)])
+def test_two_projections_side_by_side_are_no_gated_memory(join: Callable[[Tensor, Tensor], Tensor]) -> None:
+    block = Gated()
+    block.gate, block.up = nn.Linear(6, 5), nn.Linear(6, 5)
+    block.forward = lambda x: block.down(join(F.gelu(block.gate(x)), F.relu(block.up(x))))  # type: ignore[method-assign]
+    found = fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6)))
+    assert not found.mlps
+    assert "make is laid side by side, and neither gates the other" in repr(found)
+
+
+def test_a_gate_and_what_it_gates_may_be_laid_side_by_side_first() -> None:
+    block = Gated()
+    block.forward = lambda x: block.down(F.glu(torch.cat([block.up(x), block.gate(x)], -1)))  # type: ignore[method-assign]
+    assert fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps[0].certified
