@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from math import prod
 from typing import Any, TypeVar
 
 from fmr.errors import IdError, RandomError, StructureError
@@ -43,7 +42,7 @@ from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
-from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_without_numbers
+from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_unproving, why_without_numbers
 from fmr.structure.streams.coupled import coupled
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
@@ -277,7 +276,7 @@ class _Search:
                 is_second = next(firsts(form_of(self.graph)[down.data], carried), None) is not None
                 reason = found if is_second and node.id not in inside else ""
             if reason:
-                self.rejected.append(Rejected(node.id, "memory", reason))
+                self.rejected.append(Rejected(node.id, "memory", self._nothing(node.id) or reason))
             if reason or isinstance(found, str):
                 continue
             certificate, ok = self._certify(certify_memory, found, "memory", found.down, found.out.id)
@@ -290,6 +289,13 @@ class _Search:
             reason += ", weights and all" * whole
             self.rejected.append(Rejected(second.id, "memory", reason))
         return blocks
+
+    def _nothing(self, name: TensorId) -> str:
+        """Why a value proves nothing, whatever it is; empty where it may, and where it is not known."""
+        try:
+            return why_unproving([name], self.value) if self.value is not None else ""
+        except IdError:
+            return ""
 
     def _mixers(self, residuals: Sequence[Stream], attention: Sequence[Attention], mlps: Sequence[Memory]) -> list[Mixer]:
         """What else brings positions together; of several readings the first that is certified, or why the first is not."""
@@ -355,8 +361,8 @@ class _Search:
         if self.value is None:
             return None, True
         try:
-            if what == "mixer" and not prod(self.graph[end].shape):
-                raise StructureError(f"{end} has no numbers, {list(self.graph[end].shape)}, that prove anything")
+            if what == "mixer" and (nothing := why_unproving([end], self.value)):
+                raise StructureError(nothing)
             certificate = certify(self.graph, found, Doubles(self.value))
         except IdError as error:
             if not isinstance(error, RandomError):

@@ -14,7 +14,7 @@ from fmr.structure.attention.halves import map_of, picked
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
-from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each
+from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each, why_unproving
 
 
 def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
@@ -32,9 +32,9 @@ def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
     In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
     pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
     """
-    sites = (found.pattern, found.q, found.k, found.v, found.z)
-    if (empty := next((site.id for site in sites if not value(site.id).numel()), None)) is not None:
-        raise StructureError(f"{empty} has no numbers, {list(graph[empty].shape)}, that prove anything")
+    sites = (found.pattern, found.q, found.k, found.v, found.z, *([found.out] if found.out is not None else []))
+    if nothing := why_unproving((site.id for site in sites), value):
+        raise StructureError(nothing)
     if found.minus is not None:
         return _certify_difference(graph, found, value)
     if wrong := misread(graph, found) or miscounted(graph, found, value) or mistaken(graph, found, value):

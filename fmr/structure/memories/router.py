@@ -19,7 +19,16 @@ from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import above, between, depends_on, weights
 from fmr.structure.normal.value import Value
 from fmr.structure.proof.certificate import Certificate, Rejected, error, proof, tolerance_of, unmade
-from fmr.structure.proof.evaluate import Doubles, Values, check_places, check_run, evaluate, graph_of, own_work
+from fmr.structure.proof.evaluate import (
+    Doubles,
+    Values,
+    check_places,
+    check_run,
+    evaluate,
+    graph_of,
+    own_work,
+    why_unproving,
+)
 from fmr.structure.streams.identity import OVERWRITES
 from fmr.structure.streams.stream import Stream
 
@@ -190,7 +199,7 @@ def certify_router(graph: Graph, found: Router, value: Values, other: bool = Fal
     Parts that do not follow one another are a `StructureError`.
     """
     way = found.write, found.weights.id, found.logits.id
-    if wrong := unmade(graph, pairwise(dict.fromkeys(way))):
+    if wrong := unmade(graph, pairwise(dict.fromkeys(way))) or why_unproving(way, value):
         raise StructureError(wrong)
     value = value if isinstance(value, Doubles) else Doubles(value)
     logits, weight = (value.double(one.id) for one in (found.logits, found.weights))
@@ -201,7 +210,7 @@ def certify_router(graph: Graph, found: Router, value: Values, other: bool = Fal
         raise StructureError(f"{found.indices.id} chooses among more than {found.n} experts, as tokens that these would see")
     if _heard_by_others(graph, found, logits, value):
         raise StructureError("what a token's experts count for follows from the scores of other tokens")
-    used = whose.expand_as(weight)[weight != 0].unique().tolist()
+    used = whose.expand_as(weight)[weight.nan_to_num() != 0].unique().tolist()
     none = evaluate(graph, found.write, {found.weights.id: torch.zeros_like(weight)}, value)
     shares = [weight * (whose % _SHARES == number) for number in sorted({number % _SHARES for number in used})]
     made = torch.stack([evaluate(graph, found.write, {found.weights.id: one}, value) for one in shares])
@@ -215,14 +224,15 @@ def certify_router(graph: Graph, found: Router, value: Values, other: bool = Fal
 
 
 def _heard_by_others(graph: Graph, found: Router, logits: Tensor, value: Doubles) -> bool:
-    """Whether the scores of the first token alone move what experts count for another one, or nothing."""
+    """Whether the scores of the first token that has some alone move what experts count for another one, or nothing."""
     tokens = prod(logits.shape[:-1])
     other = logits.clone().reshape(tokens, -1)
-    other[0] *= 0.5  # which leaves the order of its experts as it was
+    first = int(torch.isfinite(other).all(1).int().argmax())
+    other[first] *= 0.5  # which leaves the order of its experts as it was
     given = (logits, other.reshape(logits.shape))
     plain, changed = (evaluate(graph, found.weights.id, {found.logits.id: one}, value) for one in given)
-    moved = plain != changed
-    return moved.numel() % tokens != 0 or bool(moved.reshape(tokens, -1)[1:].any())
+    moved = plain.nan_to_num() != changed.nan_to_num()
+    return moved.numel() % tokens != 0 or bool(moved.reshape(tokens, -1)[torch.arange(tokens) != first].any())
 
 
 def _is_written(graph: Graph, found: Router, weight: Tensor, value: Doubles) -> bool:
@@ -231,12 +241,13 @@ def _is_written(graph: Graph, found: Router, weight: Tensor, value: Doubles) -> 
     tokens = prod(graph[found.logits.id].shape[:-1])
     rows = weight.reshape(tokens, -1)
     made = evaluate(graph, found.write, {found.weights.id: weight}, value)
+    known = torch.isfinite(made).reshape(tokens, -1).all(1)
     for place in range(min(rows.shape[1], 2 * _SHARES)):
         without = rows.clone()
         without[:, place] = 0.0
         after = evaluate(graph, found.write, {found.weights.id: without.reshape(weight.shape)}, value)
         moved = (after != made).reshape(tokens, -1).any(1)
-        if not torch.equal(moved, rows[:, place] != 0.0):
+        if not torch.equal(moved[known], rows[known, place] != 0.0):
             return False
     return True
 
@@ -267,5 +278,6 @@ def _heard(
         rows = torch.arange(len(plain)) == number if several else torch.tensor([True])
         for n, which in ((number, rows), (-1, ~rows)):
             other = plain * (1.0 + which.to(plain.device)).reshape(-1, *[1] * (plain.dim() - 1))
-            if not torch.equal(made, evaluate(graph, found.write, {found.weights.id: weight, changed: other}, value)):
+            after = evaluate(graph, found.write, {found.weights.id: weight, changed: other}, value)
+            if not torch.equal(made.nan_to_num(), after.nan_to_num()):
                 yield one.down, n
