@@ -98,8 +98,8 @@ though it looks like one, or, but for the first, with None for what is another's
 
 
 _RAGGED = (
-    "its rows differ in length (a nested tensor), and fmr does not look inside such a kernel; "
-    "nn.TransformerEncoder(..., enable_nested_tensor=False) pads them"
+    "its rows differ in length (a nested tensor), which fmr does not take apart; torch.nested.to_padded_tensor pads them, "
+    "and nn.TransformerEncoder(..., enable_nested_tensor=False) makes none"
 )
 
 
@@ -180,8 +180,14 @@ class _Search:
             raise
         except Exception as error:  # whatever an op that nobody foresaw does to a matcher
             said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            self.rejected.append(Rejected(name, what, f"looking at it failed ({said}); please report it"))
+            reason = _RAGGED if self._is_ragged() else f"looking at it failed ({said}); please report it"
+            if reason != _RAGGED or all(one.reason != _RAGGED for one in self.rejected):
+                self.rejected.append(Rejected(name, what, reason))
             return otherwise
+
+    def _is_ragged(self, *names: TensorId) -> bool:
+        """Whether rows of one of these values differ in length, or of any."""
+        return any(-1 in node.shape for node in (map(self.graph.__getitem__, names) if names else self.graph.nodes))
 
     def _every(self, what: str, look: Callable[..., Iterable[Answer]], *given: object) -> list[Answer]:
         """All that a step of the search finds; nothing where it fails."""
@@ -227,10 +233,9 @@ class _Search:
         yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden)
         for node in graph.nodes:
             if is_fused(node):
-                ragged = any(-1 in graph[name].shape for name in node.parents)
-                yield Rejected(
-                    node.id, "attention", _RAGGED if ragged else "it was given nothing, in shapes that do not fit"
-                )
+                ragged = self._is_ragged(*(parent.id for parent in node.parents))
+                reason = _RAGGED if ragged else "it was given nothing, in shapes that do not fit"
+                yield Rejected(node.id, "attention", reason)
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []
@@ -292,6 +297,8 @@ class _Search:
 
     def _nothing(self, name: TensorId) -> str:
         """Why a value proves nothing, whatever it is; empty where it may, and where it is not known."""
+        if self._is_ragged(name):
+            return _RAGGED
         try:
             return why_unproving([name], self.value) if self.value is not None else ""
         except IdError:
@@ -372,6 +379,7 @@ class _Search:
             reason = str(error)
         except Exception as error:  # whatever a weight's own class raises
             reason = f"it cannot be recomputed: {str(error) or type(error).__name__}".partition("\n")[0]
+            reason = _RAGGED if self._is_ragged(start, end) else reason
         else:
             if certificate.ok:
                 return certificate, True
