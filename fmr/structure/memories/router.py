@@ -126,12 +126,14 @@ def find_routers(graph: Graph, streams: Sequence[Stream], mlps: Sequence[Memory]
                     n, (weight, experts) = value.node.shape[-1], _weighed(value, region, held)
                     if weight is not None and _is_of_experts(graph, experts, n):
                         yield _router(graph, value.node, weight, write.added, experts)
-                    elif _is_of_experts(graph, held, n) and (reason := _why_no_router(graph, value, held)):
+                    elif _is_of_experts(graph, held, n) and (reason := _why_no_router(graph, value, held, experts)):
                         yield Rejected(value.id, "router", reason)
 
 
-def _why_no_router(graph: Graph, logits: Value, held: Sequence[Memory]) -> str:
+def _why_no_router(graph: Graph, logits: Value, held: Sequence[Memory], met: Sequence[Memory]) -> str:
     """Why scores of experts do not weigh what these write; empty where nothing says that they are scores."""
+    if len(met) == 1:
+        return f"of its {logits.node.shape[-1]} experts this run shows one, {met[0].scope}: nothing tells it from the others"
     if any(depends_on(graph, one.source, logits.id) for one in held):
         return "it weighs what the experts read, and not what they write"
     chooses = any(one.node.op in _LARGEST for one in logits.below(lambda one: one.kind in _ON_THE_WAY))
@@ -151,14 +153,14 @@ def _weighed(logits: Value, region: Container[Value], held: Sequence[Memory]) ->
     for here in waiting:
         for user in (one for one in here.users if one in region and one not in seen):
             others = [one for one in user.inputs if one not in seen]
-            if user.kind in ("gate", "product") and others:
-                made = {one.id for other in others for one in other.above(lambda one: one in region)}
-                met = [one for one in held if one.down in made or one.up in made]
+            made = {one.id for other in others for one in other.above(lambda one: one in region)}
+            weighed = user.kind in ("gate", "product")
+            if weighed and (met := [one for one in held if one.down in made or one.up in made]):
                 weight = here.unmoved
                 node = weight.folded[0] if weight.kind == "statistic" else weight.node
-                weighs |= {node.id: node} if met else {}
+                weighs[node.id] = node
                 experts |= dict.fromkeys(met)
-            elif user.kind in _ON_THE_WAY or user.node.op in _CHOICES:
+            elif weighed or user.kind in _ON_THE_WAY or user.node.op in _CHOICES:
                 seen.add(user)
                 waiting.append(user)
     return (next(iter(weighs.values())), tuple(experts)) if len(weighs) == 1 else (None, ())
@@ -204,6 +206,8 @@ def certify_router(graph: Graph, found: Router, value: Values, other: bool = Fal
     value = value if isinstance(value, Doubles) else Doubles(value)
     logits, weight = (value.double(one.id) for one in (found.logits, found.weights))
     whose = torch.arange(found.n, device=weight.device) if found.indices is None else value(found.indices.id)
+    if found.indices is None and weight.shape[-1:] != (found.n,):
+        raise StructureError(f"{found.weights.id}, {list(weight.shape)}, has no number for each of its {found.n} experts")
     if whose.shape != (weight.shape if found.indices else weight.shape[-1:]):
         raise StructureError(f"{found.indices} does not say for each of {found.weights} which expert it is for")
     if found.indices is not None and int(whose.max()) >= found.n:
