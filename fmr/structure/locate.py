@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from math import prod
 from typing import Any, TypeVar
 
 from fmr.errors import IdError, RandomError, StructureError
@@ -43,7 +42,7 @@ from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
-from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_without_numbers
+from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_unproving, why_without_numbers
 from fmr.structure.streams.coupled import coupled
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
@@ -99,8 +98,8 @@ though it looks like one, or, but for the first, with None for what is another's
 
 
 _RAGGED = (
-    "its rows differ in length (a nested tensor), and fmr does not look inside such a kernel; "
-    "nn.TransformerEncoder(..., enable_nested_tensor=False) pads them"
+    "its rows differ in length (a nested tensor), which fmr does not take apart; torch.nested.to_padded_tensor pads them, "
+    "and nn.TransformerEncoder(..., enable_nested_tensor=False) makes none"
 )
 
 
@@ -181,8 +180,14 @@ class _Search:
             raise
         except Exception as error:  # whatever an op that nobody foresaw does to a matcher
             said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            self.rejected.append(Rejected(name, what, f"looking at it failed ({said}); please report it"))
+            reason = _RAGGED if self._is_ragged() else f"looking at it failed ({said}); please report it"
+            if reason != _RAGGED or all(one.reason != _RAGGED for one in self.rejected):
+                self.rejected.append(Rejected(name, what, reason))
             return otherwise
+
+    def _is_ragged(self, *names: TensorId) -> bool:
+        """Whether rows of one of these values differ in length, or of any."""
+        return any(-1 in node.shape for node in (map(self.graph.__getitem__, names) if names else self.graph.nodes))
 
     def _every(self, what: str, look: Callable[..., Iterable[Answer]], *given: object) -> list[Answer]:
         """All that a step of the search finds; nothing where it fails."""
@@ -228,10 +233,9 @@ class _Search:
         yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden)
         for node in graph.nodes:
             if is_fused(node):
-                ragged = any(-1 in graph[name].shape for name in node.parents)
-                yield Rejected(
-                    node.id, "attention", _RAGGED if ragged else "it was given nothing, in shapes that do not fit"
-                )
+                ragged = self._is_ragged(*(parent.id for parent in node.parents))
+                reason = _RAGGED if ragged else "it was given nothing, in shapes that do not fit"
+                yield Rejected(node.id, "attention", reason)
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []
@@ -277,7 +281,7 @@ class _Search:
                 is_second = next(firsts(form_of(self.graph)[down.data], carried), None) is not None
                 reason = found if is_second and node.id not in inside else ""
             if reason:
-                self.rejected.append(Rejected(node.id, "memory", reason))
+                self.rejected.append(Rejected(node.id, "memory", self._nothing(node.id) or reason))
             if reason or isinstance(found, str):
                 continue
             certificate, ok = self._certify(certify_memory, found, "memory", found.down, found.out.id)
@@ -290,6 +294,15 @@ class _Search:
             reason += ", weights and all" * whole
             self.rejected.append(Rejected(second.id, "memory", reason))
         return blocks
+
+    def _nothing(self, name: TensorId) -> str:
+        """Why a value proves nothing, whatever it is; empty where it may, and where it is not known."""
+        if self._is_ragged(name):
+            return _RAGGED
+        try:
+            return why_unproving([name], self.value) if self.value is not None else ""
+        except IdError:
+            return ""
 
     def _mixers(self, residuals: Sequence[Stream], attention: Sequence[Attention], mlps: Sequence[Memory]) -> list[Mixer]:
         """What else brings positions together; of several readings the first that is certified, or why the first is not."""
@@ -355,8 +368,8 @@ class _Search:
         if self.value is None:
             return None, True
         try:
-            if what == "mixer" and not prod(self.graph[end].shape):
-                raise StructureError(f"{end} has no numbers, {list(self.graph[end].shape)}, that prove anything")
+            if what == "mixer" and (nothing := why_unproving([end], self.value)):
+                raise StructureError(nothing)
             certificate = certify(self.graph, found, Doubles(self.value))
         except IdError as error:
             if not isinstance(error, RandomError):
@@ -366,6 +379,7 @@ class _Search:
             reason = str(error)
         except Exception as error:  # whatever a weight's own class raises
             reason = f"it cannot be recomputed: {str(error) or type(error).__name__}".partition("\n")[0]
+            reason = _RAGGED if self._is_ragged(start, end) else reason
         else:
             if certificate.ok:
                 return certificate, True

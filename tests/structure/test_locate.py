@@ -182,3 +182,24 @@ def test_a_kernel_on_rows_of_different_lengths_is_named_with_its_remedy() -> Non
         assert len(found.attention) == (0 if nested else 2)
         assert len(found.rejected) == (2 if nested else 0)
         assert all("enable_nested_tensor=False" in one.reason for one in found.rejected)
+
+
+class Ragged(nn.Module):
+    """Attention and a memory, which take rows of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out, self.up, self.down = (nn.Linear(16, 16) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (one(x).unflatten(-1, [2, 8]).transpose(1, 2) for one in (self.q, self.k, self.v))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        return x + self.down(F.relu(self.up(x)))
+
+
+def test_rows_of_different_lengths_are_the_one_reason_why_nothing_is_found_in_them() -> None:
+    rows = torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(5, 16)], layout=torch.jagged)
+    found = fmr.locate(fmr.run(Ragged(), rows))
+    assert [one.id for one in found.rejected] == ["/scaled_dot_product_attention#0", "out/linear#0", "down/linear#0"]
+    (reason,) = {one.reason for one in found.rejected}
+    assert reason.startswith("its rows differ in length (a nested tensor), which fmr does not take apart;")

@@ -15,6 +15,7 @@ from fmr.runs.run import Run
 from fmr.structure.parts import Structure
 from tests.structure import experts
 from tests.structure.idioms import Heads, Plain, Stack
+from tests.structure.memories import Squared
 
 
 @cache
@@ -128,6 +129,58 @@ def test_tokens_that_are_left_out_are_not_counted() -> None:
     _, found = located(Capacity)
     assert found.routers == ()
     assert any("as where experts take no more tokens than fit" in one.reason for one in found.rejected)
+
+
+class Masked(experts.Modules):
+    """All experts run; their shares are masked and brought to a sum of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.router(x).softmax(-1)
+        share = share * torch.zeros_like(share).scatter(-1, share.topk(self.best, -1).indices, 1.0)
+        share = share / share.sum(-1, keepdim=True)
+        return sum(share[..., n : n + 1] * expert(x) for n, expert in enumerate(self.experts))
+
+
+def test_a_mask_and_a_sum_of_shares_belong_to_the_router() -> None:
+    run, found = located(Masked)
+    (router,) = found.routers
+    assert router.certified
+    assert ((router.maps(run) > 0).sum(1) == 2).all()
+
+
+class Dispatched(experts.Modules):
+    """Tokens are put in places of their expert by a product, and taken back by another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, x.shape[-1])
+        share, chosen = self.router(rows).softmax(-1).max(-1)
+        places = torch.zeros(len(rows), experts.EXPERTS, len(rows))
+        places[torch.arange(len(rows)), chosen, torch.arange(len(rows))] = 1.0
+        read = torch.einsum("tec,td->ecd", places, rows)
+        made = torch.stack([expert(read[n]) for n, expert in enumerate(self.experts)])
+        return torch.einsum("tec,ecd->td", places * share[:, None, None], made).view(x.shape)
+
+
+class Beside(experts.Modules):
+    """One expert for a token, and one for all."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.shared = Squared()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.shared(x)
+
+
+def test_why_there_is_no_router_is_true() -> None:
+    _, found = located(Dispatched)
+    reasons = [one.reason for one in found.rejected if one.what == "router"]
+    assert reasons == ["memory.0/mul#0, [10, 3, 10], has no number for each of its 3 experts"]
+    torch.manual_seed(0)
+    model = Stack(lambda: Heads(F.scaled_dot_product_attention), Beside, 1).eval()
+    found = fmr.locate(fmr.run(model, torch.tensor([[3]])))
+    (reason,) = [one.reason for one in found.rejected if one.what == "router"]
+    assert reason.startswith("of its 3 experts this run shows one, memory.0.experts.")
 
 
 def test_another_run_may_go_to_other_experts() -> None:

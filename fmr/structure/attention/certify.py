@@ -14,7 +14,7 @@ from fmr.structure.attention.halves import map_of, picked
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
-from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each
+from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each, why_unproving
 
 
 def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
@@ -30,11 +30,12 @@ def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
     that are as many as is not said, and values that are constants are a `StructureError`.
 
     In half precision large scores are rounded so coarsely that their softmax shows it. Then the scores are compared, and the
-    pattern is recomputed from them; z also from q, k and v, since a kernel does not round the scores that it keeps inside.
+    pattern is recomputed from them, as it is where a mask is so large that scores beside it are rounded; z also from q, k
+    and v, since a kernel does not round the scores that it keeps inside.
     """
-    sites = (found.pattern, found.q, found.k, found.v, found.z)
-    if (empty := next((site.id for site in sites if not value(site.id).numel()), None)) is not None:
-        raise StructureError(f"{empty} has no numbers, {list(graph[empty].shape)}, that prove anything")
+    sites = (found.pattern, found.q, found.k, found.v, found.z, *([found.out] if found.out is not None else []))
+    if nothing := why_unproving((site.id for site in sites), value):
+        raise StructureError(nothing)
     if found.minus is not None:
         return _certify_difference(graph, found, value)
     if wrong := misread(graph, found) or miscounted(graph, found, value) or mistaken(graph, found, value):
@@ -93,8 +94,11 @@ def _softened(graph: Graph, found: Claim, value: Values, coarse: bool) -> dict[s
     """How far the pattern is from what its queries and keys make, and its rows from a distribution."""
     keys = {site.id: value(site.id) for site in (found.q, found.k)}
     pattern = value(found.pattern.id)
+    off = _rounded(graph, found, keys, value) if coarse else _again(graph, found.pattern.id, keys, value)
+    if off > TOLERANCE and not coarse and graph[found.scores.id].shape == graph[found.softmax].shape:
+        off = min(off, _rounded(graph, found, keys, value, _ROUNDINGS))
     return {
-        "pattern": _rounded(graph, found, keys, value) if coarse else _again(graph, found.pattern.id, keys, value),
+        "pattern": off,
         "rows": max(
             _excess(value(found.softmax), found.dim, graph[found.softmax].op == "softmax"),
             min(_excess(pattern, dim) for dim in {-1, found.dim} if _is_of_places(found, dim)),
@@ -135,14 +139,25 @@ def _again(graph: Graph, name: TensorId, given: Mapping[TensorId, Tensor], value
     return error(evaluate(graph, name, given, value), value(name))
 
 
-def _rounded(graph: Graph, found: Claim, keys: Mapping[TensorId, Tensor], value: Values) -> float:
+_ROUNDINGS = 4
+"""Of how many roundings, each of half a unit in the last place or less, scores may be off beside a mask."""
+
+
+def _rounded(
+    graph: Graph, found: Claim, keys: Mapping[TensorId, Tensor], value: Values, roundings: int | None = None
+) -> float:
     """How far scores lie from what comes of queries and keys, each as far as it counts, or the pattern from what comes of
-    the scores."""
-    recorded, weights = (value(name).detach().double() for name in (found.scores.id, found.softmax))
-    off = (evaluate(graph, found.scores.id, keys, value) - recorded).abs() / recorded.abs().clamp(min=1.0)
-    return max(
-        float((off * weights).nan_to_num(0.0).max()), _again(graph, found.pattern.id, {found.scores.id: recorded}, value)
-    )
+    the scores; relative to the scores, or by how much more than so many of their roundings."""
+    scores, weights = value(found.scores.id).detach(), value(found.softmax).detach().double()
+    recorded = scores.double()
+    off = (evaluate(graph, found.scores.id, keys, value) - recorded).abs()
+    if roundings is None:
+        off = off / recorded.abs().clamp(min=1.0)
+    else:
+        off = (off - roundings * torch.finfo(scores.dtype).eps * recorded.abs()).clamp(min=0.0)
+    again = _again(graph, found.pattern.id, {found.scores.id: recorded}, value)
+    counted = torch.where(weights > 0, off * weights, 0.0)
+    return max(float(counted.nan_to_num(torch.inf, torch.inf).max()), again)
 
 
 def _bent(graph: Graph, start: TensorId, end: TensorId) -> bool:

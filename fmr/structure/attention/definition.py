@@ -373,6 +373,7 @@ def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
     if len(rows[0]) != len(rows[1]):
         return None
     every = torch.cat(rows, 1).double()
+    every = every[:, torch.isfinite(every).all(0)]
     in_order = every.sort(1).values
     if bool(((in_order[:, 1:] != in_order[:, :-1]).sum(1) < _FEW).any()):
         return None

@@ -31,6 +31,9 @@ def of_own_place(
     over = [one for one in windows(graph, up, post) if len(one.shape) > 3]
     held = {one.id: value(one.id) for one in over}
     read = value(source).detach()
+    if not bool(torch.isfinite(read).all()):
+        read = read.nan_to_num(0.0, 0.0, 0.0)
+        made = evaluate(graph, post, {source: read}, value)
     units = summed_dim(graph, first) % len(graph[first.data].shape) - len(graph[first.data].shape)
     rows, coefficients = _rows(read, units), _rows(made, axis)
     if not rows.numel() or not coefficients.numel():
@@ -122,7 +125,7 @@ def is_gated(graph: Graph, source: TensorId, pre: TensorId, post: TensorId, valu
     """Whether coefficients depend on what is read by another way than through what enters the nonlinearity."""
     read, given = value(source).detach(), {pre: value(pre)}
     before, after = (evaluate(graph, post, {**given, source: one}, value) for one in (read, -0.5 * read))
-    return not torch.allclose(before, after)
+    return not torch.allclose(before, after, equal_nan=True)
 
 
 def gates(graph: Graph, source: TensorId, up: TensorId, post: TensorId, n: int) -> list[Projection]:

@@ -17,7 +17,7 @@ from fmr.structure.normal.einsum import window
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
-from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work
+from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work, why_unproving
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +211,10 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
 
     A memory whose parts do not follow one another as they are named is a `StructureError`.
     """
-    if wrong := _misread(graph, found) or _misgated(graph, found, value):
-        raise StructureError(wrong)
     value = value if isinstance(value, Doubles) else Doubles(value)
+    wrong = _misread(graph, found) or why_unproving((found.source, found.post.id, found.out.id), value)
+    if wrong := wrong or _misgated(graph, found, value):
+        raise StructureError(wrong)
     source, post, out = value(found.source), value(found.post.id), value(found.out.id)
     made = evaluate(graph, found.post.id, {found.source: source}, value)
     errors = {"post": error(made, post)}

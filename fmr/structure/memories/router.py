@@ -19,7 +19,16 @@ from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import above, between, depends_on, weights
 from fmr.structure.normal.value import Value
 from fmr.structure.proof.certificate import Certificate, Rejected, error, proof, tolerance_of, unmade
-from fmr.structure.proof.evaluate import Doubles, Values, check_places, check_run, evaluate, graph_of, own_work
+from fmr.structure.proof.evaluate import (
+    Doubles,
+    Values,
+    check_places,
+    check_run,
+    evaluate,
+    graph_of,
+    own_work,
+    why_unproving,
+)
 from fmr.structure.streams.identity import OVERWRITES
 from fmr.structure.streams.stream import Stream
 
@@ -117,12 +126,14 @@ def find_routers(graph: Graph, streams: Sequence[Stream], mlps: Sequence[Memory]
                     n, (weight, experts) = value.node.shape[-1], _weighed(value, region, held)
                     if weight is not None and _is_of_experts(graph, experts, n):
                         yield _router(graph, value.node, weight, write.added, experts)
-                    elif _is_of_experts(graph, held, n) and (reason := _why_no_router(graph, value, held)):
+                    elif _is_of_experts(graph, held, n) and (reason := _why_no_router(graph, value, held, experts)):
                         yield Rejected(value.id, "router", reason)
 
 
-def _why_no_router(graph: Graph, logits: Value, held: Sequence[Memory]) -> str:
+def _why_no_router(graph: Graph, logits: Value, held: Sequence[Memory], met: Sequence[Memory]) -> str:
     """Why scores of experts do not weigh what these write; empty where nothing says that they are scores."""
+    if len(met) == 1:
+        return f"of its {logits.node.shape[-1]} experts this run shows one, {met[0].scope}: nothing tells it from the others"
     if any(depends_on(graph, one.source, logits.id) for one in held):
         return "it weighs what the experts read, and not what they write"
     chooses = any(one.node.op in _LARGEST for one in logits.below(lambda one: one.kind in _ON_THE_WAY))
@@ -142,14 +153,14 @@ def _weighed(logits: Value, region: Container[Value], held: Sequence[Memory]) ->
     for here in waiting:
         for user in (one for one in here.users if one in region and one not in seen):
             others = [one for one in user.inputs if one not in seen]
-            if user.kind in ("gate", "product") and others:
-                made = {one.id for other in others for one in other.above(lambda one: one in region)}
-                met = [one for one in held if one.down in made or one.up in made]
+            made = {one.id for other in others for one in other.above(lambda one: one in region)}
+            weighed = user.kind in ("gate", "product")
+            if weighed and (met := [one for one in held if one.down in made or one.up in made]):
                 weight = here.unmoved
                 node = weight.folded[0] if weight.kind == "statistic" else weight.node
-                weighs |= {node.id: node} if met else {}
+                weighs[node.id] = node
                 experts |= dict.fromkeys(met)
-            elif user.kind in _ON_THE_WAY or user.node.op in _CHOICES:
+            elif weighed or user.kind in _ON_THE_WAY or user.node.op in _CHOICES:
                 seen.add(user)
                 waiting.append(user)
     return (next(iter(weighs.values())), tuple(experts)) if len(weighs) == 1 else (None, ())
@@ -190,18 +201,20 @@ def certify_router(graph: Graph, found: Router, value: Values, other: bool = Fal
     Parts that do not follow one another are a `StructureError`.
     """
     way = found.write, found.weights.id, found.logits.id
-    if wrong := unmade(graph, pairwise(dict.fromkeys(way))):
+    if wrong := unmade(graph, pairwise(dict.fromkeys(way))) or why_unproving(way, value):
         raise StructureError(wrong)
     value = value if isinstance(value, Doubles) else Doubles(value)
     logits, weight = (value.double(one.id) for one in (found.logits, found.weights))
     whose = torch.arange(found.n, device=weight.device) if found.indices is None else value(found.indices.id)
+    if found.indices is None and weight.shape[-1:] != (found.n,):
+        raise StructureError(f"{found.weights.id}, {list(weight.shape)}, has no number for each of its {found.n} experts")
     if whose.shape != (weight.shape if found.indices else weight.shape[-1:]):
         raise StructureError(f"{found.indices} does not say for each of {found.weights} which expert it is for")
     if found.indices is not None and int(whose.max()) >= found.n:
         raise StructureError(f"{found.indices.id} chooses among more than {found.n} experts, as tokens that these would see")
     if _heard_by_others(graph, found, logits, value):
         raise StructureError("what a token's experts count for follows from the scores of other tokens")
-    used = whose.expand_as(weight)[weight != 0].unique().tolist()
+    used = whose.expand_as(weight)[weight.nan_to_num() != 0].unique().tolist()
     none = evaluate(graph, found.write, {found.weights.id: torch.zeros_like(weight)}, value)
     shares = [weight * (whose % _SHARES == number) for number in sorted({number % _SHARES for number in used})]
     made = torch.stack([evaluate(graph, found.write, {found.weights.id: one}, value) for one in shares])
@@ -215,14 +228,15 @@ def certify_router(graph: Graph, found: Router, value: Values, other: bool = Fal
 
 
 def _heard_by_others(graph: Graph, found: Router, logits: Tensor, value: Doubles) -> bool:
-    """Whether the scores of the first token alone move what experts count for another one, or nothing."""
+    """Whether the scores of the first token that has some alone move what experts count for another one, or nothing."""
     tokens = prod(logits.shape[:-1])
     other = logits.clone().reshape(tokens, -1)
-    other[0] *= 0.5  # which leaves the order of its experts as it was
+    first = int(torch.isfinite(other).all(1).int().argmax())
+    other[first] *= 0.5  # which leaves the order of its experts as it was
     given = (logits, other.reshape(logits.shape))
     plain, changed = (evaluate(graph, found.weights.id, {found.logits.id: one}, value) for one in given)
-    moved = plain != changed
-    return moved.numel() % tokens != 0 or bool(moved.reshape(tokens, -1)[1:].any())
+    moved = plain.nan_to_num() != changed.nan_to_num()
+    return moved.numel() % tokens != 0 or bool(moved.reshape(tokens, -1)[torch.arange(tokens) != first].any())
 
 
 def _is_written(graph: Graph, found: Router, weight: Tensor, value: Doubles) -> bool:
@@ -231,12 +245,13 @@ def _is_written(graph: Graph, found: Router, weight: Tensor, value: Doubles) -> 
     tokens = prod(graph[found.logits.id].shape[:-1])
     rows = weight.reshape(tokens, -1)
     made = evaluate(graph, found.write, {found.weights.id: weight}, value)
+    known = torch.isfinite(made).reshape(tokens, -1).all(1)
     for place in range(min(rows.shape[1], 2 * _SHARES)):
         without = rows.clone()
         without[:, place] = 0.0
         after = evaluate(graph, found.write, {found.weights.id: without.reshape(weight.shape)}, value)
         moved = (after != made).reshape(tokens, -1).any(1)
-        if not torch.equal(moved, rows[:, place] != 0.0):
+        if not torch.equal(moved[known], rows[known, place] != 0.0):
             return False
     return True
 
@@ -267,5 +282,6 @@ def _heard(
         rows = torch.arange(len(plain)) == number if several else torch.tensor([True])
         for n, which in ((number, rows), (-1, ~rows)):
             other = plain * (1.0 + which.to(plain.device)).reshape(-1, *[1] * (plain.dim() - 1))
-            if not torch.equal(made, evaluate(graph, found.write, {found.weights.id: weight, changed: other}, value)):
+            after = evaluate(graph, found.write, {found.weights.id: weight, changed: other}, value)
+            if not torch.equal(made.nan_to_num(), after.nan_to_num()):
                 yield one.down, n

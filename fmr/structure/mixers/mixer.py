@@ -17,7 +17,7 @@ from fmr.structure.mixers.measure import Measure, turned
 from fmr.structure.normal.match import MOVES, NORM_PARTS, NORMS, below, depends_on
 from fmr.structure.normal.walks import walk
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of, unmade
-from fmr.structure.proof.evaluate import Values, check_places, graph_of, own_work
+from fmr.structure.proof.evaluate import Values, check_places, graph_of, own_work, why_unproving
 
 SUMMED = frozenset("cumsum cumprod logcumsumexp cummax cummin".split())
 """Ops that tell something of all places so far."""
@@ -166,7 +166,7 @@ def certify_mixer(found: Mixer, measure: Measure) -> Certificate:
     A mixer whose parts do not follow one another as they are named is a `StructureError`.
     """
     graph, value = measure.again.graph, measure.again.value
-    if wrong := _misread(graph, found):
+    if wrong := _misread(graph, found) or why_unproving([found.output.id], value):
         raise StructureError(wrong)
     inputs, recorded = tuple(one.id for one in found.inputs), value(found.output.id)
     errors: dict[str, float] = {}

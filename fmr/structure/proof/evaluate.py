@@ -150,6 +150,18 @@ def own_work() -> Iterator[None]:
         yield
 
 
+def why_unproving(names: Iterable[TensorId], value: Values) -> str:
+    """Which of some values has no finite number, so that comparing it proves nothing; empty where all have some."""
+    for name in names:
+        numbers = plain(value(name))
+        if not numbers.numel():
+            return f"{name} has no numbers, {list(numbers.shape)}, that prove anything"
+        if not bool(torch.isfinite(numbers).any()):
+            every = "NaN" if bool(numbers.isnan().all()) else "NaN or infinite"
+            return f"the values of {name} are all {every}, which proves nothing"
+    return ""
+
+
 def why_without_numbers(run: Run | Pass) -> str:
     """Why nothing can be recomputed in a run: its values have shapes alone; empty where they have numbers."""
     if any(node.device.type == "meta" for node in run.graph.nodes if not node.id.is_source):

@@ -24,7 +24,7 @@ from fmr.structure.normal.match import (
     weights,
 )
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
-from fmr.structure.proof.evaluate import Values, check_run, own_work
+from fmr.structure.proof.evaluate import Values, check_run, own_work, why_unproving
 from fmr.structure.streams.copies import hyper_connection
 
 
@@ -81,6 +81,9 @@ def certify_stream(graph: Graph, stream: Stream, value: Values) -> Certificate:
     """
     if stream.writes and (wrong := _misread(graph, stream)):
         raise StructureError(wrong)
+    nothing = [why_unproving([write.after], value) for write in stream.writes]
+    if nothing and all(nothing):
+        raise StructureError(nothing[0])
     worst, tolerance = 0.0, TOLERANCE
     for write in stream.writes:
         before, added, after = (value(name) for name in (write.before, write.added, write.after))

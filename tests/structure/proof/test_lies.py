@@ -30,6 +30,14 @@ def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT * SIZE**-0.5).masked_fill(torch.ones(q.shape[2], k.shape[2]).triu(1) > 0, -1e9).softmax(-1) @ v
 
 
+def padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first position is masked, too, by a number that is added, which rounds the scores of the query that sees no
+    other."""
+    mask = torch.ones(q.shape[2], k.shape[2]).triu(1)
+    mask[:, 0] = 1.0
+    return (q @ k.mT * SIZE**-0.5 + mask * -1e4).softmax(-1) @ v
+
+
 def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     return (q @ k.mT * SIZE**-0.5).softmax(-1) @ v
@@ -56,6 +64,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "shared in a kernel": lambda: Stack(lambda: Heads(kernel, groups=1), memories.Fused),
     "cross": Other,
     "masked": lambda: Stack(lambda: Heads(masked), Plain),
+    "padded": lambda: Stack(lambda: Heads(padded), Plain),
 }
 ALIKE = {"alike": MODELS["by hand"]}
 """As many examples and positions as heads."""
