@@ -177,7 +177,7 @@ def _check_mean(baseline: Any, question: Question, place: Site) -> tuple[str, ..
     by_name = isinstance(baseline, str) and baseline == "mean"
     if by_name and value.dim() == 4 and not names and kind_of(value, question.inputs, place) != "image":
         raise AnalyzerError(
-            f"baseline='mean' of {place!r} {list(value.shape)}: nothing says over which of its dimensions a mean goes. Expected "
+            f"baseline='mean' of {place!r} {list(value.shape)}: nothing says over which dimensions a mean goes. Expected "
             "a role, as at='attention[1].z', or what they count, as in "
             f"fmr.Site({str(place.id)!r}, layout=('examples', 'heads', 'positions', 'units'))."
         )

@@ -110,7 +110,9 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
     many = _enough(cells, samples)
     if 2**many <= samples:
         weights = shapley(_of_sets(question, base, cells, many, rows))
-        return Found(spread(weights.to(cells.device, question.precision), cells), f"all {2**many} sets of {number_of(many, 'cell')}")
+        return Found(
+            spread(weights.to(cells.device, question.precision), cells), f"all {2**many} sets of {number_of(many, 'cell')}"
+        )
     method, drawn_rows = captum().KernelShap(_of_cells(question, cells)), list[tuple[Tensor, ...]]()
     model = method.interpretable_model
     fit = model.fit

@@ -103,13 +103,13 @@ def strange_layout(place: Site, value: Tensor, kind: str) -> str:
 
 def assumed_layout(place: Site, value: Tensor, kind: str, inputs: Mapping[str, Any]) -> str:
     """What is to be said of three dimensions that are taken for those of tokens where nothing says so; else nothing."""
-    ids = inputs.get("input_ids")
-    by_ids = isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] == value.shape[1]
+    told = (inputs.get(name) for name in ("input_ids", "attention_mask"))
+    by_ids = any(isinstance(one, Tensor) and one.shape == value.shape[:2] for one in told)
     if kind != "tokens" or value.dim() != 3 or place.layout or by_ids:
         return ""
     return (
-        f"{place!r} {list(value.shape)} is taken for (examples, positions, units), and scores are sums over its units; where "
-        "it lies otherwise, say layout="
+        f"{place!r} {list(value.shape)} is taken for (examples, positions, units), with a score for each position; where it "
+        "lies otherwise, say layout="
     )
 
 

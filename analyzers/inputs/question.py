@@ -41,7 +41,7 @@ class Question:
 
     @property
     def precision(self) -> torch.dtype:
-        """The kind of numbers that attributions are: those of the value, or of the model for whole ones, in 32 bits at least."""
+        """The numbers that attributions are: those of the value, or of the model for whole ones, in 32 bits at least."""
         kinds = [self.value.dtype] if self.value.is_floating_point() else [one.dtype for one in self.model.parameters()]
         return torch.float64 if torch.float64 in kinds else torch.float32
 

@@ -119,8 +119,8 @@ def check_words(given: Any, model: nn.Module, run: Callable[[], Run]) -> None:
             continue
         place = "the number that is meant" if is_role(text) else f"fmr.Site({text!r}, positions=-1, units=3)"
         raise AnalyzerError(
-            f"target={text!r} names a value of {type(model).__name__}, and text as a target is a word. Expected a site of one "
-            f"number, as {place}, or for a word the number of its token."
+            f"target={text!r} names a value of {type(model).__name__}, and text as a target is a word. Expected a site of "
+            f"one number, as {place}, or for a word the number of its token."
         )
 
 
