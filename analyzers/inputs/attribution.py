@@ -15,9 +15,9 @@ import fmr
 from analyzers.inputs.baselines import NAMED, taken
 from analyzers.inputs.curves import FINER, Curves, as_value, curves_of, together
 from analyzers.inputs.gradients import Found
-from analyzers.inputs.methods import GRADIENTS, METHODS
+from analyzers.inputs.methods import GRADIENTS, METHODS, check_settings
 from analyzers.inputs.opening import Asked, Opening, Settings
-from analyzers.inputs.places import images_of, strange_layout, tokens_of
+from analyzers.inputs.places import assumed_layout, images_of, strange_layout, tokens_of
 from analyzers.inputs.randomised import layers_from_the_top, randomised
 from analyzers.inputs.result import UNSIGNED, Attribution
 from analyzers.inputs.rollout import rolled
@@ -93,6 +93,7 @@ class InputAttribution(Method):
         """
         check_eval(self.model)
         own = Settings(steps, most, within, samples, cells, rows, seed, progress)
+        check_settings(_known(method), own)
         return self._run(Opening(self.model, self.tokenizer, inputs), target, method, at, baseline, own)[0]
 
     def sanity(
@@ -110,12 +111,13 @@ class InputAttribution(Method):
         """
         check_counts(1, stages=stages)
         check_eval(self.model)
+        settings = {"at": None, "baseline": "zero", **settings}
+        at, baseline, own = settings.pop("at"), settings.pop("baseline"), _settings(seed, settings)
+        check_settings(_known(method), own)
         opening = Opening(self.model, self.tokenizer, inputs)
         run = opening.run(0)
         layers = layers_from_the_top(self.model, run.graph)
         counts = np.unique(np.linspace(0, len(layers), min(stages, len(layers)) + 1).round().astype(int))
-        settings = {"at": None, "baseline": "zero", **settings}
-        at, baseline, own = settings.pop("at"), settings.pop("baseline"), _settings(seed, settings)
         found: list[Attribution] = []
         for count in tqdm(counts.tolist(), "sanity", unit="stage", disable=hidden(own.progress)):
             random = [one for _, several in layers[:count] for one in several]
@@ -165,9 +167,10 @@ class InputAttribution(Method):
         check_counts(1, draws=draws)
         check_eval(self.model)
         own = _settings(seed, settings)
+        check_settings("an attribution" if isinstance(method, Attribution) else _known(method), own, ["cells"])
         opening = Opening(self.model, self.tokenizer, inputs)
         if isinstance(method, Attribution) or method == "rollout":
-            found = method if isinstance(method, Attribution) else self._run(opening, target, method, None, baseline, own)[0]
+            found = method if isinstance(method, Attribution) else self._run(opening, target, method, None, "zero", own)[0]
             place = opening.place(at)
             asked = [opening.asked(n, place, target, baseline, own) for n in range(len(opening))]
             _check_same(found, asked)
@@ -188,7 +191,7 @@ class InputAttribution(Method):
         """An attribution, with what was asked of each example; gradients are taken in inference mode, too."""
         with torch.inference_mode(False):
             if method == "rollout":
-                return self._rollout(opening, target, at, own)
+                return self._rollout(opening, target, at, baseline, own)
             return self._one_by_one(opening, target, method, at, baseline, own)
 
     def _one_by_one(
@@ -209,9 +212,13 @@ class InputAttribution(Method):
         name = baseline if isinstance(baseline, str) and baseline in (*NAMED, "padding") else "given"
         return _result(opening, place, method, name, asked, found), asked
 
-    def _rollout(self, opening: Opening, target: Any, at: Any, own: Settings) -> tuple[Attribution, list[Asked]]:
+    def _rollout(
+        self, opening: Opening, target: Any, at: Any, baseline: Any, own: Settings
+    ) -> tuple[Attribution, list[Asked]]:
         if at is not None:
             raise AnalyzerError(f"at={at!r}: a rollout goes from the end of the stream to its beginning. Leave at= out.")
+        if not isinstance(baseline, str) or baseline != "zero":
+            raise AnalyzerError("A rollout multiplies attention patterns and goes from no baseline. Leave baseline= out.")
         asked, found = [], []
         for example in bar(range(len(opening)), "attributing, rollout", own.progress):
             run = opening.run(example)
@@ -233,7 +240,7 @@ def _settings(seed: int, given: dict[str, Any]) -> Settings:
 
 
 def _known(method: Any) -> str:
-    if not isinstance(method, str) or method not in METHODS:
+    if not isinstance(method, str) or method not in (*METHODS, "rollout"):
         told = repr(method) if isinstance(method, str) else f"a {type(method).__name__}"
         raise AnalyzerError(f"method={told}: expected one of {', '.join(map(repr, (*METHODS, 'rollout')))}.")
     return str(method)
@@ -243,7 +250,7 @@ def _result(
     opening: Opening, place: Site, method: str, baseline: str, asked: Sequence[Asked], found: Sequence[Found]
 ) -> Attribution:
     questions = [one.question for one in asked]
-    values = torch.cat([one.values.detach().float().cpu() for one in found])
+    values = torch.cat([one.values.detach().to("cpu", questions[0].precision) for one in found])
     ends = [one.ends() for one in asked]
     notes = [note for one in found for note in one.notes]
     notes += [f"rows were run one by one: {one.why}" for one in questions if one.why]
@@ -252,9 +259,11 @@ def _result(
     if method != "rollout" and any(at == base for at, base in ends):
         notes.append("the target is the same at input and baseline, so that there is nothing to attribute")
     kind = asked[0].kind
+    if method != "rollout" and (assumed := assumed_layout(place, questions[0].value, kind, questions[0].inputs)):
+        notes.append(assumed)
     if method == "rollout":
         kind = "image" if values.dim() == 3 else "tokens"
-    real = torch.stack([one.real if kind == "tokens" else one.real[:0] for one in asked])
+    real = torch.stack([one.real.flatten() if kind == "tokens" else one.real.flatten()[:0] for one in asked])
     return Attribution(
         method=method,
         target=tuple(one.target.words for one in questions),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from analyzers.inputs.places import without_padding
 from analyzers.protocol import AnalyzerError
 
 SPREAD = 10.0
@@ -20,9 +21,13 @@ def zero(value: Tensor) -> Tensor:
     return torch.zeros_like(value)
 
 
-def mean(value: Tensor) -> Tensor:
-    """The mean of each channel over a picture, of each unit over positions, or of all numbers of a vector."""
-    over = {4: (2, 3), 3: (1,)}.get(value.dim(), tuple(range(1, value.dim())))
+def mean(value: Tensor, names: Sequence[str] = ()) -> Tensor:
+    """The mean of each channel over a picture, of each unit over positions, or of all numbers of a vector.
+
+    names: what its dimensions count, where that is said.
+    """
+    told = tuple(n for n, name in enumerate(names) if name not in ("", "examples", "heads", "units"))
+    over = told or {4: (2, 3), 3: (1,)}.get(value.dim(), tuple(range(1, value.dim())))
     return value.mean(over, keepdim=True).expand_as(value).contiguous()
 
 
@@ -84,27 +89,32 @@ def _as_kind_of(value: Tensor, given: Tensor) -> Tensor:
 
 
 def baselines_of(
-    given: Any, value: Tensor, real: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]
+    given: Any,
+    value: Tensor,
+    real: Tensor,
+    read: Callable[[Any], Tensor],
+    padding: Callable[[], Tensor],
+    names: Sequence[str] = (),
 ) -> Tensor:
     """Baselines of a value (1, ...), as (baselines, ...): one, or several of which attributions are the mean.
 
     given: a name, a number, a tensor or array, several in a list, or inputs, at which `read` finds the value. padding: what
-    the value is where all tokens are padding. real: the positions that are tokens, (positions,); the others stay as they
-    are, and no baseline is made of them.
+    the value is where all tokens are padding. real: the positions that are tokens, along their dimension; the others stay
+    as they are, and no baseline is made of them. names: what the dimensions count, where that is said.
     """
     if bool(real.all()):
-        return _baselines(given, value, read, padding)
-    real = real.to(value.device)
+        return _baselines(given, value, read, padding, names)
     given = given if isinstance(given, str) else taken(given)
     if isinstance(given, Tensor) and given.shape[-value.dim() + 1 :] == value.shape[1:]:
-        given = given[..., real, :] if value.dim() == 3 else given[..., real]
-    found = _baselines(given, value[:, real], read, lambda: padding()[:, real])
-    whole = value.expand(len(found), *value.shape[1:]).clone()
-    whole[:, real] = found
-    return whole
+        given = without_padding(given, real)
+    found = _baselines(given, without_padding(value, real), read, lambda: without_padding(padding(), real), names)
+    whole = value.expand(len(found), *value.shape[1:])
+    return whole.masked_scatter(real.to(value.device), found)
 
 
-def _baselines(given: Any, value: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor]) -> Tensor:
+def _baselines(
+    given: Any, value: Tensor, read: Callable[[Any], Tensor], padding: Callable[[], Tensor], names: Sequence[str]
+) -> Tensor:
     """The same of a value of which nothing is padding."""
     if isinstance(given, str) and given in (*NAMED, "padding"):
         if given in ("mean", "blur") and not value.is_floating_point():
@@ -112,7 +122,7 @@ def _baselines(given: Any, value: Tensor, read: Callable[[Any], Tensor], padding
                 f"baseline={given!r} of {kind_of_numbers(value)}: expected floating-point numbers, which have a mean. Take "
                 "baseline='zero', or whole numbers of your own."
             )
-        found = padding() if given == "padding" else NAMED[given](value)
+        found = padding() if given == "padding" else mean(value, names) if given == "mean" else NAMED[given](value)
     elif not isinstance(given := taken(given), Tensor):
         found = read(given)
     else:

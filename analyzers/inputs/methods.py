@@ -1,17 +1,19 @@
-"""The methods by name: each a function of one question, from its baselines."""
+"""The methods by name: each a function of one question, from its baselines, and the settings that it goes by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from analyzers.inputs.gradients import Found, gradient_shap, input_gradient, integrated, saliency
-from analyzers.inputs.opening import Asked
+from analyzers.inputs.opening import Asked, Settings
 from analyzers.inputs.perturbed import kernel_shap, lime, occlusion
 from analyzers.inputs.rescale import deeplift
 from analyzers.inputs.reveal import BothParts
+from analyzers.protocol import AnalyzerError
 from fmr.errors import number_of
 
 Way = Callable[[Asked], Found]
@@ -66,3 +68,27 @@ METHODS: Mapping[str, Way] = {
     "lime": _lime,
     "kernel-shap": _kernel_shap,
 }
+
+OWN: Mapping[str, Sequence[str]] = {
+    "ig": ("steps", "most", "within"),
+    "gradient-shap": ("samples",),
+    "occlusion": ("cells",),
+    "lime": ("samples", "cells"),
+    "kernel-shap": ("samples", "cells"),
+}
+"""The settings that some methods alone go by."""
+
+SHARED = ("rows", "seed", "progress")
+"""Settings that change nothing where there is nothing to run, to draw or to show."""
+
+
+def check_settings(method: str, own: Settings, more: Sequence[str] = ()) -> None:
+    """Raise for a setting that was given and that a method does not go by; `more` are those that are read besides."""
+    known = (*OWN.get(method, ()), *more, *SHARED)
+    given = [one.name for one in fields(own) if _differs(getattr(own, one.name), one.default)]
+    if strange := [name for name in given if name not in known]:
+        raise AnalyzerError(f"{method!r} has no setting {', '.join(strange)}: expected some of {', '.join(known)}.")
+
+
+def _differs(given: object, default: object) -> bool:
+    return given is not default and (isinstance(given, Tensor) or given != default)

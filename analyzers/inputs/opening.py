@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import fmr
 from analyzers.inputs.baselines import EXPECTED, baselines_of
 from analyzers.inputs.perturbed import cells_of
-from analyzers.inputs.places import kind_of, place_of, real_in
+from analyzers.inputs.places import kind_of, names_of, place_of, real_in, without_padding
 from analyzers.inputs.question import Question, one_of
-from analyzers.inputs.targets import NoNumbers, target_of
+from analyzers.inputs.targets import NoNumbers, check_words, target_of
 from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Given, check_counts
 from fmr.ids import Site
@@ -48,7 +48,7 @@ class Settings:
 class Asked(NamedTuple):
     """One example of which something is asked: the question, its baselines (baselines, ...), and how much work is done.
 
-    real: the positions that are tokens and no padding, (positions,); none where the value is not of tokens.
+    real: the positions that are no padding, (1, ..., positions, ..., 1) along their dimension.
     """
 
     question: Question
@@ -109,6 +109,7 @@ class Opening:
 
     def asked(self, example: int, place: Site, target: Any, baseline: Any, own: Settings) -> Asked:
         """One example as a question about what stands at a place."""
+        check_words(target, self.model, lambda: self.run(example))
         one = self.one(example)
         run = self.run(example, [place, *([target] if isinstance(target, Site) else [])])
         value = run[place]
@@ -123,7 +124,8 @@ class Opening:
             )
         question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
         real = real_in(question.value, one, place)
-        bases = baselines_of(baseline, question.value, real, self._reader(place), lambda: self._padded(one, place))
+        names = _check_mean(baseline, question, place)
+        bases = baselines_of(baseline, question.value, real, self._reader(place), lambda: self._padded(one, place), names)
         try:
             question.check_rows(bases[:1])
         except NoNumbers as error:
@@ -152,8 +154,7 @@ class Opening:
     def _of_tokens(self, one: Mapping[str, Any], place: Site) -> Tensor:
         """What stands at a place of other inputs, without their padding."""
         value = self._at(one, place)
-        real = real_in(value, one, place).to(value.device)
-        return value if bool(real.all()) else value[:, real]
+        return without_padding(value, real_in(value, one, place))
 
     def _at(self, one: Mapping[str, Any], place: Site) -> Tensor:
         value: Tensor = fmr.run(self.model, keep=[place], stop=True, **one)[place]
@@ -168,6 +169,19 @@ class Opening:
                 "'mean', or values of your own."
             )
         return self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)
+
+
+def _check_mean(baseline: Any, question: Question, place: Site) -> tuple[str, ...]:
+    """What the dimensions of a value count; `AnalyzerError` where nothing says over which of four a mean goes."""
+    value, names = question.value, names_of(place, question.value)
+    by_name = isinstance(baseline, str) and baseline == "mean"
+    if by_name and value.dim() == 4 and not names and kind_of(value, question.inputs, place) != "image":
+        raise AnalyzerError(
+            f"baseline='mean' of {place!r} {list(value.shape)}: nothing says over which dimensions a mean goes. Expected "
+            "a role, as at='attention[1].z', or what they count, as in "
+            f"fmr.Site({str(place.id)!r}, layout=('examples', 'heads', 'positions', 'units'))."
+        )
+    return names
 
 
 def _check_tensors(inputs: Any) -> None:

@@ -12,7 +12,7 @@ import fmr
 from analyzers.images.parameterizations import Size
 from analyzers.images.viewing import Number, View, as_images, undisturbed
 from analyzers.inputs.patchmaps import PatchMaps
-from analyzers.inputs.rollout import grid_of, patterns
+from analyzers.inputs.rollout import at_least_float, grid_of, patterns
 from analyzers.lenses.opening import layout_of, points_of, rows_of
 from analyzers.protocol import AnalyzerError, Method
 from fmr.errors import StructureError, whole_number
@@ -134,7 +134,7 @@ def _readings(structure: Structure, run: Run, grid: Grid, images: int, answers: 
     for site in points.values():
         states = rows_of(run[site.id].detach(), images, structure.model, layout_of(structure))[:, grid.positions]
         logits = torch.cat([structure.read_out(few) for few in states.flatten(0, 1).split(ROWS)])
-        chances.append(logits.float().softmax(-1).view(images, grid.rows, grid.columns, -1))
+        chances.append(at_least_float(logits).softmax(-1).view(images, grid.rows, grid.columns, -1))
     held = torch.stack(chances)
     return {
         "points": tuple(points),

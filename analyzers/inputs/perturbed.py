@@ -28,12 +28,12 @@ def cells_of(given: Any, value: Tensor, kind: str, real: Tensor) -> Tensor:
     """Which cell each number of a value (1, ...) belongs to, from 0 on, in its shape; padding to none, which is -1.
 
     Tokens are cells; a picture has as many along each side as are asked for; any other value a cell for each number. real:
-    the positions of a value of tokens that are no padding, (positions,).
+    the positions that are no padding, along their dimension.
     """
     found = _cells(given, value, kind)
     if bool(real.all()):
         return found
-    here = real.to(value.device).view(1, -1, *[1] * (value.dim() - 2)).expand_as(value)
+    here = real.to(value.device).expand_as(value)
     _, numbers = found[here].unique(return_inverse=True)
     return torch.full_like(found, NONE).masked_scatter(here, numbers)
 
@@ -110,7 +110,9 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
     many = _enough(cells, samples)
     if 2**many <= samples:
         weights = shapley(_of_sets(question, base, cells, many, rows))
-        return Found(spread(weights.to(cells.device), cells), f"all {2**many} sets of {number_of(many, 'cell')}")
+        return Found(
+            spread(weights.to(cells.device, question.precision), cells), f"all {2**many} sets of {number_of(many, 'cell')}"
+        )
     method, drawn_rows = captum().KernelShap(_of_cells(question, cells)), list[tuple[Tensor, ...]]()
     model = method.interpretable_model
     fit = model.fit
@@ -122,7 +124,7 @@ def kernel_shap(question: Question, base: Tensor, cells: Tensor, samples: int, s
     model.fit = kept
     how = _fitted(method, question, base, cells, samples, seed, rows).how
     weights, errors = regression(*(torch.cat(part).double().cpu() for part in zip(*drawn_rows, strict=True)))
-    values = spread(weights.to(cells.device), cells)
+    values = spread(weights.to(cells.device, question.precision), cells)
     if errors is None:
         unknown = f"how far each of {many} cells is off is not known from {samples} samples. Take more, some times as many"
         return Found(values, how, (unknown,))
@@ -187,11 +189,6 @@ def _enough(cells: Tensor, samples: int) -> int:
     return many
 
 
-def _real_kind(value: Tensor) -> torch.dtype:
-    """The kind of number that attributions to a value are: its own, unless it is of whole numbers."""
-    return value.dtype if value.is_floating_point() else torch.get_default_dtype()
-
-
 def _of_cells(question: Question, cells: Tensor) -> Callable[[Tensor], Tensor]:
     """The target of the numbers that lie in cells, (rows, numbers); padding stays as it is."""
     here = cells != NONE
@@ -214,5 +211,5 @@ def _fitted(method: Any, question: Question, base: Tensor, cells: Tensor, sample
             perturbations_per_eval=rows,
             return_input_shape=False,
         )
-    weights = found.reshape(-1).to(cells.device, _real_kind(question.value))
+    weights = found.reshape(-1).to(cells.device, question.precision)
     return Found(spread(weights, cells), f"{number_of(samples, 'sample')} of {number_of(many, 'cell')}")

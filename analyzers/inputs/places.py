@@ -26,12 +26,17 @@ _CARRIED = MOVES | SAME | {"embedding"}
 """Ops through which token ids go as they are, and what looks them up."""
 
 
+def is_role(text: str) -> bool:
+    """Whether text is written as a role."""
+    return _ROLE.match(text) is not None
+
+
 def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: Callable[[], Run]) -> Site:
     """The site that attributions go to: what is asked for, the embedding of tokens, or the first floating-point input.
 
     run: makes a run of the model on these inputs, for what is located.
     """
-    if isinstance(at, str) and _ROLE.match(at) and at not in dict(model.named_modules()):
+    if isinstance(at, str) and is_role(at) and at not in dict(model.named_modules()):
         known = sites_by_role(fmr.locate(run()))
         if at not in known:
             raise AnalyzerError(f"fmr.locate found no {at} in {type(model).__name__}.{nearest(at, known)}")
@@ -96,17 +101,48 @@ def strange_layout(place: Site, value: Tensor, kind: str) -> str:
     )
 
 
+def assumed_layout(place: Site, value: Tensor, kind: str, inputs: Mapping[str, Any]) -> str:
+    """What is to be said of three dimensions that are taken for those of tokens where nothing says so; else nothing."""
+    told = (inputs.get(name) for name in ("input_ids", "attention_mask"))
+    by_ids = any(isinstance(one, Tensor) and one.shape == value.shape[:2] for one in told)
+    if kind != "tokens" or value.dim() != 3 or place.layout or by_ids:
+        return ""
+    return (
+        f"{place!r} {list(value.shape)} is taken for (examples, positions, units), with a score for each position; where it "
+        "lies otherwise, say layout="
+    )
+
+
 def _is_picture(value: Tensor) -> bool:
     return value.dim() == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
+def names_of(place: Site, value: Tensor) -> tuple[str, ...]:
+    """What a site says that the dimensions of a value (1, ...) count, "" for one in front; nothing where it says nothing."""
+    told = place.layout or ()
+    return ("", *told) if told and len(told) == value.dim() - 1 else told
+
+
 def real_in(value: Tensor, inputs: Mapping[str, Any], place: Site) -> Tensor:
-    """At which positions of a value (1, ...) tokens stand and no padding, (positions,); none where it is not of tokens."""
-    if kind_of(value, inputs, place) != "tokens":
-        return torch.ones(0, dtype=torch.bool)
-    mask = inputs.get("attention_mask")
-    by_token = isinstance(mask, Tensor) and mask.shape == value.shape[:2]
-    return real_tokens(mask if by_token else None, *value.shape[:2])[0]
+    """At which positions of a value (1, ...) tokens stand and no padding, (1, ..., positions, ..., 1) along their dimension.
+
+    True where nothing says which dimension that is.
+    """
+    names, tokens = names_of(place, value), kind_of(value, inputs, place) == "tokens"
+    axis = 1 if tokens else names.index("positions") if "positions" in names else None
+    if axis is None:
+        return torch.ones([1] * value.dim(), dtype=torch.bool)
+    mask, many = inputs.get("attention_mask"), value.shape[axis]
+    by_token = isinstance(mask, Tensor) and mask.shape == (1, many)
+    return real_tokens(mask if by_token else None, 1, many).view([many if n == axis else 1 for n in range(value.dim())])
+
+
+def without_padding(value: Tensor, real: Tensor) -> Tensor:
+    """A value, or several, (..., positions, ...), of which what is padding is left out."""
+    if bool(real.all()):
+        return value
+    axis = max(range(real.dim()), key=lambda n: real.shape[n])
+    return value.index_select(axis - real.dim(), real.flatten().nonzero()[:, 0].to(value.device))
 
 
 def tokens_of(given: Prompts, real: Tensor) -> tuple[tuple[str, ...], ...]:

@@ -40,6 +40,12 @@ class Question:
         return self._together(values)
 
     @property
+    def precision(self) -> torch.dtype:
+        """The numbers that attributions are: those of the value, or of the model for whole ones, in 32 bits at least."""
+        kinds = [self.value.dtype] if self.value.is_floating_point() else [one.dtype for one in self.model.parameters()]
+        return torch.float64 if torch.float64 in kinds else torch.float32
+
+    @property
     def rounding(self) -> float:
         """The unit in the last place of the coarsest numbers that the model computes in, as a share of their size."""
         kinds = {self.value.dtype, *(one.dtype for one in self.model.parameters())}

@@ -35,9 +35,14 @@ def rollout(maps: Sequence[Tensor]) -> Tensor:
     return through
 
 
+def at_least_float(value: Tensor) -> Tensor:
+    """A value in single precision at least."""
+    return value if value.dtype == torch.float64 else value.float()
+
+
 def patterns(structure: Structure, run: Run) -> list[Tensor]:
     """The patterns of the self-attentions of one stream, by layer."""
-    found = [(block.scope, block.maps(run).float()) for block in structure.attention if block.kind != "cross"]
+    found = [(block.scope, at_least_float(block.maps(run))) for block in structure.attention if block.kind != "cross"]
     if not found:
         raise AnalyzerError(
             f"fmr.locate found no self-attention in {structure.model}, whose patterns a rollout multiplies. Take another "
@@ -58,7 +63,7 @@ def reading(question: Question) -> Tensor:
     reached = question.check_gradient()[0].abs().sum(-1) > 0
     if not bool(reached.any()):
         raise AnalyzerError(f"The gradient of {question.target.words} is zero at {question.place!r}: nothing reads it.")
-    return reached.float() / reached.sum()
+    return reached.double() / reached.sum()
 
 
 def grid_of(graph: Graph, many: int) -> tuple[int, int, int] | None:

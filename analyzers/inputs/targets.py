@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analyzers.causal.metrics import in_tokens
+from analyzers.inputs.places import is_role
 from analyzers.prompts import Prompts, token_ids
 from analyzers.protocol import AnalyzerError
 from fmr.edits.places import parts
@@ -105,6 +106,31 @@ def target_of(given: Any, run: Run, prompts: Prompts, example: int, tokenizer: A
             metric = placed(metric, run.output, run.last.frames())
         return Target(type(metric).__name__ if isinstance(metric, READY) else "a function of the output", metric)
     return _of_logits(given, run, prompts, tokenizer)
+
+
+def check_words(given: Any, model: nn.Module, run: Callable[[], Run]) -> None:
+    """Raise for text that names a value of a model, where text as a target is a word.
+
+    run: makes a run of the model, for the IDs that it has.
+    """
+    for text in filter(None, _texts(given)):
+        named = text in dict(model.named_modules())
+        if not named and not (any(sign in text for sign in "#:") and text in run().graph) and not is_role(text):
+            continue
+        place = "the number that is meant" if is_role(text) else f"fmr.Site({text!r}, positions=-1, units=3)"
+        raise AnalyzerError(
+            f"target={text!r} names a value of {type(model).__name__}, and text as a target is a word. Expected a site of "
+            f"one number, as {place}, or for a word the number of its token."
+        )
+
+
+def _texts(given: Any) -> Iterator[str]:
+    """What is text in a target, in pairs and lists too."""
+    if isinstance(given, str):
+        yield given
+    elif isinstance(given, list | tuple):
+        for one in given:
+            yield from _texts(one)
 
 
 def _one_number(site: Site, run: Run) -> Site:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fmr
+from analyzers.inputs.methods import OWN, SHARED
+
 
 class Single(nn.Module):
     """A function of one tensor as a model."""
@@ -21,6 +24,15 @@ class Single(nn.Module):
 
 def made(function: Callable[[Tensor], Tensor]) -> nn.Module:
     return Single(function).eval()
+
+
+TOKENS = fmr.Site("input:x", layout=("examples", "positions", "units"))
+"""The input of a `Single` that is said to be of tokens."""
+
+
+def own(method: str, **settings: Any) -> dict[str, Any]:
+    """Those settings that a method goes by."""
+    return {name: one for name, one in settings.items() if name in (*OWN.get(method, ()), *SHARED)}
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

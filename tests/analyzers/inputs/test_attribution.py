@@ -16,7 +16,7 @@ import fmr
 from analyzers import InputAttribution
 from analyzers.inputs import methods
 from analyzers.inputs.result import Attribution
-from tests.analyzers.inputs.models import Additive, Words, gated, made, numbers, reused
+from tests.analyzers.inputs.models import TOKENS, Additive, Words, gated, made, numbers, own, reused
 from tests.residue import model_state, random_state, torch_state
 
 SAMPLED = {"lime": 1e-4, "kernel-shap": 1e-4, "gradient-shap": 1e-4}
@@ -34,7 +34,7 @@ def test_a_linear_model_rests_on_weight_times_input(method: str) -> None:
     model, x = nn.Linear(4, 2).eval(), numbers(2, 4)
     if method == "input-x-gradient":
         model.bias.data.zero_()
-    found = InputAttribution(model).run(x, 1, method, samples=64)
+    found = InputAttribution(model).run(x, 1, method, **own(method, samples=64))
     assert torch.allclose(found.values, x * model.weight[1].detach(), atol=SAMPLED.get(method, 1e-5))
     assert found.complete in (True, None)
 
@@ -132,7 +132,8 @@ def test_deeplift_is_complete_on_whole_networks(build: Any) -> None:
     model = build()
     x = numbers(2, 3, 8, 8) if build is reused else numbers(2, 4, 6)
     for baseline in ("zero", "mean"):
-        found = InputAttribution(model).run(x, [2, (0, 1)], "deeplift", baseline=baseline)
+        at = None if build is reused else TOKENS
+        found = InputAttribution(model).run(x, [2, (0, 1)], "deeplift", at=at, baseline=baseline)
         assert float(found.gap.max()) < 1e-4
         assert found.notes == ()
         assert found.complete
@@ -152,7 +153,10 @@ def test_captums_deeplift_misses_where_this_does_not() -> None:
 @pytest.mark.parametrize("at", ["transformer.wte", "layers[1].resid_post", "transformer.h.2.mlp", "attention[2].z"])
 def test_any_place_has_a_complete_sum(loaded: tuple[nn.Module, Any], method: str, at: str) -> None:
     model, tokenizer = loaded
-    found = InputAttribution(model, tokenizer).run("Junel Dunoth grew up in", ("Brigost", "Oranby"), method, at=at, steps=16)
+    settings = own(method, steps=16)
+    found = InputAttribution(model, tokenizer).run(
+        "Junel Dunoth grew up in", ("Brigost", "Oranby"), method, at=at, **settings
+    )
     assert found.complete, found
     assert found.notes == ()
     assert found.kind == ("values" if at == "attention[2].z" else "tokens")
@@ -163,7 +167,8 @@ def test_a_part_of_a_value_is_a_place(loaded: tuple[nn.Module, Any]) -> None:
     structure = fmr.locate(fmr.run(model, **tokenizer("Junel Dunoth grew up in", return_tensors="pt")))
     site = structure.layers[2].resid_post.at(positions=-1)
     for method in ("ig", "deeplift", "occlusion"):
-        found = InputAttribution(model, tokenizer).run("Junel Dunoth grew up in", "Brigost", method, at=site, steps=16)
+        settings = own(method, steps=16)
+        found = InputAttribution(model, tokenizer).run("Junel Dunoth grew up in", "Brigost", method, at=site, **settings)
         assert found.values.shape == (1, 128)
         assert found.complete in (True, None)
         assert found.kind == "values"
@@ -281,7 +286,7 @@ def test_nothing_is_left_behind(loaded: tuple[nn.Module, Any], method: str) -> N
     grads = [one.requires_grad for one in model.parameters()]
     weights = copy.deepcopy(model.state_dict())
     before = torch_state(), model_state(model), random_state(), np.random.get_state()[1].tolist()
-    InputAttribution(model, tokenizer).run("Junel Dunoth speaks", "Brigost", method, samples=20, steps=8)
+    InputAttribution(model, tokenizer).run("Junel Dunoth speaks", "Brigost", method, **own(method, samples=20, steps=8))
     assert before[1] == model_state(model)
     assert before[0] == torch_state()
     assert before[2:] == (random_state(), np.random.get_state()[1].tolist())
@@ -304,7 +309,7 @@ def test_nothing_is_left_behind_by_a_failure(loaded: tuple[nn.Module, Any], meth
         return found
 
     with pytest.raises(ZeroDivisionError):
-        InputAttribution(model, tokenizer).run("Junel Dunoth speaks", breaks, method, samples=20, rows=2)
+        InputAttribution(model, tokenizer).run("Junel Dunoth speaks", breaks, method, **own(method, samples=20, rows=2))
     assert before == (torch_state(), model_state(model), random_state(), np.random.get_state()[1].tolist())
 
 
@@ -331,14 +336,14 @@ def test_words_in_place_of_a_tokenizer() -> None:
 
 @pytest.mark.parametrize("method", ["ig", "deeplift", "occlusion"])
 def test_gradients_that_are_off_outside_are_on_inside(method: str) -> None:
-    x = numbers(1, 4, 6)
-    expected = InputAttribution(gated()).run(x, 1, method, cells=torch.arange(24).view(4, 6)).values
+    x, settings = numbers(1, 4, 6), own(method, cells=torch.arange(24).view(4, 6))
+    expected = InputAttribution(gated()).run(x, 1, method, **settings).values
     with torch.no_grad():
-        found = InputAttribution(gated()).run(x, 1, method, cells=torch.arange(24).view(4, 6))
+        found = InputAttribution(gated()).run(x, 1, method, **settings)
     assert torch.equal(found.values, expected)
     model = gated()
     with torch.inference_mode():
-        found = InputAttribution(model).run(x * 1, 1, method, cells=torch.arange(24).view(4, 6))
+        found = InputAttribution(model).run(x * 1, 1, method, **settings)
     assert torch.allclose(found.values, expected, atol=1e-6)
 
 
@@ -423,7 +428,10 @@ def test_a_state_that_changes_the_answer_is_told() -> None:
 def test_noise_is_told_as_what_it_is() -> None:
     noisy = made(lambda x: nn.functional.dropout(x, 0.5, True).sum(1, keepdim=True))
     for method in ("ig", "occlusion"):
-        assert InputAttribution(noisy).run(numbers(1, 60), 0, method, cells=torch.arange(60) // 9).notes[0] == AGAIN
+        assert (
+            InputAttribution(noisy).run(numbers(1, 60), 0, method, **own(method, cells=torch.arange(60) // 9)).notes[0]
+            == AGAIN
+        )
 
 
 def test_the_place_is_where_the_token_ids_are_looked_up() -> None:

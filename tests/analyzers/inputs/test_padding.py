@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fmr
 from analyzers import AnalyzerError, InputAttribution
 from analyzers.inputs.methods import METHODS
-from tests.analyzers.inputs.models import Words
+from tests.analyzers.inputs.models import Words, numbers, own
 
 IDS = torch.tensor([[23, 9, 45, 10]])
 
@@ -37,7 +38,7 @@ def padded(ids: Tensor, pads: int, left: bool = False) -> dict[str, Tensor]:
 @pytest.mark.parametrize("baseline", ["zero", "mean"])
 @pytest.mark.parametrize("method", METHODS)
 def test_attributions_are_those_of_the_text_alone(model: nn.Module, method: str, baseline: str, left: bool) -> None:
-    settings: dict[str, Any] = {"baseline": baseline, "samples": 30, "steps": 16, "seed": 3}
+    settings: dict[str, Any] = {"baseline": baseline, **own(method, samples=30, steps=16, seed=3)}
     alone, found = (InputAttribution(model).run(padded(IDS, n, left), 2, method, **settings) for n in (0, 5))
     assert np.allclose(alone.of_tokens()[1], found.of_tokens()[1], atol=2e-4)
     assert "deeplift" in method or alone.how == found.how
@@ -98,3 +99,35 @@ def test_baselines_are_for_the_tokens_alone(model: nn.Module) -> None:
         AnalyzerError, match=r"values of the baselines have shapes \[4, 16\], \[2, 16\]: expected one, that of the input"
     ):
         asking.run(padded(IDS, 2), 2, "deeplift", baseline=uneven)
+
+
+@pytest.mark.parametrize("at", ["attention[1].z", "attention[1].pattern", "attention[0].v"])
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_the_mean_of_heads_is_that_of_the_text_alone(model: nn.Module, at: str, left: bool) -> None:
+    asking = InputAttribution(model)
+    alone, found = (asking.run(padded(IDS, n, left), 2, "deeplift", at=at, baseline="mean") for n in (0, 3))
+    assert alone.base.allclose(found.base, atol=1e-5)
+    assert alone.values.sum().allclose(found.values.sum(), atol=1e-5)
+    if at == "attention[1].z":
+        z = fmr.locate(fmr.run(model, input_ids=IDS)).attention[1].z
+        value = fmr.run(model, keep=[z], input_ids=IDS)[z]
+        mean = value.mean(2, keepdim=True).expand_as(value)
+        edited = fmr.run(model, edits={z: lambda value, context: mean}, input_ids=IDS).output.logits
+        assert float(found.base) == pytest.approx(float(edited[0, -1, 2]), abs=1e-5)
+        with pytest.raises(AnalyzerError, match=r"baseline='mean' of .* nothing says over which dimensions a mean goes"):
+            asking.run(padded(IDS, 3, left), 2, "deeplift", at=z.id, baseline="mean")
+
+
+def test_positions_may_lie_in_front() -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            turned = x.transpose(0, 1).tanh()
+            return (turned * attention_mask.T[..., None]).sum(0).square()
+
+    x, mask = numbers(1, 5, 3), torch.tensor([[1, 1, 1, 0, 0]])
+    site = fmr.Site("/tanh#0", layout=("positions", "examples", "units"))
+    asking = InputAttribution(Turned().eval())
+    short = asking.run({"x": x[:, :3], "attention_mask": mask[:, :3]}, 1, "deeplift", at=site, baseline="mean")
+    found = asking.run({"x": x, "attention_mask": mask}, 1, "deeplift", at=site, baseline="mean")
+    assert short.base.allclose(found.base, atol=1e-6)
+    assert torch.allclose(short.values[:, :3], found.values[:, :3], atol=1e-6)

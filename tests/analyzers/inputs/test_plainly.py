@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from analyzers import AnalyzerError, InputAttribution
 from analyzers.inputs.perturbed import regression, shapley
-from tests.analyzers.inputs.models import Additive, gated, made, numbers
+from tests.analyzers.inputs.models import TOKENS, Additive, Words, gated, made, numbers
 from tests.small import Fn
 
 X, LINEAR = numbers(2, 6), nn.Linear(6, 3).eval()
@@ -133,7 +133,7 @@ def test_a_row_that_sees_nothing_is_not_lost(how: str, method: str) -> None:
         pattern = pattern.masked_fill(~mask, 0.0) if how == "cleaned" else pattern
         return (pattern @ x)[:, -1]
 
-    found = InputAttribution(made(attend)).run(numbers(1, 5, 8), 0, method)
+    found = InputAttribution(made(attend)).run(numbers(1, 5, 8), 0, method, at=TOKENS)
     assert found.notes == ()
     assert found.complete
 
@@ -342,3 +342,60 @@ def test_baselines_as_they_come(given: Any) -> None:
 def test_as_many_baselines_in_a_list_as_examples_are_refused() -> None:
     with pytest.raises(AnalyzerError, match="baseline has 2 rows, and so many are the examples"):
         InputAttribution(LINEAR).run(X, 1, baseline=[X[0], X[1]])
+
+
+# ---- what was given and would not be read, and what was assumed
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "told"),
+    [
+        ("deeplift", {"steps": 8}, "'deeplift' has no setting steps: expected some of rows, seed, progress"),
+        ("ig", {"samples": 8, "cells": 2}, "'ig' has no setting samples, cells: expected some of steps, most, within, rows"),
+        ("occlusion", {"within": 0.1}, "'occlusion' has no setting within: expected some of cells, rows, seed, progress"),
+        ("lime", {"most": 9999}, "'lime' has no setting most: expected some of samples, cells"),
+        ("saliency", {"cells": torch.arange(6)}, "'saliency' has no setting cells"),
+        ("rollout", {"steps": 8}, "'rollout' has no setting steps"),
+    ],
+)
+def test_settings_of_other_methods_are_refused(method: str, settings: dict[str, Any], told: str) -> None:
+    asking = InputAttribution(LINEAR)
+    for ask in (asking.run, asking.sanity):
+        with pytest.raises(AnalyzerError, match=told):
+            ask(X, 1, method, **settings)
+    if "cells" not in settings:
+        with pytest.raises(AnalyzerError, match=told.split(":")[0]):
+            asking.curves(X, 1, method, **settings)
+    with pytest.raises(AnalyzerError, match="'an attribution' has no setting steps: expected some of cells, rows"):
+        asking.curves(X, 1, asking.run(X, 1, "deeplift"), steps=8)
+
+
+def test_a_rollout_has_no_baseline() -> None:
+    with pytest.raises(AnalyzerError, match="A rollout multiplies attention patterns and goes from no baseline"):
+        InputAttribution(gated()).run(numbers(1, 4, 6), 1, "rollout", baseline="mean")
+
+
+@pytest.mark.parametrize("text", ["gate", "/silu#0", "input:x", "layers[0].resid_post", "embedding"])
+def test_text_that_names_a_value_is_no_word(text: str) -> None:
+    for target in (text, (text, 1), [text]):
+        with pytest.raises(AnalyzerError, match=r"names a value of Gated, and text as a target is a word. Expected a site"):
+            InputAttribution(gated(), Words()).run(numbers(1, 4, 6), target, "deeplift")
+
+
+@pytest.mark.parametrize("method", ["ig", "deeplift", "occlusion", "kernel-shap", "saliency", "gradient-shap"])
+def test_double_precision_stays(method: str) -> None:
+    x, model = numbers(1, 6).double(), made(lambda x: x.pow(3).sum(1, keepdim=True)).double()
+    found = InputAttribution(model).run(x, 0, method)
+    assert found.values.dtype == torch.float64
+    if method in ("deeplift", "occlusion"):
+        assert torch.allclose(found.values, x**3, rtol=1e-13)
+    whole = InputAttribution(Additive().eval().double()).run(torch.tensor([[3, 5]]), 1, "occlusion", at="input:input_ids")
+    assert whole.values.dtype == torch.float64
+    assert InputAttribution(LINEAR).run(X, 1, method).values.dtype == torch.float32
+
+
+def test_what_three_dimensions_are_taken_for_is_told() -> None:
+    asking, x = InputAttribution(gated()), numbers(1, 4, 6)
+    told = "Site('input:x') [1, 4, 6] is taken for (examples, positions, units), with a score for each position"
+    assert asking.run(x, 1, "deeplift").notes[0].startswith(told)
+    assert asking.run(x, 1, "deeplift", at=TOKENS).notes == ()

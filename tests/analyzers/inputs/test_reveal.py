@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from analyzers import InputAttribution
 from analyzers.inputs.result import Attribution
-from tests.analyzers.inputs.models import gated, made, numbers, reused
+from tests.analyzers.inputs.models import TOKENS, gated, made, numbers, reused
 from tests.analyzers.inputs.test_rules import JOINT, SINGLE
 
 RULE = "deeplift-reveal-cancel"
@@ -148,7 +148,8 @@ def test_nothing_is_lost_before_or_behind_any_operation(name: str) -> None:
         y = function(F.silu(x @ mix) - x.roll(1, -1)).flatten(1)
         return torch.tanh(y * weigh[: y.shape[1]]).sum(1, keepdim=True) + F.relu(y * 0.7 - 0.1).sum(1, keepdim=True)
 
-    found = InputAttribution(made(whole)).run(numbers(1, 5, 5), total, RULE, baseline=numbers(1, 5, 5, seed=5))
+    base = numbers(1, 5, 5, seed=5)
+    found = InputAttribution(made(whole)).run(numbers(1, 5, 5), total, RULE, at=TOKENS, baseline=base)
     expected = float(found.output - found.base)
     assert abs(float(found.values.double().sum()) - expected) <= 2e-5 * max(1.0, abs(expected)), found
     assert found.notes == ()
@@ -158,7 +159,8 @@ def test_nothing_is_lost_before_or_behind_any_operation(name: str) -> None:
 def test_whole_networks_are_complete(build: Callable[[], nn.Module]) -> None:
     x = numbers(2, 3, 8, 8) if build is reused else numbers(2, 4, 6)
     for baseline in ("zero", "mean"):
-        found = InputAttribution(build()).run(x, [2, (0, 1)], RULE, baseline=baseline)
+        at = None if build is reused else TOKENS
+        found = InputAttribution(build()).run(x, [2, (0, 1)], RULE, at=at, baseline=baseline)
         assert float(found.gap.max()) < 1e-5
         assert found.notes == ()
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from analyzers import InputAttribution
 from analyzers.inputs import rescale, rules
-from tests.analyzers.inputs.models import made, numbers
+from tests.analyzers.inputs.models import TOKENS, made, numbers
 
 WEIGHT = numbers(5, 5, seed=9)
 
@@ -114,7 +114,8 @@ def test_an_operation_shares_the_whole_difference(name: str, base: str) -> None:
     weigh = numbers(400, seed=3)
     model = made(lambda x: (function(x).flatten(1) * weigh[: function(x)[0].numel()]).sum(1, keepdim=True))
     given = base if base == "zero" else numbers(1, 5, 5, seed=5)
-    found = InputAttribution(model).run(numbers(1, 5, 5), lambda output: output[:, 0], "deeplift", baseline=given)
+    asking, target = InputAttribution(model), lambda output: output[:, 0]
+    found = asking.run(numbers(1, 5, 5), target, "deeplift", at=TOKENS, baseline=given)
     expected = float(found.output - found.base)
     assert abs(float(found.values.double().sum()) - expected) <= 2e-5 * max(1.0, abs(expected)), found
     assert found.notes == ()
