@@ -268,8 +268,8 @@ def _misgated(graph: Graph, found: Memory, value: Values) -> str:
         return f"there are no {n} values from {found.first} on in {list(held)} of {found.values}"
     if found.w_gate is not None:
         own = {node.id for node in between(graph, found.source, found.up)} | {found.up}
-        others = [node for node in between(graph, found.w_gate, found.post.id) if projection(graph, node) is not None]
-        return "" if any(node.id not in own for node in others) else f"{found.w_gate} makes no gate beside {found.up}"
+        made = [node for node in between(graph, found.w_gate, found.post.id) if projection(graph, node) is not None]
+        return "" if any(node.id not in own for node in made) else f"{found.w_gate} makes no gate beside {found.up}"
     if found.fused_gate:
         return ""
     others = [one.node.id for one in gates(graph, found.source, found.up, found.post.id, n)]
