@@ -1,6 +1,7 @@
 """Which key each coefficient of a memory is made of, where units change places or are laid side by side."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 import fmr
 from fmr.errors import StructureError
+from fmr.structure.memories.memory import Memory
 from tests.structure.test_memory import FusedGate, Gated, Plain, Residual
 
 Move = Callable[[Tensor], Tensor]
@@ -74,3 +76,50 @@ def test_a_gate_and_what_it_gates_may_be_laid_side_by_side_first() -> None:
     block = Gated()
     block.forward = lambda x: block.down(F.glu(torch.cat([block.up(x), block.gate(x)], -1)))  # type: ignore[method-assign]
     assert fmr.locate(fmr.run(Residual(block), torch.randn(2, 4, 6))).mlps[0].certified
+
+
+class Tall(nn.Module):
+    """Memories that two convolutions of one place read, as large as the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv1d(6, 6, 1), nn.Conv1d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x.mT))).mT
+
+
+Lie = Callable[[Memory], Memory]
+
+LIES: dict[str, tuple[Callable[[], nn.Module], Lie, str]] = {
+    "keys as a gate": (Plain, lambda one: replace(one, w_gate=one.w_in), "up.weight makes no gate beside"),
+    "keys as a gate of halves": (FusedGate, lambda one: replace(one, w_gate=one.w_in), "both.weight makes no gate beside"),
+    "gate and keys": (
+        Gated,
+        lambda one: replace(one, keys=one.w_gate, w_in=one.w_gate, w_gate=one.w_in, up=one.pre.id),
+        "gate/linear#0 is not computed from param:blocks.0.up.weight",
+    ),
+    "examples as units": (Plain, lambda one: replace(one, axis=0), "does not sum over dimension 0"),
+    "keys as values": (
+        Tall,
+        lambda one: replace(one, values=one.keys, w_out=one.w_in),
+        "not computed from|does not read",
+    ),
+    "values as keys": (
+        Tall,
+        lambda one: replace(one, keys=one.values, w_in=one.w_out),
+        "not computed from|does not read",
+    ),
+    "a gate of channels": (Tall, lambda one: replace(one, fused_gate=True), "no gate and what it gates are"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_memory_of_which_a_part_is_another_one_is_refused(lie: str) -> None:
+    torch.manual_seed(0)
+    make, turn, words = LIES[lie]
+    run = fmr.run(Residual(make()), torch.randn(1, 4, 6))
+    (found,) = fmr.locate(run).mlps
+    assert found.check(run)
+    with pytest.raises(StructureError, match=words):
+        turn(found).check(run)

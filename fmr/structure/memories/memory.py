@@ -13,9 +13,9 @@ from fmr.ids import Site, TensorId
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.definition import gates, is_gated, of_own_place, windows
-from fmr.structure.normal.einsum import window
+from fmr.structure.normal.einsum import summed_dim, window
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, strip_views
+from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, projection, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work, why_unproving
 
@@ -212,7 +212,8 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     A memory whose parts do not follow one another as they are named is a `StructureError`.
     """
     value = value if isinstance(value, Doubles) else Doubles(value)
-    wrong = _misread(graph, found) or why_unproving((found.source, found.post.id, found.out.id), value)
+    wrong = _misread(graph, found) or _mislaid(graph, found)
+    wrong = wrong or why_unproving((found.source, found.post.id, found.out.id), value)
     if wrong := wrong or _misgated(graph, found, value):
         raise StructureError(wrong)
     source, post, out = value(found.source), value(found.post.id), value(found.out.id)
@@ -242,19 +243,36 @@ def _misread(graph: Graph, found: Memory) -> str:
     if pre != found.up and not any(depends_on(graph, pre, one) for one in first):
         return f"{pre} is not computed from {' or '.join(first)}"
     made = [(out, found.down), (found.keys, found.w_in), (found.values, found.w_out)]
-    made += [(post, found.w_gate)] if found.w_gate is not None else []
+    made += [(post, found.w_gate), (pre, found.w_gate)] if found.w_gate is not None else []
     return unmade(graph, [*way, *(pair for pair in made if pair[0] != pair[1])])
+
+
+def _mislaid(graph: Graph, found: Memory) -> str:
+    """Which weight or dimension is not the one that a projection reads; empty where all are."""
+    up, down = (projection(graph, graph[name]) for name in (found.up, found.down))
+    for made, name in ((up, found.keys), (down, found.values)):
+        if made is not None and not depends_on(graph, made.weight, name):
+            return f"{made.node.id} does not read {name}"
+    rank = len(graph[found.post.id].shape)
+    if down is not None and (found.axis - summed_dim(graph, down)) % rank:
+        return f"{found.down} does not sum over dimension {found.axis} of {found.post.id}"
+    return ""
 
 
 def _misgated(graph: Graph, found: Memory, value: Values) -> str:
     """Why the gate that is named is not the one that there is; empty where it is, or where none is and none is named."""
     size, n = graph[found.keys].shape, graph[found.post.id].shape[found.axis]
-    if found.fused_gate and len(size) == 2 and size[found.key_dim] != 2 * n:
+    single = len(size) == 2 or graph[found.up].op in CONVOLUTIONS
+    if found.fused_gate and single and size[found.key_dim] != 2 * n:
         return f"no gate and what it gates are {list(size)} of {found.keys}, for {n} memories"
     held = graph[found.values].shape
     if found.first is not None and (len(held) != 2 or found.first + n > held[found.value_dim]):
         return f"there are no {n} values from {found.first} on in {list(held)} of {found.values}"
-    if found.w_gate is not None or found.fused_gate:
+    if found.w_gate is not None:
+        own = {node.id for node in between(graph, found.source, found.up)} | {found.up}
+        made = [node for node in between(graph, found.w_gate, found.post.id) if projection(graph, node) is not None]
+        return "" if any(node.id not in own for node in made) else f"{found.w_gate} makes no gate beside {found.up}"
+    if found.fused_gate:
         return ""
     others = [one.node.id for one in gates(graph, found.source, found.up, found.post.id, n)]
     others += [found.up] if len(size) == 2 and size[found.key_dim] == 2 * n else []
