@@ -320,10 +320,12 @@ class CoupledHalves(Coupled):
     halves = True
 
 
+OF_PARTS = (Parted, PartedPost, PartedBare, WrittenOver, Beside)
+"""Streams of which parts are written to apart, or whose branches begin with what is written once more."""
+
 FOUND = {
     4: (Coupled, CoupledHalves),
-    2: (RegistersLast, CutAndLaid, HighwayKept, Gateway, SpaceTime, TwoMasks, Parted, PartedPost, PartedBare, WrittenOver)
-    + (Beside, GivenPlace, Conditioned),
+    2: (RegistersLast, CutAndLaid, HighwayKept, Gateway, SpaceTime, TwoMasks, GivenPlace, Conditioned, *OF_PARTS),
     3: (Pooled, PooledQueries),
     None: (Bottlenecks,),
 }

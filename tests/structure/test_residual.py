@@ -1,5 +1,6 @@
 """The residual stream: every hidden state that a model returns is a point of it, and each write is found."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 import fmr
 from fmr.errors import StructureError
 from tests.models import build
+from tests.structure.branches import Parted, PartedPost
+from tests.structure.idioms import TOKENS
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "mixtral", "t5", "vit"])
@@ -95,6 +98,15 @@ def test_every_order_of_norm_and_add(order: str) -> None:
     writers = {name for names in structure.residual.writers for name in names}
     assert {f"{n}.o/linear#0" for n in (1, 2, 3)} | {f"{n}.down/linear#0" for n in (1, 2, 3)} == writers
     assert f"{3 if order == 'parallel sum' else 6} writes" in repr(structure.residual)
+
+
+@pytest.mark.parametrize("kind", [Parted, PartedPost])
+def test_parts_that_are_laid_side_by_side_end_in_the_norm_of_the_whole(kind: type[Parted]) -> None:
+    run = fmr.run(kind().eval(), torch.randint(TOKENS, (2, 5)))
+    stream = fmr.locate(run).residual
+    assert stream.final_norm == "norm/layer_norm#0"
+    with pytest.raises(StructureError, match="and no final norm is named"):
+        replace(stream, final_norm=None).check(run)
 
 
 def test_a_model_without_stream_says_so() -> None:

@@ -142,9 +142,10 @@ def _ended(graph: Graph, stream: Stream) -> str:
     """What is wrong about the final norm."""
     norm, last = stream.final_norm, stream.writes[-1].after
     if norm is None:
-        ends = {node.op for node in graph.readers(last)}
-        missed = ends and ends <= NORMS and stream.coupled is None and not _is_laid(graph, stream)
-        return f"a norm alone reads {last}, and no final norm is named" if missed else ""
+        end = _end(graph, stream)
+        ends = {node.op for node in graph.readers(end)}
+        missed = ends and ends <= NORMS and stream.coupled is None
+        return f"a norm alone reads {end}, and no final norm is named" if missed else ""
     layers = (node for node in between(graph, last, norm) if _is_layer(graph, node))
     if norm not in stream.points or any(depends_on(graph, node.id, last) for node in layers):
         return f"{norm} is no value of the stream, or a layer lies between it and {last}"
@@ -154,16 +155,15 @@ def _ended(graph: Graph, stream: Stream) -> str:
     return "" if normed else f"nothing is normed between {last} and {norm}"
 
 
-def _is_laid(graph: Graph, stream: Stream) -> bool:
-    """Whether the end of a stream is one of several parts, each with a write of its own, that are laid side by side to a
-    point."""
+def _end(graph: Graph, stream: Stream) -> TensorId:
+    """The last sum of a stream, or the point where it is laid beside other parts that have writes of their own."""
     sums, last = {write.after for write in stream.writes}, stream.writes[-1].after
     for laid in (graph[name] for name in stream.points if graph[name].op == "cat"):
         parts = [_light(graph, part.id) & sums for part in laid.parents]
         own = [one.difference(*(other for other in parts if other is not one)) for one in parts]
         if all(own) and any(last in one for one in own):
-            return True
-    return False
+            return laid.id
+    return last
 
 
 def _light(graph: Graph, name: TensorId) -> set[TensorId]:
