@@ -142,7 +142,7 @@ class Opening:
         cut = [name for name, one in given.items() if isinstance(one, Tensor) and one.dim() and len(one) == many]
         if many < 2 or len(cut) < 2:
             return
-        copies = {name: one.clone() if isinstance(one, Tensor) else one for name, one in given.items()}
+        copies: dict[str, Any] = {name: one.clone() if isinstance(one, Tensor) else one for name, one in given.items()}
         alone = dict(leaves(self.run(many - 1, "none").output))
         try:
             together = dict(leaves(fmr.run(self.model, keep="none", **copies).output))

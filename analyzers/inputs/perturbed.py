@@ -48,7 +48,8 @@ def _cells(given: Any, value: Tensor, kind: str) -> Tensor:
                 f"numbers from 0 on in the shape of the value, {list(value.shape)}."
             )
         _, found = given.to(value.device).unique(return_inverse=True)  # numbers that no cell has are none
-        return found.view(value.shape)
+        cells: Tensor = found.view(value.shape)
+        return cells
     side = SIDE if given is None else whole_number(given)
     if side is None or side < 1:
         raise AnalyzerError(

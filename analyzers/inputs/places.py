@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,7 @@ def assumed_layout(place: Site, value: Tensor, kind: str, inputs: Mapping[str, A
     )
 
 
-def _is_picture(value: Any) -> bool:
+def _is_picture(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
