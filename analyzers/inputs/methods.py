@@ -91,4 +91,4 @@ def check_settings(method: str, own: Settings, more: Sequence[str] = ()) -> None
 
 
 def _differs(given: object, default: object) -> bool:
-    return given is not default and (isinstance(given, Tensor) or given != default)
+    return given is not None if default is None else given != default

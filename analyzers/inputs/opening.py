@@ -13,7 +13,7 @@ import fmr
 from analyzers.inputs.baselines import EXPECTED, baselines_of
 from analyzers.inputs.perturbed import cells_of
 from analyzers.inputs.places import kind_of, names_of, place_of, real_in, without_padding
-from analyzers.inputs.question import Question, one_of
+from analyzers.inputs.question import Question, are_close, one_of
 from analyzers.inputs.targets import NoNumbers, check_words, target_of
 from analyzers.prompts import Prompts, prompts
 from analyzers.protocol import AnalyzerError, Given, check_counts
@@ -21,6 +21,9 @@ from fmr.ids import Site
 from fmr.nests import leaves
 from fmr.nodes import Key
 from fmr.runs.run import Run
+
+TOGETHER = 1e-3
+"""How far an example among others may lie from the same one alone, as a share of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Opening:
         own = one_of(self.given.inputs, example, len(self.given))
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
 
-    def run(self, example: int, keep: Sequence[Site] | None = None) -> Run:
+    def run(self, example: int, keep: Sequence[Site] | str | None = None) -> Run:
         """A run of one example, of which all is known or what is kept; `AnalyzerError` where the model does not take it."""
         one = self.one(example)
         try:
@@ -105,6 +108,7 @@ class Opening:
 
     def place(self, at: Key | None) -> Site:
         """The place that is meant."""
+        self._check_cut()
         return place_of(at, self.model, self.one(0), lambda: self.run(0))
 
     def asked(self, example: int, place: Site, target: Any, baseline: Any, own: Settings) -> Asked:
@@ -123,7 +127,7 @@ class Opening:
                 "difference from a baseline is known."
             )
         question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
-        real = real_in(question.value, one, place)
+        real = real_in(question.value, one, place, run.last.frames())
         names = _check_mean(baseline, question, place)
         bases = baselines_of(baseline, question.value, real, self._reader(place), lambda: self._padded(one, place), names)
         try:
@@ -131,6 +135,31 @@ class Opening:
         except NoNumbers as error:
             raise AnalyzerError(f"{error}{self._uneven()}") from error
         return Asked(question, bases, own, real)
+
+    def _check_cut(self) -> None:
+        """Raise where the last example makes something else alone than among the others: what they share was cut up."""
+        many, given = len(self), self.given.inputs
+        cut = [name for name, one in given.items() if isinstance(one, Tensor) and one.dim() and len(one) == many]
+        if many < 2 or len(cut) < 2:
+            return
+        copies: dict[str, Any] = {name: one.clone() if isinstance(one, Tensor) else one for name, one in given.items()}
+        alone = dict(leaves(self.run(many - 1, "none").output))
+        try:
+            together = dict(leaves(fmr.run(self.model, keep="none", **copies).output))
+        except Exception:  # of a model that takes one example at a time
+            return
+        for name, one in alone.items():
+            other = together.get(name)
+            if other is None or not other.dim() or len(other) != many or not one.is_floating_point():
+                continue
+            if one.shape != (1, *other.shape[1:]) or not are_close(
+                other[-1:], one, max(TOGETHER, 32 * torch.finfo(one.dtype).eps)
+            ):
+                raise AnalyzerError(
+                    f"{type(self.model).__name__} makes something else of the last example alone than among the others: it "
+                    f"mixes examples, or {' or '.join(cut)} belongs to all of them and was cut into {many} rows. Expected "
+                    "one example at a time."
+                )
 
     def _uneven(self) -> str:
         """The numbers of rows of the inputs, where they differ."""
@@ -153,12 +182,12 @@ class Opening:
 
     def _of_tokens(self, one: Mapping[str, Any], place: Site) -> Tensor:
         """What stands at a place of other inputs, without their padding."""
-        value = self._at(one, place)
-        return without_padding(value, real_in(value, one, place))
+        run = self._at(one, place)
+        value: Tensor = run[place]
+        return without_padding(value, real_in(value, one, place, run.last.frames()))
 
-    def _at(self, one: Mapping[str, Any], place: Site) -> Tensor:
-        value: Tensor = fmr.run(self.model, keep=[place], stop=True, **one)[place]
-        return value
+    def _at(self, one: Mapping[str, Any], place: Site) -> Run:
+        return fmr.run(self.model, keep=[place], stop=True, **one)
 
     def _padded(self, one: Mapping[str, Any], place: Site) -> Tensor:
         pad, ids = getattr(self.tokenizer, "pad_token_id", None), one.get("input_ids")
@@ -168,7 +197,8 @@ class Opening:
                 f"baseline='padding' puts the padding token in every place, and there is {missing}. Take baseline='zero' or "
                 "'mean', or values of your own."
             )
-        return self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)
+        value: Tensor = self._at({**one, "input_ids": torch.full_like(ids, pad)}, place)[place]
+        return value
 
 
 def _check_mean(baseline: Any, question: Question, place: Site) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from math import comb
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,13 +40,16 @@ def cells_of(given: Any, value: Tensor, kind: str, real: Tensor) -> Tensor:
 
 
 def _cells(given: Any, value: Tensor, kind: str) -> Tensor:
+    given = torch.as_tensor(given) if isinstance(given, np.ndarray) else given
     if isinstance(given, Tensor):
         if given.shape not in (value.shape, value.shape[1:]) or given.is_floating_point() or int(given.min()) != 0:
             raise AnalyzerError(
                 f"cells is a {str(given.dtype).removeprefix('torch.')} tensor of shape {list(given.shape)}: expected whole "
                 f"numbers from 0 on in the shape of the value, {list(value.shape)}."
             )
-        return given.reshape(value.shape).long().to(value.device)
+        _, found = given.to(value.device).unique(return_inverse=True)  # numbers that no cell has are none
+        cells: Tensor = found.view(value.shape)
+        return cells
     side = SIDE if given is None else whole_number(given)
     if side is None or side < 1:
         raise AnalyzerError(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 import fmr
+from analyzers.images.counts import PLACES, UNITS, counts_of
 from analyzers.prompts import Prompts
 from analyzers.protocol import AnalyzerError, real_tokens
+from fmr.edits.frames import Frames
 from fmr.errors import nearest
 from fmr.ids import Site, TensorId
 from fmr.interventions.roles import sites_by_role
@@ -21,6 +24,9 @@ from fmr.structure.normal.match import MOVES, SAME
 
 _ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[-?\d+\]\.\S+|embedding|final_norm|unembedding)$")
 
+
+PICTURE = ("examples", "units", "rows", "columns")
+"""How pictures lie."""
 
 _CARRIED = MOVES | SAME | {"embedding"}
 """Ops through which token ids go as they are, and what looks them up."""
@@ -42,7 +48,9 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: C
             raise AnalyzerError(f"fmr.locate found no {at} in {type(model).__name__}.{nearest(at, known)}")
         return known[at]
     if at is not None:
-        return at if isinstance(at, Site) else Site(id_of(at))
+        site = at if isinstance(at, Site) else Site(id_of(at))
+        inner = not site.layout and not site.id.startswith("input:")
+        return _seen(site, run()) if inner and any(map(_is_picture, inputs.values())) else site
     ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and not ids.is_floating_point():
         embedding = _looked_up(run())
@@ -59,6 +67,14 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: C
         f"None of the inputs, {', '.join(inputs)}, holds floating-point numbers, and none is called input_ids. Say where "
         "attributions go: at=, an ID or the path of a module."
     )
+
+
+def _seen(site: Site, run: Run) -> Site:
+    """A site that says so where its value is a picture of many colours, as far as the operations tell."""
+    if site not in run.graph or len((node := run.graph[site]).shape) != 4:
+        return site
+    counts = counts_of(run.graph).get(node.id, ())
+    return replace(site, layout=PICTURE) if counts[1:] == (UNITS, PLACES, PLACES) else site
 
 
 def _looked_up(run: Run) -> Site | None:
@@ -81,11 +97,11 @@ def kind_of(value: Tensor, inputs: Mapping[str, Any], place: Site) -> str:
 
     A site that says that its value lies in another way has plain numbers.
     """
-    own, told = AXES.get(value.dim(), ()), place.layout or ()
-    if len(told) == value.dim() and told[1 : len(own) + 1] != own:
+    own, told = AXES.get(value.dim(), ()), names_of(place, value)
+    if told and told[1 : len(own) + 1] != own:
         return "values"
-    if value.dim() == 4 and any(isinstance(one, Tensor) and _is_picture(one) for one in inputs.values()):
-        return "image"
+    if value.dim() == 4 and any(map(_is_picture, inputs.values())):
+        return "image" if told or place.id.startswith("input:") else "values"
     ids = inputs.get("input_ids")
     are_ids = isinstance(ids, Tensor) and not value.is_floating_point() and value.shape == ids.shape and value.dim() == 2
     return "tokens" if value.dim() == 3 or are_ids else "values"
@@ -113,28 +129,36 @@ def assumed_layout(place: Site, value: Tensor, kind: str, inputs: Mapping[str, A
     )
 
 
-def _is_picture(value: Tensor) -> bool:
-    return value.dim() == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
+def _is_picture(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
 def names_of(place: Site, value: Tensor) -> tuple[str, ...]:
     """What a site says that the dimensions of a value (1, ...) count, "" for one in front; nothing where it says nothing."""
-    told = place.layout or ()
-    return ("", *told) if told and len(told) == value.dim() - 1 else told
+    told = tuple(name for name in place.layout or () if not isinstance(place.selection.get(name), int))
+    return told if len(told) == value.dim() else ("", *told) if told and len(told) == value.dim() - 1 else ()
 
 
-def real_in(value: Tensor, inputs: Mapping[str, Any], place: Site) -> Tensor:
+def real_in(value: Tensor, inputs: Mapping[str, Any], place: Site, frames: Frames) -> Tensor:
     """At which positions of a value (1, ...) tokens stand and no padding, (1, ..., positions, ..., 1) along their dimension.
 
-    True where nothing says which dimension that is.
+    True where nothing says which dimension that is. frames: what the pass tells of its columns.
     """
     names, tokens = names_of(place, value), kind_of(value, inputs, place) == "tokens"
     axis = 1 if tokens else names.index("positions") if "positions" in names else None
     if axis is None:
         return torch.ones([1] * value.dim(), dtype=torch.bool)
     mask, many = inputs.get("attention_mask"), value.shape[axis]
-    by_token = isinstance(mask, Tensor) and mask.shape == (1, many)
-    return real_tokens(mask if by_token else None, 1, many).view([many if n == axis else 1 for n in range(value.dim())])
+    told = [mask] if isinstance(mask, Tensor) and mask.shape == (1, many) else []
+    told += [torch.ones(1, many) if one.mask is None else one.mask[:, -many:] for length, one in frames if length == many]
+    found = {tuple(real_tokens(one, 1, many)[0].tolist()) for one in told}
+    if len(found) > 1:
+        raise AnalyzerError(
+            f"{place!r} has {many} positions, and so have several inputs of the model that are padded differently. Expected "
+            "inputs of different lengths: pad one of them further."
+        )
+    real = torch.tensor(found.pop() if found else [True] * many)
+    return real.view([many if n == axis else 1 for n in range(value.dim())])
 
 
 def without_padding(value: Tensor, real: Tensor) -> Tensor:
@@ -156,7 +180,7 @@ def tokens_of(given: Prompts, real: Tensor) -> tuple[tuple[str, ...], ...]:
 def images_of(given: Prompts) -> Tensor | None:
     """The pictures among the inputs, (examples, height, width, 3) from 0 to 1, as drawn; None where there are none."""
     found = next(
-        (one for one in given.inputs.values() if isinstance(one, Tensor) and _is_picture(one) and one.shape[1] in (1, 3)),
+        (one for one in given.inputs.values() if _is_picture(one) and one.shape[1] in (1, 3)),
         None,
     )
     if found is None:

@@ -76,7 +76,7 @@ class Question:
             self.why = self.why or self._why_apart(both, own)
             if self.why:
                 versions = _versions(self.model)
-                if not _are_close(self._apart(both), own):
+                if not are_close(self._apart(both), own):
                     self.why = "the same input gives other numbers when it is run again, and attributions are off by as much"
                     changed = (name for name, one in _versions(self.model).items() if versions.get(name) != one)
                     self.changed = next(changed, "")
@@ -93,7 +93,7 @@ class Question:
             return "the target gives one number for several rows, as if their sum or mean were asked for"
         except Exception as error:
             return f"the model does not take several rows ({str(error).splitlines()[0][:80]})"
-        return "" if _are_close(found, own) else "rows of the model are not independent"
+        return "" if are_close(found, own) else "rows of the model are not independent"
 
     def check_gradient(self) -> Tensor:
         """The gradient of the target at the value; `AnalyzerError` where there is none."""
@@ -132,8 +132,9 @@ class Question:
         return gradient
 
 
-def _are_close(found: Tensor, own: Tensor) -> bool:
-    return torch.allclose(found, own, rtol=SLACK, atol=SLACK * float(own.abs().max()))
+def are_close(found: Tensor, own: Tensor, slack: float = SLACK) -> bool:
+    """Whether numbers of rows together are those of each by itself, up to rounding."""
+    return torch.allclose(found, own, rtol=slack, atol=slack * float(own.abs().max()))
 
 
 def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:

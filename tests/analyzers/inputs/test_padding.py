@@ -131,3 +131,31 @@ def test_positions_may_lie_in_front() -> None:
     found = asking.run({"x": x, "attention_mask": mask}, 1, "deeplift", at=site, baseline="mean")
     assert short.base.allclose(found.base, atol=1e-6)
     assert torch.allclose(short.values[:, :3], found.values[:, :3], atol=1e-6)
+
+
+def test_a_part_of_a_value_of_heads_has_its_own_positions(model: nn.Module) -> None:
+    asking, z = InputAttribution(model), fmr.locate(fmr.run(model, input_ids=IDS)).attention[1].z
+    for site, kind in ((z.at(heads=1), "tokens"), (z.at(units=2), "values"), (z.at(heads=[0, 2]), "values")):
+        alone, found = (asking.run(padded(IDS, n), 2, "deeplift", at=site, baseline="mean") for n in (0, 3))
+        assert found.kind == alone.kind == kind
+        assert alone.base.allclose(found.base, atol=1e-5)
+
+
+def test_padding_of_other_inputs_is_not_mistaken() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+    asking = InputAttribution(transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=50, **sizes)).eval())
+
+    def last(output: Any) -> Tensor:
+        found: Tensor = output.logits[:, -1, 3]
+        return found
+
+    given = {"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 0, 0]]), "decoder_input_ids": IDS}
+    place = "decoder.block.0.layer.0:0"
+    with pytest.raises(
+        AnalyzerError, match=r"has 4 positions, and so have several inputs of the model that are padded diff"
+    ):
+        asking.run(given, last, "saliency", at=place)
+    given |= {"decoder_input_ids": IDS[:, :3], "decoder_attention_mask": torch.tensor([[1, 1, 0]])}
+    assert asking.run(given, last, "saliency", at=place).real.tolist() == [[True, True, False]]

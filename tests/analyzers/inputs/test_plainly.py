@@ -399,3 +399,49 @@ def test_what_three_dimensions_are_taken_for_is_told() -> None:
     told = "Site('input:x') [1, 4, 6] is taken for (examples, positions, units), with a score for each position"
     assert asking.run(x, 1, "deeplift").notes[0].startswith(told)
     assert asking.run(x, 1, "deeplift", at=TOKENS).notes == ()
+
+
+# ---- what belongs to all examples, and what lies as a picture
+
+
+class Placed(Additive):
+    """Tokens by the weights of their positions, which belong to all examples."""
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:  # type: ignore[override]
+        return (self.table(input_ids) * (position_ids + 1)[..., None]).sum(1)
+
+
+def test_what_belongs_to_all_examples_is_not_cut_up() -> None:
+    asking, ids = InputAttribution(Placed().eval()), torch.tensor([[1, 2, 3], [4, 5, 6], [7, 0, 1]])
+    with pytest.raises(
+        AnalyzerError, match=r"something else of the last example alone than among the others.*or position_ids"
+    ):
+        asking.run({"input_ids": ids, "position_ids": torch.arange(3)}, 1, "deeplift")
+    several = asking.run({"input_ids": ids, "position_ids": torch.arange(3)[None]}, 1, "deeplift")
+    alone = asking.run({"input_ids": ids[2:], "position_ids": torch.arange(3)}, 1, "deeplift")
+    assert torch.equal(several.values[2:], alone.values)
+    each = asking.run({"input_ids": ids, "position_ids": torch.arange(3).expand(3, -1)}, 1, "deeplift")
+    assert torch.equal(each.values, several.values)
+
+
+def test_four_dimensions_in_a_model_of_pictures_are_pictures_where_the_operations_tell() -> None:
+    convolve = nn.Conv2d(3, 4, 3)
+
+    def heads(picture: Tensor) -> Tensor:
+        return (convolve(picture).flatten(2).mT.unflatten(2, (2, 2)).transpose(1, 2) * 1.5).tanh().sum((2, 3))
+
+    asking = InputAttribution(made(heads))
+    asking.model.add_module("convolve", convolve.eval())
+    found = asking.run(numbers(1, 3, 6, 6), 1, "deeplift", at="convolve")
+    assert (found.kind, found.scores.shape) == ("image", (1, 4, 4))
+    found = asking.run(numbers(1, 3, 6, 6), 1, "deeplift", at="/mul#0")
+    assert (found.kind, found.scores.shape) == ("values", (1, 2, 16, 2))
+    with pytest.raises(AnalyzerError, match=r"baseline='mean' of Site\('/mul#0'\) .* nothing says over which dimensions"):
+        asking.run(numbers(1, 3, 6, 6), 1, "deeplift", at="/mul#0", baseline="mean")
+
+
+def test_cells_that_are_not_there_are_none() -> None:
+    asking = InputAttribution(LINEAR)
+    for cells in (torch.tensor([0, 0, 2, 7, 7, 7]), np.array([0, 0, 2, 7, 7, 7])):
+        assert asking.run(X, 1, "occlusion", cells=cells).how == "3 cells"
+        assert asking.run(X, 1, "kernel-shap", cells=cells).how == "all 8 sets of 3 cells"
