@@ -14,7 +14,7 @@ from fmr.nests import Nest, exact, map_ids
 from fmr.nodes import Node, scope_of
 from fmr.ops.fused import DECOMPOSITIONS, is_fused
 from fmr.watching.inside import value_of_call
-from fmr.watching.own import alone, without_grad
+from fmr.watching.own import alone
 from fmr.watching.recorder import Recorder
 from fmr.watching.scopes import Start
 from fmr.watching.tape import Event, Tape
@@ -106,10 +106,8 @@ def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor], histo
     The random state stays as it was. With `history` gradients go through the value to these tensors. What lies behind active
     dropout has no value.
     """
-    if history:
-        return value_of_call(name, node.op, scope_of(node), *_explained_call(node, tensors))
-    detached = {parent: tensor.detach() for parent, tensor in tensors.items()}
-    return without_grad(lambda: value_of_call(name, node.op, scope_of(node), *_explained_call(node, detached)))()
+    read = tensors if history else {parent: tensor.detach() for parent, tensor in tensors.items()}
+    return value_of_call(name, node.op, scope_of(node), *_explained_call(node, read), history=history)
 
 
 def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner:

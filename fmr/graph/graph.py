@@ -59,6 +59,10 @@ class Graph:
         self._inner: dict[str, Inner] = {}
         self.known: dict[object, Any] = {}  # what functions found out about it, each under itself
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is found out again is not copied."""
+        return self.__dict__ | {"known": {}}
+
     # ---- looking things up
 
     def __len__(self) -> int:
@@ -76,19 +80,15 @@ class Graph:
     def __getitem__(self, key: "Key") -> Node:
         """The node of an ID, inner values of fused ops included; for the path of a module that of the tensor it returned."""
         name = key if isinstance(key, TensorId) else id_of(key)
-        place = self._place.get(name)
-        if place is not None:
-            return self.nodes[place]
+        if name in self._place:
+            return self.nodes[self._place[name]]
         if name.is_path:
             return self[the_one(name, returned(self, name))]
         for node in self._inside(name):
             if node.id == name:
                 return node
-        close = (
-            used_name(name, self.same, self._place)
-            or nearest(name, self.ids())
-            or " Expected one of graph.ids(), or of graph.find('*softmax*') for a glob."
-        )
+        close = used_name(name, self.same, self._place) or nearest(name, self.ids())
+        close = close or " Expected one of graph.ids(), or of graph.find('*softmax*') for a glob."
         raise IdError(f"{self.model} has no value {str(name)!r} in this graph.{close}")
 
     def place(self, key: "Key") -> int:

@@ -1,6 +1,7 @@
 """One value inside a fused kernel, computed from what the kernel was given."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from fmr.watching.own import alone, unseen, without_grad
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
     """The same for a call that is under way: `op` with these arguments, whose scope is `scope`."""
-    return without_grad(lambda: value_of_call(name, op, scope, *plain_arguments(args, kwargs)))()
+    return value_of_call(name, op, scope, *plain_arguments(args, kwargs))
 
 
 def plain_arguments(args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -30,14 +31,15 @@ def plain_arguments(args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
     return args, {at: arg for at, arg in kwargs.items() if at != "out"}
 
 
-def value_of_call(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
-    """The value of an ID in the plain form of a fused op with these arguments."""
+def value_of_call(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, history: bool = False) -> Tensor | None:
+    """The value of an ID in the plain form of a fused op with these arguments; `history` leaves gradients as they are."""
     with unseen():
         if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
             return None
     catch = _Catch(name, scope)
     try:
-        alone(lambda: DECOMPOSITIONS[op](*args, **kwargs), catch)
+        work = partial(DECOMPOSITIONS[op], *args, **kwargs)
+        alone(work if history else without_grad(work), catch)
     except _Caught:
         return catch.value
     return None
@@ -62,7 +64,7 @@ class _Catch(WatcherMode):
             return func(*args, **kwargs)
         here = f"{self.scope}/{op.name}#{self.counts[op.name]}"
         if self.name.startswith(here + "/"):
-            self.value = value_of_call(self.name, op.name, here, args, kwargs)
+            self.value = value_of_call(self.name, op.name, here, args, kwargs, history=True)
             raise _Caught
         if drops(op.name, args, kwargs):
             raise _Caught

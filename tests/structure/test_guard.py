@@ -88,7 +88,8 @@ class Empty(nn.Module):
 def test_a_run_over_nothing_is_located(shape: tuple[int, int], heads: int) -> None:
     found = fmr.locate(fmr.run(Empty(heads), torch.randn(*shape, WIDTH)))
     assert not [one for one in found.rejected if "failed" in one.reason]
-    assert len(found.mlps) == 1
+    assert (found.mlps, found.attention) == ((), ())
+    assert "way.5/linear#0" in {one.id for one in found.rejected if "that prove anything" in one.reason}
 
 
 def test_a_kernel_that_was_given_nothing_is_told() -> None:

@@ -9,7 +9,6 @@ from tests.structure.kinds.truth import (
     Heads,
     Layers,
     Model,
-    Plain,
     apart,
     attends,
     carries,
@@ -249,28 +248,6 @@ class RaisingWeights(_Beside):
             + F.linear(remembers(F.linear(x, self.w).relu().as_subclass(torch.Tensor), may=True), self.u),
             may=True,
         ).as_subclass(torch.Tensor)
-
-
-class NoTokens(Layers):
-    """No tokens at all."""
-
-    def inputs(self):
-        return (torch.randn(self.s.batch, 0, self.s.width, dtype=self.s.dtype),)
-
-    class attention(Heads):
-        def mix(self, q, k, v):
-            return look(self.s, q, k, v, may=True)
-
-    class memory(Plain):
-        def bend(self, x):
-            return remembers(torch.relu(x), may=True)
-
-
-class NoExamples(NoTokens):
-    """No example at all."""
-
-    def inputs(self):
-        return (torch.randn(0, self.s.tokens, self.s.width, dtype=self.s.dtype),)
 
 
 class Fourier(Layers):
