@@ -10,7 +10,7 @@ from fmr.ids import Site, TensorId
 from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.layouts import Layout
 from fmr.structure.memories.memory import Memory
-from fmr.structure.normal.dims import Dim, dims_of
+from fmr.structure.normal.dims import Dim, Dims
 from fmr.structure.normal.einsum import of_projection
 from fmr.structure.normal.match import projection
 
@@ -26,8 +26,8 @@ ROWS = "rows"
 class Axes:
     """What is known of the dimensions of a graph's values: what attentions say of them, and what projections do."""
 
-    def __init__(self, graph: Graph, attention: Sequence[Attention]) -> None:
-        self.graph, self.dims = graph, dims_of(graph)
+    def __init__(self, graph: Graph, dims: Dims, attention: Sequence[Attention] = ()) -> None:
+        self.graph, self.dims = graph, dims
         self.said: dict[Dim, set[str]] = defaultdict(set)
         for block in attention:
             for role in _ROLES.get(block.kind, ("q", "k", "v", "z")):

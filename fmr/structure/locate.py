@@ -35,6 +35,7 @@ from fmr.structure.memories.written import why_no_memory
 from fmr.structure.mixers.find import Term, find_mixers
 from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.mixers.prove import ALONE, proven
+from fmr.structure.normal.dims import Dims, dims_of
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import bends_alone, hidden_attentions, hidden_memories, is_hidden
 from fmr.structure.normal.match import projection
@@ -130,7 +131,7 @@ class _Search:
         self.model, self.graph, self.value = graph.model, graph.unfused, value
         self.rejected: list[Rejected] = []
         self.sums: frozenset[TensorId] = frozenset()
-        self.axes: Axes | None = None
+        self.axes = Axes(self.graph, Dims())
 
     def structure(self) -> Structure:
         streams = self._streams()
@@ -138,7 +139,7 @@ class _Search:
         residuals = tuple(self._residual(stream, sums) for stream in streams)
         self.sums = sums
         attention = self._attention()
-        self.axes = self._tried(self.end, "axis", lambda: Axes(self.graph, attention), None)
+        self.axes = self._tried(self.end, "axis", lambda: Axes(self.graph, dims_of(self.graph), attention), self.axes)
         mlps = self._memories(residuals, sums, attention)
         attention, mlps = self._named(attention, mlps)
         last = streams[-1] if streams and streams[-1].writes else None
@@ -195,11 +196,8 @@ class _Search:
 
     def _named(self, attention: list[Attention], mlps: list[Memory]) -> tuple[list[Attention], list[Memory]]:
         """The parts with what their dimensions count."""
-        axes = self.axes
-        if axes is None:
-            return attention, mlps
-        told = [self._tried(one.softmax, "axis", partial(axes.attention, one), one) for one in attention]
-        return told, [self._tried(one.down, "axis", partial(axes.memory, one), one) for one in mlps]
+        told = [self._tried(one.softmax, "axis", partial(self.axes.attention, one), one) for one in attention]
+        return told, [self._tried(one.down, "axis", partial(self.axes.memory, one), one) for one in mlps]
 
     def _placed(self, part: Part) -> Part:
         """A part whose sites know where their values are made."""
@@ -215,8 +213,7 @@ class _Search:
     def _told(self, part: Part) -> Part:
         """A part whose sites know where their values are made and what their dimensions count."""
         held = {one.name: getattr(part, one.name) for one in fields(part)}
-        axes = self.axes
-        sites: dict[str, Any] = {name: axes.site(one) for name, one in held.items() if axes and isinstance(one, Site)}
+        sites: dict[str, Any] = {name: self.axes.site(one) for name, one in held.items() if isinstance(one, Site)}
         return self._placed(replace(part, **sites))
 
     def _candidates(self) -> Iterator[Attention | Rejected]:

@@ -15,9 +15,7 @@ from fmr.structure.normal.walks import walk
 from fmr.structure.streams.stream import Stream
 
 
-def why_no_memory(
-    graph: Graph, found: Memory, streams: Collection[Stream], sums: frozenset[TensorId], axes: Axes | None = None
-) -> str:
+def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums: frozenset[TensorId], axes: Axes) -> str:
     """Why two projections with something bent between them are no memory of these streams; empty where they are one."""
     written = [stream for stream in streams for names in stream.writers if found.down in names]
     if not written:
@@ -26,7 +24,7 @@ def why_no_memory(
         return "its keys and values are not as wide as the stream"
     writes = (pair for stream in written for pair in zip(stream.writes, stream.writers, strict=True))
     after = [write.after for write, names in writes if found.down in names]
-    if axes is not None and _is_over_positions(graph, found, after, axes):
+    if _is_over_positions(graph, found, after, axes):
         return f"{found.up} sums over positions, as in a network over these, and not over the units of the stream"
     points = {strip_views(graph, name) for stream in streams if stream.writes for name in stream.points}
     made = [name for name in (found.up, found.post.id) if strip_views(graph, name) in points]

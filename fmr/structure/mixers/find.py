@@ -51,9 +51,7 @@ class Term:
     stacked: bool
 
 
-def find_mixers(
-    graph: Graph, streams: Sequence[Stream], known: Iterable[TensorId], axes: Axes | None
-) -> Iterator[list[Term]]:
+def find_mixers(graph: Graph, streams: Sequence[Stream], known: Iterable[TensorId], axes: Axes) -> Iterator[list[Term]]:
     """What each write adds, if no attention or memory is in it, once for each dimension that may count positions.
 
     `known` are the values of attentions and memories: what is made of them is theirs.
@@ -78,12 +76,12 @@ def find_mixers(
             yield found
 
 
-def _positions(axes: Axes | None, name: TensorId, rank: int, every: Sequence[Value]) -> list[tuple[int, bool]]:
+def _positions(axes: Axes, name: TensorId, rank: int, every: Sequence[Value]) -> list[tuple[int, bool]]:
     """The dimensions of a state of the stream that may count positions, the likelier first, each with whether they are known
     to: attentions or a recurrent layer say so, or it is the second of three. Examples, too, may be mixed."""
     usual = ("examples", "positions", "units")[-rank:]
-    layout = (axes.site(Site(name)).layout if axes else None) or usual
-    said = [n for n in range(rank) if axes is not None and axes.are_positions(name, n)]
+    layout = axes.site(Site(name)).layout or usual
+    said = [n for n in range(rank) if axes.are_positions(name, n)]
     steps = any(one.node.op in _CELLS and not one.node.op.endswith("cell") for one in every)
     named = [n for n, what in enumerate(layout) if what == "positions"] or [
         n for n, what in reversed([*enumerate(layout)]) if what != "units"

@@ -4,7 +4,8 @@ The dimensions of all values fall into classes. Ops that work number by number, 
 what lays several out as one makes another, which falls apart again where the same sizes are laid out.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
+from itertools import takewhile
 
 import torch
 
@@ -12,7 +13,7 @@ from fmr.errors import FmrError
 from fmr.graph.execute import execute
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
-from fmr.structure.normal.einsum import of_projection, subscripts_of
+from fmr.structure.normal.einsum import Subscripts, of_projection, subscripts_of
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     ELEMENTWISE,
@@ -47,6 +48,9 @@ _CELLS = frozenset("gru lstm rnn_relu rnn_tanh".split())
 
 _POOLS = frozenset(f"{kind}_pool{n}d" for kind in ("avg", "max", "lp") for n in (1, 2, 3))
 
+_OF_ALL = ((_BY_NUMBER | MOVES) - NORMS - _VIEWS) | {"stack"}
+"""Ops of whose operands all go on in what they make; of others the first does."""
+
 _ALONG = {"cumsum": 1, "cumprod": 1, "flip": 1, "roll": 2, "softmax": 1, "log_softmax": 1, "sum": 1, "mean": 1}
 """Ops in which one place of a dimension reaches others, with the place of the argument that names it."""
 
@@ -54,15 +58,13 @@ _PRIMES = (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079)
 
 
 class Dims:
-    """The classes of the dimensions of a graph's values, with what is known of each."""
+    """The classes of the dimensions of a graph's values, with what is known of each; without a graph nothing is known."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph | None = None) -> None:
         self._joined: dict[Dim, Dim] = {}
         self._parts: dict[Dim, list[tuple[int, Dim]]] = {}
-        self._mixed: set[Dim] = set()
-        self._units: set[Dim] = set()
-        self._along: set[Dim] = set()
-        for node in graph.nodes:
+        self._mixed, self._units, self._along = set[Dim](), set[Dim](), set[Dim]()
+        for node in graph.nodes if graph is not None else ():
             self._read(graph, node)
         self._mixed, self._units, self._along = (
             {self._root(one) for one in known} for known in (self._mixed, self._units, self._along)
@@ -99,129 +101,55 @@ class Dims:
     def _read(self, graph: Graph, node: Node) -> None:
         """Take in what an op makes of the dimensions of what it reads."""
         read = [graph[name] for name in data_inputs(graph, node)]
-        if node.op in _ALONG and read:
-            self._along.update((read[0].id, n) for n in dims_told(node, len(read[0].shape), _ALONG[node.op]))
         if contraction(node) is not None:
             self._multiplied(graph, node)
         elif node.op in RESHAPES and read:
             self._reshaped(read[0], node, _repeated(graph, read[0]))
-        elif node.op == "embedding" and len(node.parents) > 1:
-            self._in_order(graph[node.parents[0].id], node)
-            self._units.add((node.id, len(node.shape) - 1))
-        elif node.op in ("getitem", "index_select") and len(node.parents) > 1:
-            self._chosen(graph, node)
-        elif node.op in _VIEWS and read:
-            self._viewed(graph, node)
-        elif node.op in ("sum", "mean") and read:
-            self._summed(read[0], node)
-        elif node.op in _CELLS and read:
-            self._recurred(read[0], node)
-        elif node.op in _POOLS and read:
-            self._pooled(read[0], node)
-        elif node.op == "stack" and read:
-            self._stacked(read, node)
-        elif node.op in _BY_NUMBER or node.op in MOVES:
-            for one in read[:1] if node.op in NORMS else read:
-                self._aligned(one, node)
+        elif read and not (node.op in _CELLS and node.id.parts.output):
+            for one in read if node.op in _OF_ALL else read[:1]:
+                for there, here in _kept(graph, one, node):
+                    if one.shape[there] == node.shape[here] or node.op in _POOLS | _VIEWS:
+                        self._join((one.id, there), (node.id, here))
+            self._tell(graph, read[0], node)
 
-    def _aligned(self, read: Node, node: Node) -> None:
-        """Dimensions of one size are the same, counted from the right; moved numbers in one rank alone."""
-        apart = len(node.shape) - len(read.shape)
-        if apart < 0 or (apart and node.op not in _BY_NUMBER):
-            return
-        for n, size in enumerate(read.shape):
-            if size == node.shape[n + apart]:
-                self._join((read.id, n), (node.id, n + apart))
-
-    def _in_order(self, read: Node, node: Node) -> None:
-        """The first dimensions are those of what is read."""
-        for n, (size, made) in enumerate(zip(read.shape, node.shape, strict=False)):
-            if size == made:
-                self._join((read.id, n), (node.id, n))
-
-    def _summed(self, read: Node, node: Node) -> None:
-        """The dimensions that are not summed up stay."""
-        rank, gone = len(read.shape), dims_told(node, len(read.shape))
-        kept = [n for n in range(rank) if n not in gone or len(node.shape) == rank]
-        for n, source in enumerate(kept) if len(kept) == len(node.shape) else ():
-            if source not in gone:
-                self._join((read.id, source), (node.id, n))
-
-    def _recurred(self, read: Node, node: Node) -> None:
-        """A recurrent layer goes along the steps of its input, which its last argument tells from the examples."""
-        first, rank = node.args.get("8"), len(read.shape)
-        if node.id.parts.output != 0 or not isinstance(first, bool) or len(node.shape) != rank:
-            return
-        for n in range(rank - 1):
-            self._join((read.id, n), (node.id, n))
-        self._units.update([(read.id, rank - 1), (node.id, rank - 1)])
-        self._along.add((node.id, 1 if first and rank > 2 else 0))
-
-    def _pooled(self, read: Node, node: Node) -> None:
-        """A window goes along the last dimensions, as many as the name says."""
-        if len(read.shape) != len(node.shape):
-            return
-        for n in range(len(node.shape)):
-            self._join((read.id, n), (node.id, n))
-        self._along.update((node.id, len(node.shape) - 1 - n) for n in range(int(node.op[-2])))
-
-    def _stacked(self, read: list[Node], node: Node) -> None:
-        """There is one dimension more, and the others go on."""
-        new = node.argument("dim", 1, 0) % len(node.shape)
-        for one in read:
-            for n in range(len(one.shape)):
-                self._join((one.id, n), (node.id, n + (n >= new)))
+    def _tell(self, graph: Graph, read: Node, node: Node) -> None:
+        """What an op says of dimensions: that they count units, that it goes along them, that it chooses among them."""
+        last, rank = len(node.shape) - 1, len(read.shape)
+        if node.op in _ALONG:
+            self._along.update((read.id, n) for n in dims_told(node, rank, _ALONG[node.op]))
+        if node.op in _POOLS:
+            self._along.update((node.id, last - n) for n in range(int(node.op[-2])))
+        if node.op == "embedding":
+            self._units.add((node.id, last))
+        if node.op in _CELLS:
+            self._units.update([(read.id, last), (node.id, last)])
+            self._along.add((node.id, 1 if node.args.get("8") is True and rank > 2 else 0))
+        if node.op in ("getitem", "index_select") and len(node.parents) > 1 and node.shape:
+            index = graph[node.parents[1].id]
+            by_value = index.dtype == torch.bool or any(one.op in _CHOICES for one in above(graph, index.id, MOVES))
+            if by_value or (read.shape and self._root((read.id, 0)) in {self._root(one) for one in self._mixed}):
+                self._mixed.add((node.id, 0))
 
     def _multiplied(self, graph: Graph, node: Node) -> None:
         """Dimensions of one letter are the same."""
         found, used = contraction(node), projection(graph, node)
         assert found is not None
-        subscripts = of_projection(graph, used) if used is not None else subscripts_of(graph, found)
+        words = of_projection(graph, used) if used is not None else subscripts_of(graph, found)
         left, right = (used.data, used.weight) if used is not None else (found.left, found.right)
-        if len(subscripts.result) != len(node.shape):
-            self._in_order(graph[left], node)
-            return
-        for name, word in ((left, subscripts.left), (right, subscripts.right))[: 1 if used is not None else 2]:
+        if len(words.result) != len(node.shape):
+            words = Subscripts(words.left, "", words.left)
+        for name, word in [(left, words.left)] if used is not None else [(left, words.left), (right, words.right)]:
             for n, (letter, size) in enumerate(zip(word, graph[name].shape, strict=False)):
-                place = subscripts.result.find(letter)
-                if place >= 0 and (node.shape[place] == size or node.op in CONVOLUTIONS):
+                place = words.result.find(letter)
+                if 0 <= place < len(node.shape) and (node.shape[place] == size or node.op in CONVOLUTIONS):
                     self._join((name, n), (node.id, place))
+        summed = [(left, words.left.index(letter)) for letter in words.contracted]
         if used is None:
-            self._along.update((left, subscripts.left.index(letter)) for letter in subscripts.contracted)
-        elif node.op in CONVOLUTIONS:
+            self._along.update(summed)
+            return
+        self._units.update(summed, ((node.id, words.result.index(letter)) for letter in words.free(words.right)))
+        if node.op in CONVOLUTIONS:
             self._along.update((node.id, len(node.shape) - 1 - n) for n in range(len(graph[right].shape) - 2))
-        if used is not None:
-            self._units.update((left, subscripts.left.index(letter)) for letter in subscripts.contracted)
-            self._units.update((node.id, subscripts.result.index(letter)) for letter in subscripts.free(subscripts.right))
-
-    def _viewed(self, graph: Graph, node: Node) -> None:
-        """The dimensions are told by their strides, once the op runs again on a value without numbers."""
-        read = graph[node.parents[0].id]
-        strides = _PRIMES[: len(read.shape)]
-        tensors = {p.id: torch.empty(graph[p.id].shape, dtype=graph[p.id].dtype, device="meta") for p in node.parents}
-        if len(strides) < len(read.shape):
-            return
-        tensors[read.id] = torch.empty_strided(read.shape, strides, device="meta")
-        try:
-            made = execute(node, tensors)
-        except (FmrError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
-            return
-        if made.shape == node.shape:
-            for n, stride in {stride: n for n, stride in enumerate(made.stride())}.items():
-                if n in strides:
-                    self._join((read.id, strides.index(n)), (node.id, stride))
-
-    def _chosen(self, graph: Graph, node: Node) -> None:
-        """What is chosen by an index keeps the dimensions on its right."""
-        read, index = (graph[parent.id] for parent in node.parents[:2])
-        for n in range(1, min(len(node.shape), len(read.shape))):
-            if node.shape[-n] != read.shape[-n]:
-                break
-            self._join((read.id, len(read.shape) - n), (node.id, len(node.shape) - n))
-        by_value = index.dtype == torch.bool or any(one.op in _CHOICES for one in above(graph, index.id, MOVES))
-        many = read.shape and self._root((read.id, 0)) in {self._root(one) for one in self._mixed}
-        if node.shape and (by_value or many):
-            self._mixed.add((node.id, 0))
 
     def _reshaped(self, read: Node, node: Node, repeated: Container[int]) -> None:
         """Dimensions that stay are the same; several that are laid out as one are known by it."""
@@ -250,6 +178,43 @@ class Dims:
 def dims_of(graph: Graph) -> Dims:
     """The classes of the dimensions of a graph's values."""
     return Dims(graph)
+
+
+def _kept(graph: Graph, read: Node, node: Node) -> Iterable[tuple[int, int]]:
+    """The dimensions of what an op reads that go on in what it makes, where sizes agree: which there, which here."""
+    rank, made = len(read.shape), len(node.shape)
+    if node.op == "stack":
+        new = node.argument("dim", 1, 0) % made
+        return ((n, n + (n >= new)) for n in range(rank))
+    if node.op in ("sum", "mean"):
+        gone = dims_told(node, rank)
+        kept = [n for n in range(rank) if n not in gone or made == rank]
+        return ((there, here) for there, here in zip(kept, range(made), strict=False) if there not in gone)
+    if node.op == "embedding" or node.op in _CELLS:
+        return ((n, n) for n in range(min(rank, made) - (node.op in _CELLS)))
+    if node.op in ("getitem", "index_select") and len(node.parents) > 1:
+        sizes = zip(reversed([*enumerate(read.shape)]), reversed([*enumerate(node.shape)]), strict=False)
+        same = takewhile(lambda pair: pair[0][1] == pair[1][1], sizes)  # those on the right of what is chosen
+        return ((there, here) for (there, _), (here, _) in same if here and there)
+    if node.op in _VIEWS:
+        return _by_strides(graph, read, node)
+    aligned = made == rank if node.op in _POOLS or node.op in MOVES - SAME else node.op in _BY_NUMBER and made >= rank
+    return ((n, n + made - rank) for n in range(rank if aligned else 0))
+
+
+def _by_strides(graph: Graph, read: Node, node: Node) -> Iterable[tuple[int, int]]:
+    """The dimensions of a view by their strides, once the op runs again on a value without numbers."""
+    strides = _PRIMES[: len(read.shape)]
+    tensors = {p.id: torch.empty(graph[p.id].shape, dtype=graph[p.id].dtype, device="meta") for p in node.parents}
+    if len(strides) < len(read.shape):
+        return ()
+    tensors[read.id] = torch.empty_strided(read.shape, strides, device="meta")
+    try:
+        made = execute(node, tensors)
+    except (FmrError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
+        return ()
+    here = {stride: n for n, stride in enumerate(made.stride())} if made.shape == node.shape else {}
+    return ((n, here[stride]) for n, stride in enumerate(strides) if stride in here)
 
 
 def _repeated(graph: Graph, node: Node) -> list[int]:
