@@ -49,7 +49,7 @@ LOCATE = sys.modules["fmr.structure.locate"]
         ("hidden_attentions", 0, (2, 2, 1, 2), "attention"),
         ("hidden_memories", 0, (2, 2, 1, 2), "memory"),
         ("find_layers", 0, (2, 2, 1, 0), "layer"),
-        ("Axes", 0, (2, 2, 1, 2), "axis"),
+        ("Axes", 1, (2, 2, 1, 2), "axis"),
         ("_embedding", 0, (2, 2, 1, 2), "embedding"),
         ("_unembedding", 0, (2, 2, 1, 2), "unembedding"),
         ("find_readout", 0, (2, 2, 1, 2), "read-out"),

@@ -157,9 +157,16 @@ def exchanged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT).softmax(-1)[:, [2, 0, 3, 1]] @ v
 
 
+def summed_in_part(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Keys as three by two, of which the values are summed over the three alone, and a mean is taken of what that gives."""
+    pattern = (q @ k.mT).softmax(-1).unflatten(-1, (3, 2))
+    return torch.einsum("bhqmn,bhmd->bhqnd", pattern, v[:, :, :3]).mean(3)
+
+
 @pytest.mark.parametrize(
     ("mix", "reason"),
     [
+        (summed_in_part, "its values are summed over a part of what the softmax is over"),
         (negated, "what weighs the values at attention.0/matmul#1 is the softmax negated"),
         (exchanged, "which dimension of attention.0/getitem#0, [2, 4, 6, 6], counts its 4 heads cannot be followed"),
     ],
@@ -168,6 +175,48 @@ def test_what_is_said_of_other_patterns_is_true(mix: Callable[[Tensor, Tensor, T
     _, found = located(lambda: Heads(mix))
     assert found.attention == ()
     assert why(found).startswith(reason)
+
+
+class OfUnits(Heads):
+    """What heads mix, weighed by one another or not, says by a softmax how much each unit of a matrix counts."""
+
+    def __init__(self, mixed: bool) -> None:
+        super().__init__(torch.matmul)
+        self.weights = nn.Parameter(torch.randn(HEADS, HEADS)) if mixed else None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        q, k, v = (split(one(x)) for one in (self.q, self.k, self.v))
+        z = (q @ k.mT).softmax(-1) @ v
+        z = z if self.weights is None else torch.einsum("bhqd,hg->bgqd", z, self.weights)
+        return self.out(joined(z.softmax(-1) @ (k.mT @ v)))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_a_pattern_mixes_is_no_score_of_its_values(mixed: bool) -> None:
+    _, found = located(lambda: OfUnits(mixed))
+    assert [(one.kind, one.q.id, one.certified is not None) for one in found.attention] == [
+        ("self", "attention.0/transpose#0", True)
+    ]
+    assert "/softmax#1" in next(one.id for one in found.rejected if one.what == "attention")
+
+
+class Shares(Heads):
+    """What heads write, times what a memory makes of the mean of all tokens: the same for each of them."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(lambda q, k, v: (q @ k.mT).softmax(-1) @ v)
+        self.memory, self.words = Plain(), words
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        share = self.memory(x.mean(1))
+        return torch.einsum(self.words, super().forward(x), share) if self.words else super().forward(x) * share[:, None]
+
+
+@pytest.mark.parametrize("words", ["", "btd,bd->btd"])
+def test_a_memory_that_only_weighs_what_heads_write_is_none(words: str) -> None:
+    _, found = located(lambda: Shares(words))
+    assert [one.scope for one in found.mlps] == ["memory.0"]
+    assert why(found, "memory") == "its output only weighs what another part writes"
 
 
 class Lazy(nn.Module):

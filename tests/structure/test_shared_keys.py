@@ -68,6 +68,25 @@ class Layers(nn.Module):
         return self.logits(self.norms[-1](x))
 
 
+class Normed(nn.Module):
+    """Layers whose norms stand on the stream itself, and that all look at what it began with."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.tokens, self.logits = nn.Embedding(TOKENS, WIDTH), nn.Linear(WIDTH, 50)
+        self.looks = nn.ModuleList(Projections() for _ in range(depth))
+        self.mlps = nn.ModuleList(Plain() for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2 * depth))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = first = self.tokens(ids)
+        for n, (look, mlp) in enumerate(zip(self.looks, self.mlps, strict=True)):
+            z = pattern(split(look.q(x)), split(look.k(first))) @ split(look.v(first))
+            x = self.norms[2 * n](x + look.out(joined(z)))
+            x = self.norms[2 * n + 1](x + mlp(x))
+        return self.logits(x)
+
+
 class Translator(nn.Module):
     """A second stream over the same tokens looks at the end of a first one."""
 
@@ -128,3 +147,9 @@ def test_the_end_of_another_stream_is_looked_at_across() -> None:
     run, found = located(Translator())
     assert [one.kind for one in found.attention] == ["self", "cross"]
     assert not holds(replace(found.attention[1], kind="self"), run)
+
+
+def test_a_stream_goes_on_through_its_norms() -> None:
+    run, found = located(Normed())
+    assert [one.kind for one in found.attention] == ["self"] * 3
+    assert not any(holds(replace(one, kind="cross"), run) for one in found.attention)

@@ -52,10 +52,10 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
     constant, of learned queries, and those whose heads are mixed on the way; of each kind the nearest first."""
     start = form_of(graph)[softmax.operands[0]]
     near = list(start.above(scores_go_on))
-    far = list(start.above(lambda one: scores_go_on(one) or one.kind == "projection"))
-    products = [one for one in near if one.kind == "product"]
+    far = start.above(lambda one: scores_go_on(one) or one.kind == "projection")
+    products = [one for one in near if one.kind == "product" and not _weighs(one)]
     learned = [one for one in near if _is_learned(one)]
-    mixed = [one for one in far if one.kind == "product" and one not in products and not _weighs(one)]
+    mixed = [one for one in far if one.kind == "product" and one not in near and not _weighs(one)]
     for one in (*sorted(products, key=lambda one: len(one.inputs) < 2), *learned, *mixed):
         scores = _scores(graph, one, graph[softmax.operands[0]])
         if scores is not None and (one.kind == "product" or _is_over_keys(graph, softmax, scores)):
