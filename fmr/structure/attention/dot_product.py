@@ -29,16 +29,13 @@ from fmr.structure.attention.values import (
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
-    CLAMPS,
     MOVES,
-    SAME,
     Path,
     above,
     contraction,
     depends_on,
     is_constant,
     is_learned,
-    product,
     projection,
     strip_views,
 )
@@ -50,25 +47,17 @@ _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_
 
 _WINDOWS = frozenset({"as_strided", "unfold"})
 
-_TOTAL = MOVES | CLAMPS | {"add", "reciprocal"}
-"""What may lie between a sum of weights and the division by it."""
-
 
 def dot_product(graph: Graph, softmax: Value) -> Attention | str:
     """The attention around a softmax of products of queries with keys, or the reason why it is none."""
     reason = ""
     for scores in find_scores(graph, softmax):
-        answer = _of_scores(graph, softmax, scores)
+        use = value_product(graph, softmax, scores)
+        answer = weighed(graph, softmax, scores, use) if use is not None else unused(graph, softmax)
         if isinstance(answer, Attention):
             return answer
         reason = reason or answer
     return reason or _why_no_scores(graph, softmax)
-
-
-def _of_scores(graph: Graph, softmax: Value, scores: Scores) -> Attention | str:
-    """The attention of these scores, or the reason why there is none."""
-    use = value_product(graph, softmax, scores)
-    return weighed(graph, softmax, scores, use) if use is not None else unused(graph, softmax)
 
 
 def weighed(graph: Graph, softmax: Value, scores: Scores, use: ValueProduct) -> Attention | str:
@@ -174,17 +163,12 @@ def _repeated(graph: Graph, k: TensorId, axis: int | None) -> float:
 
 def undivided(graph: Graph) -> Iterator[Rejected]:
     """Each product with values whose weights are divided by their sum only afterwards: a softmax that is nowhere."""
-    for node in graph.nodes:
-        if node.op not in ("div", "mul") or len(node.parents) != 2:
-            continue
-        higher = above(graph, node.parents[0].id, MOVES)
-        mixed = next((found for one in higher if (found := product(graph, one)) is not None), None)
-        sums = [one for one in above(graph, node.parents[1].id, _TOTAL) if one.op == "sum"]
-        totals = {strip_views(graph, one.parents[0].id, SAME) for one in sums if one.parents}
-        for name in {strip_views(graph, one, SAME) for one in (mixed.left, mixed.right)} & totals if mixed else ():
-            bent = form_of(graph)[name]
-            if bent.op == "exp" and any(find_scores(graph, replace(bent, dim=-1))):
-                yield Rejected(bent.id, "attention", "its pattern is never computed: the division comes after the values")
+    for value in form_of(graph).of_kind("gate"):
+        mixed, total = (one.unmoved for one in value.inputs)
+        bent = total.inputs[0].unmoved if total.kind == "statistic" and total.op == "sum" else None
+        weighed = mixed.kind == "product" and any(one.unmoved is bent for one in mixed.inputs)
+        if bent is not None and weighed and bent.op == "exp" and any(find_scores(graph, replace(bent, dim=-1))):
+            yield Rejected(bent.id, "attention", "its pattern is never computed: the division comes after the values")
 
 
 def used_again(graph: Graph, found: Sequence[Attention]) -> Iterator[Rejected]:
