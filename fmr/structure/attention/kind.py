@@ -12,25 +12,13 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.scores import BEFORE, Scores, products_beside
 from fmr.structure.attention.values import Parts
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import is_hidden, read_alone
-from fmr.structure.normal.match import (
-    MEANS,
-    MOVES,
-    NORM_PARTS,
-    NORMS,
-    above,
-    contraction,
-    data_inputs,
-    is_constant,
-    product,
-    projection,
-    strip_views,
-    value_number,
-    weights,
-)
+from fmr.structure.normal.match import MEANS, above, product, value_number
+from fmr.structure.normal.value import Value
 
-_NORMED = NORMS | NORM_PARTS | MEANS
-"""Ops that norm or scale values."""
+_SCALED = frozenset("move norm affine gate statistic".split())
+"""What moves, norms or scales values."""
 
 
 def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str | Node:
@@ -39,7 +27,7 @@ def kind_of(graph: Graph, scores: Scores, parts: Parts) -> str | Node:
     keys = _keys(graph, scores, parts)
     if any(of_one_stream(graph, scores.q, k) for k in keys):
         return "self"
-    unseen = (node for name in (scores.q, *sorted(keys)) for node in _made_of(graph, name) if is_hidden(node))
+    unseen = (one.node for name in (scores.q, *sorted(keys)) for one in _made_of(graph, name) if is_hidden(one.node))
     return next((node for node in unseen if read_alone(graph, node) is None), "cross")
 
 
@@ -65,15 +53,10 @@ def units_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> int:
 
 def _goes_on_from(graph: Graph, name: TensorId, earlier: Container[TensorId]) -> bool:
     """Whether a value is a sum of one of some earlier ones, as wide as it is, and of what was added since."""
-    width = graph[name].shape[-1:]
-    higher = above(graph, name, lambda node: node.op == "add" or _hands_on(graph, node))
-    return any(width == one.shape[-1:] != () and value_number(graph, one.id) in earlier for one in higher)
-
-
-def _hands_on(graph: Graph, node: Node) -> bool:
-    """Whether a node moves, norms or scales one value."""
-    data = [name for name in data_inputs(graph, node) if not is_constant(graph, name)]
-    return (node.op in MOVES or node.op in NORMS or node.op in NORM_PARTS) and len(set(data)) == 1
+    value = form_of(graph)[name]
+    higher = value.above(lambda one: one.kind == "sum" or one.kind in _SCALED)
+    width = value.node.shape[-1:]
+    return any(width == one.node.shape[-1:] != () and value_number(graph, one.id) in earlier for one in higher)
 
 
 def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
@@ -85,40 +68,33 @@ def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
 
 def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
     """What queries or keys were projected from, and what that was made of by norms and further projections alone."""
-    data = [one for node in _made_of(graph, name) if (one := _data(graph, node)) is not None]
-    return {value_number(graph, strip_views(graph, one)) for one in data}.union(
-        *(_linear(graph, one) for one in (name, *data))
-    )
+    data = [one for made in _made_of(graph, name) if (one := _projected(graph, made)) is not None]
+    ends = _linear(graph, form_of(graph)[name]).union(*(_linear(graph, one) for one in data))
+    return ends | {value_number(graph, one.unmoved.id) for one in data}
 
 
-def _made_of(graph: Graph, name: TensorId) -> Iterator[Node]:
+def _made_of(graph: Graph, name: TensorId) -> Iterator[Value]:
     """What a value was made of, up to what was projected to it."""
-    return above(graph, name, lambda node: not (contraction(node) or node.id.is_source or is_hidden(node)))
+    ends = ("projection", "product", "input")
+    return form_of(graph)[name].above(lambda one: one.kind not in ends and not is_hidden(one.node))
 
 
-def _data(graph: Graph, node: Node) -> TensorId | None:
-    """What a node projects; what one that is not seen makes of one activation alone counts as projected."""
-    found = projection(graph, node)
-    return found.data if found is not None else read_alone(graph, node) if is_hidden(node) else None
+def _projected(graph: Graph, value: Value) -> Value | None:
+    """What was projected to a value; what one that is not seen makes of one activation alone counts as projected."""
+    alone = read_alone(graph, value.node) if is_hidden(value.node) else None
+    read = value.operands[0] if value.kind == "projection" else alone
+    return form_of(graph)[read] if read is not None else None
 
 
-def _linear(graph: Graph, name: TensorId) -> set[TensorId]:
+def _linear(graph: Graph, value: Value) -> set[TensorId]:
     """The activations that a value is a normalised linear function of, up to a sum; one that is computed twice is one."""
-    higher = above(graph, name, lambda node: not _adds_up(graph, node) and _is_linear(graph, node))
-    return {value_number(graph, node.id) for node in higher if _adds_up(graph, node) or not is_constant(graph, node.id)}
+    higher = value.above(lambda one: _is_linear(graph, one))
+    return {value_number(graph, one.id) for one in higher if one.is_data}
 
 
-def _adds_up(graph: Graph, node: Node) -> bool:
-    """Whether a node is the sum of two activations."""
-    return node.op == "add" and sum(not weights(graph, parent.id) for parent in node.parents) > 1
-
-
-def _is_linear(graph: Graph, node: Node) -> bool:
-    """Whether a node moves, norms or projects one value; what lays one behind another adds keys of others."""
-    moved = node.op in MOVES and (len(set(data_inputs(graph, node))) == 1 or _is_of_one(graph, node))
-    return moved or node.op in _NORMED or _data(graph, node) is not None
-
-
-def _is_of_one(graph: Graph, node: Node) -> bool:
-    """Whether a node lays values side by side, or one behind another, that are linear functions of one activation."""
-    return node.op == "cat" and bool(set.intersection(*(_linear(graph, parent.id) for parent in node.parents)))
+def _is_linear(graph: Graph, value: Value) -> bool:
+    """Whether a value is one that was moved, normed or projected, or several functions of one laid side by side, or one
+    behind another; what lays others there adds keys of others."""
+    if value.op == "cat":
+        return bool(set.intersection(*(_linear(graph, one) for one in value.inputs)))
+    return value.kind in _SCALED or value.node.op in MEANS or _projected(graph, value) is not None
