@@ -6,23 +6,29 @@ from fmr.graph.graph import Graph
 from fmr.ids import Parent, Site, TensorId
 from fmr.nests import ids_in
 from fmr.nodes import Node
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
-    ELEMENTWISE,
     MOVES,
     NORMS,
     above,
-    below,
     between,
     depends_on,
     is_constant,
     projection,
     weights,
 )
-from fmr.structure.streams.identity import POOLS, REDUCED
+from fmr.structure.normal.value import Value
+from fmr.structure.streams.identity import POOLS
 from fmr.structure.streams.stream import Stream
 
 _OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
 """What rows of a table become before a stream begins."""
+
+_SCALED = frozenset("move join norm affine".split())
+"""What may lie between the end of a stream and its projection to logits."""
+
+_BENT = _SCALED | frozenset("bend gate sum".split())
+"""The same between a projection and another one."""
 
 
 def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -> Site | None:
@@ -60,19 +66,20 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
     than the stream has units."""
     if stream is None:
         return None
-    end = stream.final_norm or stream.writes[-1].after
+    form, end = form_of(graph), stream.final_norm or stream.writes[-1].after
     width, table = graph[end].shape[-1], graph[embedding.id].parent("weight", 1) if embedding is not None else None
     rows = graph[table].shape[0] if table is not None else None
-    for node, _ in below(
-        graph, graph[end], lambda node: node.op in MOVES | NORMS or _scales(graph, node) or _pools(node, width)
-    ):
-        found = projection(graph, node)
-        if found is not None:
-            tied = table is not None and table in weights(graph, found.weight)
-            if _goes_on(graph, node):
-                return None
-            if tied or node.shape[-1] > width or node.shape[-1] == rows != width:
-                return Site(node.id)
+
+    def pools(one: Value) -> bool:
+        return (one.kind == "statistic" or one.node.op in POOLS) and one.node.shape[-1:] == (width,)
+
+    for made in form[end].below(lambda one: one.kind in _SCALED or pools(one)):
+        if made.kind == "projection":
+            tied = table is not None and table in weights(graph, made.operands[1])
+            if any(one.kind == "projection" for one in made.below(lambda one: one.kind in _BENT) if one is not made):
+                return None  # what is projected again are no logits
+            if tied or made.node.shape[-1] > width or made.node.shape[-1] == rows != width:
+                return Site(made.id)
     return None
 
 
@@ -90,19 +97,3 @@ def class_head(graph: Graph, stream: Stream | None) -> Node | str | None:
             found.append(node)
     several = f"its end is projected to {len(found)} results of the model, which are not told apart"
     return several if len(found) > 1 else found[0] if found else None
-
-
-def _goes_on(graph: Graph, node: Node) -> bool:
-    """Whether what a projection makes is projected again: then it makes no logits."""
-    lower = below(graph, node, lambda one: one.op in MOVES | ELEMENTWISE | NORMS)
-    return any(projection(graph, one) is not None for one, way in lower if way)
-
-
-def _pools(node: Node, width: int) -> bool:
-    """Whether a node makes one position of several."""
-    return node.op in POOLS | REDUCED and node.shape[-1:] == (width,)
-
-
-def _scales(graph: Graph, node: Node) -> bool:
-    """Whether a node multiplies one value by constants."""
-    return node.op in ("mul", "div") and sum(not weights(graph, parent.id) for parent in node.parents) == 1

@@ -67,7 +67,9 @@ def find_layers(
             for write, names in zip(residual.writes, residual.writers, strict=True)
         ]
         groups = list(_groups(steps, lists))
-        posts = [*(group[0].write.before for group in groups[1:]), *(_post(graph, residual) for _ in groups[-1:])]
+        normed = residual.final_norm if is_normed_on_its_way(graph, residual) else None
+        last = [normed or write.after for write in residual.writes[-1:]]
+        posts = [*(group[0].write.before for group in groups[1:]), *last[: len(groups)]]
         pairs = zip(groups, posts, strict=True)
         found += [_layer(graph, group, post) for group, post in pairs if any(step.kinds for step in group)]
     return sorted(found, key=lambda layer: graph.place(layer.resid_post))
@@ -86,20 +88,9 @@ def _layer(graph: Graph, steps: list[_Step], post: TensorId) -> Layer:
     attentions = tuple(block for step in steps for block in step.attentions)
     memories = tuple(memory for step in steps for memory in step.memories)
     mixers = tuple(mixer for step in steps for mixer in step.mixers)
-    read = (step for step in steps[1:] if (attentions or mixers) and _reads_late(graph, step))
-    mid = next((Site(step.write.before) for step in read), None)
+    states = ((step.write.before, memory) for step in steps[1:] for memory in step.memories if attentions or mixers)
+    mid = next((Site(state) for state, memory in states if depends_on(graph, memory.source, state)), None)  # or in parallel
     return Layer(attentions, memories, Site(steps[0].write.before), mid, Site(post), mixers)
-
-
-def _reads_late(graph: Graph, step: _Step) -> bool:
-    """Whether memories read the stream just before they write to it; in a parallel block they read it earlier."""
-    return any(depends_on(graph, memory.source, step.write.before) for memory in step.memories)
-
-
-def _post(graph: Graph, stream: Stream) -> TensorId:
-    """The stream after its last layer: where a norm stands on the stream itself, its normalised value."""
-    normed = stream.final_norm if is_normed_on_its_way(graph, stream) else None
-    return normed or stream.writes[-1].after
 
 
 def _entries(module: str) -> list[str]:

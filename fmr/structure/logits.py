@@ -42,6 +42,8 @@ _SCALES = MOVES | CLAMPS | frozenset("add sub mul div tanh neg".split())
 Through = Callable[[Tensor], Mapping[TensorId, Tensor]]
 """Runs the way from the end of the stream: every value on it."""
 
+_HELD = ("param", "buffer")
+
 _JOINS = frozenset(["cat", "stack"])
 """What puts the logits of several heads together."""
 
@@ -308,13 +310,9 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
     if content is not None or not way:
         return f"its logits are made of more than the end of its residual stream: of {content or last.id} too"
     weights = {name: value(name) for name in beside} if value is not None else {}
-    choices = sorted({*fed, *(name for name in beside if _counts(graph[name]))})
+    counts = (name for name in beside if not graph[name].dtype.is_floating_point and graph[name].op not in _HELD)
+    choices = sorted({*fed, *counts})  # what is made anew in each run: numbers of positions or of examples, as a rule
     return Readout(graph, end, tuple(node.id for node in way), weights, unembedding is not None, tuple(choices))
-
-
-def _counts(node: Node) -> bool:
-    """Whether a constant is made anew in each run: numbers of positions or of examples, as a rule."""
-    return not node.dtype.is_floating_point and node.op not in ("param", "buffer")
 
 
 def _only_chooses(graph: Graph, name: TensorId) -> bool:

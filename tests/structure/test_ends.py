@@ -74,3 +74,16 @@ def test_the_final_norm_is_the_whole_and_the_last_point_reads_as_the_logits(
     assert run[found.unembedding].shape[-1] == LOGITS
     assert found.residual is not None
     torch.testing.assert_close(found.read_out(run, found.residual.writes[-1].after), model.told[1])
+
+
+class Masked(Ended):
+    """What stands at padded tokens is set to zero after the final norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = x[..., 0].long()
+        return self.logits(self.norm(self.block(x)) * (ids != 0)[..., None].to(x.dtype))  # type: ignore[no-any-return]
+
+
+def test_logits_are_found_behind_a_mask_of_tokens() -> None:
+    found = fmr.locate(fmr.run(Masked(pooled).eval(), 3 * torch.rand(2, 5, WIDTH)))
+    assert (found.final_norm, found.unembedding) == (fmr.Site("norm/layer_norm#0"), fmr.Site("logits/linear#0"))

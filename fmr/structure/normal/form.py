@@ -11,7 +11,6 @@ from functools import cached_property
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId, within
 from fmr.nests import ids_in
-from fmr.nodes import Node
 from fmr.structure.normal.match import data_inputs, is_constant
 from fmr.structure.normal.rules import RULES
 from fmr.structure.normal.value import Value
@@ -30,7 +29,9 @@ class Form:
         self.values: list[Value] = []
         self._known: dict[TensorId, Value] = {}
         for node in graph.nodes:
-            self._known[node.id] = value = self._made(node)
+            read = tuple(self._known[name] for name in data_inputs(graph, node))
+            value = next(one for rule in RULES if (one := rule(graph, node, read)) is not None)
+            self._known[node.id] = value
             if value.node is node:
                 value.is_data = not is_constant(graph, node.id)
                 self.values.append(value)
@@ -38,11 +39,6 @@ class Form:
                     higher.users.append(value)
             else:
                 value.views.append(node)
-
-    def _made(self, node: Node) -> Value:
-        """The value of a node, by the first rule that knows it: a new one, or the one that it hands on."""
-        read = tuple(self._known[name] for name in data_inputs(self.graph, node))
-        return next(value for rule in RULES if (value := rule(self.graph, node, read)) is not None)
 
     def __getitem__(self, name: TensorId) -> Value:
         """The value that an ID of the graph is, or hands on."""

@@ -76,16 +76,12 @@ def _handed_out(graph: Graph) -> dict[TensorId, list[TensorId]]:
     left: dict[str, list[TensorId]] = {}
     found: dict[TensorId, list[TensorId]] = {}
     for node in graph.nodes:
+        unread = not graph.readers(node.id) and node.id not in returned
         if node.op == OPAQUE and not node.parents:
             found[node.id] = left.pop(node.module, []) or list(inputs.get(node.module, []))
-        elif node.id not in returned and _is_left(graph, node):
+        elif unread and node.dtype.is_floating_point and not is_constant(graph, node.id):
             left.setdefault(node.module, []).append(node.id)
     return found
-
-
-def _is_left(graph: Graph, node: Node) -> bool:
-    """Whether data is read by nothing that is seen."""
-    return node.dtype.is_floating_point and not graph.readers(node.id) and not is_constant(graph, node.id)
 
 
 def read_alone(graph: Graph, node: Node) -> TensorId | None:

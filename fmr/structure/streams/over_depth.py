@@ -52,11 +52,8 @@ def _sums(graph: Graph, stack: Node, dim: int) -> Iterator[Node]:
     """The nodes that sum up what lies one on another, after norms, views and scaling; a plain sum is an add."""
     size = prod(stack.shape)
     lower = below(graph, stack, lambda one: contraction(one) is None and prod(one.shape) == size)
-    return (node for node, way in lower if way and not _is_plain(node, way) and _over(graph, stack, dim, node))
-
-
-def _is_plain(node: Node, way: tuple[Node, ...]) -> bool:
-    return node.op == "sum" and all(one.op in MOVES for one in way)
+    summed = ((node, way) for node, way in lower if way and _over(graph, stack, dim, node))
+    return (node for node, way in summed if node.op != "sum" or any(one.op not in MOVES for one in way))
 
 
 def addends(graph: Graph, node: Node) -> tuple[TensorId, ...]:
