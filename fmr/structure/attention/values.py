@@ -11,7 +11,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, orient_scores
-from fmr.structure.normal.einsum import Subscripts, subscripts_of
+from fmr.structure.normal.einsum import Subscripts
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, trace, varies
 from fmr.structure.normal.match import (
@@ -34,7 +34,6 @@ from fmr.structure.normal.match import (
     settled,
     squeezed,
     strip_views,
-    weighed_sum,
     weights,
 )
 from fmr.structure.normal.value import Value
@@ -79,16 +78,15 @@ def products_with_values(graph: Graph, softmax: Value, scores: Scores | None = N
 
 def _use(graph: Graph, node: Node, way: Path) -> ValueProduct | None:
     """The product with values that a node computes, on a way that began at a softmax; None where it computes none."""
-    found = contraction(node) or weighed_sum(graph, node)
-    if found is None:
+    found, names = form_of(graph)[node.id], [one.id for one in way]
+    if found.kind not in ("product", "projection") or found.node is not node:
         return None
-    names = [one.id for one in way]
-    first = found.left in names
-    pattern, values = (found.left, found.right) if first else (found.right, found.left)
+    first = found.operands[0] in names
+    pattern, values = found.operands if first else found.operands[::-1]
     if pattern not in names or weights(graph, values):
         return None
-    subscripts = subscripts_of(graph, found)
-    return ValueProduct(node, subscripts if first else subscripts.swapped, values, way[: names.index(pattern) + 1])
+    words = found.subscripts if first else found.subscripts.swapped
+    return ValueProduct(node, words, values, way[: names.index(pattern) + 1])
 
 
 def _hands_on(node: Node) -> bool:
@@ -129,12 +127,12 @@ def unused(graph: Graph, softmax: Value) -> str:
         if met and any(one.op == "neg" for one in way):
             return f"what weighs the values at {node.id} is the softmax negated: it is no distribution"
     for node, _ in below(graph, softmax.node, _hands_on):
-        found = contraction(node) or weighed_sum(graph, node)
         weighed = form_of(graph)[node.id]
-        if projection(graph, node) is not None and any(product(graph, one) for one, _ in below(graph, node, MOVES)):
+        multiplied = weighed.operands if weighed.kind in ("product", "projection") else ()
+        if weighed.kind == "projection" and any(product(graph, one) for one, _ in below(graph, node, MOVES)):
             return f"weights mix what it gives to several queries or keys, at {node.id}, before that weighs any values"
         summed = weighed.kind == "statistic" and weighed.op == "sum" and weighed.inputs[0].kind == "affine"
-        if summed or (found is not None and any(is_constant(graph, name) for name in (found.left, found.right))):
+        if summed or any(is_constant(graph, name) for name in multiplied):
             return "what it weighs are constants, as in an expectation over a grid: they are no data"
         if weighed.kind == "gate":
             return f"values are multiplied by it number by number, at {node.id}, and not summed up in one product"
