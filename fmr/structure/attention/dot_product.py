@@ -15,16 +15,15 @@ from fmr.structure.attention.values import (
     Parts,
     ValueProduct,
     handed_on,
-    hands_out,
     is_beside,
     orient,
     output_of,
     own_parts,
     products_with_values,
     split_keys,
-    sums_a_part,
     unused,
     value_product,
+    why_not_summed,
 )
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import iota, trace
@@ -91,13 +90,9 @@ def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProdu
         return "its keys are weights and its values are not: it chooses among experts"
     if is_constant(graph, use.v) and not is_learned(graph, use.v) and not is_constant(graph, scores.k):
         return "what it weighs are constants, as in an expectation over a grid: they are no data"
-    if sums_a_part(graph, use, softmax.dim):
-        return "its values are summed over a part of what the softmax is over"
-    if hands_out(graph, use, softmax.dim):
-        return "it chooses where a single value goes, and weighs none against another"
     if _is_of_patterns(graph, use.v):
         return "its values are themselves made of patterns"
-    return ""
+    return why_not_summed(graph, use, softmax.dim)
 
 
 def _attention(graph: Graph, softmax: Value, scores: Scores, parts: Parts, use: ValueProduct) -> Attention | str:

@@ -8,9 +8,9 @@ import torch
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.einsum import Subscripts, window
+from fmr.structure.normal.einsum import Subscripts, read_dims, window
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.indices import dim_map, iota, rows_of, trace
+from fmr.structure.normal.indices import dim_map, iota, trace
 from fmr.structure.normal.match import (
     CONVOLUTIONS,
     LAID_OUT,
@@ -129,13 +129,9 @@ def mixes_heads(graph: Graph, subscripts: Subscripts, way: Path, node: Node) -> 
         return False
     if window(graph, node):
         return False  # it goes along queries and keys
-    places = subscripts.free(subscripts.left) + subscripts.free(subscripts.right)
-    shape = [size if letter in places else 1 for letter, size in zip(subscripts.result, way[0].shape, strict=True)]
-    value = trace(graph, iota(*shape).expand(way[0].shape), way)
-    if value is None or not value.numel():
-        return False
-    rows = rows_of(graph, found, value)
-    return bool((rows == rows[:, :1]).all())
+    places, known = subscripts.free(subscripts.left) + subscripts.free(subscripts.right), dim_map(graph, way)
+    read = [known[n] for n in read_dims(graph, found)]
+    return all(place is not None and subscripts.result[place] not in places for place in read)
 
 
 def orient_scores(graph: Graph, scores: Scores) -> Scores:

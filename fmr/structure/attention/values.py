@@ -203,32 +203,29 @@ def orient(graph: Graph, scores: Scores, use: ValueProduct, dim: int) -> Scores:
     return orient_scores(graph, scores)
 
 
-def hands_out(graph: Graph, use: ValueProduct, dim: int) -> bool:
-    """Whether a product hands one value out to the places that a softmax chooses among, and sums over nothing."""
-    start, end = use.way[0].shape, use.way[-1].shape
-    summed = [n for n, letter in enumerate(use.subscripts.left) if letter in use.subscripts.contracted]
-    if start[dim] == 1 or any(end[n] > 1 for n in summed):
-        return False
-    return any(place == dim % len(start) for n, place in enumerate(dim_map(graph, use.way)) if n not in summed)
+def _laid_in(graph: Graph, use: ValueProduct, dim: int) -> str:
+    """The subscripts of a pattern in its product with values that count what the softmax is over."""
+    start = use.way[0].shape
+    along = (size if n == dim % len(start) else 1 for n, size in enumerate(start))
+    value = trace(graph, iota(*along).expand(start), use.way) if math.prod(start) else None
+    return "".join(letter for n, letter in enumerate(use.subscripts.left) if value is not None and varies(value, n))
+
+
+def why_not_summed(graph: Graph, use: ValueProduct, dim: int) -> str:
+    """Why a product with values does not sum over what a softmax is over; empty where it does, and where it may."""
+    words, letters = use.subscripts, _laid_in(graph, use, dim)
+    summed = {letter in words.contracted for letter in letters}
+    if len(summed) > 1 and all(node.op in LAID_OUT for node in use.way[1:]):
+        return "its values are summed over a part of what the softmax is over"
+    if summed == {False} and _size(use.way[-1], words.left, words.contracted) == 1:
+        return "it chooses where a single value goes, and weighs none against another"
+    return ""
 
 
 def is_beside(graph: Graph, use: ValueProduct, dim: int) -> bool:
     """Whether a softmax is over what a product with values counts beside queries and keys, and sums over neither."""
-    place, subscripts = dim % len(use.way[0].shape), use.subscripts
-    letters = [letter for letter, n in zip(subscripts.left, dim_map(graph, use.way), strict=True) if n == place]
-    return bool(subscripts.free(subscripts.left) and letters) and letters[0] in subscripts.batch
-
-
-def sums_a_part(graph: Graph, use: ValueProduct, dim: int) -> bool:
-    """Whether what a softmax is over is laid out as several dimensions, of which a product sums over some alone."""
-    start = use.way[0].shape
-    if not all(node.op in LAID_OUT for node in use.way[1:]) or not math.prod(start):
-        return False
-    along = [size if n == dim % len(start) else 1 for n, size in enumerate(start)]
-    value = trace(graph, iota(*along).expand(start), use.way)
-    summed = [n for n, letter in enumerate(use.subscripts.left) if letter in use.subscripts.contracted]
-    dims = [n for n in range(value.dim()) if varies(value, n)] if value is not None else []
-    return any(n in summed for n in dims) and any(n not in summed for n in dims)
+    letters = _laid_in(graph, use, dim)
+    return bool(letters and use.subscripts.free(use.subscripts.left)) and {*letters} <= {*use.subscripts.batch}
 
 
 _GATHERED = MOVES | NORMS | {"mul", "sub", "div"}
