@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from fmr.errors import IdError, RandomError, StructureError
-from fmr.graph.execute import draws
+from fmr.errors import IdError, StructureError
 from fmr.graph.graph import Graph
-from fmr.graph.places import at_place
 from fmr.ids import Site, TensorId
 from fmr.ops.fused import is_fused
 from fmr.runs.passes import Pass
@@ -21,7 +19,6 @@ from fmr.structure.attention.certify import certify
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.differential import differential, subtracted
 from fmr.structure.attention.dot_product import dot_product, undivided, used_again
-from fmr.structure.attention.halves import Half
 from fmr.structure.attention.unsoftened import unsoftened
 from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
@@ -43,7 +40,8 @@ from fmr.structure.normal.value import Value
 from fmr.structure.parts import Layer, Structure
 from fmr.structure.prints import find_prints
 from fmr.structure.proof.certificate import Certificate, Rejected
-from fmr.structure.proof.evaluate import Doubles, Values, own_work, why_unproving, why_without_numbers
+from fmr.structure.proof.evaluate import Values, own_work, why_without_numbers
+from fmr.structure.search import RAGGED, Search
 from fmr.structure.streams.coupled import coupled
 from fmr.structure.streams.residual import find_streams
 from fmr.structure.streams.stack import find_stacks
@@ -97,13 +95,6 @@ MATCHERS = (dot_product, deformable, additive)
 """What a softmax may belong to, tried in this order; each answers with an attention, with the reason why it is none
 though it looks like one, or, but for the first, with None for what is another's."""
 
-
-_RAGGED = (
-    "its rows differ in length (a nested tensor), which fmr does not take apart; torch.nested.to_padded_tensor pads them, "
-    "and nn.TransformerEncoder(..., enable_nested_tensor=False) makes none"
-)
-
-
 _OF_WEIGHTS = "it is made of weights or constants alone, and looks at no data"
 
 _HALF = "its last stream is a half of one, whose other half goes into the logits, too"
@@ -114,7 +105,7 @@ _UNSEEN = "what it makes of the values that are projected for it is hidden from 
 def _attention_of(graph: Graph, softmax: Value) -> Attention | Rejected:
     """A softmax as an attention, or with the reason why it is none."""
     if softmax.kind == "weight":
-        return Rejected(softmax.node.id, "attention", "it is made of weights alone, and looks at no data")
+        return Rejected(softmax.node.id, "attention", _OF_WEIGHTS)
     reason = ""
     for matcher in MATCHERS:
         answer = matcher(graph, softmax)
@@ -124,12 +115,11 @@ def _attention_of(graph: Graph, softmax: Value) -> Attention | Rejected:
     return Rejected(softmax.node.id, "attention", reason)
 
 
-class _Search:
-    """One search: the graph with fused ops written out, where values come from, and what was rejected so far."""
+class _Search(Search):
+    """The steps of a search, each of which reads what those before it found."""
 
     def __init__(self, graph: Graph, value: Values | None) -> None:
-        self.model, self.graph, self.value = graph.model, graph.unfused, value
-        self.rejected: list[Rejected] = []
+        super().__init__(graph, value)
         self.sums: frozenset[TensorId] = frozenset()
         self.axes = Axes(self.graph, Dims())
 
@@ -139,17 +129,17 @@ class _Search:
         residuals = tuple(self._residual(stream, sums) for stream in streams)
         self.sums = sums
         attention = self._attention()
-        self.axes = self._tried(self.end, "axis", lambda: Axes(self.graph, dims_of(self.graph), attention), self.axes)
+        self.axes = self.tried(self.end, "axis", lambda: Axes(self.graph, dims_of(self.graph), attention), self.axes)
         mlps = self._memories(residuals, sums, attention)
         attention, mlps = self._named(attention, mlps)
         last = streams[-1] if streams and streams[-1].writes else None
         mixers = self._mixers(residuals, attention, mlps)
-        embedding = self._tried(self.end, "embedding", lambda: _embedding(self.graph, last, sums), None)
-        unembedding = self._tried(self.end, "unembedding", lambda: _unembedding(self.graph, last, embedding), None)
+        embedding = self.tried(self.end, "embedding", lambda: _embedding(self.graph, last, sums), None)
+        unembedding = self.tried(self.end, "unembedding", lambda: _unembedding(self.graph, last, embedding), None)
         look = partial(find_readout, self.graph, last, unembedding, self.value)
-        readout = self._tried(self.end, "read-out", look, "the search for it failed, see rejected")
+        readout = self.tried(self.end, "read-out", look, "the search for it failed, see rejected")
         readout = _HALF if last is not None and last.coupled else readout
-        layers = self._tried(self.end, "layer", lambda: find_layers(self.graph, residuals, attention, mlps, mixers), ())
+        layers = self.tried(self.end, "layer", lambda: find_layers(self.graph, residuals, attention, mlps, mixers), ())
         found = Structure(
             model=self.model,
             attention=tuple(attention),
@@ -164,81 +154,44 @@ class _Search:
             rejected=tuple(self.rejected),
             readout=readout,
             graph=self.graph,
-            prints=self._tried(self.end, "weights", lambda: find_prints(self.graph, self.value), {}),
+            prints=self.tried(self.end, "weights", lambda: find_prints(self.graph, self.value), {}),
         )
         return self._told(found)
 
-    @property
-    def end(self) -> TensorId:
-        """What stands for a graph as a whole: the last of its values."""
-        return self.graph.nodes[-1].id
-
-    def _tried(self, name: TensorId, what: str, look: Callable[[], Answer], otherwise: Default) -> Answer | Default:
-        """What a step of the search says; where it fails at a value, that is noted: one bad spot costs one finding."""
-        try:
-            return look()
-        except IdError:
-            raise
-        except Exception as error:  # whatever an op that nobody foresaw does to a matcher
-            said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            reason = _RAGGED if self._is_ragged() else f"looking at it failed ({said}); please report it"
-            if reason != _RAGGED or all(one.reason != _RAGGED for one in self.rejected):
-                self.rejected.append(Rejected(name, what, reason))
-            return otherwise
-
-    def _is_ragged(self, *names: TensorId) -> bool:
-        """Whether rows of one of these values differ in length, or of any."""
-        return any(-1 in node.shape for node in (map(self.graph.__getitem__, names) if names else self.graph.nodes))
-
-    def _every(self, what: str, look: Callable[..., Iterable[Answer]], *given: object) -> list[Answer]:
-        """All that a step of the search finds; nothing where it fails."""
-        return self._tried(self.end, what, lambda: list(look(*given)), [])
-
     def _named(self, attention: list[Attention], mlps: list[Memory]) -> tuple[list[Attention], list[Memory]]:
         """The parts with what their dimensions count."""
-        told = [self._tried(one.softmax, "axis", partial(self.axes.attention, one), one) for one in attention]
-        return told, [self._tried(one.down, "axis", partial(self.axes.memory, one), one) for one in mlps]
-
-    def _placed(self, part: Part) -> Part:
-        """A part whose sites know where their values are made."""
-        held = {one.name: getattr(part, one.name) for one in fields(part)}
-        sites: dict[str, Any] = {name: at_place(self.graph, one) for name, one in held.items() if isinstance(one, Site)}
-        for name in ("inputs", "gates") if isinstance(part, Mixer) else ():
-            sites[name] = tuple(at_place(self.graph, one) for one in held[name])
-        if isinstance(part, Attention) and part.minus is not None:
-            placed: list[Any] = [at_place(self.graph, one) if isinstance(one, Site) else one for one in part.minus]
-            sites["minus"] = Half(*placed)
-        return replace(part, **sites)
+        told = [self.tried(one.softmax, "axis", partial(self.axes.attention, one), one) for one in attention]
+        return told, [self.tried(one.down, "axis", partial(self.axes.memory, one), one) for one in mlps]
 
     def _told(self, part: Part) -> Part:
         """A part whose sites know where their values are made and what their dimensions count."""
         held = {one.name: getattr(part, one.name) for one in fields(part)}
         sites: dict[str, Any] = {name: self.axes.site(one) for name, one in held.items() if isinstance(one, Site)}
-        return self._placed(replace(part, **sites))
+        return self.placed(replace(part, **sites))
 
     def _candidates(self) -> Iterator[Attention | Rejected]:
         """Each softmax of an unfused graph as an attention, or with the reason why it is none; what hides one."""
         graph = self.graph
-        values = self._every("attention", lambda: form_of(graph).values)
+        values = self.every("attention", lambda: form_of(graph).values)
         for softmax in (one for one in values if one.kind == "softmax" or (one.kind, one.node.op) == ("weight", "softmax")):
-            answer = self._tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
+            answer = self.tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
             yield from [answer] if answer is not None else []
         yield from (Rejected(one.id, "attention", _OF_WEIGHTS) for one in values if one.node.op == "softmax" != one.kind)
-        yield from self._every("attention", undivided, graph)
-        yield from self._every("attention", unsoftened, graph, self.sums)
-        hidden = self._every("attention", hidden_attentions, graph)
+        yield from self.every("attention", undivided, graph)
+        yield from self.every("attention", unsoftened, graph, self.sums)
+        hidden = self.every("attention", hidden_attentions, graph)
         yield from (Rejected(node.id, "attention", _UNSEEN) for node in hidden)
         for node in graph.nodes:
             if is_fused(node):
-                ragged = self._is_ragged(*(parent.id for parent in node.parents))
-                reason = _RAGGED if ragged else "it was given nothing, in shapes that do not fit"
+                ragged = self.is_ragged(*(parent.id for parent in node.parents))
+                reason = RAGGED if ragged else "it was given nothing, in shapes that do not fit"
                 yield Rejected(node.id, "attention", reason)
 
     def _attention(self) -> list[Attention]:
         blocks: list[Attention] = []
         candidates = list(self._candidates())
         plain = [one for one in candidates if isinstance(one, Attention)]
-        differences = self._every("attention", differential, self.graph, plain)
+        differences = self.every("attention", differential, self.graph, plain)
         proven = [one for found in differences if (one := self._proven(found)) is not None]
         halves = {name for one in proven if one.minus is not None for name in (one.softmax, one.minus.softmax)}
         for found in candidates:
@@ -251,17 +204,16 @@ class _Search:
         blocks = sorted([*blocks, *proven], key=lambda one: self.graph.place(one.softmax)) if proven else blocks
         blocks = [replace(one, index=n) for n, one in enumerate(blocks)]
         for look in (subtracted, used_again):
-            self.rejected += self._every("attention", look, self.graph, blocks)
+            self.rejected += self.every("attention", look, self.graph, blocks)
         return blocks
 
     def _proven(self, found: Attention) -> Attention | None:
         """An attention with its certificate; None where that fails."""
-        certificate, ok = self._certify(certify, found, "attention", found.softmax, (found.out or found.z).id)
-        return replace(self._placed(found), certified=certificate) if ok else None
+        return self.claimed(certify, found, "attention", found.softmax, (found.out or found.z).id)
 
     def _memories(self, residuals: tuple[Stream, ...], sums: frozenset[TensorId], heads: list[Attention]) -> list[Memory]:
         blocks: list[Memory] = []
-        inside = self._tried(self.end, "memory", lambda: values_inside(self.graph, heads), frozenset[TensorId]())
+        inside = self.tried(self.end, "memory", lambda: values_inside(self.graph, heads), frozenset[TensorId]())
         ends = {form_of(self.graph)[one.z.id].id for one in heads}
         carried = ends.union(
             sums, (form_of(self.graph)[point].id for stream in residuals if stream.writes for point in stream.points)
@@ -270,42 +222,33 @@ class _Search:
             down = projection(self.graph, node)
             if down is None:
                 continue
-            found = self._tried(node.id, "memory", partial(memory_of, self.graph, down, sums), "")
+            found = self.tried(node.id, "memory", partial(memory_of, self.graph, down, sums), "")
             if isinstance(found, Memory):
                 look = partial(why_no_memory, self.graph, found, residuals, sums, self.axes)
-                reason = self._tried(node.id, "memory", look, "")
+                reason = self.tried(node.id, "memory", look, "")
             else:
                 is_second = next(firsts(form_of(self.graph)[down.data], carried), None) is not None
                 reason = found if is_second and node.id not in inside else ""
             if reason:
-                self.rejected.append(Rejected(node.id, "memory", self._nothing(node.id) or reason))
+                self.rejected.append(Rejected(node.id, "memory", self.nothing(node.id) or reason))
             if reason or isinstance(found, str):
                 continue
-            certificate, ok = self._certify(certify_memory, found, "memory", found.down, found.out.id)
-            if ok:
+            block = self.claimed(certify_memory, found, "memory", found.down, found.out.id)
+            if block is not None:
                 weights = {name: self.value(name) for name in (found.keys, found.values)} if self.value is not None else {}
-                blocks.append(replace(self._placed(found), weights=weights, certified=certificate))
-        for second, hidden in self._every("memory", hidden_memories, self.graph, sums):
+                blocks.append(replace(block, weights=weights))
+        for second, hidden in self.every("memory", hidden_memories, self.graph, sums):
             whole = second is hidden or not bends_alone(self.graph, hidden)
             reason = f"{'it' if second is hidden else hidden.id} is computed by code that is hidden from torch"
             reason += ", weights and all" * whole
             self.rejected.append(Rejected(second.id, "memory", reason))
         return blocks
 
-    def _nothing(self, name: TensorId) -> str:
-        """Why a value proves nothing, whatever it is; empty where it may, and where it is not known."""
-        if self._is_ragged(name):
-            return _RAGGED
-        try:
-            return why_unproving([name], self.value) if self.value is not None else ""
-        except IdError:
-            return ""
-
     def _mixers(self, residuals: Sequence[Stream], attention: Sequence[Attention], mlps: Sequence[Memory]) -> list[Mixer]:
         """What else brings positions together; of several readings the first that is certified, or why the first is not."""
         known: set[TensorId] = {name for one in attention for name in (one.softmax, one.z.id)} | {one.down for one in mlps}
         mixers: list[Mixer] = []
-        for terms in self._every("mixer", find_mixers, self.graph, residuals, known, self.axes):
+        for terms in self.every("mixer", find_mixers, self.graph, residuals, known, self.axes):
             before = len(self.rejected)
             terms = [term for term in terms if term.readings or not self._is_hidden(term)]  # of which hidden code is told
             found = next((one for term in terms if (one := self._mixer(term)) is not None), None)
@@ -321,7 +264,7 @@ class _Search:
     def _mixer(self, term: Term) -> Mixer | None:
         """What a term is, with its certificate; from a graph alone the likeliest reading."""
         if self.value is None:
-            return next((self._placed(one) for one in term.readings if term.told), None)
+            return next((self.placed(one) for one in term.readings if term.told), None)
         made: list[Mixer] = []
 
         def prove(graph: Graph, one: Term, value: Values) -> Certificate:
@@ -329,66 +272,31 @@ class _Search:
             made.append(found)
             return certificate
 
-        certificate, ok = self._certify(prove, term, "mixer", term.reads[0], term.outputs[0])
-        return replace(self._placed(made[0]), certified=certificate) if ok else None
+        certificate, ok = self.certify(prove, term, "mixer", term.reads[0], term.outputs[0])
+        return replace(self.placed(made[0]), certified=certificate) if ok else None
 
     def _routers(self, residuals: Sequence[Stream], mlps: Sequence[Memory]) -> Iterator[Router]:
         """What sends tokens to the memories of a write."""
-        for found in self._every("router", find_routers, self.graph, residuals, mlps):
+        for found in self.every("router", find_routers, self.graph, residuals, mlps):
             if isinstance(found, Rejected):
                 self.rejected.append(found)
-                continue
-            certificate, ok = self._certify(certify_router, found, "router", found.logits.id, found.write)
-            if ok:
-                yield replace(self._placed(found), certified=certificate)
+            elif (one := self.claimed(certify_router, found, "router", found.logits.id, found.write)) is not None:
+                yield one
 
     def _streams(self) -> list[Stream]:
         graph = self.graph
-        found = self._every("residual stream", find_streams, graph)
+        found = self.every("residual stream", find_streams, graph)
         found = sorted(found, key=lambda stream: graph.place(stream.writes[-1].after))
         sums = {write.after for stream in found for write in stream.writes}
-        for node, made in self._every("residual stream", untold, graph, sums):
+        for node, made in self.every("residual stream", untold, graph, sums):
             reason = f"what it adds is made by code that is hidden from torch ({made.id}), and of what cannot be told"
             self.rejected.append(Rejected(node.id, "residual stream", reason))
-        kept = self._every("stack", find_stacks, graph, found)
+        kept = self.every("stack", find_stacks, graph, found)
         for stream in found:
             start, end = stream.writes[0].before, stream.writes[-1].after
-            certificate, ok = self._certify(certify_stream, stream, "residual stream", start, end)
-            if ok:
-                kept.append(replace(stream, certified=certificate))
-        return self._tried(self.end, "residual stream", lambda: coupled(graph, kept), kept)
-
-    def _certify(
-        self, certify: Callable[[Graph, Found, Values], Certificate], found: Found, what: str, start: TensorId, end: TensorId
-    ) -> tuple[Certificate | None, bool]:
-        """The certificate of a finding, and whether it may be claimed; otherwise the reason is noted."""
-        if self.value is None:
-            return None, True
-        try:
-            if what == "mixer" and (nothing := why_unproving([end], self.value)):
-                raise StructureError(nothing)
-            certificate = certify(self.graph, found, Doubles(self.value))
-        except IdError as error:
-            if not isinstance(error, RandomError):
-                raise
-            reason = f"it cannot be recomputed: {error}"
-        except StructureError as error:
-            reason = str(error)
-        except Exception as error:  # whatever a weight's own class raises
-            reason = f"it cannot be recomputed: {str(error) or type(error).__name__}".partition("\n")[0]
-            reason = _RAGGED if self._is_ragged(start, end) else reason
-        else:
-            if certificate.ok:
-                return certificate, True
-            random = next((node for node in self.graph.between(start, end) if draws(node)), None)
-            reason = certificate.why
-            if random is not None:
-                active, remedy = "it draws random numbers", ""
-                if "dropout" in random.op:
-                    active, remedy = "dropout is active", "; run the model in eval mode"
-                reason = f"{active} ({random.id}), so it cannot be recomputed{remedy}"
-        self.rejected.append(Rejected(end if what in ("residual stream", "mixer") else start, what, reason))
-        return None, False
+            one = self.claimed(certify_stream, stream, "residual stream", start, end)
+            kept += [one] if one is not None else []
+        return self.tried(self.end, "residual stream", lambda: coupled(graph, kept), kept)
 
     def _residual(self, stream: Stream, sums: frozenset[TensorId]) -> Stream:
         who = tuple(tuple(node.id for node in writers(self.graph, write, sums)) for write in stream.writes)
