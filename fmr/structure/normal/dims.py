@@ -64,8 +64,9 @@ class Dims:
         self._joined: dict[Dim, Dim] = {}
         self._parts: dict[Dim, list[tuple[int, Dim]]] = {}
         self._mixed, self._units, self._along = set[Dim](), set[Dim](), set[Dim]()
-        for node in graph.nodes if graph is not None else ():
-            self._read(graph, node)
+        if graph is not None:
+            for node in graph.nodes:
+                self._read(graph, node)
         self._mixed, self._units, self._along = (
             {self._root(one) for one in known} for known in (self._mixed, self._units, self._along)
         )

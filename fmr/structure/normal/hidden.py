@@ -13,10 +13,10 @@ from fmr.ids import OPAQUE, TensorId, within
 from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.ops.names import canonical
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     ELEMENTWISE,
     MOVES,
-    NONLINEAR,
     NORMS,
     above,
     below,
@@ -25,6 +25,7 @@ from fmr.structure.normal.match import (
     projection,
     weights,
 )
+from fmr.structure.normal.value import Value
 from fmr.structure.normal.walks import cached_per_graph
 
 _HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft, torch.nn.utils.rnn)
@@ -44,10 +45,7 @@ def _documented() -> frozenset[str]:
     return frozenset(canonical(one) for name, func in names for one in (name, getattr(func, "__name__", name)))
 
 
-_ACTIVATIONS = NONLINEAR - frozenset("pow square sqrt rsqrt abs clamp clamp_min clamp_max max maximum min minimum".split())
-"""What bends coefficients; what norms are written with does not count."""
-
-_BETWEEN = MOVES | _ACTIVATIONS | {"mul", "add", "sub", "div"}
+_BETWEEN = frozenset("move join affine bend gate sum".split())
 """What may lie between the two projections of a memory of which one is hidden."""
 
 _MOST = 64
@@ -144,9 +142,9 @@ def _projects(graph: Graph, node: Node) -> bool:
 def _firsts(graph: Graph, data: TensorId, stream: frozenset[TensorId]) -> tuple[bool, list[Node]]:
     """Whether a nonlinearity lies between a value and the projections above it, and these, hidden ones included."""
 
-    def goes_on(node: Node) -> bool:
-        return node.op in _BETWEEN and node.id not in stream and not is_hidden(node)
+    def goes_on(value: Value) -> bool:
+        return value.kind in _BETWEEN and value.id not in stream and not is_hidden(value.node)
 
-    higher = list(islice(above(graph, data, goes_on), _MOST))
-    firsts = [node for node in higher if is_hidden(node) or projection(graph, node) is not None]
-    return any(node.op in _ACTIVATIONS and goes_on(node) for node in higher), firsts
+    higher = list(islice(form_of(graph)[data].above(goes_on), _MOST))
+    firsts = [one.node for one in higher if one.kind == "projection" or is_hidden(one.node)]
+    return any(one.kind == "bend" and goes_on(one) for one in higher), firsts
