@@ -19,7 +19,7 @@ from fmr.structure.attention.values import Output, ValueProduct
 from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import of_projection, summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
-from fmr.structure.normal.match import MASKING, MOVES, NORMS, VIEWS, above, projection, strip_views, weights
+from fmr.structure.normal.match import MASKING, MOVES, NORMS, above, contraction, projection, strip_views, weights
 
 
 class Heads(NamedTuple):
@@ -104,7 +104,7 @@ class Queries:
         """What the queries were split from: the projection, else a whole that is no weight."""
         higher = list(above(self.graph, self.scores.q, _SPLITS))
         projected = (node for node in higher if projection(self.graph, node) is not None)
-        wholes = (node for node in higher if node.op not in _SPLITS and len(node.shape) < 4)
+        wholes = (node for node in higher if node.op not in _SPLITS and (len(node.shape) < 4 or contraction(node)))
         return next(projected, next((node for node in wholes if not weights(self.graph, node.id)), None))
 
     @cached_property
@@ -160,16 +160,14 @@ class Queries:
     def heads(self, use: ValueProduct) -> Heads | None:
         """The heads that the units of a projection were split into on their way to the queries."""
         if self.made is None:
-            return self._heads_of_view(use) or (Heads(1, (), (), False) if len(use.node.shape) == 3 else None)
+            return Heads(1, (), (), False) if len(use.node.shape) == 3 else None
         if _is_split(self.graph, self.made):
             return None  # what its units are is not all that is beside them
-        if self.units is None:
-            return self._heads_of_view(use)
-        if not self.varying.intersection(self.contracted):
+        if self.units is None or not self.varying.intersection(self.contracted):
             return None  # it compares units over positions
         query = self.units[tuple(slice(None) if n in self.contracted else 0 for n in range(self.units.dim()))]
         number, rest = divmod(len(self.units.unique()), len(query.unique()))  # a rotation makes one number of two units
-        return self._heads_of_view(use) if rest or not number else self._heads_of_units(number, use)
+        return None if rest or not number else self._heads_of_units(number, use)
 
     def _heads_of_units(self, number: int, use: ValueProduct) -> Heads:
         """This many heads, with the dimensions of the mixed values that count them where those can be told."""
@@ -200,26 +198,6 @@ class Queries:
             place = lower.index(place) if place in lower else None
         named = use.subscripts.left[place] if place is not None else None
         return use.subscripts.result.index(named) if named is not None and named in use.subscripts.result else None
-
-    def _heads_of_view(self, use: ValueProduct) -> Heads | None:
-        """The heads of the view that split the units of the queries, where the units themselves cannot be followed."""
-        z = use.node.shape
-        for node in above(self.graph, self.scores.q, _SPLITS):
-            if node.op in VIEWS and len(node.shape) > 2 and node.parents:
-                higher, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
-                if size == self.size != higher[-1] and number * size in (higher[-1], math.prod(higher[-2:])):
-                    place = self._place_of(node, use)
-                    dims = [n for n in range(1, len(z) - 1) if z[n] == number] if place is None else [place]
-                    alone = len(dims) == 1
-                    return Heads(number, (dims[0] if alone else 0,), (number,), not alone)
-        return None
-
-    def _place_of(self, view: Node, use: ValueProduct) -> int | None:
-        """The dimension of the mixed values that the last but one of a view of the queries is."""
-        number = iota(*(1 for _ in view.shape[:-2]), view.shape[-2], 1).expand(view.shape)
-        value = trace(self.graph, number, (view, self.graph[self.scores.q]))
-        several = [n for n in range(value.dim()) if varies(value, n)] if value is not None and value.numel() else []
-        return self._in_result(use, self.scores.subscripts.left[several[0]]) if len(several) == 1 else None
 
 
 def _is_split(graph: Graph, made: Node) -> bool:
