@@ -212,6 +212,39 @@ def test_no_wrong_field_of_a_memory_is_certified(name: str) -> None:
     assert [what for what, lie in lies if holds(run, lie)] == []
 
 
+BENT = (Plain, memories.Gated, memories.Bilinear, memories.Fused, memories.FusedOp, memories.Largest, memories.WeightFirst)
+
+
+def moved(run: Run, found: Memory) -> Iterator[tuple[str, Memory]]:
+    """A memory of which one part is what lies beside it in the graph, or the weight of the norm that it reads."""
+    graph = run.graph.unfused
+    for role in ("pre", "post", "out", "source", "up", "down", "keys", "values", "w_in", "w_out", "w_gate"):
+        held = getattr(found, role)
+        node = graph[getattr(held, "id", held)] if held is not None else None
+        for other in (
+            [] if node is None else [*(one.id for one in node.parents), *(one.id for one in graph.readers(node.id))]
+        ):
+            yield f"{other} for {role}", replace(found, **{role: Site(other) if isinstance(held, Site) else other})  # type: ignore[arg-type]
+    yield "the norm's weight for what is read", replace(found, source=fmr.TensorId("param:norms.1.weight"))
+
+
+@pytest.mark.parametrize("kind", BENT)
+def test_no_part_of_a_memory_may_lie_one_op_beside(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Stack(lambda: Heads(by_hand), kind, 1).eval(), torch.randint(11, (2, 5)))
+    (found,) = fmr.locate(run).mlps
+    assert holds(run, found)
+    assert [what for what, lie in moved(run, found) if holds(run, lie)] == []
+
+
+def test_the_larger_of_two_units_is_no_gate() -> None:
+    run = fmr.run(Stack(lambda: Heads(by_hand), memories.Largest, 1).eval(), torch.randint(11, (2, 5)))
+    (found,) = fmr.locate(run).mlps
+    assert not found.fused_gate
+    with pytest.raises(StructureError, match="is no gate and what it gates, for 24 memories"):
+        replace(found, fused_gate=True).check(run)
+
+
 @pytest.mark.parametrize("name", [*MODELS, "alike"])
 def test_no_wrong_field_of_a_stream_is_certified(name: str) -> None:
     run, structure = located(name)
