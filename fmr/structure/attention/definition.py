@@ -15,6 +15,7 @@ from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import output_of
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     NONLINEAR,
     above,
@@ -89,7 +90,7 @@ MULTIPLY = ("self", "cross")
 def misread(graph: Graph, found: Claim) -> str:
     """Which of the parts of an attention does not follow where it should; empty where all do."""
     q, k, v, scores, pattern, z = (site.id for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z))
-    way = [(found.softmax, scores), (z, pattern)]
+    way = [(z, pattern)]
     way += [(pattern, found.softmax)] if pattern != found.softmax else []
     way += [(found.out.id, z)] if found.out is not None else []
     way += [(scores, q), (scores, k)] if found.kind != "deformable" else []
@@ -99,6 +100,8 @@ def misread(graph: Graph, found: Claim) -> str:
         return f"what the dimensions of {unknown.id} count is not told"
     if wrong := unmade(graph, way):
         return wrong
+    if form_of(graph)[found.softmax].operands[:1] != (scores,):
+        return f"{scores} is not what enters {found.softmax}"
     if found.out is not None and (mixed := _mixes_again(graph, z, found.out.id)):
         return f"{mixed} mixes other values between {z} and {found.out.id}"
     if found.out is not None and found.kind in MULTIPLY and not _ends_well(graph, found.path, z, found.out.id):

@@ -116,6 +116,9 @@ def of_attention(found: Attention, other: Attention, n: int) -> Iterator[tuple[s
     yield "q for k", replace(found, k=found.q)
     yield "k for v", replace(found, v=found.k)
     yield "softmax of another", replace(found, softmax=other.softmax)
+    for node in found.graph.nodes:
+        if node.shape == found.graph[found.scores.id].shape and node.id not in (found.scores.id, found.softmax):
+            yield f"{node.id} for scores", replace(found, scores=Site(node.id, layout=found.scores.layout))
     yield "scores for pattern", replace(found, pattern=found.scores)
     yield "pattern for scores", replace(found, scores=found.pattern)
     yield "a softmax over queries", replace(found, dim=-2)
@@ -170,6 +173,13 @@ def of_stream(found: Stream, structure: Structure) -> Iterator[tuple[str, Stream
         "after of another": first._replace(after=second.after),
     }
     yield from ((what, replace(found, writes=(write, second, *rest))) for what, write in changed.items())
+    for number, write in enumerate(found.writes):
+        for point in {*found.points} - {write.origin}:
+            others = found.writes[:number], found.writes[number + 1 :]
+            yield (
+                f"{point} for the origin of {number}",
+                replace(found, writes=(*others[0], write._replace(origin=point), *others[1])),
+            )
     points, norm = found.points, found.final_norm
     ordered = {
         "points in another order": (points[1], points[0], *points[2:]),
