@@ -17,7 +17,7 @@ from fmr.errors import StructureError
 from fmr.ids import Site
 from fmr.runs.run import Run
 from fmr.structure.parts import Attention, Memory, Stream, Structure
-from tests.structure import memories
+from tests.structure import heads, memories
 from tests.structure.idioms import HEADS, SIZE, Heads, Plain, Stack
 
 
@@ -65,15 +65,18 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "cross": Other,
     "masked": lambda: Stack(lambda: Heads(masked), Plain),
     "padded": lambda: Stack(lambda: Heads(padded), Plain),
+    "talking": lambda: Stack(heads.TalkingHeads, Plain),
+    "talking by windows": lambda: Stack(heads.TalkingByConvolution, Plain),
 }
-ALIKE = {"alike": MODELS["by hand"]}
-"""As many examples and positions as heads."""
+ALIKE = {"alike": MODELS["by hand"], "talking alike": MODELS["talking"], "one": MODELS["by hand"]}
+"""As many examples and positions as heads, or one example."""
+EVERY = [*MODELS, *ALIKE]
 
 
 @cache
 def located(name: str) -> tuple[Run, Structure]:
     torch.manual_seed(0)
-    ids = torch.randint(11, (HEADS, HEADS) if name == "alike" else (2, 5))
+    ids = torch.randint(11, (HEADS, HEADS) if "alike" in name else (1 if name == "one" else 2, 5))
     given = (ids, torch.randn(2, 7, 3)) if name == "cross" else (ids,)
     run = fmr.run((MODELS | ALIKE)[name]().eval(), *given)
     return run, fmr.locate(run)
@@ -197,7 +200,7 @@ def of_stream(found: Stream, structure: Structure) -> Iterator[tuple[str, Stream
     yield from ((f"{what} for the final norm", replace(found, final_norm=name)) for what, name in ends.items())
 
 
-@pytest.mark.parametrize("name", [*MODELS, "alike"])
+@pytest.mark.parametrize("name", EVERY)
 def test_what_is_true_is_certified_again(name: str) -> None:
     run, structure = located(name)
     assert (len(structure.attention), len(structure.mlps), len(structure.residual.writes)) == (2, 2, 4)
@@ -205,7 +208,7 @@ def test_what_is_true_is_certified_again(name: str) -> None:
         assert holds(run, found)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "alike"])
+@pytest.mark.parametrize("name", EVERY)
 def test_no_wrong_field_of_an_attention_is_certified(name: str) -> None:
     run, structure = located(name)
     found, other = structure.attention[:2]
@@ -213,7 +216,7 @@ def test_no_wrong_field_of_an_attention_is_certified(name: str) -> None:
     assert [what for what, lie in lies if holds(run, lie)] == []
 
 
-@pytest.mark.parametrize("name", [*MODELS, "alike"])
+@pytest.mark.parametrize("name", EVERY)
 def test_no_wrong_field_of_a_memory_is_certified(name: str) -> None:
     run, structure = located(name)
     layer = structure.layers[0]
@@ -255,7 +258,7 @@ def test_the_larger_of_two_units_is_no_gate() -> None:
         replace(found, fused_gate=True).check(run)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "alike"])
+@pytest.mark.parametrize("name", EVERY)
 def test_no_wrong_field_of_a_stream_is_certified(name: str) -> None:
     run, structure = located(name)
     assert [what for what, lie in of_stream(structure.residual, structure) if holds(run, lie)] == []
