@@ -59,7 +59,10 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     if reason := _why_not_of_one(graph, down, ups) if ups else why_none(graph, down, stream):
         return reason
     most = max(up.bent for up in ups)
-    gate = min((up for up in ups if up.bent == most), key=lambda up: graph.place(up.pre))
+    shares = _shares(graph, down)
+    gate = min(
+        (up for up in ups if up.bent == most), key=lambda up: (up.projection.node.id not in shares, graph.place(up.pre))
+    )
     gated = next((up for up in ups if up.projection.weight != gate.projection.weight), None)
     value = (gated or gate).projection
     post = strip_views(graph, down.data, frozenset({"view", "reshape"}))
@@ -83,6 +86,16 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         axis=axis,
         scope=shared_scope(gate.projection.node, down.node),
     )
+
+
+def _shares(graph: Graph, down: Projection) -> set[TensorId]:
+    """What softmaxes on the way to a second projection are made of: a share of all gates what is bent by itself."""
+
+    def goes_on(value: Value) -> bool:
+        return value.kind != "projection"
+
+    softmaxes = (one for one in form_of(graph)[down.data].above(goes_on) if one.kind == "softmax")
+    return {higher.id for one in softmaxes for higher in one.above(goes_on)}
 
 
 def _gates(graph: Graph, down: Projection) -> bool:
