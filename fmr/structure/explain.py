@@ -13,6 +13,7 @@ from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.router import Router
 from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.normal.form import form_of
+from fmr.structure.normal.match import CELLS, depends_on
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.walks import walk
 from fmr.structure.proof.certificate import Rejected
@@ -185,10 +186,16 @@ class Explainer:
             return f"It is no second projection of a memory: none lies between it and {ends or 'what it reads'}"
         if value.kind == "product":
             return self._why_no_scores(value)
+        if value.node.op in CELLS and not any(depends_on(self.graph, one, value.id) for one in self._added()):
+            return "It is no part of a mixer: what it makes is added to no residual stream"
         if value.kind in ("sum", "affine") and value.node.op == "add":
             streams = [one for one in self.parts.values() if isinstance(one, Stream)]
             return f"It is no write to a residual stream: {why_no_write(self.graph, value.node, streams)}"
         return ""
+
+    def _added(self) -> Iterator[TensorId]:
+        """What is added to streams."""
+        return (write.added for one in self.parts.values() if isinstance(one, Stream) for write in one.writes)
 
     def _carried(self) -> frozenset[TensorId]:
         """Beyond which values no memory reaches: those of streams, and what heads mix."""

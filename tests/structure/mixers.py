@@ -131,6 +131,15 @@ def long_filter(m: Parts, x: Tensor) -> Tensor:
     return made[..., : x.shape[1]].mT * m.g(x)
 
 
+def one_line(m: Parts, x: Tensor) -> Tensor:
+    u, dt, b, c = m.v(x)[..., None], F.softplus(m.g(x))[..., None], m.narrow(x)[:, :, None], m.narrow(x.flip(-1))[:, :, None]
+    h, made = torch.zeros_like(u[:, 0] * b[:, 0]), []
+    for t in range(x.shape[1]):
+        h = torch.exp(dt[:, t] * -m.filter[:, :4].exp()) * h + dt[:, t] * b[:, t] * u[:, t]
+        made.append((h * c[:, t]).sum(-1))
+    return torch.stack(made, 1)
+
+
 def bent(m: Parts, x: Tensor) -> Tensor:
     q, k, v = heads(m, x)
     return joined(earlier((q @ k.mT).sigmoid()) @ v)
@@ -165,6 +174,7 @@ MIXERS: dict[str, Truth] = {
     "window, then steps written into rows": Truth(into_rows, "recurrence", 1, states=STEPS),
     "cells": Truth(cells, "recurrence", 1, states=STEPS),
     "cells without a projection": Truth(bare_cells, "recurrence", STEPS, states=STEPS, direction="anticausal"),
+    "several products of one line": Truth(one_line, "recurrence", 4, 0, STEPS),
     "one kernel": Truth(lambda m, x: m.steps(m.v(x))[0], "recurrence", 1),
     "gated window": Truth(gated_window, "convolution", 3, 1),
     "long filter": Truth(long_filter, "fixed", 2, 1),

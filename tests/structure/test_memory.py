@@ -337,10 +337,14 @@ def test_keys_that_are_none_are_not_certified() -> None:
     memory = fmr.locate(run).mlps[0]
     assert memory.certified
     assert set(memory.certified.errors) == {"post", "places", "keys", "out"}
-    for other in (replace(memory, key_dim=1 - memory.key_dim), replace(memory, value_dim=1 - memory.value_dim)):
-        assert not certify_memory(memory.graph, other, run.__getitem__).ok
-    for other in (replace(memory, keys=memory.values), replace(memory, keys=memory.w_gate)):
-        with pytest.raises(StructureError, match="is not computed from param:model"):
+    lies = {
+        "dimension of its keys": replace(memory, key_dim=1 - memory.key_dim),
+        "dimension of its values": replace(memory, value_dim=1 - memory.value_dim),
+        "tensor of its keys is param:model.layers.0.mlp.up_proj.weight, and not": replace(memory, keys=memory.values),
+        "tensor of its keys": replace(memory, keys=memory.w_gate),
+    }
+    for words, other in lies.items():
+        with pytest.raises(StructureError, match=words):
             certify_memory(memory.graph, other, run.__getitem__)
 
 

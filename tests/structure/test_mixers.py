@@ -79,6 +79,44 @@ def test_what_a_mixer_is_made_of_is_explained() -> None:
     assert "lies inside structure.mixers[0], between its input 0 and its output" in found.explain("attention.0/mul#12").text
 
 
+class Cells(nn.Module):
+    """Layers that add what a cell makes, which begins with no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.logits = nn.Embedding(11, WIDTH), nn.Linear(WIDTH, 11)
+        self.cells, self.norms = (nn.ModuleList(make(WIDTH) for _ in range(2)) for make in (self.cell, nn.LayerNorm))
+
+    def cell(self, width: int) -> nn.Module:
+        return nn.GRUCell(width, width)
+
+    def steps(self, cell: nn.Module, x: Tensor) -> Tensor:
+        h = None
+        return torch.stack([h := cell(one, h) for one in x.unbind(1)], 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        for cell, norm in zip(self.cells, self.norms, strict=True):
+            x = x + self.steps(cell, norm(x))
+        logits: Tensor = self.logits(x)
+        return logits
+
+
+class NoStream(Cells):
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.logits(self.steps(self.cells[0], self.tokens(ids)))
+        return logits
+
+
+def test_cells_that_begin_with_no_state_write_to_a_stream() -> None:
+    found = fmr.locate(fmr.run(Cells().eval(), torch.randint(11, (2, STEPS))))
+    assert [(one.kind, len(one.states), one.direction) for one in found.mixers] == [("recurrence", STEPS, "causal")] * 2
+    assert [one.mixer for one in found.layers] == list(found.mixers)
+    found = fmr.locate(fmr.run(NoStream().eval(), torch.randint(11, (2, STEPS))))
+    assert found.mixers == ()
+    assert "no part of a mixer: what it makes is added to no residual stream" in found.explain("cells.0@2/gru_cell#0").text
+
+
 def lies(name: str) -> dict[str, Mixer]:
     """False claims about the first mixer of a model."""
     run, found = located(name)

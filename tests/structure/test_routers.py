@@ -14,7 +14,7 @@ from fmr.ids import Site
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
 from tests.structure import experts
-from tests.structure.idioms import Heads, Plain, Stack
+from tests.structure.idioms import WIDTH, Heads, Plain, Stack, weight
 from tests.structure.memories import Squared
 
 
@@ -209,3 +209,90 @@ def test_experts_that_no_token_goes_to_are_not_asked() -> None:
     (router,) = found.routers
     assert router.certified
     assert torch.equal(router.maps(run).bool().sum(0), torch.tensor([0, 10, 0]))
+
+
+class OneUnit(experts.Experts):
+    """Experts of one unit, which says nothing to some tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = weight(3, WIDTH, 1), weight(3, 1, WIDTH)
+
+
+class Noisy(experts.Modules):
+    """Noise of a size that tokens choose is added to the scores."""
+
+    def __init__(self, best: int = 2) -> None:
+        super().__init__(best)
+        self.size = nn.Linear(WIDTH, experts.EXPERTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, WIDTH)
+        clean = self.router(rows)
+        scores = clean + torch.zeros_like(clean) * F.softplus(self.size(rows))
+        top = scores.topk(self.best, -1)
+        share = torch.full_like(scores, float("-inf")).scatter(-1, top.indices, top.values).softmax(-1)
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            here = (top.indices == number).any(-1)
+            if here.any():
+                out[here] += expert(rows[here]) * share[here, number, None]
+        return out.view(x.shape)
+
+
+@pytest.mark.parametrize("kind", [OneUnit, Noisy])
+def test_silent_experts_and_noisy_scores_have_a_router(kind: type[nn.Module]) -> None:
+    run, found = located(kind)
+    (router,) = found.routers
+    assert router.certified
+    assert router.logits.id == ("memory.0/add#0" if kind is Noisy else "memory.0.router/linear#0")
+    assert [one for one in found.rejected if one.what == "router"] == []
+    assert torch.allclose(router.maps(run).sum(1), torch.ones(10))
+
+
+class Shares(nn.Module):
+    """Memories of one unit each, each with its share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.up, self.down = nn.Linear(WIDTH, 6), nn.Linear(WIDTH, 6), nn.Linear(6, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)) * self.router(x).softmax(-1))
+
+
+def test_what_a_softmax_is_made_of_gates_and_is_no_key() -> None:
+    (found,) = located(Shares)[1].mlps
+    assert (found.w_in, found.w_gate) == ("param:memory.0.up.weight", "param:memory.0.router.weight")
+
+
+class Two(nn.Module):
+    """One number says how much of each of two memories is written."""
+
+    def __init__(self, lerp: bool = False) -> None:
+        super().__init__()
+        self.router, self.a, self.b, self.lerp = nn.Linear(WIDTH, 1), Squared(), Squared(), lerp
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.router(x).sigmoid()
+        a, b = self.a(x), self.b(x)
+        return torch.lerp(b, a, share) if self.lerp else share * a + (1 - share) * b
+
+
+@pytest.mark.parametrize("lerp", [False, True])
+def test_one_number_for_two_memories_is_no_router(lerp: bool) -> None:
+    found = fmr.locate(
+        fmr.run(Stack(lambda: Heads(F.scaled_dot_product_attention), lambda: Two(lerp), 1), torch.tensor([[3, 1]]))
+    )
+    (reason,) = [one.reason for one in found.rejected if one.what == "router"]
+    assert reason.startswith("its single number weighs memory.0.")
+    assert reason.endswith("none has one for each of its 2 experts")
+
+
+@pytest.mark.parametrize("kind", [experts.Modules, experts.ModulesWritten, Noisy])
+def test_one_expert_of_one_token_is_told(kind: type[nn.Module]) -> None:
+    make = kind if kind is experts.ModulesWritten else lambda: kind(1)
+    found = fmr.locate(fmr.run(Stack(lambda: Heads(F.scaled_dot_product_attention), make, 1), torch.tensor([[3]])))
+    assert found.routers == ()
+    (reason,) = [one.reason for one in found.rejected if one.what == "router"]
+    assert reason.startswith("of its 3 experts this run shows one, memory.0.experts.")

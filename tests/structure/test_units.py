@@ -99,18 +99,25 @@ LIES: dict[str, tuple[Callable[[], nn.Module], Lie, str]] = {
         lambda one: replace(one, keys=one.w_gate, w_in=one.w_gate, w_gate=one.w_in, up=one.pre.id),
         "gate/linear#0 is not computed from param:blocks.0.up.weight",
     ),
-    "examples as units": (Plain, lambda one: replace(one, axis=0), "does not sum over dimension 0"),
+    "examples as units": (Plain, lambda one: replace(one, axis=0), "the dimension of its coefficients is 2, and not 0"),
     "keys as values": (
         Tall,
         lambda one: replace(one, values=one.keys, w_out=one.w_in),
-        "not computed from|does not read",
+        "the weight of its values is param:blocks.0.down.weight, and not param:blocks.0.up.weight",
     ),
     "values as keys": (
         Tall,
         lambda one: replace(one, keys=one.values, w_in=one.w_out),
-        "not computed from|does not read",
+        "the weight of its keys is param:blocks.0.up.weight, and not param:blocks.0.down.weight",
     ),
-    "a gate of channels": (Tall, lambda one: replace(one, fused_gate=True), "no gate and what it gates are"),
+    "keys of channels turned": (Tall, lambda one: replace(one, key_dim=1), "the dimension of its keys is 0, and not 1"),
+    "values of channels turned": (Tall, lambda one: replace(one, value_dim=0), "of its values is 1, and not 0"),
+    "halves that are none": (
+        FusedGate,
+        lambda one: replace(one, fused_gate=False),
+        "both/linear#0 gates its coefficients",
+    ),
+    "a gate of channels": (Tall, lambda one: replace(one, fused_gate=True), "is no gate and what it gates, for 6 memories"),
 }
 
 

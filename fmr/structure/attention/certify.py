@@ -8,7 +8,8 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
-from fmr.structure.attention.definition import MULTIPLY, Claim, miscounted, misread, mistaken, mixes, own_rows
+from fmr.structure.attention.claim import Claim
+from fmr.structure.attention.definition import MULTIPLY, miscounted, misread, mistaken, mixes, own_rows
 from fmr.structure.attention.factors import Heads, in_order
 from fmr.structure.attention.halves import map_of, picked
 from fmr.structure.normal.indices import iota, trace
@@ -51,7 +52,7 @@ def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
         **_heads(graph, found, pattern, mixed, value),
     }
     if found.kind in MULTIPLY:
-        told = [mixes(graph, found, pattern, v, mixed), own_rows(graph, found, value)]
+        told = [mixes(graph, found, pattern, v, mixed, value), own_rows(graph, found, value)]
         errors |= {"layout": max(known)} if (known := [one for one in told if one is not None]) else {}
     if coarse:
         errors["z"] = min(errors["z"], _again(graph, found.z.id, {**keys, found.v.id: v}, value))

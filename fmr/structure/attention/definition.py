@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -10,68 +11,28 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.structure.attention.halves import Half
+from fmr.structure.attention.claim import Claim
 from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import output_of
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
+    LAID_OUT,
     NONLINEAR,
     above,
     all_inputs,
     between,
     come_of,
-    depends_on,
     is_constant,
     is_learned,
     product,
     projection,
     sources_of,
+    strip_views,
 )
-from fmr.structure.proof.certificate import Certificate, error, unmade
+from fmr.structure.proof.certificate import error, unmade
 from fmr.structure.proof.evaluate import Values, evaluate
-
-
-@dataclass(frozen=True, eq=False)
-class Claim:
-    """What is said of an attention, as `Attention` tells users."""
-
-    graph: Graph = field(repr=False)
-    softmax: TensorId
-    q: Site
-    k: Site
-    v: Site
-    scores: Site
-    pattern: Site
-    z: Site
-    out: Site | None
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    kind: str
-    scope: str
-    dim: int = -1
-    path: tuple[TensorId, ...] = ()
-    certified: Certificate | None = None
-    index: int | None = None
-    minus: Half | None = None
-
-    @property
-    def halves(self) -> "tuple[Claim, Claim]":
-        """What is said of the two softmaxes of a differential attention, with all the heads of each."""
-        assert self.minus is not None
-        second = {name: getattr(self.minus, name) for name in ("softmax", "q", "k", "scores", "pattern", "dim")}
-        return self._whole(), replace(self, **second)._whole()
-
-    def _whole(self) -> "Claim":
-        """The same of all heads of a softmax, where these are some."""
-        if self.q.heads is None:
-            return replace(self, minus=None)
-        every = {name: replace(getattr(self, name), heads=None) for name in ("q", "k", "scores", "pattern")}
-        number = self.q.n_heads or 1
-        n_kv_heads = self.n_kv_heads * number // self.n_heads
-        return replace(self, **every, n_heads=number, n_kv_heads=n_kv_heads, minus=None)
-
 
 Named = tuple[Tensor, tuple[str, ...]]
 """A value with a name for each of its dimensions."""
@@ -89,7 +50,7 @@ MULTIPLY = ("self", "cross")
 def misread(graph: Graph, found: Claim) -> str:
     """Which of the parts of an attention does not follow where it should; empty where all do."""
     q, k, v, scores, pattern, z = (site.id for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z))
-    way = [(found.softmax, scores), (z, pattern)]
+    way = [(z, pattern)]
     way += [(pattern, found.softmax)] if pattern != found.softmax else []
     way += [(found.out.id, z)] if found.out is not None else []
     way += [(scores, q), (scores, k)] if found.kind != "deformable" else []
@@ -99,6 +60,8 @@ def misread(graph: Graph, found: Claim) -> str:
         return f"what the dimensions of {unknown.id} count is not told"
     if wrong := unmade(graph, way):
         return wrong
+    if form_of(graph)[found.softmax].operands[:1] != (scores,):
+        return f"{scores} is not what enters {found.softmax}"
     if found.out is not None and (mixed := _mixes_again(graph, z, found.out.id)):
         return f"{mixed} mixes other values between {z} and {found.out.id}"
     if found.out is not None and found.kind in MULTIPLY and not _ends_well(graph, found.path, z, found.out.id):
@@ -144,27 +107,36 @@ def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | Non
     return next((node.id for node in come_of(graph, start, end) if product(graph, node) is not None), None)
 
 
-def mixes_scores(graph: Graph, found: "Claim") -> TensorId | None:
+def mixes_scores(graph: Graph, found: Claim) -> TensorId | None:
     """The projection that weighs heads by one another between the product of queries and keys and the softmax."""
-    q, k = found.q.id, found.k.id
-    nodes = between(graph, min(q, k, key=graph.place), found.scores.id)
-    met = [node.id for node in nodes if _meets(graph, node.id, q, k)]
-    lower = (node for name in met for node in come_of(graph, name, found.scores.id))
+    lower = (node for name in _products(graph, found) for node in come_of(graph, name, found.scores.id))
     return next((node.id for node in lower if projection(graph, node) is not None), None)
 
 
+def _products(graph: Graph, found: Claim) -> list[TensorId]:
+    """The products of what comes of queries and of keys above the scores."""
+    q, k = found.q.id, found.k.id
+    nodes = between(graph, min(q, k, key=graph.place), found.scores.id)
+    return [node.id for node in nodes if _meets(graph, node.id, q, k)]
+
+
 def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
-    """Whether a value is a product of what comes of queries and what comes of keys."""
+    """Whether a value is the product of queries and keys, as they are laid out there."""
     found = product(graph, graph[name])
-    ways = ((found.left, found.right), (found.right, found.left)) if found is not None else ()
-    return any(depends_on(graph, a, q) and depends_on(graph, b, k) for a, b in ways)
+    pair = [strip_views(graph, one, LAID_OUT) for one in ((found.left, found.right) if found is not None else ())]
+    return pair in ([a, b] for a, b in permutations(strip_views(graph, one, LAID_OUT) for one in (q, k)))
 
 
-def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor) -> float | None:
-    """How far z lies from the sum of the pattern times the values, all as laid out; None where layouts do not tell,
-    and where heads are weighed by one another."""
+def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor, value: Values) -> float | None:
+    """How far z lies from the sum of the pattern times the values, all as laid out; None where layouts do not tell.
+
+    Where heads are weighed by one another on the way, it is what comes of that which weighs the values.
+    """
     if _weighs(graph, found.pattern.id, found.z.id):
-        return None
+        weights = _weighing(graph, found)
+        if weights is None:
+            return None
+        pattern = evaluate(graph, weights, {found.pattern.id: pattern}, value)
     p, values, z = (
         _named(value.double(), site, found, names)
         for value, site, names in ((pattern, found.pattern, _MAP), (v, found.v, _KEY), (mixed, found.z, _QUERY))
@@ -182,12 +154,21 @@ def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor)
     letters = {name: chr(97 + n) for n, name in enumerate(sorted(names))}
     words = ["".join(letters[name] for name in own) for _, own in (p, values, z)]
     made = torch.einsum(f"{words[0]},{words[1]}->{words[2]}", p[0].nan_to_num(0.0), values[0])
-    return error(made.expand_as(z[0]), z[0].nan_to_num(0.0)) if made.numel() <= z[0].numel() else float("inf")
+    fits = all(one in (1, size) for one, size in zip(made.shape, z[0].shape, strict=True))
+    return error(made.expand_as(z[0]), z[0].nan_to_num(0.0)) if fits else float("inf")
 
 
 def _weighs(graph: Graph, start: TensorId, end: TensorId) -> bool:
     """Whether a value is multiplied with weights on its way to another, by which heads may be weighed by one another."""
     return any(projection(graph, node) is not None for node in come_of(graph, start, end))
+
+
+def _weighing(graph: Graph, found: Claim) -> TensorId | None:
+    """What is made of a pattern and multiplied with values; None where that is laid out otherwise."""
+    lower = {node.id: node for node in come_of(graph, found.pattern.id, found.z.id)}
+    used = next((use for node in lower.values() if (use := product(graph, node)) is not None), None)
+    made = next((name for name in (used.left, used.right) if name in lower), None) if used is not None else None
+    return made if made is not None and graph[made].shape == graph[found.pattern.id].shape else None
 
 
 def _of_pairs(values: Named, pattern: Named, z: Named) -> Named:
@@ -221,6 +202,9 @@ def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     told = (node for node in between(graph, found.q.id, found.scores.id) if node.op in _TOLD)
     if found.q.id == found.k.id or next(told, None) is not None:
         return None
+    if mixes_scores(graph, found) is not None:  # before it heads are apart
+        apart = (one for one in _products(graph, found) if graph[one].shape == graph[found.scores.id].shape)
+        found = replace(found, scores=replace(found.scores, id=next(apart, found.scores.id)))
     q, k = value(found.q.id).detach(), value(found.k.id).detach()
     given = {found.q.id: q, found.k.id: k}
     base = evaluate(graph, found.scores.id, given, value)
@@ -256,7 +240,8 @@ def _strays(
         size > 1 and name.startswith("axis") for name, size in sizes[0].items()
     ):  # of chunks or windows, where places count anew
         return None
-    if any(sizes[0][name] != sizes[1][name] for name in kept if name != "examples"):
+    wide = any(sizes[0].get(name, 1) > 1 == size for name, size in sizes[1].items())
+    if wide or any(sizes[0][name] != sizes[1][name] for name in kept if name != "examples"):
         return float("inf")
     few, many = sorted(size.get("examples", 1) for size in sizes) if "examples" in kept else (1, 1)
     if few != many:  # heads are laid out with examples on the way

@@ -11,7 +11,17 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import summed_dim, window
-from fmr.structure.normal.match import Projection, between, projection, strip_views
+from fmr.structure.normal.match import (
+    SAME,
+    Projection,
+    above,
+    between,
+    projection,
+    settled,
+    strip_views,
+    unbroadcast,
+    weights,
+)
 from fmr.structure.proof.evaluate import Values, evaluate
 
 
@@ -133,3 +143,22 @@ def gates(graph: Graph, source: TensorId, up: TensorId, post: TensorId, n: int) 
     origin, own = strip_views(graph, source), {node.id for node in between(graph, source, up)} | {up}
     others = (node for node in between(graph, source, post) if node.id not in own and node.shape[-1:] == (n,))
     return [found for node in others if (found := _reads(graph, node, origin)) is not None]
+
+
+def first_projection(graph: Graph, up: TensorId) -> Projection | None:
+    """The projection whose result, with its bias and as it is laid out, is this value; None where that is none's."""
+    higher = (projection(graph, node) for node in above(graph, up, lambda node: projection(graph, node) is None))
+    made = next((one for one in higher if one is not None), None)
+    return made if made is not None and settled(graph, made.node).id == up else None
+
+
+def matrices(graph: Graph, weight: TensorId) -> TensorId:
+    """A weight before it was repeated for each example, or the matrices among which one was chosen for each position."""
+    node = graph[strip_views(graph, weight, SAME)]
+    return node.parents[0].id if node.op == "getitem" and len(node.parents) > 1 else unbroadcast(graph, weight)
+
+
+def held(graph: Graph, weight: TensorId) -> TensorId:
+    """The parameter that a weight was made of; the weight itself where it is made of several."""
+    made = [node.id for node in above(graph, weight, lambda node: True) if node.op in ("param", "buffer")]
+    return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]

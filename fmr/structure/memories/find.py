@@ -7,6 +7,7 @@ from itertools import combinations, takewhile
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
+from fmr.structure.memories.definition import held, matrices
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY, STRAIGHT, UpProjection, ups_of, why_none
 from fmr.structure.normal.einsum import made_dim, summed_dim, window
@@ -20,9 +21,7 @@ from fmr.structure.normal.match import (
     projection,
     settled,
     strip_views,
-    unbroadcast,
     value_number,
-    weights,
 )
 from fmr.structure.normal.value import Value
 
@@ -60,7 +59,10 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     if reason := _why_not_of_one(graph, down, ups) if ups else why_none(graph, down, stream):
         return reason
     most = max(up.bent for up in ups)
-    gate = min((up for up in ups if up.bent == most), key=lambda up: graph.place(up.pre))
+    shares = _shares(graph, down)
+    gate = min(
+        (up for up in ups if up.bent == most), key=lambda up: (up.projection.node.id not in shares, graph.place(up.pre))
+    )
     gated = next((up for up in ups if up.projection.weight != gate.projection.weight), None)
     value = (gated or gate).projection
     post = strip_views(graph, down.data, frozenset({"view", "reshape"}))
@@ -70,20 +72,36 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         pre=Site(gate.pre),
         post=Site(post),
         out=Site(settled(graph, down.node).id),
-        w_in=_held(graph, value.weight),
-        w_gate=_held(graph, gate.projection.weight) if gated is not None else None,
-        w_out=_held(graph, down.weight),
+        w_in=held(graph, value.weight),
+        w_gate=held(graph, gate.projection.weight) if gated is not None else None,
+        w_out=held(graph, down.weight),
         source=strip_views(graph, value.data),
         up=settled(graph, value.node).id,
         down=down.node.id,
-        keys=_matrices(graph, value.weight),
-        values=_matrices(graph, down.weight),
+        keys=matrices(graph, value.weight),
+        values=matrices(graph, down.weight),
         key_dim=made_dim(graph, value),
         value_dim=1 - made_dim(graph, down),
-        fused_gate=gated is None and value.node.shape[axis] == 2 * graph[post].shape[axis],
+        fused_gate=gated is None and value.node.shape[axis] == 2 * graph[post].shape[axis] and _gates(graph, down),
         axis=axis,
         scope=shared_scope(gate.projection.node, down.node),
     )
+
+
+def _shares(graph: Graph, down: Projection) -> set[TensorId]:
+    """What softmaxes on the way to a second projection are made of: a share of all gates what is bent by itself."""
+
+    def goes_on(value: Value) -> bool:
+        return value.kind != "projection"
+
+    softmaxes = (one for one in form_of(graph)[down.data].above(goes_on) if one.kind == "softmax")
+    return {higher.id for one in softmaxes for higher in one.above(goes_on)}
+
+
+def _gates(graph: Graph, down: Projection) -> bool:
+    """Whether one value gates another on the way to a second projection."""
+    way = form_of(graph)[down.data].above(lambda one: one.kind != "projection")
+    return any(one.kind == "gate" or one.op == "glu" for one in way)
 
 
 def _source(graph: Graph, up: UpProjection) -> TensorId:
@@ -139,18 +157,6 @@ def _put_together(graph: Graph, down: Projection, ups: dict[TensorId, TensorId])
             if any(one and other and one.isdisjoint(other) for one, other in pairs):
                 return "is laid side by side" if beside else "is added up"
     return ""
-
-
-def _matrices(graph: Graph, weight: TensorId) -> TensorId:
-    """A weight before it was repeated for each example, or the matrices among which one was chosen for each position."""
-    node = graph[strip_views(graph, weight, SAME)]
-    return node.parents[0].id if node.op == "getitem" and len(node.parents) > 1 else unbroadcast(graph, weight)
-
-
-def _held(graph: Graph, weight: TensorId) -> TensorId:
-    """The parameter that a weight was made of; the weight itself where it is made of several."""
-    made = [node.id for node in above(graph, weight, lambda node: True) if node.op in ("param", "buffer")]
-    return (weights(graph, weight) or (made if len(made) == 1 else [weight]))[0]
 
 
 def shared_scope(first: Node, last: Node) -> str:

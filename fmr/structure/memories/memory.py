@@ -12,10 +12,29 @@ from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.memories.definition import gates, is_gated, of_own_place, windows
-from fmr.structure.normal.einsum import summed_dim, window
+from fmr.structure.memories.definition import (
+    first_projection,
+    gates,
+    held,
+    is_gated,
+    matrices,
+    of_own_place,
+    windows,
+)
+from fmr.structure.memories.up_projections import bends, read_as
+from fmr.structure.normal.einsum import made_dim, summed_dim, window
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, projection, strip_views
+from fmr.structure.normal.match import (
+    CONVOLUTIONS,
+    MOVES,
+    SAME,
+    between,
+    depends_on,
+    projection,
+    settled,
+    strip_views,
+)
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work, why_unproving
 
@@ -237,48 +256,64 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
 
 def _misread(graph: Graph, found: Memory) -> str:
     """Which of the parts of a memory does not follow where it should; empty where all do."""
-    pre, post, out = found.pre.id, found.post.id, found.out.id
-    way = [(found.up, found.source), (post, found.up), (post, pre), (found.down, post)]
-    first = [found.up, *([found.w_gate] if found.w_gate is not None else [])]
-    if pre != found.up and not any(depends_on(graph, pre, one) for one in first):
-        return f"{pre} is not computed from {' or '.join(first)}"
-    made = [(out, found.down), (found.keys, found.w_in), (found.values, found.w_out)]
-    made += [(post, found.w_gate), (pre, found.w_gate)] if found.w_gate is not None else []
-    return unmade(graph, [*way, *(pair for pair in made if pair[0] != pair[1])])
+    pre, post = found.pre.id, found.post.id
+    gate = [(post, found.w_gate), (pre, found.w_gate)] if found.w_gate is not None else []
+    way = [(found.up, found.source), (post, found.up), (post, pre), (found.down, post), *gate]
+    if wrong := unmade(graph, way):
+        return wrong
+    first = (found.up, found.w_gate)
+    if pre != found.up and not any(depends_on(graph, pre, one) for one in first if one is not None):
+        return f"{pre} is not computed from {' or '.join(one for one in first if one is not None)}"
+    return "" if _is_bent_first(graph, pre, post) else f"{pre} does not enter what bends its coefficients"
+
+
+def _is_bent_first(graph: Graph, pre: TensorId, post: TensorId) -> bool:
+    """Whether a value enters what bends coefficients, or gates them where nothing bends, and was not bent before."""
+    form = form_of(graph)
+    most = max(bends(one, True) for one in form[post].above(lambda one: one.kind != "projection"))
+    users = (one for one in form[pre].users if pre in read_as(graph, one) and bends(one, True) == most)
+    before = form[pre].above(lambda one: one.kind != "projection")
+    return any(depends_on(graph, post, one.id) for one in users) and not any(bends(one, False) for one in before)
 
 
 def _mislaid(graph: Graph, found: Memory) -> str:
-    """Which weight or dimension is not the one that a projection reads; empty where all are."""
-    up, down = (projection(graph, graph[name]) for name in (found.up, found.down))
-    for made, name in ((up, found.keys), (down, found.values)):
-        if made is not None and not depends_on(graph, made.weight, name):
-            return f"{made.node.id} does not read {name}"
+    """Which value, weight or dimension is not the one of its projections; empty where all are."""
+    up, down = first_projection(graph, found.up), projection(graph, graph[found.down])
+    if up is None or down is None or settled(graph, up.node).id != found.up:
+        return f"{found.up} and {found.down} are not what two projections make"
     rank = len(graph[found.post.id].shape)
-    if down is not None and (found.axis - summed_dim(graph, down)) % rank:
-        return f"{found.down} does not sum over dimension {found.axis} of {found.post.id}"
-    return ""
+    said: dict[str, tuple[object, object]] = {
+        "what it reads": (found.source, strip_views(graph, up.data)),
+        "its output": (found.out.id, settled(graph, down.node).id),
+        "the weight of its keys": (found.w_in, held(graph, up.weight)),
+        "the weight of its values": (found.w_out, held(graph, down.weight)),
+        "the tensor of its keys": (found.keys, matrices(graph, up.weight)),
+        "the tensor of its values": (found.values, matrices(graph, down.weight)),
+        "the dimension of its keys": (found.key_dim, made_dim(graph, up)),
+        "the dimension of its values": (found.value_dim, 1 - made_dim(graph, down)),
+        "the dimension of its coefficients": (found.axis % rank, summed_dim(graph, down) % rank),
+    }
+    return next((f"{what} is {true}, and not {claimed}" for what, (claimed, true) in said.items() if claimed != true), "")
 
 
 def _misgated(graph: Graph, found: Memory, value: Values) -> str:
     """Why the gate that is named is not the one that there is; empty where it is, or where none is and none is named."""
-    size, n = graph[found.keys].shape, graph[found.post.id].shape[found.axis]
-    single = len(size) == 2 or graph[found.up].op in CONVOLUTIONS
-    if found.fused_gate and single and size[found.key_dim] != 2 * n:
-        return f"no gate and what it gates are {list(size)} of {found.keys}, for {n} memories"
-    held = graph[found.values].shape
-    if found.first is not None and (len(held) != 2 or found.first + n > held[found.value_dim]):
-        return f"there are no {n} values from {found.first} on in {list(held)} of {found.values}"
+    n, values, post = found.n, graph[found.values].shape, found.post.id
+    if found.first is not None and (len(values) != 2 or found.first + n > values[found.value_dim]):
+        return f"there are no {n} values from {found.first} on in {list(values)} of {found.values}"
     if found.w_gate is not None:
         own = {node.id for node in between(graph, found.source, found.up)} | {found.up}
-        made = [node for node in between(graph, found.w_gate, found.post.id) if projection(graph, node) is not None]
-        return "" if any(node.id not in own for node in made) else f"{found.w_gate} makes no gate beside {found.up}"
-    if found.fused_gate:
-        return ""
-    others = [one.node.id for one in gates(graph, found.source, found.up, found.post.id, n)]
-    others += [found.up] if len(size) == 2 and size[found.key_dim] == 2 * n else []
-    if others and is_gated(graph, found.source, found.pre.id, found.post.id, value):
-        return f"{others[0]} gates its coefficients"
-    return ""
+        made = (projection(graph, node) for node in between(graph, found.w_gate, post) if node.id not in own)
+        beside = any(one is not None and held(graph, one.weight) == found.w_gate for one in made)
+        return "" if beside and not found.fused_gate else f"{found.w_gate} makes no gate beside {found.up}"
+    up = first_projection(graph, found.up)
+    wide = up is not None and up.node.shape[found.axis] == 2 * n
+    halves = wide and any(node.op == "glu" for node in between(graph, found.up, post))
+    others = [one.node.id for one in gates(graph, found.source, found.up, post, n)] + [found.up] * wide
+    gated = halves or (bool(others) and is_gated(graph, found.source, found.pre.id, post, value))
+    if found.fused_gate and not (gated and wide):
+        return f"{found.up} is no gate and what it gates, for {n} memories"
+    return f"{others[0]} gates its coefficients" if gated and not found.fused_gate else ""
 
 
 def _product(
@@ -286,8 +321,8 @@ def _product(
 ) -> Tensor | None:
     """What a weight makes of a value as a matrix, turned or not, plus the bias; None where it is none that fits both.
 
-    One that would fit the other way round is not the matrix that was claimed, and makes nothing that is finite; nor does
-    one beside which, though it makes the result `alone`, more is added than one bias for all positions.
+    One beside which, though it makes the result `alone`, more is added than one bias for all positions makes nothing that
+    is finite.
     """
     given, made = value.single(name).to(weight.dtype), value(result)
     if weight.dim() != 2:
@@ -295,8 +330,7 @@ def _product(
     matrix = weight.mT if turned else weight
     positions = given.shape[:-1].numel()
     if (given.shape[-1], positions * matrix.shape[1]) != (len(matrix), made.numel()):
-        other = (given.shape[-1], positions * len(matrix)) == (matrix.shape[1], made.numel())
-        return torch.full(made.shape, torch.inf, device=made.device) if other else None
+        return None
     bias = evaluate(graph, result, {name: torch.zeros_like(given)}, value)
     rows = bias.reshape(-1, matrix.shape[1])
     if alone and not torch.allclose(rows, rows[:1].expand_as(rows)):

@@ -1,6 +1,6 @@
 """Routers: which of several memories a token goes to, and how much each of them counts."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -121,22 +121,34 @@ def find_routers(graph: Graph, streams: Sequence[Stream], mlps: Sequence[Memory]
             own = {name for one in held for name in (one.w_in, one.w_gate, one.w_out)}
             every = form[write.added].above(lambda one: one not in points) if held else ()  # noqa: B023
             region = {one for one in every if one not in points}
-            for value in sorted(region, key=lambda one: graph.place(one.id)):
-                if value.kind == "projection" and own.isdisjoint(weights(graph, value.operands[1])):
+            made = (one for one in region if one.kind == "projection" and own.isdisjoint(weights(graph, one.operands[1])))
+            for value in sorted({_summed(one) for one in made}, key=lambda one: graph.place(one.id)):
+                if value in region:
                     n, (weight, experts) = value.node.shape[-1], _weighed(value, region, held)
                     if weight is not None and _is_of_experts(graph, experts, n):
                         yield _router(graph, value.node, weight, write.added, experts)
-                    elif _is_of_experts(graph, held, n) and (reason := _why_no_router(graph, value, held, experts)):
+                    elif reason := _why_no_router(graph, value, held, experts):
                         yield Rejected(value.id, "router", reason)
+
+
+def _summed(logits: Value) -> Value:
+    """The scores that are added to others, as noise is, before anything else is made of them."""
+    sums = (one for one in logits.users if one.kind == "sum" and one.node.shape == logits.node.shape)
+    return next((_summed(one) for one in sums), logits)
 
 
 def _why_no_router(graph: Graph, logits: Value, held: Sequence[Memory], met: Sequence[Memory]) -> str:
     """Why scores of experts do not weigh what these write; empty where nothing says that they are scores."""
-    if len(met) == 1:
-        return f"of its {logits.node.shape[-1]} experts this run shows one, {met[0].scope}: nothing tells it from the others"
-    if any(depends_on(graph, one.source, logits.id) for one in held):
-        return "it weighs what the experts read, and not what they write"
+    n, form = logits.node.shape[-1], form_of(graph)
     chooses = any(one.node.op in _LARGEST for one in logits.below(lambda one: one.kind in _ON_THE_WAY))
+    if n == 1 and len(met) > 1:
+        return f"its single number weighs {met[0].scope} and {met[1].scope}: none has one for each of its {len(met)} experts"
+    if n > 1 == len(met) and (chooses or _is_of_experts(graph, held, n)):
+        return f"of its {n} experts this run shows one, {met[0].scope}: nothing tells it from the others"
+    if not _is_of_experts(graph, held, n):
+        return ""
+    if any(logits in form[one.source].above(lambda one: True) for one in held):
+        return "it weighs what the experts read, and not what they write"
     return "it chooses among experts, and no single value that is made of its scores weighs what they write" * chooses
 
 
@@ -154,7 +166,7 @@ def _weighed(logits: Value, region: Container[Value], held: Sequence[Memory]) ->
         for user in (one for one in here.users if one in region and one not in seen):
             others = [one for one in user.inputs if one not in seen]
             made = {one.id for other in others for one in other.above(lambda one: one in region)}
-            weighed = user.kind in ("gate", "product")
+            weighed = user.kind in ("gate", "product") or user.node.op == "lerp"
             if weighed and (met := [one for one in held if one.down in made or one.up in made]):
                 weight = here.unmoved
                 node = weight.folded[0] if weight.kind == "statistic" else weight.node
@@ -163,7 +175,7 @@ def _weighed(logits: Value, region: Container[Value], held: Sequence[Memory]) ->
             elif weighed or user.kind in _ON_THE_WAY or user.node.op in _CHOICES:
                 seen.add(user)
                 waiting.append(user)
-    return (next(iter(weighs.values())), tuple(experts)) if len(weighs) == 1 else (None, ())
+    return next(iter(weighs.values())) if len(weighs) == 1 else None, tuple(experts)
 
 
 def _router(graph: Graph, logits: Node, weight: Node, write: TensorId, held: tuple[Memory, ...]) -> Router:
@@ -244,16 +256,22 @@ def _is_written(graph: Graph, found: Router, weight: Tensor, value: Doubles) -> 
     or experts."""
     tokens = prod(graph[found.logits.id].shape[:-1])
     rows = weight.reshape(tokens, -1)
-    made = evaluate(graph, found.write, {found.weights.id: weight}, value)
+    heard = _audible(graph, found.memories, value)
+    made = evaluate(graph, found.write, {**heard, found.weights.id: weight}, value)
     known = torch.isfinite(made).reshape(tokens, -1).all(1)
     for place in range(min(rows.shape[1], 2 * _SHARES)):
         without = rows.clone()
         without[:, place] = 0.0
-        after = evaluate(graph, found.write, {found.weights.id: without.reshape(weight.shape)}, value)
+        after = evaluate(graph, found.write, {**heard, found.weights.id: without.reshape(weight.shape)}, value)
         moved = (after != made).reshape(tokens, -1).any(1)
         if not torch.equal(moved[known], rows[known, place] != 0.0):
             return False
     return True
+
+
+def _audible(graph: Graph, memories: Iterable[Memory], value: Doubles) -> dict[TensorId, Tensor]:
+    """What enters the nonlinearity of each memory, of such a size that each has coefficients; as it is, it may have none."""
+    return {one.pre.id: torch.ones_like(value.double(one.pre.id)) for one in memories if one.pre.id in graph}
 
 
 def _are_apart(
@@ -277,11 +295,11 @@ def _heard(
     for one in known:
         several = len(graph[one.values].shape) == 3
         changed = one.values if several else one.out.id
-        plain = value.double(changed)
-        made = evaluate(graph, found.write, {found.weights.id: weight, changed: plain}, value)
+        plain, heard = value.double(changed), {**_audible(graph, known, value), found.weights.id: weight}
+        made = evaluate(graph, found.write, {**heard, changed: plain}, value)
         rows = torch.arange(len(plain)) == number if several else torch.tensor([True])
         for n, which in ((number, rows), (-1, ~rows)):
-            other = plain * (1.0 + which.to(plain.device)).reshape(-1, *[1] * (plain.dim() - 1))
-            after = evaluate(graph, found.write, {found.weights.id: weight, changed: other}, value)
+            other = plain + which.to(plain).reshape(-1, *[1] * (plain.dim() - 1))
+            after = evaluate(graph, found.write, {**heard, changed: other}, value)
             if not torch.equal(made.nan_to_num(), after.nan_to_num()):
                 yield one.down, n

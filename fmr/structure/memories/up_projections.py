@@ -69,10 +69,10 @@ def ups_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> list[
             found.append(UpProjection(up, step.bent, step.pre if step.bent else step.name))
         elif _goes_on(graph, value, down) and value.id not in stream:
             read = _coefficients(graph, value, down)
-            bends = _bends(value, len(read) > 1 and (step.bent == STRAIGHT or step.windowed))
-            if step.windowed and bends > STRAIGHT:
+            over = bends(value, len(read) > 1 and (step.bent == STRAIGHT or step.windowed))
+            if step.windowed and over > STRAIGHT:
                 return []
-            higher = [one for one in _above(step, read, bends) if (one.value, one.bent) not in seen]
+            higher = [one for one in _above(step, read, over) if (one.value, one.bent) not in seen]
             seen.update((one.value, one.bent) for one in higher)
             waiting += higher
         elif value.is_data:
@@ -129,9 +129,10 @@ def _is_choice(graph: Graph, node: Node, down: Projection) -> bool:
     return node.op == "softmax" and last and read_dims(graph, down) == (len(graph[down.data].shape) - 1,)
 
 
-def _bends(value: Value, gates: bool) -> int:
+def bends(value: Value, gates: bool) -> int:
     """What a value adds to a way up; whether it `gates` is asked of products of two activations."""
-    if value.kind in ("bend", "softmax", "statistic") or value.node.op in NONLINEAR:
+    scaled = value.folded if value.kind == "affine" else (value.node,)
+    if value.kind in ("bend", "softmax", "statistic") or any(node.op in NONLINEAR for node in scaled):
         return BENT
     return GATED if gates and value.kind == "gate" and value.node.op == "mul" else STRAIGHT
 
@@ -143,14 +144,16 @@ def _above(step: _Step, read: list[tuple[TensorId, Value]], bends: int) -> list[
     return [_Step(higher, name, bent, name if over else step.pre, windowed) for name, higher in read]
 
 
+def read_as(graph: Graph, value: Value) -> list[TensorId]:
+    """The names under which a value reads its inputs."""
+    names = [name for name in value.operands or value.node.parents if form_of(graph)[name] in value.inputs]
+    return [graph[name].id for name in names] or [one.id for one in value.inputs]
+
+
 def _coefficients(graph: Graph, value: Value, down: Projection) -> list[tuple[TensorId, Value]]:
     """What a value reads that has a number for each memory, and under which name; one for all of them is only a share, and
     so is what is told of many."""
-    form = form_of(graph)
-    names = [name for name in value.operands or value.node.parents if form[name] in value.inputs] or [
-        one.id for one in value.inputs
-    ]
-    read = [(graph[name].id, form[name]) for name in names]
+    read = [(name, form_of(graph)[name]) for name in read_as(graph, value)]
     whole = [one for one in read if is_wide(one[1])]
     wide = [one for one in whole if down.node.op in CONVOLUTIONS or not value.node.shape or graph[one[0]].shape[-1:] != (1,)]
     return wide if value.kind in ("gate", "affine") and wide else whole

@@ -1,8 +1,8 @@
 """Mixers by dataflow: what a write adds, if it is made of other positions: by states, products, windows or transforms."""
 
 import re
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,6 +15,7 @@ from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import is_depthwise, window
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
+    CELLS,
     CONVOLUTIONS,
     EMPTY,
     MOVES,
@@ -28,9 +29,6 @@ from fmr.structure.normal.match import (
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.stream import Stream
-
-_CELLS = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
-"""Recurrent layers, and steps of them, that are one op."""
 
 _BETWEEN = frozenset("move join affine norm gate sum statistic".split())
 """What may lie between two products of a linear attention: nothing that bends."""
@@ -82,7 +80,7 @@ def _positions(axes: Axes, name: TensorId, rank: int, every: Sequence[Value]) ->
     usual = ("examples", "positions", "units")[-rank:]
     layout = axes.site(Site(name)).layout or usual
     said = [n for n in range(rank) if axes.are_positions(name, n)]
-    steps = any(one.node.op in _CELLS and not one.node.op.endswith("cell") for one in every)
+    steps = any(one.node.op in CELLS and not one.node.op.endswith("cell") for one in every)
     named = [n for n, what in enumerate(layout) if what == "positions"] or [
         n for n, what in reversed([*enumerate(layout)]) if what != "units"
     ]
@@ -134,7 +132,7 @@ class _Region:
                 self.made.add(one)
 
     def _mixes(self, value: Value) -> bool:
-        summed = value.kind == "product" or value.node.op in _CELLS | SUMMED
+        summed = value.kind == "product" or value.node.op in CELLS | SUMMED
         return summed or bool(window(self.graph, value.node)) or self._is_fixed(value)
 
     def _is_fixed(self, value: Value) -> bool:
@@ -222,7 +220,7 @@ class _Region:
         lower = projected[0].below(lambda one: one in self.own and one.kind != "projection") if projected else ()
         bent = any(one.kind == "bend" and one in self.own for one in lower)
         return {
-            "recurrence": [one for one in self.mixing if one.node.op in _CELLS],
+            "recurrence": [one for one in self.mixing if one.node.op in CELLS],
             "convolution": [one for one in self.mixing if window(self.graph, one.node)],
             "network" if bent else "fixed": fixed,
         }
@@ -260,30 +258,41 @@ class _Region:
 
     def _carried(self) -> list[TensorId]:
         """The values that each step of a loop hands to the next one, where there is a step for each position."""
-        steps, users = _steps(self.graph, self.inside.values())
+        places = _places(self.inside.values(), self.length)
+        steps, users = _steps(self.graph, self.inside.values(), places)
         longest: dict[_Place, int] = {}
         for node, n in steps.items():
-            longest[_place(node)] = max(n, longest.get(_place(node), 0))
+            longest[places[node]] = max(n, longest.get(places[node], 0))
         least = max(1, self.length - 2)
-        looped = {node for node in steps if longest[_place(node)] >= least}
+        looped = {node for node in steps if longest[places[node]] >= least}
         handed = [one for one in looped if any(user in looped and steps[user] == steps[one] + 1 for user in users[one])]
-        often = Counter(map(_place, handed))
-        places = {place for place, n in often.items() if n >= least}
-        last = {one for one in looped if _place(one) in places and steps[one] == longest[_place(one)]}
-        found = {one for one in handed if _place(one) in places} | last
+        often = Counter(places[one] for one in handed)
+        kept = {place for place, n in often.items() if n >= least}
+        last = {one for one in looped if places[one] in kept and steps[one] == longest[places[one]]}
+        found = {one for one in handed if places[one] in kept} | last
         data = (one.id for one in found if not is_constant(self.graph, one.id))
         return sorted(data, key=self.graph.place)
 
 
-_Place = tuple[str, str, str]
+_Place = tuple[str, str, str, int]
 
 
-def _place(node: Node) -> _Place:
-    """The place in the program where a value is made: the same in each step of a loop."""
-    return node.op, re.sub(r"[@#]\d+", "", node.scope), node.where
+def _places(nodes: Iterable[Node], length: int) -> dict[Node, _Place]:
+    """The place in the program where each value is made: the same in each of so many steps of a loop. What one line makes
+    several times in a step is told apart by its order."""
+    every = defaultdict[tuple[str, str, str], list[Node]](list)
+    for node in nodes:
+        every[node.op, re.sub(r"[@#]\d+", "", node.scope), node.where].append(node)
+    return {
+        node: (*line, n % max(1, round(len(made) / length)))
+        for line, made in every.items()
+        for n, node in enumerate(reversed(made))
+    }
 
 
-def _steps(graph: Graph, nodes: Iterable[Node]) -> tuple[dict[Node, int], dict[Node, set[Node]]]:
+def _steps(
+    graph: Graph, nodes: Iterable[Node], places: Mapping[Node, _Place]
+) -> tuple[dict[Node, int], dict[Node, set[Node]]]:
     """For each value how many made in the same place it follows on, and who reads it, moved or not."""
     steps, users = dict[Node, int](), dict[Node, set[Node]]()
     before, met = dict[TensorId, dict[Node, None]](), dict[Node, dict[_Place, int]]()
@@ -296,6 +305,6 @@ def _steps(graph: Graph, nodes: Iterable[Node]) -> tuple[dict[Node, int], dict[N
         for one in read:
             users[one].add(node)
             known |= {place: n for place, n in met[one].items() if n > known.get(place, -1)}
-        steps[node] = known.get(_place(node), 0)
-        met[node], users[node], before[node.id] = known | {_place(node): steps[node] + 1}, set(), {node: None}
+        steps[node] = known.get(places[node], 0)
+        met[node], users[node], before[node.id] = known | {places[node]: steps[node] + 1}, set(), {node: None}
     return steps, users

@@ -78,6 +78,9 @@ MEANS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d".split())
 """Contractions with a window: over the channels, for each position."""
 
+CELLS = frozenset("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split())
+"""Recurrent layers, and steps of them, that are one op."""
+
 _WITH_WEIGHTS = CONVOLUTIONS | {"linear"}
 """Contractions that have a place for their weight, the right one."""
 

@@ -111,13 +111,15 @@ def _is_coupled(graph: Graph, stream: Stream, end: TensorId) -> bool:
 def _written(graph: Graph, stream: Stream) -> str:
     """What is wrong about the writes."""
     points, afters = {*stream.points}, {write.after for write in stream.writes}
-    for write in stream.writes:
+    for number, write in enumerate(stream.writes):
         if write.added in points:
             return f"{write.added} is a value of the stream, and not added to it"
         if write.origin not in points or write.after not in points:
             return f"{write.after} is written to {write.origin}, which are not both values of the stream"
-        if write.after == write.origin or not depends_on(graph, write.after, write.origin):
-            return f"{write.after} is not computed from {write.origin}"
+        earlier = (one.after for one in reversed(stream.writes[:number]))
+        last = next((one for one in earlier if depends_on(graph, write.before, one)), write.origin)
+        if not depends_on(graph, write.origin, last) or not depends_on(graph, write.before, write.origin):
+            return f"{write.before} does not begin with {write.origin}, which is not what goes on from {last}"
     for name in points - afters:
         read = [parent.id for parent in graph[name].parents]
         pair = graph[name].op == "add" and len(read) == 2 and points & {*read}

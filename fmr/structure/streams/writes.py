@@ -9,6 +9,7 @@ from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.hidden import is_hidden, reads
 from fmr.structure.normal.match import (
+    CELLS,
     CONVOLUTIONS,
     MASKING,
     MOVES,
@@ -47,8 +48,8 @@ from fmr.structure.streams.identity import (
 from fmr.structure.streams.over_depth import addends
 from fmr.structure.streams.stream import Stream, Write
 
-_COMPUTES = CONVOLUTIONS | POOLS
-_COMPUTES |= frozenset("linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm lstm gru embedding".split())
+_COMPUTES = CONVOLUTIONS | POOLS | CELLS
+_COMPUTES |= frozenset("linear addmm matmul bmm baddbmm mm einsum inner tensordot grouped_mm embedding".split())
 _COMPUTES |= frozenset("fft_fft fft_fft2 fft_fftn fft_rfft fft_rfft2 fft_rfftn".split())
 """What a layer makes something new with."""
 

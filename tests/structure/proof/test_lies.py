@@ -17,7 +17,7 @@ from fmr.errors import StructureError
 from fmr.ids import Site
 from fmr.runs.run import Run
 from fmr.structure.parts import Attention, Memory, Stream, Structure
-from tests.structure import memories
+from tests.structure import heads, memories
 from tests.structure.idioms import HEADS, SIZE, Heads, Plain, Stack
 
 
@@ -65,15 +65,18 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "cross": Other,
     "masked": lambda: Stack(lambda: Heads(masked), Plain),
     "padded": lambda: Stack(lambda: Heads(padded), Plain),
+    "talking": lambda: Stack(heads.TalkingHeads, Plain),
+    "talking by windows": lambda: Stack(heads.TalkingByConvolution, Plain),
 }
-ALIKE = {"alike": MODELS["by hand"]}
-"""As many examples and positions as heads."""
+ALIKE = {"alike": MODELS["by hand"], "talking alike": MODELS["talking"], "one": MODELS["by hand"]}
+"""As many examples and positions as heads, or one example."""
+EVERY = [*MODELS, *ALIKE]
 
 
 @cache
 def located(name: str) -> tuple[Run, Structure]:
     torch.manual_seed(0)
-    ids = torch.randint(11, (HEADS, HEADS) if name == "alike" else (2, 5))
+    ids = torch.randint(11, (HEADS, HEADS) if "alike" in name else (1 if name == "one" else 2, 5))
     given = (ids, torch.randn(2, 7, 3)) if name == "cross" else (ids,)
     run = fmr.run((MODELS | ALIKE)[name]().eval(), *given)
     return run, fmr.locate(run)
@@ -116,6 +119,9 @@ def of_attention(found: Attention, other: Attention, n: int) -> Iterator[tuple[s
     yield "q for k", replace(found, k=found.q)
     yield "k for v", replace(found, v=found.k)
     yield "softmax of another", replace(found, softmax=other.softmax)
+    for node in found.graph.nodes:
+        if node.shape == found.graph[found.scores.id].shape and node.id not in (found.scores.id, found.softmax):
+            yield f"{node.id} for scores", replace(found, scores=Site(node.id, layout=found.scores.layout))
     yield "scores for pattern", replace(found, pattern=found.scores)
     yield "pattern for scores", replace(found, scores=found.pattern)
     yield "a softmax over queries", replace(found, dim=-2)
@@ -170,6 +176,13 @@ def of_stream(found: Stream, structure: Structure) -> Iterator[tuple[str, Stream
         "after of another": first._replace(after=second.after),
     }
     yield from ((what, replace(found, writes=(write, second, *rest))) for what, write in changed.items())
+    for number, write in enumerate(found.writes):
+        for point in {*found.points} - {write.origin}:
+            others = found.writes[:number], found.writes[number + 1 :]
+            yield (
+                f"{point} for the origin of {number}",
+                replace(found, writes=(*others[0], write._replace(origin=point), *others[1])),
+            )
     points, norm = found.points, found.final_norm
     ordered = {
         "points in another order": (points[1], points[0], *points[2:]),
@@ -187,7 +200,7 @@ def of_stream(found: Stream, structure: Structure) -> Iterator[tuple[str, Stream
     yield from ((f"{what} for the final norm", replace(found, final_norm=name)) for what, name in ends.items())
 
 
-@pytest.mark.parametrize("name", [*MODELS, "alike"])
+@pytest.mark.parametrize("name", EVERY)
 def test_what_is_true_is_certified_again(name: str) -> None:
     run, structure = located(name)
     assert (len(structure.attention), len(structure.mlps), len(structure.residual.writes)) == (2, 2, 4)
@@ -195,7 +208,7 @@ def test_what_is_true_is_certified_again(name: str) -> None:
         assert holds(run, found)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "alike"])
+@pytest.mark.parametrize("name", EVERY)
 def test_no_wrong_field_of_an_attention_is_certified(name: str) -> None:
     run, structure = located(name)
     found, other = structure.attention[:2]
@@ -203,7 +216,7 @@ def test_no_wrong_field_of_an_attention_is_certified(name: str) -> None:
     assert [what for what, lie in lies if holds(run, lie)] == []
 
 
-@pytest.mark.parametrize("name", [*MODELS, "alike"])
+@pytest.mark.parametrize("name", EVERY)
 def test_no_wrong_field_of_a_memory_is_certified(name: str) -> None:
     run, structure = located(name)
     layer = structure.layers[0]
@@ -212,7 +225,40 @@ def test_no_wrong_field_of_a_memory_is_certified(name: str) -> None:
     assert [what for what, lie in lies if holds(run, lie)] == []
 
 
-@pytest.mark.parametrize("name", [*MODELS, "alike"])
+BENT = (Plain, memories.Gated, memories.Bilinear, memories.Fused, memories.FusedOp, memories.Largest, memories.WeightFirst)
+
+
+def moved(run: Run, found: Memory) -> Iterator[tuple[str, Memory]]:
+    """A memory of which one part is what lies beside it in the graph, or the weight of the norm that it reads."""
+    graph = run.graph.unfused
+    for role in ("pre", "post", "out", "source", "up", "down", "keys", "values", "w_in", "w_out", "w_gate"):
+        held = getattr(found, role)
+        node = graph[getattr(held, "id", held)] if held is not None else None
+        for other in (
+            [] if node is None else [*(one.id for one in node.parents), *(one.id for one in graph.readers(node.id))]
+        ):
+            yield f"{other} for {role}", replace(found, **{role: Site(other) if isinstance(held, Site) else other})  # type: ignore[arg-type]
+    yield "the norm's weight for what is read", replace(found, source=fmr.TensorId("param:norms.1.weight"))
+
+
+@pytest.mark.parametrize("kind", BENT)
+def test_no_part_of_a_memory_may_lie_one_op_beside(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    run = fmr.run(Stack(lambda: Heads(by_hand), kind, 1).eval(), torch.randint(11, (2, 5)))
+    (found,) = fmr.locate(run).mlps
+    assert holds(run, found)
+    assert [what for what, lie in moved(run, found) if holds(run, lie)] == []
+
+
+def test_the_larger_of_two_units_is_no_gate() -> None:
+    run = fmr.run(Stack(lambda: Heads(by_hand), memories.Largest, 1).eval(), torch.randint(11, (2, 5)))
+    (found,) = fmr.locate(run).mlps
+    assert not found.fused_gate
+    with pytest.raises(StructureError, match="is no gate and what it gates, for 24 memories"):
+        replace(found, fused_gate=True).check(run)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_no_wrong_field_of_a_stream_is_certified(name: str) -> None:
     run, structure = located(name)
     assert [what for what, lie in of_stream(structure.residual, structure) if holds(run, lie)] == []
