@@ -17,7 +17,7 @@ from fmr.structure.normal.einsum import summed_dim, window
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import CONVOLUTIONS, MOVES, SAME, between, depends_on, projection, strip_views
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
-from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work, why_unproving
+from fmr.structure.proof.evaluate import Doubles, Values, at_zero, check_places, evaluate, graph_of, own_work, why_unproving
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +297,7 @@ def _product(
     if (given.shape[-1], positions * matrix.shape[1]) != (len(matrix), made.numel()):
         other = (given.shape[-1], positions * len(matrix)) == (matrix.shape[1], made.numel())
         return torch.full(made.shape, torch.inf, device=made.device) if other else None
-    bias = evaluate(graph, result, {name: torch.zeros_like(given)}, value)
+    bias = at_zero(graph, result, name, value)
     rows = bias.reshape(-1, matrix.shape[1])
     if alone and not torch.allclose(rows, rows[:1].expand_as(rows)):
         return torch.full(made.shape, torch.inf, device=made.device)
