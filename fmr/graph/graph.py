@@ -94,13 +94,15 @@ class Graph:
 
     def place(self, key: "Key") -> int:
         """The position of a value in execution order."""
-        place = self._place.get(key if isinstance(key, TensorId) and key in self._place else self._name(key))
+        place = self._place.get(self._name(key))
         if place is None:
             raise IdError(f"{self[key].id!s} lies inside a fused op, which has one place. Expected graph.unfused.place(id).")
         return place
 
     def _name(self, key: "Key") -> TensorId:
         """The ID that a key names; where that is the path of a module, the ID of what it returned."""
+        if isinstance(key, TensorId) and key in self._place:
+            return key
         name = id_of(key)
         return name if name in self._place or not name.is_path else self[name].id
 

@@ -131,5 +131,4 @@ def _worst(recomputed: Tensor, recorded: Tensor) -> float:
 
 def largest(value: Tensor) -> float:
     """The largest number of a value, whatever its sign: NaN where one of them is, and 0 where there are none."""
-    low, high = (float(one) for one in value.aminmax()) if value.numel() else (0.0, 0.0)
-    return max(-low, high)
+    return max(-float(value.min()), float(value.max())) if value.numel() else 0.0

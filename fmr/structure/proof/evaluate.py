@@ -187,7 +187,7 @@ def why_unproving(names: Iterable[TensorId], value: Values) -> str:
         numbers = plain(value(name))
         if not numbers.numel():
             return f"{name} has no numbers, {list(numbers.shape)}, that prove anything"
-        if not any(bool(torch.isfinite(some).any()) for some in (numbers.flatten()[:1], numbers)):
+        if not any(bool(torch.isfinite(some).any()) for some in (numbers[(0,) * numbers.dim()], numbers)):
             every = "NaN" if bool(numbers.isnan().all()) else "NaN or infinite"
             return f"the values of {name} are all {every}, which proves nothing"
     return ""
