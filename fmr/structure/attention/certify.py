@@ -15,7 +15,7 @@ from fmr.structure.attention.halves import map_of, picked
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
-from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each, why_unproving
+from fmr.structure.proof.evaluate import Values, at_zero, evaluate, evaluate_each, why_unproving
 
 
 def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
@@ -178,17 +178,17 @@ def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
 
     Rows that are masked as a whole are zero, or no numbers.
     """
-    known = pattern.detach().double().nan_to_num(0.0)
-    sums = known.sum(dim)
+    known = pattern.detach().nan_to_num(0.0)
+    sums = known.sum(dim, dtype=torch.float64)
     over = torch.minimum((sums - 1).abs(), sums.abs()) if whole else (sums - 1).clamp(min=0)
-    return max(float(over.max()), float((-known).clamp(min=0).max()))
+    return max(float(over.max()), -float(known.min()))
 
 
 def _sum_of_heads(graph: Graph, found: Claim, out: TensorId, value: Values) -> Tensor:
     """The output as the sum of what each head writes alone, plus the bias once."""
     read, whose = _told_apart(graph, found)
     z, whose = value(read), whose.to(value(read).device) % found.n_heads
-    bias = evaluate(graph, out, {read: torch.zeros_like(z)}, value)
+    bias = at_zero(graph, out, read, value)
     total = bias.clone()
     for heads in torch.arange(found.n_heads).split(max(1, _MOST // z.numel())):
         alone = z * (whose == heads.to(z.device).reshape(-1, *[1] * z.dim()))

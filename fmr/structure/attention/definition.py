@@ -195,6 +195,9 @@ _TOLD = frozenset("max amax mean sum logsumexp".split())
 _FEW = 4
 """So many numbers are too few to tell heads apart."""
 
+_SOME = 64
+"""So many numbers are looked at first."""
+
 
 def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     """How far scores move elsewhere where the query of one head and position is changed, or a key of one head; None where
@@ -357,10 +360,16 @@ def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
         rows.append(rest.reshape(rest.shape[: len(at)].numel(), -1).float())
     if len(rows[0]) != len(rows[1]):
         return None
-    every = torch.cat(rows, 1).double()
-    every = every[:, torch.isfinite(every).all(0)]
-    in_order = every.sort(1).values
-    if bool(((in_order[:, 1:] != in_order[:, :-1]).sum(1) < _FEW).any()):
+    every = torch.cat(rows, 1)
+    known = every.sum(0, dtype=torch.float64).isfinite()
+    every = every if bool(known.all()) else every[:, known]
+    if _has_few(every[:, :_SOME]) and _has_few(every):
         return None
-    sums = (every * torch.linspace(1, 2, every.shape[1]).to(every).cos()).sum(1)  # rows that differ have other sums
-    return len(sums.unique())
+    weights = torch.linspace(1, 2, every.shape[1], dtype=torch.float64, device=every.device).cos()
+    return len((every * weights).sum(1).unique())  # rows that differ have other sums
+
+
+def _has_few(rows: Tensor) -> bool:
+    """Whether a row has too few different numbers."""
+    in_order = rows.sort(1).values
+    return bool(((in_order[:, 1:] != in_order[:, :-1]).sum(1) < _FEW).any())

@@ -36,7 +36,7 @@ from fmr.structure.normal.match import (
     weights,
 )
 from fmr.structure.proof.certificate import Certificate, error
-from fmr.structure.proof.evaluate import Values, evaluate, plain
+from fmr.structure.proof.evaluate import Values, at_zero, evaluate, plain
 
 _FOLDED = f"examples{JOIN}heads"
 """What rows of a value count in which heads lie in the batch; that it is so is proven with the rest."""
@@ -103,7 +103,7 @@ def read_by(graph: Graph, site: Site, heads: Heads, value: Values, shared: bool 
     own = (units % n)[0, :, 0]
     if bool((units < 0).any()) or bool((units % n != own[None, :, None]).any()):
         raise StructureError(f"{raw.id} is made of more than what {found.node.id} makes of a token.")
-    whole = evaluate(graph, base.id, {found.data: torch.zeros_like(value(found.data))}, value).flatten()
+    whole = at_zero(graph, base.id, found.data, value).flatten()
     bias = torch.zeros(tokens.shape[0] * n, dtype=torch.float64, device=whole.device)
     to_base = _traced(graph, numbers, found.node, base).flatten()
     bias[to_base] = whole
@@ -145,7 +145,7 @@ def written_by(
         raise StructureError(f"{last} does not hold its heads side by side for each token.")
     mixed = value(z.id).double().flatten()[places.to(value(z.id).device).flatten()].reshape(graph[last].shape)
     numbers = _numbers(graph, found, subscripts, len(matrix))
-    whole = evaluate(graph, out.id, {last: torch.zeros_like(value(last))}, value)
+    whole = at_zero(graph, out.id, last, value)
     order = _traced(graph, numbers, found.node, graph[out.id])
     if bool((order < 0).any()):
         raise StructureError(f"{out.id} is more than what {found.node.id} makes of its heads.")

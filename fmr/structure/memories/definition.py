@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import combinations
-from math import ceil, prod
+from math import ceil, isfinite, prod
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from fmr.structure.normal.match import (
     unbroadcast,
     weights,
 )
-from fmr.structure.proof.evaluate import Values, evaluate
+from fmr.structure.proof.certificate import largest
+from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each
 
 
 def of_own_place(
@@ -41,7 +42,7 @@ def of_own_place(
     over = [one for one in windows(graph, up, post) if len(one.shape) > 3]
     held = {one.id: value(one.id) for one in over}
     read = value(source).detach()
-    if not bool(torch.isfinite(read).all()):
+    if not isfinite(largest(read)):
         read = read.nan_to_num(0.0, 0.0, 0.0)
         made = evaluate(graph, post, {source: read}, value)
     units = summed_dim(graph, first) % len(graph[first.data].shape) - len(graph[first.data].shape)
@@ -51,16 +52,17 @@ def of_own_place(
     if len(coefficients) % len(rows):
         return float("inf")
     examples = read.shape[0] if read.dim() > 2 else 1
+    choices = [one.to(rows.device) for one in _choices(len(rows), examples)]
+    others = [_turned(rows, one).reshape(read.movedim(units, -1).shape).movedim(-1, units) for one in choices]
     offs = list[float]()
-    for chosen in _choices(len(rows), examples):
-        other = _turned(rows, chosen.to(rows.device)).reshape(read.movedim(units, -1).shape).movedim(-1, units)
-        moved = _rows(evaluate(graph, post, {source: other, **held}, value), axis)
+    for chosen, again in zip(choices, evaluate_each(graph, post, source, torch.stack(others), value, held), strict=True):
+        moved = _rows(again, axis)
         if held and torch.equal(_rows(evaluate(graph, post, {source: read, **held}, value), axis), moved):
             read_by = [one.parents[0].id for one in over]
             each = (of_own_place(graph, source, up, name, value(name), 1 - len(over[0].shape), value) for name in read_by)
             offs += [max((off for off in each if off is not None), default=0.0)]
-        elif not torch.equal(coefficients, moved) and bool(torch.isfinite(coefficients - moved).all()):
-            ways = _laid(chosen.to(rows.device), made.movedim(axis, -1).shape[:-1])
+        elif not torch.equal(coefficients, moved) and isfinite(largest(coefficients - moved)):
+            ways = _laid(chosen, made.movedim(axis, -1).shape[:-1])
             offs += [min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))]
     return max(offs, default=None)  # none where all of them are at a bound, or are no numbers
 
@@ -116,19 +118,21 @@ def _turned(rows: Tensor, chosen: Tensor) -> Tensor:
 def _off(before: Tensor, after: Tensor, chosen: Tensor, examples: int) -> float:
     """How far the rows that were not chosen lie from their old ones times a gain, or, of one or two, which any gain fits,
     from these; infinite where others moved alone."""
+    if torch.equal(before[~chosen], after[~chosen]):
+        return 0.0
     if torch.equal(before[chosen], after[chosen]) and chosen.any() and bool(before.any()):
         return float("inf")
     kept = (~chosen)[:, None]
     shape = (examples if len(before) % examples == 0 else 1, -1, before.shape[-1])
     many = kept.expand_as(before).reshape(shape).sum(1, keepdim=True).clamp(min=1)
     straight = ((after - before) * kept).reshape(shape) * (many <= 2)
-    if bool((straight.abs() > 1e-4 * before.abs().max()).any()):
-        return float(straight.abs().max() / before.abs().max().clamp(min=1e-12))
+    if largest(straight) > 1e-4 * (most := max(largest(before), 1e-12)):
+        return largest(straight) / most
     old, new = ((one * kept).reshape(shape) for one in (before, after))
     old, new = (one - one.sum(1, keepdim=True) / many for one in (old, new))
     old, new = ((one.reshape(before.shape) * kept).reshape(shape) for one in (old, new))
     gain = (old * new).sum(1, keepdim=True) / (old * old).sum(1, keepdim=True).clamp(min=1e-30)
-    return float((new - gain * old).abs().max() / before.abs().max().clamp(min=1e-12))
+    return largest(new - gain * old) / most
 
 
 def is_gated(graph: Graph, source: TensorId, pre: TensorId, post: TensorId, value: Values) -> bool:

@@ -36,7 +36,7 @@ from fmr.structure.normal.match import (
     strip_views,
 )
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
-from fmr.structure.proof.evaluate import Doubles, Values, check_places, evaluate, graph_of, own_work, why_unproving
+from fmr.structure.proof.evaluate import Doubles, Values, at_zero, check_places, evaluate, graph_of, own_work, why_unproving
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,7 +331,7 @@ def _product(
     positions = given.shape[:-1].numel()
     if (given.shape[-1], positions * matrix.shape[1]) != (len(matrix), made.numel()):
         return None
-    bias = evaluate(graph, result, {name: torch.zeros_like(given)}, value)
+    bias = at_zero(graph, result, name, value)
     rows = bias.reshape(-1, matrix.shape[1])
     if alone and not torch.allclose(rows, rows[:1].expand_as(rows)):
         return torch.full(made.shape, torch.inf, device=made.device)

@@ -114,12 +114,13 @@ def hidden_attentions(graph: Graph) -> Iterator[Node]:
     """Each hidden value that a projection reads as it is, made of several values, or of a product of two, in a call that
     projects them: as the mixed values of an attention are, and its pattern, which weighs others."""
     for node in graph.nodes:
-        whole = is_hidden(node) and node.dtype.is_floating_point and len(node.shape) > 2
-        alone = read_alone(graph, node) if whole else None
+        if not (is_hidden(node) and node.dtype.is_floating_point and len(node.shape) > 2):
+            continue
+        alone = read_alone(graph, node)
         higher = above(graph, alone, MOVES | ELEMENTWISE) if alone is not None else ()
         scores = any(product(graph, one) is not None for one in higher)
         told = _projects(graph, node) if alone is None or not node.parents else scores
-        if whole and (alone is None or scores) and told and _is_projected(graph, node):
+        if (alone is None or scores) and told and _is_projected(graph, node):
             yield node
 
 

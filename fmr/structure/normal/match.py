@@ -3,7 +3,7 @@
 A new idiom is usually one word in one of these sets; the certificates tell whether the new reading is true.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import NamedTuple
 
@@ -132,6 +132,16 @@ def projection(graph: Graph, node: Node) -> Projection | None:
 
     What stands in the place of a weight and is made of parameters alone is one (a merged update, a normalised weight).
     """
+    return _projections(graph).get(node.id)
+
+
+@cached_per_graph
+def _projections(graph: Graph) -> dict[str, Projection]:
+    """The projections of a graph."""
+    return {node.id: found for node in graph.nodes if (found := _projection(graph, node)) is not None}
+
+
+def _projection(graph: Graph, node: Node) -> Projection | None:
     found = contraction(node)
     if found is None:
         return None
@@ -322,20 +332,28 @@ def above(
 
     What only says which part is taken is no ancestor; with other `inputs` of a node, those are.
     """
-    goes_on = _asked(through)
-
-    def onward(name: TensorId) -> Iterable[TensorId]:
-        node = graph[name]
-        return inputs(graph, node) if goes_on(node) else ()
-
-    return (graph[name] for name in walk([start], onward))
+    goes_on, waiting = _asked(through), [graph[start]]
+    seen = {waiting[0].id}
+    for node in waiting:
+        yield node
+        for name in inputs(graph, node) if goes_on(node) else ():
+            if name not in seen:
+                seen.add(name)
+                waiting.append(graph[name])
 
 
 def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
     """What a value is made of and comes after another one, in execution order, not above a node that is refused."""
-    begin = graph.place(start)
-    higher = above(graph, end, lambda node: graph.place(node.id) > begin and through(node), all_inputs)
-    return sorted((node for node in higher if graph.place(node.id) > begin), key=lambda node: graph.place(node.id))
+    begin, last = graph.place(start), graph.place(end)
+    waiting = [last] if last > begin else []
+    seen = {*waiting}
+    for place in waiting:
+        node = graph.nodes[place]
+        higher = {graph.place(parent) for parent in node.parents} if through(node) else set[int]()
+        new = [one for one in higher if one > begin and one not in seen]
+        waiting += new
+        seen.update(new)
+    return [graph.nodes[place] for place in sorted(seen)]
 
 
 def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Concatenate, ParamSpec, TypeVar
 
 from fmr.graph.graph import Graph
 
@@ -33,8 +33,10 @@ def cached_per_graph(
 
     @wraps(function)
     def answer(graph: Graph, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
-        if (function, args) not in graph.known:
-            graph.known[function, args] = function(graph, *args, **kwargs)
-        return cast("Answer", graph.known[function, args])
+        key = (function, args) if args else function
+        if key not in graph.known:
+            graph.known[key] = function(graph, *args, **kwargs)
+        found: Answer = graph.known[key]
+        return found
 
     return answer

@@ -126,7 +126,9 @@ def error(recomputed: Tensor, recorded: Tensor) -> float:
 
 
 def _worst(recomputed: Tensor, recorded: Tensor) -> float:
-    if not recorded.numel():
-        return 0.0
-    difference = (recomputed.double() - recorded.double()).abs()
-    return float(difference.max() / recorded.abs().max().double().clamp(min=1e-12))
+    return largest(recomputed.double() - recorded) / max(largest(recorded), 1e-12)
+
+
+def largest(value: Tensor) -> float:
+    """The largest number of a value, whatever its sign: NaN where one of them is, and 0 where there are none."""
+    return max(-float(value.min()), float(value.max())) if value.numel() else 0.0

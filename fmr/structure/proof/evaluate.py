@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from fmr.nests import replaced
 from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.normal.match import Projection, between, projection
+from fmr.structure.normal.einsum import of_projection
+from fmr.structure.normal.match import Projection, between, projection, strip_views
 from fmr.watching.calls import unwatched
 
 Values = Callable[[TensorId], Tensor]
@@ -71,16 +73,45 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     return known[target]
 
 
-def evaluate_each(graph: Graph, target: TensorId, name: TensorId, several: Tensor, value: Values) -> Tensor:
-    """The values of `target` when another value is given anew in several ways, which lie one behind the other."""
+def evaluate_each(
+    graph: Graph,
+    target: TensorId,
+    name: TensorId,
+    several: Tensor,
+    value: Values,
+    held: Mapping[TensorId, Tensor] = MappingProxyType({}),
+) -> Tensor:
+    """The values of `target` when another value is given anew in several ways, which lie one behind the other, and some are
+    `held`."""
 
     def again(one: Tensor) -> Tensor:
-        return evaluate(graph, target, {name: one}, value)
+        return evaluate(graph, target, {name: one, **held}, value)
 
     try:
-        return torch.vmap(again)(several)
+        return torch.vmap(again)(several) if len(several) > 1 else again(several[0]).unsqueeze(0)
     except RuntimeError:  # of an op on the way torch does not know what it makes of several
         return torch.stack([again(one) for one in several])
+
+
+def at_zero(graph: Graph, target: TensorId, name: TensorId, value: Values) -> Tensor:
+    """The value of `target` when another one is zero: what projects that has nothing to sum up, whatever its weights are."""
+    read = value if isinstance(value, Doubles) else Doubles(value)
+    given = {name: torch.zeros_like(read.single(name))}
+    for node in between(graph, name, target):
+        found = projection(graph, node) if node.op in _MATRICES else None
+        if found is not None and name in (found.data, strip_views(graph, found.data)):
+            words = of_projection(graph, found)
+            kind = read.single(found.weight).dtype
+            tensors = {p.id: read.single(p.id) for p in node.parents if p.id != found.data}
+            tensors[found.data] = torch.zeros((), dtype=kind, device=node.device).expand(graph[found.data].shape)
+            for one, word in ((found.data, words.left), (found.weight, words.right)):
+                tensors[one] = tensors[one][tuple(slice(0 if letter in words.contracted else None) for letter in word)]
+            given[node.id] = in_double(node, tensors)
+    return evaluate(graph, target, given, read)
+
+
+_MATRICES = frozenset("linear matmul mm addmm".split())
+"""Projections that sum over nothing where there is nothing."""
 
 
 def _projected(node: Node, found: Projection, known: Mapping[TensorId, Tensor], read: Doubles) -> Tensor:
@@ -156,7 +187,7 @@ def why_unproving(names: Iterable[TensorId], value: Values) -> str:
         numbers = plain(value(name))
         if not numbers.numel():
             return f"{name} has no numbers, {list(numbers.shape)}, that prove anything"
-        if not bool(torch.isfinite(numbers).any()):
+        if not any(bool(torch.isfinite(some).any()) for some in (numbers[(0,) * numbers.dim()], numbers)):
             every = "NaN" if bool(numbers.isnan().all()) else "NaN or infinite"
             return f"the values of {name} are all {every}, which proves nothing"
     return ""
