@@ -97,8 +97,11 @@ def _made_of(graph: Graph, name: TensorId) -> Iterator[Node]:
 
 
 def _data(graph: Graph, node: Node) -> TensorId | None:
-    """What a node projects; what one that is not seen makes of one activation alone counts as projected."""
-    found = projection(graph, node)
+    """What a node projects, or multiplies with constants, as a rotation does; what one that is not seen makes of one
+    activation alone counts as projected."""
+    found, pair = projection(graph, node), product(graph, node)
+    if found is None and pair is not None and is_constant(graph, pair.left) != is_constant(graph, pair.right):
+        return pair.right if is_constant(graph, pair.left) else pair.left
     return found.data if found is not None else read_alone(graph, node) if is_hidden(node) else None
 
 

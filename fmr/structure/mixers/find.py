@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -108,6 +108,9 @@ def _outputs(graph: Graph, term: Value, way: Sequence[Value]) -> Iterator[Tensor
         yield from (node.id for node in (*(value.folded or (value.node,)), *value.views))
 
 
+_Place = tuple[str, ...]
+"""A place in the program."""
+
 _Kind = tuple[str, list[TensorId], TensorId | None, list[TensorId], Sequence[Value]]
 
 
@@ -198,10 +201,12 @@ class _Region:
     def _kinds(self) -> Iterator[_Kind]:
         """The kinds of mixing that the ops allow, each with the states that it carries, the product that is made of others
         and what these multiply, and the values in which positions come together."""
-        if states := self._carried():
+        for states in filter(None, (self._carried(place) for place in (_line, _spot))):
             yield "recurrence", states, None, [], []
         products = [one for one in self.mixing if one.kind == "product"]
         product, leaves, bend = self._operands(products)
+        weighed = [one for one in self.values if one.kind == "softmax" and self._is_of(one, products)]
+        product = None if product is not None and self._is_of(self.form[product], weighed) else product
         straight = (product, leaves) if not bend else (None, [])
         kind = "linear attention" if not bend else f"{bend} attention"
         summed = [one.id for one in self.mixing if one.node.op in SUMMED]
@@ -219,7 +224,8 @@ class _Region:
 
     def _alone(self) -> dict[str, list[Value]]:
         """What mixes by itself, by kind."""
-        fixed = [one for one in self.mixing if self._is_fixed(one)]
+        products = [one for one in self.mixing if one.kind == "product"]
+        fixed = [one for one in self.mixing if self._is_fixed(one) and not self._is_of(one, products)]
         projected = [one for one in fixed if one.kind == "projection"]
         lower = projected[0].below(lambda one: one in self.own and one.kind != "projection") if projected else ()
         bent = any(one.kind == "bend" and one in self.own for one in lower)
@@ -228,6 +234,10 @@ class _Region:
             "convolution": [one for one in self.mixing if window(self.graph, one.node)],
             "network" if bent else "fixed": fixed,
         }
+
+    def _is_of(self, value: Value, others: Iterable[Value]) -> bool:
+        """Whether a value is made of one of some others."""
+        return any(one is not value and depends_on(self.graph, value.id, one.id) for one in others)
 
     def _operands(self, products: Sequence[Value]) -> tuple[TensorId | None, list[TensorId], str]:
         """The product that is made of another one or of sums so far, the largest of several; what it and those above it
@@ -260,32 +270,36 @@ class _Region:
         """What a value is made of here through values of some kinds, and sums so far."""
         return list(value.above(lambda one: one in self.own and (one.kind in kinds or one.node.op in SUMMED)))
 
-    def _carried(self) -> list[TensorId]:
+    def _carried(self, place: Callable[[Node], _Place]) -> list[TensorId]:
         """The values that each step of a loop hands to the next one, where there is a step for each position."""
-        steps, users = _steps(self.graph, self.inside.values())
+        steps, users = _steps(self.graph, self.inside.values(), place)
         longest: dict[_Place, int] = {}
         for node, n in steps.items():
-            longest[_place(node)] = max(n, longest.get(_place(node), 0))
+            longest[place(node)] = max(n, longest.get(place(node), 0))
         least = max(1, self.length - 2)
-        looped = {node for node in steps if longest[_place(node)] >= least}
+        looped = {node for node in steps if longest[place(node)] >= least}
         handed = [one for one in looped if any(user in looped and steps[user] == steps[one] + 1 for user in users[one])]
-        often = Counter(map(_place, handed))
-        places = {place for place, n in often.items() if n >= least}
-        last = {one for one in looped if _place(one) in places and steps[one] == longest[_place(one)]}
-        found = {one for one in handed if _place(one) in places} | last
+        often = Counter(map(place, handed))
+        places = {one for one, n in often.items() if n >= least}
+        last = {one for one in looped if place(one) in places and steps[one] == longest[place(one)]}
+        found = {one for one in handed if place(one) in places} | last
         data = (one.id for one in found if not is_constant(self.graph, one.id))
         return sorted(data, key=self.graph.place)
 
 
-_Place = tuple[str, str, str]
-
-
-def _place(node: Node) -> _Place:
+def _line(node: Node) -> _Place:
     """The place in the program where a value is made: the same in each step of a loop."""
     return node.op, re.sub(r"[@#]\d+", "", node.scope), node.where
 
 
-def _steps(graph: Graph, nodes: Iterable[Node]) -> tuple[dict[Node, int], dict[Node, set[Node]]]:
+def _spot(node: Node) -> _Place:
+    """The same of several in one line: that which reads what such an op makes first."""
+    return *_line(node), *(re.sub(r".*/|[@#:].*", "", one.id) for one in node.parents[:1])
+
+
+def _steps(
+    graph: Graph, nodes: Iterable[Node], place: Callable[[Node], _Place]
+) -> tuple[dict[Node, int], dict[Node, set[Node]]]:
     """For each value how many made in the same place it follows on, and who reads it, moved or not."""
     steps, users = dict[Node, int](), dict[Node, set[Node]]()
     before, met = dict[TensorId, dict[Node, None]](), dict[Node, dict[_Place, int]]()
@@ -297,7 +311,7 @@ def _steps(graph: Graph, nodes: Iterable[Node]) -> tuple[dict[Node, int], dict[N
         known: dict[_Place, int] = {}
         for one in read:
             users[one].add(node)
-            known |= {place: n for place, n in met[one].items() if n > known.get(place, -1)}
-        steps[node] = known.get(_place(node), 0)
-        met[node], users[node], before[node.id] = known | {_place(node): steps[node] + 1}, set(), {node: None}
+            known |= {at: n for at, n in met[one].items() if n > known.get(at, -1)}
+        steps[node] = known.get(place(node), 0)
+        met[node], users[node], before[node.id] = known | {place(node): steps[node] + 1}, set(), {node: None}
     return steps, users
