@@ -329,6 +329,12 @@ def is_normed_on_its_way(graph: Graph, stream: Stream) -> bool:
     return any(node.op in NORMS | STATISTICS for node in inside)
 
 
+def _is_cap(graph: Graph, node: Node) -> bool:
+    """Whether a sigmoid is a soft cap, as what it makes is scaled; else it makes probabilities of logits."""
+    readers = graph.readers(node.id)
+    return node.op == "sigmoid" and bool(readers) and all(one.op in ("mul", "div") for one in readers)
+
+
 def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node:
     """The logits as the model returns them: scaled, capped, and those of several heads put together; as they were projected
     where they are not returned."""
@@ -336,7 +342,7 @@ def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node:
     def goes_on(node: Node) -> bool:
         others = [parent.id for parent in node.parents if not is_constant(graph, parent.id)]
         joins = node.op in _JOINS and all(depends_on(graph, name, end) for name in others)
-        return joins or (node.op in _SCALES and len(others) == 1)
+        return joins or (len(others) == 1 and (node.op in _SCALES or _is_cap(graph, node)))
 
     returned = set(ids_in(graph.scopes[0].output)) if graph.scopes else set()
     lower = [node for node, _ in below(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]

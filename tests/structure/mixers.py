@@ -74,6 +74,17 @@ def looped(m: Parts, x: Tensor) -> Tensor:
     return joined(torch.stack(made, 2))
 
 
+def looped_in_one_line(m: Parts, x: Tensor) -> Tensor:
+    u, step, b, c = m.v(x), F.softplus(m.g(x)), m.narrow(x), m.narrow(x.flip(-1))
+    state, made = x.new_zeros(len(x), WIDTH, 4), []
+    for t in range(x.shape[1]):
+        state = (step[:, t, :, None] * -m.decay.abs()[:, None]).exp() * state + (step[:, t] * u[:, t])[..., None] * b[
+            :, t, None
+        ]
+        made.append((state * c[:, t, None]).sum(-1))
+    return torch.stack(made, 1) + u * m.decay
+
+
 def delta(m: Parts, x: Tensor) -> Tensor:
     q, k, v = heads(m, x)
     rate, state, made = m.narrow(x).sigmoid().mT, torch.zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), []
@@ -168,6 +179,7 @@ MIXERS: dict[str, Truth] = {
     "states summed so far": Truth(summed, "linear attention", 3, states=1),
     "chunks": Truth(chunks, "linear attention", 3),
     "products in a loop": Truth(looped, "recurrence", 3, states=STEPS),
+    "steps in one line": Truth(looped_in_one_line, "recurrence", 4, states=STEPS),
     "delta rule": Truth(delta, "recurrence", 4, states=STEPS),
     "gated recurrence": Truth(gated, "recurrence", 3, 1, STEPS),
     "backward": Truth(backward, "recurrence", 3, 1, STEPS, "anticausal"),

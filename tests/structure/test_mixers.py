@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -246,3 +247,23 @@ def test_active_dropout_is_told() -> None:
     found = fmr.locate(fmr.run(model, torch.randint(11, (2, STEPS))))
     (reason, _) = (one.reason for one in found.rejected if one.what == "mixer")
     assert reason.startswith("dropout is active (attention.0/dropout#0)")
+
+
+def three_keys(m: Parts, x: Tensor) -> Tensor:
+    q, k, v, other = split(m.q(x)), split(m.k(x)), split(m.v(x)), split(m.g(x))
+    scores = torch.einsum("bhid,bhjd,bhkd->bhijk", q, k, other)
+    values = v, split(m.one(x)[..., :WIDTH])
+    return joined(torch.einsum("bhijk,bhjd,bhkd->bhid", scores.flatten(-2).softmax(-1).view_as(scores), *values))
+
+
+def places(m: Parts, x: Tensor) -> Tensor:
+    q, k = split(m.q(x)), split(m.k(x))
+    return joined((q @ k.mT).softmax(-1) @ m.filter[: x.shape[1], : q.shape[-1]])
+
+
+@pytest.mark.parametrize("function", [three_keys, places])
+def test_what_a_softmax_weighs_is_no_linear_attention_and_no_weight_over_positions(function: Any) -> None:
+    model = Stack(lambda: Parts(function), Plain).eval()
+    found = fmr.locate(fmr.run(model, torch.randint(11, (2, STEPS))))
+    assert not found.mixers
+    assert sum(one.what == "mixer" and "in no way that is known" in one.reason for one in found.rejected) == 2

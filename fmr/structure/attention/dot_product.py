@@ -140,7 +140,7 @@ def acting(graph: Graph, way: Path) -> TensorId:
         if node.op in _LAID_OUT or contraction(node) is not None:
             break
         cut = node.op == "getitem" and len(node.shape) == len(before.shape) and node.shape[:-1] == before.shape[:-1]
-        if cut or node.op in ("to", "scatter") or node.op not in MOVES:
+        if cut or node.op in ("to", "scatter", "nan_to_num") or node.op not in MOVES:
             last = node
     return last.id
 

@@ -59,7 +59,10 @@ def _meeting(
     value = trace(graph, iota(*lead).expand(shape), output.way) if math.prod(shape) else None
     if value is None:
         return None
-    row = rows_of(graph, output.projection, value, asked)[0]
+    rows = rows_of(graph, output.projection, value, asked)
+    if query is not None and not _reaches(rows, lead, (*units, query)):
+        return None
+    row = rows[0]
     if any(node.op == "cat" for node in output.way):
         row = row[row >= 0]  # the coefficients of a memory may lie beside them
     met = row.unique().long()
@@ -73,6 +76,13 @@ def _meeting(
         return None
     folded = math.prod(counts) != math.prod(shape[n] for n in several)
     return Heads(len(met), several, counts, folded, torch.unravel_index(in_order, lead))
+
+
+def _reaches(rows: Tensor, lead: tuple[int, ...], but: tuple[int, ...]) -> bool:
+    """Whether rows are made of all places of each dimension but some; where others are projected elsewhere, or added to
+    these, a row does not hold all heads."""
+    places = torch.unravel_index(rows[rows >= 0].unique().long(), lead)
+    return all(n in but or len(place.unique()) == lead[n] for n, place in enumerate(places))
 
 
 def key_heads(graph: Graph, use: ValueProduct, heads: Heads, repeated: float) -> int:

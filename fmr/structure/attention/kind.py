@@ -14,7 +14,7 @@ from fmr.structure.attention.scores import BEFORE, Scores, products_beside
 from fmr.structure.attention.values import Parts
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import is_hidden, read_alone
-from fmr.structure.normal.match import MEANS, above, product, value_number
+from fmr.structure.normal.match import MEANS, above, is_constant, product, value_number
 from fmr.structure.normal.value import Value
 
 _SCALED = frozenset("move norm affine gate statistic".split())
@@ -80,7 +80,11 @@ def _made_of(graph: Graph, name: TensorId) -> Iterator[Value]:
 
 
 def _projected(graph: Graph, value: Value) -> Value | None:
-    """What was projected to a value; what one that is not seen makes of one activation alone counts as projected."""
+    """What was projected to a value, or multiplied with constants, as a rotation does; what one that is not seen makes of one
+    activation alone counts as projected."""
+    if value.kind == "product":
+        data = [one for one in value.operands if not is_constant(graph, one)]
+        return form_of(graph)[data[0]] if len(data) == 1 else None
     alone = read_alone(graph, value.node) if is_hidden(value.node) else None
     read = value.operands[0] if value.kind == "projection" else alone
     return form_of(graph)[read] if read is not None else None

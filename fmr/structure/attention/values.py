@@ -11,7 +11,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores, find_scores, mixes_heads, orient_scores
-from fmr.structure.normal.einsum import Subscripts
+from fmr.structure.normal.einsum import Subscripts, of_projection
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, trace, varies
 from fmr.structure.normal.match import (
@@ -247,7 +247,8 @@ def handed_on(graph: Graph, node: Node) -> Node:
 
 
 def output_of(graph: Graph, z: Node, own: tuple[TensorId, ...] = ()) -> Output | None:
-    """The first projection below the heads, and their sum where each head is projected alone; None where z is used as it is.
+    """The first projection below the heads, and their sum where each head is projected alone, or what all are projected to
+    after that; None where z is used as it is.
 
     What is made of its `own` parts in another way may be added to z.
     """
@@ -257,7 +258,8 @@ def output_of(graph: Graph, z: Node, own: tuple[TensorId, ...] = ()) -> Output |
             last = settled(graph, node)
             readers = graph.readers(last.id)
             alone = len(readers) == 1 and readers[0].op == "sum" and len(node.shape) > 3
-            return Output(found, way, (settled(graph, readers[0]) if alone else last).id)
+            further = output_of(graph, last) if of_projection(graph, found).batch and not alone else None
+            return Output(found, way, further.id if further else (settled(graph, readers[0]) if alone else last).id)
     return None
 
 

@@ -143,7 +143,7 @@ def _matrices(found: Memory, keys: Tensor, values: Tensor, index: int, expert: i
     several = keys.dim() == values.dim() == 3 and found.graph[found.down].op not in CONVOLUTIONS
     if not several and expert is not None:
         raise StructureError(f"{found.scope!r} has one matrix for all: expected block.memory({index}) without expert=.")
-    if not several:
+    if not several or len(keys) != len(values):
         return keys, values
     if expert is None:
         raise StructureError(f"{found.scope!r} has {len(keys)} experts. Name one: block.memory({index}, expert=0).")

@@ -49,7 +49,8 @@ def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
         letters = words.contracted if contracted else words.free(words.right)
         sizes = dict(zip(words.right, graph[made.operands[1]].shape, strict=True)) if letters else {}
         groups = made.node.argument("groups", 6, 1) if contracted and made.node.op in CONVOLUTIONS else 1
-        if letters and sizes[letters[-1]] * groups not in widths:
+        last = contracted or len(words.result) > len(made.node.shape)  # rows that go to one matrix each are of one vector
+        if letters and math.prod(sizes[one] for one in (letters[-1:] if last else letters)) * groups not in widths:
             return False
     return True
 

@@ -198,6 +198,8 @@ class _Region:
             yield "recurrence", states, None, [], []
         products = [one for one in self.mixing if one.kind == "product"]
         product, leaves, bend = self._operands(products)
+        weighed = [one for one in self.values if one.kind == "softmax" and self._is_of(one, products)]
+        product = None if product is not None and self._is_of(self.form[product], weighed) else product
         straight = (product, leaves) if not bend else (None, [])
         kind = "linear attention" if not bend else f"{bend} attention"
         summed = [one.id for one in self.mixing if one.node.op in SUMMED]
@@ -215,7 +217,8 @@ class _Region:
 
     def _alone(self) -> dict[str, list[Value]]:
         """What mixes by itself, by kind."""
-        fixed = [one for one in self.mixing if self._is_fixed(one)]
+        products = [one for one in self.mixing if one.kind == "product"]
+        fixed = [one for one in self.mixing if self._is_fixed(one) and not self._is_of(one, products)]
         projected = [one for one in fixed if one.kind == "projection"]
         lower = projected[0].below(lambda one: one in self.own and one.kind != "projection") if projected else ()
         bent = any(one.kind == "bend" and one in self.own for one in lower)
@@ -224,6 +227,10 @@ class _Region:
             "convolution": [one for one in self.mixing if window(self.graph, one.node)],
             "network" if bent else "fixed": fixed,
         }
+
+    def _is_of(self, value: Value, others: Iterable[Value]) -> bool:
+        """Whether a value is made of one of some others."""
+        return any(one is not value and depends_on(self.graph, value.id, one.id) for one in others)
 
     def _operands(self, products: Sequence[Value]) -> tuple[TensorId | None, list[TensorId], str]:
         """The product that is made of another one or of sums so far, the largest of several; what it and those above it

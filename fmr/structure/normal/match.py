@@ -404,13 +404,20 @@ def strip_views(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"vie
 
 def settled(graph: Graph, node: Node) -> Node:
     """The last of the views and bias adds that alone read a projection's result."""
+    made = node
     while True:
         readers = graph.readers(node.id)
         if len(readers) != 1:
             return node
         (reader,) = readers
         others = [parent.id for parent in reader.parents if parent != node.id]
-        biased = reader.op == "add" and others and all(weights(graph, name) for name in others)
+        biased = reader.op == "add" and others and all(_is_bias(graph, name, made, reader) for name in others)
         if not (reader.op in VIEWS or biased or reader.op == RESULT):
             return node
         node = reader
+
+
+def _is_bias(graph: Graph, name: TensorId, made: Node, total: Node) -> bool:
+    """Whether a weight is a bias of what was made; what differs by position is none of a layer that knows no positions."""
+    by_position = made.op == "linear" and made.shape == total.shape and prod(graph[unbroadcast(graph, name)].shape[:-1]) > 1
+    return bool(weights(graph, name)) and not by_position

@@ -1,10 +1,10 @@
 """States laid one on another, and what layers read of them: sums over depth."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 from fmr.graph.graph import Graph
-from fmr.ids import TensorId
+from fmr.ids import Parent, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.indices import dim_map
@@ -57,14 +57,30 @@ def _sums(graph: Graph, stack: Node, dim: int) -> Iterator[Node]:
 
 
 def addends(graph: Graph, node: Node) -> tuple[TensorId, ...]:
-    """The two values that a node adds up: an add, a difference, or the sum of two that were laid one on another."""
+    """The two values that a node adds up: an add, a difference, or the sum of two that were laid one on another; of more
+    the last, and the sum of those before."""
     if node.op == "sum" and len(node.parents) == 1:
         stack = graph[node.parents[0].id]
-        if stack.op != "stack" or dims_told(node, len(stack.shape)) != [_along(stack)]:
+        if not _is_total(graph, node, stack):
             return ()
+        if len(stack.parents) > 2:
+            before = _totals(graph, stack.parents[:-1])
+            return (before[0].id, stack.parents[-1].id) if before else ()
         node = stack
     added = tuple(parent.id for parent in node.parents if parent.at != "out")
     return added if node.op in ("add", "sub", "stack") and len(added) == 2 else ()
+
+
+def _is_total(graph: Graph, node: Node, stack: Node) -> bool:
+    """Whether a node is the plain sum of what was laid one on another."""
+    return node.op == "sum" and stack.op == "stack" and dims_told(node, len(stack.shape)) == [_along(stack)]
+
+
+def _totals(graph: Graph, parts: Sequence[Parent]) -> list[Node]:
+    """The sums of these values, which were laid one on another."""
+    names = [one.id for one in parts]
+    stacks = (one for one in graph.readers(names[0]) if [parent.id for parent in one.parents] == names)
+    return [one for stack in stacks for one in graph.readers(stack.id) if _is_total(graph, one, stack)]
 
 
 def _over(graph: Graph, stack: Node, dim: int, node: Node) -> bool:

@@ -378,12 +378,12 @@ class WholeNumbers(_Beside):
 
 
 class Masked(Layers):
-    """Every key of the first query is masked: rows that are no numbers."""
+    """Every key of the first query is masked: rows that are no numbers, and weigh nothing."""
 
     class attention(Heads):
         def mix(self, q, k, v):
             bias = q.new_zeros(q.shape[-2], k.shape[-2])
             bias[0] = float("-inf")
             scores = q @ k.mT * self.s.size**-0.5 + bias
-            p = scores.softmax(-1)
-            return torch.nan_to_num(attends(p, self.s.heads, self.s.size)) @ v
+            p = torch.nan_to_num(scores.softmax(-1))
+            return attends(p, self.s.heads, self.s.size) @ v

@@ -7,6 +7,7 @@ import pytest
 from tests.structure.kinds import (
     attacks,
     base,
+    claimed,
     constants,
     crashes,
     decoding,
@@ -21,7 +22,22 @@ from tests.structure.kinds import (
 )
 from tests.structure.kinds.truth import SIZES, Model, faults, ran
 
-FILES = attacks, base, constants, crashes, decoding, ends, hidden, new, no_memories, opaque, reasons, streams, triples
+FILES = (
+    attacks,
+    base,
+    claimed,
+    constants,
+    crashes,
+    decoding,
+    ends,
+    hidden,
+    new,
+    no_memories,
+    opaque,
+    reasons,
+    streams,
+    triples,
+)
 
 
 def kinds(file: ModuleType) -> list[type[Model]]:

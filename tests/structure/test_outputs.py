@@ -1,0 +1,66 @@
+"""What heads and memories write is what is told: all of it, nothing beside it, by vectors of the stream."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fmr
+from fmr.errors import StructureError
+from tests.structure.idioms import HEADS, WIDTH, Plain, Stack, joined, split, weight
+
+
+class Absorbed(nn.Module):
+    """Keys and values are one latent; each head has a matrix for what it mixes, before the projection of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.latent, self.out = nn.Linear(WIDTH, 5 * HEADS), nn.Linear(WIDTH, 5), nn.Linear(WIDTH, WIDTH)
+        self.up = weight(HEADS, 5, WIDTH // HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, latent = self.q(x).unflatten(-1, (HEADS, 5)).transpose(1, 2), self.latent(x)[:, None]
+        return self.out(joined((q @ latent.mT * 0.4).softmax(-1) @ latent @ self.up))
+
+
+def test_the_output_of_heads_with_a_matrix_each_is_what_all_are_projected_to() -> None:
+    found = fmr.locate(fmr.run(Stack(Absorbed, Plain).eval(), torch.randint(11, (2, 6))))
+    assert [str(one.out.id) for one in found.attention if one.out] == [f"attention.{n}.out/linear#0" for n in range(2)]
+    assert [one.n_kv_heads for one in found.attention] == [1, 1]
+
+
+class Latents(nn.Module):
+    """A few learned vectors look at the stream; what they see is added to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = weight(3, WIDTH)
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        latents = self.latents.expand(len(x), -1, -1)
+        q, k, v = split(self.q(latents)), split(self.k(x)), split(self.v(x))
+        return latents + self.out(joined((q @ k.mT * 0.3).softmax(-1) @ v))
+
+
+def test_vectors_that_differ_by_position_are_no_bias_of_an_output() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Latents(), nn.Linear(WIDTH, 7))
+    (found,) = fmr.locate(fmr.run(model.eval(), torch.randn(2, 6, WIDTH))).attention
+    assert found.out is not None and str(found.out.id) == "1.out/linear#0"
+
+
+class Groups(nn.Module):
+    """Memories in groups, whose keys are one parameter that counts the units of the stream first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = weight(WIDTH, 3, 5), weight(3, 5, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("btgn,gnd->btd", torch.einsum("btd,dgn->btgn", x, self.up).relu(), self.down)
+
+
+def test_units_of_the_stream_are_no_experts() -> None:
+    found = fmr.locate(fmr.run(Stack(Absorbed, Groups).eval(), torch.randint(11, (2, 6))))
+    for expert in (None, 1):
+        with pytest.raises(StructureError, match="no row or column is known to be that of one memory"):
+            found.mlps[0].memory(2, expert=expert)
