@@ -21,6 +21,9 @@ from fmr.errors import StoreError, number_of
 ABOUT, INDEX, BATCHES = "corpus.json", "index", "batches"
 """The file that says what there is; the names of the tensors that are not values."""
 
+LOCK = ".lock"
+"""The file by which one process alone writes to a folder."""
+
 _NAME = re.compile(r"shard-(\d{6})\.safetensors")
 _PART = re.compile(r"part-(\d+)-of-(\d+)")
 
@@ -94,7 +97,7 @@ def counted(folder: Path) -> dict[str, int]:
 
 def part_of(folder: Path, number: int, of: int) -> Path:
     """The folder of one of several processes, in a folder that holds what as many have collected, or nothing."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     if odd := next((name for name in names if (at := _PART.fullmatch(name)) is None or int(at[2]) != of), None):
         raise StoreError(
             f"{folder} holds {odd}, and {number_of(of, 'process', 'processes')} would collect into it. Expected an empty "
