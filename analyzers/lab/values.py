@@ -131,7 +131,7 @@ class _Packer:
         if value.is_meta:
             raise self.refuse(value, at, "It lies on the meta device and has no numbers; return its shape")
         flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().clone()
-        where = _unused(at or "value", self.tensors)
+        where = unused(at or "value", self.tensors)
         self.tensors[where] = kept = torch.view_as_real(flat) if flat.is_complex() else flat
         return {"dtype": str(value.dtype), "shape": list(value.shape), "at": where, "digest": digest(bytes_of(kept))}
 
@@ -169,7 +169,7 @@ class _Packer:
             "-"
         )[:60]
         stem = f"{self.name}-{inner}" if inner else f"{self.name}-value"
-        return _unused(stem, {one.partition("/")[0].partition(".")[0] for one in self.files})
+        return unused(stem, {one.partition("/")[0].partition(".")[0] for one in self.files})
 
     def refuse(self, value: Any, at: str, why: str = "") -> LabError:
         """The error for a value that cannot be kept."""
@@ -188,7 +188,7 @@ class _Packer:
         )
 
 
-def _unused(name: str, taken: Container[str]) -> str:
+def unused(name: str, taken: Container[str]) -> str:
     """The name, or the first of name-2, name-3, ... that is not taken."""
     return name if name not in taken else next(one for n in count(2) if (one := f"{name}-{n}") not in taken)
 
