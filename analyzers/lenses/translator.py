@@ -300,7 +300,7 @@ class LensTranslator(Analyzer[Translator]):
         check_other(self, other, weights=False)
         ours, theirs = ({name: getattr(one, name) for name in ("layers", "skip", "seed")} for one in (self, other))
         if ours != theirs:
-            raise AnalyzerError(f"merge of two with other settings: {ours} and {theirs}. Expected the same.")
+            raise AnalyzerError(f"merge of {ours} with {theirs}: expected the same model and settings.")
         if other.end is None:
             return self
         if self.end is None:

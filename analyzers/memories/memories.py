@@ -14,16 +14,7 @@ from tqdm import tqdm
 
 from analyzers.memories.counted import ONE, Counts, Layer, digest_of, place, same
 from analyzers.memories.predictions import Composed, Promotion, composed, promotion
-from analyzers.memories.reading import (
-    Found,
-    Texts,
-    coefficients,
-    experts_of,
-    find,
-    is_tokens,
-    texts_of,
-    token_argument,
-)
+from analyzers.memories.reading import Found, Texts, coefficients, experts_of, find, is_tokens, texts_of, token_argument
 from analyzers.memories.result import Memories, made
 from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
@@ -147,7 +138,8 @@ class KeyValueMemories(Analyzer[Memories]):
         """
         check_other(self, other, weights=False)
         signs, tokens = self.signs or other.signs, self.tokens if self.tokens is not None else other.tokens
-        same({**self._settings(), "signs": signs, "tokens": tokens}, other._settings(), "merge of")
+        known = {"signs": other.signs or signs, "tokens": tokens if other.tokens is None else other.tokens}
+        same({**self._settings(), "signs": signs, "tokens": tokens}, {**other._settings(), **known}, "merge of")
         if other.counts is None:
             return self
         self.signs, self.tokens = signs, tokens

@@ -282,7 +282,11 @@ def test_a_shard_that_is_missing_or_cut_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
+    refused(told, tmp_path / "deep" / "values", **settings)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "values").mkdir()
     refused(told, tmp_path / "values", **settings)
+    assert list((tmp_path / "values").iterdir()) == []
     assert len(collected(tmp_path / "values")) == 45  # and nothing of it is left
 
 
