@@ -121,9 +121,9 @@ class LatentContexts(Analyzer[LatentPages]):
         ours, theirs = ((one.site, one.k, one.skip) for one in (self, other))
         if ours != theirs or not alike(self.autoencoder, other.autoencoder):
             raise AnalyzerError(
-                f"merge of {self.k} contexts of {self.autoencoder} at {self.site.id} less {self.skip} tokens with {other.k} of "
-                f"{other.autoencoder} at {other.site.id} less {other.skip}: expected one dictionary, one site, one k and one "
-                "skip."
+                f"merge of {self.k} contexts of {self.autoencoder} at {self.site.id} (skip={self.skip}) with {other.k} of "
+                f"{other.autoencoder} at {other.site.id} (skip={other.skip}): expected one dictionary, one site, one k and "
+                "one skip."
             )
         self.tops.merge(other.tops)
         self.tally.merge(other.tally)

@@ -59,10 +59,10 @@ class Experiment(Generic[R]):
     the lab are given by the lab; whoever gives them does so by keyword.
     """
 
-    def __init__(self, lab: Bench, function: Callable[..., R], name: str | None = None, seed: int = 0) -> None:
+    def __init__(self, lab: Bench, function: Callable[..., R], name: str | None = None, seed: int | None = None) -> None:
         self.name = check_function(function, name)
-        self.lab, self.function, self.seed = lab, function, checked_seed(seed)
-        self.signature = inspect.signature(function)
+        self.lab, self.function, self.signature = lab, function, inspect.signature(function)
+        self.seed = checked_seed(_own_seed(self.signature) if seed is None else seed)
         self._changed: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._source = code_of(function).source  # as it is now: a file may be edited while it runs
         functools.update_wrapper(self, function)
@@ -168,6 +168,12 @@ def _given(call: Call, own: Moment | None) -> dict[str, Any]:
         "model": as_json({} if own is None else own.told),
         "environment": as_json(environment()),
     }
+
+
+def _own_seed(signature: inspect.Signature) -> Any:
+    """The seed that a function has as the default of its own; 0 where it has none."""
+    own = signature.parameters.get("seed")
+    return 0 if own is None or own.default in (None, own.empty) else own.default
 
 
 def _renamed(told: Any, words: dict[str, str]) -> Any:

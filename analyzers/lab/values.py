@@ -181,7 +181,8 @@ class _Packer:
             known = "value.figure"
         elif hasattr(value, "__dataclass_fields__"):
             known = REMEDIES["asdict"]
-        remedy = why or f"Return {known}" if why or known else "Return what of it counts as these"
+        verb = "Return" if self.code is None else "Give"
+        remedy = why or f"{verb} {known}" if why or known else f"{verb} what of it counts as these"
         return LabError(
             f"{self.name}{at} is a {kind.__module__}.{kind.__qualname__}, which a lab cannot keep. Expected {KEPT}. "
             f"{remedy}."

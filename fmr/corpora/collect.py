@@ -24,6 +24,7 @@ from fmr.corpora.shards import (
     LOCK,
     counted,
     differs,
+    is_shard,
     part_of,
     pieces,
     read_about,
@@ -133,17 +134,18 @@ def _collected(asked: _Asked, batches: Iterable[Any], folder: Path) -> Corpus:
         done = _begun(folder, about)
         writer = _Writer(folder, asked.shard, asked.dtype, len(shards(folder)), sum(many for _, many in done))
         count = 0
-        for count, batch in enumerate(tqdm(batches, "collecting", unit="batch", disable=hidden(asked.progress)), 1):
-            told = _digest(batch)
-            if count > len(done):
-                args, kwargs = named_inputs(batch)
-                held = run(asked.model, *args, keep=list(dict.fromkeys(asked.sites.values())), stop=True, **kwargs)
-                rows = rows_of(held, asked.sites, batch, writer.documents, asked.tokens)
-                if count == len(done) + 1:  # what cannot be collected leaves nothing behind
-                    write_about(folder, about | {"complete": False})
-                writer.add(rows, told, batch)
-            elif told != done[count - 1][0]:
-                raise StoreError(f"Batch {count - 1} is another one than {folder} was collected of. {_SAME}")
+        with writer.kept_after_errors():
+            for count, batch in enumerate(tqdm(batches, "collecting", unit="batch", disable=hidden(asked.progress)), 1):
+                told = _digest(batch)
+                if count > len(done):
+                    args, kwargs = named_inputs(batch)
+                    held = run(asked.model, *args, keep=list(dict.fromkeys(asked.sites.values())), stop=True, **kwargs)
+                    rows = rows_of(held, asked.sites, batch, writer.documents, asked.tokens)
+                    if count == len(done) + 1:
+                        write_about(folder, about | {"complete": False})
+                    writer.add(rows, told, batch)
+                elif told != done[count - 1][0]:
+                    raise StoreError(f"Batch {count - 1} is another one than {folder} was collected of. {_SAME}")
         if not count:
             raise StoreError(
                 f"The loader gave no batches for {folder}. Expected some: a list, or a loader that is not used up, as a "
@@ -192,14 +194,16 @@ def _unless_written(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """A block in which no other process writes to a folder; an error that leaves nothing in it leaves no lock either."""
+    """A block in which no other process writes to a folder; an error before the first shard leaves nothing of ours in it."""
+    new = [folder / name for name in (ABOUT, LOCK) if not (folder / name).exists()]
     try:
         with FileLock(folder / LOCK, timeout=0):
             try:
                 yield
             except BaseException:
-                if [one.name for one in folder.iterdir()] == [LOCK]:
-                    (folder / LOCK).unlink()  # while it is held, so that it is no other process's
+                if not any(map(is_shard, folder.iterdir())):
+                    for one in new:
+                        one.unlink(missing_ok=True)  # the lock while it is held, so that it is no other process's
                 raise
     except Timeout:
         raise StoreError(
@@ -210,8 +214,8 @@ def _alone(folder: Path) -> Iterator[None]:
 def _begun(folder: Path, about: dict[str, Any]) -> list[tuple[int, int]]:
     """The batches that a folder holds, each with its digest and its number of examples."""
     if (folder / ABOUT).exists():
-        was = read_about(folder) if shards(folder) else about
-        if told := differs(was, about, list(about)):
+        was = read_about(folder)
+        if shards(folder) and (told := differs(was, about, list(about))):
             raise StoreError(f"{folder} was collected otherwise: {told}. Expected the same, or another folder.")
     elif others := sorted(path.name for path in folder.iterdir() if path.name != LOCK):
         raise StoreError(f"{folder} holds {others[0]} and no corpus. Expected an empty folder, or a new one.")
@@ -273,6 +277,16 @@ class _Writer:
                 "dtype=torch.bfloat16, or None for values as they are."
             )
         return made
+
+    @contextmanager
+    def kept_after_errors(self) -> Iterator[None]:
+        """A block after which what has gathered is written, whatever was raised in it."""
+        try:
+            yield
+        except BaseException:
+            with suppress(StoreError):  # where the disk is full, that is what was raised
+                self.flush()
+            raise
 
     def flush(self) -> None:
         """Write what has gathered as one shard."""

@@ -154,7 +154,8 @@ class Corpus:
         by_id = getattr(site, "id", name)
         found = self._rows.get(name, self._rows.get(str(by_id)))
         if found is None:
-            raise IdError(f"{site!r} was not collected.{nearest(str(by_id), self.sites)}")
+            have = nearest(str(by_id), self.sites) or f" Expected one of {', '.join(map(repr, self.sites))}."
+            raise IdError(f"{site!r} was not collected.{have}")
         return found
 
     @property

@@ -77,9 +77,14 @@ def write_shard(folder: Path, number: int, rows: Mapping[str, Tensor], batches: 
         ) from None
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard, by its name."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def shards(folder: Path) -> list[Path]:
     """The files of shards in their order, without a gap."""
-    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    found = sorted(filter(is_shard, folder.iterdir()))
     for number, path in enumerate(found):
         if path.name != f"shard-{number:06d}.safetensors":
             raise StoreError(

@@ -63,6 +63,22 @@ def test_a_call_is_kept_with_all_that_went_in_and_came_out(lab: analyzers.Lab) -
     assert lab.load(version.version[:6])["y"] == 6
 
 
+def test_a_function_with_a_seed_of_its_own_begins_with_it(lab: analyzers.Lab) -> None:
+    own = defined("def own(n=1, seed=7):\n    return seed\n", "own")
+    open_ = defined("def open_(seed=None):\n    return seed\n", "open_")
+    assert (
+        lab.experiment(own)(),
+        lab.experiment(
+            own,
+        )
+        .record()
+        .seed,
+    ) == (7, 7)
+    assert lab.experiment(own).record(seed=3).result == lab.experiment(seed=3)(own)() == 3
+    assert lab.experiment(open_)() == 0
+    assert lab.hypothesis(null=0.0)(own).seed == 7
+
+
 class Counting(nn.Module):
     """A module that counts its calls in several ways, and one that is set to something."""
 
