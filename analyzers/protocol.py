@@ -206,6 +206,11 @@ def real_tokens(mask: Any, examples: int, positions: int) -> Tensor:
     return real
 
 
+def later_tokens(real: Tensor, skip: int) -> Tensor:
+    """The real tokens less so many at the start of each example, (examples, positions) both."""
+    return real & (real.cumsum(1) > skip)
+
+
 def asked_tokens(mask: Any, examples: int, positions: int) -> Tensor:
     """The same of prompts that something is asked of: one without a token is refused, where counts take it as nothing."""
     real = real_tokens(mask, examples, positions)

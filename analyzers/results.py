@@ -13,6 +13,7 @@ from torch import Tensor
 
 from analyzers.protocol import AnalyzerError
 from fmr.disk.files import decode, encode, write_whole
+from fmr.errors import number_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -52,6 +53,11 @@ class Stored:
                 f"{os.fspath(path)} holds a {told['result']}, expected a {cls.__name__}: {told['result']}.load."
             )
         return cls(**{name: _given(value, tensors) for name, value in told["values"].items()})
+
+
+def told_skip(skip: int) -> str:
+    """How many tokens were left out, in words; nothing where none was."""
+    return f" without the first {number_of(skip, 'token') if skip > 1 else 'token'} of each" if skip else ""
 
 
 def _taken(value: Any, at: str, tensors: dict[str, Tensor]) -> Any:

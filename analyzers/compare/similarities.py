@@ -9,7 +9,7 @@ import numpy as np
 
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
-from analyzers.results import Stored
+from analyzers.results import Stored, told_skip
 from fmr.errors import nearest, number_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class Similarities(Stored):
 
     names: of the sites, with that of the model in front where there are several. values, nulls: by measure, (sites, sites);
     a null has the rows of one site in another order. owners: the model of each site. widths: the numbers in a vector. rows:
-    how many vectors were compared, of those seen. What a measure says of a site without variance is NaN.
+    how many vectors were compared, of those seen, without those of the first `skip` tokens of each example. What a measure
+    says of a site without variance is NaN.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class Similarities(Stored):
     rows: int
     seen: int
     seed: int
+    skip: int = 0
 
     def of(self, first: str, second: str, measure: str | None = None) -> float:
         """How alike two sites are.
@@ -112,6 +114,7 @@ class Similarities(Stored):
         lines = [
             f"Similarities of {number_of(len(self.names), 'site')}{whose} over {number_of(self.rows, 'row')}"
             + (f" of {self.seen}" if self.seen > self.rows else "")
+            + told_skip(self.skip)
         ]
         apart = ~np.eye(len(self.names), dtype=bool)
         for kind, values in self.values.items():

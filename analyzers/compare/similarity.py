@@ -16,7 +16,7 @@ from analyzers.compare.similarities import Similarities
 from analyzers.probes.reading import named, real_of, states, vectors
 from analyzers.probes.rows import Rows, Sample, digests
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, check_eval, check_other
+from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, check_eval, check_other, later_tokens
 from analyzers.sites import found_in, read_at
 from fmr.edits.places import kept
 from fmr.errors import number_of, whole_number
@@ -49,7 +49,8 @@ class Similarity(Analyzer[Similarities]):
 
     Each is 1 where vectors differ by a turn and a scale alone. Beside each stands its null, the same with the rows of one
     set in another order: it is near 0 for cka and rsa, and far from it for the others where rows are few.
-    most: how many rows are kept, chosen by content, in memory for every site; pairs of them take most x most numbers.
+    skip: how many tokens at the start of each example are left out, where each token is a row. most: how many rows are kept,
+    chosen by content, in memory for every site; pairs of them take most x most numbers.
 
     Sources: S. Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019; T. Nguyen et al., "Do Wide
     and Deep Networks Learn the Same Things?", 2021 (unbiased); N. Kriegeskorte et al., "Representational similarity
@@ -65,6 +66,7 @@ class Similarity(Analyzer[Similarities]):
         *,
         measures: str | Sequence[str] = tuple(MEASURES),
         position: int | None = None,
+        skip: int = 0,
         most: int = 1000,
         seed: int = 0,
     ) -> None:
@@ -78,10 +80,14 @@ class Similarity(Analyzer[Similarities]):
         if position is not None and whole_number(position) is None:
             raise AnalyzerError(f"position={position!r}: expected the number of a token, such as -1, or None for each.")
         check_counts(LEAST, most=most)
-        check_counts(0, seed=seed)
-        self.position, self.most, self.seed = position, operator.index(most), operator.index(seed)
+        check_counts(0, seed=seed, skip=skip)
+        if skip and position is not None:
+            raise AnalyzerError(f"skip={skip} with position={position}: expected one of them, as each example is one row.")
+        self.position, self.skip = position, operator.index(skip)
+        self.most, self.seed = operator.index(most), operator.index(seed)
         given = {name: named(one) for name, one in _each(sites, self.models, sites).items() if one is not None}
         self.sites: dict[str, dict[str, Site]] = given
+        self.asked = dict(given)
         self.sample = Sample(self.most)
 
     def update(self, batch: Batch) -> Similarity:
@@ -98,7 +104,7 @@ class Similarity(Analyzer[Similarities]):
             values |= self._read(name, model, given)
             first = first or given
         assert first is not None
-        self.sample.add(_rows(values, first))
+        self.sample.add(_rows(values, first, self.skip))
         return self
 
     def _read(self, name: str, model: nn.Module, given: Prompts) -> dict[str, Tensor]:
@@ -129,14 +135,15 @@ class Similarity(Analyzer[Similarities]):
         """
         check_other(self, other)
         for told, ours, theirs in zip(("settings", "sites"), self._about(), other._about(), strict=True):
-            if ours != theirs and not (told == "sites" and not (self.sites and other.sites)):
+            found = told == "sites" and self.asked == other.asked and not (ours and theirs)  # by one of them alone so far
+            if ours != theirs and not found:
                 raise AnalyzerError(f"merge of two with other {told}: {ours} and {theirs}. Expected the same.")
         self.sites = self.sites or other.sites
         self.sample.merge(other.sample)
         return self
 
     def _about(self) -> tuple[Any, ...]:
-        settings = {"measures": self.measures, "position": self.position, "most": self.most, "seed": self.seed}
+        settings = {name: getattr(self, name) for name in ("measures", "position", "skip", "most", "seed")}
         return settings, self.sites
 
     def result(self, *, progress: bool | None = None) -> Similarities:
@@ -176,6 +183,7 @@ class Similarity(Analyzer[Similarities]):
             rows=len(rows),
             seen=self.sample.seen,
             seed=self.seed,
+            skip=self.skip,
         )
 
 
@@ -197,7 +205,7 @@ def _each(given: Any, models: Mapping[str, nn.Module], plain: Any) -> dict[str, 
     return {str(name): one for name, one in given.items()} if named_all else dict.fromkeys(models, plain)
 
 
-def _rows(values: Mapping[str, Tensor], given: Prompts) -> Rows:
+def _rows(values: Mapping[str, Tensor], given: Prompts, skip: int) -> Rows:
     """Vectors of one batch as rows, a row a token or an example."""
     shapes = {name: tuple(value.shape[:-1]) for name, value in values.items()}
     if len({*shapes.values()}) > 1:
@@ -207,8 +215,10 @@ def _rows(values: Mapping[str, Tensor], given: Prompts) -> Rows:
             "the same tokens at both; position=-1 takes the last of each example."
         )
     shape = next(iter(shapes.values()))
+    if skip and len(shape) < 2:
+        raise AnalyzerError(f"skip={skip} of {next(iter(shapes))!r}, which has one vector an example: expected positions.")
     real = real_of(given, shape)
-    chosen = real if len(shape) == 2 else torch.ones(len(given), dtype=torch.bool)
+    chosen = later_tokens(real, skip) if len(shape) == 2 else torch.ones(len(given), dtype=torch.bool)
     places = (real.long().cumsum(1) - 1)[chosen] if len(shape) == 2 else torch.zeros(len(given), dtype=torch.long)
     content = digests(given.inputs, real)[chosen.nonzero()[:, 0].numpy()]
     taken = {name: value[chosen.to(value.device)] for name, value in values.items()}

@@ -177,6 +177,7 @@ class SparseAutoencoder(nn.Module):
         """Read one from a folder that SAELens wrote: cfg.json and sae_weights.safetensors; the library is not needed.
 
         folder: with an autoencoder of the architecture "standard", "topk" or "jumprelu", whose inputs are not normalised.
+            One of a z, "hook_z", reads all heads of a value as one vector.
         """
         return cls.of(*read_saelens(folder))
 

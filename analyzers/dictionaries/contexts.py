@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,21 @@ from analyzers.dictionaries.autoencoder import SparseAutoencoder
 from analyzers.dictionaries.coding import Tally
 from analyzers.dictionaries.dictionary import Dictionary
 from analyzers.dictionaries.latents import LatentPages
-from analyzers.dictionaries.scoring import alike, one_site, opened
+from analyzers.dictionaries.scoring import alike
+from analyzers.dictionaries.standing import Standing, left_out, nothing_counted, opened
 from analyzers.lenses.opening import mask_of
 from analyzers.memories.tops import Prefixes, Tops
 from analyzers.probes.reading import vectors
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_counts, check_eval, check_other, real_tokens
+from analyzers.protocol import (
+    Analyzer,
+    AnalyzerError,
+    Given,
+    check_counts,
+    check_eval,
+    check_other,
+    real_tokens,
+)
 from fmr.errors import number_of
 from fmr.nodes import Key
 
@@ -32,7 +42,9 @@ class LatentContexts(Analyzer[LatentPages]):
     >>> pages.save_html("latents.html")
 
     model: any module in eval mode that takes token ids. dictionary: a `Dictionary`, or a `SparseAutoencoder`. site: where it
-    stands. k: how many contexts are kept of each latent; of contexts that are equal up to the token, one.
+    stands. k: how many contexts are kept of each latent; of contexts that are equal up to the token, one. skip: how many
+    tokens at the start of each text are left out, None for as many as in a `Dictionary`'s training: they are part of
+    contexts, and have none of their own.
     """
 
     def __init__(
@@ -43,10 +55,12 @@ class LatentContexts(Analyzer[LatentPages]):
         site: Key,
         *,
         k: int = 8,
+        skip: int | None = None,
     ) -> None:
         check_counts(1, k=k)
-        self.model, self.tokenizer, self.k = model, tokenizer, int(k)
-        self.autoencoder, self.site = opened(dictionary, model)[0], one_site(site)
+        self.standing, self.skip = Standing(dictionary, site, every=True), left_out(dictionary, skip)
+        self.model, self.tokenizer, self.k = model, tokenizer, operator.index(k)
+        self.autoencoder, self.site = opened(dictionary, model)[0], self.standing.site
         self.tops = Tops.empty(self.autoencoder.size, self.k)
         self.tally = Tally.of(self.autoencoder.bias, self.autoencoder.size)
         self.sums = torch.zeros(self.autoencoder.size, dtype=torch.float64)
@@ -61,11 +75,12 @@ class LatentContexts(Analyzer[LatentPages]):
         """
         check_eval(self.model)
         given = prompts(batch, self.model, self.tokenizer)
+        self.standing.check(self.model, given.inputs)
         with torch.no_grad():
             run = fmr.run(self.model, keep=[self.site], stop=True, **given.inputs)
             values = vectors(run, self.site, -1, True, len(given))
-            rows = _rows(given, mask_of(given, values.shape[:2], real_tokens))
-            states = values.flatten(0, 1)[[column for _, column, _ in rows]]
+            rows = _rows(given, mask_of(given, values.shape[:2], real_tokens), self.skip)
+            states = values.flatten(0, 1)[torch.tensor([column for _, column, _ in rows], dtype=torch.long)]
             latents = self.autoencoder.encode(states)
             self.tally.add(states, self.autoencoder.decode(latents), latents)
         self.sums += latents.double().sum(0).cpu()
@@ -81,8 +96,8 @@ class LatentContexts(Analyzer[LatentPages]):
             first.setdefault(key, n)
             self.texts[key] = min(self.texts.get(key, ids), ids)
         keys, chosen = list(first), list(first.values())
-        places = torch.tensor([rows[n][2] for n in chosen])
-        self.tops.add(latents[chosen], Prefixes(torch.tensor(keys), places))
+        places = torch.tensor([rows[n][2] for n in chosen], dtype=torch.long)
+        self.tops.add(latents[chosen], Prefixes(torch.tensor(keys, dtype=torch.long), places))
         self._forget()
 
     def _forget(self) -> None:
@@ -103,10 +118,12 @@ class LatentContexts(Analyzer[LatentPages]):
         '8 texts'
         """
         check_other(self, other)
-        if (self.site, self.k) != (other.site, other.k) or not alike(self.autoencoder, other.autoencoder):
+        ours, theirs = ((one.site, one.k, one.skip) for one in (self, other))
+        if ours != theirs or not alike(self.autoencoder, other.autoencoder):
             raise AnalyzerError(
-                f"merge of {self.k} contexts of {self.autoencoder} at {self.site.id} with {other.k} of {other.autoencoder} "
-                f"at {other.site.id}: expected one dictionary, one site and one k."
+                f"merge of {self.k} contexts of {self.autoencoder} at {self.site.id} (skip={self.skip}) with {other.k} of "
+                f"{other.autoencoder} at {other.site.id} (skip={other.skip}): expected one dictionary, one site, one k and "
+                "one skip."
             )
         self.tops.merge(other.tops)
         self.tally.merge(other.tally)
@@ -128,8 +145,8 @@ class LatentContexts(Analyzer[LatentPages]):
         """
         from analyzers.dictionaries.pages import pages_of
 
-        if not self.documents:
-            raise AnalyzerError("Nothing has been counted yet. Call update(batch) or over(batches) before result().")
+        if not self.tally.count:
+            raise AnalyzerError(nothing_counted(self.skip))
         check_counts(1, words=words)
         check_counts(0, seed=seed)
         every = self.tally.fired.topk(min(8, self.autoencoder.size)).indices.tolist() if latents is None else list(latents)
@@ -138,8 +155,8 @@ class LatentContexts(Analyzer[LatentPages]):
         return pages_of(self, tuple(every), words, seed)
 
 
-def _rows(given: Prompts, real: Tensor) -> list[tuple[tuple[int, ...], int, int]]:
-    """The real tokens of a batch: the ids of their text, their column among all of the batch, and their place in it."""
+def _rows(given: Prompts, real: Tensor, skip: int) -> list[tuple[tuple[int, ...], int, int]]:
+    """The real tokens of a batch but the first ones: the ids of their text, their column in the batch, their place in it."""
     ids = given.ids
     if not isinstance(ids, Tensor) or ids.shape != real.shape:
         told = tuple(ids.shape) if isinstance(ids, Tensor) else "none"
@@ -151,7 +168,7 @@ def _rows(given: Prompts, real: Tensor) -> list[tuple[tuple[int, ...], int, int]
     for n, (row, mask) in enumerate(zip(ids.cpu(), real.cpu(), strict=True)):
         text = tuple(row[mask].tolist())
         columns = (mask.nonzero()[:, 0] + n * real.shape[1]).tolist()
-        found += [(text, column, place) for place, column in enumerate(columns)]
+        found += [(text, column, place) for place, column in enumerate(columns) if place >= skip]
     return found
 
 

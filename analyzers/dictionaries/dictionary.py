@@ -41,7 +41,8 @@ class Dictionary(Stored):
     l0, explained: of held-out rows. controls: both, held out, of the untrained autoencoder, of the one that was trained on
     Gaussian values, and of as many principal components as latents are on. itself: what the latter explains of Gaussian
     values. density: how often each latent fires, of all rows; revived: how many latents began anew.
-    train, test: how many rows. mean, covariance: of those trained on.
+    train, test: how many rows. mean, covariance: of those trained on. place: the site that they are the values of, as it
+    prints, empty where nothing told it.
     """
 
     site: str
@@ -60,6 +61,7 @@ class Dictionary(Stored):
     test: int
     mean: Tensor = field(repr=False)
     covariance: Tensor = field(repr=False)
+    place: str = ""
 
     @property
     def autoencoder(self) -> SparseAutoencoder:

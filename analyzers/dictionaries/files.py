@@ -57,10 +57,10 @@ def read_saelens(folder: str | os.PathLike[str]) -> Read:
     told = _json(place / _SETTINGS)
     found = tensors_in(place / _WEIGHTS)
     kind, k = _kind(told, place)
-    for name, plain in (("normalize_activations", "none"), ("reshape_activations", "none"), ("hook_z", False)):
-        if told.get(name, plain) not in (plain, None):
+    for name, plain in (("normalize_activations", ("none",)), ("reshape_activations", ("none", "hook_z"))):
+        if told.get(name) not in (None, *plain):
             raise AnalyzerError(
-                f"{place / _SETTINGS} says {name}={told[name]!r}: expected {plain!r}, weights that read the values as they "
+                f"{place / _SETTINGS} says {name}={told[name]!r}: expected 'none', weights that read the values as they "
                 "are. Fold it into the weights with SAELens, and save it again."
             )
     wanted = [name for name in _NAMES if name != "threshold" or kind == "jumprelu"]

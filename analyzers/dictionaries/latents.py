@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from analyzers.protocol import AnalyzerError
-from analyzers.results import Stored
+from analyzers.results import Stored, told_skip
 from fmr.disk.files import write_whole
 from fmr.errors import number_of
 
@@ -31,7 +31,7 @@ class LatentPages(Stored):
     against: tokens whose logits its direction raises and lowers most, alone in an otherwise empty stream; `unread` is why
     there are none. near: other latents by the cosine of their directions; chance: the largest cosine of a direction with as
     many random ones, on average. writers: by part, what it adds to the latent's score at the contexts' tokens, and at the
-    tokens of other latents' contexts, as shares of the score.
+    tokens of other latents' contexts, as shares of the score. skip: how many tokens at the start of each text have none.
     """
 
     site: str
@@ -49,6 +49,7 @@ class LatentPages(Stored):
     unread: str
     rows: int
     documents: int
+    skip: int = 0
 
     def table(self) -> DataFrame:
         """One row a context: its latent, the token, what the latent is there, and the text.
@@ -120,7 +121,7 @@ class LatentPages(Stored):
 
     def __repr__(self) -> str:
         head = f"LatentPages of {len(self.latents)} of {number_of(self.size, 'latent')} at {self.role or self.site}"
-        counted = f"{number_of(self.rows, 'token')} of {number_of(self.documents, 'text')}"
+        counted = f"{number_of(self.rows, 'token')} of {number_of(self.documents, 'text')}{told_skip(self.skip)}"
         return f"{head}, {counted}\n" + "\n".join(map(self.text, self.latents))
 
 

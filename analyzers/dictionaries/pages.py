@@ -65,6 +65,7 @@ def pages_of(counted: LatentContexts, latents: tuple[int, ...], words: int, seed
         unread=unread,
         rows=counted.tally.count,
         documents=counted.documents,
+        skip=counted.skip,
     )
 
 

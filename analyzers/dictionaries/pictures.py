@@ -31,14 +31,14 @@ def draw(result: Dictionary, ax: Axes | None) -> Figure:
 
     beside = None
     if ax is None:
-        ax, beside = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained")[1]
+        ax, beside = plt.subplots(1, 2, figsize=(7.4, 3.4), layout="constrained")[1]
     ax.plot(result.curves["step"], result.curves["explained"], color=FOUND, label="in training")
     ax.axhline(result.explained, color=INK, linewidth=0.8, label=f"held out, {result.l0:.1f} latents on")
     for (name, (l0, share)), stroke in zip(result.controls.items(), STROKES, strict=False):
         if share > -0.5:
             ax.axhline(share, color=CONTROL, linestyle=stroke, linewidth=1, label=f"{name}, {l0:.1f} on")
     ax.set(xlabel="step", ylabel="variance explained", ylim=(min(0.0, ax.get_ylim()[0]), 1.02))
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))  # above all lines
     if beside is not None:
         densities(result.density, beside)
     return cast("Figure", ax.figure)

@@ -15,6 +15,7 @@ from torch import Tensor
 from analyzers.probes.rows import shares
 from analyzers.protocol import AnalyzerError
 from fmr.corpora.corpus import Corpus, Rows
+from fmr.ids import Site
 
 BLOCK = 1 << 13
 """How many rows are held at once."""
@@ -22,12 +23,16 @@ BLOCK = 1 << 13
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """Rows of values, and the numbers of those that are trained on and of those that are held out."""
+    """Rows of values, and the numbers of those that are trained on and of those that are held out.
+
+    name: what they are called; place: the site that they are the values of, as it prints, empty where nothing tells it.
+    """
 
     rows: Tensor | Rows
     name: str
     train: Tensor
     test: Tensor
+    place: str = ""
 
     def __getitem__(self, at: Tensor) -> Tensor:
         """Some rows, (rows, width), in float32 and in main memory."""
@@ -86,7 +91,8 @@ def values_of(given: Any, site: Any, held_out: float, seed: int, skip: int = 0) 
             f"Of {len(train) + len(test)} rows {len(test)} are held out: expected two or more on each side. "
             f"Give more rows or documents, or another share than held_out={held_out}."
         )
-    return Values(rows, name if isinstance(name, str) else repr(name), train, test)
+    place = rows.site if isinstance(rows, Rows) else repr(site) if isinstance(site, Site) else ""
+    return Values(rows, name if isinstance(name, str) else repr(name), train, test, place)
 
 
 def _by_document(corpus: Corpus, share: float, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from analyzers.numbers.confidence import ratios
 from analyzers.numbers.embed import Floats
 from analyzers.protocol import AnalyzerError
-from analyzers.results import Stored
+from analyzers.results import Stored, told_skip
 from fmr.errors import number_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class DictionaryScored(Stored):
     l0, explained: by name, latents on at once and the share of the variance. density: how often each latent fires.
     losses: by name, the summed cross-entropy of each example, in nats: clean, with the dictionary and with each control in
     the place of the value, with zero and with the mean there. targets: how many tokens each is of. rows: how many values.
+    skip: how many tokens at the start of each example were left out.
     """
 
     site: str
@@ -42,6 +43,7 @@ class DictionaryScored(Stored):
     losses: dict[str, Floats] = field(repr=False)
     targets: Floats = field(repr=False)
     rows: int
+    skip: int = 0
 
     def loss(self, name: str = OWN) -> float:
         """The mean loss of a token with this in the place of the value, in nats."""
@@ -104,7 +106,8 @@ class DictionaryScored(Stored):
         alive = self.density[self.density > 0]
         often = f", the others on {np.median(alive):.2%} of values (median)" if len(alive) else ""
         return (
-            f"DictionaryScored at {self.site}: {number_of(examples, 'example')}, {number_of(tokens, 'token')}; loss "
+            f"DictionaryScored at {self.site}: {number_of(examples, 'example')}, {number_of(tokens, 'token')}"
+            f"{told_skip(self.skip)}; loss "
             f"{self.loss(CLEAN):.3f} clean, {self.loss('zero'):.3f} with zero there, {self.loss('mean'):.3f} with the mean\n"
             + "\n".join(map(told, self.l0))
             + f"\n  dead: {self.dead} of {len(self.density)}{often}"

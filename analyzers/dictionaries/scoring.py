@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,23 @@ from analyzers.dictionaries.axes import spliced
 from analyzers.dictionaries.coding import Components, Tally
 from analyzers.dictionaries.dictionary import RANDOM, Dictionary
 from analyzers.dictionaries.scores import ABLATED, CLEAN, OWN, DictionaryScored
+from analyzers.dictionaries.standing import Standing, left_out, nothing_counted, opened
 from analyzers.lenses.opening import mask_of
 from analyzers.probes.reading import vectors
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, check_other, device_of, real_tokens
+from analyzers.protocol import (
+    Analyzer,
+    AnalyzerError,
+    Given,
+    check_eval,
+    check_other,
+    device_of,
+    later_tokens,
+    real_tokens,
+)
 from fmr.edits import Context
 from fmr.errors import number_of
-from fmr.ids import Site
-from fmr.nodes import Key, sites_by_name
+from fmr.nodes import Key
 from fmr.sweeps.metrics import logits_by_position
 from fmr.weights import fingerprint
 
@@ -39,7 +47,9 @@ class DictionaryScores(Analyzer[DictionaryScored]):
 
     model: a language model in eval mode. dictionary: a `Dictionary`, or a `SparseAutoencoder`. site: where it stands. mean:
     of values there, for mean ablation; None takes that of a `Dictionary`'s training. controls: whether the untrained
-    autoencoder, the one trained on Gaussian values and principal components are spliced in, too.
+    autoencoder, the one trained on Gaussian values and principal components are spliced in, too. skip: how many tokens at
+    the start of each text are left out, None for as many as in a `Dictionary`'s training: they keep their values, and
+    neither these nor what is predicted there counts.
 
     The loss is the cross-entropy of the next token, in nats. What a splice recovers is (ablated - spliced) / (ablated -
     clean), beside zero ablation and beside mean ablation, with the 95 % interval of the bootstrap over examples.
@@ -56,7 +66,9 @@ class DictionaryScores(Analyzer[DictionaryScored]):
         *,
         mean: Tensor | None = None,
         controls: bool = True,
+        skip: int | None = None,
     ) -> None:
+        self.standing, self.skip = Standing(dictionary, site, every=True), left_out(dictionary, skip)
         self.autoencoder, known = opened(dictionary, model)
         given = known if mean is None else mean
         if not isinstance(given, Tensor) or given.shape != (self.autoencoder.width,):
@@ -65,7 +77,7 @@ class DictionaryScores(Analyzer[DictionaryScored]):
                 f"mean={told!r}: expected the mean of values at the site, a tensor of {self.autoencoder.width} numbers; an "
                 "autoencoder alone does not know it."
             )
-        self.model, self.tokenizer, self.site = model, tokenizer, one_site(site)
+        self.model, self.tokenizer, self.site = model, tokenizer, self.standing.site
         self.mean = given.detach().float().cpu()
         rivals = rivals_of(dictionary, self.mean) if controls else {}
         self.coders: dict[str, Coder] = {OWN: self.autoencoder}
@@ -82,18 +94,20 @@ class DictionaryScores(Analyzer[DictionaryScored]):
         """
         check_eval(self.model)
         given = prompts(batch, self.model, self.tokenizer)
+        self.standing.check(self.model, given.inputs)
         with torch.no_grad():
             run = fmr.run(self.model, keep=[self.site], **given.inputs)
             values = vectors(run, self.site, -1, True, len(given))
             real = mask_of(given, values.shape[:2], real_tokens)
-            targets, valid = _targets(given, real)
-            rows = values[real.to(values.device)]
-            self._count(rows)
+            counted = later_tokens(real, self.skip)
+            targets, valid = _targets(given, real, counted)
+            self._count(values[counted.to(values.device)])
+            site = self.site.at(positions=slice(self.skip, None)) if self.skip else self.site
             for name, edit in self._edits().items():
                 output = (
                     run.output
                     if edit is None
-                    else fmr.run(self.model, keep=(), edits={self.site: edit}, **given.inputs).output
+                    else fmr.run(self.model, keep=(), edits={site: edit}, optional=True, **given.inputs).output
                 )
                 self.losses[name].append(_loss(output, targets, valid))
         self.targets.append(valid.sum(1))
@@ -129,11 +143,12 @@ class DictionaryScores(Analyzer[DictionaryScored]):
         '8 examples'
         """
         check_other(self, other)
-        same = self.site == other.site and self.coders.keys() == other.coders.keys() and torch.equal(self.mean, other.mean)
+        ours, theirs = ((one.site, one.skip, [*one.coders]) for one in (self, other))
+        same = ours == theirs and torch.equal(self.mean, other.mean)
         if not same or not all(alike(one, other.coders[name]) for name, one in self.coders.items()):
             raise AnalyzerError(
                 f"merge of scores of {self.autoencoder} at {self.site.id} with those of {other.autoencoder} at "
-                f"{other.site.id}: expected one dictionary, one site and one mean."
+                f"{other.site.id}: expected one dictionary, one site, one mean and one skip."
             )
         for name, tally in self.tallies.items():
             tally.merge(other.tallies[name])
@@ -147,8 +162,8 @@ class DictionaryScores(Analyzer[DictionaryScored]):
 
         >>> analyzers.DictionaryScores(model, tokenizer, dictionary, site).update(texts[:2]).result().table()
         """
-        if not self.targets:
-            raise AnalyzerError("Nothing has been counted yet. Call update(batch) or over(batches) before result().")
+        if not self.tallies[OWN].count:
+            raise AnalyzerError(nothing_counted(self.skip))
         on = {name: float(one.size) if isinstance(one, Components) else self.tallies[name].l0
               for name, one in self.coders.items()}  # fmt: skip
         return DictionaryScored(
@@ -160,18 +175,8 @@ class DictionaryScores(Analyzer[DictionaryScored]):
             losses={name: np.asarray(torch.cat(one)) for name, one in self.losses.items()},
             targets=torch.cat(self.targets).double().numpy(),
             rows=self.tallies[OWN].count,
+            skip=self.skip,
         )
-
-
-def opened(dictionary: Any, model: nn.Module) -> tuple[SparseAutoencoder, Tensor | None]:
-    """The autoencoder of a dictionary where the model is, and the mean of its values where that is known."""
-    if isinstance(dictionary, Dictionary):
-        return dictionary.autoencoder.to(device_of(model)), dictionary.mean
-    if isinstance(dictionary, SparseAutoencoder):
-        return deepcopy(dictionary).requires_grad_(False).to(device_of(model)), None
-    raise AnalyzerError(
-        f"The dictionary is a {type(dictionary).__name__}, expected what DictionaryTraining made, or a SparseAutoencoder."
-    )
 
 
 def alike(one: Coder, other: Coder) -> bool:
@@ -191,16 +196,8 @@ def rivals_of(dictionary: Dictionary | SparseAutoencoder, mean: Tensor) -> dict[
     return {RANDOM: start.requires_grad_(False)}
 
 
-def one_site(site: Any) -> Site:
-    """One site, or one clear error."""
-    found = sites_by_name(site)
-    if found is None or len(found) != 1:
-        raise AnalyzerError(f"site={site!r}: expected one site, an ID or the path of a module, as layer.resid_post.")
-    return next(iter(found.values()))
-
-
-def _targets(given: Prompts, real: Tensor) -> tuple[Tensor, Tensor]:
-    """The token after each but the last column, and whether both are real: (examples, positions - 1)."""
+def _targets(given: Prompts, real: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """The token after each but the last column, and whether it is real behind one that counts, (examples, positions - 1)."""
     ids = given.ids
     if not isinstance(ids, Tensor) or ids.shape != real.shape or ids.shape[1] < 2:
         told = tuple(ids.shape) if isinstance(ids, Tensor) else "none"
@@ -208,7 +205,7 @@ def _targets(given: Prompts, real: Tensor) -> tuple[Tensor, Tensor]:
             f"The token ids are {told} for values of {tuple(real.shape)} examples and positions. Expected token ids with a "
             "next token for each value: a loss needs what comes next."
         )
-    return ids[:, 1:].cpu(), real[:, 1:] & real[:, :-1]
+    return ids[:, 1:].cpu(), real[:, 1:] & counted[:, :-1]
 
 
 def _loss(output: Any, targets: Tensor, valid: Tensor) -> Tensor:

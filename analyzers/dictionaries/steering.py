@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fmr
 from analyzers.dictionaries.autoencoder import SparseAutoencoder
 from analyzers.dictionaries.dictionary import Dictionary
-from analyzers.dictionaries.scoring import one_site, opened
+from analyzers.dictionaries.standing import Standing, opened
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
 from analyzers.protocol import AnalyzerError, Given, Method, check_counts, check_eval
@@ -117,7 +117,8 @@ class LatentSteering(Method):
 
     def __init__(self, model: nn.Module, tokenizer: Any, dictionary: Dictionary | SparseAutoencoder, site: Key) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.autoencoder, self.site = opened(dictionary, model)[0], one_site(site)
+        self.standing = Standing(dictionary, site)
+        self.autoencoder, self.site = opened(dictionary, model)[0], self.standing.site
 
     def run(
         self,
@@ -146,6 +147,7 @@ class LatentSteering(Method):
         if len(every) != len(doses) or not every or not np.isfinite(every).all():
             raise AnalyzerError(f"doses={doses!r}: expected finite numbers, in the units of the latent's coefficient.")
         given, width = prompts(inputs, self.model, self.tokenizer), self.autoencoder.width
+        self.standing.check(self.model, given.inputs)
         draw = torch.Generator().manual_seed(seed)
         length = float(self.autoencoder.direction(latent).norm())
         random = F.normalize(torch.randn(draws, width, generator=draw), dim=1) * length

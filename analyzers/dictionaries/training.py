@@ -162,7 +162,7 @@ class DictionaryTraining(Method):
     def _told(self) -> dict[str, Any]:
         """The settings in plain words."""
         optimizer: Any = self.optimizer
-        told = {name: getattr(self, name) for name in "size kind k price epochs batch lr dead held_out seed".split()}
+        told = {name: getattr(self, name) for name in "size kind k price epochs batch lr dead held_out skip seed".split()}
         keywords = "".join(f" {name}={value!r}" for name, value in getattr(optimizer, "keywords", {}).items())
         plain = getattr(optimizer, "func", optimizer)
         return {**told, "optimizer": getattr(plain, "__name__", type(plain).__name__) + keywords}
@@ -199,6 +199,7 @@ class DictionaryTraining(Method):
             test=len(given.test),
             mean=moments.mean,
             covariance=moments.covariance,
+            place=given.place,
         )
         result.controls.update(_controls(result, given))
         return result

@@ -144,13 +144,14 @@ class KeyCovariance(Analyzer[Covariance]):
         check_other(self, other)
         if other.sums is None:
             return self
-        if self.sums is None:
+        if self.sums is None and self.layer in (None, other.layer):
             self.layer, self.site, self.sums, self.tokens = other.layer, other.site, other.sums, other.tokens
             return self
         if (self.layer, self.site) != (other.layer, other.site):
             raise AnalyzerError(
                 f"merge of layer {self.layer} at {self.site} with {other.layer} at {other.site}: expected one memory."
             )
+        assert self.sums is not None
         self.sums, self.tokens = self.sums + other.sums.to(self.sums.device), self.tokens + other.tokens
         return self
 

@@ -9,11 +9,14 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from analyzers.lab.bench import Bench
 from analyzers.lab.code import Code, canonical, check_function, code_of
 from analyzers.lab.errors import LabError
-from analyzers.lab.identity import identity
+from analyzers.lab.identity import Moment
 from analyzers.lab.ledger import Attempt, as_json, now
 from analyzers.lab.measure import Meter, checked_seed, environment, seeded
 from analyzers.lab.tools import code_of_tool
@@ -32,6 +35,14 @@ class Call(NamedTuple):
     lent: list[str]
     seed: int
 
+    def after(self, own: Moment | None) -> Call:
+        """The same once it was made: what it has itself changed of models, the lab's own among them, tells them no more."""
+        words = [one.word for one in self.packed.models]
+        for one in (*self.packed.models, *filter(None, [own])):
+            one.compare()
+        now = {word: one.word for word, one in zip(words, self.packed.models, strict=True)}
+        return self._replace(packed=self.packed._replace(told=_renamed(self.packed.told, now)))
+
 
 class Experiment(Generic[R]):
     """A function of which a lab keeps every call.
@@ -48,10 +59,11 @@ class Experiment(Generic[R]):
     the lab are given by the lab; whoever gives them does so by keyword.
     """
 
-    def __init__(self, lab: Bench, function: Callable[..., R], name: str | None = None, seed: int = 0) -> None:
+    def __init__(self, lab: Bench, function: Callable[..., R], name: str | None = None, seed: int | None = None) -> None:
         self.name = check_function(function, name)
-        self.lab, self.function, self.seed = lab, function, checked_seed(seed)
-        self.signature = inspect.signature(function)
+        self.lab, self.function, self.signature = lab, function, inspect.signature(function)
+        self.seed = checked_seed(_own_seed(self.signature) if seed is None else seed)
+        self._changed: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._source = code_of(function).source  # as it is now: a file may be edited while it runs
         functools.update_wrapper(self, function)
 
@@ -66,21 +78,22 @@ class Experiment(Generic[R]):
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[R, str]:
         call = self._call(args, kwargs)
         code = Code(self._source, code_of(self.function).uses | self._tools(call))
-        given = {
-            "arguments": as_json(call.packed.told),
-            "seed": call.seed,
-            "model": as_json(identity(self.lab.model)),
-            "environment": as_json(environment()),
-        }
-        with Attempt(self.lab.ledger, self.name, given) as attempt:
+        own = None if self.lab.model is None else self._moment(self.lab.model)
+        with Attempt(self.lab.ledger, self.name, _given(call, own)) as attempt:
             with seeded(call.seed), Meter() as meter:
                 value = self._called(call.arguments | {name: self.lab.given(name) for name in call.lent})
             try:
-                version = self._keep(attempt, value, call, code, {**given, "seconds": meter.seconds, "memory": meter.memory})
+                call = call.after(own)
+                took = {"seconds": meter.seconds, "memory": meter.memory}
+                version = self._keep(attempt, value, call, code, {**_given(call, own), **took})
             except LabError as error:
                 error.result = value
                 raise
         return value, version
+
+    def _moment(self, model: nn.Module) -> Moment:
+        """A model as it is now, less what runs of this experiment change of it."""
+        return Moment(model, self._changed.setdefault(model, set()))
 
     def _tools(self, call: Call) -> dict[str, str]:
         return {f"tool {name}": code_of_tool(self.lab.tools[name]) for name in call.lent if name in self.lab.tools}
@@ -112,7 +125,7 @@ class Experiment(Generic[R]):
         every = {**bound.arguments, **given}
         return Call(
             every,
-            pack(every, "arguments", lambda one: code_of(one).text),
+            pack(every, "arguments", lambda one: code_of(one).text, self._moment),
             [name for name in by_lab if name not in given],
             seed,
         )
@@ -145,6 +158,31 @@ class Experiment(Generic[R]):
 
     def __repr__(self) -> str:
         return f"Experiment({self.name}{self.signature}, seed={self.seed}) of {self.lab.folder}"
+
+
+def _given(call: Call, own: Moment | None) -> dict[str, Any]:
+    """What went into a call, as columns of the database."""
+    return {
+        "arguments": as_json(call.packed.told),
+        "seed": call.seed,
+        "model": as_json({} if own is None else own.told),
+        "environment": as_json(environment()),
+    }
+
+
+def _own_seed(signature: inspect.Signature) -> Any:
+    """The seed that a function has as the default of its own; 0 where it has none."""
+    own = signature.parameters.get("seed")
+    return 0 if own is None or own.default in (None, own.empty) else own.default
+
+
+def _renamed(told: Any, words: dict[str, str]) -> Any:
+    """JSON with other words for models."""
+    if isinstance(told, list):
+        return [_renamed(item, words) for item in told]
+    if isinstance(told, dict):
+        return {key: words.get(item, item) if key == "model" else _renamed(item, words) for key, item in told.items()}
+    return told
 
 
 def _bare(told: Any) -> Any:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePosixPath
 from types import ModuleType
+from typing import TypeVar
 
 from analyzers.lab.errors import LabError
 from analyzers.lab.summary import leaves, numbers_of
+from analyzers.lab.values import unused
 from analyzers.lab.version import Version
 
+V = TypeVar("V")
 PLACES = {"mlflow": "mlflow", "wandb": "wandb"}
 
 
@@ -46,38 +50,58 @@ def _given(version: Version) -> dict[str, str]:
 
 def _measured(version: Version) -> dict[str, float]:
     took = {"seconds": version.seconds} | ({"memory": version.memory} if version.memory is not None else {})
-    return numbers_of(version.told["result"]) | took
+    return _joined(numbers_of(version.told["result"]), took)
 
 
-def _allowed(place: str) -> str:
-    """A name with the letters that MLflow takes in one."""
-    return re.sub(r"[^\w\- :/]+", ".", place).strip(".") or "value"
+def _joined(*several: Mapping[str, V]) -> dict[str, V]:
+    """All of them together; a name that one before has already becomes another."""
+    found: dict[str, V] = {}
+    for name, value in (pair for one in several for pair in one.items()):
+        found[unused(name, found)] = value
+    return found
+
+
+def _allowed(given: Mapping[str, V], most: int = 240) -> dict[str, V]:
+    """The same under names of the letters and the length that MLflow takes, each once."""
+    named = ({re.sub(r"[^\w\- :]+", ".", place).strip(".")[:most] or "value": one} for place, one in given.items())
+    return _joined(*named)
 
 
 def _to_mlflow(client: ModuleType, version: Version, project: str) -> None:
-    client.set_experiment(project)
-    with client.start_run(run_name=f"{version.name} {version.version}", tags=_told(version)):
-        client.log_params({_allowed(place): text for place, text in _given(version).items()})
-        client.log_metrics({_allowed(place): number for place, number in _measured(version).items()})
-        client.log_text(version.code.text, "code.py")
+    store = client.MlflowClient()  # which knows of no run and no experiment that are under way
+    known = store.get_experiment_by_name(project)
+    experiment = store.create_experiment(project) if known is None else known.experiment_id
+    run = store.create_run(experiment, tags=_told(version), run_name=f"{version.name} {version.version}").info.run_id
+    status = "FAILED"
+    try:
+        for place, text in _allowed(_given(version)).items():
+            store.log_param(run, place, text)
+        for place, number in _allowed(_measured(version)).items():
+            store.log_metric(run, place, number)
+        store.log_text(run, version.code.text, "code.py")
         for name in version.files:
             version.read(name)  # one that is damaged is not sent
-            client.log_artifact(str(version.folder / name))
+            store.log_artifact(run, str(version.folder / name), str(PurePosixPath(name).parent).strip("."))
+        status = "FINISHED"
+    finally:
+        store.set_terminated(run, status)
 
 
 def _to_wandb(client: ModuleType, version: Version, project: str) -> None:
-    config = {**_given(version), **_told(version), "code": version.code.text}
+    config = _joined(_given(version), _told(version), {"code": version.code.text})
     run = client.init(
-        project=project, name=f"{version.name} {version.version}", group=version.name, config=config, reinit=True
-    )
+        project=project, name=f"{version.name} {version.version}", group=version.name, config=config, reinit="create_new"
+    )  # beside a run that is under way
+    status = 1
     try:
         pictures = {name: client.Image(str(version.folder / name)) for name in version.files if name.endswith(".png")}
         run.log({**_measured(version), **pictures})
-        artifact = client.Artifact(f"{version.name}-{version.version}", type="result")
+        artifact = client.Artifact(re.sub(r"[^A-Za-z0-9_.-]", "-", f"{version.name}-{version.version}"), type="result")
         for name in version.files:
             version.read(name)
-            artifact.add_file(str(version.folder / name))
+            artifact.add_file(str(version.folder / name), name=name)
         if version.files:
             run.log_artifact(artifact)
+        status = 0
     finally:
-        run.finish()
+        run.finish(exit_code=status)

@@ -41,7 +41,7 @@ class Hypothesis(Experiment[R]):
         alternative: str = "two-sided",
         correction: str = "holm",
         name: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(lab, function, name, seed)
         check_choices(test, alternative, correction)

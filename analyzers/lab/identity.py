@@ -25,20 +25,49 @@ def identity(model: nn.Module | None) -> dict[str, str]:
     of its modules, with the source of the user's own; numbers, words and functions that these hold; training or not; hooks;
     and what its config holds.
     """
-    if model is None:
-        return {}
-    lines = (line for path, module in model.named_modules(remove_duplicate=False) for line in _settings(path, module))
-    told = {
-        "class": type(model).__name__,
-        "fingerprint": fingerprint(model),
-        "settings": hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
-    }
-    config = _config(model)
-    for name, key in (("name", "_name_or_path"), ("revision", "_commit_hash")):
-        value = config.get(key)
-        if isinstance(value, str) and value:
-            told[name] = value
-    return told
+    return {} if model is None else Moment(model).told
+
+
+class Moment:
+    """A model as it is at this moment, before a run.
+
+    What a run itself changes of the attributes of modules, as a counter of calls, makes no other model: it is left out of
+    the settings and told as `changed`, the places of all that runs before it have changed. Parameters and buffers count
+    with each bit of theirs, so that a run that changes these, as running statistics in training, leaves another model.
+    """
+
+    def __init__(self, model: nn.Module, changed: set[str] | None = None) -> None:
+        self.model, self.fingerprint, self._lines = model, fingerprint(model), [*_lines(model)]
+        self.changed = set[str]() if changed is None else changed
+
+    def compare(self) -> None:
+        """Note what has changed since then."""
+        now = dict(line for line in _lines(self.model) if line[0])
+        before = dict(line for line in self._lines if line[0])
+        self.changed.update(place for place in {**before, **now} if before.get(place) != now.get(place))
+
+    @property
+    def told(self) -> dict[str, str]:
+        """Its identity."""
+        model = self.model
+        lines = (f"{place} {word}" for place, word in self._lines if place not in self.changed)
+        told = {
+            "class": type(model).__name__,
+            "fingerprint": self.fingerprint,
+            "settings": hashlib.blake2b("\n".join(lines).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
+        }
+        config = _config(model)
+        for name, key in (("name", "_name_or_path"), ("revision", "_commit_hash")):
+            value = config.get(key)
+            if isinstance(value, str) and value:
+                told[name] = value
+        return told | ({"changed": ", ".join(sorted(self.changed))} if self.changed else {})
+
+    @property
+    def word(self) -> str:
+        """Its identity in a word."""
+        told = self.told
+        return f"{told['class']} {told['fingerprint']} {told['settings']}"
 
 
 def _config(module: nn.Module) -> Mapping[str, Any]:
@@ -46,16 +75,17 @@ def _config(module: nn.Module) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
 
 
-def _settings(path: str, module: nn.Module) -> Iterator[str]:
-    """A line for each thing that a module is or holds, but for tensors and other modules."""
-    kind = type(module)
-    yield f"{path} {kind.__qualname__} {source_of(kind) if is_own(kind) else ''}"
-    for name, value in sorted(vars(module).items()):
-        if _is_setting(value) and not name.startswith("_"):
-            yield f"{path}.{name} {_word(value)}"
-    for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-        yield from (f"{path}.{hooks} {_word(hook)}" for hook in vars(module).get(hooks, {}).values())
-    yield from (f"{path}.config.{name} {_word(one)}" for name, one in _config(module).items() if _is_setting(one))
+def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """What modules are and hold, but for tensors and other modules: an attribute under its place, the rest under none."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        kind = type(module)
+        yield "", f"{path} {kind.__qualname__} {source_of(kind) if is_own(kind) else ''}"
+        for name, value in sorted(vars(module).items()):
+            if _is_setting(value) and not name.startswith("_"):
+                yield f"{path}.{name}".lstrip("."), _word(value)
+        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+            yield from (("", f"{path}.{hooks} {_word(hook)}") for hook in vars(module).get(hooks, {}).values())
+        yield from (("", f"{path}.config.{name} {_word(one)}") for name, one in _config(module).items() if _is_setting(one))
 
 
 def _is_setting(value: Any) -> bool:

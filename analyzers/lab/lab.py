@@ -52,8 +52,10 @@ class Lab(Bench):
     @overload
     def experiment(self, function: Callable[..., R], /) -> Experiment[R]: ...
     @overload
-    def experiment(self, /, *, name: str | None = None, seed: int = 0) -> Callable[[Callable[..., R]], Experiment[R]]: ...
-    def experiment(self, function: Any = None, /, *, name: str | None = None, seed: int = 0) -> Any:
+    def experiment(
+        self, /, *, name: str | None = None, seed: int | None = None
+    ) -> Callable[[Callable[..., R]], Experiment[R]]: ...
+    def experiment(self, function: Any = None, /, *, name: str | None = None, seed: int | None = None) -> Any:
         """Keep every call of a function: above its `def`, with or without a name and a seed of its own.
 
         >>> @lab.experiment(seed=3)
@@ -62,6 +64,7 @@ class Lab(Bench):
         >>> drawn(2), drawn(2, seed=4)
         (tensor([...]), tensor([...]))
 
+        seed: None for the default of the function's own `seed`, or 0.
         An error in the function is kept and raised again. A result that cannot be kept is refused; `error.result` is it.
         """
         if function is None:
@@ -76,7 +79,7 @@ class Lab(Bench):
         alternative: str = "two-sided",
         correction: str = "holm",
         name: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> Callable[[Callable[..., R]], Hypothesis[R]]:
         """Compare what a function returns with a null, by the same seeds or inputs; every run of both is kept.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from analyzers.lab.errors import LabError
 from analyzers.lab.frames import frame_of, is_frame, told_of_frame
-from analyzers.lab.identity import identity
+from analyzers.lab.identity import Moment
 from analyzers.lab.picture import Picture, png_of
 from analyzers.lab.stored import class_named, stored_files, without_form
 from analyzers.results import Stored
@@ -40,25 +40,29 @@ REMEDIES = {
 
 
 class Packed(NamedTuple):
-    """A value as JSON, and the files that it speaks of, by name."""
+    """A value as JSON, the files that it speaks of, by name, and the models in it as they were."""
 
     told: Any
     files: dict[str, bytes]
+    models: tuple[Moment, ...] = ()
 
 
-def pack(value: Any, name: str, code: Callable[[Any], str] | None = None) -> Packed:
+def pack(
+    value: Any, name: str, code: Callable[[Any], str] | None = None, moment: Callable[[nn.Module], Moment] = Moment
+) -> Packed:
     """A value in a form that outlives the library; what has none is an error that says where it is.
 
     >>> pack({"loss": 0.5, "logits": torch.zeros(3)}, "result").files.keys()
     dict_keys(['result.safetensors'])
 
-    code: tells the code of a function; with it, functions and models may be in the value, and come back as words.
+    code: tells the code of a function; with it, functions and models may be in the value, and come back as words. moment:
+    tells a model as it is now.
     """
-    packer = _Packer(name, code)
+    packer = _Packer(name, code, moment)
     told = packer.take(value, "")
     if packer.tensors:
         packer.files[f"{name}.safetensors"] = save_tensors(packer.tensors)
-    return Packed(told, packer.files)
+    return Packed(told, packer.files, tuple(packer.models))
 
 
 def unpack(told: Any, name: str, read: Callable[[str], bytes], folder: Path) -> Any:
@@ -69,10 +73,11 @@ def unpack(told: Any, name: str, read: Callable[[str], bytes], folder: Path) -> 
 class _Packer:
     """What was found on the way through a nest."""
 
-    def __init__(self, name: str, code: Callable[[Any], str] | None) -> None:
-        self.name, self.code = name, code
+    def __init__(self, name: str, code: Callable[[Any], str] | None, moment: Callable[[nn.Module], Moment]) -> None:
+        self.name, self.code, self.moment = name, code, moment
         self.tensors: dict[str, Tensor] = {}
         self.files: dict[str, bytes] = {}
+        self.models: list[Moment] = []
         self._inside: list[int] = []
 
     def take(self, value: Any, at: str) -> Any:
@@ -96,8 +101,8 @@ class _Packer:
         if isinstance(value, os.PathLike):
             return {"path": os.fspath(value)}
         if self.code is not None and isinstance(value, nn.Module):
-            told = identity(value)
-            return {"model": f"{told['class']} {told['fingerprint']} {told['settings']}"}
+            self.models.append(self.moment(value))
+            return {"model": self.models[-1].word}
         return self._container(value, at)
 
     def _container(self, value: Any, at: str) -> Any:
@@ -126,7 +131,7 @@ class _Packer:
         if value.is_meta:
             raise self.refuse(value, at, "It lies on the meta device and has no numbers; return its shape")
         flat = value.detach().resolve_conj().resolve_neg().cpu().contiguous().clone()
-        where = _unused(at or "value", self.tensors)
+        where = unused(at or "value", self.tensors)
         self.tensors[where] = kept = torch.view_as_real(flat) if flat.is_complex() else flat
         return {"dtype": str(value.dtype), "shape": list(value.shape), "at": where, "digest": digest(bytes_of(kept))}
 
@@ -164,7 +169,7 @@ class _Packer:
             "-"
         )[:60]
         stem = f"{self.name}-{inner}" if inner else f"{self.name}-value"
-        return _unused(stem, {one.partition("/")[0].partition(".")[0] for one in self.files})
+        return unused(stem, {one.partition("/")[0].partition(".")[0] for one in self.files})
 
     def refuse(self, value: Any, at: str, why: str = "") -> LabError:
         """The error for a value that cannot be kept."""
@@ -176,14 +181,15 @@ class _Packer:
             known = "value.figure"
         elif hasattr(value, "__dataclass_fields__"):
             known = REMEDIES["asdict"]
-        remedy = why or f"Return {known}" if why or known else "Return what of it counts as these"
+        verb = "Return" if self.code is None else "Give"
+        remedy = why or f"{verb} {known}" if why or known else f"{verb} what of it counts as these"
         return LabError(
             f"{self.name}{at} is a {kind.__module__}.{kind.__qualname__}, which a lab cannot keep. Expected {KEPT}. "
             f"{remedy}."
         )
 
 
-def _unused(name: str, taken: Container[str]) -> str:
+def unused(name: str, taken: Container[str]) -> str:
     """The name, or the first of name-2, name-3, ... that is not taken."""
     return name if name not in taken else next(one for n in count(2) if (one := f"{name}-{n}") not in taken)
 

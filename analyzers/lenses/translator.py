@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -13,10 +14,20 @@ from torch import Tensor, nn
 from analyzers.lenses.opening import mask_of, points_of, rows_of
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, check_other, layer_numbers, real_tokens
+from analyzers.protocol import (
+    Analyzer,
+    AnalyzerError,
+    Given,
+    check_counts,
+    check_eval,
+    check_other,
+    later_tokens,
+    layer_numbers,
+    real_tokens,
+)
 from analyzers.results import Stored
 from analyzers.sites import found_in, read_at
-from fmr.errors import number_of, whole_number
+from fmr.errors import number_of
 from fmr.ids import Site
 from fmr.weights import difference, sample
 
@@ -203,8 +214,8 @@ class LensTranslator(Analyzer[Translator]):
     Only sums are kept, in float64, three matrices of width x width a layer; how texts are cut into batches and shards
     changes nothing but the null, for which y is that of another token of the same batch, of one token that of the last one.
 
-    model: any module with a residual stream, in eval mode. layers: which ones; None takes all. skip: how many tokens at the
-    beginning of each text do not count.
+    model: any module with a residual stream, in eval mode. layers: which ones; None takes all. skip: how many tokens at
+    the start of each text are left out.
 
     Source: N. Belrose et al., "Eliciting latent predictions from transformers with the tuned lens", 2023, where the maps
     are trained; A. Din et al., "Jump to conclusions", 2023, where they are linear regressions.
@@ -219,9 +230,8 @@ class LensTranslator(Analyzer[Translator]):
         skip: int = 0,
         seed: int = 0,
     ) -> None:
-        if (left_out := whole_number(skip)) is None or left_out < 0:
-            raise AnalyzerError(f"skip={skip!r}: expected how many tokens of each text do not count, from 0 on.")
-        self.model, self.tokenizer, self.skip, self.seed = model, tokenizer, skip, seed
+        check_counts(0, skip=skip)
+        self.model, self.tokenizer, self.skip, self.seed = model, tokenizer, operator.index(skip), seed
         self.layers = layer_numbers(layers)
         self._before: Tensor | None = None
         self.sites: dict[str, Site] = {}
@@ -244,7 +254,7 @@ class LensTranslator(Analyzer[Translator]):
             run = read_at(self.model, given.inputs, [*self.sites.values(), self.end])
             ends = rows_of(run[self.end], len(given), type(self.model).__name__, self.end.layout)
             mask = mask_of(given, ends.shape[:2], real_tokens)
-            mask = (mask & (mask.cumsum(1) > self.skip)).to(ends.device)
+            mask = later_tokens(mask, self.skip).to(ends.device)
             y = ends[mask].double()
             order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed)).to(y.device)
             other = torch.empty_like(y).index_copy_(0, order, y[order.roll(1)])  # of another token, for each
@@ -288,13 +298,16 @@ class LensTranslator(Analyzer[Translator]):
         >>> shards[0].merge(shards[1]).result(ridge=1e-3)
         """
         check_other(self, other, weights=False)
+        ours, theirs = ({name: getattr(one, name) for name in ("layers", "skip", "seed")} for one in (self, other))
+        if ours != theirs:
+            raise AnalyzerError(f"merge of {ours} with {theirs}: expected the same model and settings.")
         if other.end is None:
             return self
         if self.end is None:
             self.sites, self.end, self.sums, self.tokens = other.sites, other.end, dict(other.sums), other.tokens
             self.weights = other.weights
             return self
-        if (self.sites, self.end, self.skip) != (other.sites, other.end, other.skip):
+        if (self.sites, self.end) != (other.sites, other.end):
             raise AnalyzerError(
                 f"merge of maps from {', '.join(self.sites)} to {self.end.id} with {', '.join(other.sites)} to "
                 f"{other.end.id}: expected the same model and settings."

@@ -14,22 +14,13 @@ from tqdm import tqdm
 
 from analyzers.memories.counted import ONE, Counts, Layer, digest_of, place, same
 from analyzers.memories.predictions import Composed, Promotion, composed, promotion
-from analyzers.memories.reading import (
-    Found,
-    Texts,
-    coefficients,
-    experts_of,
-    find,
-    is_tokens,
-    texts_of,
-    token_argument,
-)
+from analyzers.memories.reading import Found, Texts, coefficients, experts_of, find, is_tokens, texts_of, token_argument
 from analyzers.memories.result import Memories, made
 from analyzers.memories.spelling import glue, spelled
 from analyzers.memories.store import Store
 from analyzers.memories.vocabulary import Values, Vocabulary, logits_of, value_vectors, wordless
 from analyzers.prompts import Prompts, prompts, token_ids
-from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens, check_counts, layer_numbers
+from analyzers.protocol import Analyzer, AnalyzerError, Given, asked_tokens, check_counts, check_other, layer_numbers
 from fmr.errors import number_of, whole_number
 from fmr.sweeps.bars import hidden
 from fmr.weights import fingerprint
@@ -145,13 +136,14 @@ class KeyValueMemories(Analyzer[Memories]):
         >>> one, two = (KeyValueMemories(model, tokenizer).update(texts[n::2]) for n in (0, 1))
         >>> one.merge(two).result()
         """
-        if not isinstance(other, KeyValueMemories):
-            raise AnalyzerError(f"merge got {type(other).__name__}, expected another KeyValueMemories.")
+        check_other(self, other, weights=False)
+        signs, tokens = self.signs or other.signs, self.tokens if self.tokens is not None else other.tokens
+        known = {"signs": other.signs or signs, "tokens": tokens if other.tokens is None else other.tokens}
+        same({**self._settings(), "signs": signs, "tokens": tokens}, {**other._settings(), **known}, "merge of")
         if other.counts is None:
             return self
+        self.signs, self.tokens = signs, tokens
         self.found, self.weights = self.found or other.found, self.weights or other.weights
-        self.signs, self.tokens = self.signs or other.signs, self.tokens if self.tokens is not None else other.tokens
-        same(self._settings(), other._settings(), "merge of")
         self._start([(layer.number, layer.site, layer.n) for layer in other.counts.layers])
         assert self.counts is not None
         if self.counts.repeats(other.counts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -10,7 +11,16 @@ from torch import Tensor, nn
 from analyzers.memories.vocabulary import value_vectors
 from analyzers.numbers.embed import Floats
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Given, check_eval, check_other, real_tokens
+from analyzers.protocol import (
+    Analyzer,
+    AnalyzerError,
+    Given,
+    check_counts,
+    check_eval,
+    check_other,
+    later_tokens,
+    real_tokens,
+)
 from analyzers.sites import found_in, read_at
 from analyzers.sparsity.sparsity import Sparsity
 from fmr.errors import number_of
@@ -35,16 +45,19 @@ class ActivationSparsity(Analyzer[Sparsity]):
     Hoyer's measure of the same, 0 where all add alike and 1 where one does.
 
     The null is the same memory with coefficients drawn from a normal distribution: what a dense layer of as many values
-    has. model: any module with memories that `fmr.locate` finds, in eval mode. seed: of the null.
+    has. model: any module with memories that `fmr.locate` finds, in eval mode. skip: how many tokens at the start of each
+    text are left out. seed: of the null.
 
     Source: Z. Li et al., "The lazy neuron phenomenon", 2023 (zeros of ReLU); P. Hoyer, "Non-negative matrix factorization
     with sparseness constraints", 2004; B. Kramer, A. MacKinnon, "Localization", 1993 (participation ratio).
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, *, eps: float = 0.01, seed: int = 0) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any = None, *, eps: float = 0.01, skip: int = 0, seed: int = 0) -> None:
         if type(eps) not in (int, float) or not 0 <= eps < 1:
             raise AnalyzerError(f"eps={eps!r}: expected a share of the output's length from 0 on and below 1, such as 0.01.")
+        check_counts(0, skip=skip)
         self.model, self.tokenizer, self.eps, self.seed = model, tokenizer, float(eps), seed
+        self.skip = operator.index(skip)
         self.memories: tuple[tuple[int, Memory], ...] = ()
         self.sums = torch.zeros(0)
         self.tokens: dict[int, tuple[int, Tensor]] = {}
@@ -77,11 +90,15 @@ class ActivationSparsity(Analyzer[Sparsity]):
         return self
 
     def _real(self, given: Prompts, rows: int) -> Tensor:
-        """Which rows are tokens and no padding."""
+        """Which rows are tokens, no padding and not left out."""
         ids, mask = given.ids, given.inputs.get("attention_mask")
         if not isinstance(ids, Tensor) or ids.numel() != rows:
+            if self.skip:
+                raise AnalyzerError(
+                    f"skip={self.skip} of coefficients without token ids: expected ids, which tell positions."
+                )
             return torch.ones(rows, dtype=torch.bool)
-        return real_tokens(mask, *ids.shape).flatten()
+        return later_tokens(real_tokens(mask, *ids.shape), self.skip).flatten()
 
     def _by_token(self, ids: Any, real: Tensor, active: Tensor) -> None:
         """Add the active shares of the tokens to those of the same ones."""
@@ -106,7 +123,7 @@ class ActivationSparsity(Analyzer[Sparsity]):
         '... tokens'
         """
         check_other(self, other)
-        if (self.eps, self.seed) != (other.eps, other.seed):
+        if (self.eps, self.seed, self.skip) != (other.eps, other.seed, other.skip):
             raise AnalyzerError(f"Cannot merge {other!r} into {self!r}: expected an analyzer of the same settings.")
         if not other.memories:
             return self
@@ -143,6 +160,7 @@ class ActivationSparsity(Analyzer[Sparsity]):
             seen=self.seen,
             eps=self.eps,
             seed=self.seed,
+            skip=self.skip,
         )
 
     @torch.no_grad()

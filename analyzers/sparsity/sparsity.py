@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from analyzers.numbers.embed import Floats
-from analyzers.results import Stored
+from analyzers.results import Stored, told_skip
 from fmr.errors import number_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class Sparsity(Stored):
     By layer: active, the share of coefficients without which the output is another by more than `eps` of its length; zero,
     that of exact zeros; effective, how many add as much as all do if they added alike; hoyer, from 0 (dense) to 1 (one
     alone). `..._null`: the same of coefficients from a normal distribution. by_word: (layers, words), the active share at
-    each word of `words`, the most frequent first, `counts` times each.
+    each word of `words`, the most frequent first, `counts` times each. skip: how many tokens at the start of each text were
+    left out.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Sparsity(Stored):
     seen: int
     eps: float
     seed: int
+    skip: int = 0
 
     def table(self) -> DataFrame:
         """One row a layer.
@@ -92,5 +94,6 @@ class Sparsity(Stored):
             )
         ]
         more = [f"  ... and {len(rows) - 8} more"] if len(rows) > 8 else []
-        head = f"Sparsity of {self.model} over {number_of(self.seen, 'token')}, eps {self.eps:g}, seed {self.seed}"
+        over = f"{number_of(self.seen, 'token')}{told_skip(self.skip)}"
+        head = f"Sparsity of {self.model} over {over}, eps {self.eps:g}, seed {self.seed}"
         return "\n".join([head, *rows[:8], *more])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analyzers.numbers.embed import Floats, Ints
+from analyzers.protocol import AnalyzerError, check_counts
 from analyzers.results import Stored
 from fmr.errors import number_of
 
@@ -62,7 +63,17 @@ class LayerCosts(Stored):
         return found
 
     def cheapest(self, many: int = 3, kind: str = "layer") -> list[str]:
-        """The names of the parts of a kind that cost least, which may be left out first."""
+        """The names of the parts of a kind that cost least, which may be left out first.
+
+        >>> costs = analyzers.Ablation(model, tokenizer).run(texts[:2], progress=False)
+        >>> analyzers.Surgery(model, structure).delete(*costs.cheapest(2), *costs.cheapest(1, "head"))
+        Surgery of GPT2LMHeadModel: without layers ...
+
+        kind: "layer", "head" or "memory".
+        """
+        check_counts(1, many=many)
+        if kind not in self.kinds:
+            raise AnalyzerError(f"kind={kind!r}: expected {' or '.join(map(repr, dict.fromkeys(self.kinds)))}.")
         own = [n for n in np.argsort(self.cost, kind="stable") if self.kinds[n] == kind]
         return [self.names[n] for n in own[:many]]
 

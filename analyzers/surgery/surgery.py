@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -69,29 +70,40 @@ class Surgery:
 
     # ---- operations
 
-    def delete(self, *layers: int, heads: int | Sequence[int] | None = None) -> Self:
+    def delete(self, *layers: int | str, heads: int | Sequence[int] | None = None) -> Self:
         """Leave out layers, or with `heads` these heads of one layer.
 
         >>> analyzers.Surgery(model, structure).delete(0, heads=[1, 2])
         Surgery of GPT2LMHeadModel: layer 0 without heads 1, 2
+        >>> analyzers.Surgery(model, structure).delete("layer 2", "head 0.1")
+        Surgery of GPT2LMHeadModel: without layer 2; layer 0 without head 1
 
+        layers: numbers, or the names that the costs of parts have, those of heads among them.
         The call of a layer that is left out returns the stream that it was given. A head that is left out writes nothing;
         the bias of the output projection stays.
         """
         if not layers or (heads is not None and not isinstance(heads, int) and not list(heads)):
             raise AnalyzerError(f"delete got {list(layers)} and heads={heads!r}: expected what to leave out, as delete(2).")
-        if heads is None:
-            for layer in layers:
-                self._running_layer(layer)
-            if len({*layers}) < len(layers):
-                raise AnalyzerError(f"delete got layers {list(layers)}: expected each once.")
-            order = {n: tuple(one for one in own if one not in layers) for n, own in self._order.items()}
-            return self._with(order, f"without {_many('layer', layers)}")
-        (layer,) = self._one(layers)
-        chosen = [heads] if isinstance(heads, int) else list(heads)
-        if len({*chosen}) < len(chosen):
-            raise AnalyzerError(f"heads={chosen} of layer {layer}: expected each head once.")
-        return self._with_heads({(layer, head): None for head in chosen}, f"layer {layer} without {_many('head', chosen)}")
+        numbers, by_layer = parts_named(layers)
+        if heads is not None:
+            (layer,) = self._one(numbers)
+            by_layer |= {layer: [heads] if isinstance(heads, int) else list(heads)}
+        found = self._without(numbers) if numbers and heads is None else self
+        for layer, chosen in by_layer.items():
+            if len({*chosen}) < len(chosen):
+                raise AnalyzerError(f"heads={chosen} of layer {layer}: expected each head once.")
+            told = f"layer {layer} without {_many('head', chosen)}"
+            found = found._with_heads({(layer, head): None for head in chosen}, told)
+        return found
+
+    def _without(self, layers: Sequence[int]) -> Self:
+        """A surgery without these layers."""
+        for layer in layers:
+            self._running_layer(layer)
+        if len({*layers}) < len(layers):
+            raise AnalyzerError(f"delete got layers {list(layers)}: expected each once.")
+        order = {n: tuple(one for one in own if one not in layers) for n, own in self._order.items()}
+        return self._with(order, f"without {_many('layer', layers)}")
 
     def repeat(self, layer: int, times: int = 2) -> Self:
         """Run a layer so many times in turn, each time on what it made the time before.
@@ -243,6 +255,32 @@ class Surgery:
 
     def __repr__(self) -> str:
         return f"Surgery of {type(self.model).__name__}: {'; '.join(self._told) or 'nothing done'}"
+
+
+def parts_named(given: Sequence[int | str]) -> tuple[list[int], dict[int, list[int]]]:
+    """The layers among numbers and names of parts, and by layer the heads.
+
+    >>> parts_named([3, "layer 1", "head 2.0", "head 2.3"])
+    ([3, 1], {2: [0, 3]})
+    """
+    layers: list[int] = []
+    heads: dict[int, list[int]] = {}
+    for one in given:
+        match = _PART.fullmatch(one) if isinstance(one, str) else None
+        if isinstance(one, str) and match is None:
+            raise AnalyzerError(
+                f"delete got {one!r}: expected the number of a layer, 'layer 2' or 'head 2.1'. What a memory writes is left "
+                "out of a run by edits.Zero() at structure.layers[2].mlps[0].out."
+            )
+        if match is not None and match["head"] is not None:
+            heads.setdefault(int(match["of"]), []).append(int(match["head"]))
+        else:
+            layers.append(one if not isinstance(one, str) else int(one.removeprefix("layer ")))
+    return layers, heads
+
+
+_PART = re.compile(r"layer \d+|head (?P<of>\d+)\.(?P<head>\d+)")
+"""How parts are called by what they cost."""
 
 
 def _many(what: str, numbers: Sequence[int]) -> str:

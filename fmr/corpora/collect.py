@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from fmr.corpora.rows import named_inputs, named_sites, rows_of, tensors_of
 from fmr.corpora.shards import (
     ABOUT,
     BATCHES,
+    LOCK,
     counted,
     differs,
+    is_shard,
     part_of,
     pieces,
     read_about,
@@ -31,7 +33,7 @@ from fmr.corpora.shards import (
     write_shard,
 )
 from fmr.corpora.tokens import Tokens
-from fmr.disk.files import new_folder
+from fmr.disk.files import named, new_folder
 from fmr.disk.tensors import bytes_of
 from fmr.errors import StoreError, number_of, whole_number
 from fmr.ids import Site
@@ -82,15 +84,22 @@ def collect(
     _check(model, dtype, shard)
     asked = _Asked(model, named_sites(keep), dtype, shard, Tokens.of(model, tokens, mask), progress)
     if not ranks:
-        return _collected(asked, batches, new_folder(to))
+        with _unless_written(named(to)) as folder:
+            return _collected(asked, batches, folder)
     rank, world = check_ranks()
-    folder = new_folder(to)
+    with _unless_written(named(to)) as folder:
+        return _by_ranks(asked, batches, folder, rank, world)
+
+
+def _by_ranks(asked: _Asked, batches: Iterable[Any], folder: Path, rank: int, world: int) -> Corpus:
+    """Write the share of each process to a part of a folder, and open the whole when all are done."""
     parts = together(lambda: (part_of(folder, rank, world), asked.about()))
     if odd := next((n for n, (_, about) in enumerate(parts) if about != parts[0][1]), None):
         told = differs(parts[0][1], parts[odd][1], list(parts[0][1]))
         raise StoreError(f"Process {odd} would collect otherwise than process 0: {told}. Expected the same in each.")
     opened: list[Corpus] = []
-    together(lambda: len(_collected(asked, share(batches), new_folder(parts[rank][0]))))
+    with _unless_written(parts[rank][0]) as part:
+        together(lambda: len(_collected(asked, share(batches), part)))
     together(lambda: opened.append(Corpus(folder)))  # before any of them goes on, maybe to collect into it again
     return opened[0]
 
@@ -125,17 +134,18 @@ def _collected(asked: _Asked, batches: Iterable[Any], folder: Path) -> Corpus:
         done = _begun(folder, about)
         writer = _Writer(folder, asked.shard, asked.dtype, len(shards(folder)), sum(many for _, many in done))
         count = 0
-        for count, batch in enumerate(tqdm(batches, "collecting", unit="batch", disable=hidden(asked.progress)), 1):
-            told = _digest(batch)
-            if count > len(done):
-                args, kwargs = named_inputs(batch)
-                held = run(asked.model, *args, keep=list(dict.fromkeys(asked.sites.values())), stop=True, **kwargs)
-                rows = rows_of(held, asked.sites, batch, writer.documents, asked.tokens)
-                if count == len(done) + 1:  # what cannot be collected leaves nothing behind
-                    write_about(folder, about | {"complete": False})
-                writer.add(rows, told, batch)
-            elif told != done[count - 1][0]:
-                raise StoreError(f"Batch {count - 1} is another one than {folder} was collected of. {_SAME}")
+        with writer.kept_after_errors():
+            for count, batch in enumerate(tqdm(batches, "collecting", unit="batch", disable=hidden(asked.progress)), 1):
+                told = _digest(batch)
+                if count > len(done):
+                    args, kwargs = named_inputs(batch)
+                    held = run(asked.model, *args, keep=list(dict.fromkeys(asked.sites.values())), stop=True, **kwargs)
+                    rows = rows_of(held, asked.sites, batch, writer.documents, asked.tokens)
+                    if count == len(done) + 1:
+                        write_about(folder, about | {"complete": False})
+                    writer.add(rows, told, batch)
+                elif told != done[count - 1][0]:
+                    raise StoreError(f"Batch {count - 1} is another one than {folder} was collected of. {_SAME}")
         if not count:
             raise StoreError(
                 f"The loader gave no batches for {folder}. Expected some: a list, or a loader that is not used up, as a "
@@ -170,11 +180,31 @@ def _check(model: Any, dtype: Any, shard: Any) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """A block in which no other process writes to a folder."""
+def _unless_written(folder: Path) -> Iterator[Path]:
+    """A block in which a folder is there; after an error that left nothing in it, it is not, if it was not before."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        yield new_folder(folder)
+    except BaseException:
+        with suppress(OSError):  # of a folder that holds something
+            for one in made:
+                one.rmdir()
+        raise
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A block in which no other process writes to a folder; an error before the first shard leaves nothing of ours in it."""
+    new = [folder / name for name in (ABOUT, LOCK) if not (folder / name).exists()]
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            try:
+                yield
+            except BaseException:
+                if not any(map(is_shard, folder.iterdir())):
+                    for one in new:
+                        one.unlink(missing_ok=True)  # the lock while it is held, so that it is no other process's
+                raise
     except Timeout:
         raise StoreError(
             f"Another process collects into {folder}. Expected one at a time, each into its own folder."
@@ -184,10 +214,10 @@ def _alone(folder: Path) -> Iterator[None]:
 def _begun(folder: Path, about: dict[str, Any]) -> list[tuple[int, int]]:
     """The batches that a folder holds, each with its digest and its number of examples."""
     if (folder / ABOUT).exists():
-        was = read_about(folder) if shards(folder) else about
-        if told := differs(was, about, list(about)):
+        was = read_about(folder)
+        if shards(folder) and (told := differs(was, about, list(about))):
             raise StoreError(f"{folder} was collected otherwise: {told}. Expected the same, or another folder.")
-    elif others := sorted(path.name for path in folder.iterdir() if path.name != ".lock"):
+    elif others := sorted(path.name for path in folder.iterdir() if path.name != LOCK):
         raise StoreError(f"{folder} holds {others[0]} and no corpus. Expected an empty folder, or a new one.")
     found: list[tuple[int, int]] = []
     for path in shards(folder):
@@ -247,6 +277,16 @@ class _Writer:
                 "dtype=torch.bfloat16, or None for values as they are."
             )
         return made
+
+    @contextmanager
+    def kept_after_errors(self) -> Iterator[None]:
+        """A block after which what has gathered is written, whatever was raised in it."""
+        try:
+            yield
+        except BaseException:
+            with suppress(StoreError):  # where the disk is full, that is what was raised
+                self.flush()
+            raise
 
     def flush(self) -> None:
         """Write what has gathered as one shard."""

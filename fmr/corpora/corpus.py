@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 class Rows(Dataset[Tensor]):
     """One array in several files: `rows[3]`, `rows[10:20]` and `rows[[5, 2]]` read these rows alone, as new tensors.
 
-    It is a torch Dataset, for a DataLoader to draw from; `numpy.asarray(rows)` reads all of it.
+    It is a torch Dataset, for a DataLoader to draw from; `numpy.asarray(rows)` reads all of it. `rows.site` is what they are
+    the values of, as it prints.
     """
 
-    def __init__(self, parts: Sequence[Piece], documents: Sequence[int] = ()) -> None:
+    def __init__(self, parts: Sequence[Piece], documents: Sequence[int] = (), site: str = "") -> None:
+        self.site = site
         held = [(part, before) for part, before in zip(parts, documents or [0] * len(parts), strict=True) if part.shape[0]]
         self._parts = [part for part, _ in held] or list(parts[:1])
         self._before = [before for _, before in held]
@@ -130,7 +132,9 @@ class Corpus:
         self._pieces = held = [pieces(path) for path, _ in self._shards]
         if not held:
             raise StoreError(f"{self.folder} holds no shard yet. Expected some: collect into it again, which goes on.")
-        self._rows = {name: Rows([one[f"values.{name}"] for one in held]) for name in self.sites}
+        self._rows = {
+            name: Rows([one[f"values.{name}"] for one in held], site=site) for name, site in about["sites"].items()
+        }
         self.index = Rows([one[INDEX] for one in held], self._before(held))
 
     def _before(self, held: Sequence[Mapping[str, Piece]]) -> list[int]:
@@ -150,7 +154,8 @@ class Corpus:
         by_id = getattr(site, "id", name)
         found = self._rows.get(name, self._rows.get(str(by_id)))
         if found is None:
-            raise IdError(f"{site!r} was not collected.{nearest(str(by_id), self.sites)}")
+            have = nearest(str(by_id), self.sites) or f" Expected one of {', '.join(map(repr, self.sites))}."
+            raise IdError(f"{site!r} was not collected.{have}")
         return found
 
     @property

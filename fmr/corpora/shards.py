@@ -21,6 +21,9 @@ from fmr.errors import StoreError, number_of
 ABOUT, INDEX, BATCHES = "corpus.json", "index", "batches"
 """The file that says what there is; the names of the tensors that are not values."""
 
+LOCK = ".lock"
+"""The file by which one process alone writes to a folder."""
+
 _NAME = re.compile(r"shard-(\d{6})\.safetensors")
 _PART = re.compile(r"part-(\d+)-of-(\d+)")
 
@@ -74,9 +77,14 @@ def write_shard(folder: Path, number: int, rows: Mapping[str, Tensor], batches: 
         ) from None
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard, by its name."""
+    return _NAME.fullmatch(path.name) is not None
+
+
 def shards(folder: Path) -> list[Path]:
     """The files of shards in their order, without a gap."""
-    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    found = sorted(filter(is_shard, folder.iterdir()))
     for number, path in enumerate(found):
         if path.name != f"shard-{number:06d}.safetensors":
             raise StoreError(
@@ -94,7 +102,7 @@ def counted(folder: Path) -> dict[str, int]:
 
 def part_of(folder: Path, number: int, of: int) -> Path:
     """The folder of one of several processes, in a folder that holds what as many have collected, or nothing."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     if odd := next((name for name in names if (at := _PART.fullmatch(name)) is None or int(at[2]) != of), None):
         raise StoreError(
             f"{folder} holds {odd}, and {number_of(of, 'process', 'processes')} would collect into it. Expected an empty "

@@ -282,7 +282,11 @@ def test_a_shard_that_is_missing_or_cut_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, settings: dict[str, Any], told: str) -> None:
+    refused(told, tmp_path / "deep" / "values", **settings)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "values").mkdir()
     refused(told, tmp_path / "values", **settings)
+    assert list((tmp_path / "values").iterdir()) == []
     assert len(collected(tmp_path / "values")) == 45  # and nothing of it is left
 
 
@@ -293,6 +297,37 @@ def test_sites_that_are_not_there_leave_a_folder_for_others(tmp_path: Path) -> N
     (tmp_path / "begun").mkdir()
     write_about(tmp_path / "begun", {"sites": {"other": "other"}, "complete": False})  # by a process killed before any shard
     assert collected(tmp_path / "begun").complete
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, IndexError])
+def test_what_was_run_before_an_error_is_kept(tmp_path: Path, error: type[BaseException]) -> None:
+    def stopped() -> Iterator[dict[str, Tensor]]:
+        yield from texts()[:2]
+        raise error
+
+    with pytest.raises(error):
+        collected(tmp_path / "values", stopped())
+    held = fmr.Corpus(tmp_path / "values")
+    assert (held.documents, held.complete) == (6, False)
+    assert torch.equal(collected(tmp_path / "values")[PATH][:], by_hand(model(), texts(), PATH)[0])
+
+
+def test_a_refusal_leaves_the_folder_of_another_as_it_was(tmp_path: Path) -> None:
+    for name, told in (("notes.txt", "holds notes.txt and no corpus"), ("corpus.json", "is not a file of fmr")):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        refused(told, folder)
+        assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, "{}")]
+    refused("holds 7e\\+04, which float16 cannot", tmp_path / "large", of=large(), dtype=torch.float16)
+    assert not (tmp_path / "large").exists()
+
+
+def large() -> nn.Module:
+    found = model()
+    with torch.no_grad():
+        found.transformer.h[1].mlp.c_proj.bias.fill_(7e4)  # type: ignore[union-attr, index]
+    return found
 
 
 def test_a_bit_that_flipped_is_found_by_a_check_that_reads_all(tmp_path: Path) -> None:

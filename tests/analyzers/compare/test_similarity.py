@@ -168,12 +168,31 @@ def test_too_few_rows_and_other_tokens_are_refused() -> None:
         Similarity(Pools().eval(), sites={"whole": "layers.0", "half": "layers.1@1"}).update(padded([[1, 2, 3, 4]], "left"))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_first_tokens_are_left_out(side: str) -> None:
+    rows = [[1, 2, 3, 4, 5], [6, 7, 8], [9]]
+    one = Similarity(Words().eval(), sites=SITES, skip=2).update(padded(rows, side)).sample.rows()
+    every = Similarity(Words().eval(), sites=SITES).update(padded(rows, side)).sample.rows()
+    assert sorted(one.places.tolist()) == [2, 2, 3, 4]
+    later = every.take(np.flatnonzero(every.places >= 2))
+    assert all(torch.equal(one.vectors[name], later.vectors[name]) for name in one.vectors)
+    with pytest.raises(AnalyzerError, match=r"skip=1 with position=-1: expected one of them"):
+        Similarity(Words().eval(), sites=SITES, skip=1, position=-1)
+    flat = Similarity(nn.Sequential(nn.Linear(4, 4)).eval(), sites=["0"], skip=1)
+    with pytest.raises(AnalyzerError, match=r"skip=1 of '0', which has one vector an example: expected positions"):
+        flat.update(torch.randn(9, 4))
+
+
 def test_only_the_same_merges() -> None:
     one = Similarity(Words().eval(), sites=SITES)
     with pytest.raises(AnalyzerError, match=r"merge got what was counted on a .* with other weights"):
         one.merge(Similarity(other(), sites=SITES))
     with pytest.raises(AnalyzerError, match="merge of two with other settings"):
         one.merge(Similarity(Words().eval(), sites=SITES, seed=1))
+    with pytest.raises(AnalyzerError, match="merge of two with other settings"):
+        one.merge(Similarity(Words().eval(), sites=SITES, skip=1))
+    with pytest.raises(AnalyzerError, match="merge of two with other sites"):
+        Similarity(Words().eval()).merge(one)
     with pytest.raises(AnalyzerError, match="merge got the same Similarity once more"):
         one.merge(one)
 

@@ -144,6 +144,8 @@ def test_what_saelens_wrote_is_read(kind: str, centered: bool, tmp_path: Path) -
     again = SparseAutoencoder.from_saelens(saelens(tmp_path, one))
     assert repr(again) == repr(one)
     assert torch.equal(again(values()), one(values()))
+    of_z = SparseAutoencoder.from_saelens(saelens(tmp_path, one, reshape_activations="hook_z", hook_z=True))
+    assert torch.equal(of_z(values()), one(values()))
 
 
 def test_older_settings_and_choices_by_length_are_read(tmp_path: Path) -> None:
@@ -163,6 +165,7 @@ def test_older_settings_and_choices_by_length_are_read(tmp_path: Path) -> None:
     [
         ({"architecture": "gated"}, "is of the architecture 'gated': expected 'standard', 'topk', 'jumprelu'."),
         ({"normalize_activations": "layer_norm"}, "says normalize_activations='layer_norm': expected 'none'"),
+        ({"reshape_activations": "flat"}, "says reshape_activations='flat': expected 'none'"),
         ({"activation_fn": "tanh-relu"}, "says that latents of 'standard' go through 'tanh-relu': expected 'relu'"),
         ({"activation_fn_str": "tanh-relu"}, "says that latents of 'standard' go through 'tanh-relu': expected 'relu'"),
         ({"d_in": 99}, f"says d_in=99, and W_enc is {WIDTH} x {SIZE}: expected {WIDTH}."),

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,57 @@ def test_scores_are_saved_shown_and_drawn(scored: DictionaryScored, tmp_path: Pa
         scored.recovered("pca")
 
 
+def test_first_tokens_are_left_out(told: Told) -> None:
+    model, tokenizer, site, dictionary = told
+    found = DictionaryScores(*told_in_order(told), controls=False, skip=2).update(texts(3)).result()
+    one = dictionary.autoencoder
+
+    def kept(value: torch.Tensor, context: Any) -> torch.Tensor:
+        return torch.cat([value[:, :2], one(value[:, 2:])], 1)
+
+    for n, text in enumerate(texts(3)):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        logits = fmr.run(model, ids, edits={site: kept}).output.logits[0, 2:-1].double()
+        assert found.losses["dictionary"][n] == pytest.approx(
+            float(nn.functional.cross_entropy(logits, ids[0, 3:], reduction="sum")), rel=1e-5
+        )
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts(3)]
+    assert found.targets.tolist() == [length - 3 for length in lengths]
+    assert found.rows == sum(lengths) - 6
+    assert "tokens without the first 2 tokens of each; loss" in repr(found)
+    pages = LatentContexts(*told_in_order(told), k=2, skip=2).update(texts(3)).result()
+    assert pages.rows == found.rows
+    assert all(place >= 2 for some in pages.contexts for _, place, _ in some)
+    trained = replace(dictionary, training={**dictionary.training, "skip": 2})
+    assert (
+        DictionaryScores(model, tokenizer, trained, site).skip == LatentContexts(model, tokenizer, trained, site).skip == 2
+    )
+    for kind in (DictionaryScores, LatentContexts):
+        with pytest.raises(
+            AnalyzerError, match=r"Nothing has been counted yet.*The first 90 tokens of each text are left out"
+        ):
+            kind(*told_in_order(told), skip=90).update(texts(3)).result()  # type: ignore[attr-defined]
+
+
+def test_a_dictionary_is_refused_at_another_place_than_its_own(told: Told) -> None:
+    model, tokenizer, site, dictionary = told
+    assert dictionary.place == "Site('transformer.h.2/add#1')"
+    for kind in (DictionaryScores, LatentContexts):
+        assert kind(model, tokenizer, dictionary, "transformer.h.2").update(texts(1)).counted  # the same by another name
+        with pytest.raises(
+            AnalyzerError, match=r"was trained at Site\('transformer.h.2/add#1'\), and site=Site\('transformer.h.1"
+        ):
+            kind(model, tokenizer, dictionary, "transformer.h.1").update(texts(1))
+        with pytest.raises(AnalyzerError, match=r"selects positions, expected all of them; skip= leaves the first ones out"):
+            kind(model, tokenizer, dictionary, site.at(positions=-1))
+    with pytest.raises(AnalyzerError, match=r"to put it there all the same, give dictionary.autoencoder"):
+        LatentSteering(model, tokenizer, dictionary, "transformer.h.1").run(texts(1), 3, fmr.sweeps.log_prob(7))
+    assert LatentContexts(model, tokenizer, dictionary.autoencoder, "transformer.h.1").update(texts(1)).counted
+    assert LatentContexts(model, tokenizer, replace(dictionary, place=""), "transformer.h.1").update(texts(1)).counted
+    steered = LatentSteering(model, tokenizer, dictionary, site.at(positions=-1))
+    assert np.isfinite(steered.run(texts(1), 3, fmr.sweeps.log_prob(7), [1.0], draws=2).effect).all()
+
+
 # ---- pages
 
 
@@ -278,7 +330,10 @@ def test_a_latent_steers_to_the_words_it_speaks_for(told: Told, contexts: Latent
             lambda a: LatentContexts(*a).merge(DictionaryScores(*a)),
             "merge got DictionaryScores, expected another LatentContexts.",
         ),
-        (lambda a: LatentContexts(*a).merge(LatentContexts(*a, k=3)), "expected one dictionary, one site and one k."),
+        (
+            lambda a: LatentContexts(*a).merge(LatentContexts(*a, k=3)),
+            "expected one dictionary, one site, one k and one skip.",
+        ),
         (
             lambda a: DictionaryScores(*a).merge(LatentContexts(*a)),
             "merge got LatentContexts, expected another DictionaryScores.",
@@ -335,7 +390,7 @@ def test_what_is_merged_is_of_one_dictionary_and_one_model(kind: Any) -> None:
         SparseAutoencoder(16, 24, "top-k", k=4, centered=False),
         SparseAutoencoder(16, 24, "top-k", k=4, seed=1),
     ):
-        with pytest.raises(AnalyzerError, match="expected one dictionary, one site and one"):
+        with pytest.raises(AnalyzerError, match="expected one dictionary, one site, one"):
             counted(plain).merge(counted(other))
     with pytest.raises(AnalyzerError, match="counted on a Looped with other weights"):
         counted(plain).merge(counted(plain, own_ids(seed=1)[0]))

@@ -275,6 +275,8 @@ def test_the_covariance_is_of_all_real_tokens_however_they_are_cut(loaded: tuple
     whole = KeyCovariance(model, 1).over(batches(loaded, texts), progress=False).result()
     parts = [KeyCovariance(model, 1).over(batches(loaded, part), progress=False) for part in (texts[:5], texts[5:])]
     merged = KeyCovariance(model).merge(parts[0].merge(parts[1])).result()
+    with pytest.raises(AnalyzerError, match=r"merge of layer 0 at None with .*: expected one memory"):
+        KeyCovariance(model, 0).merge(parts[1])
     keys = []
     for text in texts:
         run = fmr.run(model, **tokenizer(text, return_tensors="pt"))

@@ -1,7 +1,6 @@
 """Exports by the clients of MLflow and W&B, which stand-ins take the place of: what they are asked to keep."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -47,44 +46,84 @@ def standing_in(name: str, monkeypatch: pytest.MonkeyPatch, **given: Any) -> lis
     return calls
 
 
+def mlflow(monkeypatch: pytest.MonkeyPatch, known: str | None = None) -> list[tuple[Any, ...]]:
+    """MLflow's client as far as it is asked, with one experiment that it knows already."""
+
+    def store(noting: Any) -> Any:
+        names = ("log_param", "log_metric", "log_text", "log_artifact", "set_terminated", "get_experiment_by_name")
+        run = SimpleNamespace(info=SimpleNamespace(run_id="run"))
+        made = {name: noting(name) for name in names}
+        made |= {"create_experiment": noting("create_experiment", "new"), "create_run": noting("create_run", run)}
+        if known is not None:
+            found = SimpleNamespace(experiment_id=known)
+            made["get_experiment_by_name"] = noting("get_experiment_by_name", found)
+        return SimpleNamespace(**made)
+
+    return standing_in("mlflow", monkeypatch, MlflowClient=store)
+
+
+def told(calls: list[tuple[Any, ...]], what: str) -> dict[str, Any]:
+    """What was logged under which name."""
+    return {args[1]: args[2] for one, args, _ in calls if one == what}
+
+
 def test_mlflow_gets_a_run_a_version(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = dict.fromkeys(["set_experiment", "log_params", "log_metrics", "log_text", "log_artifact"])
-    calls = standing_in("mlflow", monkeypatch, start_run=lambda noting: nullcontext(), **names)
+    calls = mlflow(monkeypatch)
     first = filled(lab).versions("f")[0]
     assert lab.export("mlflow", "project", [first]) == 1
-    assert [what for what, *_ in calls][:5] == ["set_experiment", "start_run", "log_params", "log_metrics", "log_text"]
     by_name = {what: (args, kwargs) for what, args, kwargs in calls}
-    assert by_name["set_experiment"] == (("project",), {})
-    assert by_name["start_run"][1]["run_name"] == f"f {first.version}"
-    assert by_name["start_run"][1]["tags"]["version"] == first.version
-    assert by_name["start_run"][1]["tags"]["model.fingerprint"] == first.model["fingerprint"]
-    assert by_name["log_params"][0] == ({"seed": "0", "n": "1", "name": "'a'"},)
-    (metrics,) = by_name["log_metrics"][0]
-    assert metrics == {
+    assert by_name["create_experiment"] == (("project",), {})
+    assert by_name["create_run"][0] == ("new",)
+    assert by_name["create_run"][1]["run_name"] == f"f {first.version}"
+    assert by_name["create_run"][1]["tags"]["version"] == first.version
+    assert by_name["create_run"][1]["tags"]["model.fingerprint"] == first.model["fingerprint"]
+    assert told(calls, "log_param") == {"seed": "0", "n": "1", "name": "'a'"}
+    assert told(calls, "log_metric") == {
         "loss": 0.5, "deep.accuracies.0": 0.1, "deep.accuracies.1": 0.2, "seconds": first.seconds, "memory": first.memory,
     }  # fmt: skip
-    assert by_name["log_text"][0] == (first.code.text, "code.py")
-    sent = {Path(args[0]).name for what, args, _ in calls if what == "log_artifact"}
+    assert by_name["log_text"][0] == ("run", first.code.text, "code.py")
+    sent = {Path(path).name for path in told(calls, "log_artifact")}
     assert sent == {"result.safetensors", "result-figure.png"}
-    assert all(Path(args[0]).is_file() for what, args, _ in calls if what == "log_artifact")
-    calls.clear()
-    assert lab.export("mlflow", "project") == 2
-    assert max(len(text) for what, args, _ in calls if what == "log_params" for text in args[0].values()) == 400
+    assert all(Path(path).is_file() for path in told(calls, "log_artifact"))
+    assert calls[-1] == ("set_terminated", ("run", "FINISHED"), {})
+    assert all(args[0] == "run" for what, args, _ in calls if what.startswith("log"))
 
 
-def test_mlflow_gets_names_that_it_takes(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = dict.fromkeys(["set_experiment", "log_params", "log_metrics", "log_text", "log_artifact"])
-    calls = standing_in("mlflow", monkeypatch, start_run=lambda noting: nullcontext(), **names)
+def test_mlflow_takes_the_experiment_that_it_has_and_no_run_that_is_under_way(
+    lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = mlflow(monkeypatch, known="old")
+    assert filled(lab).export("mlflow", "project") == 2
+    assert [what for what, *_ in calls].count("MlflowClient") == 2
+    assert {args for what, args, _ in calls if what == "create_run"} == {("old",)}
+    assert "create_experiment" not in [what for what, *_ in calls]
+    assert max(map(len, told(calls, "log_param").values())) == 400
+
+
+def test_mlflow_gets_names_that_it_takes_each_once(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = mlflow(monkeypatch)
 
     @lab.experiment
     def f(x: Any) -> dict[str, float]:
-        return {"layer[3].z": 1.0, "<b>": 2.0}
+        return {"layer[3].z": 1.0, "<b>": 2.0, "a/b": 3.0, "c]": 4.0, "c[": 5.0, "d" * 300: 6.0, "seconds": 7.0}
 
-    f([{"a": 1}])
+    version = f.record([{"a": 1}])
     lab.export("mlflow", "project")
-    by_name = {what: args for what, args, _ in calls}
-    assert by_name["log_params"] == ({"seed": "0", "x.0.a": "1"},)
-    assert {"layer.3.z", "b"} <= by_name["log_metrics"][0].keys()
+    assert told(calls, "log_param") == {"seed": "0", "x.0.a": "1"}
+    assert told(calls, "log_metric") == {
+        "layer.3.z": 1.0, "b": 2.0, "a.b": 3.0, "c": 4.0, "c-2": 5.0, "d" * 240: 6.0, "seconds": 7.0,
+        "seconds-2": version.seconds, "memory": version.memory,
+    }  # fmt: skip
+
+
+def test_files_of_one_name_stay_apart(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = mlflow(monkeypatch)
+    version = filled(lab).versions("f")[0]
+    names = {f"{folder}/{name}": "x" for folder in ("one", "two") for name in ("a.json",)}
+    object.__setattr__(version, "files", names)
+    monkeypatch.setattr(type(version), "read", lambda self, name: b"")
+    lab.export("mlflow", "project", [version])
+    assert [args[2] for what, args, _ in calls if what == "log_artifact"] == ["one", "two"]
 
 
 def test_wandb_gets_a_run_a_version(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +146,30 @@ def test_wandb_gets_a_run_a_version(lab: analyzers.Lab, monkeypatch: pytest.Monk
     assert by_name["run.log"][0][0]["loss"] == 0.5
     assert by_name["run.log"][0][0]["result-figure.png"] == "the image"
     assert sum(what == "add_file" for what, *_ in calls) == 2
+    assert by_name["init"][1]["reinit"] == "create_new"  # beside the run that is under way
     assert by_name["Artifact"] == ((f"f-{version.version}",), {"type": "result"})
-    assert calls[-1][0] == "run.finish"
+    assert {kwargs["name"] for what, _, kwargs in calls if what == "add_file"} == version.files.keys()
+    assert calls[-1] == ("run.finish", (), {"exit_code": 0})
+
+
+def test_wandb_gets_names_that_it_takes(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(noting: Any) -> Any:
+        return SimpleNamespace(**{name: noting(f"run.{name}") for name in ("log", "log_artifact", "finish")})
+
+    artifact = lambda noting: SimpleNamespace(add_file=noting("add_file"))  # noqa: E731
+    calls = standing_in("wandb", monkeypatch, init=run, Image=None, Artifact=artifact)
+
+    @lab.experiment(name="größe.x")
+    def f(code: str, version: int) -> torch.Tensor:
+        return torch.zeros(2)
+
+    kept = f.record("mine", 3)
+    lab.export("wandb", "project")
+    by_name = {what: (args, kwargs) for what, args, kwargs in calls}
+    assert by_name["Artifact"][0] == (f"gr--e.x-{kept.version}",)
+    config = by_name["init"][1]["config"]
+    assert (config["code"], config["version"], config["version-2"]) == ("'mine'", "3", kept.version)
+    assert config["code-2"] == kept.code.text
 
 
 def test_misuse(lab: analyzers.Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,4 +193,8 @@ def test_a_damaged_file_is_not_sent_and_the_run_is_closed(lab: analyzers.Lab, mo
     (version.folder / "result.safetensors").write_bytes(b"")
     with pytest.raises(LabError, match=r"result\.safetensors is damaged"):
         lab.export("wandb", "project", [version])
-    assert calls[-1][0] == "run.finish"
+    assert calls[-1] == ("run.finish", (), {"exit_code": 1})
+    calls = mlflow(monkeypatch)
+    with pytest.raises(LabError, match=r"result\.safetensors is damaged"):
+        lab.export("mlflow", "project", [version])
+    assert calls[-1] == ("set_terminated", ("run", "FAILED"), {})

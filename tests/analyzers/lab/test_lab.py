@@ -63,6 +63,71 @@ def test_a_call_is_kept_with_all_that_went_in_and_came_out(lab: analyzers.Lab) -
     assert lab.load(version.version[:6])["y"] == 6
 
 
+def test_a_function_with_a_seed_of_its_own_begins_with_it(lab: analyzers.Lab) -> None:
+    own = defined("def own(n=1, seed=7):\n    return seed\n", "own")
+    open_ = defined("def open_(seed=None):\n    return seed\n", "open_")
+    assert (
+        lab.experiment(own)(),
+        lab.experiment(
+            own,
+        )
+        .record()
+        .seed,
+    ) == (7, 7)
+    assert lab.experiment(own).record(seed=3).result == lab.experiment(seed=3)(own)() == 3
+    assert lab.experiment(open_)() == 0
+    assert lab.hypothesis(null=0.0)(own).seed == 7
+
+
+class Counting(nn.Module):
+    """A module that counts its calls in several ways, and one that is set to something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.calls, self.seen, self.mode = nn.Linear(4, 4), 0, list[int](), "plain"
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(len(x))
+        self.longest = max(getattr(self, "longest", 0), len(x))
+        out: Tensor = self.inner(x)
+        return out
+
+
+def test_what_a_run_changes_of_its_model_is_no_other_model(tmp_path: Path) -> None:
+    model = Counting().eval()
+    lab = analyzers.Lab(model, tmp_path / "lab")
+
+    @lab.experiment
+    def f(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x)
+
+    @lab.experiment
+    def g(other: nn.Module, x: Tensor) -> Tensor:
+        return other(x)
+
+    x, other = torch.ones(2, 4), Counting().eval()
+    first = f.record(x)
+    assert f.record(x) == first == f.record(x)
+    assert first.model["changed"] == "calls, longest, seen"
+    assert g.record(other, x) == g.record(other, x)
+    assert "changed" not in g.record(other, x).model  # the lab's own was not called
+    model.mode = "another"
+    assert f.record(x).version != first.version
+    model.inner.bias.data[0] += 1
+    assert len({one.version for one in (first, f.record(x), f.record(x))}) == 2
+    assert f.record(x).arguments["x"].equal(x)
+
+
+def test_what_a_run_changes_of_buffers_makes_another_model(tmp_path: Path) -> None:
+    model = nn.BatchNorm1d(4).train()
+    f = analyzers.Lab(model, tmp_path / "lab").experiment(defined("def f(model, x):\n    return model(x)\n", "f"))
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    assert len({f.record(x).version for _ in range(3)}) == 3
+    model.eval()
+    assert len({f.record(x).version for _ in range(3)}) == 1
+
+
 def test_the_hash_is_that_of_the_content_by_hand(lab: analyzers.Lab) -> None:
     double = defined("def double(x):\n    return 2 * x\n", "double")
     version = lab.experiment(double).record(7)

@@ -32,7 +32,7 @@ matplotlib.use("Agg")
 
 def back(value: Any, folder: Path) -> Any:
     """A value through the files of a folder."""
-    told, files = pack(value, "result")
+    told, files, _ = pack(value, "result")
     for name, data in files.items():
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_bytes(data)

@@ -138,6 +138,9 @@ def test_the_translator_says_more_than_the_lens_on_other_texts_and_its_null_less
 
 def test_sums_do_not_hang_on_batches_shards_or_their_order(loaded: tuple[nn.Module, Any], fitted: LensTranslator) -> None:
     shards = [LensTranslator(*loaded).over(batches(part, 5), progress=False) for part in (TEXTS[90:], TEXTS[:90])]
+    for settings in ({"skip": 1}, {"layers": [0]}, {"seed": 1}):
+        with pytest.raises(AnalyzerError, match=r"expected the same model and settings"):
+            LensTranslator(*loaded, **settings).merge(shards[0])  # and it would have been none's counts otherwise
     merged = shards[0].merge(shards[1]).merge(LensTranslator(*loaded))
     whole = fitted.result(ridge=1e-2)
     other = LensTranslator(*loaded).merge(merged).result(ridge=1e-2)
@@ -267,12 +270,12 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
             few.result(ridge=ridge)  # type: ignore[arg-type]
     with pytest.raises(AnalyzerError, match=r"held_out is a list: expected a LensTranslator that counted other texts"):
         few.result(held_out=HELD)  # type: ignore[arg-type]
-    with pytest.raises(AnalyzerError, match=r"skip=-1: expected how many tokens of each text do not count"):
+    with pytest.raises(AnalyzerError, match=r"skip=-1: expected a whole number from 0 on"):
         LensTranslator(model, tokenizer, skip=-1)
     with pytest.raises(AnalyzerError, match=r"translator is a str: expected what LensTranslator\(model, tokenizer\).over"):
         LogitLens(model, tokenizer, "translator.safetensors")  # type: ignore[arg-type]
     shard = LensTranslator(model, tokenizer, layers=[0]).update(TEXTS[:2])
-    with pytest.raises(AnalyzerError, match=r"merge of maps from 0 to .*expected the same model and settings"):
+    with pytest.raises(AnalyzerError, match=r"merge of \{'layers': \(0,\).*: expected the same model and settings"):
         shard.merge(fitted)
     with pytest.raises(AnalyzerError, match=r"held_out counted layers 0, expected 0, 1, 2"):
         fitted.result(held_out=shard)

@@ -533,6 +533,10 @@ def test_counts_of_different_things_are_not_merged() -> None:
     one = KeyValueMemories(Planted(), k=3).update(counting_texts())
     with pytest.raises(AnalyzerError, match=r"merge got int, expected another KeyValueMemories"):
         one.merge(3)  # type: ignore[arg-type]
+    with pytest.raises(AnalyzerError, match=r"merge got the same KeyValueMemories once more"):
+        one.merge(one)
+    with pytest.raises(AnalyzerError, match=r"merge of k=4 where k=3 was asked for"):
+        one.merge(KeyValueMemories(Planted(), k=4))
     with pytest.raises(AnalyzerError, match=r"merge of k=4 where k=3 was asked for"):
         one.merge(KeyValueMemories(Planted(), k=4).update(counting_texts()))
     with pytest.raises(AnalyzerError, match=r"merge of other weights: expected counts of one model"):

@@ -73,6 +73,20 @@ def test_shards_and_padding_change_nothing() -> None:
     assert torch.allclose(one.by_word, other.by_word)
 
 
+def test_first_tokens_are_left_out() -> None:
+    model, _, inputs = build("gpt2_eager")
+    found = analyzers.ActivationSparsity(model, skip=1).update(inputs).result()
+    rows = [ids[mask.bool()][None] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+    every = [analyzers.ActivationSparsity(model).update(row).result() for row in rows]
+    first = [analyzers.ActivationSparsity(model).update(row[:, :1]).result() for row in rows]  # of a causal model
+    whole = sum(one.active * one.seen for one in every) - sum(one.active for one in first)
+    assert found.active == pytest.approx(whole / found.seen, rel=1e-4)
+    assert found.seen == sum(one.seen for one in every) - len(rows) == 8
+    assert "over 8 tokens without the first token of each" in repr(found)
+    with pytest.raises(analyzers.AnalyzerError, match="expected an analyzer of the same settings"):
+        analyzers.ActivationSparsity(model, skip=1).merge(analyzers.ActivationSparsity(model))
+
+
 def test_a_result_has_tables_a_picture_and_a_file(tmp_path: Path) -> None:
     model, _, inputs = build("gpt2")
     found = analyzers.ActivationSparsity(model).over([inputs], progress=False).result()

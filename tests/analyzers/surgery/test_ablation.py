@@ -46,6 +46,34 @@ def test_a_cost_is_that_of_surgery(costs: analyzers.LayerCosts) -> None:
         assert costs.cost[costs.names.index(name)] == pytest.approx(cost, abs=1e-5)
 
 
+def test_what_costs_least_is_what_surgery_takes(costs: analyzers.LayerCosts) -> None:
+    model = made(Looped)
+    surgery = analyzers.Surgery(model, fmr.locate(fmr.run(model, TOKENS)))
+    layer, heads = costs.cheapest(1)[0], costs.cheapest(2, "head")
+    number = int(layer.removeprefix("layer "))
+    by_name, by_number = surgery.delete(layer), surgery.delete(number)
+    with by_name:
+        one = model(TOKENS)
+    with by_number:
+        assert torch.equal(one, model(TOKENS))
+    told = surgery
+    for head in heads:
+        at, place = head.removeprefix("head ").split(".")
+        told = told.delete(int(at), heads=int(place))
+    with surgery.delete(*heads):
+        one = model(TOKENS)
+    with told:
+        assert torch.equal(one, model(TOKENS))
+    assert repr(surgery.delete("layer 1", 2)) == "Surgery of Looped: without layers 1, 2"
+    for name in ("memory 1", "layer -1", "head 1", "2"):
+        with pytest.raises(
+            analyzers.AnalyzerError, match=rf"delete got '{name}': expected the number of a layer, 'layer 2' or"
+        ):
+            surgery.delete(name)
+    with pytest.raises(analyzers.AnalyzerError, match=r"kind='heads': expected 'layer' or 'memory' or 'head'"):
+        costs.cheapest(2, "heads")
+
+
 def test_the_control_is_a_change_as_long_in_another_direction() -> None:
     value = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
     changed = Turned(seed=2)(value, None)  # type: ignore[arg-type]
