@@ -136,9 +136,9 @@ class Affine:
         angle, factor = math.radians(draw.uniform(-self.degrees, self.degrees)), draw.uniform(self.low, self.high)
         cos, sin = math.cos(angle) / factor, math.sin(angle) / factor
         rows, columns = (_from_middle(length, images) for length in (height, width))
-        x = (cos * columns - sin * rows[:, None] + across) * (2 / width)
-        y = (sin * columns + cos * rows[:, None] + down) * (2 / height)
-        grid = torch.stack([x, y], -1).expand(len(images), -1, -1, -1)
+        of_rows = torch.stack([(across - sin * rows) * (2 / width), (down + cos * rows) * (2 / height)], -1)
+        of_columns = torch.stack([cos * columns * (2 / width), sin * columns * (2 / height)], -1)
+        grid = (of_rows[:, None] + of_columns).expand(len(images), -1, -1, -1)
         return F.grid_sample(images - GREY, grid, padding_mode="zeros", align_corners=False) + GREY
 
 

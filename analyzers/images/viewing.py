@@ -67,6 +67,11 @@ class View:
         found = next((one for one in self.model.parameters() if one.is_floating_point()), None)
         return torch.empty(0) if found is None else found.detach().new_empty(0)
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The numbers of images: those of the model, in single precision at least."""
+        return torch.promote_types(self.like.dtype, torch.float32)
+
     def grey(self) -> Tensor:
         """What the model is given for a grey image."""
         return self.inputs(torch.full((1, self.channels, *self.size), 0.5, device=self.like.device))
@@ -295,7 +300,7 @@ def as_images(given: Any, view: View, name: str = "images") -> Tensor:
             f"{name} holds {str(found.dtype).removeprefix('torch.')} from {ends}, expected numbers from 0 to 1. Divide "
             "bytes by 255; what was normalised for the model is brought back by * std + mean."
         )
-    kept: Tensor = found.detach().to(view.like.device, torch.float32)
+    kept: Tensor = found.detach().to(view.like.device, view.precision)
     return kept
 
 

@@ -167,7 +167,7 @@ def made_of(view: View, given: str | nn.Module, images: int, start: Any, seed: i
             )
     elif given in KINDS:
         options: dict[str, Any] = {"decay": decay} if given == "fft" else {}
-        made = KINDS[given](view.size, images, view.channels, seed=seed, **options).to(view.like.device)
+        made = KINDS[given](view.size, images, view.channels, seed=seed, **options).to(view.like.device, view.precision)
     else:
         raise AnalyzerError(f"parameterization={given!r}: expected {', '.join(map(repr, KINDS))} or a module of yours.")
     if start is None:

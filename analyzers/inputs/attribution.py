@@ -15,7 +15,7 @@ import fmr
 from analyzers.inputs.baselines import NAMED, taken
 from analyzers.inputs.curves import FINER, Curves, as_value, curves_of, together
 from analyzers.inputs.gradients import Found
-from analyzers.inputs.methods import GRADIENTS, METHODS, check_settings
+from analyzers.inputs.methods import METHODS, check_baseline, check_settings
 from analyzers.inputs.opening import Asked, Opening, Settings
 from analyzers.inputs.places import assumed_layout, images_of, strange_layout, tokens_of
 from analyzers.inputs.randomised import layers_from_the_top, randomised
@@ -94,6 +94,7 @@ class InputAttribution(Method):
         check_eval(self.model)
         own = Settings(steps, most, within, samples, cells, rows, seed, progress)
         check_settings(_known(method), own)
+        check_baseline(method, baseline)
         return self._run(Opening(self.model, self.tokenizer, inputs), target, method, at, baseline, own)[0]
 
     def sanity(
@@ -114,6 +115,7 @@ class InputAttribution(Method):
         settings = {"at": None, "baseline": "zero", **settings}
         at, baseline, own = settings.pop("at"), settings.pop("baseline"), _settings(seed, settings)
         check_settings(_known(method), own)
+        check_baseline(method, baseline)
         opening = Opening(self.model, self.tokenizer, inputs)
         run = opening.run(0)
         layers = layers_from_the_top(self.model, run.graph)
@@ -206,9 +208,7 @@ class InputAttribution(Method):
         place, asked, found = opening.place(at), [], []
         for example in bar(range(len(opening)), f"attributing, {method}", own.progress):
             asked.append(opening.asked(example, place, target, baseline, own))
-            if _known(method) in GRADIENTS:
-                asked[-1].question.check_gradient()
-            found.append(METHODS[method](asked[-1]))
+            found.append(METHODS[_known(method)](asked[-1]))
         name = baseline if isinstance(baseline, str) and baseline in (*NAMED, "padding") else "given"
         return _result(opening, place, method, name, asked, found), asked
 
@@ -217,8 +217,6 @@ class InputAttribution(Method):
     ) -> tuple[Attribution, list[Asked]]:
         if at is not None:
             raise AnalyzerError(f"at={at!r}: a rollout goes from the end of the stream to its beginning. Leave at= out.")
-        if not isinstance(baseline, str) or baseline != "zero":
-            raise AnalyzerError("A rollout multiplies attention patterns and goes from no baseline. Leave baseline= out.")
         asked, found = [], []
         for example in bar(range(len(opening)), "attributing, rollout", own.progress):
             run = opening.run(example)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analyzers.inputs.jumps import Piece, told
 from analyzers.inputs.question import Question
 from analyzers.protocol import AnalyzerError
 from fmr.errors import number_of
@@ -93,7 +94,8 @@ def integrated(question: Question, base: Tensor, steps: int, most: int, enough: 
             "a place behind it; method='deeplift' and 'occlusion' need no gradient."
         )
     pieces = f"gradients at {number_of(taken, 'point')} in {number_of(len(done), 'piece')} of the way"
-    return Found(values, pieces)
+    left = [Piece(*ends, off) for ends, _, off in done if abs(off) > enough / len(done) / 2]
+    return Found(values, pieces, told(question, base, left) if error > enough and left else ())
 
 
 def gradient_shap(question: Question, bases: Tensor, samples: int, seed: int, rows: int) -> Found:

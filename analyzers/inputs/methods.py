@@ -28,12 +28,14 @@ def _over_bases(asked: Asked, one: Callable[[Tensor], Found]) -> Found:
 
 
 def _ig(asked: Asked) -> Found:
+    asked.question.check_gradient()
     own, (at, base) = asked.own, asked.ends()
     enough = own.within * abs(float(at - base))
     return _over_bases(asked, lambda base: integrated(asked.question, base, own.steps, own.most, enough, own.rows))
 
 
 def _gradient_shap(asked: Asked) -> Found:
+    asked.question.check_gradient()
     return gradient_shap(asked.question, asked.bases, asked.own.samples, asked.own.seed, asked.own.rows)
 
 
@@ -52,16 +54,11 @@ def _kernel_shap(asked: Asked) -> Found:
     return _over_bases(asked, lambda base: kernel_shap(asked.question, base, cells, own.samples, own.seed, own.rows))
 
 
-GRADIENTS: Mapping[str, Way] = {
+METHODS: Mapping[str, Way] = {
     "ig": _ig,
     "gradient-shap": _gradient_shap,
     "saliency": lambda asked: saliency(asked.question),
     "input-x-gradient": lambda asked: input_gradient(asked.question),
-}
-"""Methods that need the gradient of the target."""
-
-METHODS: Mapping[str, Way] = {
-    **GRADIENTS,
     "deeplift": lambda asked: _over_bases(asked, lambda base: deeplift(asked.question, base)),
     "deeplift-reveal-cancel": lambda asked: _over_bases(asked, lambda base: deeplift(asked.question, base, BothParts)),
     "occlusion": _occlusion,
@@ -80,6 +77,17 @@ OWN: Mapping[str, Sequence[str]] = {
 
 SHARED = ("rows", "seed", "progress")
 """Settings that change nothing where there is nothing to run, to draw or to show."""
+
+
+FROM_NONE = ("saliency", "input-x-gradient", "rollout")
+"""Methods that go from no baseline of the user's."""
+
+
+def check_baseline(method: str, baseline: object) -> None:
+    """Raise for a baseline that was given to a method which goes from none."""
+    if method in FROM_NONE and not (isinstance(baseline, str) and baseline == "zero"):
+        what = "multiplies attention patterns" if method == "rollout" else "is the gradient at the input"
+        raise AnalyzerError(f"{method!r} {what} and goes from no baseline. Leave baseline= out.")
 
 
 def check_settings(method: str, own: Settings, more: Sequence[str] = ()) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -71,10 +72,10 @@ class Asked(NamedTuple):
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The target at the input and at the baselines, the mean of these."""
+        at, first = self.question.ends
         with torch.no_grad():
-            at = self.question(self.question.value)
-            base = torch.cat([self.question(row[None]) for row in self.bases])
-        return at.double().cpu()[0], base.double().cpu().mean()
+            base = torch.stack([first, *(self.question(row[None])[0] for row in self.bases[1:])])
+        return at.double().cpu(), base.double().cpu().mean()
 
 
 class Opening:
@@ -82,6 +83,7 @@ class Opening:
 
     def __init__(self, model: nn.Module, tokenizer: Any, inputs: Given) -> None:
         self.model, self.tokenizer = model, tokenizer
+        inputs = _as_tensors(inputs, model)
         _check_tensors(inputs)
         self.given: Prompts = prompts(inputs, model, tokenizer)
 
@@ -108,7 +110,6 @@ class Opening:
 
     def place(self, at: Key | None) -> Site:
         """The place that is meant."""
-        self._check_cut()
         return place_of(at, self.model, self.one(0), lambda: self.run(0))
 
     def asked(self, example: int, place: Site, target: Any, baseline: Any, own: Settings) -> Asked:
@@ -116,6 +117,8 @@ class Opening:
         check_words(target, self.model, lambda: self.run(example))
         one = self.one(example)
         run = self.run(example, [place, *([target] if isinstance(target, Site) else [])])
+        if example == len(self) - 1:
+            self._check_cut(run)
         value = run[place]
         if not isinstance(value, Tensor):
             raise AnalyzerError(
@@ -136,14 +139,14 @@ class Opening:
             raise AnalyzerError(f"{error}{self._uneven()}") from error
         return Asked(question, bases, own, real)
 
-    def _check_cut(self) -> None:
+    def _check_cut(self, last: Run) -> None:
         """Raise where the last example makes something else alone than among the others: what they share was cut up."""
         many, given = len(self), self.given.inputs
         cut = [name for name, one in given.items() if isinstance(one, Tensor) and one.dim() and len(one) == many]
         if many < 2 or len(cut) < 2:
             return
         copies: dict[str, Any] = {name: one.clone() if isinstance(one, Tensor) else one for name, one in given.items()}
-        alone = dict(leaves(self.run(many - 1, "none").output))
+        alone = dict(leaves(last.output))
         try:
             together = dict(leaves(fmr.run(self.model, keep="none", **copies).output))
         except Exception:  # of a model that takes one example at a time
@@ -212,6 +215,17 @@ def _check_mean(baseline: Any, question: Question, place: Site) -> tuple[str, ..
             f"fmr.Site({str(place.id)!r}, layout=('examples', 'heads', 'positions', 'units'))."
         )
     return names
+
+
+def _as_tensors(inputs: Any, model: nn.Module) -> Any:
+    """Arrays of NumPy among inputs as tensors, fractions in the numbers of the model; all else as it is."""
+    if isinstance(inputs, Mapping) and any(isinstance(one, np.ndarray) for one in inputs.values()):
+        return {name: _as_tensors(one, model) for name, one in inputs.items()}
+    if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "biuf":
+        return inputs
+    found = torch.from_numpy(np.array(inputs))
+    kind = next((one.dtype for one in model.parameters() if one.is_floating_point()), found.dtype)
+    return found.to(kind) if found.is_floating_point() else found
 
 
 def _check_tensors(inputs: Any) -> None:

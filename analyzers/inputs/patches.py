@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import fmr
 from analyzers.images.parameterizations import Size
 from analyzers.images.viewing import Number, View, as_images, undisturbed
+from analyzers.inputs.grids import Grid, grid_in
 from analyzers.inputs.patchmaps import PatchMaps
-from analyzers.inputs.rollout import at_least_float, grid_of, patterns
+from analyzers.inputs.rollout import at_least_float, patterns
 from analyzers.lenses.opening import layout_of, points_of, rows_of
 from analyzers.protocol import AnalyzerError, Method
 from fmr.errors import StructureError, whole_number
@@ -21,19 +22,6 @@ from fmr.structure.parts import Structure
 
 ROWS = 1024
 """How many states are read out at a time."""
-
-
-class Grid(NamedTuple):
-    """Where patches stand among the positions: the first of them, how many rows, and how many to a row."""
-
-    first: int
-    rows: int
-    columns: int
-
-    @property
-    def positions(self) -> slice:
-        """The positions that are patches."""
-        return slice(self.first, self.first + self.rows * self.columns)
 
 
 class Patches(Method):
@@ -67,20 +55,27 @@ class Patches(Method):
 
         images: a tensor (images, colours, height, width) from 0 to 1, a photograph, or several. answers: the class whose
         probability is told, a number, or one for each image; None takes what the model says. grid: how many rows and columns
-        of patches there are, which are the last positions; None reads it off the graph. seed: of the class beside each
-        answer, which is the null of the lens; that of a head is one that looks everywhere alike.
+        of patches there are, where neither a change of the picture nor the graph tells: the last positions are taken then.
+        seed: of the class beside each answer, which is the null of the lens; that of a head is one that looks everywhere
+        alike.
         """
         given = as_images(images, self.view)
         with undisturbed(self.model, seed), torch.no_grad():
             run = self.view.run(self.view.inputs(given), "all")
             structure = fmr.locate(run)
+            if all(block.kind == "cross" for block in structure.attention):
+                raise AnalyzerError(
+                    f"fmr.locate found no self-attention in {structure.model}, so that there are no patches which look at "
+                    "one another. Expected a vision transformer; FeatureVisualization and TopImages show what convolutions "
+                    "look for."
+                )
             maps = patterns(structure, run)
             if any(len(one) != len(given) for one in maps):
                 raise AnalyzerError(
                     f"The attentions of {structure.model} are within windows of {maps[0].shape[-1]} positions, expected "
                     "some over a whole picture. structure.attention[n].plot(run) draws them window by window."
                 )
-            where = _grid(run, maps[0].shape[-1], grid)
+            where = grid_in(self.view, given[:1], structure, run, maps[0].shape[-1], grid)
             read = _lens(structure, run, where, len(given), answers, seed)
         return PatchMaps(
             model=type(self.model).__name__,
@@ -91,23 +86,6 @@ class Patches(Method):
             **read,
             seed=seed,
         )
-
-
-def _grid(run: Run, positions: int, asked: Any) -> Grid:
-    """Where the patches are, as is said or as the graph tells."""
-    if asked is None:
-        found = grid_of(run.graph, positions)
-        if found is None:
-            raise AnalyzerError(
-                f"Which of {positions} positions are patches, the graph does not tell. Expected grid=(rows, columns) of the "
-                "patches, which are the last positions."
-            )
-        return Grid(*found)
-    sides = [whole_number(one) for one in asked] if isinstance(asked, (tuple, list)) else []
-    rows, columns = sides if len(sides) == 2 else (None, None)
-    if rows is None or columns is None or min(rows, columns) < 1 or rows * columns > positions:
-        raise AnalyzerError(f"grid={asked!r}: expected rows and columns of patches, at most {positions} in all.")
-    return Grid(positions - rows * columns, rows, columns)
 
 
 def _lens(structure: Structure, run: Run, grid: Grid, images: int, answers: Any, seed: int) -> dict[str, Any]:

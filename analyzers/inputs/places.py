@@ -79,13 +79,14 @@ def _seen(site: Site, run: Run) -> Site:
 
 def _looked_up(run: Run) -> Site | None:
     """Where the token ids of a run are looked up: the one place where they are, or of several that of the logits."""
-    made, reached = fmr.locate(run).embedding, [run.graph["input:input_ids"]]
+    reached = [run.graph["input:input_ids"]]
     for node in reached:
         reached += [one for one in run.graph.readers(node.id) if one.op in _CARRIED and one not in reached]
     found = [node.id for node in reached if node.op == "embedding"]
-    if made is not None and (made.id in found or not found):
-        return made
-    return Site(found[0]) if len(found) == 1 else None
+    if len(found) == 1:
+        return Site(found[0])
+    made = fmr.locate(run).embedding
+    return made if made is not None and (made.id in found or not found) else None
 
 
 AXES = {4: ("units",), 3: ("positions", "units")}

@@ -21,8 +21,9 @@ SLACK = 1e-4
 class Question:
     """What a target is when other values stand at a place, row by row; the model is run and nothing is left on it.
 
-    `value` is what stands there, (1, ...); `why` says why rows are run one by one, and is empty where they go together;
-    `changed` is the buffer of a model that gives other numbers as it is run again.
+    `value` is what stands there, (1, ...); `ends` the target at it and at the first baseline, once rows were checked; `why`
+    says why rows are run one by one, and is empty where they go together; `repeats` is whether the same input gives the same
+    numbers again, and `changed` the buffer of a model that changes as it is run.
     """
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Any], place: Site, target: Target, value: Tensor) -> None:
@@ -31,7 +32,8 @@ class Question:
         self.value = value.detach()[None] if self.alone else value.detach()
         self.why = "the value has no axis of examples" if self.alone else ""
         self.changed = ""
-        self.runs = 0
+        self.repeats = True
+        self.ends = torch.empty(0)
 
     def __call__(self, values: Tensor) -> Tensor:
         """The target of each row of values, (rows,), with its history where gradients are on."""
@@ -54,7 +56,6 @@ class Question:
     def run(self, values: Tensor, keep: Any = (), grad: bool = False) -> Run:
         """A run with a row of the model's inputs for each row of values, which stand at the place."""
         rows, given = len(values), (values[0] if self.alone else values).to(self.value.dtype)
-        self.runs += rows
         inputs = {name: repeated(one, rows) for name, one in self.inputs.items()}
         return fmr.run(self.model, keep=keep, grad=grad, edits={self.place: lambda value, context: given.clone()}, **inputs)
 
@@ -63,10 +64,10 @@ class Question:
         return self.target.of(self.run(values, self.target.keep, grad), len(values))
 
     def check_rows(self, other: Tensor) -> None:
-        """See whether rows stay apart: the value and another one, together and each by itself."""
+        """See whether rows stay apart: the value and another one, together and each by itself, which are the `ends`."""
         both = torch.cat([self.value, other])
         with torch.no_grad():
-            own = self._apart(both)
+            own = self.ends = self._apart(both)
             for end, number in zip(("input", "baseline"), own, strict=False):
                 if not bool(torch.isfinite(number)):
                     raise AnalyzerError(
@@ -76,7 +77,8 @@ class Question:
             self.why = self.why or self._why_apart(both, own)
             if self.why:
                 versions = _versions(self.model)
-                if not are_close(self._apart(both), own):
+                self.repeats = are_close(self._apart(both), own)
+                if not self.repeats:
                     self.why = "the same input gives other numbers when it is run again, and attributions are off by as much"
                     changed = (name for name, one in _versions(self.model).items() if versions.get(name) != one)
                     self.changed = next(changed, "")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import fmr
+from analyzers.inputs.forms import has_form
 from analyzers.inputs.gradients import Found
 from analyzers.inputs.question import Question
-from analyzers.inputs.rules import CHOOSERS, COMPARISONS, FORMS, Call, Pair, Shares, along, rule_of, run_again, written_out
+from analyzers.inputs.rules import CHOOSERS, COMPARISONS, Call, Pair, Shares, along, rule_of, run_again, written_out
 from analyzers.inputs.targets import Target, chosen_part
 from analyzers.protocol import AnalyzerError
 from fmr.errors import StructureError
@@ -94,7 +95,7 @@ class TwoRuns:
         """How much a weighed sum of values grows with each number at the starts, which it all comes from."""
         self._starts, self._reached = frozenset(starts), set(starts)
         for node in self.graph.nodes:
-            if any(parent.id in self._reached for parent in node.parents):
+            if node.op not in OF_SHAPES and any(parent.id in self._reached for parent in node.parents):
                 self._reached.add(node.id)
                 if node.id not in starts:
                     self._widen(node)
@@ -157,8 +158,8 @@ class TwoRuns:
         self.passed.append(node)
         call = self.call(node, weight)
         self._check(call)
-        if not call.live or node.op in OF_SHAPES:
-            self.blocked += [] if call.live else [f"{node.id} ({node.op})"]
+        if not call.live:
+            self.blocked.append(f"{node.id} ({node.op})")
             return {}
         try:
             shares = self._by_rule(call)
@@ -187,7 +188,7 @@ class TwoRuns:
         rule = rule_of(call)
         if rule is not None:
             return rule(call)
-        if call.node.op in FORMS and not call.node.argument("rounding_mode", 2):
+        if has_form(call.node):
             return self._through_form(call)
         self.notes.append(f"{call.node.id}: no rule for {call.node.op!r}, the mean gradient on the way stands in")
         return along(call)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analyzers.inputs.forms import FORMS
 from fmr.graph.execute import call_of, overwritten
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
@@ -30,7 +31,8 @@ from fmr.structure.proof.evaluate import in_double, own_work
 QUADRATIC = (MOVES - {"nan_to_num"}) | CONVOLUTIONS | MEANS | frozenset(
     """add sub neg mul sum mean cumsum linear matmul bmm mm mv dot outer inner addmm addmv baddbmm addbmm einsum tensordot
     embedding batch_norm tril triu diag diagonal_scatter where masked_fill interpolate fold pixel_unshuffle rot90 lerp
-    addcmul conv_transpose3d real imag square var var_mean
+    addcmul conv_transpose3d real imag square var var_mean addr bilinear cross diff flipud fliplr trapezoid nansum
+    grouped_mm kron masked_scatter pack_padded_sequence pad_packed_sequence
     conj resolve_conj view_as_real view_as_complex complex stft istft fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2
     fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift""".split()
 ) | {ALIAS}  # fmt: skip
@@ -40,13 +42,14 @@ ELEMENTWISE = frozenset(
     """abs acos asin atan ceil celu clamp clamp_max clamp_min cos cosh elu erf erfc erfinv exp exp2 expm1 floor gelu
     hardshrink hardsigmoid hardswish hardtanh heaviside leaky_relu lgamma log log10 log1p log2 log_sigmoid logit
     logsigmoid mish nan_to_num pow prelu reciprocal relu relu6 round rrelu rsqrt selu sigmoid sign silu sin sinh softplus
-    softshrink softsign sqrt tan tanh tanhshrink threshold trunc""".split()
+    softshrink softsign sqrt tan tanh tanhshrink threshold trunc sinc i0 frac remainder l1_loss mse_loss huber_loss
+    smooth_l1_loss binary_cross_entropy_with_logits""".split()
 )
 """Operations on single numbers: shared by the secant."""
 
 LARGEST = frozenset(
     """amax max maximum fmax max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d""".split()
+    adaptive_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""".split()
 )
 SMALLEST = frozenset("amin min minimum fmin".split())
 
@@ -56,6 +59,9 @@ CHOOSERS = frozenset("where masked_fill mul to".split())
 
 POINTS = 16
 """How many gradients an operation without a rule is shared by, between baseline and input."""
+
+MOST_POINTS = 128
+"""How many a product of many numbers is shared by at most."""
 
 CLOSE = 1e-6
 """Below this share of their size two numbers are so close that the derivative stands for the secant."""
@@ -215,15 +221,23 @@ def logsumexp(call: Call) -> Shares:
     return {name: wide(call.weight) * outer * _slope(terms, pair, lambda: terms.middle)}
 
 
-def along(call: Call) -> Shares:
+def along(call: Call, many: int = POINTS) -> Shares:
     """The mean gradient on the straight way from baseline to input: what stands in where there is no rule."""
-    points, weights = np.polynomial.legendre.leggauss(POINTS)
+    points, weights = np.polynomial.legendre.leggauss(many)
     total = {name: torch.zeros_like(pair.at) for name, pair in call.live.items()}
     for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
         between = {name: torch.lerp(pair.base, pair.at, float(point)) for name, pair in call.live.items()}
         for name, one in call.pulled(between, call.weight).items():
             total[name] += float(weight) * one
     return total
+
+
+def product(call: Call) -> Shares:
+    """The mean gradient of a product: a polynomial on that way, whose integral half as many points as factors give."""
+    ((_, pair),) = call.live.items()
+    dim = call.node.argument("dim", 1)
+    factors = pair.at.numel() if dim is None else pair.at.shape[dim]
+    return along(call, min(MOST_POINTS, (factors + 1) // 2))
 
 
 def step(call: Call) -> Shares:
@@ -268,104 +282,11 @@ def _read(call: Call, *places: int) -> list[Any]:
     return [slots.get(str(place), slots.get(names[place], call.node.argument(names[place], place, 0.0))) for place in places]
 
 
-# ---- operations that are written out
-
-
-def _layer_norm(input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
-    dims = tuple(range(-len(normalized_shape), 0))
-    centred = input - input.mean(dims, keepdim=True)
-    return _scaled(centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, bias)
-
-
-def _rms_norm(input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
-    dims = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(torch.float32).eps if eps is None else eps
-    return _scaled(input * (input.square().mean(dims, keepdim=True) + eps).rsqrt(), weight, None)
-
-
-def _group_norm(input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
-    groups = input.reshape(len(input), num_groups, -1)
-    normed = _layer_norm(groups, groups.shape[2:], eps=eps).reshape(input.shape)
-    return _scaled(normed.movedim(1, -1), weight, bias).movedim(-1, 1)
-
-
-def _scaled(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    normed = normed if weight is None else normed * weight
-    return normed if bias is None else normed + bias
-
-
-def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
-    return input * input.abs().pow(p).sum(dim, keepdim=True).pow(1 / p).clamp_min(eps).reciprocal()
-
-
-def _log_softmax(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
-    return input - input.logsumexp(dim, keepdim=True)
-
-
-def _softmax(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
-    return (input - input.logsumexp(dim, keepdim=True)).exp()
-
-
-def _size(input: Tensor) -> Tensor:
-    return (input.real.square() + input.imag.square()).sqrt()
-
-
-def _div(input: Any, other: Any) -> Tensor:
-    quotient: Tensor = input * (other.reciprocal() if isinstance(other, Tensor) else 1 / other)
-    return quotient
-
-
-def _glu(input: Tensor, dim: int = -1) -> Tensor:
-    value, gate = input.chunk(2, dim)
-    return value * gate.sigmoid()
-
-
-def _vector_norm(input: Tensor, ord: float = 2.0, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
-    dims = tuple(range(input.dim())) if dim is None else dim
-    return input.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
-
-
-def _std(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return input.var(*args, **kwargs).sqrt()
-
-
-def _norm(input: Tensor, p: float = 2.0, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
-    return _vector_norm(input, p if isinstance(p, int | float) else 2.0, dim, keepdim)
-
-
-def _instance_norm(
-    input: Tensor, *args: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, **kwargs: Any
-) -> Tensor:
-    return _group_norm(input, input.shape[1], weight, bias, eps)
-
-
-def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
-    return _softmax(-input, dim)
-
-
-FORMS: Mapping[str, Callable[..., Tensor]] = {
-    "abs": _size,
-    "div": _div,
-    "glu": _glu,
-    "group_norm": _group_norm,
-    "instance_norm": _instance_norm,
-    "layer_norm": _layer_norm,
-    "log_softmax": _log_softmax,
-    "norm": _norm,
-    "normalize": _normalize,
-    "rms_norm": _rms_norm,
-    "softmax": _softmax,
-    "softmin": _softmin,
-    "std": _std,
-    "vector_norm": _vector_norm,
-}
-"""Operations as they are written out in others that have a rule; "abs" is that of complex numbers."""
-
-
 def written_out(call: Call, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     """An operation of `FORMS` in other ones, on these values in place of the live ones."""
     args, kwargs = call_of(call.node, {**call.held, **tensors})
-    return FORMS[call.node.op](*args, **kwargs)
+    made: Tensor | tuple[Tensor, ...] = FORMS[call.node.op](*args, **kwargs)
+    return made if isinstance(made, Tensor) else made[call.node.id.parts.output or 0]
 
 
 def rule_of(call: Call) -> Callable[[Call], Shares] | None:
@@ -382,6 +303,8 @@ def rule_of(call: Call) -> Callable[[Call], Shares] | None:
         return halfway
     if any(pair.at.is_complex() for pair in live):
         return None
+    if node.op in ("prod", "cumprod") and len(live) == 1:
+        return product
     if node.op in ELEMENTWISE and alone:
         return secant
     if node.op in LARGEST | SMALLEST:

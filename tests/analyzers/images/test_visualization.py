@@ -290,8 +290,17 @@ def test_half_and_double_precision_make_nearly_the_same_image(dtype: torch.dtype
         FeatureVisualization(chain().to(kind), size=24).run(images.Channel("late", 2), steps=20, progress=False)
         for kind in (dtype, torch.float32)
     )
-    assert found.images.dtype == torch.float32
+    assert found.images.dtype == torch.promote_types(dtype, torch.float32)
     assert found.score[0] == pytest.approx(plain.score[0], rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["fft", "pixels", "cppn"])
+def test_a_model_in_double_precision_is_shown_such_images(kind: str) -> None:
+    model = chain().double()
+    found = FeatureVisualization(model, size=24).run(images.Logit(1), steps=4, parameterization=kind, progress=False)
+    assert found.images.dtype == torch.float64
+    assert found.score[0] == pytest.approx(float(model(found.images)[0, 1].detach()), rel=1e-12)
+    assert FeatureVisualization(model, size=24).scores(images.Logit(1), found.images)[0] == found.score[0]
 
 
 def test_small_gradients_do_not_vanish_in_half_precision() -> None:

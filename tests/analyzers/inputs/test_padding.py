@@ -38,6 +38,8 @@ def padded(ids: Tensor, pads: int, left: bool = False) -> dict[str, Tensor]:
 @pytest.mark.parametrize("baseline", ["zero", "mean"])
 @pytest.mark.parametrize("method", METHODS)
 def test_attributions_are_those_of_the_text_alone(model: nn.Module, method: str, baseline: str, left: bool) -> None:
+    if method in ("saliency", "input-x-gradient") and baseline != "zero":
+        pytest.skip("it goes from no baseline")
     settings: dict[str, Any] = {"baseline": baseline, **own(method, samples=30, steps=16, seed=3)}
     alone, found = (InputAttribution(model).run(padded(IDS, n, left), 2, method, **settings) for n in (0, 5))
     assert np.allclose(alone.of_tokens()[1], found.of_tokens()[1], atol=2e-4)

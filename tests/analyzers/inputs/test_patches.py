@@ -113,13 +113,70 @@ class Unfolded(Looker):
         return nn.functional.linear(pixels, weight, self.embed.bias)
 
 
-def test_where_patches_are_is_said_where_the_graph_does_not_tell() -> None:
-    model = Unfolded((8, 12)).eval()
+class Blended(Unfolded):
+    """Patches of which each hears all others before any attention."""
+
+    def patched(self, given: Tensor) -> Tensor:
+        found = super().patched(given)
+        return found + found.mean(1, keepdim=True)
+
+
+class Turned(Looker):
+    """Patches that stand column by column."""
+
+    def patched(self, given: Tensor) -> Tensor:
+        return self.embed(given).mT.flatten(2).mT
+
+
+class Behind(Unfolded):
+    """A class token behind the patches."""
+
+    def forward(self, given: Tensor) -> Tensor:
+        x = self.patched(given)
+        x = torch.cat([x, self.first.expand(len(x), -1, -1)], 1) + self.places
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x)[:, -1])
+
+
+def like_looker(kind: type[Looker]) -> Looker:
+    model = kind((8, 12)).eval()
     model.load_state_dict(looker().state_dict())
+    return model
+
+
+def test_where_patches_are_is_measured_where_the_graph_does_not_tell() -> None:
+    found, wanted = patches(like_looker(Unfolded)).run(GIVEN), patches().run(GIVEN)
+    assert (found.grid, found.first) == ((2, 3), 1)
+    torch.testing.assert_close(found.probability, wanted.probability)
+    behind = patches(like_looker(Behind)).run(GIVEN)
+    assert (behind.grid, behind.first) == ((2, 3), 0)
+
+
+def test_where_patches_are_is_said_where_nothing_tells() -> None:
+    model = like_looker(Blended)
     with pytest.raises(AnalyzerError, match=r"Which of 7 positions are patches, the graph does not tell. Expected grid="):
         patches(model).run(GIVEN)
-    found, wanted = patches(model).run(GIVEN, grid=(2, 3)), patches().run(GIVEN)
-    torch.testing.assert_close(found.probability, wanted.probability)
+    found = patches(model).run(GIVEN, grid=(2, 3))
+    assert (found.grid, found.first) == ((2, 3), 1)
+
+
+@pytest.mark.parametrize("kind", [Looker, Unfolded])
+@pytest.mark.parametrize("grid", [(3, 2), (1, 6), (2, 2), (1, 7)])
+def test_a_grid_that_is_not_that_of_the_patches_is_refused(kind: type[Looker], grid: tuple[int, int]) -> None:
+    with pytest.raises(AnalyzerError, match=r"has 2 rows of 3 patches, from position 1 on. Leave grid= out."):
+        patches(like_looker(kind)).run(GIVEN, grid=grid)
+
+
+def test_patches_that_stand_column_by_column_are_refused() -> None:
+    with pytest.raises(AnalyzerError, match=r"of Turned do not stand row by row: .* at positions 1, 5, 2, 6"):
+        patches(like_looker(Turned)).run(GIVEN)
+
+
+def test_convolutions_have_no_patches() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 10, 3)).eval()
+    with pytest.raises(AnalyzerError, match=r"no self-attention in Sequential, so that there are no patches .* TopImages"):
+        patches(model).run(GIVEN)
 
 
 class Windowed(Looker):

@@ -370,9 +370,54 @@ def test_settings_of_other_methods_are_refused(method: str, settings: dict[str, 
         asking.curves(X, 1, asking.run(X, 1, "deeplift"), steps=8)
 
 
-def test_a_rollout_has_no_baseline() -> None:
-    with pytest.raises(AnalyzerError, match="A rollout multiplies attention patterns and goes from no baseline"):
-        InputAttribution(gated()).run(numbers(1, 4, 6), 1, "rollout", baseline="mean")
+@pytest.mark.parametrize("baseline", ["mean", 0.5])
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("rollout", "'rollout' multiplies attention patterns"),
+        ("saliency", "'saliency' is the gradient at the input"),
+        ("input-x-gradient", "'input-x-gradient' is the gradient at the input"),
+    ],
+)
+def test_methods_that_go_from_no_baseline_say_so(method: str, told: str, baseline: Any) -> None:
+    asking = InputAttribution(gated())
+    for ask in (asking.run, asking.sanity):
+        with pytest.raises(AnalyzerError, match=told + r" and goes from no baseline. Leave baseline= out."):
+            ask(numbers(1, 4, 6), 1, method, baseline=baseline)
+    if method != "rollout":  # what is taken away there becomes the baseline
+        assert len(asking.curves(numbers(1, 4, 6), 1, method, draws=2, baseline=baseline).deletion) == 1
+
+
+def test_arrays_are_taken_in_the_numbers_of_the_model() -> None:
+    asking, x = InputAttribution(gated()), numbers(2, 4, 6)
+    wanted = asking.run(x, 1, "deeplift")
+    for given in (x.numpy(), x.double().numpy(), {"x": x.double().numpy()}):
+        assert torch.equal(asking.run(given, 1, "deeplift").values, wanted.values)
+    ids = np.array([[3, 5, 1]])
+    tokens = InputAttribution(Additive().eval()).run({"input_ids": ids}, 2, "deeplift").tokens
+    assert tokens == (("3", "5", "1"),)
+    with pytest.raises(AnalyzerError, match="Prompts are ndarray"):
+        asking.run(np.array(["text"]), 1)
+
+
+class Counted(Additive):
+    """How often it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return super().forward(input_ids)
+
+
+@pytest.mark.parametrize(("examples", "calls"), [(1, 7), (2, 1 + 2 * 6 + 1), (3, 1 + 3 * 6 + 1)])
+def test_an_example_of_deeplift_costs_six_passes(examples: int, calls: int) -> None:
+    """The place; of each example one with its value, two ends, both together, two recorded; all examples at once."""
+    model, ids = Counted().eval(), torch.tensor([[3, 5, 1]]).expand(examples, -1)
+    InputAttribution(model).run({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 2, "deeplift")
+    assert model.calls == calls
 
 
 @pytest.mark.parametrize("text", ["gate", "/silu#0", "input:x", "layers[0].resid_post", "embedding"])

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analyzers import InputAttribution
-from analyzers.inputs import rescale, rules
+from analyzers.inputs import forms, rules
 from tests.analyzers.inputs.models import TOKENS, made, numbers
 
 WEIGHT = numbers(5, 5, seed=9)
@@ -48,6 +49,8 @@ SINGLE: dict[str, Callable[[Tensor], Tensor]] = {
     "in place": lambda x: torch.relu_(x * 2),
     "step": lambda x: torch.round(3 * x),
     "log1p": lambda x: x.abs().log1p(),
+    "huber_loss": lambda x: F.huber_loss(x, torch.full_like(x, 0.3), reduction="none"),
+    "frac": torch.frac,
 }
 
 JOINT: dict[str, Callable[[Tensor], Tensor]] = {
@@ -95,6 +98,24 @@ JOINT: dict[str, Callable[[Tensor], Tensor]] = {
     "interpolate": lambda x: F.interpolate(x, scale_factor=2),
     "lerp": lambda x: torch.lerp(x, x.roll(1, -1), x.sigmoid()),
     "addcmul": lambda x: torch.addcmul(x, x, x.roll(1, 1)),
+    "prod": lambda x: x.prod(-1),
+    "cumprod": lambda x: x.cumprod(-1),
+    "sort": lambda x: x.sort(-1).values,
+    "sort down": lambda x: x.sort(1, descending=True)[0],
+    "topk": lambda x: x.topk(3, -1).values,
+    "topk of the least": lambda x: x.topk(2, 1, largest=False).values,
+    "kthvalue": lambda x: x.kthvalue(2, -1).values,
+    "median": lambda x: x.median(-1).values,
+    "cosine": lambda x: F.cosine_similarity(x, x.roll(1, 1), dim=-1),
+    "cdist": lambda x: torch.cdist(x, 2 * x.roll(1, 1)),
+    "pairwise_distance": lambda x: F.pairwise_distance(x, x.roll(1, 1)),
+    "hypot": lambda x: torch.hypot(x, x.roll(1, -1)),
+    "logaddexp": lambda x: torch.logaddexp(x, x.roll(1, -1)),
+    "addcdiv": lambda x: torch.addcdiv(x, x, x.abs() + 1),
+    "bilinear": lambda x: F.bilinear(x, x, torch.ones(3, 5, 5)),
+    "clamp by others": lambda x: x.clamp(min=x.roll(1, -1)),
+    "largest size": lambda x: torch.linalg.vector_norm(x, float("inf"), -1),
+    "std_mean": lambda x: torch.cat(torch.std_mean(x, dim=-1), 1),
     "where": lambda x: torch.where(WEIGHT > 0, x, torch.tanh(x)),
 }
 
@@ -161,11 +182,108 @@ def test_a_maximum_gives_all_to_the_larger() -> None:
     assert torch.equal(found.values, torch.tensor([[0.0, -2.0]]))
 
 
+RECURRENT: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: nn.LSTM(5, 4, 2, batch_first=True, bidirectional=True),
+    "gru": lambda: nn.GRU(5, 4, 2),
+    "relu": lambda: nn.RNN(5, 4, nonlinearity="relu", bias=False, bidirectional=True),
+    "tanh": lambda: nn.RNN(5, 4, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_recurrent_kernel_is_its_steps(name: str, packed: bool) -> None:
+    torch.manual_seed(0)
+    kernel = RECURRENT[name]()
+    first = bool(kernel.batch_first)
+
+    def told(x: Tensor) -> Tensor:
+        rows = torch.cat([x, x.flip(1) * 2, x.cos()])
+        given: Any = rows if first else rows.transpose(0, 1)
+        if packed:
+            given = nn.utils.rnn.pack_padded_sequence(given, [5, 3, 2], batch_first=first)
+        shown, ends = kernel(given)
+        shown = shown.data if packed else shown
+        ends = [ends] if isinstance(ends, Tensor) else ends
+        return torch.cat([shown.flatten(), *(one.flatten() for one in ends)])
+
+    weigh = numbers(400, seed=3)
+    model = made(lambda x: (told(x) * weigh[: len(told(x))]).sum()[None, None])
+    model.kernel = kernel.eval()
+    for parameter in kernel.parameters():
+        parameter.data *= 3
+    found = InputAttribution(model).run(numbers(1, 5, 5), 0, "deeplift", at=TOKENS, baseline=numbers(1, 5, 5, seed=5))
+    assert found.complete
+    assert not [note for note in found.notes if "rule" in note or "lost" in note]
+
+
+def test_a_cell_gives_each_gate_its_share() -> None:
+    """By hand: a GRU cell whose gates are held open has its candidate's secant alone."""
+    cell = nn.GRUCell(1, 1).eval()
+    with torch.no_grad():
+        cell.weight_hh.zero_(), cell.bias_hh.zero_()
+        cell.weight_ih.copy_(torch.tensor([[0.0], [0.0], [2.0]]))
+        cell.bias_ih.copy_(torch.tensor([0.0, -30.0, 0.5]))
+    model = made(lambda x: cell(x[:, :1]) + cell(x[:, 1:]))
+    x, base = torch.tensor([[0.3, -0.2]]), torch.tensor([[0.1, 0.4]])
+    found = InputAttribution(model).run(x, 0, "deeplift", baseline=base)
+    assert torch.allclose(found.values, (2 * x + 0.5).tanh() - (2 * base + 0.5).tanh(), atol=1e-5)
+
+
+def test_an_lstm_with_a_projection_and_cells_are_complete() -> None:
+    torch.manual_seed(0)
+    cell, other = nn.LSTMCell(5, 4).eval(), nn.RNNCell(5, 4, nonlinearity="relu").eval()
+
+    def told(x: Tensor) -> Tensor:
+        state, last = (torch.zeros(len(x), 4), torch.ones(len(x), 4)), torch.zeros(len(x), 4)
+        for step in x.unbind(1):
+            state, last = cell(step, state), other(step, last)
+        return torch.cat([*state, last], 1)
+
+    found = InputAttribution(made(told)).run(numbers(1, 5, 5), lambda y: y.sum(1), "deeplift", at=TOKENS)
+    assert found.complete
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (2, 5), (3, 7), (2, 8), (1, 1)])
+def test_sorted_numbers_are_those_of_torch(sizes: tuple[int, int]) -> None:
+    x = numbers(*sizes).round(decimals=1)
+    assert torch.equal(forms.FORMS["sort"](x, -1), x.sort(-1).values)
+    assert torch.equal(forms.FORMS["sort"](x, 0, descending=True), x.sort(0, descending=True).values)
+    assert torch.equal(forms.FORMS["topk"](x, 1, 0, largest=False), x.topk(1, 0, largest=False).values)
+    assert torch.equal(forms.FORMS["median"](x), x.median())
+
+
+def test_the_first_of_all_is_the_largest_and_what_is_chosen_alike_is_followed() -> None:
+    x, base = numbers(1, 6), numbers(1, 6, seed=1)
+    one, other = (
+        InputAttribution(made(way)).run(x, 0, "deeplift", baseline=base).values
+        for way in (lambda x: x.topk(1, 1).values, lambda x: x.amax(1, keepdim=True))
+    )
+    assert torch.allclose(one, other)
+    near = torch.tensor([[5.0, 1.0, 3.0, 2.5]])
+    found = InputAttribution(made(lambda x: x.topk(2, 1).values * torch.tensor([1.0, 10.0]))).run(
+        near, lambda y: y.sum(1), "deeplift", baseline=torch.tensor([[4.0, 0.0, 1.0, 0.5]])
+    )
+    assert torch.allclose(found.values, torch.tensor([[1.0, 0.0, 20.0, 0.0]]))
+
+
+def test_a_product_of_many_is_shared_alike() -> None:
+    found = InputAttribution(made(lambda x: x.prod(1, keepdim=True))).run(torch.full((1, 5), 2.0), 0, "deeplift")
+    assert torch.allclose(found.values, torch.full((1, 5), 32 / 5))
+
+
+def test_what_is_chosen_in_no_order_is_said() -> None:
+    model = made(lambda x: x.topk(2, 1, sorted=False).values)
+    found = InputAttribution(model).run(numbers(1, 6), 0, "deeplift", baseline=numbers(1, 6, seed=1))
+    assert "/topk#0:0: no rule for 'topk', the mean gradient on the way stands in" in found.notes
+
+
 def test_what_has_no_rule_is_said_and_the_mean_gradient_stands_in() -> None:
-    model = made(lambda x: torch.cumprod(x, 1))
-    found = InputAttribution(model).run(torch.tensor([[2.0, 3.0]]), lambda y: y[:, 1], "deeplift")
-    assert found.notes == ("/cumprod#0: no rule for 'cumprod', the mean gradient on the way stands in",)
-    assert torch.allclose(found.values, torch.tensor([[3.0, 3.0]]))
+    model = made(lambda x: torch.atan2(x[:, :1], x[:, 1:]))
+    found = InputAttribution(model).run(torch.tensor([[1.0, 1.0]]), 0, "deeplift", baseline=torch.tensor([[0.0, 1.0]]))
+    assert found.notes == ("/atan2#0: no rule for 'atan2', the mean gradient on the way stands in",)
+    assert torch.allclose(found.values, torch.tensor([[torch.pi / 4, 0.0]]))
 
 
 CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -242,7 +360,7 @@ def test_a_form_that_is_not_the_operation_is_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rules, "FORMS", {**rules.FORMS, "softmax": lambda x, dim, **_: x.sigmoid()})
     found = InputAttribution(made(lambda x: x.softmax(-1))).run(numbers(1, 4), 1, "deeplift")
     assert any("is lost" in note for note in found.notes)
-    assert rescale.FORMS is not rules.FORMS
+    assert forms.FORMS is not rules.FORMS
 
 
 def test_it_equals_captums_where_that_is_exact() -> None:
