@@ -132,7 +132,11 @@ class Queries:
         """Whether a score sums over positions: then the map is one of units by units."""
         if not self.varying.intersection(self.free) or self.varying.intersection(self.contracted):
             return False
-        return self.size > 1 or self._sum_places
+        if self.size > 1 or self.made is None:
+            return self.size > 1
+        dims = dims_of(self.graph)
+        of_queries, of_made = (dims.of(one.id, len(one.shape)) for one in (self.graph[self.scores.q], self.made))
+        return any(of_queries[n] in of_made[:-1] for n in self.contracted)  # beside its units, of which there is one
 
     @property
     def are_of_units(self) -> bool:
@@ -146,16 +150,6 @@ class Queries:
         places = iota(*self.made.shape[:-1], 1).expand(self.made.shape)
         value = trace(self.graph, places, (self.made, self.graph[self.scores.q]))
         return value is not None and not any(varies(value, n) for n in self.free)
-
-    @property
-    def _sum_places(self) -> bool:
-        """Whether what a score sums over is a dimension that what the queries were split from has beside its units."""
-        if self.made is None:
-            return False
-        of_queries, of_made = (
-            dims_of(self.graph).of(name, len(self.graph[name].shape)) for name in (self.scores.q, self.made.id)
-        )
-        return any(of_queries[n] in of_made[:-1] for n in self.contracted)
 
     def heads(self, use: ValueProduct) -> Heads | None:
         """The heads that the units of a projection were split into on their way to the queries."""
