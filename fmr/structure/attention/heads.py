@@ -17,7 +17,7 @@ from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores
 from fmr.structure.attention.values import Output, ValueProduct
 from fmr.structure.normal.dims import dims_of
-from fmr.structure.normal.einsum import of_projection, summed_dim
+from fmr.structure.normal.einsum import of_projection, read_dims, summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
 from fmr.structure.normal.match import MASKING, MOVES, NORMS, above, contraction, projection, strip_views, weights
 
@@ -201,10 +201,8 @@ def _is_split(graph: Graph, made: Node) -> bool:
     if found is None or projection(graph, first) is None:
         return False
     value = trace(graph, _units(graph, first), (first, graph[found.data]))
-    if value is None:
-        return False
-    rows = rows_of(graph, found, value)
-    return bool((rows != rows[:1]).any())
+    read = read_dims(graph, found)
+    return value is not None and any(varies(value, n) for n in range(value.dim()) if n not in read)
 
 
 def _units(graph: Graph, made: Node) -> Tensor:
