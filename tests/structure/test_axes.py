@@ -138,6 +138,27 @@ def test_windows_are_no_examples() -> None:
     assert found.layers[0].resid_post.layout == ("axis 0", "axis 1", "units")
 
 
+class Shared(nn.Module):
+    """One key for all heads, which is repeated for each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv, self.out = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, kv = (one(x).unflatten(-1, (-1, 4)).transpose(1, 2) for one in (self.q, self.kv))
+        kv = kv[:, :, None].expand(-1, -1, 2, -1, -1).reshape(q.shape)
+        return x + self.out(((q @ kv.mT).softmax(-1) @ kv).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+def test_a_key_that_is_repeated_for_heads_leaves_examples_what_they_are(examples: int) -> None:
+    _, found = located(Shared(), torch.rand(examples, 5, 8))
+    assert (found.attention[0].n_heads, found.attention[0].n_kv_heads) == (2, 1)
+    assert found.attention[0].k.layout == ("examples", "heads", "positions", "units")
+    assert found.layers[0].resid_post.layout is None
+
+
 class Mixing(nn.Module):
     """A memory behind something that goes along the positions, and is no attention."""
 

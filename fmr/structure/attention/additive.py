@@ -8,7 +8,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
@@ -90,7 +89,9 @@ def _beside(graph: Graph, softmax: Value, found: Projection) -> _Pair | None:
     beside = len(sides) == 2 and all(side.shape[:-1] == joined.shape[:-1] for side in sides)
     if not beside or place >= len(data.shape) - 1 or data.shape[-1] != sum(sizes):
         return None
-    values = [value for side in sides if (value := _numbered(graph, side)) is not None]
+    sources = [graph[strip_views(graph, side.id, MOVES)] for side in sides]  # which are repeated, as the same numbers
+    made = (trace(graph, iota(*one.shape), (one, side)) for one, side in zip(sources, sides, strict=True))
+    values = [value for value in made if value is not None]
     read = trace(graph, torch.cat(values, -1), (joined, data)) if len(values) == 2 else None
     if read is None or not read.numel():
         return None
@@ -99,12 +100,6 @@ def _beside(graph: Graph, softmax: Value, found: Projection) -> _Pair | None:
         return None
     q, k = sides if same[0] else reversed(sides)
     return _Pair(q.id, k.id, q.shape[-1])
-
-
-def _numbered(graph: Graph, node: Node) -> Tensor | None:
-    """A number for each number of a value: the same for those that were repeated."""
-    source = graph[strip_views(graph, node.id, MOVES)]
-    return trace(graph, iota(*source.shape), (source, node))
 
 
 def _all_pairs(graph: Graph, softmax: Value, higher: list[Node]) -> _Pair | None:

@@ -17,7 +17,7 @@ from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores
 from fmr.structure.attention.values import Output, ValueProduct
 from fmr.structure.normal.dims import dims_of
-from fmr.structure.normal.einsum import of_projection, summed_dim
+from fmr.structure.normal.einsum import of_projection, read_dims, summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
 from fmr.structure.normal.match import MASKING, MOVES, NORMS, above, contraction, projection, strip_views, weights
 
@@ -142,7 +142,11 @@ class Queries:
         """Whether a score sums over positions: then the map is one of units by units."""
         if not self.varying.intersection(self.free) or self.varying.intersection(self.contracted):
             return False
-        return self.size > 1 or self._sum_places
+        if self.size > 1 or self.made is None:
+            return self.size > 1
+        dims = dims_of(self.graph)
+        of_queries, of_made = (dims.of(one.id, len(one.shape)) for one in (self.graph[self.scores.q], self.made))
+        return any(of_queries[n] in of_made[:-1] for n in self.contracted)  # beside its units, of which there is one
 
     @property
     def are_of_units(self) -> bool:
@@ -156,16 +160,6 @@ class Queries:
         places = iota(*self.made.shape[:-1], 1).expand(self.made.shape)
         value = trace(self.graph, places, (self.made, self.graph[self.scores.q]))
         return value is not None and not any(varies(value, n) for n in self.free)
-
-    @property
-    def _sum_places(self) -> bool:
-        """Whether what a score sums over is a dimension that what the queries were split from has beside its units."""
-        if self.made is None:
-            return False
-        of_queries, of_made = (
-            dims_of(self.graph).of(name, len(self.graph[name].shape)) for name in (self.scores.q, self.made.id)
-        )
-        return any(of_queries[n] in of_made[:-1] for n in self.contracted)
 
     def heads(self, use: ValueProduct) -> Heads | None:
         """The heads that the units of a projection were split into on their way to the queries."""
@@ -217,10 +211,8 @@ def _is_split(graph: Graph, made: Node) -> bool:
     if found is None or projection(graph, first) is None:
         return False
     value = trace(graph, _units(graph, first), (first, graph[found.data]))
-    if value is None:
-        return False
-    rows = rows_of(graph, found, value)
-    return bool((rows != rows[:1]).any())
+    read = read_dims(graph, found)
+    return value is not None and any(varies(value, n) for n in range(value.dim()) if n not in read)
 
 
 def _units(graph: Graph, made: Node) -> Tensor:

@@ -213,12 +213,8 @@ def _step_above(graph: Graph, node: Node) -> TensorId | None:
     """The value that a shortcut goes on from: normed, pooled, scaled or whole."""
     if (node.op in NORMS or node.op in POOLS or node.op in REDUCED) and node.parents:
         return node.parents[0].id
-    return None if _cut(graph, node) else identity_input(graph, node)
-
-
-def _cut(graph: Graph, node: Node) -> bool:
-    """Whether a node hands on a part of a value: it is no shortcut around what another part may go through."""
-    return node.op in CUTS and prod(node.shape) < prod(graph[node.parents[0].id].shape)
+    part = node.op in CUTS and prod(node.shape) < prod(graph[node.parents[0].id].shape)
+    return None if part else identity_input(graph, node)  # another part may go through something else
 
 
 def under_norm(graph: Graph, name: TensorId) -> TensorId | None:

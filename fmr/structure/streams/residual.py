@@ -131,14 +131,11 @@ def _stream(graph: Graph, chain: list[Write], others: frozenset[TensorId], deep:
     last = whole or last
     part = next((write.before for write in reversed(chain) if graph[write.before].op in CUTS), chain[-1].before)
     after, norm = ending(graph, part, last, others)
-    cut = [one.id for one in graph.readers(last) if _is_cut_off(graph[next(iter(points))], graph[last], one)]
+    first, whole_size = graph[next(iter(points))].shape, prod(graph[last].shape)
+    parts = (one for one in graph.readers(last) if one.op in CUTS and prod(one.shape) < whole_size)
+    cut = [one.id for one in parts if one.shape == first]  # without what was laid beside the first one
     points.update(dict.fromkeys((*exits(graph, points, end), last, *sorted((*cut, *after), key=graph.place))))
     return Stream(tuple(chain), tuple(sorted({**beside, **points}, key=graph.place)), norm)
-
-
-def _is_cut_off(first: Node, last: Node, node: Node) -> bool:
-    """Whether a node takes of the last value of a stream what was laid beside its first one."""
-    return node.op in CUTS and node.shape == first.shape and prod(node.shape) < prod(last.shape)
 
 
 def _beginning(graph: Graph, name: TensorId) -> list[TensorId]:
