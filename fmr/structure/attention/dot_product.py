@@ -34,6 +34,7 @@ from fmr.structure.normal.match import (
     SAME,
     Path,
     above,
+    below,
     contraction,
     depends_on,
     is_constant,
@@ -49,6 +50,9 @@ _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
 
 _WINDOWS = frozenset({"as_strided", "unfold"})
+
+_SUMMED_UP = MOVES | {"add", "mul", "div"}
+"""What may lie between mixed values and the projection of a sum of these and of others."""
 
 _TOTAL = MOVES | CLAMPS | {"add", "reciprocal"}
 """What may lie between a sum of weights and the division by it."""
@@ -197,3 +201,17 @@ def used_again(graph: Graph, found: Sequence[Attention]) -> Iterator[Rejected]:
                     f"it weighs other values by the pattern of {one.softmax}, which is told with what {one.z.id} mixes alone"
                 )
                 yield Rejected(use.node.id, "attention", reason)
+
+
+def with_others(graph: Graph, found: Sequence[Attention]) -> Iterator[Rejected]:
+    """Each projection that reads the sum of what heads mix and of what is no stream: it is no output of the heads alone."""
+    for one in found:
+        for node, way in below(graph, graph[one.z.id], _SUMMED_UP) if one.out is None else ():
+            added = [name for step in way[1:] if step.op == "add" for name in step.parents if graph[name] not in way]
+            if any(depends_on(graph, one.q.id, name) for name in added):
+                break
+            if added and projection(graph, node) is not None:
+                yield Rejected(
+                    node.id, "output", f"{added[0]} is added to {one.z.id}, what heads mix, before both are projected"
+                )
+                break
