@@ -103,7 +103,7 @@ def _why_no_scores(graph: Graph, softmax: Value) -> str:
 def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProduct) -> str:
     """Why what a softmax weighs are no values; empty where they are."""
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
-        return "its keys are weights and its values are not: it chooses among experts"
+        return "its keys are weights and its values are not, as where it chooses among experts"
     if is_constant(graph, use.v) and not is_learned(graph, use.v) and not is_constant(graph, scores.k):
         return "what it weighs are constants, as in an expectation over a grid: they are no data"
     if sums_a_part(graph, use, softmax.dim):
