@@ -22,6 +22,7 @@ SPELLINGS = {
     "arctan2": "atan2",
     "bfloat16": "to",
     "bool": "to",
+    "clip": "clamp",
     "concat": "cat",
     "concatenate": "cat",
     "cpu": "to",

@@ -18,7 +18,7 @@ from fmr.structure.attention.attention import Attention, values_inside
 from fmr.structure.attention.certify import certify
 from fmr.structure.attention.deformable import deformable
 from fmr.structure.attention.differential import differential, subtracted
-from fmr.structure.attention.dot_product import dot_product, undivided, used_again
+from fmr.structure.attention.dot_product import dot_product, undivided, used_again, with_others
 from fmr.structure.attention.unsoftened import unsoftened
 from fmr.structure.axes import Axes
 from fmr.structure.ends import _embedding, _unembedding
@@ -205,7 +205,7 @@ class _Search(Search):
                 blocks.append(one)
         blocks = sorted([*blocks, *proven], key=lambda one: self.graph.place(one.softmax)) if proven else blocks
         blocks = [replace(one, index=n) for n, one in enumerate(blocks)]
-        for look in (subtracted, used_again):
+        for look in (subtracted, used_again, with_others):
             self.rejected += self.every("attention", look, self.graph, blocks)
         return blocks
 

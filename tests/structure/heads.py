@@ -169,6 +169,17 @@ class MultiQueryViewed(MultiQueryFolded):
         return z.view(x.shape)
 
 
+class MultiQueryCopied(MultiQuery):
+    """Heads are cut out of the queries and laid one behind the other, with as many copies of the keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.cat(self.q(x).chunk(HEADS, -1))
+        k, v = (torch.cat([part] * HEADS) for part in self.kv(x).chunk(2, -1))
+        p = torch.bmm(q, k.mT).softmax(-1)
+        attends(p.unflatten(0, (HEADS, -1)), "hbqk", groups=1)
+        return self.out(torch.cat(torch.bmm(p, v).chunk(HEADS), -1))
+
+
 class Grouped(nn.Module):
     """Two key heads for four query heads, by a dimension of groups."""
 
@@ -198,6 +209,19 @@ class GroupedBroadcast(Grouped):
         p = (q @ k.unsqueeze(2).mT).softmax(-1)
         attends(p.flatten(1, 2), groups=2)
         return self.out((p @ v.unsqueeze(2)).permute(0, 3, 1, 2, 4).reshape(x.shape))
+
+
+class GroupedInBatch(Grouped):
+    """Key heads lie in the batch of a product, the query heads that share one in its rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        examples, length = x.shape[:2]
+        q, k, v = self.parts(x)
+        q = q.view(examples, length, 2, 2, SIZE).permute(0, 2, 3, 1, 4).reshape(2 * examples, 2 * length, SIZE)
+        p = torch.bmm(q, k.flatten(0, 1).mT).softmax(-1)
+        attends(p.view(examples, HEADS, length, length), groups=2)
+        z = torch.bmm(p, v.flatten(0, 1)).view(examples, 2, 2, length, SIZE)
+        return self.out(z.permute(0, 3, 1, 2, 4).reshape(x.shape))
 
 
 class GroupedRepeated(Grouped):
@@ -266,8 +290,10 @@ FOUND = (
     MultiQueryBroadcast,
     MultiQueryFolded,
     MultiQueryViewed,
+    MultiQueryCopied,
     Grouped,
     GroupedBroadcast,
+    GroupedInBatch,
     GroupedRepeated,
     GroupedChosen,
     ChosenQueries,

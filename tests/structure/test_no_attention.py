@@ -299,3 +299,53 @@ def test_a_router_that_only_chooses_is_told() -> None:
     _, found = located(lambda: Heads(F.scaled_dot_product_attention), memory=Hard)
     assert found.routers == ()
     assert why(found, "router").startswith("it chooses among experts, and no single value that is made of its scores weighs")
+
+
+def pattern(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.mT * SIZE**-0.5).softmax(-1)
+
+
+CHANGED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
+    "clipped": (
+        lambda q, k, v: torch.clip(pattern(q, k) * 1.1 - 0.05, 0, 1) @ v,
+        "attention.0/sub#0 changes it (sub, clamp)",
+    ),
+    "averaged": (
+        lambda q, k, v: pattern(q, k).mean(1, keepdim=True) @ v,
+        "what weighs the values is told of several",
+    ),
+    "added up": (lambda q, k, v: pattern(q, k).sum(1)[:, None] @ v, "what weighs the values is told of several"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_becomes_of_a_softmax_before_it_weighs_values_is_told(name: str) -> None:
+    mix, reason = CHANGED[name]
+    _, found = located(lambda: Heads(mix))
+    assert found.attention == ()
+    assert why(found).startswith(reason)
+
+
+class Joined(Heads):
+    """Something else is added to what heads mix before the projection: more of what is read, or a learned vector."""
+
+    def __init__(self, beside: bool) -> None:
+        super().__init__(lambda q, k, v: pattern(q, k) @ v)
+        self.beside = nn.Linear(WIDTH, WIDTH) if beside else None
+        self.bias = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        z = joined(self.mix(split(self.q(x)), split(self.k(x)), split(self.v(x))))
+        return self.out(z + (self.bias if self.beside is None else self.beside(x)))
+
+
+def test_a_projection_of_heads_and_something_else_is_no_output_of_the_heads() -> None:
+    _, found = located(lambda: Joined(True))
+    assert found.attention[0].out is None
+    assert (
+        why(found, "output")
+        == "attention.0.beside/linear#0 is added to attention.0/matmul#1, what heads mix, before both are projected"
+    )
+    _, found = located(lambda: Joined(False))
+    assert found.attention[0].certified
+    assert found.attention[0].out is not None

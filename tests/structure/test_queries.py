@@ -33,3 +33,24 @@ def test_heads_that_were_split_before_the_last_projection_are_not_told_by_its_un
     assert [one.reason for one in found.rejected if one.what == "attention"] == [
         "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
     ]
+
+
+class Agents(nn.Module):
+    """Agents, queries pooled over positions, look at all; then each position looks at them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        agents = split(torch.nn.functional.adaptive_avg_pool1d(q.mT, 2).mT)
+        q, k, v = split(q), split(k), split(v)
+        z = (agents @ k.mT).softmax(-1) @ v
+        return self.out(((q @ agents.mT).softmax(-1) @ z).transpose(1, 2).flatten(2))
+
+
+def test_heads_of_agents_are_those_of_the_queries_that_they_are_pooled_of() -> None:
+    found = fmr.locate(fmr.run(Agents(), torch.randn(2, 6, WIDTH)))
+    assert [(one.n_heads, one.head_dim, one.kind) for one in found.attention] == [(HEADS, SIZE, "self")] * 2
+    assert all(one.certified for one in found.attention)

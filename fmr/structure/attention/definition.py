@@ -295,7 +295,8 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         return f"its queries have {math.prod(counts)} heads, not {found.n_heads}"
     for site in (found.q, found.scores, found.pattern, found.z):
         sizes_of = graph[site.id].shape
-        joined = [size for name, size in zip(site.layout or (), sizes_of, strict=False) if JOIN in name and "heads" in name]
+        pairs = zip(site.layout or (), sizes_of, strict=False)
+        joined = [size for name, size in pairs if {"heads"} < {*name.split(JOIN)}]
         if any(size % found.n_heads for size in joined):
             return f"{site.id}, {list(sizes_of)}, has no {found.n_heads} heads where {list(site.layout or ())} says so"
     if found.n_heads > 1 and not any(counts_heads(name) for name in found.pattern.layout or ()):

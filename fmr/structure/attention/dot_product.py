@@ -31,6 +31,7 @@ from fmr.structure.normal.match import (
     MOVES,
     Path,
     above,
+    below,
     contraction,
     depends_on,
     is_constant,
@@ -45,6 +46,9 @@ _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_
 """Ops that lay a pattern out for a banded product; the pattern is what they are given."""
 
 _WINDOWS = frozenset({"as_strided", "unfold"})
+
+_SUMMED_UP = MOVES | {"add", "mul", "div"}
+"""What may lie between mixed values and the projection of a sum of these and of others."""
 
 
 def dot_product(graph: Graph, softmax: Value) -> Attention | str:
@@ -87,7 +91,7 @@ def _why_no_scores(graph: Graph, softmax: Value) -> str:
 def _why_no_values(graph: Graph, softmax: Value, scores: Scores, use: ValueProduct) -> str:
     """Why what a softmax weighs are no values; empty where they are."""
     if is_constant(graph, scores.k) and not is_constant(graph, use.v):
-        return "its keys are weights and its values are not: it chooses among experts"
+        return "its keys are weights and its values are not, as where it chooses among experts"
     if is_constant(graph, use.v) and not is_learned(graph, use.v) and not is_constant(graph, scores.k):
         return "what it weighs are constants, as in an expectation over a grid: they are no data"
     if _is_of_patterns(graph, use.v):
@@ -176,3 +180,17 @@ def used_again(graph: Graph, found: Sequence[Attention]) -> Iterator[Rejected]:
                     f"it weighs other values by the pattern of {one.softmax}, which is told with what {one.z.id} mixes alone"
                 )
                 yield Rejected(use.node.id, "attention", reason)
+
+
+def with_others(graph: Graph, found: Sequence[Attention]) -> Iterator[Rejected]:
+    """Each projection that reads the sum of what heads mix and of what is no stream: it is no output of the heads alone."""
+    for one in found:
+        for node, way in below(graph, graph[one.z.id], _SUMMED_UP) if one.out is None else ():
+            added = [name for step in way[1:] if step.op == "add" for name in step.parents if graph[name] not in way]
+            if any(depends_on(graph, one.q.id, name) for name in added):
+                break
+            if added and projection(graph, node) is not None:
+                yield Rejected(
+                    node.id, "output", f"{added[0]} is added to {one.z.id}, what heads mix, before both are projected"
+                )
+                break

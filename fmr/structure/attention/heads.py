@@ -19,7 +19,17 @@ from fmr.structure.attention.values import Output, ValueProduct
 from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import of_projection, read_dims, summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
-from fmr.structure.normal.match import MASKING, MOVES, NORMS, above, contraction, projection, strip_views, weights
+from fmr.structure.normal.match import (
+    MASKING,
+    MEANS,
+    MOVES,
+    NORMS,
+    above,
+    contraction,
+    projection,
+    strip_views,
+    weights,
+)
 
 
 class Heads(NamedTuple):
@@ -95,7 +105,7 @@ def key_heads(graph: Graph, use: ValueProduct, heads: Heads, repeated: float) ->
     return max(1, round(math.prod(own) / repeated))
 
 
-_SPLITS = MOVES | MASKING | NORMS | frozenset("neg rsqrt pow mean sum sigmoid".split())
+_SPLITS = MOVES | MASKING | NORMS | MEANS | frozenset("neg rsqrt pow mean sum sigmoid".split())
 """What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
 
 

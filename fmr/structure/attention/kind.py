@@ -80,7 +80,7 @@ def _made_of(graph: Graph, name: TensorId) -> Iterator[Value]:
 
 
 def _projected(graph: Graph, value: Value) -> Value | None:
-    """What was projected to a value, or multiplied with constants, as a rotation does; what one that is not seen makes of one
+    """What was projected to a value, or multiplied with constants; what one that is not seen makes of one
     activation alone counts as projected."""
     if value.kind == "product":
         data = [one for one in value.operands if not is_constant(graph, one)]

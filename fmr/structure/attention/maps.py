@@ -20,7 +20,7 @@ JOIN = "*"
 
 def counts_heads(name: str) -> bool:
     """Whether a dimension of this name counts heads, alone or with something else."""
-    return name == KEY_HEADS or bool({"heads", GROUPS}.intersection(name.split(JOIN)))
+    return not {"heads", KEY_HEADS, GROUPS}.isdisjoint(name.split(JOIN))
 
 
 def told_apart(layout: tuple[str, ...], shape: tuple[int, ...], places: Sequence[Tensor]) -> tuple[str, ...]:
@@ -42,27 +42,26 @@ def told_apart(layout: tuple[str, ...], shape: tuple[int, ...], places: Sequence
     return tuple((dict(enumerate(layout)) | ({dim: name} if isinstance(name, str) else name)).values())
 
 
-def _joined(place: Tensor, counted: Tensor, size: int, other: str) -> dict[int, str] | str:
-    """What a dimension counts along which heads lie in these places."""
-    apart, rest = divmod(size, len(counted))
+def _joined(place: Tensor, counted: Tensor, size: int, other: str, name: str = "heads") -> dict[int, str] | str:
+    """What a dimension counts along which heads, or so many key heads or groups of them, lie in these places."""
+    apart, rest = divmod(size, int(counted.max()) + 1)
     if rest:
         return {}
     if torch.equal(place, counted):
-        return "heads" if apart == 1 else f"{other}{JOIN}heads"
-    return f"heads{JOIN}{other}" if torch.equal(place, counted * apart) else {}
+        return name if apart == 1 else f"{other}{JOIN}{name}"
+    return f"{name}{JOIN}{other}" if torch.equal(place, counted * apart) else {}
 
 
 def _crossed(along: dict[int, Tensor], shape: tuple[int, ...], counted: Tensor, layout: tuple[str, ...]) -> dict[int, str]:
     """What two dimensions count that tell heads apart together: key heads, and groups alone or beside something else."""
     for outer, inner in permutations(along):
-        size, rest = divmod(len(counted), shape[outer])
-        if rest or shape[inner] % size or not torch.equal(along[outer], counted // size):
-            continue
-        place, apart = along[inner] - along[inner][0], shape[inner] // size
-        if torch.equal(place, counted % size):
-            return {outer: KEY_HEADS, inner: GROUPS if apart == 1 else f"{layout[inner]}{JOIN}{GROUPS}"}
-        if torch.equal(place, counted % size * apart):
-            return {outer: KEY_HEADS, inner: f"{GROUPS}{JOIN}{layout[inner]}"}
+        shared = len(along[inner].unique())
+        own, inside = (
+            _joined(along[dim] - along[dim][0], place, shape[dim], layout[dim], name)
+            for dim, place, name in ((outer, counted // shared, KEY_HEADS), (inner, counted % shared, GROUPS))
+        )
+        if isinstance(own, str) and isinstance(inside, str):
+            return {outer: own, inner: inside}
     return {}
 
 
@@ -98,10 +97,10 @@ def named(value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> tuple[Ten
     layout = site.layout or ()
     if len(layout) != value.dim():
         raise StructureError(f"{_found(value, site)}: expected {len(layout)} dimensions, {list(layout)}. {_ELSEWHERE}")
-    names: tuple[str, ...] = ()
+    names, counts = (), {"heads": n_heads, KEY_HEADS: n_kv_heads, GROUPS: n_heads // n_kv_heads}
     for dim in reversed(range(len(layout))):
         parts = tuple(layout[dim].split(JOIN))
-        many = n_heads // n_kv_heads if GROUPS in parts else n_heads
+        many = next((number for part, number in counts.items() if part in parts), n_heads)
         if len(parts) > 1 and value.shape[dim] % many:
             raise StructureError(
                 f"{_found(value, site)}: dimension {dim} counts {' and '.join(parts)}, expected a multiple of {many} heads. "
@@ -109,7 +108,7 @@ def named(value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> tuple[Ten
             )
         if len(parts) > 1:
             apart = value.shape[dim] // many
-            value = value.unflatten(dim, [many if part in ("heads", GROUPS) else apart for part in parts])
+            value = value.unflatten(dim, [counts.get(part, apart) for part in parts])
         names = parts + names
     return value, names
 

@@ -15,12 +15,14 @@ from fmr.structure.normal.einsum import Subscripts, of_projection
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, trace, varies
 from fmr.structure.normal.match import (
+    ELEMENTWISE,
     LAID_OUT,
     MOVES,
     NONLINEAR,
     NORMS,
     SAME,
     SHAPE,
+    STATISTICS,
     Path,
     Projection,
     above,
@@ -136,7 +138,20 @@ def unused(graph: Graph, softmax: Value) -> str:
             return "what it weighs are constants, as in an expectation over a grid: they are no data"
         if weighed.kind == "gate":
             return f"values are multiplied by it number by number, at {node.id}, and not summed up in one product"
-    return "nothing below the softmax multiplies values by it"
+    return _why_changed(graph, softmax) or "nothing below the softmax multiplies values by it"
+
+
+def _why_changed(graph: Graph, softmax: Value) -> str:
+    """What makes something else of a softmax before it is multiplied with values; empty where it is with none."""
+    form = form_of(graph)
+    for node, way in below(graph, softmax.node, MOVES | ELEMENTWISE | STATISTICS | {"sum"}):
+        stops = [one for one in way[1:] if not _hands_on(one)]
+        if stops and form[node.id].kind == "product" and form[node.id].node is node:
+            if form[stops[0].id].kind == "statistic":
+                return f"what weighs the values is told of several of its patterns at once ({stops[0].op}), at {stops[0].id}"
+            ops = ", ".join(dict.fromkeys(one.op for one in stops))
+            return f"{stops[0].id} changes it ({ops}) before it weighs any values: their weights are no softmax"
+    return ""
 
 
 def _adds_on(node: Node) -> bool:
@@ -266,7 +281,8 @@ def output_of(graph: Graph, z: Node, own: tuple[TensorId, ...] = ()) -> Output |
 def _goes_on(graph: Graph, node: Node, own: tuple[TensorId, ...]) -> bool:
     """Whether mixed values go on in a node: moved, gated, normed or bent alone, or added to what is theirs."""
     if node.op == "add":
-        return bool(own) and all(any(depends_on(graph, parent.id, one) for one in own) for parent in node.parents)
+        parts = (parent.id for parent in node.parents if not weights(graph, parent.id))
+        return bool(own) and all(any(depends_on(graph, name, one) for one in own) for name in parts)
     alone = sum(not weights(graph, parent.id) for parent in node.parents) == 1
     return node.op in _GATHERED or (node.op in NONLINEAR and alone)
 

@@ -397,8 +397,9 @@ def depends_on(graph: Graph, name: TensorId, origin: TensorId) -> bool:
 def strip_views(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"view", "reshape", "flatten"}) -> TensorId:
     """The value that a view, a cast or a copy was made of."""
     node = graph[name]
-    while node.op in ops and len(read := data_inputs(graph, node)) == 1:
-        node = graph[read[0]]
+    while node.op in ops and len(read := {*data_inputs(graph, node)}) == 1:
+        (name,) = read
+        node = graph[name]
     return node.id
 
 
