@@ -3,6 +3,7 @@
 from collections.abc import Container, Hashable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -67,7 +68,7 @@ class Joint:
     ends: list[TensorId]
     whole: Node
     users: list[tuple[int, "Joint"]] = field(default_factory=list)
-    likeness: Hashable = None
+    likeness: int = -1
     named: tuple[str, ...] = ()
     scaled: Hashable = ()
     sides: frozenset[int] = frozenset()
@@ -76,12 +77,12 @@ class Joint:
     doubtful: bool = False
     twin: bool = False
 
-    @property
+    @cached_property
     def weighs(self) -> bool:
         """Whether weights take part."""
         return self.kind in ("project", "embedding") or self.kind.endswith("norm") or self.kind.startswith("conv")
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The class of its op: projections and products are spelled in many ways."""
         op, live = self.node.op, len(self.reads)

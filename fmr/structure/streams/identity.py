@@ -66,6 +66,7 @@ def handed(graph: Graph, name: TensorId) -> TensorId:
     return node.id
 
 
+@cached_per_graph
 def base(graph: Graph, name: TensorId) -> TensorId:
     """The value that a stream carries, seen through casts, dropout, views, mixing, constant scales and constant biases."""
     return identity_path(graph, name)[-1]
