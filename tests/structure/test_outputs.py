@@ -45,7 +45,8 @@ class Latents(nn.Module):
 def test_vectors_that_differ_by_position_are_no_bias_of_an_output() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Latents(), nn.Linear(WIDTH, 7))
     (found,) = fmr.locate(fmr.run(model.eval(), torch.randn(2, 6, WIDTH))).attention
-    assert found.out is not None and str(found.out.id) == "1.out/linear#0"
+    assert found.out is not None
+    assert str(found.out.id) == "1.out/linear#0"
 
 
 class Groups(nn.Module):
@@ -64,3 +65,26 @@ def test_units_of_the_stream_are_no_experts() -> None:
     for expert in (None, 1):
         with pytest.raises(StructureError, match="no row or column is known to be that of one memory"):
             found.mlps[0].memory(2, expert=expert)
+
+
+class Sinks(nn.Module):
+    """A learned score beside those of the keys, from all of which the largest is taken; its share weighs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.sink = weight(HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
+        scores = q @ k.mT * 0.3
+        scores = torch.cat([scores, self.sink.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], -1)
+        scores = scores - scores.max(-1, keepdim=True).values
+        return self.out(joined(scores.softmax(-1)[..., :-1] @ v))
+
+
+def test_queries_of_one_head_are_told_beside_a_sink() -> None:
+    run = fmr.run(Stack(Sinks, Plain).eval(), torch.randint(11, (2, 6)))
+    for block in fmr.locate(run).attention:
+        assert torch.equal(run[block.head(2).q], run[block.q.id][:, 2])
+        assert torch.equal(run[block.head(2).k], run[block.k.id][:, 2])

@@ -108,7 +108,9 @@ def _layout(graph: Graph, node: Node, use: ValueProduct, z: Site) -> tuple[str, 
     at_product = tuple(named.get(letter, "units") for letter in words.left)
     places = dim_map(graph, use.way)
     found = {place: name for place, name in zip(places, at_product, strict=True) if place is not None}
-    return tuple(found.get(n, "") for n in range(len(node.shape)))
+    layout = tuple(found.get(n, "") for n in range(len(node.shape)))
+    one = [n for n, name in enumerate(layout) if name.startswith("axis") and node.shape[n] == 1 and "heads" not in layout]
+    return tuple("heads" if n in one[:1] else name for n, name in enumerate(layout))  # a single head
 
 
 def _half(graph: Graph, side: _Side, use: ValueProduct) -> Attention | None:

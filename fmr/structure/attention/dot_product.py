@@ -80,6 +80,9 @@ def _why_no_scores(graph: Graph, softmax: Value) -> str:
     way = list(form[softmax.operands[0]].above(lambda one: one.kind not in ("projection", "product")))
     scores = next((one for one in way if one.kind == "product"), None)
     if scores is None:
+        pair = next((one for one in way if one.kind == "op" and len(one.inputs) > 1), None)
+        if pair is not None:
+            return f"what {pair.id} makes of several activations is no product that is known"
         ends = next((one for one in way if one.kind in ("projection", "input")), None)
         return f"no product of two activations lies above the softmax{f', up to {ends.id}' if ends else ''}"
     between = (one for one in way if one is not scores and scores in one.above(lambda higher: higher.kind != "projection"))

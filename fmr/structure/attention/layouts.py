@@ -10,7 +10,7 @@ from fmr.ids import Site, TensorId
 from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.definition import MULTIPLY
 from fmr.structure.attention.heads import Heads
-from fmr.structure.attention.maps import counts_heads, told_apart
+from fmr.structure.attention.maps import JOIN, counts_heads, told_apart
 from fmr.structure.attention.scores import Scores
 from fmr.structure.attention.values import Output, ValueProduct
 from fmr.structure.normal.einsum import Subscripts
@@ -71,7 +71,17 @@ def layouts(graph: Graph, scores: Scores, use: ValueProduct, heads: Heads) -> La
     """What the dimensions of an attention's values count."""
     v, pattern, z = mixing(graph, use, heads)
     q, k = _of_product(scores.subscripts, _moved(graph, pattern, scores.way))
-    return Layouts(q, k, v, pattern, z)
+    return Layouts(_of_rows(graph[scores.q].shape, q, dict(zip(pattern, use.way[0].shape, strict=True))), k, v, pattern, z)
+
+
+def _of_rows(shape: tuple[int, ...], layout: Layout, sizes: dict[str, int]) -> Layout:
+    """The layout of queries, of whose rows each head has as many as a pattern of these sizes: heads are folded into them."""
+    rows = [name for name in sizes if name in ("heads", "positions")]
+    if len(rows) < 2 or "positions" not in layout or any(counts_heads(name) for name in layout):
+        return layout
+    at = layout.index("positions")
+    folded = shape[at] == math.prod(sizes[name] for name in rows) > sizes["positions"]
+    return tuple(JOIN.join(rows) if folded and n == at else name for n, name in enumerate(layout))
 
 
 def over_others(name: str, beside: bool) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.axes import Axes
+from fmr.structure.memories.definition import windows
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY
 from fmr.structure.normal.form import Form, form_of
@@ -30,7 +31,25 @@ def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums
     made = [name for name in (found.up, found.post.id) if strip_views(graph, name) in points]
     if made:
         return f"{made[0]} is a state of the stream itself"
+    if hidden := _hidden(graph, found.source, points | {strip_views(graph, name) for name in sums}):
+        return f"its keys read what {hidden} makes, bent: they are hidden units, and not the stream"
+    across = next((node.id for node in windows(graph, found.up, found.post.id) if len(node.shape) < 4), None)
+    if across is not None:
+        return f"its coefficients are made of other positions, too: {across} is a window over these"
     return "its output only weighs what another part writes" if _only_weighs(graph, found, sums) else ""
+
+
+def _hidden(graph: Graph, source: TensorId, points: Collection[TensorId]) -> TensorId | None:
+    """The projection whose units a value is, bent, with no value of a stream between; None where it is none."""
+
+    def higher(here: tuple[Value, bool]) -> Iterator[tuple[Value, bool]]:
+        value, bent = here
+        if value.kind in ON_THE_WAY and strip_views(graph, value.id) not in points:
+            yield from ((one, bent or value.kind == "bend") for one in value.inputs)
+
+    ends = list(walk([(form_of(graph)[source], False)], higher))
+    units = [value.id for value, bent in ends if bent and value.kind == "projection"]
+    return units[0] if units and not any(strip_views(graph, value.id) in points for value, _ in ends) else None
 
 
 def _is_over_positions(graph: Graph, found: Memory, points: Collection[TensorId], axes: Axes) -> bool:

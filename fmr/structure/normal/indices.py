@@ -48,12 +48,18 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
             elif met and (contraction(node) is not None or node.op == "einsum"):
                 told = summed_alone(graph, node)
                 known[node.id] = _reduced(known[met[0]], told[1]) if told else known[met[0]].expand(node.shape)
-            elif met:
+            elif met and (node.id in own or _fits(known[met[0]], node.shape)):  # the largest of many is no number of one
                 known[node.id] = known[met[0]].expand(node.shape)
     except (FmrError, RuntimeError, TypeError, KeyError, IndexError, ValueError):
         return None
     found = known.get(way[-1].id)
     return found - 1 if found is not None and found.shape == way[-1].shape else None
+
+
+def _fits(value: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether numbers can be repeated to this shape."""
+    sizes = zip(reversed(value.shape), reversed(shape), strict=False)
+    return value.dim() <= len(shape) and all(size in (1, wanted) for size, wanted in sizes)
 
 
 def _reduced(value: Tensor, dim: Any, keep: bool = False) -> Tensor:

@@ -1,7 +1,7 @@
 """What was claimed, with a certificate, that is not so."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.structure.kinds.truth import (
     Heads,
@@ -114,3 +114,83 @@ class CappedBySigmoid(Layers):
     def end(self, x: Tensor) -> Tensor:
         y = self.logits(ends(self.norms[-1](x)))
         return reads_out(y, 30 * torch.sigmoid(y / 7.5))
+
+
+class HiddenUnitsAsKeys(Layers):
+    """A network of three projections, in sizes in which its hidden units are as many as those of the stream."""
+
+    skip = ("plain", "one example", "bfloat16", "fused", "one head", "heads of one", "one token")
+
+    class memory(Model):
+        case = False
+
+        def __init__(self, s: Sizes) -> None:
+            super().__init__(s)
+            self.parts = nn.ModuleList(linear(s.width, s.width) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, third = self.parts
+            return refused(third(torch.relu(second(torch.relu(first(x))))), word="hidden units")
+
+
+class WindowAtOnePosition(Layers):
+    """Coefficients are made in windows over positions: at the first one nothing shows it but the op."""
+
+    skip = ("plain", "one example", "bfloat16", "fused", "one head", "alike", "heads of one")
+
+    class memory(Model):
+        case = False
+
+        def __init__(self, s: Sizes) -> None:
+            super().__init__(s)
+            self.up, self.down = linear(s.width, s.hidden), linear(s.hidden, s.width)
+            self.window = nn.Conv1d(s.hidden, s.hidden, 3, groups=s.hidden)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.window(nn.functional.pad(self.up(x).mT, (2, 0))).mT
+            return refused(self.down(torch.relu(h)), word="window over these")
+
+
+class OneHeadLessAnother(Layers):
+    """A difference of two patterns with a single head."""
+
+    skip = ("plain", "one example", "bfloat16", "fused", "alike", "heads of one", "one token")
+
+    class attention(Heads):
+        case = False
+
+        def __init__(self, s: Sizes) -> None:
+            super().__init__(s)
+            self.q2, self.k2, self.share = linear(s.width, s.width), linear(s.width, s.width), weight(s.heads, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            s = self.s
+            q, k, v, q2, k2 = (heads(f(x), s.heads) for f in (self.q, self.k, self.v, self.q2, self.k2))
+            p = (q @ k.mT * 0.3).softmax(-1) - self.share * (q2 @ k2.mT * 0.3).softmax(-1)
+            return self.o(joined(attends(p, s.heads, s.size) @ v))
+
+
+class QueriesOfAllHeads(Layers):
+    """Heads are folded into the rows of queries, as keys are shared, and told apart again after the product."""
+
+    class attention(Heads):
+        case = False
+
+        def __init__(self, s: Sizes) -> None:
+            super().__init__(s, 1)
+
+        def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            rows = q.flatten(1, 2) @ k[:, 0].mT * 0.3
+            p = attends(rows.view(*q.shape[:3], -1).softmax(-1), self.s.heads, self.s.size, 1)
+            return (p.flatten(1, 2) @ v[:, 0]).view(q.shape)
+
+
+class ComparedByCosine(Layers):
+    """Queries and keys meet in an op that is no product."""
+
+    class attention(Heads):
+        case = False
+
+        def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            scores = nn.functional.cosine_similarity(q[..., None, :], k[..., None, :, :], dim=-1)
+            return refused((scores * 3).softmax(-1), word="no product that is known") @ v
