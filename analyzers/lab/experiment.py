@@ -9,7 +9,6 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -63,7 +62,6 @@ class Experiment(Generic[R]):
         self.name = check_function(function, name)
         self.lab, self.function, self.signature = lab, function, inspect.signature(function)
         self.seed = checked_seed(_own_seed(self.signature) if seed is None else seed)
-        self._changed: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._source = code_of(function).source  # as it is now: a file may be edited while it runs
         functools.update_wrapper(self, function)
 
@@ -93,7 +91,7 @@ class Experiment(Generic[R]):
 
     def _moment(self, model: nn.Module) -> Moment:
         """A model as it is now, less what runs of this experiment change of it."""
-        return Moment(model, self._changed.setdefault(model, set()))
+        return Moment(model, self.name)
 
     def _tools(self, call: Call) -> dict[str, str]:
         return {f"tool {name}": code_of_tool(self.lab.tools[name]) for name in call.lent if name in self.lab.tools}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -31,14 +32,14 @@ def identity(model: nn.Module | None) -> dict[str, str]:
 class Moment:
     """A model as it is at this moment, before a run.
 
-    What a run itself changes of the attributes of modules, as a counter of calls, makes no other model: it is left out of
-    the settings and told as `changed`, the places of all that runs before it have changed. Parameters and buffers count
-    with each bit of theirs, so that a run that changes these, as running statistics in training, leaves another model.
+    Whole numbers and lists that a run itself changes in modules, as a counter of calls, make no other model: they are left
+    out of the settings and told as `changed`, all that runs of the experiment of this `name` have changed so far. Flags,
+    words, parameters and buffers count, so that a run that changes these, as running statistics, leaves another model.
     """
 
-    def __init__(self, model: nn.Module, changed: set[str] | None = None) -> None:
+    def __init__(self, model: nn.Module, name: str = "") -> None:
         self.model, self.fingerprint, self._lines = model, fingerprint(model), [*_lines(model)]
-        self.changed = set[str]() if changed is None else changed
+        self.changed = _CHANGED.setdefault(name, WeakKeyDictionary()).setdefault(model, set()) if name else set[str]()
 
     def compare(self) -> None:
         """Note what has changed since then."""
@@ -75,14 +76,19 @@ def _config(module: nn.Module) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
 
 
+_CHANGED: dict[str, WeakKeyDictionary[nn.Module, set[str]]] = {}
+"""By experiment and model the attributes that runs have changed."""
+
+
 def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """What modules are and hold, but for tensors and other modules: an attribute under its place, the rest under none."""
+    """What modules are and hold, but for tensors and other modules: what may count runs has its place, the rest has none."""
     for path, module in model.named_modules(remove_duplicate=False):
         kind = type(module)
         yield "", f"{path} {kind.__qualname__} {source_of(kind) if is_own(kind) else ''}"
         for name, value in sorted(vars(module).items()):
             if _is_setting(value) and not name.startswith("_"):
-                yield f"{path}.{name}".lstrip("."), _word(value)
+                place = f"{path}.{name}".lstrip(".")
+                yield (place, _word(value)) if _may_count(value) else ("", f"{place} {_word(value)}")
         for hooks in ("_forward_hooks", "_forward_pre_hooks"):
             yield from (("", f"{path}.{hooks} {_word(hook)}") for hook in vars(module).get(hooks, {}).values())
         yield from (("", f"{path}.config.{name} {_word(one)}") for name, one in _config(module).items() if _is_setting(one))
@@ -91,6 +97,10 @@ def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:
 def _is_setting(value: Any) -> bool:
     items = value if isinstance(value, (tuple, list)) else [value]
     return all(isinstance(item, _PLAIN) or hasattr(item, "__qualname__") for item in items)
+
+
+def _may_count(value: Any) -> bool:
+    return isinstance(value, (int, tuple, list)) and not isinstance(value, bool)
 
 
 def _word(value: Any) -> str:

@@ -78,7 +78,8 @@ class Surgery:
         >>> analyzers.Surgery(model, structure).delete("layer 2", "head 0.1")
         Surgery of GPT2LMHeadModel: without layer 2; layer 0 without head 1
 
-        layers: numbers, or the names that the costs of parts have, those of heads among them.
+        layers: numbers, or the names that the costs of parts have, those of heads among them; heads of a layer that is left
+        out in the same call go with it.
         The call of a layer that is left out returns the stream that it was given. A head that is left out writes nothing;
         the bias of the output projection stays.
         """
@@ -90,6 +91,8 @@ class Surgery:
             by_layer |= {layer: [heads] if isinstance(heads, int) else list(heads)}
         found = self._without(numbers) if numbers and heads is None else self
         for layer, chosen in by_layer.items():
+            if heads is None and layer in numbers:  # which are left out with it
+                continue
             if len({*chosen}) < len(chosen):
                 raise AnalyzerError(f"heads={chosen} of layer {layer}: expected each head once.")
             told = f"layer {layer} without {_many('head', chosen)}"

@@ -112,11 +112,21 @@ def test_what_a_run_changes_of_its_model_is_no_other_model(tmp_path: Path) -> No
     assert first.model["changed"] == "calls, longest, seen"
     assert g.record(other, x) == g.record(other, x)
     assert "changed" not in g.record(other, x).model  # the lab's own was not called
+    again = analyzers.Lab(model, tmp_path / "lab").experiment(f.function)  # as a cell of a notebook that is run once more
+    assert again.record(torch.ones(2, 4)) == first
     model.mode = "another"
     assert f.record(x).version != first.version
     model.inner.bias.data[0] += 1
     assert len({one.version for one in (first, f.record(x), f.record(x))}) == 2
     assert f.record(x).arguments["x"].equal(x)
+
+
+def test_a_flag_that_a_run_changes_makes_another_model(lab: analyzers.Lab) -> None:
+    f = lab.experiment(defined("def f(model):\n    model.train()\n", "f"))
+    first, second = f.record(), f.record()
+    assert first.version != second.version
+    assert f.record() == second
+    assert "changed" not in first.model
 
 
 def test_what_a_run_changes_of_buffers_makes_another_model(tmp_path: Path) -> None:

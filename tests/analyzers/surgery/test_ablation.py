@@ -65,6 +65,9 @@ def test_what_costs_least_is_what_surgery_takes(costs: analyzers.LayerCosts) -> 
     with told:
         assert torch.equal(one, model(TOKENS))
     assert repr(surgery.delete("layer 1", 2)) == "Surgery of Looped: without layers 1, 2"
+    assert repr(surgery.delete("head 1.0", "layer 1", "head 0.1")) == (
+        "Surgery of Looped: without layer 1; layer 0 without head 1"
+    )
     for name in ("memory 1", "layer -1", "head 1", "2"):
         with pytest.raises(
             analyzers.AnalyzerError, match=rf"delete got '{name}': expected the number of a layer, 'layer 2' or"
