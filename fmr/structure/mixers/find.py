@@ -1,8 +1,8 @@
 """Mixers by dataflow: what a write adds, if it is made of other positions: by states, products, windows or transforms."""
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -104,6 +104,9 @@ def _outputs(graph: Graph, term: Value, way: Sequence[Value]) -> Iterator[Tensor
         yield from (node.id for node in (*(value.folded or (value.node,)), *value.views))
 
 
+_Place = tuple[str, ...]
+"""A place in the program."""
+
 _Kind = tuple[str, list[TensorId], TensorId | None, list[TensorId], Sequence[Value]]
 
 
@@ -194,7 +197,7 @@ class _Region:
     def _kinds(self) -> Iterator[_Kind]:
         """The kinds of mixing that the ops allow, each with the states that it carries, the product that is made of others
         and what these multiply, and the values in which positions come together."""
-        if states := self._carried():
+        for states in filter(None, (self._carried(place) for place in (_line, _spot))):
             yield "recurrence", states, None, [], []
         products = [one for one in self.mixing if one.kind == "product"]
         product, leaves, bend = self._operands(products)
@@ -263,42 +266,35 @@ class _Region:
         """What a value is made of here through values of some kinds, and sums so far."""
         return list(value.above(lambda one: one in self.own and (one.kind in kinds or one.node.op in SUMMED)))
 
-    def _carried(self) -> list[TensorId]:
+    def _carried(self, place: Callable[[Node], _Place]) -> list[TensorId]:
         """The values that each step of a loop hands to the next one, where there is a step for each position."""
-        places = _places(self.inside.values(), self.length)
-        steps, users = _steps(self.graph, self.inside.values(), places)
+        steps, users = _steps(self.graph, self.inside.values(), place)
         longest: dict[_Place, int] = {}
         for node, n in steps.items():
-            longest[places[node]] = max(n, longest.get(places[node], 0))
+            longest[place(node)] = max(n, longest.get(place(node), 0))
         least = max(1, self.length - 2)
-        looped = {node for node in steps if longest[places[node]] >= least}
+        looped = {node for node in steps if longest[place(node)] >= least}
         handed = [one for one in looped if any(user in looped and steps[user] == steps[one] + 1 for user in users[one])]
-        often = Counter(places[one] for one in handed)
-        kept = {place for place, n in often.items() if n >= least}
-        last = {one for one in looped if places[one] in kept and steps[one] == longest[places[one]]}
-        found = {one for one in handed if places[one] in kept} | last
+        often = Counter(map(place, handed))
+        places = {one for one, n in often.items() if n >= least}
+        last = {one for one in looped if place(one) in places and steps[one] == longest[place(one)]}
+        found = {one for one in handed if place(one) in places} | last
         data = (one.id for one in found if not is_constant(self.graph, one.id))
         return sorted(data, key=self.graph.place)
 
 
-_Place = tuple[str, str, str, int]
+def _line(node: Node) -> _Place:
+    """The place in the program where a value is made: the same in each step of a loop."""
+    return node.op, re.sub(r"[@#]\d+", "", node.scope), node.where
 
 
-def _places(nodes: Iterable[Node], length: int) -> dict[Node, _Place]:
-    """The place in the program where each value is made: the same in each of so many steps of a loop. What one line makes
-    several times in a step is told apart by its order."""
-    every = defaultdict[tuple[str, str, str], list[Node]](list)
-    for node in nodes:
-        every[node.op, re.sub(r"[@#]\d+", "", node.scope), node.where].append(node)
-    return {
-        node: (*line, n % max(1, round(len(made) / length)))
-        for line, made in every.items()
-        for n, node in enumerate(reversed(made))
-    }
+def _spot(node: Node) -> _Place:
+    """The same of several in one line: that which reads what such an op makes first."""
+    return *_line(node), *(re.sub(r".*/|[@#:].*", "", one.id) for one in node.parents[:1])
 
 
 def _steps(
-    graph: Graph, nodes: Iterable[Node], places: Mapping[Node, _Place]
+    graph: Graph, nodes: Iterable[Node], place: Callable[[Node], _Place]
 ) -> tuple[dict[Node, int], dict[Node, set[Node]]]:
     """For each value how many made in the same place it follows on, and who reads it, moved or not."""
     steps, users = dict[Node, int](), dict[Node, set[Node]]()
@@ -311,7 +307,7 @@ def _steps(
         known: dict[_Place, int] = {}
         for one in read:
             users[one].add(node)
-            known |= {place: n for place, n in met[one].items() if n > known.get(place, -1)}
-        steps[node] = known.get(places[node], 0)
-        met[node], users[node], before[node.id] = known | {places[node]: steps[node] + 1}, set(), {node: None}
+            known |= {at: n for at, n in met[one].items() if n > known.get(at, -1)}
+        steps[node] = known.get(place(node), 0)
+        met[node], users[node], before[node.id] = known | {place(node): steps[node] + 1}, set(), {node: None}
     return steps, users
