@@ -17,7 +17,7 @@ from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import read_dims, summed_alone
-from fmr.structure.normal.match import SHAPE, VIEWS, Path, Projection, between, contraction, is_constant
+from fmr.structure.normal.match import MEANS, SHAPE, VIEWS, Path, Projection, between, contraction, is_constant
 from fmr.structure.proof.evaluate import in_double
 
 
@@ -43,6 +43,9 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
             elif node.op in SHAPE and met:
                 tensors = {p.id: known[p.id] if p.id in known else _foreign(graph, graph[p.id]) for p in node.parents}
                 known[node.id] = in_double(node, tensors).to(torch.float64).contiguous()
+            elif met and node.op in MEANS:
+                mean, squared = (in_double(node, {met[0]: known[met[0]] ** power}) for power in (1, 2))
+                known[node.id] = torch.where(squared == mean**2, mean, 0.0)  # that of equal numbers is one of them
             elif met and node.op in ("sum", "mean"):
                 known[node.id] = _reduced(known[met[0]], node.argument("dim", 1), len(node.shape) == known[met[0]].dim())
             elif met and (contraction(node) is not None or node.op == "einsum"):
@@ -121,4 +124,4 @@ def rows_of(graph: Graph, found: Projection, value: Tensor, places: Collection[i
 
 def varies(value: Tensor, dim: int) -> bool:
     """Whether a value is not the same all along a dimension."""
-    return bool((value != value.narrow(dim, 0, 1)).any())
+    return value.numel() > 0 and bool((value != value.narrow(dim, 0, 1)).any())

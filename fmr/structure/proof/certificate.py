@@ -131,4 +131,4 @@ def _worst(recomputed: Tensor, recorded: Tensor) -> float:
 
 def largest(value: Tensor) -> float:
     """The largest number of a value, whatever its sign: NaN where one of them is, and 0 where there are none."""
-    return max(-float(value.min()), float(value.max())) if value.numel() else 0.0
+    return abs(max(-float(value.min()), float(value.max()))) if value.numel() else 0.0

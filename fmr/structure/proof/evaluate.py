@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -99,7 +99,9 @@ def at_zero(graph: Graph, target: TensorId, name: TensorId, value: Values) -> Te
     given = {name: torch.zeros_like(read.single(name))}
     for node in between(graph, name, target):
         found = projection(graph, node) if node.op in _MATRICES else None
-        if found is not None and name in (found.data, strip_views(graph, found.data)):
+        if found is None or name not in (found.data, strip_views(graph, found.data)):
+            continue
+        if type(read.single(found.weight)) in (Tensor, nn.Parameter):  # a class of its own may be read in its own ways alone
             words = of_projection(graph, found)
             kind = read.single(found.weight).dtype
             tensors = {p.id: read.single(p.id) for p in node.parents if p.id != found.data}
