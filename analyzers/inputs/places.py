@@ -181,10 +181,12 @@ def without_padding(value: Tensor, real: Tensor) -> Tensor:
 
 
 def tokens_of(given: Prompts, real: Tensor) -> tuple[tuple[str, ...], ...]:
-    """The tokens of each example, which stand at `real` (examples, positions), as text; else the numbers of these."""
+    """The tokens of each example, which stand at `real` (examples, positions), as text or ids; else the numbers of these."""
     ids = given.inputs.get("input_ids")
     if isinstance(ids, Tensor) and ids.shape == real.shape and list(given.lengths) == real.sum(1).tolist():
         return given.tokens
+    if ids is None and given.ids is not None and given.ids.shape == real.shape:
+        return tuple(tuple(map(str, row[kept].tolist())) for row, kept in zip(given.ids.cpu(), real, strict=True))
     return tuple(tuple(map(str, row.nonzero()[:, 0].tolist())) for row in real)
 
 

@@ -56,6 +56,8 @@ def test_the_score_of_a_token_or_pixel_is_the_length_of_its_gradient() -> None:
     asking, picture = InputAttribution(reused()), numbers(1, 3, 12, 12)
     found = asking.run(picture, 1, "saliency")
     assert found.scores.allclose(found.values.pow(2).sum(1).sqrt())
+    _, bar = found.plot().axes
+    assert bar.get_ylim()[0] == 0  # sizes have no other half
     by_name, given = (asking.curves(picture, 1, one, draws=2) for one in ("saliency", found))
     assert np.array_equal(by_name.deletion, given.deletion)
     assert "sizes of the gradient: class 1" in found.plot().axes[0].get_title()
@@ -457,6 +459,7 @@ def test_token_ids_of_another_name_are_looked_up_in_one_place() -> None:
     found = InputAttribution(model).run(ids, 2, "deeplift")
     assert (found.place, found.kind, found.notes) == ("Site('table/embedding#0')", "tokens", ())
     assert torch.allclose(found.scores[0], model.table.weight[ids[0], 2])
+    assert found.tokens == (("3", "5", "1"),)
     with pytest.raises(AnalyzerError, match=r"none is called input_ids, and 2 places in Told look them up. Say where"):
         InputAttribution(model).run({"words": ids, "kinds": ids}, 2, "deeplift")
 
