@@ -182,6 +182,10 @@ def _first_argument(model: nn.Module, given: Tensor) -> str:
     """The name under which a tensor is given."""
     arguments = _arguments(model)
     named = [one.name for one in arguments if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if "_orig_mod" in model._modules:
+        raise AnalyzerError(
+            "The model is compiled, and its code is not watched. Expected the one underneath, model._orig_mod."
+        )
     if not named and (given.is_floating_point() or not _takes(arguments, "input_ids")):
         told = ", ".join(map(str, arguments)) or "nothing"
         raise AnalyzerError(

@@ -79,9 +79,24 @@ def _norm(input: Tensor, p: float = 2.0, dim: Any = None, keepdim: bool = False,
 
 
 def _instance_norm(
-    input: Tensor, *args: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, **kwargs: Any
-) -> Tensor:
+    input: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     return _group_norm(input, input.shape[1], weight, bias, eps)
+
+
+def _local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    beside = F.pad(input.square().movedim(1, -1), (size // 2, (size - 1) // 2))
+    return input * (k + alpha * beside.unfold(-1, size, 1).mean(-1).movedim(-1, 1)).pow(-beta)
+
+
+def _cross_entropy(
+    input: Tensor, target: Tensor, weight: Any = None, size_average: None = None, ignore_index: int = -100,
+    reduce: None = None, reduction: str = "mean", label_smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    return F.nll_loss(_log_softmax(input, min(1, input.dim() - 1)), target, weight, None, ignore_index, None, reduction)
 
 
 def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
@@ -175,6 +190,7 @@ FORMS: Mapping[str, Callable[..., Any]] = {
     "cdist": _cdist,
     "clamp": _clamp,
     "cosine_similarity": _cosine_similarity,
+    "cross_entropy": _cross_entropy,
     "div": _div,
     "glu": _glu,
     "group_norm": _group_norm,
@@ -182,6 +198,7 @@ FORMS: Mapping[str, Callable[..., Any]] = {
     "instance_norm": _instance_norm,
     "kthvalue": _kthvalue,
     "layer_norm": _layer_norm,
+    "local_response_norm": _local_response_norm,
     "log_softmax": _log_softmax,
     "logaddexp": _logaddexp,
     "median": _median,
@@ -206,6 +223,8 @@ def has_form(node: Node) -> bool:
     match node.op:
         case "div":
             return not node.argument("rounding_mode", 2)
+        case "cross_entropy":
+            return not node.argument("label_smoothing", 7, 0.0) and len(node.parents) > 1
         case "topk":
             return bool(node.argument("sorted", 4, True))
         case _:

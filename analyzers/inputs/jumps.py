@@ -15,8 +15,12 @@ from fmr.runs.run import Run
 HALVINGS, MOST = 12, 16
 """How often a piece of the way is halved towards what jumps in it, and how many pieces are looked into."""
 
-HELD = 0.5
-"""What share of what a piece misses must still lie in a part of it so narrow, to be a jump and no bend."""
+NARROW = 1 / 256
+"""The longest piece of the way that is looked into: one that did not close as longer ones were halved."""
+
+HELD, BACK = 0.5, 4
+"""What share of what a piece misses, and of what the target changed by so many halvings before, must lie in the last part of
+it, to be a jump and no bend."""
 
 
 class Piece(NamedTuple):
@@ -41,20 +45,25 @@ def jumps_in(question: Question, base: Tensor, pieces: Sequence[Piece]) -> list[
     low, high = (torch.tensor([one[end] for one in worst], dtype=torch.double) for end in (0, 1))
     with torch.no_grad():
         below, above = (_along(question, base, shares) for shares in (low, high))
+        heights = list[Tensor]()
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             between = _along(question, base, middle)
             first = (between - below).abs() >= (above - between).abs()
             low, high = torch.where(first, low, middle), torch.where(first, middle, high)
             below, above = torch.where(first, below, between), torch.where(first, between, above)
+            heights.append(above - below)
     off = torch.tensor([abs(one.off) for one in worst], dtype=torch.double)
-    held = (above - below).abs() > HELD * off
-    return [Jump(*one) for one in torch.stack([low, high, above - below], 1)[held].tolist()]
+    held = heights[-1].abs() > HELD * torch.maximum(off, heights[-1 - BACK].abs())
+    return [Jump(*one) for one in torch.stack([low, high, heights[-1]], 1)[held].tolist()]
 
 
 def told(question: Question, base: Tensor, pieces: Sequence[Piece]) -> tuple[str, ...]:
     """What is to be said of jumps in pieces of the way; nothing where there are none."""
-    found = sorted(jumps_in(question, base, pieces), key=lambda one: -abs(one.height)) if question.repeats else []
+    narrow = [one for one in pieces if one.end - one.start <= NARROW]
+    if not narrow or not question.repeats:
+        return ()
+    found = sorted(jumps_in(question, base, narrow), key=lambda one: -abs(one.height))
     if not found:
         return ()
     first, whole, missed = found[0], sum(one.height for one in found), -sum(one.off for one in pieces)

@@ -132,7 +132,8 @@ class Opening:
         question = Question(self.model, one, place, target_of(target, run, self.given, example, self.tokenizer), value)
         real = real_in(question.value, one, place, run.last.frames())
         names = _check_mean(baseline, question, place)
-        bases = baselines_of(baseline, question.value, real, self._reader(place), lambda: self._padded(one, place), names)
+        read, padding = self._reader(place), lambda: question.as_value(self._padded(one, place))
+        bases = baselines_of(baseline, question.value, real, lambda given: question.as_value(read(given)), padding, names)
         try:
             question.check_rows(bases[:1])
         except NoNumbers as error:

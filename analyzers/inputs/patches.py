@@ -20,6 +20,12 @@ from fmr.errors import StructureError, whole_number
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
 
+SEVERAL = (
+    "there is no one grid of patches. Expected a vision transformer whose layers all look at the same positions; "
+    "structure.attention[n].plot(run) draws one of them"
+)
+"""What follows where the patches of a model are merged on the way, in words."""
+
 ROWS = 1024
 """How many states are read out at a time."""
 
@@ -69,7 +75,7 @@ class Patches(Method):
                     "one another. Expected a vision transformer; FeatureVisualization and TopImages show what convolutions "
                     "look for."
                 )
-            maps = patterns(structure, run)
+            maps = patterns(structure, run, SEVERAL)
             if any(len(one) != len(given) for one in maps):
                 raise AnalyzerError(
                     f"The attentions of {structure.model} are within windows of {maps[0].shape[-1]} positions, expected "

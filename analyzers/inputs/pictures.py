@@ -94,14 +94,17 @@ def _overlay(result: Attribution, ax: Axes, example: int) -> None:
         )
     ax.set_xticks([])
     ax.set_yticks([])
-    _bar(ax, image)
+    _bar(ax, image, least=0.0 if result.method in UNSIGNED else None)
 
 
-def _bar(ax: Axes, image: Any, words: str = "score of a pixel", beside: list[Axes] | None = None) -> None:
+def _bar(
+    ax: Axes, image: Any, words: str = "score of a pixel", beside: list[Axes] | None = None, least: float | None = None
+) -> None:
     from matplotlib.cm import ScalarMappable
 
     solid = ScalarMappable(norm=image.norm, cmap=image.cmap)
     bar = ax.figure.colorbar(solid, ax=beside or ax, fraction=0.04, pad=0.02)
+    bar.ax.set_ylim(bottom=least)
     bar.ax.tick_params(labelsize=6)
     bar.set_label(words, fontsize=6.5)
     bar.outline.set_visible(False)

@@ -15,7 +15,8 @@ from analyzers.images.counts import PLACES, UNITS, counts_of
 from analyzers.prompts import Prompts
 from analyzers.protocol import AnalyzerError, real_tokens
 from fmr.edits.frames import Frames
-from fmr.errors import nearest
+from fmr.errors import nearest, number_of
+from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.interventions.roles import sites_by_role
 from fmr.nodes import Key, id_of
@@ -53,7 +54,7 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: C
         return _seen(site, run()) if inner and any(map(_is_picture, inputs.values())) else site
     ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and not ids.is_floating_point():
-        embedding = _looked_up(run())
+        embedding = _looked_up(run(), "input_ids")
         if embedding is None:
             raise AnalyzerError(
                 f"fmr.locate found no embedding of tokens in {type(model).__name__}. Say where attributions go: at=, an ID "
@@ -63,9 +64,14 @@ def place_of(at: Key | None, model: nn.Module, inputs: Mapping[str, Any], run: C
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             return Site(TensorId(f"input:{name}"))
+    whole = [name for name, one in inputs.items() if isinstance(one, Tensor) and one.dtype in (torch.int32, torch.int64)]
+    found = [one for name in whole for one in _embeddings(run().graph, name)]
+    if len(found) == 1:
+        return Site(found[0])
     raise AnalyzerError(
-        f"None of the inputs, {', '.join(inputs)}, holds floating-point numbers, and none is called input_ids. Say where "
-        "attributions go: at=, an ID or the path of a module."
+        f"None of the inputs, {', '.join(inputs)}, holds floating-point numbers, none is called input_ids, and "
+        f"{number_of(len(found), 'place')} in {type(model).__name__} look them up. Say where attributions go: at=, an ID or "
+        "the path of a module."
     )
 
 
@@ -77,12 +83,17 @@ def _seen(site: Site, run: Run) -> Site:
     return replace(site, layout=PICTURE) if counts[1:] == (UNITS, PLACES, PLACES) else site
 
 
-def _looked_up(run: Run) -> Site | None:
-    """Where the token ids of a run are looked up: the one place where they are, or of several that of the logits."""
-    reached = [run.graph["input:input_ids"]]
+def _embeddings(graph: Graph, name: str) -> list[TensorId]:
+    """Where whole numbers that a model is given are looked up."""
+    reached = [graph[f"input:{name}"]] if f"input:{name}" in graph else []
     for node in reached:
-        reached += [one for one in run.graph.readers(node.id) if one.op in _CARRIED and one not in reached]
-    found = [node.id for node in reached if node.op == "embedding"]
+        reached += [one for one in graph.readers(node.id) if one.op in _CARRIED and one not in reached]
+    return [node.id for node in reached if node.op == "embedding"]
+
+
+def _looked_up(run: Run, name: str) -> Site | None:
+    """Where the token ids of a run are looked up: the one place where they are, or of several that of the logits."""
+    found = _embeddings(run.graph, name)
     if len(found) == 1:
         return Site(found[0])
     made = fmr.locate(run).embedding
@@ -120,8 +131,7 @@ def strange_layout(place: Site, value: Tensor, kind: str) -> str:
 
 def assumed_layout(place: Site, value: Tensor, kind: str, inputs: Mapping[str, Any]) -> str:
     """What is to be said of three dimensions that are taken for those of tokens where nothing says so; else nothing."""
-    told = (inputs.get(name) for name in ("input_ids", "attention_mask"))
-    by_ids = any(isinstance(one, Tensor) and one.shape == value.shape[:2] for one in told)
+    by_ids = any(isinstance(one, Tensor) and one.shape == value.shape[:2] for one in inputs.values())
     if kind != "tokens" or value.dim() != 3 or place.layout or by_ids:
         return ""
     return (
@@ -171,10 +181,12 @@ def without_padding(value: Tensor, real: Tensor) -> Tensor:
 
 
 def tokens_of(given: Prompts, real: Tensor) -> tuple[tuple[str, ...], ...]:
-    """The tokens of each example, which stand at `real` (examples, positions), as text; else the numbers of these."""
+    """The tokens of each example, which stand at `real` (examples, positions), as text or ids; else the numbers of these."""
     ids = given.inputs.get("input_ids")
     if isinstance(ids, Tensor) and ids.shape == real.shape and list(given.lengths) == real.sum(1).tolist():
         return given.tokens
+    if ids is None and given.ids is not None and given.ids.shape == real.shape:
+        return tuple(tuple(map(str, row[kept].tolist())) for row, kept in zip(given.ids.cpu(), real, strict=True))
     return tuple(tuple(map(str, row.nonzero()[:, 0].tolist())) for row in real)
 
 

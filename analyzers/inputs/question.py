@@ -29,7 +29,7 @@ class Question:
     def __init__(self, model: nn.Module, inputs: Mapping[str, Any], place: Site, target: Target, value: Tensor) -> None:
         self.model, self.inputs, self.place, self.target = model, inputs, place, target
         self.alone = value.dim() == 0 or len(value) != 1
-        self.value = value.detach()[None] if self.alone else value.detach()
+        self.value = self.as_value(value.detach())
         self.why = "the value has no axis of examples" if self.alone else ""
         self.changed = ""
         self.repeats = True
@@ -52,6 +52,10 @@ class Question:
         """The unit in the last place of the coarsest numbers that the model computes in, as a share of their size."""
         kinds = {self.value.dtype, *(one.dtype for one in self.model.parameters())}
         return max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)
+
+    def as_value(self, found: Tensor) -> Tensor:
+        """What stands at the place in another run, with rows in front as the value has them."""
+        return found[None] if self.alone else found
 
     def run(self, values: Tensor, keep: Any = (), grad: bool = False) -> Run:
         """A run with a row of the model's inputs for each row of values, which stand at the place."""
@@ -125,7 +129,14 @@ class Question:
                     "leads there. Expected a target made of the output without argmax, counts or detach, and a place before "
                     "it; method='occlusion' needs no gradient."
                 )
-            (gradient,) = torch.autograd.grad(found.sum(), values, allow_unused=True)
+            try:
+                (gradient,) = torch.autograd.grad(found.sum(), values, allow_unused=True)
+            except RuntimeError as error:
+                why = str(error).split(":")[0]
+                raise AnalyzerError(
+                    f"torch takes no gradient of {self.target.words} at {self.place!r}: {why}. Expected a model that leaves "
+                    "what its gradient needs as it is; method='deeplift' and 'occlusion' need none."
+                ) from error
         if gradient is None:
             raise AnalyzerError(
                 f"The gradient of {self.target.words} does not reach {self.place!r}. Expected a place that the target "

@@ -26,6 +26,9 @@ PROMISE = {"ig": 0.01, "deeplift": 1e-3, "deeplift-reveal-cancel": 1e-3, "kernel
 ROUNDINGS = 4
 """So many units in the last place, of the numbers that a model computes in, its target may be off by rounding."""
 
+SHOWN = 6
+"""How many notes are printed."""
+
 REMEDY = {
     "ig": ", or take more gradients, most=; where these change nothing, what lies between has no derivative (a rounding, a "
     "comparison, a detach): method='deeplift'",
@@ -229,4 +232,6 @@ class Attribution(Stored):
             lines.append("  complete up to rounding: the model computes in numbers that are no finer than the gap")
         if self.complete is None and self.method not in UNSIGNED:
             lines.append("  this method promises no complete sum")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        lines += [f"  note: {note}" for note in self.notes[:SHOWN]]
+        more = len(self.notes) - SHOWN
+        return "\n".join([*lines, *([f"  and {number_of(more, 'note')} more in notes"] if more > 0 else [])])

@@ -40,8 +40,12 @@ def at_least_float(value: Tensor) -> Tensor:
     return value if value.dtype == torch.float64 else value.float()
 
 
-def patterns(structure: Structure, run: Run) -> list[Tensor]:
-    """The patterns of the self-attentions of one stream, by layer."""
+ONE_STREAM = "their patterns do not multiply. A rollout needs one stream of positions; take another method"
+"""What follows where attentions are over different positions."""
+
+
+def patterns(structure: Structure, run: Run, follows: str = ONE_STREAM) -> list[Tensor]:
+    """The patterns of the self-attentions of one stream, by layer; `follows` from there being several, in words."""
     found = [(block.scope, at_least_float(block.maps(run))) for block in structure.attention if block.kind != "cross"]
     if not found:
         raise AnalyzerError(
@@ -51,10 +55,7 @@ def patterns(structure: Structure, run: Run) -> list[Tensor]:
     sizes = {tuple(one.shape[-2:]) for _, one in found}
     if len(sizes) > 1 or len({*next(iter(sizes))}) > 1:
         told = ", ".join(f"{scope} {list(one.shape[-2:])}" for scope, one in found[:4])
-        raise AnalyzerError(
-            f"The attentions of {structure.model} are over different positions ({told}), so that their patterns do not "
-            "multiply. A rollout needs one stream of positions."
-        )
+        raise AnalyzerError(f"The attentions of {structure.model} are over different positions ({told}), so that {follows}.")
     return [one for _, one in found]
 
 
@@ -100,7 +101,8 @@ def rolled(structure: Structure, run: Run, question: Question) -> Tensor:
     weights = reading(question).to(through)
     if len(weights) != len(through):
         raise AnalyzerError(
-            f"The attentions of {structure.model} are over {len(through)} positions and its last state has {len(weights)}."
+            f"The attentions of {structure.model} are over {len(through)} positions, and its last state has {len(weights)}, "
+            f"so that {ONE_STREAM}."
         )
     tokens = weights @ through
     grid = grid_of(run.graph, len(tokens)) if _has_picture(run) else None

@@ -32,7 +32,8 @@ QUADRATIC = (MOVES - {"nan_to_num"}) | CONVOLUTIONS | MEANS | frozenset(
     """add sub neg mul sum mean cumsum linear matmul bmm mm mv dot outer inner addmm addmv baddbmm addbmm einsum tensordot
     embedding batch_norm tril triu diag diagonal_scatter where masked_fill interpolate fold pixel_unshuffle rot90 lerp
     addcmul conv_transpose3d real imag square var var_mean addr bilinear cross diff flipud fliplr trapezoid nansum
-    grouped_mm kron masked_scatter pack_padded_sequence pad_packed_sequence
+    grouped_mm kron masked_scatter pack_padded_sequence pad_packed_sequence nll_loss dropout1d dropout2d dropout3d
+    feature_dropout alpha_dropout feature_alpha_dropout
     conj resolve_conj view_as_real view_as_complex complex stft istft fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2
     fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_fftshift fft_ifftshift""".split()
 ) | {ALIAS}  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fmr
-from analyzers import InputAttribution
+from analyzers import AnalyzerError, InputAttribution
 from analyzers.inputs import methods
 from analyzers.inputs.result import Attribution
 from tests.analyzers.inputs.models import TOKENS, Additive, Words, gated, made, numbers, own, reused
@@ -56,6 +56,8 @@ def test_the_score_of_a_token_or_pixel_is_the_length_of_its_gradient() -> None:
     asking, picture = InputAttribution(reused()), numbers(1, 3, 12, 12)
     found = asking.run(picture, 1, "saliency")
     assert found.scores.allclose(found.values.pow(2).sum(1).sqrt())
+    _, bar = found.plot().axes
+    assert bar.get_ylim()[0] == 0  # sizes have no other half
     by_name, given = (asking.curves(picture, 1, one, draws=2) for one in ("saliency", found))
     assert np.array_equal(by_name.deletion, given.deletion)
     assert "sizes of the gradient: class 1" in found.plot().axes[0].get_title()
@@ -446,6 +448,50 @@ def test_the_place_is_where_the_token_ids_are_looked_up() -> None:
     both = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0, 4]])}
     found = InputAttribution(model).run(both, 2, "input-x-gradient")
     assert found.place == "Site('encoder.embed_tokens/embedding#0')"
+
+
+def test_token_ids_of_another_name_are_looked_up_in_one_place() -> None:
+    class Told(Additive):
+        def forward(self, words: Tensor, kinds: Tensor | None = None) -> Tensor:  # type: ignore[override]
+            return super().forward(words) if kinds is None else super().forward(words) + super().forward(kinds)
+
+    model, ids = Told().eval(), torch.tensor([[3, 5, 1]])
+    found = InputAttribution(model).run(ids, 2, "deeplift")
+    assert (found.place, found.kind, found.notes) == ("Site('table/embedding#0')", "tokens", ())
+    assert torch.allclose(found.scores[0], model.table.weight[ids[0], 2])
+    assert found.tokens == (("3", "5", "1"),)
+    with pytest.raises(AnalyzerError, match=r"none is called input_ids, and 2 places in Told look them up. Say where"):
+        InputAttribution(model).run({"words": ids, "kinds": ids}, 2, "deeplift")
+
+
+def test_a_model_that_overwrites_what_its_gradient_needs_is_told() -> None:
+    def overwrites(x: Tensor) -> Tensor:
+        y = x.exp()
+        out = y.sum(1, keepdim=True)
+        y += 1
+        return out + y[:, :1]
+
+    asking, x = InputAttribution(made(overwrites)), numbers(1, 4)
+    with pytest.raises(
+        AnalyzerError, match=r"takes no gradient of class 0 at .* modified by an inplace operation\. Expected"
+    ):
+        asking.run(x, 0, "ig")
+    assert asking.run(x, 0, "deeplift").complete
+
+
+def test_the_values_of_other_inputs_lie_as_those_of_the_input_do() -> None:
+    class Before(Additive):
+        """Positions in front of examples."""
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.table(input_ids.T.contiguous()).sum(0)
+
+    asking, ids, other = InputAttribution(Before().eval(), Words()), torch.tensor([[3, 5, 1]]), torch.tensor([[2, 2, 7]])
+    table = asking.model.table.weight
+    found = asking.run({"input_ids": ids}, 2, "deeplift", baseline={"input_ids": other})
+    assert torch.allclose(found.values[0, :, 0].sum(-1), table[ids[0], 2] - table[other[0], 2])
+    padded = asking.run({"input_ids": ids}, 2, "deeplift", baseline="padding")
+    assert torch.allclose(padded.values[0, :, 0].sum(-1), table[ids[0], 2] - table[0, 2])
 
 
 def test_a_value_that_is_said_to_lie_in_another_way_is_not_summed() -> None:

@@ -39,6 +39,10 @@ def asking(model: nn.Module | None = None) -> InputAttribution:
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
+        (
+            lambda: asking(torch.compile(gated(), backend="eager")).run(X, 1),
+            "The model is compiled, and .* underneath, model._orig_mod.",
+        ),
         (lambda: asking().run(X, 3), "There is no class 3: the output has 3. Expected one from 0 to 2"),
         (lambda: asking().run(X, -1), "There is no class -1: the output has 3"),
         (lambda: asking().run(X, 1.5), r"target=1\.5 is no class: expected a class or a token id, a word, a pair"),

@@ -115,6 +115,11 @@ JOINT: dict[str, Callable[[Tensor], Tensor]] = {
     "bilinear": lambda x: F.bilinear(x, x, torch.ones(3, 5, 5)),
     "clamp by others": lambda x: x.clamp(min=x.roll(1, -1)),
     "largest size": lambda x: torch.linalg.vector_norm(x, float("inf"), -1),
+    "local response": lambda x: F.local_response_norm(x, 2, 0.5),
+    "statistics that are kept": lambda x: F.instance_norm(x, WEIGHT[0], WEIGHT[1].abs(), WEIGHT[2], WEIGHT[3], False),
+    "instance_norm with weights": lambda x: F.instance_norm(x, None, None, WEIGHT[2], WEIGHT[3]),
+    "cross_entropy": lambda x: F.cross_entropy(x, torch.arange(5).expand(len(x), 5), reduction="none"),
+    "idle dropout": lambda x: F.dropout2d(x[:, None], training=False),
     "std_mean": lambda x: torch.cat(torch.std_mean(x, dim=-1), 1),
     "where": lambda x: torch.where(WEIGHT > 0, x, torch.tanh(x)),
 }
