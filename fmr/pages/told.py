@@ -127,10 +127,10 @@ class View:
 
     def _last(self) -> list[int]:
         """The last column of each example that is no padding; none where no mask of all positions tells it."""
-        shape = (self.examples, self._positions(len(self.outline.streams) - 1))
-        if _MASK not in self.one or not isinstance(mask := self.one[_MASK], Tensor) or mask.shape != shape:
+        mask: Tensor | None = self.one[_MASK] if _MASK in self.one else None  # noqa: SIM401 - it is no dict
+        if mask is None or (*mask.shape,) != (self.examples, self._positions(len(self.outline.streams) - 1)):
             return []
-        columns = torch.arange(mask.shape[1], device=mask.device)
+        columns = torch.arange(len(mask[0]), device=mask.device)
         found: list[int] = torch.where(mask != 0, columns, 0).amax(1).tolist()
         return found
 
