@@ -18,6 +18,8 @@ from fmr.runs.passes import Pass
 from fmr.structure.attention.factors import Heads, in_order, named_like
 from fmr.structure.parts import Attention, Memory, Structure
 
+_MASK = "input:attention_mask"
+
 
 def told(make: Callable[[], Json]) -> Json:
     """What a pass has to tell, or in its own words why it has not."""
@@ -116,11 +118,21 @@ class View:
         """All of the pass in plain types; what it does not hold says why."""
         return {
             "examples": self.examples,
+            "last": self._last(),
             "norms": [told(partial(self._norms, row)) for row in self.outline.rows],
             "patterns": [told(partial(self._pattern, n)) for n in range(len(self.patterns))],
             "mlps": [told(partial(self._coefficients, n)) for n in range(len(self.structure.mlps))],
             "lens": told(self._lens),
         }
+
+    def _last(self) -> list[int]:
+        """The last column of each example that is no padding; none where no mask of all positions tells it."""
+        mask: Tensor | None = self.one[_MASK] if _MASK in self.one else None  # noqa: SIM401 - it is no dict
+        if mask is None or (*mask.shape,) != (self.examples, self._positions(len(self.outline.streams) - 1)):
+            return []
+        columns = torch.arange(len(mask[0]), device=mask.device)
+        found: list[int] = torch.where(mask != 0, columns, 0).amax(1).tolist()
+        return found
 
     def _rows(self, site: Site) -> Tensor:
         return by_position(self.one[site], site)

@@ -303,6 +303,16 @@ def test_each_example_has_its_tokens() -> None:
     run = fmr.run(model, **tokenizer([PROMPT, "Junel Dunoth"], return_tensors="pt", padding=True))
     (told,) = data_of(fmr.page(run, fmr.locate(run), tokens=tokenizer))["passes"]
     assert told["tokens"] == [[["<bos>", *PROMPT.split()], ["<bos>", "Junel", "Dunoth", *["<pad>"] * 3]]]
+    assert told["last"] == [5, 2]
+
+
+@needs_browser
+def test_a_page_begins_at_the_last_token_that_is_no_padding(tmp_path: Path) -> None:
+    model, tokenizer, _, _ = facts()
+    run = fmr.run(model, **tokenizer(["Junel Dunoth", PROMPT], return_tensors="pt", padding=True))
+    fmr.page(run, fmr.locate(run), tmp_path / "page.html", tokens=tokenizer)
+    assert opened(tmp_path / "page.html").at("told").text.startswith("query 2 “Dunoth” takes")
+    assert opened(tmp_path / "page.html", "example=1").at("told").text.startswith("query 5 “in” takes")
 
 
 @needs_browser

@@ -104,6 +104,7 @@ function choose(changes) {
     state.head = within(state.head, found.heads);
     state.key = within(state.key, found.keys);
   }
+  if (!Number.isFinite(state.query)) state.query = pass().last[state.example] ?? Infinity;  // no padding
   state.query = within(state.query, positions());
   if (!pass().lens.why) state.row = within(state.row, pass().lens.rows.length);
   draw(before, found);
