@@ -76,22 +76,16 @@ class TensorId(str):
         return "" if self.is_source else self.rpartition("/")[0]
 
     @property
+    @lru_cache(maxsize=1 << 14)  # noqa: B019 (it is a string, and holds nothing)
     def parts(self) -> "OpPart":
         """The op's name, its running number and the index of the output (None for the only one)."""
-        return _parts(self)
-
-
-@lru_cache(maxsize=1 << 14)
-def _parts(name: TensorId) -> "OpPart":
-    """The last part of the ID of an op."""
-    found = None if name.is_source else _OP.match(name.rpartition("/")[2])
-    if found is None or "/" not in name:
-        raise IdError(
-            f"{str(name)!r} is not the ID of an op. Expected '{{scope}}/{{op}}#{{k}}', as in "
-            f"'h.0.attn/softmax#0', with an empty scope for the root: '/add#0'."
-        )
-    index = found["i"]
-    return OpPart(found["op"], int(found["k"]), None if index is None else int(index))
+        found = None if self.is_source else _OP.match(self.rpartition("/")[2])
+        if found is None or "/" not in self:
+            raise IdError(
+                f"{str(self)!r} is not the ID of an op. Expected '{{scope}}/{{op}}#{{k}}', as in "
+                f"'h.0.attn/softmax#0', with an empty scope for the root: '/add#0'."
+            )
+        return OpPart(found["op"], int(found["k"]), None if found["i"] is None else int(found["i"]))
 
 
 class OpPart(NamedTuple):

@@ -56,7 +56,6 @@ class Graph:
         self.asked = dict(asked or {})
         self.same = same  # the names of each module and tensor that has several; files do not keep them
         self._place = {node.id: place for place, node in enumerate(self.nodes)}
-        self._nodes = {node.id: node for node in self.nodes}
         self._inner: dict[str, Inner] = {}
         self.known: dict[object, Any] = {}  # what functions found out about it, each under itself
 
@@ -81,8 +80,8 @@ class Graph:
     def __getitem__(self, key: "Key") -> Node:
         """The node of an ID, inner values of fused ops included; for the path of a module that of the tensor it returned."""
         name = key if isinstance(key, TensorId) else id_of(key)
-        if name in self._nodes:
-            return self._nodes[name]
+        if name in self._place:
+            return self.nodes[self._place[name]]
         if name.is_path:
             return self[the_one(name, returned(self, name))]
         for node in self._inside(name):
@@ -101,9 +100,7 @@ class Graph:
 
     def _name(self, key: "Key") -> TensorId:
         """The ID that a key names; where that is the path of a module, the ID of what it returned."""
-        if isinstance(key, TensorId) and key in self._place:
-            return key
-        name = id_of(key)
+        name = key if isinstance(key, TensorId) else id_of(key)
         return name if name in self._place or not name.is_path else self[name].id
 
     def find(self, pattern: str) -> tuple[Node, ...]:

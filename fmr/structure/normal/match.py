@@ -138,27 +138,19 @@ def projection(graph: Graph, node: Node) -> Projection | None:
 @cached_per_graph
 def _projections(graph: Graph) -> dict[str, Projection]:
     """The projections of a graph."""
-    return {node.id: found for node in graph.nodes if (found := _projection(graph, node)) is not None}
-
-
-def _projection(graph: Graph, node: Node) -> Projection | None:
-    found = contraction(node)
-    if found is None:
-        return None
-    left, right = bool(weights(graph, found.left)), _is_weight(graph, found)
-    if left and right and node.op in _WITH_WEIGHTS:
-        return Projection(node, found.left, found.right)
-    if left == right:
-        return None
-    return Projection(node, found.right, found.left) if left else Projection(node, found.left, found.right)
+    known: dict[str, Projection] = {}
+    for found in filter(None, map(contraction, graph.nodes)):
+        left, right = bool(weights(graph, found.left)), _is_weight(graph, found)
+        if left != right or (right and found.node.op in _WITH_WEIGHTS):
+            known[found.node.id] = Projection(*found) if right else Projection(found.node, found.right, found.left)
+    return known
 
 
 def product(graph: Graph, node: Node) -> Contraction | None:
     """The contraction of a node, if it is one of two activations."""
     found = contraction(node)
-    if found is None or node.op in CONVOLUTIONS or weights(graph, found.left) or _is_weight(graph, found):
-        return None
-    return found
+    weighed = found is None or node.op in CONVOLUTIONS or weights(graph, found.left) or _is_weight(graph, found)
+    return None if weighed else found
 
 
 def _is_weight(graph: Graph, found: Contraction) -> bool:
@@ -332,28 +324,19 @@ def above(
 
     What only says which part is taken is no ancestor; with other `inputs` of a node, those are.
     """
-    goes_on, waiting = _asked(through), [graph[start]]
-    seen = {waiting[0].id}
-    for node in waiting:
-        yield node
-        for name in inputs(graph, node) if goes_on(node) else ():
-            if name not in seen:
-                seen.add(name)
-                waiting.append(graph[name])
+    goes_on, node_of = _asked(through), graph.__getitem__
+    return walk([graph[start]], lambda node: map(node_of, inputs(graph, node)) if goes_on(node) else ())
 
 
 def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Node], bool] = lambda node: True) -> list[Node]:
     """What a value is made of and comes after another one, in execution order, not above a node that is refused."""
     begin, last = graph.place(start), graph.place(end)
-    waiting = [last] if last > begin else []
-    seen = {*waiting}
-    for place in waiting:
-        node = graph.nodes[place]
-        higher = {graph.place(parent) for parent in node.parents} if through(node) else set[int]()
-        new = [one for one in higher if one > begin and one not in seen]
-        waiting += new
-        seen.update(new)
-    return [graph.nodes[place] for place in sorted(seen)]
+
+    def onward(place: int) -> list[int]:
+        higher = map(graph.place, graph.nodes[place].parents) if through(graph.nodes[place]) else ()
+        return [one for one in higher if one > begin]
+
+    return [graph.nodes[place] for place in sorted(walk([last] if last > begin else [], onward))]
 
 
 def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
