@@ -123,5 +123,7 @@ def _is_linear(graph: Graph, node: Node) -> bool:
 
 
 def _is_of_one(graph: Graph, node: Node) -> bool:
-    """Whether a node lays values side by side, or one behind another, that are linear functions of one activation."""
-    return node.op == "cat" and bool(set.intersection(*(_linear(graph, parent.id) for parent in node.parents)))
+    """Whether a node lays values side by side, or one behind another, that are linear functions of one activation, but for
+    those that are learned."""
+    made = [_linear(graph, parent.id) for parent in node.parents if not is_constant(graph, parent.id)]
+    return node.op == "cat" and bool(made and set.intersection(*made))
