@@ -16,6 +16,7 @@ from fmr.structure.normal.match import (
     SAME,
     Projection,
     above,
+    between,
     product,
     projection,
     settled,
@@ -80,10 +81,16 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         values=_matrices(graph, down.weight),
         key_dim=made_dim(graph, value),
         value_dim=1 - made_dim(graph, down),
-        fused_gate=gated is None and value.node.shape[axis] == 2 * graph[post].shape[axis],
+        fused_gate=gated is None and value.node.shape[axis] == 2 * graph[post].shape[axis] and _is_gated(graph, ups, post),
         axis=axis,
         scope=shared_scope(gate.projection.node, down.node),
     )
+
+
+def _is_gated(graph: Graph, ups: list[UpProjection], post: TensorId) -> bool:
+    """Whether what a projection makes meets itself on its way to coefficients: another half of it is not merely left out."""
+    way = between(graph, ups[0].projection.node.id, post)
+    return len(ups) > 1 or any(node.op == "glu" or form_of(graph)[node.id].kind == "statistic" for node in way)
 
 
 def _source(graph: Graph, up: UpProjection) -> TensorId:
