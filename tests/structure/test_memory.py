@@ -13,7 +13,7 @@ from fmr.errors import StructureError
 from fmr.structure.memories.memory import certify_memory
 from tests.models import build
 from tests.structure import blocks, experts, memories
-from tests.structure.idioms import HIDDEN, WIDTH, Plain, Stack
+from tests.structure.idioms import HIDDEN, WIDTH, Stack
 
 MADE = (
     memories.Merged,
@@ -368,5 +368,5 @@ class InHalves(nn.Module):
 
 
 def test_units_that_another_projection_reads_gate_nothing() -> None:
-    found = fmr.locate(fmr.run(Stack(InHalves, Plain, 1).eval(), torch.randint(11, (2, 6))))
+    found = fmr.locate(fmr.run(Stack(InHalves, InHalves, 1).eval(), torch.randint(11, (2, 6))))
     assert [(one.size, one.fused_gate) for one in found.mlps[:2]] == [(f"{HIDDEN // 2} memories", False)] * 2

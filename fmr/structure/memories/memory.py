@@ -118,8 +118,9 @@ def _vectors(found: Memory, index: int, expert: int | None) -> tuple[Tensor, Ten
 def _untold(found: Memory, keys: Tensor, values: Tensor) -> StructureError:
     """Says that weights hold no vectors that are known."""
     return StructureError(
-        f"{found.scope!r} holds its weights as {tuple(keys.shape)} and {tuple(values.shape)}: no row or column is known to be "
-        f"that of one memory. Expected matrices with one of {found.n} each; block.w_in and block.w_out name them as they are."
+        f"{found.scope!r} holds its weights as {tuple(keys.shape)} and {tuple(values.shape)}: no row or column is known to "
+        f"be that of one memory. Expected matrices with one of {found.n} each; block.w_in and block.w_out name them as they "
+        "are."
     )
 
 
