@@ -51,11 +51,12 @@ def find_layers(
     mlps: Sequence[Memory],
     mixers: Sequence[Mixer],
 ) -> list[Layer]:
-    """The layers of all streams as they end: writes in groups, each with the parts that write in it."""
+    """The layers of all streams as they end: writes in groups, each with the parts that write in it; what parts write to a
+    second stream, too, is no layer more."""
     lists = _Lists([*attention, *mlps, *mixers])
     ends = [_ends(graph, block) for block in attention]
-    found = []
-    for residual in residuals:
+    found, told = list[Layer](), set[Attention | Memory | Mixer]()
+    for residual in sorted(residuals, key=lambda one: -len(one.writes)):
         steps = [
             _Step(
                 write,
@@ -71,7 +72,9 @@ def find_layers(
         last = [normed or write.after for write in residual.writes[-1:]]
         posts = [*(group[0].write.before for group in groups[1:]), *last[: len(groups)]]
         pairs = zip(groups, posts, strict=True)
-        found += [_layer(graph, group, post) for group, post in pairs if any(step.kinds for step in group)]
+        parts = {part for group in groups for step in group for part in step.parts}
+        found += [_layer(graph, group, post) for group, post in pairs if any({*step.parts} - told for step in group)]
+        told |= parts
     return sorted(found, key=lambda layer: graph.place(layer.resid_post))
 
 

@@ -195,3 +195,26 @@ def test_a_stream_that_is_reshaped_between_two_writes_ends_before_its_final_norm
     model = transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, word_embed_proj_dim=32)).eval()
     structure = fmr.locate(fmr.run(model, torch.randint(3, 40, (2, 7))))
     assert structure.layers[-1].resid_post.id == structure.residual.writes[-1].after
+
+
+class TwoSums(nn.Module):
+    """What layers make is added to a state that is normed each time, and to one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(kind() for _ in range(2) for kind in (Attention, Memory))
+        self.norms, self.logits = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(5)), nn.Linear(WIDTH, 20)
+        self.enter = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = plain = self.enter(x)
+        for norm, part in zip(self.norms, self.parts, strict=False):
+            made = part(x)
+            plain, x = plain + made, norm(x + made)
+        return self.logits(x + self.norms[-1](plain))
+
+
+def test_parts_that_write_to_two_streams_are_in_one_layer() -> None:
+    found = fmr.locate(fmr.run(TwoSums().eval(), torch.randn(2, 5, WIDTH)))
+    told = [[one.scope for one in (*layer.attentions, *layer.mlps)] for layer in found.layers]
+    assert told == [["parts.0", "parts.1"], ["parts.2", "parts.3"]]

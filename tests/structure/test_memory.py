@@ -13,7 +13,7 @@ from fmr.errors import StructureError
 from fmr.structure.memories.memory import certify_memory
 from tests.models import build
 from tests.structure import blocks, experts, memories
-from tests.structure.idioms import HIDDEN, WIDTH
+from tests.structure.idioms import HIDDEN, WIDTH, Stack
 
 MADE = (
     memories.Merged,
@@ -356,3 +356,21 @@ def test_experts_are_memories_too_where_their_product_is_done_by_an_op_of_anothe
     run = fmr.run(model, *args, **kwargs)
     assert run.graph.find("*/grouped_mm#*")
     assert [bool(one.certified) for one in fmr.locate(run).mlps] == [True, True]
+
+
+class InHalves(nn.Module):
+    """The second projection is done in two halves of the units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.up(x).relu().chunk(2, -1)
+        left, right = self.down.weight.chunk(2, 1)
+        return F.linear(first, left) + F.linear(second, right, self.down.bias)
+
+
+def test_units_that_another_projection_reads_gate_nothing() -> None:
+    found = fmr.locate(fmr.run(Stack(InHalves, InHalves, 1).eval(), torch.randint(11, (2, 6))))
+    assert [(one.size, one.fused_gate) for one in found.mlps[:2]] == [(f"{HIDDEN // 2} memories", False)] * 2

@@ -54,7 +54,7 @@ class Groups(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.down = weight(WIDTH, 3, 5), weight(3, 5, WIDTH)
+        self.up, self.down = weight(WIDTH, 5, 5), weight(5, 5, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("btgn,gnd->btd", torch.einsum("btd,dgn->btgn", x, self.up).relu(), self.down)

@@ -98,7 +98,8 @@ def _linear(graph: Graph, value: Value) -> set[TensorId]:
 
 def _is_linear(graph: Graph, value: Value) -> bool:
     """Whether a value is one that was moved, normed or projected, or several functions of one laid side by side, or one
-    behind another; what lays others there adds keys of others."""
+    behind another, but for those that are learned; what lays others there adds keys of others."""
     if value.op == "cat":
-        return bool(set.intersection(*(_linear(graph, one) for one in value.inputs)))
+        made = [_linear(graph, one) for one in value.inputs if one.is_data]
+        return bool(made and set.intersection(*made))
     return value.kind in _SCALED or value.node.op in MEANS or _projected(graph, value) is not None

@@ -130,12 +130,17 @@ def _vectors(found: Memory, index: int, expert: int | None) -> tuple[Tensor, Ten
     keys, values = _matrices(found, weights[found.keys], found.own(weights[found.values], n), index, expert)
     places = _places(found, keys) if keys.dim() > found.key_dim else ()
     if not places or values.shape[found.value_dim : found.value_dim + 1] != (n,):
-        shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
-        raise StructureError(
-            f"{found.scope!r} holds its weights as {shapes}: no row or column is known to be that of one memory. Expected "
-            f"matrices with one of {n} each; block.w_in and block.w_out name them as they are."
-        )
+        raise _untold(found, keys, values)
     return _vector(keys.select(found.key_dim, places[index])), _vector(values.select(found.value_dim, index))
+
+
+def _untold(found: Memory, keys: Tensor, values: Tensor) -> StructureError:
+    """Says that weights hold no vectors that are known."""
+    return StructureError(
+        f"{found.scope!r} holds its weights as {tuple(keys.shape)} and {tuple(values.shape)}: no row or column is known to "
+        f"be that of one memory. Expected matrices with one of {found.n} each; block.w_in and block.w_out name them as they "
+        "are."
+    )
 
 
 def _matrices(found: Memory, keys: Tensor, values: Tensor, index: int, expert: int | None) -> tuple[Tensor, Tensor]:
@@ -143,8 +148,10 @@ def _matrices(found: Memory, keys: Tensor, values: Tensor, index: int, expert: i
     several = keys.dim() == values.dim() == 3 and found.graph[found.down].op not in CONVOLUTIONS
     if not several and expert is not None:
         raise StructureError(f"{found.scope!r} has one matrix for all: expected block.memory({index}) without expert=.")
-    if not several or len(keys) != len(values):
+    if not several:
         return keys, values
+    if len(keys) != len(values):
+        raise _untold(found, keys, values)
     if expert is None:
         raise StructureError(f"{found.scope!r} has {len(keys)} experts. Name one: block.memory({index}, expert=0).")
     number = whole_number(expert)

@@ -389,16 +389,13 @@ def strip_views(graph: Graph, name: TensorId, ops: frozenset[str] = SAME | {"vie
 def settled(graph: Graph, node: Node) -> Node:
     """The last of the views and bias adds that alone read a projection's result."""
     made = node
-    while True:
-        readers = graph.readers(node.id)
-        if len(readers) != 1:
-            return node
-        (reader,) = readers
-        others = [parent.id for parent in reader.parents if parent != node.id]
-        biased = reader.op == "add" and others and all(_is_bias(graph, name, made, reader) for name in others)
-        if not (reader.op in VIEWS or biased or reader.op == RESULT):
-            return node
-        node = reader
+    while len(readers := graph.readers(node.id)) == 1:
+        others = [parent.id for parent in readers[0].parents if parent != node.id]
+        biased = readers[0].op == "add" and others and all(_is_bias(graph, name, made, readers[0]) for name in others)
+        if not (readers[0].op in VIEWS or biased or readers[0].op == RESULT):
+            break
+        node = readers[0]
+    return node
 
 
 def _is_bias(graph: Graph, name: TensorId, made: Node, total: Node) -> bool:

@@ -194,3 +194,19 @@ class ComparedByCosine(Layers):
         def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             scores = nn.functional.cosine_similarity(q[..., None, :], k[..., None, :, :], dim=-1)
             return refused((scores * 3).softmax(-1), word="no product that is known") @ v
+
+
+class LearnedKeys(Layers):
+    """Learned vectors lie before those that are projected to keys and values: it is self-attention still."""
+
+    class attention(Heads):
+        case = False
+
+        def __init__(self, s: Sizes) -> None:
+            super().__init__(s)
+            self.kept = weight(3, s.width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            every = torch.cat([self.kept.expand(len(x), -1, -1), x], 1)
+            q, k, v = heads(self.q(x), self.s.heads), heads(self.k(every), self.s.heads), heads(self.v(every), self.s.heads)
+            return self.o(joined(attends((q @ k.mT * 0.3).softmax(-1), self.s.heads, self.s.size) @ v))
