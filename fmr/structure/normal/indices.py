@@ -115,4 +115,4 @@ def rows_of(graph: Graph, found: Projection, value: Tensor, places: Collection[i
 
 def varies(value: Tensor, dim: int) -> bool:
     """Whether a value is not the same all along a dimension."""
-    return bool((value != value.narrow(dim, 0, 1)).any())
+    return value.shape[dim] > 1 and bool((value != value.narrow(dim, 0, 1)).any())
