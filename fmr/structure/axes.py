@@ -11,8 +11,7 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.layouts import Layout
 from fmr.structure.memories.memory import Memory
 from fmr.structure.normal.dims import Dim, Dims
-from fmr.structure.normal.einsum import of_projection
-from fmr.structure.normal.match import projection
+from fmr.structure.normal.form import form_of
 
 _COUNTED = ("positions", "examples")
 
@@ -61,10 +60,8 @@ class Axes:
     def memory(self, found: Memory) -> Memory:
         """A memory with the layouts of its coefficients and of its output."""
         coefficients = self._of(found.post.id)[found.axis]
-        down = projection(self.graph, self.graph[found.down])
-        assert down is not None
-        subscripts = of_projection(self.graph, down)
-        made = [subscripts.result.index(one) - len(subscripts.result) for one in subscripts.free(subscripts.right)[-1:]]
+        words = form_of(self.graph)[found.down].subscripts
+        made = [words.result.index(one) - len(words.result) for one in words.free(words.right)[-1:]]
         return replace(
             found,
             pre=self.site(found.pre, coefficients),

@@ -175,7 +175,7 @@ class _Search(Search):
         values = self.every("attention", lambda: form_of(graph).values)
         for softmax in (one for one in values if one.kind == "softmax" or (one.kind, one.node.op) == ("weight", "softmax")):
             answer = self.tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
-            if isinstance(answer, Rejected):
+            if isinstance(answer, Rejected) and 0 in graph[answer.id].shape:
                 answer = replace(answer, reason=self.nothing(answer.id) or answer.reason)
             yield from [answer] if answer is not None else []
         yield from (Rejected(one.id, "attention", _OF_WEIGHTS) for one in values if one.node.op == "softmax" != one.kind)

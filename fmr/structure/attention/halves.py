@@ -56,11 +56,8 @@ def _share(read: Callable[[Site], Tensor], share: Site | float) -> Tensor | floa
     layout, value = share.layout or (), read(share).detach()
     if value.dim() != len(layout) or (layout and layout[-1] == "units" and value.shape[-1] != 1):
         raise StructureError(f"{share.id}, {list(value.shape)}, is no share of a map for each head and query.")
-    present = [layout.index(name) for name in ORDER if name in layout]
-    ordered = value.permute(present)
-    for place, name in enumerate(ORDER):
-        ordered = ordered if name in layout else ordered.unsqueeze(place)
-    return ordered
+    ordered: Tensor = value.permute([layout.index(name) for name in ORDER if name in layout])
+    return ordered[tuple(slice(None) if name in layout else None for name in ORDER)]
 
 
 def picked(value: Tensor, site: Site) -> Tensor:

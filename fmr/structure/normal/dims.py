@@ -6,6 +6,7 @@ what lays several out as one makes another, which falls apart again where the sa
 
 from collections.abc import Container, Iterable, Iterator
 from itertools import takewhile
+from math import prod
 
 import torch
 
@@ -242,22 +243,14 @@ def _groups(
     """
     i = j = 0
     while i < len(before) and j < len(after):
-        read, made = [i], [j]
-        left, right = before[i], after[j]
-        i, j = i + 1, j + 1
-        while left != right and i <= len(before) and j <= len(after):
-            if left < right and i < len(before):
-                left, i = left * before[i], i + 1
-                read.append(i - 1)
-            elif left > right and j < len(after):
-                right, j = right * after[j], j + 1
-                made.append(j - 1)
-            else:
+        a, b = i + 1, j + 1
+        while (left := prod(before[i:a])) != (right := prod(after[j:b])):
+            a, b = (a + 1, b) if left < right else (a, b + 1)
+            if a > len(before) or b > len(after):
                 return
-        while i < len(before) and before[i] == 1 and (j == len(after) or after[j] != 1) and i + 1 not in repeated:
-            read.append(i)
-            i += 1
-        while len(read) == 1 and j < len(after) and after[j] == 1 and (i == len(before) or before[i] != 1):
-            made.append(j)
-            j += 1
-        yield read, made
+        while before[a : a + 1] == (1,) != after[b : b + 1] and a + 1 not in repeated:
+            a += 1
+        while a - i == 1 and after[b : b + 1] == (1,) != before[a : a + 1]:
+            b += 1
+        yield [*range(i, a)], [*range(j, b)]
+        i, j = a, b

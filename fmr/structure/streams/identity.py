@@ -2,7 +2,7 @@
 way back from a value along the writes to its stream: where these ended, and where the stream began."""
 
 from collections.abc import Iterator, Mapping
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -113,35 +113,25 @@ def reweighted(graph: Graph, node: Node) -> TensorId | None:
     """The later of two values that an add mixes, where the earlier is a part of it: the one has all terms of the other."""
     if node.op != "add" or len(node.parents) != 2:
         return None
-    sides = [parent.id for parent in node.parents]
-    whose = {sides[0]: 1, sides[1]: 2}
-    waiting, alone = [(-graph.place(name), name) for name in whose], 0
-    heapify(waiting)
-    while alone < 3 and any(whose[name] < 3 for _, name in waiting):
-        name = heappop(waiting)[1]
-        terms = _terms(graph, graph[name])
-        if not terms:
-            alone |= whose[name] % 3
+    form, sides = form_of(graph), [parent.id for parent in node.parents]
+    whose, waiting, alone = dict[Value, int](), list[tuple[int, TensorId]](), 0
+
+    def meet(value: Value, side: int) -> None:
+        if value not in whose:
+            heappush(waiting, (-graph.place(value.id), value.id))
+        whose[value] = whose.get(value, 0) | side
+
+    for side, name in enumerate(sides, 1):
+        meet(form[name], side)
+    while alone < 3 and any(whose[form[name]] < 3 for _, name in waiting):
+        value = form[heappop(waiting)[1]]
+        added = value.kind == "sum" and value.op == "add"
+        terms = value.inputs if added or value.kind in ("affine", "move") else ()
+        alone |= 0 if terms else whose[value] % 3
         for term in terms:
-            if term not in whose:
-                heappush(waiting, (-graph.place(term), term))
-            whose[term] = whose.get(term, 0) | whose[name]
+            meet(term, whose[value])
     later = {0: max(sides, key=graph.place), 1: sides[0], 2: sides[1]}
     return later.get(alone)
-
-
-def _terms(graph: Graph, node: Node) -> list[TensorId]:
-    """The values that a node is a sum of, each scaled by constants or not; none where it makes a new value."""
-    if node.op in LAID_OUT:
-        return [parent.id for parent in node.parents[:1]]
-    if node.op not in ("mul", "div", "add") or node.id.is_source:
-        return []
-    parents = [parent.id for parent in node.parents]
-    if node.op == "add" or len(parents) == 1:
-        return parents
-    data = [name for name in parents if not weights(graph, name)]
-    data = data if len(data) == 1 else [name for name in data if not is_constant(graph, name)]
-    return data if len(data) == 1 else []
 
 
 def adaptive_norm(graph: Graph, node: Node) -> TensorId | None:
