@@ -97,7 +97,7 @@ def named(value: Tensor, site: Site, n_heads: int, n_kv_heads: int) -> tuple[Ten
     layout = site.layout or ()
     if len(layout) != value.dim():
         raise StructureError(f"{_found(value, site)}: expected {len(layout)} dimensions, {list(layout)}. {_ELSEWHERE}")
-    names = tuple[str, ...]()
+    names: tuple[str, ...] = ()
     counts = {"heads": n_heads, KEY_HEADS: n_kv_heads, GROUPS: n_heads // n_kv_heads}
     for dim in reversed(range(len(layout))):
         parts = tuple(layout[dim].split(JOIN))
