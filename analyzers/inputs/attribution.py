@@ -76,20 +76,20 @@ class InputAttribution(Method):
         >>> asking.run("Junel Dunoth grew up in", ("Brigost", "Oranby"), "deeplift", baseline="padding").complete
         True
 
-        inputs: a text or several, a tensor, or arguments by name. target: a class, a token id or a word at the last
+        inputs: a text or several, a tensor or array, or arguments by name. target: a class, a token id or a word at the last
         position; a pair for their difference; a site of one number; or a function of the output that gives one number for
         each example. A list has one for each example, None is what the model puts first, or its one number. method: "ig",
         "deeplift", "deeplift-reveal-cancel", "gradient-shap", "kernel-shap", "lime", "occlusion", "saliency",
         "input-x-gradient" or "rollout". at: the place, an ID, a site, the path of a module or a role as
         "layers[2].resid_post"; by default where `input_ids` are looked up, or the first input of floating-point numbers;
         what lies otherwise than (examples, positions, units) or (examples, colours, height, width) says so, as in
-        fmr.Site("input:x", layout=("examples", "units", "positions")), and has a score for each number. baseline:
-        "zero", "mean", "blur" (pictures), "padding" (tokens), a number, a tensor or array of the shape of the value,
-        several, or other inputs, over which the mean is taken. steps, most, within: of "ig", how many gradients to begin
-        with, at most, and up to which share the sum may be off. samples: of the methods that draw. cells: of "occlusion",
-        "lime" and "kernel-shap", how many lie along a side of a picture, or a tensor with the number of the cell of each
-        number. rows: how many go through the model at once. seed: of what is drawn. progress: show a bar over the examples;
-        None shows it on a terminal only.
+        fmr.Site("input:x", layout=("examples", "units", "positions")), and has a score for each number. baseline: "zero",
+        "mean", "blur" (pictures), "padding" (tokens), a number, a tensor or array of the shape of the value, several, or
+        other inputs, over which the mean is taken; the gradient at the input and rollouts take none. steps, most, within: of
+        "ig", how many gradients to begin with, at most, and up to which share the sum may be off. samples: of the methods
+        that draw. cells: of "occlusion", "lime" and "kernel-shap", how many lie along a side of a picture, or a tensor with
+        the number of the cell of each number. rows: how many go through the model at once. seed: of what is drawn. progress:
+        show a bar over the examples; None shows it on a terminal only.
         """
         check_eval(self.model)
         own = Settings(steps, most, within, samples, cells, rows, seed, progress)
