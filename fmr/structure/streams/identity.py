@@ -109,6 +109,10 @@ def _is_bias(graph: Graph, node: Node, name: TensorId) -> bool:
     return prod(shape) == max(shape, default=1) and shape != node.shape and bool(weights(graph, name))
 
 
+_OF_TERMS = LAID_OUT | {"add", "mul", "div"}
+"""Ops after which a value has the terms of what it was made of."""
+
+
 def reweighted(graph: Graph, node: Node) -> TensorId | None:
     """The later of two values that an add mixes, where the earlier is a part of it: the one has all terms of the other."""
     if node.op != "add" or len(node.parents) != 2:
@@ -125,8 +129,8 @@ def reweighted(graph: Graph, node: Node) -> TensorId | None:
         meet(form[name], side)
     while alone < 3 and any(whose[form[name]] < 3 for _, name in waiting):
         value = form[heappop(waiting)[1]]
-        added = value.kind == "sum" and value.op == "add"
-        terms = value.inputs if added or value.kind in ("affine", "move") else ()
+        ops = {one.op for one in value.folded or (value.node,)}
+        terms = value.inputs if value.kind in ("sum", "affine", "move") and ops <= _OF_TERMS else ()
         alone |= 0 if terms else whose[value] % 3
         for term in terms:
             meet(term, whose[value])
