@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -99,13 +99,11 @@ def at_zero(graph: Graph, target: TensorId, name: TensorId, value: Values) -> Te
     given = {name: torch.zeros_like(read.single(name))}
     for node in between(graph, name, target):
         found = projection(graph, node) if node.op in _MATRICES else None
-        if found is None or name not in (found.data, strip_views(graph, found.data)):
-            continue
-        if type(read.single(found.weight)) in (Tensor, nn.Parameter):  # a class of its own may be read in its own ways alone
+        own = found is not None and name in (found.data, strip_views(graph, found.data))
+        if found is not None and own and type(weight := read.single(found.weight)) is Tensor:  # others may not be cut
             words = of_projection(graph, found)
-            kind = read.single(found.weight).dtype
             tensors = {p.id: read.single(p.id) for p in node.parents if p.id != found.data}
-            tensors[found.data] = torch.zeros((), dtype=kind, device=node.device).expand(graph[found.data].shape)
+            tensors[found.data] = weight.new_zeros(()).expand(read(found.data).shape)
             for one, word in ((found.data, words.left), (found.weight, words.right)):
                 tensors[one] = tensors[one][tuple(slice(0 if letter in words.contracted else None) for letter in word)]
             given[node.id] = in_double(node, tensors)

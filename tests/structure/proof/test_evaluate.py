@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fmr
 from fmr.ids import TensorId
-from fmr.structure.proof.evaluate import evaluate, evaluate_each
+from fmr.structure.proof.evaluate import at_zero, evaluate, evaluate_each
 from tests.small import Fn
 
 X = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -150,3 +150,36 @@ def test_an_op_that_torch_cannot_run_on_several_is_run_on_each() -> None:
     run, x, end = ran(lambda x: x[x > 0].sum())
     several = torch.stack([X, 2 * X])
     assert evaluate_each(run.graph, end, x, several, run.__getitem__).tolist() == [10, 20]
+
+
+class Beside(nn.Module):
+    """A projection whose result is added to what it reads, by a layer or by a product of its own."""
+
+    def __init__(self, spelled: str) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 5.0]])), nn.Parameter(torch.tensor([7.0, 9.0]))
+        self.spelled = spelled
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.spelled:
+            case "linear":
+                return x + nn.functional.linear(x.view(2, 2), self.weight, self.bias)
+            case "addmm":
+                return x + torch.addmm(self.bias, x, self.weight)
+        return x + (x @ self.weight + self.bias)
+
+
+@pytest.mark.parametrize("spelled", ["linear", "addmm", "matmul"])
+def test_what_is_left_where_a_value_is_zero(spelled: str) -> None:
+    run = fmr.run(Beside(spelled), X)
+    x, end = TensorId("input:x"), run.graph.nodes[-1].id
+    zero = evaluate(run.graph, end, {x: torch.zeros(2, 2)}, run.__getitem__)
+    assert at_zero(run.graph, end, x, run.__getitem__).tolist() == zero.tolist() == [[7, 9], [7, 9]]
+
+
+def test_what_is_zero_has_no_part_in_a_weight_that_is_no_number() -> None:
+    model = Beside("linear")
+    with torch.no_grad():
+        model.weight[0, 0] = torch.inf
+    run = fmr.run(model, X)
+    assert at_zero(run.graph, run.graph.nodes[-1].id, TensorId("input:x"), run.__getitem__).tolist() == [[7, 9], [7, 9]]
