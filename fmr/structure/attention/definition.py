@@ -20,6 +20,7 @@ from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
     LAID_OUT,
     NONLINEAR,
+    NORMS,
     above,
     all_inputs,
     between,
@@ -192,6 +193,9 @@ def _named(value: Tensor, site: Site, found: Claim, names: Mapping[str, str]) ->
 _TOLD = frozenset("max amax mean sum logsumexp".split())
 """What is told of many scores at once."""
 
+_CHOICES = frozenset("topk sort kthvalue".split())
+"""What holds scores against others of their row."""
+
 _FEW = 4
 """So many numbers are too few to tell heads apart."""
 
@@ -228,43 +232,50 @@ def _strays(
     site: Site,
     given: Mapping[TensorId, Tensor],
 ) -> float | None:
-    """How far scores move outside of the row of one query, or of the head of one key, that is changed; relative to how far
-    they move at all, as a mask may be larger than any score."""
-    changed = given[site.id].clone(memory_format=torch.contiguous_format)
-    one = _named(changed, site, found, _QUERY if site is found.q else _KEY)
+    """How far scores move outside of the row of one query, or of the column of one key, that is changed; relative to how far
+    they move at all, as a mask may be larger than any score. None where none moves, as where all that is tried is masked."""
+    names = _QUERY if site is found.q else _KEY
+    one = _named(given[site.id], site, found, names)
     if one is None:
         return None
-    kept = [name for name in scores[1] if name in one[1] and name != "keys"]
+    sizes = [dict(zip(names, value.shape, strict=True)) for value, names in (one, scores)]
+    if any(sizes[0].get(name, 1) > 1 == size for name, size in sizes[1].items()):
+        return float("inf")
+    if any(size > 1 and name.startswith("axis") for name, size in sizes[0].items()):  # of windows, where places count anew
+        return None
+    kept = [name for name in scores[1] if sizes[0].get(name, 1) > 1]
     if _weighs(graph, site.id, found.scores.id):
         kept = [name for name in kept if name not in _HEADS]
-    sizes = [dict(zip(names, value.shape, strict=True)) for value, names in (one, scores)]
-    kept = [name for name in kept if sizes[0][name] > 1]
-    if any(
-        size > 1 and name.startswith("axis") for name, size in sizes[0].items()
-    ):  # of chunks or windows, where places count anew
-        return None
-    wide = any(sizes[0].get(name, 1) > 1 == size for name, size in sizes[1].items())
-    if wide or any(sizes[0][name] != sizes[1][name] for name in kept if name != "examples"):
+    if any(node.op in NORMS | _CHOICES for node in between(graph, site.id, found.scores.id)):
+        kept = [name for name in kept if name != "keys"]
+    if any(sizes[0][name] != sizes[1][name] for name in kept if name not in ("examples", "keys")):
         return float("inf")
     few, many = sorted(size.get("examples", 1) for size in sizes) if "examples" in kept else (1, 1)
     if few != many:  # heads are laid out with examples on the way
-        return None if few and many % few == 0 else float("inf")
-    at = {
-        name: min(n, sizes[0][name] - 1) if name != "queries" else max(sizes[0][name] - 2, 0)
-        for n, name in enumerate(sorted(kept))
-    }
-    part = one[0][tuple(at.get(name, slice(None)) for name in one[1])]
-    part.copy_(-0.5 * part - 0.1)
-    moved = evaluate(graph, found.scores.id, {**given, site.id: changed}, value)
-    other = _named(moved.clone(), found.scores, found, _MAP)
-    assert other is not None
-    if "queries" in at:  # rows may be in another order
-        far = (other[0] - scores[0]).abs().nan_to_num(0.0, 0.0, 0.0).movedim(other[1].index("queries"), 0).flatten(1).amax(1)
-        at["queries"] = int(far.argmax())
-    off = (other[0] - scores[0]).abs().nan_to_num(0.0, 0.0, 0.0)
-    most = off.amax().clamp(min=1e-12) if off.numel() else 1.0
-    off[tuple(at.get(name, slice(None)) for name in other[1])] = 0.0
-    return float(off.amax() / most) if off.numel() else 0.0
+        return None if few and many % few == 0 and not sizes[0].keys() & sizes[1].keys() & {*_HEADS} else float("inf")
+    for last in (2, 1, 0):
+        at = {name: n % sizes[0][name] for n, name in enumerate(sorted(kept), 2 - last)}
+        at |= {name: (sizes[0][name] - 1) * last // 2 for name in _PLACES & {*kept}}
+        changed = given[site.id].clone(memory_format=torch.contiguous_format)
+        part = named(changed, site, found.n_heads, found.n_kv_heads)[0][tuple(at.get(name, slice(None)) for name in one[1])]
+        part.copy_(-0.5 * part - 0.1)
+        moved = evaluate(graph, found.scores.id, {**given, site.id: changed}, value)
+        told = _named((moved - base).abs().nan_to_num(0.0, 0.0, 0.0), found.scores, found, _MAP)
+        if told is not None and bool(told[0].any()):
+            return _outside(told, at)
+    return None
+
+
+_PLACES = {"queries", "keys"}
+
+
+def _outside(moved: Named, at: Mapping[str, int]) -> float:
+    """How far scores moved elsewhere than where they should; rows and columns may be in another order."""
+    off, most = moved[0].clone(), moved[0].amax()
+    for name in _PLACES & at.keys():
+        at = {**at, name: int(off.movedim(moved[1].index(name), 0).flatten(1).amax(1).argmax())}
+    off[tuple(at.get(name, slice(None)) for name in moved[1])] = 0.0
+    return float(off.amax() / most)
 
 
 def miscounted(graph: Graph, found: Claim, value: Values) -> str:
@@ -293,7 +304,7 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
     counts = [sizes[name] for name in _HEADS if name in sizes]
     if counts and math.prod(counts) != found.n_heads:
         return f"its queries have {math.prod(counts)} heads, not {found.n_heads}"
-    for site in (found.q, found.scores, found.pattern, found.z):
+    for site in (found.q, found.k, found.v, found.scores, found.pattern, found.z):
         sizes_of = graph[site.id].shape
         pairs = zip(site.layout or (), sizes_of, strict=False)
         joined = [size for name, size in pairs if {"heads"} < {*name.split(JOIN)}]
