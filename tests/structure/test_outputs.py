@@ -88,3 +88,23 @@ def test_queries_of_one_head_are_told_beside_a_sink() -> None:
     for block in fmr.locate(run).attention:
         assert torch.equal(run[block.head(2).q], run[block.q.id][:, 2])
         assert torch.equal(run[block.head(2).k], run[block.k.id][:, 2])
+
+
+class Asked(nn.Module):
+    """Learned vectors look at what is there, with as many heads as is said, and are mixed again as queries ask."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.asked, self.heads = weight(5, WIDTH), heads
+        self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (split(one, self.heads) for one in (self.asked.expand(len(x), -1, -1), self.k(x), self.v(x)))
+        return self.out(joined((v @ q.mT).softmax(-1) @ ((q @ k.mT * 0.3).softmax(-1) @ v)))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_learned_queries_of_one_head_are_found_as_those_of_several(heads: int) -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Asked(heads), nn.Linear(WIDTH, 7))
+    (found,) = fmr.locate(fmr.run(model.eval(), torch.randn(2, 6, WIDTH))).attention
+    assert (found.n_heads, found.head_dim, found.kind) == (heads, WIDTH // heads, "cross")

@@ -174,7 +174,8 @@ class Queries:
     def heads(self, use: ValueProduct) -> Heads | None:
         """The heads that the units of a projection were split into on their way to the queries."""
         if self.made is None:
-            return Heads(1, (), (), False) if len(use.node.shape) == 3 else None
+            alone = len(use.node.shape) > 2 and math.prod(use.node.shape[1:-2]) == 1
+            return Heads(1, (), (), False) if alone else None
         if _is_split(self.graph, self.made):
             return None  # what its units are is not all that is beside them
         if self.units is None or not self.varying.intersection(self.contracted):
