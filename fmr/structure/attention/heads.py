@@ -124,8 +124,9 @@ class Queries:
         """What the queries were split from: the projection, else a whole that is no weight."""
         higher = list(above(self.graph, self.scores.q, _SPLITS))
         projected = (node for node in higher if projection(self.graph, node) is not None)
-        wholes = (node for node in higher if node.op not in _SPLITS and (len(node.shape) < 4 or contraction(node)))
-        return next(projected, next((node for node in wholes if not weights(self.graph, node.id)), None))
+        wholes = [node for node in higher if node.op not in _SPLITS and (len(node.shape) < 4 or contraction(node))]
+        learned = [node for node in wholes if weights(self.graph, node.id)]
+        return next(projected, next((node for node in wholes if node not in learned), learned[0] if learned else None))
 
     @cached_property
     def units(self) -> Tensor | None:

@@ -26,10 +26,8 @@ from fmr.structure.proof.certificate import largest
 from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each
 
 
-def of_own_place(
-    graph: Graph, source: TensorId, up: TensorId, post: TensorId, made: Tensor, axis: int, value: Values
-) -> float | None:
-    """How far coefficients, `made` again, move, beyond a gain of each unit, where what is read elsewhere is turned round.
+def of_own_place(graph: Graph, source: TensorId, up: TensorId, post: TensorId, axis: int, value: Values) -> float | None:
+    """How far coefficients move, beyond a gain of each unit, where what is read elsewhere is turned round.
 
     A gain may depend on all positions of an example, as where units compete. What convolutions of an image make is held, as
     their windows are known to reach further. None where coefficients do not move at all, and where which position is which
@@ -44,22 +42,21 @@ def of_own_place(
     read = value(source).detach()
     if not isfinite(largest(read)):
         read = read.nan_to_num(0.0, 0.0, 0.0)
-        made = evaluate(graph, post, {source: read}, value)
     units = summed_dim(graph, first) % len(graph[first.data].shape) - len(graph[first.data].shape)
-    rows, coefficients = _rows(read, units), _rows(made, axis)
-    if not rows.numel() or not coefficients.numel():
+    rows, number = _rows(read, units), prod(graph[post].shape)
+    if not rows.numel() or not number:
         return None
-    if len(coefficients) % len(rows):
+    if number // graph[post].shape[axis] % len(rows):
         return float("inf")
     examples = read.shape[0] if read.dim() > 2 else 1
     choices = [one.to(rows.device) for one in _choices(len(rows), examples)]
     others = [_turned(rows, one).reshape(read.movedim(units, -1).shape).movedim(-1, units) for one in choices]
-    offs = list[float]()
-    for chosen, again in zip(choices, evaluate_each(graph, post, source, torch.stack(others), value, held), strict=True):
-        moved = _rows(again, axis)
-        if held and torch.equal(_rows(evaluate(graph, post, {source: read, **held}, value), axis), moved):
+    made, *moved_on = evaluate_each(graph, post, source, torch.stack([read, *others]), value, held)  # alike to the bit
+    coefficients, offs = _rows(made, axis), list[float]()
+    for chosen, moved in zip(choices, (_rows(one, axis) for one in moved_on), strict=True):
+        if held and torch.equal(coefficients, moved):
             read_by = [one.parents[0].id for one in over]
-            each = (of_own_place(graph, source, up, name, value(name), 1 - len(over[0].shape), value) for name in read_by)
+            each = (of_own_place(graph, source, up, name, 1 - len(over[0].shape), value) for name in read_by)
             offs += [max((off for off in each if off is not None), default=0.0)]
         elif not torch.equal(coefficients, moved) and isfinite(largest(coefficients - moved)):
             ways = _laid(chosen, made.movedim(axis, -1).shape[:-1])

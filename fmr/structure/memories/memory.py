@@ -245,7 +245,7 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     source, post, out = value(found.source), value(found.post.id), value(found.out.id)
     made = evaluate(graph, found.post.id, {found.source: source}, value)
     errors = {"post": error(made, post)}
-    places = of_own_place(graph, found.source, found.up, found.post.id, made, found.axis, value)
+    places = of_own_place(graph, found.source, found.up, found.post.id, found.axis, value)
     if places is not None:
         errors["places"] = places
     keys, values = value.single(found.keys), found.own(value.single(found.values), post.shape[-1])
