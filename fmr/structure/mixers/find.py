@@ -260,7 +260,7 @@ class _Region:
 
     def _carried(self) -> list[TensorId]:
         """The values that each step of a loop hands to the next one, where there is a step for each position."""
-        places = _places(self.inside.values(), self.length)
+        places = _places(self.inside.values())
         steps, users = _steps(self.graph, self.inside.values(), places)
         longest: dict[_Place, int] = {}
         for node, n in steps.items():
@@ -279,17 +279,30 @@ class _Region:
 _Place = tuple[str, str, str, int]
 
 
-def _places(nodes: Iterable[Node], length: int) -> dict[Node, _Place]:
-    """The place in the program where each value is made: the same in each of so many steps of a loop. What one line makes
-    several times in a step is told apart by its order."""
-    every = defaultdict[tuple[str, str, str], list[Node]](list)
+def _places(nodes: Iterable[Node]) -> dict[Node, _Place]:
+    """The place in the program where each value is made: the same in each step of a loop. What one line makes several times
+    in a step is told apart by its order."""
+    lines = defaultdict[tuple[str, str], list[Node]](list)
     for node in nodes:
-        every[node.op, re.sub(r"[@#]\d+", "", node.scope), node.where].append(node)
-    return {
-        node: (*line, n % max(1, round(len(made) / length)))
-        for line, made in every.items()
-        for n, node in enumerate(reversed(made))
-    }
+        lines[re.sub(r"[@#]\d+", "", node.scope), node.where].append(node)
+    places: dict[Node, _Place] = {}
+    for line, made in lines.items():
+        period = _period([node.op for node in reversed(made)])
+        places |= {node: (node.op, *line, n % period) for n, node in enumerate(reversed(made))}
+    return places
+
+
+_LOOKED_AT = 128
+"""So many ops of a line tell how often it was run."""
+
+
+def _period(ops: Sequence[str]) -> int:
+    """After how many ops, the last one first, a line begins anew; its first and its last step may be others."""
+    seen = ops[:_LOOKED_AT]
+    size = len(seen)
+    alike = {n: sum(map(str.__eq__, seen, seen[n:])) / (size - n) for n in range(1, size // 2 + 1)}
+    best = max(alike, key=lambda n: alike[n], default=size)
+    return best if alike.get(best, 0.0) > 0.5 else len(ops)
 
 
 def _steps(
