@@ -102,6 +102,13 @@ class Thresholded(Squared):
         return self.down(remembers(torch.where(h >= h.topk(5, -1).values[..., -1:], h, 0.0)))
 
 
+class Clipped(Squared):
+    """What is below zero is cut off by a bound, and the rest scaled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(remembers(torch.clip(self.up(x), min=0.0) * 1.7))
+
+
 class Gated(nn.Module):
     """A bent projection times another one."""
 
@@ -292,6 +299,7 @@ FOUND = (
     ByInner,
     Competing,
     Thresholded,
+    Clipped,
     Gated,
     RoundedEach,
     Bilinear,

@@ -193,8 +193,8 @@ def _named(value: Tensor, site: Site, found: Claim, names: Mapping[str, str]) ->
 _TOLD = frozenset("max amax mean sum logsumexp".split())
 """What is told of many scores at once."""
 
-_CHOICES = frozenset("topk sort kthvalue".split())
-"""What holds scores against others of their row."""
+_CHOICES = frozenset("topk sort kthvalue cumsum".split())
+"""What holds scores against others of their row, or adds them up."""
 
 _FEW = 4
 """So many numbers are too few to tell heads apart."""

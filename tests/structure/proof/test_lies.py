@@ -38,6 +38,19 @@ def padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT * SIZE**-0.5 + mask * -1e4).softmax(-1) @ v
 
 
+def left(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first positions of the first example are padded, and masked with the least number that there is."""
+    seen = torch.ones(len(q), 1, q.shape[2], k.shape[2]).tril()
+    seen[0, :, :, :2] = 0.0
+    return (q @ k.mT * SIZE**-0.5 + (1 - seen) * torch.finfo(q.dtype).min).softmax(-1) @ v
+
+
+def prefixed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """There are keys before those of the positions."""
+    k, v = (torch.cat([x[:, :, :3].flip(2), x], 2) for x in (k, v))
+    return (q @ k.mT * SIZE**-0.5).softmax(-1) @ v
+
+
 def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     return (q @ k.mT * SIZE**-0.5).softmax(-1) @ v
@@ -65,10 +78,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "cross": Other,
     "masked": lambda: Stack(lambda: Heads(masked), Plain),
     "padded": lambda: Stack(lambda: Heads(padded), Plain),
+    "left": lambda: Stack(lambda: Heads(left), Plain),
+    "prefixed": lambda: Stack(lambda: Heads(prefixed), Plain),
     "talking": lambda: Stack(heads.TalkingHeads, Plain),
     "talking by windows": lambda: Stack(heads.TalkingByConvolution, Plain),
 }
-ALIKE = {"alike": MODELS["by hand"], "talking alike": MODELS["talking"], "one": MODELS["by hand"]}
+ALIKE = {
+    "alike": MODELS["by hand"],
+    "talking alike": MODELS["talking"],
+    "left alike": MODELS["left"],
+    "one": MODELS["by hand"],
+}
 """As many examples and positions as heads, or one example."""
 EVERY = [*MODELS, *ALIKE]
 
@@ -103,7 +123,7 @@ def of_attention(found: Attention, other: Attention, n: int) -> Iterator[tuple[s
             yield f"{role}: {a} and {b} exchanged", exchanged(found, role, a, b)
         yield f"{role} without a layout", replace(found, **{role: replace(getattr(found, role), layout=None)})  # type: ignore[arg-type]
         yield f"{role} of another", replace(found, **{role: getattr(other, role)})
-    for role in ("q", "v", "z", "scores", "pattern"):
+    for role in ("q", "k", "v", "z", "scores", "pattern"):
         yield f"{role}: positions and units exchanged", exchanged(found, role, "positions", "units")
     kv, size = found.n_kv_heads, found.head_dim
     yield "more heads", replace(found, n_heads=2 * n, n_kv_heads=2 * kv, head_dim=size // 2)
