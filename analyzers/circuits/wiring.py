@@ -15,7 +15,7 @@ from analyzers.protocol import AnalyzerError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.runs.passes import Pass
-from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS
+from fmr.structure.normal.vocabulary import NONLINEAR, NORMS, STATISTICS
 from fmr.structure.parts import Attention, Memory, Structure
 from fmr.structure.streams.stream import Write
 

@@ -20,10 +20,6 @@ from fmr.nodes import Node
 from fmr.runs.run import Run
 from fmr.structure.attention.factors import Factors, last_alone, matrix_of
 from fmr.structure.normal.match import (
-    CONVOLUTIONS,
-    MOVES,
-    NORMS,
-    STATISTICS,
     Projection,
     above,
     below,
@@ -36,6 +32,7 @@ from fmr.structure.normal.match import (
     strip_views,
     weights,
 )
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, MOVES, NORMS, STATISTICS
 from fmr.structure.parts import Attention, Memory, Structure
 from fmr.structure.proof.evaluate import Values, plain
 from fmr.structure.streams.fold import Fold, fold_between

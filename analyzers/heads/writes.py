@@ -12,7 +12,8 @@ from analyzers.heads.draws import People
 from fmr.errors import StructureError
 from fmr.nodes import Key
 from fmr.structure.attention.factors import Factors, Heads, in_order, matrix_of
-from fmr.structure.normal.match import MOVES, projection, strip_views
+from fmr.structure.normal.match import projection, strip_views
+from fmr.structure.normal.vocabulary import MOVES
 from fmr.structure.parts import Attention, Structure
 from fmr.structure.streams.fold import Fold
 

@@ -14,16 +14,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import of_projection, subscripts_of
-from fmr.structure.normal.match import (
-    CONVOLUTIONS,
-    ELEMENTWISE,
-    MOVES,
-    NORMS,
-    SAME,
-    contraction,
-    data_inputs,
-    projection,
-)
+from fmr.structure.normal.match import contraction, data_inputs, projection
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, ELEMENTWISE, MOVES, NORMS, SAME
 from fmr.structure.normal.walks import cached_per_graph
 
 EXAMPLES, UNITS, PLACES, MIXED = "examples", "units", "places", "mixed"

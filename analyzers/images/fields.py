@@ -13,7 +13,8 @@ from analyzers.images.viewing import View
 from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
 from fmr.nodes import Key, Node
-from fmr.structure.normal.match import SAME, is_constant
+from fmr.structure.normal.match import is_constant
+from fmr.structure.normal.vocabulary import SAME
 from fmr.sweeps.bars import bar
 
 Box = tuple[int, int, int, int]

@@ -18,7 +18,8 @@ from fmr.graph.paths import returned
 from fmr.ids import ALIAS, OPAQUE, TensorId, outer_op
 from fmr.nests import ids_in
 from fmr.nodes import Key, Node, id_of
-from fmr.structure.normal.match import SAME, is_constant, strip_views
+from fmr.structure.normal.match import is_constant, strip_views
+from fmr.structure.normal.vocabulary import SAME
 
 DEAD_ZONES = frozenset(
     "relu relu6 hardtanh hardsigmoid hardswish threshold hardshrink softshrink clamp clamp_min clamp_max clip".split()

@@ -21,7 +21,7 @@ from fmr.ids import Site, TensorId
 from fmr.interventions.roles import sites_by_role
 from fmr.nodes import Key, id_of
 from fmr.runs.run import Run
-from fmr.structure.normal.match import MOVES, SAME
+from fmr.structure.normal.vocabulary import MOVES, SAME
 
 _ROLE = re.compile(r"^(?:(?:layers|attention|mlps|streams)\[-?\d+\]\.\S+|embedding|final_norm|unembedding)$")
 

@@ -28,7 +28,7 @@ from analyzers.inputs.rules import ELEMENTWISE, Call, Pair, Shares, chosen, half
 from fmr.ids import ALIAS, Site, TensorId
 from fmr.nodes import Node
 from fmr.runs.run import Run
-from fmr.structure.normal.match import MOVES
+from fmr.structure.normal.vocabulary import MOVES
 
 ACTIVATIONS = ELEMENTWISE - frozenset(
     "exp exp2 expm1 log log10 log1p log2 logit lgamma erfinv pow sqrt rsqrt reciprocal nan_to_num".split()

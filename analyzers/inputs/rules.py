@@ -25,7 +25,7 @@ from fmr.graph.execute import call_of, overwritten
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import CONVOLUTIONS, MEANS, MOVES
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, MEANS, MOVES
 from fmr.structure.proof.evaluate import in_double, own_work
 
 QUADRATIC = (MOVES - {"nan_to_num"}) | CONVOLUTIONS | MEANS | frozenset(

@@ -12,7 +12,8 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.runs.run import Run
 from fmr.structure.memories.memory import Memory
-from fmr.structure.normal.match import MOVES, between, depends_on, is_constant
+from fmr.structure.normal.match import between, depends_on, is_constant
+from fmr.structure.normal.vocabulary import MOVES
 from fmr.structure.parts import Structure, Write
 
 _LEFT = MOVES | {"add", "sum"}

@@ -23,19 +23,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
-from fmr.structure.normal.match import (
-    ELEMENTWISE,
-    MOVES,
-    NORMS,
-    STATISTICS,
-    Contraction,
-    Projection,
-    contraction,
-    is_constant,
-    projection,
-    value_number,
-    weights,
-)
+from fmr.structure.normal.match import Contraction, Projection, contraction, is_constant, projection, value_number, weights
+from fmr.structure.normal.vocabulary import ELEMENTWISE, MOVES, NORMS, STATISTICS
 from fmr.structure.proof.evaluate import in_double, plain
 
 _BY_NUMBER = (ELEMENTWISE | frozenset("softmax log_softmax softmin dropout1d dropout2d dropout3d".split())) - {"glu"}

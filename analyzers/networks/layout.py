@@ -8,7 +8,8 @@ from torch import Tensor
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import of_projection
-from fmr.structure.normal.match import CONVOLUTIONS, Projection
+from fmr.structure.normal.match import Projection
+from fmr.structure.normal.vocabulary import CONVOLUTIONS
 
 
 class Laid(NamedTuple):

@@ -4,7 +4,7 @@ from analyzers.networks.known import Known
 from analyzers.networks.tags import level, parallel
 from analyzers.networks.units import Units
 from fmr.nodes import Node
-from fmr.structure.normal.match import STATISTICS
+from fmr.structure.normal.vocabulary import STATISTICS
 
 
 def reduced(units: Units, node: Node, known: Known) -> Known | None:

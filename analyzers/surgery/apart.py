@@ -9,7 +9,8 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.indices import iota, trace, varies
-from fmr.structure.normal.match import MASKING, MOVES, Path, between, contraction
+from fmr.structure.normal.match import Path, between, contraction
+from fmr.structure.normal.vocabulary import MASKING, MOVES
 from fmr.structure.parts import Attention
 
 

@@ -10,7 +10,8 @@ from fmr.ids import TensorId
 from fmr.nests import Nest, ids_in
 from fmr.nodes import Scope
 from fmr.structure.layer import Layer
-from fmr.structure.normal.match import SAME, strip_views
+from fmr.structure.normal.match import strip_views
+from fmr.structure.normal.vocabulary import SAME
 from fmr.structure.parts import Structure
 from fmr.structure.streams.stream import Stream, Write
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.pages.arrays import Json, packed
 from fmr.pages.told import View, value_vectors
-from fmr.structure.normal.match import MOVES, between, depends_on
+from fmr.structure.normal.match import between, depends_on
+from fmr.structure.normal.vocabulary import MOVES
 from fmr.structure.parts import Memory, Structure
 
 AT_ONCE = 256

@@ -7,17 +7,9 @@ from fmr.ids import Parent, Site, TensorId
 from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import (
-    MOVES,
-    NORMS,
-    above,
-    between,
-    depends_on,
-    is_constant,
-    projection,
-    weights,
-)
+from fmr.structure.normal.match import above, between, depends_on, is_constant, projection, weights
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import MOVES, NORMS
 from fmr.structure.streams.identity import POOLS
 from fmr.structure.streams.stream import Stream
 

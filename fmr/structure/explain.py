@@ -13,8 +13,9 @@ from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.router import Router
 from fmr.structure.mixers.mixer import Mixer
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import CELLS, depends_on
+from fmr.structure.normal.match import depends_on
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import CELLS
 from fmr.structure.normal.walks import walk
 from fmr.structure.proof.certificate import Rejected
 from fmr.structure.streams.stream import Stream

@@ -16,7 +16,8 @@ from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import ALIAS, TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import MOVES, between, contraction
+from fmr.structure.normal.match import between, contraction
+from fmr.structure.normal.vocabulary import MOVES
 from fmr.structure.proof.evaluate import Values, double, made_again, own_work
 
 _SUMS = frozenset("add sub neg sum mean cumsum".split())

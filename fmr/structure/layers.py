@@ -14,7 +14,8 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.logits import is_normed_on_its_way
-from fmr.structure.normal.match import MOVES, above, below, depends_on
+from fmr.structure.normal.match import above, below, depends_on
+from fmr.structure.normal.vocabulary import MOVES
 from fmr.structure.parts import Attention, Layer, Memory, Mixer
 from fmr.structure.streams.stream import Stream, Write
 

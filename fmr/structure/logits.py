@@ -19,20 +19,8 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.ends import class_head
 from fmr.structure.frozen import Frozen, Held, affine, apart, frozen, run_affine
-from fmr.structure.normal.match import (
-    CLAMPS,
-    MOVES,
-    NORMS,
-    STATISTICS,
-    above,
-    all_inputs,
-    below,
-    between,
-    come_of,
-    depends_on,
-    is_constant,
-    settled,
-)
+from fmr.structure.normal.match import above, all_inputs, below, between, come_of, depends_on, is_constant, settled
+from fmr.structure.normal.vocabulary import CLAMPS, MOVES, NORMS, STATISTICS
 from fmr.structure.proof.evaluate import Values, graph_of, own_work
 from fmr.structure.streams.stream import Stream
 

@@ -19,18 +19,9 @@ from fmr.structure.attention.layouts import described, laid_out, mixing, over_ot
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import ValueProduct, handed_on, is_beside, output_of, value_product
 from fmr.structure.normal.indices import iota, trace, varies
-from fmr.structure.normal.match import (
-    MOVES,
-    NONLINEAR,
-    SAME,
-    Projection,
-    above,
-    is_constant,
-    projection,
-    strip_views,
-    weights,
-)
+from fmr.structure.normal.match import Projection, above, is_constant, projection, strip_views, weights
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import MOVES, NONLINEAR, SAME
 
 
 class _Pair(NamedTuple):

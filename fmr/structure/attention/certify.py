@@ -13,7 +13,8 @@ from fmr.structure.attention.definition import MULTIPLY, miscounted, misread, mi
 from fmr.structure.attention.factors import Heads, in_order
 from fmr.structure.attention.halves import map_of, picked
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import NONLINEAR, NORMS, STATISTICS, between, projection
+from fmr.structure.normal.match import between, projection
+from fmr.structure.normal.vocabulary import NONLINEAR, NORMS, STATISTICS
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
 from fmr.structure.proof.evaluate import Values, at_zero, evaluate, evaluate_each, why_unproving
 

@@ -18,9 +18,6 @@ from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import (
-    LAID_OUT,
-    NONLINEAR,
-    NORMS,
     above,
     all_inputs,
     between,
@@ -32,6 +29,7 @@ from fmr.structure.normal.match import (
     sources_of,
     strip_views,
 )
+from fmr.structure.normal.vocabulary import LAID_OUT, NONLINEAR, NORMS
 from fmr.structure.proof.certificate import error, unmade
 from fmr.structure.proof.evaluate import Values, evaluate
 

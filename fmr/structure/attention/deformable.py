@@ -10,8 +10,9 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.layouts import Layout, described, laid_out
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.indices import dim_map
-from fmr.structure.normal.match import MOVES, Path, above, below, projection, strip_views
+from fmr.structure.normal.match import Path, above, below, projection, strip_views
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import MOVES
 
 
 class _Weighed(NamedTuple):

@@ -15,8 +15,9 @@ from fmr.structure.attention.scores import find_scores
 from fmr.structure.attention.values import ValueProduct, output_of, value_product
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, trace
-from fmr.structure.normal.match import MOVES, SAME, Path, data_inputs, strip_views
+from fmr.structure.normal.match import Path, data_inputs, strip_views
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import MOVES, SAME
 from fmr.structure.proof.certificate import Rejected
 
 _SCALED = ("move", "affine", "join", "gate")

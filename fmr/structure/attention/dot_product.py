@@ -28,7 +28,6 @@ from fmr.structure.attention.values import (
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
-    MOVES,
     Path,
     above,
     below,
@@ -40,6 +39,7 @@ from fmr.structure.normal.match import (
     strip_views,
 )
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import MOVES
 from fmr.structure.proof.certificate import Rejected
 
 _LAID_OUT = frozenset("pad as_strided unfold chunk split cat stack diagonal new_zeros setitem".split())

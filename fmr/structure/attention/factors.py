@@ -21,10 +21,6 @@ from fmr.structure.attention.maps import JOIN, counts_heads, maps_of
 from fmr.structure.normal.einsum import Subscripts, of_projection
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
-    MOVES,
-    NORMS,
-    SAME,
-    STATISTICS,
     Projection,
     above,
     between,
@@ -35,6 +31,7 @@ from fmr.structure.normal.match import (
     strip_views,
     weights,
 )
+from fmr.structure.normal.vocabulary import MOVES, NORMS, SAME, STATISTICS
 from fmr.structure.proof.certificate import Certificate, error
 from fmr.structure.proof.evaluate import Values, at_zero, evaluate, plain
 

@@ -19,17 +19,8 @@ from fmr.structure.attention.values import Output, ValueProduct
 from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import of_projection, read_dims, summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
-from fmr.structure.normal.match import (
-    MASKING,
-    MEANS,
-    MOVES,
-    NORMS,
-    above,
-    contraction,
-    projection,
-    strip_views,
-    weights,
-)
+from fmr.structure.normal.match import above, contraction, projection, strip_views, weights
+from fmr.structure.normal.vocabulary import MASKING, MEANS, MOVES, NORMS
 
 
 class Heads(NamedTuple):

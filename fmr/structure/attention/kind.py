@@ -14,8 +14,9 @@ from fmr.structure.attention.scores import BEFORE, Scores, products_beside
 from fmr.structure.attention.values import Parts
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import is_hidden, read_alone
-from fmr.structure.normal.match import MEANS, above, is_constant, product, value_number
+from fmr.structure.normal.match import above, is_constant, product, value_number
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import MEANS
 
 _SCALED = frozenset("move norm affine gate statistic".split())
 """What moves, norms or scales values."""

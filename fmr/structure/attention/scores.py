@@ -11,21 +11,9 @@ from fmr.nodes import Node
 from fmr.structure.normal.einsum import Subscripts, read_dims, window
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, trace
-from fmr.structure.normal.match import (
-    CONVOLUTIONS,
-    LAID_OUT,
-    MASKING,
-    MOVES,
-    NORMS,
-    Path,
-    contraction,
-    is_constant,
-    paths,
-    projection,
-    strip_views,
-    value_number,
-)
+from fmr.structure.normal.match import Path, contraction, is_constant, paths, projection, strip_views, value_number
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, LAID_OUT, MASKING, MOVES, NORMS
 
 BEFORE = MOVES | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
 """What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink, norm, choice of the

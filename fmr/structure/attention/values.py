@@ -15,14 +15,6 @@ from fmr.structure.normal.einsum import Subscripts, of_projection
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import dim_map, iota, trace, varies
 from fmr.structure.normal.match import (
-    ELEMENTWISE,
-    LAID_OUT,
-    MOVES,
-    NONLINEAR,
-    NORMS,
-    SAME,
-    SHAPE,
-    STATISTICS,
     Path,
     Projection,
     above,
@@ -39,6 +31,7 @@ from fmr.structure.normal.match import (
     weights,
 )
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import ELEMENTWISE, LAID_OUT, MOVES, NONLINEAR, NORMS, SAME, SHAPE, STATISTICS
 
 _AFTER = MOVES | frozenset("masked_fill mul where div tril triu pow square".split())
 """What may lie between a softmax and the product with the values: casts, masks, a cut sink, a power that sharpens it."""

@@ -11,17 +11,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import summed_dim, window
-from fmr.structure.normal.match import (
-    SAME,
-    Projection,
-    above,
-    between,
-    projection,
-    settled,
-    strip_views,
-    unbroadcast,
-    weights,
-)
+from fmr.structure.normal.match import Projection, above, between, projection, settled, strip_views, unbroadcast, weights
+from fmr.structure.normal.vocabulary import SAME
 from fmr.structure.proof.certificate import largest
 from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each
 

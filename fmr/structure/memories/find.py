@@ -12,18 +12,9 @@ from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY, STRAIGHT, UpProjection, ups_of, why_none
 from fmr.structure.normal.einsum import made_dim, summed_dim, window
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import (
-    MOVES,
-    SAME,
-    Projection,
-    above,
-    product,
-    projection,
-    settled,
-    strip_views,
-    value_number,
-)
+from fmr.structure.normal.match import Projection, above, product, projection, settled, strip_views, value_number
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import MOVES, SAME
 
 
 def memory_of(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memory | str:

@@ -25,16 +25,8 @@ from fmr.structure.memories.up_projections import bends, read_as
 from fmr.structure.normal.einsum import made_dim, summed_dim, window
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import (
-    CONVOLUTIONS,
-    MOVES,
-    SAME,
-    between,
-    depends_on,
-    projection,
-    settled,
-    strip_views,
-)
+from fmr.structure.normal.match import between, depends_on, projection, settled, strip_views
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, MOVES, SAME
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Doubles, Values, at_zero, check_places, evaluate, graph_of, own_work, why_unproving
 

@@ -8,13 +8,9 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import is_depthwise, read_dims
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import (
-    CONVOLUTIONS,
-    ELEMENTWISE,
-    NONLINEAR,
-    Projection,
-)
+from fmr.structure.normal.match import Projection
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, ELEMENTWISE, NONLINEAR
 
 ON_THE_WAY = frozenset("move join affine bend gate norm statistic sum".split())
 """What may lie between the two projections."""

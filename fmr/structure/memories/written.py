@@ -10,8 +10,9 @@ from fmr.structure.memories.definition import windows
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY
 from fmr.structure.normal.form import Form, form_of
-from fmr.structure.normal.match import CONVOLUTIONS, strip_views
+from fmr.structure.normal.match import strip_views
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import CONVOLUTIONS
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.stream import Stream
 

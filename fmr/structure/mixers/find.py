@@ -14,19 +14,9 @@ from fmr.structure.mixers.mixer import SUMMED, Mixer
 from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import is_depthwise, window
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import (
-    CELLS,
-    CONVOLUTIONS,
-    EMPTY,
-    MOVES,
-    below,
-    between,
-    data_inputs,
-    depends_on,
-    is_constant,
-    settled,
-)
+from fmr.structure.normal.match import below, between, data_inputs, depends_on, is_constant, settled
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import CELLS, CONVOLUTIONS, EMPTY, MOVES
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.stream import Stream
 

@@ -14,7 +14,8 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.memories.find import shared_scope
 from fmr.structure.mixers.measure import Measure, turned
-from fmr.structure.normal.match import MOVES, NORM_PARTS, NORMS, below, depends_on
+from fmr.structure.normal.match import below, depends_on
+from fmr.structure.normal.vocabulary import MOVES, NORM_PARTS, NORMS
 from fmr.structure.normal.walks import walk
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, proof, tolerance_of, unmade
 from fmr.structure.proof.evaluate import Values, check_places, graph_of, own_work, why_unproving

@@ -15,19 +15,8 @@ from fmr.graph.execute import execute
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import Subscripts, of_projection, subscripts_of
-from fmr.structure.normal.match import (
-    CONVOLUTIONS,
-    ELEMENTWISE,
-    MOVES,
-    NORMS,
-    RESHAPES,
-    SAME,
-    above,
-    contraction,
-    data_inputs,
-    dims_told,
-    projection,
-)
+from fmr.structure.normal.match import above, contraction, data_inputs, dims_told, projection
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, ELEMENTWISE, MOVES, NORMS, RESHAPES, SAME
 from fmr.structure.normal.walks import cached_per_graph
 
 Dim = tuple[str, int]

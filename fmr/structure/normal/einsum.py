@@ -9,15 +9,8 @@ from typing import NamedTuple
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
-from fmr.structure.normal.match import (
-    CONVOLUTIONS,
-    Contraction,
-    Projection,
-    contraction,
-    dims_told,
-    is_constant,
-    unbroadcast,
-)
+from fmr.structure.normal.match import Contraction, Projection, contraction, dims_told, is_constant, unbroadcast
+from fmr.structure.normal.vocabulary import CONVOLUTIONS
 
 _BATCH, _SPACE = "ABCDEFGH", "STUVW"
 

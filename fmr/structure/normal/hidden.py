@@ -14,18 +14,9 @@ from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.ops.names import canonical
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import (
-    ELEMENTWISE,
-    MOVES,
-    NORMS,
-    above,
-    below,
-    is_constant,
-    product,
-    projection,
-    weights,
-)
+from fmr.structure.normal.match import above, below, is_constant, product, projection, weights
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import ELEMENTWISE, MOVES, NORMS
 from fmr.structure.normal.walks import cached_per_graph
 
 _HOMES = (Tensor, F, torch, torch.linalg, torch.special, torch.fft, torch.nn.utils.rnn)

@@ -17,7 +17,8 @@ from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import read_dims, summed_alone
-from fmr.structure.normal.match import MEANS, SHAPE, VIEWS, Path, Projection, between, contraction, is_constant
+from fmr.structure.normal.match import Path, Projection, between, contraction, is_constant
+from fmr.structure.normal.vocabulary import MEANS, SHAPE, VIEWS
 from fmr.structure.proof.evaluate import in_double
 
 

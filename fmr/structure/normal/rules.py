@@ -12,23 +12,9 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import of_projection, subscripts_of, summed_alone
-from fmr.structure.normal.match import (
-    CLAMPS,
-    ELEMENTWISE,
-    NONLINEAR,
-    NORMS,
-    SAME,
-    SHAPE,
-    STATISTICS,
-    Contraction,
-    dims_told,
-    is_constant,
-    product,
-    projection,
-    weighed_sum,
-    weights,
-)
+from fmr.structure.normal.match import Contraction, dims_told, is_constant, product, projection, weighed_sum, weights
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import CLAMPS, ELEMENTWISE, NONLINEAR, NORMS, SAME, SHAPE, STATISTICS
 
 Rule = Callable[[Graph, Node, tuple[Value, ...]], Value | None]
 """What a node is, told by the values of which it reads the numbers; None where a rule does not know it."""

@@ -4,7 +4,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
-from fmr.structure.normal.match import CONVOLUTIONS, LAID_OUT, above, contraction, product, strip_views
+from fmr.structure.normal.match import above, contraction, product, strip_views
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, LAID_OUT
 from fmr.structure.streams.dominators import flow_of
 
 _COPIES = 16

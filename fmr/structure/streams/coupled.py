@@ -7,7 +7,8 @@ from dataclasses import replace
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import NORMS, above, depends_on
+from fmr.structure.normal.match import above, depends_on
+from fmr.structure.normal.vocabulary import NORMS
 from fmr.structure.streams.identity import handed
 from fmr.structure.streams.residual import ending
 from fmr.structure.streams.stream import Stream, Write

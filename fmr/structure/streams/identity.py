@@ -11,19 +11,9 @@ from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import (
-    CLAMPS,
-    LAID_OUT,
-    MEANS,
-    NORMS,
-    STATISTICS,
-    depends_on,
-    is_constant,
-    projection,
-    value_number,
-    weights,
-)
+from fmr.structure.normal.match import depends_on, is_constant, projection, value_number, weights
 from fmr.structure.normal.value import Value
+from fmr.structure.normal.vocabulary import CLAMPS, LAID_OUT, MEANS, NORMS, STATISTICS
 from fmr.structure.normal.walks import cached_per_graph
 from fmr.structure.streams.copies import hyper_connection
 from fmr.structure.streams.dominators import flow_of

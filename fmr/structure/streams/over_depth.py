@@ -8,7 +8,8 @@ from fmr.ids import Parent, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.indices import dim_map
-from fmr.structure.normal.match import MOVES, SAME, below, come_of, contraction, dims_told, weighed_sum
+from fmr.structure.normal.match import below, come_of, contraction, dims_told, weighed_sum
+from fmr.structure.normal.vocabulary import MOVES, SAME
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import handed
 

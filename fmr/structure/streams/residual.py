@@ -11,18 +11,8 @@ from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import (
-    EMPTY,
-    NONLINEAR,
-    NORMS,
-    above,
-    contraction,
-    data_inputs,
-    depends_on,
-    is_constant,
-    projection,
-    value_number,
-)
+from fmr.structure.normal.match import above, contraction, data_inputs, depends_on, is_constant, projection, value_number
+from fmr.structure.normal.vocabulary import EMPTY, NONLINEAR, NORMS
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (

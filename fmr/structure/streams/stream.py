@@ -11,18 +11,8 @@ from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.runs.passes import Pass
 from fmr.runs.run import Run
-from fmr.structure.normal.match import (
-    NORM_PARTS,
-    NORMS,
-    STATISTICS,
-    above,
-    all_inputs,
-    between,
-    depends_on,
-    projection,
-    unbroadcast,
-    weights,
-)
+from fmr.structure.normal.match import above, all_inputs, between, depends_on, projection, unbroadcast, weights
+from fmr.structure.normal.vocabulary import NORM_PARTS, NORMS, STATISTICS
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
 from fmr.structure.proof.evaluate import Values, check_run, own_work, why_unproving
 from fmr.structure.streams.copies import hyper_connection

@@ -8,22 +8,8 @@ from fmr.ids import OPAQUE, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.hidden import is_hidden, reads
-from fmr.structure.normal.match import (
-    CELLS,
-    CONVOLUTIONS,
-    MASKING,
-    MOVES,
-    NONLINEAR,
-    NORM_PARTS,
-    NORMS,
-    above,
-    all_inputs,
-    below,
-    contraction,
-    depends_on,
-    product,
-    projection,
-)
+from fmr.structure.normal.match import above, all_inputs, below, contraction, depends_on, product, projection
+from fmr.structure.normal.vocabulary import CELLS, CONVOLUTIONS, MASKING, MOVES, NONLINEAR, NORM_PARTS, NORMS
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import Flow, flow_of
 from fmr.structure.streams.identity import (

@@ -12,7 +12,6 @@ from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.normal.match import (
-    MOVES,
     above,
     below,
     between,
@@ -30,6 +29,7 @@ from fmr.structure.normal.match import (
     weighed_sum,
     weights,
 )
+from fmr.structure.normal.vocabulary import MOVES
 from tests.small import Fn
 
 X = (2, 3)
