@@ -3,7 +3,6 @@
 from collections.abc import Container, Hashable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 from math import prod
 from typing import Any, Protocol
 
@@ -68,7 +67,7 @@ class Joint:
     ends: list[TensorId]
     whole: Node
     users: list[tuple[int, "Joint"]] = field(default_factory=list)
-    likeness: int = -1
+    likeness: Hashable = None
     named: tuple[str, ...] = ()
     scaled: Hashable = ()
     sides: frozenset[int] = frozenset()
@@ -77,12 +76,12 @@ class Joint:
     doubtful: bool = False
     twin: bool = False
 
-    @cached_property
+    @property
     def weighs(self) -> bool:
         """Whether weights take part."""
         return self.kind in ("project", "embedding") or self.kind.endswith("norm") or self.kind.startswith("conv")
 
-    @cached_property
+    @property
     def kind(self) -> str:
         """The class of its op: projections and products are spelled in many ways."""
         op, live = self.node.op, len(self.reads)

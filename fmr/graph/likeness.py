@@ -23,14 +23,12 @@ def liken(ours: Joints, theirs: Joints, same: Same) -> None:
     ours.called = {name: name for name in (*known, *proven)}
     theirs.called = {other: name for name, other in (*known.items(), *proven.items())}
     ends = set.intersection(*({joint.node.id for joint in side.joints if joint.node.op in _ENDS} for side in (ours, theirs)))
-    kinds: dict[Hashable, int] = {}
     for side in (ours, theirs):
         for joint in side.joints:
             read = side.weights(joint) if joint.weighs else frozenset()
             joint.named = tuple(sorted(side.called[name] for name in read if name in side.called))
             own = _own(joint, ends) if joint.node.op in _ENDS else ()
-            told = joint.kind, own, joint.named, side.sizes(joint), side.share(joint), _is_squared(joint)
-            joint.likeness = kinds.setdefault(told, len(kinds))
+            joint.likeness = joint.kind, own, joint.named, side.sizes(joint), side.share(joint), _is_squared(joint)
 
 
 def _is_squared(joint: Joint) -> bool:

@@ -23,37 +23,35 @@ class Near:
     """What surrounds the joints of one graph: the nearest pairs above, for each argument, and below, and all of them."""
 
     above: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    reads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     every: dict[int, int] = field(default_factory=dict)
     below: dict[int, frozenset[tuple[int, int]]] = field(default_factory=dict)
     later: dict[int, int] = field(default_factory=dict)
 
 
-def surroundings(joints: Sequence[Joint]) -> Near:
-    """For each joint the nearest pairs above and below it, as bits of their numbers; `reads` are those above but for what is
-    disputed, in no order where the joint has none."""
+def surroundings(joints: Sequence[Joint], pairs: dict[int, Pair], side: int) -> Near:
+    """For each joint the nearest pairs above and below it, as bits of their numbers."""
     near = Near()
     over: dict[int, int] = {}
-    through: dict[int, int] = {}
     for joint in joints:
-        place, pair, every = joint.place, joint.pair, 0
-        reads = tuple([through[read.place] for read in joint.reads])
-        for read, here in zip(joint.reads, reads, strict=True):
+        every, reads = 0, []
+        for read in joint.reads:
+            here = 1 << read.pair if read.pair > 0 else _nearest(near.above[read.place], over) | read.doubtful
+            reads.append(here)
             every |= near.every[read.place] | here
-        near.above[place], near.every[place] = reads, every
-        sure = [here & ~DISPUTED for here in reads]
-        near.reads[place] = tuple(sorted(sure) if joint.node.op in UNORDERED else sure)
-        if pair > 0:
-            over[pair] = every
-        through[place] = 1 << pair if pair > 0 else _nearest(reads, over) | joint.doubtful
+        near.above[joint.place], near.every[joint.place] = tuple(reads), every
+        if joint.pair > 0:
+            over[joint.pair] = every
     under: dict[int, int] = {}
     for joint in reversed(joints):
         later = 0
-        nearest = frozenset[tuple[int, int]]()
+        nearest: set[tuple[int, int]] = set()
         for at, user in joint.users:
             later |= near.later[user.place] | (1 << user.pair if user.pair > 0 else 0)
             nearest |= {(user.pair, at)} if user.pair > 0 else near.below[user.place]
-        near.below[joint.place] = nearest if len(nearest) < 2 else _unhidden(nearest, under)
+        hidden = 0
+        for number, _ in nearest:
+            hidden |= under[number]
+        near.below[joint.place] = frozenset(one for one in nearest if not hidden >> one[0] & 1)
         near.later[joint.place] = later
         if joint.pair > 0:
             under[joint.pair] = later
@@ -65,21 +63,10 @@ def _nearest(reads: Sequence[int], over: dict[int, int]) -> int:
     found = 0
     for one in reads:
         found |= one
-    sure = found & ~DISPUTED
-    if not sure & (sure - 1):
-        return found
     hidden = 0
-    for number in _bits(sure):
+    for number in _bits(found & ~DISPUTED):
         hidden |= over[number]
     return found & (~hidden | DISPUTED)
-
-
-def _unhidden(nearest: frozenset[tuple[int, int]], under: dict[int, int]) -> frozenset[tuple[int, int]]:
-    """The pairs that are reached, without those below another of them."""
-    hidden = 0
-    for number, _ in nearest:
-        hidden |= under[number]
-    return frozenset(one for one in nearest if not hidden >> one[0] & 1)
 
 
 def _bits(mask: int) -> Iterator[int]:
@@ -154,35 +141,31 @@ class Pairing:
         for color, (up, down) in (
             (self._placed, both), (self._fed, reads), (self._read, read_by), (self._made, reads),
         ):  # fmt: skip
-            known: dict[Hashable, int] = {}
             colors = [
-                {
-                    j.place: j.pair if j.pair > 0 else known.setdefault(color(j, near), self.count + len(known) + 1)
-                    for j in side.joints
-                }
+                {j.place: j.pair if j.pair > 0 else color(j, near) for j in side.joints}
                 for side, near in zip(self.sides, self.near, strict=True)
             ]
             for _ in range(4):
                 if self._pair(colors):
                     return True
-                colors = [_refined(side.joints, own, up, down) for side, own in zip(self.sides, colors, strict=True)]
+                colors = [_refined(side.joints, known, up, down) for side, known in zip(self.sides, colors, strict=True)]
         return False
 
     def _placed(self, joint: Joint, near: Near) -> Hashable:
-        return joint.likeness, joint.sides, near.reads[joint.place], near.below[joint.place]
+        return joint.likeness, joint.sides, _reads(joint, near), near.below[joint.place]
 
     def _fed(self, joint: Joint, near: Near) -> Hashable:
-        return joint.likeness, joint.sides, near.reads[joint.place]
+        return joint.likeness, joint.sides, _reads(joint, near)
 
     def _made(self, joint: Joint, near: Near) -> Hashable:
         """What is known by its weights or by what it reads: the last layer of one graph may be followed by others there."""
-        return joint.likeness, joint.sides if joint.weighs and not joint.named else (), near.reads[joint.place]
+        return joint.likeness, joint.sides if joint.weighs and not joint.named else (), _reads(joint, near)
 
     def _read(self, joint: Joint, near: Near) -> Hashable:
         return joint.likeness, joint.sides, near.below[joint.place]
 
-    def _pair(self, colors: Sequence[dict[int, int]]) -> bool:
-        groups: dict[int, tuple[list[Joint], list[Joint]]] = defaultdict(lambda: ([], []))
+    def _pair(self, colors: Sequence[dict[int, Hashable]]) -> bool:
+        groups: dict[Hashable, tuple[list[Joint], list[Joint]]] = defaultdict(lambda: ([], []))
         for n, side in enumerate(self.sides):
             for joint in side.joints:
                 if joint.pair < 0:
@@ -240,8 +223,7 @@ class Pairing:
                 joint.twin = self._placed(joint, near) in twins
                 like = self._region(joint, near) in alike or not names.isdisjoint(joint.named)
                 joint.doubtful = like and not joint.twin
-        if any(joint.doubtful for joint in joints):
-            self.near = self._surroundings()
+        self.near = self._surroundings()
 
     def _twins(self, both: Sequence[tuple[Sequence[Joint], Near]]) -> set[Hashable]:
         """Places that several weights take, as many in both graphs: which is which is not known, and matters to no other."""
@@ -255,7 +237,7 @@ class Pairing:
         return {place for place, count in first.items() if count == second[place] > 1} - refused
 
     def _surroundings(self) -> tuple[Near, Near]:
-        first, second = (surroundings(side.joints) for side in self.sides)
+        first, second = (surroundings(side.joints, self.pairs, n) for n, side in enumerate(self.sides))
         return first, second
 
     def _rivals(self) -> dict[Hashable, Joint]:
@@ -269,13 +251,13 @@ class Pairing:
 
     def _region(self, joint: Joint, near: Near) -> Hashable:
         """What a joint must have in common with another one to take its place: what is made of data alone reads the same."""
-        reads = () if joint.weighs else near.reads[joint.place]
+        reads = () if joint.weighs else _reads(joint, near)
         return joint.likeness, reads, near.every[joint.place] & self.sure, near.later[joint.place] & self.sure
 
     def _objection(self, a: Joint, b: Joint, rivals: dict[Hashable, Joint]) -> str:
         """Why two joints are not surely the same; empty where they are."""
         ours, theirs = self.near
-        if ours.reads[a.place] != theirs.reads[b.place]:
+        if _reads(a, ours) != _reads(b, theirs):
             return f"{b.node.id} has its likeness and reads other values"
         closed = all(one.pair > 0 for one in (*a.reads, *b.reads))
         if (a.named and (closed or a.likeness not in self.left)) or a.node.op in ("input", "output"):
@@ -301,9 +283,15 @@ def _enter_alike(a: Joint, b: Joint) -> bool:
     return a.sides == b.sides or not (a.sides and b.sides)
 
 
-def _refined(joints: Sequence[Joint], colors: dict[int, int], up: bool, down: bool) -> dict[int, int]:
+def _reads(joint: Joint, near: Near) -> tuple[int, ...]:
+    """The pairs that a joint reads, argument by argument."""
+    found = tuple(one & ~DISPUTED for one in near.above[joint.place])
+    return tuple(sorted(found)) if joint.node.op in UNORDERED else found
+
+
+def _refined(joints: Sequence[Joint], colors: dict[int, Hashable], up: bool, down: bool) -> dict[int, Hashable]:
     """Colors that tell joints apart by what they read, by what reads them, or by both."""
-    found: dict[int, int] = {}
+    found: dict[int, Hashable] = {}
     for joint in joints:
         if joint.pair > 0:
             found[joint.place] = joint.pair
