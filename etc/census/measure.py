@@ -36,7 +36,7 @@ TYPES: dict[str, dict[str, Any]] = json.loads(pathlib.Path(__file__).with_name("
 
 QUICK = """
 bart bert big_bird bloom canine clap_text_model cvt d_fine dbrx deberta-v2 deepseek_v3 falcon flaubert gemma2
-gemma3n_text gpt2 gpt_neox gpt_oss granitemoehybrid inkling2_text instructblip jamba led lilt llama llama4_text longt5
+gemma3n_text gpt2 gpt_neox gpt_oss granitemoehybrid inkling2_text instructblip jamba jetmoe led lilt llama llama4_text longt5
 mamba mixtral modernbert moonshine moshi nystromformer olmo2 openai-gpt owlvit perceiver phi3 prophetnet qwen2_vl
 qwen3_next roformer siglip t5 t5gemma2_decoder whisper xlnet
 """.split()

@@ -54,3 +54,29 @@ def test_heads_of_agents_are_those_of_the_queries_that_they_are_pooled_of() -> N
     found = fmr.locate(fmr.run(Agents(), torch.randn(2, 6, WIDTH)))
     assert [(one.n_heads, one.head_dim, one.kind) for one in found.attention] == [(HEADS, SIZE, "self")] * 2
     assert all(one.certified for one in found.attention)
+
+
+class Chosen(nn.Module):
+    """Each position asks by the projection that a router chooses for it; nothing projects what is mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.kv = nn.Linear(WIDTH, 2), nn.Linear(WIDTH, 2 * WIDTH)
+        self.q = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, chosen = x.flatten(0, 1), self.router(x).flatten(0, 1).argmax(-1)
+        order = chosen.argsort()
+        parts = rows[order].split(chosen.bincount(minlength=2).tolist())
+        made = torch.cat([q(part) for q, part in zip(self.q, parts, strict=True)])
+        q = torch.zeros_like(rows).index_add(0, order, made).view_as(x)
+        q, k, v = (split(one) for one in (q, *self.kv(x).chunk(2, -1)))
+        return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("positions", [6, HEADS])
+def test_heads_of_queries_that_experts_make_are_those_of_their_view(positions: int) -> None:
+    torch.manual_seed(0)
+    (found,) = fmr.locate(fmr.run(Chosen(), torch.randn(2, positions, WIDTH))).attention
+    assert (found.n_heads, found.head_dim, found.kind) == (HEADS, SIZE, "self")
+    assert found.certified

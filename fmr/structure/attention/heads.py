@@ -20,7 +20,7 @@ from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import of_projection, read_dims, summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
 from fmr.structure.normal.match import above, contraction, projection, strip_views, weights
-from fmr.structure.normal.vocabulary import MASKING, MEANS, MOVES, NORMS
+from fmr.structure.normal.vocabulary import MASKING, MEANS, MOVES, NORMS, VIEWS
 
 
 class Heads(NamedTuple):
@@ -170,11 +170,26 @@ class Queries:
             return Heads(1, (), (), False) if alone else None
         if _is_split(self.graph, self.made):
             return None  # what its units are is not all that is beside them
-        if self.units is None or not self.varying.intersection(self.contracted):
+        if self.units is None:
+            return self._heads_of_view(use)
+        if not self.varying.intersection(self.contracted):
             return None  # it compares units over positions
         query = self.units[tuple(slice(None) if n in self.contracted else 0 for n in range(self.units.dim()))]
         number, rest = divmod(len(self.units.unique()), len(query.unique()))  # a rotation makes one number of two units
         return None if rest or not number else self._heads_of_units(number, use)
+
+    def _heads_of_view(self, use: ValueProduct) -> Heads | None:
+        """The heads that a view splits the units of the queries into, where several projections made these, as experts."""
+        for node in above(self.graph, self.scores.q, _SPLITS):
+            if node.op in VIEWS and len(node.shape) > 2:
+                units, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
+                if size == self.size != units[-1] and number * size in (units[-1], math.prod(units[-2:])):
+                    places = iota(*(1 for _ in node.shape[:-2]), number, 1).expand(node.shape)
+                    value = trace(self.graph, places, (node, self.graph[self.scores.q]))
+                    several = [n for n in range(value.dim()) if varies(value, n)] if value is not None else []
+                    place = self._in_result(use, self.scores.subscripts.left[several[0]]) if len(several) == 1 else None
+                    return Heads(number, (place,), (number,), False) if place is not None else None
+        return None
 
     def _heads_of_units(self, number: int, use: ValueProduct) -> Heads:
         """This many heads, with the dimensions of the mixed values that count them where those can be told."""
