@@ -96,7 +96,12 @@ def _cross_entropy(
     input: Tensor, target: Tensor, weight: Any = None, size_average: None = None, ignore_index: int = -100,
     reduce: None = None, reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    return F.nll_loss(_log_softmax(input, min(1, input.dim() - 1)), target, weight, None, ignore_index, None, reduction)
+    dim = min(1, input.dim() - 1)
+    chances = _log_softmax(input, dim)
+    if not target.is_floating_point():
+        return F.nll_loss(chances, target, weight, None, ignore_index, None, reduction)
+    rows = -(target * chances if weight is None else target * chances * weight.view(-1, *[1] * (input.dim() - dim - 1))).sum(dim)
+    return rows if reduction == "none" else rows.sum() / (1 if reduction == "sum" else rows.numel())
 
 
 def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
@@ -104,7 +109,8 @@ def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    return (_normalize(x1, dim=dim, eps=eps) * _normalize(x2, dim=dim, eps=eps)).sum(dim)
+    one, other = (_normalize(each, dim=dim, eps=eps) for each in torch.broadcast_tensors(x1, x2))
+    return (one * other).sum(dim)
 
 
 def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, value: float = 1.0) -> Tensor:
@@ -133,6 +139,14 @@ def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
         if bound is not None:
             found = chosen(found, bound if isinstance(bound, Tensor) else input.new_full((), bound))
     return found
+
+
+def _clamp_min(input: Tensor, min: Any) -> Tensor:
+    return _clamp(input, min)
+
+
+def _clamp_max(input: Tensor, max: Any) -> Tensor:
+    return _clamp(input, None, max)
 
 
 def _std_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -189,6 +203,8 @@ FORMS: Mapping[str, Callable[..., Any]] = {
     "addcdiv": _addcdiv,
     "cdist": _cdist,
     "clamp": _clamp,
+    "clamp_max": _clamp_max,
+    "clamp_min": _clamp_min,
     "cosine_similarity": _cosine_similarity,
     "cross_entropy": _cross_entropy,
     "div": _div,

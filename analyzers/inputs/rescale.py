@@ -31,6 +31,9 @@ LEFT = 1e-4
 OF_SHAPES = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
 """Operations that read a shape and no number."""
 
+UNSET = frozenset("empty new_empty empty_like empty_strided new_empty_strided".split())
+"""Operations whose numbers are nobody's until they are written."""
+
 CUT_OFF = frozenset("detach data".split())
 """Operations that hand on all numbers, and no gradient."""
 
@@ -88,7 +91,9 @@ class TwoRuns:
     def pair(self, name: TensorId) -> Pair:
         """A value in both runs."""
         if name not in self._known:
-            self._known[name] = _in_both(self.at[name], self.base[name])
+            both = _in_both(self.at[name], self.base[name])
+            unset = name in self.graph and self.graph[name].op in UNSET  # whatever lay there
+            self._known[name] = Pair(torch.zeros_like(both.at), torch.zeros_like(both.base)) if unset else both
         return self._known[name]
 
     def followed_back(self, weights: Mapping[TensorId, Tensor], starts: Sequence[TensorId]) -> Shares:
