@@ -100,7 +100,9 @@ def _cross_entropy(
     chances = _log_softmax(input, dim)
     if not target.is_floating_point():
         return F.nll_loss(chances, target, weight, None, ignore_index, None, reduction)
-    rows = -(target * chances if weight is None else target * chances * weight.view(-1, *[1] * (input.dim() - dim - 1))).sum(dim)
+    rows = -(target * chances if weight is None else target * chances * weight.view(-1, *[1] * (input.dim() - dim - 1))).sum(
+        dim
+    )
     return rows if reduction == "none" else rows.sum() / (1 if reduction == "sum" else rows.numel())
 
 

@@ -18,8 +18,9 @@ HALVINGS, MOST = 12, 16
 NARROW = 1 / 256
 """The longest piece of the way that is looked into: one that did not close as longer ones were halved."""
 
-FINEST = 2**-20
-"""The share of the way around a piece that is looked into, too: a piece that is as narrow as numbers are apart shows nothing."""
+AROUND = 2**-13
+"""The share of the way that is looked into before and behind a piece: one may be as narrow as numbers are apart, which shows
+nothing."""
 
 HELD, BACK = 0.5, 8
 """What share of what a piece misses, and of what the target changed by so many halvings before, must lie in the last part of
@@ -46,7 +47,7 @@ def jumps_in(question: Question, base: Tensor, pieces: Sequence[Piece]) -> list[
     """What jumps in pieces of the way from a baseline (1, ...), those that are off most."""
     worst = sorted(pieces, key=lambda one: -abs(one.off))[:MOST]
     low, high = (torch.tensor([one[end] for one in worst], dtype=torch.double) for end in (0, 1))
-    low, high = (low - FINEST).clamp(min=0), (high + FINEST).clamp(max=1)
+    low, high = (low - AROUND).clamp(min=0), (high + AROUND).clamp(max=1)
     with torch.no_grad():
         below, above = (_along(question, base, shares) for shares in (low, high))
         heights = list[Tensor]()

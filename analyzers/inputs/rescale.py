@@ -288,8 +288,9 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
     output, names = both.at.output, list(ids_in(both.at.graph.scopes[0].output))
     read = [[tensor for _, tensor in leaves(run.output)] for run in (both.at, both.base)]
 
-    def measure(*args: Tensor) -> Tensor:
-        return target.measure(with_tensors(output, list(args))).reshape(1)
+    def measure(*args: Tensor) -> Tensor | None:
+        given = target.measure(with_tensors(output, list(args)))
+        return given.reshape(1) if isinstance(given, Tensor) else None
 
     if len(names) != len(read[0]):
         raise AnalyzerError("The model returns tensors that the recording does not name. Expected a site as target.")
@@ -297,7 +298,12 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
         inner = type(both)(fmr.run(measure, *read[0]), fmr.run(measure, *read[1]))
     except StructureError as error:
         raise AnalyzerError(f"The target cannot be followed back: {error}") from error
-    (end,) = ids_in(inner.at.graph.scopes[0].output)
+    end = next(iter(ids_in(inner.at.graph.scopes[0].output)), None)
+    if end is None:
+        raise AnalyzerError(
+            "The number that the target gave comes of no operation of torch on the output, so that it cannot be followed "
+            "back. Expected a function in torch, as lambda output: output[:, 3]."
+        )
     inputs = [TensorId(f"input:args.{n}") for n in range(len(names))]
     found = inner.followed_back({end: torch.ones(1, dtype=torch.double)}, inputs)
     both.notes += [f"in the target, {note}" for note in inner.notes]
