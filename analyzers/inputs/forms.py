@@ -38,7 +38,7 @@ def _scaled(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
 
 
 def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
-    return input * input.abs().pow(p).sum(dim, keepdim=True).pow(1 / p).clamp_min(eps).reciprocal()
+    return input * _vector_norm(input, p, dim, keepdim=True).clamp_min(eps).reciprocal()
 
 
 def _log_softmax(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
@@ -65,8 +65,9 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
 
 def _vector_norm(input: Tensor, ord: float = 2.0, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
     dims = tuple(range(input.dim())) if dim is None else dim
-    if ord == inf:
-        return input.abs().amax(dims, keepdim=keepdim)
+    if abs(ord) == inf:
+        sizes = input.abs()
+        return sizes.amax(dims, keepdim=keepdim) if ord > 0 else sizes.amin(dims, keepdim=keepdim)
     return input.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
 
 
@@ -237,7 +238,7 @@ FORMS: Mapping[str, Callable[..., Any]] = {
 
 
 def has_form(node: Node) -> bool:
-    """Whether an operation is written out: not where it rounds, or leaves the order of what it chose open."""
+    """Whether an operation is written out: not where it rounds or counts, or leaves the order of what it chose open."""
     match node.op:
         case "div":
             return not node.argument("rounding_mode", 2)
@@ -245,5 +246,9 @@ def has_form(node: Node) -> bool:
             return not node.argument("label_smoothing", 7, 0.0) and len(node.parents) > 1
         case "topk":
             return bool(node.argument("sorted", 4, True))
+        case "cdist" | "pairwise_distance":
+            return node.argument("p", 2, 2.0) != 0
+        case "norm" | "vector_norm":
+            return node.argument("p" if node.op == "norm" else "ord", 1, 2.0) not in (0, "nuc")
         case _:
             return node.op in FORMS

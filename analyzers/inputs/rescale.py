@@ -28,7 +28,7 @@ from fmr.structure.proof.evaluate import double
 LEFT = 1e-4
 """The share of what one operation passes on that may get lost in it before it is named."""
 
-OF_SHAPES = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
+OF_SHAPES = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split())
 """Operations that read a shape and no number."""
 
 UNSET = frozenset("empty new_empty empty_like empty_strided new_empty_strided".split())
@@ -168,7 +168,7 @@ class TwoRuns:
             return {}
         try:
             shares = self._by_rule(call)
-        except (StructureError, RuntimeError) as error:
+        except (StructureError, RuntimeError, ArithmeticError, LookupError) as error:
             raise AnalyzerError(
                 f"{node.id} ({node.op}) cannot be followed back: {str(error).splitlines()[0]}. Take method='ig'."
             ) from error

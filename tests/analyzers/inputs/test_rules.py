@@ -127,6 +127,10 @@ JOINT: dict[str, Callable[[Tensor], Tensor]] = {
     "where": lambda x: torch.where(WEIGHT > 0, x, torch.tanh(x)),
     "weights in its type": lambda x: WEIGHT.to(x) * x + WEIGHT[0].expand_as(x) + WEIGHT.type_as(x),
     "clamp by others above and below": lambda x: x.clamp_min(x.roll(1, 1)).clamp_max(x.roll(1, -1)),
+    "small numbers in rms_norm": lambda x: F.rms_norm(1e-3 * x, (5,)),
+    "smallest size": lambda x: x.norm(float("-inf"), dim=-1),
+    "normalize by the largest": lambda x: F.normalize(x, p=float("inf"), dim=-1),
+    "numbers of its kind": lambda x: x * x.new_tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
     "cosine with fewer dimensions": lambda x: F.cosine_similarity(x, WEIGHT, dim=2),
     "cosine with one number": lambda x: F.cosine_similarity(x, x[..., :1] + 2, dim=-1),
     "cross_entropy with chances": lambda x: F.cross_entropy(
@@ -327,6 +331,20 @@ def test_a_target_that_leaves_torch_is_refused() -> None:
             AnalyzerError, match=r"comes of no operation of torch on the output.* lambda output: output\[:, 3\]"
         ):
             InputAttribution(made(torch.tanh)).run(numbers(1, 3), target, "deeplift")
+
+
+NO_SIZE: dict[str, Callable[[Tensor], Tensor]] = {
+    "vector_norm": lambda x: torch.linalg.vector_norm(x, 0, -1),
+    "norm": lambda x: x.norm(0, dim=-1),
+    "cdist": lambda x: torch.cdist(x[:, None], 2 * x[:, None] + 1, p=0.0).flatten(1),
+}
+
+
+@pytest.mark.parametrize("name", NO_SIZE)
+def test_sizes_that_count_are_said(name: str) -> None:
+    model = made(lambda x: NO_SIZE[name](x).reshape(len(x), -1) + x.sum(1, keepdim=True))
+    found = InputAttribution(model).run(numbers(1, 4), 0, "deeplift")
+    assert any(f"no rule for {name!r}" in note for note in found.notes)
 
 
 def test_a_product_of_many_is_shared_alike() -> None:
