@@ -101,9 +101,8 @@ def _cross_entropy(
     chances = _log_softmax(input, dim)
     if not target.is_floating_point():
         return F.nll_loss(chances, target, weight, None, ignore_index, None, reduction)
-    rows = -(target * chances if weight is None else target * chances * weight.view(-1, *[1] * (input.dim() - dim - 1))).sum(
-        dim
-    )
+    scale = 1.0 if weight is None else weight.view(-1, *[1] * (input.dim() - dim - 1))
+    rows = -(scale * target * chances).sum(dim)
     return rows if reduction == "none" else rows.sum() / (1 if reduction == "sum" else rows.numel())
 
 

@@ -136,7 +136,6 @@ JOINT: dict[str, Callable[[Tensor], Tensor]] = {
     "cross_entropy with chances": lambda x: F.cross_entropy(
         x, WEIGHT.softmax(0)[None].expand_as(x), WEIGHT[0].abs(), reduction="none"
     ),
-    "mean cross_entropy with chances": lambda x: F.cross_entropy(x.flatten(0, 1), WEIGHT.softmax(1)).expand(1, 1),
 }
 
 
@@ -272,6 +271,16 @@ def test_sorted_numbers_are_those_of_torch(sizes: tuple[int, int]) -> None:
     assert torch.equal(forms.FORMS["sort"](x, 0, descending=True), x.sort(0, descending=True).values)
     assert torch.equal(forms.FORMS["topk"](x, 1, 0, largest=False), x.topk(1, 0, largest=False).values)
     assert torch.equal(forms.FORMS["median"](x), x.median())
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weight", [None, WEIGHT[0].abs()])
+@pytest.mark.parametrize("sizes", [(5,), (3, 5), (2, 5, 4)])
+def test_a_cross_entropy_is_that_of_torch(sizes: tuple[int, ...], weight: Tensor | None, reduction: str) -> None:
+    x, chances = numbers(*sizes), numbers(*sizes, seed=1).softmax(min(1, len(sizes) - 1))
+    for target in (chances, chances.argmax(min(1, len(sizes) - 1))):
+        found = forms.FORMS["cross_entropy"](x, target, weight, reduction=reduction)
+        assert torch.allclose(found, F.cross_entropy(x, target, weight, reduction=reduction), atol=1e-6)
 
 
 def test_the_first_of_all_is_the_largest_and_what_is_chosen_alike_is_followed() -> None:
