@@ -246,7 +246,7 @@ def has_form(node: Node) -> bool:
         case "topk":
             return bool(node.argument("sorted", 4, True))
         case "cdist" | "pairwise_distance":
-            return node.argument("p", 2, 2.0) != 0
+            return bool(node.argument("p", 2, 2.0) != 0)
         case "norm" | "vector_norm":
             return node.argument("p" if node.op == "norm" else "ord", 1, 2.0) not in (0, "nuc")
         case _:
