@@ -63,7 +63,8 @@ def taken(given: Any) -> Any:
         if several and all(isinstance(one, Tensor) for one in given):
             rows = all(one.dim() and len(one) == 1 for one in given)
             return torch.cat(list(given)) if rows else torch.stack(list(given))
-        found = None if given is None else torch.as_tensor(np.array(given))
+        array = np.array(given)
+        found = None if given is None else torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
     except (TypeError, ValueError, RuntimeError):
         found = None
     if found is None or found.dtype == torch.bool:
@@ -79,6 +80,9 @@ def kind_of_numbers(value: Tensor) -> str:
 
 def _as_kind_of(value: Tensor, given: Tensor) -> Tensor:
     """A baseline in the numbers of a value; `AnalyzerError` where something of it would be lost."""
+    kind = "on meta, without numbers" if given.is_meta else "" if given.layout == torch.strided else f"{given.layout}"
+    if kind:
+        raise AnalyzerError(f"The baseline is {kind}: expected a dense tensor of numbers.")
     whole = not (value.is_floating_point() or value.is_complex())
     if (given.is_complex() and not value.is_complex()) or (whole and not torch.equal(given.to(value.dtype), given)):
         raise AnalyzerError(

@@ -38,7 +38,7 @@ def _scaled(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
 
 
 def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
-    return input * input.abs().pow(p).sum(dim, keepdim=True).pow(1 / p).clamp_min(eps).reciprocal()
+    return input * _vector_norm(input, p, dim, keepdim=True).clamp_min(eps).reciprocal()
 
 
 def _log_softmax(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
@@ -65,8 +65,9 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
 
 def _vector_norm(input: Tensor, ord: float = 2.0, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
     dims = tuple(range(input.dim())) if dim is None else dim
-    if ord == inf:
-        return input.abs().amax(dims, keepdim=keepdim)
+    if abs(ord) == inf:
+        sizes = input.abs()
+        return sizes.amax(dims, keepdim=keepdim) if ord > 0 else sizes.amin(dims, keepdim=keepdim)
     return input.abs().pow(ord).sum(dims, keepdim=keepdim).pow(1 / ord)
 
 
@@ -96,7 +97,13 @@ def _cross_entropy(
     input: Tensor, target: Tensor, weight: Any = None, size_average: None = None, ignore_index: int = -100,
     reduce: None = None, reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    return F.nll_loss(_log_softmax(input, min(1, input.dim() - 1)), target, weight, None, ignore_index, None, reduction)
+    dim = min(1, input.dim() - 1)
+    chances = _log_softmax(input, dim)
+    if not target.is_floating_point():
+        return F.nll_loss(chances, target, weight, None, ignore_index, None, reduction)
+    scale = 1.0 if weight is None else weight.view(-1, *[1] * (input.dim() - dim - 1))
+    rows = -(scale * target * chances).sum(dim)
+    return rows if reduction == "none" else rows.sum() / (1 if reduction == "sum" else rows.numel())
 
 
 def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
@@ -104,7 +111,8 @@ def _softmin(input: Tensor, dim: int = -1, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    return (_normalize(x1, dim=dim, eps=eps) * _normalize(x2, dim=dim, eps=eps)).sum(dim)
+    one, other = (_normalize(each, dim=dim, eps=eps) for each in torch.broadcast_tensors(x1, x2))
+    return (one * other).sum(dim)
 
 
 def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, value: float = 1.0) -> Tensor:
@@ -133,6 +141,14 @@ def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
         if bound is not None:
             found = chosen(found, bound if isinstance(bound, Tensor) else input.new_full((), bound))
     return found
+
+
+def _clamp_min(input: Tensor, min: Any) -> Tensor:
+    return _clamp(input, min)
+
+
+def _clamp_max(input: Tensor, max: Any) -> Tensor:
+    return _clamp(input, None, max)
 
 
 def _std_mean(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -189,6 +205,8 @@ FORMS: Mapping[str, Callable[..., Any]] = {
     "addcdiv": _addcdiv,
     "cdist": _cdist,
     "clamp": _clamp,
+    "clamp_max": _clamp_max,
+    "clamp_min": _clamp_min,
     "cosine_similarity": _cosine_similarity,
     "cross_entropy": _cross_entropy,
     "div": _div,
@@ -219,7 +237,7 @@ FORMS: Mapping[str, Callable[..., Any]] = {
 
 
 def has_form(node: Node) -> bool:
-    """Whether an operation is written out: not where it rounds, or leaves the order of what it chose open."""
+    """Whether an operation is written out: not where it rounds or counts, or leaves the order of what it chose open."""
     match node.op:
         case "div":
             return not node.argument("rounding_mode", 2)
@@ -227,5 +245,9 @@ def has_form(node: Node) -> bool:
             return not node.argument("label_smoothing", 7, 0.0) and len(node.parents) > 1
         case "topk":
             return bool(node.argument("sorted", 4, True))
+        case "cdist" | "pairwise_distance":
+            return bool(node.argument("p", 2, 2.0) != 0)
+        case "norm" | "vector_norm":
+            return node.argument("p" if node.op == "norm" else "ord", 1, 2.0) not in (0, "nuc")
         case _:
             return node.op in FORMS

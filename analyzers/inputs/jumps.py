@@ -18,7 +18,11 @@ HALVINGS, MOST = 12, 16
 NARROW = 1 / 256
 """The longest piece of the way that is looked into: one that did not close as longer ones were halved."""
 
-HELD, BACK = 0.5, 4
+AROUND = 2**-13
+"""The share of the way that is looked into before and behind a piece: one may be as narrow as numbers are apart, which shows
+nothing."""
+
+HELD, BACK = 0.5, 8
 """What share of what a piece misses, and of what the target changed by so many halvings before, must lie in the last part of
 it, to be a jump and no bend."""
 
@@ -43,6 +47,7 @@ def jumps_in(question: Question, base: Tensor, pieces: Sequence[Piece]) -> list[
     """What jumps in pieces of the way from a baseline (1, ...), those that are off most."""
     worst = sorted(pieces, key=lambda one: -abs(one.off))[:MOST]
     low, high = (torch.tensor([one[end] for one in worst], dtype=torch.double) for end in (0, 1))
+    low, high = (low - AROUND).clamp(min=0), (high + AROUND).clamp(max=1)
     with torch.no_grad():
         below, above = (_along(question, base, shares) for shares in (low, high))
         heights = list[Tensor]()
@@ -55,7 +60,8 @@ def jumps_in(question: Question, base: Tensor, pieces: Sequence[Piece]) -> list[
             heights.append(above - below)
     off = torch.tensor([abs(one.off) for one in worst], dtype=torch.double)
     held = heights[-1].abs() > HELD * torch.maximum(off, heights[-1 - BACK].abs())
-    return [Jump(*one) for one in torch.stack([low, high, heights[-1]], 1)[held].tolist()]
+    found = [Jump(*one) for one in torch.stack([low, high, heights[-1]], 1)[held].tolist()]
+    return [one for n, one in enumerate(found) if not any(one.start < two.end and two.start < one.end for two in found[:n])]
 
 
 def told(question: Question, base: Tensor, pieces: Sequence[Piece]) -> tuple[str, ...]:

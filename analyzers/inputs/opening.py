@@ -224,7 +224,7 @@ def _as_tensors(inputs: Any, model: nn.Module) -> Any:
         return {name: _as_tensors(one, model) for name, one in inputs.items()}
     if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "biuf":
         return inputs
-    found = torch.from_numpy(np.array(inputs))
+    found = torch.from_numpy(np.array(inputs, inputs.dtype.newbyteorder("=")))
     kind = next((one.dtype for one in model.parameters() if one.is_floating_point()), found.dtype)
     return found.to(kind) if found.is_floating_point() else found
 

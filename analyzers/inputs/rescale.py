@@ -28,8 +28,11 @@ from fmr.structure.proof.evaluate import double
 LEFT = 1e-4
 """The share of what one operation passes on that may get lost in it before it is named."""
 
-OF_SHAPES = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty".split())
+OF_SHAPES = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split())
 """Operations that read a shape and no number."""
+
+UNSET = frozenset("empty new_empty empty_like empty_strided new_empty_strided".split())
+"""Operations whose numbers are nobody's until they are written."""
 
 CUT_OFF = frozenset("detach data".split())
 """Operations that hand on all numbers, and no gradient."""
@@ -88,7 +91,9 @@ class TwoRuns:
     def pair(self, name: TensorId) -> Pair:
         """A value in both runs."""
         if name not in self._known:
-            self._known[name] = _in_both(self.at[name], self.base[name])
+            both = _in_both(self.at[name], self.base[name])
+            unset = name in self.graph and self.graph[name].op in UNSET  # whatever lay there
+            self._known[name] = Pair(torch.zeros_like(both.at), torch.zeros_like(both.base)) if unset else both
         return self._known[name]
 
     def followed_back(self, weights: Mapping[TensorId, Tensor], starts: Sequence[TensorId]) -> Shares:
@@ -163,7 +168,7 @@ class TwoRuns:
             return {}
         try:
             shares = self._by_rule(call)
-        except (StructureError, RuntimeError) as error:
+        except (StructureError, RuntimeError, ArithmeticError, LookupError) as error:
             raise AnalyzerError(
                 f"{node.id} ({node.op}) cannot be followed back: {str(error).splitlines()[0]}. Take method='ig'."
             ) from error
@@ -283,8 +288,9 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
     output, names = both.at.output, list(ids_in(both.at.graph.scopes[0].output))
     read = [[tensor for _, tensor in leaves(run.output)] for run in (both.at, both.base)]
 
-    def measure(*args: Tensor) -> Tensor:
-        return target.measure(with_tensors(output, list(args))).reshape(1)
+    def measure(*args: Tensor) -> Tensor | None:
+        given = target.measure(with_tensors(output, list(args)))
+        return given.reshape(1) if isinstance(given, Tensor) else None
 
     if len(names) != len(read[0]):
         raise AnalyzerError("The model returns tensors that the recording does not name. Expected a site as target.")
@@ -292,7 +298,12 @@ def _of_target(target: Target, both: TwoRuns) -> dict[TensorId, Tensor]:
         inner = type(both)(fmr.run(measure, *read[0]), fmr.run(measure, *read[1]))
     except StructureError as error:
         raise AnalyzerError(f"The target cannot be followed back: {error}") from error
-    (end,) = ids_in(inner.at.graph.scopes[0].output)
+    end = next(iter(ids_in(inner.at.graph.scopes[0].output)), None)
+    if end is None:
+        raise AnalyzerError(
+            "The number that the target gave comes of no operation of torch on the output, so that it cannot be followed "
+            "back. Expected a function in torch, as lambda output: output[:, 3]."
+        )
     inputs = [TensorId(f"input:args.{n}") for n in range(len(names))]
     found = inner.followed_back({end: torch.ones(1, dtype=torch.double)}, inputs)
     both.notes += [f"in the target, {note}" for note in inner.notes]

@@ -11,6 +11,7 @@ import fmr
 from analyzers.inputs.question import Question
 from analyzers.protocol import AnalyzerError
 from fmr.graph.graph import Graph
+from fmr.nodes import Node
 from fmr.runs.run import Run
 from fmr.structure.parts import Structure
 
@@ -77,21 +78,24 @@ def grid_of(graph: Graph, many: int) -> tuple[int, int, int] | None:
         if node.op != "conv2d" or len(node.shape) != 4 or not 0 <= many - node.shape[2] * node.shape[3] <= EXTRA:
             continue
         down, across = node.shape[2:]
-        start = _start(graph, many, down * across)
+        start = _start(graph, node, many)
         if start is not None:
             return start, down, across
     return None
 
 
-def _start(graph: Graph, many: int, patches: int) -> int | None:
-    """At which position the patches begin among all tokens."""
+def _start(graph: Graph, convolution: Node, many: int) -> int | None:
+    """At which position the patches that a convolution made begin among all tokens."""
+    patches = convolution.shape[2] * convolution.shape[3]
     if many == patches:
         return 0
+    made = {node.id for node in graph.descendants(convolution.id)}
     for node in graph.nodes:
         if node.op == "cat" and len(node.shape) == 3 and node.shape[1] == many:
             lengths = [graph[parent.id].shape[1] for parent in node.parents]
-            if patches in lengths:
-                return sum(lengths[: lengths.index(patches)])
+            for n, parent in enumerate(node.parents):
+                if lengths[n] == patches and parent.id in made:
+                    return sum(lengths[:n])
     return None
 
 

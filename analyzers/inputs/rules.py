@@ -12,7 +12,7 @@ Source: A. Shrikumar, P. Greenside, A. Kundaje, "Learning important features thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,9 @@ LARGEST = frozenset(
     adaptive_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices""".split()
 )
 SMALLEST = frozenset("amin min minimum fmin".split())
+
+SORTING = {"sort": 1, "topk": 2, "kthvalue": 2, "median": 1}
+"""Operations that sort, with the place of the dimension among their arguments."""
 
 COMPARISONS = frozenset("gt lt ge le eq ne".split())
 CHOOSERS = frozenset("where masked_fill mul to".split())
@@ -120,7 +123,9 @@ class Call:
         with own_work(), torch.inference_mode(False), torch.enable_grad():
             leaves = {name: one.clone().requires_grad_() for name, one in points.items()}
             out = self.again(leaves)
-            found = torch.autograd.grad(out, list(leaves.values()), weight.expand_as(out), allow_unused=True)
+            found: Sequence[Tensor | None] = [None] * len(leaves)
+            if out.requires_grad:  # not where a shape or a type alone is read, as in mask.to(x)
+                found = torch.autograd.grad(out, list(leaves.values()), weight.expand_as(out), allow_unused=True)
         return {
             name: torch.zeros_like(leaf) if one is None else one
             for (name, leaf), one in zip(leaves.items(), found, strict=True)
@@ -285,9 +290,21 @@ def _read(call: Call, *places: int) -> list[Any]:
 
 def written_out(call: Call, tensors: Mapping[TensorId, Tensor]) -> Tensor:
     """An operation of `FORMS` in other ones, on these values in place of the live ones."""
+    tensors = {name: _arranged(call, one) for name, one in tensors.items()} if call.node.op in SORTING else tensors
     args, kwargs = call_of(call.node, {**call.held, **tensors})
     made: Tensor | tuple[Tensor, ...] = FORMS[call.node.op](*args, **kwargs)
     return made if isinstance(made, Tensor) else made[call.node.id.parts.output or 0]
+
+
+def _arranged(call: Call, given: Tensor) -> Tensor:
+    """Numbers that are sorted, by what lies halfway and then by the input: so that their places change no share."""
+    ((_, pair),) = call.live.items()
+    dim = call.node.argument("dim", SORTING[call.node.op], None if call.node.op == "median" else -1)
+    with own_work():
+        at, middle = (one.flatten() if dim is None else one for one in (pair.at, pair.middle))
+        order = at.argsort(dim or 0)
+        order = order.gather(dim or 0, middle.gather(dim or 0, order).argsort(stable=True, dim=dim or 0))
+    return (given.flatten() if dim is None else given).gather(dim or 0, order)
 
 
 def rule_of(call: Call) -> Callable[[Call], Shares] | None:

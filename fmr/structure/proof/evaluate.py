@@ -135,6 +135,9 @@ def in_double(node: Node, tensors: Mapping[TensorId, Tensor]) -> Tensor:
             return _grouped(*read)
     gone = ("dtype", "out") if node.dtype.is_floating_point else ("out",)
     args = {at: replaced(arg, torch.dtype, _widened) for at, arg in node.args.items() if at not in gone}
+    if node.op == "rms_norm" and node.argument("eps", 3) is None:  # the smallest step of the numbers that it was given
+        eps = torch.finfo(torch.promote_types(node.dtype, torch.float32)).eps
+        args = {at: arg for at, arg in args.items() if at != "3"} | {"eps": eps}
     parents = tuple(parent for parent in node.parents if parent.at.partition(".")[0] != "out")
     return execute(node._replace(args=args, parents=parents), tensors)
 

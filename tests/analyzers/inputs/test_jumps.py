@@ -34,6 +34,34 @@ def test_what_bends_sharply_is_no_jump() -> None:
         assert found.notes == ()
 
 
+def test_what_bends_without_a_slope_is_no_jump() -> None:
+    model = made(lambda x: ((x - 0.5).relu() ** 0.25).sum(1, keepdim=True))
+    found = InputAttribution(model).run(torch.ones(1, 1), 0, "ig", within=1e-4)
+    assert found.complete is False
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("seed", [0, 4, 6, 9, 22])
+def test_a_jump_is_found_in_a_piece_as_narrow_as_numbers_are_apart(seed: int) -> None:
+    torch.manual_seed(seed)
+    router, experts = nn.Linear(8, 2), nn.ModuleList(nn.Linear(8, 1) for _ in range(2))
+
+    def one_of(x: Tensor) -> Tensor:
+        every = torch.stack([expert(x) for expert in experts], 1)[..., 0]
+        return every.gather(1, router(x).argmax(1, keepdim=True))
+
+    x, base = 3 * numbers(1, 8, seed=seed), 3 * numbers(1, 8, seed=seed + 50)
+    at, start = (router(one).detach().diff(dim=1).item() for one in (x, base))
+    sides = [expert(base + start / (start - at) * (x - base)).item() for expert in experts]
+    found = InputAttribution(made(one_of)).run(x, 0, "ig", baseline=base)
+    if start * at > 0:
+        assert found.notes == ()
+        return
+    height = (sides[1] - sides[0]) * (1 if at > 0 else -1)
+    assert f"jumps at 1 place of the way from the baseline, by {height:.3g} in all" in found.notes[0]
+    assert f"at {start / (start - at):.4g} of the way, where /argmax#0 becomes another one" in found.notes[0]
+
+
 @pytest.mark.parametrize("way", [torch.round, lambda x: x.round() + x])
 def test_a_rounding_jumps_where_no_choice_is_recorded(way: object) -> None:
     model = made(lambda x: way(x).sum(1, keepdim=True) + x.sum(1, keepdim=True))  # type: ignore[operator]

@@ -96,6 +96,11 @@ def asking(model: nn.Module | None = None) -> InputAttribution:
         (lambda: asking().run(X, 1, baseline=[X[0], X[:, 0]]), "baseline=a list: expected 'zero'"),
         (lambda: asking().run(X, 1, baseline=float("nan")), "The baseline holds what is no number"),
         (lambda: asking().run(X, 1, baseline=X[:1] / 0), "The baseline holds what is no number"),
+        (lambda: asking().run(X, 1, baseline=X[:1].to_sparse()), r"The baseline is torch.sparse_coo: expected a dense"),
+        (
+            lambda: asking().run(X, 1, baseline=X[:1].to("meta")),
+            "The baseline is on meta, without numbers: expected a dense",
+        ),
         (lambda: asking().run(X, 1, baseline="blur"), r"baseline='blur' of a value of shape \[1, 4, 6\]: expected pictures"),
         (lambda: asking().run(X, 1, baseline="padding"), "there is no tokenizer with one. Take baseline='zero'"),
         (lambda: asking().run(X, 1, at="nowhere"), "nowhere"),

@@ -139,6 +139,29 @@ class Behind(Unfolded):
         return self.head(self.norm(x)[:, -1])
 
 
+class Beside(Behind):
+    """As many registers in front as there are patches, of a picture whose corners no patch reads."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__(size)
+        self.edges = nn.ZeroPad2d(-1)
+        self.registers = nn.Parameter(torch.randn(1, 6, self.first.shape[-1]))
+
+    def forward(self, given: Tensor) -> Tensor:
+        x = torch.nn.functional.pad(self.edges(given), (1, 1, 1, 1))
+        x = self.embed(x).flatten(2).mT
+        x = torch.cat([self.registers.expand(len(x), -1, -1), x], 1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+def test_patches_beside_as_many_other_tokens_are_those_of_the_picture() -> None:
+    torch.manual_seed(0)
+    found = patches(Beside((8, 12)).eval()).run(GIVEN)
+    assert (found.grid, found.first) == ((2, 3), 6)
+
+
 def like_looker(kind: type[Looker]) -> Looker:
     model = kind((8, 12)).eval()
     model.load_state_dict(looker().state_dict())

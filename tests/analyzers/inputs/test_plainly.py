@@ -325,11 +325,23 @@ def test_a_sum_over_examples_is_noted() -> None:
         (0.5,) * 6,
         [[0.5] * 6],
         np.full(6, 0.5),
+        np.full(6, 0.5, ">f4"),
         [torch.full((6,), 0.5)],
         [torch.full((1, 6), 0.5)] * 2,
         torch.tensor(0.5),
     ],
-    ids=["number", "numpy number", "list", "tuple", "rows", "array", "tensors", "rows of tensors", "tensor of one"],
+    ids=[
+        "number",
+        "numpy number",
+        "list",
+        "tuple",
+        "rows",
+        "array",
+        "array of another byte order",
+        "tensors",
+        "rows of tensors",
+        "tensor of one",
+    ],
 )
 def test_baselines_as_they_come(given: Any) -> None:
     expected = (X - 0.5) * LINEAR.weight[1].detach()
@@ -391,7 +403,7 @@ def test_methods_that_go_from_no_baseline_say_so(method: str, told: str, baselin
 def test_arrays_are_taken_in_the_numbers_of_the_model() -> None:
     asking, x = InputAttribution(gated()), numbers(2, 4, 6)
     wanted = asking.run(x, 1, "deeplift")
-    for given in (x.numpy(), x.double().numpy(), {"x": x.double().numpy()}):
+    for given in (x.numpy(), x.double().numpy(), x.numpy().astype(">f4"), {"x": x.double().numpy()}):
         assert torch.equal(asking.run(given, 1, "deeplift").values, wanted.values)
     ids = np.array([[3, 5, 1]])
     tokens = InputAttribution(Additive().eval()).run({"input_ids": ids}, 2, "deeplift").tokens

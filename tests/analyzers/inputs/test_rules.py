@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analyzers import InputAttribution
+import fmr
+from analyzers import AnalyzerError, InputAttribution
 from analyzers.inputs import forms, rules
+from analyzers.inputs.rescale import TwoRuns
+from fmr.nests import ids_in
 from tests.analyzers.inputs.models import TOKENS, made, numbers
 
 WEIGHT = numbers(5, 5, seed=9)
@@ -122,6 +125,17 @@ JOINT: dict[str, Callable[[Tensor], Tensor]] = {
     "idle dropout": lambda x: F.dropout2d(x[:, None], training=False),
     "std_mean": lambda x: torch.cat(torch.std_mean(x, dim=-1), 1),
     "where": lambda x: torch.where(WEIGHT > 0, x, torch.tanh(x)),
+    "weights in its type": lambda x: WEIGHT.to(x) * x + WEIGHT[0].expand_as(x) + WEIGHT.type_as(x),
+    "clamp by others above and below": lambda x: x.clamp_min(x.roll(1, 1)).clamp_max(x.roll(1, -1)),
+    "small numbers in rms_norm": lambda x: F.rms_norm(1e-3 * x, (5,)),
+    "smallest size": lambda x: x.norm(float("-inf"), dim=-1),
+    "normalize by the largest": lambda x: F.normalize(x, p=float("inf"), dim=-1),
+    "numbers of its kind": lambda x: x * x.new_tensor([1.0, 2.0, 3.0, 4.0, 5.0]),
+    "cosine with fewer dimensions": lambda x: F.cosine_similarity(x, WEIGHT, dim=2),
+    "cosine with one number": lambda x: F.cosine_similarity(x, x[..., :1] + 2, dim=-1),
+    "cross_entropy with chances": lambda x: F.cross_entropy(
+        x, WEIGHT.softmax(0)[None].expand_as(x), WEIGHT[0].abs(), reduction="none"
+    ),
 }
 
 
@@ -144,7 +158,7 @@ def test_an_operation_shares_the_whole_difference(name: str, base: str) -> None:
     found = asking.run(numbers(1, 5, 5), target, "deeplift", at=TOKENS, baseline=given)
     expected = float(found.output - found.base)
     assert abs(float(found.values.double().sum()) - expected) <= 2e-5 * max(1.0, abs(expected)), found
-    assert found.notes == ()
+    assert [note for note in found.notes if "rows were run one by one" not in note] == []
 
 
 def test_the_secant_of_a_relu_is_the_rescale_rule() -> None:
@@ -259,6 +273,16 @@ def test_sorted_numbers_are_those_of_torch(sizes: tuple[int, int]) -> None:
     assert torch.equal(forms.FORMS["median"](x), x.median())
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weight", [None, WEIGHT[0].abs()])
+@pytest.mark.parametrize("sizes", [(5,), (3, 5), (2, 5, 4)])
+def test_a_cross_entropy_is_that_of_torch(sizes: tuple[int, ...], weight: Tensor | None, reduction: str) -> None:
+    x, chances = numbers(*sizes), numbers(*sizes, seed=1).softmax(min(1, len(sizes) - 1))
+    for target in (chances, chances.argmax(min(1, len(sizes) - 1))):
+        found = forms.FORMS["cross_entropy"](x, target, weight, reduction=reduction)
+        assert torch.allclose(found, F.cross_entropy(x, target, weight, reduction=reduction), atol=1e-6)
+
+
 def test_the_first_of_all_is_the_largest_and_what_is_chosen_alike_is_followed() -> None:
     x, base = numbers(1, 6), numbers(1, 6, seed=1)
     one, other = (
@@ -271,6 +295,65 @@ def test_the_first_of_all_is_the_largest_and_what_is_chosen_alike_is_followed() 
         near, lambda y: y.sum(1), "deeplift", baseline=torch.tensor([[4.0, 0.0, 1.0, 0.5]])
     )
     assert torch.allclose(found.values, torch.tensor([[1.0, 0.0, 20.0, 0.0]]))
+
+
+@pytest.mark.parametrize("base", ["zero", "given"])
+@pytest.mark.parametrize("name", ["sort", "topk", "kthvalue", "median", "median of all"])
+def test_numbers_in_another_order_have_the_same_shares(name: str, base: str) -> None:
+    weigh = torch.tensor([1.0, 10.0, 100.0])
+    way: Callable[[Tensor], Tensor] = {
+        "sort": lambda x: (x.sort(1).values[:, :3] * weigh).sum(1, keepdim=True),
+        "topk": lambda x: (x.topk(3, 1).values * weigh).sum(1, keepdim=True),
+        "kthvalue": lambda x: x.kthvalue(3, 1, keepdim=True).values,
+        "median": lambda x: x.median(1, keepdim=True).values,
+        "median of all": lambda x: x.median()[None, None],
+    }[name]
+    x, other = numbers(1, 6), torch.zeros(1, 6) if base == "zero" else numbers(1, 6, seed=1)
+    asking = InputAttribution(made(way))
+    whole = asking.run(x, 0, "deeplift", baseline=other).values
+    for seed in range(4):
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+        found = asking.run(x[:, order], 0, "deeplift", baseline=other[:, order]).values
+        assert torch.allclose(found, whole[:, order], atol=1e-5)
+
+
+def test_memory_that_was_not_written_is_nothing() -> None:
+    def written(x: Tensor) -> Tensor:
+        y = x.new_empty(1, 4)
+        y[:, :2] = 2 * x
+        y[:, 2:] = x
+        return y
+
+    place = fmr.Site("input:x")
+    both = [fmr.run(made(written), one) for one in (torch.ones(1, 2), torch.zeros(1, 2))]
+    both[0]["/new_empty#0"].fill_(torch.inf)  # what may lie there
+    runs = TwoRuns(*both, place)
+    (end,) = ids_in(both[0].graph.scopes[0].output)
+    found = runs.followed_back({end: torch.ones(1, 4).double()}, [place.id])
+    assert found[place.id].tolist() == [[3.0, 3.0]]
+    assert runs.notes == []
+
+
+def test_a_target_that_leaves_torch_is_refused() -> None:
+    for target in (lambda y: y.detach().numpy()[:, 0], lambda y: float(y[0, 0])):
+        with pytest.raises(
+            AnalyzerError, match=r"comes of no operation of torch on the output.* lambda output: output\[:, 3\]"
+        ):
+            InputAttribution(made(torch.tanh)).run(numbers(1, 3), target, "deeplift")
+
+
+NO_SIZE: dict[str, Callable[[Tensor], Tensor]] = {
+    "vector_norm": lambda x: torch.linalg.vector_norm(x, 0, -1),
+    "norm": lambda x: x.norm(0, dim=-1),
+    "cdist": lambda x: torch.cdist(x[:, None], 2 * x[:, None] + 1, p=0.0).flatten(1),
+}
+
+
+@pytest.mark.parametrize("name", NO_SIZE)
+def test_sizes_that_count_are_said(name: str) -> None:
+    model = made(lambda x: NO_SIZE[name](x).reshape(len(x), -1) + x.sum(1, keepdim=True))
+    found = InputAttribution(model).run(numbers(1, 4), 0, "deeplift")
+    assert any(f"no rule for {name!r}" in note for note in found.notes)
 
 
 def test_a_product_of_many_is_shared_alike() -> None:
