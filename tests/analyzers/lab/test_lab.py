@@ -170,6 +170,25 @@ class Caching(nn.Module):
         return out
 
 
+def test_what_a_run_changes_of_a_model_that_its_code_reads_is_no_other_code(lab: analyzers.Lab) -> None:
+    net, others = Counting().eval(), [Counting().eval()]
+
+    @lab.experiment
+    def f(x: Tensor) -> Any:
+        return [net(x), others[0](x)]
+
+    x = torch.ones(2, 4)
+    first = f.record(x)
+    assert f.record(x) == first == f.record(x)
+    assert re.fullmatch(r"Counting  # \w{16}\n# Counting \w{16} \w{16}", first.code.uses["net"])
+    for one, what in ((net, "mode"), (others[0], "mode"), (net, "other")):
+        setattr(one, what, "another")
+        assert first.version != f.record(x).version == f.record(x).version
+    assert len(lab.versions("f")) == 4
+    net.inner.bias.data += 1
+    assert f.record(x) not in lab.versions("f")[:4]
+
+
 def test_what_a_run_caches_is_no_other_model(tmp_path: Path) -> None:
     f = analyzers.Lab(Caching().eval(), tmp_path / "lab").experiment(
         defined("def f(model, x):\n    return model(x)\n", "f")
