@@ -40,10 +40,10 @@ def identity(model: nn.Module | None) -> dict[str, str]:
 class Moment:
     """A model as it is at this moment, before a run.
 
-    What a run itself changes in modules and what may count or cache, as a number of calls, a list, a dict or a tensor that is
-    no buffer, makes no other model: it is left out of the settings and told as `changed`, all that runs of the experiment of
-    this `name` have changed so far. Flags, words, fractions, parameters and buffers count, so that a run that changes these,
-    as running statistics, leaves another model.
+    What a run itself counts or caches in modules, as a number of calls, a list, a dict or a tensor that is no buffer, makes
+    no other model: it is left out of the settings and told as `changed`, all that runs of the experiment of this `name` have
+    changed so far. Flags, words, fractions, parameters and buffers count, so that a run that changes these, as running
+    statistics, leaves another model.
     """
 
     def __init__(self, model: nn.Module, name: str = "") -> None:
@@ -96,7 +96,7 @@ _NOTHING = ["None", True]
 
 
 def _lines(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
-    """What modules are and hold but for other modules: the place of an attribute, it in a word, whether it may count runs."""
+    """What modules are and hold but for other modules: the place of an attribute, its word, whether it may count runs."""
     for path, module in model.named_modules(remove_duplicate=False):
         kind = type(module)
         yield "", f"{path} {kind.__qualname__} {source_of(kind) if is_own(kind) else ''}", False
@@ -132,7 +132,7 @@ def _parts(value: Any) -> list[Any] | None:
 
 
 def _may_count(value: Any) -> bool:
-    """Whether a run may change a value and leave the same model: what counts, gathers or caches, and what is not there yet."""
+    """Whether a run may change a value and leave the same model: what counts or caches, and what is not there yet."""
     if isinstance(value, np.generic):
         return value.dtype.kind in "iu"
     many = (int, tuple, list, set, Mapping, Tensor, np.ndarray, type(None))

@@ -190,9 +190,7 @@ def test_what_a_run_changes_of_a_model_that_its_code_reads_is_no_other_code(lab:
 
 
 def test_what_a_run_caches_is_no_other_model(tmp_path: Path) -> None:
-    f = analyzers.Lab(Caching().eval(), tmp_path / "lab").experiment(
-        defined("def f(model, x):\n    return model(x)\n", "f")
-    )
+    f = analyzers.Lab(Caching().eval(), tmp_path / "lab").experiment(defined("def f(model, x):\n    return model(x)\n", "f"))
     first = f.record(torch.ones(2, 4))
     assert first.model["changed"] == "by_length, length, turned"
     assert f.record(torch.ones(2, 4)) == first == f.record(torch.ones(2, 4))
