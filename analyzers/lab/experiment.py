@@ -167,11 +167,11 @@ def _given(call: Call, own: Moment | None) -> dict[str, Any]:
 
 
 def _compared(models: Sequence[Moment]) -> dict[str, str]:
-    """By the word of each model that of the same once it was run: what that has itself changed tells it no more."""
+    """By the word of each model that was run and changed by that, the one in which this change tells no more."""
     words = [one.word for one in models]
     for one in models:
         one.compare()
-    return {word: one.word for word, one in zip(words, models, strict=True)}
+    return {word: one.word for word, one in zip(words, models, strict=True) if one.word != word}
 
 
 def _own_seed(signature: inspect.Signature) -> Any:

@@ -189,6 +189,12 @@ def test_what_a_run_changes_of_a_model_that_its_code_reads_is_no_other_code(lab:
     assert f.record(x) not in lab.versions("f")[:4]
 
 
+def test_a_model_like_another_that_is_not_run_is_told_by_what_it_is(tmp_path: Path) -> None:
+    f = analyzers.Lab(Counting().eval(), tmp_path / "lab").experiment(defined("def f(net, x):\n    return net(x)\n", "f"))
+    twin = Counting().eval()
+    assert f.record(twin, torch.ones(2, 4)) == f.record(twin, torch.ones(2, 4))
+
+
 def test_what_a_run_caches_is_no_other_model(tmp_path: Path) -> None:
     f = analyzers.Lab(Caching().eval(), tmp_path / "lab").experiment(defined("def f(model, x):\n    return model(x)\n", "f"))
     first = f.record(torch.ones(2, 4))
