@@ -1,5 +1,6 @@
 """What a lab keeps of a call, when a version is new, what two versions differ in, and what is refused."""
 
+import copy
 import hashlib
 import json
 import random
@@ -190,8 +191,9 @@ def test_what_a_run_changes_of_a_model_that_its_code_reads_is_no_other_code(lab:
 
 
 def test_a_model_like_another_that_is_not_run_is_told_by_what_it_is(tmp_path: Path) -> None:
-    f = analyzers.Lab(Counting().eval(), tmp_path / "lab").experiment(defined("def f(net, x):\n    return net(x)\n", "f"))
-    twin = Counting().eval()
+    model = Counting().eval()
+    twin = copy.deepcopy(model)
+    f = analyzers.Lab(model, tmp_path / "lab").experiment(defined("def f(net, x):\n    return net(x)\n", "f"))
     assert f.record(twin, torch.ones(2, 4)) == f.record(twin, torch.ones(2, 4))
 
 
