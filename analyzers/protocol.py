@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from analyzers.counts import counts_of, empty, with_counts
 from fmr.corpora.ranks import share, together
-from fmr.errors import FmrError, whole_number
+from fmr.errors import FmrError, number_of, whole_number
 from fmr.sweeps.bars import hidden
 from fmr.weights import fingerprint
 
@@ -223,10 +223,11 @@ def asked_tokens(mask: Any, examples: int, positions: int) -> Tensor:
     return real
 
 
-def check_other(one: Method, other: Any, *, weights: bool = True) -> None:
+def check_other(one: Method, other: Any, *, weights: bool = True, asked: Sequence[str] = ()) -> None:
     """Raise for what an analyzer cannot add to its counts: no other one of its kind, itself, other weights.
 
-    weights: whether models are compared here; not by a method that knows those of its counts.
+    weights: whether models are compared here; not by a method that knows those of its counts. asked: which part of a model
+    is counted, of one that has counted nothing which would tell it; one without a model has no part of its own.
     """
     name = type(one).__name__
     if not isinstance(other, type(one)):
@@ -234,6 +235,9 @@ def check_other(one: Method, other: Any, *, weights: bool = True) -> None:
     if one is other:
         raise AnalyzerError(f"merge got the same {name} once more. Expected what another one counted.")
     models = [each._made_with.get("model") for each in (one, other)]
+    for what in asked if None not in models else ():
+        if (mine := getattr(one, what)) != (others := getattr(other, what)):
+            raise AnalyzerError(f"merge of {what}={mine!r} with {others!r}: expected one value.")
     ours, theirs = (dict(each) if isinstance(each, Mapping) else {"": each} for each in models)
     same = ours.keys() == theirs.keys() and all(
         ours[key] is theirs[key] or _known(ours[key]) == _known(theirs[key]) for key in ours
@@ -241,6 +245,12 @@ def check_other(one: Method, other: Any, *, weights: bool = True) -> None:
     if weights and not same:
         told = ", ".join(type(each).__name__ for each in theirs.values())
         raise AnalyzerError(f"merge got what was counted on a {told} with other weights. Expected one model.")
+
+
+def nothing_counted(skip: int = 0) -> str:
+    """The message for a result of nothing."""
+    more = f" The first {number_of(skip, 'token')} of each text are left out." if skip else ""
+    return f"Nothing has been counted yet. Call update(batch) or over(batches) before result().{more}"
 
 
 def _known(model: Any) -> str | None:

@@ -16,7 +16,16 @@ from analyzers.compare.similarities import Similarities
 from analyzers.probes.reading import named, real_of, states, vectors
 from analyzers.probes.rows import Rows, Sample, digests
 from analyzers.prompts import Prompts, prompts
-from analyzers.protocol import Analyzer, AnalyzerError, Batch, check_counts, check_eval, check_other, later_tokens
+from analyzers.protocol import (
+    Analyzer,
+    AnalyzerError,
+    Batch,
+    check_counts,
+    check_eval,
+    check_other,
+    later_tokens,
+    nothing_counted,
+)
 from analyzers.sites import found_in, read_at
 from fmr.edits.places import kept
 from fmr.errors import number_of, whole_number
@@ -139,7 +148,8 @@ class Similarity(Analyzer[Similarities]):
             if ours != theirs and not found:
                 raise AnalyzerError(f"merge of two with other {told}: {ours} and {theirs}. Expected the same.")
         self.sites = self.sites or other.sites
-        self.sample.merge(other.sample)
+        if other.sample.seen:
+            self.sample.merge(other.sample)
         return self
 
     def _about(self) -> tuple[Any, ...]:
@@ -156,9 +166,13 @@ class Similarity(Analyzer[Similarities]):
         progress: show a bar; None shows it on a terminal only.
         """
         rows = self.sample.rows() if self.sample.seen else None
-        if rows is None or len(rows) < LEAST:
-            some = number_of(len(rows), "row") if rows is not None else "Nothing"
-            raise AnalyzerError(f"{some} counted so far, expected {LEAST} or more. Call over(batches) before result().")
+        if rows is None:
+            raise AnalyzerError(nothing_counted(self.skip))
+        if len(rows) < LEAST:
+            raise AnalyzerError(
+                f"{number_of(len(rows), 'row')} counted so far, expected {LEAST} or more. Call over(batches) "
+                "before result()."
+            )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
         names, many = tuple(rows.vectors), len(rows.vectors)
         values = {kind: np.full((2, many, many), np.nan) for kind in self.measures}

@@ -16,7 +16,7 @@ from analyzers.dictionaries.coding import Tally
 from analyzers.dictionaries.dictionary import Dictionary
 from analyzers.dictionaries.latents import LatentPages
 from analyzers.dictionaries.scoring import alike
-from analyzers.dictionaries.standing import Standing, left_out, nothing_counted, opened
+from analyzers.dictionaries.standing import Standing, left_out, opened
 from analyzers.lenses.opening import mask_of
 from analyzers.memories.tops import Prefixes, Tops
 from analyzers.probes.reading import vectors
@@ -28,6 +28,7 @@ from analyzers.protocol import (
     check_counts,
     check_eval,
     check_other,
+    nothing_counted,
     real_tokens,
 )
 from fmr.errors import number_of

@@ -15,7 +15,7 @@ from analyzers.dictionaries.axes import spliced
 from analyzers.dictionaries.coding import Components, Tally
 from analyzers.dictionaries.dictionary import RANDOM, Dictionary
 from analyzers.dictionaries.scores import ABLATED, CLEAN, OWN, DictionaryScored
-from analyzers.dictionaries.standing import Standing, left_out, nothing_counted, opened
+from analyzers.dictionaries.standing import Standing, left_out, opened
 from analyzers.lenses.opening import mask_of
 from analyzers.probes.reading import vectors
 from analyzers.prompts import Prompts, prompts
@@ -27,6 +27,7 @@ from analyzers.protocol import (
     check_other,
     device_of,
     later_tokens,
+    nothing_counted,
     real_tokens,
 )
 from fmr.edits import Context
@@ -162,7 +163,7 @@ class DictionaryScores(Analyzer[DictionaryScored]):
 
         >>> analyzers.DictionaryScores(model, tokenizer, dictionary, site).update(texts[:2]).result().table()
         """
-        if not self.tallies[OWN].count:
+        if not any(one.any() for one in self.targets):
             raise AnalyzerError(nothing_counted(self.skip))
         on = {name: float(one.size) if isinstance(one, Components) else self.tallies[name].l0
               for name, one in self.coders.items()}  # fmt: skip
@@ -199,7 +200,7 @@ def rivals_of(dictionary: Dictionary | SparseAutoencoder, mean: Tensor) -> dict[
 def _targets(given: Prompts, real: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """The token after each but the last column, and whether it is real behind one that counts, (examples, positions - 1)."""
     ids = given.ids
-    if not isinstance(ids, Tensor) or ids.shape != real.shape or ids.shape[1] < 2:
+    if not isinstance(ids, Tensor) or ids.shape != real.shape:
         told = tuple(ids.shape) if isinstance(ids, Tensor) else "none"
         raise AnalyzerError(
             f"The token ids are {told} for values of {tuple(real.shape)} examples and positions. Expected token ids with a "

@@ -14,7 +14,7 @@ import fmr
 from analyzers.dictionaries.autoencoder import SparseAutoencoder
 from analyzers.dictionaries.dictionary import Dictionary
 from analyzers.protocol import AnalyzerError, check_counts, device_of
-from fmr.errors import IdError, number_of
+from fmr.errors import IdError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import sites_by_name
@@ -48,12 +48,6 @@ def left_out(dictionary: Any, skip: Any) -> int:
     return operator.index(skip)
 
 
-def nothing_counted(skip: int) -> str:
-    """The message for a result of nothing."""
-    more = f" The first {number_of(skip, 'token')} of each text are left out." if skip else ""
-    return f"Nothing has been counted yet. Call update(batch) or over(batches) before result().{more}"
-
-
 class Standing:
     """The site that a dictionary is put at, and the one that it was trained at, which are compared when a model is run."""
 
@@ -71,6 +65,7 @@ class Standing:
             return
         graph = fmr.run(model, keep="none", **inputs).graph
         if _place(graph, self.trained) != _place(graph, repr(self.site)):
+            fmr.run(model, keep=[self.site], **inputs)  # where there is no such place, that is what is wrong
             raise AnalyzerError(
                 f"The dictionary was trained at {self.trained}, and site={self.site!r} is another place. Expected the site "
                 "of its training; to put it there all the same, give dictionary.autoencoder, which knows of none, and to "

@@ -136,7 +136,7 @@ class HeadClustering(Analyzer["HeadClusters"]):
 
         `AnalyzerError` if the two differ in heads, in where the patterns lie, in distances or in smoothing.
         """
-        check_other(self, other)
+        check_other(self, other, asked=("scope",) if self.sums is None else ())
         for what in ("smoothing", "distances"):
             ours, theirs = getattr(self, what), getattr(other, what)
             if ours != theirs:

@@ -6,7 +6,7 @@ import dis
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from analyzers.lab.errors import LabError
+from analyzers.lab.identity import Moment
 from analyzers.lab.source import is_own, source_of
 from analyzers.lab.summary import brief
-from analyzers.lab.values import pack
+from analyzers.lab.values import pack, renamed
 from fmr.disk.files import digest
 
 _READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
@@ -27,40 +28,52 @@ class Code(NamedTuple):
     """The source of a function, and by name what it uses: source of functions and classes beside it, values, constants.
 
     A value, such as a list or a tensor, stands there in a few words with its checksum when the function was called; of one
-    that a lab cannot keep it is said that a change of it shows nowhere.
+    that a lab cannot keep it is said that a change of it shows nowhere. models: those among them, as they were.
     """
 
     source: str
     uses: dict[str, str]
+    models: tuple[Moment, ...] = ()
 
     @property
     def text(self) -> str:
         """All of it as one text."""
         return "\n".join([self.source, *(f"# {name}\n{told}" for name, told in self.uses.items())])
 
+    def called(self, words: Mapping[str, str]) -> Code:
+        """The same with other words for models."""
+        uses = dict(self.uses)
+        for one, other in words.items():
+            uses = {name: told.replace(one, other) for name, told in uses.items()}
+        return self._replace(uses=uses)
 
-def code_of(function: Any) -> Code:
-    """The source of a function with all that it uses of the user's own files, and the values that it reads."""
-    uses = _Uses()
+
+def code_of(function: Any, moment: Callable[[nn.Module], Moment] = Moment) -> Code:
+    """The source of a function with all that it uses of the user's own files, and the values that it reads.
+
+    moment: tells a model as it is now.
+    """
+    uses = _Uses(moment)
     inner = uses.opened("itself", function)
     if isinstance(inner, FunctionType):
         uses.follow(inner)
     else:
         uses.take("itself", inner)
-    return Code(source_of(inner), dict(sorted(uses.found.items())))
+    return Code(source_of(inner), dict(sorted(uses.found.items())), tuple(uses.models))
 
 
 class _Uses:
     """What a function uses, by name, as it is found on the way through what it calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, moment: Callable[[nn.Module], Moment]) -> None:
+        self.moment, self.models = moment, list[Moment]()
         self.found: dict[str, str] = {}
         self._seen: set[int] = set()
 
     def opened(self, name: str, value: Any) -> Any:
         """The function that a callable calls; what a partial or a method brings along is noted."""
         while isinstance(value, partial):
-            self._note(f"{name}, given", _told(name, [list(value.args), dict(value.keywords)]))
+            self._note(f"{name}, given", self._told(name, [list(value.args), dict(value.keywords)]))
             value = value.func
         if inspect.ismethod(value):
             self.take(f"{name}, of", value.__self__)
@@ -85,7 +98,7 @@ class _Uses:
         if not _is_code(inner):
             if ours and not isinstance(inner, nn.Module):
                 self.take(type(inner).__name__, type(inner), by)
-            return self._note(name, _told(name, inner), by)
+            return self._note(name, self._told(name, inner), by)
         if not ours:
             return None
         self._note(name, source_of(inner), by)
@@ -117,6 +130,26 @@ class _Uses:
             ):
                 self.take(f"{name}.{part}", inner)
 
+    def _told(self, name: str, value: Any) -> str:
+        """A value that a function reads, in a few words with its checksum, and the models in it, in words of their own."""
+
+        def source(one: Any) -> str:
+            if not _is_code(inner := _function(one)):
+                raise LabError(f"{name} holds a {type(one).__name__}.")
+            return source_of(inner)
+
+        try:
+            plain = is_own(value) and not _is_code(value) and not isinstance(value, nn.Module) and hasattr(value, "__dict__")
+            packed = pack(vars(value) if plain else value, name, source, self.moment)
+        except Exception:  # whatever an object of any kind does when it is looked at
+            kind = type(value)
+            return f"not covered: a {kind.__module__}.{kind.__qualname__}, which a lab cannot keep; its changes show nowhere"
+        self.models += packed.models
+        words = [one.word for one in packed.models]
+        told = renamed(packed.told, {word: word.partition(" ")[0] for word in words})
+        sum_ = digest(canonical(told).encode("utf-8", "surrogatepass"))[:16]
+        return "\n# ".join([f"{brief(told)}  # {sum_}", *words])
+
     def _note(self, name: str, told: str, by: FunctionType | None = None) -> None:
         """Keep words under a name; where another value has this name, under that of its function too."""
         if self.found.setdefault(name, told) != told and by is not None:
@@ -147,23 +180,6 @@ def _defaults(function: FunctionType) -> Iterator[tuple[str, Any]]:
 def _is_code(value: Any) -> bool:
     """Whether it is code of a library or of this file, and no value that code reads."""
     return inspect.ismodule(value) or inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, partial)
-
-
-def _told(name: str, value: Any) -> str:
-    """A value that a function reads, in a few words with its checksum."""
-
-    def source(one: Any) -> str:
-        if not _is_code(inner := _function(one)):
-            raise LabError(f"{name} holds a {type(one).__name__}.")
-        return source_of(inner)
-
-    try:
-        plain = is_own(value) and not _is_code(value) and not isinstance(value, nn.Module) and hasattr(value, "__dict__")
-        told = pack(vars(value) if plain else value, name, source).told
-    except Exception:  # whatever an object of any kind does when it is looked at
-        kind = type(value)
-        return f"not covered: a {kind.__module__}.{kind.__qualname__}, which a lab cannot keep; its changes show nowhere"
-    return f"{brief(told)}  # {digest(canonical(told).encode('utf-8', 'surrogatepass'))[:16]}"
 
 
 def _read_by(function: FunctionType) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import nn
@@ -19,7 +19,7 @@ from analyzers.lab.identity import Moment
 from analyzers.lab.ledger import Attempt, as_json, now
 from analyzers.lab.measure import Meter, checked_seed, environment, seeded
 from analyzers.lab.tools import code_of_tool
-from analyzers.lab.values import Packed, pack
+from analyzers.lab.values import Packed, pack, renamed
 from analyzers.lab.version import Version
 from fmr.disk.files import digest
 
@@ -34,13 +34,9 @@ class Call(NamedTuple):
     lent: list[str]
     seed: int
 
-    def after(self, own: Moment | None) -> Call:
-        """The same once it was made: what it has itself changed of models, the lab's own among them, tells them no more."""
-        words = [one.word for one in self.packed.models]
-        for one in (*self.packed.models, *filter(None, [own])):
-            one.compare()
-        now = {word: one.word for word, one in zip(words, self.packed.models, strict=True)}
-        return self._replace(packed=self.packed._replace(told=_renamed(self.packed.told, now)))
+    def called(self, words: Mapping[str, str]) -> Call:
+        """The same with other words for models."""
+        return self._replace(packed=self.packed._replace(told=renamed(self.packed.told, words)))
 
 
 class Experiment(Generic[R]):
@@ -75,13 +71,15 @@ class Experiment(Generic[R]):
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[R, str]:
         call = self._call(args, kwargs)
-        code = Code(self._source, code_of(self.function).uses | self._tools(call))
+        code = code_of(self.function, self._moment)
+        code = code._replace(source=self._source, uses=code.uses | self._tools(call))
         own = None if self.lab.model is None else self._moment(self.lab.model)
         with Attempt(self.lab.ledger, self.name, _given(call, own)) as attempt:
             with seeded(call.seed), Meter() as meter:
                 value = self._called(call.arguments | {name: self.lab.given(name) for name in call.lent})
             try:
-                call = call.after(own)
+                words = _compared([*call.packed.models, *code.models, *filter(None, [own])])
+                call, code = call.called(words), code.called(words)
                 took = {"seconds": meter.seconds, "memory": meter.memory}
                 version = self._keep(attempt, value, call, code, {**_given(call, own), **took})
             except LabError as error:
@@ -168,19 +166,18 @@ def _given(call: Call, own: Moment | None) -> dict[str, Any]:
     }
 
 
+def _compared(models: Sequence[Moment]) -> dict[str, str]:
+    """By the word of each model that was run and changed by that, the one in which this change tells no more."""
+    words = [one.word for one in models]
+    for one in models:
+        one.compare()
+    return {word: one.word for word, one in zip(words, models, strict=True) if one.word != word}
+
+
 def _own_seed(signature: inspect.Signature) -> Any:
     """The seed that a function has as the default of its own; 0 where it has none."""
     own = signature.parameters.get("seed")
     return 0 if own is None or own.default in (None, own.empty) else own.default
-
-
-def _renamed(told: Any, words: dict[str, str]) -> Any:
-    """JSON with other words for models."""
-    if isinstance(told, list):
-        return [_renamed(item, words) for item in told]
-    if isinstance(told, dict):
-        return {key: words.get(item, item) if key == "model" else _renamed(item, words) for key, item in told.items()}
-    return told
 
 
 def _bare(told: Any) -> Any:

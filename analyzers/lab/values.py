@@ -65,6 +65,15 @@ def pack(
     return Packed(told, packer.files, tuple(packer.models))
 
 
+def renamed(told: Any, words: Mapping[str, str]) -> Any:
+    """JSON with other words for models."""
+    if isinstance(told, list):
+        return [renamed(item, words) for item in told]
+    if isinstance(told, dict):
+        return {key: words.get(item, item) if key == "model" else renamed(item, words) for key, item in told.items()}
+    return told
+
+
 def unpack(told: Any, name: str, read: Callable[[str], bytes], folder: Path) -> Any:
     """The value that was packed; `read` gives the bytes of a file that is whole, and `folder` is where these lie."""
     return _Unpacker(name, read, folder).give(told)

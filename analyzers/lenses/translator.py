@@ -23,6 +23,7 @@ from analyzers.protocol import (
     check_other,
     later_tokens,
     layer_numbers,
+    nothing_counted,
     real_tokens,
 )
 from analyzers.results import Stored
@@ -304,8 +305,9 @@ class LensTranslator(Analyzer[Translator]):
         if other.end is None:
             return self
         if self.end is None:
+            self.weights = sample(self.model)
+            self._check_weights(other)
             self.sites, self.end, self.sums, self.tokens = other.sites, other.end, dict(other.sums), other.tokens
-            self.weights = other.weights
             return self
         if (self.sites, self.end) != (other.sites, other.end):
             raise AnalyzerError(
@@ -332,8 +334,8 @@ class LensTranslator(Analyzer[Translator]):
                 f"held_out is a {type(held_out).__name__}: expected a LensTranslator that counted other texts, as "
                 "LensTranslator(model, tokenizer).over(others)."
             )
-        if not self.sums or (held_out is not None and not held_out.sums):
-            raise AnalyzerError("No token has been counted yet. Call update(batch) or over(batches) before result().")
+        if not all(one.tokens for one in (self, held_out) if one is not None):
+            raise AnalyzerError(nothing_counted(self.skip))
         told = self if held_out is None else held_out
         if told.sums.keys() != self.sums.keys():
             raise AnalyzerError(f"held_out counted layers {', '.join(told.sums)}, expected {', '.join(self.sums)}.")

@@ -136,7 +136,7 @@ class KeyValueMemories(Analyzer[Memories]):
         >>> one, two = (KeyValueMemories(model, tokenizer).update(texts[n::2]) for n in (0, 1))
         >>> one.merge(two).result()
         """
-        check_other(self, other, weights=False)
+        check_other(self, other, weights=False, asked=("layers", "scope") if self.counts is None else ())
         signs, tokens = self.signs or other.signs, self.tokens if self.tokens is not None else other.tokens
         known = {"signs": other.signs or signs, "tokens": tokens if other.tokens is None else other.tokens}
         same({**self._settings(), "signs": signs, "tokens": tokens}, {**other._settings(), **known}, "merge of")

@@ -19,6 +19,7 @@ from analyzers.protocol import (
     check_eval,
     check_other,
     later_tokens,
+    nothing_counted,
     real_tokens,
 )
 from analyzers.sites import found_in, read_at
@@ -142,7 +143,7 @@ class ActivationSparsity(Analyzer[Sparsity]):
         (4,)
         """
         if not self.seen:
-            raise AnalyzerError("Nothing was counted yet. Call update(batch) or over(batches) first.")
+            raise AnalyzerError(nothing_counted(self.skip))
         means, nulls = (self.sums / self.seen).numpy(), self._null()
         words = sorted(self.tokens, key=lambda token: (-self.tokens[token][0], token))
         return Sparsity(

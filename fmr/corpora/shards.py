@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,15 @@ def write_shard(folder: Path, number: int, rows: Mapping[str, Tensor], batches: 
         Entry(name, str(one.dtype).removeprefix("torch."), tuple(one.shape), digest(bytes_of(one))) for name, one in ordered
     ]
     place = folder / f"shard-{number:06d}.safetensors"
+    with _room_for(place), replacing(place) as file:
+        write_tensors(file, entries, (bytes_of(one) for _, one in ordered), digests=True)
+
+
+@contextmanager
+def _room_for(place: Path) -> Iterator[None]:
+    """Turn what the disk refuses while a file is written into one clear error."""
     try:
-        with replacing(place) as file:
-            write_tensors(file, entries, (bytes_of(one) for _, one in ordered), digests=True)
+        yield
     except OSError as error:
         raise StoreError(
             f"{place} cannot be written ({error.strerror or error}). What was written before is whole: make room and "
@@ -152,7 +159,8 @@ def pieces(path: Path) -> dict[str, Piece]:
 
 def write_about(folder: Path, body: Mapping[str, Any]) -> None:
     """Write what a folder was made of."""
-    write_whole(folder / ABOUT, seal("corpus", dict(body)))
+    with _room_for(folder / ABOUT):
+        write_whole(folder / ABOUT, seal("corpus", dict(body)))
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -323,6 +323,22 @@ def test_a_refusal_leaves_the_folder_of_another_as_it_was(tmp_path: Path) -> Non
     assert not (tmp_path / "large").exists()
 
 
+def test_a_disk_that_is_full_from_the_first_byte_on_is_told(tmp_path: Path) -> None:
+    code = """
+import resource, signal, sys, fmr
+from tests.corpora.test_collect import PATH, model, texts
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+try:
+    fmr.collect(model(), texts(), keep=[PATH], to=sys.argv[1], progress=False)
+except fmr.errors.StoreError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "new")], capture_output=True, text=True, check=True)
+    assert "corpus.json cannot be written (File too large)" in done.stdout
+    assert not (tmp_path / "new").exists()
+
+
 def large() -> nn.Module:
     found = model()
     with torch.no_grad():

@@ -176,6 +176,8 @@ def test_first_tokens_are_left_out(side: str) -> None:
     assert sorted(one.places.tolist()) == [2, 2, 3, 4]
     later = every.take(np.flatnonzero(every.places >= 2))
     assert all(torch.equal(one.vectors[name], later.vectors[name]) for name in one.vectors)
+    with pytest.raises(AnalyzerError, match=r"Nothing has been counted yet.*The first 9 tokens of each text are left out"):
+        Similarity(Words().eval(), sites=SITES, skip=9).update(padded(rows, side)).result()
     with pytest.raises(AnalyzerError, match=r"skip=1 with position=-1: expected one of them"):
         Similarity(Words().eval(), sites=SITES, skip=1, position=-1)
     flat = Similarity(nn.Sequential(nn.Linear(4, 4)).eval(), sites=["0"], skip=1)
@@ -193,6 +195,7 @@ def test_only_the_same_merges() -> None:
         one.merge(Similarity(Words().eval(), sites=SITES, skip=1))
     with pytest.raises(AnalyzerError, match="merge of two with other sites"):
         Similarity(Words().eval()).merge(one)
+    assert Similarity(Words().eval(), sites=SITES).merge(Similarity(Words().eval(), sites=SITES)).counted == ""
     with pytest.raises(AnalyzerError, match="merge got the same Similarity once more"):
         one.merge(one)
 

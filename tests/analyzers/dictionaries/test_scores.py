@@ -175,6 +175,19 @@ def test_first_tokens_are_left_out(told: Told) -> None:
             kind(*told_in_order(told), skip=90).update(texts(3)).result()  # type: ignore[attr-defined]
 
 
+def test_a_text_of_one_token_has_values_and_no_loss(told: Told) -> None:
+    rows = [torch.tensor([[1]]), torch.tensor([[1, 150, 80]])]
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
+    padded = {"input_ids": torch.cat([torch.tensor([[1, 0, 0]]), rows[1]]), "attention_mask": mask}
+    one = DictionaryScores(*told_in_order(told), controls=False).over(rows, progress=False).result()
+    whole = DictionaryScores(*told_in_order(told), controls=False).update(padded).result()
+    assert one.rows == whole.rows == 4
+    assert one.targets.tolist() == whole.targets.tolist() == [0, 2]
+    assert one.losses["dictionary"] == pytest.approx(whole.losses["dictionary"], rel=1e-4)
+    with pytest.raises(AnalyzerError, match="Nothing has been counted yet"):
+        DictionaryScores(*told_in_order(told), controls=False).update(rows[0]).result()
+
+
 def test_a_dictionary_is_refused_at_another_place_than_its_own(told: Told) -> None:
     model, tokenizer, site, dictionary = told
     assert dictionary.place == "Site('transformer.h.2/add#1')"
@@ -186,6 +199,9 @@ def test_a_dictionary_is_refused_at_another_place_than_its_own(told: Told) -> No
             kind(model, tokenizer, dictionary, "transformer.h.1").update(texts(1))
         with pytest.raises(AnalyzerError, match=r"selects positions, expected all of them; skip= leaves the first ones out"):
             kind(model, tokenizer, dictionary, site.at(positions=-1))
+    for none in ("transformer.h.9", "layers[2].resid_post"):
+        with pytest.raises(fmr.errors.IdError, match=r"No pass reached|matched no value of the run"):
+            DictionaryScores(model, tokenizer, dictionary, none).update(texts(1))
     with pytest.raises(AnalyzerError, match=r"to put it there all the same, give dictionary.autoencoder"):
         LatentSteering(model, tokenizer, dictionary, "transformer.h.1").run(texts(1), 3, fmr.sweeps.log_prob(7))
     assert LatentContexts(model, tokenizer, dictionary.autoencoder, "transformer.h.1").update(texts(1)).counted
@@ -324,7 +340,7 @@ def test_a_latent_steers_to_the_words_it_speaks_for(told: Told, contexts: Latent
         (lambda a: LatentContexts(*a, k=0), "k=0: expected a whole number from 1 on."),
         (lambda a: LatentContexts(*a).result(), "Nothing has been counted yet."),
         (lambda a: DictionaryScores(*a).result(), "Nothing has been counted yet."),
-        (lambda a: DictionaryScores(*a).update({"input_ids": torch.tensor([[1]])}), "a loss needs what comes next."),
+        (lambda a: DictionaryScores(*a).update({"inputs_embeds": torch.ones(1, 2, 128)}), "a loss needs what comes next."),
         (lambda a: LatentContexts(*a).update(texts(2)).result([256]), "latent=256: expected a number from 0 to 255."),
         (
             lambda a: LatentContexts(*a).merge(DictionaryScores(*a)),

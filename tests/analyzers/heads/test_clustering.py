@@ -444,6 +444,9 @@ def test_batches_and_analyzers_that_do_not_fit_together() -> None:
     (bert, _, first), (gpt2, _, second) = build("bert"), build("gpt2")
     with pytest.raises(AnalyzerError, match="was counted on a GPT2LMHeadModel with other weights"):
         HeadClustering(bert).update(first).merge(HeadClustering(gpt2).update(second))
+    counted = HeadClustering(bert, scope="*layer.0*").update(first)
+    with pytest.raises(AnalyzerError, match=r"merge of scope='\*' with '\*layer\.0\*': expected one value"):
+        HeadClustering(bert).merge(counted)
 
 
 def test_nothing_counted_yet() -> None:

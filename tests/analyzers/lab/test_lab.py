@@ -1,5 +1,6 @@
 """What a lab keeps of a call, when a version is new, what two versions differ in, and what is refused."""
 
+import copy
 import hashlib
 import json
 import random
@@ -8,8 +9,10 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,6 +122,86 @@ def test_what_a_run_changes_of_its_model_is_no_other_model(tmp_path: Path) -> No
     model.inner.bias.data[0] += 1
     assert len({one.version for one in (first, f.record(x), f.record(x))}) == 2
     assert f.record(x).arguments["x"].equal(x)
+
+
+class Side(Enum):
+    LEFT, RIGHT = 1, 2
+
+
+SETTINGS: dict[str, tuple[Any, Any]] = {
+    "a dict": ({"a": 1}, {"a": 2}),
+    "a dict in a list": ([{"a": "x"}], [{"a": "y"}]),
+    "a set": ({1}, {1, 2}),
+    "a number of NumPy": (np.int64(1), np.int64(2)),
+    "an array": (np.ones(2), np.zeros(2)),
+    "a tensor that is no buffer": (torch.ones(2), torch.zeros(2)),
+    "a record": (SimpleNamespace(width=1), SimpleNamespace(width=2)),
+    "an enum": (Side.LEFT, Side.RIGHT),
+    "a partial": (partial(torch.sum, dim=0), partial(torch.sum, dim=1)),
+    "a range": (range(3), range(4)),
+    "a function of one name": tuple(defined(f"def f(x):\n    return x * {n}\n", "f", __name__=__name__) for n in (2, 3)),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_whatever_a_model_is_set_to_is_part_of_it(what: str, tmp_path: Path) -> None:
+    model = Counting().eval()
+    f = analyzers.Lab(model, tmp_path / "lab").experiment(
+        defined("def f(model, x):\n    model(x)\n    return len(x)\n", "f")
+    )
+    first, second = SETTINGS[what]
+    model.setting = first
+    one = f.record(torch.ones(2, 4))
+    model.setting = second
+    assert one.version != f.record(torch.ones(2, 4)).version == f.record(torch.ones(2, 4)).version
+    model.setting = first
+    assert f.record(torch.ones(2, 4)) == one
+
+
+class Caching(nn.Module):
+    """A module that keeps what it made at its first call in attributes that were empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.length, self.turned, self.by_length = nn.Linear(4, 4), None, None, dict[int, Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.length, self.turned = len(x), x.cos()  # type: ignore[assignment]
+        out: Tensor = self.by_length.setdefault(len(x), self.inner(x))
+        return out
+
+
+def test_what_a_run_changes_of_a_model_that_its_code_reads_is_no_other_code(lab: analyzers.Lab) -> None:
+    net, others = Counting().eval(), [Counting().eval()]
+
+    @lab.experiment
+    def f(x: Tensor) -> Any:
+        return [net(x), others[0](x)]
+
+    x = torch.ones(2, 4)
+    first = f.record(x)
+    assert f.record(x) == first == f.record(x)
+    assert re.fullmatch(r"Counting  # \w{16}\n# Counting \w{16} \w{16}", first.code.uses["net"])
+    for one, what in ((net, "mode"), (others[0], "mode"), (net, "other")):
+        setattr(one, what, "another")
+        assert first.version != f.record(x).version == f.record(x).version
+    assert len(lab.versions("f")) == 4
+    net.inner.bias.data += 1
+    assert f.record(x) not in lab.versions("f")[:4]
+
+
+def test_a_model_like_another_that_is_not_run_is_told_by_what_it_is(tmp_path: Path) -> None:
+    model = Counting().eval()
+    twin = copy.deepcopy(model)
+    f = analyzers.Lab(model, tmp_path / "lab").experiment(defined("def f(net, x):\n    return net(x)\n", "f"))
+    assert f.record(twin, torch.ones(2, 4)) == f.record(twin, torch.ones(2, 4))
+
+
+def test_what_a_run_caches_is_no_other_model(tmp_path: Path) -> None:
+    f = analyzers.Lab(Caching().eval(), tmp_path / "lab").experiment(defined("def f(model, x):\n    return model(x)\n", "f"))
+    first = f.record(torch.ones(2, 4))
+    assert first.model["changed"] == "by_length, length, turned"
+    assert f.record(torch.ones(2, 4)) == first == f.record(torch.ones(2, 4))
 
 
 def test_a_flag_that_a_run_changes_makes_another_model(lab: analyzers.Lab) -> None:

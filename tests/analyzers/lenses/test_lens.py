@@ -141,6 +141,10 @@ def test_sums_do_not_hang_on_batches_shards_or_their_order(loaded: tuple[nn.Modu
     for settings in ({"skip": 1}, {"layers": [0]}, {"seed": 1}):
         with pytest.raises(AnalyzerError, match=r"expected the same model and settings"):
             LensTranslator(*loaded, **settings).merge(shards[0])  # and it would have been none's counts otherwise
+    stranger = copy.deepcopy(loaded[0])
+    torch.nn.init.normal_(stranger.get_parameter("transformer.h.1.mlp.c_fc.weight"), generator=torch.manual_seed(0))
+    with pytest.raises(AnalyzerError, match=r"counted a model whose weights lie .* from those of this one"):
+        LensTranslator(stranger, loaded[1]).merge(shards[0])
     merged = shards[0].merge(shards[1]).merge(LensTranslator(*loaded))
     whole = fitted.result(ridge=1e-2)
     other = LensTranslator(*loaded).merge(merged).result(ridge=1e-2)
@@ -254,8 +258,10 @@ def test_what_cannot_be_read_says_why(loaded: tuple[nn.Module, Any], fitted: Len
         LogitLens(*loaded, fitted.result()).run("Junel", sites={"middle": "transformer.h.1/add#0"})
     with pytest.raises(AnalyzerError, match=r"No map was fitted for '3': expected one of '0', '1', '2'"):
         fitted.result()("3", torch.zeros(128))
-    with pytest.raises(AnalyzerError, match=r"No token has been counted yet"):
+    with pytest.raises(AnalyzerError, match=r"Nothing has been counted yet"):
         LensTranslator(model).result()
+    with pytest.raises(AnalyzerError, match=r"Nothing has been counted yet.*The first 99 tokens of each text are left out"):
+        LensTranslator(model, tokenizer, skip=99).update(TEXTS[0]).result()
     with pytest.raises(AnalyzerError, match=r"merge got Translator, expected another LensTranslator"):
         LensTranslator(model).merge(fitted.result())  # type: ignore[arg-type]
     with pytest.raises(AnalyzerError, match=r"layers=\[7\]: expected some of 0, 1, 2, the last one is the end itself"):

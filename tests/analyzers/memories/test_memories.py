@@ -544,3 +544,9 @@ def test_counts_of_different_things_are_not_merged() -> None:
     with pytest.raises(AnalyzerError, match=r"merge of the same counts twice"):
         one.merge(KeyValueMemories(Planted(), k=3).update(counting_texts()))
     assert one.merge(KeyValueMemories(Planted(), k=3)) is one
+    for asked in ({"layers": [0]}, {"scope": "other.*"}):
+        with pytest.raises(
+            AnalyzerError, match=r"merge of (layers=\(0,\) with None|scope='other\.\*' with '\*'): expected one"
+        ):
+            KeyValueMemories(Planted(), k=3, **asked).merge(one)  # type: ignore[arg-type]
+    assert KeyValueMemories(k=3).merge(one).counted

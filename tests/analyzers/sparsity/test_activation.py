@@ -85,6 +85,8 @@ def test_first_tokens_are_left_out() -> None:
     assert "over 8 tokens without the first token of each" in repr(found)
     with pytest.raises(analyzers.AnalyzerError, match="expected an analyzer of the same settings"):
         analyzers.ActivationSparsity(model, skip=1).merge(analyzers.ActivationSparsity(model))
+    with pytest.raises(analyzers.AnalyzerError, match=r"yet.*The first 99 tokens of each text are left out"):
+        analyzers.ActivationSparsity(model, skip=99).update(inputs).result()
 
 
 def test_a_result_has_tables_a_picture_and_a_file(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_result_has_tables_a_picture_and_a_file(tmp_path: Path) -> None:
 def test_what_has_no_coefficients_by_token_is_refused() -> None:
     with pytest.raises(analyzers.AnalyzerError, match="eps=2: expected a share of the output's length"):
         analyzers.ActivationSparsity(made(Looped), eps=2)
-    with pytest.raises(analyzers.AnalyzerError, match="Nothing was counted yet"):
+    with pytest.raises(analyzers.AnalyzerError, match="Nothing has been counted yet"):
         analyzers.ActivationSparsity(made(Looped)).result()
     model, _, inputs = build("mixtral")
     with pytest.raises(analyzers.AnalyzerError, match="The memories of layer 0 are several experts"):
