@@ -14,6 +14,9 @@ from fmr.graph.joints import UNORDERED, Joint, Joints
 DISPUTED = 1
 """The bit of what is reached through weights without a partner, though the other graph has such weights."""
 
+_OFTEN = 3
+"""So often a pair that reads the same pairs on both sides is dropped before it is refused, whatever is wrong above it."""
+
 Pair = tuple[Joint, Joint]
 Color = Callable[[Joint], Hashable]
 
@@ -86,6 +89,7 @@ class Pairing:
         self.count = 0
         self.likenesses = tuple(Counter(joint.likeness for joint in side.joints) for side in self.sides)
         self.refused: set[tuple[int, int]] = set()
+        self.against: Counter[tuple[int, int]] = Counter()
         self._refuse_crossed()
         self._pair_in_order()
         while True:
@@ -197,7 +201,9 @@ class Pairing:
                 a, b = self.pairs.pop(number)
                 a.pair = b.pair = -1
                 self.why[a.node.id] = why
-                if not self.near[0].every[a.place] & every:  # of others the reason may go with what was wrong above them
+                self.against[a.place, b.place] += _reads(a, self.near[0]) == _reads(b, self.near[1])
+                first = not self.near[0].every[a.place] & every
+                if first or self.against[a.place, b.place] == _OFTEN:  # the reason may go with what was wrong above
                     self.refused.add((a.place, b.place))
             dropped = True
 
