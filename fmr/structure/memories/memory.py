@@ -235,9 +235,9 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     if wrong := wrong or _misgated(graph, found, value):
         raise StructureError(wrong)
     source, post, out = value(found.source), value(found.post.id), value(found.out.id)
-    made = evaluate(graph, found.post.id, {found.source: source}, value)
+    places, made = of_own_place(graph, found.source, found.up, found.post.id, found.axis, value)
+    made = evaluate(graph, found.post.id, {found.source: source}, value) if made is None else made
     errors = {"post": error(made, post)}
-    places = of_own_place(graph, found.source, found.up, found.post.id, found.axis, value)
     if places is not None:
         errors["places"] = places
     keys, values = value.single(found.keys), found.own(value.single(found.values), post.shape[-1])
