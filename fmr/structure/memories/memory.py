@@ -332,6 +332,7 @@ def _product(
         return None
     bias = at_zero(graph, result, name, value)
     rows = bias.reshape(-1, matrix.shape[1])
-    if alone and not torch.allclose(rows, rows[:1].expand_as(rows)):
+    same = rows[:1].expand_as(rows)
+    if alone and not (torch.equal(rows, same) or torch.allclose(rows, same)):
         return torch.full(made.shape, torch.inf, device=made.device)
     return (given @ matrix).reshape(made.shape) + bias
