@@ -169,12 +169,8 @@ class Pairing:
         return joint.likeness, joint.sides, near.below[joint.place]
 
     def _pair(self, colors: Sequence[dict[int, Hashable]]) -> bool:
-        groups: dict[Hashable, tuple[list[Joint], list[Joint]]] = defaultdict(lambda: ([], []))
-        for n, side in enumerate(self.sides):
-            for joint in side.joints:
-                if joint.pair < 0:
-                    groups[colors[n][joint.place]][n].append(joint)
-        found = [(a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1]
+        ours, theirs = (_alone(side.joints, known) for side, known in zip(self.sides, colors, strict=True))
+        found = [(a, b) for color, a in ours.items() if a is not None and (b := theirs.get(color)) is not None]
         return self._note((a, b) for a, b in found if (a.place, b.place) not in self.refused and _enter_alike(a, b))
 
     def _note(self, found: Iterable[Pair]) -> bool:
@@ -282,6 +278,16 @@ class Pairing:
             if rival is not None:
                 return f"{rival.node.id} could be in its place as well as {b.node.id}"
         return ""
+
+
+def _alone(joints: Sequence[Joint], colors: dict[int, Hashable]) -> dict[Hashable, Joint | None]:
+    """The joint without a partner that alone has a color; None for a color that several have."""
+    found: dict[Hashable, Joint | None] = {}
+    for joint in joints:
+        if joint.pair < 0:
+            color = colors[joint.place]
+            found[color] = None if color in found else joint
+    return found
 
 
 def _enter_alike(a: Joint, b: Joint) -> bool:
