@@ -93,7 +93,7 @@ class Graph:
 
     def place(self, key: "Key") -> int:
         """The position of a value in execution order."""
-        place = self._place.get(self._name(key))
+        place = self._place.get(key if isinstance(key, TensorId) and key in self._place else self._name(key))
         if place is None:
             raise IdError(f"{self[key].id!s} lies inside a fused op, which has one place. Expected graph.unfused.place(id).")
         return place

@@ -23,12 +23,14 @@ def liken(ours: Joints, theirs: Joints, same: Same) -> None:
     ours.called = {name: name for name in (*known, *proven)}
     theirs.called = {other: name for name, other in (*known.items(), *proven.items())}
     ends = set.intersection(*({joint.node.id for joint in side.joints if joint.node.op in _ENDS} for side in (ours, theirs)))
+    numbers: dict[Hashable, int] = {}
     for side in (ours, theirs):
         for joint in side.joints:
             read = side.weights(joint) if joint.weighs else frozenset()
             joint.named = tuple(sorted(side.called[name] for name in read if name in side.called))
             own = _own(joint, ends) if joint.node.op in _ENDS else ()
-            joint.likeness = joint.kind, own, joint.named, side.sizes(joint), side.share(joint), _is_squared(joint)
+            like = joint.kind, own, joint.named, side.sizes(joint), side.share(joint), _is_squared(joint)
+            joint.likeness = numbers.setdefault(like, len(numbers))
 
 
 def _is_squared(joint: Joint) -> bool:

@@ -14,6 +14,9 @@ from fmr.graph.joints import UNORDERED, Joint, Joints
 DISPUTED = 1
 """The bit of what is reached through weights without a partner, though the other graph has such weights."""
 
+_OFTEN = 3
+"""So often a pair that reads the same pairs on both sides is dropped before it is refused, whatever is wrong above it."""
+
 Pair = tuple[Joint, Joint]
 Color = Callable[[Joint], Hashable]
 
@@ -86,6 +89,7 @@ class Pairing:
         self.count = 0
         self.likenesses = tuple(Counter(joint.likeness for joint in side.joints) for side in self.sides)
         self.refused: set[tuple[int, int]] = set()
+        self.against: Counter[tuple[int, int]] = Counter()
         self._refuse_crossed()
         self._pair_in_order()
         while True:
@@ -165,12 +169,8 @@ class Pairing:
         return joint.likeness, joint.sides, near.below[joint.place]
 
     def _pair(self, colors: Sequence[dict[int, Hashable]]) -> bool:
-        groups: dict[Hashable, tuple[list[Joint], list[Joint]]] = defaultdict(lambda: ([], []))
-        for n, side in enumerate(self.sides):
-            for joint in side.joints:
-                if joint.pair < 0:
-                    groups[colors[n][joint.place]][n].append(joint)
-        found = [(a[0], b[0]) for a, b in groups.values() if len(a) == len(b) == 1]
+        ours, theirs = (_alone(side.joints, known) for side, known in zip(self.sides, colors, strict=True))
+        found = [(a, b) for color, a in ours.items() if a is not None and (b := theirs.get(color)) is not None]
         return self._note((a, b) for a, b in found if (a.place, b.place) not in self.refused and _enter_alike(a, b))
 
     def _note(self, found: Iterable[Pair]) -> bool:
@@ -197,7 +197,9 @@ class Pairing:
                 a, b = self.pairs.pop(number)
                 a.pair = b.pair = -1
                 self.why[a.node.id] = why
-                if not self.near[0].every[a.place] & every:  # of others the reason may go with what was wrong above them
+                self.against[a.place, b.place] += _reads(a, self.near[0]) == _reads(b, self.near[1])
+                first = not self.near[0].every[a.place] & every
+                if first or self.against[a.place, b.place] == _OFTEN:  # the reason may go with what was wrong above
                     self.refused.add((a.place, b.place))
             dropped = True
 
@@ -276,6 +278,16 @@ class Pairing:
             if rival is not None:
                 return f"{rival.node.id} could be in its place as well as {b.node.id}"
         return ""
+
+
+def _alone(joints: Sequence[Joint], colors: dict[int, Hashable]) -> dict[Hashable, Joint | None]:
+    """The joint without a partner that alone has a color; None for a color that several have."""
+    found: dict[Hashable, Joint | None] = {}
+    for joint in joints:
+        if joint.pair < 0:
+            color = colors[joint.place]
+            found[color] = None if color in found else joint
+    return found
 
 
 def _enter_alike(a: Joint, b: Joint) -> bool:

@@ -17,28 +17,31 @@ from fmr.structure.proof.certificate import largest
 from fmr.structure.proof.evaluate import Values, evaluate, evaluate_each
 
 
-def of_own_place(graph: Graph, source: TensorId, up: TensorId, post: TensorId, axis: int, value: Values) -> float | None:
-    """How far coefficients move, beyond a gain of each unit, where what is read elsewhere is turned round.
+def of_own_place(
+    graph: Graph, source: TensorId, up: TensorId, post: TensorId, axis: int, value: Values
+) -> tuple[float | None, Tensor | None]:
+    """How far coefficients move, beyond a gain of each unit, where what is read elsewhere is turned round; and what comes of
+    that where nothing is, if all of it was computed again.
 
     A gain may depend on all positions of an example, as where units compete. What convolutions of an image make is held, as
-    their windows are known to reach further. None where coefficients do not move at all, and where which position is which
-    cannot be told.
+    their windows are known to reach further. No distance where coefficients do not move at all, and where which position is
+    which cannot be told.
     """
     origin = strip_views(graph, source)
     first = next((one for node in between(graph, source, up) if (one := _reads(graph, node, origin))), None)
     if first is None:
-        return None
+        return None, None
     over = [one for one in windows(graph, up, post) if len(one.shape) > 3]
     held = {one.id: value(one.id) for one in over}
-    read = value(source).detach()
+    read = recorded = value(source).detach()
     if not isfinite(largest(read)):
         read = read.nan_to_num(0.0, 0.0, 0.0)
     units = summed_dim(graph, first) % len(graph[first.data].shape) - len(graph[first.data].shape)
     rows, number = _rows(read, units), prod(graph[post].shape)
     if not rows.numel() or not number:
-        return None
+        return None, None
     if number // graph[post].shape[axis] % len(rows):
-        return float("inf")
+        return float("inf"), None
     examples = read.shape[0] if read.dim() > 2 else 1
     choices = [one.to(rows.device) for one in _choices(len(rows), examples)]
     others = [_turned(rows, one).reshape(read.movedim(units, -1).shape).movedim(-1, units) for one in choices]
@@ -47,12 +50,13 @@ def of_own_place(graph: Graph, source: TensorId, up: TensorId, post: TensorId, a
     for chosen, moved in zip(choices, (_rows(one, axis) for one in moved_on), strict=True):
         if held and torch.equal(coefficients, moved):
             read_by = [one.parents[0].id for one in over]
-            each = (of_own_place(graph, source, up, name, 1 - len(over[0].shape), value) for name in read_by)
+            each = (of_own_place(graph, source, up, name, 1 - len(over[0].shape), value)[0] for name in read_by)
             offs += [max((off for off in each if off is not None), default=0.0)]
         elif not torch.equal(coefficients, moved) and isfinite(largest(coefficients - moved)):
             ways = _laid(chosen, made.movedim(axis, -1).shape[:-1])
             offs += [min((_off(coefficients, moved, where, examples) for where in ways), default=float("inf"))]
-    return max(offs, default=None)  # none where all of them are at a bound, or are no numbers
+    off = max(offs, default=None)  # none where all of them are at a bound, or are no numbers
+    return off, made if read is recorded and not held else None
 
 
 _FEW = 16

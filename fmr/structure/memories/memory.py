@@ -235,9 +235,9 @@ def certify_memory(graph: Graph, found: Memory, value: Values) -> Certificate:
     if wrong := wrong or _misgated(graph, found, value):
         raise StructureError(wrong)
     source, post, out = value(found.source), value(found.post.id), value(found.out.id)
-    made = evaluate(graph, found.post.id, {found.source: source}, value)
+    places, made = of_own_place(graph, found.source, found.up, found.post.id, found.axis, value)
+    made = evaluate(graph, found.post.id, {found.source: source}, value) if made is None else made
     errors = {"post": error(made, post)}
-    places = of_own_place(graph, found.source, found.up, found.post.id, found.axis, value)
     if places is not None:
         errors["places"] = places
     keys, values = value.single(found.keys), found.own(value.single(found.values), post.shape[-1])
@@ -332,6 +332,7 @@ def _product(
         return None
     bias = at_zero(graph, result, name, value)
     rows = bias.reshape(-1, matrix.shape[1])
-    if alone and not torch.allclose(rows, rows[:1].expand_as(rows)):
+    same = rows[:1].expand_as(rows)
+    if alone and not (torch.equal(rows, same) or torch.allclose(rows, same)):
         return torch.full(made.shape, torch.inf, device=made.device)
     return (given @ matrix).reshape(made.shape) + bias

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fmr.graph.graph import Graph
 
 Answer = TypeVar("Answer")
 
 Given = ParamSpec("Given")
+
+_UNKNOWN: Any = object()
 
 Point = TypeVar("Point", bound=Hashable)
 
@@ -34,9 +36,9 @@ def cached_per_graph(
     @wraps(function)
     def answer(graph: Graph, /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
         key = (function, args) if args else function
-        if key not in graph.known:
-            graph.known[key] = function(graph, *args, **kwargs)
-        found: Answer = graph.known[key]
+        found: Answer = graph.known.get(key, _UNKNOWN)
+        if found is _UNKNOWN:
+            found = graph.known[key] = function(graph, *args, **kwargs)
         return found
 
     return answer

@@ -16,6 +16,8 @@ from fmr.structure.streams.stream import Stream, Write
 
 def coupled(graph: Graph, streams: Sequence[Stream]) -> list[Stream]:
     """The streams, each with the end of the one that it is coupled with."""
+    if sum(bool(one.writes) for one in streams) < 2:
+        return list(streams)
     pairs = [(point, n) for n, one in enumerate(streams) if one.writes for point in {*one.points}]
     several = {point for point, number in Counter(point for point, _ in pairs).items() if number > 1}
     whose = dict(pairs)
