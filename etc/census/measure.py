@@ -109,7 +109,8 @@ def others() -> list[str]:
 
 
 def returned_maps(name: str, truth: groundtruth.Truth) -> dict[str, list[Tensor]]:
-    """The sequences of attention maps that a model returns, by their names in its output; none where they are no maps."""
+    """The sequences of attention maps that a model returns, by their names in its output; none where they are no maps, or
+    hold no numbers, as where a layer is masked as a whole."""
     known = known_of(name, truth)
     if not known["maps"]:
         return {}
@@ -119,7 +120,7 @@ def returned_maps(name: str, truth: groundtruth.Truth) -> dict[str, list[Tensor]
         nested = isinstance(nest, (list, tuple)) and all(isinstance(one, (list, tuple)) for one in nest)
         inner = {f"[{n}]": one for n, one in enumerate(nest)} if nested else {"": nest}
         for key, one in inner.items():
-            maps[f"{path}{key}"] = [t for t in flat(one) if whole or is_map(t)]
+            maps[f"{path}{key}"] = [t for t in flat(one) if (whole and not t.isnan().all()) or is_map(t)]
     return maps
 
 
