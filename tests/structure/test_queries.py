@@ -80,3 +80,32 @@ def test_heads_of_queries_that_experts_make_are_those_of_their_view(positions: i
     (found,) = fmr.locate(fmr.run(Chosen(), torch.randn(2, positions, WIDTH))).attention
     assert (found.n_heads, found.head_dim, found.kind) == (HEADS, SIZE, "self")
     assert found.certified
+
+
+class Padded(nn.Module):
+    """Heads of 32 units, whose keys are masked for each example."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.q, self.k, self.v, self.out = (nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        q, k, v = (made(x).unflatten(-1, (2, 32)).transpose(1, 2) for made in (self.q, self.k, self.v))
+        if self.fused:
+            z = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
+        else:
+            z = (q @ k.mT).masked_fill(~seen[:, None, None], float("-inf")).softmax(-1) @ v
+        return self.out(z.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_rows_of_padded_examples_are_told_whatever_rounds_otherwise(fused: bool, side: str) -> None:
+    torch.manual_seed(0)
+    seen = torch.arange(14) < torch.tensor([11, 9, 14, 12])[:, None]
+    run = fmr.run(Padded(fused).eval(), torch.randn(4, 14, 64), seen if side == "right" else seen.flip(1))
+    (found,) = fmr.locate(run).attention
+    assert found.n_heads == 2
+    assert found.certified
+    assert found.certified.errors["rows"] < 1e-6

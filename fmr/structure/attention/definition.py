@@ -210,8 +210,7 @@ def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     if mixes_scores(graph, found) is not None:  # before it heads are apart
         apart = (one for one in _products(graph, found) if graph[one].shape == graph[found.scores.id].shape)
         found = replace(found, scores=replace(found.scores, id=next(apart, found.scores.id)))
-    q, k = value(found.q.id).detach(), value(found.k.id).detach()
-    given = {found.q.id: q, found.k.id: k}
+    given = {name: value(name).detach().contiguous() for name in (found.q.id, found.k.id)}  # so that rounding is the same
     base = evaluate(graph, found.scores.id, given, value)
     scores = _named(base, found.scores, found, _MAP)
     if scores is None:
