@@ -60,7 +60,7 @@ KINDS = {
 }
 """The kinds of truth and what is counted of each."""
 
-HUGE = frozenset("videoprism inkling_vision_model inkling_mm_model".split())
+HUGE = frozenset("videoprism inkling_vision inkling_mm_model".split())
 """Types whose smallest form takes more than 16 GB."""
 
 RAW = r"\(\) |argument|object|dtype|size of tensor|must match|Expected"
