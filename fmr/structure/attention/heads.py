@@ -180,16 +180,22 @@ class Queries:
 
     def _heads_of_view(self, use: ValueProduct) -> Heads | None:
         """The heads that a view splits the units of the queries into, where several projections made these, as experts."""
-        for node in above(self.graph, self.scores.q, _SPLITS):
-            if node.op in VIEWS and len(node.shape) > 2:
-                units, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
-                if size == self.size != units[-1] and number * size in (units[-1], math.prod(units[-2:])):
-                    places = iota(*(1 for _ in node.shape[:-2]), number, 1).expand(node.shape)
-                    value = trace(self.graph, places, (node, self.graph[self.scores.q]))
-                    several = [n for n in range(value.dim()) if varies(value, n)] if value is not None else []
-                    place = self._in_result(use, self.scores.subscripts.left[several[0]]) if len(several) == 1 else None
-                    return Heads(number, (place,), (number,), False) if place is not None else None
-        return None
+        view = next(filter(self._splits_units, above(self.graph, self.scores.q, _SPLITS)), None)
+        if view is None:
+            return None
+        number = view.shape[-2]
+        numbers = iota(*(1 for _ in view.shape[:-2]), number, 1).expand(view.shape)
+        value = trace(self.graph, numbers, (view, self.graph[self.scores.q]))
+        several = [n for n in range(value.dim()) if varies(value, n)] if value is not None else []
+        place = self._in_result(use, self.scores.subscripts.left[several[0]]) if len(several) == 1 else None
+        return Heads(number, (place,), (number,), False) if place is not None else None
+
+    def _splits_units(self, node: Node) -> bool:
+        """Whether a view lays units out as heads of the size of a query."""
+        if node.op not in VIEWS or len(node.shape) < 3:
+            return False
+        units, (number, size) = self.graph[node.parents[0].id].shape, node.shape[-2:]
+        return size == self.size != units[-1] and number * size in (units[-1], math.prod(units[-2:]))
 
     def _heads_of_units(self, number: int, use: ValueProduct) -> Heads:
         """This many heads, with the dimensions of the mixed values that count them where those can be told."""
