@@ -13,7 +13,7 @@ from fmr.ids import Parent, TensorId
 from fmr.nests import Nest, exact, map_ids
 from fmr.nodes import Node, scope_of
 from fmr.ops.fused import DECOMPOSITIONS, is_fused
-from fmr.watching.inside import value_of_call
+from fmr.watching.inside import Met, value_of_call
 from fmr.watching.own import alone
 from fmr.watching.recorder import Recorder
 from fmr.watching.scopes import Start
@@ -100,14 +100,16 @@ def all_inside(node: Node, known: MutableMapping[str, Node]) -> Iterator[Node]:
             yield from all_inside(inner, known)
 
 
-def inner_value(name: TensorId, node: Node, tensors: Mapping[Any, Tensor], history: bool = False) -> Tensor | None:
+def inner_value(
+    name: TensorId, node: Node, tensors: Mapping[Any, Tensor], history: bool = False, met: Met | None = None
+) -> Tensor | None:
     """The value of an ID inside a fused op, computed from the tensors that the op read; None where it has none.
 
     The random state stays as it was. With `history` gradients go through the value to these tensors. What lies behind active
-    dropout has no value.
+    dropout has no value. `met` takes the values that are made before it.
     """
     read = tensors if history else {parent: tensor.detach() for parent, tensor in tensors.items()}
-    return value_of_call(name, node.op, scope_of(node), *_explained_call(node, read), history=history)
+    return value_of_call(name, node.op, scope_of(node), *_explained_call(node, read), history, met)
 
 
 def _trace(node: Node, kinds: Mapping[Parent, tuple[Any, torch.dtype]]) -> Inner:

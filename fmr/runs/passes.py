@@ -1,7 +1,7 @@
 """One outermost call of a tracked model: its values by ID, its graph and its output."""
 
-from collections.abc import Callable, Iterable, Mapping, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from itertools import islice
 from typing import Any, cast, overload
@@ -27,6 +27,7 @@ from fmr.runs.gradients import Gradients
 from fmr.runs.listener import Heard
 from fmr.runs.outputs import detached, exchanged
 from fmr.watching.guard import Guard
+from fmr.watching.inside import Met
 from fmr.watching.own import alone, unseen
 from fmr.watching.storage import is_equal, is_freed, storages
 from fmr.watching.tape import ENTER, EXIT, Slot, Tape
@@ -74,6 +75,7 @@ class Pass:
         self._tape: Tape | None = None
         self._builder: Builder | None = None
         self._pending = settle
+        self._opened: tuple[str, Met] | None = None
 
     @classmethod
     def of_tape(cls, tape: Tape, guard: Guard, history: bool) -> "Pass":
@@ -287,6 +289,16 @@ class Pass:
         self._settle()
         return self._kept(name)
 
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Inside the block what a kernel makes on its way to a value is held until another kernel is asked for one."""
+        self._settle()
+        self._opened = "", {}
+        try:
+            yield
+        finally:
+            self._opened = None
+
     def _value(self, name: TensorId) -> Tensor:
         if name in self.live:
             tensor, version = self.live[name]
@@ -324,7 +336,10 @@ class Pass:
             if any(parent in self.unsaved for parent in owner.parents):
                 raise
             raise IdError(self._why_missing(name)) from None
-        value = inner_value(name, owner, read)
+        opened, met = self._opened or ("", {})
+        met = met if opened == owner.id else {}
+        value = met[name] if name in met else inner_value(name, owner, read, met=met)
+        self._opened = (owner.id, met) if self._opened is not None else None
         if value is None:
             raise RandomError(
                 f"{str(name)!r} depends on the random mask of {owner.id}, which the kernel does not give. "

@@ -70,9 +70,10 @@ def locate(source: Run | Pass | Graph) -> Structure:
     with own_work():
         if isinstance(source, Graph):
             return _Search(source, None).structure()
-        unproven = why_without_numbers(source)
+        unproven, one = why_without_numbers(source), source.last if isinstance(source, Run) else source
         try:
-            found = _Search(source.graph, None if unproven else source.__getitem__).structure()
+            with one.opening():
+                found = _Search(one.graph, None if unproven else source.__getitem__).structure()
         except IdError:
             _check_kept(source)
             raise

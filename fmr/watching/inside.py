@@ -13,6 +13,9 @@ from fmr.ops.names import PASS, is_tensor_result, op_of
 from fmr.watching.calls import WatcherMode
 from fmr.watching.own import alone, unseen, without_grad
 
+Met = dict[str, Tensor]
+"""Values inside a kernel, by their IDs."""
+
 
 def value_inside(name: TensorId, op: str, scope: str, args: Any, kwargs: Any) -> Tensor | None:
     """The same for a call that is under way: `op` with these arguments, whose scope is `scope`."""
@@ -31,12 +34,17 @@ def plain_arguments(args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
     return args, {at: arg for at, arg in kwargs.items() if at != "out"}
 
 
-def value_of_call(name: TensorId, op: str, scope: str, args: Any, kwargs: Any, history: bool = False) -> Tensor | None:
-    """The value of an ID in the plain form of a fused op with these arguments; `history` leaves gradients as they are."""
+def value_of_call(
+    name: TensorId, op: str, scope: str, args: Any, kwargs: Any, history: bool = False, met: Met | None = None
+) -> Tensor | None:
+    """The value of an ID in the plain form of a fused op with these arguments; `history` leaves gradients as they are.
+
+    `met` takes the values that are made before it.
+    """
     with unseen():
         if any(tensor.is_nested for _, tensor in leaves((args, kwargs))):
             return None
-    catch = _Catch(name, scope)
+    catch = _Catch(name, scope, met)
     try:
         work = partial(DECOMPOSITIONS[op], *args, **kwargs)
         alone(work if history else without_grad(work), catch)
@@ -52,9 +60,9 @@ class _Caught(BaseException):
 class _Catch(WatcherMode):
     """Waits for one value inside the plain form of a fused op and stops there; it goes no further than active dropout."""
 
-    def __init__(self, name: TensorId, scope: str) -> None:
+    def __init__(self, name: TensorId, scope: str, met: Met | None) -> None:
         super().__init__()
-        self.name, self.scope = name, scope
+        self.name, self.scope, self.met = name, scope, met
         self.value: Tensor | None = None
         self.counts: Counter[str] = Counter()
 
@@ -64,7 +72,7 @@ class _Catch(WatcherMode):
             return func(*args, **kwargs)
         here = f"{self.scope}/{op.name}#{self.counts[op.name]}"
         if self.name.startswith(here + "/"):
-            self.value = value_of_call(self.name, op.name, here, args, kwargs, history=True)
+            self.value = value_of_call(self.name, op.name, here, args, kwargs, True, self.met)
             raise _Caught
         if drops(op.name, args, kwargs):
             raise _Caught
@@ -72,6 +80,8 @@ class _Catch(WatcherMode):
         if is_tensor_result(out):
             self.counts[op.name] += 1
             found = {here if index is None else f"{here}:{index}": tensor for index, tensor in outputs(out)}
+            if self.met is not None:
+                self.met.update(found)
             if self.name in found:
                 self.value = found[self.name]
                 raise _Caught

@@ -64,11 +64,11 @@ _FEW = 16
 
 
 def _choices(rows: int, examples: int) -> Iterator[Tensor]:
-    """Some rows of each example, a third; of three or more that are not chosen, which no gain fits by chance, where there
+    """Some rows of each example, a half; of three or more that are not chosen, which no gain fits by chance, where there
     are as many."""
     length = rows // examples if rows % examples == 0 else rows
     length = rows if length < 4 else length
-    number = min(ceil(length / 3), max(length - 3, 1))
+    number = min(ceil(length / 2), max(length - 3, 1))
     generator = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(length, generator=generator) for _ in range(rows // length)]).flatten()
     for start in range(0, length if rows <= _FEW else 1, number):
