@@ -80,8 +80,8 @@ class Graph:
     def __getitem__(self, key: "Key") -> Node:
         """The node of an ID, inner values of fused ops included; for the path of a module that of the tensor it returned."""
         name = key if isinstance(key, TensorId) else id_of(key)
-        if name in self._place:
-            return self.nodes[self._place[name]]
+        if (place := self._place.get(name)) is not None:
+            return self.nodes[place]
         if name.is_path:
             return self[the_one(name, returned(self, name))]
         for node in self._inside(name):
@@ -93,8 +93,8 @@ class Graph:
 
     def place(self, key: "Key") -> int:
         """The position of a value in execution order."""
-        place = self._place.get(key if isinstance(key, TensorId) and key in self._place else self._name(key))
-        if place is None:
+        place = self._place.get(key) if isinstance(key, TensorId) else None
+        if place is None and (place := self._place.get(self._name(key))) is None:
             raise IdError(f"{self[key].id!s} lies inside a fused op, which has one place. Expected graph.unfused.place(id).")
         return place
 

@@ -539,6 +539,25 @@ def test_a_value_inside_a_fused_op_is_in_the_run_that_can_compute_it() -> None:
     assert "/scaled_dot_product_attention#0/softmax#1" not in run
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_while_kernels_are_opened_their_values_are_what_they_are_otherwise(order: int) -> None:
+    encoder = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    run = fmr.run(torch.nn.Sequential(encoder, encoder).requires_grad_(False), torch.randn(2, 3, 8))
+    names = [one.id for one in run.graph.unfused.nodes][::order]
+    own = {one.id for one in run.graph.nodes}
+    inner, plain = [name for name in names if name not in own], {name: run[name] for name in names}
+
+    def places() -> list[int]:
+        twice = [(run[name], run[name]) for name in inner]
+        return [len({one.data_ptr() for one in pair}) for pair in twice]
+
+    with run.last.opening():
+        opened, held = {name: run[name] for name in names}, places()
+    assert all(torch.equal(opened[name], plain[name]) for name in names)
+    assert (len(inner) > 20, {*held}) == (True, {1})
+    assert 2 in places()
+
+
 # ---- some calls only
 
 

@@ -108,3 +108,27 @@ def test_learned_queries_of_one_head_are_found_as_those_of_several(heads: int) -
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Asked(heads), nn.Linear(WIDTH, 7))
     (found,) = fmr.locate(fmr.run(model.eval(), torch.randn(2, 6, WIDTH))).attention
     assert (found.n_heads, found.head_dim, found.kind) == (heads, WIDTH // heads, "cross")
+
+
+class Multiplied(nn.Module):
+    """What heads mix is multiplied, each with what another one mixed or with itself, before it is projected."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
+        z = (q @ k.mT * 0.3).softmax(-1) @ v
+        return self.out(joined(z * (1 + z.roll(self.by, 1))))
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+@pytest.mark.parametrize("by", range(4))
+def test_heads_that_are_multiplied_with_one_another_do_not_write_a_sum(by: int, length: int) -> None:
+    found = fmr.locate(fmr.run(Stack(lambda: Multiplied(by), Plain).eval(), torch.randint(11, (1, length))))
+    assert len(found.attention) == (0 if by else 2)
+    refused = [one.reason for one in found.rejected if one.what == "attention"]
+    assert all(one.startswith("its output is not the sum of what its parts write") for one in refused)
+    assert len(refused) == (2 if by else 0)

@@ -1,5 +1,6 @@
 """The proof of an attention: pattern, z and output are recomputed from their parts, and compared with a run's values."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -12,7 +13,6 @@ from fmr.structure.attention.claim import Claim
 from fmr.structure.attention.definition import MULTIPLY, miscounted, misread, mistaken, mixes, own_rows
 from fmr.structure.attention.factors import Heads, in_order
 from fmr.structure.attention.halves import map_of, picked
-from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import between, projection
 from fmr.structure.normal.vocabulary import NONLINEAR, NORMS, STATISTICS
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
@@ -113,10 +113,10 @@ def _written(graph: Graph, found: Claim, value: Values) -> dict[str, float]:
     if found.out is None or found.kind not in MULTIPLY:
         return {}
     out = found.out.id
-    bent = _bent(graph, found.z.id, out)
+    whole = found.n_heads == 1 or _bent(graph, found.z.id, out)
     given = {found.z.id: value(found.z.id)}
-    whole = [evaluate(graph, out, given, value)] if bent else _sums_of_heads(graph, found, out, value)
-    return {"out": max(error(one, value(out)) for one in whole)}
+    made = [evaluate(graph, out, given, value)] if whole else _sums_of_heads(graph, found, out, value)
+    return {"out": max(error(one, value(out)) for one in made)}
 
 
 def _heads(graph: Graph, found: Claim, pattern: Tensor, mixed: Tensor, value: Values) -> dict[str, float]:
@@ -191,27 +191,16 @@ def _sums_of_heads(graph: Graph, found: Claim, out: TensorId, value: Values) -> 
     Which heads are in which half is drawn for each place, and often enough where places are few: two heads that write
     something together are in one half throughout in one of 250 draws.
     """
-    read, whose = _told_apart(graph, found)
-    z, number = value(read), int(whose.max()) + 1
-    bias = at_zero(graph, out, read, value)
+    z, layout = value(found.z.id), found.z.layout or ()
+    own = [1 if name == "units" else size for size, name in zip(z.shape, layout, strict=False)]
+    shape = own if "heads" in layout else [*z.shape[:-1], 1]
+    bias = at_zero(graph, out, found.z.id, value)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(max(1, _PLACES * found.n_heads // number)):
-        half = (torch.rand(number, generator=generator) < 0.5)[whose.long()].to(z.device)
-        one, other = evaluate_each(graph, out, read, torch.stack([z * half, z * ~half]), value)
+    for _ in range(max(1, _PLACES * found.n_heads // math.prod(shape))):
+        half = (torch.rand(shape, generator=generator) < 0.5).to(z.device)
+        one, other = evaluate_each(graph, out, found.z.id, torch.stack([z * half, z * ~half]), value)
         yield one + other - bias
 
 
 _PLACES = 8
 """At so many places halves are drawn at least."""
-
-
-def _told_apart(graph: Graph, found: Claim) -> tuple[TensorId, Tensor]:
-    """A value in which the heads are told apart, and for each of its numbers which head of which place it is of.
-
-    It is what the projection reads, as a norm may stand between it and z; z itself where that is put together from several.
-    """
-    shape, layout = graph[found.z.id].shape, found.z.layout or ()
-    lead = [1 if name == "units" else size for size, name in zip(shape, layout, strict=False)]
-    number = iota(*(lead if "heads" in layout else (*shape[:-1], 1)))
-    whose = trace(graph, number.expand(shape), tuple(graph[name] for name in found.path))
-    return (found.z.id, number) if whose is None or bool((whose < 0).any()) else (found.path[-1], whose)
