@@ -29,7 +29,7 @@ from fmr.structure.normal.match import (
     sources_of,
     strip_views,
 )
-from fmr.structure.normal.vocabulary import LAID_OUT, NONLINEAR, NORMS
+from fmr.structure.normal.vocabulary import LAID_OUT, NONLINEAR, NORMS, SHAPE
 from fmr.structure.proof.certificate import error, unmade
 from fmr.structure.proof.evaluate import Values, evaluate
 
@@ -188,12 +188,6 @@ def _named(value: Tensor, site: Site, found: Claim, names: Mapping[str, str]) ->
     return (made, told) if len({*told}) == len(told) else None
 
 
-_TOLD = frozenset("max amax mean sum logsumexp".split())
-"""What is told of many scores at once."""
-
-_CHOICES = frozenset("topk sort kthvalue cumsum".split())
-"""What holds scores against others of their row, or adds them up."""
-
 _FEW = 4
 """So many numbers are too few to tell heads apart."""
 
@@ -201,15 +195,24 @@ _SOME = 64
 """So many numbers are looked at first."""
 
 
+_TURNED = SHAPE - {"cat", "scatter"}
+"""Ops after which a dimension may count something else."""
+
+_ALONG = NORMS | frozenset("topk sort kthvalue cumsum max amax mean sum logsumexp".split())
+"""What holds scores against others, or tells of many at once."""
+
+
 def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     """How far scores move elsewhere where the query of one head and position is changed, or a key of one head; None where
-    that cannot be told, as where one value is both, or the largest of all scores is subtracted from each."""
-    told = (node for node in between(graph, found.q.id, found.scores.id) if node.op in _TOLD)
-    if found.q.id == found.k.id or next(told, None) is not None:
+    that cannot be told, as where one value is both.
+
+    They are looked at where queries and keys are multiplied, wherever that is laid out as they are: what is masked, normed
+    or chosen later tells less.
+    """
+    found = replace(found, scores=replace(found.scores, id=_compared(graph, found)))
+    lower = [node for site in (found.q, found.k) for node in come_of(graph, site.id, found.scores.id)]
+    if found.q.id == found.k.id or any(node.op in _ALONG or projection(graph, node) is not None for node in lower):
         return None
-    if mixes_scores(graph, found) is not None:  # before it heads are apart
-        apart = (one for one in _products(graph, found) if graph[one].shape == graph[found.scores.id].shape)
-        found = replace(found, scores=replace(found.scores, id=next(apart, found.scores.id)))
     given = {name: value(name).detach().contiguous() for name in (found.q.id, found.k.id)}  # so that rounding is the same
     base = evaluate(graph, found.scores.id, given, value)
     scores = _named(base, found.scores, found, _MAP)
@@ -218,6 +221,19 @@ def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     worst = [_strays(graph, found, value, base, scores, site, given) for site in (found.q, found.k)]
     known = [one for one in worst if one is not None]
     return max(known) if known else None
+
+
+def _compared(graph: Graph, found: Claim) -> TensorId:
+    """The product of queries and keys, where its dimensions are those of the scores; else the scores."""
+    for name in _products(graph, found):
+        same = {name}
+        for node in come_of(graph, name, found.scores.id):
+            alike = len(node.shape) == len(graph[name].shape) and node.op not in _TURNED and product(graph, node) is None
+            if alike and any(one.id in same for one in node.parents):
+                same.add(node.id)
+        if found.scores.id in same:
+            return name
+    return found.scores.id
 
 
 def _strays(
@@ -241,10 +257,6 @@ def _strays(
     if any(size > 1 and name.startswith("axis") for name, size in sizes[0].items()):  # of windows, where places count anew
         return None
     kept = [name for name in scores[1] if sizes[0].get(name, 1) > 1]
-    if _weighs(graph, site.id, found.scores.id):
-        kept = [name for name in kept if name not in _HEADS]
-    if any(node.op in NORMS | _CHOICES for node in between(graph, site.id, found.scores.id)):
-        kept = [name for name in kept if name != "keys"]
     if any(sizes[0][name] != sizes[1][name] for name in kept if name not in ("examples", "keys")):
         return float("inf")
     few, many = sorted(size.get("examples", 1) for size in sizes) if "examples" in kept else (1, 1)
