@@ -11,6 +11,7 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.nodes import Node
 from fmr.structure.attention.claim import Claim
 from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
@@ -72,8 +73,8 @@ def misread(graph: Graph, found: Claim) -> str:
     past = between(graph, v, z, lambda node: node.id != pattern)
     if not any(v in node.parents for node in past if node.id != pattern):
         return f"{z} is computed from {v} by way of the pattern alone"
+    met = bool(_products(graph, found))
     nodes = between(graph, min(q, k, key=graph.place), scores)
-    met = any(_meets(graph, node.id, q, k) for node in nodes)
     if found.kind in MULTIPLY and not met and any(product(graph, node) is not None for node in nodes):
         return f"{q} and {k} are not what is multiplied on the way to {scores}"
     return (
@@ -113,10 +114,17 @@ def mixes_scores(graph: Graph, found: Claim) -> TensorId | None:
 
 
 def _products(graph: Graph, found: Claim) -> list[TensorId]:
-    """The products of what comes of queries and of keys above the scores."""
+    """The products of what comes of queries and of keys above the scores, up to the nearest ones: where keys are those of
+    an earlier layer, all that this one made of them lies higher up."""
     q, k = found.q.id, found.k.id
-    nodes = between(graph, min(q, k, key=graph.place), found.scores.id)
+    nodes = between(graph, min(q, k, key=graph.place), found.scores.id, lambda node: not _is_of_two(graph, node))
     return [node.id for node in nodes if _meets(graph, node.id, q, k)]
+
+
+def _is_of_two(graph: Graph, node: Node) -> bool:
+    """Whether a value is the product of two activations, none of them a constant."""
+    found = product(graph, node)
+    return found is not None and not any(is_constant(graph, name) for name in (found.left, found.right))
 
 
 def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
@@ -210,10 +218,10 @@ def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     or chosen later tells less.
     """
     found = replace(found, scores=replace(found.scores, id=_compared(graph, found)))
-    lower = [node for site in (found.q, found.k) for node in come_of(graph, site.id, found.scores.id)]
-    if found.q.id == found.k.id or any(node.op in _ALONG or projection(graph, node) is not None for node in lower):
-        return None
     given = {name: value(name).detach().contiguous() for name in (found.q.id, found.k.id)}  # so that rounding is the same
+    lower = [node for name in given for node in come_of(graph, name, found.scores.id, given)]
+    if len(given) < 2 or any(node.op in _ALONG or projection(graph, node) is not None for node in lower):
+        return None
     base = evaluate(graph, found.scores.id, given, value)
     scores = _named(base, found.scores, found, _MAP)
     if scores is None:
@@ -228,7 +236,7 @@ def _compared(graph: Graph, found: Claim) -> TensorId:
     for name in _products(graph, found):
         same = {name}
         for node in come_of(graph, name, found.scores.id):
-            alike = len(node.shape) == len(graph[name].shape) and node.op not in _TURNED and product(graph, node) is None
+            alike = len(node.shape) == len(graph[name].shape) and node.op not in _TURNED and not _is_of_two(graph, node)
             if alike and any(one.id in same for one in node.parents):
                 same.add(node.id)
         if found.scores.id in same:
