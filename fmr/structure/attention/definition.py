@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -11,10 +10,10 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
-from fmr.nodes import Node
 from fmr.structure.attention.claim import Claim
 from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
+from fmr.structure.attention.multiplied import compared, products
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.form import form_of
@@ -28,9 +27,8 @@ from fmr.structure.normal.match import (
     product,
     projection,
     sources_of,
-    strip_views,
 )
-from fmr.structure.normal.vocabulary import LAID_OUT, NONLINEAR, NORMS, SHAPE
+from fmr.structure.normal.vocabulary import NONLINEAR, NORMS
 from fmr.structure.proof.certificate import error, unmade
 from fmr.structure.proof.evaluate import Values, evaluate
 
@@ -73,7 +71,7 @@ def misread(graph: Graph, found: Claim) -> str:
     past = between(graph, v, z, lambda node: node.id != pattern)
     if not any(v in node.parents for node in past if node.id != pattern):
         return f"{z} is computed from {v} by way of the pattern alone"
-    met = bool(_products(graph, found))
+    met = bool(products(graph, found))
     nodes = between(graph, min(q, k, key=graph.place), scores)
     if found.kind in MULTIPLY and not met and any(product(graph, node) is not None for node in nodes):
         return f"{q} and {k} are not what is multiplied on the way to {scores}"
@@ -105,33 +103,6 @@ def _added_to(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
 def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
     """A product of two activations between a value and another that comes of it."""
     return next((node.id for node in come_of(graph, start, end) if product(graph, node) is not None), None)
-
-
-def mixes_scores(graph: Graph, found: Claim) -> TensorId | None:
-    """The projection that weighs heads by one another between the product of queries and keys and the softmax."""
-    lower = (node for name in _products(graph, found) for node in come_of(graph, name, found.scores.id))
-    return next((node.id for node in lower if projection(graph, node) is not None), None)
-
-
-def _products(graph: Graph, found: Claim) -> list[TensorId]:
-    """The products of what comes of queries and of keys above the scores, up to the nearest ones: where keys are those of
-    an earlier layer, all that this one made of them lies higher up."""
-    q, k = found.q.id, found.k.id
-    nodes = between(graph, min(q, k, key=graph.place), found.scores.id, lambda node: not _is_of_two(graph, node))
-    return [node.id for node in nodes if _meets(graph, node.id, q, k)]
-
-
-def _is_of_two(graph: Graph, node: Node) -> bool:
-    """Whether a value is the product of two activations, none of them a constant."""
-    found = product(graph, node)
-    return found is not None and not any(is_constant(graph, name) for name in (found.left, found.right))
-
-
-def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
-    """Whether a value is the product of queries and keys, as they are laid out there."""
-    found = product(graph, graph[name])
-    pair = [strip_views(graph, one, LAID_OUT) for one in ((found.left, found.right) if found is not None else ())]
-    return pair in ([a, b] for a, b in permutations(strip_views(graph, one, LAID_OUT) for one in (q, k)))
 
 
 def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor, value: Values) -> float | None:
@@ -203,9 +174,6 @@ _SOME = 64
 """So many numbers are looked at first."""
 
 
-_TURNED = SHAPE - {"cat", "scatter"}
-"""Ops after which a dimension may count something else."""
-
 _ALONG = NORMS | frozenset("topk sort kthvalue cumsum max amax mean sum logsumexp".split())
 """What holds scores against others, or tells of many at once."""
 
@@ -217,7 +185,7 @@ def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     They are looked at where queries and keys are multiplied, wherever that is laid out as they are: what is masked, normed
     or chosen later tells less.
     """
-    found = replace(found, scores=replace(found.scores, id=_compared(graph, found)))
+    found = replace(found, scores=replace(found.scores, id=compared(graph, found)))
     given = {name: value(name).detach().contiguous() for name in (found.q.id, found.k.id)}  # so that rounding is the same
     lower = [node for name in given for node in come_of(graph, name, found.scores.id, given)]
     if len(given) < 2 or any(node.op in _ALONG or projection(graph, node) is not None for node in lower):
@@ -229,19 +197,6 @@ def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     worst = [_strays(graph, found, value, base, scores, site, given) for site in (found.q, found.k)]
     known = [one for one in worst if one is not None]
     return max(known) if known else None
-
-
-def _compared(graph: Graph, found: Claim) -> TensorId:
-    """The product of queries and keys, where its dimensions are those of the scores; else the scores."""
-    for name in _products(graph, found):
-        same = {name}
-        for node in come_of(graph, name, found.scores.id):
-            alike = len(node.shape) == len(graph[name].shape) and node.op not in _TURNED and not _is_of_two(graph, node)
-            if alike and any(one.id in same for one in node.parents):
-                same.add(node.id)
-        if found.scores.id in same:
-            return name
-    return found.scores.id
 
 
 def _strays(
