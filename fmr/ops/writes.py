@@ -119,7 +119,9 @@ def _marked(schemas: list[Any], by_name: bool) -> tuple[Argument, ...]:
     found: dict[Argument, None] = {}
     for schema in schemas:
         for argument, one in zip(_arguments(schema), schema.arguments, strict=True):
-            written = one.alias_info is not None and one.alias_info.is_write and "Tensor" in str(one.type)
+            info, kind = one.alias_info, str(one.type)
+            written = info is not None and info.is_write and "Tensor" in kind
+            written = written and not (kind == "List[Tensor]" and info.before_set)  # TorchScript's own, of lists in order
             if written and argument.name != "out" and (argument.position is not None or by_name):
                 found[argument] = None
     return tuple(found)

@@ -19,7 +19,8 @@ _ROLES: dict[str, tuple[str, ...]] = {"additive": ("v", "z"), "deformable": ()}
 """The values of an attention whose layout is told by its products, where these are not all."""
 
 ROWS = "rows"
-"""A dimension that counts several things at once, as the tokens of all examples, the windows of each, or what was chosen."""
+"""A dimension that counts several things at once, as the tokens of all examples, the windows of each, or what was chosen; or
+what another attention is over, as the rows of a table whose columns this one compares."""
 
 
 class Axes:
@@ -51,7 +52,8 @@ class Axes:
         return given in dims and given != dims[self._units(dims, None)]
 
     def attention(self, block: Attention) -> Attention:
-        """An attention in whose values no dimension that counts more than examples is said to count these."""
+        """An attention in whose values no dimension that counts more than examples, or what another one is over, is said to
+        count these."""
         sites: dict[str, Any] = {
             role: self._unmixed(getattr(block, role)) for role in ("q", "k", "v", "scores", "pattern", "z")
         }
@@ -70,9 +72,9 @@ class Axes:
         )
 
     def _unmixed(self, site: Site) -> Site:
-        mixed = [self.dims.is_mixed(one) for one in self._of(site.id)]
-        pairs = zip(site.layout or (), mixed, strict=False)
-        return replace(site, layout=tuple(ROWS if name == "examples" and several else name for name, several in pairs))
+        other = [self.dims.is_mixed(one) or self._asks(one) for one in self._of(site.id)]
+        pairs = zip(site.layout or (), other, strict=False)
+        return replace(site, layout=tuple(ROWS if name == "examples" and rows else name for name, rows in pairs))
 
     def _layout(self, name: TensorId, known: Dim | None) -> Layout | None:
         """What the dimensions of a value count; None where that is what their number tells."""

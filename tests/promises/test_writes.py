@@ -103,6 +103,20 @@ def test_statistics_that_are_only_read_are_no_new_values(function: Callable[...,
     assert read_by_exp(fmr.run(Fn(forward), torch.ones(2, 3, 4)).graph) == "/add#0"
 
 
+@pytest.mark.parametrize("sort", [torch.sort, Tensor.sort, torch.ops.aten.sort, torch.ops.aten.sort.default])
+def test_what_is_sorted_stays_as_it_is(sort: Callable[[Tensor], Any]) -> None:
+    """TorchScript has a function of that name, too, which puts a list of tensors in order."""
+
+    def forward(_: nn.Module, x: Tensor) -> Tensor:
+        y = x * 2
+        most = sort(y)[0]
+        return y.exp() + most
+
+    run = fmr.run(Fn(forward), torch.randn(2, 3))
+    assert read_by_exp(run.graph) == "/mul#0"
+    assert all(node.op != "alias" for node in run.graph)
+
+
 class Steps(nn.Module):
     """What exporting keeps in place: arithmetic, activations, slices, running statistics."""
 

@@ -128,6 +128,38 @@ def test_flattened_tokens_are_refused(examples: int) -> None:
     assert found.layers[0].resid_post.layout == ("axis 0", "axis 1", "units")
 
 
+class Table(nn.Module):
+    """Attention over the columns of each row, and over the rows of each column: a table, or a batch that looks at itself."""
+
+    def __init__(self, product: bool) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.ModuleList(nn.Linear(8, 8) for _ in range(4)) for _ in range(2))
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        for over, parts in enumerate(self.parts):
+            read = x if self.product or not over else x.transpose(0, 1)
+            q, k, v = (one(read).unflatten(-1, (2, 4)) for one in list(parts)[:3])
+            if self.product and over:
+                z = torch.einsum("phab,bphd->aphd", torch.einsum("aphd,bphd->phab", q, k).softmax(-1), v)
+            else:
+                z = ((q.transpose(1, 2) @ k.transpose(1, 2).mT).softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
+            z = parts[3](z.flatten(2))
+            x = x + (z if read is x else z.transpose(0, 1))
+        return x
+
+
+@pytest.mark.parametrize("product", [False, True])
+def test_what_another_attention_is_over_counts_no_examples(product: bool) -> None:
+    run, found = located(Table(product), torch.rand(3, 5, 8))
+    assert [tuple(one.maps(run).shape) for one in found.attention] == [(3, 2, 5, 5), (5, 2, 3, 3)]
+    for one in found.attention:
+        sites = (one.q, one.k, one.v, one.scores, one.pattern, one.z)
+        assert [sorted(site.layout or ()) for site in sites] == [["heads", "positions", "rows", "units"]] * 6
+        assert one.check(run)
+    assert found.layers[0].resid_post.layout == ("axis 0", "axis 1", "units")
+
+
 def test_windows_are_no_examples() -> None:
     run, found = located(Windows(), torch.rand(2, 8, 8))
     block = found.attention[0]

@@ -288,6 +288,19 @@ def test_in_half_precision_the_same_is_found(mixing: str) -> None:
     assert [one.direction for one in found.mixers] == ["causal"]
 
 
+def gated_steps(m: Parts, x: Tensor) -> Tensor:
+    made, h = [], torch.zeros(len(x), WIDTH)
+    for n in range(x.shape[1]):
+        gate = m.g(x[:, n]).sigmoid()
+        h = gate * h + (1 - gate) * m.v(x[:, n])
+        made.append(h)
+    return torch.stack(made, 1)
+
+
+def windowed(m: Parts, x: Tensor) -> Tensor:
+    return F.silu(m.window(m.v(x).mT)[..., : x.shape[1]].mT) * m.g(x)
+
+
 @pytest.mark.parametrize("size", [(2, 3), (3, 2), (1, 4)])
 def test_a_recurrence_over_few_positions_is_no_memory(size: tuple[int, int]) -> None:
     def bent(m: Parts, x: Tensor) -> Tensor:
@@ -300,3 +313,22 @@ def test_a_recurrence_over_few_positions_is_no_memory(size: tuple[int, int]) -> 
     _, _, found = located(lambda: Parts(bent), *size)
     assert [one.scope for one in found.mlps] == ["memory.0"]
     assert [one.kind for one in found.mixers] == ["recurrence"]
+
+
+ALONG: dict[str, tuple[Callable[[Parts, Tensor], Tensor], str]] = {
+    "recurrence": (gated_steps, "weighs attention.0/zeros#0, the state before the first of these"),
+    "window": (windowed, "attention.0.window/conv1d#0 is a window over these"),
+    "turned round": (lambda m, x: m.v(x).relu().flip(1), "attention.0/flip#0 turns these round"),
+    "moved on": (lambda m, x: m.v(x).relu().roll(1, 1), "attention.0/roll#0 turns these round"),
+}
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+@pytest.mark.parametrize("name", ALONG)
+def test_what_goes_along_positions_is_no_memory_in_a_run_of_one(name: str, examples: int) -> None:
+    mixing, why = ALONG[name]
+    _, _, found = located(lambda: Parts(mixing), examples, 1)
+    assert [one.scope for one in found.mlps] == ["memory.0"]
+    (reason,) = {one.reason for one in found.rejected if one.what == "memory" and "other positions" in one.reason}
+    assert reason.startswith("its coefficients are made of other positions, too: attention.0")
+    assert reason.endswith(why)

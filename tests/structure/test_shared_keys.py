@@ -11,7 +11,8 @@ import fmr
 from fmr.errors import StructureError
 from fmr.runs.run import Run
 from fmr.structure.parts import Attention, Structure
-from tests.structure.idioms import TOKENS, WIDTH, Plain, joined, split, weight
+from tests.structure.idioms import HEADS, TOKENS, WIDTH, Plain, joined, split, weight
+from tests.structure.proof.test_lies import of_attention
 
 
 class Projections(nn.Module):
@@ -141,6 +142,15 @@ def test_layers_that_share_keys_or_values_are_self_attention_on_one_stream(how: 
     shared = {"keys of the first layer": 1, "keys of the middle": 2}.get(how, 3)
     assert len({*of_layers}) == shared
     assert not any(holds(replace(one, kind="cross"), run) for one in found.attention)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_no_wrong_field_of_a_layer_that_looks_at_an_earlier_one_is_certified(how: str) -> None:
+    run, found = located(Layers(how))
+    *_, other, last = found.attention
+    shared = {f"{role} of another" for role in "kv" if getattr(last, role) == getattr(other, role)}
+    lies = [(what, lie) for what, lie in of_attention(last, other, HEADS) if what not in shared]
+    assert [what for what, lie in lies if holds(lie, run)] == []
 
 
 def test_the_end_of_another_stream_is_looked_at_across() -> None:

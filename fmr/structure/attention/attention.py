@@ -15,10 +15,10 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.attention.certify import certify
 from fmr.structure.attention.claim import Claim
-from fmr.structure.attention.definition import mixes_scores
 from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
 from fmr.structure.attention.halves import map_of
 from fmr.structure.attention.maps import maps_of
+from fmr.structure.attention.multiplied import mixes_scores
 from fmr.structure.attention.scores import products_beside
 from fmr.structure.normal.match import come_of
 from fmr.structure.proof.certificate import Certificate, error, proof, tolerance_of

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.structure.attention.claim import Claim
 from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
+from fmr.structure.attention.multiplied import compared, products
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.form import form_of
@@ -27,9 +27,8 @@ from fmr.structure.normal.match import (
     product,
     projection,
     sources_of,
-    strip_views,
 )
-from fmr.structure.normal.vocabulary import LAID_OUT, NONLINEAR, NORMS
+from fmr.structure.normal.vocabulary import NONLINEAR, NORMS
 from fmr.structure.proof.certificate import error, unmade
 from fmr.structure.proof.evaluate import Values, evaluate
 
@@ -72,8 +71,8 @@ def misread(graph: Graph, found: Claim) -> str:
     past = between(graph, v, z, lambda node: node.id != pattern)
     if not any(v in node.parents for node in past if node.id != pattern):
         return f"{z} is computed from {v} by way of the pattern alone"
+    met = bool(products(graph, found))
     nodes = between(graph, min(q, k, key=graph.place), scores)
-    met = any(_meets(graph, node.id, q, k) for node in nodes)
     if found.kind in MULTIPLY and not met and any(product(graph, node) is not None for node in nodes):
         return f"{q} and {k} are not what is multiplied on the way to {scores}"
     return (
@@ -104,26 +103,6 @@ def _added_to(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
 def _mixes_again(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
     """A product of two activations between a value and another that comes of it."""
     return next((node.id for node in come_of(graph, start, end) if product(graph, node) is not None), None)
-
-
-def mixes_scores(graph: Graph, found: Claim) -> TensorId | None:
-    """The projection that weighs heads by one another between the product of queries and keys and the softmax."""
-    lower = (node for name in _products(graph, found) for node in come_of(graph, name, found.scores.id))
-    return next((node.id for node in lower if projection(graph, node) is not None), None)
-
-
-def _products(graph: Graph, found: Claim) -> list[TensorId]:
-    """The products of what comes of queries and of keys above the scores."""
-    q, k = found.q.id, found.k.id
-    nodes = between(graph, min(q, k, key=graph.place), found.scores.id)
-    return [node.id for node in nodes if _meets(graph, node.id, q, k)]
-
-
-def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
-    """Whether a value is the product of queries and keys, as they are laid out there."""
-    found = product(graph, graph[name])
-    pair = [strip_views(graph, one, LAID_OUT) for one in ((found.left, found.right) if found is not None else ())]
-    return pair in ([a, b] for a, b in permutations(strip_views(graph, one, LAID_OUT) for one in (q, k)))
 
 
 def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor, value: Values) -> float | None:
@@ -188,12 +167,6 @@ def _named(value: Tensor, site: Site, found: Claim, names: Mapping[str, str]) ->
     return (made, told) if len({*told}) == len(told) else None
 
 
-_TOLD = frozenset("max amax mean sum logsumexp".split())
-"""What is told of many scores at once."""
-
-_CHOICES = frozenset("topk sort kthvalue cumsum".split())
-"""What holds scores against others of their row, or adds them up."""
-
 _FEW = 4
 """So many numbers are too few to tell heads apart."""
 
@@ -201,16 +174,22 @@ _SOME = 64
 """So many numbers are looked at first."""
 
 
+_ALONG = NORMS | frozenset("topk sort kthvalue cumsum max amax mean sum logsumexp".split())
+"""What holds scores against others, or tells of many at once."""
+
+
 def own_rows(graph: Graph, found: Claim, value: Values) -> float | None:
     """How far scores move elsewhere where the query of one head and position is changed, or a key of one head; None where
-    that cannot be told, as where one value is both, or the largest of all scores is subtracted from each."""
-    told = (node for node in between(graph, found.q.id, found.scores.id) if node.op in _TOLD)
-    if found.q.id == found.k.id or next(told, None) is not None:
-        return None
-    if mixes_scores(graph, found) is not None:  # before it heads are apart
-        apart = (one for one in _products(graph, found) if graph[one].shape == graph[found.scores.id].shape)
-        found = replace(found, scores=replace(found.scores, id=next(apart, found.scores.id)))
+    that cannot be told, as where one value is both.
+
+    They are looked at where queries and keys are multiplied, wherever that is laid out as they are: what is masked, normed
+    or chosen later tells less.
+    """
+    found = replace(found, scores=replace(found.scores, id=compared(graph, found)))
     given = {name: value(name).detach().contiguous() for name in (found.q.id, found.k.id)}  # so that rounding is the same
+    lower = [node for name in given for node in come_of(graph, name, found.scores.id, given)]
+    if len(given) < 2 or any(node.op in _ALONG or projection(graph, node) is not None for node in lower):
+        return None
     base = evaluate(graph, found.scores.id, given, value)
     scores = _named(base, found.scores, found, _MAP)
     if scores is None:
@@ -241,10 +220,6 @@ def _strays(
     if any(size > 1 and name.startswith("axis") for name, size in sizes[0].items()):  # of windows, where places count anew
         return None
     kept = [name for name in scores[1] if sizes[0].get(name, 1) > 1]
-    if _weighs(graph, site.id, found.scores.id):
-        kept = [name for name in kept if name not in _HEADS]
-    if any(node.op in NORMS | _CHOICES for node in between(graph, site.id, found.scores.id)):
-        kept = [name for name in kept if name != "keys"]
     if any(sizes[0][name] != sizes[1][name] for name in kept if name not in ("examples", "keys")):
         return float("inf")
     few, many = sorted(size.get("examples", 1) for size in sizes) if "examples" in kept else (1, 1)

@@ -5,14 +5,15 @@ from collections.abc import Collection, Iterator
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
+from fmr.nodes import Node
 from fmr.structure.axes import Axes
-from fmr.structure.memories.definition import windows
 from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY
+from fmr.structure.normal.einsum import window
 from fmr.structure.normal.form import Form, form_of
-from fmr.structure.normal.match import strip_views
+from fmr.structure.normal.match import between, depends_on, dims_told, strip_views
 from fmr.structure.normal.value import Value
-from fmr.structure.normal.vocabulary import CONVOLUTIONS
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, EMPTY, MOVES
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.stream import Stream
 
@@ -34,10 +35,30 @@ def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums
         return f"{made[0]} is a state of the stream itself"
     if hidden := _hidden(graph, found.source, points | {strip_views(graph, name) for name in sums}):
         return f"its keys read what {hidden} makes, bent: they are hidden units, and not the stream"
-    across = next((node.id for node in windows(graph, found.up, found.post.id) if len(node.shape) < 4), None)
-    if across is not None:
-        return f"its coefficients are made of other positions, too: {across} is a window over these"
+    way = between(graph, strip_views(graph, found.source, MOVES), found.post.id)
+    if across := next(filter(None, (_across(graph, found, node) for node in way)), ""):
+        return f"its coefficients are made of other positions, too: {across}"
     return "its output only weighs what another part writes" if _only_weighs(graph, found, sums) else ""
+
+
+def _across(graph: Graph, found: Memory, node: Node) -> str:
+    """How an op on the way to coefficients hears other positions, also in a run of one; empty where it does not."""
+    rank, own = len(node.shape), depends_on(graph, node.id, found.source)
+    if own and rank < 4 and window(graph, node):
+        return f"{node.id} is a window over these"
+    if own and node.op in _TURNS and rank == len(graph[found.post.id].shape):
+        along = dims_told(node, rank, _TURNS[node.op])
+        return f"{node.id} turns these round" if {*along} - {found.axis % rank} else ""
+    read = [graph[one.id] for one in node.parents] if node.op == "mul" and node.shape[-1:] == (found.n,) else []
+    empty = next((one.id for one in read if one.op in _STATES and one.shape == node.shape), None)
+    return f"{node.id} weighs {empty}, the state before the first of these" if empty is not None else ""
+
+
+_TURNS = {"flip": 1, "roll": 2}
+"""Ops that put places in another order, with the place of the argument that names the dimensions."""
+
+_STATES = EMPTY | {"zeros"}
+"""Ops that make what is handed from one position to the next before there is any."""
 
 
 def _hidden(graph: Graph, source: TensorId, points: Collection[TensorId]) -> TensorId | None:

@@ -52,6 +52,8 @@ def trace(graph: Graph, value: Tensor, way: Path) -> Tensor | None:
             elif met and (contraction(node) is not None or node.op == "einsum"):
                 told = summed_alone(graph, node)
                 known[node.id] = _reduced(known[met[0]], told[1]) if told else known[met[0]].expand(node.shape)
+            elif met and node.op in ("topk", "sort"):  # the first ones stand for those that are chosen
+                known |= {node.id: known[met[0]][tuple(map(slice, node.shape))]} if node.dtype.is_floating_point else {}
             elif met and (node.id in own or _fits(known[met[0]], node.shape)):  # the largest of many is no number of one
                 known[node.id] = known[met[0]].expand(node.shape)
     except (FmrError, RuntimeError, TypeError, KeyError, IndexError, ValueError):

@@ -1,6 +1,6 @@
 """Contractions and projections, weights and constants, and the walks up and down the ops of a graph."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from math import prod
 from typing import NamedTuple
 
@@ -273,11 +273,11 @@ def between(graph: Graph, start: TensorId, end: TensorId, through: Callable[[Nod
     return [graph.nodes[place] for place in sorted(walk([last] if last > begin else [], onward))]
 
 
-def come_of(graph: Graph, start: TensorId, end: TensorId) -> Iterator[Node]:
-    """The nodes on the ways from a value to another."""
+def come_of(graph: Graph, start: TensorId, end: TensorId, given: Container[TensorId] = ()) -> Iterator[Node]:
+    """The nodes on the ways from a value to another, past those that are given."""
     lower = {start}
-    for node in between(graph, start, end):
-        if any(parent in lower for parent in node.parents):
+    for node in between(graph, start, end, lambda node: node.id not in given):
+        if node.id not in given and any(parent in lower for parent in node.parents):
             lower.add(node.id)
             yield node
 

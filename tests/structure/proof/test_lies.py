@@ -45,6 +45,30 @@ def left(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT * SIZE**-0.5 + (1 - seen) * torch.finfo(q.dtype).min).softmax(-1) @ v
 
 
+def largest(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The three largest scores of a row are kept."""
+    scores = q @ k.mT * SIZE**-0.5
+    return scores.masked_fill(scores < scores.topk(3, -1).values[..., -1:], -torch.inf).softmax(-1) @ v
+
+
+def in_order(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT * SIZE**-0.5
+    return scores.masked_fill(scores < scores.sort(-1, descending=True).values[..., 2:3], -1e9).softmax(-1) @ v
+
+
+def scattered(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The three largest scores of a row are laid where nothing else is."""
+    scores = q @ k.mT * SIZE**-0.5
+    most = scores.topk(3, -1)
+    return torch.full_like(scores, -torch.inf).scatter(-1, most.indices, most.values).softmax(-1) @ v
+
+
+def sunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A score beside those of keys, and the largest subtracted from all."""
+    scores = torch.cat([q @ k.mT * SIZE**-0.5, torch.zeros(*q.shape[:3], 1)], -1)
+    return (scores - scores.amax(-1, keepdim=True)).softmax(-1)[..., :-1] @ v
+
+
 def prefixed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """There are keys before those of the positions."""
     k, v = (torch.cat([x[:, :, :3].flip(2), x], 2) for x in (k, v))
@@ -80,6 +104,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "padded": lambda: Stack(lambda: Heads(padded), Plain),
     "left": lambda: Stack(lambda: Heads(left), Plain),
     "prefixed": lambda: Stack(lambda: Heads(prefixed), Plain),
+    "largest": lambda: Stack(lambda: Heads(largest), Plain),
+    "in order": lambda: Stack(lambda: Heads(in_order), Plain),
+    "scattered": lambda: Stack(lambda: Heads(scattered), Plain),
+    "sunk": lambda: Stack(lambda: Heads(sunk), Plain),
     "talking": lambda: Stack(heads.TalkingHeads, Plain),
     "talking by windows": lambda: Stack(heads.TalkingByConvolution, Plain),
 }
@@ -87,6 +115,8 @@ ALIKE = {
     "alike": MODELS["by hand"],
     "talking alike": MODELS["talking"],
     "left alike": MODELS["left"],
+    "largest alike": MODELS["largest"],
+    "scattered alike": MODELS["scattered"],
     "one": MODELS["by hand"],
 }
 """As many examples and positions as heads, or one example."""
@@ -96,7 +126,7 @@ EVERY = [*MODELS, *ALIKE]
 @cache
 def located(name: str) -> tuple[Run, Structure]:
     torch.manual_seed(0)
-    ids = torch.randint(11, (HEADS, HEADS) if "alike" in name else (1 if name == "one" else 2, 5))
+    ids = torch.randint(11, (HEADS, HEADS) if "alike" in name else (1 if name in ("one", "largest") else 2, 5))
     given = (ids, torch.randn(2, 7, 3)) if name == "cross" else (ids,)
     run = fmr.run((MODELS | ALIKE)[name]().eval(), *given)
     return run, fmr.locate(run)
