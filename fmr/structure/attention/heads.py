@@ -219,8 +219,18 @@ class Queries:
         dims = [self._in_result(use, self.scores.subscripts.left[n]) for n in several]
         counts = tuple(self.shape[n] for n in several)
         if math.prod(counts) == number and None not in dims:
-            return Heads(number, tuple(n for n in dims if n is not None), counts, False)
+            told = tuple(n for n in dims if n is not None)
+            return Heads(number, told, counts, False, self._in_groups(told, several, use) if len(told) > 1 else None)
         return Heads(number, (0,), (number,), True, self._places(number, use, several))
+
+    def _in_groups(self, dims: tuple[int, ...], several: list[int], use: ValueProduct) -> tuple[Tensor, ...] | None:
+        """Where in z the heads lie that several dimensions of the queries count, in the order of their units."""
+        if self.units is None:
+            return None
+        first = self.units[tuple(slice(None) if n in several else 0 for n in range(self.units.dim()))]
+        order = torch.unravel_index(first.flatten().argsort(), first.shape)
+        nothing = torch.zeros_like(order[0])
+        return tuple(order[dims.index(n)] if n in dims else nothing for n in range(len(use.node.shape)))
 
     def _places(self, number: int, use: ValueProduct, several: list[int]) -> tuple[Tensor, ...] | None:
         """Where in z the first vector of each head lies, if its units are told apart along one dimension of the queries."""
