@@ -56,6 +56,39 @@ def test_heads_of_agents_are_those_of_the_queries_that_they_are_pooled_of() -> N
     assert all(one.certified for one in found.attention)
 
 
+class Learned(Agents):
+    """Agents that are weights, of every head its own; or `turned` queries, each by a matrix that comes with it."""
+
+    def __init__(self, turned: bool = False) -> None:
+        super().__init__()
+        self.agents, self.turned = nn.Parameter(torch.randn(HEADS, 2, SIZE)), turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(split, self.qkv(x).chunk(3, -1))
+        if self.turned:
+            turns = torch.einsum("bni,bnj->bnij", x[..., :SIZE], x[..., :SIZE])
+            q, k = (torch.einsum("bnij,bhnj->bhni", turns, one) for one in (q, k))
+            return (q @ k.mT).softmax(-1) @ v
+        agents = self.agents.expand(len(x), -1, -1, -1)
+        return (agents @ k.mT).softmax(-1) @ v
+
+
+def test_heads_of_agents_that_are_weights_are_those_of_their_keys() -> None:
+    (block,) = fmr.locate(fmr.run(Learned(), torch.randn(2, 6, WIDTH))).attention
+    assert (block.n_heads, block.head_dim, block.kind) == (HEADS, SIZE, "cross")
+    assert block.pattern.layout == ("examples", "heads", "positions", "units")
+    assert block.certified
+
+
+def test_queries_and_keys_that_are_products_themselves_do_not_tell_heads() -> None:
+    found = fmr.locate(fmr.run(Learned(turned=True), torch.randn(2, 6, WIDTH)))
+    assert found.attention == ()
+    reasons = [one.reason for one in found.rejected if "how many heads" in one.reason]
+    assert reasons == [
+        "how many heads it has can be read neither off the way of its values into a projection nor off its queries"
+    ]
+
+
 class Chosen(nn.Module):
     """Each position asks by the projection that a router chooses for it; nothing projects what is mixed."""
 

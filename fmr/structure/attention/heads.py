@@ -176,7 +176,23 @@ class Queries:
             return None  # it compares units over positions
         query = self.units[tuple(slice(None) if n in self.contracted else 0 for n in range(self.units.dim()))]
         number, rest = divmod(len(self.units.unique()), len(query.unique()))  # a rotation makes one number of two units
-        return None if rest or not number else self._heads_of_units(number, use)
+        if rest or not number:
+            return None
+        return self._heads_of_keys(use) if number == 1 < self._beside else self._heads_of_units(number, use)
+
+    @property
+    def _beside(self) -> int:
+        """How many rows for each position stand beside one another in what the queries were made of and is no projection:
+        heads, if anything; its units do not tell."""
+        if self.made is None or projection(self.graph, self.made) is not None:
+            return 1
+        return math.prod(self.made.shape[0 if weights(self.graph, self.made.id) else 1 : -2])
+
+    def _heads_of_keys(self, use: ValueProduct) -> Heads | None:
+        """The heads that the keys were split into, where queries that are no projection have as many."""
+        keys = Queries(self.graph, self.scores.swapped)
+        heads = keys.heads(use) if keys._beside == 1 else None
+        return heads if heads is not None and heads.number == self._beside else None
 
     def _heads_of_view(self, use: ValueProduct) -> Heads | None:
         """The heads that a view splits the units of the queries into, where several projections made these, as experts."""
@@ -203,8 +219,18 @@ class Queries:
         dims = [self._in_result(use, self.scores.subscripts.left[n]) for n in several]
         counts = tuple(self.shape[n] for n in several)
         if math.prod(counts) == number and None not in dims:
-            return Heads(number, tuple(n for n in dims if n is not None), counts, False)
+            told = tuple(n for n in dims if n is not None)
+            return Heads(number, told, counts, False, self._in_groups(told, several, use) if len(told) > 1 else None)
         return Heads(number, (0,), (number,), True, self._places(number, use, several))
+
+    def _in_groups(self, dims: tuple[int, ...], several: list[int], use: ValueProduct) -> tuple[Tensor, ...] | None:
+        """Where in z the heads lie that several dimensions of the queries count, in the order of their units."""
+        if self.units is None:
+            return None
+        first = self.units[tuple(slice(None) if n in several else 0 for n in range(self.units.dim()))]
+        order = torch.unravel_index(first.flatten().argsort(), first.shape)
+        nothing = torch.zeros_like(order[0])
+        return tuple(order[dims.index(n)] if n in dims else nothing for n in range(len(use.node.shape)))
 
     def _places(self, number: int, use: ValueProduct, several: list[int]) -> tuple[Tensor, ...] | None:
         """Where in z the first vector of each head lies, if its units are told apart along one dimension of the queries."""

@@ -14,7 +14,7 @@ from fmr.structure.attention.scores import BEFORE, Scores, products_beside
 from fmr.structure.attention.values import Parts
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import is_hidden, read_alone
-from fmr.structure.normal.match import above, is_constant, product, value_number
+from fmr.structure.normal.match import above, dims_told, is_constant, product, value_number
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.vocabulary import MEANS
 
@@ -69,7 +69,8 @@ def _keys(graph: Graph, scores: Scores, parts: Parts) -> set[TensorId]:
 
 def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
     """What queries or keys were projected from, and what that was made of by norms and further projections alone."""
-    data = [one for made in _made_of(graph, name) if (one := _projected(graph, made)) is not None]
+    made = list(_made_of(graph, name))
+    data = [data for one in made for data in (_projected(graph, one), *_factors(one)) if data is not None]
     ends = _linear(graph, form_of(graph)[name]).union(*(_linear(graph, one) for one in data))
     return ends | {value_number(graph, one.unmoved.id) for one in data}
 
@@ -91,6 +92,15 @@ def _projected(graph: Graph, value: Value) -> Value | None:
     return form_of(graph)[read] if read is not None else None
 
 
+def _factors(value: Value) -> list[Value]:
+    """The operands of a product of two activations that have a row for each of its own, as queries that a matrix of each
+    example turned; weights of a softmax are no such."""
+    words, inputs = value.subscripts, value.inputs
+    if value.kind != "product" or len(inputs) != 2 or any(one.unmoved.kind == "softmax" for one in inputs):
+        return []
+    return [one for one, word in zip(inputs, (words.left, words.right), strict=True) if words.result[-2:-1] in word]
+
+
 def _linear(graph: Graph, value: Value) -> set[TensorId]:
     """The activations that a value is a normalised linear function of, up to a sum; one that is computed twice is one."""
     higher = value.above(lambda one: _is_linear(graph, one))
@@ -99,8 +109,11 @@ def _linear(graph: Graph, value: Value) -> set[TensorId]:
 
 def _is_linear(graph: Graph, value: Value) -> bool:
     """Whether a value is one that was moved, normed or projected, or several functions of one laid side by side, or one
-    behind another, but for those that are learned; what lays others there adds keys of others."""
+    behind another, but for those that are learned; or sequences laid behind one another, as a segment and what came before
+    it. What lays a single token, or units, of others there adds keys of others."""
     if value.op == "cat":
-        made = [_linear(graph, one) for one in value.inputs if one.is_data]
-        return bool(made and set.intersection(*made))
+        parts, rank = [one for one in value.inputs if one.is_data], len(value.node.shape)
+        made, behind = [_linear(graph, one) for one in parts], [n for n in dims_told(value.node, rank) if n < rank - 1]
+        sequences = bool(behind) and all(one.node.shape[behind[0]] > 1 for one in parts)
+        return sequences or bool(made and set.intersection(*made))
     return value.kind in _SCALED or value.node.op in MEANS or _projected(graph, value) is not None
