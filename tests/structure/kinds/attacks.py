@@ -8,6 +8,7 @@ from tests.structure.kinds.truth import (
     Heads,
     Layers,
     Model,
+    Plain,
     Sizes,
     adds,
     attends,
@@ -118,3 +119,32 @@ class Sparsemax(Layers):
             size = (1 + n * top > sums).sum(-1, keepdim=True)
             p = (scores - (sums.gather(-1, size - 1) - 1) / size.to(scores.dtype)).clamp(min=0)
             return attends(p, self.s.heads, self.s.size, may=True) @ v
+
+
+class GivesWeights(Layers):
+    """What two projections make are weights of the stream that another product reads."""
+
+    depth = 1
+    skip = ("heads of one",)
+
+    class memory(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.up(x))
+            y = self.down(h)
+            refused(h, y, word="is summed by")
+            return torch.einsum("btd,bde->bte", x, y.mT @ x / 5)
+
+
+class GivesValues(Model):
+    """What two projections make is mixed over positions by an attention, which writes what it mixes."""
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__(s)
+        self.up, self.down, self.q = linear(s.width, s.hidden), linear(s.hidden, s.width), linear(s.width, s.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.up(carries(x)))
+        y = self.down(h)
+        refused(h, y, word="is summed by")
+        p = attends((self.q(x) @ x.mT).softmax(-1), 1, self.s.width, layout="bqk", may=True)
+        return carries(x + adds(p @ y))
