@@ -40,7 +40,8 @@ class Coupled(nn.Module):
             a = a + look(self.norms[2 * n](b))
             b = b + mlp(self.norms[2 * n + 1](a))
             a, b = torch.cat([a, b], -1).chunk(2, -1) if self.begin == "laid beside" else (a, b)
-        ends = {"sum": lambda: (a + b) / 2, "stack": lambda: torch.stack([a, b]).sum(0), "beside": lambda: self.join(torch.cat([a, b], -1)), "one": lambda: b}
+        ends = {"sum": lambda: (a + b) / 2, "beside": lambda: self.join(torch.cat([a, b], -1)), "one": lambda: b}
+        ends["stack"] = lambda: torch.stack([a, b]).sum(0)
         logits: Tensor = self.logits(self.norms[-1](ends[self.end]()))
         return logits
 

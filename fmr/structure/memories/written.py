@@ -86,7 +86,7 @@ def _why_not_added(graph: Graph, found: Memory, sums: frozenset[TensorId], point
         for user in value.users if value.id not in sums else ():
             weighs = (user.kind == "gate" and bent) or _is_share(form, value, user)
             if user.id in sums or user.kind in ON_THE_WAY | {"product"}:
-                mixed = f"is summed by {user.id}, a product of two activations" if _sums_up(axes, value, user, points) else ""
+                mixed = f"is summed by {user.id}, a product of two activations" * _sums_up(axes, value, user, points)
                 yield user, bent or user.kind == "bend", why or mixed or "only weighs what another part writes" * weighs
 
     ways = [why for value, _, why in walk([(form[found.down], False, "")], onward) if value.id in sums]

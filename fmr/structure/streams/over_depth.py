@@ -45,7 +45,7 @@ def _laid(graph: Graph, name: TensorId, dim: int) -> Iterator[TensorId]:
     elif _along(node) == dim:
         for parent in node.parents:
             yield from _laid(graph, parent.id, dim)
-    elif prod(node.shape) and node.shape[dim] == 1:
+    elif prod(node.shape):
         yield name
 
 
