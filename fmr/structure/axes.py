@@ -46,10 +46,14 @@ class Axes:
         """Whether attentions say that a dimension of a value counts positions."""
         return self._asks(self._of(name)[dim])
 
+    def has(self, one: Dim, name: TensorId) -> bool:
+        """Whether a dimension is one of those of a value."""
+        return self._of(TensorId(one[0]))[one[1]] in self._of(name)
+
     def is_another(self, one: Dim, name: TensorId) -> bool:
         """Whether a dimension is one of those of a value, and not that of its units."""
-        dims, (given,) = self._of(name), self._of(TensorId(one[0]))[one[1] :][:1]
-        return given in dims and given != dims[self._units(dims, None)]
+        dims = self._of(name)
+        return self.has(one, name) and self._of(TensorId(one[0]))[one[1]] != dims[self._units(dims, None)]
 
     def attention(self, block: Attention) -> Attention:
         """An attention in whose values no dimension that counts more than examples, or what another one is over, is said to

@@ -35,11 +35,13 @@ class Coupled(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.tokens(ids)
-        a, b = (x, x) if self.begin == "the same" else self.halves(x).chunk(2, -1)
+        a, b = self.halves(x).chunk(2, -1) if self.begin == "halves" else (x, x)
         for n, (look, mlp) in enumerate(zip(self.looks, self.mlps, strict=True)):
             a = a + look(self.norms[2 * n](b))
             b = b + mlp(self.norms[2 * n + 1](a))
+            a, b = torch.cat([a, b], -1).chunk(2, -1) if self.begin == "laid beside" else (a, b)
         ends = {"sum": lambda: (a + b) / 2, "beside": lambda: self.join(torch.cat([a, b], -1)), "one": lambda: b}
+        ends["stack"] = lambda: torch.stack([a, b]).sum(0)
         logits: Tensor = self.logits(self.norms[-1](ends[self.end]()))
         return logits
 
@@ -69,8 +71,8 @@ def located(make: Callable[[], nn.Module], *more: Tensor) -> tuple[Run, Structur
     return run, fmr.locate(run)
 
 
-@pytest.mark.parametrize("end", ["sum", "beside", "one"])
-@pytest.mark.parametrize("begin", ["the same", "halves"])
+@pytest.mark.parametrize("end", ["sum", "stack", "beside", "one"])
+@pytest.mark.parametrize("begin", ["the same", "halves", "laid beside"])
 def test_halves_that_write_to_each_other_say_so(begin: str, end: str) -> None:
     run, found = located(lambda: Coupled(begin, end))
     one, other = found.streams
@@ -80,7 +82,7 @@ def test_halves_that_write_to_each_other_say_so(begin: str, end: str) -> None:
     assert (len(found.attention), len(found.mlps)) == (2, 2)
     assert one.check(run)
     assert other.check(run)
-    assert end != "sum" or (found.final_norm is not None and found.final_norm.id == "norms.4/layer_norm#0")
+    assert end not in ("sum", "stack") or (found.final_norm is not None and found.final_norm.id == "norms.4/layer_norm#0")
     with pytest.raises(StructureError, match="a half of one"):
         found.read_out(run, other.points[-1])
     with pytest.raises(StructureError, match="is made of it in no layer"):

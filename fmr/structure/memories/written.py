@@ -38,7 +38,7 @@ def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums
     way = between(graph, strip_views(graph, found.source, MOVES), found.post.id)
     if across := next(filter(None, (_across(graph, found, node) for node in way)), ""):
         return f"its coefficients are made of other positions, too: {across}"
-    return "its output only weighs what another part writes" if _only_weighs(graph, found, sums) else ""
+    return _why_not_added(graph, found, sums, after, axes)
 
 
 def _across(graph: Graph, found: Memory, node: Node) -> str:
@@ -96,19 +96,31 @@ def _is_as_wide(graph: Graph, found: Memory, widths: set[int]) -> bool:
     return True
 
 
-def _only_weighs(graph: Graph, found: Memory, sums: frozenset[TensorId]) -> bool:
-    """Whether what a memory makes reaches the sums of a stream only to weigh what another part writes: repeated along it, or
-    bent and multiplied with it."""
+def _why_not_added(graph: Graph, found: Memory, sums: frozenset[TensorId], points: Collection[TensorId], axes: Axes) -> str:
+    """Why what a memory makes is not added to a stream: on all of its ways to the sums it only weighs what another part
+    writes, repeated along it or bent and multiplied with it, or a product of two activations sums it over a dimension of
+    the stream, as attention does with values and a network with the weights that another one makes."""
     form = form_of(graph)
 
-    def onward(here: tuple[Value, bool, bool]) -> Iterator[tuple[Value, bool, bool]]:
-        value, bent, weighs = here
+    def onward(here: tuple[Value, bool, str]) -> Iterator[tuple[Value, bool, str]]:
+        value, bent, why = here
         for user in value.users if value.id not in sums else ():
-            gates = user.kind == "gate" and bent
+            weighs = (user.kind == "gate" and bent) or _is_share(form, value, user)
             if user.id in sums or user.kind in ON_THE_WAY | {"product"}:
-                yield user, bent or user.kind == "bend", weighs or gates or _is_share(form, value, user)
+                mixed = f"is summed by {user.id}, a product of two activations" * _sums_up(axes, value, user, points)
+                yield user, bent or user.kind == "bend", why or mixed or "only weighs what another part writes" * weighs
 
-    return {weighs for value, _, weighs in walk([(form[found.down], False, False)], onward) if value.id in sums} == {True}
+    ways = [why for value, _, why in walk([(form[found.down], False, "")], onward) if value.id in sums]
+    return f"its output {ways[0]}" if ways and all(ways) else ""
+
+
+def _sums_up(axes: Axes, value: Value, user: Value, points: Collection[TensorId]) -> bool:
+    """Whether a product sums a value over a dimension that these points have."""
+    words = user.subscripts
+    sides = zip(user.operands, (words.left, words.right), strict=False) if user.kind == "product" else ()
+    own = [(name, word) for name, word in sides if form_of(axes.graph)[name].unmoved is value.unmoved]
+    dims = [(name, word.index(one)) for name, word in own for one in words.contracted]
+    return any(axes.has(one, point) for one in dims for point in points)
 
 
 def _is_share(form: Form, value: Value, user: Value) -> bool:

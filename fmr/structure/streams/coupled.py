@@ -9,7 +9,8 @@ from fmr.ids import TensorId
 from fmr.structure.normal.hidden import reads
 from fmr.structure.normal.match import above, depends_on
 from fmr.structure.normal.vocabulary import NORMS
-from fmr.structure.streams.identity import handed
+from fmr.structure.streams.identity import base
+from fmr.structure.streams.over_depth import addends
 from fmr.structure.streams.residual import ending
 from fmr.structure.streams.stream import Stream, Write
 
@@ -52,5 +53,5 @@ def _half(graph: Graph, stream: Stream, end: TensorId) -> Stream:
 
 def _added_up(graph: Graph, one: TensorId, other: TensorId) -> TensorId | None:
     """The sum of the ends of two halves."""
-    adds = (node for node in graph.nodes if node.op == "add" and len(node.parents) == 2)
-    return next((node.id for node in adds if {handed(graph, parent.id) for parent in node.parents} == {one, other}), None)
+    sums = (node for node in graph.nodes if node.op in ("add", "sum"))
+    return next((node.id for node in sums if {base(graph, name) for name in addends(graph, node)} == {one, other}), None)

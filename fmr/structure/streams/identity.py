@@ -7,11 +7,14 @@ from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
+import torch
+
 from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import depends_on, is_constant, projection, value_number, weights
+from fmr.structure.normal.indices import iota, trace
+from fmr.structure.normal.match import come_of, depends_on, is_constant, projection, value_number, weights
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.vocabulary import CLAMPS, LAID_OUT, MEANS, NORMS, STATISTICS
 from fmr.structure.normal.walks import cached_per_graph
@@ -75,7 +78,8 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
     """The value that goes on in a node: scaled, masked, mixed or cut; None where the node makes a new one."""
     read = [parent.id for parent in node.parents]
     if node.op in HANDED or node.op in OVERWRITES:
-        return read[0] if read and not is_constant(graph, read[0]) else None
+        part = _cut_out(graph, node) if node.op in CUTS else None
+        return part if part is not None else read[0] if read and not is_constant(graph, read[0]) else None
     if node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source:
         data = [name for name in read if name in flow_of(graph)]
         return data[0] if len(data) == 1 else _laid_again(graph, node, data)
@@ -83,6 +87,19 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
         data = [name for name in read if not _is_bias(graph, node, name)]
         return data[0] if len(data) == 1 else reweighted(graph, node) or adaptive_norm(graph, node)
     return hyper_connection(graph, node)
+
+
+def _cut_out(graph: Graph, node: Node) -> TensorId | None:
+    """The one of the values laid side by side that a node cuts out again, whole."""
+    laid = graph[handed(graph, node.id)]
+    shapes = [graph[part.id].shape for part in laid.parents] if laid.op == "cat" else []
+    if prod(node.shape) not in map(prod, shapes):
+        return None
+    places, dim = iota(*laid.shape), laid.argument("dim", 1, 0)
+    made = trace(graph, places, (laid, *come_of(graph, laid.id, node.id)))
+    parts = zip(laid.parents, places.split([shape[dim] for shape in shapes], dim), strict=True)
+    same = (part.id for part, own in parts if made is not None and torch.equal(made.flatten(), own.flatten()))
+    return next(same, None)
 
 
 def _laid_again(graph: Graph, node: Node, parts: list[TensorId]) -> TensorId | None:

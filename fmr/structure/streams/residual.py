@@ -35,7 +35,7 @@ from fmr.structure.streams.identity import (
     under_norm,
 )
 from fmr.structure.streams.over_depth import over_depth
-from fmr.structure.streams.stream import Stream, Write
+from fmr.structure.streams.stream import Stream, Write, is_layer
 from fmr.structure.streams.writes import find_writes
 
 _CHANGES = CUTS | OVERWRITES | {"mul", "div", "matmul", "cat"}
@@ -117,7 +117,8 @@ def _stream(graph: Graph, chain: list[Write], others: frozenset[TensorId], deep:
         points.update(dict.fromkeys((*_between(graph, write.origin, points), write.origin, write.before, write.after)))
     end = chain[-1].after
     beside = dict.fromkeys(state for states in deep.values() if base(graph, states[-1]) in points for state in states)
-    last = [end, *(name for name, states in deep.items() if base(graph, states[-1]) == end)][-1]
+    sums = (name for name, states in deep.items() if base(graph, states[-1]) == end and not is_layer(graph, graph[name]))
+    last = [end, *sums][-1]
     last = whole or last
     part = next((write.before for write in reversed(chain) if graph[write.before].op in CUTS), chain[-1].before)
     after, norm = ending(graph, part, last, others)

@@ -141,7 +141,7 @@ def _ended(graph: Graph, stream: Stream) -> str:
         ends = {node.op for node in graph.readers(end)}
         missed = ends and ends <= NORMS and stream.coupled is None
         return f"a norm alone reads {end}, and no final norm is named" if missed else ""
-    layers = (node for node in between(graph, last, norm) if _is_layer(graph, node))
+    layers = (node for node in between(graph, last, norm) if is_layer(graph, node))
     if norm not in stream.points or any(depends_on(graph, node.id, last) for node in layers):
         return f"{norm} is no value of the stream, or a layer lies between it and {last}"
     if norm == last or not depends_on(graph, norm, last) or last not in _light(graph, norm):
@@ -163,10 +163,10 @@ def _end(graph: Graph, stream: Stream) -> TensorId:
 
 def _light(graph: Graph, name: TensorId) -> set[TensorId]:
     """What a value is made of without a layer between: no projection to several units."""
-    return {node.id for node in above(graph, name, lambda node: not _is_layer(graph, node), all_inputs)}
+    return {node.id for node in above(graph, name, lambda node: not is_layer(graph, node), all_inputs)}
 
 
-def _is_layer(graph: Graph, node: Node) -> bool:
+def is_layer(graph: Graph, node: Node) -> bool:
     """Whether a node projects to several units: sums over depth, shares of what is there and mixed copies do not."""
     found = projection(graph, node) if hyper_connection(graph, node) is None else None
     shape = graph[unbroadcast(graph, found.weight)].shape if found is not None else ()

@@ -7,6 +7,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
+from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import is_hidden, reads
 from fmr.structure.normal.match import above, all_inputs, below, contraction, depends_on, product, projection
 from fmr.structure.normal.vocabulary import CELLS, CONVOLUTIONS, MASKING, MOVES, NONLINEAR, NORM_PARTS, NORMS
@@ -352,7 +353,7 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     that stream alone: values that are mixed over depth, skips and logits that are summed up.
 
     Where what is written to the other stream is made of it in turn, the two are coupled; but what a single write tells it
-    are places given to queries.
+    are places given to queries, and what is projected of the other alone are values that attentions mix over depth.
     """
     parallel = islice(_chain(graph, write.origin, found), PARALLEL + 1)  # as many as may have been computed at once
     before, target = {one.after for one in parallel}, base(graph, write.origin)
@@ -361,15 +362,32 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     def goes_on(node: Node) -> bool:
         return graph.place(node.id) > first and (node.id not in found or node.id in before)
 
-    met = [one.id for one in above(graph, write.added, goes_on, all_inputs) if graph.place(one.id) >= first]
+    added = _mixed_in(graph, write)
+    met = [one.id for one in above(graph, added, goes_on, all_inputs) if graph.place(one.id) >= first]
     if target in met:
         return False
     start = base(graph, starts[write.after])
     others = {base(graph, starts[one]) for one in met if one in found and one not in before} - {start}
     if not others:
         return False
+    read_off = any(depends_on(graph, start, other) for other in others)
     own = [one for one, begin in starts.items() if begin == starts[write.after]]
     later = (one for one in found.values() if base(graph, starts[one.after]) in others)
     if any(depends_on(graph, one.added, own[0]) for one in later):  # it tells the others: of places, in a single write
-        return starts[write.after] == write.origin and len(own) == 1
-    return any(depends_on(graph, start, other) for other in others)
+        return (starts[write.after] == write.origin and len(own) == 1) or (read_off and _is_projected(graph, added, found))
+    return read_off
+
+
+def _mixed_in(graph: Graph, write: Write) -> TensorId:
+    """What a write adds; where that is a share of the way to another value, that value."""
+    for way in (graph[one.id] for one in graph[write.added].parents if graph[write.added].op == "mul"):
+        if way.op == "sub" and len(way.parents) == 2 and base(graph, way.parents[1].id) == base(graph, write.before):
+            return way.parents[0].id
+    return write.added
+
+
+def _is_projected(graph: Graph, name: TensorId, found: Writes) -> bool:
+    """Whether a value is a projection of sums of streams, normed, and no more."""
+    through = ("move", "join", "affine", "norm", "projection")
+    higher = form_of(graph)[name].above(lambda one: one.id not in found and one.kind in through)
+    return all(one.id in found or one.kind in (*through, "input") or one.node.op == "embedding" for one in higher)

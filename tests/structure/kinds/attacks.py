@@ -8,11 +8,13 @@ from tests.structure.kinds.truth import (
     Heads,
     Layers,
     Model,
+    Plain,
     Sizes,
     adds,
     attends,
     carries,
     linear,
+    never,
     refused,
     remembers,
     weight,
@@ -118,3 +120,81 @@ class Sparsemax(Layers):
             size = (1 + n * top > sums).sum(-1, keepdim=True)
             p = (scores - (sums.gather(-1, size - 1) - 1) / size.to(scores.dtype)).clamp(min=0)
             return attends(p, self.s.heads, self.s.size, may=True) @ v
+
+
+class GivesWeights(Layers):
+    """What two projections make are weights of the stream that another product reads."""
+
+    depth = 1
+    skip = ("heads of one",)
+
+    class memory(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.up(x))
+            y = self.down(h)
+            refused(h, y, word="is summed by")
+            return torch.einsum("btd,bde->bte", x, y.mT @ x / 5)
+
+
+class GivesValues(Model):
+    """What two projections make is mixed over positions by an attention, which writes what it mixes."""
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__(s)
+        self.up, self.down, self.q = linear(s.width, s.hidden), linear(s.hidden, s.width), linear(s.width, s.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.up(carries(x)))
+        y = self.down(h)
+        refused(h, y, word="is summed by")
+        p = attends((self.q(x) @ x.mT).softmax(-1), 1, self.s.width, layout="bqk", may=True)
+        return carries(x + adds(p @ y))
+
+
+class ValuesOverDepth(Layers):
+    """The values of an attention are added to those of the layer before: they are no stream."""
+
+    depth = 3
+    skip = ("fused",)
+
+    class attention(Heads):
+        case = False
+        before: tuple["ValuesOverDepth.attention", ...] = ()
+
+        def added(self, before: Tensor, v: Tensor) -> Tensor:
+            return v + before
+
+        def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.values = never(v) if not self.before else never(self.added(self.before[0].values, v))
+            return super().mix(q, k, self.values)
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__(s)
+        for one, before in zip(self.looks[1:], self.looks, strict=False):
+            one.before = (before,)
+
+
+class ValuesMixed(ValuesOverDepth):
+    """The same, where they go a part of the way from the first to the new ones."""
+
+    depth = 2
+
+    class attention(ValuesOverDepth.attention):
+        def added(self, before: Tensor, v: Tensor) -> Tensor:
+            return torch.lerp(before, v, 0.5)
+
+
+class StatesBeside(Layers):
+    """All states laid side by side make the logits."""
+
+    def __init__(self, s: Sizes) -> None:
+        super().__init__(s)
+        self.wide = linear((2 * self.depth + 1) * s.width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [carries(self.enter(x))]
+        for n, (a, m) in enumerate(zip(self.looks, self.mlps, strict=True)):
+            states.append(carries(states[-1] + adds(a(self.norms[2 * n](states[-1])))))
+            states.append(carries(states[-1] + adds(m(self.norms[2 * n + 1](states[-1])))))
+        TOLD[-1].layers = self.depth
+        return self.wide(torch.cat(states, -1))
