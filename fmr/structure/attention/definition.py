@@ -126,8 +126,12 @@ def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor,
     names = {*p[1], *values[1]}
     sizes = [dict(zip(names, value.shape, strict=True)) for value, names in (p, values, z)]
     parts = sum(product(graph, node) is not None for node in between(graph, found.pattern.id, found.z.id))
-    if names != {*z[1], "keys"} or (parts > 1 and sizes[1]["keys"] < sizes[0]["keys"]):
+    if parts > 1 and sizes[1].get("keys", 1) < sizes[0].get("keys", 1):
         return None
+    if names != {*z[1], "keys"}:
+        wide = [{name for name, size in one.items() if size > 1} for one in sizes]
+        other = (wide[0] | wide[1] | {"keys"}) ^ (wide[2] | {"keys"})
+        return float("inf") if other and not any(name.startswith("axis") for name in other) else None
     if any(len({size[name] for size in sizes if size.get(name, 1) > 1}) > 1 for name in names):
         return float("inf")
     letters = {name: chr(97 + n) for n, name in enumerate(sorted(names))}
