@@ -131,7 +131,7 @@ def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor,
     if names != {*z[1], "keys"}:
         wide = [{name for name, size in one.items() if size > 1} for one in sizes]
         other = (wide[0] | wide[1] | {"keys"}) ^ (wide[2] | {"keys"})
-        return float("inf") if other and not any(name.startswith("axis") for name in other) else None
+        return float("inf") if other and not any(name.startswith("axis") for name in names) else None
     if any(len({size[name] for size in sizes if size.get(name, 1) > 1}) > 1 for name in names):
         return float("inf")
     letters = {name: chr(97 + n) for n, name in enumerate(sorted(names))}

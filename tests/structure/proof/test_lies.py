@@ -4,7 +4,7 @@ Every lie is told of models whose own claim is certified, by hand and in kernels
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 
 import pytest
@@ -162,6 +162,11 @@ def exchanged(found: Attention, role: str, a: str, b: str) -> Attention:
     return replace(found, **{role: replace(site, layout=tuple(names.get(one, one) for one in site.layout or ()))})  # type: ignore[arg-type]
 
 
+def is_other(lie: Attention, found: Attention) -> bool:
+    """Whether a claim differs at all, as exchanging names does nothing where one dimension has both, or none has them."""
+    return any(getattr(lie, one.name) != getattr(found, one.name) for one in fields(found))
+
+
 def of_attention(found: Attention, other: Attention, n: int) -> Iterator[tuple[str, Attention]]:
     for role in ("q", "k", "v", "z", "scores", "pattern"):
         for a, b in (("heads", "examples"), ("heads", "positions"), ("heads", "units"), ("examples", "positions")):
@@ -278,7 +283,7 @@ def test_no_wrong_field_of_an_attention_is_certified(name: str) -> None:
     run, structure = located(name)
     found, other = structure.attention[:2]
     lies = [*of_attention(found, other, HEADS), *of_output(found, structure)]
-    assert [what for what, lie in lies if holds(run, lie)] == []
+    assert [what for what, lie in lies if is_other(lie, found) and holds(run, lie)] == []
 
 
 def test_what_is_chosen_by_scores_is_not_weighed_by_them() -> None:
