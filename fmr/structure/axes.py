@@ -76,7 +76,7 @@ class Axes:
         )
 
     def _unmixed(self, site: Site) -> Site:
-        other = [self.dims.is_mixed(one) or self._asks(one) for one in self._of(site.id)]
+        other = [self.dims.is_mixed(one) or self._told(one) for one in self._of(site.id)]
         pairs = zip(site.layout or (), other, strict=False)
         return replace(site, layout=tuple(ROWS if name == "examples" and rows else name for name, rows in pairs))
 
@@ -106,12 +106,16 @@ class Axes:
 
     def _positions(self, dims: Sequence[Dim], rest: Sequence[int]) -> int | None:
         """The dimension of the positions: what attentions say, else the one of two that ops go along."""
-        asked = [n for n in rest if self._asks(dims[n])]
+        asked = [n for n in rest if self._told(dims[n])]
         if len(rest) == 2:
-            asked = asked or [n for n in rest if self.dims.goes_along(dims[n]) or self.dims.is_units(dims[n])]
+            asked = asked or [n for n in rest if self.dims.goes_along(dims[n])]
             return asked[0] if len(asked) == 1 else None
         return asked[0] if len(asked) == 1 and (len(rest) > 1 or "examples" not in self.said[dims[asked[0]]]) else None
 
     def _asks(self, one: Dim) -> bool:
         """Whether attentions go along a class."""
         return "positions" in self.said[one]
+
+    def _told(self, one: Dim) -> bool:
+        """Whether a class is known to count no examples: attentions go along it, or what asks for its order does."""
+        return self._asks(one) or self.dims.is_ordered(one)

@@ -160,6 +160,40 @@ def test_what_another_attention_is_over_counts_no_examples(product: bool) -> Non
     assert found.layers[0].resid_post.layout == ("axis 0", "axis 1", "units")
 
 
+class Beside(nn.Module):
+    """Attention over the first dimension, something else along the second, and a memory."""
+
+    def __init__(self, along: nn.Module) -> None:
+        super().__init__()
+        self.parts, self.along = nn.ModuleList(nn.Linear(8, 8) for _ in range(4)), along
+        self.pair = Pair(nn.Linear(8, 6), nn.Linear(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (one(x.transpose(0, 1)).unflatten(-1, (2, 4)).transpose(1, 2) for one in list(self.parts)[:3])
+        z = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + self.parts[3](z).transpose(0, 1)
+        made = self.along(x)
+        return self.pair(x + (made[0] if isinstance(made, tuple) else made))  # type: ignore[no-any-return]
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.value, self.out = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.value(x).cumsum(1) * self.gate(x).sigmoid())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [lambda: nn.GRU(8, 8, batch_first=True), Summed, lambda: Transposed(nn.Linear(5, 5))])
+def test_what_is_gone_along_beside_an_attention_counts_no_examples(kind: Any) -> None:
+    _, found = located(Beside(kind()), torch.rand(3, 5, 8))
+    assert [one.pattern.layout for one in found.attention] == [("rows", "heads", "positions", "units")]
+    assert [one.axis for one in found.mixers] == [1]
+    for site in (found.mlps[0].post, found.layers[-1].resid_post):
+        assert site.layout == ("axis 0", "axis 1", "units")
+
+
 def test_windows_are_no_examples() -> None:
     run, found = located(Windows(), torch.rand(2, 8, 8))
     block = found.attention[0]

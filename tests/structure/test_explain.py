@@ -84,7 +84,7 @@ SAID = {
     ("two maps", "l.0/linear#0"): "It goes into no finding; of what is made of it, l.1/linear#0 is no memory: nothing bends",
     ("of constants", "/arange#0"): "/arange#0 is a constant: no input flows into it.",
     ("low rank", "/add#0"): "It is no write to a residual stream: no layer computes",
-    ("rolled", "down/linear#0"): "its coefficients are made of other positions, too: they follow what was changed there.",
+    ("rolled", "down/linear#0"): "its coefficients are made of other positions, too: /roll#0 turns these round.",
 }
 
 

@@ -13,7 +13,7 @@ from fmr.ids import Site, TensorId
 from fmr.structure.attention.claim import Claim
 from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
-from fmr.structure.attention.multiplied import compared, products
+from fmr.structure.attention.multiplied import compared, multiplied, products
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import output_of
 from fmr.structure.normal.form import form_of
@@ -53,7 +53,7 @@ def misread(graph: Graph, found: Claim) -> str:
     way += [(found.out.id, z)] if found.out is not None else []
     way += [(scores, q), (scores, k)] if found.kind != "deformable" else []
     sites = (found.q, found.k, found.v, found.scores, found.pattern, found.z)
-    unknown = next((site for site in sites if not site.layout or not all(map(_is_known, site.layout))), None)
+    unknown = next((site for site in sites if not _is_told(site.layout or ())), None)
     if unknown is not None and found.kind in MULTIPLY:
         return f"what the dimensions of {unknown.id} count is not told"
     if wrong := unmade(graph, way):
@@ -68,12 +68,12 @@ def misread(graph: Graph, found: Claim) -> str:
         return f"{other} is added to what comes of {z} before {found.out.id}"
     if found.out is None and found.kind in MULTIPLY and (output := output_of(graph, graph[z])) is not None:
         return f"{z} is projected to {output.id}, and no output is named"
-    past = between(graph, v, z, lambda node: node.id != pattern)
-    if not any(v in node.parents for node in past if node.id != pattern):
+    past = between(graph, v, z, lambda node: node.id != pattern and node.dtype.is_floating_point)
+    if not any(v in node.parents for node in past if node.id != pattern and node.dtype.is_floating_point):  # or by a choice
         return f"{z} is computed from {v} by way of the pattern alone"
     met = bool(products(graph, found))
     nodes = between(graph, min(q, k, key=graph.place), scores)
-    if found.kind in MULTIPLY and not met and any(product(graph, node) is not None for node in nodes):
+    if found.kind in MULTIPLY and not met and any(multiplied(graph, node) for node in nodes):
         return f"{q} and {k} are not what is multiplied on the way to {scores}"
     return (
         f"queries and keys are multiplied, and {found.kind} says they are not" if met and found.kind not in MULTIPLY else ""
@@ -86,10 +86,11 @@ def _ends_well(graph: Graph, path: Sequence[TensorId], start: TensorId, end: Ten
     return bool(path) and path[0] == start and path[-1] in read
 
 
-def _is_known(name: str) -> bool:
-    """Whether a name of a dimension is one that dimensions of an attention may have."""
+def _is_told(layout: tuple[str, ...]) -> bool:
+    """Whether each dimension has names that dimensions of an attention may have, and no other one has them."""
     known = ("examples", "positions", "rows", "units", *_HEADS)
-    return all(part in known or part.startswith("axis ") for part in name.split(JOIN))
+    names = [part for name in layout for part in name.split(JOIN)]
+    return bool(names) and len({*names}) == len(names) and all(one in known or one.startswith("axis ") for one in names)
 
 
 def _added_to(graph: Graph, start: TensorId, end: TensorId) -> TensorId | None:
@@ -125,8 +126,12 @@ def mixes(graph: Graph, found: Claim, pattern: Tensor, v: Tensor, mixed: Tensor,
     names = {*p[1], *values[1]}
     sizes = [dict(zip(names, value.shape, strict=True)) for value, names in (p, values, z)]
     parts = sum(product(graph, node) is not None for node in between(graph, found.pattern.id, found.z.id))
-    if names != {*z[1], "keys"} or (parts > 1 and sizes[1]["keys"] < sizes[0]["keys"]):
+    if parts > 1 and sizes[1].get("keys", 1) < sizes[0].get("keys", 1):
         return None
+    if names != {*z[1], "keys"}:
+        wide = [{name for name, size in one.items() if size > 1} for one in sizes]
+        other = (wide[0] | wide[1] | {"keys"}) ^ (wide[2] | {"keys"})
+        return float("inf") if other and not any(name.startswith("axis") for name in names) else None
     if any(len({size[name] for size in sizes if size.get(name, 1) > 1}) > 1 for name in names):
         return float("inf")
     letters = {name: chr(97 + n) for n, name in enumerate(sorted(names))}
@@ -215,19 +220,15 @@ def _strays(
     if one is None:
         return None
     sizes = [dict(zip(names, value.shape, strict=True)) for value, names in (one, scores)]
-    if any(sizes[0].get(name, 1) > 1 == size for name, size in sizes[1].items()):
-        return float("inf")
     if any(size > 1 and name.startswith("axis") for name, size in sizes[0].items()):  # of windows, where places count anew
         return None
-    kept = [name for name in scores[1] if sizes[0].get(name, 1) > 1]
-    if any(sizes[0][name] != sizes[1][name] for name in kept if name not in ("examples", "keys")):
+    kept = {name: size for name, size in sizes[0].items() if size > 1 and name != "units"}
+    others = {name: sizes[1].get(name, 1) for name in kept}
+    if any(size == 1 or (size != kept[name] and name != "keys") for name, size in others.items()):
         return float("inf")
-    few, many = sorted(size.get("examples", 1) for size in sizes) if "examples" in kept else (1, 1)
-    if few != many:  # heads are laid out with examples on the way
-        return None if few and many % few == 0 and not sizes[0].keys() & sizes[1].keys() & {*_HEADS} else float("inf")
     for last in (2, 1, 0):
         at = {name: n % sizes[0][name] for n, name in enumerate(sorted(kept), 2 - last)}
-        at |= {name: (sizes[0][name] - 1) * last // 2 for name in _PLACES & {*kept}}
+        at |= {name: (sizes[0][name] - 1) * last // 2 for name in _PLACES & kept.keys()}
         changed = given[site.id].clone(memory_format=torch.contiguous_format)
         part = named(changed, site, found.n_heads, found.n_kv_heads)[0][tuple(at.get(name, slice(None)) for name in one[1])]
         part.copy_(-0.5 * part - 0.1)

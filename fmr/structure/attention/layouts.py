@@ -166,7 +166,17 @@ def _moved(graph: Graph, layout: Layout, way: Path) -> Layout:
     places = {n: name for n, name in places.items() if n != axis}
     usual = _usual(rank)
     found = tuple(places.get(n, "" if usual[n] in places.values() else usual[n]) or f"axis {n}" for n in range(rank))
+    if axis is None and "heads" in layout:
+        return _laid_together(graph, found, layout.index("heads"), way)
     return found if axis is None else _of_heads(found, axis)
+
+
+def _laid_together(graph: Graph, layout: Layout, axis: int, way: Path) -> Layout:
+    """The layout at the beginning of a way at whose end this dimension counts heads, which lie there with something else."""
+    shape = way[0].shape
+    value = trace(graph, iota(*shape), way) if math.prod(shape) else None
+    first = value.movedim(axis, 0).flatten(1)[:, 0].long() if value is not None else torch.tensor([-1])
+    return told_apart(layout, shape, torch.unravel_index(first, shape)) if bool((first >= 0).all()) else layout
 
 
 def _of_heads(layout: Layout, axis: int) -> Layout:

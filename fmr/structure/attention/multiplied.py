@@ -6,7 +6,8 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.claim import Claim
-from fmr.structure.normal.match import between, come_of, is_constant, product, projection, strip_views
+from fmr.structure.normal.form import form_of
+from fmr.structure.normal.match import between, come_of, is_constant, projection, strip_views
 from fmr.structure.normal.vocabulary import LAID_OUT, SHAPE
 
 
@@ -21,19 +22,24 @@ def products(graph: Graph, found: Claim) -> list[TensorId]:
     an earlier layer, all that this one made of them lies higher up."""
     q, k = found.q.id, found.k.id
     nodes = between(graph, min(q, k, key=graph.place), found.scores.id, lambda node: not _is_of_two(graph, node))
-    return [node.id for node in nodes if _meets(graph, node.id, q, k)]
+    return [node.id for node in nodes if _meets(graph, node, q, k)]
+
+
+def multiplied(graph: Graph, node: Node) -> tuple[TensorId, ...]:
+    """The two values whose product, or whose distances, a node holds; none where it is none."""
+    value = form_of(graph)[node.id]
+    return value.operands if value.kind == "product" and value.node is node else ()
 
 
 def _is_of_two(graph: Graph, node: Node) -> bool:
     """Whether a value is the product of two activations, none of them a constant."""
-    found = product(graph, node)
-    return found is not None and not any(is_constant(graph, name) for name in (found.left, found.right))
+    found = multiplied(graph, node)
+    return bool(found) and not any(is_constant(graph, name) for name in found)
 
 
-def _meets(graph: Graph, name: TensorId, q: TensorId, k: TensorId) -> bool:
+def _meets(graph: Graph, node: Node, q: TensorId, k: TensorId) -> bool:
     """Whether a value is the product of queries and keys, as they are laid out there."""
-    found = product(graph, graph[name])
-    pair = [strip_views(graph, one, LAID_OUT) for one in ((found.left, found.right) if found is not None else ())]
+    pair = [strip_views(graph, one, LAID_OUT) for one in multiplied(graph, node)]
     return pair in ([a, b] for a, b in permutations(strip_views(graph, one, LAID_OUT) for one in (q, k)))
 
 

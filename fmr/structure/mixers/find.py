@@ -74,6 +74,7 @@ def _positions(axes: Axes, name: TensorId, rank: int, every: Sequence[Value]) ->
     named = [n for n, what in enumerate(layout) if what == "positions"] or [
         n for n, what in reversed([*enumerate(layout)]) if what != "units"
     ]
+    said += [1] if said == [0] and layout[1:] == ("axis 1", "units") else []  # nor does that count examples
     return [(n, n in said or steps or (rank == 3 and n == 1 and not said)) for n in said or named]
 
 

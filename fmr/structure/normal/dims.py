@@ -44,6 +44,9 @@ _OF_ALL = ((_BY_NUMBER | MOVES) - NORMS - _VIEWS) | {"stack"}
 _ALONG = {"cumsum": 1, "cumprod": 1, "flip": 1, "roll": 2, "softmax": 1, "log_softmax": 1, "sum": 1, "mean": 1}
 """Ops in which one place of a dimension reaches others, with the place of the argument that names it."""
 
+_IN_ORDER = frozenset("cumsum cumprod flip roll".split())
+"""Those to which it matters which place is the next."""
+
 _PRIMES = (10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079)
 
 
@@ -53,12 +56,12 @@ class Dims:
     def __init__(self, graph: Graph | None = None) -> None:
         self._joined: dict[Dim, Dim] = {}
         self._parts: dict[Dim, list[tuple[int, Dim]]] = {}
-        self._mixed, self._units, self._along = set[Dim](), set[Dim](), set[Dim]()
+        self._mixed, self._units, self._along, self._ordered = set[Dim](), set[Dim](), set[Dim](), set[Dim]()
         if graph is not None:
             for node in graph.nodes:
                 self._read(graph, node)
-        self._mixed, self._units, self._along = (
-            {self._root(one) for one in known} for known in (self._mixed, self._units, self._along)
+        self._mixed, self._units, self._along, self._ordered = (
+            {self._root(one) for one in known} for known in (self._mixed, self._units, self._along, self._ordered)
         )
 
     def of(self, name: str, rank: int) -> tuple[Dim, ...]:
@@ -75,7 +78,11 @@ class Dims:
 
     def goes_along(self, one: Dim) -> bool:
         """Whether an op, other than a projection, makes places along a class of others: it counts no examples."""
-        return one in self._along
+        return one in self._along or one in self._ordered
+
+    def is_ordered(self, one: Dim) -> bool:
+        """Whether an op goes along a class in the order of its places, or weighs each otherwise."""
+        return one in self._ordered or one in self._units
 
     def _root(self, one: Dim) -> Dim:
         while one in self._joined:
@@ -107,14 +114,15 @@ class Dims:
         """What an op says of dimensions: that they count units, that it goes along them, that it chooses among them."""
         last, rank = len(node.shape) - 1, len(read.shape)
         if node.op in _ALONG:
-            self._along.update((read.id, n) for n in dims_told(node, rank, _ALONG[node.op]))
+            known = self._ordered if node.op in _IN_ORDER else self._along
+            known.update((read.id, n) for n in dims_told(node, rank, _ALONG[node.op]))
         if node.op in _POOLS:
-            self._along.update((node.id, last - n) for n in range(int(node.op[-2])))
+            self._ordered.update((node.id, last - n) for n in range(int(node.op[-2])))
         if node.op == "embedding":
             self._units.add((node.id, last))
         if node.op in _CELLS:
             self._units.update([(read.id, last), (node.id, last)])
-            self._along.add((node.id, 1 if node.args.get("8") is True and rank > 2 else 0))
+            self._ordered.add((node.id, 1 if node.args.get("8") is True and rank > 2 else 0))
         if node.op in ("getitem", "index_select") and len(node.parents) > 1 and node.shape:
             index = graph[node.parents[1].id]
             by_value = index.dtype == torch.bool or any(one.op in _CHOICES for one in above(graph, index.id, MOVES))
@@ -140,7 +148,7 @@ class Dims:
             return
         self._units.update(summed, ((node.id, words.result.index(letter)) for letter in words.free(words.right)))
         if node.op in CONVOLUTIONS:
-            self._along.update((node.id, len(node.shape) - 1 - n) for n in range(len(graph[right].shape) - 2))
+            self._ordered.update((node.id, len(node.shape) - 1 - n) for n in range(len(graph[right].shape) - 2))
 
     def _reshaped(self, read: Node, node: Node, repeated: Container[int]) -> None:
         """Dimensions that stay are the same; several that are laid out as one are known by it."""
