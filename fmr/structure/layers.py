@@ -7,14 +7,15 @@ tells is not known: two halves of a layer with a memory each, written in one `fo
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import groupby, pairwise, product
 from typing import NamedTuple
 
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.nodes import Node
 from fmr.structure.logits import is_normed_on_its_way
-from fmr.structure.normal.match import above, below, depends_on
+from fmr.structure.normal.match import above, below, depends_on, projection
 from fmr.structure.normal.vocabulary import MOVES
 from fmr.structure.parts import Attention, Layer, Memory, Mixer
 from fmr.structure.streams.stream import Stream, Write
@@ -55,7 +56,8 @@ def find_layers(
     """The layers of all streams as they end: writes in groups, each with the parts that write in it; what parts write to a
     second stream, too, is no layer more."""
     lists = _Lists([*attention, *mlps, *mixers])
-    ends = [_ends(graph, block) for block in attention]
+    sums = {write.after for residual in residuals for write in residual.writes}
+    ends = [_ends(graph, block, sums) for block in attention]
     found, told = list[Layer](), set[Attention | Memory | Mixer]()
     for residual in sorted(residuals, key=lambda one: -len(one.writes)):
         steps = [
@@ -79,12 +81,18 @@ def find_layers(
     return sorted(found, key=lambda layer: graph.place(layer.resid_post))
 
 
-def _ends(graph: Graph, block: Attention) -> set[TensorId]:
-    """The values among which the writer of an attention is: what makes its output, or the second half of a projection."""
+def _ends(graph: Graph, block: Attention, sums: Container[TensorId]) -> set[TensorId]:
+    """The values among which the writer of an attention is: what makes its output, or the second half of a projection; where
+    none is known all that comes of z up to a projection, or to what is added to a stream."""
     out = (block.out or block.z).id
+    known = block.out is not None
     higher = above(graph, out, MOVES | {"add", "sum"})
-    lower = (node for node, _ in below(graph, graph[out], MOVES))
-    return {node.id for node in (*higher, *lower)}
+    lower = below(graph, graph[out], lambda one: one.op in MOVES if known else _goes_on(graph, one, sums))
+    return {node.id for node in higher} | {node.id for node, _ in lower}
+
+
+def _goes_on(graph: Graph, node: Node, sums: Container[TensorId]) -> bool:
+    return node.id not in sums and projection(graph, node) is None
 
 
 def _layer(graph: Graph, steps: list[_Step], post: TensorId) -> Layer:

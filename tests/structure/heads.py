@@ -276,6 +276,58 @@ class TalkingByConvolution(TalkingHeads):
         return self.out(joined(F.conv2d(attends(scores.softmax(-1)), self.after[:, :, None, None]) @ v))
 
 
+class GroupedBranches(Fused):
+    """Groups of queries look at all and at their neighbours; a gate weighs both, one value stacked on the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kv, self.gate = nn.Linear(WIDTH, 4 * SIZE), nn.Linear(WIDTH, 2 * HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = split(self.qkv(x)[..., :WIDTH]).unflatten(1, (2, 2))
+        k, v = (split(t, 2) for t in self.kv(x).chunk(2, -1))
+        scores = torch.einsum("bgmqd,bgkd->bgmqk", q, k)
+        near = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(2)
+        maps = [scores.softmax(-1), scores.masked_fill(near | near.mT, -1e9).softmax(-1)]
+        z = [torch.einsum("bgmqk,bgkd->bgmqd", p, v).flatten(1, 2) for p in maps]
+        for p in maps:
+            attends(p.flatten(1, 2), groups=2)
+        gate = torch.sigmoid(self.gate(x)).unflatten(-1, (HEADS, 2))
+        return self.out(joined(torch.einsum("bqhn,nbhqd->bhqd", gate, torch.stack(z))))
+
+
+class GroupedInBlocks(Fused):
+    """Keys that two heads share, in blocks that are laid beside the block before; heads lie with the examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kv = nn.Linear(WIDTH, 4 * SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        examples, length = x.shape[:2]
+        x = F.pad(x, (0, 0, 0, -length % 2))
+        k, v = (split(t, 2).repeat_interleave(2, 1) for t in self.kv(x).chunk(2, -1))
+        q, k, v = (t.reshape(examples * HEADS, -1, 2, SIZE) for t in (split(self.qkv(x)[..., :WIDTH]), k, v))
+        k, v = (torch.cat([F.pad(t, (0, 0, 0, 0, 1, -1), value=-1.0), t], 2) for t in (k, v))
+        p = torch.einsum("nbqd,nbkd->nbqk", q, k).softmax(-1)
+        attends(p.unflatten(0, (examples, HEADS)).transpose(1, 2).flatten(0, 1), groups=2)
+        z = torch.einsum("nbqk,nbkd->nbqd", p, v)
+        return self.out(joined(z.reshape(examples, HEADS, -1, SIZE))[:, :length])
+
+
+class Convolved(Fused):
+    """Queries, keys and values that a short convolution mixes and bends, before they are split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(3 * WIDTH, 3 * WIDTH, 3, padding=2, groups=3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = F.silu(self.mix(self.qkv(x).mT)[..., : x.shape[1]]).mT
+        q, k, v = map(split, made.chunk(3, -1))
+        return self.out(joined(attends((q @ k.mT).softmax(-1)) @ v))
+
+
 FOUND = (
     HeadMatrices,
     HeadWrites,
@@ -299,4 +351,7 @@ FOUND = (
     ChosenQueries,
     TalkingHeads,
     TalkingByConvolution,
+    GroupedBranches,
+    GroupedInBlocks,
+    Convolved,
 )

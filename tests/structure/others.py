@@ -157,6 +157,22 @@ class Pairs(nn.Module):
         return attends(scores.softmax(-1), "bqk", heads=1, size=HIDDEN, kind="additive") @ h
 
 
+class Bent(Pairs):
+    """A graph of heads: a vector of each, by which their bent sums are multiplied and added up, or which is repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.read = weight(HEADS, SIZE), weight(1, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x).unflatten(-1, (HEADS, SIZE))
+        scores = (F.leaky_relu(h[:, :, None] + h[:, None]) * self.reads).sum(-1)
+        z = torch.einsum("bqkh,bkhd->bqhd", attends(scores.softmax(2), "bqkh", kind="additive"), h).flatten(2)
+        pairs = torch.tanh(z.mean(1, keepdim=True) + h.flatten(2))
+        p = torch.bmm(self.read.repeat(len(x), 1, 1), pairs.mT).softmax(-1)
+        return attends(p, "bqk", heads=1, size=WIDTH, kind="additive") @ h.flatten(2)
+
+
 class Scan(nn.Module):
     """A selective state, step by step."""
 
@@ -251,6 +267,6 @@ class Notebook(nn.Module):
 
 
 STEPS = Decoder, Halves, Multiplicative, Concatenated
-GRAPHS = Neighbours, Pairs
+GRAPHS = Neighbours, Pairs, Bent
 NOT_FOUND = Pointer, TwoDirections, Scan, Classifier, Capsules, MeanWeighed, Forget
 """In which nothing is to be found."""

@@ -60,6 +60,13 @@ def off_by_one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends(e / (1 + e.sum(-1, keepdim=True))) @ v
 
 
+def off_by_one_bounded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    most = scores.amax(-1, keepdim=True).clamp(min=0.0)
+    e = torch.exp(scores - most)
+    return attends(e / (torch.exp(-most) + e.sum(-1, keepdim=True))) @ v
+
+
 def upcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = (q @ k.mT).to(torch.float64) + torch.where(causal(q @ k.mT), -1e9, 0.0)
     return attends(torch.softmax(scores, -1, dtype=torch.float64).type_as(q)) @ v
@@ -154,6 +161,17 @@ def cut_in_two(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attends((30 * torch.tanh(q @ k.mT / 30)).softmax(-1)) @ v
+
+
+def bent(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attends(F.leaky_relu(q @ k.mT).softmax(-1)) @ v
+
+
+def by_their_own_gate(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores that a product, number by number, weighs by what was made of them: it compares no queries with keys."""
+    scores = q @ k.mT
+    counted = torch.sigmoid(scores).flip(-1).cumsum(-1)
+    return attends((scores + 0.1 * torch.einsum("bhqk,bhqk->bhqk", scores, counted)).softmax(-1)) @ v
 
 
 def cosine(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -324,6 +342,7 @@ FOUND = (
     log_softmax,
     logsumexp,
     off_by_one,
+    off_by_one_bounded,
     upcast,
     masked_after,
     masked_by_hand,
@@ -341,6 +360,8 @@ FOUND = (
     two_kinds,
     cut_in_two,
     capped,
+    bent,
+    by_their_own_gate,
     of_places,
     cosine,
     distances,

@@ -293,15 +293,20 @@ def test_a_key_that_all_heads_share_is_that_of_each_head() -> None:
 
 
 class Choosing(nn.Module):
-    """Attention to the keys that are nearest to the mean query, chosen from many in half precision."""
+    """Attention to the keys that are nearest to the mean query, chosen from many in half precision; or to those of each
+    query whose scores are not below the third of its largest."""
 
-    def __init__(self) -> None:
+    def __init__(self, each: bool) -> None:
         super().__init__()
+        self.each = each
         self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (mat(x).unflatten(-1, (4, 4)).transpose(1, 2) for mat in (self.q, self.k, self.v))
         scores = q @ k.mT
+        if self.each:
+            pattern = scores.masked_fill(scores < scores.topk(3).values[..., -1:], -1e4)
+            return x + self.o((pattern.softmax(-1) @ v).transpose(1, 2).flatten(2))
         chosen = scores.mean(-2, keepdim=True).topk(3).indices
         pattern = scores.masked_fill(
             ~torch.zeros_like(scores).bool().scatter(-1, chosen.expand(-1, -1, q.shape[2], -1), True), -1e4
@@ -309,9 +314,10 @@ class Choosing(nn.Module):
         return x + self.o((pattern.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
-def test_what_rounding_made_the_model_choose_is_taken_as_it_was() -> None:
+@pytest.mark.parametrize("each", [False, True])
+def test_what_rounding_made_the_model_choose_is_taken_as_it_was(each: bool) -> None:
     torch.manual_seed(0)
-    (block,) = fmr.locate(fmr.run(Choosing().bfloat16(), torch.randn(2, 200, 16).bfloat16())).attention
+    (block,) = fmr.locate(fmr.run(Choosing(each).bfloat16(), torch.randn(2, 200, 16).bfloat16())).attention
     assert block.certified
 
 

@@ -22,6 +22,8 @@ class Layer(nn.Module):
         if self.how in ("turned", "turned across"):  # a matrix for each example
             turn = self.more(other.mean(1))
             q, seen = q @ (turn[:, :, None] * turn[:, None]), other if self.how == "turned across" else x
+        if self.how in ("bent", "bent across"):  # a small network makes the keys
+            seen = torch.relu(self.more(other if self.how == "bent across" else x))
         q, k, v = split(q), split(self.k(seen)), split(self.v(seen))
         z = (q @ k.mT).softmax(-1) @ v
         return x[:, : q.shape[2]] + self.out(joined(z))
@@ -39,7 +41,14 @@ class Layers(nn.Module):
         return x
 
 
-KINDS = {"segment": "self", "token": "cross", "turned": "self", "turned across": "cross"}
+KINDS = {
+    "segment": "self",
+    "token": "cross",
+    "turned": "self",
+    "turned across": "cross",
+    "bent": "self",
+    "bent across": "cross",
+}
 
 
 @pytest.mark.parametrize("how", KINDS)

@@ -349,3 +349,14 @@ def test_a_projection_of_heads_and_something_else_is_no_output_of_the_heads() ->
     _, found = located(lambda: Joined(False))
     assert found.attention[0].certified
     assert found.attention[0].out is not None
+
+
+def test_an_exponential_that_nothing_divides_is_named_where_a_softmax_would_be() -> None:
+    class Off(Along):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (split(one(x), self.number) for one in (self.q, self.k, self.v))
+            return self.out(joined(torch.exp(q @ k.mT) @ v))
+
+    _, found = located(lambda: Off(-1, 4, 4))
+    assert found.attention == ()
+    assert why(found) == "exp stands where a softmax would, at attention.0/exp#0, as in exp attention"

@@ -18,6 +18,7 @@ from fmr.structure.attention.heads import Heads
 from fmr.structure.attention.layouts import described, laid_out, mixing, over_others
 from fmr.structure.attention.scores import BEFORE
 from fmr.structure.attention.values import ValueProduct, handed_on, is_beside, output_of, value_product
+from fmr.structure.normal.einsum import of_projection
 from fmr.structure.normal.indices import iota, trace, varies
 from fmr.structure.normal.match import Projection, above, is_constant, projection, strip_views, weights
 from fmr.structure.normal.value import Value
@@ -37,7 +38,7 @@ def additive(graph: Graph, softmax: Value) -> Attention | str | None:
     for another."""
     higher = list(above(graph, softmax.operands[0], BEFORE | NONLINEAR))
     bent = any(node.op in NONLINEAR for node in higher)
-    scored = next((p for node in higher if (p := projection(graph, node)) is not None and node.shape[-1] == 1), None)
+    scored = next((found for node in higher if (found := _by_vector(graph, node)) is not None), None)
     pair = (_read_off(graph, softmax, scored, bent) if scored is not None else None) or _all_pairs(graph, softmax, higher)
     mixed = value_product(graph, softmax)
     if pair is None or mixed is None:
@@ -66,9 +67,27 @@ def _read_off(graph: Graph, softmax: Value, scored: Projection, bent: bool) -> _
         if first is not None and bent:
             beside = beside or _beside(graph, softmax, first)
         if node.op == "add" and bent and len(node.parents) == 2:
-            a, b = sorted((parent.id for parent in node.parents), key=lambda name: math.prod(graph[name].shape))
+            place = len(softmax.node.shape) + softmax.dim
+            sides = sorted(
+                (graph[one.id] for one in node.parents), key=lambda one: (math.prod(one.shape), one.shape[place:])
+            )
+            a, b = (one.id for one in sides)
             return None if weights(graph, a) or weights(graph, b) else _Pair(a, b, node.shape[-1])
     return beside
+
+
+def _by_vector(graph: Graph, node: Node) -> Projection | None:
+    """What a node reads off by a vector that is a weight: a projection to one unit, or a multiplication and its sum."""
+    found = projection(graph, node)
+    if found is not None:
+        words = of_projection(graph, found)
+        sizes = dict(zip(words.right, graph[found.weight].shape, strict=True))
+        return found if all(sizes[letter] == 1 for letter in words.free(words.right)) else None
+    factors = graph[node.parents[0].id] if node.op == "sum" else node
+    learned = [one.id for one in factors.parents if weights(graph, one.id)]
+    if factors.op != "mul" or factors is node or len(factors.parents) != 2 or len(learned) != 1:
+        return None
+    return Projection(node, next(one.id for one in factors.parents if one.id not in learned), learned[0])
 
 
 def _beside(graph: Graph, softmax: Value, found: Projection) -> _Pair | None:

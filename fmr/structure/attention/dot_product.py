@@ -10,6 +10,7 @@ from fmr.structure.attention.attention import Attention
 from fmr.structure.attention.heads import Queries, heads_in_rows, key_heads
 from fmr.structure.attention.kind import kind_of, units_beside
 from fmr.structure.attention.layouts import described, laid_out, layouts, over_others
+from fmr.structure.attention.maps import counts_heads
 from fmr.structure.attention.scores import BEFORE, Scores, find_scores, scores_go_on
 from fmr.structure.attention.values import (
     Parts,
@@ -121,7 +122,7 @@ def _attention(graph: Graph, softmax: Value, scores: Scores, parts: Parts, use: 
     named, more = layouts(graph, scores, use, heads), units_beside(graph, softmax.operands[0], scores.q, scores.k)
     if reason := over_others(named.scores[softmax.dim], is_beside(graph, use, softmax.dim)):
         return reason
-    axis = named.k.index("heads") if "heads" in named.k else None
+    axis = next((n for n, name in enumerate(named.k) if counts_heads(name)), None)
     return described(
         graph,
         softmax,
@@ -155,12 +156,14 @@ def acting(graph: Graph, way: Path) -> TensorId:
 def _repeated(graph: Graph, k: TensorId, axis: int | None) -> float:
     """How many query heads share one key head: how often what keys were moved from stands along the dimension that counts
     their heads, or in all of them where none does; windows, which overlap, do not count."""
-    source = graph[strip_views(graph, k, MOVES - _WINDOWS)]
+    moves = MOVES - _WINDOWS
+    sources = [node for node in above(graph, k, moves) if node.op not in moves and not is_constant(graph, node.id)]
+    source = sources[0] if len(sources) == 1 else graph[strip_views(graph, k, moves)]
     value = trace(graph, iota(*source.shape), (source, graph[k]))
     if value is None or not value.numel():
         return 1.0
-    line = value if axis is None else value.movedim(axis, 0).flatten(1)[:, 0]
-    return line.numel() / len(line.unique())
+    rows = value.flatten() if axis is None else value.movedim(axis, 0).flatten(1)
+    return len(rows) / len(rows.unique(dim=0))
 
 
 def undivided(graph: Graph) -> Iterator[Rejected]:

@@ -20,7 +20,7 @@ from fmr.structure.normal.dims import dims_of
 from fmr.structure.normal.einsum import of_projection, read_dims, summed_dim
 from fmr.structure.normal.indices import dim_map, iota, rows_of, trace, varies
 from fmr.structure.normal.match import above, contraction, projection, strip_views, weights
-from fmr.structure.normal.vocabulary import MASKING, MEANS, MOVES, NORMS, VIEWS
+from fmr.structure.normal.vocabulary import ELEMENTWISE, MEANS, MOVES, NORMS, VIEWS
 
 
 class Heads(NamedTuple):
@@ -96,8 +96,8 @@ def key_heads(graph: Graph, use: ValueProduct, heads: Heads, repeated: float) ->
     return max(1, round(math.prod(own) / repeated))
 
 
-_SPLITS = MOVES | MASKING | NORMS | MEANS | frozenset("neg rsqrt pow mean sum sigmoid".split())
-"""What may lie between a projection and the queries that it is split into: norms, gates and rotations too."""
+_SPLITS = MOVES | ELEMENTWISE | NORMS | MEANS | frozenset("mean sum".split())
+"""What may lie between a projection and the queries that it is split into: norms, gates, rotations and bends too."""
 
 
 class Queries:

@@ -72,6 +72,8 @@ def _roots(graph: Graph, name: TensorId) -> set[TensorId]:
     made = list(_made_of(graph, name))
     data = [data for one in made for data in (_projected(graph, one), *_factors(one)) if data is not None]
     ends = _linear(graph, form_of(graph)[name]).union(*(_linear(graph, one) for one in data))
+    bent = (form_of(graph)[end] for end in ends)  # by the one hidden layer of a network that projects
+    ends = ends.union(*(_linear(graph, one.inputs[0]) for one in bent if one.kind == "bend"))
     return ends | {value_number(graph, one.unmoved.id) for one in data}
 
 

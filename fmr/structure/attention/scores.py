@@ -15,9 +15,9 @@ from fmr.structure.normal.match import Path, contraction, is_constant, paths, pr
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.vocabulary import CONVOLUTIONS, LAID_OUT, MASKING, MOVES, NORMS
 
-BEFORE = MOVES | MASKING | NORMS | frozenset("neg pow square sqrt topk sort".split())
+BEFORE = MOVES | MASKING | NORMS | frozenset("neg pow square sqrt topk sort relu leaky_relu".split())
 """What may lie between the product of queries and keys and its softmax: scale, bias, mask, cap, sink, norm, choice of the
-best; of a distance its square."""
+best, a bend; of a distance its square."""
 
 
 class Scores(NamedTuple):
@@ -41,9 +41,9 @@ def find_scores(graph: Graph, softmax: Value) -> Iterator[Scores]:
     start = form_of(graph)[softmax.operands[0]]
     near = list(start.above(scores_go_on))
     far = start.above(lambda one: scores_go_on(one) or one.kind == "projection")
-    products = [one for one in near if one.kind == "product" and not _weighs(one)]
+    products = [one for one in near if one.kind == "product" and _compares(one)]
     learned = [one for one in near if _is_learned(one)]
-    mixed = [one for one in far if one.kind == "product" and one not in near and not _weighs(one)]
+    mixed = [one for one in far if one.kind == "product" and one not in near and _compares(one)]
     for one in (*sorted(products, key=lambda one: len(one.inputs) < 2), *learned, *mixed):
         scores = _scores(graph, one, graph[softmax.operands[0]])
         if scores is not None and (one.kind == "product" or _is_over_keys(graph, softmax, scores)):
@@ -63,7 +63,7 @@ def products_beside(graph: Graph, end: TensorId, q: TensorId, k: TensorId) -> It
     for one in form_of(graph)[end].above(lambda value: scores_go_on(value) and value.kind != "join"):
         names = {_laid(graph, name) for name in one.operands}
         data = len(names) == 2 and not any(is_constant(graph, name) for name in names)
-        if one.kind == "product" and data and not names & known:
+        if one.kind == "product" and _compares(one) and data and not names & known:
             yield one
 
 
@@ -72,9 +72,12 @@ def _laid(graph: Graph, name: TensorId) -> TensorId:
     return value_number(graph, strip_views(graph, name, LAID_OUT))
 
 
-def _weighs(product: Value) -> bool:
-    """Whether a product weighs by a softmax: what it makes are mixed values, and no scores."""
-    return any(one.unmoved.kind == "softmax" for one in product.inputs)
+def _compares(product: Value) -> bool:
+    """Whether a product may compare queries with keys: it does not weigh by a softmax, as what makes mixed values, and is
+    no multiplication number by number."""
+    words = product.subscripts
+    pairs = bool(words.contracted) or (words.free(words.left) and words.free(words.right))
+    return bool(pairs) and not any(one.unmoved.kind == "softmax" for one in product.inputs)
 
 
 def _is_learned(value: Value) -> bool:

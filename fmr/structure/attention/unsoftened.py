@@ -41,7 +41,7 @@ def _reason(value: Value, way: list[Value]) -> str:
     scores = next((one for one in way if one.kind == "product" and one is not value), None)
     if scores is None:
         return ""
-    bends = (one for one in way if one.kind == "bend" and one.op != "exp")
+    bends = (one for one in way if one.kind == "bend")
     bend = next((one for one in bends if any(higher.kind == "product" for higher in one.above(_goes_on))), None)
     if bend is not None:
         return f"{bend.op} stands where a softmax would, at {bend.id}, as in {bend.op} attention"

@@ -204,7 +204,7 @@ def statistic(graph: Graph, node: Node, read: tuple[Value, ...]) -> Value | None
     """What is told of many numbers: their mean, their largest, their sum."""
     if node.op in _TOLD and len(read) == 1 and prod(node.shape) <= prod(read[0].node.shape):
         return Value(node, "statistic", read, node.op, dim=dim_of(graph, node), folded=(node,))
-    told = next((one for one in read if one.kind == "statistic"), None)
+    told = max((one for one in read if one.kind == "statistic"), key=lambda one: one.op == "sum", default=None)
     if told is None or node.op not in _OF_STATISTICS or any(one.kind not in _BESIDE_STATISTICS for one in read):
         return None
     return _statistic(node, told) if prod(node.shape) <= prod(told.node.shape) else None

@@ -10,7 +10,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.match import between
-from fmr.structure.proof.evaluate import Doubles, Values, made_again
+from fmr.structure.proof.evaluate import Doubles, Values, is_choice, made_again
 
 
 class Again:
@@ -47,7 +47,7 @@ class Again:
         """What may change on the way to a value."""
         if target not in self._ways:
             nodes = between(self.graph, self._first, target, lambda node: node.id not in self._given)
-            self._ways[target] = [node for node in nodes if node.id not in self._given and node.dtype != torch.int64]
+            self._ways[target] = [node for node in nodes if node.id not in self._given and not is_choice(self.graph, node)]
         return self._ways[target]
 
     def _run(self, node: Node, new: dict[TensorId, Tensor]) -> Tensor:

@@ -55,13 +55,13 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     """The value of `target` when some of the values that it depends on are given anew.
 
     What does not depend on a given value is taken as it was recorded, and so are choices, which rounding may tip: places
-    of the largest, of what is sorted. Everything is computed in float64 but what projections make, which is computed in the
+    of the largest, of what is sorted, and which of two values in half precision is larger. Everything is computed in float64 but what projections make, which is computed in the
     precision of their weights, float32 at least: so that no weight is copied.
     """
     first, read = min(given, key=graph.place), value if isinstance(value, Doubles) else Doubles(value)
     known = {name: double(tensor) for name, tensor in given.items()}
     for node in between(graph, first, target, lambda node: node.id not in given):
-        if node.id not in known and node.dtype != torch.int64 and any(parent in known for parent in node.parents):
+        if node.id not in known and not is_choice(graph, node) and any(parent in known for parent in node.parents):
             found = projection(graph, node)
             if found is not None and found.weight not in known and node.dtype.is_floating_point:
                 known[node.id] = _projected(node, found, known, read)
@@ -71,6 +71,13 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     if target not in known:
         raise StructureError(f"{target} does not depend on any of {', '.join(given)}.")
     return known[target]
+
+
+def is_choice(graph: Graph, node: Node) -> bool:
+    """Whether a value says where another one is, or which of two that are rounded coarsely is larger."""
+    halves = (torch.float16, torch.bfloat16)
+    compared = len(node.parents) > 1 and all(graph[name].dtype in halves for name in node.parents)
+    return node.dtype == torch.int64 or (node.dtype == torch.bool and compared)
 
 
 def evaluate_each(
