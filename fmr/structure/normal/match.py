@@ -9,7 +9,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nests import exact
 from fmr.nodes import Node
-from fmr.structure.normal.vocabulary import CONVOLUTIONS, ELEMENTWISE, MOVES, REPEATS, SAME, STATISTICS, VIEWS
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, ELEMENTWISE, EMPTY, MOVES, REPEATS, SAME, STATISTICS, VIEWS
 from fmr.structure.normal.walks import cached_per_graph, walk
 
 _OF_WEIGHTS = MOVES | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_norm normalize sum softmax".split())
@@ -178,7 +178,7 @@ def _sources(graph: Graph) -> dict[str, frozenset[TensorId]]:
     found: dict[str, frozenset[TensorId]] = {}
     for node in graph.nodes:
         own = {frozenset([node.id])} if node.op in ("input", "opaque") else set()
-        given = own | {found[parent] for parent in node.parents if parent in found}
+        given = own | {found[parent] for parent in node.parents if parent in found and node.op not in EMPTY}
         if given:
             found[node.id] = next(iter(given)) if len(given) == 1 else frozenset().union(*given)
     return found

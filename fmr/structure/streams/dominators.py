@@ -33,7 +33,7 @@ class Flow:
         self.higher: dict[TensorId, TensorId | None] = {}
         self._depth: dict[TensorId | None, int] = {None: 0}
         for node in graph.nodes:
-            parents = [name for name in reads(graph, node) if name in self.higher]
+            parents = [name for name in reads(graph, node) if name in self.higher and not is_constant(graph, node.id)]
             if not conditions:
                 parents = [name for name in parents if not _conditions(graph, name, node)] or parents
             begins = node.op in ("input", "opaque", "embedding") and not is_constant(graph, node.id)

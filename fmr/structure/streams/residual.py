@@ -12,7 +12,7 @@ from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import reads
 from fmr.structure.normal.match import above, contraction, data_inputs, depends_on, is_constant, projection, value_number
-from fmr.structure.normal.vocabulary import EMPTY, NONLINEAR, NORMS
+from fmr.structure.normal.vocabulary import NONLINEAR, NORMS
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (
@@ -65,8 +65,7 @@ def find_streams(graph: Graph) -> Iterator[Stream]:
 def _is_state(graph: Graph, chain: list[Write]) -> bool:
     """Whether a chain is the state of a loop, and no stream: it begins with constants, and each write is made of another
     part of one value, as of one position."""
-    start = base(graph, chain[0].origin)
-    if len(chain) < 2 or not (is_constant(graph, start) or graph[start].op in EMPTY):
+    if len(chain) < 2 or not is_constant(graph, base(graph, chain[0].origin)):
         return False
     read = [_cut(graph, write) for write in chain]
     return any(len({one[name] for one in read}) == len(chain) for name in set(read[0]).intersection(*read[1:]))
