@@ -115,9 +115,10 @@ def _why_not_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> 
     """Why these are not the first projections of one memory; empty where something bends, and of two one gates the other."""
     made = [up.projection.node.id for up in ups]
     every = (one.node for one in (down, *(up.projection for up in ups)))
-    windowed = next((node.id for node in every if len(window(graph, node)) > 1), None)
+    windowed = next((node for node in every if window(graph, node)), None)
     if windowed is not None:
-        return f"{'it' if windowed == down.node.id else windowed} is a filter over an image, and no vector for each unit"
+        what = f"{'it' if windowed is down.node else windowed.id} is a filter over"
+        return f"{what} {'an image' if len(windowed.shape) > 3 else 'positions'}, and no vector for each unit"
     if all(up.bent == STRAIGHT for up in ups):
         way = list(form_of(graph)[down.data].above(lambda one: one.kind != "projection"))
         other, normed = next((one for one in way if one.kind == "op"), None), any(one.kind == "norm" for one in way)

@@ -13,6 +13,7 @@ from tests.structure.kinds.truth import (
     adds,
     attends,
     carries,
+    ends,
     linear,
     never,
     refused,
