@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import NamedTuple
 
+import torch
+
 from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
@@ -160,6 +162,18 @@ def unbroadcast(graph: Graph, weight: TensorId) -> TensorId:
     higher = graph[node.parents[0].id]
     sizes = zip(higher.shape[::-1], node.shape[::-1], strict=False)
     return squeezed(graph, higher.id) if all(before in (1, between) for before, between in sizes) else weight
+
+
+def looked_up(graph: Graph, node: Node) -> tuple[TensorId, TensorId] | None:
+    """The table and the indices of a look-up of its rows: an embedding, a table that is indexed; None for another op."""
+    if node.op == "embedding":
+        table, index = node.parent("weight", 1), node.parent("input", 0)
+        return (table.id, index.id) if table is not None and index is not None else None
+    if node.op not in ("getitem", "index_select") or len(node.parents) != 2:
+        return None
+    rows, one = (graph[parent.id] for parent in node.parents)
+    whole = len(rows.shape) == 2 and node.shape[-1:] == rows.shape[1:] and not is_constant(graph, one.id)
+    return (rows.id, one.id) if whole and weights(graph, rows.id) and one.dtype in (torch.int64, torch.int32) else None
 
 
 def is_constant(graph: Graph, name: TensorId) -> bool:
