@@ -58,16 +58,17 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     value = (gated or gate).projection
     post = strip_views(graph, down.data, frozenset({"view", "reshape"}))
     axis = summed_dim(graph, down)
+    up, whole = settled(graph, value.node).id, math.prod(graph[gate.pre].shape) >= math.prod(graph[post].shape)
     return Memory(
         graph=graph,
-        pre=Site(gate.pre),
+        pre=Site(gate.pre if whole else up),  # each unit may be bent in several ways, side by side
         post=Site(post),
         out=Site(settled(graph, down.node).id),
         w_in=held(graph, value.weight),
         w_gate=held(graph, gate.projection.weight) if gated is not None else None,
         w_out=held(graph, down.weight),
         source=strip_views(graph, value.data),
-        up=settled(graph, value.node).id,
+        up=up,
         down=down.node.id,
         keys=matrices(graph, value.weight),
         values=matrices(graph, down.weight),
