@@ -16,10 +16,10 @@ from fmr.structure.streams.stream import Stream
 _OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
 """What rows of a table become before a stream begins."""
 
-_SCALED = frozenset("move join norm affine".split())
+_SCALED = frozenset("move join norm affine bend".split())
 """What may lie between the end of a stream and its projection to logits."""
 
-_BENT = _SCALED | frozenset("bend gate sum".split())
+_BENT = _SCALED | frozenset("gate sum".split())
 """The same between a projection and another one."""
 
 
