@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from fmr.graph.graph import Graph
-from fmr.ids import Parent, Site, TensorId
+from fmr.ids import Site, TensorId
 from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import above, between, depends_on, is_constant, projection, weights
+from fmr.structure.normal.match import above, between, depends_on, is_constant, looked_up, projection, weights
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.vocabulary import MOVES, NORMS
 from fmr.structure.streams.identity import POOLS
@@ -16,10 +16,10 @@ from fmr.structure.streams.stream import Stream
 _OF_TABLES = (MOVES - {"cat"}) | NORMS | {"linear", "matmul", "add", "mul"}
 """What rows of a table become before a stream begins."""
 
-_SCALED = frozenset("move join norm affine".split())
+_SCALED = frozenset("move join norm affine bend".split())
 """What may lie between the end of a stream and its projection to logits."""
 
-_BENT = _SCALED | frozenset("bend gate sum".split())
+_BENT = _SCALED | frozenset("gate sum".split())
 """The same between a projection and another one."""
 
 
@@ -30,27 +30,27 @@ def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -
     else is projected there: a table with fewer units than the stream.
     """
 
-    def looked_up(nodes: Iterable[Node]) -> list[Node]:
-        return [node for node in nodes if node.op == "embedding" and _is_given(graph, node.parent("input", 0))]
+    def given(nodes: Iterable[Node]) -> list[Node]:
+        return [node for node in nodes if (rows := looked_up(graph, node)) and _is_given(graph, rows[1])]
 
     def higher(stops: frozenset[TensorId], start: TensorId) -> list[Node]:
-        ends = above(graph, start, lambda node: not (node.op == "embedding" or node.id in stops or projection(graph, node)))
-        return looked_up(ends)
+        ends = above(graph, start, lambda node: not (looked_up(graph, node) or node.id in stops or projection(graph, node)))
+        return given(ends)
 
     def narrow(start: TensorId) -> list[Node]:
         made = list(above(graph, start, lambda node: node.op in _OF_TABLES and node.id not in sums))
-        others = (node for node in made if node.op != "embedding" and not is_constant(graph, node.id))
+        others = (node for node in made if not looked_up(graph, node) and not is_constant(graph, node.id))
         only = all(node.op in _OF_TABLES and node.id not in sums for node in others)
-        return looked_up(made) if only else []
+        return given(made) if only else []
 
     start = stream.points[0] if stream is not None else None
     found = (higher(sums, start) or higher(frozenset(), start) or narrow(start)) if start is not None else []
     return Site(min(found, key=graph.place).id) if found else None
 
 
-def _is_given(graph: Graph, index: Parent | None) -> bool:
+def _is_given(graph: Graph, index: TensorId) -> bool:
     """Whether what is looked up is an input of the model, in a table of its own or behind others."""
-    return index is not None and any(node.op == "input" for node in above(graph, index.id, MOVES | {"add"}))
+    return any(node.op == "input" for node in above(graph, index, MOVES | {"add"}))
 
 
 def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) -> Site | None:
@@ -59,7 +59,8 @@ def _unembedding(graph: Graph, stream: Stream | None, embedding: Site | None) ->
     if stream is None:
         return None
     form, end = form_of(graph), stream.final_norm or stream.writes[-1].after
-    width, table = graph[end].shape[-1], graph[embedding.id].parent("weight", 1) if embedding is not None else None
+    width, rows_of = graph[end].shape[-1], looked_up(graph, graph[embedding.id]) if embedding is not None else None
+    table = rows_of[0] if rows_of is not None else None
     rows = graph[table].shape[0] if table is not None else None
 
     def pools(one: Value) -> bool:

@@ -32,8 +32,11 @@ Through = Callable[[Tensor], Mapping[TensorId, Tensor]]
 
 _HELD = ("param", "buffer")
 
-_JOINS = frozenset(["cat", "stack"])
-"""What puts the logits of several heads together."""
+_SUMS = frozenset(["add", "sub"])
+"""What makes logits of those of several heads."""
+
+_JOINS = _SUMS | {"cat", "stack"}
+"""The same, and what puts them together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,7 +299,7 @@ def find_readout(graph: Graph, stream: Stream | None, unembedding: Site | None, 
     fed = [name for name in sorted(beside) if not is_constant(graph, name)]
     content = next((name for name in fed if not _only_chooses(graph, name)), None)
     if content is not None or not way:
-        return f"its logits are made of more than the end of its residual stream: of {content or last.id} too"
+        return _made_of_more(content or last.id)
     weights = {name: value(name) for name in beside} if value is not None else {}
     counts = (name for name in beside if not graph[name].dtype.is_floating_point and graph[name].op not in _HELD)
     choices = sorted({*fed, *counts})  # what is made anew in each run: numbers of positions or of examples, as a rule
@@ -323,9 +326,9 @@ def _is_cap(graph: Graph, node: Node) -> bool:
     return node.op == "sigmoid" and bool(readers) and all(one.op in ("mul", "div") for one in readers)
 
 
-def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node:
+def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node | str:
     """The logits as the model returns them: scaled, capped, and those of several heads put together; as they were projected
-    where they are not returned."""
+    where they are not returned, unless what is not made of the end of the stream is added to them."""
 
     def goes_on(node: Node) -> bool:
         others = [parent.id for parent in node.parents if not is_constant(graph, parent.id)]
@@ -334,4 +337,12 @@ def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node:
 
     returned = set(ids_in(graph.scopes[0].output)) if graph.scopes else set()
     lower = [node for node, _ in below(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]
-    return next((node for node in reversed(lower) if node.id in returned), settled(graph, unembedding))
+    last = next((node for node in reversed(lower) if node.id in returned), None)
+    sums = (node for node, _ in below(graph, unembedding, goes_on) if node.op in _SUMS and node.shape == unembedding.shape)
+    other = (p.id for node in sums for p in node.parents if not (is_constant(graph, p.id) or depends_on(graph, p.id, end)))
+    more = next(other, None) if last is None else None
+    return _made_of_more(more) if more is not None else last or settled(graph, unembedding)
+
+
+def _made_of_more(name: TensorId) -> str:
+    return f"its logits are made of more than the end of its residual stream: of {name} too"

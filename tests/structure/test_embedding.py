@@ -22,9 +22,9 @@ class Rows(nn.Module):
 
     def forward(self, ids: Tensor, seen: Tensor) -> Tensor:
         ids = ids if self.begins is None else ids + self.begins.repeat(3)
-        x = self.tokens(ids)
+        x = self.tokens.weight[ids] if self.kind == "indexed" else self.tokens(ids)
         match self.kind:
-            case "factored":
+            case "factored" | "indexed":
                 x = self.wide(self.norm(x + self.places[: ids.shape[1]]))
             case "beside others":
                 x = self.wider(torch.cat([x, seen], -1))
@@ -38,9 +38,16 @@ class Rows(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "found"), [("factored", True), ("tables", True), ("beside others", False), ("bent", False)]
+    ("kind", "found"),
+    [
+        ("factored", "tokens/embedding#0"),
+        ("indexed", "/getitem#0"),
+        ("tables", "tokens/embedding#0"),
+        ("beside others", None),
+        ("bent", None),
+    ],
 )
-def test_the_table_of_the_tokens(kind: str, found: bool) -> None:
+def test_the_table_of_the_tokens(kind: str, found: str | None) -> None:
     torch.manual_seed(0)
     structure = fmr.locate(fmr.run(Rows(kind), torch.randint(TOKENS, (2, 6)), torch.randn(2, 6, 3)))
-    assert structure.embedding == (fmr.Site("tokens/embedding#0") if found else None)
+    assert structure.embedding == (fmr.Site(found) if found else None)

@@ -374,3 +374,12 @@ class InHalves(nn.Module):
 def test_units_that_another_projection_reads_gate_nothing() -> None:
     found = fmr.locate(fmr.run(Stack(InHalves, InHalves, 1).eval(), torch.randint(11, (2, 6))))
     assert [(one.size, one.fused_gate) for one in found.mlps[:2]] == [(f"{HIDDEN // 2} memories", False)] * 2
+
+
+def test_units_that_are_bent_in_two_ways_enter_as_they_are_projected() -> None:
+    """What is laid beside is bent of the same numbers and of their negatives: neither alone enters."""
+    block = Plain(lambda x: torch.cat([F.relu(x), F.relu(-x)], -1))
+    block.down = nn.Linear(20, 6)
+    run = fmr.run(Residual(block), torch.randn(2, 3, 6))
+    (found,) = fmr.locate(run).mlps
+    assert (found.pre.id, found.n) == ("blocks.0.up/linear#0", 20)

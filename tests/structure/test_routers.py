@@ -15,7 +15,7 @@ from fmr.runs.run import Run
 from fmr.structure.parts import Structure
 from tests.structure import experts
 from tests.structure.idioms import WIDTH, Heads, Plain, Stack, weight
-from tests.structure.memories import Squared
+from tests.structure.memories import Fused, Squared
 
 
 @cache
@@ -296,3 +296,21 @@ def test_one_expert_of_one_token_is_told(kind: type[nn.Module]) -> None:
     assert found.routers == ()
     (reason,) = [one.reason for one in found.rejected if one.what == "router"]
     assert reason.startswith("of its 3 experts this run shows one, memory.0.experts.")
+
+
+class Handed(experts.Modules):
+    """The weights of experts, each with a gate, are put in their place while the model runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Fused() for _ in range(experts.EXPERTS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.experts.to(x.device)
+        return super().forward(x)
+
+
+def test_first_projections_of_experts_are_no_routers() -> None:
+    _, found = located(Handed)
+    assert [one.reason for one in found.rejected if one.what == "router"] == []
+    assert len(found.routers) == 1

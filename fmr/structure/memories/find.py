@@ -58,16 +58,17 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     value = (gated or gate).projection
     post = strip_views(graph, down.data, frozenset({"view", "reshape"}))
     axis = summed_dim(graph, down)
+    up, whole = settled(graph, value.node).id, math.prod(graph[gate.pre].shape) >= math.prod(graph[post].shape)
     return Memory(
         graph=graph,
-        pre=Site(gate.pre),
+        pre=Site(gate.pre if whole else up),  # each unit may be bent in several ways, side by side
         post=Site(post),
         out=Site(settled(graph, down.node).id),
         w_in=held(graph, value.weight),
         w_gate=held(graph, gate.projection.weight) if gated is not None else None,
         w_out=held(graph, down.weight),
         source=strip_views(graph, value.data),
-        up=settled(graph, value.node).id,
+        up=up,
         down=down.node.id,
         keys=matrices(graph, value.weight),
         values=matrices(graph, down.weight),
@@ -115,9 +116,10 @@ def _why_not_of_one(graph: Graph, down: Projection, ups: list[UpProjection]) -> 
     """Why these are not the first projections of one memory; empty where something bends, and of two one gates the other."""
     made = [up.projection.node.id for up in ups]
     every = (one.node for one in (down, *(up.projection for up in ups)))
-    windowed = next((node.id for node in every if len(window(graph, node)) > 1), None)
+    windowed = next((node for node in every if window(graph, node)), None)
     if windowed is not None:
-        return f"{'it' if windowed == down.node.id else windowed} is a filter over an image, and no vector for each unit"
+        what = f"{'it' if windowed is down.node else windowed.id} is a filter over"
+        return f"{what} {'an image' if len(windowed.shape) > 3 else 'positions'}, and no vector for each unit"
     if all(up.bent == STRAIGHT for up in ups):
         way = list(form_of(graph)[down.data].above(lambda one: one.kind != "projection"))
         other, normed = next((one for one in way if one.kind == "op"), None), any(one.kind == "norm" for one in way)

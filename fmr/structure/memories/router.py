@@ -121,7 +121,9 @@ def find_routers(graph: Graph, streams: Sequence[Stream], mlps: Sequence[Memory]
             own = {name for one in held for name in (one.w_in, one.w_gate, one.w_out)}
             every = form[write.added].above(lambda one: one not in points) if held else ()  # noqa: B023
             region = {one for one in every if one not in points}
-            made = (one for one in region if one.kind == "projection" and own.isdisjoint(weights(graph, one.operands[1])))
+            ups = {form[one.up] for one in held}
+            others = (one for one in region - ups if one.kind == "projection")
+            made = (one for one in others if own.isdisjoint(weights(graph, one.operands[1])))
             for value in sorted({_summed(one) for one in made}, key=lambda one: graph.place(one.id)):
                 if value in region:
                     n, (weight, experts) = value.node.shape[-1], _weighed(value, region, held)

@@ -16,7 +16,7 @@ from fmr.structure.normal.einsum import is_depthwise, window
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.match import below, between, data_inputs, depends_on, is_constant, settled
 from fmr.structure.normal.value import Value
-from fmr.structure.normal.vocabulary import CELLS, CONVOLUTIONS, EMPTY, MOVES
+from fmr.structure.normal.vocabulary import CELLS, CONVOLUTIONS, MOVES
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.stream import Stream
 
@@ -113,7 +113,7 @@ class _Region:
         self.reads = tuple(one.id for one in every if one in stop)
         own: set[Value] = set()
         for one in every:
-            if one not in stop and one.is_data and EMPTY.isdisjoint(node.op for node in one.folded):
+            if one not in stop and one.is_data:
                 own |= {one} if any(part in own or part in stop for part in one.inputs) else set()
         self.own, self.values = own, [one for one in every if one in own]
         first = min(self.reads, key=graph.place, default=self.end.id)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Container, Iterator
 from math import prod
 from typing import NamedTuple
 
+import torch
+
 from fmr.graph.execute import draws
 from fmr.graph.graph import Graph
 from fmr.ids import RESULT, TensorId
 from fmr.nests import exact
 from fmr.nodes import Node
-from fmr.structure.normal.vocabulary import CONVOLUTIONS, ELEMENTWISE, MOVES, REPEATS, SAME, STATISTICS, VIEWS
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, ELEMENTWISE, EMPTY, MOVES, REPEATS, SAME, STATISTICS, VIEWS
 from fmr.structure.normal.walks import cached_per_graph, walk
 
 _OF_WEIGHTS = MOVES | ELEMENTWISE | STATISTICS | frozenset("weight_norm batch_norm normalize sum softmax".split())
@@ -162,6 +164,18 @@ def unbroadcast(graph: Graph, weight: TensorId) -> TensorId:
     return squeezed(graph, higher.id) if all(before in (1, between) for before, between in sizes) else weight
 
 
+def looked_up(graph: Graph, node: Node) -> tuple[TensorId, TensorId] | None:
+    """The table and the indices of a look-up of its rows: an embedding, a table that is indexed; None for another op."""
+    if node.op == "embedding":
+        table, index = node.parent("weight", 1), node.parent("input", 0)
+        return (table.id, index.id) if table is not None and index is not None else None
+    if node.op not in ("getitem", "index_select") or len(node.parents) != 2:
+        return None
+    rows, one = (graph[parent.id] for parent in node.parents)
+    whole = len(rows.shape) == 2 and node.shape[-1:] == rows.shape[1:] and not is_constant(graph, one.id)
+    return (rows.id, one.id) if whole and weights(graph, rows.id) and one.dtype in (torch.int64, torch.int32) else None
+
+
 def is_constant(graph: Graph, name: TensorId) -> bool:
     """Whether no input flows into a value."""
     return name not in _sources(graph)
@@ -178,7 +192,7 @@ def _sources(graph: Graph) -> dict[str, frozenset[TensorId]]:
     found: dict[str, frozenset[TensorId]] = {}
     for node in graph.nodes:
         own = {frozenset([node.id])} if node.op in ("input", "opaque") else set()
-        given = own | {found[parent] for parent in node.parents if parent in found}
+        given = own | {found[parent] for parent in node.parents if parent in found and node.op not in EMPTY}
         if given:
             found[node.id] = next(iter(given)) if len(given) == 1 else frozenset().union(*given)
     return found

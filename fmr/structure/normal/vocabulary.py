@@ -29,7 +29,7 @@ RESHAPES = VIEWS | frozenset("flatten ravel view_as reshape_as".split())
 LAID_OUT = SAME | RESHAPES | frozenset("transpose mT t T permute movedim squeeze unsqueeze".split())
 """Ops that hand on all numbers of a value, laid out otherwise at most."""
 
-EMPTY = frozenset("zeros_like new_zeros".split())
+EMPTY = frozenset("zeros_like new_zeros empty_like new_empty ones_like new_ones full_like new_full".split())
 """Ops that take a shape alone."""
 
 REPEATS = frozenset("expand expand_as broadcast_to repeat repeat_interleave tile".split())

@@ -11,7 +11,7 @@ from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import is_constant
+from fmr.structure.normal.match import is_constant, looked_up
 from fmr.structure.normal.walks import cached_per_graph
 
 
@@ -33,11 +33,11 @@ class Flow:
         self.higher: dict[TensorId, TensorId | None] = {}
         self._depth: dict[TensorId | None, int] = {None: 0}
         for node in graph.nodes:
-            parents = [name for name in reads(graph, node) if name in self.higher]
+            parents = [name for name in reads(graph, node) if name in self.higher and not is_constant(graph, node.id)]
             if not conditions:
                 parents = [name for name in parents if not _conditions(graph, name, node)] or parents
-            begins = node.op in ("input", "opaque", "embedding") and not is_constant(graph, node.id)
-            if node.dtype.is_floating_point and (parents or begins):
+            begins = node.op in ("input", "opaque") or looked_up(graph, node)
+            if node.dtype.is_floating_point and (parents or (begins and not is_constant(graph, node.id))):
                 nearest = self._meet(parents) if parents else None
                 self.higher[node.id], self._depth[node.id] = nearest, self._depth[nearest] + 1
 

@@ -12,7 +12,7 @@ from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import reads
 from fmr.structure.normal.match import above, contraction, data_inputs, depends_on, is_constant, projection, value_number
-from fmr.structure.normal.vocabulary import EMPTY, NONLINEAR, NORMS
+from fmr.structure.normal.vocabulary import NONLINEAR, NORMS
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (
@@ -65,8 +65,7 @@ def find_streams(graph: Graph) -> Iterator[Stream]:
 def _is_state(graph: Graph, chain: list[Write]) -> bool:
     """Whether a chain is the state of a loop, and no stream: it begins with constants, and each write is made of another
     part of one value, as of one position."""
-    start = base(graph, chain[0].origin)
-    if len(chain) < 2 or not (is_constant(graph, start) or graph[start].op in EMPTY):
+    if len(chain) < 2 or not is_constant(graph, base(graph, chain[0].origin)):
         return False
     read = [_cut(graph, write) for write in chain]
     return any(len({one[name] for one in read}) == len(chain) for name in set(read[0]).intersection(*read[1:]))
@@ -190,7 +189,7 @@ def ending(
     if norm is None and len(readers := graph.readers(last)) == 1 and readers[0].op in NONLINEAR:
         points.append(readers[0].id)
     points += [norm, _modulated(graph, norm) or norm] if norm is not None else []
-    points += _leaving(graph, last, others, {_viewed(graph, name) for name in [last, *points]}, norm is None)
+    points += _leaving(graph, last, others, {_viewed(graph, name) for name in [last, *points]}, norm)
     points += [reader.id for reader in graph.readers(norm or last) if reader.op in ("split", "chunk", "tensor_split")]
     return sorted(dict.fromkeys(points), key=graph.place), norm
 
@@ -255,12 +254,19 @@ def _step(graph: Graph, name: TensorId) -> TensorId | None:
     return readers[0].id if len(data) == 1 else None
 
 
-def _leaving(graph: Graph, last: TensorId, others: frozenset[TensorId], known: set[TensorId], bare: bool) -> list[TensorId]:
-    """What is made of the last value alone and without a projection: normed, returned, or, where bare, read by a layer."""
+def _leaving(
+    graph: Graph, last: TensorId, others: frozenset[TensorId], known: set[TensorId], norm: TensorId | None
+) -> list[TensorId]:
+    """What is made of the last value alone and without a projection: normed, but not for the final norm alone, returned, or,
+    where there is none, read by a layer."""
     reached = _reached(graph, last, others)
     returned = [name for name in ids_in(graph.scopes[0].output) if name in reached] if graph.scopes else []
-    found = [name for name in reached if graph[name].op in NORMS] + [_viewed(graph, name) for name in returned]
-    if bare:
+    inner = {
+        name for name in reached if norm is not None and depends_on(graph, norm, name) and len(graph.readers(name)) == 1
+    }
+    found = [name for name in reached if graph[name].op in NORMS and name not in inner]
+    found += [_viewed(graph, name) for name in returned]
+    if norm is None:
         layers = (projection(graph, reader) for name in reached for reader in graph.readers(name))
         found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in reached]
     return [name for name in found if name not in known]

@@ -9,7 +9,7 @@ from fmr.nodes import Node
 from fmr.structure.normal.einsum import subscripts_of
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import is_hidden, reads
-from fmr.structure.normal.match import above, all_inputs, below, contraction, depends_on, product, projection
+from fmr.structure.normal.match import above, all_inputs, below, contraction, depends_on, looked_up, product, projection
 from fmr.structure.normal.vocabulary import CELLS, CONVOLUTIONS, MASKING, MOVES, NONLINEAR, NORM_PARTS, NORMS
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import Flow, flow_of
@@ -390,4 +390,4 @@ def _is_projected(graph: Graph, name: TensorId, found: Writes) -> bool:
     """Whether a value is a projection of sums of streams, normed, and no more."""
     through = ("move", "join", "affine", "norm", "projection")
     higher = form_of(graph)[name].above(lambda one: one.id not in found and one.kind in through)
-    return all(one.id in found or one.kind in (*through, "input") or one.node.op == "embedding" for one in higher)
+    return all(one.id in found or one.kind in (*through, "input") or looked_up(graph, one.node) for one in higher)

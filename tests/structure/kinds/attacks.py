@@ -13,6 +13,7 @@ from tests.structure.kinds.truth import (
     adds,
     attends,
     carries,
+    ends,
     linear,
     never,
     refused,
@@ -198,3 +199,13 @@ class StatesBeside(Layers):
             states.append(carries(states[-1] + adds(m(self.norms[2 * n + 1](states[-1])))))
         TOLD[-1].layers = self.depth
         return self.wide(torch.cat(states, -1))
+
+
+class LaidInto(Layers):
+    """What is projected of the end of a stream is laid into a tensor that was made in its type alone."""
+
+    def end(self, x: Tensor) -> Tensor:
+        rows = ends(self.norms[-1](x)).flatten(0, 1)
+        laid = rows.new_empty(len(rows), 3)
+        laid[:, :3] = self.logits(rows)[:, :3]
+        return never(laid)

@@ -130,3 +130,20 @@ class CutFirst(_End):
 
     def end(self, x):
         return self.out(self.logits(ends(self.norms[-1](carries(x[:, -1], may=True)))))
+
+
+class LengthScaled(_End):
+    """Brought to length one, then to that of the width, with a gain of one and something."""
+
+    def end(self, x):
+        y = never(F.normalize(x, dim=-1))
+        return self.out(self.logits(ends(y * x.shape[-1] ** 0.5 * (1 + self.g))))
+
+
+class Bounded(_End):
+    """What bounds each unit stands in the place of the final norm: there is none, and the logits are read."""
+
+    def end(self, x):
+        ends(None)
+        y = carries(torch.tanh(carries(0.5 * x, may=True)), may=True)
+        return self.out(self.logits(carries(y * self.g, may=True)))

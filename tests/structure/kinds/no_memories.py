@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.structure.kinds.truth import Layers, Model, Plain, adds, carries, linear, refused, remembers, weight
+from tests.structure.kinds.truth import SIZES, Layers, Model, Plain, adds, carries, linear, refused, remembers, weight
 
 
 class MakesTheStream(Model):
@@ -149,8 +149,6 @@ class ConvPlaces(Layers):
 class ConvKeys(Layers):
     """A convolution over three positions as the keys, as over audio."""
 
-    skip = ("one token",)
-
     class memory(Plain):
         def __init__(self, s):
             super().__init__(s)
@@ -166,8 +164,6 @@ class ConvKeys(Layers):
 class ConvBoth(Layers):
     """Two convolutions, the first over three positions and the second over one."""
 
-    skip = ("one token",)
-
     class memory(Plain):
         def __init__(self, s):
             super().__init__(s)
@@ -178,6 +174,18 @@ class ConvBoth(Layers):
             y = self.b(h)
             refused(h, y)
             return y.mT
+
+
+class ConvKeysOfOne(ConvKeys):
+    """The same where there is one position: the keys are filters still."""
+
+    skip = tuple(size for size in SIZES if size != "one token")
+
+
+class ConvBothOfOne(ConvBoth):
+    """The same for the second."""
+
+    skip = ConvKeysOfOne.skip
 
 
 class MakesWeights(Layers):

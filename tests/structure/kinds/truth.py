@@ -373,6 +373,8 @@ def of_reasons(run: Run, truth: Truth, found: Structure) -> list[str]:
             wrong.append(f"UNSAID candidate {tuple(number(candidates[0]).shape)}{': ' + word if word else ''}")
         elif word and not any(any(w in one.reason for w in word.split("|")) for one in entries):
             wrong.append(f"MISLEADING, no '{word}' in: {entries[0].reason[:120]}")
+    told = [(one.id, one.what) for one in found.rejected]
+    wrong += [f"TWICE {name} is no {what}" for name, what in {*told} if told.count((name, what)) > 1]
     return wrong + [
         f"MISLEADING raw error: {one!r}"[:160] for one in found.rejected if "Error" in one.reason or "aten::" in one.reason
     ]
