@@ -164,15 +164,6 @@ def in_order(value: Tensor, site: Site, heads: Heads, shared: bool = False) -> T
     return ordered.repeat_interleave(heads.queries // ordered.shape[1], 1)
 
 
-def named_like(site: Site, pattern: Site) -> Site:
-    """A site of which no dimension is said to count heads, with that dimension named as the pattern names its own."""
-    own, other = site.layout or (), pattern.layout or ()
-    if len(own) != len(other) or any(counts_heads(name) for name in own):
-        return site
-    told = (theirs if counts_heads(theirs) else name for name, theirs in zip(own, other, strict=True))
-    return replace(site, layout=tuple(told))
-
-
 def _ordered(value: Tensor, site: Site, heads: Heads, shared: bool = False) -> Tensor:
     named = site.layout or ()
     told = any(counts_heads(name) for name in named)
