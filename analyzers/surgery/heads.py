@@ -16,7 +16,7 @@ from fmr.errors import StructureError, whole_number
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
 from fmr.structure.attention.factors import Heads as Counts
-from fmr.structure.attention.factors import named_like, read_by, written_by
+from fmr.structure.attention.factors import read_by, written_by
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import weights
 from fmr.structure.parts import Attention, Structure
@@ -208,9 +208,7 @@ class Heads:
 def _entries_of(block: Attention, written: bool) -> Entries:
     """The entries of the heads of an attention: its weights are read as `factors` does, with places for numbers."""
     graph, counts = block.graph, Counts(block.n_heads, block.n_kv_heads)
-    sites = (
-        {} if written else {"q": named_like(block.q, block.pattern), "k": named_like(block.k, block.pattern), "v": block.v}
-    )
+    sites = {} if written else {"q": block.q, "k": block.k, "v": block.v}
     assert block.out is not None
     told = []
     with own_work():

@@ -15,7 +15,7 @@ from fmr.pages.arrays import Json, by_position, packed, pattern_bytes
 from fmr.pages.outline import Outline, Row, writes_of
 from fmr.pages.tokens import Text, token_ids
 from fmr.runs.passes import Pass
-from fmr.structure.attention.factors import Heads, in_order, named_like
+from fmr.structure.attention.factors import Heads, in_order
 from fmr.structure.parts import Attention, Memory, Structure
 
 _MASK = "input:attention_mask"
@@ -96,7 +96,7 @@ class View:
         for n, block in enumerate(self.structure.attention):
             if self.outline.stream_of(n) == stream and block.kind == "self" and block.k.id in self.one:
                 try:
-                    site, heads = named_like(block.k, block.pattern), Heads(block.n_heads, block.n_kv_heads)
+                    site, heads = block.k, Heads(block.n_heads, block.n_kv_heads)
                     return in_order(self.one[block.k.id], site, heads, shared=True)
                 except FmrError:
                     continue

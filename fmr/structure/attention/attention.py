@@ -15,7 +15,7 @@ from fmr.runs.passes import Pass
 from fmr.runs.run import Run
 from fmr.structure.attention.certify import certify
 from fmr.structure.attention.claim import Claim
-from fmr.structure.attention.factors import Factors, Heads, Read, in_order, named_like, read_by, written_by
+from fmr.structure.attention.factors import Factors, Heads, Read, in_order, read_by, written_by
 from fmr.structure.attention.halves import map_of
 from fmr.structure.attention.maps import maps_of
 from fmr.structure.attention.multiplied import mixes_scores
@@ -210,7 +210,6 @@ def _factors(graph: Graph, found: Attention, value: Values) -> Factors:
     if reason := _why_no_factors(found):
         raise StructureError(reason)
     heads = Heads(found.n_heads, found.n_kv_heads)
-    found = replace(found, q=named_like(found.q, found.pattern), k=named_like(found.k, found.pattern))
     q = read_by(graph, found.q, heads, value)
     k, v = (read_by(graph, site, heads, value, shared=True) for site in (found.k, found.v))
     assert found.out is not None

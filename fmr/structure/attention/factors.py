@@ -6,7 +6,7 @@ a run are made again from the factors and compared.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.nodes import Node
-from fmr.structure.attention.maps import JOIN, counts_heads, maps_of
+from fmr.structure.attention.maps import maps_of
 from fmr.structure.normal.einsum import Subscripts, of_projection
 from fmr.structure.normal.indices import iota, trace
 from fmr.structure.normal.match import (
@@ -34,9 +34,6 @@ from fmr.structure.normal.match import (
 from fmr.structure.normal.vocabulary import MOVES, NORMS, SAME, STATISTICS
 from fmr.structure.proof.certificate import Certificate, error
 from fmr.structure.proof.evaluate import Values, at_zero, evaluate, plain
-
-_FOLDED = f"examples{JOIN}heads"
-"""What rows of a value count in which heads lie in the batch; that it is so is proven with the rest."""
 
 
 class Factor(NamedTuple):
@@ -164,22 +161,10 @@ def in_order(value: Tensor, site: Site, heads: Heads, shared: bool = False) -> T
     return ordered.repeat_interleave(heads.queries // ordered.shape[1], 1)
 
 
-def named_like(site: Site, pattern: Site) -> Site:
-    """A site of which no dimension is said to count heads, with that dimension named as the pattern names its own."""
-    own, other = site.layout or (), pattern.layout or ()
-    if len(own) != len(other) or any(counts_heads(name) for name in own):
-        return site
-    told = (theirs if counts_heads(theirs) else name for name, theirs in zip(own, other, strict=True))
-    return replace(site, layout=tuple(told))
-
-
 def _ordered(value: Tensor, site: Site, heads: Heads, shared: bool = False) -> Tensor:
-    named = site.layout or ()
-    told = any(counts_heads(name) for name in named)
-    layout = tuple(_FOLDED if name == "rows" and not told else name for name in named)
+    layout = site.layout or ()
     if layout[-1:] != ("units",):
         raise StructureError(f"{site.id} does not end with the units of a head: {list(layout)}.")
-    site = replace(site, layout=layout)
     counts = (heads.keys, heads.queries) if shared else (heads.queries, heads.keys)
     for number in dict.fromkeys((*counts, 1)):
         try:
