@@ -104,8 +104,6 @@ _UNSEEN = "what it makes of the values that are projected for it is hidden from 
 
 def _attention_of(graph: Graph, softmax: Value) -> Attention | Rejected:
     """A softmax as an attention, or with the reason why it is none."""
-    if softmax.kind == "weight":
-        return Rejected(softmax.node.id, "attention", _OF_WEIGHTS)
     reason = ""
     for matcher in MATCHERS:
         answer = matcher(graph, softmax)
@@ -173,7 +171,7 @@ class _Search(Search):
         """Each softmax of an unfused graph as an attention, or with the reason why it is none; what hides one."""
         graph = self.graph
         values = self.every("attention", lambda: form_of(graph).values)
-        for softmax in (one for one in values if one.kind == "softmax" or (one.kind, one.node.op) == ("weight", "softmax")):
+        for softmax in (one for one in values if one.kind == "softmax"):
             answer = self.tried(softmax.node.id, "attention", partial(_attention_of, graph, softmax), None)
             if isinstance(answer, Rejected) and 0 in graph[answer.id].shape:
                 answer = replace(answer, reason=self.nothing(answer.id) or answer.reason)
