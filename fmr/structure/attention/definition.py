@@ -317,7 +317,7 @@ def mistaken(graph: Graph, found: Claim, value: Values) -> str:
     """Why an attention is not of its kind; empty where it is, and where that cannot be told.
 
     Of self-attention, queries and keys are made of one value; where changing that at its first position moves the first
-    query and the first key alone, by linear steps, it is no cross-attention.
+    query and the first key alone, by linear steps, it is no cross-attention, but where keys of others are among its own.
     """
     q, k = found.q.id, found.k.id
     sources = [sources_of(graph, name) for name in (q, k)]
@@ -347,13 +347,14 @@ def _bends(graph: Graph, start: TensorId, end: TensorId) -> bool:
 
 
 def _first_alone(graph: Graph, found: Claim, site: Site, start: TensorId, turned: Tensor, value: Values) -> bool:
-    """Whether a value that is given anew at its first position moves queries, or keys, at theirs alone."""
+    """Whether a value that is given anew at its first position moves queries, or keys, at theirs alone, of which there are
+    no more than it has."""
     names = _QUERY if site is found.q else _KEY
     told = [_named(evaluate(graph, site.id, {start: one}, value), site, found, names) for one in (value(start), turned)]
     if told[0] is None or told[1] is None or names["positions"] not in told[0][1]:
         return False
     moved = (told[0][0] - told[1][0]).abs().movedim(told[0][1].index(names["positions"]), 0).flatten(1).amax(1) > 0
-    return len(moved) > 2 and int(moved.sum()) == 1
+    return 2 < len(moved) <= graph[start].shape[-2] and int(moved.sum()) == 1
 
 
 def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:
