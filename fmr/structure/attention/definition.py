@@ -12,6 +12,7 @@ from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.attention.claim import Claim
+from fmr.structure.attention.heads import told_by_units
 from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
 from fmr.structure.attention.scores import BEFORE
@@ -285,6 +286,9 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         return f"its queries are constants, {found.q.id}: what comes of that weighs what it reads, and asks nothing of it"
     if found.n_kv_heads < 1 or found.n_heads % found.n_kv_heads:
         return f"{found.n_heads} heads cannot share those of {found.n_kv_heads}"
+    apart = (found.k.layout[n] for n in told_by_units(graph, found.k.id)) if found.n_heads == 1 and found.k.layout else ()
+    if (other := next((name for name in apart if name != "units"), None)) is not None:
+        return f"{found.k.id} has other units of a projection for each of its {other}, as heads do, and one head is said"
     q, k, v = (value(site.id).detach() for site in (found.q, found.k, found.v))
     shared = _distinct(found, k, v)
     if shared is not None and shared != found.n_kv_heads:
