@@ -155,7 +155,8 @@ class Queries:
     def are_of_units(self) -> bool:
         """Whether units of one position tell them apart, as heads, and no positions do, as those of a window; weights that
         each position has alone do not."""
-        if self.made is None or not all(self.varying.intersection(dims) for dims in (self.free, self.contracted)):
+        apart = bool(self.varying.intersection(self.contracted)) or self.size == 1
+        if self.made is None or not apart or not self.varying.intersection(self.free):
             return False
         found = projection(self.graph, self.made)
         if found is not None and of_projection(self.graph, found).batch:
