@@ -248,7 +248,17 @@ class QueriesOfBoth(nn.Module):
         return self.out(joined(attends((q @ k.mT).softmax(-1)) @ v))
 
 
+class CastToData(Fused):
+    """Weights are cast to the type of what they are multiplied with, which tells nothing but that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.parts(x @ self.qkv.weight.mT.type_as(x))
+        z = attends((q @ k.mT).softmax(-1)) @ v
+        return joined(z) @ self.out.weight.mT.to(x)
+
+
 FOUND = (
+    CastToData,
     EachPlace,
     QueriesOfBoth,
     Fused,

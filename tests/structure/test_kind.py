@@ -42,7 +42,7 @@ class Layers(nn.Module):
 
 
 KINDS = {
-    "segment": "self",
+    "segment": "cross",
     "token": "cross",
     "turned": "self",
     "turned across": "cross",

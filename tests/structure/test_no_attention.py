@@ -78,17 +78,18 @@ def test_a_softmax_over_windows_is_no_attention() -> None:
 class AmongHeads(Heads):
     """The heads of one token attend to one another."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = SIZE) -> None:
         super().__init__(F.scaled_dot_product_attention)
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (HEADS, SIZE)) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(x).unflatten(-1, (-1, self.size)) for layer in (self.q, self.k, self.v))
         return self.out(((q @ k.mT).softmax(-1) @ v).flatten(-2))
 
 
-@pytest.mark.parametrize("steps", [6, HEADS])
-def test_heads_that_attend_to_one_another_are_no_attention_among_positions(steps: int) -> None:
-    _, found = located(AmongHeads, steps=steps)
+@pytest.mark.parametrize(("steps", "size"), [(6, SIZE), (HEADS, SIZE), (6, 1)])
+def test_heads_that_attend_to_one_another_are_no_attention_among_positions(steps: int, size: int) -> None:
+    _, found = located(lambda: AmongHeads(size), steps=steps)
     assert found.attention == ()
     assert why(found) == "its queries and its keys are units of one position: it weighs heads by heads, not positions"
 

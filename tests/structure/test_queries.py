@@ -1,10 +1,13 @@
 """Heads that are read off the queries, where the mixed values are used as they are and no projection tells them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fmr
+from fmr.errors import StructureError
 from tests.structure.idioms import HEADS, SIZE, WIDTH, split
 
 
@@ -78,6 +81,16 @@ def test_heads_of_agents_that_are_weights_are_those_of_their_keys() -> None:
     assert (block.n_heads, block.head_dim, block.kind) == (HEADS, SIZE, "cross")
     assert block.pattern.layout == ("examples", "heads", "positions", "units")
     assert block.certified
+
+
+def test_one_head_is_not_certified_where_the_units_of_keys_were_split_into_more() -> None:
+    run = fmr.run(Learned(), torch.randn(2, 6, WIDTH))
+    (block,) = fmr.locate(run).attention
+    sites = {name: getattr(block, name) for name in ("q", "k", "v", "scores", "pattern", "z")}
+    layouts = {name: ["axis 1" if one == "heads" else one for one in site.layout or ()] for name, site in sites.items()}
+    told = {name: fmr.Site(site.id, layout=tuple(layouts[name])) for name, site in sites.items()}
+    with pytest.raises(StructureError, match="has other units of a projection for each of its axis 1, as heads do"):
+        replace(block, n_heads=1, n_kv_heads=1, **told).check(run)
 
 
 def test_queries_and_keys_that_are_products_themselves_do_not_tell_heads() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fmr
 from fmr.graph.graph import Graph
@@ -88,3 +89,18 @@ def test_every_softmax_and_every_pair_of_projections_is_claimed_or_told(name: st
         structure = fmr.locate(source)
         assert softmaxes(structure.graph) or list(projections(structure.graph))
         assert untold(structure) == []
+
+
+def test_a_softmax_of_weights_is_told_once() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(5, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.w.softmax(-1) @ x
+
+    told = [one for one in fmr.locate(fmr.run(Fixed(), torch.randn(2, 5, 8))).rejected if one.what == "attention"]
+    assert [(one.id, one.reason) for one in told] == [
+        ("/softmax#0", "it is made of weights or constants alone, and looks at no data")
+    ]

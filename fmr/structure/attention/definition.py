@@ -11,6 +11,7 @@ from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
 from fmr.structure.attention.claim import Claim
+from fmr.structure.attention.heads import told_by_units
 from fmr.structure.attention.kind import of_one_stream, units_beside
 from fmr.structure.attention.maps import GROUPS, JOIN, KEY_HEADS, counts_heads, named
 from fmr.structure.attention.multiplied import compared, multiplied, products
@@ -261,6 +262,9 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
         return f"its queries are constants, {found.q.id}: what comes of that weighs what it reads, and asks nothing of it"
     if found.n_kv_heads < 1 or found.n_heads % found.n_kv_heads:
         return f"{found.n_heads} heads cannot share those of {found.n_kv_heads}"
+    apart = (found.k.layout[n] for n in told_by_units(graph, found.k.id)) if found.n_heads == 1 and found.k.layout else ()
+    if (other := next((name for name in apart if name != "units"), None)) is not None:
+        return f"{found.k.id} has other units of a projection for each of its {other}, as heads do, and one head is said"
     q, k, v = (value(site.id).detach() for site in (found.q, found.k, found.v))
     shared = _distinct(found, k, v)
     if shared is not None and shared != found.n_kv_heads:
@@ -293,7 +297,7 @@ def mistaken(graph: Graph, found: Claim, value: Values) -> str:
     """Why an attention is not of its kind; empty where it is, and where that cannot be told.
 
     Of self-attention, queries and keys are made of one value; where changing that at its first position moves the first
-    query and the first key alone, by linear steps, it is no cross-attention.
+    query and the first key alone, by linear steps, it is no cross-attention, but where keys of others are among its own.
     """
     q, k = found.q.id, found.k.id
     sources = [sources_of(graph, name) for name in (q, k)]
@@ -323,13 +327,14 @@ def _bends(graph: Graph, start: TensorId, end: TensorId) -> bool:
 
 
 def _first_alone(graph: Graph, found: Claim, site: Site, start: TensorId, turned: Tensor, value: Values) -> bool:
-    """Whether a value that is given anew at its first position moves queries, or keys, at theirs alone."""
+    """Whether a value that is given anew at its first position moves queries, or keys, at theirs alone, of which there are
+    no more than it has."""
     names = _QUERY if site is found.q else _KEY
     told = [_named(evaluate(graph, site.id, {start: one}, value), site, found, names) for one in (value(start), turned)]
     if told[0] is None or told[1] is None or names["positions"] not in told[0][1]:
         return False
     moved = (told[0][0] - told[1][0]).abs().movedim(told[0][1].index(names["positions"]), 0).flatten(1).amax(1) > 0
-    return len(moved) > 2 and int(moved.sum()) == 1
+    return 2 < len(moved) <= graph[start].shape[-2] and int(moved.sum()) == 1
 
 
 def _distinct(found: Claim, k: Tensor, v: Tensor) -> int | None:

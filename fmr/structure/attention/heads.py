@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fmr.graph.graph import Graph
+from fmr.ids import TensorId
 from fmr.nodes import Node
 from fmr.structure.attention.scores import Scores
 from fmr.structure.attention.values import Output, ValueProduct
@@ -154,7 +155,8 @@ class Queries:
     def are_of_units(self) -> bool:
         """Whether units of one position tell them apart, as heads, and no positions do, as those of a window; weights that
         each position has alone do not."""
-        if self.made is None or not all(self.varying.intersection(dims) for dims in (self.free, self.contracted)):
+        apart = bool(self.varying.intersection(self.contracted)) or self.size == 1
+        if self.made is None or not apart or not self.varying.intersection(self.free):
             return False
         found = projection(self.graph, self.made)
         if found is not None and of_projection(self.graph, found).batch:
@@ -252,6 +254,13 @@ class Queries:
             place = lower.index(place) if place in lower else None
         named = use.subscripts.left[place] if place is not None else None
         return use.subscripts.result.index(named) if named is not None and named in use.subscripts.result else None
+
+
+def told_by_units(graph: Graph, name: TensorId) -> list[int]:
+    """The dimensions of a value along which it has other units of the projection that it was moved from."""
+    made = graph[strip_views(graph, name, MOVES)]
+    value = trace(graph, _units(graph, made), (made, graph[name])) if projection(graph, made) is not None else None
+    return [n for n in range(value.dim()) if varies(value, n)] if value is not None else []
 
 
 def _is_split(graph: Graph, made: Node) -> bool:

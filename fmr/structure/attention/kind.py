@@ -14,7 +14,7 @@ from fmr.structure.attention.scores import BEFORE, Scores, products_beside
 from fmr.structure.attention.values import Parts
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import is_hidden, read_alone
-from fmr.structure.normal.match import above, dims_told, is_constant, product, value_number
+from fmr.structure.normal.match import above, is_constant, product, value_number
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.vocabulary import MEANS
 
@@ -111,11 +111,8 @@ def _linear(graph: Graph, value: Value) -> set[TensorId]:
 
 def _is_linear(graph: Graph, value: Value) -> bool:
     """Whether a value is one that was moved, normed or projected, or several functions of one laid side by side, or one
-    behind another, but for those that are learned; or sequences laid behind one another, as a segment and what came before
-    it. What lays a single token, or units, of others there adds keys of others."""
+    behind another, but for those that are learned; what lays others there adds keys of others."""
     if value.op == "cat":
-        parts, rank = [one for one in value.inputs if one.is_data], len(value.node.shape)
-        made, behind = [_linear(graph, one) for one in parts], [n for n in dims_told(value.node, rank) if n < rank - 1]
-        sequences = bool(behind) and all(one.node.shape[behind[0]] > 1 for one in parts)
-        return sequences or bool(made and set.intersection(*made))
+        made = [_linear(graph, one) for one in value.inputs if one.is_data]
+        return bool(made and set.intersection(*made))
     return value.kind in _SCALED or value.node.op in MEANS or _projected(graph, value) is not None

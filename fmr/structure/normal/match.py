@@ -144,7 +144,7 @@ def _shaping(graph: Graph, node: Node) -> list[TensorId]:
     """The operands that make a weight: all but a scale, and not what chooses among matrices."""
     if len(node.parents) < 2:
         return [parent.id for parent in node.parents]
-    if node.op == "narrow" or (node.op == "getitem" and len(graph[node.parents[0].id].shape) > 2):
+    if node.op == "narrow" or node.op in _LIKE or (node.op == "getitem" and len(graph[node.parents[0].id].shape) > 2):
         return [node.parents[0].id]
     names = (parent.id for parent in node.parents if parent.at.rpartition(".")[2] not in _BOUNDS)
     return [name for name in names if prod(graph[name].shape) > 1 or not is_constant(graph, name)]
@@ -192,7 +192,7 @@ def _sources(graph: Graph) -> dict[str, frozenset[TensorId]]:
     found: dict[str, frozenset[TensorId]] = {}
     for node in graph.nodes:
         own = {frozenset([node.id])} if node.op in ("input", "opaque") else set()
-        given = own | {found[parent] for parent in node.parents if parent in found and node.op not in EMPTY}
+        given = own | {found[name] for name in computed_from(node) if name in found}
         if given:
             found[node.id] = next(iter(given)) if len(given) == 1 else frozenset().union(*given)
     return found
@@ -239,7 +239,8 @@ def data_inputs(graph: Graph, node: Node) -> list[TensorId]:
 
 def computed_from(node: Node) -> list[TensorId]:
     """Everything on whose numbers a node's own depend: not what it reads for a shape or a type alone."""
-    return [parent.id for parent in (node.parents[:1] if node.op in _LIKE else node.parents)]
+    number = 0 if node.op in EMPTY else 1 if node.op in _LIKE else None
+    return [parent.id for parent in node.parents[:number]]
 
 
 _LIKE = frozenset("view_as reshape_as expand_as to".split())

@@ -55,8 +55,9 @@ def evaluate(graph: Graph, target: TensorId, given: Mapping[TensorId, Tensor], v
     """The value of `target` when some of the values that it depends on are given anew.
 
     What does not depend on a given value is taken as it was recorded, and so are choices, which rounding may tip: places
-    of the largest, of what is sorted, and which of two values in half precision is larger. Everything is computed in float64 but what projections make, which is computed in the
-    precision of their weights, float32 at least: so that no weight is copied.
+    of the largest, of what is sorted, and which of two values in half precision is larger. Everything is computed in
+    float64 but what projections make, which is computed in the precision of their weights, float32 at least: so that no
+    weight is copied.
     """
     first, read = min(given, key=graph.place), value if isinstance(value, Doubles) else Doubles(value)
     known = {name: double(tensor) for name, tensor in given.items()}

@@ -322,3 +322,12 @@ def test_views_and_the_bias_that_alone_read_a_projection_belong_to_it() -> None:
     assert settled(read_twice, read_twice[TensorId("/linear#0")]).id == "/linear#0"
     no_bias = graph_of(lambda m, x: F.linear(x, m.w) + x)
     assert settled(no_bias, no_bias[TensorId("/linear#0")]).id == "/linear#0"
+
+
+@pytest.mark.parametrize("like", [lambda w, x: w.type_as(x), lambda w, x: w.to(x), lambda w, x: w.view_as(x)])
+def test_a_weight_that_reads_data_for_its_type_or_shape_is_one(like: Callable[[Tensor, Tensor], Tensor]) -> None:
+    graph = graph_of(lambda m, x: x @ like(m.w, 2 * x), (3, 3))
+    found = contraction(graph.nodes[-1])
+    assert found is not None
+    assert weights(graph, found.right) == (W,)
+    assert is_constant(graph, found.right)
