@@ -83,6 +83,10 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
     if node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source:
         data = [name for name in read if name in flow_of(graph)]
         return data[0] if len(data) == 1 else _laid_again(graph, node, data)
+    if node.op == "where":
+        data = sorted((name for name in read if name in flow_of(graph)), key=graph.place)
+        kept = len(data) == 2 and data[0] in {parent.id for parent in graph[data[1]].parents if graph[data[1]].op == "add"}
+        return data[-1] if kept or len(data) == 1 else None
     if node.op == "add" and 0 < len(read) < 3:
         data = [name for name in read if not _is_bias(graph, node, name)]
         return data[0] if len(data) == 1 else reweighted(graph, node) or adaptive_norm(graph, node)

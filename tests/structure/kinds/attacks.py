@@ -209,3 +209,36 @@ class LaidInto(Layers):
         laid = rows.new_empty(len(rows), 3)
         laid[:, :3] = self.logits(rows)[:, :3]
         return never(laid)
+
+
+class KeptWhere(Layers):
+    """A part of the positions keeps what it had."""
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        return *super().inputs(), torch.arange(self.s.batch * self.s.tokens).view(self.s.batch, -1, 1) % 3 != 1
+
+    def forward(self, x: Tensor, some: Tensor) -> Tensor:
+        self.some = some
+        return super().forward(x)
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(self.some, carries(x + adds(y), may=True), x)
+
+    def layers(self, x: Tensor) -> Tensor:
+        for n, (a, m) in enumerate(zip(self.looks, self.mlps, strict=True)):
+            x = carries(self.step(x, a(self.norms[2 * n](x))))
+            x = carries(self.step(x, m(self.norms[2 * n + 1](x))))
+        return x
+
+    def end(self, x: Tensor) -> Tensor:
+        return self.logits(ends(self.norms[-1](x)))  # the last sum alone does not tell them
+
+
+class FilledWhere(KeptWhere):
+    """A part of the positions is filled with zeros after each write, as padding is."""
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        return carries(x + adds(y), may=True).masked_fill(self.some, 0.0)
+
+    def end(self, x: Tensor) -> Tensor:
+        return Layers.end(self, x)
