@@ -123,6 +123,21 @@ class Sparsemax(Layers):
             return attends(p, self.s.heads, self.s.size, may=True) @ v
 
 
+class Factored(Layers):
+    """The values are the product of two weights: what the first makes of the coefficients is projected once more."""
+
+    class memory(Plain):
+        def __init__(self, s: Sizes) -> None:
+            super().__init__(s)
+            self.down, self.last = linear(s.hidden, 3), linear(3, s.width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.up(x))
+            y = self.down(h)
+            refused(h, y, word="projects it first")
+            return self.last(y)
+
+
 class GivesWeights(Layers):
     """What two projections make are weights of the stream that another product reads."""
 
