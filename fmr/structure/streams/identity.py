@@ -97,7 +97,7 @@ def _cut_out(graph: Graph, node: Node) -> TensorId | None:
     """The one of the values laid side by side that a node cuts out again, whole."""
     laid = graph[handed(graph, node.id)]
     shapes = [graph[part.id].shape for part in laid.parents] if laid.op == "cat" else []
-    if prod(node.shape) not in map(prod, shapes):
+    if prod(node.shape) not in map(prod, shapes) or any(len(shape) != len(laid.shape) for shape in shapes):
         return None
     places, dim = iota(*laid.shape), laid.argument("dim", 1, 0)
     made = trace(graph, places, (laid, *come_of(graph, laid.id, node.id)))
