@@ -10,7 +10,6 @@ from fmr.errors import IdError
 from fmr.ids import Parent, Site, TensorId
 from fmr.nests import Nest
 
-
 _NUMPY = {"dim": "axis", "keepdim": "keepdims"}
 """Arguments that torch knows by another name, too."""
 

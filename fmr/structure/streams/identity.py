@@ -94,12 +94,14 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
 
 
 def _cut_out(graph: Graph, node: Node) -> TensorId | None:
-    """The one of the values laid side by side that a node cuts out again, whole."""
+    """The one of the values whose units are laid side by side that a node cuts out again, whole."""
     laid = graph[handed(graph, node.id)]
     shapes = [graph[part.id].shape for part in laid.parents] if laid.op == "cat" else []
-    if prod(node.shape) not in map(prod, shapes) or any(len(shape) != len(laid.shape) for shape in shapes):
+    rank, dim = len(laid.shape), laid.argument("dim", 1, 0)
+    alike = {*map(len, shapes)} == {rank} and prod(node.shape) in map(prod, shapes)
+    if not alike or dim % rank not in (rank - 1, rank - 3 if rank == 4 else -1):
         return None
-    places, dim = iota(*laid.shape), laid.argument("dim", 1, 0)
+    places = iota(*laid.shape)
     made = trace(graph, places, (laid, *come_of(graph, laid.id, node.id)))
     parts = zip(laid.parents, places.split([shape[dim] for shape in shapes], dim), strict=True)
     same = (part.id for part, own in parts if made is not None and torch.equal(made.flatten(), own.flatten()))
