@@ -10,6 +10,9 @@ from fmr.errors import IdError
 from fmr.ids import Parent, Site, TensorId
 from fmr.nests import Nest
 
+_NUMPY = {"dim": "axis", "keepdim": "keepdims"}
+"""Arguments that torch knows by another name, too."""
+
 
 class Node(NamedTuple):
     """One value of a pass and the op that made it.
@@ -35,8 +38,8 @@ class Node(NamedTuple):
         return hash(self.id)
 
     def argument(self, name: str, position: int, default: Any = None) -> Any:
-        """A non-tensor argument by its name or its position, whichever the call used."""
-        return self.args.get(name, self.args.get(str(position), default))
+        """A non-tensor argument by its name, that of NumPy too, or its position, whichever the call used."""
+        return self.args.get(name, self.args.get(_NUMPY.get(name, name), self.args.get(str(position), default)))
 
     def parent(self, name: str, position: int | None = None) -> Parent | None:
         """The tensor given for an argument, by its name or its position; None where none was."""

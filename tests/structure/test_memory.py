@@ -383,3 +383,12 @@ def test_units_that_are_bent_in_two_ways_enter_as_they_are_projected() -> None:
     run = fmr.run(Residual(block), torch.randn(2, 3, 6))
     (found,) = fmr.locate(run).mlps
     assert (found.pre.id, found.n) == ("blocks.0.up/linear#0", 20)
+
+
+def test_halves_that_are_bent_otherwise_are_one_memory() -> None:
+    def bend(x: Tensor) -> Tensor:
+        one, other = x.chunk(2, -1)
+        return torch.cat([F.relu(one), torch.tanh(other)], -1)
+
+    (found,) = fmr.locate(fmr.run(Residual(Plain(bend)), torch.randn(2, 3, 6))).mlps
+    assert found.n == 10

@@ -58,10 +58,11 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     value = (gated or gate).projection
     post = strip_views(graph, down.data, frozenset({"view", "reshape"}))
     axis = summed_dim(graph, down)
-    up, whole = settled(graph, value.node).id, math.prod(graph[gate.pre].shape) >= math.prod(graph[post].shape)
+    up = settled(graph, value.node).id
+    entering, projected, bent = (math.prod(graph[name].shape) for name in (gate.pre, up, post))
     return Memory(
         graph=graph,
-        pre=Site(gate.pre if whole else up),  # each unit may be bent in several ways, side by side
+        pre=Site(up if entering == projected < bent else gate.pre),  # bent in several ways, side by side
         post=Site(post),
         out=Site(settled(graph, down.node).id),
         w_in=held(graph, value.weight),

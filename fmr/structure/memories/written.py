@@ -22,11 +22,9 @@ def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums
     """Why two projections with something bent between them are no memory of these streams; empty where they are one."""
     written = [stream for stream in streams for names in stream.writers if found.down in names]
     if not written:
-        straight = form_of(graph)[found.down].below(lambda one: one.kind in ("move", "affine"))
-        after = next(
-            (f": {one.id} projects it first" for one in straight if one.kind == "projection" and one.id != found.down), ""
-        )
-        return f"its output is not written to a residual stream{after}"
+        lower = form_of(graph)[found.down].below(lambda one: one.kind in ("move", "affine"))
+        again = next((one.id for one in lower if one.kind == "projection" and one.id != found.down), None)
+        return f"its output is not written to a residual stream{f': {again} projects it first' if again else ''}"
     if not _is_as_wide(graph, found, {size for stream in written for point in stream.points for size in graph[point].shape}):
         return "its keys and values are not as wide as the stream"
     writes = (pair for stream in written for pair in zip(stream.writes, stream.writers, strict=True))

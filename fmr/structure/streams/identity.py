@@ -83,6 +83,10 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
     if node.op in ("mul", "div", "cat", "masked_fill") and not node.id.is_source:
         data = [name for name in read if name in flow_of(graph)]
         return data[0] if len(data) == 1 else _laid_again(graph, node, data)
+    if node.op == "where":
+        data = sorted((name for name in read if name in flow_of(graph)), key=graph.place)
+        kept = len(data) == 2 and data[0] in {parent.id for parent in graph[data[1]].parents if graph[data[1]].op == "add"}
+        return data[-1] if kept or len(data) == 1 else None
     if node.op == "add" and 0 < len(read) < 3:
         data = [name for name in read if not _is_bias(graph, node, name)]
         return data[0] if len(data) == 1 else reweighted(graph, node) or adaptive_norm(graph, node)
@@ -90,12 +94,14 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
 
 
 def _cut_out(graph: Graph, node: Node) -> TensorId | None:
-    """The one of the values laid side by side that a node cuts out again, whole."""
+    """The one of the values whose units are laid side by side that a node cuts out again, whole."""
     laid = graph[handed(graph, node.id)]
     shapes = [graph[part.id].shape for part in laid.parents] if laid.op == "cat" else []
-    if prod(node.shape) not in map(prod, shapes):
+    rank, dim = len(laid.shape), laid.argument("dim", 1, 0)
+    alike = {*map(len, shapes)} == {rank} and prod(node.shape) in map(prod, shapes)
+    if not alike or dim % rank not in (rank - 1, rank - 3 if rank == 4 else -1):
         return None
-    places, dim = iota(*laid.shape), laid.argument("dim", 1, 0)
+    places = iota(*laid.shape)
     made = trace(graph, places, (laid, *come_of(graph, laid.id, node.id)))
     parts = zip(laid.parents, places.split([shape[dim] for shape in shapes], dim), strict=True)
     same = (part.id for part, own in parts if made is not None and torch.equal(made.flatten(), own.flatten()))

@@ -222,7 +222,7 @@ def _scaled(graph: Graph, last: TensorId) -> TensorId | None:
         return one.id
     if len(readers) != 1:
         return None
-    if readers[0].op in ("mul", "div", "add") and identity_input(graph, readers[0]) == last:
+    if readers[0].op in ("mul", "div", "add", "masked_fill", "where") and identity_input(graph, readers[0]) == last:
         return readers[0].id
     return _modulated(graph, last)
 

@@ -123,6 +123,21 @@ class Sparsemax(Layers):
             return attends(p, self.s.heads, self.s.size, may=True) @ v
 
 
+class Factored(Layers):
+    """The values are the product of two weights: what the first makes of the coefficients is projected once more."""
+
+    class memory(Plain):
+        def __init__(self, s: Sizes) -> None:
+            super().__init__(s)
+            self.down, self.last = linear(s.hidden, 3), linear(3, s.width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.up(x))
+            y = self.down(h)
+            refused(h, y, word="projects it first")
+            return self.last(y)
+
+
 class GivesWeights(Layers):
     """What two projections make are weights of the stream that another product reads."""
 
@@ -209,3 +224,48 @@ class LaidInto(Layers):
         laid = rows.new_empty(len(rows), 3)
         laid[:, :3] = self.logits(rows)[:, :3]
         return never(laid)
+
+
+class KeptWhere(Layers):
+    """A part of the positions keeps what it had."""
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        return *super().inputs(), torch.arange(self.s.batch * self.s.tokens).view(self.s.batch, -1, 1) % 3 != 1
+
+    def forward(self, x: Tensor, some: Tensor) -> Tensor:
+        self.some = some
+        return super().forward(x)
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(self.some, carries(x + adds(y), may=True), x)
+
+    def layers(self, x: Tensor) -> Tensor:
+        for n, (a, m) in enumerate(zip(self.looks, self.mlps, strict=True)):
+            x = carries(self.step(x, a(self.norms[2 * n](x))))
+            x = carries(self.step(x, m(self.norms[2 * n + 1](x))))
+        return x
+
+    def end(self, x: Tensor) -> Tensor:
+        return self.logits(ends(self.norms[-1](x)))  # the last sum alone does not tell them
+
+
+class FilledWhere(KeptWhere):
+    """A part of the positions is filled with zeros after each write, as padding is."""
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        return carries(x + adds(y), may=True).masked_fill(self.some, 0.0)
+
+    def end(self, x: Tensor) -> Tensor:
+        return Layers.end(self, x)
+
+
+class NumPyNames(Layers):
+    """Dimensions are given by the name that NumPy has for them."""
+
+    class memory(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return torch.cat([x, torch.stack([y, y], axis=0).mean(axis=0)], axis=-1)[..., x.shape[-1] :]
+
+    def end(self, x: Tensor) -> Tensor:
+        return self.logits(ends(x / ((x * x).mean(axis=-1, keepdims=True) + 1e-6).sqrt()))
