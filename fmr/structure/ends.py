@@ -45,7 +45,7 @@ def _embedding(graph: Graph, stream: Stream | None, sums: frozenset[TensorId]) -
 
     start = stream.points[0] if stream is not None else None
     found = (higher(sums, start) or higher(frozenset(), start) or narrow(start)) if start is not None else []
-    return Site(min(found, key=graph.place).id) if found else None
+    return Site(min(found, key=lambda one: (one.op != "embedding", graph.place(one.id))).id) if found else None
 
 
 def _is_given(graph: Graph, index: TensorId) -> bool:

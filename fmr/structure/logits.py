@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -331,16 +332,18 @@ def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node | str:
     where they are not returned, unless what is not made of the end of the stream is added to them."""
 
     def goes_on(node: Node) -> bool:
-        others = [parent.id for parent in node.parents if not is_constant(graph, parent.id)]
+        others = [p.id for p in node.parents if not is_constant(graph, p.id) and not _only_chooses(graph, p.id)]
         joins = node.op in _JOINS and all(depends_on(graph, name, end) for name in others)
+        joins = joins and not (node.op in _SUMS and any(depends_on(graph, a, b) for a, b in permutations(others, 2)))
         return joins or (len(others) == 1 and (node.op in _SCALES or _is_cap(graph, node)))
 
     returned = set(ids_in(graph.scopes[0].output)) if graph.scopes else set()
     lower = [node for node, _ in below(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]
     last = next((node for node in reversed(lower) if node.id in returned), None)
     sums = (node for node, _ in below(graph, unembedding, goes_on) if node.op in _SUMS and node.shape == unembedding.shape)
-    other = (p.id for node in sums for p in node.parents if not (is_constant(graph, p.id) or depends_on(graph, p.id, end)))
-    more = next(other, None) if last is None else None
+    other = (p.id for node in sums for p in node.parents if not depends_on(graph, p.id, end))
+    fed = (name for name in other if not (is_constant(graph, name) or _only_chooses(graph, name)))
+    more = next(fed, None) if last is None else None
     return _made_of_more(more) if more is not None else last or settled(graph, unembedding)
 
 

@@ -1,8 +1,8 @@
 """What coefficients must be to be those of a memory: made of their own position alone, and of no other gate than is said."""
 
 from collections.abc import Iterator
-from itertools import combinations
-from math import ceil, isfinite, prod
+from itertools import combinations, islice
+from math import ceil, comb, isfinite, prod
 
 import torch
 from torch import Tensor
@@ -60,19 +60,23 @@ def of_own_place(
 
 
 _FEW = 16
-"""Of so many rows a choice may miss those that others hear: others are made beside it."""
+"""Of so many rows a choice may miss one that hears another one alone: there is a choice of each without each other."""
 
 
 def _choices(rows: int, examples: int) -> Iterator[Tensor]:
-    """Some rows of each example, a half; of three or more that are not chosen, which no gain fits by chance, where there
-    are as many."""
+    """Some rows of each example, half of many; of three or more that are not chosen, which no gain fits by chance, where
+    there are as many."""
     length = rows // examples if rows % examples == 0 else rows
     length = rows if length < 4 else length
-    number = min(ceil(length / 2), max(length - 3, 1))
     generator = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(length, generator=generator) for _ in range(rows // length)]).flatten()
-    for start in range(0, length if rows <= _FEW else 1, number):
-        yield (order >= start) & (order < start + number)
+    if rows > _FEW:
+        yield order < min(ceil(length / 2), length - 3)
+    else:
+        each = 1 if length < 6 else 2  # how many choices a row is in, which no other row is in
+        number = next(n for n in range(1, length + 1) if comb(n, each) >= length)
+        chosen = [[n in one for n in range(number)] for one in islice(combinations(range(number), each), length)]
+        yield from torch.tensor(chosen)[order].T
 
 
 def windows(graph: Graph, up: TensorId, post: TensorId) -> list[Node]:

@@ -13,7 +13,7 @@ from fmr.structure.normal.einsum import window
 from fmr.structure.normal.form import Form, form_of
 from fmr.structure.normal.match import between, depends_on, dims_told, strip_views
 from fmr.structure.normal.value import Value
-from fmr.structure.normal.vocabulary import CONVOLUTIONS, EMPTY, MOVES
+from fmr.structure.normal.vocabulary import CONVOLUTIONS, MOVES
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.stream import Stream
 
@@ -59,7 +59,7 @@ def _across(graph: Graph, found: Memory, node: Node) -> str:
 _TURNS = {"flip": 1, "roll": 2}
 """Ops that put places in another order, with the place of the argument that names the dimensions."""
 
-_STATES = EMPTY | {"zeros"}
+_STATES = frozenset(["zeros", "zeros_like", "new_zeros"])
 """Ops that make what is handed from one position to the next before there is any."""
 
 

@@ -14,7 +14,7 @@ from fmr.ids import RESULT, TensorId
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.indices import iota, trace
-from fmr.structure.normal.match import come_of, depends_on, is_constant, projection, value_number, weights
+from fmr.structure.normal.match import above, come_of, depends_on, is_constant, projection, value_number, weights
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.vocabulary import CLAMPS, LAID_OUT, MEANS, NORMS, STATISTICS
 from fmr.structure.normal.walks import cached_per_graph
@@ -85,7 +85,8 @@ def identity_input(graph: Graph, node: Node) -> TensorId | None:
         return data[0] if len(data) == 1 else _laid_again(graph, node, data)
     if node.op == "where":
         data = sorted((name for name in read if name in flow_of(graph)), key=graph.place)
-        kept = len(data) == 2 and data[0] in {parent.id for parent in graph[data[1]].parents if graph[data[1]].op == "add"}
+        sums = above(graph, data[-1], lambda one: one.op == "add") if len(data) == 2 else ()
+        kept = data[0] in {one.id for one in sums} if data else False
         return data[-1] if kept or len(data) == 1 else None
     if node.op == "add" and 0 < len(read) < 3:
         data = [name for name in read if not _is_bias(graph, node, name)]

@@ -11,8 +11,8 @@ from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import above, contraction, data_inputs, depends_on, is_constant, projection, value_number
-from fmr.structure.normal.vocabulary import NONLINEAR, NORMS
+from fmr.structure.normal.match import above, between, contraction, data_inputs, depends_on, is_constant, projection, value_number
+from fmr.structure.normal.vocabulary import NONLINEAR, NORMS, STATISTICS
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import flow_of
 from fmr.structure.streams.identity import (
@@ -261,15 +261,19 @@ def _leaving(
     where there is none, read by a layer."""
     reached = _reached(graph, last, others)
     returned = [name for name in ids_in(graph.scopes[0].output) if name in reached] if graph.scopes else []
-    inner = {
-        name for name in reached if norm is not None and depends_on(graph, norm, name) and len(graph.readers(name)) == 1
-    }
+    inner = [name for name in reached if norm is not None and _is_step(graph, name, norm)]
     found = [name for name in reached if graph[name].op in NORMS and name not in inner]
     found += [_viewed(graph, name) for name in returned]
     if norm is None:
         layers = (projection(graph, reader) for name in reached for reader in graph.readers(name))
         found += [handed(graph, layer.data) for layer in layers if layer is not None and layer.data in reached]
     return [name for name in found if name not in known]
+
+
+def _is_step(graph: Graph, name: TensorId, norm: TensorId) -> bool:
+    """Whether a value goes into a norm alone, and is no norm before it but a part of it."""
+    alone = depends_on(graph, norm, name) and len(graph.readers(name)) == 1
+    return alone and all(node.op not in NORMS | STATISTICS for node in between(graph, name, norm))
 
 
 def _viewed(graph: Graph, name: TensorId) -> TensorId:
