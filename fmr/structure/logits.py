@@ -332,7 +332,7 @@ def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node | str:
     where they are not returned, unless what is not made of the end of the stream is added to them."""
 
     def goes_on(node: Node) -> bool:
-        others = [p.id for p in node.parents if not is_constant(graph, p.id) and not _only_chooses(graph, p.id)]
+        others = [parent.id for parent in node.parents if not is_constant(graph, parent.id)]
         joins = node.op in _JOINS and all(depends_on(graph, name, end) for name in others)
         joins = joins and not (node.op in _SUMS and any(depends_on(graph, a, b) for a, b in permutations(others, 2)))
         return joins or (len(others) == 1 and (node.op in _SCALES or _is_cap(graph, node)))

@@ -22,8 +22,11 @@ class Rows(nn.Module):
 
     def forward(self, ids: Tensor, seen: Tensor) -> Tensor:
         ids = ids if self.begins is None else ids + self.begins.repeat(3)
+        places = self.places[(ids > 3).cumsum(-1)]
         x = self.tokens.weight[ids] if self.kind == "indexed" else self.tokens(ids)
         match self.kind:
+            case "behind places":
+                x = self.wide(self.norm(places + x))
             case "factored" | "indexed":
                 x = self.wide(self.norm(x + self.places[: ids.shape[1]]))
             case "beside others":
@@ -41,7 +44,8 @@ class Rows(nn.Module):
     ("kind", "found"),
     [
         ("factored", "tokens/embedding#0"),
-        ("indexed", "/getitem#0"),
+        ("indexed", "/getitem#1"),
+        ("behind places", "tokens/embedding#0"),
         ("tables", "tokens/embedding#0"),
         ("beside others", None),
         ("bent", None),

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fmr
 from fmr.errors import IdError, StructureError
@@ -186,6 +187,48 @@ def test_several_heads_are_read_as_the_model_returns_them(joint: bool) -> None:
     assert run.output.shape == (2, 5, 3, 20)
     assert torch.equal(structure.read_out(run, point), run.output)
     assert torch.allclose(structure.read_out(run[point].detach()), run.output, atol=1e-6)
+
+
+class Beside(Codebooks):
+    """One head, to whose logits something is added or from which it is taken before they are returned."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(joint=False)
+        self.kind = kind
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        x = self.norm(x + self.down(torch.relu(self.up(x))))
+        y = self.heads[0](x)
+        match self.kind:
+            case "what is seen is banned":
+                return y - 1e9 * F.one_hot(ids, 20)
+            case "log-probabilities":
+                return y - y.logsumexp(-1, keepdim=True)
+            case "two heads":
+                return y + self.heads[1](x)
+            case _:
+                return y + self.heads[1](self.table(ids))
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        ("what is seen is banned", "heads.0/linear#0"),
+        ("log-probabilities", "heads.0/linear#0"),
+        ("two heads", "/add#1"),
+        ("what the table says", None),
+    ],
+)
+def test_what_is_added_to_logits_is_read_out_where_it_is_made_of_the_end_alone(kind: str, last: str | None) -> None:
+    run = fmr.run(Beside(kind).eval(), torch.randint(20, (2, 5)))
+    structure = fmr.locate(run)
+    point = structure.residual.writes[-1].after
+    if last is None:
+        with pytest.raises(StructureError, match="its logits are made of more than the end of its residual stream"):
+            structure.read_out(run, point)
+    else:
+        assert torch.equal(structure.read_out(run, point), run[last])
 
 
 def test_vectors_that_no_weights_are_known_for_or_of_another_width_are_refused() -> None:

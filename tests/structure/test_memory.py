@@ -392,3 +392,19 @@ def test_halves_that_are_bent_otherwise_are_one_memory() -> None:
 
     (found,) = fmr.locate(fmr.run(Residual(Plain(bend)), torch.randn(2, 3, 6))).mlps
     assert found.n == 10
+
+
+def test_what_a_constant_of_its_own_shape_scales_is_a_memory() -> None:
+    (found,) = fmr.locate(fmr.run(Residual(Plain(lambda x: F.gelu(x) * torch.full_like(x, 0.5))), torch.randn(2, 3, 6))).mlps
+    assert (found.n, found.post.id) == (10, "blocks.0/mul#0")
+
+
+@pytest.mark.parametrize(("rows", "hears"), [(5, 4), (7, 2), (8, 7), (9, 8), (12, 6), (16, 8)])
+def test_coefficients_of_one_row_that_hears_one_other_are_none(rows: int, hears: int) -> None:
+    def bend(x: Tensor) -> Tensor:
+        return F.gelu(x).index_add(-2, torch.tensor([hears]), 0.5 * x[..., :1, :])
+
+    for shape in ((rows, 6), (1, rows, 6)):
+        found = fmr.locate(fmr.run(Residual(Plain(bend)), torch.randn(shape)))
+        assert not found.mlps
+        assert "its coefficients are made of other positions" in found.rejected[0].reason

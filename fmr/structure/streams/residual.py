@@ -11,7 +11,16 @@ from fmr.nests import ids_in
 from fmr.nodes import Node
 from fmr.structure.normal.form import form_of
 from fmr.structure.normal.hidden import reads
-from fmr.structure.normal.match import above, between, contraction, data_inputs, depends_on, is_constant, projection, value_number
+from fmr.structure.normal.match import (
+    above,
+    between,
+    contraction,
+    data_inputs,
+    depends_on,
+    is_constant,
+    projection,
+    value_number,
+)
 from fmr.structure.normal.vocabulary import NONLINEAR, NORMS, STATISTICS
 from fmr.structure.normal.walks import walk
 from fmr.structure.streams.dominators import flow_of

@@ -249,6 +249,17 @@ class KeptWhere(Layers):
         return self.logits(ends(self.norms[-1](x)))  # the last sum alone does not tell them
 
 
+class KeptWhereLayers(KeptWhere):
+    """A part of the positions keeps what it had before a whole layer."""
+
+    def layers(self, x: Tensor) -> Tensor:
+        for n, (a, m) in enumerate(zip(self.looks, self.mlps, strict=True)):
+            y = carries(x + adds(a(self.norms[2 * n](x))))
+            y = carries(y + adds(m(self.norms[2 * n + 1](y))))
+            x = carries(torch.where(self.some, x, y))
+        return x
+
+
 class FilledWhere(KeptWhere):
     """A part of the positions is filled with zeros after each write, as padding is."""
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.structure.kinds.truth import Layers, carries, ends, linear, never, reads_out
+from tests.structure.kinds.truth import Layers, adds, carries, ends, linear, never, reads_out
 
 
 class _End(Layers):
@@ -147,3 +147,14 @@ class Bounded(_End):
         ends(None)
         y = carries(torch.tanh(carries(0.5 * x, may=True)), may=True)
         return self.out(self.logits(carries(y * self.g, may=True)))
+
+
+class NormedAgain(_End):
+    """Norms on the stream itself, the last of which goes into the final norm: both are of the stream."""
+
+    def layers(self, x):
+        x = carries(self.norms[0](carries(x + adds(self.looks[0](x)))))
+        return carries(self.norms[1](carries(x + adds(self.mlps[0](x)))))
+
+    def end(self, x):
+        return self.logits(ends(self.norms[2](x)))
