@@ -121,3 +121,28 @@ def test_a_pyramid_with_heads_has_no_stream_and_no_memory() -> None:
     found = fmr.locate(fmr.run(Pyramid().eval(), torch.randn(2, 5, 8)))
     assert [stream for stream in found.streams if stream.writes] == []
     assert found.mlps == ()
+
+
+class Swapped(nn.Module):
+    """Halves that are laid side by side after each write, the one that was written to behind the other."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.enter, self.mlps = nn.Linear(6, 2 * WIDTH), nn.ModuleList(Plain() for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for mlp in self.mlps:
+            a, b = x.chunk(2, -1)
+            x = torch.cat([b, a + mlp(b)], -1)
+        return x
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5])
+def test_halves_that_change_places_are_two(depth: int) -> None:
+    torch.manual_seed(0)
+    found = fmr.locate(fmr.run(Swapped(depth), torch.randn(2, 5, 6)))
+    one, other = found.streams
+    assert [len(stream.writes) for stream in (one, other)] == [depth // 2, depth - depth // 2]
+    assert (one.coupled, other.coupled) == (other.writes[-1].after, one.writes[-1].after)
+    assert len(found.mlps) == depth

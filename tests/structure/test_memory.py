@@ -399,6 +399,11 @@ def test_what_a_constant_of_its_own_shape_scales_is_a_memory() -> None:
     assert (found.n, found.post.id) == (10, "blocks.0/mul#0")
 
 
+def test_units_that_are_turned_round_where_they_lie_before_positions_are_of_one_memory() -> None:
+    (found,) = fmr.locate(fmr.run(Residual(Plain(lambda x: F.gelu(x).mT.roll(1, 1).mT)), torch.randn(2, 3, 6))).mlps
+    assert found.n == 10
+
+
 @pytest.mark.parametrize(("rows", "hears"), [(5, 4), (7, 2), (8, 7), (9, 8), (12, 6), (16, 8)])
 def test_coefficients_of_one_row_that_hears_one_other_are_none(rows: int, hears: int) -> None:
     def bend(x: Tensor) -> Tensor:

@@ -38,19 +38,21 @@ def why_no_memory(graph: Graph, found: Memory, streams: Collection[Stream], sums
     if hidden := _hidden(graph, found.source, points | {strip_views(graph, name) for name in sums}):
         return f"its keys read what {hidden} makes, bent: they are hidden units, and not the stream"
     way = between(graph, strip_views(graph, found.source, MOVES), found.post.id)
-    if across := next(filter(None, (_across(graph, found, node) for node in way)), ""):
+    if across := next(filter(None, (_across(axes, found, node) for node in way)), ""):
         return f"its coefficients are made of other positions, too: {across}"
     return _why_not_added(graph, found, sums, after, axes)
 
 
-def _across(graph: Graph, found: Memory, node: Node) -> str:
+def _across(axes: Axes, found: Memory, node: Node) -> str:
     """How an op on the way to coefficients hears other positions, also in a run of one; empty where it does not."""
-    rank, own = len(node.shape), depends_on(graph, node.id, found.source)
+    graph, rank = axes.graph, len(node.shape)
+    own = depends_on(graph, node.id, found.source)
     if own and rank < 4 and window(graph, node):
         return f"{node.id} is a window over these"
     if own and node.op in _TURNS and rank == len(graph[found.post.id].shape):
-        along = dims_told(node, rank, _TURNS[node.op])
-        return f"{node.id} turns these round" if {*along} - {found.axis % rank} else ""
+        units, dims = axes.dims.of(found.post.id, rank)[found.axis], axes.dims.of(node.id, rank)
+        along = (n for n in dims_told(node, rank, _TURNS[node.op]) if n != found.axis % rank or units in dims)
+        return f"{node.id} turns these round" if any(dims[n] != units for n in along) else ""
     read = [graph[one.id] for one in node.parents] if node.op == "mul" and node.shape[-1:] == (found.n,) else []
     empty = next((one.id for one in read if one.op in _STATES and one.shape == node.shape), None)
     return f"{node.id} weighs {empty}, the state before the first of these" if empty is not None else ""

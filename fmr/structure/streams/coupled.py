@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from fmr.graph.graph import Graph
 from fmr.ids import TensorId
+from fmr.nodes import Node
 from fmr.structure.normal.hidden import reads
 from fmr.structure.normal.match import above, depends_on
 from fmr.structure.normal.vocabulary import NORMS
-from fmr.structure.streams.identity import base
+from fmr.structure.streams.identity import CUTS, base, identity_input
 from fmr.structure.streams.over_depth import addends
 from fmr.structure.streams.residual import ending
 from fmr.structure.streams.stream import Stream, Write
@@ -25,7 +26,7 @@ def coupled(graph: Graph, streams: Sequence[Stream]) -> list[Stream]:
 
     def read(write: Write) -> set[int]:
         """The streams whose points are the first that what is written is made of; a point of several is of none."""
-        higher = above(graph, write.added, lambda node: node.id not in whose, reads)
+        higher = above(graph, write.added, lambda node: node.id not in whose, _read)
         return {whose[node.id] for node in higher if node.id in whose and node.id not in several}
 
     told = [{n for write in one.writes for n in read(write)} for one in streams]
@@ -35,6 +36,12 @@ def coupled(graph: Graph, streams: Sequence[Stream]) -> list[Stream]:
         pair = other != n and told[other] == {n}
         found.append(_half(graph, stream, streams[other].writes[-1].after) if pair else stream)
     return found
+
+
+def _read(graph: Graph, node: Node) -> list[TensorId]:
+    """What a node is made of: of values that are laid side by side, the one that it cuts out."""
+    part = identity_input(graph, node) if node.op in CUTS else None
+    return [part] if part is not None else reads(graph, node)
 
 
 def _half(graph: Graph, stream: Stream, end: TensorId) -> Stream:

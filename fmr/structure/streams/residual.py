@@ -91,7 +91,8 @@ def _inside(graph: Graph, chain: list[Write], before: TensorId, added: TensorId,
     before, start, end = base(graph, before), chain[0].before, chain[-1].after
     if not graph.place(before) < graph.place(start) < graph.place(end) < graph.place(after):
         return False
-    return depends_on(graph, start, before) and depends_on(graph, added, end)
+    begin = base(graph, start)  # a part that is cut out of what was laid beside it is made of its own alone
+    return (begin == before or depends_on(graph, begin, before)) and depends_on(graph, added, end)
 
 
 def _chains(graph: Graph, found: Writes, deep: Deep, parts: Iterable[list[tuple[Write, Write]]]) -> list[list[Write]]:
