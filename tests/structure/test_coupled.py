@@ -146,3 +146,33 @@ def test_halves_that_change_places_are_two(depth: int) -> None:
     assert [len(stream.writes) for stream in (one, other)] == [depth // 2, depth - depth // 2]
     assert (one.coupled, other.coupled) == (other.writes[-1].after, one.writes[-1].after)
     assert len(found.mlps) == depth
+
+
+class Beside(nn.Module):
+    """A narrow stream beside another, from which each of its layers reads first, and to which it is added at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.norms = nn.Embedding(TOKENS, WIDTH), nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+        self.mlps, self.reads = (
+            nn.ModuleList(Plain() for _ in range(2)),
+            nn.ModuleList(nn.Linear(WIDTH, 6) for _ in range(3)),
+        )
+        self.ups, self.downs = (nn.ModuleList(nn.Linear(a, b) for _ in range(2)) for a, b in ((6, 9), (9, 6)))
+        self.back, self.logits = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 50)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        y = self.reads[0](x)
+        for n in range(2):
+            x = x + self.mlps[n](self.norms[n](x))
+            y = y + self.reads[n + 1](x)
+            y = y + self.downs[n](torch.relu(self.ups[n](y)))
+        logits: Tensor = self.logits(self.norms[-1](x + self.back(y)))
+        return logits
+
+
+def test_a_stream_that_reads_from_another_and_is_added_to_it_is_one() -> None:
+    _, found = located(Beside)
+    assert sorted(len(stream.writes) for stream in found.streams) == [3, 3]
+    assert len(found.mlps) == 4

@@ -353,7 +353,8 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     that stream alone: values that are mixed over depth, skips and logits that are summed up.
 
     Where what is written to the other stream is made of it in turn, the two are coupled; but what a single write tells it
-    are places given to queries, and what is projected of the other alone are values that attentions mix over depth.
+    are places given to queries, and where all that is written is projected of the other alone, that are values that
+    attentions mix over depth.
     """
     parallel = islice(_chain(graph, write.origin, found), PARALLEL + 1)  # as many as may have been computed at once
     before, target = {one.after for one in parallel}, base(graph, write.origin)
@@ -374,7 +375,8 @@ def is_readout(graph: Graph, write: Write, found: Writes, starts: Starts) -> boo
     own = [one for one, begin in starts.items() if begin == starts[write.after]]
     later = (one for one in found.values() if base(graph, starts[one.after]) in others)
     if any(depends_on(graph, one.added, own[0]) for one in later):  # it tells the others: of places, in a single write
-        return (starts[write.after] == write.origin and len(own) == 1) or (read_off and _is_projected(graph, added, found))
+        projected = (_is_projected(graph, _mixed_in(graph, found[one]), found) for one in own if one in found)
+        return (starts[write.after] == write.origin and len(own) == 1) or (read_off and all(projected))
     return read_off
 
 
