@@ -110,7 +110,8 @@ class Pairing:
         if not like:
             return "nothing in the other graph has its op, its sizes and its weights"
         names = ", ".join(other.node.id for other in like[:3])
-        return f"it could be {names}{' ...' * (len(like) > 3)}: nothing that is sure tells {'which' if like[1:] else 'that it is'}"
+        told = "which" if len(like) > 1 else "that it is"
+        return f"it could be {names}{' ...' * (len(like) > 3)}: nothing that is sure tells {told}"
 
     def _refuse_crossed(self) -> None:
         """Refuse what is called alike in two graphs and computed in another order: names or places are exchanged."""

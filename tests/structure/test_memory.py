@@ -385,6 +385,17 @@ def test_units_that_are_bent_in_two_ways_enter_as_they_are_projected() -> None:
     assert (found.pre.id, found.n) == ("blocks.0.up/linear#0", 20)
 
 
+def test_units_that_are_scaled_before_they_are_bent_in_two_ways_enter_so() -> None:
+    def bend(x: Tensor) -> Tensor:
+        x = 0.5 * x
+        return torch.cat([F.relu(x), F.relu(-x)], -1)
+
+    block = Plain(bend)
+    block.down = nn.Linear(20, 6)
+    (found,) = fmr.locate(fmr.run(Residual(block), torch.randn(2, 3, 6))).mlps
+    assert (found.pre.id, found.n) == ("blocks.0/mul#0", 20)
+
+
 def test_halves_that_are_bent_otherwise_are_one_memory() -> None:
     def bend(x: Tensor) -> Tensor:
         one, other = x.chunk(2, -1)

@@ -12,7 +12,7 @@ from fmr.structure.memories.memory import Memory
 from fmr.structure.memories.up_projections import ON_THE_WAY, STRAIGHT, UpProjection, ups_of, why_none
 from fmr.structure.normal.einsum import made_dim, summed_dim, window
 from fmr.structure.normal.form import form_of
-from fmr.structure.normal.match import Projection, above, product, projection, settled, strip_views, value_number
+from fmr.structure.normal.match import Projection, above, between, product, projection, settled, strip_views, value_number
 from fmr.structure.normal.value import Value
 from fmr.structure.normal.vocabulary import MOVES, SAME
 
@@ -62,7 +62,7 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
     entering, projected, bent = (math.prod(graph[name].shape) for name in (gate.pre, up, post))
     return Memory(
         graph=graph,
-        pre=Site(up if entering == projected < bent else gate.pre),  # bent in several ways, side by side
+        pre=Site(_whole(graph, up, gate.pre, post) if entering == projected < bent else gate.pre),
         post=Site(post),
         out=Site(settled(graph, down.node).id),
         w_in=held(graph, value.weight),
@@ -79,6 +79,15 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
         axis=axis,
         scope=shared_scope(gate.projection.node, down.node),
     )
+
+
+def _whole(graph: Graph, up: TensorId, pre: TensorId, post: TensorId) -> TensorId:
+    """The last value of which all is made that units become which are bent in several ways, side by side."""
+    for node in reversed(between(graph, up, pre)):
+        others = above(graph, post, lambda one: one.id not in (node.id, up))  # noqa: B023
+        if node.shape == graph[up].shape and up not in {one.id for one in others}:
+            return node.id
+    return up
 
 
 def _shares(graph: Graph, down: Projection) -> set[TensorId]:
