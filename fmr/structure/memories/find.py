@@ -83,11 +83,12 @@ def _memory(graph: Graph, down: Projection, stream: frozenset[TensorId]) -> Memo
 
 def _whole(graph: Graph, up: TensorId, pre: TensorId, post: TensorId) -> TensorId:
     """The last value of which all is made that units become which are bent in several ways, side by side."""
-    for node in reversed(between(graph, up, pre)):
-        others = above(graph, post, lambda one: one.id not in (node.id, up))  # noqa: B023
-        if node.shape == graph[up].shape and up not in {one.id for one in others}:
-            return node.id
-    return up
+
+    def is_past(name: TensorId) -> bool:
+        return up not in {one.id for one in above(graph, post, lambda one: one.id not in (name, up))}
+
+    wide = (node.id for node in reversed(between(graph, up, pre)) if node.shape == graph[up].shape)
+    return next(filter(is_past, wide), up)
 
 
 def _shares(graph: Graph, down: Projection) -> set[TensorId]:
