@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import combinations, islice
-from math import ceil, comb, isfinite, prod
+from math import comb, isfinite, prod
 
 import torch
 from torch import Tensor
@@ -59,19 +59,19 @@ def of_own_place(
     return off, made if read is recorded and not held else None
 
 
-_FEW = 16
-"""Of so many rows a choice may miss one that hears another one alone: there is a choice of each without each other."""
+_FEW = 8
+"""Of so many rows there is a choice of each without each other; of more one that hears another one alone may be missed."""
 
 
 def _choices(rows: int, examples: int) -> Iterator[Tensor]:
-    """Some rows of each example, half of many; of three or more that are not chosen, which no gain fits by chance, where
-    there are as many."""
+    """Some rows of each example, so that each is chosen once at least; of three or more that are not chosen, which no gain
+    fits by chance, where there are as many."""
     length = rows // examples if rows % examples == 0 else rows
     length = rows if length < 4 else length
     generator = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(length, generator=generator) for _ in range(rows // length)]).flatten()
     if rows > _FEW:
-        yield order < min(ceil(length / 2), length - 3)
+        yield from (order % 2 == half for half in (0, 1))
     else:
         each = 1 if length < 6 else 2  # how many choices a row is in, which no other row is in
         number = next(n for n in range(1, length + 1) if comb(n, each) >= length)
