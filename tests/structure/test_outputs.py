@@ -132,3 +132,18 @@ def test_heads_that_are_multiplied_with_one_another_do_not_write_a_sum(by: int, 
     refused = [one.reason for one in found.rejected if one.what == "attention"]
     assert all(one.startswith("its output is not the sum of what its parts write") for one in refused)
     assert len(refused) == (2 if by else 0)
+
+
+class Averaged(Multiplied):
+    """What heads mix is multiplied with its mean over positions: that of each head, or of another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
+        z = (q @ k.mT * 0.3).softmax(-1) @ v
+        return self.out(joined(z * z.mean(2, keepdim=True).roll(self.by, 1)))
+
+
+@pytest.mark.parametrize("by", range(4))
+def test_heads_that_are_multiplied_with_themselves_elsewhere_write_a_sum(by: int) -> None:
+    found = fmr.locate(fmr.run(Stack(lambda: Averaged(by), Plain).eval(), torch.randint(11, (1, 6))))
+    assert len(found.attention) == (0 if by else 2)

@@ -93,6 +93,29 @@ def test_one_head_is_not_certified_where_the_units_of_keys_were_split_into_more(
         replace(block, n_heads=1, n_kv_heads=1, **told).check(run)
 
 
+class Single(nn.Module):
+    """One head over keys that stand in windows of three, or that are sums over positions by weights."""
+
+    def __init__(self, windows: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.sums = None if windows else nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (one(x).unsqueeze(1) for one in (self.q, self.k, self.v))
+        if self.sums is not None:
+            return self.out(((q @ (self.sums @ k).mT).softmax(-1) @ (self.sums @ v)).squeeze(1))
+        k, v = (nn.functional.pad(one, (0, 0, 2, 0)).unfold(2, 3, 1) for one in (k, v))
+        pattern = torch.einsum("bhqd,bhqdk->bhqk", q, k).softmax(-1)
+        return self.out(torch.einsum("bhqk,bhqdk->bhqd", pattern, v).squeeze(1))
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_keys_of_one_head_in_windows_or_summed_over_positions_are_no_heads(windows: bool) -> None:
+    (block,) = fmr.locate(fmr.run(Single(windows), torch.randn(2, 6, WIDTH))).attention
+    assert block.certified and (block.n_heads, block.n_kv_heads) == (1, 1)
+
+
 def test_queries_and_keys_that_are_products_themselves_do_not_tell_heads() -> None:
     found = fmr.locate(fmr.run(Learned(turned=True), torch.randn(2, 6, WIDTH)))
     assert found.attention == ()

@@ -13,6 +13,7 @@ from fmr.structure.attention.claim import Claim
 from fmr.structure.attention.definition import MULTIPLY, miscounted, misread, mistaken, mixes, own_rows
 from fmr.structure.attention.factors import Heads, in_order
 from fmr.structure.attention.halves import map_of, picked
+from fmr.structure.attention.maps import counts_heads
 from fmr.structure.normal.match import between, projection
 from fmr.structure.normal.vocabulary import NONLINEAR, NORMS, STATISTICS
 from fmr.structure.proof.certificate import TOLERANCE, Certificate, error, tolerance_of
@@ -57,7 +58,7 @@ def certify(graph: Graph, found: Claim, value: Values) -> Certificate:
         errors |= {"layout": max(known)} if (known := [one for one in told if one is not None]) else {}
     if coarse:
         errors["z"] = min(errors["z"], _again(graph, found.z.id, {**keys, found.v.id: v}, value))
-    return Certificate(errors | _written(graph, found, value), tolerance)
+    return Certificate(errors | _written(graph, found, value, tolerance), tolerance)
 
 
 def _certify_difference(graph: Graph, found: Claim, value: Values) -> Certificate:
@@ -89,7 +90,7 @@ def _certify_difference(graph: Graph, found: Claim, value: Values) -> Certificat
         "difference": error(maps @ v, z),
         **({"layout": max(rows)} if rows else {}),
     }
-    return Certificate(errors | _written(graph, found, value), tolerance)
+    return Certificate(errors | _written(graph, found, value, tolerance), tolerance)
 
 
 def _softened(graph: Graph, found: Claim, value: Values, coarse: bool) -> dict[str, float]:
@@ -108,15 +109,17 @@ def _softened(graph: Graph, found: Claim, value: Values, coarse: bool) -> dict[s
     }
 
 
-def _written(graph: Graph, found: Claim, value: Values) -> dict[str, float]:
+def _written(graph: Graph, found: Claim, value: Values, tolerance: float) -> dict[str, float]:
     """How far the output is from what the single heads write; nothing where there is none."""
     if found.out is None or found.kind not in MULTIPLY:
         return {}
     out = found.out.id
-    whole = found.n_heads == 1 or _bent(graph, found.z.id, out)
-    given = {found.z.id: value(found.z.id)}
-    made = [evaluate(graph, out, given, value)] if whole else _sums_of_heads(graph, found, out, value)
-    return {"out": max(error(one, value(out)) for one in made)}
+    if found.n_heads == 1 or _bent(graph, found.z.id, out):
+        return {"out": error(evaluate(graph, out, {found.z.id: value(found.z.id)}, value), value(out))}
+    off = max(error(one, value(out)) for one in _sums_of_heads(graph, found, out, value))
+    if off > tolerance and any(map(counts_heads, found.z.layout or ())):  # what a head writes may be no sum over its places
+        off = max(error(one, value(out)) for one in _sums_of_heads(graph, found, out, value, whole=True))
+    return {"out": off}
 
 
 def _heads(graph: Graph, found: Claim, pattern: Tensor, mixed: Tensor, value: Values) -> dict[str, float]:
@@ -185,18 +188,19 @@ def _excess(pattern: Tensor, dim: int, whole: bool = False) -> float:
     return max(float(over.max()), -float(known.min()))
 
 
-def _sums_of_heads(graph: Graph, found: Claim, out: TensorId, value: Values) -> Iterator[Tensor]:
+def _sums_of_heads(graph: Graph, found: Claim, out: TensorId, value: Values, whole: bool = False) -> Iterator[Tensor]:
     """The output as the sum of what two halves of the heads write, plus the bias once.
 
-    Which heads are in which half is drawn for each place, and often enough where places are few: two heads that write
-    something together are in one half throughout in one of 250 draws.
+    Which heads are in which half is drawn for each place, and often enough where places are few; or, of `whole` heads, for
+    all places at once: two heads that write something together are in one half throughout in one of 250 draws.
     """
     z, layout = value(found.z.id), found.z.layout or ()
-    own = [1 if name == "units" else size for size, name in zip(z.shape, layout, strict=False)]
-    shape = own if "heads" in layout else [*z.shape[:-1], 1]
+    kept = counts_heads if whole else "units".__ne__
+    own = [size if kept(name) else 1 for size, name in zip(z.shape, layout, strict=False)]
+    shape = own if whole or "heads" in layout else [*z.shape[:-1], 1]
     bias = at_zero(graph, out, found.z.id, value)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(max(1, _PLACES * found.n_heads // math.prod(shape))):
+    for _ in range(_PLACES if whole else max(1, _PLACES * found.n_heads // math.prod(shape))):
         half = (torch.rand(shape, generator=generator) < 0.5).to(z.device)
         one, other = evaluate_each(graph, out, found.z.id, torch.stack([z * half, z * ~half]), value)
         yield one + other - bias

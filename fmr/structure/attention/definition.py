@@ -263,7 +263,7 @@ def miscounted(graph: Graph, found: Claim, value: Values) -> str:
     if found.n_kv_heads < 1 or found.n_heads % found.n_kv_heads:
         return f"{found.n_heads} heads cannot share those of {found.n_kv_heads}"
     apart = (found.k.layout[n] for n in told_by_units(graph, found.k.id)) if found.n_heads == 1 and found.k.layout else ()
-    if (other := next((name for name in apart if name != "units"), None)) is not None:
+    if (other := next((name for name in apart if name not in ("positions", "units")), None)) is not None:
         return f"{found.k.id} has other units of a projection for each of its {other}, as heads do, and one head is said"
     q, k, v = (value(site.id).detach() for site in (found.q, found.k, found.v))
     shared = _distinct(found, k, v)

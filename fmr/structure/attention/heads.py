@@ -260,7 +260,10 @@ def told_by_units(graph: Graph, name: TensorId) -> list[int]:
     """The dimensions of a value along which it has other units of the projection that it was moved from."""
     made = graph[strip_views(graph, name, MOVES)]
     value = trace(graph, _units(graph, made), (made, graph[name])) if projection(graph, made) is not None else None
-    return [n for n in range(value.dim()) if varies(value, n)] if value is not None else []
+    if value is None or not value.numel():
+        return []
+    least = value.where(value >= 0, torch.inf)  # what is filled up, or comes from elsewhere, has no number
+    return [n for n in range(value.dim()) if bool((least.amin(n) < value.amax(n)).any())]
 
 
 def _is_split(graph: Graph, made: Node) -> bool:
