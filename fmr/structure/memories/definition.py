@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import combinations, islice
-from math import comb, isfinite, prod
+from math import ceil, comb, isfinite, prod
 
 import torch
 from torch import Tensor
@@ -71,7 +71,8 @@ def _choices(rows: int, examples: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(length, generator=generator) for _ in range(rows // length)]).flatten()
     if rows > _FEW:
-        yield from (order % 2 == half for half in (0, 1))
+        number = min(ceil(length / 2), max(length - 3, 1))
+        yield from ((order >= start) & (order < start + number) for start in range(0, length, number))
     else:
         each = 1 if length < 6 else 2  # how many choices a row is in, which no other row is in
         number = next(n for n in range(1, length + 1) if comb(n, each) >= length)
