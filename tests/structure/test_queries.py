@@ -113,7 +113,8 @@ class Single(nn.Module):
 @pytest.mark.parametrize("windows", [False, True])
 def test_keys_of_one_head_in_windows_or_summed_over_positions_are_no_heads(windows: bool) -> None:
     (block,) = fmr.locate(fmr.run(Single(windows), torch.randn(2, 6, WIDTH))).attention
-    assert block.certified and (block.n_heads, block.n_kv_heads) == (1, 1)
+    assert block.certified
+    assert (block.n_heads, block.n_kv_heads) == (1, 1)
 
 
 def test_queries_and_keys_that_are_products_themselves_do_not_tell_heads() -> None:
@@ -178,3 +179,18 @@ def test_rows_of_padded_examples_are_told_whatever_rounds_otherwise(fused: bool,
     assert found.n_heads == 2
     assert found.certified
     assert found.certified.errors["rows"] < 1e-6
+
+
+class Folded(Unmixed):
+    """Groups of heads share keys, and lie in the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = split(self.q(x)), split(self.k(x))[:, ::2], split(self.v(x))[:, ::2]
+        q, k, v = q.unflatten(1, (-1, 2)).flatten(0, 1), k.flatten(0, 1)[:, None], v.flatten(0, 1)[:, None]
+        z = ((q @ k.mT / SIZE**0.5).softmax(-1) @ v).unflatten(0, (len(x), -1)).flatten(1, 2)
+        return self.each(z.transpose(1, 2).flatten(2))
+
+
+def test_groups_in_the_batch_are_not_taken_for_as_many_heads() -> None:
+    found = fmr.locate(fmr.run(Folded(nn.Linear(WIDTH, WIDTH)), torch.randn(2, 5, WIDTH)))
+    assert all(block.n_kv_heads == 2 for block in found.attention)

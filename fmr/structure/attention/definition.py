@@ -57,6 +57,9 @@ def misread(graph: Graph, found: Claim) -> str:
     unknown = next((site for site in sites if not _is_told(site.layout or ())), None)
     if unknown is not None and found.kind in MULTIPLY:
         return f"what the dimensions of {unknown.id} count is not told"
+    told = [any(map(counts_heads, site.layout or ())) for site in (found.pattern, found.z)]
+    if told == [True, False] and found.n_heads > 1:
+        return f"heads are counted in {pattern}, and not in what it mixes, {z}"
     if wrong := unmade(graph, way):
         return wrong
     if form_of(graph)[found.softmax].operands[:1] != (scores,):
