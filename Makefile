@@ -17,7 +17,7 @@ SITE := mkdocs-material 'mkdocstrings[python]' mkdocs-jupyter ruff
 help:
 	@echo "make demo    the tour: two language models, an encoder, pictures in out/"
 	@echo "make test    style, types and tests: all that a change must pass"
-	@echo "make test-all   every test: nets of models in all their sizes, every notebook, the census of a few dozen architectures too"
+	@echo "make test-all   every test: nets of models in all their sizes and every notebook, too"
 	@echo "make docs    the documentation as a site in site/: guides, every public name, notebooks; links checked"
 	@echo "make notebooks   execute the notebooks and save them with what they show"
 	@echo "make bench   what tracking costs, as ratios to the plain forward (BENCH=--quick: a first look)"

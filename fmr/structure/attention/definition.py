@@ -58,7 +58,8 @@ def misread(graph: Graph, found: Claim) -> str:
     if unknown is not None and found.kind in MULTIPLY:
         return f"what the dimensions of {unknown.id} count is not told"
     told = [any(map(counts_heads, site.layout or ())) for site in (found.pattern, found.z)]
-    if told == [True, False] and found.n_heads > 1 and found.kind in MULTIPLY:
+    alike = graph[pattern].shape[:-2] == graph[z].shape[:-2]  # else what mixes may lay heads out in another way
+    if told == [True, False] and alike and found.n_heads > 1 and found.kind in MULTIPLY:
         return f"heads are counted in {pattern}, and not in what it mixes, {z}"
     if wrong := unmade(graph, way):
         return wrong
