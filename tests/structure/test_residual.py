@@ -113,3 +113,26 @@ def test_a_model_without_stream_says_so() -> None:
     structure = fmr.locate(fmr.run(nn.Linear(2, 2), torch.ones(1, 2)))
     with pytest.raises(StructureError, match="Linear has no residual stream"):
         _ = structure.residual
+
+
+class Chosen(nn.Module):
+    """The end is put into an empty tensor and normed, and rows of a table are added that another input chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.norm, self.last = nn.ModuleList(Layer("pre") for _ in range(2)), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.register_buffer("table", torch.randn(8, 8))
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block.feed(block.norms[0](x))
+        out = x.new_empty(x.shape)
+        out[:] = self.norm(x)
+        return self.last(out) + (other > 0).float() @ self.table
+
+
+def test_rows_that_choices_add_behind_the_end_take_no_stream_away() -> None:
+    structure = fmr.locate(fmr.run(Chosen(), torch.randn(2, 5, 8), torch.randn(2, 5, 8)))
+    (stream,) = (one for one in structure.streams if one.writes)
+    assert (len(stream.writes), stream.final_norm, len(structure.mlps)) == (2, "norm/layer_norm#0", 2)
+    assert "/add#2" not in stream.points

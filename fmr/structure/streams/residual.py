@@ -20,6 +20,7 @@ from fmr.structure.normal.match import (
     is_constant,
     projection,
     value_number,
+    weights,
 )
 from fmr.structure.normal.vocabulary import NONLINEAR, NORMS, STATISTICS
 from fmr.structure.normal.walks import walk
@@ -299,7 +300,13 @@ def _reached(graph: Graph, last: TensorId, others: frozenset[TensorId]) -> dict[
         for reader in graph.readers(name):
             computes = contraction(reader) is not None and form_of(graph)[reader.id].kind in ("projection", "product")
             alone = reader.id not in others and not computes and flow_of(graph).dominates(last, reader.id)
-            if alone and name in data_inputs(graph, reader):  # it may be read for its type
+            if alone and not _adds_other(graph, reader, last) and name in data_inputs(graph, reader):  # or for its type
                 yield reader.id
 
     return dict.fromkeys(walk([graph[last].id], onward))
+
+
+def _adds_other(graph: Graph, node: Node, last: TensorId) -> bool:
+    """Whether a node adds what is neither made of a value, nor a weight or a constant: of choices, which carry no data."""
+    names = [parent.id for parent in node.parents] if node.op == "add" else []
+    return any(not (depends_on(graph, one, last) or is_constant(graph, one) or weights(graph, one)) for one in names)
