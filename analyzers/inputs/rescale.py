@@ -21,18 +21,13 @@ from fmr.graph.graph import Graph
 from fmr.ids import OPAQUE, Site, TensorId
 from fmr.nests import ids_in, leaves
 from fmr.nodes import Node
+from fmr.ops.names import FILLS_NOTHING, OF_SHAPES
 from fmr.runs.outputs import with_tensors
 from fmr.runs.run import Run
 from fmr.structure.proof.evaluate import double
 
 LEFT = 1e-4
 """The share of what one operation passes on that may get lost in it before it is named."""
-
-OF_SHAPES = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split())
-"""Operations that read a shape and no number."""
-
-UNSET = frozenset("empty new_empty empty_like empty_strided new_empty_strided".split())
-"""Operations whose numbers are nobody's until they are written."""
 
 CUT_OFF = frozenset("detach data".split())
 """Operations that hand on all numbers, and no gradient."""
@@ -92,7 +87,7 @@ class TwoRuns:
         """A value in both runs."""
         if name not in self._known:
             both = _in_both(self.at[name], self.base[name])
-            unset = name in self.graph and self.graph[name].op in UNSET  # whatever lay there
+            unset = name in self.graph and self.graph[name].op in FILLS_NOTHING  # whatever lay there
             self._known[name] = Pair(torch.zeros_like(both.at), torch.zeros_like(both.base)) if unset else both
         return self._known[name]
 

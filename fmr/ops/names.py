@@ -113,6 +113,9 @@ ASKING = frozenset(
 FILLS_NOTHING = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
 """Ops whose result holds whatever lay in memory."""
 
+OF_SHAPES = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split())
+"""Ops that read a shape and no number."""
+
 PASS, READ, WRITE = range(3)
 """What the tracker does with a function: let it pass unseen, record it, record it and guard what it overwrites."""
 

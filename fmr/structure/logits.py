@@ -338,9 +338,10 @@ def _last(graph: Graph, unembedding: Node, end: TensorId) -> Node | str:
         return joins or (len(others) == 1 and (node.op in _SCALES or _is_cap(graph, node)))
 
     returned = set(ids_in(graph.scopes[0].output)) if graph.scopes else set()
-    lower = [node for node, _ in below(graph, unembedding, goes_on) if node is unembedding or goes_on(node)]
+    reached = [node for node, _ in below(graph, unembedding, goes_on)]
+    lower = [node for node in reached if node is unembedding or goes_on(node)]
     last = next((node for node in reversed(lower) if node.id in returned), None)
-    sums = (node for node, _ in below(graph, unembedding, goes_on) if node.op in _SUMS and node.shape == unembedding.shape)
+    sums = (node for node in reached if node.op in _SUMS and node.shape == unembedding.shape)
     other = (p.id for node in sums for p in node.parents if not depends_on(graph, p.id, end))
     fed = (name for name in other if not (is_constant(graph, name) or _only_chooses(graph, name)))
     more = next(fed, None) if last is None else None

@@ -10,6 +10,7 @@ from torch import Tensor
 from fmr.errors import StructureError
 from fmr.graph.graph import Graph
 from fmr.ids import Site, TensorId
+from fmr.nodes import Node
 from fmr.structure.attention.claim import Claim
 from fmr.structure.attention.heads import told_by_units
 from fmr.structure.attention.kind import of_one_stream, units_beside
@@ -73,8 +74,11 @@ def misread(graph: Graph, found: Claim) -> str:
         return f"{other} is added to what comes of {z} before {found.out.id}"
     if found.out is None and found.kind in MULTIPLY and (output := output_of(graph, graph[z])) is not None:
         return f"{z} is projected to {output.id}, and no output is named"
-    past = between(graph, v, z, lambda node: node.id != pattern and node.dtype.is_floating_point)
-    if not any(v in node.parents for node in past if node.id != pattern and node.dtype.is_floating_point):  # or by a choice
+
+    def hands_on(node: Node) -> bool:
+        return node.id != pattern and node.dtype.is_floating_point  # and is no choice
+
+    if not any(v in node.parents for node in filter(hands_on, between(graph, v, z, hands_on))):
         return f"{z} is computed from {v} by way of the pattern alone"
     met = bool(products(graph, found))
     nodes = between(graph, min(q, k, key=graph.place), scores)

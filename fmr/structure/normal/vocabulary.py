@@ -4,6 +4,7 @@ A new idiom is usually one word in one of these sets; the certificates tell whet
 """
 
 from fmr.ids import RESULT
+from fmr.ops.names import OF_SHAPES
 
 SAME = frozenset([RESULT, *"alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to".split()])
 """Ops that hand on the same numbers, up to a cast, a copy or dropout; a fused op hands on what its inner nodes made."""
@@ -29,7 +30,7 @@ RESHAPES = VIEWS | frozenset("flatten ravel view_as reshape_as".split())
 LAID_OUT = SAME | RESHAPES | frozenset("transpose mT t T permute movedim squeeze unsqueeze".split())
 """Ops that hand on all numbers of a value, laid out otherwise at most."""
 
-EMPTY = frozenset("zeros_like new_zeros empty_like new_empty ones_like new_ones full_like new_full".split())
+EMPTY = OF_SHAPES - {"new_tensor"}
 """Ops that take a shape alone."""
 
 REPEATS = frozenset("expand expand_as broadcast_to repeat repeat_interleave tile".split())
