@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from fmr.ids import OPAQUE, TensorId
 from fmr.nests import exact, map_at
 from fmr.nodes import Node, Nodes
+from fmr.ops.names import OF_SHAPES
 
 CARRIES = frozenset(
     """result alias clone contiguous data detach dropout alpha_dropout feature_dropout nan_to_num to
@@ -39,9 +40,6 @@ SHIFTS = frozenset("add sub mul div masked_fill where".split())
 
 _LIKE = frozenset("to view_as reshape_as expand_as".split())
 """Ops that read what follows their first operand for its shape or its dtype alone."""
-
-_NEW = frozenset("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split())
-"""Ops that read a value for its shape and its dtype alone."""
 
 UNORDERED = frozenset("add mul maximum minimum".split())
 
@@ -216,7 +214,7 @@ class Joints:
 
 def _read(node: Node) -> list[TensorId]:
     """What a node reads for its numbers."""
-    return [] if node.op in _NEW else [parent.id for parent in node.parents[: 1 if node.op in _LIKE else None]]
+    return [] if node.op in OF_SHAPES else [parent.id for parent in node.parents[: 1 if node.op in _LIKE else None]]
 
 
 def _side(at: int, user: Joint) -> Iterable[int]:
